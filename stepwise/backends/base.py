@@ -1,0 +1,90 @@
+"""What a backend is: it turns the prefix of a solution into its continuation.
+
+Backends know nothing of routing or training. A model that fails for one item answers that item with
+`finish="error"`; it raises only when the whole call is impossible (`BackendError`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from stepwise.types import Finish, Problem, Step, Usage
+
+_FROZEN = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Capabilities:
+    """What a backend can do, found by a probe when it is loaded.
+
+    `prefill`: continues an assistant message where it stands. `batch`: many requests share a forward pass.
+    `token_ids`: the ids it returns are the ids it sampled, and it takes them back unchanged.
+    """
+
+    prefill: bool = False
+    logprobs: bool = False
+    grammar: bool = False
+    batch: bool = False
+    adapters: bool = False
+    token_ids: bool = False
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Request:
+    """Continue the solution of `problem` after the steps of `prefix`.
+
+    `stop="step"` ends at the first blank line, `"solution"` at the final answer or the end of the message. `n` samples are
+    drawn; sample i of a request depends on (`seed`, i) alone, not on what else is in the batch. `temperature=0` is greedy.
+    `top_p=1` and `top_k=0` switch truncation off. `max_tokens` bounds the tokens of this continuation.
+    """
+
+    problem: Problem
+    prefix: tuple[Step, ...] = ()
+    stop: Literal["step", "solution"] = "step"
+    max_tokens: int = Field(default=256, ge=1)
+    n: int = Field(default=1, ge=1)
+    temperature: float = Field(default=0.7, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Continuation:
+    """One sample for request number `request` (0-based position in the call), sample number `sample`.
+
+    `text` has no blank line at its end. `token_ids` are the ids as sampled, the blank line's or the end-of-sequence
+    token's included; `logprobs` (natural log, one per id, of the untempered and untruncated distribution) where the backend has them.
+    `finish`: "step" at a blank line; "answer" once a box is closed; "eos" at the end of the message without a box; "length";
+    "repeat" where the text repeats itself; "error", with what happened in `error`.
+    """
+
+    request: int
+    sample: int
+    text: str
+    finish: Finish
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] | None = None
+    usage: Usage = Usage()
+    error: str = ""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """The one door to a model. `name` identifies weights and adapter; `parameters` is the number of weights, None if unknown."""
+
+    name: str
+    capabilities: Capabilities
+    parameters: int | None
+
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+        """A flat list in request order, `n` per request; never raises for one item."""
+        ...
+
+    def close(self) -> None:
+        """Free the model; calling it twice does nothing."""
+        ...

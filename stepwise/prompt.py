@@ -1,0 +1,33 @@
+"""The one prompt that routing, collection, SFT and RL share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class SolvePrompt(BaseModel):
+    """How a problem becomes a chat: system text and the arguments of the model's chat template.
+
+    `template_args` goes to the template as it is; thinking is off by default, since a solution is continued step by step.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    system: str = ""
+    user: str = "{question}"
+    template_args: dict[str, Any] = {"enable_thinking": False}
+
+    def messages(self, question: str) -> list[dict[str, str]]:
+        """Chat messages up to, and without, the assistant's."""
+        user = {"role": "user", "content": self.user.replace("{question}", question)}
+        return [{"role": "system", "content": self.system}, user] if self.system else [user]
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that stand in every dataset row and adapter card; equal prompts have equal hashes."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,168 @@
+"""The small frozen types that travel through the whole library.
+
+They are pydantic dataclasses: positional construction, equality and hashing work, wrong types are refused with the
+field's name, and `to_json` / `from_json` carry every one of them through a JSON Lines file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from stepwise.steps import SEPARATOR, extract_answer
+
+Finish = Literal["step", "answer", "eos", "length", "repeat", "error"]
+TraceFinish = Literal["", "answer", "eos", "length", "repeat", "error", "steps", "budget", "interrupted"]
+_FROZEN = ConfigDict(extra="forbid")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Problem:
+    """A question with its gold answer and, where there is one, a reference solution."""
+
+    id: str
+    question: str
+    answer: str | None = None
+    reference: str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Usage:
+    """What one piece of work cost a model, in tokens and calls.
+
+    `prompt_tokens` is the length of the prefixes as asked for; `evaluated_tokens` counts only those that the model had to
+    run through (the rest came from its cache). An API that does not say what it cached reports the two as equal.
+    `model` is the model's name ("" once usages of different models were added up); `cost` is money, None when no price is known.
+    """
+
+    model: str = ""
+    calls: int = 0
+    prompt_tokens: int = 0
+    evaluated_tokens: int = 0
+    generated_tokens: int = 0
+    retries: int = 0
+    cost: float | None = None
+
+    def __add__(self, other: Usage) -> Usage:
+        empty = Usage()
+        if self == empty or other == empty:
+            return other if self == empty else self
+        cost = None if self.cost is None or other.cost is None else self.cost + other.cost
+        return Usage(
+            self.model if self.model == other.model else "",
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.evaluated_tokens + other.evaluated_tokens,
+            self.generated_tokens + other.generated_tokens,
+            self.retries + other.retries,
+            cost,
+        )
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Step:
+    """One step of a solution: its text without the blank line after it, and who wrote it.
+
+    `author` is the role in the config ("weak", "strong", "intervention", or any model's name); the model's name is in `usage`.
+    `score` is the scorer's probability that the step is correct, in [0, 1], None where it was not scored.
+    `token_ids` are the ids that `usage.model` itself sampled, blank line included, empty where they are not known.
+    `discarded` holds the drafts that were thrown away for this step, first to last; `decision` says what the policy did and why.
+    """
+
+    text: str
+    author: str
+    score: float | None = None
+    usage: Usage = Usage()
+    token_ids: tuple[int, ...] = ()
+    discarded: tuple[Step, ...] = ()
+    decision: str = ""
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Trace:
+    """One attempt at a problem. `finish` says how it ended: "" while it is open, "answer" when a box was closed.
+
+    `scorer_usage` is what scoring this trace cost; `note` names what went wrong where something did.
+    """
+
+    problem: Problem
+    steps: tuple[Step, ...] = ()
+    finish: TraceFinish = ""
+    scorer_usage: Usage = Usage()
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        """The solution: the steps, joined by blank lines."""
+        return SEPARATOR.join(step.text for step in self.steps)
+
+    @property
+    def answer(self) -> str | None:
+        """Content of the last closed box, None when there is none."""
+        return extract_answer(self.text)
+
+    def prefix(self, n: int) -> Trace:
+        """The first `n` steps as an open trace; raises IndexError unless 0 <= n <= len(steps)."""
+        if not 0 <= n <= len(self.steps):
+            raise IndexError(f"prefix({n}): the trace has {len(self.steps)} steps; n must lie in 0..{len(self.steps)}")
+        return dataclasses.replace(self, steps=self.steps[:n], finish="", note="")
+
+    def show(self) -> None:
+        """Print the trace to the terminal, each step coloured by its author."""
+        from stepwise.report.terminal import show_trace
+
+        show_trace(self)
+
+    def _repr_html_(self) -> str:
+        from stepwise.report.html import trace_html
+
+        return trace_html(self)
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Localization:
+    """The first error of an attempt: its 0-based step index, None where every step is right, and why."""
+
+    first_error: int | None
+    verdicts: tuple[bool, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Intervention:
+    """One step to put in place of step `location` (0-based) and of all that follows it (InT, arXiv 2601.14209)."""
+
+    location: int
+    content: str
+
+    def apply(self, trace: Trace) -> Trace:
+        """Steps before `location`, then `content`: an open trace. Raises IndexError when the trace is shorter than that."""
+        if not 0 <= self.location <= len(trace.steps):
+            raise IndexError(f"Intervention.location is {self.location}, but the trace has {len(trace.steps)} steps")
+        kept = trace.prefix(self.location)
+        return dataclasses.replace(kept, steps=(*kept.steps, Step(self.content, "intervention")))
+
+
+def as_problem(problem: Problem | str) -> Problem:
+    """A `Problem` as it is, a string as a problem with that question and an id made from it."""
+    if isinstance(problem, Problem):
+        return problem
+    import hashlib
+
+    return Problem("q-" + hashlib.sha256(problem.encode()).hexdigest()[:12], problem)
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON for any of the types above."""
+    return json.dumps(TypeAdapter(type(value)).dump_python(value, mode="json"), ensure_ascii=False)
+
+
+def from_json(cls: type[T], line: str | bytes) -> T:
+    """The inverse of `to_json`; raises pydantic.ValidationError naming the wrong field."""
+    return TypeAdapter(cls).validate_json(line)
