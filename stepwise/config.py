@@ -1,0 +1,228 @@
+"""What a run uses, as small frozen models read from TOML: one per concept, each also usable on its own.
+
+Every field has a default, and `Config()` is the embedded lab, so a file holds only what differs from it. A key that does
+not exist or a value of the wrong type is a `ConfigError` that names the file, the key, the nearest valid key and the remedy.
+An API key is never a value here: `api_key_env` names the environment variable that holds it, and it is read when it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from stepwise import config_errors
+from stepwise.errors import ConfigError
+from stepwise.prompt import SolvePrompt
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S.*$")]
+Roles = Literal["weak", "strong", "critic", "scorer"]
+_ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+_UPPERCASE_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{12,}")
+
+
+class _Frozen(BaseModel):
+    """Immutable, hashable, strict; an error never repeats its input, which may be a secret put in the wrong place."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+
+class LoadConfig(_Frozen):
+    """How a model is loaded and what it costs; shared by generating models and scorers."""
+
+    model: ModelName
+    """provider/name: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", "openai/NAME", "anthropic/NAME", ..."""
+    context: int = Field(default=2048, ge=64)
+    """longest sequence in tokens, prompt and solution together"""
+    sequences: int = Field(default=64, ge=1)
+    """most sequences decoded in one batch (llamacpp), or most requests in flight (API)"""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads; more than the free cores is much slower than one, unless OMP_WAIT_POLICY=passive is set"""
+    gpu_layers: int = Field(default=0, ge=-1)
+    """layers kept on the GPU, -1 for all; needs a CUDA, Metal or Vulkan build of llama-cpp-python"""
+    kv_type: Literal["f16", "f32", "q8_0"] = "f16"
+    """type of the key-value cache"""
+    flash_attention: bool = True
+    """false only for exact numerical comparisons"""
+    adapter: str | None = None
+    """path of a LoRA adapter in GGUF, attached to the model"""
+    train_from: str | None = None
+    """directory with the transformers weights that belong to a GGUF: what training starts from"""
+    api_base: str | None = None
+    """address of an OpenAI-compatible endpoint"""
+    api_key_env: str | None = None
+    """NAME of the environment variable that holds the API key, for example OPENAI_API_KEY"""
+    price_in: float | None = Field(default=None, ge=0)
+    """money per million prompt tokens"""
+    price_out: float | None = Field(default=None, ge=0)
+    """money per million generated tokens"""
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        if value is not None and (not _ENV_NAME.fullmatch(value) or _UPPERCASE_KEY.match(value)):
+            raise ValueError(
+                "this does not look like the name of an environment variable (capitals, digits, underscores), so it is not "
+                'shown here; put the key in the environment and write its name, for example api_key_env = "OPENAI_API_KEY"'
+            )
+        return value
+
+    @field_validator("api_base")
+    @classmethod
+    def _holds_no_secret(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError('expected an address such as "http://localhost:8080/v1"')
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("the address must hold no user, password or query; name the variable of a key in api_key_env")
+        return value
+
+    @property
+    def local(self) -> bool:
+        """True for a model that llama.cpp runs in this process."""
+        return self.model.startswith("llamacpp/")
+
+    @property
+    def prices(self) -> tuple[float, float] | None:
+        """Money per million (prompt, generated) tokens; None when unknown. A local model costs none unless a price is given."""
+        if self.price_in is None and self.price_out is None:
+            return (0.0, 0.0) if self.local else None
+        return (self.price_in or 0.0, self.price_out or 0.0)
+
+    def api_key(self) -> str | None:
+        """The key itself, for the call that needs it; raises ConfigError when `api_key_env` names an unset variable."""
+        if self.api_key_env is None:
+            return None
+        key = os.environ.get(self.api_key_env)
+        if not key:
+            raise ConfigError(
+                f"the environment variable {self.api_key_env} (api_key_env of {self.model}) is not set; export it before the run"
+            )
+        return key
+
+
+class ModelConfig(LoadConfig):
+    """A model that writes text."""
+
+
+class ScorerConfig(LoadConfig):
+    """A process reward model that answers with a label token after each step (Math-Shepherd, arXiv 2312.08935)."""
+
+    model: ModelName = "llamacpp/lab-scorer"
+    """as for a model; the probability of a right step is read from its label tokens"""
+    marker: str = "<|score|>"
+    """token put after each step, where the probability is read"""
+    good: str = "<|good|>"
+    """token whose logit stands for a right step"""
+    bad: str = "<|bad|>"
+    """token whose logit stands for a wrong step"""
+
+
+class ModelsConfig(_Frozen):
+    """The models by role."""
+
+    weak: ModelConfig = ModelConfig(model="llamacpp/lab-weak")
+    """writes every step at first"""
+    strong: ModelConfig = ModelConfig(model="llamacpp/lab-strong")
+    """writes the steps that are escalated"""
+    critic: ModelConfig | None = None
+    """finds first errors and proposes interventions"""
+
+
+class SamplingConfig(_Frozen):
+    """How steps are drawn, by every model."""
+
+    temperature: float = Field(default=0.7, ge=0)
+    """0 is greedy"""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """1 switches it off"""
+    top_k: int = Field(default=0, ge=0)
+    """0 switches it off"""
+    max_step_tokens: int = Field(default=128, ge=1)
+    """most tokens of one step; a step that reaches it is cut"""
+
+
+class RoutingConfig(_Frozen):
+    """Which steps the strong model writes."""
+
+    policy: Literal["never", "always", "random", "threshold"] = "threshold"
+    """who decides on an escalation"""
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """policy "threshold": a draft scored below this is written again by the strong model"""
+    probability: float = Field(default=0.3, ge=0, le=1)
+    """policy "random": share of steps that are escalated"""
+    max_steps: int = Field(default=30, ge=1)
+    """most steps of one solution"""
+
+
+class BudgetConfig(_Frozen):
+    """Hard caps for a whole run; no cap where None. Nothing is started that could pass one."""
+
+    strong_tokens: int | None = Field(default=None, ge=0)
+    """tokens generated by the strong model"""
+    total_tokens: int | None = Field(default=None, ge=0)
+    """tokens generated by all models, discarded drafts included"""
+    calls: int | None = Field(default=None, ge=0)
+    """continuations asked of all models, one per sample; scoring is not counted"""
+    money: float | None = Field(default=None, ge=0)
+    """in the unit of the prices; needs price_in and price_out for every model behind an API"""
+
+
+class Config(_Frozen):
+    """Everything a run depends on. `Config()` is the embedded lab."""
+
+    seed: int = Field(default=0, ge=0)
+    """everything random in a run follows from it"""
+    prompt: SolvePrompt = SolvePrompt()
+    models: ModelsConfig = ModelsConfig()
+    scorer: ScorerConfig = ScorerConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    routing: RoutingConfig = RoutingConfig()
+    budget: BudgetConfig = BudgetConfig()
+
+    @classmethod
+    def lab(cls) -> Self:
+        """The embedded models and their settings; `stepwise config` prints the same as an annotated file."""
+        return cls()
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Self:
+        """Read a TOML file (None for the lab) and apply `overrides`, each "dotted.key=value" with a TOML value or a bare word.
+
+        Raises ConfigError for a file that cannot be read, an unknown key, a wrong type or a value out of range.
+        """
+        file = "the built-in configuration" if path is None else str(path)
+        data = {} if path is None else config_errors.read_toml(Path(path))
+        for override in overrides:
+            config_errors.apply_override(data, override)
+        try:
+            return cls.model_validate(config_errors.merge(cls().model_dump(), data))
+        except ValidationError as error:
+            raise ConfigError(config_errors.explain(error, cls, file, overrides)) from None
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits; equal configurations have equal hashes."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    def role(self, name: Roles) -> LoadConfig:
+        """How to load the model of a role; raises ConfigError when the role has none."""
+        found = self.scorer if name == "scorer" else getattr(self.models, name)
+        if found is None:
+            raise ConfigError(f'models.{name} is not set; add a line [models.{name}] with model = "provider/name"')
+        return found  # type: ignore[no-any-return]
