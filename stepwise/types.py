@@ -88,7 +88,8 @@ class Step:
 class Trace:
     """One attempt at a problem. `finish` says how it ended: "" while it is open, "answer" when a box was closed.
 
-    `scorer_usage` is what scoring this trace cost; `note` names what went wrong where something did.
+    `scorer_usage` is what scoring this trace cost; `note` names what went wrong where something did. `abandoned` holds the
+    drafts of a step that never came to be (it was empty, or a model failed at it), so that what they cost is not lost.
     """
 
     problem: Problem
@@ -96,6 +97,7 @@ class Trace:
     finish: TraceFinish = ""
     scorer_usage: Usage = Usage()
     note: str = ""
+    abandoned: tuple[Step, ...] = ()
 
     @property
     def text(self) -> str:
@@ -111,7 +113,7 @@ class Trace:
         """The first `n` steps as an open trace; raises IndexError unless 0 <= n <= len(steps)."""
         if not 0 <= n <= len(self.steps):
             raise IndexError(f"prefix({n}): the trace has {len(self.steps)} steps; n must lie in 0..{len(self.steps)}")
-        return dataclasses.replace(self, steps=self.steps[:n], finish="", note="")
+        return dataclasses.replace(self, steps=self.steps[:n], finish="", note="", abandoned=())
 
     def show(self) -> None:
         """Print the trace to the terminal, each step coloured by its author."""

@@ -1,0 +1,211 @@
+"""Figures of merit for a router: performance gap recovered, cost, and how sure one can be of them.
+
+What differs from TRIM (arXiv 2601.10245, section 5) and AutoMix (arXiv 2310.12963):
+1. The cost of the weak model need not be 0: delta-IBC divides by the cost above the weak model's.
+2. Cost is counted three ways (`cost_of`): strong tokens (the papers' own), all generated tokens with discarded drafts, and
+   parameter-tokens with prefill and scorer.
+3. CPT looks at measured points only; nothing is interpolated. The area under the frontier does interpolate, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from stepwise.errors import DataError
+from stepwise.types import Step, Trace, Usage
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+_ROUNDING = 1e-9  # 0.95 of a gap computed in floats may come out as 0.9499999999999999
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """One measured setting of a router: mean cost per problem, and accuracy; both in any unit, but the same one throughout."""
+
+    cost: Finite
+    accuracy: Finite
+
+
+def pgr(point: OperatingPoint, weak: OperatingPoint, strong: OperatingPoint) -> float | None:
+    """Performance gap recovered: (r - r_weak) / (r_strong - r_weak); None when strong equals weak (TRIM, section 5)."""
+    gap = strong.accuracy - weak.accuracy
+    return (point.accuracy - weak.accuracy) / gap if gap else None
+
+
+def cpt(points: Iterable[OperatingPoint], weak: OperatingPoint, strong: OperatingPoint, x: float) -> float | None:
+    """Call-performance threshold: the least cost among `points` whose PGR is at least `x`, x in (0, 1].
+
+    In the unit of the points. None when no point reaches it, or when strong is no better than weak. Raises `DataError`
+    for another x. As a minimum over noisy points it is optimistic: choose the setting on one split, measure on another.
+    """
+    if not 0 < x <= 1:
+        raise DataError(f"cpt: x is {x}; it is the share of the gap to recover and must lie in (0, 1], for example 0.8")
+    if strong.accuracy <= weak.accuracy:
+        return None
+    reached = [point.cost for point in points if (pgr(point, weak, strong) or 0.0) >= x - _ROUNDING]
+    return min(reached, default=None)
+
+
+def delta_ibc(point: OperatingPoint, weak: OperatingPoint, strong: OperatingPoint) -> float | None:
+    """Incremental benefit per cost against paying for the strong model alone (AutoMix; TRIM prints the ratio, as here).
+
+    IBC = (r - r_weak) / (C - C_weak), and the result is IBC / IBC_strong - 1: 0 for a random mix of the two models.
+    None where the point costs no more than weak, and where strong costs no more or is no better than weak.
+    """
+    if point.cost <= weak.cost or strong.cost <= weak.cost or strong.accuracy <= weak.accuracy:
+        return None
+    base = (strong.accuracy - weak.accuracy) / (strong.cost - weak.cost)
+    return (point.accuracy - weak.accuracy) / (point.cost - weak.cost) / base - 1
+
+
+def frontier(points: Iterable[OperatingPoint]) -> list[OperatingPoint]:
+    """The points that no other point beats (cheaper and at least as accurate), by rising cost; both fields rise strictly."""
+    best: list[OperatingPoint] = []
+    for point in sorted(points, key=lambda p: (p.cost, -p.accuracy)):
+        if not best or point.accuracy > best[-1].accuracy:
+            best.append(point)
+    return best
+
+
+def frontier_area(points: Iterable[OperatingPoint], weak: OperatingPoint, strong: OperatingPoint) -> float | None:
+    """Area under PGR against cost share, from weak (0, 0) to strong (1, 1): 0.5 for a random mix, 1 for a free perfect router.
+
+    Between neighbours of the frontier the line is taken: mixing two settings at random per problem attains it. Costs
+    outside [weak, strong] are left out. None when strong costs no more or is no better than weak.
+    """
+    if strong.cost <= weak.cost or strong.accuracy <= weak.accuracy:
+        return None
+    inside = [p for p in points if weak.cost <= p.cost <= strong.cost]
+    line = frontier([weak, strong, *inside])
+    ends = [*line, OperatingPoint(strong.cost, line[-1].accuracy)]
+    raw = sum((b.cost - a.cost) * ((a.accuracy + b.accuracy) / 2 - weak.accuracy) for a, b in zip(ends, ends[1:], strict=False))
+    return raw / ((strong.cost - weak.cost) * (strong.accuracy - weak.accuracy))
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(correct: int, n: int, confidence: float = 0.95) -> Interval:
+    """Share of `correct` among `n` with Wilson's score interval; raises `DataError` unless 0 <= correct <= n and n > 0."""
+    from statistics import NormalDist
+
+    if not 0 <= correct <= n or n == 0:
+        raise DataError(f"wilson: {correct} correct of {n}; the count must lie in 0..n, and n must be at least 1")
+    z = NormalDist().inv_cdf(0.5 + _confidence(confidence) / 2)
+    share, scale = correct / n, 1 + z * z / n
+    middle = (share + z * z / (2 * n)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], *, samples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Mean of a - b over the same problems in the same order, with a percentile bootstrap interval over problems.
+
+    Raises `DataError` when the two are empty or of unequal length. Deterministic for a given `seed`.
+    """
+    import numpy as np
+
+    if len(a) != len(b) or not a:
+        raise DataError(f"paired_difference: {len(a)} and {len(b)} values; give one value per problem for both, at least one")
+    gaps = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = np.array([gaps[rng.integers(0, len(gaps), len(gaps))].mean() for _ in range(samples)])
+    tail = (1 - _confidence(confidence)) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(gaps.mean()), float(low), float(high))
+
+
+def _confidence(value: float) -> float:
+    if not 0 < value < 1:
+        raise DataError(f"confidence is {value}; it must lie strictly between 0 and 1, for example 0.95")
+    return value
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a set of traces cost, in all. `parameter_tokens` is None when the size of a model that did work is not known."""
+
+    problems: int
+    strong_tokens: int
+    all_tokens: int
+    parameter_tokens: float | None
+    discarded_tokens: int
+    calls: int
+    strong_calls: int
+    money: float | None = None
+
+    @property
+    def strong_tokens_per_problem(self) -> float:
+        """TRIM's cost C: tokens that the strong model generated, mean per problem."""
+        return self.strong_tokens / self.problems
+
+    @property
+    def all_tokens_per_problem(self) -> float:
+        """Tokens that any model generated, discarded drafts included, mean per problem."""
+        return self.all_tokens / self.problems
+
+
+def written(trace: Trace) -> Iterable[Step]:
+    """Every piece of text a model wrote for a trace: steps, discarded drafts, and drafts of a step that never came to be."""
+    for step in trace.steps:
+        yield from step.discarded
+        yield step
+    yield from trace.abandoned
+
+
+def usage_by_author(trace: Trace) -> dict[str, Usage]:
+    """What each author spent on one trace, discarded drafts included, and the scorer under "scorer"."""
+    spent: dict[str, Usage] = {}
+    for step in written(trace):
+        spent[step.author] = spent.get(step.author, Usage()) + step.usage
+    if trace.scorer_usage != Usage():
+        spent["scorer"] = trace.scorer_usage
+    return spent
+
+
+def cost_of(traces: Sequence[Trace], *, weak: Any = None, strong: Any = None, scorer: Any = None) -> Cost:
+    """What `traces` cost, three ways: strong tokens generated, all tokens generated, parameter-tokens.
+
+    A parameter-token is one weight times one token run through it: parameters x (evaluated + generated tokens), summed
+    over the models, so prefill and scorer count. `weak`, `strong`, `scorer` are numbers of weights, or models with a
+    `parameters` attribute. Raises `DataError` for an empty list.
+    """
+    if not traces:
+        raise DataError("cost_of: no traces; route at least one problem first")
+    sizes = {"weak": _size(weak), "strong": _size(strong), "scorer": _size(scorer)}
+    totals: dict[str, Usage] = {}
+    for trace in traces:
+        for author, usage in usage_by_author(trace).items():
+            totals[author] = totals.get(author, Usage()) + usage
+    run = {author: usage.evaluated_tokens + usage.generated_tokens for author, usage in totals.items()}
+    known = all(sizes.get(author) is not None for author, tokens in run.items() if tokens)
+    discarded = (d for t in traces for d in (*(d for s in t.steps for d in s.discarded), *t.abandoned))
+    everything = sum(totals.values(), Usage())
+    return Cost(
+        problems=len(traces),
+        strong_tokens=totals.get("strong", Usage()).generated_tokens,
+        all_tokens=everything.generated_tokens,
+        parameter_tokens=float(sum((sizes.get(author) or 0) * tokens for author, tokens in run.items())) if known else None,
+        discarded_tokens=sum(d.usage.generated_tokens for d in discarded),
+        calls=sum(usage.calls for author, usage in totals.items() if author != "scorer"),
+        strong_calls=totals.get("strong", Usage()).calls,
+        money=everything.cost,
+    )
+
+
+def _size(model: Any) -> int | None:
+    if model is None or isinstance(model, int):
+        return model
+    return getattr(model, "parameters", None)

@@ -1,0 +1,106 @@
+"""The policies that need no fitting: never, always, at random, and TRIM's score threshold.
+
+1. `Always`, `Never` and `Random` decide before the weak model has drafted, so they waste no draft; in TRIM's runs the
+   target-only arm is a threshold above every score and pays for all drafts.
+2. `Threshold` compares strictly: a score equal to the threshold is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from stepwise.routing.policy import Action, Escalate, HandOver, Keep, View, When
+
+_FROZEN = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Never:
+    """The weak model alone."""
+
+    name: ClassVar[str] = "never"
+    when: ClassVar[When] = "before"
+    needs_scores: ClassVar[bool] = False
+
+    def decide(self, view: View) -> Action:
+        """Keep."""
+        return Keep("the weak model alone")
+
+    def at(self, x: float) -> Self:
+        """Itself: there is nothing to set."""
+        return self
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Always:
+    """The strong model alone; the weak one writes nothing."""
+
+    name: ClassVar[str] = "always"
+    when: ClassVar[When] = "before"
+    needs_scores: ClassVar[bool] = False
+
+    def decide(self, view: View) -> Action:
+        """Hand over."""
+        return HandOver("the strong model alone")
+
+    def at(self, x: float) -> Self:
+        """Itself: there is nothing to set."""
+        return self
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Random:
+    """Each step goes to the strong model with probability `p`, decided before the weak model drafts it.
+
+    With one seed the draws are shared between rates: a step escalated at p = 0.2 is also escalated at p = 0.4, at the same prefix.
+    """
+
+    p: float = Field(default=0.3, ge=0, le=1)
+    seed: int = 0
+
+    name: ClassVar[str] = "random"
+    when: ClassVar[When] = "before"
+    needs_scores: ClassVar[bool] = False
+
+    def decide(self, view: View) -> Action:
+        """Escalate this step with probability `p`."""
+        draw = view.uniform(self.seed)
+        reason = f"draw {draw:.2f} {'<' if draw < self.p else '>='} {self.p:.2f}"
+        return Escalate(reason=reason) if draw < self.p else Keep(reason)
+
+    def at(self, x: float) -> Self:
+        """The same draws at rate `x`."""
+        return type(self)(p=x, seed=self.seed)
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Threshold:
+    """TRIM-Thr (arXiv 2601.10245): the strong model rewrites a drafted step iff its score is below `threshold`.
+
+    Strictly below: 0 never escalates, and 1 keeps only steps scored exactly 1.0, so use anything above 1 (say 1.01) for
+    "always". An empty draft cannot be scored and counts as 0.0 here.
+    """
+
+    threshold: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+
+    name: ClassVar[str] = "threshold"
+    when: ClassVar[When] = "after"
+    needs_scores: ClassVar[bool] = True
+
+    def decide(self, view: View) -> Action:
+        """Escalate iff the draft's score is below the threshold."""
+        score = view.scores[-1] if view.scores else None
+        below = (score or 0.0) < self.threshold
+        shown = "empty draft, counted as 0.00" if score is None else f"score {score:.2f}"
+        reason = f"{shown} {'<' if below else '>='} {self.threshold:.2f}"
+        return Escalate(reason=reason) if below else Keep(reason)
+
+    def at(self, x: float) -> Self:
+        """The policy with threshold `x`."""
+        return type(self)(threshold=x)
+
+
+POLICIES: dict[str, Any] = {cls.name: cls for cls in (Never, Always, Random, Threshold)}
