@@ -1,8 +1,9 @@
 """What a run uses, as small frozen models read from TOML: one per concept, each also usable on its own.
 
-Every field has a default, and `Config()` is the embedded lab, so a file holds only what differs from it. A key that does
-not exist or a value of the wrong type is a `ConfigError` that names the file, the key, the nearest valid key and the remedy.
-An API key is never a value here: `api_key_env` names the environment variable that holds it, and it is read when it is used.
+Every field has a default, and `Config()` is the embedded lab, so a file holds only what differs from it. A key that
+does not exist or a value of the wrong type is a `ConfigError` that names the file, the key, the nearest valid key and
+the remedy. An API key is never a value here: `api_key_env` names the environment variable that holds it, and it is read
+when it is used.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
@@ -71,8 +72,9 @@ class LoadConfig(_Frozen):
     def _is_a_name(cls, value: str | None) -> str | None:
         if value is not None and (not _ENV_NAME.fullmatch(value) or _UPPERCASE_KEY.match(value)):
             raise ValueError(
-                "this does not look like the name of an environment variable (capitals, digits, underscores), so it is not "
-                'shown here; put the key in the environment and write its name, for example api_key_env = "OPENAI_API_KEY"'
+                "this does not look like the name of an environment variable (capitals, digits, underscores), so it is "
+                "not shown here; put the key in the environment and write its name, for example "
+                'api_key_env = "OPENAI_API_KEY"'
             )
         return value
 
@@ -85,7 +87,9 @@ class LoadConfig(_Frozen):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError('expected an address such as "http://localhost:8080/v1"')
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("the address must hold no user, password or query; name the variable of a key in api_key_env")
+            raise ValueError(
+                "the address must hold no user, password or query; name the variable of a key in api_key_env"
+            )
         return value
 
     @property
@@ -95,7 +99,7 @@ class LoadConfig(_Frozen):
 
     @property
     def prices(self) -> tuple[float, float] | None:
-        """Money per million (prompt, generated) tokens; None when unknown. A local model costs none unless a price is given."""
+        """Money per million (prompt, generated) tokens, None when unknown; a local model without prices costs none."""
         if self.price_in is None and self.price_out is None:
             return (0.0, 0.0) if self.local else None
         return (self.price_in or 0.0, self.price_out or 0.0)
@@ -107,7 +111,8 @@ class LoadConfig(_Frozen):
         key = os.environ.get(self.api_key_env)
         if not key:
             raise ConfigError(
-                f"the environment variable {self.api_key_env} (api_key_env of {self.model}) is not set; export it before the run"
+                f"the environment variable {self.api_key_env} (api_key_env of {self.model}) is not set; "
+                "export it before the run"
             )
         return key
 
@@ -198,8 +203,9 @@ class Config(_Frozen):
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Self:
-        """Read a TOML file (None for the lab) and apply `overrides`, each "dotted.key=value" with a TOML value or a bare word.
+        """Read a TOML file (None for the lab) and apply `overrides`.
 
+        An override is "dotted.key=value"; the value is TOML, or a bare word that is taken as a string.
         Raises ConfigError for a file that cannot be read, an unknown key, a wrong type or a value out of range.
         """
         file = "the built-in configuration" if path is None else str(path)
@@ -222,7 +228,7 @@ class Config(_Frozen):
 
     def role(self, name: Roles) -> LoadConfig:
         """How to load the model of a role; raises ConfigError when the role has none."""
-        found = self.scorer if name == "scorer" else getattr(self.models, name)
+        found: LoadConfig | None = self.scorer if name == "scorer" else getattr(self.models, name)
         if found is None:
             raise ConfigError(f'models.{name} is not set; add a line [models.{name}] with model = "provider/name"')
-        return found  # type: ignore[no-any-return]
+        return found

@@ -32,11 +32,11 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f'override "{redact(key)}": expected key=value, for example routing.threshold=0.4')
-    for depth, part in enumerate(parts[:-1]):
-        data = data.setdefault(part, {})
-        if not isinstance(data, dict):
-            where = ".".join(parts[: depth + 1])
-            raise ConfigError(f'override "{key.strip()}": {where} is a value, not a table of keys')
+    for depth, part in enumerate(parts[:-1], start=1):
+        below: Any = data.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f'override "{key.strip()}": {".".join(parts[:depth])} is a value, not a table of keys')
+        data = below
     data[parts[-1]] = _toml_value(text.strip())
 
 
@@ -83,7 +83,7 @@ def _line(item: ErrorDetails, model: type[BaseModel], file: str, given: Sequence
 
 def _show(value: Any) -> str:
     text = redact(repr(value))
-    kind = {dict: "table", list: "array", str: "string"}.get(type(value), type(value).__name__)
+    kind = {"dict": "table", "list": "array", "str": "string"}.get(type(value).__name__, type(value).__name__)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({kind})"
 
 

@@ -1,0 +1,4 @@
+"""Benchmarks that print a table and write JSON.
+
+`python -m evals.NAME` in a checkout, `stepwise evals.NAME` once installed.
+"""

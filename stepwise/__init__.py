@@ -1,0 +1,119 @@
+"""stepwise: work at the level of the step at which a small language model goes wrong.
+
+Every name below is loaded when it is first used, so `import stepwise` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stepwise import lab
+    from stepwise.backends import load_backend
+    from stepwise.backends.base import Backend, Capabilities, Continuation, Request
+    from stepwise.budget import Ledger
+    from stepwise.config import (
+        BudgetConfig,
+        Config,
+        ModelConfig,
+        ModelsConfig,
+        RoutingConfig,
+        SamplingConfig,
+        ScorerConfig,
+    )
+    from stepwise.errors import (
+        BackendError,
+        BudgetExceededError,
+        CapabilityError,
+        ConfigError,
+        DataError,
+        ExportError,
+        GradingError,
+        MissingDependencyError,
+        ScorerError,
+        StepwiseError,
+    )
+    from stepwise.grading import Verdict, grade
+    from stepwise.prompt import SolvePrompt
+    from stepwise.routing.router import StepRouter
+    from stepwise.scorers import Scorer, load_scorer
+    from stepwise.steps import extract_answer, normalize_text, split_steps
+    from stepwise.types import Intervention, Localization, Problem, Step, Trace, Usage
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "stepwise.backends": "load_backend",
+    "stepwise.backends.base": "Backend Capabilities Continuation Request",
+    "stepwise.budget": "Ledger",
+    "stepwise.config": "BudgetConfig Config ModelConfig ModelsConfig RoutingConfig SamplingConfig ScorerConfig",
+    "stepwise.errors": (
+        "BackendError BudgetExceededError CapabilityError ConfigError DataError ExportError GradingError "
+        "MissingDependencyError ScorerError StepwiseError"
+    ),
+    "stepwise.grading": "Verdict grade",
+    "stepwise.prompt": "SolvePrompt",
+    "stepwise.routing.router": "StepRouter",
+    "stepwise.scorers": "Scorer load_scorer",
+    "stepwise.steps": "extract_answer normalize_text split_steps",
+    "stepwise.types": "Intervention Localization Problem Step Trace Usage",
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
+_SUBPACKAGES = ("lab",)
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "BudgetConfig",
+    "BudgetExceededError",
+    "Capabilities",
+    "CapabilityError",
+    "Config",
+    "ConfigError",
+    "Continuation",
+    "DataError",
+    "ExportError",
+    "GradingError",
+    "Intervention",
+    "Ledger",
+    "Localization",
+    "MissingDependencyError",
+    "ModelConfig",
+    "ModelsConfig",
+    "Problem",
+    "Request",
+    "RoutingConfig",
+    "SamplingConfig",
+    "Scorer",
+    "ScorerConfig",
+    "ScorerError",
+    "SolvePrompt",
+    "Step",
+    "StepRouter",
+    "StepwiseError",
+    "Trace",
+    "Usage",
+    "Verdict",
+    "extract_answer",
+    "grade",
+    "lab",
+    "load_backend",
+    "load_scorer",
+    "normalize_text",
+    "split_steps",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"stepwise.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'stepwise' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,64 @@
+"""JSON Lines files that survive a crash: rows are on disk when the call returns, and a torn last line is no error."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from stepwise.errors import DataError
+from stepwise.types import from_json, to_json
+
+T = TypeVar("T")
+
+
+def append_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Add rows (the library's types, or dictionaries) at the end of `path`, flushed and synced to disk as one chunk.
+
+    A last line that an earlier crash left without its line end is cut off first. Parent directories are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(to_json(row) + "\n" for row in rows)
+    with path.open("ab") as file:
+        file.truncate(_whole_bytes(path))
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@overload
+def read_rows(path: Path) -> list[dict[str, Any]]: ...
+@overload
+def read_rows(path: Path, cls: type[T]) -> list[T]: ...
+def read_rows(path: Path, cls: type[Any] | None = None) -> list[Any]:
+    """Every whole row of `path` as `cls` (None: dictionaries); a missing file has no rows.
+
+    A last line without its line end was being written when the program died, and is left out. Any other line that is
+    not JSON, or does not fit `cls`, raises DataError with its number.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes()[: _whole_bytes(path)].split(b"\n")[:-1]
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line) if cls is None else from_json(cls, line))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not a valid row ({error}); mend or remove that line") from None
+    return rows
+
+
+def _whole_bytes(path: Path) -> int:
+    """Length of the file up to and including its last line end."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65536)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0
