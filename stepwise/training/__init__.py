@@ -1,0 +1,1 @@
+"""Training a small model and writing it in the formats that the backends read. Needs the extra `stepwise[train]`."""

@@ -1,0 +1,112 @@
+"""Reading a model directory in transformers format without torch: JSON files, and safetensors one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwise.errors import ExportError
+
+_SAVE = "write it with model.save_pretrained(directory) and tokenizer.save_pretrained(directory)"
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # bf16 is read as its bits: numpy has no such type
+
+
+class TensorPlace(NamedTuple):
+    """Where a tensor lies: `start` and `stop` are byte offsets in `file`."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """The JSON object in `path`; {} for a missing file if `optional`. Raises ExportError when it is missing or no object."""
+    if not path.is_file():
+        if optional:
+            return {}
+        raise ExportError(f"{path} does not exist; a model in transformers format has it: {_SAVE}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{path} is not valid JSON ({error}); {_SAVE}") from error
+    if not isinstance(value, dict):
+        raise ExportError(f"{path} holds a JSON {type(value).__name__}, not an object; {_SAVE}")
+    return value
+
+
+class Checkpoint:
+    """The tensors of one or more safetensors files by name. Nothing but the headers is read until `read` is called."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.places: dict[str, TensorPlace] = {}
+        for file in files:
+            self.places.update(_read_header(file))
+
+    @classmethod
+    def of_model(cls, model_dir: Path) -> Checkpoint:
+        """model.safetensors, or the shards that model.safetensors.index.json names."""
+        index = model_dir / "model.safetensors.index.json"
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise ExportError(f"{index} has no object 'weight_map'; {_SAVE}")
+            return cls([model_dir / name for name in sorted(set(weight_map.values()))])
+        if not (model_dir / "model.safetensors").is_file() and list(model_dir.glob("pytorch_model*.bin")):
+            raise ExportError(f"{model_dir} holds pickled weights (pytorch_model.bin), which are not read; {_SAVE}")
+        return cls([model_dir / "model.safetensors"])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor that the files hold."""
+        return self.places[name].shape
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """The tensor as float32, whatever it is stored as (F32, F16 or BF16)."""
+        place = self.places[name]
+        if place.dtype not in _DTYPES:
+            raise ExportError(
+                f"tensor {name} in {place.file} is stored as {place.dtype}; supported are {', '.join(_DTYPES)}: "
+                "load the model with dtype='bfloat16' and save it again"
+            )
+        with place.file.open("rb") as file:
+            file.seek(place.start)
+            raw = np.frombuffer(file.read(place.stop - place.start), dtype=_DTYPES[place.dtype])
+        if raw.size != math.prod(place.shape):
+            raise ExportError(f"tensor {name} in {place.file} is cut short; copy or save the file again")
+        if place.dtype == "BF16":
+            raw = (raw.astype(np.uint32) << 16).view(np.float32)
+        return raw.astype(np.float32, copy=False).reshape(place.shape)
+
+
+def _read_header(path: Path) -> dict[str, TensorPlace]:
+    """Header of a safetensors file: 8 bytes of length, then JSON with offsets counted from its end."""
+    if not path.is_file():
+        raise ExportError(f"{path} does not exist; {_SAVE}")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if 8 + length > size:
+            raise ExportError(f"{path} is no safetensors file, or is cut short; {_SAVE}")
+        try:
+            header = json.loads(file.read(length))
+            return {
+                name: TensorPlace(
+                    path,
+                    entry["dtype"],
+                    tuple(entry["shape"]),
+                    *(8 + length + offset for offset in entry["data_offsets"]),
+                )
+                for name, entry in header.items()
+                if name != "__metadata__"
+            }
+        except (ValueError, KeyError, TypeError) as error:
+            raise ExportError(f"{path} has a damaged safetensors header ({error!r}); {_SAVE}") from error

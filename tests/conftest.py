@@ -1,0 +1,24 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before any import of torch or llama_cpp: spinning OpenMP threads bring a busy machine to a halt.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight Qwen3 GGUF in F32 with the Qwen2 pre-tokenizer; its transformers form is `tiny_gguf_path.parent / "qwen3"`."""
+    pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
+    pytest.importorskip("gguf", reason='needs pip install "stepwise[train]"')
+    from tests.models import tiny_gguf
+
+    return tiny_gguf(tmp_path_factory.mktemp("tiny"))
