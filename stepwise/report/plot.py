@@ -1,0 +1,285 @@
+"""The accuracy-cost plot as inline SVG: one line per family of policies, one point per operating point.
+
+Each plot is drawn twice, for a laptop and for a phone, and the page shows one of them: text in a scaled-down SVG
+cannot be read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup, escape
+
+from stepwise.report.model import PolicyRow
+from stepwise.report.table import count, interval, percent, quantity
+
+Box = tuple[float, float, float, float]
+FAMILY_STYLES = 6
+MISS = 2.0
+
+
+class Cost(NamedTuple):
+    """One way to count cost: its key and name, and the value of a row per problem (None: not known)."""
+
+    key: str
+    name: str
+    axis: str
+    value: Callable[[PolicyRow], float | None]
+
+
+COSTS: tuple[Cost, ...] = (
+    Cost("strong", "Strong tokens", "strong tokens per problem", lambda r: r.strong_tokens / r.n),
+    Cost("all", "All tokens", "generated tokens per problem", lambda r: r.generated_tokens / r.n),
+    Cost(
+        "weights",
+        "Parameter-tokens",
+        "parameter-tokens per problem",
+        lambda r: None if r.parameter_tokens is None else r.parameter_tokens / r.n,
+    ),
+)
+
+
+class Canvas(NamedTuple):
+    """Size and margins of a drawing in CSS pixels, and about how many ticks fit on its x axis."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    ticks: int
+
+
+WIDE = Canvas(width=860, height=420, left=64, right=24, top=18, bottom=56, ticks=8)
+NARROW = Canvas(width=336, height=320, left=46, right=14, top=14, bottom=50, ticks=4)
+
+
+class Point(NamedTuple):
+    """A row placed in the drawing; `low` and `high` are the ends of its interval bar, None where there is none."""
+
+    row: PolicyRow
+    style: str
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+
+
+def families(rows: Sequence[PolicyRow]) -> list[str]:
+    """The families in order of appearance, without the two single models."""
+    return list(dict.fromkeys(row.family for row in rows if not row.anchor))
+
+
+def style_of(row: PolicyRow, names: Sequence[str]) -> str:
+    """CSS class of a row's colour and shape."""
+    return row.anchor or f"f{names.index(row.family) % FAMILY_STYLES}"
+
+
+def ticks(low: float, high: float, wanted: int) -> list[float]:
+    """Round numbers from at or below `low` to at or above `high`, about `wanted` of them."""
+    span = max(high - low, 1e-12)
+    raw = span / max(wanted - 1, 1)
+    scale = 10.0 ** math.floor(math.log10(raw))
+    step = next((m * scale for m in (1, 2, 2.5, 5) if m * scale >= raw * 0.999), 10 * scale)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def tag(name: str, /, *inner: str | Markup, **attributes: object) -> Markup:
+    """An element whose attributes and text are escaped; `_` at the end of a name is dropped, inside it becomes `-`."""
+    pairs = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_attribute(value))}"' for key, value in attributes.items()
+    )
+    return Markup(f"<{name}{pairs}>") + Markup("").join(escape(part) for part in inner) + Markup(f"</{name}>")  # noqa: S704
+
+
+def _attribute(value: object) -> str:
+    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def marker(style: str, x: float, y: float, size: float = 5.0) -> Markup:
+    """The shape of a family (told apart without colour), or the lettered disc of a single model."""
+    if style in ("weak", "strong"):
+        letter = tag("text", style[0].upper(), x=x, y=y + 4, text_anchor="middle", class_="letter")
+        return tag("g", tag("circle", cx=x, cy=y, r=size + 4.5), letter, class_=f"mark {style}")
+    s = size
+    shapes: dict[str, Sequence[tuple[float, float]]] = {
+        "f1": [(-s, -s), (s, -s), (s, s), (-s, s)],
+        "f2": [(0, -s - 2), (s + 2, 0), (0, s + 2), (-s - 2, 0)],
+        "f3": [(0, -s - 2), (s + 1.5, s), (-s - 1.5, s)],
+        "f4": [(0, s + 2), (s + 1.5, -s), (-s - 1.5, -s)],
+        "f5": [
+            (-2, -s),
+            (2, -s),
+            (2, -2),
+            (s, -2),
+            (s, 2),
+            (2, 2),
+            (2, s),
+            (-2, s),
+            (-2, 2),
+            (-s, 2),
+            (-s, -2),
+            (-2, -2),
+        ],
+    }
+    if style not in shapes:
+        return tag("circle", cx=x, cy=y, r=s, class_=f"mark {style}")
+    corners = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in shapes[style])
+    return tag("polygon", points=corners, class_=f"mark {style}")
+
+
+def legend(rows: Sequence[PolicyRow]) -> list[tuple[Markup, str]]:
+    """Swatch and name of every family and of the single models that the rows hold."""
+    names = families(rows)
+    found = [(style_of(row, names), row) for row in rows]
+    entries = {
+        style: {"weak": "weak model alone", "strong": "strong model alone"}[style] for style, row in found if row.anchor
+    }
+    named = [(f"f{i % FAMILY_STYLES}", name) for i, name in enumerate(names)] + sorted(entries.items(), reverse=True)
+    return [(_swatch(style), name) for style, name in named]
+
+
+def _swatch(style: str) -> Markup:
+    line = () if style in ("weak", "strong") else (tag("path", d="M1 10H33", class_=f"series {style}"),)
+    return tag(
+        "svg", *line, marker(style, 17.0, 10.0, 4.0), viewBox="0 0 34 20", width=34, height=20, aria_hidden="true"
+    )
+
+
+def plot_svg(rows: Sequence[PolicyRow], cost: Cost, canvas: Canvas = WIDE) -> Markup:
+    """One drawing of accuracy against `cost`; rows whose accuracy or cost is not known are left out."""
+    known = [(row, cost.value(row)) for row in rows if row.accuracy is not None]
+    placed = [(row, x) for row, x in known if x is not None]
+    if not placed:
+        return tag("p", "No policy has both an accuracy and this cost.", class_="muted")
+    x_ticks, y_ticks = _axes(placed, canvas)
+    names = families(rows)
+
+    def across(value: float) -> float:
+        inner = canvas.width - canvas.left - canvas.right
+        return canvas.left + inner * (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+
+    def down(value: float) -> float:
+        inner = canvas.height - canvas.top - canvas.bottom
+        return canvas.top + inner * (y_ticks[-1] - value) / (y_ticks[-1] - y_ticks[0])
+
+    points = []
+    for row, x in placed:
+        ends = (row.accuracy_low, row.accuracy_high)
+        low, high = (None if end is None else down(end) for end in ends)
+        points.append(Point(row, style_of(row, names), across(x), down(row.accuracy or 0.0), low, high))
+    body = [
+        *_grid(canvas, [(across(t), t) for t in x_ticks], [(down(t), t) for t in y_ticks], cost),
+        *_chord(points),
+        *_lines(points, names),
+        *(_point(point, cost) for point in points),
+        *_labels(points, canvas),
+    ]
+    summary = f"Accuracy against {cost.axis}, {len(points)} operating points; the table below holds the same figures."
+    box = f"0 0 {canvas.width} {canvas.height}"
+    shape = "wide" if canvas.width > 500 else "narrow"
+    return tag("svg", *body, viewBox=box, class_=f"plot {shape}", role="img", aria_label=summary)
+
+
+def _axes(placed: Sequence[tuple[PolicyRow, float]], canvas: Canvas) -> tuple[list[float], list[float]]:
+    """Tick values of both axes. The x axis starts at 0 unless that would leave more than a third of it empty."""
+    xs = [x for _, x in placed]
+    ys = [y for row, _ in placed for y in (row.accuracy, row.accuracy_low, row.accuracy_high) if y is not None]
+    start = 0.0 if min(xs) < 0.35 * max(xs) or max(xs) == 0 else min(xs) - 0.05 * (max(xs) - min(xs) or max(xs))
+    x_ticks = ticks(start, max(xs) or 1.0, canvas.ticks)
+    y_ticks = [t for t in ticks(min(ys) - 0.01, max(ys) + 0.01, 6) if -1e-9 <= t <= 1 + 1e-9]
+    return x_ticks, y_ticks if len(y_ticks) > 1 else [0.0, 0.5, 1.0]
+
+
+def _grid(
+    canvas: Canvas, xs: Sequence[tuple[float, float]], ys: Sequence[tuple[float, float]], cost: Cost
+) -> list[Markup]:
+    right, base = canvas.width - canvas.right, canvas.height - canvas.bottom
+    digits = 0 if all(abs(100 * t - round(100 * t)) < 1e-6 for _, t in ys) else 1
+    out = []
+    for y, value in ys:
+        out.append(tag("path", d=f"M{canvas.left} {y:.1f}H{right}", class_="grid"))
+        out.append(
+            tag("text", f"{100 * value:.{digits}f}", x=canvas.left - 8, y=y + 4, text_anchor="end", class_="tick")
+        )
+    for x, value in xs:
+        out.append(tag("path", d=f"M{x:.1f} {canvas.top}V{base}", class_="grid"))
+        out.append(tag("text", _tick(value), x=x, y=base + 18, text_anchor="middle", class_="tick"))
+    out.append(tag("path", d=f"M{canvas.left} {canvas.top}V{base}H{right}", class_="axis"))
+    middle = (canvas.left + right) / 2
+    out.append(tag("text", cost.axis, x=middle, y=canvas.height - 10, text_anchor="middle", class_="axis-name"))
+    turn = f"translate(14 {(canvas.top + base) / 2:.1f}) rotate(-90)"
+    out.append(tag("text", "accuracy (%)", transform=turn, text_anchor="middle", class_="axis-name"))
+    return out
+
+
+def _tick(value: float) -> str:
+    return quantity(value) if value >= 1000 else f"{value:.4g}"
+
+
+def _chord(points: Sequence[Point]) -> list[Markup]:
+    """The straight line between the two models: what sending each whole problem to one of them at random would give."""
+    ends = {point.style: point for point in points if point.row.anchor}
+    if len(ends) < 2:
+        return []
+    weak, strong = ends["weak"], ends["strong"]
+    line = f"M{weak.x:.1f} {weak.y:.1f}L{strong.x:.1f} {strong.y:.1f}"
+    return [
+        tag("path", tag("title", "each whole problem sent to one of the two models at random"), d=line, class_="chord")
+    ]
+
+
+def _lines(points: Sequence[Point], names: Sequence[str]) -> list[Markup]:
+    out = []
+    for i, name in enumerate(names):
+        own = sorted((point.x, point.y) for point in points if point.row.family == name)
+        if len(own) > 1:
+            path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in own)
+            out.append(tag("path", d=path, class_=f"series f{i % FAMILY_STYLES}"))
+    return out
+
+
+def _point(point: Point, cost: Cost) -> Markup:
+    row = point.row
+    title = f"{row.policy}: {percent(row.accuracy)}"
+    if point.low is not None:
+        title += f" ({interval(row)})"
+    value = cost.value(row) or 0.0
+    title += f", {quantity(round(value, 1)) if value >= 1000 else f'{value:.1f}'} {cost.axis}"
+    title += f", {percent(row.strong_share)} strong, {count(row.n)} problems"
+    parts = [tag("title", title)]
+    if point.low is not None and point.high is not None:
+        x = point.x
+        bar = f"M{x:.1f} {point.high:.1f}V{point.low:.1f}M{x - 3:.1f} {point.high:.1f}h6M{x - 3:.1f} {point.low:.1f}h6"
+        parts.append(tag("path", d=bar, class_=f"interval {point.style}"))
+    parts.append(marker(point.style, point.x, point.y))
+    parts.append(tag("circle", cx=point.x, cy=point.y, r=14, class_="hit"))
+    return tag("g", *parts, class_="point")
+
+
+def _labels(points: Sequence[Point], canvas: Canvas) -> list[Markup]:
+    """The settings beside their points, each at the first of six places where it covers nothing, else left out."""
+    taken: list[Box] = [(p.x - 7, p.y - 7, p.x + 7, p.y + 7) for p in points]
+    taken += [(p.x - MISS, p.high, p.x + MISS, p.low) for p in points if p.low is not None and p.high is not None]
+    out = []
+    for point in points:
+        if point.row.setting is None or point.row.anchor:
+            continue
+        text = f"{point.row.setting:g}"
+        width = 6.6 * len(text)
+        for dx, dy in ((9, 13), (-9 - width, -6), (9, -6), (-9 - width, 13), (10, 4), (-10 - width, 4)):
+            box = (point.x + dx, point.y + dy - 9, point.x + dx + width, point.y + dy + 2)
+            inside = box[0] > canvas.left and box[2] < canvas.width - 2 and box[1] > 0
+            if inside and box[3] < canvas.height - canvas.bottom and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                out.append(tag("text", text, x=box[0], y=point.y + dy, class_=f"setting {point.style}"))
+                break
+    return out
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,0 +1,112 @@
+"""A trace and the table of a report in a terminal, with rich."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from stepwise.report.model import (
+    FINISH_WORDS,
+    LAB_NOTICE,
+    Report,
+    author_kind,
+    author_letter,
+    trace_cost,
+)
+from stepwise.report.table import COLUMNS, caption
+from stepwise.types import Step, Trace
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+COLOURS = {"weak": "color(33)", "strong": "color(208)", "intervention": "color(36)", "other": "color(245)"}
+BAR_CELLS = 8
+
+
+def show_trace(trace: Trace, console: Console | None = None) -> None:
+    """Print a trace: each step in its author's colour with its score, its discarded drafts dimmed, and how it ended.
+
+    Lines wrap at the console's width. Control characters in model output are shown, never sent to the terminal.
+    """
+    from rich.console import Console
+
+    out = console if console is not None else Console()
+    for part in _parts(trace):
+        out.print(part, markup=False, highlight=False, soft_wrap=False)
+
+
+def summary_table(report: Report) -> Table:
+    """The table of the report's page, for `rich.print`; lab figures are called that below it."""
+    from rich import box
+    from rich.table import Table
+
+    below = caption(report.rows) + (f" {LAB_NOTICE}" if report.lab else "")
+    table = Table(title=_text(report.title), caption=below, box=box.SIMPLE_HEAD, title_style="bold")
+    table.caption_style, table.caption_justify = "dim", "left"
+    for i, column in enumerate(COLUMNS):
+        table.add_column(column.title, justify="left" if i == 0 else "right")
+    for row in report.rows:
+        table.add_row(*(_text(column.text(row)) for column in COLUMNS))
+    return table
+
+
+def _parts(trace: Trace) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+
+    problem = trace.problem
+    yield _text(problem.id, "bold")
+    yield Padding(_text(problem.question), (0, 0, 1, 2))
+    for index, step in enumerate(trace.steps):
+        for draft in step.discarded:
+            yield _heading(draft, "discarded draft", dim=True)
+            yield Padding(_text(draft.text, "dim strike"), (0, 0, 0, 4))
+        yield _heading(step, f"step {index}")
+        yield Padding(_text(step.text, COLOURS[author_kind(step.author)]), (0, 0, 0, 4))
+        if step.decision:
+            yield Padding(_text(step.decision, "dim italic"), (0, 0, 0, 4))
+    yield _ending(trace)
+
+
+def _heading(step: Step, what: str, dim: bool = False) -> Text:
+    """Badge, author, model and score of a step on one line."""
+    colour = COLOURS[author_kind(step.author)] + (" dim" if dim else "")
+    line = _text(f" {author_letter(step.author)} ", f"{colour} reverse bold")
+    line.append_text(_text(f" {step.author}", colour))
+    line.append_text(_text(f"  {what}", "dim"))
+    if step.usage.model:
+        line.append_text(_text(f"  {step.usage.model}", "dim"))
+    if step.score is not None:
+        filled = round(BAR_CELLS * step.score)
+        bar = "█" * filled + "░" * (BAR_CELLS - filled)
+        line.append_text(_text(f"  {bar} {step.score:.2f}", "dim" if dim else ""))
+    return line
+
+
+def _ending(trace: Trace) -> Text:
+    cost = trace_cost(trace)
+    line = _text(f"finish: {trace.finish or 'open'} ({FINISH_WORDS[trace.finish]})", "bold")
+    answer, gold = trace.answer, trace.problem.answer
+    if answer is not None:
+        line.append_text(_text(f"  answer {answer}"))
+    if gold is not None:
+        line.append_text(_text(f"  gold {gold}"))
+    spent = f"  strong tokens {cost.strong_tokens}, all tokens {cost.generated_tokens}, calls {cost.calls}"
+    line.append_text(_text(spent, "dim"))
+    if trace.note:
+        line.append_text(_text(f"  {trace.note}", "dim"))
+    return line
+
+
+def _text(value: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(_clean(value), style=style)
+
+
+def _clean(value: str) -> str:
+    """Control characters other than line feed and tab as visible escapes: a model must not drive the terminal."""
+    safe = (c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in value)
+    return "".join(safe)
