@@ -1,0 +1,218 @@
+"""What was spent, by role, and hard caps that hold exactly even when many calls are in flight.
+
+Work is reserved at its worst case before it starts and settled at what it cost afterwards:
+
+    with ledger.reserve("strong", 64, prompt_tokens=300) as reservation:
+        reservation.settle(backend.continue_solutions([request])[0].usage)
+
+A cap compares spent + reserved with the limit, so it can be passed only by a model that breaks its own `max_tokens` (or
+a caller that understates `prompt_tokens`); such an overrun is recorded as it is, and every later reservation refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping
+from fractions import Fraction
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from stepwise.errors import BudgetExceededError, ConfigError, DataError
+from stepwise.types import Usage
+
+if TYPE_CHECKING:
+    from stepwise.config import BudgetConfig, Config
+
+Prices = tuple[float, float]  # money per million prompt tokens, per million generated tokens
+_NAMES = ("strong_tokens", "total_tokens", "calls", "money")
+_ZERO = dict.fromkeys(_NAMES, Fraction(0))
+
+
+class Reservation:
+    """An amount set aside by `Ledger.reserve`. Leaving the `with` block without `settle` gives it back."""
+
+    def __init__(self, ledger: Ledger, role: str, amount: Mapping[str, Fraction]) -> None:
+        self._ledger = ledger
+        self._role = role
+        self._amount = amount
+        self._open = True
+
+    def settle(self, usage: Usage) -> None:
+        """Replace the reservation by what the work really cost; a second settlement raises DataError."""
+        if not self._open:
+            raise DataError(f"this reservation of {self._role} is already settled or cancelled; reserve again")
+        self._open = False
+        self._ledger._close(self._role, self._amount, usage)
+
+    def cancel(self) -> None:
+        """Give the reservation back; after a settlement it does nothing."""
+        if self._open:
+            self._open = False
+            self._ledger._close(self._role, self._amount, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+
+class Ledger:
+    """Usage by role under the caps of a `BudgetConfig`; every method may be called from any thread.
+
+    `prices` maps a role to its prices; a role that is not there, or None, has no known price, and its cost stays None.
+    The role "strong" counts for `strong_tokens`; the calls of "scorer" do not count for `calls`.
+    """
+
+    def __init__(self, caps: BudgetConfig | None = None, prices: Mapping[str, Prices | None] | None = None) -> None:
+        limits = {name: getattr(caps, name, None) for name in _NAMES}
+        self._caps = {name: None if limit is None else Fraction(str(limit)) for name, limit in limits.items()}
+        self._prices = dict(prices or {})
+        self._spent = dict(_ZERO)
+        self._held = dict(_ZERO)
+        self._usage: dict[str, Usage] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def for_config(cls, config: Config) -> Self:
+        """A ledger with the caps and prices of a configuration; ConfigError where a cap on money lacks a price."""
+        models = {"weak": config.models.weak, "strong": config.models.strong, "critic": config.models.critic}
+        prices = {role: model.prices for role, model in {**models, "scorer": config.scorer}.items() if model}
+        for role, price in prices.items():
+            if config.budget.money is not None and price is None:
+                table = "scorer" if role == "scorer" else f"models.{role}"
+                raise ConfigError(f"budget.money is set, but {table} has no price; set {table}.price_in and .price_out")
+        return cls(config.budget, prices)
+
+    def reserve(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> Reservation:
+        """Set aside at most `max_tokens` generated tokens over `calls` calls that read `prompt_tokens` in all.
+
+        `prompt_tokens` matters for a cap on money only; give an upper bound (the bytes of the text are one for
+        byte-level tokenizers). Raises BudgetExceededError, naming the cap, when it does not fit beside what is spent
+        and reserved.
+        """
+        ask = self._ask(role, max_tokens, prompt_tokens, calls)
+        with self._lock:
+            short = self._short(ask)
+            if short:
+                raise BudgetExceededError(self._refusal(short, role, ask[short]))
+            self._held = {name: self._held[name] + ask[name] for name in _NAMES}
+        return Reservation(self, role, ask)
+
+    def can_spend(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> bool:
+        """Whether `reserve` with the same arguments would succeed now."""
+        ask = self._ask(role, max_tokens, prompt_tokens, calls)
+        with self._lock:
+            return not self._short(ask)
+
+    def allowed_tokens(self, role: str, *, prompt_tokens: int = 0, calls: int = 1) -> int | None:
+        """The largest `max_tokens` that `reserve` would accept now, None without a cap; 0 also where no call fits."""
+        base = self._ask(role, 0, prompt_tokens, calls)
+        unit = self._ask(role, 1, 0, 0)
+        with self._lock:
+            if self._short(base):
+                return 0
+            room = []
+            for name in _NAMES:
+                cap = self._caps[name]
+                if cap is not None and unit[name] > 0:
+                    room.append((cap - self._spent[name] - self._held[name] - base[name]) // unit[name])
+        return min(room, default=None)
+
+    def record(self, role: str, usage: Usage) -> None:
+        """Add what was spent without a reservation (scoring with a local model, for example)."""
+        self._close(role, _ZERO, usage)
+
+    def usage(self, role: str | None = None) -> Usage:
+        """What a role has spent so far; None for all of them together. Its cost is None where a price is unknown."""
+        with self._lock:
+            if role is not None:
+                return self._usage.get(role, Usage())
+            return sum(self._usage.values(), Usage())
+
+    def remaining(self) -> dict[str, float | None]:
+        """What is left of each cap, reservations taken off; None where there is no cap, negative after an overrun."""
+        with self._lock:
+            left: dict[str, float | None] = {}
+            for name, cap in self._caps.items():
+                left[name] = None if cap is None else float(cap - self._spent[name] - self._held[name])
+            return left
+
+    def summary(self) -> str:
+        """A few lines for a person: one per role, one for the total, one per cap."""
+        with self._lock:
+            usages = dict(self._usage)
+        lines = [_spent_line(role, usage) for role, usage in usages.items()]
+        lines.append(_spent_line("all", sum(usages.values(), Usage())))
+        for name, left in self.remaining().items():
+            cap = self._caps[name]
+            if cap is not None and left is not None:
+                lines.append(f"cap on {name}: {float(cap):,.10g}, {left:,.10g} left")
+        return "\n".join(lines)
+
+    def _ask(self, role: str, max_tokens: int, prompt_tokens: int, calls: int) -> dict[str, Fraction]:
+        for name, value in (("max_tokens", max_tokens), ("prompt_tokens", prompt_tokens), ("calls", calls)):
+            if value < 0:
+                raise DataError(f"{name} is {value}; it must be 0 or more")
+        price = self._prices.get(role)
+        if price is None and self._caps["money"] is not None:
+            raise ConfigError(f"budget.money is set, but no price is known for {role}; set its price_in and price_out")
+        return self._counted(role, max_tokens, calls, _cost(price or (0.0, 0.0), prompt_tokens, max_tokens))
+
+    def _counted(self, role: str, generated: int, calls: int, money: Fraction) -> dict[str, Fraction]:
+        """Amounts as the caps count them."""
+        strong = generated if role == "strong" else 0
+        counted_calls = 0 if role == "scorer" else calls
+        return {
+            "strong_tokens": Fraction(strong),
+            "total_tokens": Fraction(generated),
+            "calls": Fraction(counted_calls),
+            "money": money,
+        }
+
+    def _short(self, ask: Mapping[str, Fraction]) -> str:
+        """Name of the first cap that `ask` would pass, "" when it fits; an amount of 0 always fits. Needs the lock."""
+        for name, cap in self._caps.items():
+            if cap is not None and ask[name] > 0 and self._spent[name] + self._held[name] + ask[name] > cap:
+                return name
+        return ""
+
+    def _refusal(self, name: str, role: str, asked: Fraction) -> str:
+        cap = self._caps[name] or Fraction(0)
+        return (
+            f"budget.{name} = {float(cap):.10g}: {float(self._spent[name]):.10g} spent, "
+            f"{float(self._held[name]):.10g} reserved, and {role} asks for up to {float(asked):.10g} more; "
+            f"raise budget.{name} or ask for less"
+        )
+
+    def _close(self, role: str, held: Mapping[str, Fraction], usage: Usage | None) -> None:
+        with self._lock:
+            self._held = {name: self._held[name] - held[name] for name in _NAMES}
+            if usage is None:
+                return
+            price = self._prices.get(role)
+            if usage.cost is None and price is not None:
+                money = _cost(price, usage.prompt_tokens, usage.generated_tokens)
+                usage = dataclasses.replace(usage, cost=float(money))
+            else:
+                money = Fraction(0) if usage.cost is None else Fraction(str(usage.cost))
+            spent = self._counted(role, usage.generated_tokens, usage.calls, money)
+            self._spent = {name: self._spent[name] + spent[name] for name in _NAMES}
+            self._usage[role] = self._usage.get(role, Usage()) + usage
+
+
+def _cost(price: Prices, prompt_tokens: int, generated_tokens: int) -> Fraction:
+    """Exact money; the prices are read as the decimals they were written as."""
+    return (Fraction(str(price[0])) * prompt_tokens + Fraction(str(price[1])) * generated_tokens) / 1_000_000
+
+
+def _spent_line(role: str, usage: Usage) -> str:
+    money = "no price known" if usage.cost is None else f"money {usage.cost:,.6g}"
+    name = f" ({usage.model})" if usage.model else ""
+    return (
+        f"{role}{name}: {usage.calls:,} calls, {usage.prompt_tokens:,} prompt tokens "
+        f"({usage.evaluated_tokens:,} evaluated), {usage.generated_tokens:,} generated, {money}"
+    )
