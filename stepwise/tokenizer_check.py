@@ -7,7 +7,7 @@ splits text before merging is code in llama.cpp and a pattern in transformers.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,27 +26,45 @@ PROBES = (
 )
 
 
-def check_train_from(gguf: Path, directory: Path) -> None:
+def check_train_from(gguf: str | Path, directory: str | Path) -> None:
     """Raise ConfigError, naming the first difference, unless both tokenizers agree.
 
-    Compared: the token of every id (padding rows of the GGUF aside), every merge in order, the end-of-sequence token,
-    the beginning-of-sequence token where the directory names one, and the ids of probe texts. Needs the `train` extra.
+    Compared: the token of every id (padding rows aside), every merge in order, the end-of-sequence token, the
+    beginning-of-sequence token where the directory names one, and the ids of probe texts. Needs the `train` extra.
+    Raises ExportError where the directory holds a tokenizer that no GGUF of ours can have.
     """
+    from stepwise.training.gguf_tokenizer import read_tokenizer
+
+    gguf, directory = Path(gguf), Path(directory)
+    fields = _read_gguf(gguf)
+    theirs = read_tokenizer(directory, len(fields["tokens"]))
     remedy = f"{gguf} does not come from train_from = {directory}; point train_from at the directory it was made from"
-    ours, theirs = _read_gguf(gguf), _read_directory(directory)
-    for name in ("tokens", "merges"):
-        difference = _first_difference(ours[name], theirs[name])
+    ours = _used(fields["tokens"], fields.get("token_type", ()))
+    for name, mine, other in (
+        ("tokens", ours, _used(theirs.tokens, theirs.types)),
+        ("merges", fields.get("merges", ()), theirs.merges),
+    ):
+        difference = _first_difference(mine, other)
         if difference:
             raise ConfigError(f"tokenizers differ in their {name}: {difference}; {remedy}")
     for name in ("eos", "bos"):
-        if theirs[name] is not None and ours[name] != theirs[name]:
-            raise ConfigError(f"tokenizers differ in {name}: {ours[name]!r} in the GGUF, {theirs[name]!r}; {remedy}")
+        wanted, found = theirs.special_ids.get(name), fields.get(f"{name}_token_id")
+        if wanted is not None and wanted != found:
+            raise ConfigError(f"tokenizers differ in the id of {name}: {found} in the GGUF, {wanted}; {remedy}")
     for text, mine, other in zip(PROBES, _ids_llama(gguf), _ids_transformers(directory), strict=True):
         if mine != other:
             raise ConfigError(f"tokenizers split {text!r} differently: {mine} in the GGUF, {other}; {remedy}")
 
 
-def _first_difference(ours: list[str], theirs: list[str]) -> str:
+def _used(tokens: Sequence[str], types: Sequence[int]) -> Sequence[str]:
+    """`tokens` without the unused ones at the end."""
+    count = len(tokens)
+    while 0 < count <= len(types) and types[count - 1] == _UNUSED:
+        count -= 1
+    return tokens[:count]
+
+
+def _first_difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
     for index, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
         if mine != other:
             return f"number {index} is {mine!r} in the GGUF, {other!r} in the directory"
@@ -54,50 +72,22 @@ def _first_difference(ours: list[str], theirs: list[str]) -> str:
 
 
 def _read_gguf(path: Path) -> dict[str, Any]:
+    """Contents of the fields below tokenizer.ggml."""
     try:
         from gguf import GGUFReader
     except ImportError:
-        raise MissingDependencyError("comparing tokenizers needs gguf; pip install 'stepwise[train]'") from None
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist; train_from needs a model in a GGUF file")
-    fields = GGUFReader(path).fields
-
-    def content(name: str) -> Any:
-        field = fields.get(f"tokenizer.ggml.{name}")
-        return None if field is None else field.contents()
-
-    tokens, kinds = content("tokens") or [], content("token_type") or []
-    while kinds and kinds[-1] == _UNUSED:
-        tokens, kinds = tokens[:-1], kinds[:-1]
-
-    def special(name: str) -> str | None:
-        token = content(f"{name}_token_id")
-        return None if token is None else tokens[token]
-
-    return {"tokens": tokens, "merges": content("merges") or [], "eos": special("eos"), "bos": special("bos")}
-
-
-def _read_directory(directory: Path) -> dict[str, Any]:
-    full = _read_json(directory / "tokenizer.json")
-    settings = _read_json(directory / "tokenizer_config.json")
-    model = full.get("model", {})
-    by_id = {index: token for token, index in model.get("vocab", {}).items()}
-    by_id |= {added["id"]: added["content"] for added in full.get("added_tokens", [])}
-    merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model.get("merges", [])]
-
-    def special(name: str) -> str | None:
-        token = settings.get(f"{name}_token")
-        return token["content"] if isinstance(token, dict) else token
-
-    tokens = [by_id.get(index, "") for index in range(max(by_id, default=-1) + 1)]
-    return {"tokens": tokens, "merges": merges, "eos": special("eos"), "bos": special("bos")}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+        raise MissingDependencyError('comparing tokenizers needs gguf; pip install "stepwise[train]"') from None
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        fields = GGUFReader(path).fields
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); train_from must be a transformers directory") from None
+        raise ConfigError(
+            f"{path} cannot be read as a GGUF file ({error}); train_from goes with a local GGUF"
+        ) from None
+    prefix = "tokenizer.ggml."
+    found = {name.removeprefix(prefix): field.contents() for name, field in fields.items() if name.startswith(prefix)}
+    if "tokens" not in found:
+        raise ConfigError(f"{path} holds no tokenizer; train_from goes with a GGUF of a whole model")
+    return found
 
 
 def _ids_llama(path: Path) -> list[list[int]]:
