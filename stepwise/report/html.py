@@ -12,9 +12,9 @@ from stepwise.types import Trace
 def trace_html(trace: Trace) -> str:
     """A self-contained fragment (its own scoped style, no script) that shows a trace on a light or a dark ground.
 
-    Text takes the colour of the notebook; every rule of the style starts with `.stepwise-trace` and touches nothing else.
+    Text takes the colour of the notebook; every rule of the style starts with `.stepwise-trace`.
     """
-    return view_html(TraceView(trace))
+    return str(view_html(TraceView(trace)))  # a plain string: Markup would escape what a caller adds to it
 
 
 def view_html(view: TraceView, style: bool = True) -> Markup:

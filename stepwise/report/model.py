@@ -1,6 +1,6 @@
 """What a report shows: one `PolicyRow` per policy and setting, one `TraceView` per routed problem, and their words.
 
-Nothing is measured here: the caller measures, fills these in, and hands a `Report` to `write_report` or `summary_table`.
+Nothing is measured here: the caller does, fills these in, and hands a `Report` to `write_report` or `summary_table`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ AuthorKind = Literal["weak", "strong", "intervention", "other"]
 _KINDS: dict[str, AuthorKind] = {"weak": "weak", "strong": "strong", "intervention": "intervention"}
 
 LAB_NOTICE = (
-    "These are lab figures. They were measured on the embedded test bed: generated problems and tiny models that are "
-    "wrong in a known way. They compare methods with one another and do not predict accuracy or savings on real models."
+    "Lab figures: measured on the embedded test bed, generated problems and tiny models that are wrong in a known way. "
+    "They compare methods with one another and do not predict accuracy or savings on real models."
 )
 
 FINISH_WORDS: dict[str, str] = {

@@ -17,7 +17,7 @@ from stepwise.report.table import count, interval, percent, quantity
 
 Box = tuple[float, float, float, float]
 FAMILY_STYLES = 6
-MISS = 2.0
+BAR_HALF = 4.0
 
 
 class Cost(NamedTuple):
@@ -55,6 +55,14 @@ class Canvas(NamedTuple):
 
 WIDE = Canvas(width=860, height=420, left=64, right=24, top=18, bottom=56, ticks=8)
 NARROW = Canvas(width=336, height=320, left=46, right=14, top=14, bottom=50, ticks=4)
+
+
+class Axis(NamedTuple):
+    """The ends of an axis and the values that are marked on it, in the unit of the data."""
+
+    low: float
+    high: float
+    ticks: list[float]
 
 
 class Point(NamedTuple):
@@ -156,16 +164,16 @@ def plot_svg(rows: Sequence[PolicyRow], cost: Cost, canvas: Canvas = WIDE) -> Ma
     placed = [(row, x) for row, x in known if x is not None]
     if not placed:
         return tag("p", "No policy has both an accuracy and this cost.", class_="muted")
-    x_ticks, y_ticks = _axes(placed, canvas)
+    x_axis, y_axis = _axes(placed, canvas)
     names = families(rows)
 
     def across(value: float) -> float:
         inner = canvas.width - canvas.left - canvas.right
-        return canvas.left + inner * (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        return canvas.left + inner * (value - x_axis.low) / (x_axis.high - x_axis.low)
 
     def down(value: float) -> float:
         inner = canvas.height - canvas.top - canvas.bottom
-        return canvas.top + inner * (y_ticks[-1] - value) / (y_ticks[-1] - y_ticks[0])
+        return canvas.top + inner * (y_axis.high - value) / (y_axis.high - y_axis.low)
 
     points = []
     for row, x in placed:
@@ -173,7 +181,7 @@ def plot_svg(rows: Sequence[PolicyRow], cost: Cost, canvas: Canvas = WIDE) -> Ma
         low, high = (None if end is None else down(end) for end in ends)
         points.append(Point(row, style_of(row, names), across(x), down(row.accuracy or 0.0), low, high))
     body = [
-        *_grid(canvas, [(across(t), t) for t in x_ticks], [(down(t), t) for t in y_ticks], cost),
+        *_grid(canvas, [(across(t), t) for t in x_axis.ticks], [(down(t), t) for t in y_axis.ticks], cost),
         *_chord(points),
         *_lines(points, names),
         *(_point(point, cost) for point in points),
@@ -185,14 +193,16 @@ def plot_svg(rows: Sequence[PolicyRow], cost: Cost, canvas: Canvas = WIDE) -> Ma
     return tag("svg", *body, viewBox=box, class_=f"plot {shape}", role="img", aria_label=summary)
 
 
-def _axes(placed: Sequence[tuple[PolicyRow, float]], canvas: Canvas) -> tuple[list[float], list[float]]:
-    """Tick values of both axes. The x axis starts at 0 unless that would leave more than a third of it empty."""
+def _axes(placed: Sequence[tuple[PolicyRow, float]], canvas: Canvas) -> tuple[Axis, Axis]:
+    """Both axes. The x axis starts at 0 unless that would leave more than a third of it empty."""
     xs = [x for _, x in placed]
     ys = [y for row, _ in placed for y in (row.accuracy, row.accuracy_low, row.accuracy_high) if y is not None]
-    start = 0.0 if min(xs) < 0.35 * max(xs) or max(xs) == 0 else min(xs) - 0.05 * (max(xs) - min(xs) or max(xs))
-    x_ticks = ticks(start, max(xs) or 1.0, canvas.ticks)
-    y_ticks = [t for t in ticks(min(ys) - 0.01, max(ys) + 0.01, 6) if -1e-9 <= t <= 1 + 1e-9]
-    return x_ticks, y_ticks if len(y_ticks) > 1 else [0.0, 0.5, 1.0]
+    most, least = max(xs) or 1.0, min(xs)
+    low = 0.0 if least < 0.35 * most else least - 0.05 * (most - least or most)
+    high = most + 0.03 * (most - low)
+    x_ticks = [t for t in ticks(low, high, canvas.ticks) if low <= t <= high]
+    y_ticks = ticks(max(min(ys) - 0.01, 0.0), min(max(ys) + 0.01, 1.0), 6)
+    return Axis(low, high, x_ticks), Axis(y_ticks[0], y_ticks[-1], y_ticks)
 
 
 def _grid(
@@ -264,7 +274,9 @@ def _point(point: Point, cost: Cost) -> Markup:
 def _labels(points: Sequence[Point], canvas: Canvas) -> list[Markup]:
     """The settings beside their points, each at the first of six places where it covers nothing, else left out."""
     taken: list[Box] = [(p.x - 7, p.y - 7, p.x + 7, p.y + 7) for p in points]
-    taken += [(p.x - MISS, p.high, p.x + MISS, p.low) for p in points if p.low is not None and p.high is not None]
+    taken += [
+        (p.x - BAR_HALF, p.high, p.x + BAR_HALF, p.low) for p in points if p.low is not None and p.high is not None
+    ]
     out = []
     for point in points:
         if point.row.setting is None or point.row.anchor:

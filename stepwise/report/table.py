@@ -51,7 +51,7 @@ def interval(row: PolicyRow) -> str:
     """The 95 % interval of the accuracy, in percent."""
     if row.accuracy_low is None or row.accuracy_high is None:
         return MISSING
-    return f"{100 * row.accuracy_low:.1f} to {100 * row.accuracy_high:.1f}"
+    return f"{100 * row.accuracy_low:.1f}–{100 * row.accuracy_high:.1f}"
 
 
 COLUMNS: tuple[Column, ...] = (

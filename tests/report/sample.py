@@ -44,10 +44,11 @@ def problem(number: int) -> Problem:
     fruit = FRUIT[number % len(FRUIT)]
     return Problem(
         f"lab-test-{number:04d}",
-        f"A market stall starts the day with {12 + number} crates of {fruit}. Each crate holds 8 {fruit}. By noon 37 of them are sold, "
-        f"and a cousin then brings half as many again as are left. How many {fruit} are there in the end?",
+        f"A market stall starts the day with {12 + number} crates of {fruit}. Each crate holds 8 {fruit}. By noon "
+        f"37 of them are sold, and a cousin then brings half as many again as are left."
+        f" How many {fruit} are there in the end?",
         str((8 * (12 + number) - 37) * 3 // 2),
-        f"There are {8 * (12 + number)} {fruit} at first.\n\nAfter the sale {8 * (12 + number) - 37} remain, and half of that comes on top.",
+        f"We have {8 * (12 + number)} {fruit} at first.\n\nAfter the sale {8 * (12 + number) - 37} remain.",
         "lab",
     )
 
