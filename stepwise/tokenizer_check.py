@@ -51,9 +51,9 @@ def check_train_from(gguf: str | Path, directory: str | Path) -> None:
         wanted, found = theirs.special_ids.get(name), fields.get(f"{name}_token_id")
         if wanted is not None and wanted != found:
             raise ConfigError(f"tokenizers differ in the id of {name}: {found} in the GGUF, {wanted}; {remedy}")
-    for text, mine, other in zip(PROBES, _ids_llama(gguf), _ids_transformers(directory), strict=True):
-        if mine != other:
-            raise ConfigError(f"tokenizers split {text!r} differently: {mine} in the GGUF, {other}; {remedy}")
+    for text, ids, other_ids in zip(PROBES, _ids_llama(gguf), _ids_transformers(directory), strict=True):
+        if ids != other_ids:
+            raise ConfigError(f"tokenizers split {text!r} differently: {ids} in the GGUF, {other_ids}; {remedy}")
 
 
 def _used(tokens: Sequence[str], types: Sequence[int]) -> Sequence[str]:
