@@ -1,0 +1,333 @@
+"""Measure the lab against its stated ranges and controls.
+
+Every figure is measured on the spot on problems that no model was made from. Prints a table with the range each figure
+should lie in, writes lab.json, and with --cards adds the figures to the models' cards. The sham control (--sham) trains
+lab-weak further on its own corpus, which needs torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepwise.backends.base import Backend, Request
+from stepwise.lab.families import FAMILIES
+from stepwise.lab.problems import LabProblem, generate
+from stepwise.progress import progress
+from stepwise.routing.metrics import wilson
+from stepwise.run import Run, program
+from stepwise.steps import split_steps
+from stepwise.types import Step
+
+Solved = list[list[str]]  # for one problem: its samples, each a list of steps
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--models", type=Path, metavar="DIR", help="folder with lab-weak/model.gguf, ...; the shipped ones"
+    )
+    parser.add_argument(
+        "--problems", type=int, default=500, help="held-out problems of each split (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=32, help="samples of a problem for coverage (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sham", type=int, default=0, metavar="TOKENS", help="train lab-weak on its own corpus for so long"
+    )
+    parser.add_argument("--cards", action="store_true", help="write the figures into the models' cards")
+
+
+@program(doc=__doc__, arguments=arguments, resumable=False)
+def main(run: Run) -> int:
+    figures: dict[str, Any] = {}
+    weak, strong = _load(run, "lab-weak"), _load(run, "lab-strong")
+    figures["solved"] = _solved(run, weak, strong)
+    figures["right_rule"] = _right_rule(run, weak)
+    figures["recovery"] = _recovery(run, weak)
+    figures["coverage"] = _coverage(run, weak)
+    figures["scorer"] = _scorer(run, weak)
+    if run.args.sham:
+        figures["sham"] = _sham(run, figures["solved"]["test"]["lab-weak"]["solved"])
+    gates = _gates(figures)
+    run.path("lab.json").write_text(json.dumps({"figures": figures, "gates": gates}, indent=2) + "\n")
+    _print(run, figures, gates)
+    if run.args.cards:
+        _write_cards(run, figures)
+    return 0 if all(g["held"] for g in gates) else 1
+
+
+def _folder(run: Run, name: str) -> Path:
+    from stepwise.lab import model_path
+
+    return run.args.models / name if run.args.models else model_path(name).parent
+
+
+def _load(run: Run, name: str) -> Backend:
+    from stepwise import load_backend
+
+    return load_backend(f"llamacpp/{_folder(run, name) / 'model.gguf'}")
+
+
+def sample(
+    backend: Backend,
+    problems: Sequence[LabProblem],
+    n: int = 1,
+    temperature: float = 0.7,
+    seed: int = 0,
+    prefixes: Sequence[Sequence[str]] | None = None,
+    label: str = "solving",
+) -> list[Solved]:
+    """`n` whole solutions of each problem, continued from its prefix where one is given, in batches."""
+    out: list[Solved] = []
+    size = max(1, 256 // n)
+    with progress(label, len(problems)) as advance:
+        for low in range(0, len(problems), size):
+            chunk = problems[low : low + size]
+            before = [list(p) for p in prefixes[low : low + size]] if prefixes else [[] for _ in chunk]
+            requests = [
+                Request(
+                    p.problem,
+                    tuple(Step(text, "weak") for text in prefix),
+                    "solution",
+                    max_tokens=400,
+                    n=n,
+                    temperature=temperature,
+                    seed=seed,
+                )
+                for p, prefix in zip(chunk, before, strict=True)
+            ]
+            found: list[Solved] = [[] for _ in chunk]
+            for c in backend.continue_solutions(requests):
+                found[c.request].append([*before[c.request], *split_steps(c.text)])
+            out += found
+            advance(len(chunk))
+    return out
+
+
+def right(problem: LabProblem, steps: Sequence[str]) -> bool:
+    """Whether the solution ends in the right answer (a lab answer is a whole number, so text equality is exact)."""
+    from stepwise.steps import extract_answer
+
+    return extract_answer("\n\n".join(steps)) == problem.problem.answer
+
+
+def _rate(values: Iterable[bool]) -> dict[str, float]:
+    listed = list(values)
+    if not listed:
+        return {"solved": float("nan"), "low": 0.0, "high": 1.0, "n": 0}
+    low, high = wilson(sum(listed), len(listed))
+    return {"solved": float(np.mean(listed)), "low": low, "high": high, "n": len(listed)}
+
+
+def _solved(run: Run, weak: Backend, strong: Backend) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for split in ("test", "test-wording", "test-family", "test-long", "test-recovery"):
+        problems = generate(split, run.args.problems)
+        table[split] = {}
+        for name, backend in (("lab-weak", weak), ("lab-strong", strong)):
+            results = [
+                right(p, s[0])
+                for p, s in zip(problems, sample(backend, problems, label=f"{name}, {split}"), strict=True)
+            ]
+            row: dict[str, Any] = _rate(results)
+            if split == "test":
+                groups: dict[str, list[bool]] = defaultdict(list)
+                for p, ok in zip(problems, results, strict=True):
+                    groups[f"length {len(p.operations)}"].append(ok)
+                    groups[f"{len(p.traps)} traps"].append(ok)
+                    if len(p.traps) == 1:
+                        groups[f"one trap: {p.traps[0]}"].append(ok)
+                row["by"] = {key: _rate(groups[key]) for key in sorted(groups)}
+            table[split][name] = row
+    return table
+
+
+def _right_rule(run: Run, weak: Backend) -> dict[str, Any]:
+    """Share of right uses of each rule at temperature 1, among steps whose prefix is right."""
+    problems = generate("test", run.args.problems, start=20_000)
+    uses: dict[str, list[bool]] = defaultdict(list)
+    for p, samples in zip(problems, sample(weak, problems, n=4, temperature=1.0, label="right rules"), strict=True):
+        for steps in samples:
+            verdicts = p.check(steps)
+            first = verdicts.index(False) if False in verdicts else len(verdicts)
+            value = p.start
+            for i in range(min(first + 1, len(p.operations), len(verdicts))):
+                family = FAMILIES[p.operations[i].family]
+                name = family.name if family.misled(value) else "ordinary"
+                uses[name].append(verdicts[i])
+                value = p.values()[i]
+    return {name: _rate(uses[name]) for name in sorted(uses)}
+
+
+def _recovery(run: Run, weak: Backend) -> dict[str, Any]:
+    """Share of solutions with a wrong step that end wrong all the same."""
+    out = {}
+    for split in ("test", "test-recovery"):
+        problems = generate(split, run.args.problems)
+        ends = [
+            not right(p, steps)
+            for p, samples in zip(
+                problems, sample(weak, problems, n=2, seed=5, label=f"recovery, {split}"), strict=True
+            )
+            for steps in samples
+            if p.first_error(steps) is not None
+        ]
+        out[split] = _rate(ends)
+    return out
+
+
+def _coverage(run: Run, weak: Backend) -> dict[str, Any]:
+    """Problems failed in every sample, and what continuing from four places makes of them, on fresh samples."""
+    n = run.args.samples
+    problems = generate("test", run.args.problems)
+    everything = sample(weak, problems, n=n, seed=11, label=f"{n} samples each")
+    hard = [
+        (p, s[0])
+        for p, s in zip(problems, everything, strict=True)
+        if not any(right(p, steps) for steps in s) and p.first_error(s[0]) is not None
+    ]
+    errors = [(p, steps, p.first_error(steps) or 0) for p, steps in hard]
+    errors = [(p, steps, e) for p, steps, e in errors if e < len(p.operations) and p.true_step(steps[:e])]
+    places = {
+        "problem only": [[] for _ in errors],
+        "correct prefix": [steps[:e] for _, steps, e in errors],
+        "prefix and the wrong step": [steps[: e + 1] for _, steps, e in errors],
+        "prefix and the true step": [[*steps[:e], p.true_step(steps[:e]) or ""] for p, steps, e in errors],
+    }
+    out: dict[str, Any] = {
+        "failed_all": len(hard) / len(problems),
+        "problems": len(problems),
+        "samples": n,
+        "used": len(errors),
+    }
+    kept = [p for p, _, _ in errors]
+    for name, prefixes in places.items():
+        results = [
+            [right(p, steps) for steps in samples]
+            for p, samples in zip(kept, sample(weak, kept, n=n, seed=12, prefixes=prefixes, label=name), strict=True)
+        ]
+        accuracy = float(np.mean(results)) if results else float("nan")
+        out[name] = {"accuracy": accuracy, "covered": sum(map(any, results)), "of": len(results)}
+    return out
+
+
+def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """Chance that a positive scores above a negative (ties count half); nan where one side is empty."""
+    if not positive or not negative:
+        return float("nan")
+    _, inverse, counts = np.unique([*positive, *negative], return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse][: len(positive)]
+    return float((ranks.sum() - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative)))
+
+
+def _scorer(run: Run, weak: Backend) -> dict[str, Any]:
+    """Scores of lab-weak's own steps by state: S0 right so far, S1 wrong earlier, S2 wrong just now."""
+    from stepwise import load_scorer
+
+    scorer = load_scorer(f"llamacpp/{_folder(run, 'lab-scorer') / 'model.gguf'}")
+    problems = generate("test", run.args.problems)
+    attempts = [s[0] for s in sample(weak, problems, seed=21, label="attempts to score")]
+    scores = scorer.score_batch([(p.problem, steps) for p, steps in zip(problems, attempts, strict=True)])
+    states: dict[str, list[float]] = {"S0": [], "S1": [], "S2": []}
+    by_family: dict[str, list[float]] = defaultdict(list)
+    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for p, steps, values in zip(problems, attempts, scores, strict=True):
+        first = p.first_error(steps)
+        state = ["S0" if first is None or i < first else "S2" if i == first else "S1" for i in range(len(steps))]
+        for i, (where, value) in enumerate(zip(state, values, strict=True)):
+            states[where].append(value)
+            if where == "S2" and i < len(p.operations):
+                by_family[p.operations[i].family].append(value)
+            if i and state[i - 1] == where:
+                pairs[where].append((values[i - 1], value))
+    return {
+        "auroc": auroc(states["S0"], states["S2"]),
+        "means": {k: float(np.mean(v)) for k, v in states.items() if v},
+        "steps": {k: len(v) for k, v in states.items()},
+        "lag1": {k: float(np.corrcoef(np.array(v).T)[0, 1]) for k, v in pairs.items() if len(v) > 30},
+        "auroc_by_first_error": {k: auroc(states["S0"], v) for k, v in sorted(by_family.items()) if len(v) >= 5},
+    }
+
+
+def _sham(run: Run, before: float) -> dict[str, Any]:
+    """lab-weak, trained on more of its own corpus: what "more pretraining" alone would give any method."""
+    from stepwise import load_backend
+    from stepwise.lab.pretrain import continue_on_own_corpus
+
+    path = continue_on_own_corpus(_folder(run, "lab-weak"), run.args.sham, run.out / "sham")
+    problems = generate("test", run.args.problems)
+    with_more = load_backend(f"llamacpp/{path}")
+    results = [right(p, s[0]) for p, s in zip(problems, sample(with_more, problems, label="sham"), strict=True)]
+    return {**_rate(results), "tokens": run.args.sham, "before": before, "gain": float(np.mean(results)) - before}
+
+
+def _gates(f: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each stated range with what was measured."""
+    test, cover = f["solved"]["test"], f["coverage"]
+    unlocked = cover["prefix and the true step"]
+    rows: list[tuple[str, float, float, float]] = [
+        ("lab-weak solves", test["lab-weak"]["solved"], 0.30, 0.55),
+        ("lab-strong solves", test["lab-strong"]["solved"], 0.90, 1.0),
+        ("ordinary steps of lab-weak right (T = 1)", f["right_rule"]["ordinary"]["solved"], 0.985, 1.0),
+        ("problems failed in every sample", cover["failed_all"], 0.10, 1.0),
+        ("of these, unlocked by the true step", unlocked["covered"] / max(1, unlocked["of"]), 0.50, 1.0),
+        ("solutions with an error that end wrong", f["recovery"]["test"]["solved"], 0.90, 1.0),
+        ("the same in the recovery split", f["recovery"]["test-recovery"]["solved"], 0.70, 0.85),
+        ("scorer AUROC, right against first wrong step", f["scorer"]["auroc"], 0.85, 0.98),
+    ]
+    if "sham" in f:
+        rows.append(("gain from the sham control", f["sham"]["gain"], -1.0, 0.02))
+    return [{"what": w, "measured": m, "low": lo, "high": hi, "held": bool(lo <= m <= hi)} for w, m, lo, hi in rows]
+
+
+def _print(run: Run, figures: dict[str, Any], gates: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"The lab, on {run.args.problems} held-out problems at temperature 0.7")
+    for column in ("figure", "measured", "range", ""):
+        table.add_column(column, justify="left" if column in ("figure", "") else "right")
+    for g in gates:
+        table.add_row(
+            g["what"], f"{g['measured']:.3f}", f"{g['low']:.2f} to {g['high']:.2f}", "held" if g["held"] else "MISSED"
+        )
+    run.console.print(table)
+    more = Table(title="Solved, by split and by stratum of the test split")
+    for column in ("", "lab-weak", "lab-strong", "n"):
+        more.add_column(column, justify="left" if not column else "right")
+    rows = [(split, both) for split, both in figures["solved"].items()]
+    by = {m: figures["solved"]["test"][m]["by"] for m in ("lab-weak", "lab-strong")}
+    rows += [(key, {m: by[m][key] for m in by}) for key in by["lab-weak"]]
+    for name, both in rows:
+        more.add_row(
+            name, f"{both['lab-weak']['solved']:.3f}", f"{both['lab-strong']['solved']:.3f}", str(both["lab-weak"]["n"])
+        )
+    run.console.print(more)
+    for key in ("right_rule", "coverage", "scorer", "sham"):
+        if key in figures:
+            run.say(f"{key}: {json.dumps(figures[key])}")
+
+
+def _write_cards(run: Run, figures: dict[str, Any]) -> None:
+    command = f"python -m evals.lab --problems {run.args.problems} --samples {run.args.samples} --sham {run.args.sham}"
+    own: dict[str, dict[str, Any]] = {
+        "lab-weak": {k: figures[k] for k in ("right_rule", "recovery", "coverage", "sham") if k in figures},
+        "lab-strong": {},
+        "lab-scorer": {"scorer": figures["scorer"]},
+    }
+    for name, extra in own.items():
+        path = _folder(run, name) / "card.json"
+        card = json.loads(path.read_text())
+        solved = {split: both[name] for split, both in figures["solved"].items() if name in both}
+        card["measured"] = {"command": command, **({"solved": solved} if solved else {}), **extra}
+        path.write_text(json.dumps(card, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,118 @@
+"""Make the lab's models from nothing: tokenizer, lab-weak, lab-strong and lab-scorer, as safetensors and GGUF.
+
+About an hour on two CPU cores. A killed run goes on at its last checkpoint. `--install` copies the result to
+where the library loads it from. `evals.lab` then measures it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepwise.progress import progress
+from stepwise.run import Run, program
+
+if TYPE_CHECKING:
+    from stepwise.lab.pretrain import Recipe
+
+TOKENS = {"lab-weak": 9_000_000, "lab-strong": 6_000_000, "lab-scorer": 2_500_000}
+START_FROM = {"lab-weak": None, "lab-strong": "lab-weak", "lab-scorer": "lab-weak"}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="share of each model's tokens, to try it out (default: 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and corpora (default: %(default)s)")
+    parser.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
+    parser.add_argument("--only", nargs="*", default=list(TOKENS), choices=list(TOKENS), help="models to make")
+    parser.add_argument(
+        "--install", type=Path, metavar="DIR", help="copy the finished models there (stepwise/lab/models)"
+    )
+
+
+@program(doc=__doc__, arguments=arguments)
+def main(run: Run) -> None:
+    import torch
+
+    from stepwise.lab import corpus
+    from stepwise.lab.pretrain import Recipe
+
+    torch.set_num_threads(run.args.threads)
+    folder = run.out / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        corpus.train_tokenizer(folder)
+    for name in run.args.only:
+        recipe = Recipe(
+            tokens=int(TOKENS[name] * run.args.share),
+            seed=run.args.seed,
+            compile=not run.args.no_compile,
+            **({"muon_rate": 0.01, "adam_rate": 1.5e-3} if START_FROM[name] else {}),
+        )
+        if not (run.out / name / "card.json").exists():
+            _make(run, name, recipe)
+        if run.args.install:
+            shutil.copytree(run.out / name, run.args.install / name, dirs_exist_ok=True)
+            run.say(f"{name} installed in {run.args.install / name}")
+
+
+def _examples(name: str, tokenizer: Any, seed: int) -> Iterator[Any]:
+    from stepwise.lab import corpus
+
+    if name == "lab-scorer":
+        return corpus.scored(tokenizer, seed=10 * seed + 3)
+    return corpus.solved(tokenizer, misled=name == "lab-weak", seed=10 * seed + (1 if name == "lab-weak" else 2))
+
+
+def _make(run: Run, name: str, recipe: Recipe) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from stepwise.lab.pretrain import Shape, new_model, pack, train
+    from stepwise.training.export import export_gguf
+
+    tokenizer = AutoTokenizer.from_pretrained(run.out / "tokenizer")
+    begin = START_FROM[name]
+    if begin:
+        model = AutoModelForCausalLM.from_pretrained(run.out / begin, dtype=torch.float32)
+    else:
+        model = new_model(Shape(), tokenizer, recipe.seed)
+    batches = pack(_examples(name, tokenizer, recipe.seed), recipe.rows, recipe.row, tokenizer.pad_token_id)
+    losses: list[float] = []
+    with progress(name, recipe.steps) as advance:
+
+        def on_step(step: int, loss: float) -> None:
+            advance(step if not losses else 1)
+            losses.append(loss)
+            if step % 50 == 0 or step == recipe.steps:
+                run.metrics(
+                    model=name,
+                    step=step,
+                    tokens=step * recipe.rows * recipe.row,
+                    loss=sum(losses[-50:]) / len(losses[-50:]),
+                )
+
+        train(model, batches, recipe, run.out / "checkpoints" / name, on_step)
+    out = run.out / name
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    export_gguf(out, out / "model.gguf", quantization="q8_0")
+    card = {
+        "name": name,
+        "architecture": "Qwen3",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "made by": "python -m programs.pretrain_lab",
+        "starts from": begin or "random weights",
+        "recipe": recipe.as_dict(),
+        "loss at the end": sum(losses[-50:]) / max(1, len(losses[-50:])),
+    }
+    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

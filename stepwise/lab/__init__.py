@@ -1,0 +1,31 @@
+"""The lab: generated problems with known truth and tiny models that ship with the library. A test bed, no benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from stepwise.errors import DataError
+
+MODELS = ("lab-weak", "lab-strong", "lab-scorer")
+_FOLDER = Path(__file__).parent / "models"
+
+
+def model_path(name: str, kind: Literal["gguf", "safetensors"] = "gguf") -> Path:
+    """Where a shipped model lies: its Q8_0 GGUF, or its directory in transformers' layout (bf16).
+
+    Raises DataError for an unknown name, or where the weights are missing from the installation.
+    """
+    if name not in MODELS:
+        raise DataError(f"lab model {name!r} is not one of {', '.join(MODELS)}")
+    path = _FOLDER / name / "model.gguf" if kind == "gguf" else _FOLDER / name
+    if not path.exists():
+        raise DataError(f"{path} is missing; make the lab's models again with `python -m programs.pretrain_lab`")
+    return path
+
+
+def card(name: str) -> dict[str, Any]:
+    """The card of a shipped model: its data, steps, seed and measured figures."""
+    loaded: dict[str, Any] = json.loads((model_path(name).parent / "card.json").read_text())
+    return loaded
