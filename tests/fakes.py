@@ -1,4 +1,6 @@
-"""Models that follow a script: they stand in for backends and scorers, count what they are asked, and can be told to fail."""
+"""Models that follow a script: they stand in for backends and scorers, count what they are asked, and can be told to
+fail.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,10 @@ def n_tokens(text: str) -> int:
 class ScriptedBackend:
     """Continues solutions from a script; requests are recorded batch by batch in `batches`.
 
-    The script is a mapping from problem id to the steps of a solution (the step at the length of the prefix is given, an
-    end-of-message after the last), or a function of (problem, prefix texts, seed of the sample). `evaluated_tokens` counts the tokens
-    of a prefix that were never part of an earlier prefix or continuation of the same problem, as a perfect cache would.
+    The script is a mapping from problem id to the steps of a solution (the step at the length of the prefix is given,
+    an end-of-message after the last), or a function of (problem, prefix texts, seed of the sample).
+    `evaluated_tokens` counts the tokens of a prefix that were never part of an earlier prefix or continuation of the
+    same problem, as a perfect cache would.
     """
 
     def __init__(
@@ -71,7 +74,9 @@ class ScriptedBackend:
         known.update(texts[: i + 1] for i in range(len(texts)))
         prompt = sum(map(n_tokens, texts))
         if line.finish == "error" or line.error:
-            return Continuation(at, sample, "", "error", usage=Usage(self.name, 1, prompt), error=line.error or "failed")
+            return Continuation(
+                at, sample, "", "error", usage=Usage(self.name, 1, prompt), error=line.error or "failed"
+            )
         text, finish = line.text, line.finish or ("answer" if "\\boxed{" in line.text else "step")
         words = n_tokens(text)
         if words > request.max_tokens:
@@ -93,7 +98,9 @@ def _follow(script: Mapping[str, Sequence[str | Line]]) -> Script:
 
 
 class ScriptedScorer:
-    """Scores from a mapping of step texts (`default` for others) or from a function of (problem, steps); counts its calls."""
+    """Scores from a mapping of step texts (`default` for others) or from a function of (problem, steps); counts its
+    calls.
+    """
 
     def __init__(
         self,

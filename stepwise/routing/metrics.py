@@ -2,15 +2,17 @@
 
 What differs from TRIM (arXiv 2601.10245, section 5) and AutoMix (arXiv 2310.12963):
 1. The cost of the weak model need not be 0: delta-IBC divides by the cost above the weak model's.
-2. Cost is counted three ways (`cost_of`): strong tokens (the papers' own), all generated tokens with discarded drafts, and
-   parameter-tokens with prefill and scorer.
-3. CPT looks at measured points only; nothing is interpolated. The area under the frontier does interpolate, and says so.
+2. Cost is counted three ways (`cost_of`): strong tokens (the papers' own), all generated tokens with discarded
+   drafts, and parameter-tokens with prefill and scorer.
+3. CPT looks at measured points only; nothing is interpolated. The area under the frontier does interpolate, and says
+   so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
@@ -25,7 +27,9 @@ _ROUNDING = 1e-9  # 0.95 of a gap computed in floats may come out as 0.949999999
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """One measured setting of a router: mean cost per problem, and accuracy; both in any unit, but the same one throughout."""
+    """One measured setting of a router: mean cost per problem, and accuracy; both in any unit, but the same one
+    throughout.
+    """
 
     cost: Finite
     accuracy: Finite
@@ -64,7 +68,9 @@ def delta_ibc(point: OperatingPoint, weak: OperatingPoint, strong: OperatingPoin
 
 
 def frontier(points: Iterable[OperatingPoint]) -> list[OperatingPoint]:
-    """The points that no other point beats (cheaper and at least as accurate), by rising cost; both fields rise strictly."""
+    """The points that no other point beats (cheaper and at least as accurate), by rising cost; both fields rise
+    strictly.
+    """
     best: list[OperatingPoint] = []
     for point in sorted(points, key=lambda p: (p.cost, -p.accuracy)):
         if not best or point.accuracy > best[-1].accuracy:
@@ -73,7 +79,8 @@ def frontier(points: Iterable[OperatingPoint]) -> list[OperatingPoint]:
 
 
 def frontier_area(points: Iterable[OperatingPoint], weak: OperatingPoint, strong: OperatingPoint) -> float | None:
-    """Area under PGR against cost share, from weak (0, 0) to strong (1, 1): 0.5 for a random mix, 1 for a free perfect router.
+    """Area under PGR against cost share, from weak (0, 0) to strong (1, 1): 0.5 for a random mix, 1 for a free
+    perfect router.
 
     Between neighbours of the frontier the line is taken: mixing two settings at random per problem attains it. Costs
     outside [weak, strong] are left out. None when strong costs no more or is no better than weak.
@@ -83,7 +90,7 @@ def frontier_area(points: Iterable[OperatingPoint], weak: OperatingPoint, strong
     inside = [p for p in points if weak.cost <= p.cost <= strong.cost]
     line = frontier([weak, strong, *inside])
     ends = [*line, OperatingPoint(strong.cost, line[-1].accuracy)]
-    raw = sum((b.cost - a.cost) * ((a.accuracy + b.accuracy) / 2 - weak.accuracy) for a, b in zip(ends, ends[1:], strict=False))
+    raw = sum((b.cost - a.cost) * ((a.accuracy + b.accuracy) / 2 - weak.accuracy) for a, b in pairwise(ends))
     return raw / ((strong.cost - weak.cost) * (strong.accuracy - weak.accuracy))
 
 
@@ -96,7 +103,9 @@ class Interval(NamedTuple):
 
 
 def wilson(correct: int, n: int, confidence: float = 0.95) -> Interval:
-    """Share of `correct` among `n` with Wilson's score interval; raises `DataError` unless 0 <= correct <= n and n > 0."""
+    """Share of `correct` among `n` with Wilson's score interval; raises `DataError` unless 0 <= correct <= n and n >
+    0.
+    """
     from statistics import NormalDist
 
     if not 0 <= correct <= n or n == 0:
@@ -118,7 +127,9 @@ def paired_difference(
     import numpy as np
 
     if len(a) != len(b) or not a:
-        raise DataError(f"paired_difference: {len(a)} and {len(b)} values; give one value per problem for both, at least one")
+        raise DataError(
+            f"paired_difference: {len(a)} and {len(b)} values; give one value per problem for both, at least one"
+        )
     gaps = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     rng = np.random.default_rng(seed)
     means = np.array([gaps[rng.integers(0, len(gaps), len(gaps))].mean() for _ in range(samples)])
@@ -135,7 +146,9 @@ def _confidence(value: float) -> float:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a set of traces cost, in all. `parameter_tokens` is None when the size of a model that did work is not known."""
+    """What a set of traces cost, in all. `parameter_tokens` is None when the size of a model that did work is not
+    known.
+    """
 
     problems: int
     strong_tokens: int
@@ -158,7 +171,9 @@ class Cost:
 
 
 def written(trace: Trace) -> Iterable[Step]:
-    """Every piece of text a model wrote for a trace: steps, discarded drafts, and drafts of a step that never came to be."""
+    """Every piece of text a model wrote for a trace: steps, discarded drafts, and drafts of a step that never came to
+    be.
+    """
     for step in trace.steps:
         yield from step.discarded
         yield step
@@ -197,7 +212,9 @@ def cost_of(traces: Sequence[Trace], *, weak: Any = None, strong: Any = None, sc
         problems=len(traces),
         strong_tokens=totals.get("strong", Usage()).generated_tokens,
         all_tokens=everything.generated_tokens,
-        parameter_tokens=float(sum((sizes.get(author) or 0) * tokens for author, tokens in run.items())) if known else None,
+        parameter_tokens=float(sum((sizes.get(author) or 0) * tokens for author, tokens in run.items()))
+        if known
+        else None,
         discarded_tokens=sum(d.usage.generated_tokens for d in discarded),
         calls=sum(usage.calls for author, usage in totals.items() if author != "scorer"),
         strong_calls=totals.get("strong", Usage()).calls,

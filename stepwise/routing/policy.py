@@ -1,7 +1,8 @@
 """What a policy is: it looks at the solution so far and decides who writes the step.
 
 A policy is a frozen pydantic dataclass; its state lives in the `View` it is given, so one policy serves any number of
-problems at once, in any order and from any thread. The router owns the loop and knows policies only through this protocol.
+problems at once, in any order and from any thread. The router owns the loop and knows policies only through this
+protocol.
 """
 
 from __future__ import annotations
@@ -57,13 +58,15 @@ Action = Keep | Escalate | HandOver | Resample
 class View:
     """What a policy sees. `steps` are those of the solution so far, with their scores where they were scored.
 
-    `draft` is the weak model's proposal for the next step, None when the policy decides before it is written. `attempt` counts
-    the drafts thrown away for this step. `strong_tokens_left` is None when nothing caps them. `seed` is the run's.
+    `draft` is the weak model's proposal for the next step and `draft_finish` how it ended ("step", "answer", "eos",
+    ...); None and "" when the policy decides before it is written. `attempt` counts the drafts thrown away for this
+    step. `strong_tokens_left` is None when nothing caps them. `seed` is the run's.
     """
 
     problem: Problem
     steps: tuple[Step, ...] = ()
     draft: Step | None = None
+    draft_finish: str = ""
     attempt: int = 0
     max_steps: int = 30
     strong_tokens_left: int | None = None
@@ -85,12 +88,15 @@ class View:
         return self.draft.usage.generated_tokens if self.draft else 0
 
     def uniform(self, salt: int = 0) -> float:
-        """A number in [0, 1) that depends on (run seed, problem id, step index, attempt, `salt`) alone: never on batch order."""
+        """A number in [0, 1) that depends on (run seed, problem id, step index, attempt, `salt`) alone: never on
+        batch order.
+        """
         return stable_hash(self.seed, self.problem.id, self.index, self.attempt, salt, "policy") / 2**63
 
 
 class Policy(Protocol):
-    """Decides keep or escalate. `when` it is asked: once per "question", or at every step "before" or "after" the draft.
+    """Decides keep or escalate. `when` it is asked: once per "question", or at every step "before" or "after" the
+    draft.
 
     `needs_scores`: the scorer is called (and paid for) only if this is true. `name` is the policy's name in a config.
     """
@@ -104,12 +110,16 @@ class Policy(Protocol):
         ...
 
     def at(self, x: float) -> Self:
-        """The same policy at operating point `x` (its threshold, rate, price, ...); policies without one return themselves."""
+        """The same policy at operating point `x` (its threshold, rate, price, ...); policies without one return
+        themselves.
+        """
         ...
 
 
 def stable_hash(*parts: object) -> int:
-    """A number in [0, 2**63) that is the same in every process and on every machine; parts are told apart by place and text."""
+    """A number in [0, 2**63) that is the same in every process and on every machine; parts are told apart by place
+    and text.
+    """
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -122,8 +132,8 @@ def policy_to_dict(policy: Policy) -> dict[str, Any]:
 def policy_from_dict(settings: Mapping[str, Any]) -> Policy:
     """The policy named by `settings["policy"]` with those of the other settings that are its fields.
 
-    Raises `ConfigError` for an unknown policy (naming the nearest) and for a wrong value; settings of other policies are
-    ignored, so one `[routing]` table can hold them all.
+    Raises `ConfigError` for an unknown policy (naming the nearest) and for a wrong value; settings of other policies
+    are ignored, so one `[routing]` table can hold them all.
     """
     from stepwise.routing.simple import POLICIES
 
@@ -132,11 +142,14 @@ def policy_from_dict(settings: Mapping[str, Any]) -> Policy:
         import difflib
 
         near = difflib.get_close_matches(name, POLICIES, n=1, cutoff=0.0)
-        raise ConfigError(f"routing.policy is {name!r}; did you mean {near[0]!r}? Known policies: {', '.join(POLICIES)}")
+        raise ConfigError(
+            f"routing.policy is {name!r}; did you mean {near[0]!r}? Known policies: {', '.join(POLICIES)}"
+        )
     cls = POLICIES[name]
     fields = {field.name for field in dataclasses.fields(cls)}
     try:
-        return cls(**{key: value for key, value in settings.items() if key in fields})
+        policy: Policy = cls(**{key: value for key, value in settings.items() if key in fields})
+        return policy
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -145,4 +158,5 @@ def policy_from_dict(settings: Mapping[str, Any]) -> Policy:
 
 def policy_from_config(routing: Any) -> Policy:
     """The policy that a `RoutingConfig` asks for; raises `ConfigError` as `policy_from_dict` does."""
-    return policy_from_dict(routing.model_dump())
+    settings = routing.model_dump()
+    return policy_from_dict({**settings, "p": settings.get("probability")})

@@ -55,7 +55,8 @@ class Always:
 class Random:
     """Each step goes to the strong model with probability `p`, decided before the weak model drafts it.
 
-    With one seed the draws are shared between rates: a step escalated at p = 0.2 is also escalated at p = 0.4, at the same prefix.
+    With one seed the draws are shared between rates: a step escalated at p = 0.2 is also escalated at p = 0.4, at the
+    same prefix.
     """
 
     p: float = Field(default=0.3, ge=0, le=1)

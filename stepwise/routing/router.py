@@ -1,0 +1,270 @@
+"""`StepRouter`: the routing loop as a DSPy module. Importing this file imports DSPy; `stepwise.StepRouter` does it on
+first use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
+
+import dspy
+
+from stepwise.backends import load_backend
+from stepwise.backends.base import Backend, Continuation, Request
+from stepwise.budget import Ledger
+from stepwise.config import BudgetConfig, Config, LoadConfig, ModelConfig, SamplingConfig, ScorerConfig
+from stepwise.errors import ConfigError, DataError
+from stepwise.prompt import SolvePrompt
+from stepwise.routing.lockstep import Models, OnTrace, RouteSettings, route_all
+from stepwise.routing.metrics import Cost, cost_of
+from stepwise.routing.policy import Policy, policy_from_config, policy_from_dict, policy_to_dict
+from stepwise.routing.simple import Threshold
+from stepwise.scorers import Item, Scored, Scorer, load_scorer, score_items
+from stepwise.types import Problem, Trace, Usage, as_problem
+
+
+class StepRouter(dspy.Module):
+    """Solves problems with a weak model, and has a strong one write the steps that the policy escalates.
+
+    `weak` and `strong` are model names ("llamacpp/lab-weak"), `ModelConfig`s, or backends; `scorer` likewise, needed
+    only by policies that look at scores. `budget` caps everything this router does in its life; `max_steps` one
+    solution. A problem's trace depends on `seed`, the problem and the models alone, unless a cap is reached. Models
+    loaded here are closed by `close()` (or a `with` block); models handed in stay open.
+    """
+
+    def __init__(
+        self,
+        weak: str | ModelConfig | Backend,
+        strong: str | ModelConfig | Backend,
+        scorer: str | ScorerConfig | Scorer | None = None,
+        policy: Policy | None = None,
+        *,
+        prompt: SolvePrompt | None = None,
+        sampling: SamplingConfig | None = None,
+        budget: BudgetConfig | None = None,
+        max_steps: int = 30,
+        seed: int = 0,
+        window: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.policy = policy or Threshold()
+        self.prompt = prompt or SolvePrompt()
+        self.settings = RouteSettings(sampling or SamplingConfig(), max_steps, seed, window, self.prompt)
+        self.budget = budget or BudgetConfig()
+        if self.policy.needs_scores and scorer is None:
+            raise ConfigError(
+                f"StepRouter: policy {self.policy.name!r} looks at scores; "
+                "pass scorer=, for example 'llamacpp/lab-scorer'"
+            )
+        self._owned: list[Any] = []
+        self.models = Models(
+            self._load(weak, load_backend),
+            self._load(strong, load_backend),
+            None if scorer is None else self._load(scorer, load_scorer),
+        )
+        self._prices = {role: _prices(spec) for role, spec in (("weak", weak), ("strong", strong), ("scorer", scorer))}
+        self.ledger = Ledger(self.budget, self._prices)
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """The router that a configuration describes, with its models loaded."""
+        return cls(
+            config.models.weak,
+            config.models.strong,
+            config.scorer,
+            policy_from_config(config.routing),
+            prompt=config.prompt,
+            sampling=config.sampling,
+            budget=config.budget,
+            max_steps=config.routing.max_steps,
+            seed=config.seed,
+        )
+
+    def with_policy(self, policy: Policy) -> Self:
+        """A router with the same loaded models and settings, another policy, and a budget of its own."""
+        other = self.__deepcopy__({})
+        other.policy, other.ledger = policy, Ledger(self.budget, self._prices)
+        return other
+
+    def forward(self, question: str | None = None, problem: Problem | str | None = None) -> dspy.Prediction:
+        """Route one problem; the prediction has `answer` (None without a boxed one) and `trace`."""
+        return self._predict(question, problem)
+
+    async def aforward(self, question: str | None = None, problem: Problem | str | None = None) -> dspy.Prediction:
+        """`forward` in a thread of its own."""
+        return await asyncio.to_thread(self._predict, question, problem)
+
+    def _predict(self, question: str | None, problem: Problem | str | None) -> dspy.Prediction:
+        given = problem if problem is not None else question
+        if given is None or (problem is not None and question is not None):
+            raise DataError("StepRouter takes question= or problem=, one of the two")
+        trace = self.solve_all([given], progress=False)[0]
+        return dspy.Prediction(answer=trace.answer, trace=trace)
+
+    def solve_all(
+        self,
+        problems: Iterable[Problem | str],
+        *,
+        progress: bool = True,
+        on_trace: OnTrace | None = None,
+        resume: Iterable[Trace] = (),
+        description: str = "routing",
+    ) -> list[Trace]:
+        """One trace per problem, in order, all problems in lockstep, with a progress bar.
+
+        `on_trace` is told of each trace as it is finished. `resume` holds traces of an earlier, interrupted call: a
+        finished one whose problem is the same is taken over and not run again. Ctrl-C raises `RoutingInterrupted`
+        with the traces so far.
+        """
+        from stepwise.progress import progress as bar
+
+        asked = [as_problem(problem) for problem in problems]
+        done = {trace.problem: trace for trace in resume if trace.finish not in ("", "interrupted")}
+        todo = [problem for problem in asked if problem not in done]
+        models = Models(
+            _ReportedBackend(self.models.weak, self),
+            _ReportedBackend(self.models.strong, self),
+            _ReportedScorer(self.models.scorer, self) if self.models.scorer is not None else None,
+        )
+
+        def route(told: OnTrace | None) -> list[Trace]:
+            return route_all(todo, models, self.policy, self.settings, ledger=self.ledger, on_trace=told)
+
+        if progress:
+            with bar(description, len(todo)) as advance:
+
+                def tell(trace: Trace) -> None:
+                    if on_trace is not None:
+                        on_trace(trace)
+                    advance(1)
+
+                traces = route(tell)
+        else:
+            traces = route(on_trace)
+        fresh = iter(traces)
+        return [done[problem] if problem in done else next(fresh) for problem in asked]
+
+    def cost(self, traces: Sequence[Trace]) -> Cost:
+        """What `traces` cost, counted three ways with the sizes of this router's models; see `metrics.cost_of`."""
+        return cost_of(traces, weak=self.models.weak, strong=self.models.strong, scorer=self.models.scorer)
+
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """Policy and settings as plain JSON, with the names of the models; DSPy's `save` writes it."""
+        return {
+            "policy": policy_to_dict(self.policy),
+            "prompt": self.prompt.model_dump(mode="json"),
+            "sampling": self.settings.sampling.model_dump(mode="json"),
+            "budget": self.budget.model_dump(mode="json"),
+            "max_steps": self.settings.max_steps,
+            "seed": self.settings.seed,
+            "window": self.settings.window,
+            "models": self._names(),
+        }
+
+    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
+        """Take over policy and settings; the models stay those this router was made with.
+
+        Raises `ConfigError` when the state was saved with models of other names or with another prompt: its policy
+        was set for those.
+        """
+        if state["models"] != self._names():
+            raise ConfigError(
+                f"this state was saved with models {state['models']}, the router has {self._names()}; "
+                "make the router with the same models, or fit its policy anew"
+            )
+        if SolvePrompt(**state["prompt"]) != self.prompt:
+            raise ConfigError(
+                f"this state was saved with prompt {state['prompt']}; make the router with prompt=SolvePrompt(**that)"
+            )
+        sampling, budget = SamplingConfig(**state["sampling"]), BudgetConfig(**state["budget"])
+        settings = RouteSettings(sampling, state["max_steps"], state["seed"], state["window"], self.prompt)
+        self.policy, self.settings = policy_from_dict(state["policy"]), settings
+        self.budget, self.ledger = budget, Ledger(budget, self._prices)
+
+    def close(self) -> None:
+        """Free the models that this router loaded itself; calling it twice does nothing."""
+        while self._owned:
+            self._owned.pop().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        models = ", ".join(f"{role}={name!r}" for role, name in self._names().items())
+        return f"StepRouter({models}, policy={self.policy!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy that shares the loaded models and the budget; only the original closes the models."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__, _owned=[], history=[])
+        return other
+
+    def _names(self) -> dict[str, str | None]:
+        return {role: getattr(model, "name", None) for role, model in self.models._asdict().items()}
+
+    def _load(self, spec: Any, load: Callable[..., Any]) -> Any:
+        model = load(spec, prompt=self.prompt)
+        if model is not spec and hasattr(model, "close"):
+            self._owned.append(model)
+        return model
+
+
+def _prices(spec: Any) -> tuple[float, float] | None:
+    """What a model costs: known of a configuration or a name, unknown of an object."""
+    if isinstance(spec, str):
+        spec = ModelConfig(model=spec)
+    return spec.prices if isinstance(spec, LoadConfig) else None
+
+
+class _Reported:
+    """A model whose calls DSPy hears of: its callbacks at start and end, its usage tracker after each."""
+
+    def __init__(self, model: Any, router: StepRouter) -> None:
+        self._model, self._router = model, router
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def _tell(self, event: str, **values: Any) -> None:
+        for callback in (*(dspy.settings.get("callbacks") or ()), *self._router.callbacks):
+            getattr(callback, event)(**values)
+
+    def _call(self, work: Callable[[], list[Any]], requests: Sequence[Any]) -> list[Any]:
+        call_id = uuid.uuid4().hex
+        self._tell("on_lm_start", call_id=call_id, instance=self._model, inputs={"requests": list(requests)})
+        results: list[Any] | None = None
+        failure: BaseException | None = None
+        try:
+            results = work()
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self._tell("on_lm_end", call_id=call_id, outputs=results, exception=failure)
+        spent = sum((result.usage for result in results), Usage())
+        if (tracker := dspy.settings.usage_tracker) is not None:
+            tracker.add_usage(
+                self._model.name,
+                {
+                    "prompt_tokens": spent.prompt_tokens,
+                    "completion_tokens": spent.generated_tokens,
+                    "total_tokens": spent.prompt_tokens + spent.generated_tokens,
+                    "prompt_tokens_details": {"cached_tokens": spent.prompt_tokens - spent.evaluated_tokens},
+                },
+            )
+        return results
+
+
+class _ReportedBackend(_Reported):
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+        return self._call(lambda: self._model.continue_solutions(requests), requests)
+
+
+class _ReportedScorer(_Reported):
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
+        return self._call(lambda: score_items(self._model, items), items)
