@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError, StepwiseError
@@ -37,6 +37,14 @@ T = TypeVar("T")
 _SHARED = ("config", "set", "out", "dry_run", "overwrite", "debug")
 
 
+class Main(Protocol):
+    """Entry point of a program."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run with the arguments `argv` (None: those of the command line); returns the exit code."""
+        ...
+
+
 class Run:
     """What a program gets: its configuration, its own arguments, a console (standard output), an output directory."""
 
@@ -48,8 +56,8 @@ class Run:
 
     @property
     def out(self) -> Path:
-        """The output directory; it exists."""
-        return self._directory.path
+        """The output directory; it is made when it is first asked for."""
+        return self._directory.made()
 
     def path(self, name: str) -> Path:
         """Where the run's file `name` belongs; the file counts as the run's own, and `--overwrite` removes it."""
@@ -65,7 +73,8 @@ class Run:
     def rows(self, name: str, cls: type[T]) -> list[T]: ...
     def rows(self, name: str, cls: type[Any] | None = None) -> list[Any]:
         """What an earlier, interrupted start of this same run already wrote to `name`: empty at the first start."""
-        return read_rows(self.out / name) if cls is None else read_rows(self.out / name, cls)
+        path = self._directory.path / name
+        return read_rows(path) if cls is None else read_rows(path, cls)
 
     def metrics(self, **values: Any) -> None:
         """Append one row to metrics.jsonl."""
@@ -82,7 +91,7 @@ def program(
     arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     plan: Callable[[Config, argparse.Namespace], Sequence[Planned]] | None = None,
     resumable: bool = True,
-) -> Callable[[Callable[[Run], int | None]], Callable[[Sequence[str] | None], int]]:
+) -> Callable[[Callable[[Run], int | None]], Main]:
     """Turn `function(run)` into `main(argv=None) -> exit code`. The file's name is the program's name.
 
     `doc` is the module's docstring, shown by --help. `arguments` adds the program's own options. `plan` says what the
@@ -90,7 +99,7 @@ def program(
     removes its own files of an earlier start with the same settings instead of going on from them.
     """
 
-    def decorate(function: Callable[[Run], int | None]) -> Callable[[Sequence[str] | None], int]:
+    def decorate(function: Callable[[Run], int | None]) -> Main:
         name = Path(function.__code__.co_filename).stem
 
         @functools.wraps(function)
@@ -154,7 +163,7 @@ def _start(
     going_on = directory.open(anew=args.overwrite or not resumable)
     run = Run(config, args, directory, console)
     if going_on:
-        run.say(f"going on with the run in {run.out} (--overwrite starts anew)")
+        run.say(f"going on with the run in {args.out} (--overwrite starts anew)")
     try:
         code = function(run)
     except KeyboardInterrupt:

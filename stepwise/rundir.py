@@ -6,10 +6,10 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from stepwise import __version__
 from stepwise.config import Config
 from stepwise.errors import DataError
 
@@ -27,7 +27,7 @@ class RunDirectory:
         self._began = time.time()
         self._card: dict[str, Any] = {
             "program": program,
-            "version": _version(),
+            "version": __version__,
             "config_hash": config.hash,
             "arguments": json.loads(json.dumps(dict(arguments), default=str)),
             "config": config.model_dump(mode="json"),
@@ -54,33 +54,42 @@ class RunDirectory:
                 )
 
     def open(self, *, anew: bool) -> bool:
-        """Make or take over the directory; True when an earlier run is gone on with. `anew` removes its files first."""
+        """Take over what an earlier run left, True if there is any; with `anew` remove that run's files instead."""
         found = self._read()
-        if found is not None and anew:
-            for name in found.get("files", []):
-                (self.path / name).unlink(missing_ok=True)
-            found = None
-        self.path.mkdir(parents=True, exist_ok=True)
-        if found is not None:
-            self._card["files"] = list(found.get("files", []))
+        if found is None:
+            return False
+        files = [str(name) for name in found.get("files", [])]
+        if anew:
+            for name in files:
+                self._inside(name).unlink(missing_ok=True)
+            (self.path / _CARD).unlink()
+            return False
+        self._card["files"] = files
         self._write()
-        return found is not None
+        return True
+
+    def made(self) -> Path:
+        """The directory, which exists from now on, with the run's card in it."""
+        if not (self.path / _CARD).exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write()
+        return self.path
 
     def claim(self, name: str) -> Path:
         """Path of the run's own file `name` (relative, inside the directory); its parent directory exists."""
-        path = self.path / name
-        if not path.resolve().is_relative_to(self.path.resolve()) or name == _CARD:
-            raise DataError(f'"{name}" is no name for a file of a run; give a relative path inside {self.path}')
+        path = self._inside(name)
         if name not in self._card["files"]:
+            self.made()
             path.parent.mkdir(parents=True, exist_ok=True)
             self._card["files"].append(name)
             self._write()
         return path
 
     def close(self, status: Literal["finished", "interrupted", "failed"]) -> None:
-        """Write down how the run ended and how long this start of it took, in seconds."""
+        """Write down how the run ended and how long this start of it took, in seconds; nothing if it left no files."""
         self._card |= {"status": status, "seconds": round(time.time() - self._began, 3)}
-        self._write()
+        if (self.path / _CARD).exists():
+            self._write()
 
     def summary(self) -> str:
         """What is there so far, for the line after an interruption."""
@@ -91,6 +100,12 @@ class RunDirectory:
                 rows = path.read_bytes().count(b"\n")
                 sizes.append(f"{name} with {rows} rows")
         return f"{self.path} holds {', '.join(sizes)}" if sizes else f"{self.path} holds no rows yet"
+
+    def _inside(self, name: str) -> Path:
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path.resolve()) or name == _CARD:
+            raise DataError(f'"{name}" is no name for a file of a run; give a relative path inside {self.path}')
+        return path
 
     def _read(self) -> dict[str, Any] | None:
         path = self.path / _CARD
@@ -106,10 +121,3 @@ class RunDirectory:
         draft = self.path / (_CARD + ".new")
         draft.write_text(json.dumps(self._card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(draft, self.path / _CARD)
-
-
-def _version() -> str:
-    try:
-        return version("stepwise")
-    except PackageNotFoundError:
-        return "source"

@@ -1,0 +1,57 @@
+# make demo    install what is needed to run, then route lab problems and write out/demo/report.html
+# make test    install everything, then run the fast tests
+# Each is complete on a fresh machine with Python 3.11 or later, a C++ compiler and make. A second call installs nothing,
+# unless pyproject.toml or constraints.txt have changed.
+#
+# Another Python:      make demo PYTHON=python3.12
+# A build with CUDA:   make demo CMAKE_ARGS="-DGGML_CUDA=ON"       (after `make clean`, if one was built before)
+# A build with Metal:  make demo CMAKE_ARGS="-DGGML_METAL=ON"
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Only what the Python package uses of llama.cpp, and no instruction that a CPU of the last ten years may lack.
+CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
+	-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama-core-only.cmake
+PIP := CMAKE_ARGS="$(CMAKE_ARGS)" $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+# Waiting threads that spin stop a machine whose cores are busy.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test test-slow lint lab clean
+
+demo: $(VENV)/.core
+	@$(BIN)/python -m programs.demo
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev
+	@$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+lab: $(VENV)/.dev
+	@$(BIN)/python -m programs.pretrain_lab
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.python:
+	@$(PYTHON) tools/check_machine.py
+	@echo "Making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "Installing stepwise. The first time llama.cpp is compiled: about 5 minutes on two cores, silent while it lasts."
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@echo "Installing what training and the tests need (PyTorch is the largest part)."
+	@$(PIP) -e ".[train,dev]"
+	@touch $@

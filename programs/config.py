@@ -1,0 +1,23 @@
+"""Print the annotated default configuration.
+
+With --config or --set they are checked, and every setting that results is printed as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+from stepwise.run import Run, program
+
+
+@program(doc=__doc__)
+def main(run: Run) -> None:
+    if run.args.config is None and not run.args.set:
+        print(files("stepwise").joinpath("lab.toml").read_text(encoding="utf-8"), end="")
+        return
+    print(json.dumps({"hash": run.config.hash, **run.config.model_dump(mode="json")}, indent=1))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
