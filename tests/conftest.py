@@ -16,7 +16,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny_gguf_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random-weight Qwen3 GGUF in F32 with the Qwen2 pre-tokenizer; its transformers form is `tiny_gguf_path.parent / "qwen3"`."""
+    """A random-weight Qwen3 in F32 with Qwen2's pre-tokenizer; its transformers form is in `.parent / "qwen3"`."""
     pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
     pytest.importorskip("gguf", reason='needs pip install "stepwise[train]"')
     from tests.models import tiny_gguf

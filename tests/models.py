@@ -1,4 +1,4 @@
-"""Tiny random-weight models in transformers format, with real tokenizers: the same code paths as real models, in a second.
+"""Tiny random-weight models in transformers format, with real tokenizers: the code paths of real models, in a second.
 
 Equal arguments give equal files. torch and transformers are imported only where weights are made.
 """
@@ -41,10 +41,10 @@ def training_text() -> Iterator[str]:
 
 
 def train_tokenizer(pre: PreTokenizer = "qwen2", *, vocab_size: int = 512, add_bos: bool = False) -> Any:
-    """A byte-level BPE `tokenizers.Tokenizer` whose pre-tokenizer has the structure that real models with that name have.
+    """A byte-level BPE `tokenizers.Tokenizer` with the pre-tokenizer that real models of that name have.
 
-    llama-bpe looks a whole word up before it merges (`ignore_merges`), as Llama 3 does; qwen2 normalises to NFC, as Qwen does.
-    `add_bos` adds a post-processor that puts <|endoftext|> first.
+    llama-bpe looks a whole word up before it merges (`ignore_merges`), as Llama 3 does; qwen2 normalises to NFC, as
+    Qwen does. `add_bos` adds a post-processor that puts <|endoftext|> first.
     """
     from tokenizers import (
         AddedToken,
@@ -110,7 +110,7 @@ def tiny_model(
 ) -> Path:
     """Write a random-weight model to `model_dir` in transformers format and return the directory.
 
-    About 0.5M parameters: 2 layers, width 128, 2 heads of 64, 1 key-value head, context 512; `config` overrides any of it.
+    0.4M parameters: 2 layers, width 128, 2 heads of 64, 1 key-value head, context 512; `config` overrides any of it.
     Norms and biases are random too, so that a tensor put in the wrong place changes the logits.
     """
     import torch

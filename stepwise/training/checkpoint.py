@@ -29,7 +29,7 @@ class TensorPlace(NamedTuple):
 
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """The JSON object in `path`; {} for a missing file if `optional`. Raises ExportError when it is missing or no object."""
+    """The JSON object in `path`; {} for a missing file if `optional`. Raises ExportError for anything else."""
     if not path.is_file():
         if optional:
             return {}
@@ -98,15 +98,11 @@ def _read_header(path: Path) -> dict[str, TensorPlace]:
             raise ExportError(f"{path} is no safetensors file, or is cut short; {_SAVE}")
         try:
             header = json.loads(file.read(length))
-            return {
-                name: TensorPlace(
-                    path,
-                    entry["dtype"],
-                    tuple(entry["shape"]),
-                    *(8 + length + offset for offset in entry["data_offsets"]),
-                )
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
+            places = {}
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    start, stop = (8 + length + offset for offset in entry["data_offsets"])
+                    places[name] = TensorPlace(path, entry["dtype"], tuple(entry["shape"]), start, stop)
         except (ValueError, KeyError, TypeError) as error:
             raise ExportError(f"{path} has a damaged safetensors header ({error!r}); {_SAVE}") from error
+    return places

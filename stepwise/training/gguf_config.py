@@ -71,8 +71,8 @@ class GgufConfig:
     def rope_factors(self) -> NDArray[np.float32] | None:
         """Divisors of the rotary frequencies, shape (head_dim / 2,), for Llama 3.1's scaling; None for every other.
 
-        A frequency whose wavelength (in tokens) is above the original context over `low_freq_factor` is divided by `factor`, one below the
-        original context over `high_freq_factor` is kept, and those between are interpolated.
+        With n the number of periods that fit into the original context: n below `low_freq_factor` is divided by
+        `factor`, n above `high_freq_factor` is kept, and what is between is interpolated.
         """
         if self.rope["rope_type"] != "llama3":
             return None
@@ -84,7 +84,7 @@ class GgufConfig:
         return (1 / ((1 - kept) / factor + kept)).astype(np.float32)
 
     def tensor_names(self) -> list[str]:
-        """Names in transformers' format of every tensor that the model must have, in the order in which they are written."""
+        """Every tensor that the model must have, by its name in transformers, in the order of writing."""
         attention = [f"self_attn.{side}_proj.weight" for side in "qkvo"]
         mlp = [f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
         if self.attention_bias:
@@ -99,12 +99,12 @@ class GgufConfig:
         return [*names, "model.norm.weight", *([] if self.tied else ["lm_head.weight"])]
 
     def to_gguf_layout(self, name: str, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Reorder the rows of Llama's query and key projections (weight, bias or LoRA B); every other tensor as it is.
+        """Reorder the rows of Llama's query and key projections (weight, bias, LoRA B); every other tensor as it is.
 
         transformers rotates the two halves of a head against each other, llama.cpp's Llama rotates neighbouring pairs.
         """
         for part, heads in (("q_proj", self.heads), ("k_proj", self.kv_heads)):
-            if self.arch == "llama" and f".self_attn.{part}." in name:
+            if self.arch == "llama" and f".self_attn.{part}." in name and not name.endswith(".lora_A.weight"):
                 halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
                 return halves.swapaxes(1, 2).reshape(tensor.shape)
         return tensor
@@ -127,16 +127,18 @@ def read_config(model_dir: Path) -> GgufConfig:
     attention_bias = arch == "qwen2" or bool(config.get("attention_bias"))
     if arch == "qwen3" and attention_bias:
         raise ExportError(f"{path}: attention_bias is true; llama.cpp's qwen3 has no such tensors")
-    if (
-        arch == "qwen2"
-        and config.get("head_dim")
-        and config["head_dim"] * config["num_attention_heads"] != config["hidden_size"]
-    ):
-        raise ExportError(
-            f"{path}: head_dim is {config['head_dim']}; llama.cpp's qwen2 needs hidden_size / num_attention_heads"
-        )
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        rope = _read_rope(path, config)
+        if arch != "llama" and rope["rope_type"] == "llama3":
+            raise ExportError(
+                f"{path}: rope type 'llama3' is set; llama.cpp's {arch} has no factors of rope frequencies"
+            )
+        head_dim = int(config.get("head_dim") or (128 if arch == "qwen3" else hidden // heads))
+        if arch == "qwen2" and head_dim * heads != hidden:
+            raise ExportError(
+                f"{path}: head_dim is {head_dim}; llama.cpp's qwen2 has hidden_size / num_attention_heads"
+            )
         return GgufConfig(
             arch=arch,
             path=path,
@@ -145,13 +147,13 @@ def read_config(model_dir: Path) -> GgufConfig:
             layers=int(config["num_hidden_layers"]),
             heads=heads,
             kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or (128 if arch == "qwen3" else hidden // heads)),
+            head_dim=head_dim,
             context=int(config["max_position_embeddings"]),
             rms_norm_eps=float(config["rms_norm_eps"]),
             tied=bool(config.get("tie_word_embeddings", False)),
             attention_bias=attention_bias,
             mlp_bias=arch == "llama" and bool(config.get("mlp_bias")),
-            rope=_read_rope(path, config),
+            rope=rope,
         )
     except KeyError as error:
         raise ExportError(
@@ -160,7 +162,7 @@ def read_config(model_dir: Path) -> GgufConfig:
 
 
 def _read_rope(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rope settings with `rope_theta` and `rope_type`, from `rope_parameters` or from `rope_theta` and `rope_scaling`."""
+    """Rope settings, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling`."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope = {"rope_theta": config.get("rope_theta", 10000.0), **scaling}
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"

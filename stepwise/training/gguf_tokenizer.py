@@ -1,4 +1,4 @@
-"""The tokenizer of a transformers model as GGUF metadata: byte-level BPE only, with a pre-tokenizer that llama.cpp knows.
+"""The tokenizer of a transformers model as GGUF metadata: byte-level BPE, with a pre-tokenizer that llama.cpp knows.
 
 What llama.cpp does not do: the NFC normalisation of Qwen (stepwise normalises text at its door), and tokens that strip
 the spaces beside them (refused).
@@ -19,7 +19,7 @@ _QWEN2 = (
 )
 _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 _GPT2 = "the ByteLevel pre-tokenizer's own"
-# (regex, ignore_merges) -> tokenizer.ggml.pre. The name decides in llama.cpp whether a whole word is looked up before merging.
+# (regex, ignore_merges) -> tokenizer.ggml.pre: its name decides whether llama.cpp looks a word up before it merges.
 _PRE_TOKENIZERS = {
     (_GPT2, False): "gpt-2",
     (_QWEN2, False): "qwen2",
@@ -62,7 +62,7 @@ class GgufTokenizer:
 
 
 def read_tokenizer(model_dir: Path, vocab_size: int) -> GgufTokenizer:
-    """The tokenizer of `model_dir`, padded with unused tokens to `vocab_size` ids. Raises ExportError where it cannot be written."""
+    """The tokenizer in `model_dir`, padded with unused tokens to `vocab_size`; ExportError if it cannot be written."""
     path = model_dir / "tokenizer.json"
     if not path.is_file() and (model_dir / "tokenizer.model").is_file():
         raise ExportError(
@@ -91,7 +91,7 @@ def read_tokenizer(model_dir: Path, vocab_size: int) -> GgufTokenizer:
 
 
 def detect_pre_tokenizer(path: Path, spec: Mapping[str, Any]) -> str:
-    """The `tokenizer.ggml.pre` whose splitting equals that of tokenizer.json `spec`; raises ExportError if there is none."""
+    """The `tokenizer.ggml.pre` that splits as the tokenizer.json `spec` does; raises ExportError if there is none."""
     pre = spec.get("pre_tokenizer") or {}
     stages = pre.get("pretokenizers", []) if pre.get("type") == "Sequence" else [pre]
     kinds = [stage.get("type") for stage in stages]
@@ -108,8 +108,8 @@ def detect_pre_tokenizer(path: Path, spec: Mapping[str, Any]) -> str:
     name = _PRE_TOKENIZERS.get((regex or "", ignore_merges))
     if name is None:
         raise ExportError(
-            f"{path}: pre_tokenizer {' + '.join(map(str, kinds)) or None} with regex {regex!r} and ignore_merges={ignore_merges} "
-            f"is not one that llama.cpp is known to split alike; {SUPPORTED}"
+            f"{path}: llama.cpp has no counterpart of the pre_tokenizer {' + '.join(map(str, kinds))} "
+            f"with regex {regex!r} and ignore_merges={ignore_merges}; {SUPPORTED}"
         )
     return name
 
@@ -121,9 +121,7 @@ def _check_model(path: Path, model: Mapping[str, Any]) -> None:
         raise ExportError(f"{path}: model.byte_fallback is true, so this is a SentencePiece tokenizer; {SUPPORTED}")
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token", "dropout"):
         if model.get(key):
-            raise ExportError(
-                f"{path}: model.{key} is {model[key]!r}, which byte-level BPE in llama.cpp does not have; {SUPPORTED}"
-            )
+            raise ExportError(f"{path}: model.{key} is {model[key]!r}, which llama.cpp does not have; {SUPPORTED}")
     missing = 256 - sum(char in model["vocab"] for char in _byte_characters())
     if missing:
         raise ExportError(
@@ -133,7 +131,7 @@ def _check_model(path: Path, model: Mapping[str, Any]) -> None:
 
 
 def _byte_characters() -> list[str]:
-    """The 256 characters that stand for bytes in a byte-level vocabulary (GPT-2): itself where printable, else 256 and up."""
+    """The characters that stand for the 256 bytes (GPT-2): a printable byte for itself, the others from 256 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     return [chr(byte) for byte in sorted(printable)] + [chr(256 + i) for i in range(256 - len(printable))]
 
@@ -167,16 +165,15 @@ def _vocabulary(
     for entry in added:
         for flag in ("lstrip", "rstrip", "single_word"):
             if entry.get(flag):
-                raise ExportError(
-                    f"{path}: added token {entry['content']!r} has {flag}=true, which GGUF cannot express; set it to false"
-                )
+                what = f"added token {entry['content']!r} has {flag}=true"
+                raise ExportError(f"{path}: {what}, which GGUF cannot express; set it to false")
         tokens[entry["id"]] = entry["content"]
         types[entry["id"]] = int(TokenType.CONTROL if entry.get("special") else TokenType.USER_DEFINED)
     return tuple(tokens), tuple(types)
 
 
 def _special_ids(model_dir: Path, config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, int]:
-    """Ids by role. The tokenizer's word comes first; generation_config.json may name further end tokens (eot, eom)."""
+    """Ids by role. Up to two more end tokens, of generation_config.json, become "eot" and "eom"."""
     generation = {
         **read_json(model_dir / "config.json"),
         **read_json(model_dir / "generation_config.json", optional=True),
@@ -188,13 +185,16 @@ def _special_ids(model_dir: Path, config: Mapping[str, Any], ids: Mapping[str, i
         values = _as_ids(generation.get(f"{role}_token_id"))
         if content is not None:
             if content not in ids:
-                raise ExportError(
-                    f"{model_dir / 'tokenizer_config.json'}: {role}_token {content!r} is not in tokenizer.json; add it there"
-                )
+                where = model_dir / "tokenizer_config.json"
+                raise ExportError(f"{where}: {role}_token {content!r} is not in tokenizer.json; add it there")
             found[role] = ids[content]
         elif values:
             found[role] = values[0]
-    others = [token_id for token_id in _as_ids(generation.get("eos_token_id")) if token_id != found.get("eos")]
+    if "eos" not in found:
+        # llama.cpp would end every text at id 11.
+        raise ExportError(f"{model_dir / 'tokenizer_config.json'}: there is no eos_token; set it")
+    found.setdefault("bos", found["eos"])
+    others = [token_id for token_id in _as_ids(generation.get("eos_token_id")) if token_id != found["eos"]]
     return {**found, **dict(zip(("eot", "eom"), others, strict=False))}
 
 
@@ -209,7 +209,7 @@ def _as_ids(value: Any) -> list[int]:
 def _added_by_post_processor(
     path: Path, post: Mapping[str, Any] | None, special: Mapping[str, int], ids: Mapping[str, int]
 ) -> tuple[bool, bool]:
-    """Whether BOS and EOS are put around a text. The post-processor alone decides: transformers ignores add_bos_token beside a tokenizer.json."""
+    """Whether BOS and EOS are put around a text: only the post-processor says it where there is a tokenizer.json."""
     before: list[int] = []
     after: list[int] = []
     stages = [post] if post else []
@@ -231,7 +231,7 @@ def _added_by_post_processor(
     if before not in ([], [special.get("bos")]) or after not in ([], [special.get("eos")]):
         raise ExportError(
             f"{path}: post_processor puts tokens {before} before and {after} after a text; "
-            f"GGUF can add only bos ({special.get('bos')}) before and eos ({special.get('eos')}) after: set bos_token and eos_token to these"
+            f"GGUF can add bos ({special.get('bos')}) and eos ({special.get('eos')}) only: set them to these tokens"
         )
     return bool(before), bool(after)
 
