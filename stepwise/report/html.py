@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from stepwise.report.model import FINISH_WORDS, TraceView, author_kind, author_letter, trace_cost, verdict_word
+from stepwise.redact import redact
+from stepwise.report.model import FINISH_WORDS, TraceView, author_kind, author_letter, verdict_word
 from stepwise.report.templates import environment, resource
+from stepwise.routing.metrics import cost_of
 from stepwise.types import Trace
 
 
@@ -23,7 +25,8 @@ def view_html(view: TraceView, style: bool = True) -> Markup:
     text = template.render(
         view=view,
         trace=view.trace,
-        cost=trace_cost(view.trace),
+        note=redact(view.trace.note),
+        cost=cost_of([view.trace]),
         finish=FINISH_WORDS[view.trace.finish],
         verdict=verdict_word(view.verdict) if view.verdict else "",
         kind=author_kind,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from stepwise.types import Step, Trace
+from stepwise.types import Trace
 
 _FROZEN = ConfigDict(extra="forbid", allow_inf_nan=False)
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -115,32 +115,6 @@ class Report:
     meta: dict[str, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     lab: bool = False
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class TraceCost:
-    """Tokens and calls of one trace, discarded drafts included; `scored_tokens` are those that the scorer evaluated."""
-
-    strong_tokens: int
-    generated_tokens: int
-    calls: int
-    scored_tokens: int
-
-
-def trace_cost(trace: Trace) -> TraceCost:
-    """What the steps of a trace and their discarded drafts cost, read from their usages."""
-    written = [part for step in trace.steps for part in (step, *_drafts(step))]
-    return TraceCost(
-        strong_tokens=sum(part.usage.generated_tokens for part in written if part.author == "strong"),
-        generated_tokens=sum(part.usage.generated_tokens for part in written),
-        calls=sum(part.usage.calls for part in written),
-        scored_tokens=trace.scorer_usage.evaluated_tokens,
-    )
-
-
-def _drafts(step: Step) -> list[Step]:
-    """Every draft thrown away for a step; a draft may itself have replaced others."""
-    return [part for draft in step.discarded for part in (*_drafts(draft), draft)]
 
 
 def author_kind(author: str) -> AuthorKind:

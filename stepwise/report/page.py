@@ -17,6 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from stepwise.errors import DataError
+from stepwise.redact import redact
 from stepwise.report.html import view_html
 from stepwise.report.model import (
     FINISH_WORDS,
@@ -25,12 +26,12 @@ from stepwise.report.model import (
     TraceView,
     author_kind,
     author_letter,
-    trace_cost,
     verdict_word,
 )
 from stepwise.report.plot import COSTS, NARROW, WIDE, legend, plot_svg
 from stepwise.report.table import COLUMNS, caption, quantity
 from stepwise.report.templates import environment, resource
+from stepwise.routing.metrics import cost_of
 from stepwise.types import Problem, Step
 
 MAX_TRACES = 500
@@ -68,6 +69,8 @@ def page_html(report: Report, max_traces: int = MAX_TRACES) -> str:
         .get_template("page.html.jinja")
         .render(
             report=report,
+            meta={name: redact(value) for name, value in report.meta.items()},
+            notes=[redact(note) for note in report.notes],
             lab_notice=LAB_NOTICE if report.lab else "",
             css=Markup(resource("page.css")),  # noqa: S704
             script=Markup(script),  # noqa: S704
@@ -114,11 +117,11 @@ def _problem(problem: Problem) -> dict[str, Any]:
 
 
 def _trace(view: TraceView, problem: int) -> dict[str, Any]:
-    trace, cost = view.trace, trace_cost(view.trace)
-    costs = {"strong tokens": cost.strong_tokens, "all tokens": cost.generated_tokens, "calls": cost.calls}
+    trace, cost = view.trace, cost_of([view.trace])
+    costs = {"strong tokens": cost.strong_tokens, "all tokens": cost.all_tokens, "calls": cost.calls}
     written = {name: f"{value:,}" for name, value in costs.items()}
-    if cost.scored_tokens:
-        written["tokens scored"] = f"{cost.scored_tokens:,}"
+    if trace.scorer_usage.evaluated_tokens:
+        written["tokens scored"] = f"{trace.scorer_usage.evaluated_tokens:,}"
     if view.parameter_tokens is not None:
         written["parameter-tokens"] = quantity(view.parameter_tokens)
     return _filled(
@@ -130,9 +133,10 @@ def _trace(view: TraceView, problem: int) -> dict[str, Any]:
             "escalated": view.escalated,
             "finish": FINISH_WORDS[trace.finish],
             "answer": trace.answer,
-            "note": trace.note,
+            "note": redact(trace.note),
             "cost": written,
             "steps": [_step(step) for step in trace.steps],
+            "abandoned": [_step(draft) for draft in trace.abandoned],
         }
     )
 

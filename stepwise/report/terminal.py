@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from stepwise.redact import redact
 from stepwise.report.model import (
     FINISH_WORDS,
     LAB_NOTICE,
     Report,
     author_kind,
     author_letter,
-    trace_cost,
 )
 from stepwise.report.table import COLUMNS, caption
+from stepwise.routing.metrics import cost_of
 from stepwise.types import Step, Trace
 
 if TYPE_CHECKING:
@@ -60,14 +61,21 @@ def _parts(trace: Trace) -> Iterator[RenderableType]:
     yield _text(problem.id, "bold")
     yield Padding(_text(problem.question), (0, 0, 1, 2))
     for index, step in enumerate(trace.steps):
-        for draft in step.discarded:
-            yield _heading(draft, "discarded draft", dim=True)
-            yield Padding(_text(draft.text, "dim strike"), (0, 0, 0, 4))
+        yield from _drafts(step.discarded, "discarded draft")
         yield _heading(step, f"step {index}")
         yield Padding(_text(step.text, COLOURS[author_kind(step.author)]), (0, 0, 0, 4))
         if step.decision:
             yield Padding(_text(step.decision, "dim italic"), (0, 0, 0, 4))
+    yield from _drafts(trace.abandoned, "abandoned draft")
     yield _ending(trace)
+
+
+def _drafts(drafts: Sequence[Step], what: str) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+
+    for draft in drafts:
+        yield _heading(draft, what, dim=True)
+        yield Padding(_text(draft.text, "dim strike"), (0, 0, 0, 4))
 
 
 def _heading(step: Step, what: str, dim: bool = False) -> Text:
@@ -86,17 +94,17 @@ def _heading(step: Step, what: str, dim: bool = False) -> Text:
 
 
 def _ending(trace: Trace) -> Text:
-    cost = trace_cost(trace)
+    cost = cost_of([trace])
     line = _text(f"finish: {trace.finish or 'open'} ({FINISH_WORDS[trace.finish]})", "bold")
     answer, gold = trace.answer, trace.problem.answer
     if answer is not None:
         line.append_text(_text(f"  answer {answer}"))
     if gold is not None:
         line.append_text(_text(f"  gold {gold}"))
-    spent = f"  strong tokens {cost.strong_tokens}, all tokens {cost.generated_tokens}, calls {cost.calls}"
+    spent = f"  strong tokens {cost.strong_tokens}, all tokens {cost.all_tokens}, calls {cost.calls}"
     line.append_text(_text(spent, "dim"))
     if trace.note:
-        line.append_text(_text(f"  {trace.note}", "dim"))
+        line.append_text(_text(f"  {redact(trace.note)}", "dim"))
     return line
 
 

@@ -101,11 +101,13 @@
     }
     const node = make("li", "step " + step.kind + (index === null ? " draft" : ""), line, text,
       step.decision ? make("div", "decision", step.decision) : null);
-    if (step.discarded) {
-      const drafts = make("ol", "steps", ...step.discarded.map((draft) => stepNode(draft, null)));
-      node.append(make("details", "", make("summary", "", plural(step.discarded.length, "discarded draft")), drafts));
-    }
+    if (step.discarded) node.append(draftsNode(step.discarded, "discarded draft"));
     return node;
+  }
+
+  function draftsNode(drafts, word) {
+    const list = make("ol", "steps", ...drafts.map((draft) => stepNode(draft, null)));
+    return make("details", "", make("summary", "", plural(drafts.length, word)), list);
   }
 
   function fact(name, value) {
@@ -136,6 +138,7 @@
         ...Object.entries(trace.cost).map(([name, value]) => fact(name, value))),
       steps.length ? strip({ steps }) : make("p", "muted", "No step was kept."),
       make("ol", "steps", ...steps.map(stepNode)),
+      trace.abandoned ? draftsNode(trace.abandoned, "abandoned draft") : null,
       trace.note ? make("p", "notice", trace.note) : null);
     if (problem.reference) {
       node.append(make("details", "", make("summary", "", "Reference solution"), make("div", "text", problem.reference)));
