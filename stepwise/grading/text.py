@@ -1,0 +1,211 @@
+r"""From a prediction to the answer in it, to one spelling of that answer; and the caps on what is looked at further."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from stepwise.grading.exact import MAX_EXPONENT, TooBig, evaluate
+from stepwise.steps import extract_answer
+
+MAX_LENGTH = 1_000
+MAX_DIGITS = 500
+MAX_NESTING = 20
+MAX_POWERS = 64
+MAX_TOWER = 4
+
+Role = Literal["prediction", "gold"]
+
+_TABLE = str.maketrans(
+    dict.fromkeys("−–—‐‑﹣－", "-")
+    | dict.fromkeys("\u00a0\u2009\u202f\u2003\u2002\t\r\n\f\v", " ")
+    | {char: f"^{{{i}}}" for i, char in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+    | {char: f"_{{{i}}}" for i, char in enumerate("₀₁₂₃₄₅₆₇₈₉")}
+    | {chr(0xFF10 + i): str(i) for i in range(10)}
+    | dict(zip("（），．：％＄’", "(),.:%$'", strict=True))
+    | {"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "∓": r"\mp "}
+    | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset "}
+    | {"π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "∞": r"\infty ", "°": r"^\circ "}
+    | {char: rf"\frac{{{top}}}{{{low}}}" for char, top, low in ("½12", "⅓13", "⅔23", "¼14", "¾34", "⅕15", "⅛18")}
+)
+_WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ("{", "}"))
+_REWRITES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\(?:left|right)\s*\.", ""),
+        (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])", ""),
+        # Thousands separators come before the spaces that some of them are made of.
+        (r"(?<=\d)(?:\{,\}|,\\!|\\,)\s*(?=\d{3}(?!\d))", ""),
+        (r"\\hspace\*?\{[^{}]*\}", " "),
+        (r"(?<!\\)\\!", ""),
+        (r"(?<!\\)\\[,;:> ]|\\(?:quad|qquad|thinspace|enspace)(?![A-Za-z])|~", " "),
+        (r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf)(?![A-Za-z])", " "),
+        (r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|mbox|hbox|mathrm|mathsf|mathit)\s*\{", r"\\text{"),
+        (r"\\operatorname\*?\s*\{([A-Za-z]+)\}", r"\\\1 "),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\^\s*(?:\\(?:circ|degree)(?![A-Za-z])|\{\s*\\(?:circ|degree)\s*\})|\\degree(?![A-Za-z])", "°"),
+        (r"(?<!\\)\\([%$#])", r"\1"),
+        (r"\\lbrace(?![A-Za-z])", r"\\{"),
+        (r"\\rbrace(?![A-Za-z])", r"\\}"),
+        (r"\\(?:leq|leqslant)(?![A-Za-z])|<=", r"\\le "),
+        (r"\\(?:geq|geqslant)(?![A-Za-z])|>=", r"\\ge "),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\neq(?![A-Za-z])", r"\\ne "),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"\\infin(?![A-Za-z])", r"\\infty"),
+        (r"\+\s*(?=\\infty)", ""),
+        (r"\*\*", "^"),
+        (r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}"),
+        (r"(?:√|(?<![A-Za-z\\])sqrt)\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"(?<![A-Za-z\\])sqrt\s*(?=[\d{])", r"\\sqrt "),
+        (r"(?<![A-Za-z\\])(pi|arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log)(?![A-Za-z])", r"\\\1 "),
+        (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
+    )
+]
+_ARGUMENT = re.compile(r"\s*(\\[A-Za-z]+|[^\s{}\\])")
+_EXPONENT = re.compile(r"[-+]*(?:\d+(?:\.\d+)?|\\[A-Za-z]+|[A-Za-z])")
+_OPEN = "([{"
+
+
+class Unreadable(Exception):
+    """An answer cannot be read, or is over a cap. Carries whose answer it is and why."""
+
+    def __init__(self, role: Role, reason: str) -> None:
+        super().__init__(role, reason)
+        self.role: Role = role
+        self.reason = reason
+
+
+def find_answer(text: str | None) -> str:
+    r"""The answer in a text: its last closed box after </think>; without a box, all that follows </think>."""
+    if text is None:
+        return ""
+    if "\\boxed" in text or "\\fbox" in text:
+        return extract_answer(text) or ""
+    return text.rpartition("</think>")[2].strip()
+
+
+def clean(answer: str, role: Role) -> str:
+    """One spelling of an answer, with every cap checked. Raises Unreadable."""
+    if len(answer) > MAX_LENGTH:
+        raise Unreadable(role, f"{len(answer)} characters; at most {MAX_LENGTH} are read")
+    text = _unwrap(answer.translate(_TABLE))
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    text = re.sub(r"\s+", " ", _unwrap(text))
+    check_caps(text, role)
+    for command, count in (("\\frac", 2), ("\\binom", 2), ("\\sqrt", 1)):
+        text = _brace_arguments(text, command, count)
+    check_caps(text, role)
+    return text
+
+
+def key(text: str) -> str:
+    """What two cleaned answers are compared by first: the text without spaces and without brackets around all of it."""
+    return re.sub(r"\s+", "", strip_parentheses(text))
+
+
+def strip_parentheses(text: str) -> str:
+    """`(x)` to `x`, as long as the brackets belong together and hold one thing."""
+    text = text.strip()
+    while text.startswith("(") and text.endswith(")") and closing(text, 0) == len(text) - 1 and "," not in text:
+        text = text[1:-1].strip()
+    return text
+
+
+def closing(text: str, start: int) -> int:
+    """Index of the bracket that closes the one at `start` (any kind closes any kind: intervals), -1 if none does."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] in "([{") - (text[i] in ")]}")
+        if depth == 0:
+            return i
+    return -1
+
+
+def _unwrap(text: str) -> str:
+    """Without the math delimiters, emphasis and full stops around all of it."""
+    before = None
+    while text != before:
+        before = text
+        text = text.strip().rstrip(".,;").rstrip("\\ ")
+        for start, end in _WRAPPERS:
+            inner = text[len(start) : len(text) - len(end)]
+            if len(text) > len(start) + len(end) and text.startswith(start) and text.endswith(end):
+                if start == "{" and (closing(text, 0) != len(text) - 1 or text[-2] == "\\"):
+                    continue
+                text = text if start in inner and start != "{" else inner
+    return text
+
+
+def _brace_arguments(text: str, command: str, count: int) -> str:
+    r"""`\frac12`, `\frac9{19}`, `\sqrt2` with braces around each argument; inner ones (the right ones) first."""
+    at = len(text)
+    while (at := text.rfind(command, 0, at)) >= 0:
+        end = at + len(command)
+        if text[end : end + 1].isalpha():
+            continue
+        index, arguments = "", []
+        if command == "\\sqrt" and (root := re.match(r"\s*\[[^\[\]]*\]", text[end:])):
+            index, end = root[0].strip(), end + root.end()
+        for _ in range(count):
+            if (skip := re.match(r"\s*\{", text[end:])) and (close := closing(text, end + skip.end() - 1)) >= 0:
+                arguments.append(text[end + skip.end() : close])
+                end = close + 1
+            elif single := _ARGUMENT.match(text, end):
+                arguments.append(single[1])
+                end = single.end()
+        if len(arguments) == count:
+            braced = "".join("{" + argument.strip() + "}" for argument in arguments)
+            text = text[:at] + command + index + braced + text[end:]
+    return text
+
+
+def check_caps(text: str, role: Role) -> None:
+    """Length, digits, nesting, number of powers, exponent towers. Raises Unreadable naming the cap."""
+    if len(text) > 4 * MAX_LENGTH:
+        raise Unreadable(role, f"{len(text)} characters once normalised; at most {4 * MAX_LENGTH} are read")
+    if digits := re.search(rf"\d{{{MAX_DIGITS + 1}}}", text):
+        raise Unreadable(role, f"a number of more than {MAX_DIGITS} digits ({digits[0][:12]}...)")
+    depth = deepest = 0
+    for char in text:
+        depth = max(0, depth + (char in _OPEN) - (char in ")]}"))
+        deepest = max(deepest, depth)
+    if deepest > MAX_NESTING:
+        raise Unreadable(role, f"brackets nested {deepest} deep; at most {MAX_NESTING}")
+    if text.count("^") > MAX_POWERS:
+        raise Unreadable(role, f"{text.count('^')} powers; at most {MAX_POWERS}")
+    if _tower(text, role) > MAX_TOWER:
+        raise Unreadable(role, f"exponents nested over {MAX_TOWER} deep")
+
+
+def _tower(text: str, role: Role) -> int:
+    """How deep exponents stand on exponents. Raises Unreadable where one of them is a number over the cap."""
+    height, at = 0, text.find("^")
+    while at >= 0:
+        end = _exponent_end(text, at + 1)
+        exponent = text[at + 1 : end]
+        height = max(height, 1 + _tower(exponent, role))
+        if height > MAX_TOWER:
+            return height
+        try:
+            value = evaluate(exponent)
+        except TooBig as error:
+            raise Unreadable(role, f"{error} in the exponent {exponent[:40]!r}") from None
+        if value is not None and abs(value) > MAX_EXPONENT:
+            raise Unreadable(role, f"the exponent {exponent[:40]!r}; at most {MAX_EXPONENT}")
+        at = text.find("^", end)
+    return height
+
+
+def _exponent_end(text: str, start: int) -> int:
+    """Where the exponent that starts at `start` ends, with the powers on top of it (`9^9^9` groups to the right)."""
+    start += len(text[start:]) - len(text[start:].lstrip(" "))
+    if text[start : start + 1] and text[start] in _OPEN:
+        close = closing(text, start)
+        end = len(text) if close < 0 else close + 1
+    else:
+        plain = _EXPONENT.match(text, start)
+        end = plain.end() if plain else start + 1
+    return _exponent_end(text, end + 1) if text[end : end + 1] == "^" else end
