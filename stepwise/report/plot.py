@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from stepwise.report.model import PolicyRow
+from stepwise.report.svg import family_style, marker, tag
 from stepwise.report.table import count, interval, percent, quantity
 
 Box = tuple[float, float, float, float]
-FAMILY_STYLES = 6
 BAR_HALF = 4.0
 
 
@@ -83,7 +84,7 @@ def families(rows: Sequence[PolicyRow]) -> list[str]:
 
 def style_of(row: PolicyRow, names: Sequence[str]) -> str:
     """CSS class of a row's colour and shape."""
-    return row.anchor or f"f{names.index(row.family) % FAMILY_STYLES}"
+    return row.anchor or family_style(names.index(row.family))
 
 
 def ticks(low: float, high: float, wanted: int) -> list[float]:
@@ -96,50 +97,6 @@ def ticks(low: float, high: float, wanted: int) -> list[float]:
     return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
 
 
-def tag(name: str, /, *inner: str | Markup, **attributes: object) -> Markup:
-    """An element whose attributes and text are escaped; `_` at the end of a name is dropped, inside it becomes `-`."""
-    pairs = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(_attribute(value))}"' for key, value in attributes.items()
-    )
-    return Markup(f"<{name}{pairs}>") + Markup("").join(escape(part) for part in inner) + Markup(f"</{name}>")  # noqa: S704
-
-
-def _attribute(value: object) -> str:
-    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
-
-
-def marker(style: str, x: float, y: float, size: float = 5.0) -> Markup:
-    """The shape of a family (told apart without colour), or the lettered disc of a single model."""
-    if style in ("weak", "strong"):
-        letter = tag("text", style[0].upper(), x=x, y=y + 4, text_anchor="middle", class_="letter")
-        return tag("g", tag("circle", cx=x, cy=y, r=size + 4.5), letter, class_=f"mark {style}")
-    s = size
-    shapes: dict[str, Sequence[tuple[float, float]]] = {
-        "f1": [(-s, -s), (s, -s), (s, s), (-s, s)],
-        "f2": [(0, -s - 2), (s + 2, 0), (0, s + 2), (-s - 2, 0)],
-        "f3": [(0, -s - 2), (s + 1.5, s), (-s - 1.5, s)],
-        "f4": [(0, s + 2), (s + 1.5, -s), (-s - 1.5, -s)],
-        "f5": [
-            (-2, -s),
-            (2, -s),
-            (2, -2),
-            (s, -2),
-            (s, 2),
-            (2, 2),
-            (2, s),
-            (-2, s),
-            (-2, 2),
-            (-s, 2),
-            (-s, -2),
-            (-2, -2),
-        ],
-    }
-    if style not in shapes:
-        return tag("circle", cx=x, cy=y, r=s, class_=f"mark {style}")
-    corners = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in shapes[style])
-    return tag("polygon", points=corners, class_=f"mark {style}")
-
-
 def legend(rows: Sequence[PolicyRow]) -> list[tuple[Markup, str]]:
     """Swatch and name of every family and of the single models that the rows hold."""
     names = families(rows)
@@ -147,7 +104,7 @@ def legend(rows: Sequence[PolicyRow]) -> list[tuple[Markup, str]]:
     entries = {
         style: {"weak": "weak model alone", "strong": "strong model alone"}[style] for style, row in found if row.anchor
     }
-    named = [(f"f{i % FAMILY_STYLES}", name) for i, name in enumerate(names)] + sorted(entries.items(), reverse=True)
+    named = [(family_style(i), name) for i, name in enumerate(names)] + sorted(entries.items(), reverse=True)
     return [(_swatch(style), name) for style, name in named]
 
 
@@ -180,12 +137,12 @@ def plot_svg(rows: Sequence[PolicyRow], cost: Cost, canvas: Canvas = WIDE) -> Ma
         ends = (row.accuracy_low, row.accuracy_high)
         low, high = (None if end is None else down(end) for end in ends)
         points.append(Point(row, style_of(row, names), across(x), down(row.accuracy or 0.0), low, high))
+    runs = _runs(points)
     body = [
         *_grid(canvas, [(across(t), t) for t in x_axis.ticks], [(down(t), t) for t in y_axis.ticks], cost),
-        *_chord(points),
-        *_lines(points, names),
+        *(_line(*run) for run in runs),
         *(_point(point, cost) for point in points),
-        *_labels(points, canvas),
+        *_labels(points, runs, canvas),
     ]
     summary = f"Accuracy against {cost.axis}, {len(points)} operating points; the table below holds the same figures."
     box = f"0 0 {canvas.width} {canvas.height}"
@@ -198,7 +155,7 @@ def _axes(placed: Sequence[tuple[PolicyRow, float]], canvas: Canvas) -> tuple[Ax
     xs = [x for _, x in placed]
     ys = [y for row, _ in placed for y in (row.accuracy, row.accuracy_low, row.accuracy_high) if y is not None]
     most, least = max(xs) or 1.0, min(xs)
-    low = 0.0 if least < 0.35 * most else least - 0.05 * (most - least or most)
+    low = 0.0 if least < 0.35 * most or least == most else least - 0.05 * (most - least)
     high = most + 0.03 * (most - low)
     x_ticks = [t for t in ticks(low, high, canvas.ticks) if low <= t <= high]
     y_ticks = ticks(max(min(ys) - 0.01, 0.0), min(max(ys) + 0.01, 1.0), 6)
@@ -231,26 +188,20 @@ def _tick(value: float) -> str:
     return quantity(value) if value >= 1000 else f"{value:.4g}"
 
 
-def _chord(points: Sequence[Point]) -> list[Markup]:
-    """The straight line between the two models: what sending each whole problem to one of them at random would give."""
-    ends = {point.style: point for point in points if point.row.anchor}
-    if len(ends) < 2:
-        return []
-    weak, strong = ends["weak"], ends["strong"]
-    line = f"M{weak.x:.1f} {weak.y:.1f}L{strong.x:.1f} {strong.y:.1f}"
-    return [
-        tag("path", tag("title", "each whole problem sent to one of the two models at random"), d=line, class_="chord")
-    ]
+def _runs(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
+    """What is joined by a line, as (CSS classes, points from left to right): each family's points, and the two models.
+
+    The line between the models is what sending each whole problem to one of them at random would give.
+    """
+    runs: dict[str, list[Point]] = {}
+    for point in points:
+        runs.setdefault("chord" if point.row.anchor else f"series {point.style}", []).append(point)
+    ordered = ((kind, sorted(own, key=lambda p: (p.x, p.y))) for kind, own in runs.items())
+    return [(kind, own) for kind, own in ordered if len(own) > 1]
 
 
-def _lines(points: Sequence[Point], names: Sequence[str]) -> list[Markup]:
-    out = []
-    for i, name in enumerate(names):
-        own = sorted((point.x, point.y) for point in points if point.row.family == name)
-        if len(own) > 1:
-            path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in own)
-            out.append(tag("path", d=path, class_=f"series f{i % FAMILY_STYLES}"))
-    return out
+def _line(kind: str, run: Sequence[Point]) -> Markup:
+    return tag("path", d="M" + "L".join(f"{p.x:.1f} {p.y:.1f}" for p in run), class_=kind)
 
 
 def _point(point: Point, cost: Cost) -> Markup:
@@ -271,12 +222,13 @@ def _point(point: Point, cost: Cost) -> Markup:
     return tag("g", *parts, class_="point")
 
 
-def _labels(points: Sequence[Point], canvas: Canvas) -> list[Markup]:
+def _labels(points: Sequence[Point], runs: Sequence[tuple[str, list[Point]]], canvas: Canvas) -> list[Markup]:
     """The settings beside their points, each at the first of six places where it covers nothing, else left out."""
     taken: list[Box] = [(p.x - 7, p.y - 7, p.x + 7, p.y + 7) for p in points]
     taken += [
         (p.x - BAR_HALF, p.high, p.x + BAR_HALF, p.low) for p in points if p.low is not None and p.high is not None
     ]
+    taken += [box for _, run in runs for a, b in pairwise(run) for box in _along(a, b)]
     out = []
     for point in points:
         if point.row.setting is None or point.row.anchor:
@@ -291,6 +243,13 @@ def _labels(points: Sequence[Point], canvas: Canvas) -> list[Markup]:
                 out.append(tag("text", text, x=box[0], y=point.y + dy, class_=f"setting {point.style}"))
                 break
     return out
+
+
+def _along(a: Point, b: Point) -> list[Box]:
+    """Small boxes that cover the line between two points."""
+    pieces = max(1, math.ceil(math.hypot(b.x - a.x, b.y - a.y) / 4))
+    spots = ((a.x + (b.x - a.x) * i / pieces, a.y + (b.y - a.y) * i / pieces) for i in range(pieces + 1))
+    return [(x - 1.5, y - 1.5, x + 1.5, y + 1.5) for x, y in spots]
 
 
 def _overlap(a: Box, b: Box) -> bool:

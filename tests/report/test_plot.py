@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepwise.report.model import PolicyRow
-from stepwise.report.plot import COSTS, NARROW, WIDE, Canvas, legend, plot_svg, tag, ticks
+from stepwise.report.plot import COSTS, NARROW, WIDE, Canvas, legend, plot_svg, ticks
+from stepwise.report.svg import tag
 from tests.report import sample
 from tests.report.markup import HOSTILE, Elements
 
@@ -113,3 +114,20 @@ def test_names_and_attributes_are_escaped(bad: str) -> None:
     found = Elements(tag("text", bad, class_=bad)).found
     assert [name for name, _ in found] == ["text"]
     assert list(found[0][1]) == ["class"]
+
+
+def test_more_families_than_shapes_still_look_different() -> None:
+    rows = [_row(f"family {i}", 100 + i, 0.5, 10) for i in range(12)]
+    assert len({swatch for swatch, _ in legend(rows)}) == 12
+
+
+def test_the_two_single_models_are_joined_and_one_alone_is_not() -> None:
+    assert plot_svg(sample.rows(), COSTS[0]).count('class="chord"') == 1
+    assert 'class="chord"' not in plot_svg(sample.rows()[:-1], COSTS[0])
+
+
+def test_settings_are_written_beside_points_where_there_is_room() -> None:
+    texts = re.findall(r'class="setting [^"]*">([^<]*)<', plot_svg(sample.rows(), COSTS[0]))
+    assert {"0.5", "0.7", "0.9", "0.75"} <= set(texts)
+    crowd = [_row("threshold", 100, 0.5, 10) for _ in range(30)]
+    assert plot_svg(crowd, COSTS[0]).count('class="setting') <= 6

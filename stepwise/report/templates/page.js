@@ -71,7 +71,7 @@
   }
 
   function scoreOf(step) {
-    if (step.score === undefined) return make("span", "score muted", "not scored");
+    if (step.score === undefined) return null;
     const fill = make("span", "fill");
     fill.style.width = 100 * step.score + "%";
     const track = make("span", "track", fill);
