@@ -120,7 +120,7 @@ class Ledger:
                 cap = self._caps[name]
                 if cap is not None and unit[name] > 0:
                     room.append((cap - self._spent[name] - self._held[name] - base[name]) // unit[name])
-        return min(room, default=None)
+        return max(0, min(room)) if room else None
 
     def record(self, role: str, usage: Usage) -> None:
         """Add what was spent without a reservation (scoring with a local model, for example)."""

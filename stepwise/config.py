@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from stepwise import config_errors
 from stepwise.errors import ConfigError
@@ -92,6 +92,12 @@ class LoadConfig(_Frozen):
             )
         return value
 
+    @model_validator(mode="after")
+    def _has_both_prices_or_none(self) -> Self:
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("price_in and price_out go together; give both (0 for what is free) or neither")
+        return self
+
     @property
     def local(self) -> bool:
         """True for a model that llama.cpp runs in this process."""
@@ -100,9 +106,9 @@ class LoadConfig(_Frozen):
     @property
     def prices(self) -> tuple[float, float] | None:
         """Money per million (prompt, generated) tokens, None when unknown; a local model without prices costs none."""
-        if self.price_in is None and self.price_out is None:
+        if self.price_in is None or self.price_out is None:
             return (0.0, 0.0) if self.local else None
-        return (self.price_in or 0.0, self.price_out or 0.0)
+        return self.price_in, self.price_out
 
     def api_key(self) -> str | None:
         """The key itself, for the call that needs it; raises ConfigError when `api_key_env` names an unset variable."""

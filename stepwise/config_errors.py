@@ -93,17 +93,13 @@ def _nearest(key: str, model: type[BaseModel]) -> str:
     table, _, leaf = key.rpartition(".")
     if leaf == "api_key":
         return f'give the NAME of the environment variable that holds it as "{table}.api_key_env"'
-    here = [dotted for dotted in known if dotted.rpartition(".")[0] == table]
-    leaves = {dotted.rpartition(".")[2]: dotted for dotted in here}
-    close = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)
-    if close:
-        return f'did you mean "{leaves[close[0]]}"?'
-    elsewhere = [dotted for dotted in known if dotted.rpartition(".")[2] == leaf]
-    elsewhere = elsewhere or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if elsewhere:
-        return f'did you mean "{elsewhere[0]}"?'
-    valid = ", ".join(leaves) if leaves else ", ".join(name for name in known if "." not in name)
-    return f"valid keys here are {valid}"
+    here = {dotted.rpartition(".")[2]: dotted for dotted in known if dotted.rpartition(".")[0] == table}
+    anywhere = {dotted.rpartition(".")[2]: dotted for dotted in reversed(known)}
+    for keys, cutoff in ((here, 0.6), (anywhere, 0.8)):
+        close = difflib.get_close_matches(leaf, keys, n=1, cutoff=cutoff)
+        if close:
+            return f'did you mean "{keys[close[0]]}"?'
+    return f"valid keys here are {', '.join(here)}"
 
 
 def _description(key: str, model: type[BaseModel]) -> str:

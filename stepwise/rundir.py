@@ -46,7 +46,7 @@ class RunDirectory:
             return
         if overwrite:
             return
-        for key in ("program", "version", "config_hash", "arguments"):
+        for key in ("program", "config_hash", "arguments"):
             if found.get(key) != self._card[key]:
                 raise DataError(
                     f"--out {self.path} holds a run with another {key.replace('_', ' ')} ({found.get(key)}, now "

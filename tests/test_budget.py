@@ -1,0 +1,190 @@
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepwise.budget import Ledger
+from stepwise.config import BudgetConfig, Config
+from stepwise.errors import BudgetExceededError, ConfigError, DataError
+from stepwise.types import Usage
+
+
+def spent(generated: int, prompt: int = 0, calls: int = 1, model: str = "m") -> Usage:
+    return Usage(model, calls=calls, prompt_tokens=prompt, evaluated_tokens=prompt, generated_tokens=generated)
+
+
+def test_without_caps_everything_is_allowed_and_counted() -> None:
+    ledger = Ledger()
+    with ledger.reserve("strong", 10**9) as reservation:
+        reservation.settle(spent(7, prompt=3))
+    ledger.record("weak", spent(5, model="w"))
+    assert ledger.allowed_tokens("strong") is None
+    assert ledger.usage("strong") == spent(7, prompt=3)
+    assert ledger.usage().generated_tokens == 12
+    assert ledger.usage("critic") == Usage()
+    assert set(ledger.remaining().values()) == {None}
+
+
+def test_what_is_reserved_counts_until_it_is_settled_or_given_back() -> None:
+    ledger = Ledger(BudgetConfig(strong_tokens=100))
+    first = ledger.reserve("strong", 60)
+    assert not ledger.can_spend("strong", 41)
+    assert ledger.can_spend("strong", 40)
+    assert ledger.can_spend("weak", 10**6)
+    with pytest.raises(BudgetExceededError, match=r"budget.strong_tokens = 100: 0 spent, 60 reserved, and strong asks"):
+        ledger.reserve("strong", 41)
+    first.settle(spent(10))
+    assert ledger.allowed_tokens("strong") == 90
+    with ledger.reserve("strong", 90):
+        assert ledger.allowed_tokens("strong") == 0
+    assert ledger.remaining()["strong_tokens"] == 90
+
+
+def test_a_reservation_is_settled_once() -> None:
+    reservation = Ledger().reserve("weak", 5)
+    reservation.settle(spent(5))
+    reservation.cancel()
+    with pytest.raises(DataError, match="already settled"):
+        reservation.settle(spent(5))
+
+
+def test_a_reservation_is_given_back_when_the_call_fails() -> None:
+    ledger = Ledger(BudgetConfig(total_tokens=10))
+
+    def failing_call() -> None:
+        with ledger.reserve("weak", 10):
+            raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011
+        failing_call()
+    assert ledger.allowed_tokens("weak") == 10
+
+
+def test_calls_are_counted_for_every_role_but_the_scorer() -> None:
+    ledger = Ledger(BudgetConfig(calls=3))
+    ledger.record("scorer", spent(0, prompt=50, calls=9))
+    ledger.record("weak", spent(4, calls=2))
+    assert ledger.remaining()["calls"] == 1
+    assert not ledger.can_spend("weak", 1, calls=2)
+    assert ledger.can_spend("scorer", 0, calls=20)
+    ledger.reserve("critic", 1).settle(spent(1))
+    assert ledger.allowed_tokens("critic") == 0
+
+
+def test_money_is_exact_and_bounded_by_both_prices() -> None:
+    ledger = Ledger(BudgetConfig(money=0.3), {"strong": (1000.0, 100_000.0), "weak": (0.0, 0.0)})
+    assert ledger.allowed_tokens("strong", prompt_tokens=100) == 2
+    for _ in range(3):  # in floating point 0.1 + 0.1 + 0.1 is more than 0.3
+        ledger.reserve("strong", 1).settle(spent(1))
+    assert ledger.remaining()["money"] == 0.0
+    assert not ledger.can_spend("strong", 0, prompt_tokens=1)
+    assert ledger.can_spend("weak", 10**6, prompt_tokens=10**6)
+    assert ledger.usage("strong").cost == pytest.approx(0.3)
+
+
+def test_a_cost_that_the_provider_states_wins_over_the_price_list() -> None:
+    ledger = Ledger(prices={"strong": (1e6, 1e6)})
+    ledger.record("strong", Usage("m", calls=1, generated_tokens=5, cost=0.25))
+    assert ledger.usage("strong").cost == 0.25
+
+
+def test_an_unknown_price_stays_unknown_and_forbids_a_cap_on_money() -> None:
+    ledger = Ledger()
+    ledger.record("strong", spent(5))
+    assert ledger.usage("strong").cost is None
+    assert "no price known" in ledger.summary()
+    with pytest.raises(ConfigError, match="price_in"):
+        Ledger(BudgetConfig(money=1.0)).reserve("strong", 1)
+    config = Config.load(None, ["budget.money=1", "models.strong.model=openai/x"])
+    with pytest.raises(ConfigError, match=r"models\.strong has no price; set models\.strong\.price_in"):
+        Ledger.for_config(config)
+
+
+def test_a_configuration_gives_caps_and_prices() -> None:
+    overrides = [
+        "budget.calls=2",
+        "models.strong.model=openai/x",
+        "models.strong.price_in=1",
+        "models.strong.price_out=2",
+    ]
+    ledger = Ledger.for_config(Config.load(None, overrides))
+    ledger.record("strong", spent(1_000_000, prompt=1_000_000))
+    ledger.record("weak", spent(10))
+    assert ledger.usage("strong").cost == 3.0
+    assert ledger.usage("weak").cost == 0.0
+    assert ledger.remaining()["calls"] == 0
+
+
+def test_an_overrun_is_recorded_as_it_is_and_stops_what_follows() -> None:
+    ledger = Ledger(BudgetConfig(strong_tokens=10))
+    ledger.reserve("strong", 10).settle(spent(13))
+    assert ledger.remaining()["strong_tokens"] == -3
+    assert ledger.allowed_tokens("strong") == 0
+    with pytest.raises(BudgetExceededError):
+        ledger.reserve("strong", 1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_tokens": -1}, {"max_tokens": 1, "prompt_tokens": -1}, {"max_tokens": 1, "calls": -2}]
+)
+def test_negative_amounts_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(DataError, match="must be 0 or more"):
+        Ledger().reserve("weak", **wrong)
+
+
+def test_the_summary_reads_like_a_bill() -> None:
+    ledger = Ledger(BudgetConfig(total_tokens=1000), {"weak": (0.0, 0.0)})
+    ledger.record("weak", spent(100, prompt=2000, calls=3, model="llamacpp/lab-weak"))
+    assert ledger.summary().splitlines() == [
+        "weak (llamacpp/lab-weak): 3 calls, 2,000 prompt tokens (2,000 evaluated), 100 generated, money 0",
+        "all (llamacpp/lab-weak): 3 calls, 2,000 prompt tokens (2,000 evaluated), 100 generated, money 0",
+        "cap on total_tokens: 1,000, 900 left",
+    ]
+
+
+@given(
+    st.integers(0, 200),
+    st.integers(0, 40),
+    st.lists(st.tuples(st.sampled_from(["weak", "strong"]), st.integers(0, 60), st.floats(0, 1)), max_size=30),
+)
+def test_caps_hold_for_any_order_of_work(strong_cap: int, calls_cap: int, work: list[tuple[str, int, float]]) -> None:
+    ledger = Ledger(BudgetConfig(strong_tokens=strong_cap, calls=calls_cap, total_tokens=400))
+    waiting = []
+    for role, tokens, share in work:
+        allowed = ledger.allowed_tokens(role)
+        assert allowed is not None
+        assert ledger.can_spend(role, tokens) == (tokens <= allowed and ledger.can_spend(role, 0))
+        if ledger.can_spend(role, tokens):
+            waiting.append((ledger.reserve(role, tokens), spent(int(tokens * share))))
+        if len(waiting) > 3:
+            reservation, usage = waiting.pop(0)
+            reservation.settle(usage)
+    for reservation, usage in waiting:
+        reservation.settle(usage)
+    assert ledger.usage("strong").generated_tokens <= strong_cap
+    assert ledger.usage().calls <= calls_cap
+    assert ledger.usage().generated_tokens <= 400
+
+
+def test_caps_hold_when_threads_reserve_at_once() -> None:
+    ledger = Ledger(BudgetConfig(strong_tokens=500))
+    start = threading.Barrier(8)
+
+    def worker() -> None:
+        start.wait()
+        for _ in range(200):
+            try:
+                with ledger.reserve("strong", 7) as reservation:
+                    reservation.settle(spent(5))
+            except BudgetExceededError:
+                return
+
+    threads = [threading.Thread(target=worker) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    total = ledger.usage("strong").generated_tokens
+    assert 500 - 8 * 7 < total <= 500
+    assert ledger.remaining()["strong_tokens"] == 500 - total
