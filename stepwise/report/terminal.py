@@ -81,7 +81,8 @@ def _drafts(drafts: Sequence[Step], what: str) -> Iterator[RenderableType]:
 def _heading(step: Step, what: str, dim: bool = False) -> Text:
     """Badge, author, model and score of a step on one line."""
     colour = COLOURS[author_kind(step.author)] + (" dim" if dim else "")
-    line = _text(f" {author_letter(step.author)} ", f"{colour} reverse bold")
+    line = _text("")  # a style given here would run through everything that is appended
+    line.append_text(_text(f" {author_letter(step.author)} ", f"{colour} reverse bold"))
     line.append_text(_text(f" {step.author}", colour))
     line.append_text(_text(f"  {what}", "dim"))
     if step.usage.model:
@@ -95,7 +96,8 @@ def _heading(step: Step, what: str, dim: bool = False) -> Text:
 
 def _ending(trace: Trace) -> Text:
     cost = cost_of([trace])
-    line = _text(f"finish: {trace.finish or 'open'} ({FINISH_WORDS[trace.finish]})", "bold")
+    line = _text("")
+    line.append_text(_text(f"finish: {trace.finish or 'open'} ({FINISH_WORDS[trace.finish]})", "bold"))
     answer, gold = trace.answer, trace.problem.answer
     if answer is not None:
         line.append_text(_text(f"  answer {answer}"))

@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 from pydantic import ValidationError
 
-from stepwise.report.model import PolicyRow, TraceView, author_kind, author_letter, verdict_word
+from stepwise.grading import Verdict
+from stepwise.report.model import VERDICT_WORDS, PolicyRow, TraceView, author_kind, author_letter, verdict_word
 from stepwise.types import Problem, Step, Trace
 from tests.report import sample
 
@@ -50,6 +51,12 @@ def test_only_the_three_roles_have_a_colour_and_every_author_has_a_letter() -> N
         "other",
     ]
     assert [author_letter(name) for name in ("weak", "strong", "openai/gpt", "ß", "<>", "")] == list("WSOS??")
+
+
+def test_every_verdict_of_the_grader_has_words_and_only_a_correct_one_is_right() -> None:
+    assert {verdict.lower() for verdict in Verdict} <= set(VERDICT_WORDS)
+    assert [verdict for verdict in Verdict if verdict_word(verdict) == "right"] == [Verdict.CORRECT]
+    assert TraceView(Trace(Problem("p", "q")), "", Verdict.CORRECT).verdict == "CORRECT"
 
 
 def test_verdicts_are_written_in_words_and_an_unknown_one_still_is() -> None:

@@ -58,6 +58,14 @@ def test_authors_have_different_colours_and_drafts_are_dim() -> None:
     assert style("gone").startswith("\x1b[2;9m")
 
 
+def test_only_the_badge_and_the_finish_are_emphasised() -> None:
+    text = printed(Trace(Problem("p", "q"), (Step("a", "weak", 0.5),), "answer"), colour=True)
+    reversed_parts = [part.split("m", 1)[1] for part in text.split("\x1b[")[1:] if "7" in part.split("m")[0].split(";")]
+    assert reversed_parts == [" W "]
+    bold = [part.split("m", 1)[1] for part in text.split("\x1b[")[1:] if "1" in part.split("m")[0].split(";")]
+    assert [part.strip() for part in bold] == ["p", "W", "finish: answer (answered)"]
+
+
 def test_model_output_cannot_drive_the_terminal_or_use_markup() -> None:
     step = Step("[red]plain[/red]\x1b[2J\x07\x9bm\r", "weak\x1b]0;title\x07", 0.5, Usage("m\x1b[1m"))
     text = printed(Trace(Problem("i\x1b[0m", "q\x08"), (step,), "error", note="n\x1b[31m"))
