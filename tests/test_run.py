@@ -1,0 +1,217 @@
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from stepwise.config import Config
+from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
+from stepwise.plan import Planned
+from stepwise.run import Main, Run, program
+
+SECRET = "sk-abcdefghijklmnop123456"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--count", type=int, default=3)
+    parser.add_argument("--fail-at", type=int, default=-1)
+
+
+def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    return [Planned("weak", args.count, 100 * args.count, 10 * args.count)]
+
+
+def counting(error: type[BaseException] = KeyboardInterrupt, *, resumable: bool = True) -> Main:
+    """A program that writes the rows 0..count-1, going on after those that are there, and fails at a row if told to."""
+
+    @program(doc="Count.", arguments=arguments, plan=plan, resumable=resumable)
+    def main(run: Run) -> None:
+        done = len(run.rows("rows.jsonl"))
+        for number in range(done, run.args.count):
+            if number == run.args.fail_at:
+                raise error(f"row {number}, {SECRET}")
+            run.write("rows.jsonl", {"n": number, "start": done})
+        run.metrics(rows=run.args.count, seed=run.config.seed)
+
+    return main
+
+
+def card(out: Path) -> dict[str, object]:
+    return dict(json.loads((out / "run.json").read_text()))
+
+
+def rows(out: Path) -> list[int]:
+    return [json.loads(line)["n"] for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "here"
+
+
+def test_a_run_leaves_rows_metrics_and_a_card_of_what_it_was(out: Path) -> None:
+    assert counting()(["--out", str(out), "--set", "seed=5", "--count", "2"]) == 0
+    assert rows(out) == [0, 1]
+    assert json.loads((out / "metrics.jsonl").read_text()) == {"rows": 2, "seed": 5}
+    shown = card(out)
+    config = Config.load(None, ["seed=5"])
+    assert (shown["program"], shown["status"], shown["config_hash"]) == ("test_run", "finished", config.hash)
+    assert Config.model_validate(shown["config"]) == config
+    assert shown["arguments"] == {"count": 2, "fail_at": -1}
+    assert shown["files"] == ["rows.jsonl", "metrics.jsonl"]
+
+
+def test_an_interrupted_run_says_so_in_one_line_and_goes_on_from_there(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail = {"at": 2}
+
+    @program(doc="Count.")
+    def main(run: Run) -> None:
+        for number in range(len(run.rows("rows.jsonl")), 4):
+            if number == fail["at"]:
+                raise KeyboardInterrupt
+            run.write("rows.jsonl", {"n": number})
+
+    assert main(["--out", str(out)]) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("interrupted; ")
+    assert "rows.jsonl with 2 rows" in said
+    assert len(said.splitlines()) == 1
+    assert card(out)["status"] == "interrupted"
+    fail["at"] = -1
+    assert main(["--out", str(out)]) == 0
+    assert "going on with the run" in capsys.readouterr().out
+    assert rows(out) == [0, 1, 2, 3]
+    assert card(out)["status"] == "finished"
+
+
+def test_a_program_that_is_not_resumable_starts_anew(out: Path) -> None:
+    for _ in range(2):
+        assert counting(resumable=False)(["--out", str(out)]) == 0
+        assert rows(out) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("changed", [["--set", "seed=1"], ["--count", "9"]])
+def test_a_directory_of_another_run_is_refused_until_overwritten(
+    out: Path, changed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = counting()
+    assert main(["--out", str(out)]) == 0
+    (out / "notes.txt").write_text("mine")
+    assert main(["--out", str(out), *changed]) == 2
+    said = capsys.readouterr().err
+    assert f"--out {out} holds a run with another " in said
+    assert "--overwrite" in said
+    assert rows(out) == [0, 1, 2]
+    assert main(["--out", str(out), *changed, "--overwrite"]) == 0
+    assert json.loads((out / "rows.jsonl").read_text().splitlines()[0])["start"] == 0
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_directory_with_other_files_is_never_written_to(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out.mkdir(parents=True)
+    (out / "thesis.tex").write_text("mine")
+    assert counting()(["--out", str(out), "--overwrite"]) == 2
+    assert "no directory of a run" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["../up.jsonl", "/abs.jsonl", "run.json"])
+def test_a_run_writes_only_inside_its_directory(out: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    @program(doc="Escape.")
+    def main(run: Run) -> None:
+        run.write(name, {"n": 1})
+
+    assert main(["--out", str(out)]) == 2
+    assert "no name for a file of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ConfigError, 2), (DataError, 2), (BackendError, 1), (BudgetExceededError, 1)]
+)
+def test_an_error_of_the_library_is_one_line_without_secrets(
+    out: Path, error: type[Exception], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert counting(error)(["--out", str(out), "--fail-at", "1"]) == code
+    assert capsys.readouterr().err == "error: row 1, [secret]\n"
+    assert card(out)["status"] == "failed"
+    assert rows(out) == [0]
+
+
+def test_debug_shows_the_traceback(out: Path) -> None:
+    with pytest.raises(BackendError):
+        counting(BackendError)(["--out", str(out), "--fail-at", "1", "--debug"])
+
+
+def test_a_mistake_that_is_not_the_users_stays_a_traceback(out: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        counting(ZeroDivisionError)(["--out", str(out), "--fail-at", "1"])
+    assert card(out)["status"] == "failed"
+
+
+def test_a_dry_run_prints_the_cost_and_writes_nothing(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [
+        "--set",
+        "models.weak.model=openai/x",
+        "--set",
+        "models.weak.price_in=1",
+        "--set",
+        "models.weak.price_out=2",
+    ]
+    assert counting()(["--out", str(out), "--dry-run", "--count", "1000", *settings]) == 0
+    said = capsys.readouterr().out
+    for part in ("openai/x", "100,000", "10,000", "0.1200"):
+        assert part in said
+    assert not out.exists()
+
+
+def test_a_dry_run_still_refuses_what_the_run_would_refuse(out: Path) -> None:
+    assert counting()(["--out", str(out)]) == 0
+    assert counting()(["--out", str(out), "--set", "seed=1", "--dry-run"]) == 2
+
+
+def test_a_wrong_configuration_ends_before_anything_is_written(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert counting()(["--out", str(out), "--set", "routing.treshold=1"]) == 2
+    assert 'did you mean "routing.threshold"?' in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_ctrl_c_ends_a_real_process_with_130_and_its_rows_on_disk(tmp_path: Path) -> None:
+    script = tmp_path / "waiting.py"
+    script.write_text(
+        textwrap.dedent(
+            '''
+            """Wait."""
+            import time
+            from stepwise.run import Run, program
+
+            @program(doc=__doc__)
+            def main(run: Run) -> None:
+                run.write("rows.jsonl", {"n": 0})
+                time.sleep(600)
+
+            raise SystemExit(main())
+            '''
+        )
+    )
+    out = tmp_path / "out"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, str(script), "--out", str(out)], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "rows.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said.startswith("interrupted; ")
+    assert "Traceback" not in said
+    assert rows(out) == [0]
