@@ -9,11 +9,14 @@ What `LabelTokenScorer` does differently from Math-Shepherd (arXiv 2312.08935):
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import takewhile
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from stepwise.errors import ConfigError, ScorerError
 from stepwise.prompt import SolvePrompt
@@ -22,6 +25,7 @@ from stepwise.types import Problem, Usage, as_problem
 
 if TYPE_CHECKING:
     from stepwise.config import ScorerConfig
+    from stepwise.engine import Engine
 
 Item = tuple[Problem | str, Sequence[str]]
 
@@ -48,10 +52,17 @@ class Scorer(Protocol):
 
 
 class Scored(NamedTuple):
-    """Scores of one solution, and what scoring it cost."""
+    """Scores of one solution, and what scoring it cost; `error` says what happened where it could not be scored."""
 
     scores: list[float]
     usage: Usage
+    error: str = ""
+
+    def checked(self, name: str, problem: Problem | str, steps: Sequence[str]) -> list[float]:
+        """The scores; raises `ScorerError` for an error, and for what `validate_scores` refuses."""
+        if self.error:
+            raise ScorerError(f"scorer {name!r}, problem {as_problem(problem).id!r}: {self.error}")
+        return validate_scores(name, problem, steps, self.scores)
 
 
 def validate_scores(name: str, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> list[float]:
@@ -71,7 +82,7 @@ def validate_scores(name: str, problem: Problem | str, steps: Sequence[str], sco
 
 
 def score_items(scorer: Scorer, items: Sequence[Item]) -> list[Scored]:
-    """Validated scores and the cost of each item, from any scorer; the one way the library asks for scores.
+    """Validated scores (or an error) and the cost of each item, from any scorer; how the library asks for scores.
 
     A scorer with a method `score_detailed(items) -> list[Scored]` says itself what each item cost. For another, what
     its `usage` grew by is divided over the items: exact in the sum, as long as no other thread uses the scorer
@@ -91,8 +102,8 @@ def score_items(scorer: Scorer, items: Sequence[Item]) -> list[Scored]:
             f"scorer {scorer.name!r}: {len(results)} results for {len(items)} solutions; return one list per solution"
         )
     return [
-        Scored(validate_scores(scorer.name, problem, steps, result.scores), result.usage)
-        for (problem, steps), result in zip(items, results, strict=True)
+        result if result.error else result._replace(scores=result.checked(scorer.name, *item))
+        for item, result in zip(items, results, strict=True)
     ]
 
 
@@ -107,23 +118,102 @@ def _shares(before: Usage, after: Usage, n: int) -> list[Usage]:
     ]
 
 
-class LabelReader(Protocol):
-    """What `LabelTokenScorer` needs of the engine; `stepwise.engine` has it."""
+class LabelTokenScorer:
+    """P(step is right) from two label tokens, read at a marker after each step (Math-Shepherd's way), on the engine.
 
-    name: str
-    parameters: int | None
+    A solution is scored as: the solve prompt's ids, then for each step its ids with the blank line after it and one
+    marker token. The score is softmax over the logits of `good` and `bad` at the marker. Scores are kept per prefix,
+    up to `memory` of them, so a known solution costs nothing and an appended step its own tokens and the marker.
+    Raises `ConfigError` when the vocabulary lacks one of the three tokens. Thread safe.
+    """
 
-    def token_id(self, text: str) -> int:
-        """Id of one special token; raises `ConfigError` when the vocabulary has no such token."""
-        ...
+    incremental = True
 
-    def prompt_ids(self, prompt: SolvePrompt, question: str) -> list[int]:
-        """Ids of the chat up to where the assistant's solution begins."""
-        ...
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        prompt: SolvePrompt | None = None,
+        marker: str = "<|score|>",
+        good: str = "<|good|>",
+        bad: str = "<|bad|>",
+        name: str = "",
+        memory: int = 200_000,
+    ):
+        self.name = name or engine.name
+        self.parameters: int | None = engine.parameters
+        self.usage = Usage(self.name)
+        self.prompt = prompt or SolvePrompt()
+        self.engine = engine
+        self.memory = memory
+        vocabulary = engine.vocabulary
+        self._marker, self._good, self._bad = (vocabulary.special_id(token) for token in (marker, good, bad))
+        self._step_ids = lru_cache(maxsize=16_384)(lambda text: tuple(vocabulary.tokenize(text + SEPARATOR)))
+        self._prompt_ids = lru_cache(maxsize=1_024)(self._tokenize_prompt)
+        self._known: OrderedDict[bytes, float] = OrderedDict()
+        self._lock = Lock()
 
-    def step_ids(self, text: str) -> list[int]:
-        """Ids of a step's text as part of a solution."""
-        ...
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
+        """Scores and cost of each item; where the engine fails for one (a solution too long), its `error` says why."""
+        keys = [self._keys(as_problem(problem).question, steps) for problem, steps in items]
+        with self._lock:
+            scores = [[self._known[key] for key in takewhile(self._known.__contains__, row)] for row in keys]
+        todo = [place for place, row in enumerate(keys) if len(scores[place]) < len(row)]
+        sequences = [self._sequence(*items[place]) for place in todo]
+        wanted = [markers[len(scores[place]) :] for place, (_, markers) in zip(todo, sequences, strict=True)]
+        read = self.engine.logits([ids for ids, _ in sequences], wanted, [self._good, self._bad]) if todo else []
+        results = [Scored(known, Usage(self.name)) for known in scores]
+        with self._lock:
+            for place, (ids, _), found in zip(todo, sequences, read, strict=True):
+                fresh = [_share(good, bad) for good, bad in found.logits.tolist()]
+                usage = Usage(self.name, 1, len(ids), found.evaluated_tokens)
+                if not found.error:
+                    self._known.update(zip(keys[place][len(scores[place]) :], fresh, strict=True))
+                results[place] = Scored([*scores[place], *fresh], usage, found.error)
+                self.usage += usage
+            while len(self._known) > self.memory:
+                self._known.popitem(last=False)
+        return results
+
+    def score_batch(self, items: Sequence[Item]) -> list[list[float]]:
+        """Scores in [0, 1] for each (problem, steps); raises `ScorerError` where the engine fails for one."""
+        return [
+            scored.checked(self.name, *item) for item, scored in zip(items, self.score_detailed(items), strict=True)
+        ]
+
+    def score(self, problem: Problem | str, steps: Sequence[str]) -> list[float]:
+        """`score_batch` for one solution."""
+        return self.score_batch([(problem, steps)])[0]
+
+    def close(self) -> None:
+        """Free the engine; calling it twice does nothing."""
+        self.engine.close()
+
+    def _tokenize_prompt(self, question: str) -> tuple[int, ...]:
+        return tuple(self.engine.vocabulary.chat_ids(self.prompt.messages(question), **self.prompt.template_args))
+
+    def _sequence(self, problem: Problem | str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Ids of the whole solution, and the position of the marker after each step."""
+        ids, markers = list(self._prompt_ids(as_problem(problem).question)), []
+        for text in steps:
+            ids += [*self._step_ids(text), self._marker]
+            markers.append(len(ids) - 1)
+        return ids, markers
+
+    @staticmethod
+    def _keys(question: str, steps: Sequence[str]) -> list[bytes]:
+        """A key for each prefix of the solution."""
+        key, keys = hashlib.sha256(question.encode()).digest(), []
+        for text in steps:
+            key = hashlib.sha256(key + text.encode()).digest()
+            keys.append(key)
+        return keys
+
+
+def _share(good: float, bad: float) -> float:
+    """Softmax of `good` among the two."""
+    gap = bad - good
+    return 1 / (1 + math.exp(gap)) if gap < 0 else math.exp(-gap) / (1 + math.exp(-gap))
 
 
 class ConstantScorer:
@@ -172,3 +262,29 @@ class PerfectScorer:
     def score(self, problem: Problem | str, steps: Sequence[str]) -> list[float]:
         """`score_batch` for one solution."""
         return self.score_batch([(problem, steps)])[0]
+
+
+def load_scorer(spec: str | ScorerConfig | Scorer, *, prompt: SolvePrompt | None = None) -> Scorer:
+    """The scorer that `spec` names: "llamacpp/lab-scorer" or a `ScorerConfig` (a GGUF with label tokens), or a scorer
+    as it is.
+
+    `prompt` must be the one that the solutions are written under. Raises `ConfigError` for a model behind an API, which
+    gives no logits of chosen tokens, and for a vocabulary without the label tokens; `BackendError` when it cannot be
+    loaded.
+    """
+    from stepwise.config import ScorerConfig
+
+    if isinstance(spec, str):
+        spec = ScorerConfig(model=spec)
+    if not isinstance(spec, ScorerConfig):
+        return spec
+    if not spec.local:
+        raise ConfigError(
+            f'scorer.model is "{spec.model}"; a label-token scorer reads the logits of a local model: '
+            'write model = "llamacpp/path.gguf"'
+        )
+    from stepwise.engine import load_engine
+
+    return LabelTokenScorer(
+        load_engine(spec), prompt=prompt, marker=spec.marker, good=spec.good, bad=spec.bad, name=spec.model
+    )

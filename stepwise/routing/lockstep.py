@@ -165,7 +165,7 @@ class _Run:
             self._ask(
                 [item for item in items if not item.strong_steps and (self.policy.when == "before" or not item.steps)]
             )
-        drafting = [item for item in items if not item.strong_steps]
+        drafting = [item for item in items if not (item.strong_steps or item.finish)]
         while drafting:
             self._write("weak", drafting)
             drafted = [item for item in drafting if not item.finish]
@@ -185,7 +185,8 @@ class _Run:
             self._score(items)
         left = self.ledger.remaining()["strong_tokens"]
         tokens_left = None if left is None else max(0, int(left))
-        return [item for item in items if self._act(item, self.policy.decide(self._view(item, tokens_left)))]
+        scored = [item for item in items if not item.finish]
+        return [item for item in scored if self._act(item, self.policy.decide(self._view(item, tokens_left)))]
 
     def _act(self, item: _Open, action: Action) -> bool:
         """Note what the policy decided; True when the weak model is to draft again."""
@@ -222,9 +223,12 @@ class _Run:
         assert self.models.scorer is not None
         todo = [item for item in items if len(item.texts) > sum(step.score is not None for step in item.steps)]
         results = score_items(self.models.scorer, [(item.problem, item.texts) for item in todo]) if todo else []
-        for item, (scores, usage) in zip(todo, results, strict=True):
+        for item, (scores, usage, error) in zip(todo, results, strict=True):
             self.ledger.record("scorer", usage)
             item.scorer_usage += usage
+            if error:
+                item.end("error", f"the scorer failed at step {len(item.steps)}: {error}")
+                continue
             kept = len(item.steps)
             item.steps = [
                 step if step.score is not None else dataclasses.replace(step, score=score)

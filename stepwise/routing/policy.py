@@ -109,10 +109,13 @@ class Policy(Protocol):
         """What to do at `view.index`; must depend on `view` and on the policy's own fields alone."""
         ...
 
+    @property
+    def point(self) -> float | None:
+        """The operating point (its threshold, rate, price, ...), None for a policy that has none."""
+        ...
+
     def at(self, x: float) -> Self:
-        """The same policy at operating point `x` (its threshold, rate, price, ...); policies without one return
-        themselves.
-        """
+        """The same policy at operating point `x`; a policy without one returns itself."""
         ...
 
 

@@ -29,6 +29,11 @@ class Never:
         """Keep."""
         return Keep("the weak model alone")
 
+    @property
+    def point(self) -> float | None:
+        """None: there is nothing to set."""
+        return None
+
     def at(self, x: float) -> Self:
         """Itself: there is nothing to set."""
         return self
@@ -45,6 +50,11 @@ class Always:
     def decide(self, view: View) -> Action:
         """Hand over."""
         return HandOver("the strong model alone")
+
+    @property
+    def point(self) -> float | None:
+        """None: there is nothing to set."""
+        return None
 
     def at(self, x: float) -> Self:
         """Itself: there is nothing to set."""
@@ -72,6 +82,11 @@ class Random:
         reason = f"draw {draw:.2f} {'<' if draw < self.p else '>='} {self.p:.2f}"
         return Escalate(reason=reason) if draw < self.p else Keep(reason)
 
+    @property
+    def point(self) -> float | None:
+        """The rate `p`."""
+        return self.p
+
     def at(self, x: float) -> Self:
         """The same draws at rate `x`."""
         return type(self)(p=x, seed=self.seed)
@@ -98,6 +113,11 @@ class Threshold:
         shown = "empty draft, counted as 0.00" if score is None else f"score {score:.2f}"
         reason = f"{shown} {'<' if below else '>='} {self.threshold:.2f}"
         return Escalate(reason=reason) if below else Keep(reason)
+
+    @property
+    def point(self) -> float | None:
+        """The threshold."""
+        return self.threshold
 
     def at(self, x: float) -> Self:
         """The policy with threshold `x`."""

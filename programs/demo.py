@@ -1,0 +1,111 @@
+"""Watch the lab's weak model solve problems with the strong one called in only where it is needed.
+
+Routes held-out lab problems under ten policies, prints what each cost and solved, and writes a page to look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from stepwise.config import Config
+from stepwise.plan import Planned
+from stepwise.report import Report, TraceView, summary_table, write_report
+from stepwise.routing import Always, Never, Policy, Random, StepRouter, Threshold
+from stepwise.routing.compare import Measured, in_words, measure, plan_routing
+from stepwise.run import Run, program
+from stepwise.types import Problem
+
+POLICIES: tuple[Policy, ...] = (
+    Never(),
+    Always(),
+    *(Random(p) for p in (0.2, 0.5)),
+    *(Threshold(t) for t in (0.1, 0.3, 0.5, 0.7, 0.9, 0.97)),
+)
+MOST_SHOWN = 2
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--problems", type=int, default=200, metavar="N", help="problems to route (default: %(default)s)"
+    )
+    parser.add_argument("--show", type=int, default=MOST_SHOWN, metavar="N", help="repaired solutions to print")
+
+
+def problems_of(args: argparse.Namespace) -> list[Problem]:
+    from stepwise.lab.problems import generate
+
+    return [made.problem for made in generate("test", args.problems)]
+
+
+def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    return plan_routing(config, POLICIES, problems_of(args))
+
+
+def repaired(measured: list[Measured]) -> list[TraceView]:
+    """Solutions that the weak model gets wrong alone and gets right with the fewest escalated steps."""
+    alone = next(m for m in measured if m.family == "never")
+    routed = [m for m in measured if m.family == "threshold"]
+    found: dict[str, tuple[int, TraceView]] = {}
+    for m in routed:
+        for view, right, was_right in zip(m.views, m.correct, alone.correct, strict=True):
+            strong = sum(step.author == "strong" for step in view.trace.steps)
+            if right and not was_right and strong < found.get(view.trace.problem.id, (99, None))[0]:
+                found[view.trace.problem.id] = (strong, view)
+    return [view for _, view in sorted(found.values(), key=lambda pair: pair[0])]
+
+
+def save(run: Run, measured: list[Measured]) -> Report:
+    """Write the figures and the page; also of a part, after Ctrl-C."""
+    report = Report(
+        title="Routing lab problems step by step",
+        subtitle="A small model that slips, a larger one that repairs single steps, and what each policy saves.",
+        rows=tuple(m.row for m in measured),
+        traces=tuple(view for m in measured for view in m.views),
+        meta={
+            "weak model": run.config.models.weak.model,
+            "strong model": run.config.models.strong.model,
+            "scorer": run.config.scorer.model,
+            "configuration": run.config.hash,
+            "seed": str(run.config.seed),
+        },
+        notes=tuple(in_words(measured)),
+        lab=True,
+    )
+    metrics = {"policies": [vars(m.row) for m in measured], "in_words": in_words(measured), "config": run.config.hash}
+    run.path("metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    write_report(run.path("report.html"), report)
+    return report
+
+
+@program(doc=__doc__, arguments=arguments, plan=plan, resumable=False)
+def main(run: Run) -> None:
+    problems = problems_of(run.args)
+    run.say(f"Routing {len(problems)} held-out lab problems under {len(POLICIES)} policies.")
+    measured: list[Measured] = []
+
+    def told(done: Measured) -> None:
+        measured.append(done)
+        run.write("traces.jsonl", *done.views)
+
+    try:
+        with StepRouter.from_config(run.config) as router:
+            measure(router, POLICIES, problems, told=told)
+    except KeyboardInterrupt:
+        if measured:
+            save(run, measured)
+        raise
+    report = save(run, measured)
+    for view in repaired(measured)[: run.args.show]:
+        run.say(f"\nSolved with {view.policy}; the weak model alone gets it wrong:")
+        view.trace.show()
+    run.console.print(summary_table(report))
+    for line in in_words(measured):
+        run.say(line)
+    run.say("These are figures of the lab, a test bed: they compare policies, and say nothing about other models.")
+    run.say(f"Look at the solutions step by step: {(run.out / 'report.html').resolve().as_uri()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

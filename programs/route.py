@@ -1,0 +1,93 @@
+"""Route problems through a weak and a strong model, step by step; killed at any moment, it goes on where it was.
+
+Problems come from a JSON Lines file with the columns id, question, and optionally answer and reference, or else from
+the lab.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from stepwise.config import Config
+from stepwise.errors import DataError
+from stepwise.jsonl import read_rows
+from stepwise.plan import Planned
+from stepwise.report import Report, summary_table, write_report
+from stepwise.routing import StepRouter, policy_from_config
+from stepwise.routing.compare import judge, plan_routing
+from stepwise.routing.metrics import usage_by_author
+from stepwise.run import Run, program
+from stepwise.types import Problem, Trace
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--problems", type=Path, metavar="FILE", help="JSON Lines file of problems")
+    where.add_argument("--split", default="test", help="split of the lab's problems (default: %(default)s)")
+    parser.add_argument(
+        "--n", type=int, metavar="N", help="the first N problems (default: all of a file, 50 of a split)"
+    )
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="solutions to print at the end")
+
+
+def problems_of(args: argparse.Namespace) -> list[Problem]:
+    """The problems that the arguments ask for; raises `DataError` for a file that is missing, empty or repeats ids."""
+    if args.problems is None:
+        from stepwise.lab.problems import generate
+
+        return [made.problem for made in generate(args.split, args.n or 50)]
+    if not args.problems.is_file():
+        raise DataError(f"--problems {args.problems}: no such file; give a JSON Lines file of problems")
+    problems = read_rows(args.problems, Problem)[: args.n]
+    if not problems:
+        raise DataError(f"--problems {args.problems} holds no problems; write one JSON object per line")
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.id in seen:
+            raise DataError(f"--problems {args.problems}: the id {problem.id!r} occurs twice; ids must differ")
+        seen.add(problem.id)
+    return problems
+
+
+def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    return plan_routing(config, [policy_from_config(config.routing)], problems_of(args))
+
+
+@program(doc=__doc__, arguments=arguments, plan=plan)
+def main(run: Run) -> None:
+    problems = problems_of(run.args)
+    before = run.rows("traces.jsonl", Trace)
+    with StepRouter.from_config(run.config) as router:
+        for trace in before:  # caps are for the whole run, so what it spent before it was killed counts
+            for role, usage in usage_by_author(trace).items():
+                router.ledger.record(role, usage)
+        traces = router.solve_all(problems, on_trace=lambda trace: run.write("traces.jsonl", trace), resume=before)
+        measured = judge(router, traces)
+        summary = router.ledger.summary()
+    report = Report(
+        title="Routed problems",
+        rows=(measured.row,),
+        traces=measured.views,
+        meta={
+            "weak model": run.config.models.weak.model,
+            "strong model": run.config.models.strong.model,
+            "scorer": run.config.scorer.model,
+            "configuration": run.config.hash,
+        },
+        lab=run.args.problems is None,
+    )
+    for view in measured.views[: run.args.show]:
+        view.trace.show()
+    run.console.print(summary_table(report))
+    run.say(summary)
+    ended = {kind: sum(t.finish == kind for t in traces) for kind in dict.fromkeys(t.finish for t in traces)}
+    run.say("Solutions ended: " + ", ".join(f"{kind} {count}" for kind, count in ended.items()))
+    run.metrics(**vars(measured.row), finish=ended)
+    page = write_report(run.path("report.html"), report)
+    run.say(f"Look at the solutions step by step: {page.resolve().as_uri()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""One policy or many on the same problems: accuracy, cost, time, and what it amounts to in words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from stepwise.config import Config
+from stepwise.errors import DataError
+from stepwise.plan import Planned
+from stepwise.report.model import PolicyRow, TraceView
+from stepwise.routing.metrics import Cost, OperatingPoint, cpt, pgr, wilson
+from stepwise.routing.policy import Policy
+from stepwise.types import Problem, Trace
+
+if TYPE_CHECKING:
+    from stepwise.routing.router import StepRouter
+
+NAMES = {"never": "Never (weak alone)", "always": "Always (strong alone)"}
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Measured:
+    """A policy's traces with their verdicts ("" where there is no gold answer), what they cost, and the seconds it
+    took.
+    """
+
+    label: str
+    family: str
+    setting: float | None
+    views: tuple[TraceView, ...]
+    cost: Cost
+    seconds: float | None = None
+
+    @property
+    def correct(self) -> tuple[bool, ...]:
+        """Whether each trace's answer is right, in the order of the problems."""
+        return tuple(view.verdict == "CORRECT" for view in self.views)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right answers, None unless every trace was graded."""
+        graded = all(view.verdict for view in self.views)
+        return sum(self.correct) / len(self.views) if graded else None
+
+    @property
+    def point(self) -> OperatingPoint:
+        """Mean strong tokens per problem, and accuracy; raises `DataError` where problems have no gold answer."""
+        if self.accuracy is None:
+            raise DataError(f"{self.label}: some problems have no gold answer, so there is no accuracy; add answers")
+        return OperatingPoint(self.cost.strong_tokens_per_problem, self.accuracy)
+
+    @property
+    def row(self) -> PolicyRow:
+        """The row of the table."""
+        steps = [step for view in self.views for step in view.trace.steps]
+        kept = sum(step.usage.generated_tokens for step in steps)
+        strong = sum(step.usage.generated_tokens for step in steps if step.author == "strong")
+        spread = wilson(sum(self.correct), len(self.views)) if self.accuracy is not None else None
+        return PolicyRow(
+            policy=self.label,
+            family=self.family,
+            setting=self.setting,
+            accuracy=self.accuracy,
+            accuracy_low=spread.low if spread else None,
+            accuracy_high=spread.high if spread else None,
+            strong_share=strong / kept if kept else None,
+            strong_tokens=self.cost.strong_tokens,
+            generated_tokens=self.cost.all_tokens,
+            parameter_tokens=self.cost.parameter_tokens,
+            calls=self.cost.calls,
+            seconds=self.seconds,
+            n=len(self.views),
+        )
+
+
+def label_of(policy: Policy) -> str:
+    """The policy's name and operating point, for tables."""
+    name = NAMES.get(policy.name, policy.name.capitalize())
+    return name if policy.point is None else f"{name} {policy.point:.2f}"
+
+
+def verdict_of(trace: Trace) -> str:
+    """The verdict on a trace's answer as its value ("CORRECT", "WRONG", ...), "" without a gold answer."""
+    from stepwise.grading import grade
+
+    return "" if trace.problem.answer is None else grade(trace.answer or "", trace.problem.answer).value
+
+
+def judge(router: StepRouter, traces: Sequence[Trace], seconds: float | None = None) -> Measured:
+    """Grade and count the traces that `router` made."""
+    policy = router.policy
+    label = label_of(policy)
+    views = tuple(TraceView(trace, label, verdict_of(trace), router.cost([trace]).parameter_tokens) for trace in traces)
+    return Measured(label, policy.name, policy.point, views, router.cost(traces), seconds)
+
+
+def measure(
+    router: StepRouter,
+    policies: Sequence[Policy],
+    problems: Sequence[Problem],
+    *,
+    progress: bool = True,
+    told: Callable[[Measured], None] | None = None,
+) -> list[Measured]:
+    """Route `problems` under each policy with the models and the seed of `router`; `told` hears of each as it is
+    done.
+    """
+    results = []
+    for policy in policies:
+        arm = router.with_policy(policy)
+        began = time.perf_counter()
+        traces = arm.solve_all(problems, progress=progress, description=f"{label_of(policy):<22}")
+        results.append(judge(arm, traces, time.perf_counter() - began))
+        if told is not None:
+            told(results[-1])
+    return results
+
+
+def in_words(measured: Sequence[Measured], shares: Sequence[float] = (0.5, 0.8, 0.95)) -> list[str]:
+    """What the measurement says, one sentence per line; needs the policies "never" and "always" among it."""
+    ends = {m.family: m for m in measured if m.family in NAMES}
+    if len(ends) < 2 or any(m.accuracy is None for m in ends.values()):
+        return []
+    weak, strong = ends["never"].point, ends["always"].point
+    lines = [f"The weak model alone solves {weak.accuracy:.1%}, the strong model alone {strong.accuracy:.1%}."]
+    if strong.accuracy <= weak.accuracy or strong.cost <= 0:
+        return [*lines, "There is no gap to recover, so routing has nothing to gain here."]
+    routed = [m for m in measured if m.family not in NAMES]
+    for m in routed:
+        gap = pgr(m.point, weak, strong)
+        assert gap is not None
+        lines.append(f"{m.label}: {gap:.0%} of the gap for {m.point.cost / strong.cost:.0%} of the strong tokens.")
+    for family in dict.fromkeys(m.family for m in routed):
+        points = [m.point for m in routed if m.family == family]
+        costs = [(x, cpt(points, weak, strong, x)) for x in shares]
+        said = [f"{x:.0%} of the gap " + ("not reached" if c is None else f"{c / strong.cost:.0%}") for x, c in costs]
+        lines.append(f"Least share of the strong tokens by {family} (CPT): {', '.join(said)}.")
+    return lines
+
+
+def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[Problem]) -> list[Planned]:
+    """The most that routing `problems` under `policies` could ask of each role: every solution at its step limit."""
+    steps, width = config.routing.max_steps, config.sampling.max_step_tokens
+    question = max((len(problem.question.encode()) for problem in problems), default=0) + 64
+
+    def planned(role: str, arms: int, local: bool, generates: bool = True) -> Planned:
+        calls = arms * len(problems) * steps
+        # A local model evaluates each token of a solution once; an API reads the whole prefix again at every step.
+        prompt = question + steps * width if local else steps * (question + steps * width // 2)
+        return Planned(role, calls, arms * len(problems) * prompt, calls * width if generates else 0)  # type: ignore[arg-type]
+
+    weak = sum(policy.name != "always" for policy in policies)
+    strong = sum(policy.name != "never" for policy in policies)
+    scored = sum(policy.needs_scores for policy in policies)
+    parts = [planned("weak", weak, config.models.weak.local), planned("strong", strong, config.models.strong.local)]
+    return [*parts, *([planned("scorer", scored, True, generates=False)] if scored else [])]

@@ -1,0 +1,240 @@
+"""Scorers: one probability per step, exact costs, and errors that say which scorer, problem and value."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepwise.errors import ConfigError, ScorerError
+from stepwise.prompt import SolvePrompt
+from stepwise.scorers import (
+    ConstantScorer,
+    LabelTokenScorer,
+    PerfectScorer,
+    Scorer,
+    load_scorer,
+    score_items,
+    validate_scores,
+)
+from stepwise.types import Problem, Usage
+from tests.fakes import ScriptedScorer
+
+P = Problem("p", "How many?", "4")
+SPECIAL = {"<|score|>": 1, "<|good|>": 2, "<|bad|>": 3}
+
+
+class FakeVocabulary:
+    def special_id(self, text: str) -> int:
+        if text not in SPECIAL:
+            raise ConfigError(f"no special token {text}")
+        return SPECIAL[text]
+
+    def tokenize(self, text: str) -> list[int]:
+        return [10 + ord(char) for char in text]
+
+    def chat_ids(self, messages: Sequence[dict[str, str]], **template_args: object) -> list[int]:
+        assert template_args == {"enable_thinking": False}
+        return [5, *(10 + ord(char) for message in messages for char in message["content"]), 6]
+
+
+@dataclass
+class Read:
+    logits: npt.NDArray[np.float32]
+    evaluated_tokens: int
+    error: str = ""
+
+
+@dataclass
+class FakeEngine:
+    """Logits from a function of the ids up to a position; a perfect prefix cache counts what is evaluated."""
+
+    name: str = "fake"
+    parameters: int = 7
+    vocabulary: FakeVocabulary = field(default_factory=FakeVocabulary)
+    calls: list[int] = field(default_factory=list)
+    known: set[tuple[int, ...]] = field(default_factory=set)
+    context: int = 10_000
+    closed: int = 0
+
+    def logits(
+        self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
+    ) -> list[Read]:
+        assert list(token_ids) == [2, 3]
+        self.calls.append(len(sequences))
+        return [self._read(list(ids), wanted) for ids, wanted in zip(sequences, positions, strict=True)]
+
+    def _read(self, ids: list[int], wanted: Sequence[int]) -> Read:
+        if len(ids) > self.context:
+            return Read(np.empty((0, 2), np.float32), 0, f"{len(ids)} tokens do not fit")
+        assert [ids[position] for position in wanted] == [1] * len(wanted)
+        prefixes = {tuple(ids[:n]) for n in range(1, len(ids) + 1)}
+        fresh = len(prefixes - self.known)
+        self.known |= prefixes
+        return Read(np.array([logits_at(ids[: p + 1]) for p in wanted], np.float32).reshape(-1, 2), fresh)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def logits_at(ids: Sequence[int]) -> tuple[float, float]:
+    return (sum(ids) % 97 / 10, sum(i * id_ for i, id_ in enumerate(ids)) % 89 / 10)
+
+
+def by_hand(steps: Sequence[str]) -> list[float]:
+    ids = [5, *(10 + ord(c) for c in P.question), 6]
+    scores = []
+    for text in steps:
+        ids += [*(10 + ord(c) for c in text + "\n\n"), 1]
+        good, bad = logits_at(ids)
+        scores.append(math.exp(good) / (math.exp(good) + math.exp(bad)))
+    return scores
+
+
+def test_a_score_is_the_softmax_of_the_two_labels_at_the_marker_after_each_step() -> None:
+    scorer = LabelTokenScorer(FakeEngine())  # type: ignore[arg-type]
+    steps = ["first", "second one", "third"]
+    assert scorer.score(P, steps) == pytest.approx(by_hand(steps), rel=1e-5)
+    assert scorer.score(P.question, steps) == scorer.score(P, steps)
+
+
+def test_an_appended_step_costs_its_own_tokens_and_one_marker() -> None:
+    engine = FakeEngine()
+    scorer = LabelTokenScorer(engine)  # type: ignore[arg-type]
+    (first,) = scorer.score_detailed([(P, ["abc"])])
+    (second,) = scorer.score_detailed([(P, ["abc", "defgh"])])
+    assert first.usage.evaluated_tokens == len(P.question) + 2 + len("abc\n\n") + 1
+    assert second.usage.evaluated_tokens == len("defgh\n\n") + 1
+    assert second.usage.prompt_tokens == first.usage.prompt_tokens + len("defgh\n\n") + 1
+    assert scorer.usage == first.usage + second.usage
+    assert (scorer.usage.calls, scorer.usage.generated_tokens) == (2, 0)
+
+
+def test_a_solution_scored_before_costs_nothing_and_asks_the_engine_nothing() -> None:
+    engine = FakeEngine()
+    scorer = LabelTokenScorer(engine)  # type: ignore[arg-type]
+    once = scorer.score(P, ["a", "b", "c"])
+    (again,) = scorer.score_detailed([(P, ["a", "b", "c"])])
+    (prefix,) = scorer.score_detailed([(P, ["a", "b"])])
+    assert again.scores == once
+    assert prefix.scores == once[:2]
+    assert again.usage == prefix.usage == Usage("fake")
+    assert len(engine.calls) == 1
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "b", "c c"]), max_size=4), max_size=6))
+def test_scores_do_not_depend_on_batch_order_or_memory(solutions: list[list[str]]) -> None:
+    whole = LabelTokenScorer(FakeEngine()).score_batch([(P, steps) for steps in solutions])  # type: ignore[arg-type]
+    forgetful = LabelTokenScorer(FakeEngine(), memory=1)  # type: ignore[arg-type]
+    backwards = [forgetful.score(P, steps) for steps in reversed(solutions)]
+    assert whole == list(reversed(backwards))
+    assert all(len(row) == len(steps) for row, steps in zip(whole, solutions, strict=True))
+
+
+def test_no_steps_have_no_scores_and_cost_nothing() -> None:
+    engine = FakeEngine()
+    assert LabelTokenScorer(engine).score_batch([(P, []), (P, [])]) == [[], []]  # type: ignore[arg-type]
+    assert engine.calls == []
+
+
+def test_a_solution_that_is_too_long_fails_alone() -> None:
+    scorer = LabelTokenScorer(FakeEngine(context=40))  # type: ignore[arg-type]
+    short, long = scorer.score_detailed([(P, ["a"]), (P, ["x" * 60])])
+    assert short.error == ""
+    assert "do not fit" in long.error
+    with pytest.raises(ScorerError, match=r"scorer 'fake', problem 'p': .*do not fit"):
+        scorer.score(P, ["x" * 60])
+
+
+def test_a_missing_label_token_is_an_error_at_load_time() -> None:
+    with pytest.raises(ConfigError, match=r"<\|yes\|>"):
+        LabelTokenScorer(FakeEngine(), good="<|yes|>")  # type: ignore[arg-type]
+
+
+def test_another_system_text_gives_another_sequence() -> None:
+    plain = LabelTokenScorer(FakeEngine()).score(P, ["a"])  # type: ignore[arg-type]
+    assert LabelTokenScorer(FakeEngine(), prompt=SolvePrompt(system="Be exact.")).score(P, ["a"]) != plain  # type: ignore[arg-type]
+
+
+def test_threads_share_one_scorer_and_every_token_is_counted() -> None:
+    scorer = LabelTokenScorer(FakeEngine())  # type: ignore[arg-type]
+    found: list[Usage] = []
+
+    def work(k: int) -> None:
+        found.extend(scorer.score_detailed([(P, [f"t{k}", f"u{j}"])])[0].usage for j in range(20))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(found, Usage()) == scorer.usage
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([0.5], "1 scores for 2 steps"),
+        ([0.5, 0.5, 0.5], "3 scores for 2 steps"),
+        ([0.5, 1.0001], "step 1: the score is 1.0001"),
+        ([-0.1, 0.5], "step 0: the score is -0.1"),
+        ([float("nan"), 0.5], "step 0: the score is nan"),
+        ([float("inf"), 0.5], "step 0: the score is inf"),
+        ([None, 0.5], "step 0: the score is None"),
+        (["0.5", 0.5], "step 0: the score is '0.5'"),
+        ([True, 0.5], "step 0: the score is True"),
+    ],
+)
+def test_what_is_no_probability_per_step_is_refused_by_name(scores: list[float], message: str) -> None:
+    with pytest.raises(ScorerError, match=f"scorer 'prm', problem 'p'.*{message}"):
+        validate_scores("prm", P, ["a", "b"], scores)
+
+
+def test_any_scorer_is_validated_on_its_way_to_the_router() -> None:
+    assert [s.scores for s in score_items(ScriptedScorer({"a": 0.2}), [(P, ["a", "b"])])] == [[0.2, 0.9]]
+    with pytest.raises(ScorerError, match="2 scores for 1 steps"):
+        score_items(ScriptedScorer(lambda _, steps: [0.1, 0.2]), [(P, ["a"])])
+
+
+def test_the_cost_of_a_scorer_that_does_not_itemise_is_split_exactly() -> None:
+    scorer = ScriptedScorer({})
+    items = [(P, ["one two", "three"]), (P, ["four"]), (Problem("q", "?"), ["one two three"])]
+    scored = score_items(scorer, items)
+    assert sum((s.usage for s in scored), Usage()) == scorer.usage
+    assert [s.usage.calls for s in scored] == [1, 1, 1]
+
+
+def test_constant_and_perfect_scorers() -> None:
+    assert ConstantScorer(0.25).score(P, ["a", "b"]) == [0.25, 0.25]
+    with pytest.raises(ScorerError):
+        ConstantScorer(1.5)
+    perfect = PerfectScorer(lambda problem, steps: ["wrong" not in text for text in steps])
+    assert perfect.score_batch([(P, ["fine", "wrong"]), (P, [])]) == [[1.0, 0.0], []]
+    with pytest.raises(ScorerError, match="1 scores for 2 steps"):
+        PerfectScorer(lambda problem, steps: [True]).score(P, ["a", "b"])
+    assert all(isinstance(made, Scorer) for made in (ConstantScorer(0.5), perfect, ScriptedScorer({})))
+
+
+def test_the_lab_checker_makes_a_perfect_scorer() -> None:
+    from stepwise.lab.problems import generate
+
+    problems = {made.problem.id: made for made in generate("val", 3)}
+    scorer = PerfectScorer(lambda problem, steps: problems[problem.id].check(steps))
+    made = next(iter(problems.values()))
+    first = made.true_step([])
+    assert first is not None
+    assert scorer.score(made.problem, [first, "Nonsense: 1 + 1 = 3."]) == [1.0, 0.0]
+
+
+def test_a_scorer_is_handed_through_and_an_api_model_is_refused() -> None:
+    scorer = ConstantScorer(0.5)
+    assert load_scorer(scorer) is scorer
+    with pytest.raises(ConfigError, match=r'scorer\.model is "openai/gpt"'):
+        load_scorer("openai/gpt")
