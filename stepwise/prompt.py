@@ -6,13 +6,14 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 
 class SolvePrompt(BaseModel):
     """How a problem becomes a chat: system text and the arguments of the model's chat template.
 
-    `template_args` goes to the template as it is; thinking is off by default, since a solution is continued step by step.
+    `template_args` goes to the template as it is; thinking is off by default, since a solution is continued step by
+    step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -20,6 +21,16 @@ class SolvePrompt(BaseModel):
     system: str = ""
     user: str = "{question}"
     template_args: dict[str, Any] = {"enable_thinking": False}
+
+    @field_validator("user")
+    @classmethod
+    def _asks_the_question(cls, user: str) -> str:
+        if "{question}" not in user:
+            raise ValueError(f"user={user!r} has no {{question}}, so the model would never see the problem; add it")
+        return user
+
+    def __hash__(self) -> int:
+        return hash((self.system, self.user))  # without template_args, which is a dict
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """Chat messages up to, and without, the assistant's."""

@@ -9,55 +9,77 @@ from __future__ import annotations
 import re
 
 SEPARATOR = "\n\n"
-_FENCE = re.compile(r"^\s*(```|~~~)")
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})(.*)")
+_TOKEN = re.compile(r"(?P<box>\\{1,2}(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
 
 
 def normalize_text(text: str) -> str:
-    """Line ends as \\n, and every run of blank lines as one blank line (outside code fences), none at either end."""
+    r"""Line ends as \\n, and every run of blank lines as one blank line (outside code fences), none at either end."""
     return SEPARATOR.join(split_steps(text))
 
 
 def split_steps(text: str) -> list[str]:
-    """The steps of a solution, without the blank lines between them.
+    r"""The steps of a solution, without the blank lines between them.
 
-    CRLF and runs of blank lines count as one blank line; there are no empty steps and no split inside a code fence.
-    `"\\n\\n".join(split_steps(text))` gives back any text that already has that form.
+    CRLF and runs of blank lines count as one blank line; there are no empty steps and no split inside a code fence
+    (three or more ``` or ~~~, closed by a line of at least as many; one that is never closed runs to the end, as in
+    CommonMark). `"\\n\\n".join(split_steps(text))` gives back any text that already has that form.
     """
     steps: list[str] = []
     lines: list[str] = []
     fence = ""
     for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
-        mark = _FENCE.match(line)
-        if mark:
-            fence = "" if fence == mark[1] else fence or mark[1]
+        fence = next_fence(fence, line)
         if line.strip() or fence:
             lines.append(line)
         elif lines:
             steps.append("\n".join(lines))
             lines = []
-    if any(line.strip() for line in lines):
-        steps.append("\n".join(lines).rstrip("\n"))
-    return steps
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return [*steps, "\n".join(lines)] if lines else steps
+
+
+def next_fence(fence: str, line: str) -> str:
+    """The mark of the code fence that is open after `line`, given the one that was open before it; "" for none."""
+    mark = _FENCE.fullmatch(line)
+    if mark is None:
+        return fence
+    if not fence:
+        return mark[1]
+    return "" if mark[1].startswith(fence) and not mark[2].strip() else fence
 
 
 def boxed(text: str) -> list[str]:
-    """Contents of every closed \\boxed{} in order, found by matching braces; an escaped brace does not count."""
-    found = []
-    for start in _BOX.finditer(text):
-        depth, i = 1, start.end()
-        while i < len(text) and depth:
-            if text[i] == "\\":
-                i += 1
-            else:
-                depth += {"{": 1, "}": -1}.get(text[i], 0)
-            i += 1
-        if depth == 0:
-            found.append(text[start.end() : i - 1])
-    return found
+    r"""Contents of every closed \boxed{} or \fbox{} in order, found by matching braces; an escaped brace does not
+    count.
+
+    Of boxes inside one another the outermost closed one is listed, or the inner one where a box holds nothing but a
+    box. Takes time linear in the text, whatever is in it.
+    """
+    found: list[tuple[int, int, str]] = []  # where each box begins and ends, and its content
+    braces: list[tuple[int, int]] = []  # where what is open begins, and where its content does (-1: not a box)
+    for token in _TOKEN.finditer(text):
+        if token["box"] or token["open"]:
+            braces.append((token.start(), token.end() if token["box"] else -1))
+        elif token["close"] and braces:
+            begin, start = braces.pop()
+            if start < 0:
+                continue
+            inside = []
+            while found and found[-1][0] > begin:
+                inside.append(found.pop())
+            alone = len(inside) == 1 and not (text[start : inside[0][0]] + text[inside[0][1] : token.start()]).strip()
+            found.append((begin, token.end(), inside[0][2] if alone else text[start : token.start()]))
+    return [content for _, _, content in found]
+
+
+def solution_part(text: str) -> str:
+    """What stands outside of the reasoning: after the last </think>, and before a <think> that follows it unclosed."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def extract_answer(text: str) -> str | None:
-    """Content of the last closed \\boxed{} after the last </think>, stripped; None when there is none or it is empty."""
-    answers = boxed(text.rpartition("</think>")[2])
+    r"""Content of the last closed \boxed{} in `solution_part`, stripped; None when there is none or it is empty."""
+    answers = boxed(solution_part(text))
     return (answers[-1].strip() or None) if answers else None

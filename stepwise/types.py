@@ -10,7 +10,7 @@ import dataclasses
 import json
 from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from stepwise.steps import SEPARATOR, extract_answer
@@ -36,9 +36,10 @@ class Problem:
 class Usage:
     """What one piece of work cost a model, in tokens and calls.
 
-    `prompt_tokens` is the length of the prefixes as asked for; `evaluated_tokens` counts only those that the model had to
-    run through (the rest came from its cache). An API that does not say what it cached reports the two as equal.
-    `model` is the model's name ("" once usages of different models were added up); `cost` is money, None when no price is known.
+    `prompt_tokens` is the length of the prefixes as asked for; `evaluated_tokens` counts only those that the model had
+    to run through (the rest came from its cache). An API that does not say what it cached reports the two as equal.
+    `model` is the model's name ("" once usages of different models were added up); `cost` is money, None when no price
+    is known.
     """
 
     model: str = ""
@@ -69,15 +70,16 @@ class Usage:
 class Step:
     """One step of a solution: its text without the blank line after it, and who wrote it.
 
-    `author` is the role in the config ("weak", "strong", "intervention", or any model's name); the model's name is in `usage`.
-    `score` is the scorer's probability that the step is correct, in [0, 1], None where it was not scored.
+    `author` is the role in the config ("weak", "strong", "intervention", or any model's name); the model's name is in
+    `usage`. `score` is the scorer's probability that the step is correct, in [0, 1], None where it was not scored.
     `token_ids` are the ids that `usage.model` itself sampled, blank line included, empty where they are not known.
-    `discarded` holds the drafts that were thrown away for this step, first to last; `decision` says what the policy did and why.
+    `discarded` holds the drafts that were thrown away for this step, first to last; `decision` says what the policy did
+    and why.
     """
 
     text: str
     author: str
-    score: float | None = None
+    score: float | None = Field(default=None, ge=0, le=1)
     usage: Usage = Usage()
     token_ids: tuple[int, ...] = ()
     discarded: tuple[Step, ...] = ()
@@ -88,8 +90,9 @@ class Step:
 class Trace:
     """One attempt at a problem. `finish` says how it ended: "" while it is open, "answer" when a box was closed.
 
-    `scorer_usage` is what scoring this trace cost; `note` names what went wrong where something did. `abandoned` holds the
-    drafts of a step that never came to be (it was empty, or a model failed at it), so that what they cost is not lost.
+    `scorer_usage` is what scoring this trace cost; `note` names what went wrong where something did. `abandoned` holds
+    the drafts of a step that never came to be (it was empty, or a model failed at it), so that what they cost is not
+    lost.
     """
 
     problem: Problem

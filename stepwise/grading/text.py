@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 from stepwise.grading.exact import MAX_EXPONENT, TooBig, evaluate
-from stepwise.steps import extract_answer
+from stepwise.steps import extract_answer, solution_part
 
 MAX_LENGTH = 1_000
 MAX_DIGITS = 500
@@ -78,12 +78,12 @@ class Unreadable(Exception):
 
 
 def find_answer(text: str | None) -> str:
-    r"""The answer in a text: its last closed box after </think>; without a box, all that follows </think>."""
+    r"""The answer in a text: its last closed box after </think>; without a box, all the text but the reasoning."""
     if text is None:
         return ""
     if "\\boxed" in text or "\\fbox" in text:
         return extract_answer(text) or ""
-    return text.rpartition("</think>")[2].strip()
+    return solution_part(text).strip()
 
 
 def clean(answer: str, role: Role) -> str:
