@@ -1,7 +1,8 @@
 """Every error of the library: one root, and each class is also the stdlib error a caller would expect.
 
 A message says what is wrong, where (file, field, value), and the remedy. Adding one: inherit from `StepwiseError` and
-from the nearest stdlib error, keep the constructor's arguments equal to `args` (so that it pickles), and name the remedy.
+from the nearest stdlib error, keep the constructor's arguments equal to `args` (so that it pickles), and name the
+remedy.
 """
 
 

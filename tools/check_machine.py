@@ -13,7 +13,9 @@ try:
     import ensurepip  # noqa: F401
     import venv  # noqa: F401
 except ImportError:
-    sys.exit("This Python cannot make virtual environments; install its venv package (Debian: apt install python3-venv).")
+    sys.exit(
+        "This Python cannot make virtual environments; install its venv package (Debian: apt install python3-venv)."
+    )
 compilers = [os.environ.get("CXX"), "c++", "g++", "clang++"]
 if not any(name and shutil.which(name.split()[0]) for name in compilers):
     sys.exit(

@@ -37,9 +37,9 @@ class Capabilities:
 class Request:
     """Continue the solution of `problem` after the steps of `prefix`.
 
-    `stop="step"` ends at the first blank line, `"solution"` at the final answer or the end of the message. `n` samples are
-    drawn; sample i of a request depends on (`seed`, i) alone, not on what else is in the batch. `temperature=0` is greedy.
-    `top_p=1` and `top_k=0` switch truncation off. `max_tokens` bounds the tokens of this continuation.
+    `stop="step"` ends at the first blank line, `"solution"` at the final answer or the end of the message. `n` samples
+    are drawn; sample i of a request depends on (`seed`, i) alone, not on what else is in the batch. `temperature=0` is
+    greedy. `top_p=1` and `top_k=0` switch truncation off. `max_tokens` bounds the tokens of this continuation.
     """
 
     problem: Problem
@@ -58,9 +58,9 @@ class Continuation:
     """One sample for request number `request` (0-based position in the call), sample number `sample`.
 
     `text` has no blank line at its end. `token_ids` are the ids as sampled, the blank line's or the end-of-sequence
-    token's included; `logprobs` (natural log, one per id, of the untempered and untruncated distribution) where the backend has them.
-    `finish`: "step" at a blank line; "answer" once a box is closed; "eos" at the end of the message without a box; "length";
-    "repeat" where the text repeats itself; "error", with what happened in `error`.
+    token's included; `logprobs` (natural log, one per id, of the untempered and untruncated distribution) where the
+    backend has them. `finish`: "step" at a blank line; "answer" once a box is closed; "eos" at the end of the message
+    without a box; "length"; "repeat" where the text repeats itself; "error", with what happened in `error`.
     """
 
     request: int
@@ -75,7 +75,9 @@ class Continuation:
 
 @runtime_checkable
 class Backend(Protocol):
-    """The one door to a model. `name` identifies weights and adapter; `parameters` is the number of weights, None if unknown."""
+    """The one door to a model. `name` identifies weights and adapter; `parameters` is the number of weights, None if
+    unknown.
+    """
 
     name: str
     capabilities: Capabilities
