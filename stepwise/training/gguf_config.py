@@ -155,6 +155,10 @@ def read_config(model_dir: Path) -> GgufConfig:
             mlp_bias=arch == "llama" and bool(config.get("mlp_bias")),
             rope=rope,
         )
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise ExportError(f"{path}: a size has a value of the wrong type ({error}); write numbers") from error
     except KeyError as error:
         raise ExportError(
             f"{path}: key {error} is missing; save the model again with a current transformers"

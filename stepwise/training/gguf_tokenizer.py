@@ -117,6 +117,8 @@ def detect_pre_tokenizer(path: Path, spec: Mapping[str, Any]) -> str:
 def _check_model(path: Path, model: Mapping[str, Any]) -> None:
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise ExportError(f"{path}: model.type is {model.get('type')!r}; {SUPPORTED}")
+    if not isinstance(model.get("merges"), list) or not model["merges"]:
+        raise ExportError(f"{path}: model.merges is missing or empty; train the tokenizer on some text")
     if model.get("byte_fallback"):
         raise ExportError(f"{path}: model.byte_fallback is true, so this is a SentencePiece tokenizer; {SUPPORTED}")
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token", "dropout"):

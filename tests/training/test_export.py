@@ -186,6 +186,7 @@ def test_an_export_that_fails_midway_keeps_the_old_file(model_copy: Path, tmp_pa
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         ({"rms_norm_eps": None}, "'rms_norm_eps' is missing"),
+        ({"hidden_size": "wide"}, r"wrong type.*'wide'"),
         ({"num_hidden_layers": 3}, r"lacks 9 tensors, first model\.layers\.2"),
         ({"num_hidden_layers": 1}, r"9 tensors that no llama model has, first model\.layers\.1"),
         ({"tie_word_embeddings": False}, r"lacks 1 tensors, first lm_head\.weight"),

@@ -246,6 +246,7 @@ def _template_with_other_token(spec: dict[str, Any]) -> None:
         (_template_with_other_token, "post_processor puts tokens"),
         (lambda spec: spec.update(pre_tokenizer=None), "no counterpart of the pre_tokenizer"),
         (lambda spec: spec["model"].update(type="Unigram"), "model.type is 'Unigram'"),
+        (lambda spec: spec["model"].update(merges=[]), "model.merges is missing or empty"),
         (lambda spec: spec["model"].update(unk_token="?"), "model.unk_token"),
         (lambda spec: spec["model"].update(ignore_merges=True), "ignore_merges=True"),
         (lambda spec: spec["model"]["vocab"].pop("Ġ"), "1 of the 256 byte characters"),
