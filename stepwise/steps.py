@@ -14,7 +14,7 @@ _TOKEN = re.compile(r"(?P<box>\\{1,2}(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<c
 
 
 def normalize_text(text: str) -> str:
-    r"""Line ends as \\n, and every run of blank lines as one blank line (outside code fences), none at either end."""
+    r"""Line ends as \n, and every run of blank lines as one blank line (outside code fences), none at either end."""
     return SEPARATOR.join(split_steps(text))
 
 
@@ -23,7 +23,7 @@ def split_steps(text: str) -> list[str]:
 
     CRLF and runs of blank lines count as one blank line; there are no empty steps and no split inside a code fence
     (three or more ``` or ~~~, closed by a line of at least as many; one that is never closed runs to the end, as in
-    CommonMark). `"\\n\\n".join(split_steps(text))` gives back any text that already has that form.
+    CommonMark). `"\n\n".join(split_steps(text))` gives back any text that already has that form.
     """
     steps: list[str] = []
     lines: list[str] = []

@@ -147,7 +147,7 @@ class Intervention:
     content: str
 
     def apply(self, trace: Trace) -> Trace:
-        """Steps before `location`, then `content`: an open trace. Raises IndexError when the trace is shorter than that."""
+        """Steps before `location`, then `content`: an open trace; IndexError when the trace is shorter than that."""
         if not 0 <= self.location <= len(trace.steps):
             raise IndexError(f"Intervention.location is {self.location}, but the trace has {len(trace.steps)} steps")
         kept = trace.prefix(self.location)
