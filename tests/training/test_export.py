@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stepwise.errors import ExportError, MissingDependencyError
-from stepwise.training.export import export_gguf
+from stepwise.training import export_gguf
 from tests.models import tiny_model
 from tests.training.parity import difference, llama_logits, random_ids
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stepwise.errors import ExportError
-from stepwise.training.export import export_gguf, export_lora_gguf
+from stepwise.training import export_gguf, export_lora_gguf
 from tests.models import tiny_model
 from tests.training.parity import difference, random_ids, transformers_logits
 

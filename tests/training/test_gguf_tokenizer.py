@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from stepwise.errors import ExportError
-from stepwise.training.export import export_gguf
+from stepwise.training import export_gguf
 from tests.models import SPECIAL_TOKENS, tiny_model, train_tokenizer
 
 for _package in ("torch", "transformers", "gguf", "llama_cpp"):
