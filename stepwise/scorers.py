@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from stepwise.errors import ConfigError, ScorerError
 from stepwise.prompt import SolvePrompt
-from stepwise.steps import SEPARATOR
 from stepwise.types import Problem, Usage, as_problem
 
 if TYPE_CHECKING:
@@ -146,10 +145,9 @@ class LabelTokenScorer:
         self.prompt = prompt or SolvePrompt()
         self.engine = engine
         self.memory = memory
-        vocabulary = engine.vocabulary
-        self._marker, self._good, self._bad = (vocabulary.special_id(token) for token in (marker, good, bad))
-        self._step_ids = lru_cache(maxsize=16_384)(lambda text: tuple(vocabulary.tokenize(text + SEPARATOR)))
-        self._prompt_ids = lru_cache(maxsize=1_024)(self._tokenize_prompt)
+        self._marker, self._good, self._bad = (engine.token_id(token) for token in (marker, good, bad))
+        self._step_ids = lru_cache(maxsize=16_384)(engine.step_ids)
+        self._prompt_ids = lru_cache(maxsize=1_024)(lambda question: engine.prompt_ids(self.prompt, question))
         self._known: OrderedDict[bytes, float] = OrderedDict()
         self._lock = Lock()
 
@@ -161,7 +159,7 @@ class LabelTokenScorer:
         todo = [place for place, row in enumerate(keys) if len(scores[place]) < len(row)]
         sequences = [self._sequence(*items[place]) for place in todo]
         wanted = [markers[len(scores[place]) :] for place, (_, markers) in zip(todo, sequences, strict=True)]
-        read = self.engine.logits([ids for ids, _ in sequences], wanted, [self._good, self._bad]) if todo else []
+        read = self.engine.score([ids for ids, _ in sequences], wanted, [self._good, self._bad]) if todo else []
         results = [Scored(known, Usage(self.name)) for known in scores]
         with self._lock:
             for place, (ids, _), found in zip(todo, sequences, read, strict=True):
@@ -189,9 +187,6 @@ class LabelTokenScorer:
         """Free the engine; calling it twice does nothing."""
         self.engine.close()
 
-    def _tokenize_prompt(self, question: str) -> tuple[int, ...]:
-        return tuple(self.engine.vocabulary.chat_ids(self.prompt.messages(question), **self.prompt.template_args))
-
     def _sequence(self, problem: Problem | str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
         """Ids of the whole solution, and the position of the marker after each step."""
         ids, markers = list(self._prompt_ids(as_problem(problem).question)), []
@@ -200,10 +195,9 @@ class LabelTokenScorer:
             markers.append(len(ids) - 1)
         return ids, markers
 
-    @staticmethod
-    def _keys(question: str, steps: Sequence[str]) -> list[bytes]:
-        """A key for each prefix of the solution."""
-        key, keys = hashlib.sha256(question.encode()).digest(), []
+    def _keys(self, question: str, steps: Sequence[str]) -> list[bytes]:
+        """A key for each prefix of the solution; the engine's name tells adapters apart."""
+        key, keys = hashlib.sha256(f"{self.engine.name}\n{question}".encode()).digest(), []
         for text in steps:
             key = hashlib.sha256(key + text.encode()).digest()
             keys.append(key)

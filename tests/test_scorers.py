@@ -31,20 +31,6 @@ P = Problem("p", "How many?", "4")
 SPECIAL = {"<|score|>": 1, "<|good|>": 2, "<|bad|>": 3}
 
 
-class FakeVocabulary:
-    def special_id(self, text: str) -> int:
-        if text not in SPECIAL:
-            raise ConfigError(f"no special token {text}")
-        return SPECIAL[text]
-
-    def tokenize(self, text: str) -> list[int]:
-        return [10 + ord(char) for char in text]
-
-    def chat_ids(self, messages: Sequence[dict[str, str]], **template_args: object) -> list[int]:
-        assert template_args == {"enable_thinking": False}
-        return [5, *(10 + ord(char) for message in messages for char in message["content"]), 6]
-
-
 @dataclass
 class Read:
     logits: npt.NDArray[np.float32]
@@ -58,13 +44,24 @@ class FakeEngine:
 
     name: str = "fake"
     parameters: int = 7
-    vocabulary: FakeVocabulary = field(default_factory=FakeVocabulary)
     calls: list[int] = field(default_factory=list)
     known: set[tuple[int, ...]] = field(default_factory=set)
     context: int = 10_000
     closed: int = 0
 
-    def logits(
+    def token_id(self, text: str) -> int:
+        if text not in SPECIAL:
+            raise ConfigError(f"no special token {text}")
+        return SPECIAL[text]
+
+    def step_ids(self, text: str) -> list[int]:
+        return [10 + ord(char) for char in text + "\n\n"]
+
+    def prompt_ids(self, prompt: SolvePrompt, question: str) -> list[int]:
+        text = "".join(message["content"] for message in prompt.messages(question))
+        return [5, *(10 + ord(char) for char in text), 6]
+
+    def score(
         self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
     ) -> list[Read]:
         assert list(token_ids) == [2, 3]
@@ -156,6 +153,15 @@ def test_a_solution_that_is_too_long_fails_alone() -> None:
 def test_a_missing_label_token_is_an_error_at_load_time() -> None:
     with pytest.raises(ConfigError, match=r"<\|yes\|>"):
         LabelTokenScorer(FakeEngine(), good="<|yes|>")  # type: ignore[arg-type]
+
+
+def test_scores_made_under_one_adapter_are_not_used_under_another() -> None:
+    engine = FakeEngine()
+    scorer = LabelTokenScorer(engine)  # type: ignore[arg-type]
+    scorer.score(P, ["a"])
+    engine.name = "fake+adapter"
+    scorer.score(P, ["a"])
+    assert engine.calls == [1, 1]
 
 
 def test_another_system_text_gives_another_sequence() -> None:

@@ -1,0 +1,252 @@
+"""StepRouter as a DSPy module: prediction, threads, usage, callbacks, saving, and taking up where it stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.utils.callback import BaseCallback
+
+from stepwise.config import BudgetConfig, Config, SamplingConfig
+from stepwise.errors import ConfigError, DataError
+from stepwise.prompt import SolvePrompt
+from stepwise.routing import Always, Never, Random, RoutingInterrupted, StepRouter, Threshold
+from stepwise.routing.metrics import cost_of, usage_by_author
+from stepwise.types import Problem, Trace, Usage, as_problem
+from tests.fakes import ScriptedBackend, ScriptedScorer
+from tests.routing import world
+
+
+def router(policy: Any = None, **settings: Any) -> StepRouter:
+    made = world.models()
+    return StepRouter(made.weak, made.strong, made.scorer, policy, **settings)
+
+
+def test_importing_stepwise_and_the_policies_loads_no_heavy_package() -> None:
+    code = (
+        "import sys, stepwise; from stepwise.routing import Threshold, Always, route_all;"
+        "from stepwise import load_scorer;"
+        "import stepwise.routing.metrics, stepwise.routing.compare;"
+        "print([m for m in ('dspy', 'torch', 'litellm', 'llama_cpp', 'sympy', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_prediction_has_the_answer_and_the_trace() -> None:
+    made = router()
+    prediction = made(question="How many apples?")
+    assert isinstance(made, dspy.Module)
+    assert isinstance(prediction.trace, Trace)
+    assert prediction.answer == prediction.trace.answer in ("7", "8")
+    assert prediction.trace.problem == as_problem("How many apples?")
+    assert made(problem=Problem("x", "How many?")).trace.problem.id == "x"
+    assert asyncio.run(router().acall(question="How many apples?")).trace == prediction.trace
+    with pytest.raises(DataError, match="one of the two"):
+        made()
+
+
+def test_evaluate_with_four_threads_gives_what_one_lockstep_batch_gives() -> None:
+    problems = world.problems(24)
+    batch = router().solve_all(problems, progress=False)
+    devset = [dspy.Example(problem=p, answer=p.answer).with_inputs("problem") for p in problems]
+    threaded = router()
+    seen: dict[str, Trace] = {}
+
+    def metric(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:
+        seen[example.problem.id] = prediction.trace
+        return bool(prediction.answer == example.answer)
+
+    result = dspy.Evaluate(devset=devset, metric=metric, num_threads=4, display_progress=False)(threaded)
+    texts = {t.problem.id: [(s.text, s.author, s.score) for s in t.steps] for t in batch}
+    assert {key: [(s.text, s.author, s.score) for s in t.steps] for key, t in seen.items()} == texts
+    assert result.score == pytest.approx(100 * sum(map(world.right, batch)) / len(batch), abs=0.01)
+    assert threaded.ledger.usage("weak").generated_tokens == cost_of(batch).all_tokens - cost_of(batch).strong_tokens
+
+
+def test_dspy_hears_of_the_usage_of_every_model() -> None:
+    made = router()
+    with dspy.track_usage() as tracker:
+        traces = made.solve_all(world.problems(6), progress=False)
+    spent: dict[str, Usage] = {}
+    for trace in traces:
+        for usage in usage_by_author(trace).values():
+            spent[usage.model] = spent.get(usage.model, Usage()) + usage
+    told = tracker.get_total_tokens()
+    assert set(told) == set(spent) == {"w", "s", "scripted-scorer"}
+    for name, usage in spent.items():
+        assert told[name]["completion_tokens"] == usage.generated_tokens
+        assert told[name]["prompt_tokens"] == usage.prompt_tokens
+        assert told[name]["prompt_tokens_details"]["cached_tokens"] == usage.prompt_tokens - usage.evaluated_tokens
+
+
+def test_a_prediction_carries_its_usage_when_dspy_tracks_it() -> None:
+    with dspy.context(track_usage=True):
+        prediction = router(Always())(question="How many?")
+    assert prediction.get_lm_usage()["s"]["completion_tokens"] == cost_of([prediction.trace]).strong_tokens
+
+
+class Recorder(BaseCallback):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, int]] = []
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        self.events.append(("module", "start", 1))
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        self.events.append((instance.name, "start", len(inputs["requests"])))
+
+    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        self.events.append(("", "failed" if exception else "end", len(outputs or [])))
+
+
+def test_dspy_callbacks_see_the_module_and_each_lockstep_call() -> None:
+    recorder = Recorder()
+    made = router(Never())
+    with dspy.context(callbacks=[recorder]):
+        made.solve_all(world.problems(3), progress=False)
+        assert recorder.events == [("w", "start", 3), ("", "end", 3)] * world.LENGTH
+        recorder.events.clear()
+        made(question="?")
+        assert recorder.events[:2] == [("module", "start", 1), ("w", "start", 1)]
+        recorder.events.clear()
+        made.models.weak.broken = True
+        with pytest.raises(RuntimeError):
+            made.solve_all(world.problems(3), progress=False)
+        assert recorder.events == [("w", "start", 3), ("", "failed", 0)]
+
+
+SETTINGS: dict[str, Any] = {
+    "sampling": SamplingConfig(temperature=0.3, max_step_tokens=77),
+    "budget": BudgetConfig(strong_tokens=5000),
+    "max_steps": 12,
+    "seed": 4,
+    "window": 3,
+}
+
+
+@pytest.mark.parametrize("policy", [Threshold(0.61), Random(0.25, seed=3), Never(), Always()])
+def test_saving_and_loading_carries_policy_and_settings_through_json(policy: Any, tmp_path: Path) -> None:
+    saved, loaded = router(policy, **SETTINGS), router()
+    saved.save(tmp_path / "router.json")
+    loaded.load(tmp_path / "router.json")
+    assert (loaded.policy, loaded.settings, loaded.budget) == (policy, saved.settings, saved.budget)
+    assert loaded.dump_state() == saved.dump_state()
+    assert json.loads((tmp_path / "router.json").read_text())["policy"]["policy"] == policy.name
+    problems = world.problems(5)
+    assert loaded.solve_all(problems, progress=False) == saved.solve_all(problems, progress=False)
+
+
+def test_a_state_for_other_models_or_another_prompt_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    router(Threshold(0.61)).save(tmp_path / "router.json")
+    other = StepRouter(ScriptedBackend({}, "another"), ScriptedBackend({}, "s"), policy=Never())
+    with pytest.raises(ConfigError, match=r"'weak': 'w'.*'weak': 'another'"):
+        other.load(tmp_path / "router.json")
+    assert other.policy == Never()
+    with pytest.raises(ConfigError, match="saved with prompt"):
+        router(prompt=SolvePrompt(system="Be exact.")).load(tmp_path / "router.json")
+
+
+def test_copies_share_the_models_and_a_new_policy_has_a_budget_of_its_own() -> None:
+    made = router(Threshold(0.4), budget=BudgetConfig(strong_tokens=200))
+    for other in (copy.deepcopy(made), made.deepcopy(), made.with_policy(Always())):
+        assert other.models is made.models
+    assert made.with_policy(Always()).policy == Always()
+    assert made.policy == Threshold(0.4)
+    made.solve_all(world.problems(10), progress=False)
+    assert made.ledger.usage("strong").calls > 0
+    assert made.with_policy(Always()).ledger.usage("strong").calls == 0
+    assert made.deepcopy().ledger is made.ledger
+
+
+def test_the_budget_of_a_router_holds_over_all_its_calls() -> None:
+    made = router(Always(), budget=BudgetConfig(strong_tokens=200), sampling=SamplingConfig(max_step_tokens=16))
+    traces = [made(problem=problem).trace for problem in world.problems(12)]
+    assert 200 - 16 < cost_of(traces).strong_tokens <= 200
+
+
+def test_an_interrupted_run_is_taken_up_without_asking_twice() -> None:
+    problems, finished = world.problems(8), []
+    made = router(Never(), window=2)
+
+    def told(trace: Trace) -> None:
+        finished.append(trace)
+        if len(finished) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(RoutingInterrupted) as caught:
+        made.solve_all(problems, progress=False, on_trace=told)
+    again = router(Never())
+    traces = again.solve_all(problems, progress=False, resume=caught.value.traces)
+    assert traces == router(Never()).solve_all(problems, progress=False)
+    asked = {request.problem.id for request in again.models.weak.requests}
+    assert asked == {p.id for p in problems} - {t.problem.id for t in finished}
+    assert again.solve_all(problems, progress=False, resume=traces) == traces
+
+
+def test_a_trace_of_another_problem_with_the_same_id_is_not_taken_over() -> None:
+    old = router(Never()).solve_all([Problem("p0", "Another question?")], progress=False)
+    fresh = router(Never()).solve_all(world.problems(1), progress=False, resume=old)
+    assert fresh[0].problem == world.problems(1)[0]
+
+
+def test_the_progress_bar_goes_to_standard_error_and_reaches_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    router().solve_all(world.problems(4), description="scripted")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "scripted: 4/4" in err
+
+
+def test_only_models_loaded_here_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stepwise.routing import router as module
+
+    loaded = ScriptedBackend(world.strong_step, "loaded")
+    monkeypatch.setattr(module, "load_backend", lambda spec, **_: loaded if isinstance(spec, str) else spec)
+    weak = ScriptedBackend(world.weak_step, "w")
+    with StepRouter(weak, "llamacpp/some.gguf", ScriptedScorer({})) as made:
+        made.with_policy(Never()).close()
+        assert loaded.closed == 0
+    made.close()
+    assert (weak.closed, loaded.closed) == (0, 1)
+
+
+def test_a_configuration_describes_the_whole_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stepwise.routing import router as module
+
+    specs: list[Any] = []
+
+    def load(spec: Any, *, prompt: SolvePrompt) -> Any:
+        specs.append((spec.model, prompt))
+        return ScriptedBackend({}, spec.model)
+
+    monkeypatch.setattr(module, "load_backend", load)
+    monkeypatch.setattr(module, "load_scorer", load)
+    config = Config.load(
+        overrides=[
+            "routing.policy=random",
+            "routing.probability=0.2",
+            "seed=9",
+            "budget.strong_tokens=7",
+            "routing.max_steps=5",
+        ]
+    )
+    made = StepRouter.from_config(config)
+    assert made.policy == Random(0.2)
+    assert (made.settings.seed, made.settings.max_steps, made.budget.strong_tokens) == (9, 5, 7)
+    assert [model for model, _ in specs] == ["llamacpp/lab-weak", "llamacpp/lab-strong", "llamacpp/lab-scorer"]
+    assert all(prompt == config.prompt for _, prompt in specs)
+    assert "policy=Random(p=0.2" in repr(made)
+    assert StepRouter.from_config(Config()).policy == Threshold(0.5)
+
+
+def test_a_policy_that_looks_at_scores_needs_a_scorer_when_the_router_is_made() -> None:
+    with pytest.raises(ConfigError, match="scorer="):
+        StepRouter(ScriptedBackend({}), ScriptedBackend({}))
+    assert StepRouter(ScriptedBackend({}), ScriptedBackend({}), policy=Never()).models.scorer is None
