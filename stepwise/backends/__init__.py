@@ -1,0 +1,43 @@
+"""What turns a prefix into text, behind one protocol."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stepwise.errors import ConfigError
+from stepwise.prompt import SolvePrompt
+
+if TYPE_CHECKING:
+    from stepwise.backends.base import Backend
+    from stepwise.config import ModelConfig
+
+
+def load_backend(spec: str | ModelConfig | Backend, *, prompt: SolvePrompt | None = None, **overrides: Any) -> Backend:
+    """The backend that `spec` names: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", a ModelConfig, or a backend
+    as it is.
+
+    `prompt` is put around every question. `overrides` replace fields of the ModelConfig (context=512,
+    adapter="a.gguf").
+    Each call loads the model anew. Raises ConfigError for a wrong spec, BackendError where the model cannot be loaded.
+    """
+    from stepwise.config import ModelConfig
+
+    if isinstance(spec, str):
+        spec = ModelConfig(model=spec, **overrides)
+    elif isinstance(spec, ModelConfig):
+        spec = ModelConfig(**{**spec.model_dump(), **overrides})
+    else:
+        if overrides:
+            raise ConfigError(f"{spec.name} is loaded already; {', '.join(overrides)} cannot be changed on it")
+        return spec
+    if not spec.local:
+        raise ConfigError(
+            f'model is "{spec.model}"; this version runs local GGUF models: write model = "llamacpp/path/to/model.gguf"'
+        )
+    from stepwise.backends.llamacpp import LlamaCppBackend
+    from stepwise.engine import load_engine
+
+    return LlamaCppBackend(load_engine(spec), prompt)
+
+
+__all__ = ["load_backend"]

@@ -1,0 +1,257 @@
+"""The one place that calls llama.cpp: a loaded model and its context, as numpy arrays and plain integers.
+
+Every sequence has a stream of its own in the key-value cache (llama.cpp's `kv_unified = false`). In a unified cache
+each
+token attends over, or skips, the cells of all other sequences too: 16 sequences of 300 tokens decoded 3 times slower,
+48
+of them 7 times. The price is that a fork copies cells, and that a batch is computed in one piece only where the
+streams in it are
+neighbours; `cache.py` and `scheduler.py` see to both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepwise.errors import BackendError, MissingDependencyError
+
+BATCH = 512
+"""Most tokens in one call of llama_decode."""
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+_KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
+_MOST_STREAMS = 256
+_DECODE_ERRORS = {1: "no room in the key-value cache", 2: "aborted", -1: "invalid batch"}
+_log_lock = threading.Lock()
+_ready = False
+
+
+def library() -> Any:
+    """llama_cpp's low-level module, imported and made quiet on first use."""
+    global _ready
+    # llama.cpp's OpenMP threads spin while they wait, which brings a machine that does anything else to a halt.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        import llama_cpp._logger as logger
+        import llama_cpp.llama_cpp as lib
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"llama-cpp-python is needed to run a GGUF ({error}); pip install 'llama-cpp-python>=0.3.36,<0.4'"
+        ) from error
+    with _log_lock:
+        if not _ready:
+            if logger.logger.level == 0:  # nobody has chosen a level: only errors
+                logger.set_verbose(False)
+            lib.llama_backend_init()
+            _ready = True
+    return lib
+
+
+@contextmanager
+def captured_log() -> Iterator[list[str]]:
+    """Collect llama.cpp's warnings and errors instead of printing them; the previous log is put back at the end."""
+    lib = library()
+    lines: list[str] = []
+
+    def note(level: int, text: bytes, _: object) -> None:
+        if level in (2, 3):
+            lines.append(text.decode(errors="replace").strip())
+
+    callback = lib.llama_log_callback(note)
+    previous, data = lib.llama_log_callback(), ctypes.c_void_p()
+    with _log_lock:
+        lib.llama_log_get(ctypes.byref(previous), ctypes.byref(data))
+        lib.llama_log_set(callback, None)
+        try:
+            yield lines
+        finally:
+            lib.llama_log_set(previous, data)
+
+
+def _reason(lines: list[str]) -> str:
+    return "; ".join(lines[-4:]) or "llama.cpp gave no reason"
+
+
+class LlamaContext:
+    """A model, its context of `streams` separate sequences, and one reusable batch. Not thread safe.
+
+    `context` is the longest sequence in tokens. `streams` is how many sequences are held at once: `sequences`, or as
+    many as
+    fit into `kv_memory` bytes of key-value cache, at least one. Raises BackendError with llama.cpp's own reason.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context: int,
+        sequences: int,
+        threads: int,
+        gpu_layers: int,
+        kv_type: str,
+        flash_attention: bool,
+        kv_memory: int,
+    ) -> None:
+        if kv_type not in KV_TYPES:
+            raise BackendError(f"kv_type is {kv_type!r}; use one of {', '.join(KV_TYPES)}")
+        self.lib = lib = library()
+        self.path, self.context, self.model, self.ctx = path, context, None, None
+        if not path.is_file():
+            raise BackendError(f"{path}: no such file; give the path of a GGUF model")
+        self.model = self._load_model(gpu_layers)
+        self.vocab = lib.llama_model_get_vocab(self.model)
+        self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
+        self.parameters: int = lib.llama_model_n_params(self.model)
+        padded = (context + 255) // 256 * 256  # llama.cpp reads its cache in pieces of 256 cells
+        fit = int(kv_memory / (padded * self._bytes_per_cell(_KV_BYTES[kv_type])))
+        self.streams = max(1, min(sequences, fit, _MOST_STREAMS))
+        self.most_rows = max(self.streams, 64)
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_seq_max = padded * self.streams, self.streams
+        params.n_batch, params.n_ubatch, params.n_outputs_max, params.n_outputs_max_per_seq = (
+            BATCH,
+            BATCH,
+            self.most_rows,
+            0,
+        )
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = KV_TYPES[kv_type]
+        params.flash_attn_type = -1 if flash_attention else 0  # -1: wherever the device has it
+        params.kv_unified, params.no_perf, params.offload_kqv = False, True, gpu_layers != 0
+        with captured_log() as lines:
+            self.ctx = lib.llama_init_from_model(self.model, params)
+        if not self.ctx:
+            self.close()
+            raise BackendError(
+                f"{path}: no context of {context} tokens, {self.streams} sequences could be made ({_reason(lines)}); "
+                f"lower context or sequences, or use kv_type 'f16' with flash_attention"
+            )
+        self._memory = lib.llama_get_memory(self.ctx)
+        self._adapters: dict[str, Any] = {}
+        self._views: dict[int, npt.NDArray[np.float32]] = {}
+        self._make_batch()
+
+    def _load_model(self, gpu_layers: int) -> Any:
+        params = self.lib.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        with captured_log() as lines:
+            model = self.lib.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not model:
+            raise BackendError(
+                f"{self.path}: llama.cpp cannot load it ({_reason(lines)}); "
+                "give a complete GGUF file of an architecture that it knows"
+            )
+        if not self.lib.llama_model_has_decoder(model) or self.lib.llama_model_is_recurrent(model):
+            self.lib.llama_model_free(model)
+            raise BackendError(f"{self.path}: not a decoder-only transformer; give one")
+        return model
+
+    def metadata(self, key: str) -> str | None:
+        """One value of the GGUF's header as text, None where it is missing."""
+        buffer = ctypes.create_string_buffer(1 << 10)
+        length = self.lib.llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
+        return None if length < 0 else buffer.value.decode(errors="replace")
+
+    def _bytes_per_cell(self, element: float) -> float:
+        lib, model = self.lib, self.model
+        arch = self.metadata("general.architecture")
+        width = lib.llama_model_n_embd(model) // lib.llama_model_n_head(model)
+        both = sum(int(self.metadata(f"{arch}.attention.{name}_length") or width) for name in ("key", "value"))
+        return float(lib.llama_model_n_layer(model) * lib.llama_model_n_head_kv(model) * both * element)
+
+    def _make_batch(self) -> None:
+        """A llama_batch whose fields are numpy arrays, so that a step fills it with a few slice assignments."""
+        self.token, self.pos = np.zeros(BATCH, np.int32), np.zeros(BATCH, np.int32)
+        self.stream, self.want = np.zeros(BATCH, np.int32), np.zeros(BATCH, np.int8)
+        self._counts = np.ones(BATCH, np.int32)
+        self._pointers = self.stream.ctypes.data + 4 * np.arange(BATCH, dtype=np.uint64)
+        self._batch = batch = self.lib.llama_batch()
+        fields: dict[str, npt.NDArray[Any]] = {
+            "token": self.token,
+            "pos": self.pos,
+            "n_seq_id": self._counts,
+            "seq_id": self._pointers,
+            "logits": self.want,
+        }
+        types = dict(self.lib.llama_batch._fields_)
+        for name, array in fields.items():
+            setattr(batch, name, ctypes.cast(array.ctypes.data, types[name]))
+
+    def decode(self, n: int, rows: int) -> npt.NDArray[np.float32]:
+        """Run the first `n` entries of the batch (streams in ascending order); logits (rows, vocabulary) where `want`
+        is set.
+
+        The array is llama.cpp's own buffer: it is valid until the next call. Raises BackendError.
+        """
+        self._batch.n_tokens = n
+        code = self.lib.llama_decode(self.ctx, self._batch)
+        if code:
+            reason = _DECODE_ERRORS.get(code, "internal error")
+            raise BackendError(f"{self.path}: llama_decode failed with code {code} ({reason}) on {n} tokens")
+        if not rows:
+            return np.empty((0, self.vocabulary), np.float32)
+        address = ctypes.cast(self.lib.llama_get_logits(self.ctx), ctypes.c_void_p).value or 0
+        view = self._views.get(address)
+        if view is None:
+            kind = ctypes.c_float * (self.most_rows * self.vocabulary)
+            view = np.ctypeslib.as_array(kind.from_address(address)).reshape(self.most_rows, self.vocabulary)
+            self._views = {address: view}
+        return view[:rows]
+
+    def truncate(self, stream: int, n: int) -> None:
+        """Forget what `stream` holds from position `n` on."""
+        self.lib.llama_memory_seq_rm(self._memory, stream, n, -1)
+
+    def save(self, stream: int) -> npt.NDArray[np.uint8]:
+        """A copy of all that `stream` holds."""
+        size = self.lib.llama_state_seq_get_size(self.ctx, stream)
+        data = np.empty(size, np.uint8)
+        written = self.lib.llama_state_seq_get_data(self.ctx, _bytes_pointer(data), size, stream)
+        if written != size:
+            raise BackendError(
+                f"{self.path}: the state of sequence {stream} could not be read ({written} of {size} bytes)"
+            )
+        return data
+
+    def restore(self, stream: int, data: npt.NDArray[np.uint8]) -> None:
+        """Put a saved copy into `stream`, in place of what it holds."""
+        if not self.lib.llama_state_seq_set_data(self.ctx, _bytes_pointer(data), data.size, stream):
+            raise BackendError(f"{self.path}: the state of sequence {stream} could not be written ({data.size} bytes)")
+
+    def set_adapter(self, path: Path | None, digest: str, scale: float) -> None:
+        """Attach the LoRA adapter at `path` (GGUF; `digest` identifies its content), or none. Raises BackendError."""
+        if path is None:
+            self.lib.llama_set_adapters_lora(self.ctx, None, 0, None)
+            return
+        adapter = self._adapters.get(digest)
+        if adapter is None:
+            with captured_log() as lines:
+                adapter = self.lib.llama_adapter_lora_init(self.model, os.fsencode(path))
+            if not adapter:
+                raise BackendError(
+                    f"adapter {path} does not fit {self.path} ({_reason(lines)}); give a GGUF LoRA made for it"
+                )
+            self._adapters[digest] = adapter
+        pointers, scales = (ctypes.c_void_p * 1)(adapter), (ctypes.c_float * 1)(scale)
+        if self.lib.llama_set_adapters_lora(self.ctx, pointers, 1, scales):
+            raise BackendError(f"adapter {path} could not be attached to {self.path}")
+
+    def close(self) -> None:
+        """Free context and model; calling it twice does nothing. The model frees its adapters."""
+        if self.ctx:
+            self.lib.llama_free(self.ctx)
+        if self.model:
+            self.lib.llama_model_free(self.model)
+        self.ctx = self.model = None
+
+
+def _bytes_pointer(data: npt.NDArray[np.uint8]) -> Any:
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

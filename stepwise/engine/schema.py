@@ -1,0 +1,297 @@
+"""JSON schema to GBNF, with every part bounded, so that generation under it ends and `json.loads` takes the result.
+
+Where a schema leaves a length open, the defaults below are put in. All declared properties are written, in their
+order, as the strict
+schema modes of APIs do. What cannot be held to (recursion, `pattern`, `multipleOf`, `uniqueItems`, unknown formats)
+is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stepwise.errors import DataError
+
+MAX_LENGTH = 200
+"""Characters of a string without `maxLength`."""
+MAX_ITEMS = 8
+"""Items of an array without `maxItems`."""
+MAX_ENTRIES = 4
+"""Entries of a map (`additionalProperties`) without `maxProperties`."""
+MAX_KEY = 40
+"""Characters of a key of a map."""
+MAX_INTEGER = 10**9 - 1
+"""Size of a number without bounds."""
+DECIMALS = 6
+_CHAR = (
+    r"[\x20-\x21\x23-\x5B\x5D-\x7E\u00A0-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF] | "
+    r'"\\" (["\\/bfnrt] | "u" ([0-9a-cA-CefEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2}))'
+)
+_CHAR_BYTES = 6  # \u0041; no character has more in UTF-8
+_DATE = '[0-9] [0-9] [0-9] [1-9] "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | "1" [0-9] | "2" [0-8])'
+_TIME = '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9]'
+_HEX = "[0-9a-f]"
+_FORMATS = {
+    "date": (_DATE, 10),
+    "time": (_TIME, 8),
+    "date-time": (f'{_DATE} "T" {_TIME} "Z"', 20),
+    "uuid": (' "-" '.join(f"{_HEX}{{{n}}}" for n in (8, 4, 4, 4, 12)), 36),
+}
+_REFUSED = ("pattern", "multipleOf", "uniqueItems", "not", "if", "patternProperties", "dependentSchemas", "contains")
+
+
+@dataclass(frozen=True)
+class BoundedGrammar:
+    """`gbnf` with the rule `root`; its longest text has `max_bytes` bytes, so at most `max_tokens` tokens with
+    the end.
+    """
+
+    gbnf: str
+    max_bytes: int
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that always suffice: one per byte, and the end of the message."""
+        return self.max_bytes + 1
+
+
+def schema_grammar(schema: Mapping[str, Any]) -> BoundedGrammar:
+    """The grammar of a JSON schema. Raises DataError that names the place in the schema and the remedy."""
+    writer = _Writer(schema)
+    name, size = writer.visit(schema, "$")
+    rules = [f"root ::= {name}", f"char ::= {_CHAR}", 'space ::= " "?', *writer.rules]
+    return BoundedGrammar("\n".join(rules), size)
+
+
+def literal(text: str) -> str:
+    """A GBNF terminal that stands for exactly `text`."""
+    escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    return '"' + "".join(escapes.get(c, c) for c in text) + '"'
+
+
+def integers(low: int, high: int) -> str:
+    """A GBNF expression for the decimal integers in low..high, without leading zeros."""
+    if low > high:
+        raise DataError(f"no integer lies in {low}..{high}; give bounds that leave one")
+    parts = []
+    if low < 0:
+        parts.append(f'"-" ({_naturals(max(1, -high), -low)})')
+    if high >= 0:
+        parts.append(_naturals(max(low, 0), high))
+    return " | ".join(parts)
+
+
+def _naturals(low: int, high: int) -> str:
+    parts = []
+    for digits in range(len(str(low)), len(str(high)) + 1):
+        first = max(low, 10 ** (digits - 1) if digits > 1 else 0)
+        parts.append(_same_length(str(first), str(min(high, 10**digits - 1))))
+    return " | ".join(parts)
+
+
+def _same_length(low: str, high: str) -> str:
+    """The numbers between two of the same number of digits, digit by digit."""
+    if not low:
+        return '""'
+    rest = len(low) - 1
+    any_rest = f" [0-9]{{{rest}}}" if rest else ""
+    if low[0] == high[0]:
+        return f'"{low[0]}"' + (f" ({_same_length(low[1:], high[1:])})" if rest else "")
+    start, stop = int(low[0]), int(high[0])
+    parts = []
+    if rest and low[1:] != "0" * rest:
+        parts.append(f'"{low[0]}" ({_same_length(low[1:], "9" * rest)})')
+        start += 1
+    last = ""
+    if rest and high[1:] != "9" * rest:
+        last = f'"{high[0]}" ({_same_length("0" * rest, high[1:])})'
+        stop -= 1
+    if start <= stop:
+        parts.append(f"[{start}-{stop}]{any_rest}")
+    return " | ".join([*parts, *([last] if last else [])])
+
+
+class _Writer:
+    """Walks a schema; each visit gives the name of a rule and the most bytes it can produce."""
+
+    def __init__(self, schema: Mapping[str, Any]):
+        self.root, self.rules = schema, list[str]()
+        self._open: list[str] = []
+
+    def rule(self, body: str, size: int) -> tuple[str, int]:
+        name = f"r{len(self.rules)}"
+        self.rules.append(f"{name} ::= {body}")
+        return name, size
+
+    def refuse(self, place: str, what: str, remedy: str) -> DataError:
+        return DataError(f"JSON schema at {place}: {what}; {remedy}")
+
+    def visit(self, schema: Any, place: str) -> tuple[str, int]:
+        if schema is True or schema == {}:
+            return self.union([{"type": t} for t in ("string", "number", "boolean", "null")], place)
+        if not isinstance(schema, Mapping):
+            raise self.refuse(place, f"{schema!r} is not a schema", "give an object")
+        for key in _REFUSED:
+            if schema.get(key):
+                raise self.refuse(
+                    place, f"{key!r} cannot be held to by a bounded grammar", "leave it out and check the result"
+                )
+        if "$ref" in schema:
+            return self.reference(schema["$ref"], place)
+        if "const" in schema or "enum" in schema:
+            values = [json.dumps(v, ensure_ascii=False) for v in schema.get("enum", [schema.get("const")])]
+            return self.rule(" | ".join(map(literal, values)), max(len(v.encode()) for v in values))
+        for key in ("anyOf", "oneOf"):
+            if key in schema:
+                return self.union(schema[key], place)
+        if "allOf" in schema:
+            if len(schema["allOf"]) != 1:
+                raise self.refuse(place, "'allOf' of several schemas is not supported", "merge them into one object")
+            return self.visit(schema["allOf"][0], place)
+        kind = schema.get("type", "object" if "properties" in schema else "array" if "items" in schema else "")
+        if isinstance(kind, list):
+            return self.union([{**schema, "type": t} for t in kind], place)
+        visitor = getattr(self, f"visit_{kind}", None)
+        if visitor is None:
+            raise self.refuse(
+                place, f"type {kind!r} is unknown", "use string, number, integer, boolean, null, array or object"
+            )
+        result: tuple[str, int] = visitor(schema, place)
+        return result
+
+    def union(self, schemas: list[Any], place: str) -> tuple[str, int]:
+        parts = [self.visit(s, f"{place}|{i}") for i, s in enumerate(schemas)]
+        return self.rule(" | ".join(name for name, _ in parts), max(size for _, size in parts))
+
+    def reference(self, ref: str, place: str) -> tuple[str, int]:
+        if not ref.startswith("#"):
+            raise self.refuse(place, f"$ref {ref!r} points outside the schema", "put the definition under $defs")
+        if ref in self._open:
+            raise self.refuse(
+                place, f"{ref!r} refers to itself, so the result has no longest form", "unroll it to a fixed depth"
+            )
+        target: Any = self.root
+        for part in ref.lstrip("#").split("/")[1:]:
+            try:
+                target = target[part.replace("~1", "/").replace("~0", "~")]
+            except (KeyError, TypeError):
+                raise self.refuse(place, f"$ref {ref!r} leads nowhere", "define it under $defs") from None
+        self._open.append(ref)
+        result = self.visit(target, ref)
+        self._open.pop()
+        return result
+
+    def visit_null(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+        return self.rule('"null"', 4)
+
+    def visit_boolean(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+        return self.rule('"true" | "false"', 5)
+
+    def visit_string(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+        form = schema.get("format")
+        if form is not None:
+            if form not in _FORMATS:
+                raise self.refuse(place, f"format {form!r} is not supported", f"use one of {', '.join(_FORMATS)}")
+            body, size = _FORMATS[form]
+            return self.rule(rf'"\"" {body} "\""', size + 2)
+        least = int(schema.get("minLength", 0))
+        most = int(schema.get("maxLength", max(MAX_LENGTH, least)))
+        return self.rule(rf'"\"" char{{{least},{most}}} "\""', most * _CHAR_BYTES + 2)
+
+    def bounds(self, schema: Mapping[str, Any], place: str, *, whole: bool) -> tuple[int, int, bool, bool]:
+        """(low, high) as integers inside the bounds, and whether each is exclusive."""
+        low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
+        above, below = schema.get("exclusiveMinimum", -math.inf), schema.get("exclusiveMaximum", math.inf)
+        open_low, open_high = above >= low and above > -math.inf, below <= high and below < math.inf
+        low, high = max(low, above), min(high, below)
+        least = -MAX_INTEGER if low == -math.inf else math.ceil(low)
+        most = MAX_INTEGER if high == math.inf else math.floor(high)
+        if low > -math.inf and high == math.inf:
+            most = max(most, least + MAX_INTEGER)
+        if high < math.inf and low == -math.inf:
+            least = min(least, most - MAX_INTEGER)
+        if whole:  # an exclusive bound that is an integer itself is stepped over
+            least, most = least + (open_low and least == low), most - (open_high and most == high)
+        if least > most or (not whole and least == most and (open_low or open_high)):
+            raise self.refuse(
+                place, f"no number is written between {low} and {high} here", "widen the bounds to integers"
+            )
+        return least, most, open_low and least == low, open_high and most == high
+
+    def visit_integer(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+        low, high, _, _ = self.bounds(schema, place, whole=True)
+        return self.rule(integers(low, high), max(len(str(low)), len(str(high))))
+
+    def visit_number(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+        low, high, open_low, open_high = self.bounds(schema, place, whole=False)
+        parts = []
+        if low < 0:  # mirrored: 0..-low, or -high..-low
+            inner, open_inner = (-high, open_high) if high < 0 else (0, True)
+            parts.append(f'"-" ({_decimals(inner, -low, open_inner, open_low)})')
+        if high >= 0 and not (high == 0 and open_high):
+            parts.append(_decimals(max(low, 0), high, open_low and low >= 0, open_high))
+        return self.rule(" | ".join(parts), max(len(str(low)), len(str(high))) + 1 + DECIMALS)
+
+    def visit_array(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+        fixed = schema.get("prefixItems") or []
+        parts = [self.visit(s, f"{place}[{i}]") for i, s in enumerate(fixed)]
+        separator = '"," space'
+        names, size = [name for name, _ in parts], sum(s for _, s in parts)
+        if fixed:
+            return self.rule(f'"[" {f" {separator} ".join(names)} "]"', size + 2 + 2 * max(len(names) - 1, 0))
+        least = int(schema.get("minItems", 0))
+        most = int(schema.get("maxItems", max(MAX_ITEMS, least)))
+        if most == 0:
+            return self.rule('"[]"', 2)
+        item, size = self.visit(schema.get("items", True), f"{place}[]")
+        body = f"{item} ({separator} {item}){{{max(least - 1, 0)},{most - 1}}}"
+        return self.rule(f'"[" {body if least else f"({body})?"} "]"', most * size + 2 * (most - 1) + 2)
+
+    def visit_object(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+        properties = schema.get("properties") or {}
+        if not properties:
+            return self.map(schema, place)
+        members, size = [], 2 + 2 * (len(properties) - 1)
+        for key, value in properties.items():
+            name, inner = self.visit(value, f"{place}.{key}")
+            written = json.dumps(key, ensure_ascii=False)
+            members.append(f'{literal(written)} ":" space {name}')
+            size += len(written.encode()) + 2 + inner
+        return self.rule('"{" ' + ' "," space '.join(members) + ' "}"', size)
+
+    def map(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+        values = schema.get("additionalProperties", True)
+        most = int(schema.get("maxProperties", MAX_ENTRIES))
+        least = int(schema.get("minProperties", 0))
+        if values is False or most == 0:
+            return self.rule('"{}"', 2)
+        if least > 1:
+            raise self.refuse(
+                place, "a map with 'minProperties' above 1 may repeat a key", "declare the properties by name"
+            )
+        value, size = self.visit(values, f"{place}.*")
+        entry, inner = self.rule(rf'"\"" char{{1,{MAX_KEY}}} "\"" ":" space {value}', MAX_KEY * _CHAR_BYTES + 4 + size)
+        body = f'{entry} ("," space {entry}){{0,{most - 1}}}'
+        return self.rule(f'"{{" {body if least else f"({body})?"} "}}"', most * inner + 2 * (most - 1) + 2)
+
+
+def _decimals(low: int, high: int, open_low: bool, open_high: bool) -> str:
+    """Non-negative decimals between two integers: those with a whole part in between, and the ends where they
+    belong.
+    """
+    fraction = f'("." [0-9]{{1,{DECIMALS}}})?'
+    parts = []
+    start = low
+    if open_low:
+        if low < high:
+            parts.append(f'"{low}." [0-9]{{0,{DECIMALS - 1}}} [1-9]')
+        start += 1
+    if start <= high - 1:
+        parts.append(f"({integers(start, high - 1)}) {fraction}")
+    if not open_high and not (open_low and low == high):
+        parts.append(f'"{high}" ("." "0"{{1,{DECIMALS}}})?')
+    return " | ".join(parts)

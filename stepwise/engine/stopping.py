@@ -1,0 +1,123 @@
+r"""When a continuation ends, decided on its bytes, and what its text is then.
+
+- a blank line ends a step: two newlines with nothing but spaces between, in one token or in several, once there is
+  text,
+  and outside a code fence (`stop="solution"` runs on over it);
+- an answer: the line on which a \boxed{} closed has ended, or the message has;
+- repetition: the last ids are one run of at most `LONGEST_PERIOD` ids, at least `REPEATS` times over, `REPEAT_SPAN`
+  ids or more.
+
+Bytes that are not UTF-8 become U+FFFD in the text; the ids keep them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from stepwise.steps import boxed
+from stepwise.types import Finish
+
+Stop = Literal["none", "step", "solution"]
+LONGEST_PERIOD = 64
+REPEATS = 4
+REPEAT_SPAN = 60
+_CHECK_EVERY = 8
+_FENCE = re.compile(rb"^\s*(```|~~~)")
+_LEADING = re.compile(r"\A(?:[ \t]*\r?\n)+")
+_TRAILING = re.compile(r"(?:\r?\n[ \t]*)+\r?\Z")
+
+
+def clean_text(data: bytes) -> str:
+    """The text of a step: decoded, without blank lines at either end."""
+    return _TRAILING.sub("", _LEADING.sub("", data.decode("utf-8", "replace")))
+
+
+def open_fence(text: str) -> bytes:
+    """The mark of the code fence that `text` leaves open, empty if none."""
+    fence = b""
+    for line in text.encode().split(b"\n"):
+        fence = _next_fence(fence, line)
+    return fence
+
+
+def _next_fence(fence: bytes, line: bytes) -> bytes:
+    mark = _FENCE.match(line)
+    if not mark:
+        return fence
+    return b"" if fence == mark[1] else fence or mark[1]
+
+
+def has_answer(data: bytes | bytearray) -> bool:
+    """Whether a box was closed, reasoning in <think> tags aside."""
+    if b"boxed" not in data and b"fbox" not in data:
+        return False
+    return bool(boxed(data.decode("utf-8", "replace").rpartition("</think>")[2]))
+
+
+def repeats(ids: list[int]) -> bool:
+    """Whether `ids` end in a short run repeated exactly, by the numbers above."""
+    n = len(ids)
+    if n < REPEAT_SPAN:
+        return False
+    last = ids[-1]
+    for period in range(1, LONGEST_PERIOD + 1):
+        span = max(REPEATS * period, REPEAT_SPAN)
+        if span > n:
+            return False
+        if ids[n - 1 - period] == last and ids[n - span + period :] == ids[n - span : n - period]:
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class Ending:
+    """`finish`, the bytes before the blank line or line end that ended it (`content`), and where that line end
+    lies (`end`).
+    """
+
+    finish: Finish
+    content: int
+    end: int
+
+
+class StopRule:
+    """Follows one continuation as it grows. `fence`: the mark of a code fence that the prefix left open."""
+
+    __slots__ = ("_fence", "_line", "_seen", "data", "mode")
+
+    def __init__(self, mode: Stop, fence: bytes = b""):
+        self.mode = mode
+        self.data = bytearray()
+        self._line = 0  # where the current line starts
+        self._seen = False  # whether there was a line that is not blank
+        self._fence = fence
+
+    def push(self, piece: bytes) -> Ending | None:
+        """Add the bytes of one token; the ending where they complete one. Costs nothing unless they hold a newline."""
+        self.data += piece
+        if self.mode == "none" or b"\n" not in piece:
+            return None
+        while (newline := self.data.find(b"\n", self._line)) >= 0:
+            line, start = bytes(self.data[self._line : newline]), self._line
+            self._line = newline + 1
+            if line.strip():
+                self._seen = True
+                self._fence = _next_fence(self._fence, line)
+                if has_answer(self.data[:newline]):
+                    return Ending("answer", newline, newline + 1)
+            elif self._seen and not self._fence and self.mode == "step":
+                return Ending("step", start - 1, newline + 1)
+        return None
+
+    def repeated(self, ids: list[int]) -> bool:
+        """Whether the continuation has degenerated; looked at every few tokens."""
+        return self.mode != "none" and len(ids) % _CHECK_EVERY == 0 and repeats(ids)
+
+    def last(self, finish: Finish) -> Ending:
+        """The ending where nothing in the text caused it: a closed box makes it an answer, unless no text rule was
+        asked for.
+        """
+        answered = self.mode != "none" and has_answer(self.data)
+        return Ending("answer" if answered else finish, len(self.data), len(self.data))
