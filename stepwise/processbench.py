@@ -34,7 +34,7 @@ def from_row(row: Mapping[str, Any], where: str = "row") -> Example:
     steps = _field(row, "steps", list, where)
     for i, step in enumerate(steps):
         if not isinstance(step, str) or not step.strip():
-            raise DataError(f"{where}, field steps[{i}]: {step!r} is not a step; it must be a text that is not blank")
+            raise DataError(f"{where}, field steps[{i}]: {step!r} is no step; it must be a text, and not blank")
     label = _field(row, "label", int, where)
     if not -1 <= label < len(steps):
         raise DataError(f"{where}, field label: {label!r}; it must lie in -1..{len(steps) - 1} (-1: no wrong step)")
@@ -52,7 +52,7 @@ def from_row(row: Mapping[str, Any], where: str = "row") -> Example:
 
 
 def to_row(example: Example) -> dict[str, Any]:
-    """The inverse of `from_row`, in ProcessBench's columns. Raises DataError for an index that is no step of the trace."""
+    """The inverse of `from_row`, in ProcessBench's columns. Raises DataError for an index that is no step."""
     problem, trace, localization, correct = example
     error = localization.first_error
     if error is not None and not 0 <= error < len(trace.steps):

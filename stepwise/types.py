@@ -1,7 +1,8 @@
 """The small frozen types that travel through the whole library.
 
 They are pydantic dataclasses: positional construction, equality and hashing work, wrong types are refused with the
-field's name, and `to_json` / `from_json` carry every one of them through a JSON Lines file.
+field's name (its position where it was given by position), and `to_json` / `from_json` carry every one of them through
+a JSON Lines file.
 """
 
 from __future__ import annotations
@@ -164,8 +165,9 @@ def as_problem(problem: Problem | str) -> Problem:
 
 
 def to_json(value: Any) -> str:
-    """One line of JSON for any of the types above."""
-    return json.dumps(TypeAdapter(type(value)).dump_python(value, mode="json"), ensure_ascii=False)
+    """One line of JSON for any of the types above, always encodable: a lone surrogate becomes "?"."""
+    line = json.dumps(TypeAdapter(type(value)).dump_python(value, mode="json"), ensure_ascii=False)
+    return line.encode("utf-8", "replace").decode()
 
 
 def from_json(cls: type[T], line: str | bytes) -> T:

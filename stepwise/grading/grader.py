@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import ExitStack
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
@@ -85,15 +86,19 @@ def grade_many(
     """`grade` for every (prediction, gold), in order, on all workers at once; `progress=True` shows a bar."""
     from concurrent.futures import ThreadPoolExecutor
 
-    items = list(pairs)
-    # The threads only wait at the pipes; they time nothing.
-    with ThreadPoolExecutor(shared_pool().size, "grading") as threads:
-        verdicts: Iterable[Verdict] = threads.map(lambda pair: grade(*pair, timeout=timeout), items)
-        if progress:
-            from tqdm.auto import tqdm
+    from stepwise.progress import progress as progress_bar
 
-            verdicts = tqdm(verdicts, total=len(items), desc="grading", unit="answer")
-        return list(verdicts)
+    items = list(pairs)
+    verdicts = []
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress_bar("grading", len(items))) if progress else None
+        # The threads only wait at the pipes; they time nothing.
+        threads = stack.enter_context(ThreadPoolExecutor(shared_pool().size, "grading"))
+        for verdict in threads.map(lambda pair: grade(*pair, timeout=timeout), items):
+            verdicts.append(verdict)
+            if advance is not None:
+                advance(1)
+    return verdicts
 
 
 def check_gold(problem: Problem, *, timeout: float = DEFAULT_TIMEOUT) -> None:

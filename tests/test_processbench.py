@@ -1,0 +1,105 @@
+"""ProcessBench rows in and out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from stepwise.errors import DataError
+from stepwise.processbench import Example, from_row, read_rows, to_row, write_rows
+from stepwise.types import Localization, Problem, Step, Trace
+
+ROW = {
+    "id": "gsm8k-7",
+    "generator": "Qwen2-7B-Instruct",
+    "problem": "How many are 2 and 3?",
+    "steps": ["They are 2 + 3. ", "That is 6.", "\\boxed{6}"],
+    "label": 1,
+    "final_answer_correct": False,
+}
+
+
+def test_a_row_becomes_problem_trace_and_localization():
+    problem, trace, localization, correct = from_row(ROW)
+    assert problem == Problem("gsm8k-7", "How many are 2 and 3?", source="processbench")
+    assert [step.text for step in trace.steps] == ROW["steps"]
+    assert {step.author for step in trace.steps} == {"Qwen2-7B-Instruct"}
+    assert (trace.answer, trace.finish) == ("6", "answer")
+    assert localization.first_error == 1
+    assert correct is False
+
+
+def test_a_label_of_minus_one_is_no_error():
+    assert from_row(ROW | {"label": -1}).localization == Localization(None)
+
+
+def test_a_label_of_zero_is_the_first_step():
+    assert from_row(ROW | {"label": 0}).localization.first_error == 0
+
+
+@pytest.mark.parametrize("label", [-1, 0, 2])
+def test_a_row_comes_back_as_it_was(label):
+    assert to_row(from_row(ROW | {"label": label})) == ROW | {"label": label}
+
+
+def test_what_a_row_does_not_say_stays_unsaid():
+    row = {key: value for key, value in ROW.items() if key != "final_answer_correct"}
+    example = from_row(row)
+    assert example.final_answer_correct is None
+    assert to_row(example) == row
+
+
+def test_files_are_read_as_an_array_or_as_lines(tmp_path):
+    rows = [ROW, ROW | {"id": "2", "label": -1, "problem": "a\u2028b"}]
+    array, lines, written = tmp_path / "a.json", tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    array.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+    lines.write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    assert read_rows(array) == read_rows(lines)
+    write_rows(written, read_rows(array))
+    assert read_rows(written) == read_rows(array)
+    assert [to_row(example) for example in read_rows(written)] == rows
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": 3}, r"row 2, field label: 3; it must lie in -1\.\.2"),
+        ({"label": -2}, "row 2, field label: -2"),
+        ({"label": True}, "row 2, field label: it is True, a bool; it must be int"),
+        ({"label": "1"}, "row 2, field label: it is '1'"),
+        ({"label": None}, "row 2, field label: it is None"),
+        ({"steps": "one"}, "row 2, field steps: it is 'one', a str; it must be list"),
+        ({"steps": ["a", " "], "label": -1}, r"row 2, field steps\[1\]: ' '"),
+        ({"steps": ["a", 5], "label": -1}, r"row 2, field steps\[1\]: 5"),
+        ({"problem": 4}, "row 2, field problem: it is 4"),
+        ({"id": 4}, "row 2, field id: it is 4"),
+        ({"final_answer_correct": 1}, "row 2, field final_answer_correct: it is 1"),
+    ],
+)
+def test_a_bad_row_is_refused_with_row_field_and_value(tmp_path, change, message):
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps([ROW, ROW | change]), encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        read_rows(path)
+
+
+@pytest.mark.parametrize("name", ["problem", "steps", "label"])
+def test_a_missing_column_is_named(name):
+    with pytest.raises(DataError, match=f"row, field {name}: it is missing"):
+        from_row({key: value for key, value in ROW.items() if key != name})
+
+
+def test_what_is_no_json_or_no_object_is_refused(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(ROW) + "\n{oops\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 2 is not JSON"):
+        read_rows(path)
+    with pytest.raises(DataError, match="must be an object"):
+        from_row([1])
+
+
+def test_an_error_index_beyond_the_trace_is_not_written():
+    example = Example(Problem("p", "q"), Trace(Problem("p", "q"), (Step("a", "weak"),)), Localization(1))
+    with pytest.raises(DataError, match="first_error: 1"):
+        to_row(example)
