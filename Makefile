@@ -30,9 +30,11 @@ test-slow: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev
-	@$(BIN)/ruff check
-	@$(BIN)/ruff format --check
-	@$(BIN)/mypy
+	@failed=0; \
+	$(BIN)/ruff check || failed=1; \
+	$(BIN)/ruff format --check || failed=1; \
+	$(BIN)/mypy || failed=1; \
+	exit $$failed
 
 lab: $(VENV)/.dev
 	@$(BIN)/python -m programs.pretrain_lab
