@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from stepwise.config import Config, LoadConfig, Roles
+from stepwise.errors import DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +92,10 @@ def _file_size(name: str) -> int | None:
 
         if name not in lab.MODELS:
             return None
-        path = lab.model_path(name)
+        try:
+            path = lab.model_path(name)
+        except DataError:
+            return None
     return path.stat().st_size if path.exists() else None
 
 

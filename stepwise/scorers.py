@@ -136,10 +136,9 @@ class LabelTokenScorer:
         marker: str = "<|score|>",
         good: str = "<|good|>",
         bad: str = "<|bad|>",
-        name: str = "",
         memory: int = 200_000,
     ):
-        self.name = name or engine.name
+        self.name = engine.name
         self.parameters: int | None = engine.parameters
         self.usage = Usage(self.name)
         self.prompt = prompt or SolvePrompt()
@@ -279,6 +278,4 @@ def load_scorer(spec: str | ScorerConfig | Scorer, *, prompt: SolvePrompt | None
         )
     from stepwise.engine import load_engine
 
-    return LabelTokenScorer(
-        load_engine(spec), prompt=prompt, marker=spec.marker, good=spec.good, bad=spec.bad, name=spec.model
-    )
+    return LabelTokenScorer(load_engine(spec), prompt=prompt, marker=spec.marker, good=spec.good, bad=spec.bad)

@@ -114,7 +114,7 @@ def wilson(correct: int, n: int, confidence: float = 0.95) -> Interval:
     share, scale = correct / n, 1 + z * z / n
     middle = (share + z * z / (2 * n)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    return Interval(share, 0.0 if correct == 0 else middle - half, 1.0 if correct == n else middle + half)
 
 
 def paired_difference(

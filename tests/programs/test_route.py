@@ -1,0 +1,110 @@
+"""The route program: problem files, going on after a kill, caps over starts, dry run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from programs import route
+from stepwise.jsonl import append_rows, read_rows
+from stepwise.routing.metrics import cost_of
+from stepwise.types import Problem, Trace
+from tests.routing.lab_world import LabWorld
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> LabWorld:
+    made = LabWorld(10)
+    made.install(monkeypatch)
+    return made
+
+
+def start(out: Path, *arguments: str) -> int:
+    return route.main(["--out", str(out), *arguments])
+
+
+def test_a_split_is_routed_counted_and_shown(
+    world: LabWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(tmp_path, "--n", "10", "--show", "1", "--set", "routing.threshold=0.6") == 0
+    traces = read_rows(tmp_path / "traces.jsonl", Trace)
+    assert {t.problem.id for t in traces} == set(world.made)
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    assert row["policy"] == "Threshold 0.60"
+    assert row["strong_tokens"] == cost_of(traces).strong_tokens
+    assert row["finish"] == {"answer": 10}
+    out = capsys.readouterr().out
+    assert "Threshold 0.60" in out
+    assert "strong (scripted-strong)" in out
+    assert (tmp_path / "report.html").exists()
+
+
+def test_problems_come_from_a_file(world: LabWorld, tmp_path: Path) -> None:
+    append_rows(tmp_path / "mine.jsonl", world.problems[:4])
+    assert start(tmp_path / "out", "--problems", str(tmp_path / "mine.jsonl"), "--n", "3") == 0
+    assert len(read_rows(tmp_path / "out" / "traces.jsonl")) == 3
+
+
+def test_a_killed_run_goes_on_where_it_was_and_gives_the_same_traces(
+    world: LabWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole, "--n", "10") == 0
+    assert start(killed, "--n", "10") == 0
+    lines = (killed / "traces.jsonl").read_bytes().splitlines(keepends=True)
+    (killed / "traces.jsonl").write_bytes(b"".join(lines[:6]) + lines[6][: len(lines[6]) // 2])  # as kill -9 leaves it
+    asked = len(world.weak.requests)
+    assert start(killed, "--n", "10") == 0
+    fresh = {request.problem.id for request in world.weak.requests[asked:]}
+    assert fresh == {json.loads(line)["problem"]["id"] for line in lines[6:]}
+
+    def steps(out: Path) -> dict[str, list[str]]:
+        return {t.problem.id: [s.text for s in t.steps] for t in read_rows(out / "traces.jsonl", Trace)}
+
+    assert steps(killed) == steps(whole)
+
+
+def test_a_cap_counts_what_was_spent_before_the_interruption(world: LabWorld, tmp_path: Path) -> None:
+    options = ["--n", "10", "--set", "routing.policy=always", "--set", "sampling.max_step_tokens=64"]
+    cap = "budget.strong_tokens=300"
+    assert start(tmp_path, *options, "--set", cap) == 0
+    first = read_rows(tmp_path / "traces.jsonl", Trace)
+    spent = cost_of(first).strong_tokens
+    assert 300 - 64 < spent <= 300
+    kept = first[:4]
+    (tmp_path / "traces.jsonl").unlink()
+    append_rows(tmp_path / "traces.jsonl", kept)
+    assert start(tmp_path, *options, "--set", cap) == 0
+    assert cost_of(read_rows(tmp_path / "traces.jsonl", Trace)).strong_tokens <= 300
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (None, "no such file"),
+        ([], "holds no problems"),
+        ([Problem("a", "?"), Problem("a", "!")], "occurs twice"),
+        ([{"id": "a", "question": "?", "anwser": "4"}], "line 1"),
+    ],
+)
+def test_a_wrong_problem_file_is_one_line_that_says_why(
+    rows: list[object] | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    if rows is not None:
+        path.touch()
+        append_rows(path, rows)
+    assert start(tmp_path / "out", "--problems", str(path)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_it_would_spend_and_asks_no_model(
+    world: LabWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(tmp_path / "out", "--n", "7", "--dry-run", "--set", "routing.policy=always") == 0
+    out = capsys.readouterr().out
+    assert "strong" in out
+    assert f"{7 * 30:,}" in out
+    assert world.strong.requests == []

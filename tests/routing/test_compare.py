@@ -1,0 +1,108 @@
+"""Policies measured side by side on scripted lab problems."""
+
+from __future__ import annotations
+
+import pytest
+
+from stepwise.config import Config
+from stepwise.errors import DataError
+from stepwise.routing import Always, Never, Random, StepRouter, Threshold
+from stepwise.routing.compare import Measured, in_words, judge, label_of, measure, plan_routing
+from stepwise.routing.metrics import cpt, pgr
+from stepwise.types import Problem, Usage
+from tests.routing.lab_world import LabWorld
+
+POLICIES = (Never(), Always(), Random(0.3), Threshold(0.3), Threshold(0.6))
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[Measured]:
+    world = LabWorld(40)
+    router = StepRouter(world.weak, world.strong, world.scorer, Never())
+    return measure(router, POLICIES, world.problems, progress=False)
+
+
+def test_rows_agree_with_the_traces_they_count(measured: list[Measured]) -> None:
+    for m in measured:
+        row = m.row
+        assert row.n == len(m.views) == 40
+        assert row.accuracy == sum(v.trace.answer == v.trace.problem.answer for v in m.views) / 40
+        assert row.accuracy_low is not None
+        assert row.accuracy_high is not None
+        assert row.accuracy_low <= row.accuracy <= row.accuracy_high
+        assert row.parameter_tokens == pytest.approx(sum(v.parameter_tokens or 0 for v in m.views))
+        assert row.seconds is not None
+    never, always = measured[0].row, measured[1].row
+    assert (never.strong_tokens, never.strong_share, never.anchor) == (0, 0.0, "weak")
+    assert (always.strong_share, always.anchor) == (1.0, "strong")
+    assert always.generated_tokens == always.strong_tokens
+    assert (always.accuracy, measured[0].point.cost) == (1.0, 0.0)
+
+
+def test_routing_beats_the_weak_model_for_fewer_strong_tokens_than_the_strong_one(measured: list[Measured]) -> None:
+    never, always, _, _, high = (m.point for m in measured)
+    assert never.accuracy < high.accuracy <= always.accuracy
+    assert 0 < high.cost < always.cost
+
+
+def test_the_words_say_what_the_figures_say(measured: list[Measured]) -> None:
+    never, always, *routed = measured
+    lines = in_words(measured)
+    for m in routed:
+        gap = pgr(m.point, never.point, always.point)
+        assert (
+            f"{m.label}: {gap:.0%} of the gap for {m.point.cost / always.point.cost:.0%} of the strong tokens." in lines
+        )
+    least = cpt([m.point for m in routed if m.family == "threshold"], never.point, always.point, 0.5)
+    assert least is not None
+    assert any(
+        "by threshold (CPT)" in line and f"50% of the gap {least / always.point.cost:.0%}" in line for line in lines
+    )
+    assert in_words(routed) == []
+    assert in_words([never, always])[0].startswith("The weak model alone solves")
+
+
+def test_no_gap_is_said_and_not_divided_by() -> None:
+    world = LabWorld(5, slip=0.0)
+    same = measure(
+        StepRouter(world.weak, world.strong, world.scorer, Never()), POLICIES, world.problems, progress=False
+    )
+    assert "no gap" in in_words(same)[-1]
+
+
+def test_problems_without_gold_answers_have_costs_but_no_accuracy() -> None:
+    world = LabWorld(3)
+    blind = [Problem(p.id, p.question) for p in world.problems]
+    router = StepRouter(world.weak, world.strong, world.scorer, Never())
+    found = judge(router, router.solve_all(blind, progress=False))
+    assert (found.row.accuracy, found.row.accuracy_low) == (None, None)
+    assert found.row.generated_tokens > 0
+    with pytest.raises(DataError, match="no gold answer"):
+        _ = found.point
+
+
+def test_labels_name_policy_and_setting() -> None:
+    assert [label_of(p) for p in (Never(), Always(), Random(0.25), Threshold(0.5))] == [
+        "Never (weak alone)",
+        "Always (strong alone)",
+        "Random 0.25",
+        "Threshold 0.50",
+    ]
+
+
+def test_the_plan_bounds_what_a_run_spends(measured: list[Measured]) -> None:
+    problems = [view.trace.problem for view in measured[0].views]
+    planned = {part.role: part for part in plan_routing(Config(), POLICIES, problems)}
+    spent: dict[str, Usage] = {}
+    for m in measured:
+        for view in m.views:
+            for step in view.trace.steps:
+                for part in (step, *step.discarded):
+                    spent[part.author] = spent.get(part.author, Usage()) + part.usage
+    assert set(planned) == {"weak", "strong", "scorer"}
+    for role, usage in spent.items():
+        assert usage.calls <= planned[role].calls  # type: ignore[index]
+        assert usage.generated_tokens <= planned[role].generated_tokens  # type: ignore[index]
+    only = {part.role: part for part in plan_routing(Config(), [Always()], problems)}
+    assert only["weak"].calls == 0
+    assert "scorer" not in only
