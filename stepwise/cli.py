@@ -13,14 +13,16 @@ from pathlib import Path
 
 
 def available() -> dict[str, tuple[str, str]]:
-    """Name as typed -> (module, first line of its docstring), read without importing any of them."""
+    """Name as typed -> (module, first line of its docstring), of every `@program`; none is imported."""
     found: dict[str, tuple[str, str]] = {}
     for package, prefix in (("programs", ""), ("evals", "evals.")):
         home, folders = _locate(package)
         for module in sorted(pkgutil.iter_modules(folders), key=lambda item: item.name):
-            if not module.name.startswith("_"):
-                path = Path(folders[0], module.name + ".py")
-                found[prefix + module.name] = (f"{home}.{module.name}", _first_line(path))
+            tree = ast.parse(Path(folders[0], module.name + ".py").read_text(encoding="utf-8"))
+            mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+            if any("program" in ast.unparse(mark) for node in mains for mark in node.decorator_list):
+                line = (ast.get_docstring(tree) or "").split("\n", 1)[0]
+                found[prefix + module.name] = (f"{home}.{module.name}", line)
     return found
 
 
@@ -52,11 +54,6 @@ def _locate(package: str) -> tuple[str, list[str]]:
     if inside is not None and inside.submodule_search_locations:
         return f"stepwise.{package}", list(inside.submodule_search_locations)
     return package, [str(Path(__file__).parent.parent / package)]
-
-
-def _first_line(path: Path) -> str:
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return text.split("\n", 1)[0]
 
 
 def _help(programs: dict[str, tuple[str, str]]) -> str:

@@ -65,8 +65,8 @@ def show_plan(plan: Sequence[Planned], config: Config, console: Console) -> None
         console.print("This program asks no model for anything.")
         return
     table = Table(title=f"Dry run: what this would spend at most (configuration {config.hash})")
-    for heading in ("role", "model"):
-        table.add_column(heading)
+    table.add_column("role")
+    table.add_column("model", overflow="fold")
     for heading in ("calls", "prompt tokens", "generated tokens", "money", "time"):
         table.add_column(heading, justify="right")
     costs, times = [], []

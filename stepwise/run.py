@@ -100,12 +100,14 @@ def program(
     """
 
     def decorate(function: Callable[[Run], int | None]) -> Main:
-        name = Path(function.__code__.co_filename).stem
+        file = Path(function.__code__.co_filename)
+        name = file.stem
+        command = f"evals.{name}" if file.parent.name == "evals" else name
 
         @functools.wraps(function)
         def main(argv: Sequence[str] | None = None) -> int:
             os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-            parser = _parser(name, doc)
+            parser = _parser(name, command, doc)
             if arguments is not None:
                 arguments(parser)
             args = parser.parse_args(argv)
@@ -116,9 +118,9 @@ def program(
     return decorate
 
 
-def _parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+def _parser(name: str, command: str, doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"stepwise {name}",
+        prog=f"stepwise {command}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
