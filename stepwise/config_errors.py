@@ -75,10 +75,14 @@ def _line(item: ErrorDetails, model: type[BaseModel], file: str, given: Sequence
         return f'{source}: "{key}" is missing; {_description(key, model)}'
     if item["type"] == "value_error":
         return f'{source}: "{key}": {item["msg"].removeprefix("Value error, ")}'
-    expected = item["msg"].replace("Input should be", "expected")
+    wrong = f'{source}: "{key}" is {_show(item["input"])}'
     if item["type"] == "string_pattern_mismatch":
-        return f'{source}: "{key}" is {_show(item["input"])}: expected {_description(key, model)}'
-    return f'{source}: "{key}" is {_show(item["input"])}: {expected} ({_description(key, model)})'
+        return f"{wrong}: expected {_description(key, model)}"
+    if item["type"] == "model_type":
+        example = next(dotted for dotted, _ in _keys(model) if dotted.startswith(key + "."))
+        return f"{wrong}: expected a table of keys; set one of them, for example {example}"
+    expected = item["msg"].replace("Input should be", "expected")
+    return f"{wrong}: {expected} ({_description(key, model)})"
 
 
 def _show(value: Any) -> str:

@@ -102,7 +102,10 @@ def test_an_unknown_key_like_no_other_lists_the_valid_ones(tmp_path: Path) -> No
     [
         ("seed=word", ["\"seed\" is 'word' (string)", "valid integer"]),
         ("seed=true", ['"seed" is True (bool)', "valid integer"]),
-        ("models.weak=3", ['"models.weak" is 3 (int)', "ModelConfig"]),
+        (
+            "models.weak=3",
+            ['"models.weak" is 3 (int)', "expected a table of keys; set one of them, for example models.weak.model"],
+        ),
         ("models.weak.context=10.5", ['"models.weak.context" is 10.5 (float)', "valid integer", "longest sequence"]),
         ("models.weak.kv_type=f8", ["'f16', 'f32' or 'q8_0'"]),
         ("models.weak.model=lab-weak", ["provider/name"]),
