@@ -25,9 +25,9 @@ from stepwise.engine.tree import Node, PrefixTree, ids_array
 Blob = npt.NDArray[np.uint8]
 KEEP_TAIL = 64
 """A path that branches off is continued in place where it loses fewer tokens than this; else it is copied and kept."""
-LEAST_COPY = 4
-"""A shorter common prefix is evaluated again: that costs less than a copy."""
-LEAST_WAIT = 8
+LEAST_COPY = 2
+"""A shorter common prefix is evaluated again: that costs less than a copy (a copy costs about as much as one token)."""
+LEAST_WAIT = 2
 """A job waits for a prefix that is being evaluated where that saves this many tokens."""
 
 

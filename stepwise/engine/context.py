@@ -12,6 +12,7 @@ neighbours; `cache.py` and `scheduler.py` see to both.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 _KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 _MOST_STREAMS = 256
 _DECODE_ERRORS = {1: "no room in the key-value cache", 2: "aborted", -1: "invalid batch"}
+_LOG_ERROR = 4  # ggml.h; llama_cpp's own table of levels is one off
 _log_lock = threading.Lock()
 _ready = False
 
@@ -48,8 +50,8 @@ def library() -> Any:
         ) from error
     with _log_lock:
         if not _ready:
-            if logger.logger.level == 0:  # nobody has chosen a level: only errors
-                logger.set_verbose(False)
+            if logger.logger.level == logging.NOTSET:  # nobody has chosen: errors come as exceptions
+                logger.logger.setLevel(logging.CRITICAL)
             lib.llama_backend_init()
             _ready = True
     return lib
@@ -57,12 +59,12 @@ def library() -> Any:
 
 @contextmanager
 def captured_log() -> Iterator[list[str]]:
-    """Collect llama.cpp's warnings and errors instead of printing them; the previous log is put back at the end."""
+    """Collect llama.cpp's errors instead of printing anything; the previous log is put back at the end."""
     lib = library()
     lines: list[str] = []
 
     def note(level: int, text: bytes, _: object) -> None:
-        if level in (2, 3):
+        if level == _LOG_ERROR:
             lines.append(text.decode(errors="replace").strip())
 
     callback = lib.llama_log_callback(note)
@@ -77,7 +79,7 @@ def captured_log() -> Iterator[list[str]]:
 
 
 def _reason(lines: list[str]) -> str:
-    return "; ".join(lines[-4:]) or "llama.cpp gave no reason"
+    return "; ".join(lines[:3]) or "llama.cpp gave no reason"
 
 
 class LlamaContext:

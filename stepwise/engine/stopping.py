@@ -26,7 +26,7 @@ REPEAT_SPAN = 60
 _CHECK_EVERY = 8
 _FENCE = re.compile(rb"^\s*(```|~~~)")
 _LEADING = re.compile(r"\A(?:[ \t]*\r?\n)+")
-_TRAILING = re.compile(r"(?:\r?\n[ \t]*)+\r?\Z")
+_TRAILING = re.compile(r"(?:\r?\n[ \t]*)+\r?\Z|\r\Z")
 
 
 def clean_text(data: bytes) -> str:

@@ -1,0 +1,99 @@
+r"""Where a continuation ends, token by token, and what its text is."""
+
+from __future__ import annotations
+
+import pytest
+
+from stepwise.engine.stopping import Ending, StopRule, clean_text, open_fence, repeats
+
+
+def run(pieces: list[str | bytes], mode: str = "step", fence: bytes = b"") -> tuple[Ending | None, str, bytes]:
+    """Push pieces until one ends it; (ending, text, what was pushed after the end)."""
+    rule = StopRule(mode, fence)  # type: ignore[arg-type]
+    for piece in pieces:
+        ending = rule.push(piece if isinstance(piece, bytes) else piece.encode())
+        if ending:
+            return ending, clean_text(bytes(rule.data[: ending.content])), bytes(rule.data[ending.end :])
+    return None, clean_text(bytes(rule.data)), b""
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["2+2=4", ".\n\n"],
+        ["2+2=4.", "\n", "\n"],
+        ["2+2=4.", "\n \t", "\n"],
+        ["2+2=4.", "\n\n\n"],
+        ["\n\n", "2+2=4.", "\n\n"],
+        ["  \n2+2=4.", "\r\n", "\r\n"],
+        ["2+2=4.\n\nAnd then"],
+    ],
+)
+def test_a_blank_line_ends_a_step_however_it_is_cut_into_tokens(pieces: list[str]) -> None:
+    ending, text, _ = run([*pieces, "never seen"])
+    assert ending is not None and ending.finish == "step"
+    assert text == "2+2=4."
+
+
+def test_what_a_token_holds_after_the_blank_line_is_told_apart() -> None:
+    assert run(["4.\n\nAnd"])[2] == b"And"
+    assert run(["4.\n", "\n\n\n"])[2] == b"\n\n"
+
+
+def test_a_single_newline_does_not_end_a_step() -> None:
+    assert run(["a\n", "b\n", "c"])[:2] == (None, "a\nb\nc")
+
+
+def test_a_blank_line_in_a_code_fence_does_not_end_a_step() -> None:
+    ending, text, _ = run(["```py\n", "a\n\n", "b\n```", "\n", "\n"])
+    assert ending is not None and text == "```py\na\n\nb\n```"
+    assert run(["x\n\n", "y"], fence=b"```")[0] is None
+    assert open_fence("text\n~~~\ncode") == b"~~~" and open_fence("```\na\n```") == b""
+
+
+def test_leading_blank_lines_alone_never_end_a_step() -> None:
+    assert run(["\n", "\n\n", " \n"])[:2] == (None, "")
+
+
+@pytest.mark.parametrize("mode", ["step", "solution"])
+def test_a_closed_box_ends_at_the_line_end(mode: str) -> None:
+    ending, text, _ = run(["So \\boxed{\\frac{1", "}{2}", "}. Done", ".\n", "more"], mode)
+    assert ending is not None and ending.finish == "answer"
+    assert text == "So \\boxed{\\frac{1}{2}}. Done."
+
+
+def test_an_open_box_or_one_inside_thinking_is_no_answer() -> None:
+    assert run(["\\boxed{4\n", "x"])[0] is None
+    assert run(["<think>\\boxed{4}</think>\n"])[0] is None
+
+
+def test_a_solution_runs_on_over_blank_lines_until_the_answer() -> None:
+    ending, text, _ = run(["a\n\n", "b\n\n", "\\boxed{1}\n\n"], "solution")
+    assert ending is not None and (ending.finish, text) == ("answer", "a\n\nb\n\n\\boxed{1}")
+
+
+def test_the_end_of_the_message_is_an_answer_only_with_a_closed_box() -> None:
+    rule = StopRule("step")
+    rule.push(b"nothing")
+    assert rule.last("eos").finish == "eos"
+    rule.push(b" \\boxed{3}")
+    assert rule.last("eos").finish == rule.last("length").finish == "answer"
+
+
+def test_without_a_rule_only_the_end_counts() -> None:
+    assert run(["a\n\n\\boxed{1}\n\n", "b"], "none")[0] is None
+
+
+def test_bytes_that_are_not_text_are_kept_in_place() -> None:
+    ending, text, _ = run([b"ab\xff", b"\n\n"])
+    assert ending is not None and text == "ab\ufffd"
+    assert run(["é".encode()[:1], "é".encode()[1:], "\n\n"])[1] == "é"
+
+
+def test_exact_repetition_is_seen_and_ordinary_text_is_not() -> None:
+    assert repeats([1, 2, 3] * 20)
+    assert repeats([9, 8] + [7] * 60)
+    assert not repeats([7] * 59)
+    assert not repeats(list(range(30)) * 3)  # three times is not yet four
+    assert repeats(list(range(30)) * 4)
+    assert not repeats([i * i % 97 for i in range(200)][:90])
