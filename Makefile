@@ -4,6 +4,7 @@
 # unless pyproject.toml or constraints.txt have changed.
 #
 # Another Python:      make demo PYTHON=python3.12
+# PyTorch (make test) comes with CUDA on Linux, several GB; set PIP_EXTRA_INDEX_URL to PyTorch's CPU index for the small one.
 # A build with CUDA:   make demo CMAKE_ARGS="-DGGML_CUDA=ON"       (after `make clean`, if one was built before)
 # A build with Metal:  make demo CMAKE_ARGS="-DGGML_METAL=ON"
 
