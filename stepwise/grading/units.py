@@ -43,6 +43,8 @@ _NAMES = {
     "degree": "° degrees deg",
     "radian": "radians rad",
     "mph": "",
+    "am": "AM",
+    "pm": "PM",
     "unit": "units",
 }
 _KNOWN = {name: unit for unit, names in _NAMES.items() for name in (unit, *names.split())}
