@@ -210,6 +210,13 @@ class PrefixCache:
         self.context.truncate(path.stream, 0)
         self._forget(path)
 
+    def clear(self) -> None:
+        """Forget every path that no job is using; `distinct` goes on counting."""
+        for path in [p for p in self.held if p is not None and not p.busy]:
+            self.discard(path)
+        for path in list(self.saved):
+            self._drop(path)
+
     def swap(self, a: int, b: int) -> None:
         """Exchange the contents of two streams, so that running jobs become neighbours."""
         first, second = self.held[a], self.held[b]

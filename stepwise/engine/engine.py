@@ -233,6 +233,11 @@ class Engine:
     def _do(self, call: Call, units: list[Unit]) -> list[Any]:
         return self._worker.do(units, call) if units else call.results
 
+    def forget(self) -> None:
+        """Drop every cached prefix once the calls in progress have ended: what follows is measured from cold."""
+        control = Control(self._cache.clear)
+        self._worker.do(control, control)
+
     def set_adapter(self, path: str | Path | None, scale: float = 1.0) -> None:
         """Attach a LoRA adapter (GGUF) for all calls that follow, or none; calls in progress end first.
 

@@ -46,7 +46,7 @@ class Constraint:
         return bool(self._apply(one)[0]) and self._valid(token)
 
     def masked(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """A copy (1, V) of the row with -inf for every token that may not come next. Raises DataError where none
+        """A copy (V,) of the row with -inf for every token that may not come next. Raises DataError where none
         may.
         """
         candidates = np.zeros(len(logits), _CANDIDATE)
@@ -59,8 +59,8 @@ class Constraint:
         allowed = np.flatnonzero(fits)
         if not len(allowed):
             raise DataError("no token of the vocabulary continues the text under the grammar")
-        row = np.full((1, len(logits)), -np.inf, np.float32)
-        row[0, allowed] = logits[allowed]
+        row = np.full(len(logits), -np.inf, np.float32)
+        row[allowed] = logits[allowed]
         return row
 
     def _starts(self) -> npt.NDArray[np.bool_]:

@@ -10,20 +10,16 @@ the batch changes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from stepwise.engine.jobs import Unit
-
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_AHEAD = 32
 _30, _27, _31, _11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
 
 
@@ -42,36 +38,90 @@ def stream_key(seed: int, sample: int) -> int:
 
 
 def uniforms(keys: Words, positions: Words) -> Doubles:
-    """One number in [0, 1) per row, from the row's key and the position in its sequence of draws; both (B,)."""
+    """Numbers in [0, 1) from the keys and the positions in their streams, broadcast."""
     return (_mix(keys + _GOLDEN * positions) >> _11).astype(np.float64) * 2.0**-53
 
 
-def sample(logits: Floats, temperature: Floats, top_k: Ints, top_p: Floats, u: Doubles) -> tuple[Ints, Doubles]:
-    """Tokens (B,) and their log-probabilities (B,) under the untempered, untruncated distribution.
+class Draws:
+    """Sampling settings of a fixed list of rows, each with its own stream of random numbers.
 
-    logits (B, V) are left as they are; temperature (B,) 0 is greedy; top_k (B,) 0 and top_p (B,) 1 switch truncation
-    off; u (B,) in [0, 1).
-    A row of NaN gives token 0 with log-probability NaN.
+    temperature (B,) 0 is greedy; top_k (B,) 0 and top_p (B,) 1 switch truncation off; keys (B,) from
+    `stream_key`; drawn (B,): how
+    many tokens each row has drawn already. What does not change from one batch to the next is worked out here once.
     """
-    best = logits.argmax(axis=1)
-    rows = np.arange(len(logits))
-    shifted = logits - logits[rows, best, None]
-    weights = np.exp(shifted)
-    log_total = np.log(weights.sum(axis=1, dtype=np.float64))
-    tokens = best
-    drawn = temperature > 0
-    if drawn.any():
-        if not (drawn & (temperature == 1)).all():
-            weights = np.exp(shifted / np.where(drawn, temperature, 1)[:, None])
-        truncated = np.flatnonzero(drawn & ((top_k > 0) | (top_p < 1)))
-        for row in truncated:
-            _truncate(weights[row], int(top_k[row]), float(top_p[row]))
-        cumulative = weights.cumsum(axis=1, dtype=np.float64)
-        target = u * cumulative[:, -1]
-        # side="right": the first index whose cumulative weight exceeds the target, so one of weight zero is never chosen.
-        picked = [np.searchsorted(row, t, side="right") for row, t in zip(cumulative, target, strict=True)]
-        tokens = np.where(drawn, np.minimum(picked, logits.shape[1] - 1), best)
-    return tokens, shifted[rows, tokens] - log_total
+
+    def __init__(
+        self,
+        temperature: Sequence[float],
+        top_k: Sequence[int],
+        top_p: Sequence[float],
+        keys: Sequence[int],
+        drawn: Sequence[int],
+    ):
+        self._settings = list(zip(temperature, top_k, top_p, strict=True))
+        heat = np.array(temperature, np.float32)
+        self._greedy = np.flatnonzero(heat == 0)
+        self._scale = None if (heat == 1).all() else (1 / np.where(heat == 0, np.float32(1), heat))[:, None]
+        self._truncated = [i for i, (t, k, p) in enumerate(self._settings) if t > 0 and (k > 0 or p < 1)]
+        self._keys = np.array(keys, np.uint64)[:, None]
+        self._drawn = np.array(drawn, np.uint64)[:, None]
+        self._rows = np.arange(len(heat))
+        self._numbers: list[Doubles] = []
+        self._second: list[Doubles] = []
+
+    def __call__(self, logits: Floats) -> tuple[list[int], list[float]]:
+        """The next token of every row of `logits` (B, V), and its log-probability under the plain distribution.
+
+        `logits` are left as they are. A row of NaN gives token 0.
+        """
+        if not self._numbers:
+            self._refill()
+        u = self._numbers.pop()
+        self._used = self._second.pop()
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        weights = np.exp(shifted)
+        log_total = np.log(weights.sum(axis=1))
+        if self._scale is not None:
+            weights = np.exp(shifted * self._scale)
+        for row in self._truncated:
+            _truncate(weights[row], *self._settings[row][1:])
+        tokens = _invert(weights, u)
+        for row in self._greedy:
+            tokens[row] = int(logits[row].argmax())
+        logprobs: list[float] = (shifted[self._rows, tokens] - log_total).tolist()
+        return tokens, logprobs
+
+    def again(self, row: int, logits: Floats, allowed: Floats) -> tuple[int, float]:
+        """Another draw for one row, from `allowed` (V,); its log-probability is the one under `logits` (V,)."""
+        temperature, top_k, top_p = self._settings[row]
+        top = allowed.max()
+        if temperature == 0:
+            token = int(allowed.argmax())
+        else:
+            weights = np.exp((allowed - top) / np.float32(temperature))[None]
+            _truncate(weights[0], top_k, top_p)
+            token = _invert(weights, self._used[row : row + 1])[0]
+        shifted = logits - logits.max()
+        return token, float(shifted[token] - np.log(np.exp(shifted).sum()))
+
+    def _refill(self) -> None:
+        """The numbers of the next `_AHEAD` draws, last first: two for each, the second for `again`."""
+        steps: Words = np.uint64(2) * (self._drawn + np.arange(_AHEAD, dtype=np.uint64))
+        self._numbers = list(uniforms(self._keys, steps).T[::-1])
+        self._second = list(uniforms(self._keys, steps + np.uint64(1)).T[::-1])
+        self._drawn = self._drawn + np.uint64(_AHEAD)
+
+
+def _invert(weights: Floats, u: Doubles) -> list[int]:
+    """For each row of unnormalised weights (B, V), the index at which their running sum passes the share `u`
+    (B,) of the total.
+    """
+    cumulative = weights.astype(np.float64)  # a sum in single precision would lose the tail of a large vocabulary
+    np.cumsum(cumulative, axis=1, out=cumulative)
+    targets = u * cumulative[:, -1]
+    last = weights.shape[1] - 1
+    # side="right": the first index whose sum exceeds the target, so one of weight zero is never chosen.
+    return [min(int(row.searchsorted(t, "right")), last) for row, t in zip(cumulative, targets, strict=True)]
 
 
 def _truncate(weights: Floats, top_k: int, top_p: float) -> None:
@@ -91,34 +141,3 @@ def _truncate(weights: Floats, top_k: int, top_p: float) -> None:
         values = weights[chosen]
         weights[:] = 0
         weights[chosen] = values
-
-
-class Draws:
-    """Sampling settings of a fixed list of units as arrays, so that a turn in which nobody comes or goes
-    builds none.
-    """
-
-    def __init__(self, units: Sequence[Unit]):
-        jobs = [unit.job for unit in units if unit.job is not None]
-        self.temperature = np.array([job.temperature for job in jobs], np.float32)
-        self.top_k = np.array([job.top_k for job in jobs], np.int64)
-        self.top_p = np.array([job.top_p for job in jobs], np.float32)
-        self.keys = np.array([unit.key for unit in units], np.uint64)
-        self.positions = np.array([2 * len(unit.out) for unit in units], np.uint64)
-        self.constrained = [i for i, unit in enumerate(units) if unit.constraint is not None]
-
-    def first(self, logits: Floats) -> tuple[list[int], list[float]]:
-        """A token for each unit from its row of `logits`, and their log-probabilities."""
-        u = uniforms(self.keys, self.positions)
-        tokens, logprobs = sample(logits, self.temperature, self.top_k, self.top_p, u)
-        return tokens.tolist(), logprobs.tolist()
-
-    def again(self, i: int, allowed: Floats, logits: Floats) -> tuple[int, float]:
-        """Another draw for unit `i`, from `allowed` (1, V) and the second number of its position; log-probability
-        under `logits`.
-        """
-        one = slice(i, i + 1)
-        u = uniforms(self.keys[one], self.positions[one] + np.uint64(1))
-        tokens, _ = sample(allowed, self.temperature[one], self.top_k[one], self.top_p[one], u)
-        token, top = int(tokens[0]), float(logits.max())
-        return token, float(logits[token]) - top - float(np.log(np.exp(logits - top).sum(dtype=np.float64)))

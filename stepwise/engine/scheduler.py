@@ -40,7 +40,8 @@ class Scheduler:
         self._steady = False  # the running units are the last batch's, each one token further
         self._gaps = self._wasted = 0
         self.interrupted = False  # set where a call was cancelled
-        self._draws: Draws | None = None
+        self._draws: Draws | None = None  # for the units of a steady batch
+        self._constrained: list[int] = []
 
     @property
     def busy(self) -> bool:
@@ -209,18 +210,18 @@ class Scheduler:
         """Draw the next token of each unit from its row of logits; units that end leave."""
         draws = self._draws
         if draws is None or not self._steady:
-            draws = self._draws = Draws(units)
-        tokens, scores = draws.first(logits)
+            draws = self._draws = _draws(units)
+            self._constrained = [i for i, unit in enumerate(units) if unit.constraint is not None]
+        tokens, scores = draws(logits)
         refused: dict[int, str] = {}
-        for i in draws.constrained:
+        for i in self._constrained:
             constraint = units[i].constraint
             try:
                 if not constraint.accepts(tokens[i]):
-                    tokens[i], scores[i] = draws.again(i, constraint.masked(logits[i]), logits[i])
+                    tokens[i], scores[i] = draws.again(i, logits[i], constraint.masked(logits[i]))
                 constraint.advance(tokens[i])
             except DataError as error:
                 refused[i] = str(error)
-        draws.positions += np.uint64(2)
         self._tokens = tokens
         self.generated += len(tokens)
         for i, unit in enumerate(units):
@@ -313,3 +314,14 @@ class Scheduler:
         for gap, stream in zip(gaps, [s for s in streams if s >= first + n], strict=True):
             self.cache.swap(stream, gap)
         self._running.sort(key=lambda unit: unit.path.stream)
+
+
+def _draws(units: Sequence[Unit]) -> Draws:
+    jobs = [unit.job for unit in units if unit.job is not None]
+    return Draws(
+        [job.temperature for job in jobs],
+        [job.top_k for job in jobs],
+        [job.top_p for job in jobs],
+        [unit.key for unit in units],
+        [len(unit.out) for unit in units],
+    )

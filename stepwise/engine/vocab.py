@@ -44,11 +44,12 @@ class Vocabulary:
         self._template_source: str | None = source.decode("utf-8", "replace") if source else None
         attributes = [self._lib.llama_vocab_get_attr(self._vocab, t) for t in range(self.size)]
         self.control = [t for t, a in enumerate(attributes) if a & _CONTROL]
-        self._special = {self._text(t): t for t, a in enumerate(attributes) if a & (_CONTROL | _USER_DEFINED)}
-        self._special_texts = [s for t in self.control if (s := self._text(t))]
+        self._special = {self.text(t): t for t, a in enumerate(attributes) if a & (_CONTROL | _USER_DEFINED)}
+        self._special_texts = [s for t in self.control if (s := self.text(t))]
         self.end_tokens = frozenset(t for t in range(self.size) if self._lib.llama_vocab_is_eog(self._vocab, t))
 
-    def _text(self, token: int) -> str:
+    def text(self, token: int) -> str:
+        """The token as the vocabulary spells it: a control token's name, byte-level characters for others."""
         text: bytes = self._lib.llama_vocab_get_text(self._vocab, token)
         return text.decode("utf-8", "replace") if text else ""
 
@@ -143,7 +144,7 @@ class Vocabulary:
                     f"{self._path} has no chat template (tokenizer.chat_template); export the model with one"
                 )
             self._template = _environment().from_string(self._template_source)
-        bos, eos = (self._text(t) if t >= 0 else "" for t in (self._token("bos"), self._token("eos")))
+        bos, eos = (self.text(t) if t >= 0 else "" for t in (self._token("bos"), self._token("eos")))
         try:
             rendered: str = self._template.render(
                 messages=messages,
@@ -165,7 +166,7 @@ class Vocabulary:
 
         The merges show in how the probe texts are split: llama.cpp does not give them out.
         """
-        tokens = [self._text(t) for t in range(self.size)]
+        tokens = [self.text(t) for t in range(self.size)]
         splits = [
             self.tokenize(text)
             for text in (*_PROBES, "".join(t for t in tokens if t.isascii() and t.isalpha())[:20000])

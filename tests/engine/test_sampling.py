@@ -5,17 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stepwise.engine.sampling import sample, stream_key, uniforms
+from stepwise.engine.sampling import Draws, stream_key, uniforms
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.125, 0.0625, 0.0625], np.float32))
 
 
 def draw(n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> np.ndarray:
-    keys = np.full(n, stream_key(7, 0), np.uint64)
-    u = uniforms(keys, np.arange(n, dtype=np.uint64))
-    rows = np.tile(LOGITS, (n, 1))
-    settings = np.full(n, temperature, np.float32), np.full(n, top_k), np.full(n, top_p, np.float32)
-    return sample(rows, *settings, u)[0]
+    keys = [stream_key(7, i) for i in range(n // 20)]
+    draws = Draws([temperature] * len(keys), [top_k] * len(keys), [top_p] * len(keys), keys, [0] * len(keys))
+    rows = np.tile(LOGITS, (len(keys), 1))
+    return np.concatenate([draws(rows)[0] for _ in range(20)])
 
 
 def shares(tokens: np.ndarray) -> np.ndarray:
@@ -43,41 +42,44 @@ def test_top_p_keeps_the_smallest_set_that_holds_the_mass(top_p: float, kept: in
 def test_top_p_of_a_large_vocabulary_equals_sorting_everything() -> None:
     rng = np.random.default_rng(0)
     row = rng.normal(0, 3, 20_000).astype(np.float32)
-    p = np.sort(np.exp(row.astype(np.float64)) / np.exp(row.astype(np.float64)).sum())[::-1]
-    size = int(np.searchsorted(np.cumsum(p), 0.9) + 1)
-    n = 4000
-    u = (np.arange(n) + 0.5) / n
-    tokens = np.concatenate(
-        [
-            sample(row[None], np.ones(1, np.float32), np.zeros(1, int), np.full(1, 0.9, np.float32), u[i : i + 1])[0]
-            for i in range(0, n, 40)
-        ]
-    )
-    smallest = np.sort(row)[::-1][size - 1]
-    assert row[tokens].min() >= smallest
-    assert row[tokens].min() < np.sort(row)[::-1][size // 8]  # and not far fewer
+    p = np.exp(row.astype(np.float64))
+    order = np.argsort(-p)
+    size = int(np.searchsorted(np.cumsum(p[order]) / p.sum(), 0.6) + 1)
+    draws = Draws([1.0] * 200, [0] * 200, [0.6] * 200, [stream_key(1, i) for i in range(200)], [0] * 200)
+    tokens = np.concatenate([draws(np.tile(row, (200, 1)))[0] for _ in range(5)])
+    ranks = np.argsort(order)[tokens]
+    assert ranks.max() < size
+    assert ranks.max() > 0.8 * size
 
 
 def test_greedy_takes_the_best_and_mixes_with_drawing_rows() -> None:
-    rows = np.tile(LOGITS, (2, 1))
-    tokens, _ = sample(
-        rows, np.array([0, 1], np.float32), np.zeros(2, int), np.ones(2, np.float32), np.array([0.99, 0.99])
-    )
-    assert tokens.tolist() == [0, 4]
+    draws = Draws([0.0, 1.0] * 500, [0] * 1000, [1.0] * 1000, [stream_key(0, i) for i in range(1000)], [0] * 1000)
+    tokens, _ = draws(np.tile(LOGITS, (1000, 1)))
+    assert set(tokens[::2]) == {0}
+    assert set(tokens[1::2]) == {0, 1, 2, 3, 4}
 
 
 def test_logprobs_are_of_the_untempered_untruncated_distribution() -> None:
-    tokens, logprobs = sample(
-        LOGITS[None] + 5, np.full(1, 0.1, np.float32), np.full(1, 2), np.full(1, 0.5, np.float32), np.array([0.3])
-    )
-    assert logprobs[0] == pytest.approx(LOGITS[tokens[0]], abs=1e-6)
+    draws = Draws([0.1], [2], [0.5], [stream_key(0, 0)], [0])
+    tokens, logprobs = draws(LOGITS[None] + 5)
+    assert logprobs[0] == pytest.approx(LOGITS[tokens[0]], abs=1e-5)
+    token, logprob = draws.again(0, LOGITS, np.where(np.arange(5) == 3, LOGITS, np.float32(-np.inf)))
+    assert token == 3
+    assert logprob == pytest.approx(LOGITS[3], abs=1e-5)
 
 
 def test_an_impossible_token_is_never_drawn() -> None:
-    rows = np.tile(np.array([-np.inf, 0, -np.inf, 0, -np.inf], np.float32), (3, 1))
-    u = np.array([0.0, 0.5, np.nextafter(1, 0)])
-    tokens, _ = sample(rows, np.ones(3, np.float32), np.zeros(3, int), np.ones(3, np.float32), u)
-    assert tokens.tolist() == [1, 3, 3]
+    row = np.array([-np.inf, 0, -np.inf, 0, -np.inf], np.float32)
+    draws = Draws([1.0] * 2000, [0] * 2000, [1.0] * 2000, [stream_key(0, i) for i in range(2000)], [0] * 2000)
+    assert set(draws(np.tile(row, (2000, 1)))[0]) == {1, 3}
+
+
+def test_a_row_goes_on_where_it_was_however_the_batch_is_made_up() -> None:
+    key = stream_key(5, 0)
+    alone = Draws([1.0], [0], [1.0], [key], [0])
+    tokens = [alone(LOGITS[None])[0][0] for _ in range(70)]
+    later = Draws([1.0, 1.0], [0, 0], [1.0, 1.0], [stream_key(9, 9), key], [3, 40])
+    assert [later(np.tile(LOGITS, (2, 1)))[0][1] for _ in range(30)] == tokens[40:]
 
 
 def test_the_numbers_of_two_samples_seeds_and_positions_differ_and_come_again() -> None:
