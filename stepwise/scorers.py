@@ -182,6 +182,12 @@ class LabelTokenScorer:
         """`score_batch` for one solution."""
         return self.score_batch([(problem, steps)])[0]
 
+    def forget(self) -> None:
+        """Drop every score and cached prefix, so that what follows is measured from cold."""
+        with self._lock:
+            self._known.clear()
+        self.engine.forget()
+
     def close(self) -> None:
         """Free the engine; calling it twice does nothing."""
         self.engine.close()

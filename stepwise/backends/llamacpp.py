@@ -127,6 +127,10 @@ class LlamaCppBackend:
         self.engine.set_adapter(path, scale)
         self.name = self.engine.name
 
+    def forget(self) -> None:
+        """Drop every cached prefix, so that what follows is measured from cold."""
+        self.engine.forget()
+
     def close(self) -> None:
         """Free the model; calling it twice does nothing."""
         self.engine.close()

@@ -107,12 +107,15 @@ def measure(
     progress: bool = True,
     told: Callable[[Measured], None] | None = None,
 ) -> list[Measured]:
-    """Route `problems` under each policy with the models and the seed of `router`; `told` hears of each as it is
-    done.
+    """Route `problems` under each policy with the models and the seed of `router`; `told` hears of each one done.
+
+    Models that can (`forget()`) begin each policy with an empty cache: no policy profits from another's prefixes.
     """
     results = []
     for policy in policies:
         arm = router.with_policy(policy)
+        for model in arm.models:
+            getattr(model, "forget", lambda: None)()
         began = time.perf_counter()
         traces = arm.solve_all(problems, progress=progress, description=f"{label_of(policy):<22}")
         results.append(judge(arm, traces, time.perf_counter() - began))

@@ -110,8 +110,9 @@ class Threshold:
         """Escalate iff the draft's score is below the threshold."""
         score = view.scores[-1] if view.scores else None
         below = (score or 0.0) < self.threshold
-        shown = "empty draft, counted as 0.00" if score is None else f"score {score:.2f}"
-        reason = f"{shown} {'<' if below else '>='} {self.threshold:.2f}"
+        digits = 2 if score is None or f"{score:.2f}" != f"{self.threshold:.2f}" else 6
+        shown = "empty draft, counted as 0.00" if score is None else f"score {score:.{digits}f}"
+        reason = f"{shown} {'<' if below else '>='} {self.threshold:.{digits}f}"
         return Escalate(reason=reason) if below else Keep(reason)
 
     @property
