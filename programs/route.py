@@ -15,7 +15,7 @@ from stepwise.errors import DataError
 from stepwise.jsonl import read_rows
 from stepwise.plan import Planned
 from stepwise.report import Report, summary_table, write_report
-from stepwise.routing import StepRouter, policy_from_config
+from stepwise.routing import RoutingInterrupted, StepRouter, policy_from_config
 from stepwise.routing.compare import judge, plan_routing
 from stepwise.routing.metrics import usage_by_author
 from stepwise.run import Run, program
@@ -63,13 +63,25 @@ def main(run: Run) -> None:
         for trace in before:  # caps are for the whole run, so what it spent before it was killed counts
             for role, usage in usage_by_author(trace).items():
                 router.ledger.record(role, usage)
-        traces = router.solve_all(problems, on_trace=lambda trace: run.write("traces.jsonl", trace), resume=before)
-        measured = judge(router, traces)
-        summary = router.ledger.summary()
+        try:
+            traces = router.solve_all(problems, on_trace=lambda trace: run.write("traces.jsonl", trace), resume=before)
+        except RoutingInterrupted as stop:
+            finish(run, router, [trace for trace in stop.traces if trace.steps])
+            raise
+        finish(run, router, traces)
+
+
+def finish(run: Run, router: StepRouter, traces: list[Trace]) -> None:
+    """Print and write what the traces amount to; those that were interrupted are shown, but not counted."""
+    done = [trace for trace in traces if trace.finish != "interrupted"]
+    if not done:
+        return
+    measured = judge(router, done)
+    views = judge(router, traces).views
     report = Report(
         title="Routed problems",
         rows=(measured.row,),
-        traces=measured.views,
+        traces=views,
         meta={
             "weak model": run.config.models.weak.model,
             "strong model": run.config.models.strong.model,
@@ -78,10 +90,10 @@ def main(run: Run) -> None:
         },
         lab=run.args.problems is None,
     )
-    for view in measured.views[: run.args.show]:
+    for view in views[: run.args.show]:
         view.trace.show()
     run.console.print(summary_table(report))
-    run.say(summary)
+    run.say(router.ledger.summary())
     ended = {kind: sum(t.finish == kind for t in traces) for kind in dict.fromkeys(t.finish for t in traces)}
     run.say("Solutions ended: " + ", ".join(f"{kind} {count}" for kind, count in ended.items()))
     run.metrics(**vars(measured.row), finish=ended)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, Self
 
 import dspy
@@ -17,7 +18,7 @@ from stepwise.budget import Ledger
 from stepwise.config import BudgetConfig, Config, LoadConfig, ModelConfig, SamplingConfig, ScorerConfig
 from stepwise.errors import ConfigError, DataError
 from stepwise.prompt import SolvePrompt
-from stepwise.routing.lockstep import Models, OnTrace, RouteSettings, route_all
+from stepwise.routing.lockstep import Models, OnTrace, RouteSettings, RoutingInterrupted, route_all
 from stepwise.routing.metrics import Cost, cost_of
 from stepwise.routing.policy import Policy, policy_from_config, policy_from_dict, policy_to_dict
 from stepwise.routing.simple import Threshold
@@ -129,22 +130,20 @@ class StepRouter(dspy.Module):
             _ReportedScorer(self.models.scorer, self) if self.models.scorer is not None else None,
         )
 
-        def route(told: OnTrace | None) -> list[Trace]:
-            return route_all(todo, models, self.policy, self.settings, ledger=self.ledger, on_trace=told)
+        def tell(trace: Trace) -> None:
+            if on_trace is not None:
+                on_trace(trace)
+            advance(1)
 
-        if progress:
-            with bar(description, len(todo)) as advance:
+        def in_order(fresh: Iterable[Trace]) -> list[Trace]:
+            new = iter(fresh)
+            return [done[problem] if problem in done else next(new) for problem in asked]
 
-                def tell(trace: Trace) -> None:
-                    if on_trace is not None:
-                        on_trace(trace)
-                    advance(1)
-
-                traces = route(tell)
-        else:
-            traces = route(on_trace)
-        fresh = iter(traces)
-        return [done[problem] if problem in done else next(fresh) for problem in asked]
+        with bar(description, len(todo)) if progress else nullcontext(lambda _: None) as advance:
+            try:
+                return in_order(route_all(todo, models, self.policy, self.settings, ledger=self.ledger, on_trace=tell))
+            except RoutingInterrupted as stop:
+                raise RoutingInterrupted(in_order(stop.traces)) from None
 
     def cost(self, traces: Sequence[Trace]) -> Cost:
         """What `traces` cost, counted three ways with the sizes of this router's models; see `metrics.cost_of`."""

@@ -66,6 +66,27 @@ def test_a_killed_run_goes_on_where_it_was_and_gives_the_same_traces(
     assert steps(killed) == steps(whole)
 
 
+def test_ctrl_c_leaves_a_page_of_what_was_done_and_the_same_command_goes_on(
+    world: LabWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = world.weak._script
+    first = next(iter(world.made))
+
+    def interrupted(problem: Problem, prefix: tuple[str, ...], seed: int) -> object:
+        if len(prefix) == 2:
+            raise KeyboardInterrupt
+        return "So \\boxed{1}." if problem.id == first else step(problem, prefix, seed)
+
+    monkeypatch.setattr(world.weak, "_script", interrupted)
+    assert start(tmp_path, "--n", "10") == 130
+    assert [t.problem.id for t in read_rows(tmp_path / "traces.jsonl", Trace)] == [first]
+    assert "interrupted" in (tmp_path / "report.html").read_text()
+    assert read_rows(tmp_path / "metrics.jsonl")[-1]["n"] == 1  # the open ones are shown, not counted
+    monkeypatch.setattr(world.weak, "_script", step)
+    assert start(tmp_path, "--n", "10") == 0
+    assert len(read_rows(tmp_path / "traces.jsonl", Trace)) == 10
+
+
 def test_a_cap_counts_what_was_spent_before_the_interruption(world: LabWorld, tmp_path: Path) -> None:
     options = ["--n", "10", "--set", "routing.policy=always", "--set", "sampling.max_step_tokens=64"]
     cap = "budget.strong_tokens=300"

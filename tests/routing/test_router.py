@@ -183,6 +183,13 @@ def test_an_interrupted_run_is_taken_up_without_asking_twice() -> None:
 
     with pytest.raises(RoutingInterrupted) as caught:
         made.solve_all(problems, progress=False, on_trace=told)
+    assert [t.problem for t in caught.value.traces] == problems
+    with pytest.raises(RoutingInterrupted) as twice:
+        made.solve_all(
+            problems, progress=False, resume=finished, on_trace=lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+    assert [t.problem for t in twice.value.traces] == problems
+    assert [t for t in twice.value.traces if t in finished] == sorted(finished, key=lambda t: problems.index(t.problem))
     again = router(Never())
     traces = again.solve_all(problems, progress=False, resume=caught.value.traces)
     assert traces == router(Never()).solve_all(problems, progress=False)
