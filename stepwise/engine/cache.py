@@ -139,7 +139,7 @@ class PrefixCache:
         blob = source.blob if source.stream < 0 else self._copies.get(source)
         if blob is None:
             blob = self._copies[source] = self.context.save(source.stream)
-        if source.stream < 0:
+        if source in self.saved:  # it may have made room for the path whose stream this was
             if common == len(source.ids):
                 self._drop(source)  # the new path holds all of it
             else:

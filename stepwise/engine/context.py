@@ -225,6 +225,7 @@ class LlamaContext:
 
     def restore(self, stream: int, data: npt.NDArray[np.uint8]) -> None:
         """Put a saved copy into `stream`, in place of what it holds."""
+        self.truncate(stream, 0)  # llama.cpp leaves the stream as it is where the copy is empty
         if not self.lib.llama_state_seq_set_data(self.ctx, _bytes_pointer(data), data.size, stream):
             raise BackendError(f"{self.path}: the state of sequence {stream} could not be written ({data.size} bytes)")
 

@@ -86,7 +86,7 @@ class Draws:
         for row in self._truncated:
             _truncate(weights[row], *self._settings[row][1:])
         tokens = _invert(weights, u)
-        for row in self._greedy:
+        for row in self._greedy.tolist():
             tokens[row] = int(logits[row].argmax())
         logprobs: list[float] = (shifted[self._rows, tokens] - log_total).tolist()
         return tokens, logprobs
@@ -106,7 +106,7 @@ class Draws:
 
     def _refill(self) -> None:
         """The numbers of the next `_AHEAD` draws, last first: two for each, the second for `again`."""
-        steps: Words = np.uint64(2) * (self._drawn + np.arange(_AHEAD, dtype=np.uint64))
+        steps = np.uint64(2) * (self._drawn + np.arange(_AHEAD).astype(np.uint64))
         self._numbers = list(uniforms(self._keys, steps).T[::-1])
         self._second = list(uniforms(self._keys, steps + np.uint64(1)).T[::-1])
         self._drawn = self._drawn + np.uint64(_AHEAD)

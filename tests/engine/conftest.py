@@ -1,4 +1,6 @@
-"""Engines on a tiny random model in F32, with an F32 cache and no flash attention, so that results can be compared exactly."""
+"""Engines on a tiny random model in F32, with an F32 cache and no flash attention, so that results can be
+compared exactly.
+"""
 
 from __future__ import annotations
 

@@ -87,5 +87,7 @@ def test_the_numbers_of_two_samples_seeds_and_positions_differ_and_come_again() 
     assert len(set(keys)) == 2500
     assert stream_key(3, 4) == keys[3 * 50 + 4]
     u = uniforms(np.array(keys, np.uint64), np.zeros(2500, np.uint64))
-    assert u.min() >= 0 and u.max() < 1 and abs(u.mean() - 0.5) < 0.03
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert abs(u.mean() - 0.5) < 0.03
     assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.08

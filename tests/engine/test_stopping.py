@@ -31,7 +31,8 @@ def run(pieces: list[str | bytes], mode: str = "step", fence: bytes = b"") -> tu
 )
 def test_a_blank_line_ends_a_step_however_it_is_cut_into_tokens(pieces: list[str]) -> None:
     ending, text, _ = run([*pieces, "never seen"])
-    assert ending is not None and ending.finish == "step"
+    assert ending is not None
+    assert ending.finish == "step"
     assert text == "2+2=4."
 
 
@@ -46,9 +47,11 @@ def test_a_single_newline_does_not_end_a_step() -> None:
 
 def test_a_blank_line_in_a_code_fence_does_not_end_a_step() -> None:
     ending, text, _ = run(["```py\n", "a\n\n", "b\n```", "\n", "\n"])
-    assert ending is not None and text == "```py\na\n\nb\n```"
+    assert ending is not None
+    assert text == "```py\na\n\nb\n```"
     assert run(["x\n\n", "y"], fence=b"```")[0] is None
-    assert open_fence("text\n~~~\ncode") == b"~~~" and open_fence("```\na\n```") == b""
+    assert open_fence("text\n~~~\ncode") == b"~~~"
+    assert open_fence("```\na\n```") == b""
 
 
 def test_leading_blank_lines_alone_never_end_a_step() -> None:
@@ -58,7 +61,8 @@ def test_leading_blank_lines_alone_never_end_a_step() -> None:
 @pytest.mark.parametrize("mode", ["step", "solution"])
 def test_a_closed_box_ends_at_the_line_end(mode: str) -> None:
     ending, text, _ = run(["So \\boxed{\\frac{1", "}{2}", "}. Done", ".\n", "more"], mode)
-    assert ending is not None and ending.finish == "answer"
+    assert ending is not None
+    assert ending.finish == "answer"
     assert text == "So \\boxed{\\frac{1}{2}}. Done."
 
 
@@ -69,7 +73,8 @@ def test_an_open_box_or_one_inside_thinking_is_no_answer() -> None:
 
 def test_a_solution_runs_on_over_blank_lines_until_the_answer() -> None:
     ending, text, _ = run(["a\n\n", "b\n\n", "\\boxed{1}\n\n"], "solution")
-    assert ending is not None and (ending.finish, text) == ("answer", "a\n\nb\n\n\\boxed{1}")
+    assert ending is not None
+    assert (ending.finish, text) == ("answer", "a\n\nb\n\n\\boxed{1}")
 
 
 def test_the_end_of_the_message_is_an_answer_only_with_a_closed_box() -> None:
@@ -86,7 +91,8 @@ def test_without_a_rule_only_the_end_counts() -> None:
 
 def test_bytes_that_are_not_text_are_kept_in_place() -> None:
     ending, text, _ = run([b"ab\xff", b"\n\n"])
-    assert ending is not None and text == "ab\ufffd"
+    assert ending is not None
+    assert text == "ab\ufffd"
     assert run(["é".encode()[:1], "é".encode()[1:], "\n\n"])[1] == "é"
 
 
