@@ -19,7 +19,7 @@ from stepwise.run import Run, program
 if TYPE_CHECKING:
     from stepwise.lab.pretrain import Recipe
 
-TOKENS = {"lab-weak": 9_000_000, "lab-strong": 6_000_000, "lab-scorer": 2_500_000}
+TOKENS = {"lab-weak": 9_000_000, "lab-strong": 4_500_000, "lab-scorer": 2_500_000}
 START_FROM = {"lab-weak": None, "lab-strong": "lab-weak", "lab-scorer": "lab-weak"}
 
 
@@ -31,6 +31,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and corpora (default: %(default)s)")
     parser.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
     parser.add_argument("--only", nargs="*", default=list(TOKENS), choices=list(TOKENS), help="models to make")
+    parser.add_argument(
+        "--base", type=Path, metavar="DIR", help="take tokenizer and lab-weak from an earlier run's directory"
+    )
     parser.add_argument(
         "--install", type=Path, metavar="DIR", help="copy the finished models there (stepwise/lab/models)"
     )
@@ -44,7 +47,7 @@ def main(run: Run) -> None:
     from stepwise.lab.pretrain import Recipe
 
     torch.set_num_threads(run.args.threads)
-    folder = run.out / "tokenizer"
+    folder = _base(run) / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         corpus.train_tokenizer(folder)
     for name in run.args.only:
@@ -59,6 +62,10 @@ def main(run: Run) -> None:
         if run.args.install:
             shutil.copytree(run.out / name, run.args.install / name, dirs_exist_ok=True)
             run.say(f"{name} installed in {run.args.install / name}")
+
+
+def _base(run: Run) -> Path:
+    return run.args.base or run.out
 
 
 def _examples(name: str, tokenizer: Any, seed: int) -> Iterator[Any]:
@@ -76,10 +83,10 @@ def _make(run: Run, name: str, recipe: Recipe) -> None:
     from stepwise.lab.pretrain import Shape, new_model, pack, train
     from stepwise.training.export import export_gguf
 
-    tokenizer = AutoTokenizer.from_pretrained(run.out / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(_base(run) / "tokenizer")
     begin = START_FROM[name]
     if begin:
-        model = AutoModelForCausalLM.from_pretrained(run.out / begin, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(_base(run) / begin, dtype=torch.float32)
     else:
         model = new_model(Shape(), tokenizer, recipe.seed)
     batches = pack(_examples(name, tokenizer, recipe.seed), recipe.rows, recipe.row, tokenizer.pad_token_id)

@@ -20,42 +20,8 @@ from stepwise.lab.families import FAMILIES, HIGHEST, ORDINARY, RESET, TEST_ONLY_
 from stepwise.steps import boxed
 from stepwise.types import Problem
 
-NAMES = tuple(
-    [
-        "Mia",
-        "Leo",
-        "Ana",
-        "Tom",
-        "Zoe",
-        "Sam",
-        "Eva",
-        "Max",
-        "Lily",
-        "Noah",
-        "Ruth",
-        "Ivan",
-        "Nina",
-        "Omar",
-        "Tara",
-        "Hugo",
-    ]
-)
-ITEMS = tuple(
-    [
-        "stickers",
-        "marbles",
-        "coins",
-        "beads",
-        "shells",
-        "stamps",
-        "cards",
-        "buttons",
-        "pencils",
-        "books",
-        "badges",
-        "pins",
-    ]
-)
+NAMES = "Mia Leo Ana Tom Zoe Sam Eva Max Lily Noah Ruth Ivan Nina Omar Tara Hugo".split()  # noqa: SIM905
+ITEMS = "stickers marbles coins beads shells stamps cards buttons pencils books badges pins".split()  # noqa: SIM905
 LEADS = ("", "", "", "Then ", "Later ", "Next, ", "After that, ")
 _BUCKETS = {"pretrain": range(70), "train": range(70, 80), "val": range(80, 85), "test": range(85, 100)}
 _TRIES = 40_000
@@ -172,7 +138,7 @@ class LabProblem:
         return next((i for i, right in enumerate(self.check(steps)) if not right), None)
 
     def true_step(self, steps: Sequence[str], seed: int = 0) -> str | None:
-        """The right next step after `steps` as written, None where no whole number comes out or nothing is left to do."""
+        """The right next step after `steps` as written; None where no whole number comes out, or all is done."""
         value: int | None = self.start
         for text in steps:
             numbers = _NUMBER.findall(text)
