@@ -78,12 +78,12 @@ def test_ctrl_c_leaves_a_page_of_what_was_done_and_the_same_command_goes_on(
         return "So \\boxed{1}." if problem.id == first else step(problem, prefix, seed)
 
     monkeypatch.setattr(world.weak, "_script", interrupted)
-    assert start(tmp_path, "--n", "10") == 130
+    assert start(tmp_path, "--n", "10", "--set", "routing.policy=never") == 130
     assert [t.problem.id for t in read_rows(tmp_path / "traces.jsonl", Trace)] == [first]
     assert "interrupted" in (tmp_path / "report.html").read_text()
     assert read_rows(tmp_path / "metrics.jsonl")[-1]["n"] == 1  # the open ones are shown, not counted
     monkeypatch.setattr(world.weak, "_script", step)
-    assert start(tmp_path, "--n", "10") == 0
+    assert start(tmp_path, "--n", "10", "--set", "routing.policy=never") == 0
     assert len(read_rows(tmp_path / "traces.jsonl", Trace)) == 10
 
 
