@@ -122,8 +122,8 @@ def _rate(values: Iterable[bool]) -> dict[str, float]:
     listed = list(values)
     if not listed:
         return {"solved": float("nan"), "low": 0.0, "high": 1.0, "n": 0}
-    low, high = wilson(sum(listed), len(listed))
-    return {"solved": float(np.mean(listed)), "low": low, "high": high, "n": len(listed)}
+    spread = wilson(sum(listed), len(listed))
+    return {"solved": float(np.mean(listed)), "low": spread.low, "high": spread.high, "n": len(listed)}
 
 
 def _solved(run: Run, weak: Backend, strong: Backend) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _coverage(run: Run, weak: Backend) -> dict[str, Any]:
     ]
     errors = [(p, steps, p.first_error(steps) or 0) for p, steps in hard]
     errors = [(p, steps, e) for p, steps, e in errors if e < len(p.operations) and p.true_step(steps[:e])]
-    places = {
+    places: dict[str, list[list[str]]] = {
         "problem only": [[] for _ in errors],
         "correct prefix": [steps[:e] for _, steps, e in errors],
         "prefix and the wrong step": [steps[: e + 1] for _, steps, e in errors],

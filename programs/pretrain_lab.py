@@ -55,7 +55,8 @@ def main(run: Run) -> None:
             tokens=int(TOKENS[name] * run.args.share),
             seed=run.args.seed,
             compile=not run.args.no_compile,
-            **({"muon_rate": 0.01, "adam_rate": 1.5e-3} if START_FROM[name] else {}),
+            muon_rate=0.01 if START_FROM[name] else 0.02,
+            adam_rate=1.5e-3 if START_FROM[name] else 3e-3,
         )
         if not (run.out / name / "card.json").exists():
             _make(run, name, recipe)

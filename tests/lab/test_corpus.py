@@ -119,7 +119,7 @@ def test_a_killed_training_run_ends_where_an_uninterrupted_one_does(tokenizer, t
         run(tmp_path / "killed", kill_at=5)
     resumed = run(tmp_path / "killed")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    batches = pack(solved(tokenizer, misled=True, seed=1), 2, 512, 0)
+    other = Recipe(tokens=512 * 4, row=512, rows=2, bf16=False, compile=False)
     with pytest.raises(DataError, match="give another --out"):
-        batches = pack(solved(tokenizer, misled=True, seed=1), 2, 512, 0)
-        other = Recipe(tokens=512 * 4, row=512, rows=2, bf16=False, compile=False)
         train(new_model(shape, tokenizer, 1), batches, other, tmp_path / "killed")
