@@ -243,7 +243,7 @@ class LlamaContext:
                     f"adapter {path} does not fit {self.path} ({_reason(lines)}); give a GGUF LoRA made for it"
                 )
             self._adapters[digest] = adapter
-        pointers, scales = (ctypes.c_void_p * 1)(adapter), (ctypes.c_float * 1)(scale)
+        pointers, scales = (self.lib.llama_adapter_lora_p_ctypes * 1)(adapter), (ctypes.c_float * 1)(scale)
         if self.lib.llama_set_adapters_lora(self.ctx, pointers, 1, scales):
             raise BackendError(f"adapter {path} could not be attached to {self.path}")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.engine.cache import PrefixCache
 from stepwise.engine.context import LlamaContext
-from stepwise.engine.jobs import Call, Generation, GenerationJob, Prompt, Scored, Unit
+from stepwise.engine.jobs import Call, Drawn, Generation, GenerationJob, Prompt, Scored, Unit
 from stepwise.engine.sampling import stream_key
 from stepwise.engine.scheduler import Scheduler
 from stepwise.engine.vocab import Vocabulary
@@ -61,7 +62,7 @@ class Engine:
         self._switches = 0
         self._adapter = ""
         # Also runs at interpreter exit, while ctypes still works.
-        self._finalizer = weakref.finalize(self, _shut_down, self._worker, context)
+        self._finalizer = weakref.finalize(self, _shut_down, self._worker, self.vocabulary, context)
 
     @classmethod
     def load(
@@ -180,6 +181,29 @@ class Engine:
         A job that cannot be done comes back with finish "error"; raises BackendError only where the whole engine fails.
         """
         call = Call(sum(job.n for job in jobs))
+        results: list[Generation] = self._do(call, self._units(jobs, call))
+        return results
+
+    def stream(self, job: GenerationJob) -> Iterator[Drawn | Generation]:
+        """Every token of every sample as it is drawn, and each sample's Generation after its last token.
+
+        Closing the iterator drops what is not done yet. Raises BackendError where the whole engine fails.
+        """
+        feed: SimpleQueue[Any] = SimpleQueue()
+        call = Call(job.n, feed)
+        units = self._units([job], call)
+        if units:
+            self._worker.submit(units)
+        try:
+            while (item := feed.get()) is not None:
+                yield item
+            if call.failure is not None:
+                raise call.failure
+        finally:
+            if not call.done.is_set():
+                self._worker.cancel(call)
+
+    def _units(self, jobs: Sequence[GenerationJob], call: Call) -> list[Unit]:
         units: list[Unit] = []
         place = 0
         for number, job in enumerate(jobs):
@@ -192,8 +216,7 @@ class Engine:
                     key = stream_key(job.seed, index)
                     units.append(Unit(call, place, prompt).generates(job, number, index, key))
                 place += 1
-        results: list[Generation] = self._do(call, units)
-        return results
+        return units
 
     def score(
         self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
@@ -231,6 +254,8 @@ class Engine:
         return ""
 
     def _do(self, call: Call, units: list[Unit]) -> list[Any]:
+        if not self._finalizer.alive:
+            raise BackendError(f"the engine of {self.path} is closed; load it again")
         return self._worker.do(units, call) if units else call.results
 
     def forget(self) -> None:
@@ -279,8 +304,9 @@ def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
     return Engine.load(model_path(name) if name in MODELS else Path(name).expanduser(), **settings)
 
 
-def _shut_down(worker: Worker, context: LlamaContext) -> None:
+def _shut_down(worker: Worker, vocabulary: Vocabulary, context: LlamaContext) -> None:
     worker.stop()
+    vocabulary.close()
     context.close()
 
 

@@ -6,7 +6,8 @@ import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from queue import SimpleQueue
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from stepwise.engine.stopping import Stop, StopRule
 from stepwise.engine.tree import ids_array
 from stepwise.types import Finish
 
+Ranked = tuple[tuple[int, float], ...]  # the likeliest tokens with their log-probabilities, likeliest first
 
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
 class GenerationJob:
@@ -26,7 +28,9 @@ class GenerationJob:
     `Request`, "none" runs to the end
     of the message or `max_tokens`. `grammar` is GBNF with the rule `root`. `fence`: the mark of a code fence that the
     prompt
-    left open. `ignore_end` runs on over end-of-sequence tokens (for measurements).
+    left open. `ignore_end` runs on over end-of-sequence tokens (for measurements). `stop_strings` end a sample with
+    finish "step" where one of them was written, what stands before it counts. `top_logprobs`: how many of the likeliest
+    tokens are told at each position.
     """
 
     ids: tuple[int, ...] = Field(min_length=1)
@@ -40,6 +44,8 @@ class GenerationJob:
     grammar: str | None = None
     fence: str = ""
     ignore_end: bool = False
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    top_logprobs: int = Field(default=0, ge=0, le=100)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,19 @@ class Generation:
     end: int = 0
     evaluated_tokens: int = 0
     error: str = ""
+    top: tuple[Ranked, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One token as soon as it is drawn, of sample number `sample` of the call (0-based over all jobs); `top` as
+    `GenerationJob.top_logprobs` asked for it.
+    """
+
+    sample: int
+    token: int
+    logprob: float
+    top: Ranked = ()
 
 
 @dataclass(frozen=True)
@@ -78,9 +97,14 @@ class Scored:
 
 
 class Call:
-    """One caller's jobs: their results as they come, and an event that is set when all are there."""
+    """One caller's jobs: their results as they come, and an event that is set when all are there.
 
-    def __init__(self, size: int):
+    A caller who wants to see them at once gives a queue `feed`: it gets each `Drawn` token and each result, and None
+    at the end.
+    """
+
+    def __init__(self, size: int, feed: SimpleQueue[Any] | None = None):
+        self.feed = feed
         self.results: list[Any] = [None] * size
         self.missing = size
         self.done = threading.Event()
@@ -91,13 +115,20 @@ class Call:
         """Store one result; the last one wakes the caller."""
         self.results[place] = result
         self.missing -= 1
+        if self.feed is not None:
+            self.feed.put(result)
         if not self.missing:
-            self.done.set()
+            self._end()
 
     def fail(self, error: Exception) -> None:
         """The whole call is impossible."""
         self.failure = error
+        self._end()
+
+    def _end(self) -> None:
         self.done.set()
+        if self.feed is not None:
+            self.feed.put(None)
 
 
 class Prompt:
@@ -121,7 +152,7 @@ class Unit:
 
     __slots__ = (
         "at", "call", "constraint", "evaluated", "ids", "job", "key", "logprobs", "number", "out", "path", "place",
-        "prompt", "rows", "rule", "sample", "shape", "token_ids", "wanted",
+        "prompt", "rows", "rule", "sample", "shape", "token_ids", "top", "wanted",
     )  # fmt: skip
 
     def __init__(self, call: Call, place: int, prompt: Prompt):
@@ -139,7 +170,8 @@ class Unit:
         self.job, self.number, self.sample, self.key = job, number, sample, key
         self.out: list[int] = []
         self.logprobs: list[float] = []
-        self.rule = StopRule(job.stop, job.fence.encode())
+        self.top: list[Ranked] = []
+        self.rule = StopRule(job.stop, job.fence.encode(), [text.encode() for text in job.stop_strings])
         self.constraint: Any = None
         return self
 

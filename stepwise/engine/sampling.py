@@ -112,6 +112,16 @@ class Draws:
         self._drawn = self._drawn + np.uint64(_AHEAD)
 
 
+def ranked(logits: Floats, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` likeliest tokens of a row of logits (V,) with their log-probabilities, likeliest first."""
+    shifted = logits - logits.max()
+    count = min(count, len(logits))
+    best = np.argpartition(-shifted, count - 1)[:count]
+    best = best[np.argsort(-shifted[best], kind="stable")]
+    log_total = np.log(np.exp(shifted).sum())
+    return tuple(zip(best.tolist(), (shifted[best] - log_total).tolist(), strict=True))
+
+
 def _invert(weights: Floats, u: Doubles) -> list[int]:
     """For each row of unnormalised weights (B, V), the index at which their running sum passes the share `u`
     (B,) of the total.

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from stepwise.engine.cache import PrefixCache
 from stepwise.engine.context import BATCH, LlamaContext
 from stepwise.engine.grammar import Constraint
-from stepwise.engine.jobs import Generation, Scored, Unit
-from stepwise.engine.sampling import Draws
+from stepwise.engine.jobs import Drawn, Generation, Scored, Unit
+from stepwise.engine.sampling import Draws, ranked
 from stepwise.engine.stopping import Ending, clean_text
 from stepwise.engine.vocab import Vocabulary
 from stepwise.errors import BackendError, DataError
@@ -228,6 +228,9 @@ class Scheduler:
             if i in refused:
                 self._fail_running(refused[i], (unit,))
             else:
+                assert unit.job is not None
+                if unit.job.top_logprobs:
+                    unit.top.append(ranked(logits[i], unit.job.top_logprobs))
                 self._extend(unit, tokens[i], scores[i])
 
     def _extend(self, unit: Unit, token: int, logprob: float) -> None:
@@ -240,6 +243,8 @@ class Scheduler:
                 unit.prompt.row = None
         unit.out.append(token)
         unit.logprobs.append(logprob)
+        if unit.call.feed is not None:
+            unit.call.feed.put(Drawn(unit.place, token, logprob, unit.top[-1] if unit.top else ()))
         if token in self.vocabulary.end_tokens and not job.ignore_end:
             self._finish(unit, unit.rule.last("eos"))
             return
@@ -266,7 +271,7 @@ class Scheduler:
     def _put(self, unit: Unit, text: str, finish: Finish, *, cut: bool = False, end: int = 0, error: str = "") -> None:
         result = Generation(
             unit.number, unit.sample, text, finish, tuple(unit.out), tuple(unit.logprobs), bytes(unit.rule.data),
-            cut, end, unit.evaluated, error,
+            cut, end, unit.evaluated, error, tuple(unit.top),
         )  # fmt: skip
         unit.call.put(unit.place, result)
 

@@ -7,12 +7,15 @@ r"""When a continuation ends, decided on its bytes, and what its text is then.
 - repetition: the last ids are one run of at most `LONGEST_PERIOD` ids, at least `REPEATS` times over, `REPEAT_SPAN`
   ids or more.
 
+- one of the strings that the caller gave (`stops`), anywhere in the text: what stands before it counts.
+
 Bytes that are not UTF-8 become U+FFFD in the text; the ids keep them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,12 +86,16 @@ class Ending:
 
 
 class StopRule:
-    """Follows one continuation as it grows. `fence`: the mark of a code fence that the prefix left open."""
+    """Follows one continuation as it grows. `fence`: the mark of a code fence that the prefix left open; `stops`:
+    strings that end it with finish "step".
+    """
 
-    __slots__ = ("_fence", "_line", "_seen", "data", "mode")
+    __slots__ = ("_fence", "_line", "_longest", "_seen", "_stops", "data", "mode")
 
-    def __init__(self, mode: Stop, fence: bytes = b""):
+    def __init__(self, mode: Stop, fence: bytes = b"", stops: Sequence[bytes] = ()):
         self.mode = mode
+        self._stops = tuple(stops)
+        self._longest = max(map(len, self._stops), default=0)
         self.data = bytearray()
         self._line = 0  # where the current line starts
         self._seen = False  # whether there was a line that is not blank
@@ -97,6 +104,11 @@ class StopRule:
     def push(self, piece: bytes) -> Ending | None:
         """Add the bytes of one token; the ending where they complete one. Costs nothing unless they hold a newline."""
         self.data += piece
+        if self._stops:
+            start = max(0, len(self.data) - len(piece) - self._longest + 1)
+            found = [at for stop in self._stops if (at := self.data.find(stop, start)) >= 0]
+            if found:
+                return Ending("step", min(found), min(found))
         if self.mode == "none" or b"\n" not in piece:
             return None
         while (newline := self.data.find(b"\n", self._line)) >= 0:

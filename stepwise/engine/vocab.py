@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import threading
 import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -34,6 +35,8 @@ class Vocabulary:
 
     def __init__(self, context: LlamaContext):
         self._lib, self._vocab, self._path = context.lib, context.vocab, context.path
+        self._lock = threading.Lock()
+        self._open = True
         self.size = context.vocabulary
         self.starts: npt.NDArray[np.bool_] | None = (
             None  # for grammars: which tokens are whole characters from the start
@@ -48,9 +51,23 @@ class Vocabulary:
         self._special_texts = [s for t in self.control if (s := self.text(t))]
         self.end_tokens = frozenset(t for t in range(self.size) if self._lib.llama_vocab_is_eog(self._vocab, t))
 
+    def _ask(self, function: str, *arguments: Any) -> Any:
+        """Call llama.cpp about the vocabulary, which goes with the model: after `close` that is an error, not a
+        crash.
+        """
+        with self._lock:
+            if not self._open:
+                raise BackendError(f"the engine of {self._path} is closed; load it again")
+            return getattr(self._lib, function)(self._vocab, *arguments)
+
+    def close(self) -> None:
+        """To be called before the model is freed."""
+        with self._lock:
+            self._open = False
+
     def text(self, token: int) -> str:
         """The token as the vocabulary spells it: a control token's name, byte-level characters for others."""
-        text: bytes = self._lib.llama_vocab_get_text(self._vocab, token)
+        text: bytes = self._ask("llama_vocab_get_text", token)
         return text.decode("utf-8", "replace") if text else ""
 
     def special_id(self, text: str) -> int:
@@ -67,10 +84,10 @@ class Vocabulary:
         data = unicodedata.normalize("NFC", text).encode("utf-8", "replace")
         room = len(data) + 8
         ids = (ctypes.c_int32 * room)()
-        n = self._lib.llama_tokenize(self._vocab, data, len(data), ids, room, False, special)
+        n = self._ask("llama_tokenize", data, len(data), ids, room, False, special)
         if n < 0:
             ids = (ctypes.c_int32 * -n)()
-            n = self._lib.llama_tokenize(self._vocab, data, len(data), ids, -n, False, special)
+            n = self._ask("llama_tokenize", data, len(data), ids, -n, False, special)
         return list(ids[:n])
 
     def token_bytes(self, token: int) -> bytes:
@@ -82,10 +99,10 @@ class Vocabulary:
             if not 0 <= token < self.size:
                 raise BackendError(f"token id {token} is outside the vocabulary of {self.size} tokens of {self._path}")
             buffer = ctypes.create_string_buffer(64)
-            n = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+            n = self._ask("llama_token_to_piece", token, buffer, len(buffer), 0, False)
             if n < 0:
                 buffer = ctypes.create_string_buffer(-n)
-                n = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+                n = self._ask("llama_token_to_piece", token, buffer, len(buffer), 0, False)
             piece = self._pieces[token] = buffer.raw[:n]
         return piece
 
@@ -159,7 +176,7 @@ class Vocabulary:
         return rendered
 
     def _token(self, name: str) -> int:
-        return int(getattr(self._lib, f"llama_vocab_{name}")(self._vocab))
+        return int(self._ask(f"llama_vocab_{name}"))
 
     def fingerprint(self) -> str:
         """Twelve hex digits: equal where tokens, their kinds and the way text is split into them are equal.

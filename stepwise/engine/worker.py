@@ -36,20 +36,28 @@ class Worker:
 
         Raises BackendError after `stop`, and what made the whole call fail.
         """
+        self.submit(item)
+        try:
+            call.done.wait()
+        except BaseException:
+            self.cancel(call)
+            raise
+        if call.failure is not None:
+            raise call.failure
+        return call.results
+
+    def submit(self, item: Control | list[Unit]) -> None:
+        """Queue `item` and return at once. Raises BackendError after `stop`."""
         with self._wake:
             if self._stopping:
                 raise BackendError("the engine is closed; load it again")
             self._inbox.append(item)
             self._wake.notify()
-        try:
-            call.done.wait()
-        except BaseException:
-            call.cancelled = True
-            self._scheduler.interrupted = True
-            raise
-        if call.failure is not None:
-            raise call.failure
-        return call.results
+
+    def cancel(self, call: Call) -> None:
+        """Drop what is left of the jobs of `call`."""
+        call.cancelled = True
+        self._scheduler.interrupted = True
 
     def stop(self) -> None:
         """End the thread; what has not finished fails with BackendError. Calling it twice does nothing."""

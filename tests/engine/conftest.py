@@ -20,9 +20,9 @@ def load(tiny_gguf_path: Path) -> Iterator[LoadEngine]:
     """A loader of fresh engines that closes them at the end."""
     engines: list[Engine] = []
 
-    def make(**settings: Any) -> Engine:
+    def make(path: Path = tiny_gguf_path, **settings: Any) -> Engine:
         exact = {"context": 256, "sequences": 8, "kv_type": "f32", "flash_attention": False}
-        engines.append(Engine.load(tiny_gguf_path, **(exact | settings)))
+        engines.append(Engine.load(path, **(exact | settings)))
         return engines[-1]
 
     yield make

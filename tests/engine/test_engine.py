@@ -240,8 +240,13 @@ def test_a_closed_engine_says_so_and_closing_twice_does_nothing(load: LoadEngine
     engine = load()
     engine.close()
     engine.close()
-    with pytest.raises(BackendError, match="closed"):
-        engine.generate([GenerationJob((1, 2))])
+    for use in (
+        lambda: engine.generate([GenerationJob((1, 2))]),
+        lambda: engine.tokenize("a"),
+        lambda: engine.set_adapter(None),
+    ):
+        with pytest.raises(BackendError, match="closed"):
+            use()
 
 
 def test_an_engine_that_was_never_closed_ends_silently_with_the_interpreter(tiny_gguf_path: Path) -> None:

@@ -45,8 +45,8 @@ class Report(BaseModel):
 
 
 TYPES: list[Any] = [
-    str, int, float, bool, Colour, Verdict, Report, int | None, list[str], list[Verdict], dict[str, float], tuple[int, bool],
-    Literal["yes", "no"], date, UUID,
+    str, int, float, bool, Colour, Verdict, Report, int | None, list[str], list[Verdict], dict[str, float],
+    tuple[int, bool], Literal["yes", "no"], date, UUID,
 ]  # fmt: skip
 
 

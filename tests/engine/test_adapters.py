@@ -1,0 +1,91 @@
+"""A LoRA adapter changes what is computed, and nothing computed under one is used under another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stepwise.engine import Engine, GenerationJob
+from stepwise.errors import BackendError
+from tests.engine.conftest import LoadEngine
+
+pytest.importorskip("peft")
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_gguf_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from stepwise.training import export_lora_gguf
+    from tests.training.test_export_lora import random_adapter
+
+    folder = tmp_path_factory.mktemp("adapter")
+    random_adapter(tiny_gguf_path.parent / "qwen3", folder / "peft")
+    return export_lora_gguf(folder / "peft", folder / "adapter.gguf")
+
+
+def rows(engine: Engine, ids: list[int]) -> np.ndarray:
+    return engine.score([ids], [[len(ids) - 1]], range(50))[0].logits
+
+
+def test_attaching_detaching_and_attaching_again_gives_what_fresh_engines_give(load: LoadEngine, adapter: Path) -> None:
+    engine = load()
+    ids = engine.tokenize("Mia has 12 apples and buys 5 more.\n\n")
+    base, tuned = rows(load(), ids), rows(load(adapter=adapter), ids)
+    half = rows_at_half = None
+    assert np.abs(base - tuned).max() > 0.1
+    for path, scale, expected in [
+        (None, 1, base),
+        (adapter, 1, tuned),
+        (None, 1, base),
+        (adapter, 0.5, None),
+        (adapter, 1, tuned),
+    ]:
+        engine.set_adapter(path, scale)
+        engine.generate([GenerationJob(tuple(ids), max_tokens=4, temperature=0.0)])
+        if expected is not None:
+            np.testing.assert_allclose(rows(engine, ids), expected, atol=1e-4)
+        else:
+            half = rows(engine, ids)
+            fresh = load()
+            fresh.set_adapter(adapter, 0.5)
+            rows_at_half = rows(fresh, ids)
+    assert half is not None
+    np.testing.assert_allclose(half, rows_at_half, atol=1e-4)
+    assert engine.counters.adapter_switches == 4
+
+
+def test_what_was_known_under_an_adapter_is_known_again_when_it_comes_back(load: LoadEngine, adapter: Path) -> None:
+    engine = load()
+    ids = engine.tokenize("Mia has 12 apples and buys 5 more.\n\n")
+    rows(engine, ids)
+    engine.set_adapter(adapter)
+    assert engine.score([ids], [[len(ids) - 1]], [0])[0].evaluated_tokens == len(ids)
+    engine.set_adapter(None)
+    assert engine.score([ids], [[len(ids) - 1]], [0])[0].evaluated_tokens == 1
+
+
+def test_the_name_tells_adapters_and_scales_apart(load: LoadEngine, adapter: Path) -> None:
+    engine = load()
+    names = [engine.name]
+    for scale in (1.0, 0.5):
+        engine.set_adapter(adapter, scale)
+        names.append(engine.name)
+    assert len(set(names)) == 3
+    engine.set_adapter(None)
+    assert engine.name == names[0]
+
+
+def test_a_file_that_is_no_adapter_is_an_error_and_changes_nothing(
+    load: LoadEngine, tiny_gguf_path: Path, tmp_path: Path
+) -> None:
+    engine = load()
+    name = engine.name
+    with pytest.raises(BackendError, match="does not fit"):
+        engine.set_adapter(tiny_gguf_path)
+    with pytest.raises(BackendError, match="no such file"):
+        engine.set_adapter(tmp_path / "missing.gguf")
+    with pytest.raises(BackendError, match="no such file"):
+        load(adapter=tmp_path / "missing.gguf")
+    assert engine.name == name
+    assert len(engine.generate([GenerationJob((4, 5), max_tokens=3, ignore_end=True)])[0].ids) == 3
