@@ -12,6 +12,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import pytest
+from hypothesis import settings
+
+# A machine that trains in the background is slow now and then: no property test has a deadline.
+settings.register_profile("stepwise", deadline=None)
+settings.load_profile("stepwise")
 
 
 @pytest.fixture(scope="session")

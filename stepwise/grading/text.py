@@ -44,7 +44,7 @@ _REWRITES = [
         (r"\\operatorname\*?\s*\{([A-Za-z]+)\}", r"\\\1 "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\^\s*(?:\\(?:circ|degree)(?![A-Za-z])|\{\s*\\(?:circ|degree)\s*\})|\\degree(?![A-Za-z])", "°"),
-        (r"(?<!\\)\\([%$#])", r"\1"),
+        (r"(?<!\\)\\([%$#]|(?=\d))", r"\1"),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\(?:leq|leqslant)(?![A-Za-z])|<=", r"\\le "),

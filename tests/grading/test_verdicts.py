@@ -204,7 +204,7 @@ PIECES = r"1 2 x \frac { } ( ) + - ^ \sqrt , = \int \sum_ ! \pi \begin{pmatrix} 
 GARBAGE = st.lists(st.sampled_from(PIECES.split()), max_size=9).map(" ".join)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(GARBAGE, GARBAGE)
 def test_garbage_has_a_verdict_and_never_raises(prediction, gold):
     assert grade(prediction, gold, timeout=5) in Verdict
