@@ -20,6 +20,7 @@ from stepwise.types import Finish
 
 Ranked = tuple[tuple[int, float], ...]  # the likeliest tokens with their log-probabilities, likeliest first
 
+
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
 class GenerationJob:
     """Continue `ids` in `n` samples; sample i depends on (`seed`, i) and the ids alone.

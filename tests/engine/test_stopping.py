@@ -103,3 +103,22 @@ def test_exact_repetition_is_seen_and_ordinary_text_is_not() -> None:
     assert not repeats(list(range(30)) * 3)  # three times is not yet four
     assert repeats(list(range(30)) * 4)
     assert not repeats([i * i % 97 for i in range(200)][:90])
+
+
+def stopped(pieces: list[str], stops: list[str], mode: str = "none") -> bytes | None:
+    """What stands before the stop, None where nothing stopped it."""
+    rule = StopRule(mode, stops=[stop.encode() for stop in stops])  # type: ignore[arg-type]
+    for piece in pieces:
+        ending = rule.push(piece.encode())
+        if ending:
+            assert ending.finish == "step"
+            return bytes(rule.data[: ending.end])
+    return None
+
+
+def test_a_stop_string_ends_a_text_however_it_is_cut_into_tokens() -> None:
+    assert stopped(["Answer: 4 E", "N", "D and more"], ["END"]) == b"Answer: 4 "
+    assert stopped(["END"], ["END"]) == b""
+    assert stopped(["E", "N", "d"], ["END"]) is None
+    assert stopped(["one two three"], ["three", "two"]) == b"one "  # the earliest counts, not the first in the list
+    assert stopped(["caf", "é!"], ["é"]) == b"caf"
