@@ -113,8 +113,9 @@ class LlamaContext:
         self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
         self.parameters: int = lib.llama_model_n_params(self.model)
         padded = (context + 255) // 256 * 256  # llama.cpp reads its cache in pieces of 256 cells
-        fit = int(kv_memory / (padded * self._bytes_per_cell(_KV_BYTES[kv_type])))
-        self.streams = max(1, min(sequences, fit, _MOST_STREAMS))
+        stream_bytes = padded * self._bytes_per_cell(_KV_BYTES[kv_type])
+        self.streams = max(1, min(sequences, int(kv_memory / stream_bytes), _MOST_STREAMS))
+        self.memory_bytes = int(lib.llama_model_size(self.model) + self.streams * stream_bytes)
         self.most_rows = max(self.streams, 64)
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = padded * self.streams, self.streams

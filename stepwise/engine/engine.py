@@ -132,6 +132,11 @@ class Engine:
         stem = self.path.parent.name if self.path.stem == "model" else self.path.stem
         return f"{stem}@{self.fingerprint[:8]}" + (f"+{self._adapter}" if self._adapter else "")
 
+    @property
+    def memory_bytes(self) -> int:
+        """Weights and key-value cache; work buffers and prefixes saved to main memory come on top."""
+        return self._context.memory_bytes
+
     @cached_property
     def tokenizer_fingerprint(self) -> str:
         """Equal for two models whose tokenizers are equal."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import takewhile
+from threading import Lock
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from stepwise.errors import ScorerError
@@ -16,6 +21,8 @@ class Scorer(Protocol):
     """One probability per step. `incremental`: a step appended to a solution scored before costs its own tokens only.
 
     `usage` is what this scorer has spent since it was loaded; `parameters` is the number of weights, None if unknown.
+    The scorers of this package also have `memory_bytes`: an estimate of what the model takes on this machine, weights
+    and key-value cache or activations, None where it runs elsewhere. Calls may come from several threads at once.
     """
 
     name: str
@@ -42,24 +49,48 @@ class Scored(NamedTuple):
     def checked(self, name: str, problem: Problem | str, steps: Sequence[str]) -> list[float]:
         """The scores; raises `ScorerError` for an error, and for what `validate_scores` refuses."""
         if self.error:
-            raise ScorerError(f"scorer {name!r}, problem {as_problem(problem).id!r}: {self.error}")
+            raise ScorerError(f"scorer {name!r}, problem {as_problem(problem).id!r}{_joint(self.error)}{self.error}")
         return validate_scores(name, problem, steps, self.scores)
 
 
 def validate_scores(name: str, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> list[float]:
     """`scores` as a list of floats; raises `ScorerError` unless there is one per step, each a number in [0, 1]."""
-    where = f"scorer {name!r}, problem {as_problem(problem).id!r}"
-    if len(scores) != len(steps):
-        raise ScorerError(
-            f"{where}: {len(scores)} scores for {len(steps)} steps; a scorer must return one probability per step"
-        )
-    for index, score in enumerate(scores):
+    fault = scores_fault(scores, len(steps))
+    if fault:
+        raise ScorerError(f"scorer {name!r}, problem {as_problem(problem).id!r}{_joint(fault)}{fault}")
+    return [float(score) for score in scores]
+
+
+def _joint(fault: str) -> str:
+    """A fault that begins with its step goes on with the place, another says what is wrong there."""
+    return ", " if fault.startswith("step ") else ": "
+
+
+def scores_fault(scores: Sequence[float], steps: int, first: int = 0) -> str:
+    """What is wrong with the scores of the steps `first`.. of a solution of `steps` steps, "" for nothing."""
+    if len(scores) != steps - first:
+        return f"{len(scores)} scores for {steps - first} steps; a scorer must return one probability per step"
+    for index, score in enumerate(scores, start=first):
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
-            raise ScorerError(
-                f"{where}, step {index}: the score is {score!r}; it must be a probability in [0, 1] "
+            return (
+                f"step {index}: the score is {score!r}; it must be a probability in [0, 1] "
                 "(a logit must go through a sigmoid or softmax first)"
             )
-    return [float(score) for score in scores]
+    return ""
+
+
+def text_fault(question: str, steps: Sequence[str], marker: str = "") -> str:
+    """Why this solution cannot be scored, "" where it can: an empty text, or one that holds the marker itself."""
+    if not question.strip():
+        return "the question is empty; give the text of the problem"
+    if marker and marker in question:
+        return f"the question contains the marker {marker!r}, which would be read as the end of a step; remove it"
+    for index, text in enumerate(steps):
+        if not text.strip():
+            return f"step {index} is empty; split_steps makes no empty steps"
+        if marker and marker in text:
+            return f"step {index} contains the marker {marker!r}, which would be read as the end of a step; remove it"
+    return ""
 
 
 def score_items(scorer: Scorer, items: Sequence[Item]) -> list[Scored]:
@@ -97,3 +128,92 @@ def _shares(before: Usage, after: Usage, n: int) -> list[Usage]:
         Usage(after.model, **{key: total // n + (place < total % n) for key, total in grown.items()}, cost=cost)
         for place in range(n)
     ]
+
+
+class Task(NamedTuple):
+    """What is still to be scored: the steps `first`.. of a solution, each given the question and all steps before."""
+
+    question: str
+    steps: Sequence[str]
+    first: int
+
+
+class PrefixScorer(ABC):
+    """A scorer whose score of a step depends on the question and the steps up to it alone.
+
+    Scores are kept by prefix, up to `memory` of them, so a known solution costs nothing. What cannot be scored becomes
+    the `error` of that one item; the others go on. Thread safe, where `measure` is.
+    """
+
+    incremental: bool = False
+    parameters: int | None = None
+    memory_bytes: int | None = None
+    marker_text: str = ""
+
+    def __init__(self, name: str, *, memory: int = 200_000):
+        self.name = name
+        self.usage = Usage(name)
+        self.memory = memory
+        self._known: OrderedDict[bytes, float] = OrderedDict()
+        self._lock = Lock()
+
+    @abstractmethod
+    def measure(self, tasks: Sequence[Task]) -> list[Scored]:
+        """Scores of the steps from `first` on, cost and error, for each task; never raises for one task."""
+
+    @property
+    def identity(self) -> str:
+        """Scores made under one identity are never used under another."""
+        return self.name
+
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
+        """Scores and cost of each item; where one cannot be scored, its `error` says why."""
+        asked = [(as_problem(problem).question, list(steps)) for problem, steps in items]
+        results: list[Scored] = []
+        rows = [self._keys(question, steps) for question, steps in asked]
+        with self._lock:
+            for row, (question, steps) in zip(rows, asked, strict=True):
+                known = [self._known[key] for key in takewhile(self._known.__contains__, row)]
+                results.append(Scored(known, Usage(self.name), text_fault(question, steps, self.marker_text)))
+        todo = [
+            place for place, made in enumerate(results) if not made.error and len(made.scores) < len(asked[place][1])
+        ]
+        fresh = self.measure([Task(*asked[place], len(results[place].scores)) for place in todo]) if todo else []
+        with self._lock:
+            for place, (scores, usage, error) in zip(todo, fresh, strict=True):
+                known = results[place].scores
+                error = error or scores_fault(scores, len(rows[place]), len(known))
+                if not error:
+                    self._known.update(zip(rows[place][len(known) :], scores, strict=True))
+                results[place] = Scored([*known, *([] if error else scores)], usage, error)
+                self.usage += usage
+            while len(self._known) > self.memory:
+                self._known.popitem(last=False)
+        return results
+
+    def score_batch(self, items: Sequence[Item]) -> list[list[float]]:
+        """Scores in [0, 1] for each (problem, steps); raises `ScorerError` where one cannot be scored."""
+        return [
+            scored.checked(self.name, *item) for item, scored in zip(items, self.score_detailed(items), strict=True)
+        ]
+
+    def score(self, problem: Problem | str, steps: Sequence[str]) -> list[float]:
+        """`score_batch` for one solution."""
+        return self.score_batch([(problem, steps)])[0]
+
+    def forget(self) -> None:
+        """Drop every kept score, so that what follows is measured from cold."""
+        with self._lock:
+            self._known.clear()
+
+    def close(self) -> None:
+        """Free what the scorer holds; calling it twice does nothing."""
+        self.forget()
+
+    def _keys(self, question: str, steps: Sequence[str]) -> list[bytes]:
+        """A key for each prefix of the solution; lone surrogates are keyed as they are."""
+        key, keys = hashlib.sha256(f"{self.identity}\n{question}".encode("utf-8", "surrogatepass")).digest(), []
+        for text in steps:
+            key = hashlib.sha256(key + text.encode("utf-8", "surrogatepass")).digest()
+            keys.append(key)
+        return keys
