@@ -21,7 +21,7 @@ POLICIES: tuple[Policy, ...] = (
     Never(),
     Always(),
     *(Random(p) for p in (0.2, 0.5)),
-    *(Threshold(t) for t in (0.1, 0.3, 0.5, 0.7, 0.9, 0.97)),
+    *(Threshold(t) for t in (0.1, 0.5, 0.9, 0.95, 0.97, 0.98)),
 )
 MOST_SHOWN = 2
 
@@ -100,10 +100,9 @@ def main(run: Run) -> None:
     for view in repaired(measured)[: run.args.show]:
         run.say(f"\nSolved with {view.policy}; the weak model alone gets it wrong:")
         view.trace.show()
-    run.console.print(summary_table(report))
+    run.console.print(summary_table(report, run.console.width))
     for line in in_words(measured):
         run.say(line)
-    run.say("These are figures of the lab, a test bed: they compare policies, and say nothing about other models.")
     run.say(f"Look at the solutions step by step: {(run.out / 'report.html').resolve().as_uri()}")
 
 

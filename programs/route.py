@@ -92,7 +92,7 @@ def finish(run: Run, router: StepRouter, traces: list[Trace]) -> None:
     )
     for view in views[: run.args.show]:
         view.trace.show()
-    run.console.print(summary_table(report))
+    run.console.print(summary_table(report, run.console.width))
     run.say(router.ledger.summary())
     ended = {kind: sum(t.finish == kind for t in traces) for kind in dict.fromkeys(t.finish for t in traces)}
     run.say("Solutions ended: " + ", ".join(f"{kind} {count}" for kind, count in ended.items()))

@@ -11,12 +11,16 @@ MISSING = "–"
 
 
 class Column(NamedTuple):
-    """One column: its heading, what it means, how a row is written in it, and the value it is sorted by."""
+    """One column: its heading, what it means, how a row is written in it, and the value it is sorted by.
+
+    Where there is little room, as in a terminal of 80 columns, only those that are not `extra` are shown.
+    """
 
     title: str
     hint: str
     text: Callable[[PolicyRow], str]
     value: Callable[[PolicyRow], float | str | None]
+    extra: bool = False
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -57,7 +61,7 @@ def interval(row: PolicyRow) -> str:
 COLUMNS: tuple[Column, ...] = (
     Column("Policy", "the rule that keeps or escalates, and its setting", lambda r: r.policy, lambda r: r.policy),
     Column("Accuracy", "share of problems answered right", lambda r: percent(r.accuracy), lambda r: r.accuracy),
-    Column("95 % interval", "of the accuracy, in percent", interval, lambda r: r.accuracy_low),
+    Column("95 % interval", "of the accuracy, in percent", interval, lambda r: r.accuracy_low, extra=True),
     Column(
         "Strong share",
         "share of the kept tokens that the strong model wrote",
@@ -69,6 +73,7 @@ COLUMNS: tuple[Column, ...] = (
         "tokens that the strong model generated",
         lambda r: count(r.strong_tokens),
         lambda r: r.strong_tokens,
+        extra=True,
     ),
     Column(
         "All tokens",
@@ -81,6 +86,7 @@ COLUMNS: tuple[Column, ...] = (
         "number of weights times tokens, scorer and prefill included",
         lambda r: quantity(r.parameter_tokens),
         lambda r: r.parameter_tokens,
+        extra=True,
     ),
     Column("Calls", "requests to the models", lambda r: count(r.calls), lambda r: r.calls),
     Column("Seconds", "wall-clock time of the run", lambda r: seconds(r.seconds), lambda r: r.seconds),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"weak": "color(33)", "strong": "color(208)", "intervention": "color(36)", "other": "color(245)"}
 BAR_CELLS = 8
+FULL_WIDTH = 124  # the whole table, with the longest names of the built-in policies
 
 
 def show_trace(trace: Trace, console: Console | None = None) -> None:
@@ -39,18 +40,22 @@ def show_trace(trace: Trace, console: Console | None = None) -> None:
         out.print(part, markup=False, highlight=False, soft_wrap=False)
 
 
-def summary_table(report: Report) -> Table:
-    """The table of the report's page, for `rich.print`; lab figures are called that below it."""
+def summary_table(report: Report, width: int | None = None) -> Table:
+    """The table of the report's page, for `rich.print`; lab figures are called that below it.
+
+    On a console narrower than `FULL_WIDTH` columns (`width`), only the columns that matter most.
+    """
     from rich import box
     from rich.table import Table
 
     below = caption(report.rows) + (f" {LAB_NOTICE}" if report.lab else "")
     table = Table(title=_text(report.title), caption=below, box=box.SIMPLE_HEAD, title_style="bold")
     table.caption_style, table.caption_justify = "dim", "left"
-    for i, column in enumerate(COLUMNS):
+    shown = [c for c in COLUMNS if not c.extra or width is None or width >= FULL_WIDTH]
+    for i, column in enumerate(shown):
         table.add_column(column.title, justify="left" if i == 0 else "right")
     for row in report.rows:
-        table.add_row(*(_text(column.text(row)) for column in COLUMNS))
+        table.add_row(*(_text(column.text(row)) for column in shown))
     return table
 
 

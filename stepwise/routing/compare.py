@@ -134,16 +134,18 @@ def in_words(measured: Sequence[Measured], shares: Sequence[float] = (0.5, 0.8, 
     if strong.accuracy <= weak.accuracy or strong.cost <= 0:
         return [*lines, "There is no gap to recover, so routing has nothing to gain here."]
     routed = [m for m in measured if m.family not in NAMES]
-    for m in routed:
-        gap = pgr(m.point, weak, strong)
-        assert gap is not None
-        lines.append(f"{m.label}: {gap:.0%} of the gap for {m.point.cost / strong.cost:.0%} of the strong tokens.")
     for family in dict.fromkeys(m.family for m in routed):
-        points = [m.point for m in routed if m.family == family]
-        costs = [(x, cpt(points, weak, strong, x)) for x in shares]
-        said = [f"{x:.0%} of the gap " + ("not reached" if c is None else f"{c / strong.cost:.0%}") for x, c in costs]
-        lines.append(f"Least share of the strong tokens by {family} (CPT): {', '.join(said)}.")
-    return lines
+        arms = [m for m in routed if m.family == family]
+        best = max(arms, key=lambda m: (pgr(m.point, weak, strong) or 0.0) - m.point.cost / strong.cost)
+        gap, share = pgr(best.point, weak, strong) or 0.0, best.point.cost / strong.cost
+        least = [cpt([m.point for m in arms], weak, strong, x) for x in shares]
+        wanted = " / ".join(f"{x:.0%}" for x in shares)
+        reached = " / ".join("not reached" if cost is None else f"{cost / strong.cost:.0%}" for cost in least)
+        lines += [
+            f"{best.label} recovers {gap:.0%} of the gap between them for {share:.0%} of the strong tokens.",
+            f"Least share of the strong tokens for {wanted} of the gap by {family} (CPT): {reached}.",
+        ]
+    return [*lines, "Points were picked on the problems they were measured on, which flatters them a little."]
 
 
 def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[Problem]) -> list[Planned]:

@@ -29,8 +29,8 @@ def test_the_demo_prints_a_table_and_writes_page_traces_and_figures(
     assert demo.main(["--problems", "12", "--out", str(tmp_path)]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "Never (weak alone)" in out
-    assert "of the gap for" in out
-    assert "figures of the lab, a test bed" in out
+    assert "of the gap between them for" in out
+    assert " ".join(LAB_NOTICE.split()) in out
     assert "the weak model alone gets it wrong" in out
     assert (tmp_path / "report.html").as_uri() in out.replace(" ", "")
     page = (tmp_path / "report.html").read_text()

@@ -112,3 +112,13 @@ def test_names_in_the_table_are_not_read_as_markup() -> None:
 
 def test_the_table_fits_eighty_columns() -> None:
     assert max(len(line) for line in shown(sample.report(), 80).splitlines()) <= 80
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_headings() -> None:
+    report = Report("t", rows=sample.rows())
+    for width, kept in ((80, False), (140, True)):
+        out = io.StringIO()
+        Console(file=out, width=width).print(summary_table(report, width))
+        assert "…" not in out.getvalue()
+        assert ("95 % interval" in out.getvalue()) is kept
+        assert "All tokens" in out.getvalue()
