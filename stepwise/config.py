@@ -128,16 +128,56 @@ class ModelConfig(LoadConfig):
 
 
 class ScorerConfig(LoadConfig):
-    """A process reward model that answers with a label token after each step (Math-Shepherd, arXiv 2312.08935)."""
+    """What says of each step whether it is right; `stepwise.scorers` describes the kinds."""
 
     model: ModelName = "llamacpp/lab-scorer"
-    """as for a model; the probability of a right step is read from its label tokens"""
-    marker: str = "<|score|>"
-    """token put after each step, where the probability is read"""
+    """as for a model; kind "classifier": transformers/DIRECTORY; kind "pooling": vllm/NAME ON THE SERVER"""
+    kind: Literal["label_token", "classifier", "pooling", "judge", "constant"] = "label_token"
+    """how a score is read: from label tokens, a classification head, vLLM's /pooling, a language model's answer"""
+    marker: str | None = None
+    """token put after each step, where the score is read; unset: <|score|> for label tokens, else <extra_0>"""
     good: str = "<|good|>"
-    """token whose logit stands for a right step"""
+    """kind "label_token": token that stands for a right step"""
     bad: str = "<|bad|>"
-    """token whose logit stands for a wrong step"""
+    """kind "label_token": token that stands for a wrong step"""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """kind "classifier": type of the weights in memory"""
+    device: str = "cpu"
+    """kind "classifier": cpu, cuda, cuda:1, mps"""
+    ask: Literal["probability", "verdict"] = "probability"
+    """kind "judge": a number from 0 to 1, or yes or no"""
+    value: float = Field(default=0.5, ge=0, le=1)
+    """kind "constant": the score of every step"""
+
+    @model_validator(mode="after")
+    def _has_only_keys_of_its_kind(self) -> Self:
+        for key, kinds in _KINDS_OF_KEY.items():
+            if self.kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f'"{key}" is set, but means nothing to a scorer of kind "{self.kind}" (only to '
+                    f"{' and '.join(kinds)}); remove it or set kind"
+                )
+        if self.kind == "pooling" and self.api_base is None:
+            raise ValueError('kind "pooling" asks a server; set its address, api_base = "http://localhost:8000"')
+        return self
+
+    @property
+    def prices(self) -> tuple[float, float] | None:
+        """As for a model; a scorer that runs in this process costs nothing where no price is given."""
+        known = super().prices
+        return (0.0, 0.0) if known is None and self.kind in ("classifier", "constant") else known
+
+
+_KINDS_OF_KEY = {
+    "marker": ("label_token", "classifier", "pooling"),
+    "good": ("label_token",),
+    "bad": ("label_token",),
+    "dtype": ("classifier",),
+    "device": ("classifier",),
+    "ask": ("judge",),
+    "value": ("constant",),
+    "api_base": ("label_token", "pooling", "judge"),
+}
 
 
 class ModelsConfig(_Frozen):

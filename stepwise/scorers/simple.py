@@ -13,6 +13,7 @@ class ConstantScorer:
 
     incremental = True
     parameters: int | None = 0
+    memory_bytes: int | None = 0
 
     def __init__(self, p: float):
         self.name = f"constant {p}"
@@ -38,6 +39,7 @@ class PerfectScorer:
 
     incremental = True
     parameters: int | None = 0
+    memory_bytes: int | None = 0
 
     def __init__(self, check: Callable[[Problem, Sequence[str]], Sequence[bool]], name: str = "perfect"):
         self.name = name
