@@ -10,10 +10,9 @@ that no way has seen:
   in order    the same, one problem after another, where the `Llama` remembers the prefix
   straight    Llama.create_completion, each problem in one call
 
-All run with the same context, threads, cache type, flash attention, batch size and temperature, without
-truncation. Time includes the
-evaluation of the prompts. The end of the message is ignored in all four (in the high-level API by switching its test
-off). The engine also computes the log-probability of every token; the high-level API does not.
+All run with the same context, threads, cache type, flash attention, batch size and temperature, without truncation.
+Time includes the evaluation of the prompts. The end of the message is ignored in all four (in the high-level API by
+switching its test off). The engine also computes the log-probability of every token; the high-level API does not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Make the lab's models from nothing: tokenizer, lab-weak, lab-strong and lab-scorer, as safetensors and GGUF.
 
-About an hour on two CPU cores. A killed run goes on at its last checkpoint. `--install` copies the result to
-where the library loads it from. `evals.lab` then measures it.
+About an hour on two CPU cores. A killed run goes on at its last checkpoint. `--install` copies the result to where the
+library loads it from. `evals.lab` then measures it.
 """
 
 from __future__ import annotations

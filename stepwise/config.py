@@ -251,8 +251,8 @@ class Config(_Frozen):
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Self:
         """Read a TOML file (None for the lab) and apply `overrides`.
 
-        An override is "dotted.key=value"; the value is TOML, or a bare word that is taken as a string.
-        Raises ConfigError for a file that cannot be read, an unknown key, a wrong type or a value out of range.
+        An override is "dotted.key=value"; the value is TOML, or a bare word that is taken as a string. Raises
+        ConfigError for a file that cannot be read, an unknown key, a wrong type or a value out of range.
         """
         file = "the built-in configuration" if path is None else str(path)
         data = {} if path is None else config_errors.read_toml(Path(path))

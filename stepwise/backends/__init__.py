@@ -17,8 +17,8 @@ def load_backend(spec: str | ModelConfig | Backend, *, prompt: SolvePrompt | Non
     as it is.
 
     `prompt` is put around every question. `overrides` replace fields of the ModelConfig (context=512,
-    adapter="a.gguf").
-    Each call loads the model anew. Raises ConfigError for a wrong spec, BackendError where the model cannot be loaded.
+    adapter="a.gguf"). Each call loads the model anew. Raises ConfigError for a wrong spec, BackendError where the model
+    cannot be loaded.
     """
     from stepwise.config import ModelConfig
 

@@ -22,8 +22,8 @@ class LlamaCppBackend:
     """Continues solutions under `prompt`. Thread safe; concurrent calls share batches.
 
     The prefix of a request is the chat up to the assistant's message, then each step: the ids that this model sampled
-    for it, or its
-    text tokenized with the blank line after it. `engine` is the engine behind it, for scoring and grammars.
+    for it, or its text tokenized with the blank line after it. `engine` is the engine behind it, for scoring and
+    grammars.
     """
 
     def __init__(self, engine: Engine, prompt: SolvePrompt | None = None):

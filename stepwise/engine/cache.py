@@ -1,12 +1,9 @@
 """The prefix cache: which token paths have their keys and values in which stream, or saved in memory.
 
 A path is what one stream holds. A job whose prompt begins with a known path takes that stream over where nobody uses
-it,
-or gets a copy of it; a prefix that another job is evaluating right now is waited for. When streams run out, the least
-recently used
-idle path is saved to main memory (bit for bit; for a small model 0.1 ms), and from there it is dropped, again the
-least recently
-used first. What a running job holds is never touched.
+it, or gets a copy of it; a prefix that another job is evaluating right now is waited for. When streams run out, the
+least recently used idle path is saved to main memory, bit for bit, and from there it is dropped, again the least
+recently used first. What a running job holds is never touched.
 """
 
 from __future__ import annotations
@@ -59,8 +56,8 @@ class Path:
 
 
 class PrefixCache:
-    """Streams and saved paths of one context, `memory` bytes of saved paths at most. Pure bookkeeping but for
-    the copies.
+    """Streams and saved paths of one context, `memory` bytes of saved paths at most. Pure bookkeeping but for the
+    copies.
     """
 
     def __init__(self, context: Streams, memory: int):

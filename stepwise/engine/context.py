@@ -1,12 +1,9 @@
 """The one place that calls llama.cpp: a loaded model and its context, as numpy arrays and plain integers.
 
-Every sequence has a stream of its own in the key-value cache (llama.cpp's `kv_unified = false`). In a unified cache
-each
-token attends over, or skips, the cells of all other sequences too: 16 sequences of 300 tokens decoded 3 times slower,
-48
-of them 7 times. The price is that a fork copies cells, and that a batch is computed in one piece only where the
-streams in it are
-neighbours; `cache.py` and `scheduler.py` see to both.
+Every sequence has a stream of its own in the key-value cache (llama.cpp's `kv_unified = false`). In a unified cache each
+token attends over, or skips, the cells of all other sequences too, which is several times slower with many of them. The
+price is that a fork copies cells, and that a batch is computed in one piece only where the streams in it are neighbours;
+`cache.py` and `scheduler.py` see to both.
 """
 
 from __future__ import annotations
@@ -86,8 +83,8 @@ class LlamaContext:
     """A model, its context of `streams` separate sequences, and one reusable batch. Not thread safe.
 
     `context` is the longest sequence in tokens. `streams` is how many sequences are held at once: `sequences`, or as
-    many as
-    fit into `kv_memory` bytes of key-value cache, at least one. Raises BackendError with llama.cpp's own reason.
+    many as fit into `kv_memory` bytes of key-value cache, at least one. Raises BackendError with llama.cpp's own
+    reason.
     """
 
     def __init__(

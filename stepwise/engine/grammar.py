@@ -1,10 +1,8 @@
 """Constrained decoding: llama.cpp's grammar engine over one row of logits, and strictly valid UTF-8 on top.
 
 A drawn token is tested alone first; only when it is refused are all candidates tested and another drawn from those
-allowed.
-The result has the distribution of the model restricted to the grammar, and a model that mostly agrees with the
-grammar pays for one token
-instead of the whole vocabulary.
+allowed. The result has the distribution of the model restricted to the grammar, and a model that mostly agrees with the
+grammar pays for one token instead of the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -46,9 +44,7 @@ class Constraint:
         return bool(self._apply(one)[0]) and self._valid(token)
 
     def masked(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """A copy (V,) of the row with -inf for every token that may not come next. Raises DataError where none
-        may.
-        """
+        """A copy (V,) of the row with -inf for every token that may not come next. Raises DataError where none may."""
         candidates = np.zeros(len(logits), _CANDIDATE)
         candidates["id"] = np.arange(len(logits), dtype=np.int32)
         fits = self._apply(candidates)

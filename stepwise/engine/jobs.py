@@ -26,12 +26,10 @@ class GenerationJob:
     """Continue `ids` in `n` samples; sample i depends on (`seed`, i) and the ids alone.
 
     `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch truncation off. `stop`: "step" and "solution" as in
-    `Request`, "none" runs to the end
-    of the message or `max_tokens`. `grammar` is GBNF with the rule `root`. `fence`: the mark of a code fence that the
-    prompt
-    left open. `ignore_end` runs on over end-of-sequence tokens (for measurements). `stop_strings` end a sample with
-    finish "step" where one of them was written, what stands before it counts. `top_logprobs`: how many of the likeliest
-    tokens are told at each position.
+    `Request`, "none" runs to the end of the message or `max_tokens`. `grammar` is GBNF with the rule `root`. `fence`:
+    the mark of a code fence that the prompt left open. `ignore_end` runs on over end-of-sequence tokens (for
+    measurements). `stop_strings` end a sample with finish "step" where one of them was written, what stands before it
+    counts. `top_logprobs`: how many of the likeliest tokens are told at each position.
     """
 
     ids: tuple[int, ...] = Field(min_length=1)
@@ -55,8 +53,7 @@ class Generation:
 
     `ids` as sampled, the end-of-sequence token included; `logprobs` one per id, of the untempered, untruncated and
     unconstrained distribution. `data` is all bytes written, `text` the cleaned text before the stop. `cut` says that
-    the
-    last token ran past the stop: then `end` bytes of `data` count. `evaluated_tokens`: of the prompt, what this
+    the last token ran past the stop: then `end` bytes of `data` count. `evaluated_tokens`: of the prompt, what this
     sample had evaluated.
     """
 

@@ -1,10 +1,8 @@
 """Drawing tokens from rows of logits, all rows of a batch at once.
 
-The order is temperature, then top-k, then top-p (as in transformers; llama.cpp applies temperature last). Each draw
-is the inverse of
-the cumulative distribution at one uniform number, and that number is a hash of (seed, sample, position): what else is
-in
-the batch changes nothing.
+The order is temperature, then top-k, then top-p (as in transformers; llama.cpp applies temperature last). Each draw is
+the inverse of the cumulative distribution at one uniform number, and that number is a hash of (seed, sample, position):
+what else is in the batch changes nothing.
 """
 
 from __future__ import annotations
@@ -45,9 +43,9 @@ def uniforms(keys: Words, positions: Words) -> Doubles:
 class Draws:
     """Sampling settings of a fixed list of rows, each with its own stream of random numbers.
 
-    temperature (B,) 0 is greedy; top_k (B,) 0 and top_p (B,) 1 switch truncation off; keys (B,) from
-    `stream_key`; drawn (B,): how
-    many tokens each row has drawn already. What does not change from one batch to the next is worked out here once.
+    temperature (B,) 0 is greedy; top_k (B,) 0 and top_p (B,) 1 switch truncation off; keys (B,) from `stream_key`;
+    drawn (B,): how many tokens each row has drawn already. What does not change from one batch to the next is worked
+    out here once.
     """
 
     def __init__(
@@ -123,8 +121,8 @@ def ranked(logits: Floats, count: int) -> tuple[tuple[int, float], ...]:
 
 
 def _invert(weights: Floats, u: Doubles) -> list[int]:
-    """For each row of unnormalised weights (B, V), the index at which their running sum passes the share `u`
-    (B,) of the total.
+    """For each row of unnormalised weights (B, V), the index at which their running sum passes the share `u` (B,) of
+    the total.
     """
     cumulative = weights.astype(np.float64)  # a sum in single precision would lose the tail of a large vocabulary
     np.cumsum(cumulative, axis=1, out=cumulative)
@@ -135,8 +133,8 @@ def _invert(weights: Floats, u: Doubles) -> list[int]:
 
 
 def _truncate(weights: Floats, top_k: int, top_p: float) -> None:
-    """Set to zero what lies outside the `top_k` largest, then outside the smallest set that holds `top_p` of
-    the rest; in place.
+    """Set to zero what lies outside the `top_k` largest, then outside the smallest set that holds `top_p` of the rest;
+    in place.
     """
     if 0 < top_k < len(weights):
         cut = np.argpartition(weights, len(weights) - top_k)[: len(weights) - top_k]

@@ -76,8 +76,8 @@ class Scheduler:
         self._waiting = deque(u for u in self._waiting if not u.call.cancelled)
 
     def _admit(self) -> None:
-        """Give streams to waiting jobs, first come first served; one that shares a prefix being evaluated is
-        passed over.
+        """Give streams to waiting jobs, first come first served; one that shares a prefix being evaluated is passed
+        over.
         """
         postponed: deque[Unit] = deque()
         before = len(self._running)
@@ -151,8 +151,8 @@ class Scheduler:
             self._distribute(n, plan, logits)
 
     def _fill_batch(self) -> tuple[int, list[tuple[Unit, int, Sequence[int]]]]:
-        """Write what is to be evaluated into the batch; (tokens, per unit how many of its ids and at which
-        positions logits).
+        """Write what is to be evaluated into the batch; (tokens, per unit how many of its ids and at which positions
+        logits).
         """
         context, n, rows = self.context, 0, 0
         room = BATCH - len(self._running)  # beyond one token for each

@@ -76,8 +76,8 @@ def repeats(ids: list[int]) -> bool:
 
 @dataclass(frozen=True)
 class Ending:
-    """`finish`, the bytes before the blank line or line end that ended it (`content`), and where that line end
-    lies (`end`).
+    """`finish`, the bytes before the blank line or line end that ended it (`content`), and where that line end lies
+    (`end`).
     """
 
     finish: Finish

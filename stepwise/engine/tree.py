@@ -2,8 +2,7 @@
 there were.
 
 An edge holds a run of ids. Nodes stay when their paths are evicted, so that `distinct` counts what any engine would
-have had
-to evaluate at least once over a run: four bytes per token, plus a node per branch.
+have had to evaluate at least once over a run: four bytes per token, plus a node per branch.
 """
 
 from __future__ import annotations

@@ -48,9 +48,9 @@ def export_gguf(model_dir: str | Path, out_path: str | Path, quantization: Quant
     """Write the model in `model_dir` (transformers format: Llama, Qwen2 or Qwen3) as one GGUF file and return its path.
 
     Tokenizer and chat template go into the file. Norms and biases stay F32; with "q8_0", a matrix whose rows are not a
-    multiple of 32 long becomes F16. The file appears at `out_path` only when it is complete.
-    Raises ExportError for a missing file and for anything that llama.cpp would compute differently, and
-    MissingDependencyError where gguf is not installed.
+    multiple of 32 long becomes F16. The file appears at `out_path` only when it is complete. Raises ExportError for a
+    missing file and for anything that llama.cpp would compute differently, and MissingDependencyError where gguf is not
+    installed.
     """
     gguf = _import_gguf()
     if quantization not in get_args(Quantization):
