@@ -1,9 +1,9 @@
 """The one place that calls llama.cpp: a loaded model and its context, as numpy arrays and plain integers.
 
-Every sequence has a stream of its own in the key-value cache (llama.cpp's `kv_unified = false`). In a unified cache each
-token attends over, or skips, the cells of all other sequences too, which is several times slower with many of them. The
-price is that a fork copies cells, and that a batch is computed in one piece only where the streams in it are neighbours;
-`cache.py` and `scheduler.py` see to both.
+Every sequence has a stream of its own in the key-value cache (llama.cpp's `kv_unified = false`). In a unified cache
+each token attends over, or skips, the cells of all other sequences too, which is several times slower with many of
+them. The price is that a fork copies cells, and that a batch is computed in one piece only where the streams in it are
+neighbours; `cache.py` and `scheduler.py` see to both.
 """
 
 from __future__ import annotations
