@@ -173,25 +173,25 @@ class CompletionsReader:
             )
 
     def _tokenize(self, text: str) -> list[int]:
-        """The server's ids: llama_cpp.server has /extras/tokenize; llama-server and vLLM have /tokenize."""
-        both = {
-            "model": self.model,
-            "prompt": text,
-            "content": text,
-            "add_special_tokens": False,
-            "add_special": False,
-            "parse_special": True,
-        }
+        """The server's ids, without a beginning-of-sequence token that it may put first.
+
+        llama_cpp.server has /extras/tokenize; llama-server and vLLM have /tokenize.
+        """
         failures = []
-        for path, body in (("/tokenize", both), ("/extras/tokenize", {"model": self.model, "input": text})):
+        for path in ("/tokenize", "/extras/tokenize"):
             try:
-                tokens = self.server.post(path, body).data["tokens"]
-                return [int(token) for token in tokens]
+                ids, empty = self._ids(path, text), self._ids(path, "")
+                return ids[len(empty) :] if ids[: len(empty)] == empty else ids
             except HttpFailure as failure:
                 failures.append(str(failure))
             except (KeyError, TypeError, ValueError):
                 failures.append(f"{self.server.root}{path}: no list of tokens")
         raise BackendError(f"{self.name}: the ids of the label tokens cannot be asked for: {'; '.join(failures)}")
+
+    def _ids(self, path: str, text: str) -> list[int]:
+        body = {"model": self.model, "add_special_tokens": False, "add_special": False, "parse_special": True}
+        tokens = self.server.post(path, body | {"prompt": text, "content": text, "input": text}).data["tokens"]
+        return [int(token) for token in tokens]
 
 
 def _implausible(logprobs: Sequence[float]) -> str:
