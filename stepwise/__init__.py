@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from stepwise import lab
     from stepwise.backends import load_backend
     from stepwise.backends.base import Backend, Capabilities, Continuation, Request
+    from stepwise.backends.provider import lm, register_litellm
     from stepwise.budget import Ledger
     from stepwise.config import (
         BudgetConfig,
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 _HOME = {
     "stepwise.backends": "load_backend",
     "stepwise.backends.base": "Backend Capabilities Continuation Request",
+    "stepwise.backends.provider": "lm register_litellm",
     "stepwise.budget": "Ledger",
     "stepwise.config": "BudgetConfig Config ModelConfig ModelsConfig RoutingConfig SamplingConfig ScorerConfig",
     "stepwise.errors": (
@@ -98,9 +100,11 @@ __all__ = [
     "extract_answer",
     "grade",
     "lab",
+    "lm",
     "load_backend",
     "load_scorer",
     "normalize_text",
+    "register_litellm",
     "split_steps",
 ]
 

@@ -23,12 +23,15 @@ from stepwise.engine.scheduler import Scheduler
 from stepwise.engine.vocab import Vocabulary
 from stepwise.engine.worker import Control, Worker
 from stepwise.errors import BackendError, ConfigError
+from stepwise.hub import gguf_path
 from stepwise.prompt import SolvePrompt
 
 if TYPE_CHECKING:
     from stepwise.config import LoadConfig
 
 GIB = 1 << 30
+LOAD_FIELDS = ("context", "sequences", "threads", "gpu_layers", "kv_type", "flash_attention", "adapter")
+"""What of a model's configuration its engine depends on, besides the weights."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -294,19 +297,17 @@ class Engine:
 
 
 def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
-    """The engine of a model or scorer configuration: "llamacpp/NAME" is a lab model or the path of a GGUF.
+    """The engine of a model or scorer configuration: "llamacpp/NAME", where NAME is a lab model, the path of a GGUF, or
+    "hf:ORG/REPO/FILE.gguf".
 
     `overrides` go to `Engine.load`. Raises ConfigError for another provider, DataError or BackendError where the
     model cannot be loaded.
     """
-    from stepwise.lab import MODELS, model_path
-
     provider, _, name = config.model.partition("/")
     if provider != "llamacpp":
         raise ConfigError(f'model is "{config.model}"; the engine runs GGUF files: write "llamacpp/path/to/model.gguf"')
-    fields = ("context", "sequences", "threads", "gpu_layers", "kv_type", "flash_attention", "adapter")
-    settings = {field: getattr(config, field) for field in fields} | overrides
-    return Engine.load(model_path(name) if name in MODELS else Path(name).expanduser(), **settings)
+    settings = {field: getattr(config, field) for field in LOAD_FIELDS} | overrides
+    return Engine.load(gguf_path(name), **settings)
 
 
 def _shut_down(worker: Worker, vocabulary: Vocabulary, context: LlamaContext) -> None:

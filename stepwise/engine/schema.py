@@ -67,6 +67,29 @@ def schema_grammar(schema: Mapping[str, Any]) -> BoundedGrammar:
     return BoundedGrammar("\n".join(rules), size)
 
 
+def object_grammar(depth: int = 4) -> str:
+    """The grammar of any JSON object up to `depth` levels deep, of bounded strings and numbers of members: what APIs
+    call JSON mode.
+    """
+    rules = [
+        "root ::= object0",
+        f"char ::= {_CHAR}",
+        'space ::= " "?',
+        rf'string ::= "\"" char{{0,{2 * MAX_LENGTH}}} "\""',
+        'number ::= "-"? ("0" | [1-9] [0-9]{0,14}) ("." [0-9]{1,15})? ([eE] [-+]? [0-9]{1,2})?',
+        'scalar ::= string | number | "true" | "false" | "null"',
+    ]
+    for level in range(depth):
+        inner = f" | object{level + 1} | array{level + 1}" if level + 1 < depth else ""
+        rules += [
+            f"value{level} ::= scalar{inner}",
+            f'pair{level} ::= string ":" space value{level}',
+            f'object{level} ::= "{{" (pair{level} ("," space pair{level}){{0,31}})? "}}"',
+            f'array{level} ::= "[" (value{level} ("," space value{level}){{0,31}})? "]"',
+        ]
+    return "\n".join(rules)
+
+
 def literal(text: str) -> str:
     """A GBNF terminal that stands for exactly `text`."""
     escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}

@@ -90,6 +90,13 @@ class Vocabulary:
             n = self._ask("llama_tokenize", data, len(data), ids, -n, False, special)
         return list(ids[:n])
 
+    def raw_ids(self, text: str) -> list[int]:
+        """Ids of a text that no template was put around: special tokens in it become control tokens, and a
+        beginning-of-sequence token comes first where the model wants one and the text has none.
+        """
+        ids, bos = self.tokenize(text, special=True), self._token("bos")
+        return [bos, *ids] if self._ask("llama_vocab_get_add_bos") and ids[:1] != [bos] else ids
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; none for a control token. Raises BackendError for an id outside the
         vocabulary.
