@@ -1,7 +1,7 @@
 """Measure the lab against its stated ranges and controls.
 
 Every figure is measured on the spot on problems that no model was made from. Prints a table with the range each figure
-should lie in, writes lab.json, and with --cards adds the figures to the models' cards. The sham control (--sham) trains
+should lie in, writes lab.json, and with --cards adds the figures to the models' cards. A killed run goes on with the part it was at. The sham control (--sham) trains
 lab-weak further on its own corpus, which needs torch.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +44,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cards", action="store_true", help="write the figures into the models' cards")
 
 
-@program(doc=__doc__, arguments=arguments, resumable=False)
+@program(doc=__doc__, arguments=arguments)
 def main(run: Run) -> int:
-    figures: dict[str, Any] = {}
     weak, strong = _load(run, "lab-weak"), _load(run, "lab-strong")
-    figures["solved"] = _solved(run, weak, strong)
-    figures["right_rule"] = _right_rule(run, weak)
-    figures["recovery"] = _recovery(run, weak)
-    figures["coverage"] = _coverage(run, weak)
-    figures["scorer"] = _scorer(run, weak)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "solved": lambda: _solved(run, weak, strong),
+        "right_rule": lambda: _right_rule(run, weak),
+        "recovery": lambda: _recovery(run, weak),
+        "scorer": lambda: _scorer(run, weak),
+        "coverage": lambda: _coverage(run, weak),
+    }
     if run.args.sham:
-        figures["sham"] = _sham(run, figures["solved"]["test"]["lab-weak"]["solved"])
+        parts["sham"] = lambda: _sham(run, figures["solved"]["test"]["lab-weak"]["solved"])
+    figures: dict[str, Any] = {row["part"]: row["figures"] for row in run.rows("parts.jsonl")}
+    for name, measure in parts.items():
+        if name not in figures:
+            figures[name] = measure()
+            run.write("parts.jsonl", {"part": name, "figures": figures[name]})
     gates = _gates(figures)
     run.path("lab.json").write_text(json.dumps({"figures": figures, "gates": gates}, indent=2) + "\n")
     _print(run, figures, gates)
