@@ -1,8 +1,8 @@
 """Measure the lab against its stated ranges and controls.
 
-Every figure is measured on the spot on problems that no model was made from. Prints a table with the range each figure
-should lie in, writes lab.json, and with --cards adds the figures to the models' cards. A killed run goes on with the part it was at. The sham control (--sham) trains
-lab-weak further on its own corpus, which needs torch.
+Every figure is measured on the spot, on problems that no model was made from. Prints a table with the range each figure
+should lie in, writes lab.json, and with --cards adds the figures to the models' cards. A killed run goes on with the
+part it was at. The sham control (--sham) trains lab-weak further on its own corpus, which needs torch.
 """
 
 from __future__ import annotations
