@@ -186,7 +186,7 @@ class PrefixScorer(ABC):
                 if not error:
                     self._known.update(zip(rows[place][len(known) :], scores, strict=True))
                 results[place] = Scored([*known, *([] if error else scores)], usage, error)
-                self.usage += usage
+                self.usage = usage if self.usage == Usage(self.name) else self.usage + usage
             while len(self._known) > self.memory:
                 self._known.popitem(last=False)
         return results

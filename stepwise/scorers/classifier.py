@@ -18,8 +18,8 @@ What this does differently from the models' own code:
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -204,21 +204,17 @@ class ClassifierScorer(PrefixScorer):
 
     def _load_base(self, transformers: Any, folder: Path, config: dict[str, Any], dtype: str, device: str) -> Any:
         kind = getattr(transformers, _BASES[config["model_type"]])
-        told = logging.getLogger("transformers.modeling_utils")
-        level = told.level
-        told.setLevel(logging.ERROR)  # it would report the head's tensors, which are read above
         try:
-            model, info = kind.from_pretrained(
-                folder,
-                dtype=getattr(self._torch, dtype),
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            with _quiet(transformers):
+                model, info = kind.from_pretrained(
+                    folder,
+                    dtype=getattr(self._torch, dtype),
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise BackendError(f"{folder}: transformers cannot load it ({str(error)[:300]})") from error
-        finally:
-            told.setLevel(level)
         if info["missing_keys"]:
             names = sorted(info["missing_keys"])[:4]
             raise BackendError(f"{folder}: tensors are missing from its files ({', '.join(names)}, ...); copy it again")
@@ -246,6 +242,21 @@ def _load_tokenizer(transformers: Any, folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise BackendError(f"{folder}: its tokenizer cannot be loaded ({str(error)[:300]})") from error
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No progress bar, and no report of the head's tensors as unexpected: they are read apart."""
+    told = transformers.utils.logging
+    level, bar = told.get_verbosity(), told.is_progress_bar_enabled()
+    told.set_verbosity_error()
+    told.disable_progress_bar()
+    try:
+        yield
+    finally:
+        told.set_verbosity(level)
+        if bar:
+            told.enable_progress_bar()
 
 
 def _libraries() -> tuple[Any, Any]:

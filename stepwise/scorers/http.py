@@ -100,7 +100,7 @@ class Server:
         except urllib.error.HTTPError as error:
             passing = error.code in _PASSING
             message = f"{url}: HTTP {error.code}: {_shown(error.read())}{_REMEDIES.get(error.code, '')}"
-            raise HttpFailure(message, passing=passing, wait=_retry_after(error.headers.get("Retry-After"))) from None
+            raise HttpFailure(message, passing=passing, wait=retry_after(error.headers.get("Retry-After"))) from None
         except (OSError, http.client.HTTPException) as error:
             reason = redact(str(getattr(error, "reason", None) or error or type(error).__name__))
             raise HttpFailure(f"{url}: no answer ({reason}); is the server up?", passing=True) from None
@@ -127,7 +127,7 @@ def _shown(raw: bytes) -> str:
     return repr(text if len(text) <= 200 else text[:200] + "...") if raw else "an empty body"
 
 
-def _retry_after(value: str | None) -> float | None:
+def retry_after(value: str | None) -> float | None:
     """Seconds, from a number or a date; None where there is neither."""
     if not value:
         return None

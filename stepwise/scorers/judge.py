@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepwise.errors import MissingDependencyError, StepwiseError
+from stepwise.errors import StepwiseError
 from stepwise.redact import redact
 from stepwise.scorers.base import PrefixScorer, Scored, Task
 from stepwise.types import Usage
@@ -98,7 +98,7 @@ class JudgeScorer(PrefixScorer):
             (place, task, index) for place, task in enumerate(tasks) for index in range(task.first, len(task.steps))
         ]
         answers = self._pool.map(lambda one: self._one(one[1].question, one[1].steps[: one[2] + 1]), asked)
-        results = [Scored([], Usage(self.name)) for _ in tasks]
+        results = [Scored([], Usage()) for _ in tasks]
         for (place, _, index), (score, usage, error) in zip(asked, answers, strict=True):
             scores, spent, failed = results[place]
             problem = failed or (f"step {index}: {error}" if error else "")
@@ -113,7 +113,7 @@ class JudgeScorer(PrefixScorer):
             self._close()
 
     def _one(self, question: str, steps: Sequence[str]) -> tuple[float, Usage, str]:
-        chat, spent = messages(question, steps, self.ask), Usage(self.name)
+        chat, spent = messages(question, steps, self.ask), Usage()
         text = ""
         for attempt in range(2):
             try:
@@ -165,13 +165,11 @@ def litellm_completion(
 
     Raises `BackendError` from the completion where the API refuses or stays away.
     """
+    from stepwise.backends.provider import import_litellm
     from stepwise.errors import BackendError
 
     def complete(chat: list[Message]) -> tuple[str, Usage]:
-        try:
-            import litellm
-        except ImportError as error:
-            raise MissingDependencyError(f"litellm is needed for a judge behind an API ({error})") from error
+        litellm = import_litellm()
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
         passing = (

@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from stepwise.scorers.http import HttpFailure, Server, _retry_after
+from stepwise.scorers.http import HttpFailure, Server, retry_after
 from tests.scorers.stand_in import Answer, in_turn, serving
 
 
@@ -102,10 +102,10 @@ def test_an_address_may_end_in_v1_and_text_may_hold_a_lone_surrogate() -> None:
         assert stand_in.requests[0][:2] == ("/pooling", {"text": "\ud800"})
 
 
-def test_retry_after_is_read_as_seconds_or_as_a_date() -> None:
-    assert _retry_after("2.5") == 2.5
+def testretry_after_is_read_as_seconds_or_as_a_date() -> None:
+    assert retry_after("2.5") == 2.5
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    assert 90 < (_retry_after(soon) or 0) <= 100
-    assert _retry_after(format_datetime(datetime(2001, 1, 1, tzinfo=UTC), usegmt=True)) == 0
-    assert _retry_after("whenever") is None
-    assert _retry_after(None) is None
+    assert 90 < (retry_after(soon) or 0) <= 100
+    assert retry_after(format_datetime(datetime(2001, 1, 1, tzinfo=UTC), usegmt=True)) == 0
+    assert retry_after("whenever") is None
+    assert retry_after(None) is None
