@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stepwise.errors import DataError
+from stepwise.lab.problems import SPLITS, Knobs, LabProblem, generate
+
+__all__ = ["MODELS", "SPLITS", "Knobs", "LabProblem", "card", "generate", "model_path"]
 
 MODELS = ("lab-weak", "lab-strong", "lab-scorer")
 _FOLDER = Path(__file__).parent / "models"
