@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from threading import Lock
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from stepwise.errors import ScorerError
+from stepwise.errors import BackendError, ScorerError
 from stepwise.types import Problem, Usage, as_problem
 
+A = TypeVar("A")
+B = TypeVar("B")
 Item = tuple[Problem | str, Sequence[str]]
 
 
@@ -168,7 +171,7 @@ class PrefixScorer(ABC):
 
     def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
         """Scores and cost of each item; where one cannot be scored, its `error` says why."""
-        asked = [(as_problem(problem).question, list(steps)) for problem, steps in items]
+        asked = [(_encodable(as_problem(problem).question), [*map(_encodable, steps)]) for problem, steps in items]
         results: list[Scored] = []
         rows = [self._keys(question, steps) for question, steps in asked]
         with self._lock:
@@ -211,9 +214,33 @@ class PrefixScorer(ABC):
         self.forget()
 
     def _keys(self, question: str, steps: Sequence[str]) -> list[bytes]:
-        """A key for each prefix of the solution; lone surrogates are keyed as they are."""
-        key, keys = hashlib.sha256(f"{self.identity}\n{question}".encode("utf-8", "surrogatepass")).digest(), []
+        """A key for each prefix of the solution."""
+        key, keys = hashlib.sha256(f"{self.identity}\n{question}".encode()).digest(), []
         for text in steps:
-            key = hashlib.sha256(key + text.encode("utf-8", "surrogatepass")).digest()
+            key = hashlib.sha256(key + text.encode()).digest()
             keys.append(key)
         return keys
+
+
+def _encodable(text: str) -> str:
+    """`text` with "?" for each lone surrogate, which no tokenizer and no server takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+class Workers:
+    """A fixed number of threads, shared by all calls; `map` raises `BackendError` once they are closed."""
+
+    def __init__(self, name: str, threads: int):
+        self._name, self._closed = name, False
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="scorer")
+
+    def map(self, work: Callable[[A], B], items: Iterable[A]) -> list[B]:
+        """The results in order; the first exception is raised."""
+        if self._closed:
+            raise BackendError(f"scorer {self._name!r} is closed; load it again")
+        return list(self._pool.map(work, items))
+
+    def close(self) -> None:
+        """End the threads; calling it twice does nothing."""
+        self._closed = True
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -128,7 +128,6 @@ class ClassifierScorer(PrefixScorer):
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _plain_ids(self, text: str) -> list[int]:
-        text = text.encode("utf-8", "replace").decode()
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _one_token(self, text: str, folder: Path) -> int:

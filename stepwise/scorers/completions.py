@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from stepwise.errors import BackendError, ConfigError
 from stepwise.prompt import SolvePrompt
+from stepwise.scorers.base import Workers
 from stepwise.scorers.http import HttpFailure, Server
 from stepwise.types import Usage
 
@@ -75,7 +75,7 @@ class CompletionsReader:
     ):
         self.server, self.model, self.render = server, model, render
         self.name = f"{model}@{server.root}"
-        self._pool = ThreadPoolExecutor(max_workers=requests, thread_name_prefix="label-token")
+        self._workers = Workers(self.name, requests)
         self._special: list[str] = []
 
     def token_id(self, text: str) -> Piece:
@@ -103,13 +103,13 @@ class CompletionsReader:
         """Log-probabilities of `token_ids` after each of `positions` of each sequence, (positions, tokens)."""
         faults = [self._fault(pieces) for pieces in sequences]
         jobs = [
-            ("".join(piece.text for piece in pieces[: p + 1]), label.token)
+            ("".join(piece.text for piece in pieces[: p + 1]), label)
             for pieces, wanted, fault in zip(sequences, positions, faults, strict=True)
             for p in wanted
             if not fault
             for label in token_ids
         ]
-        answers = iter(list(self._pool.map(lambda job: self._ask(*job), jobs)))
+        answers = iter(self._workers.map(lambda job: self._ask(*job), jobs))
         results = []
         for wanted, fault in zip(positions, faults, strict=True):
             rows = [] if fault else [[next(answers) for _ in token_ids] for _ in wanted]
@@ -118,7 +118,7 @@ class CompletionsReader:
 
     def close(self) -> None:
         """End the threads; calling it twice does nothing."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._workers.close()
 
     def _fault(self, pieces: Sequence[Piece]) -> str:
         for piece in pieces:
@@ -137,14 +137,14 @@ class CompletionsReader:
             error = next((f for row in values.tolist() if (f := _implausible(row))), "")
         return Read(values, usage if usage != Usage() else Usage(self.name), error)
 
-    def _ask(self, prompt: str, label: int) -> tuple[float, Usage, str]:
+    def _ask(self, prompt: str, label: Piece) -> tuple[float, Usage, str]:
         body = {
             "model": self.model,
             "prompt": prompt,
             "max_tokens": 1,
             "temperature": 0,
             "logprobs": 1,
-            "logit_bias": {str(label): _FORCE},
+            "logit_bias": {str(label.token): _FORCE},
         }
         try:
             reply = self.server.post("/v1/completions", body)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 from stepwise.errors import StepwiseError
 from stepwise.redact import redact
-from stepwise.scorers.base import PrefixScorer, Scored, Task
+from stepwise.scorers.base import PrefixScorer, Scored, Task, Workers
 from stepwise.types import Usage
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class JudgeScorer(PrefixScorer):
         super().__init__(f"judge {name}", memory=memory)
         self.complete, self.ask = complete, ask
         self.memory_bytes, self.parameters = memory_bytes, parameters
-        self._pool = ThreadPoolExecutor(max_workers=requests, thread_name_prefix="judge")
+        self._workers = Workers(self.name, requests)
         self._close = close
 
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:
@@ -97,7 +96,7 @@ class JudgeScorer(PrefixScorer):
         asked = [
             (place, task, index) for place, task in enumerate(tasks) for index in range(task.first, len(task.steps))
         ]
-        answers = self._pool.map(lambda one: self._one(one[1].question, one[1].steps[: one[2] + 1]), asked)
+        answers = self._workers.map(lambda one: self._one(one[1].question, one[1].steps[: one[2] + 1]), asked)
         results = [Scored([], Usage()) for _ in tasks]
         for (place, _, index), (score, usage, error) in zip(asked, answers, strict=True):
             scores, spent, failed = results[place]
@@ -108,7 +107,7 @@ class JudgeScorer(PrefixScorer):
     def close(self) -> None:
         """End the threads and free a model that was loaded for this scorer; calling it twice does nothing."""
         super().close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._workers.close()
         if self._close is not None:
             self._close()
 

@@ -12,10 +12,9 @@ With pooling over all tokens the number of rows is that of the tokens, which is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from stepwise.scorers.base import PrefixScorer, Scored, Task
+from stepwise.scorers.base import PrefixScorer, Scored, Task, Workers
 from stepwise.scorers.http import HttpFailure, Server
 from stepwise.types import Usage
 
@@ -40,16 +39,16 @@ class PoolingScorer(PrefixScorer):
         super().__init__(f"{model}@{server.root}", memory=memory)
         self.server, self.model, self.system = server, model, system
         self.marker_text = marker
-        self._pool = ThreadPoolExecutor(max_workers=requests, thread_name_prefix="pooling")
+        self._workers = Workers(self.name, requests)
 
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:
         """See `PrefixScorer.measure`."""
-        return list(self._pool.map(self._one, tasks))
+        return self._workers.map(self._one, tasks)
 
     def close(self) -> None:
         """End the threads; calling it twice does nothing."""
         super().close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._workers.close()
 
     def _one(self, task: Task) -> Scored:
         messages = [

@@ -83,5 +83,8 @@ def test_what_runs_here_is_free_and_what_runs_elsewhere_has_no_price_unless_give
     assert ScorerConfig(kind="judge", model="openai/x", price_in=1.0, price_out=2.0).prices == (1.0, 2.0)
 
 
-def test_a_constant_scorer_is_refused_by_no_router_and_asks_no_model() -> None:
-    assert load_scorer(ConstantScorer(0.5)).score("?", []) == []
+def test_a_scorer_is_handed_through_and_an_api_model_is_refused() -> None:
+    scorer = ConstantScorer(0.5)
+    assert load_scorer(scorer) is scorer
+    with pytest.raises(ConfigError, match=r'scorer\.model is "openai/gpt"'):
+        load_scorer("openai/gpt")

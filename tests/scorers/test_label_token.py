@@ -1,4 +1,4 @@
-"""Scorers: one probability per step, exact costs, and errors that say which scorer, problem and value."""
+"""The label-token scorer on a fake engine: what it reads, what each step costs, and what it refuses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +16,8 @@ from hypothesis import strategies as st
 
 from stepwise.errors import ConfigError, ScorerError
 from stepwise.prompt import SolvePrompt
-from stepwise.scorers import (
-    ConstantScorer,
-    LabelTokenScorer,
-    PerfectScorer,
-    Scorer,
-    load_scorer,
-    score_items,
-    validate_scores,
-)
+from stepwise.scorers import LabelTokenScorer
 from stepwise.types import Problem, Usage
-from tests.fakes import ScriptedScorer
 
 P = Problem("p", "How many?", "4")
 SPECIAL = {"<|score|>": 1, "<|good|>": 2, "<|bad|>": 3}
@@ -185,62 +177,50 @@ def test_threads_share_one_scorer_and_every_token_is_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "message"),
+    ("question", "steps", "message"),
     [
-        ([0.5], "1 scores for 2 steps"),
-        ([0.5, 0.5, 0.5], "3 scores for 2 steps"),
-        ([0.5, 1.0001], "step 1: the score is 1.0001"),
-        ([-0.1, 0.5], "step 0: the score is -0.1"),
-        ([float("nan"), 0.5], "step 0: the score is nan"),
-        ([float("inf"), 0.5], "step 0: the score is inf"),
-        ([None, 0.5], "step 0: the score is None"),
-        (["0.5", 0.5], "step 0: the score is '0.5'"),
-        ([True, 0.5], "step 0: the score is True"),
+        ("", ["a"], "the question is empty"),
+        ("How?", ["a", ""], "step 1 is empty"),
+        ("How?", ["a", "\n "], "step 1 is empty"),
     ],
 )
-def test_what_is_no_probability_per_step_is_refused_by_name(scores: list[float], message: str) -> None:
-    with pytest.raises(ScorerError, match=f"scorer 'prm', problem 'p'.*{message}"):
-        validate_scores("prm", P, ["a", "b"], scores)
+def test_empty_texts_are_refused_before_the_engine_is_asked(question: str, steps: list[str], message: str) -> None:
+    engine = FakeEngine()
+    scorer = LabelTokenScorer(engine)  # type: ignore[arg-type]
+    (fault,) = scorer.score_detailed([(question, steps)])
+    assert message in fault.error
+    assert fault.usage == Usage("fake")
+    assert engine.calls == []
 
 
-def test_any_scorer_is_validated_on_its_way_to_the_router() -> None:
-    assert [s.scores for s in score_items(ScriptedScorer({"a": 0.2}), [(P, ["a", "b"])])] == [[0.2, 0.9]]
-    with pytest.raises(ScorerError, match="2 scores for 1 steps"):
-        score_items(ScriptedScorer(lambda _, steps: [0.1, 0.2]), [(P, ["a"])])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_an_error_and_are_not_remembered(value: float) -> None:
+    class Broken(FakeEngine):
+        broken = True
+
+        def score(self, sequences: Any, positions: Any, token_ids: Any) -> list[Read]:
+            made = super().score(sequences, positions, token_ids)
+            for read in made if self.broken else ():
+                read.logits[-1] = value
+            return made
+
+    engine = Broken()
+    scorer = LabelTokenScorer(engine)  # type: ignore[arg-type]
+    with pytest.raises(ScorerError, match="scorer 'fake', problem 'p', step 1: the score is nan; it must be"):
+        scorer.score(P, ["a", "b"])
+    engine.broken = False
+    assert scorer.score(P, ["a", "b"]) == pytest.approx(by_hand(["a", "b"]), rel=1e-5)
 
 
-def test_the_cost_of_a_scorer_that_does_not_itemise_is_split_exactly() -> None:
-    scorer = ScriptedScorer({})
-    items = [(P, ["one two", "three"]), (P, ["four"]), (Problem("q", "?"), ["one two three"])]
-    scored = score_items(scorer, items)
-    assert sum((s.usage for s in scored), Usage()) == scorer.usage
-    assert [s.usage.calls for s in scored] == [1, 1, 1]
+def test_a_reader_that_gives_too_few_readings_is_an_error() -> None:
+    class Short(FakeEngine):
+        def score(self, sequences: Any, positions: Any, token_ids: Any) -> list[Read]:
+            return [Read(read.logits[1:], 0) for read in super().score(sequences, positions, token_ids)]
+
+    with pytest.raises(ScorerError, match="problem 'p': 1 scores for 2 steps"):
+        LabelTokenScorer(Short()).score(P, ["a", "b"])  # type: ignore[arg-type]
 
 
-def test_constant_and_perfect_scorers() -> None:
-    assert ConstantScorer(0.25).score(P, ["a", "b"]) == [0.25, 0.25]
-    with pytest.raises(ScorerError):
-        ConstantScorer(1.5)
-    perfect = PerfectScorer(lambda problem, steps: ["wrong" not in text for text in steps])
-    assert perfect.score_batch([(P, ["fine", "wrong"]), (P, [])]) == [[1.0, 0.0], []]
-    with pytest.raises(ScorerError, match="1 scores for 2 steps"):
-        PerfectScorer(lambda problem, steps: [True]).score(P, ["a", "b"])
-    assert all(isinstance(made, Scorer) for made in (ConstantScorer(0.5), perfect, ScriptedScorer({})))
-
-
-def test_the_lab_checker_makes_a_perfect_scorer() -> None:
-    from stepwise.lab.problems import generate
-
-    problems = {made.problem.id: made for made in generate("val", 3)}
-    scorer = PerfectScorer(lambda problem, steps: problems[problem.id].check(steps))
-    made = next(iter(problems.values()))
-    first = made.true_step([])
-    assert first is not None
-    assert scorer.score(made.problem, [first, "Nonsense: 1 + 1 = 3."]) == [1.0, 0.0]
-
-
-def test_a_scorer_is_handed_through_and_an_api_model_is_refused() -> None:
-    scorer = ConstantScorer(0.5)
-    assert load_scorer(scorer) is scorer
-    with pytest.raises(ConfigError, match=r'scorer\.model is "openai/gpt"'):
-        load_scorer("openai/gpt")
+def test_a_lone_surrogate_is_scored_as_a_question_mark() -> None:
+    scorer = LabelTokenScorer(FakeEngine())  # type: ignore[arg-type]
+    assert scorer.score(P, ["a\ud800"]) == scorer.score(P, ["a?"])
