@@ -40,7 +40,7 @@ def problems_of(args: argparse.Namespace) -> list[Problem]:
         return [made.problem for made in generate(args.split, args.n or 50)]
     if not args.problems.is_file():
         raise DataError(f"--problems {args.problems}: no such file; give a JSON Lines file of problems")
-    problems = read_rows(args.problems, Problem)[: args.n]
+    problems = read_rows(args.problems, Problem, finished=True)[: args.n]
     if not problems:
         raise DataError(f"--problems {args.problems} holds no problems; write one JSON object per line")
     seen: set[str] = set()

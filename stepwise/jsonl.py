@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterable
@@ -29,20 +30,25 @@ def append_rows(path: Path, rows: Iterable[Any]) -> None:
 
 
 @overload
-def read_rows(path: Path) -> list[dict[str, Any]]: ...
+def read_rows(path: Path, *, finished: bool = False) -> list[dict[str, Any]]: ...
 @overload
-def read_rows(path: Path, cls: type[T]) -> list[T]: ...
-def read_rows(path: Path, cls: type[Any] | None = None) -> list[Any]:
+def read_rows(path: Path, cls: type[T], *, finished: bool = False) -> list[T]: ...
+def read_rows(path: Path, cls: type[Any] | None = None, *, finished: bool = False) -> list[Any]:
     """Every whole row of `path` as `cls` (None: dictionaries); a missing file has no rows.
 
-    A last line without its line end was being written when the program died, and is left out. Any other line that is
-    not JSON, or does not fit `cls`, raises DataError with its number.
+    A last line without its line end was being written when the program died, and is left out. `finished` is for a file
+    that nobody is writing, such as one that a person made: its last line counts without a line end, and blank lines and
+    a byte order mark are passed over. Any other line that is not JSON, or does not fit `cls`, raises DataError with its
+    number.
     """
     if not path.exists():
         return []
-    lines = path.read_bytes()[: _whole_bytes(path)].split(b"\n")[:-1]
+    data = path.read_bytes()
+    data = data.removeprefix(codecs.BOM_UTF8) if finished else data[: _whole_bytes(path)]
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(data.split(b"\n") if finished else data.split(b"\n")[:-1], start=1):
+        if finished and not line.strip():
+            continue
         try:
             rows.append(json.loads(line) if cls is None else from_json(cls, line))
         except ValueError as error:

@@ -51,6 +51,16 @@ def test_a_file_cut_anywhere_keeps_its_whole_rows(
     assert read_rows(path) == [*rows[:kept], {"last": True}]
 
 
+def test_a_file_that_a_person_made_keeps_its_last_line_without_a_line_end(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "a", "question": "?"}\r\n\r\n{"id": "b", "question": "!"}')
+    assert read_rows(path, Problem, finished=True) == [Problem("a", "?"), Problem("b", "!")]
+    assert [row["id"] for row in read_rows(path, finished=True)] == ["a", "b"]
+    path.write_bytes(path.read_bytes() + b"\nnot JSON")
+    with pytest.raises(DataError, match="line 4"):
+        read_rows(path, Problem, finished=True)
+
+
 def test_a_torn_line_longer_than_a_block_is_found(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     append_rows(path, [{"n": 1}])

@@ -42,7 +42,9 @@ def test_a_split_is_routed_counted_and_shown(
 
 
 def test_problems_come_from_a_file(world: LabWorld, tmp_path: Path) -> None:
-    append_rows(tmp_path / "mine.jsonl", world.problems[:4])
+    append_rows(tmp_path / "mine.jsonl", world.problems[:3])
+    without_line_end = (tmp_path / "mine.jsonl").read_bytes().rstrip()
+    (tmp_path / "mine.jsonl").write_bytes(without_line_end)
     assert start(tmp_path / "out", "--problems", str(tmp_path / "mine.jsonl"), "--n", "3") == 0
     assert len(read_rows(tmp_path / "out" / "traces.jsonl")) == 3
 
