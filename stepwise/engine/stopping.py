@@ -1,12 +1,10 @@
 r"""When a continuation ends, decided on its bytes, and what its text is then.
 
 - a blank line ends a step: two newlines with nothing but spaces between, in one token or in several, once there is
-  text,
-  and outside a code fence (`stop="solution"` runs on over it);
+  text, and outside a code fence as `split_steps` sees it (`stop="solution"` runs on over it);
 - an answer: the line on which a \boxed{} closed has ended, or the message has;
 - repetition: the last ids are one run of at most `LONGEST_PERIOD` ids, at least `REPEATS` times over, `REPEAT_SPAN`
-  ids or more.
-
+  ids or more;
 - one of the strings that the caller gave (`stops`), anywhere in the text: what stands before it counts.
 
 Bytes that are not UTF-8 become U+FFFD in the text; the ids keep them.
@@ -19,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stepwise.steps import boxed
+from stepwise.steps import boxed, next_fence, solution_part
 from stepwise.types import Finish
 
 Stop = Literal["none", "step", "solution"]
@@ -27,7 +25,6 @@ LONGEST_PERIOD = 64
 REPEATS = 4
 REPEAT_SPAN = 60
 _CHECK_EVERY = 8
-_FENCE = re.compile(rb"^\s*(```|~~~)")
 _LEADING = re.compile(r"\A(?:[ \t]*\r?\n)+")
 _TRAILING = re.compile(r"(?:\r?\n[ \t]*)+\r?\Z|\r\Z")
 
@@ -39,24 +36,17 @@ def clean_text(data: bytes) -> str:
 
 def open_fence(text: str) -> bytes:
     """The mark of the code fence that `text` leaves open, empty if none."""
-    fence = b""
-    for line in text.encode().split(b"\n"):
-        fence = _next_fence(fence, line)
-    return fence
-
-
-def _next_fence(fence: bytes, line: bytes) -> bytes:
-    mark = _FENCE.match(line)
-    if not mark:
-        return fence
-    return b"" if fence == mark[1] else fence or mark[1]
+    fence = ""
+    for line in text.split("\n"):
+        fence = next_fence(fence, line)
+    return fence.encode()
 
 
 def has_answer(data: bytes | bytearray) -> bool:
     """Whether a box was closed, reasoning in <think> tags aside."""
     if b"boxed" not in data and b"fbox" not in data:
         return False
-    return bool(boxed(data.decode("utf-8", "replace").rpartition("</think>")[2]))
+    return bool(boxed(solution_part(data.decode("utf-8", "replace"))))
 
 
 def repeats(ids: list[int]) -> bool:
@@ -99,7 +89,7 @@ class StopRule:
         self.data = bytearray()
         self._line = 0  # where the current line starts
         self._seen = False  # whether there was a line that is not blank
-        self._fence = fence
+        self._fence = fence.decode()
 
     def push(self, piece: bytes) -> Ending | None:
         """Add the bytes of one token; the ending where they complete one. Costs nothing unless they hold a newline."""
@@ -112,16 +102,21 @@ class StopRule:
         if self.mode == "none" or b"\n" not in piece:
             return None
         while (newline := self.data.find(b"\n", self._line)) >= 0:
-            line, start = bytes(self.data[self._line : newline]), self._line
+            line, start = self.data[self._line : newline].decode("utf-8", "replace"), self._line
             self._line = newline + 1
             if line.strip():
                 self._seen = True
-                self._fence = _next_fence(self._fence, line)
+                self._fence = next_fence(self._fence, line.rstrip("\r"))
                 if has_answer(self.data[:newline]):
                     return Ending("answer", newline, newline + 1)
             elif self._seen and not self._fence and self.mode == "step":
                 return Ending("step", start - 1, newline + 1)
         return None
+
+    @property
+    def in_fence(self) -> bool:
+        """Whether a code fence is open at the end of the last whole line."""
+        return bool(self._fence)
 
     def repeated(self, ids: list[int]) -> bool:
         """Whether the continuation has degenerated; looked at every few tokens."""

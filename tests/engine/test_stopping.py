@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stepwise.engine.stopping import Ending, StopRule, clean_text, open_fence, repeats
+from stepwise.steps import split_steps
 
 
 def run(pieces: list[str | bytes], mode: str = "step", fence: bytes = b"") -> tuple[Ending | None, str, bytes]:
@@ -54,6 +55,24 @@ def test_a_blank_line_in_a_code_fence_does_not_end_a_step() -> None:
     assert open_fence("```\na\n```") == b""
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```x``` is inline code",
+        "````\na\n```\n\nb\n````",
+        "```\na\n```py\n\nb\n```",
+        "~~~\n```\n~~~",
+        "```\r\na\n```",
+        "a\n\u3000",
+    ],
+)
+def test_a_code_fence_is_what_split_steps_takes_for_one(text: str) -> None:
+    ending, step, _ = run([*text, "\n", "\n", "The next step."])
+    assert ending is not None
+    assert split_steps(text + "\n\nThe next step.") == [*split_steps(step), "The next step."]
+    assert open_fence(text) == b""
+
+
 def test_leading_blank_lines_alone_never_end_a_step() -> None:
     assert run(["\n", "\n\n", " \n"])[:2] == (None, "")
 
@@ -69,6 +88,7 @@ def test_a_closed_box_ends_at_the_line_end(mode: str) -> None:
 def test_an_open_box_or_one_inside_thinking_is_no_answer() -> None:
     assert run(["\\boxed{4\n", "x"])[0] is None
     assert run(["<think>\\boxed{4}</think>\n"])[0] is None
+    assert run(["<think>Perhaps \\boxed{4}?\n", "No.\n"])[0] is None
 
 
 def test_a_solution_runs_on_over_blank_lines_until_the_answer() -> None:
