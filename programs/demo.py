@@ -14,7 +14,7 @@ from stepwise.plan import Planned
 from stepwise.report import Report, TraceView, summary_table, write_report
 from stepwise.routing import Always, Never, Policy, Random, StepRouter, Threshold
 from stepwise.routing.compare import Measured, in_words, measure, plan_routing
-from stepwise.run import Run, program
+from stepwise.run import Run, positive, program
 from stepwise.types import Problem
 
 POLICIES: tuple[Policy, ...] = (
@@ -28,7 +28,7 @@ MOST_SHOWN = 2
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--problems", type=int, default=200, metavar="N", help="problems to route (default: %(default)s)"
+        "--problems", type=positive, default=200, metavar="N", help="problems to route (default: %(default)s)"
     )
     parser.add_argument("--show", type=int, default=MOST_SHOWN, metavar="N", help="repaired solutions to print")
 
@@ -62,7 +62,7 @@ def save(run: Run, measured: list[Measured]) -> Report:
         title="Routing lab problems step by step",
         subtitle="A small model that slips, a larger one that repairs single steps, and what each policy saves.",
         rows=tuple(m.row for m in measured),
-        traces=tuple(view for m in measured for view in m.views),
+        traces=tuple(view for m in reversed(measured) for view in m.views),  # routed solutions first
         meta={
             "weak model": run.config.models.weak.model,
             "strong model": run.config.models.strong.model,
