@@ -15,10 +15,12 @@ arguments, and returns an exit code: 0, 1 for a failure, 2 for a mistake in the 
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from stepwise.plan import Planned
 
 T = TypeVar("T")
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _SHARED = ("config", "set", "out", "dry_run", "overwrite", "debug")
 
 
@@ -118,6 +121,14 @@ def program(
     return decorate
 
 
+def positive(text: str) -> int:
+    """Type of an argparse option that counts something: a whole number of at least 1."""
+    number = int(text) if text.strip().isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
 def _parser(name: str, command: str, doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"stepwise {command}",
@@ -174,14 +185,18 @@ def _start(
         _complain(f"interrupted; {directory.summary()}; {remedy}")
         return 130
     except BaseException:
-        directory.close("failed")
+        with suppress(OSError):  # a full disk may be the very failure, which must not be hidden by a second one
+            directory.close("failed")
         raise
     directory.close("finished" if not code else "failed")
     return code or 0
 
 
 def _guarded(work: Callable[[], int], *, debug: bool) -> int:
-    """Run `work`; a StepwiseError becomes one readable line on standard error, anything else stays a traceback."""
+    """Run `work`; a StepwiseError or a disk that takes no more becomes one line on standard error.
+
+    Anything else stays a traceback.
+    """
     try:
         return work()
     except KeyboardInterrupt:
@@ -192,6 +207,12 @@ def _guarded(work: Callable[[], int], *, debug: bool) -> int:
             raise
         _complain(f"error: {error}")
         return 2 if isinstance(error, ConfigError | DataError) else 1
+    except OSError as error:
+        if debug or error.errno not in _CANNOT_WRITE:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        _complain(f"error: {error.strerror}{place}; make room or give another --out, then run the same command again")
+        return 1
 
 
 def _complain(text: str) -> None:

@@ -1,4 +1,5 @@
 import argparse
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
 from stepwise.plan import Planned
-from stepwise.run import Main, Run, program
+from stepwise.run import Main, Run, positive, program
+from stepwise.rundir import RunDirectory
 
 SECRET = "sk-abcdefghijklmnop123456"
 
@@ -154,6 +156,42 @@ def test_a_mistake_that_is_not_the_users_stays_a_traceback(out: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         counting(ZeroDivisionError)(["--out", str(out), "--fail-at", "1"])
     assert card(out)["status"] == "failed"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    out: Path, named: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = {"disk": True}
+    close = RunDirectory.close
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *(["rows.jsonl"] if named else []))
+
+    monkeypatch.setattr(RunDirectory, "close", lambda *at: refuse() if full["disk"] else close(*at))
+
+    @program(doc="Count.")
+    def main(run: Run) -> None:
+        for number in range(len(run.rows("rows.jsonl")), 3):
+            if number == 2 and full["disk"]:
+                refuse()
+            run.write("rows.jsonl", {"n": number})
+
+    assert main(["--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {os.strerror(errno.ENOSPC)}")
+    assert ("rows.jsonl" in said) == named
+    assert len(said.splitlines()) == 1
+    full["disk"] = False
+    assert main(["--out", str(out)]) == 0
+    assert rows(out) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "two", "1.5", ""])
+def test_a_count_must_be_at_least_one(text: str) -> None:
+    assert positive("12") == 12
+    with pytest.raises(argparse.ArgumentTypeError, match="at least 1"):
+        positive(text)
 
 
 def test_a_dry_run_prints_the_cost_and_writes_nothing(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
