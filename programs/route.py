@@ -18,7 +18,7 @@ from stepwise.report import Report, summary_table, write_report
 from stepwise.routing import RoutingInterrupted, StepRouter, policy_from_config
 from stepwise.routing.compare import judge, plan_routing
 from stepwise.routing.metrics import usage_by_author
-from stepwise.run import Run, program
+from stepwise.run import Run, positive, program
 from stepwise.types import Problem, Trace
 
 
@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--problems", type=Path, metavar="FILE", help="JSON Lines file of problems")
     where.add_argument("--split", default="test", help="split of the lab's problems (default: %(default)s)")
     parser.add_argument(
-        "--n", type=int, metavar="N", help="the first N problems (default: all of a file, 50 of a split)"
+        "--n", type=positive, metavar="N", help="the first N problems (default: all of a file, 50 of a split)"
     )
     parser.add_argument("--show", type=int, default=0, metavar="N", help="solutions to print at the end")
 
@@ -73,14 +73,14 @@ def main(run: Run) -> None:
 
 def finish(run: Run, router: StepRouter, traces: list[Trace]) -> None:
     """Print and write what the traces amount to; those that were interrupted are shown, but not counted."""
-    done = [trace for trace in traces if trace.finish != "interrupted"]
-    if not done:
+    if not traces:
         return
-    measured = judge(router, done)
+    done = [trace for trace in traces if trace.finish != "interrupted"]
+    rows = (judge(router, done).row,) if done else ()
     views = judge(router, traces).views
     report = Report(
         title="Routed problems",
-        rows=(measured.row,),
+        rows=rows,
         traces=views,
         meta={
             "weak model": run.config.models.weak.model,
@@ -96,7 +96,8 @@ def finish(run: Run, router: StepRouter, traces: list[Trace]) -> None:
     run.say(router.ledger.summary())
     ended = {kind: sum(t.finish == kind for t in traces) for kind in dict.fromkeys(t.finish for t in traces)}
     run.say("Solutions ended: " + ", ".join(f"{kind} {count}" for kind, count in ended.items()))
-    run.metrics(**vars(measured.row), finish=ended)
+    for row in rows:
+        run.metrics(**vars(row), finish=ended)
     page = write_report(run.path("report.html"), report)
     run.say(f"Look at the solutions step by step: {page.resolve().as_uri()}")
 

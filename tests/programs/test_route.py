@@ -89,6 +89,30 @@ def test_ctrl_c_leaves_a_page_of_what_was_done_and_the_same_command_goes_on(
     assert len(read_rows(tmp_path / "traces.jsonl", Trace)) == 10
 
 
+def test_ctrl_c_before_any_solution_is_finished_leaves_a_page_of_the_open_ones(
+    world: LabWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = world.weak._script
+
+    def interrupted(problem: Problem, prefix: tuple[str, ...], seed: int) -> object:
+        if len(prefix) == 1:
+            raise KeyboardInterrupt
+        return step(problem, prefix, seed)
+
+    monkeypatch.setattr(world.weak, "_script", interrupted)
+    assert start(tmp_path, "--n", "10", "--set", "routing.policy=never") == 130
+    assert next(iter(world.made)) in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("n", ["0", "-3", "many"])
+def test_the_number_of_problems_must_be_at_least_one(n: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        route.main(["--n", n])
+    assert stop.value.code == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
 def test_a_cap_counts_what_was_spent_before_the_interruption(world: LabWorld, tmp_path: Path) -> None:
     options = ["--n", "10", "--set", "routing.policy=always", "--set", "sampling.max_step_tokens=64"]
     cap = "budget.strong_tokens=300"
