@@ -8,8 +8,9 @@ What differs from TRIM:
 3. An end of message without a box ends the trace; TRIM's loop goes on asking until its limit of 30 steps.
 4. A strong step is scored together with the draft after it, so it costs the scorer no call of its own; one that ends
    the solution is not scored.
-5. Every draft's seed follows from (run seed, problem id, step, role, attempt) alone: a trace does not depend on what
-   else is in the batch, and the same prefix gets the same draft under every policy.
+5. Every draft's seed follows from (run seed, problem id, step, role, attempt) alone: up to the rounding of the models'
+   sums, a trace does not depend on what else is in the batch, and the same prefix gets the same draft under every
+   policy.
 6. Caps are kept by reserving a whole step before it is asked for: near a cap fewer steps are asked at a time.
 """
 
@@ -50,10 +51,10 @@ class Models(NamedTuple):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class RouteSettings:
-    """How steps are drawn and when a trace ends. `window` bounds the problems that are open at once (None: all of
-    them).
+    """How steps are drawn and when a trace ends.
 
-    `prompt` is what the backends put around a question; here it only bounds what a request may cost.
+    `window` bounds the problems that are open at once (None: all of them). `prompt` is what the backends put around a
+    question; here it only bounds what a request may cost.
     """
 
     sampling: SamplingConfig = SamplingConfig()
@@ -238,10 +239,10 @@ class _Run:
                 item.current = dataclasses.replace(item.current, score=scores[-1])
 
     def _write(self, role: Literal["weak", "strong"], items: Sequence[_Open]) -> list[_Open]:
-        """Have a model write the next step of every item, in as few calls as the caps allow; returns the items it may
-        not serve.
+        """Have a model write the next step of every item, in as few calls as the caps allow.
 
-        Without the weak model nothing can go on: its refused items end in "budget".
+        Returns the items that it may not serve. Without the weak model nothing can go on: its refused items end in
+        "budget".
         """
         waiting = deque(items)
         while waiting:

@@ -1,5 +1,6 @@
-"""`StepRouter`: the routing loop as a DSPy module. Importing this file imports DSPy; `stepwise.StepRouter` does it on
-first use.
+"""`StepRouter`: the routing loop as a DSPy module.
+
+Importing this file imports DSPy; `stepwise.StepRouter` does it on first use.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ class StepRouter(dspy.Module):
 
     `weak` and `strong` are model names ("llamacpp/lab-weak"), `ModelConfig`s, or backends; `scorer` likewise, needed
     only by policies that look at scores. `budget` caps everything this router does in its life; `max_steps` one
-    solution. A problem's trace depends on `seed`, the problem and the models alone, unless a cap is reached. Models
-    loaded here are closed by `close()` (or a `with` block); models handed in stay open.
+    solution. A problem's trace depends on `seed`, the problem and the models alone, unless a cap is reached, and up to
+    rounding: llama.cpp's sums differ in the last digits from one batch size to another, which now and then turns a
+    draw or a score at a threshold. Models loaded here are closed by `close()` (or a `with` block); models handed in
+    stay open.
     """
 
     def __init__(
@@ -70,7 +73,11 @@ class StepRouter(dspy.Module):
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
-        """The router that a configuration describes, with its models loaded."""
+        """The router that a configuration describes, with its models loaded.
+
+        As many problems are open at once as a model takes sequences: more would not be faster, and those that are
+        finished early are on disk early.
+        """
         return cls(
             config.models.weak,
             config.models.strong,
@@ -81,6 +88,7 @@ class StepRouter(dspy.Module):
             budget=config.budget,
             max_steps=config.routing.max_steps,
             seed=config.seed,
+            window=max(config.models.weak.sequences, config.models.strong.sequences),
         )
 
     def with_policy(self, policy: Policy) -> Self:

@@ -242,11 +242,13 @@ def test_a_configuration_describes_the_whole_router(monkeypatch: pytest.MonkeyPa
             "seed=9",
             "budget.strong_tokens=7",
             "routing.max_steps=5",
+            "models.strong.sequences=70",
         ]
     )
     made = StepRouter.from_config(config)
     assert made.policy == Random(0.2)
     assert (made.settings.seed, made.settings.max_steps, made.budget.strong_tokens) == (9, 5, 7)
+    assert made.settings.window == 70  # the weak model takes 64
     assert [model for model, _ in specs] == ["llamacpp/lab-weak", "llamacpp/lab-strong", "llamacpp/lab-scorer"]
     assert all(prompt == config.prompt for _, prompt in specs)
     assert "policy=Random(p=0.2" in repr(made)
