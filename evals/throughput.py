@@ -11,7 +11,7 @@ that no way has seen:
   straight    Llama.create_completion, each problem in one call
 
 All run with the same context, threads, cache type, flash attention, batch size and temperature, without truncation.
-Time includes the evaluation of the prompts. The end of the message is ignored in all four (in the high-level API by
+Time includes the evaluation of the prompts. The end of the message is ignored in all five (in the high-level API by
 switching its test off). The engine also computes the log-probability of every token; the high-level API does not.
 """
 
@@ -159,9 +159,8 @@ def _measure(ways: dict[str, Way], args: argparse.Namespace) -> dict[str, tuple[
     for _ in range(args.repeats):
         for name, way in ways.items():
             n = args.problems if name in ("lockstep", "per call") else args.singles
-            if (
-                args.shape
-            ):  # its tokenizer would spell a whole problem out: a sum keeps prompts as short as they are elsewhere
+            if args.shape:
+                # Its tokenizer would spell a whole problem out: a sum keeps prompts as short as they are elsewhere.
                 questions = [f"{i} + {i % 7} = ?" for i in range(start, start + n)]
             else:
                 questions = [item.problem.question for item in generate("train", n, start=start)]
