@@ -22,7 +22,7 @@ export OMP_WAIT_POLICY ?= passive
 .PHONY: demo test test-slow lint lab clean
 
 demo: $(VENV)/.core
-	@$(BIN)/python -m programs.demo
+	@$(BIN)/python -m programs.demo --overwrite
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m "not slow"
