@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -41,7 +41,7 @@ class LoadConfig(_Frozen):
     """How a model is loaded and what it costs; shared by generating models and scorers."""
 
     model: ModelName
-    """provider/name: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", "openai/NAME", "anthropic/NAME", ..."""
+    """provider/name: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", "hf:ORG/REPO/FILE.gguf", "openai/NAME", ..."""
     context: int = Field(default=2048, ge=64)
     """longest sequence in tokens, prompt and solution together"""
     sequences: int = Field(default=64, ge=1)
@@ -55,7 +55,7 @@ class LoadConfig(_Frozen):
     flash_attention: bool = True
     """false only for exact numerical comparisons"""
     adapter: str | None = None
-    """path of a LoRA adapter in GGUF, attached to the model"""
+    """path of a LoRA adapter in GGUF, attached to the model; for a llama-server, the number of one it has loaded"""
     train_from: str | None = None
     """directory with the transformers weights that belong to a GGUF: what training starts from"""
     api_base: str | None = None
@@ -66,6 +66,11 @@ class LoadConfig(_Frozen):
     """money per million prompt tokens"""
     price_out: float | None = Field(default=None, ge=0)
     """money per million generated tokens"""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _hub_files_run_here(cls, value: Any) -> Any:
+        return f"llamacpp/{value}" if isinstance(value, str) and value.startswith("hf:") else value
 
     @field_validator("api_key_env")
     @classmethod
@@ -125,6 +130,13 @@ class LoadConfig(_Frozen):
 
 class ModelConfig(LoadConfig):
     """A model that writes text."""
+
+    continuation: Literal["probe", "prefill", "raw", "prompt"] = "probe"
+    """how an API continues a solution: "probe" finds out with a few short calls, the others are taken as given"""
+    chat_template: str | None = None
+    """API only: file of the Jinja chat template; with it a server of raw completions can continue a solution"""
+    timeout: float = Field(default=120.0, gt=0)
+    """API only: seconds for one request"""
 
 
 class ScorerConfig(LoadConfig):

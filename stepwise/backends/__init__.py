@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def load_backend(spec: str | ModelConfig | Backend, *, prompt: SolvePrompt | None = None, **overrides: Any) -> Backend:
-    """The backend that `spec` names: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", a ModelConfig, or a backend
+    """The backend that `spec` names: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", "hf:ORG/REPO/FILE.gguf", any
+    model that LiteLLM reaches ("openai/...", "anthropic/...", with api_base for a server), a ModelConfig, or a backend
     as it is.
 
     `prompt` is put around every question. `overrides` replace fields of the ModelConfig (context=512,
@@ -31,9 +32,9 @@ def load_backend(spec: str | ModelConfig | Backend, *, prompt: SolvePrompt | Non
             raise ConfigError(f"{spec.name} is loaded already; {', '.join(overrides)} cannot be changed on it")
         return spec
     if not spec.local:
-        raise ConfigError(
-            f'model is "{spec.model}"; this version runs local GGUF models: write model = "llamacpp/path/to/model.gguf"'
-        )
+        from stepwise.backends.litellm import LiteLLMBackend
+
+        return LiteLLMBackend(spec, prompt)
     from stepwise.backends.llamacpp import LlamaCppBackend
     from stepwise.engine import load_engine
 

@@ -12,6 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from stepwise.errors import DataError
 from stepwise.types import Finish, Problem, Step, Usage
 
 _FROZEN = ConfigDict(extra="forbid")
@@ -53,6 +54,12 @@ class Request:
     seed: int = Field(default=0, ge=0)
 
 
+def check_question(request: Request) -> None:
+    """Raises DataError for a question that says nothing: a model would answer it with an invention."""
+    if not request.problem.question.strip():
+        raise DataError(f"problem {request.problem.id!r}: the question is empty; give its text")
+
+
 @dataclass(frozen=True, config=_FROZEN)
 class Continuation:
     """One sample for request number `request` (0-based position in the call), sample number `sample`.
@@ -80,8 +87,12 @@ class Backend(Protocol):
     """
 
     name: str
-    capabilities: Capabilities
     parameters: int | None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do; a model behind an API may be asked for it only now."""
+        ...
 
     def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
         """A flat list in request order, `n` per request; never raises for one item."""

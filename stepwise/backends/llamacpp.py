@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from stepwise.backends.base import Capabilities, Continuation, Request
+from stepwise.backends.base import Capabilities, Continuation, Request, check_question
 from stepwise.engine import Engine, Generation, GenerationJob
 from stepwise.engine.stopping import clean_text, open_fence
-from stepwise.errors import BackendError
+from stepwise.errors import BackendError, DataError
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR
 from stepwise.types import Usage
@@ -54,7 +54,7 @@ class LlamaCppBackend:
         for number, request in enumerate(requests):
             try:
                 jobs.append(self._job(request, name))
-            except BackendError as error:
+            except (BackendError, DataError) as error:
                 errors[number] = str(error)
         done = iter(self.engine.generate(jobs))
         left = iter(jobs)
@@ -72,6 +72,7 @@ class LlamaCppBackend:
         return list(self._job(request, self.name).ids)
 
     def _job(self, request: Request, name: str) -> GenerationJob:
+        check_question(request)
         ids = list(self._prompt_ids(request.problem.question))
         for step in request.prefix:
             own = step.token_ids and step.usage.model == name

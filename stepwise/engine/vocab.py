@@ -167,7 +167,7 @@ class Vocabulary:
                 raise BackendError(
                     f"{self._path} has no chat template (tokenizer.chat_template); export the model with one"
                 )
-            self._template = _environment().from_string(self._template_source)
+            self._template = chat_environment().from_string(self._template_source)
         bos, eos = (self.text(t) if t >= 0 else "" for t in (self._token("bos"), self._token("eos")))
         try:
             rendered: str = self._template.render(
@@ -199,7 +199,7 @@ class Vocabulary:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _environment() -> Any:
+def chat_environment() -> Any:
     """A sandboxed jinja environment with what transformers gives to chat templates."""
     import jinja2.ext
     from jinja2.sandbox import ImmutableSandboxedEnvironment
