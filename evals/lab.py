@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from evals.lab_tables import gates, show
 from stepwise.backends.base import Backend, Request
 from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem, generate
@@ -61,12 +62,12 @@ def main(run: Run) -> int:
         if name not in figures:
             figures[name] = measure()
             run.write("parts.jsonl", {"part": name, "figures": figures[name]})
-    gates = _gates(figures)
-    run.path("lab.json").write_text(json.dumps({"figures": figures, "gates": gates}, indent=2) + "\n")
-    _print(run, figures, gates)
+    held = gates(figures)
+    run.path("lab.json").write_text(json.dumps({"figures": figures, "gates": held}, indent=2) + "\n")
+    show(run, figures, held)
     if run.args.cards:
         _write_cards(run, figures)
-    return 0 if all(g["held"] for g in gates) else 1
+    return 0 if all(g["held"] for g in held) else 1
 
 
 def _folder(run: Run, name: str) -> Path:
@@ -272,52 +273,6 @@ def _sham(run: Run, before: float) -> dict[str, Any]:
     with_more = load_backend(f"llamacpp/{path}")
     results = [right(p, s[0]) for p, s in zip(problems, sample(with_more, problems, label="sham"), strict=True)]
     return {**_rate(results), "tokens": run.args.sham, "before": before, "gain": float(np.mean(results)) - before}
-
-
-def _gates(f: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each stated range with what was measured."""
-    test, cover = f["solved"]["test"], f["coverage"]
-    unlocked = cover["prefix and the true step"]
-    rows: list[tuple[str, float, float, float]] = [
-        ("lab-weak solves", test["lab-weak"]["solved"], 0.30, 0.55),
-        ("lab-strong solves", test["lab-strong"]["solved"], 0.90, 1.0),
-        ("ordinary steps of lab-weak right (T = 1)", f["right_rule"]["ordinary"]["solved"], 0.985, 1.0),
-        ("problems failed in every sample", cover["failed_all"], 0.10, 1.0),
-        ("of these, unlocked by the true step", unlocked["covered"] / max(1, unlocked["of"]), 0.50, 1.0),
-        ("solutions with an error that end wrong", f["recovery"]["test"]["solved"], 0.90, 1.0),
-        ("the same in the recovery split", f["recovery"]["test-recovery"]["solved"], 0.70, 0.85),
-        ("scorer AUROC, right against first wrong step", f["scorer"]["auroc"], 0.85, 0.98),
-    ]
-    if "sham" in f:
-        rows.append(("gain from the sham control", f["sham"]["gain"], -1.0, 0.02))
-    return [{"what": w, "measured": m, "low": lo, "high": hi, "held": bool(lo <= m <= hi)} for w, m, lo, hi in rows]
-
-
-def _print(run: Run, figures: dict[str, Any], gates: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"The lab, on {run.args.problems} held-out problems at temperature 0.7")
-    for column in ("figure", "measured", "range", ""):
-        table.add_column(column, justify="left" if column in ("figure", "") else "right")
-    for g in gates:
-        table.add_row(
-            g["what"], f"{g['measured']:.3f}", f"{g['low']:.2f} to {g['high']:.2f}", "held" if g["held"] else "MISSED"
-        )
-    run.console.print(table)
-    more = Table(title="Solved, by split and by stratum of the test split")
-    for column in ("", "lab-weak", "lab-strong", "n"):
-        more.add_column(column, justify="left" if not column else "right")
-    rows = [(split, both) for split, both in figures["solved"].items()]
-    by = {m: figures["solved"]["test"][m]["by"] for m in ("lab-weak", "lab-strong")}
-    rows += [(key, {m: by[m][key] for m in by}) for key in by["lab-weak"]]
-    for name, both in rows:
-        more.add_row(
-            name, f"{both['lab-weak']['solved']:.3f}", f"{both['lab-strong']['solved']:.3f}", str(both["lab-weak"]["n"])
-        )
-    run.console.print(more)
-    for key in ("right_rule", "coverage", "scorer", "sham"):
-        if key in figures:
-            run.say(f"{key}: {json.dumps(figures[key])}")
 
 
 def _write_cards(run: Run, figures: dict[str, Any]) -> None:
