@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from evals.lab_tables import gates, show
 from stepwise.backends.base import Backend, Request
 from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem, generate
@@ -25,6 +24,8 @@ from stepwise.routing.metrics import wilson
 from stepwise.run import Run, program
 from stepwise.steps import split_steps
 from stepwise.types import Step
+
+from .lab_tables import gates, show
 
 Solved = list[list[str]]  # for one problem: its samples, each a list of steps
 
