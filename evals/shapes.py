@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwise.errors import MissingDependencyError
 from stepwise.training.export import Quantization, export_gguf
-from tests.models import train_tokenizer, write_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": {
@@ -58,6 +58,12 @@ def write_checkpoint(config: Mapping[str, Any], model_dir: Path, *, seed: int = 
     """Write a Qwen3 model of that `config` (keys of config.json) in transformers format, one shard per layer."""
     from safetensors.numpy import save_file
 
+    try:
+        from tests.models import train_tokenizer, write_tokenizer
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"random shapes are made in a checkout of the repository only ({error})"
+        ) from error
     model_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer("qwen2")
     write_tokenizer(model_dir, tokenizer)
