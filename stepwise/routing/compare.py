@@ -25,9 +25,7 @@ NAMES = {"never": "Never (weak alone)", "always": "Always (strong alone)"}
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Measured:
-    """A policy's traces with their verdicts ("" where there is no gold answer), what they cost, and the seconds it
-    took.
-    """
+    """A policy's traces with their verdicts ("" without a gold answer), what they cost, and the seconds it took."""
 
     label: str
     family: str

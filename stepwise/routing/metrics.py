@@ -4,8 +4,7 @@ What differs from TRIM (arXiv 2601.10245, section 5) and AutoMix (arXiv 2310.129
 1. The cost of the weak model need not be 0: delta-IBC divides by the cost above the weak model's.
 2. Cost is counted three ways (`cost_of`): strong tokens (the papers' own), all generated tokens with discarded
    drafts, and parameter-tokens with prefill and scorer.
-3. CPT looks at measured points only; nothing is interpolated. The area under the frontier does interpolate, and says
-   so.
+3. CPT looks at measured points only; nothing is interpolated. The area under the frontier is, and says so.
 """
 
 from __future__ import annotations
@@ -27,9 +26,7 @@ _ROUNDING = 1e-9  # 0.95 of a gap computed in floats may come out as 0.949999999
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """One measured setting of a router: mean cost per problem, and accuracy; both in any unit, but the same one
-    throughout.
-    """
+    """One measured setting of a router: mean cost per problem and accuracy, in units that are the same throughout."""
 
     cost: Finite
     accuracy: Finite
@@ -68,9 +65,7 @@ def delta_ibc(point: OperatingPoint, weak: OperatingPoint, strong: OperatingPoin
 
 
 def frontier(points: Iterable[OperatingPoint]) -> list[OperatingPoint]:
-    """The points that no other point beats (cheaper and at least as accurate), by rising cost; both fields rise
-    strictly.
-    """
+    """The points that no other beats (cheaper and at least as accurate), by strictly rising cost and accuracy."""
     best: list[OperatingPoint] = []
     for point in sorted(points, key=lambda p: (p.cost, -p.accuracy)):
         if not best or point.accuracy > best[-1].accuracy:
@@ -79,11 +74,11 @@ def frontier(points: Iterable[OperatingPoint]) -> list[OperatingPoint]:
 
 
 def frontier_area(points: Iterable[OperatingPoint], weak: OperatingPoint, strong: OperatingPoint) -> float | None:
-    """Area under PGR against cost share, from weak (0, 0) to strong (1, 1): 0.5 for a random mix, 1 for a free
-    perfect router.
+    """Area under PGR against cost share, from weak (0, 0) to strong (1, 1).
 
-    Between neighbours of the frontier the line is taken: mixing two settings at random per problem attains it. Costs
-    outside [weak, strong] are left out. None when strong costs no more or is no better than weak.
+    A random mix has 0.5, a free perfect router 1. Between neighbours of the frontier the line is taken: mixing two
+    settings at random per problem attains it. Costs outside [weak, strong] are left out. None when strong costs no more
+    or is no better than weak.
     """
     if strong.cost <= weak.cost or strong.accuracy <= weak.accuracy:
         return None
@@ -103,9 +98,7 @@ class Interval(NamedTuple):
 
 
 def wilson(correct: int, n: int, confidence: float = 0.95) -> Interval:
-    """Share of `correct` among `n` with Wilson's score interval; raises `DataError` unless 0 <= correct <= n and n >
-    0.
-    """
+    """Share of `correct` among `n` with Wilson's score interval; raises `DataError` unless 0 <= correct <= n > 0."""
     from statistics import NormalDist
 
     if not 0 <= correct <= n or n == 0:
@@ -146,9 +139,7 @@ def _confidence(value: float) -> float:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a set of traces cost, in all. `parameter_tokens` is None when the size of a model that did work is not
-    known.
-    """
+    """What a set of traces cost, in all; `parameter_tokens` is None when a working model's size is not known."""
 
     problems: int
     strong_tokens: int
@@ -171,9 +162,7 @@ class Cost:
 
 
 def written(trace: Trace) -> Iterable[Step]:
-    """Every piece of text a model wrote for a trace: steps, discarded drafts, and drafts of a step that never came to
-    be.
-    """
+    """Every piece of text a model wrote for a trace: steps, discarded drafts, and abandoned ones."""
     for step in trace.steps:
         yield from step.discarded
         yield step
@@ -223,6 +212,6 @@ def cost_of(traces: Sequence[Trace], *, weak: Any = None, strong: Any = None, sc
 
 
 def _size(model: Any) -> int | None:
-    if model is None or isinstance(model, int):
-        return model
+    if model is None or isinstance(model, int | float):
+        return None if model is None else int(model)
     return getattr(model, "parameters", None)

@@ -88,17 +88,15 @@ class View:
         return self.draft.usage.generated_tokens if self.draft else 0
 
     def uniform(self, salt: int = 0) -> float:
-        """A number in [0, 1) that depends on (run seed, problem id, step index, attempt, `salt`) alone: never on
-        batch order.
-        """
+        """A number in [0, 1) that depends on (run seed, problem id, step index, attempt, `salt`) alone."""
         return stable_hash(self.seed, self.problem.id, self.index, self.attempt, salt, "policy") / 2**63
 
 
 class Policy(Protocol):
-    """Decides keep or escalate. `when` it is asked: once per "question", or at every step "before" or "after" the
-    draft.
+    """Decides keep or escalate.
 
-    `needs_scores`: the scorer is called (and paid for) only if this is true. `name` is the policy's name in a config.
+    `when` it is asked: once per "question", or at every step "before" or "after" the draft. `needs_scores`: the scorer
+    is called (and paid for) only if this is true. `name` is the policy's name in a config.
     """
 
     name: ClassVar[str]
@@ -120,9 +118,7 @@ class Policy(Protocol):
 
 
 def stable_hash(*parts: object) -> int:
-    """A number in [0, 2**63) that is the same in every process and on every machine; parts are told apart by place
-    and text.
-    """
+    """A number in [0, 2**63), the same in every process and on every machine, from the parts' order and texts."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

@@ -170,7 +170,7 @@ def test_cost_three_ways_by_hand() -> None:
 def test_parameter_tokens_are_unknown_where_a_size_is_unknown() -> None:
     assert cost_of([a_trace()], weak=2, strong=10).parameter_tokens is None
     idle = Trace(Problem("p", "q"), (Step("one", "weak", usage=Usage("w", 1, 2, 2, 3)),), "answer")
-    assert cost_of([idle], weak=2).parameter_tokens == 10
+    assert cost_of([idle], weak=2).parameter_tokens == cost_of([idle], weak=2.0).parameter_tokens == 10
     with pytest.raises(DataError, match="no traces"):
         cost_of([])
 
