@@ -56,9 +56,7 @@ class Path:
 
 
 class PrefixCache:
-    """Streams and saved paths of one context, `memory` bytes of saved paths at most. Pure bookkeeping but for the
-    copies.
-    """
+    """Streams and saved paths of one context, `memory` bytes of saved paths at most."""
 
     def __init__(self, context: Streams, memory: int):
         self.context, self.memory = context, memory
@@ -75,9 +73,7 @@ class PrefixCache:
         return sum(tree.distinct for tree in self._trees.values())
 
     def end_round(self) -> None:
-        """To be called after a round of `acquire`, before anything is evaluated: copies made for it go out of date
-        then.
-        """
+        """To be called after a round of `acquire`, before anything is evaluated: its copies go out of date then."""
         self._copies.clear()
 
     def acquire(self, ids: array[int], limit: int, key: Hashable) -> Path | None:

@@ -104,7 +104,7 @@ class LlamaContext:
         self.lib = lib = library()
         self.path, self.context, self.model, self.ctx = path, context, None, None
         if not path.is_file():
-            raise BackendError(f"{path}: no such file; give the path of a GGUF model")
+            raise BackendError(f"{path}: no such file; give the path of a GGUF, or the name of a lab model")
         self.model = self._load_model(gpu_layers)
         self.vocab = lib.llama_model_get_vocab(self.model)
         self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
@@ -116,12 +116,8 @@ class LlamaContext:
         self.most_rows = max(self.streams, 64)
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = padded * self.streams, self.streams
-        params.n_batch, params.n_ubatch, params.n_outputs_max, params.n_outputs_max_per_seq = (
-            BATCH,
-            BATCH,
-            self.most_rows,
-            0,
-        )
+        params.n_batch = params.n_ubatch = BATCH
+        params.n_outputs_max, params.n_outputs_max_per_seq = self.most_rows, 0
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.flash_attn_type = -1 if flash_attention else 0  # -1: wherever the device has it
@@ -186,8 +182,7 @@ class LlamaContext:
             setattr(batch, name, ctypes.cast(array.ctypes.data, types[name]))
 
     def decode(self, n: int, rows: int) -> npt.NDArray[np.float32]:
-        """Run the first `n` entries of the batch (streams in ascending order); logits (rows, vocabulary) where `want`
-        is set.
+        """Run the first `n` entries of the batch, streams ascending; logits (rows, vocabulary) where `want` is set.
 
         The array is llama.cpp's own buffer: it is valid until the next call. Raises BackendError.
         """

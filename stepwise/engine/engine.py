@@ -39,8 +39,8 @@ class Counters:
     """What an engine has done since it was loaded.
 
     `evaluated_tokens` went through the model; `distinct_tokens` of them are different nodes of the token trie (per
-    adapter): what any
-    engine would have had to evaluate at least. `cache_hits` counts sequences that found a part of their prompt known.
+    adapter): what any engine would have had to evaluate at least. `cache_hits` counts sequences that found a part of
+    their prompt known.
     """
 
     evaluated_tokens: int = 0
@@ -84,12 +84,10 @@ class Engine:
     ) -> Engine:
         """Load a GGUF model.
 
-        `context`: longest sequence in tokens. `sequences`: most decoded at once; fewer where the key-value cache
-        would take more than
-        `kv_memory` bytes (`engine.sequences` says). `cache_memory`: bytes of main memory for prefixes whose sequence
-        was needed
-        for another. `kv_type` is "f16", "f32" or "q8_0". Raises BackendError with the path, llama.cpp's reason and a
-        remedy.
+        `context`: longest sequence in tokens. `sequences`: most decoded at once; fewer where the key-value cache would
+        take more than `kv_memory` bytes (`engine.sequences` says). `cache_memory`: bytes of main memory for prefixes
+        whose sequence was needed for another. `kv_type` is "f16", "f32" or "q8_0". Raises BackendError with the path,
+        llama.cpp's reason and a remedy.
         """
         loaded = LlamaContext(
             Path(path),
@@ -129,9 +127,7 @@ class Engine:
 
     @property
     def name(self) -> str:
-        """File name and eight digits of the fingerprint, and the adapter's where one is attached: one name, one
-        distribution.
-        """
+        """File name and eight digits of the fingerprint, and the adapter's: one name, one distribution."""
         stem = self.path.parent.name if self.path.stem == "model" else self.path.stem
         return f"{stem}@{self.fingerprint[:8]}" + (f"+{self._adapter}" if self._adapter else "")
 
@@ -233,9 +229,8 @@ class Engine:
         cost.
 
         Position p asks for the logits that follow from ids 0..p; positions ascend. A known prefix is not evaluated
-        again,
-        as far as it lies before the first position asked for. A sequence that cannot be scored comes back with an
-        error.
+        again, as far as it lies before the first position asked for. A sequence that cannot be scored comes back with
+        an error.
         """
         columns = np.asarray(token_ids, np.int64)
         call = Call(len(sequences))

@@ -74,8 +74,9 @@ class Constraint:
         return finite
 
     def _valid(self, token: int) -> bool:
-        """Whether the token's bytes go on in valid UTF-8 (the grammar engine takes overlong forms); control tokens
-        do not.
+        """Whether the token's bytes, of which a control token has none, go on in valid UTF-8.
+
+        The grammar engine takes overlong forms.
         """
         if token in self._vocabulary.end_tokens:
             return not self._pending

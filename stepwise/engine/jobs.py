@@ -73,8 +73,9 @@ class Generation:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One token as soon as it is drawn, of sample number `sample` of the call (0-based over all jobs); `top` as
-    `GenerationJob.top_logprobs` asked for it.
+    """One token as soon as it is drawn, of sample number `sample` of the call (0-based over all jobs).
+
+    `top` is what `GenerationJob.top_logprobs` asked for.
     """
 
     sample: int
@@ -85,9 +86,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Scored:
-    """Logits (positions, tokens) of one sequence of `Engine.logits`, and how many of its tokens were evaluated for
-    them.
-    """
+    """Logits (positions, tokens) of one sequence of `Engine.score`, and how many tokens were evaluated for them."""
 
     logits: npt.NDArray[np.float32]
     evaluated_tokens: int = 0

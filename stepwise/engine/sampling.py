@@ -121,9 +121,7 @@ def ranked(logits: Floats, count: int) -> tuple[tuple[int, float], ...]:
 
 
 def _invert(weights: Floats, u: Doubles) -> list[int]:
-    """For each row of unnormalised weights (B, V), the index at which their running sum passes the share `u` (B,) of
-    the total.
-    """
+    """For each row of unnormalised weights (B, V), where their running sum passes the share `u` (B,) of the total."""
     cumulative = weights.astype(np.float64)  # a sum in single precision would lose the tail of a large vocabulary
     np.cumsum(cumulative, axis=1, out=cumulative)
     targets = u * cumulative[:, -1]

@@ -76,9 +76,7 @@ class Scheduler:
         self._waiting = deque(u for u in self._waiting if not u.call.cancelled)
 
     def _admit(self) -> None:
-        """Give streams to waiting jobs, first come first served; one that shares a prefix being evaluated is passed
-        over.
-        """
+        """Give streams to waiting jobs in order; one that shares a prefix being evaluated is passed over."""
         postponed: deque[Unit] = deque()
         before = len(self._running)
         while self._waiting and len(self._running) < self.context.streams:
@@ -151,8 +149,9 @@ class Scheduler:
             self._distribute(n, plan, logits)
 
     def _fill_batch(self) -> tuple[int, list[tuple[Unit, int, Sequence[int]]]]:
-        """Write what is to be evaluated into the batch; (tokens, per unit how many of its ids and at which positions
-        logits).
+        """Write what is to be evaluated into the batch.
+
+        Returns the number of tokens, and per unit how many of its ids they are and at which positions logits come.
         """
         context, n, rows = self.context, 0, 0
         room = BATCH - len(self._running)  # beyond one token for each
@@ -306,9 +305,7 @@ class Scheduler:
     # ----- neighbours
 
     def _close_gaps(self) -> None:
-        """Swap the last running unit into a gap, once gaps have cost enough: llama.cpp computes only neighbours in
-        one pass.
-        """
+        """Swap the last running units into gaps that have cost enough: llama.cpp computes only neighbours at once."""
         streams = [unit.path.stream for unit in self._running]
         self._gaps = sum(b - a > 1 for a, b in pairwise(streams))
         if not self._gaps or self._wasted < PATIENCE:

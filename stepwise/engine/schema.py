@@ -1,9 +1,8 @@
 """JSON schema to GBNF, with every part bounded, so that generation under it ends and `json.loads` takes the result.
 
 Where a schema leaves a length open, the defaults below are put in. All declared properties are written, in their
-order, as the strict
-schema modes of APIs do. What cannot be held to (recursion, `pattern`, `multipleOf`, `uniqueItems`, unknown formats)
-is an error.
+order, as the strict schema modes of APIs do. What cannot be held to (recursion, `pattern`, `multipleOf`, `uniqueItems`,
+unknown formats) is an error.
 """
 
 from __future__ import annotations

@@ -66,9 +66,7 @@ def repeats(ids: list[int]) -> bool:
 
 @dataclass(frozen=True)
 class Ending:
-    """`finish`, the bytes before the blank line or line end that ended it (`content`), and where that line end lies
-    (`end`).
-    """
+    """How it ended: `content` bytes stand before the blank line or line end that ended it, which lies at `end`."""
 
     finish: Finish
     content: int
@@ -76,8 +74,9 @@ class Ending:
 
 
 class StopRule:
-    """Follows one continuation as it grows. `fence`: the mark of a code fence that the prefix left open; `stops`:
-    strings that end it with finish "step".
+    """Follows one continuation as it grows.
+
+    `fence`: the mark of a code fence that the prefix left open; `stops`: strings that end it with finish "step".
     """
 
     __slots__ = ("_fence", "_line", "_longest", "_seen", "_stops", "data", "mode")
@@ -123,8 +122,6 @@ class StopRule:
         return self.mode != "none" and len(ids) % _CHECK_EVERY == 0 and repeats(ids)
 
     def last(self, finish: Finish) -> Ending:
-        """The ending where nothing in the text caused it: a closed box makes it an answer, unless no text rule was
-        asked for.
-        """
+        """The ending where nothing in the text caused it; a closed box makes it an answer under any text rule."""
         answered = self.mode != "none" and has_answer(self.data)
         return Ending("answer" if answered else finish, len(self.data), len(self.data))

@@ -1,8 +1,7 @@
 """Text to token ids and back, as the GGUF's own tokenizer and chat template have it.
 
 Text is normalised to Unicode NFC at this door: Qwen's tokenizer does so and llama.cpp's copy of it does not. A
-special token
-that somebody typed into a message stays text; only the template's own marks become control tokens.
+special token that somebody typed into a message stays text; only the template's own marks become control tokens.
 """
 
 from __future__ import annotations
