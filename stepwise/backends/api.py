@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stepwise.backends.provider import import_litellm
@@ -35,6 +36,14 @@ class Answer(NamedTuple):
     usages: tuple[Usage, ...]
 
 
+@dataclass
+class Told:
+    """What is known of a streamed sample once it has ended: how, and what it cost."""
+
+    ended: str = ""
+    usage: Usage = field(default_factory=Usage)
+
+
 class CallFailed(Exception):
     """A call that got no usable answer, in one line without secrets. It stays inside this package."""
 
@@ -62,10 +71,50 @@ class Api:
 
     def text(self, prompt: str, **settings: Any) -> Answer:
         """A completion of raw text, by the OpenAI-compatible /v1/completions. Raises CallFailed."""
-        model = f"text-completion-openai/{self.config.model.partition('/')[2]}"
-        return self._call(import_litellm().text_completion, {"prompt": prompt, "model": model, **settings})
+        request = {"prompt": prompt, "model": self._text_model, **settings}
+        return self._call(import_litellm().text_completion, request)
+
+    @property
+    def _text_model(self) -> str:
+        return f"text-completion-openai/{self.config.model.partition('/')[2]}"
+
+    def stream(self, prompt: str | Sequence[Mapping[str, Any]], told: Told, **settings: Any) -> Iterator[str]:
+        """Pieces of one sample as they come, from messages or raw text; `told` is filled in at the end, or when the
+        caller closes the iterator. Raises CallFailed; after the first piece nothing is sent again.
+        """
+        from openai import OpenAIError
+
+        litellm = import_litellm()
+        raw = isinstance(prompt, str)
+        request: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, **settings}
+        request |= (
+            {"prompt": prompt, "model": self._text_model} if raw else {"messages": prompt, "model": self.config.model}
+        )
+        response, retries = self._open(litellm.text_completion if raw else litellm.completion, request)
+        text, said = "", None
+        try:
+            for chunk in response:
+                said = getattr(chunk, "usage", None) or said
+                for choice in chunk.choices:
+                    told.ended = choice.finish_reason or told.ended
+                    piece = (choice.text if raw else choice.delta.content) or ""
+                    text += piece
+                    if piece:
+                        yield piece
+        except OpenAIError as error:
+            raise CallFailed(self._line(_reason(error)), Usage(self.name)) from None
+        finally:
+            told.usage = self._usages(said, [Choice(text, told.ended, None, None)], request, retries)[0]
+            self._spend([told.usage])
 
     def _call(self, function: Any, request: dict[str, Any]) -> Answer:
+        response, retries = self._open(function, request)
+        answer = self._read(response, request, retries)
+        self._spend(answer.usages)
+        return answer
+
+    def _open(self, function: Any, request: dict[str, Any]) -> tuple[Any, int]:
+        """LiteLLM's response, and how often the request had to be sent again."""
         from openai import OpenAIError
         from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
@@ -86,9 +135,7 @@ class Api:
                     response = function(**common, **request)
         except OpenAIError as error:
             raise self._failed(_reason(error), retries, refused=not _passing(error)) from None
-        answer = self._read(response, request, retries)
-        self._spend(answer.usages)
-        return answer
+        return response, retries
 
     def _where(self) -> dict[str, Any]:
         if self.config.api_base is None:
@@ -98,14 +145,14 @@ class Api:
     def _failed(self, message: str, retries: int, *, refused: bool) -> CallFailed:
         usage = Usage(self.name, 1, retries=retries, cost=None if self.config.prices is None else 0.0)
         self._spend([usage])
-        place = f" at {self.config.api_base}" if self.config.api_base else ""
         tries = f" ({retries + 1} tries)" if retries else ""
-        return CallFailed(self._safe(f"{self.config.model}{place}: {message}{tries}"), usage, refused=refused)
+        return CallFailed(self._line(message + tries), usage, refused=refused)
 
-    def _safe(self, text: str) -> str:
-        if self.key:
-            text = text.replace(self.key, REDACTED)
-        return redact(text)
+    def _line(self, message: str) -> str:
+        """`message` with the model and its address before it, and without secrets."""
+        place = f" at {self.config.api_base}" if self.config.api_base else ""
+        line = f"{self.config.model}{place}: {message}"
+        return redact(line.replace(self.key, REDACTED) if self.key else line)
 
     def _spend(self, usages: Sequence[Usage]) -> None:
         with self._lock:
@@ -171,7 +218,7 @@ def _passing(error: BaseException | None) -> bool:
 
 def _retry_after(error: BaseException | None) -> float:
     """Seconds that the server asks to wait, 0 where it does not."""
-    from stepwise.scorers.http import retry_after
+    from stepwise.http import retry_after
 
     headers = getattr(error, "litellm_response_headers", None) or {}
     return retry_after(headers.get("retry-after")) or 0.0

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stepwise.backends import dialects
-from stepwise.backends.api import Answer, Api, CallFailed, Choice
+from stepwise.backends.api import Answer, Api, CallFailed, Choice, Told
 from stepwise.backends.base import Capabilities, Continuation, Request, check_question
 from stepwise.backends.probe import Findings, Template, probe
 from stepwise.engine.stopping import StopRule, clean_text, open_fence, repeats
@@ -86,12 +86,45 @@ class LiteLLMBackend:
 
     def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
         """A flat list in request order, `n` per request; a request that fails is answered with finish "error"."""
-        return [made for future in self._submit(requests) for made in future.result()]
+        futures = self._submit(requests)
+        try:
+            return [made for future in futures for made in future.result()]
+        finally:  # interrupted, what has not begun must not be paid for
+            for future in futures:
+                future.cancel()
 
     async def acontinue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
         """`continue_solutions` for asyncio."""
         futures = await asyncio.to_thread(self._submit, requests)
         return [made for part in await asyncio.gather(*map(asyncio.wrap_future, futures)) for made in part]
+
+    def stream_steps(self, request: Request) -> Iterator[Continuation]:
+        """The steps of one sample, each as soon as it is complete; the last one ends the solution and carries the cost
+        of all. A failure is a last item with finish "error". Closing the iterator ends the request.
+        """
+        told, rule = Told(), StopRule("step", open_fence(request.prefix[-1].text) if request.prefix else b"")
+        try:
+            self._check(request)
+            prompt, settings = self._prompt(request, range(1), stop=False)
+            pieces = self.api.stream(prompt, told, **settings)
+            for text in _without_thoughts(pieces):
+                ending = rule.push(text.encode("utf-8", "replace"))
+                while ending is not None:
+                    step = clean_text(bytes(rule.data[: ending.content]))
+                    if ending.finish == "answer":
+                        pieces.close()  # type: ignore[attr-defined]
+                        yield Continuation(0, 0, step, "answer", usage=told.usage)
+                        return
+                    yield Continuation(0, 0, step, "step", usage=Usage(self.name))
+                    left = bytes(rule.data[ending.end :])
+                    rule = StopRule("step")
+                    ending = rule.push(left)
+        except (CallFailed, ConfigError, DataError) as failed:
+            usage = told.usage if told.usage.calls else Usage(self.name, 1)
+            yield Continuation(0, 0, "", "error", usage=usage, error=str(failed))
+            return
+        ending = rule.last("length" if told.ended == "length" else "eos")
+        yield Continuation(0, 0, clean_text(bytes(rule.data)), ending.finish, usage=told.usage)
 
     def close(self) -> None:
         """Wait for the requests in flight and end the threads; calling it twice does nothing."""
@@ -150,7 +183,18 @@ class LiteLLMBackend:
         return Continuation(number, sample, read.text, read.finish, (), logprobs, usage)
 
     def _ask(self, request: Request, samples: range, *, stop: bool) -> Answer:
-        """One call for `samples`, continuing the prefix in the way that the probe found."""
+        """One call for `samples`."""
+        prompt, settings = self._prompt(request, samples, stop=stop)
+        if isinstance(prompt, str):
+            return self.api.text(prompt, **settings)
+        return self.api.chat(prompt, **settings)
+
+    def _prompt(
+        self, request: Request, samples: range, *, stop: bool
+    ) -> tuple[str | list[dict[str, Any]], dict[str, Any]]:
+        """What is sent, so that the prefix is continued in the way that the probe found: raw text or messages, and
+        settings.
+        """
         found = self.findings
         text = "".join(step.text + SEPARATOR for step in request.prefix)
         fence = open_fence(request.prefix[-1].text) if request.prefix else b""
@@ -166,14 +210,14 @@ class LiteLLMBackend:
         body = dialects.merge(found.body, settings, self._top_k(request.top_k))
         if found.continuation == "raw":
             prompt = self._template.text(self.prompt, request.problem.question) + text
-            return self.api.text(_clean(prompt), **body)
+            return _clean(prompt), body
         how = found.prefill
         if found.logprobs:
             body |= {"logprobs": True, "top_logprobs": 1}  # llama_cpp.server gives none for 0
         messages = dialects.chat(self.prompt, request.problem.question, text, how, whole=request.stop == "solution")
         extra = how.body if how is not None and text else {}
         messages = [{**message, "content": _clean(message["content"])} for message in messages]
-        return self.api.chat(messages, **dialects.merge(body, extra))
+        return messages, dialects.merge(body, extra)
 
     def _top_k(self, top_k: int) -> dict[str, Any]:
         if not top_k:
@@ -202,6 +246,25 @@ class LiteLLMBackend:
         asked = request.stop == "step" and self.dialect.blank_stop and not fence
         again = asked and stopped and (open_thought or rule.in_fence or (not cut and choice.stopped == SEPARATOR))
         return _Text(cut, ending.finish, again)
+
+
+def _without_thoughts(pieces: Iterator[str]) -> Iterator[str]:
+    """`pieces` without a leading <think>...</think>; nothing comes until it is closed."""
+    held: str | None = ""
+    for piece in pieces:
+        if held is None:
+            yield piece
+            continue
+        held += piece
+        start = held.lstrip()
+        if "</think>" in held:
+            rest, held = held.partition("</think>")[2], None
+            yield rest
+        elif not "<think>".startswith(start[:7]):
+            rest, held = held, None
+            yield rest
+    if held and not held.lstrip().startswith("<think>"):
+        yield held
 
 
 def _clean(text: str) -> str:

@@ -68,7 +68,7 @@ class Template:
 
     def _apply(self, prompt: SolvePrompt, question: str) -> str:
         """Ask llama-server's /apply-template."""
-        from stepwise.scorers.http import HttpFailure, Server
+        from stepwise.http import HttpFailure, Server
 
         if self.config.api_base is None:
             raise ConfigError("raw completion needs api_base and chat_template")

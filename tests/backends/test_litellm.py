@@ -7,15 +7,17 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stepwise import BackendError, Problem, SolvePrompt, Step, Usage
+from stepwise import BackendError, Problem, SolvePrompt, Step, StepRouter, Usage
 from stepwise.backends import dialects
 from stepwise.backends.base import Request
 from stepwise.backends.litellm import LiteLLMBackend
 from stepwise.config import ModelConfig
+from stepwise.routing import Always
 from tests.scorers.stand_in import Answer, StandIn, in_turn, serving
 
 pytest.importorskip("litellm")
@@ -294,3 +296,15 @@ def test_a_model_that_does_not_answer_at_all_is_an_error_of_the_whole_call() -> 
     config = ModelConfig(model="openai/m", api_base="http://127.0.0.1:9/v1", timeout=2)
     with LiteLLMBackend(config, attempts=1) as backend, pytest.raises(BackendError, match=r"127\.0\.0\.1:9"):
         backend.continue_solutions([Request(PROBLEM)])
+
+
+def test_a_router_mixes_a_local_weak_model_with_a_strong_one_behind_an_api(tiny_gguf_path: Path) -> None:
+    solved = in_turn(reply("First."), reply("So \\boxed{4}."))
+    with behind(solved, price_in=1.0, price_out=2.0) as (strong, server):
+        router = StepRouter(weak=f"llamacpp/{tiny_gguf_path}", strong=strong, policy=Always())
+        (trace,) = router.solve_all([PROBLEM])
+        assert trace.answer == "4"
+        assert [step.author for step in trace.steps] == ["strong", "strong"]
+        assert trace.steps[0].usage.model == strong.name
+        assert trace.steps[0].usage.cost == (30 + 2 * 7) / 1e6
+        assert server.requests[1][1]["messages"][-1]["content"] == "First.\n\n"
