@@ -147,7 +147,7 @@ class ScorerConfig(LoadConfig):
     kind: Literal["label_token", "classifier", "pooling", "judge", "constant"] = "label_token"
     """how a score is read: from label tokens, a classification head, vLLM's /pooling, a language model's answer"""
     marker: str | None = None
-    """token put after each step, where the score is read; unset: <|score|> for label tokens, else <extra_0>"""
+    """token after each step, where the score is read; unset: <|score|> for label tokens, else as the model has it"""
     good: str = "<|good|>"
     """kind "label_token": token that stands for a right step"""
     bad: str = "<|bad|>"

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stepwise.errors import BackendError, ConfigError
+from stepwise.http import HttpFailure, Server
 from stepwise.prompt import SolvePrompt
 from stepwise.scorers.base import Workers
-from stepwise.scorers.http import HttpFailure, Server
 from stepwise.types import Usage
 
 _FORCE = 100.0  # as far as the interface goes

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from stepwise.errors import StepwiseError
+from stepwise.errors import BackendError, StepwiseError
 from stepwise.redact import redact
 from stepwise.scorers.base import PrefixScorer, Scored, Task, Workers
 from stepwise.types import Usage
@@ -118,7 +118,8 @@ class JudgeScorer(PrefixScorer):
             try:
                 text, usage = self.complete(chat)
             except StepwiseError as error:
-                return math.nan, spent + Usage(self.name, 1, retries=attempt), str(error)
+                usage = getattr(error, "usage", Usage())
+                return math.nan, spent + _named(usage, self.name, attempt), str(error)
             spent += _named(usage, self.name, attempt)
             score = parse(text, self.ask)
             if score is not None:
@@ -144,7 +145,6 @@ def _named(usage: Usage, name: str, retries: int) -> Usage:
 def engine_completion(engine: Engine, ask: Ask) -> Complete:
     """Completion by the engine, greedy, under the grammar of `ask`: the answer is always one that can be read."""
     from stepwise.engine.jobs import GenerationJob
-    from stepwise.errors import BackendError
 
     def complete(chat: list[Message]) -> tuple[str, Usage]:
         ids = tuple(engine.chat_ids(chat, enable_thinking=False))
@@ -157,43 +157,30 @@ def engine_completion(engine: Engine, ask: Ask) -> Complete:
     return complete
 
 
-def litellm_completion(
-    config: ScorerConfig, *, attempts: int = 4, backoff: float = 0.5, timeout: float = 120
-) -> Complete:
+def api_completion(config: ScorerConfig, *, attempts: int = 5, backoff: float = 0.5) -> Complete:
     """Completion by a model behind an API, through LiteLLM, greedy; errors that may pass are tried again and counted.
 
-    Raises `BackendError` from the completion where the API refuses or stays away.
+    The completion raises `BackendError` where the API refuses or stays away.
     """
-    from stepwise.backends.provider import import_litellm
-    from stepwise.errors import BackendError
+    from stepwise.backends.api import Api, CallFailed
+    from stepwise.config import LoadConfig, ModelConfig
+
+    fields = {name: getattr(config, name) for name in LoadConfig.model_fields}
+    api = Api(ModelConfig(**fields), config.model, attempts=attempts, backoff=backoff)
 
     def complete(chat: list[Message]) -> tuple[str, Usage]:
-        litellm = import_litellm()
-        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
-
-        passing = (
-            litellm.RateLimitError,
-            litellm.APIConnectionError,
-            litellm.InternalServerError,
-            litellm.ServiceUnavailableError,
-            litellm.Timeout,
-        )
-        retrying = Retrying(
-            stop=stop_after_attempt(attempts),
-            wait=wait_exponential(multiplier=backoff, max=60),
-            retry=retry_if_exception_type(passing),
-            reraise=True,
-        )
-        asked = {"model": config.model, "messages": chat, "temperature": 0.0, "timeout": timeout, "max_retries": 0}
-        asked |= {"api_base": config.api_base, "api_key": config.api_key()}
-        asked = {key: value for key, value in asked.items() if value is not None}
         try:
-            reply: Any = retrying(litellm.completion, **asked)
-        except Exception as error:  # LiteLLM's errors have no common root but this
-            raise BackendError(f"{config.model}: {redact(str(error))[:300]}") from None
-        retries = int(retrying.statistics.get("attempt_number", 1)) - 1
-        spent = reply.usage
-        usage = Usage(config.model, 1, spent.prompt_tokens, spent.prompt_tokens, spent.completion_tokens, retries)
-        return reply.choices[0].message.content or "", usage
+            answer = api.chat(chat, temperature=0.0)
+        except CallFailed as failed:
+            error = _ApiFailed(str(failed))
+            error.usage = failed.usage
+            raise error from None
+        return answer.choices[0].text, answer.usages[0]
 
     return complete
+
+
+class _ApiFailed(BackendError):
+    """A `BackendError` that knows what the failed call cost."""
+
+    usage = Usage()

@@ -10,7 +10,7 @@ from stepwise.scorers.base import Scorer
 
 if TYPE_CHECKING:
     from stepwise.config import ScorerConfig
-    from stepwise.scorers.http import Server
+    from stepwise.http import Server
 
 
 def load_scorer(spec: str | ScorerConfig | Scorer, *, prompt: SolvePrompt | None = None) -> Scorer:
@@ -75,10 +75,10 @@ def _label_token(spec: ScorerConfig, prompt: SolvePrompt | None) -> Scorer:
 
 
 def _judge(spec: ScorerConfig) -> Scorer:
-    from stepwise.scorers.judge import JudgeScorer, engine_completion, litellm_completion
+    from stepwise.scorers.judge import JudgeScorer, api_completion, engine_completion
 
     if not spec.local:
-        return JudgeScorer(litellm_completion(spec), spec.model, ask=spec.ask, requests=spec.sequences)
+        return JudgeScorer(api_completion(spec), spec.model, ask=spec.ask, requests=spec.sequences)
     from stepwise.engine import load_engine
 
     engine = load_engine(spec)
@@ -94,7 +94,7 @@ def _judge(spec: ScorerConfig) -> Scorer:
 
 
 def _server(spec: ScorerConfig) -> Server:
-    from stepwise.scorers.http import Server
+    from stepwise.http import Server
 
     return Server(spec.api_base or "", key=spec.api_key())
 

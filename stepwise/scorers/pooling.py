@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from stepwise.http import HttpFailure, Server
 from stepwise.scorers.base import PrefixScorer, Scored, Task, Workers
-from stepwise.scorers.http import HttpFailure, Server
 from stepwise.types import Usage
 
 QWEN_PRM_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."

@@ -11,7 +11,7 @@ import pytest
 from stepwise.config import ScorerConfig
 from stepwise.errors import BackendError, ScorerError
 from stepwise.scorers import JudgeScorer, load_scorer
-from stepwise.scorers.judge import Ask, Message, litellm_completion, messages, parse
+from stepwise.scorers.judge import Ask, Message, api_completion, messages, parse
 from stepwise.types import Problem, Usage
 from tests.scorers.stand_in import Answer, in_turn, serving
 
@@ -173,13 +173,15 @@ def test_a_model_behind_an_api_is_asked_through_litellm(monkeypatch: pytest.Monk
 def test_errors_that_may_pass_are_tried_again_and_counted_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     bad, wrong = Answer({"error": {"message": "overloaded"}}, 500), Answer({"error": {"message": "no model"}}, 404)
     with serving(in_turn(bad, bad, chat_answer("0.5"))) as stand_in:
-        complete = litellm_completion(api(stand_in.url, monkeypatch), attempts=3, backoff=0.0)
+        complete = api_completion(api(stand_in.url, monkeypatch), attempts=3, backoff=0.0)
         text, usage = complete([{"role": "user", "content": "?"}])
         assert (text, usage.retries, len(stand_in.requests)) == ("0.5", 2, 3)
     for answer, requests in ((bad, 3), (wrong, 1)):
         with serving(in_turn(answer)) as stand_in:
-            complete = litellm_completion(api(stand_in.url, monkeypatch), attempts=3, backoff=0.0)
-            with pytest.raises(BackendError, match="openai/m: ") as failed:
+            complete = api_completion(api(stand_in.url, monkeypatch), attempts=3, backoff=0.0)
+            with pytest.raises(BackendError, match="openai/m at http") as failed:
                 complete([{"role": "user", "content": "?"}])
             assert len(stand_in.requests) == requests
             assert "sk-secret" not in str(failed.value)
+            (scored,) = JudgeScorer(complete, "m").score_detailed([(P, ["a"])])
+            assert scored.usage.retries == requests - 1

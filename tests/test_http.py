@@ -1,4 +1,4 @@
-"""The scorer's HTTP client: what may pass is tried again and counted, what may not fails at once and says why."""
+"""The HTTP client: what may pass is tried again and counted, what may not fails at once and says why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from stepwise.scorers.http import HttpFailure, Server, retry_after
+from stepwise.http import HttpFailure, Server, retry_after
 from tests.scorers.stand_in import Answer, in_turn, serving
 
 

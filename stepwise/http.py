@@ -1,4 +1,4 @@
-"""POST of JSON to a scorer's server: what went wrong is said in one line, and what may pass is tried again."""
+"""POST of JSON to a server: what went wrong is said in one line, and what may pass is tried again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Reply(NamedTuple):
 
 
 class HttpFailure(Exception):
-    """A request that got no usable answer; `retries` as in `Reply`. It stays inside this package."""
+    """A request that got no usable answer; `retries` as in `Reply`. It stays inside this library."""
 
     def __init__(self, message: str, *, passing: bool = False, wait: float | None = None):
         super().__init__(message)
