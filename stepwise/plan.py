@@ -30,12 +30,17 @@ _FOOTNOTE = (
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Planned:
-    """The most that one role of a run would be asked for. `prompt_tokens` counts tokens that are not cached."""
+    """The most that one role of a run would be asked for.
+
+    `prompt_tokens` counts tokens that are not cached. `at_once` bounds the requests that can be in flight together
+    (None: all of them): the steps of one solution follow on one another.
+    """
 
     role: Roles
     calls: int
     prompt_tokens: int
     generated_tokens: int
+    at_once: int | None = None
 
 
 def money(planned: Planned, model: LoadConfig) -> float | None:
@@ -49,7 +54,8 @@ def money(planned: Planned, model: LoadConfig) -> float | None:
 def seconds(planned: Planned, model: LoadConfig) -> float | None:
     """A rough time; None when the model's file is not there to be measured."""
     if not model.local:
-        return planned.generated_tokens / _API_TOKENS_PER_SECOND / min(model.sequences, max(planned.calls, 1))
+        together = min(model.sequences, planned.calls if planned.at_once is None else planned.at_once)
+        return planned.generated_tokens / _API_TOKENS_PER_SECOND / max(together, 1)
     size = _file_size(model.model.removeprefix("llamacpp/"))
     if size is None:
         return None

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def test_requests_to_an_api_run_beside_each_other() -> None:
     together = seconds(PLANNED, ModelConfig(model="openai/x", sequences=5))
     assert alone is not None
     assert together == pytest.approx(alone / 5)
+
+
+def test_the_steps_of_one_solution_do_not_run_beside_each_other() -> None:
+    model = ModelConfig(model="openai/x", sequences=5)
+    two_problems = dataclasses.replace(PLANNED, at_once=2)
+    alone, together = seconds(two_problems, model), seconds(PLANNED, model)
+    assert alone is not None
+    assert together == pytest.approx(alone * 2 / 5)
 
 
 def test_the_table_sums_up_and_one_unknown_price_makes_the_sum_unknown() -> None:

@@ -155,7 +155,8 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
         calls = arms * len(problems) * steps
         # A local model evaluates each token of a solution once; an API reads the whole prefix again at every step.
         prompt = question + steps * width if local else steps * (question + steps * width // 2)
-        return Planned(role, calls, arms * len(problems) * prompt, calls * width if generates else 0)  # type: ignore[arg-type]
+        generated = calls * width if generates else 0
+        return Planned(role, calls, arms * len(problems) * prompt, generated, len(problems))  # type: ignore[arg-type]
 
     weak = sum(policy.name != "always" for policy in policies)
     strong = sum(policy.name != "never" for policy in policies)
