@@ -49,7 +49,7 @@ def summary_table(report: Report, width: int | None = None) -> Table:
     from rich.table import Table
 
     below = caption(report.rows) + (f" {LAB_NOTICE}" if report.lab else "")
-    table = Table(title=_text(report.title), caption=below, box=box.SIMPLE_HEAD, title_style="bold")
+    table = Table(title=_text(report.title), caption=below, box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
     table.caption_style, table.caption_justify = "dim", "left"
     shown = [c for c in COLUMNS if not c.extra or width is None or width >= FULL_WIDTH]
     for i, column in enumerate(shown):
