@@ -207,6 +207,9 @@ def _guarded(work: Callable[[], int], *, debug: bool) -> int:
             raise
         _complain(f"error: {error}")
         return 2 if isinstance(error, ConfigError | DataError) else 1
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would complain again when it flushes at its end
+        return 1
     except OSError as error:
         if debug or error.errno not in _CANNOT_WRITE:
             raise

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +21,13 @@ _CARD = "run.json"
 class RunDirectory:
     """Holds `run.json` (program, version, configuration and its hash, arguments, status, files) beside the run's files.
 
-    A directory belongs to one program with one configuration and one set of arguments.
+    A directory belongs to one program with one configuration and one set of arguments, and to one process at a time.
     """
 
     def __init__(self, path: Path, *, program: str, config: Config, arguments: Mapping[str, Any]) -> None:
         self.path = path
+        self._lock: int | None = None  # descriptor of the locked directory
+        self._mine = False  # whether the card in the directory is this run's
         self._began = time.time()
         self._card: dict[str, Any] = {
             "program": program,
@@ -54,7 +58,12 @@ class RunDirectory:
                 )
 
     def open(self, *, anew: bool) -> bool:
-        """Take over what an earlier run left, True if there is any; with `anew` remove that run's files instead."""
+        """Take over what an earlier run left, True if there is any; with `anew` remove that run's files instead.
+
+        Raises DataError where another process is at work in the directory.
+        """
+        if self.path.is_dir():
+            self._take()
         found = self._read()
         if found is None:
             return False
@@ -66,14 +75,40 @@ class RunDirectory:
             return False
         self._card["files"] = files
         self._write()
+        self._mine = True
         return True
 
     def made(self) -> Path:
-        """The directory, which exists from now on, with the run's card in it."""
-        if not (self.path / _CARD).exists():
+        """The directory, which exists from now on, with the run's card in it; DataError where another run began it."""
+        if not self._mine:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._take()
+            if (self.path / _CARD).exists():
+                raise DataError(f"another run began in --out {self.path} in the meantime; give another --out")
             self._write()
+            self._mine = True
         return self.path
+
+    def _take(self) -> None:
+        """Lock the directory until `close`, or the end of the process whatever ends it."""
+        with suppress(ImportError):  # Windows has no such locks
+            fcntl = importlib.import_module("fcntl")
+            if self._lock is None:
+                self._lock = os.open(self.path, os.O_RDONLY)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._release()
+                raise DataError(
+                    f"another process is at work in --out {self.path}; wait for it or give another"
+                ) from None
+            except OSError:
+                return  # a file system without locks
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def claim(self, name: str) -> Path:
         """Path of the run's own file `name` (relative, inside the directory); its parent directory exists."""
@@ -88,8 +123,11 @@ class RunDirectory:
     def close(self, status: Literal["finished", "interrupted", "failed"]) -> None:
         """Write down how the run ended and how long this start of it took, in seconds; nothing if it left no files."""
         self._card |= {"status": status, "seconds": round(time.time() - self._began, 3)}
-        if (self.path / _CARD).exists():
-            self._write()
+        try:
+            if self._mine:
+                self._write()
+        finally:
+            self._release()
 
     def summary(self) -> str:
         """What is there so far, for the line after an interruption."""

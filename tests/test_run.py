@@ -162,18 +162,19 @@ def test_a_mistake_that_is_not_the_users_stays_a_traceback(out: Path) -> None:
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     out: Path, named: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = {"disk": True}
-    close = RunDirectory.close
+    full = {"disk": False}
+    write = RunDirectory._write
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *(["rows.jsonl"] if named else []))
 
-    monkeypatch.setattr(RunDirectory, "close", lambda *at: refuse() if full["disk"] else close(*at))
+    monkeypatch.setattr(RunDirectory, "_write", lambda *at: refuse() if full["disk"] else write(*at))
 
     @program(doc="Count.")
     def main(run: Run) -> None:
         for number in range(len(run.rows("rows.jsonl")), 3):
-            if number == 2 and full["disk"]:
+            if number == 2 and "mended" not in full:
+                full["disk"] = True
                 refuse()
             run.write("rows.jsonl", {"n": number})
 
@@ -182,9 +183,62 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     assert said.startswith(f"error: {os.strerror(errno.ENOSPC)}")
     assert ("rows.jsonl" in said) == named
     assert len(said.splitlines()) == 1
-    full["disk"] = False
+    full.update(disk=False, mended=True)
     assert main(["--out", str(out)]) == 0
     assert rows(out) == [0, 1, 2]
+
+
+def test_two_processes_never_write_to_one_directory(out: Path) -> None:
+    def directory() -> RunDirectory:
+        return RunDirectory(out, program="test_run", config=Config(), arguments={"count": 3, "fail_at": -1})
+
+    first, second, late = directory(), directory(), directory()
+    assert not first.open(anew=False)
+    assert not late.open(anew=False)
+    first.claim("rows.jsonl")
+    for begin in (lambda: second.open(anew=False), lambda: second.open(anew=True), late.made):
+        with pytest.raises(DataError, match="another process is at work"):
+            begin()
+    assert card(out)["files"] == ["rows.jsonl"]
+    first.close("finished")
+    with pytest.raises(DataError, match="another run began"):
+        late.made()
+    late.close("failed")
+    assert card(out)["status"] == "finished"
+    assert second.open(anew=False)
+    second.close("finished")
+
+
+def test_a_pipe_that_is_closed_early_is_no_traceback(tmp_path: Path) -> None:
+    script = tmp_path / "talking.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            from stepwise.run import Run, program
+
+            @program(doc="Talk.")
+            def main(run: Run) -> None:
+                for _ in range(100_000):
+                    print("much more than a pipe holds")
+
+            raise SystemExit(main())
+            """
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, str(script), "--out", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=120) == 1
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "two", "1.5", ""])
