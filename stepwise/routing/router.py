@@ -76,13 +76,22 @@ class StepRouter(dspy.Module):
         """The router that a configuration describes, with its models loaded.
 
         As many problems are open at once as a model takes sequences: more would not be faster, and those that are
-        finished early are on disk early.
+        finished early are on disk early. Raises `ConfigError` where the policy looks at scores, the weak model is not
+        the lab's and the scorer still is.
         """
+        policy, weak = policy_from_config(config.routing), config.models.weak.model
+        foreign = not weak.startswith("llamacpp/lab-")
+        if policy.needs_scores and foreign and config.scorer == ScorerConfig():
+            raise ConfigError(
+                f"policy {policy.name!r} looks at scores, but the scorer is still {config.scorer.model}, which knows "
+                f"nothing but lab problems; give {weak} a scorer under [scorer], or set routing.policy to never, "
+                "always or random"
+            )
         return cls(
             config.models.weak,
             config.models.strong,
             config.scorer,
-            policy_from_config(config.routing),
+            policy,
             prompt=config.prompt,
             sampling=config.sampling,
             budget=config.budget,

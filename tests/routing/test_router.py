@@ -255,6 +255,12 @@ def test_a_configuration_describes_the_whole_router(monkeypatch: pytest.MonkeyPa
     assert StepRouter.from_config(Config()).policy == Threshold(0.5)
 
 
+def test_the_labs_scorer_is_refused_for_a_model_that_is_not_the_labs() -> None:
+    config = Config.load(overrides=["models.weak.model=llamacpp/other.gguf"])
+    with pytest.raises(ConfigError, match=r"still llamacpp/lab-scorer.*give llamacpp/other.gguf a scorer"):
+        StepRouter.from_config(config)
+
+
 def test_a_policy_that_looks_at_scores_needs_a_scorer_when_the_router_is_made() -> None:
     with pytest.raises(ConfigError, match="scorer="):
         StepRouter(ScriptedBackend({}), ScriptedBackend({}))
