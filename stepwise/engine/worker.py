@@ -28,6 +28,7 @@ class Worker:
         self._inbox: deque[Control | list[Unit]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="stepwise-engine", daemon=True)
         self._thread.start()
 
@@ -49,6 +50,8 @@ class Worker:
     def submit(self, item: Control | list[Unit]) -> None:
         """Queue `item` and return at once. Raises BackendError after `stop`."""
         with self._wake:
+            if self._error is not None:
+                raise BackendError(f"the engine stopped at an error ({self._error}); load it again") from self._error
             if self._stopping:
                 raise BackendError("the engine is closed; load it again")
             self._inbox.append(item)
@@ -73,7 +76,7 @@ class Worker:
             while self._take():
                 self._scheduler.turn()
         except Exception as caught:
-            error = caught
+            error = self._error = caught
         finally:  # a caller must never wait for a thread that has ended
             self._abandon(error)
 
@@ -87,7 +90,7 @@ class Worker:
                     if isinstance(item, Control):
                         _act(item)
                     else:
-                        scheduler.add(item)
+                        scheduler.add([unit for unit in item if not unit.call.cancelled])
                 if scheduler.busy:
                     return True
                 self._wake.wait()

@@ -1,0 +1,80 @@
+"""The engine's thread: what was cancelled is not run, and an engine that failed says at what."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stepwise.engine.jobs import Call
+from stepwise.engine.worker import Control, Worker
+from stepwise.errors import BackendError
+
+
+class Scheduler:
+    """Finishes one unit a turn; a unit named "bad" raises."""
+
+    def __init__(self) -> None:
+        self.units: list[Any] = []
+        self.ran: list[str] = []
+        self.interrupted = False
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.units)
+
+    def add(self, units: list[Any]) -> None:
+        self.units += units
+
+    def turn(self) -> None:
+        unit = self.units.pop(0)
+        if unit.name == "bad":
+            raise ValueError("no more cells")
+        self.ran.append(unit.name)
+        unit.call.put(0, unit.name)
+
+    def abandon(self, error: Exception) -> None:
+        for unit in self.units:
+            unit.call.fail(error)
+
+
+def unit(name: str) -> Any:
+    return SimpleNamespace(name=name, call=Call(1))
+
+
+def test_units_cancelled_while_they_wait_to_be_taken_are_not_run() -> None:
+    scheduler = Scheduler()
+    worker = Worker(scheduler)  # type: ignore[arg-type]
+    inside, go = threading.Event(), threading.Event()
+
+    def block() -> None:
+        inside.set()
+        go.wait(10)
+
+    worker.submit(Control(block))
+    assert inside.wait(10)
+    dropped, kept = unit("dropped"), unit("kept")
+    worker.submit([dropped])
+    worker.cancel(dropped.call)
+    go.set()
+    assert worker.do([kept], kept.call) == ["kept"]
+    assert scheduler.ran == ["kept"]
+    worker.stop()
+
+
+def test_an_engine_that_failed_names_the_error_to_later_callers() -> None:
+    worker = Worker(Scheduler())  # type: ignore[arg-type]
+    worker.submit([unit("bad")])
+    worker._thread.join(10)
+    later = unit("later")
+    with pytest.raises(BackendError, match=r"stopped at an error \(no more cells\); load it again"):
+        worker.do([later], later.call)
+
+
+def test_a_closed_engine_says_so() -> None:
+    worker = Worker(Scheduler())  # type: ignore[arg-type]
+    worker.stop()
+    with pytest.raises(BackendError, match="closed; load it again"):
+        worker.do([unit("x")], Call(1))
