@@ -63,8 +63,10 @@ def main(run: Run) -> None:
         for trace in before:  # caps are for the whole run, so what it spent before it was killed counts
             for role, usage in usage_by_author(trace).items():
                 router.ledger.record(role, usage)
+        # What ended in an error is tried again; its first row stays in the file, and the last row of a problem counts.
+        kept = [trace for trace in before if trace.finish != "error"]
         try:
-            traces = router.solve_all(problems, on_trace=lambda trace: run.write("traces.jsonl", trace), resume=before)
+            traces = router.solve_all(problems, on_trace=lambda trace: run.write("traces.jsonl", trace), resume=kept)
         except RoutingInterrupted as stop:
             finish(run, router, [trace for trace in stop.traces if trace.steps])
             raise

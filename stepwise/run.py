@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-_SHARED = ("config", "set", "out", "dry_run", "overwrite", "debug")
+_NO_SETTINGS = ("config", "set", "out", "dry_run", "overwrite", "debug", "show")  # these do not change what is computed
 
 
 class Main(Protocol):
@@ -164,7 +164,7 @@ def _start(
     from rich.console import Console
 
     config = Config.load(args.config, args.set)
-    own = {key: value for key, value in vars(args).items() if key not in _SHARED}
+    own = {key: value for key, value in vars(args).items() if key not in _NO_SETTINGS}
     console = Console()
     directory = RunDirectory(args.out, program=name, config=config, arguments=own)
     directory.check(overwrite=args.overwrite)

@@ -11,6 +11,7 @@ from programs import route
 from stepwise.jsonl import append_rows, read_rows
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Problem, Trace
+from tests.fakes import Line
 from tests.routing.lab_world import LabWorld
 
 
@@ -103,6 +104,25 @@ def test_ctrl_c_before_any_solution_is_finished_leaves_a_page_of_the_open_ones(
     assert start(tmp_path, "--n", "10", "--set", "routing.policy=never") == 130
     assert next(iter(world.made)) in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_problems_that_ended_in_an_error_are_tried_again_and_no_others(
+    world: LabWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = world.weak._script
+    first = next(iter(world.made))
+
+    def failing(problem: Problem, prefix: tuple[str, ...], seed: int) -> object:
+        return Line("", finish="error", error="no answer") if problem.id == first else step(problem, prefix, seed)
+
+    monkeypatch.setattr(world.weak, "_script", failing)
+    assert start(tmp_path, "--n", "10", "--set", "routing.policy=never") == 0
+    assert read_rows(tmp_path / "metrics.jsonl")[-1]["finish"] == {"error": 1, "answer": 9}
+    monkeypatch.setattr(world.weak, "_script", step)
+    asked = len(world.weak.requests)
+    assert start(tmp_path, "--n", "10", "--set", "routing.policy=never") == 0
+    assert {request.problem.id for request in world.weak.requests[asked:]} == {first}
+    assert read_rows(tmp_path / "metrics.jsonl")[-1]["finish"] == {"answer": 10}
 
 
 @pytest.mark.parametrize("n", ["0", "-3", "many"])
