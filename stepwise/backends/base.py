@@ -39,8 +39,9 @@ class Request:
     """Continue the solution of `problem` after the steps of `prefix`.
 
     `stop="step"` ends at the first blank line, `"solution"` at the final answer or the end of the message. `n` samples
-    are drawn; sample i of a request depends on (`seed`, i) alone, not on what else is in the batch. `temperature=0` is
-    greedy. `top_p=1` and `top_k=0` switch truncation off. `max_tokens` bounds the tokens of this continuation.
+    are drawn; the random numbers of sample i depend on (`seed`, i) alone, not on what else is in the batch (the logits
+    do, in their last digits). `temperature=0` is greedy. `top_p=1` and `top_k=0` switch truncation off. `max_tokens`
+    bounds the tokens of this continuation.
     """
 
     problem: Problem

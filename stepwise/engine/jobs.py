@@ -23,7 +23,7 @@ Ranked = tuple[tuple[int, float], ...]  # the likeliest tokens with their log-pr
 
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
 class GenerationJob:
-    """Continue `ids` in `n` samples; sample i depends on (`seed`, i) and the ids alone.
+    """Continue `ids` in `n` samples; the random numbers of sample i depend on (`seed`, i) alone.
 
     `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch truncation off. `stop`: "step" and "solution" as in
     `Request`, "none" runs to the end of the message or `max_tokens`. `grammar` is GBNF with the rule `root`. `fence`:
