@@ -58,9 +58,9 @@ def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
 @program(doc=__doc__, arguments=arguments, plan=plan)
 def main(run: Run) -> None:
     problems = problems_of(run.args)
-    before = run.rows("traces.jsonl", Trace)
+    before = [*run.rows("traces.jsonl", Trace), *run.rows("interrupted.jsonl", Trace)]
     with StepRouter.from_config(run.config) as router:
-        for trace in before:  # caps are for the whole run, so what it spent before it was killed counts
+        for trace in before:  # caps are for the whole run, so what it spent before it was stopped counts
             for role, usage in usage_by_author(trace).items():
                 router.ledger.record(role, usage)
         # What ended in an error is tried again; its first row stays in the file, and the last row of a problem counts.
@@ -68,6 +68,9 @@ def main(run: Run) -> None:
         try:
             traces = router.solve_all(problems, on_trace=lambda trace: run.write("traces.jsonl", trace), resume=kept)
         except RoutingInterrupted as stop:
+            for trace in stop.traces:
+                if trace.finish == "interrupted" and usage_by_author(trace):
+                    run.write("interrupted.jsonl", trace)
             finish(run, router, [trace for trace in stop.traces if trace.steps])
             raise
         finish(run, router, traces)

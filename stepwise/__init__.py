@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stepwise.budget import Ledger
     from stepwise.config import (
         BudgetConfig,
+        CapsConfig,
         Config,
         ModelConfig,
         ModelsConfig,
@@ -49,7 +50,9 @@ _HOME = {
     "stepwise.backends.base": "Backend Capabilities Continuation Request",
     "stepwise.backends.provider": "lm register_litellm",
     "stepwise.budget": "Ledger",
-    "stepwise.config": "BudgetConfig Config ModelConfig ModelsConfig RoutingConfig SamplingConfig ScorerConfig",
+    "stepwise.config": (
+        "BudgetConfig CapsConfig Config ModelConfig ModelsConfig RoutingConfig SamplingConfig ScorerConfig"
+    ),
     "stepwise.errors": (
         "BackendError BudgetExceededError CapabilityError ConfigError DataError ExportError GradingError "
         "MissingDependencyError ScorerError StepwiseError"
@@ -71,6 +74,7 @@ __all__ = [
     "BudgetExceededError",
     "Capabilities",
     "CapabilityError",
+    "CapsConfig",
     "Config",
     "ConfigError",
     "Continuation",

@@ -7,6 +7,9 @@ Work is reserved at its worst case before it starts and settled at what it cost 
 
 A cap compares spent + reserved with the limit, so it can be passed only by a model that breaks its own `max_tokens` (or
 a caller that understates `prompt_tokens`); such an overrun is recorded as it is, and every later reservation refused.
+
+Caps on one problem work the same way: `ledger.for_problem()` is a ledger of its own whose reservations must fit there
+and in the run's at once.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from stepwise.errors import BudgetExceededError, ConfigError, DataError
 from stepwise.types import Usage
 
 if TYPE_CHECKING:
-    from stepwise.config import BudgetConfig, Config
+    from stepwise.config import CapsConfig, Config
 
 Prices = tuple[float, float]  # money per million prompt tokens, per million generated tokens
 _NAMES = ("strong_tokens", "total_tokens", "calls", "money")
@@ -64,17 +67,21 @@ class Ledger:
     """Usage by role under the caps of a `BudgetConfig`; every method may be called from any thread.
 
     `prices` maps a role to its prices; a role that is not there, or None, has no known price, and its cost stays None.
-    The role "strong" counts for `strong_tokens`; the calls of "scorer" do not count for `calls`.
+    The role "strong" counts for `strong_tokens`; the calls of "scorer" do not count for `calls`. A request that a
+    server refused or lost and that was sent again is one call; how often that was stands in `Usage.retries`.
     """
 
-    def __init__(self, caps: BudgetConfig | None = None, prices: Mapping[str, Prices | None] | None = None) -> None:
+    def __init__(self, caps: CapsConfig | None = None, prices: Mapping[str, Prices | None] | None = None) -> None:
         limits = {name: getattr(caps, name, None) for name in _NAMES}
         self._caps = {name: None if limit is None else Fraction(str(limit)) for name, limit in limits.items()}
+        self._problem_caps: CapsConfig | None = getattr(caps, "problem", None)
         self._prices = dict(prices or {})
         self._spent = dict(_ZERO)
         self._held = dict(_ZERO)
         self._usage: dict[str, Usage] = {}
         self._lock = threading.Lock()
+        self._name = "budget"
+        self._levels: tuple[Ledger, ...] = (self,)  # this ledger and those it is part of; all share one lock
 
     @classmethod
     def for_config(cls, config: Config) -> Self:
@@ -82,10 +89,25 @@ class Ledger:
         models = {"weak": config.models.weak, "strong": config.models.strong, "critic": config.models.critic}
         prices = {role: model.prices for role, model in {**models, "scorer": config.scorer}.items() if model}
         for role, price in prices.items():
-            if config.budget.money is not None and price is None:
-                table = "scorer" if role == "scorer" else f"models.{role}"
-                raise ConfigError(f"budget.money is set, but {table} has no price; set {table}.price_in and .price_out")
+            for key, caps in (("budget", config.budget), ("budget.problem", config.budget.problem)):
+                if caps.money is not None and price is None:
+                    table = "scorer" if role == "scorer" else f"models.{role}"
+                    raise ConfigError(
+                        f"{key}.money is set, but {table} has no price; set {table}.price_in and .price_out"
+                    )
         return cls(config.budget, prices)
+
+    def for_problem(self, spent: Mapping[str, Usage] | None = None) -> Ledger:
+        """The account of one problem: under the caps of `budget.problem`, and in the same breath under this ledger's.
+
+        `spent`, by role, is what earlier attempts at the problem cost: it counts for the problem's caps only, since
+        this ledger has it already (or gets it by `record`).
+        """
+        account = Ledger(self._problem_caps, self._prices)
+        account._name, account._lock, account._levels = "budget.problem", self._lock, (account, *self._levels)
+        for role, usage in (spent or {}).items():
+            account._add(role, account._priced(role, usage))
+        return account
 
     def reserve(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> Reservation:
         """Set aside at most `max_tokens` generated tokens over `calls` calls that read `prompt_tokens` in all.
@@ -96,30 +118,31 @@ class Ledger:
         """
         ask = self._ask(role, max_tokens, prompt_tokens, calls)
         with self._lock:
-            short = self._short(ask)
-            if short:
-                raise BudgetExceededError(self._refusal(short, role, ask[short]))
-            self._held = {name: self._held[name] + ask[name] for name in _NAMES}
+            for level in self._levels:
+                level._check(role, ask)
+            for level in self._levels:
+                level._held = {name: level._held[name] + ask[name] for name in _NAMES}
         return Reservation(self, role, ask)
 
     def can_spend(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> bool:
         """Whether `reserve` with the same arguments would succeed now."""
         ask = self._ask(role, max_tokens, prompt_tokens, calls)
         with self._lock:
-            return not self._short(ask)
+            return not any(level._short(ask) for level in self._levels)
 
     def allowed_tokens(self, role: str, *, prompt_tokens: int = 0, calls: int = 1) -> int | None:
         """The largest `max_tokens` that `reserve` would accept now, None without a cap; 0 also where no call fits."""
         base = self._ask(role, 0, prompt_tokens, calls)
         unit = self._ask(role, 1, 0, 0)
         with self._lock:
-            if self._short(base):
+            if any(level._short(base) for level in self._levels):
                 return 0
             room = []
-            for name in _NAMES:
-                cap = self._caps[name]
-                if cap is not None and unit[name] > 0:
-                    room.append((cap - self._spent[name] - self._held[name] - base[name]) // unit[name])
+            for level in self._levels:
+                for name in _NAMES:
+                    left = level._left(name)
+                    if left is not None and unit[name] > 0:
+                        room.append((left - base[name]) // unit[name])
         return max(0, min(room)) if room else None
 
     def record(self, role: str, usage: Usage) -> None:
@@ -134,23 +157,26 @@ class Ledger:
             return sum(self._usage.values(), Usage())
 
     def remaining(self) -> dict[str, float | None]:
-        """What is left of each cap, reservations taken off; None where there is no cap, negative after an overrun."""
+        """What is left of each cap, reservations taken off; None where there is no cap, negative after an overrun.
+
+        For the account of a problem the nearer of its own cap and the run's.
+        """
         with self._lock:
-            left: dict[str, float | None] = {}
-            for name, cap in self._caps.items():
-                left[name] = None if cap is None else float(cap - self._spent[name] - self._held[name])
-            return left
+            found = {name: [level._left(name) for level in self._levels] for name in _NAMES}
+        known = {name: [left for left in lefts if left is not None] for name, lefts in found.items()}
+        return {name: float(min(lefts)) if lefts else None for name, lefts in known.items()}
 
     def summary(self) -> str:
         """A few lines for a person: one per role, one for the total, one per cap."""
         with self._lock:
             usages = dict(self._usage)
+            lefts = {name: self._left(name) for name in _NAMES}
         lines = [_spent_line(role, usage) for role, usage in usages.items()]
         lines.append(_spent_line("all", sum(usages.values(), Usage())))
-        for name, left in self.remaining().items():
+        for name, left in lefts.items():
             cap = self._caps[name]
             if cap is not None and left is not None:
-                lines.append(f"cap on {name}: {float(cap):,.10g}, {left:,.10g} left")
+                lines.append(f"cap on {name}: {float(cap):,.10g}, {float(left):,.10g} left")
         return "\n".join(lines)
 
     def _ask(self, role: str, max_tokens: int, prompt_tokens: int, calls: int) -> dict[str, Fraction]:
@@ -158,8 +184,11 @@ class Ledger:
             if value < 0:
                 raise DataError(f"{name} is {value}; it must be 0 or more")
         price = self._prices.get(role)
-        if price is None and self._caps["money"] is not None:
-            raise ConfigError(f"budget.money is set, but no price is known for {role}; set its price_in and price_out")
+        capped = next((level._name for level in self._levels if level._caps["money"] is not None), "")
+        if price is None and capped:
+            raise ConfigError(
+                f"{capped}.money is set, but no price is known for {role}; set its price_in and price_out"
+            )
         return self._counted(role, max_tokens, calls, _cost(price or (0.0, 0.0), prompt_tokens, max_tokens))
 
     def _counted(self, role: str, generated: int, calls: int, money: Fraction) -> dict[str, Fraction]:
@@ -173,35 +202,55 @@ class Ledger:
             "money": money,
         }
 
+    def _left(self, name: str) -> Fraction | None:
+        """What is left of this ledger's own cap. Needs the lock."""
+        cap = self._caps[name]
+        return None if cap is None else cap - self._spent[name] - self._held[name]
+
     def _short(self, ask: Mapping[str, Fraction]) -> str:
-        """Name of the first cap that `ask` would pass, "" when it fits; an amount of 0 always fits. Needs the lock."""
-        for name, cap in self._caps.items():
-            if cap is not None and ask[name] > 0 and self._spent[name] + self._held[name] + ask[name] > cap:
+        """Name of the first own cap that `ask` would pass, "" when it fits; an amount of 0 always fits. Needs the
+        lock.
+        """
+        for name in _NAMES:
+            left = self._left(name)
+            if left is not None and 0 < ask[name] > left:
                 return name
         return ""
 
-    def _refusal(self, name: str, role: str, asked: Fraction) -> str:
-        cap = self._caps[name] or Fraction(0)
-        return (
-            f"budget.{name} = {float(cap):.10g}: {float(self._spent[name]):.10g} spent, "
-            f"{float(self._held[name]):.10g} reserved, and {role} asks for up to {float(asked):.10g} more; "
-            f"raise budget.{name} or ask for less"
+    def _check(self, role: str, ask: Mapping[str, Fraction]) -> None:
+        """Raises BudgetExceededError where `ask` does not fit under the own caps. Needs the lock."""
+        name = self._short(ask)
+        if not name:
+            return
+        cap, key = self._caps[name] or Fraction(0), f"{self._name}.{name}"
+        raise BudgetExceededError(
+            f"{key} = {float(cap):.10g}: {float(self._spent[name]):.10g} spent, "
+            f"{float(self._held[name]):.10g} reserved, and {role} asks for up to {float(ask[name]):.10g} more; "
+            f"raise {key} or ask for less",
+            cap=key,
         )
 
     def _close(self, role: str, held: Mapping[str, Fraction], usage: Usage | None) -> None:
         with self._lock:
-            self._held = {name: self._held[name] - held[name] for name in _NAMES}
-            if usage is None:
-                return
-            price = self._prices.get(role)
-            if usage.cost is None and price is not None:
-                money = _cost(price, usage.prompt_tokens, usage.generated_tokens)
-                usage = dataclasses.replace(usage, cost=float(money))
-            else:
-                money = Fraction(0) if usage.cost is None else Fraction(str(usage.cost))
-            spent = self._counted(role, usage.generated_tokens, usage.calls, money)
-            self._spent = {name: self._spent[name] + spent[name] for name in _NAMES}
-            self._usage[role] = self._usage.get(role, Usage()) + usage
+            for level in self._levels:
+                level._held = {name: level._held[name] - held[name] for name in _NAMES}
+                if usage is not None:
+                    level._add(role, level._priced(role, usage))
+
+    def _priced(self, role: str, usage: Usage) -> tuple[Usage, Fraction]:
+        """`usage` with its cost where a price is known, and the exact money."""
+        price = self._prices.get(role)
+        if usage.cost is None and price is not None:
+            money = _cost(price, usage.prompt_tokens, usage.generated_tokens)
+            return dataclasses.replace(usage, cost=float(money)), money
+        return usage, Fraction(0) if usage.cost is None else Fraction(str(usage.cost))
+
+    def _add(self, role: str, priced: tuple[Usage, Fraction]) -> None:
+        """Count what was spent in this ledger alone. Needs the lock."""
+        usage, money = priced
+        spent = self._counted(role, usage.generated_tokens, usage.calls, money)
+        self._spent = {name: self._spent[name] + spent[name] for name in _NAMES}
+        self._usage[role] = self._usage.get(role, Usage()) + usage
 
 
 def _cost(price: Prices, prompt_tokens: int, generated_tokens: int) -> Fraction:

@@ -35,7 +35,11 @@ class ExportError(StepwiseError, ValueError):
 
 
 class BudgetExceededError(StepwiseError, RuntimeError):
-    """A hard cap on tokens, calls or money was reached."""
+    """A hard cap on tokens, calls or money was reached; `cap` is its key, such as "budget.problem.calls"."""
+
+    def __init__(self, message: str, *, cap: str = ""):
+        super().__init__(message)
+        self.cap = cap
 
 
 class GradingError(StepwiseError, RuntimeError):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepwise.budget import Ledger
-from stepwise.config import BudgetConfig, Config
+from stepwise.config import BudgetConfig, CapsConfig, Config
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
 from stepwise.types import Usage
 
@@ -188,3 +188,101 @@ def test_caps_hold_when_threads_reserve_at_once() -> None:
     total = ledger.usage("strong").generated_tokens
     assert 500 - 8 * 7 < total <= 500
     assert ledger.remaining()["strong_tokens"] == 500 - total
+
+
+# --- caps on one problem ----------------------------------------------------------------------------------------------
+
+
+def both(strong: int | None = None, strong_problem: int | None = None, **problem: float) -> Ledger:
+    caps = CapsConfig.model_validate({"strong_tokens": strong_problem, **problem})
+    return Ledger(BudgetConfig(strong_tokens=strong, problem=caps))
+
+
+def test_a_problem_that_reached_its_cap_leaves_the_others_theirs() -> None:
+    ledger = both(strong_problem=50)
+    first, second = ledger.for_problem(), ledger.for_problem()
+    first.reserve("strong", 50).settle(spent(50))
+    with pytest.raises(BudgetExceededError, match=r"budget\.problem\.strong_tokens = 50: 50 spent") as refused:
+        first.reserve("strong", 1)
+    assert refused.value.cap == "budget.problem.strong_tokens"
+    assert (first.allowed_tokens("strong"), second.allowed_tokens("strong")) == (0, 50)
+    assert ledger.usage("strong").generated_tokens == 50
+    assert ledger.allowed_tokens("strong") is None
+
+
+def test_what_one_problem_reserves_is_taken_from_the_run_until_it_is_settled() -> None:
+    ledger = both(strong=60, strong_problem=50)
+    first, second = ledger.for_problem(), ledger.for_problem()
+    held = first.reserve("strong", 50)
+    assert (second.allowed_tokens("strong"), second.remaining()["strong_tokens"]) == (10, 10.0)
+    with pytest.raises(BudgetExceededError) as refused:
+        second.reserve("strong", 11)
+    assert refused.value.cap == "budget.strong_tokens"
+    held.settle(spent(5))
+    assert (first.allowed_tokens("strong"), second.allowed_tokens("strong")) == (45, 50)
+    assert ledger.remaining()["strong_tokens"] == 55.0
+
+
+def test_a_refusal_at_either_level_reserves_nothing_at_the_other() -> None:
+    ledger = both(strong=60, strong_problem=50)
+    account = ledger.for_problem()
+    with pytest.raises(BudgetExceededError):
+        account.reserve("strong", 51)
+    ledger.reserve("strong", 30)
+    with pytest.raises(BudgetExceededError):
+        account.reserve("strong", 31)
+    assert ledger.remaining()["strong_tokens"] == 30.0
+    assert account.usage() == Usage()
+    assert account.can_spend("strong", 30)
+
+
+def test_earlier_attempts_count_for_the_problem_and_not_again_for_the_run() -> None:
+    ledger = both(strong=100, strong_problem=50)
+    account = ledger.for_problem({"strong": spent(30), "weak": spent(9)})
+    assert account.allowed_tokens("strong") == 20
+    assert ledger.allowed_tokens("strong") == 100
+
+
+def test_calls_and_money_are_capped_for_a_problem_too() -> None:
+    caps = BudgetConfig(problem=CapsConfig(calls=2, money=0.3))
+    account = Ledger(caps, {"strong": (0.0, 100_000.0)}).for_problem()
+    assert account.allowed_tokens("strong") == 3
+    account.reserve("strong", 1).settle(spent(1))
+    account.record("scorer", Usage("s", calls=7, cost=0.1))
+    assert account.allowed_tokens("strong") == 1
+    account.reserve("strong", 1).settle(spent(1))
+    assert account.remaining()["money"] == 0.0
+    assert not account.can_spend("strong", 0)
+
+
+def test_a_cap_on_a_problems_money_needs_prices() -> None:
+    with pytest.raises(ConfigError, match=r"budget\.problem\.money is set, but no price is known for strong"):
+        both(money=1.0).for_problem().reserve("strong", 1)
+    config = Config.load(None, ["budget.problem.money=1", "models.strong.model=openai/x"])
+    with pytest.raises(ConfigError, match=r"budget\.problem\.money is set, but models\.strong has no price"):
+        Ledger.for_config(config)
+
+
+def test_both_levels_hold_when_threads_reserve_at_once() -> None:
+    ledger = both(strong=500, strong_problem=90)
+    accounts = [ledger.for_problem() for _ in range(8)]
+    start = threading.Barrier(16)
+
+    def worker(account: Ledger) -> None:
+        start.wait()
+        while True:
+            try:
+                with account.reserve("strong", 7) as reservation:
+                    reservation.settle(spent(5))
+            except BudgetExceededError:
+                return
+
+    threads = [threading.Thread(target=worker, args=(account,)) for account in accounts for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    each = [account.usage("strong").generated_tokens for account in accounts]
+    assert max(each) <= 90
+    assert 500 - 16 * 7 < sum(each) <= 500
+    assert sum(each) == ledger.usage("strong").generated_tokens == 500 - ledger.remaining()["strong_tokens"]

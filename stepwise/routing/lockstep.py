@@ -11,14 +11,15 @@ What differs from TRIM:
 5. Every draft's seed follows from (run seed, problem id, step, role, attempt) alone: up to the rounding of the models'
    sums, a trace does not depend on what else is in the batch, and the same prefix gets the same draft under every
    policy.
-6. Caps are kept by reserving a whole step before it is asked for: near a cap fewer steps are asked at a time.
+6. Caps, on a problem and on the run, are kept by reserving a whole step before it is asked for: near the run's cap
+   fewer steps are asked at a time.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Literal, NamedTuple
 
@@ -80,8 +81,12 @@ def route_all(
     *,
     ledger: Ledger | None = None,
     on_trace: OnTrace | None = None,
+    spent: Mapping[Problem, Mapping[str, Usage]] | None = None,
 ) -> list[Trace]:
     """One trace per problem, in the order of the problems; `on_trace` is told of each as soon as it is finished.
+
+    The caps of `ledger` hold for everything it counts, its caps on one problem for each trace and what `spent` says (by
+    problem and role) that earlier attempts at it cost.
 
     A model that fails for one problem ends that trace with finish "error". Raises `ConfigError` when the policy needs a
     scorer and there is none, `BackendError` and `ScorerError` when a whole call fails, `RoutingInterrupted` on Ctrl-C.
@@ -91,8 +96,9 @@ def route_all(
             f"policy {policy.name!r} looks at scores, but there is no scorer; "
             "give one, for example scorer='llamacpp/lab-scorer'"
         )
-    run = _Run(models, policy, settings or RouteSettings(), ledger or Ledger())
-    everyone = [_Open(problem) for problem in problems]
+    ledger = ledger or Ledger()
+    run = _Run(models, policy, settings or RouteSettings(), ledger)
+    everyone = [_Open(problem, ledger.for_problem((spent or {}).get(problem))) for problem in problems]
     waiting, active = deque(everyone), list[_Open]()
     window = run.settings.window or len(everyone)
     try:
@@ -114,6 +120,7 @@ class _Open:
     """One problem while it is routed: the steps so far, and the step that is being made."""
 
     problem: Problem
+    account: Ledger
     steps: list[Step] = dataclasses.field(default_factory=list)
     scorer_usage: Usage = dataclasses.field(default_factory=Usage)
     finish: TraceFinish = ""
@@ -124,6 +131,7 @@ class _Open:
     current_finish: str = ""
     drafts: list[Step] = dataclasses.field(default_factory=list)
     decision: str = ""
+    refused_by: str = ""  # the cap that stood in the way of the last model
 
     def trace(self) -> Trace:
         return Trace(self.problem, tuple(self.steps), self.finish, self.scorer_usage, self.note, tuple(self.drafts))
@@ -159,6 +167,7 @@ class _Run:
 
     def __init__(self, models: Models, policy: Policy, settings: RouteSettings, ledger: Ledger):
         self.models, self.policy, self.settings, self.ledger = models, policy, settings, ledger
+        self.around = len(settings.prompt.model_dump_json()) + 64  # bytes bound tokens; the chat template adds a few
 
     def round(self, items: Sequence[_Open]) -> None:
         """One more step for every item, or its end."""
@@ -174,7 +183,7 @@ class _Run:
         refused = self._write("strong", [item for item in items if item.strong_steps and not item.finish])
         for item in refused:
             item.strong_steps = 0
-            item.decision = f"keep: the budget is spent ({item.decision})"
+            item.decision = f"keep: the budget is spent, {item.refused_by} ({item.decision})"
         self._write("weak", [item for item in refused if item.current is None])
         for item in items:
             if not item.finish:
@@ -184,10 +193,8 @@ class _Run:
         """Score what the policy wants scored, and let it decide; returns the items that it wants drafted again."""
         if self.policy.needs_scores:
             self._score(items)
-        left = self.ledger.remaining()["strong_tokens"]
-        tokens_left = None if left is None else max(0, int(left))
         scored = [item for item in items if not item.finish]
-        return [item for item in scored if self._act(item, self.policy.decide(self._view(item, tokens_left)))]
+        return [item for item in scored if self._act(item, self.policy.decide(self._view(item)))]
 
     def _act(self, item: _Open, action: Action) -> bool:
         """Note what the policy decided; True when the weak model is to draft again."""
@@ -207,7 +214,8 @@ class _Run:
             item.replace(None)
         return again
 
-    def _view(self, item: _Open, strong_tokens_left: int | None) -> View:
+    def _view(self, item: _Open) -> View:
+        left = item.account.remaining()["strong_tokens"]
         return View(
             item.problem,
             tuple(item.steps),
@@ -215,7 +223,7 @@ class _Run:
             item.current_finish if item.current is not None else "",
             len(item.drafts),
             self.settings.max_steps,
-            strong_tokens_left,
+            None if left is None else max(0, int(left)),
             self.settings.seed,
         )
 
@@ -225,7 +233,7 @@ class _Run:
         todo = [item for item in items if len(item.texts) > sum(step.score is not None for step in item.steps)]
         results = score_items(self.models.scorer, [(item.problem, item.texts) for item in todo]) if todo else []
         for item, (scores, usage, error) in zip(todo, results, strict=True):
-            self.ledger.record("scorer", usage)
+            item.account.record("scorer", usage)
             item.scorer_usage += usage
             if error:
                 item.end("error", f"the scorer failed at step {len(item.steps)}: {error}")
@@ -244,30 +252,38 @@ class _Run:
         Returns the items that it may not serve. Without the weak model nothing can go on: its refused items end in
         "budget".
         """
-        waiting = deque(items)
+        waiting = list(items)
         while waiting:
             with ExitStack() as stack:
                 asked: list[tuple[_Open, Reservation]] = []
-                while waiting and (held := self._reserve(role, waiting[0])) is not None:
-                    asked.append((waiting.popleft(), stack.enter_context(held)))
+                for item in waiting:  # all of them: one whose own cap is reached holds nobody up
+                    held = self._reserve(role, item)
+                    if held is not None:
+                        asked.append((item, stack.enter_context(held)))
                 if not asked:
                     break
                 for (item, held), result in zip(asked, self._call(role, [item for item, _ in asked]), strict=True):
                     held.settle(result.usage)
                     self._receive(item, role, result)
+                served = {id(item) for item, _ in asked}
+                waiting = [item for item in waiting if id(item) not in served]
         for item in waiting if role == "weak" else ():
-            item.end("budget", f"the budget was spent before step {len(item.steps)}")
-        return list(waiting)
+            item.end("budget", f"the budget was spent before step {len(item.steps)}: {item.refused_by}")
+        return waiting
 
     def _reserve(self, role: Literal["weak", "strong"], item: _Open) -> Reservation | None:
         """Set aside a whole step; None when a cap does not allow it."""
         text = "".join([item.problem.question, *(step.text for step in item.steps)])
-        around = len(self.settings.prompt.model_dump_json()) + 64  # bytes bound tokens; the chat template adds a few
+        calls = getattr(getattr(self.models, role), "calls_per_sample", 1)  # an API may have to be asked again
         try:
-            return self.ledger.reserve(
-                role, self.settings.sampling.max_step_tokens, prompt_tokens=len(text.encode()) + around
+            return item.account.reserve(
+                role,
+                calls * self.settings.sampling.max_step_tokens,
+                prompt_tokens=calls * (len(text.encode("utf-8", "replace")) + self.around),
+                calls=calls,
             )
-        except BudgetExceededError:
+        except BudgetExceededError as refusal:
+            item.refused_by = refusal.cap
             return None
 
     def _call(self, role: Literal["weak", "strong"], items: Sequence[_Open]) -> list[Continuation]:

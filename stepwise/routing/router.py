@@ -20,7 +20,7 @@ from stepwise.config import BudgetConfig, Config, LoadConfig, ModelConfig, Sampl
 from stepwise.errors import ConfigError, DataError
 from stepwise.prompt import SolvePrompt
 from stepwise.routing.lockstep import Models, OnTrace, RouteSettings, RoutingInterrupted, route_all
-from stepwise.routing.metrics import Cost, cost_of
+from stepwise.routing.metrics import Cost, cost_of, usage_by_author
 from stepwise.routing.policy import Policy, policy_from_config, policy_from_dict, policy_to_dict
 from stepwise.routing.simple import Threshold
 from stepwise.scorers import Item, Scored, Scorer, load_scorer, score_items
@@ -31,11 +31,11 @@ class StepRouter(dspy.Module):
     """Solves problems with a weak model, and has a strong one write the steps that the policy escalates.
 
     `weak` and `strong` are model names ("llamacpp/lab-weak"), `ModelConfig`s, or backends; `scorer` likewise, needed
-    only by policies that look at scores. `budget` caps everything this router does in its life; `max_steps` one
-    solution. A problem's trace depends on `seed`, the problem and the models alone, unless a cap is reached, and up to
-    rounding: llama.cpp's sums differ in the last digits from one batch size to another, which now and then turns a
-    draw or a score at a threshold. Models loaded here are closed by `close()` (or a `with` block); models handed in
-    stay open.
+    only by policies that look at scores. `budget` caps everything this router does in its life, and each solution
+    (`budget.problem`); `max_steps` the steps of one. A problem's trace depends on `seed`, the problem and the models
+    alone, unless a cap is reached, and up to rounding: llama.cpp's sums differ in the last digits from one batch size
+    to another, which now and then turns a draw or a score at a threshold. Models loaded here are closed by `close()`
+    (or a `with` block); models handed in stay open.
     """
 
     def __init__(
@@ -133,13 +133,19 @@ class StepRouter(dspy.Module):
         """One trace per problem, in order, all problems in lockstep, with a progress bar.
 
         `on_trace` is told of each trace as it is finished. `resume` holds traces of an earlier, interrupted call: a
-        finished one whose problem is the same is taken over and not run again. Ctrl-C raises `RoutingInterrupted`
-        with the traces so far.
+        finished one whose problem is the same is taken over and not run again; what an interrupted one cost counts for
+        the caps on its problem, which is begun anew. Ctrl-C raises `RoutingInterrupted` with the traces so far.
         """
         from stepwise.progress import progress as bar
 
         asked = [as_problem(problem) for problem in problems]
-        done = {trace.problem: trace for trace in resume if trace.finish not in ("", "interrupted")}
+        earlier = list(resume)
+        done = {trace.problem: trace for trace in earlier if trace.finish not in ("", "interrupted")}
+        spent: dict[Problem, dict[str, Usage]] = {}
+        for trace in earlier:
+            account = spent.setdefault(trace.problem, {})
+            for role, usage in usage_by_author(trace).items():
+                account[role] = account.get(role, Usage()) + usage
         todo = [problem for problem in asked if problem not in done]
         models = Models(
             _ReportedBackend(self.models.weak, self),
@@ -158,7 +164,10 @@ class StepRouter(dspy.Module):
 
         with bar(description, len(todo)) if progress else nullcontext(lambda _: None) as advance:
             try:
-                return in_order(route_all(todo, models, self.policy, self.settings, ledger=self.ledger, on_trace=tell))
+                fresh = route_all(
+                    todo, models, self.policy, self.settings, ledger=self.ledger, on_trace=tell, spent=spent
+                )
+                return in_order(fresh)
             except RoutingInterrupted as stop:
                 raise RoutingInterrupted(in_order(stop.traces)) from None
 

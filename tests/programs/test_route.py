@@ -147,6 +147,32 @@ def test_a_cap_counts_what_was_spent_before_the_interruption(world: LabWorld, tm
     assert cost_of(read_rows(tmp_path / "traces.jsonl", Trace)).strong_tokens <= 300
 
 
+def test_a_cap_counts_what_ctrl_c_left_unfinished(
+    world: LabWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = world.strong._script
+
+    def interrupted(problem: Problem, prefix: tuple[str, ...], seed: int) -> object:
+        if len(prefix) == 2:
+            raise KeyboardInterrupt
+        return step(problem, prefix, seed)
+
+    caps = ["budget.strong_tokens=400", "budget.problem.strong_tokens=100"]
+    options = ["--n", "6", "--set", "routing.policy=always", "--set", "sampling.max_step_tokens=64"]
+    options += [word for cap in caps for word in ("--set", cap)]
+    monkeypatch.setattr(world.strong, "_script", interrupted)
+    assert start(tmp_path, *options) == 130
+    lost = read_rows(tmp_path / "interrupted.jsonl", Trace)
+    assert cost_of(lost).strong_tokens > 0
+    monkeypatch.setattr(world.strong, "_script", step)
+    assert start(tmp_path, *options) == 0
+    done = read_rows(tmp_path / "traces.jsonl", Trace)
+    assert len(done) == 6
+    assert cost_of([*done, *lost]).strong_tokens <= 400
+    for trace in done:
+        assert cost_of([t for t in [*done, *lost] if t.problem == trace.problem]).strong_tokens <= 100
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

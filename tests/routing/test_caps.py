@@ -1,0 +1,130 @@
+"""Caps on each problem of a run, alone and beside those of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stepwise.budget import Ledger
+from stepwise.config import BudgetConfig, CapsConfig, SamplingConfig
+from stepwise.routing import Always, Models, Never, Policy, RouteSettings, RoutingInterrupted, StepRouter, Threshold
+from stepwise.routing import route_all as route
+from stepwise.routing.metrics import cost_of
+from stepwise.types import Problem, Trace
+from tests.fakes import ScriptedBackend
+from tests.routing import world
+
+CAPPED = RouteSettings(SamplingConfig(max_step_tokens=16))
+
+
+def strong(trace: Trace) -> int:
+    return cost_of([trace]).strong_tokens
+
+
+def run(policy: Policy, caps: BudgetConfig, n: int = 12) -> tuple[list[Trace], Ledger]:
+    ledger = Ledger(caps)
+    return route(world.problems(n), world.models(), policy, CAPPED, ledger=ledger), ledger
+
+
+@pytest.mark.parametrize("policy", [Threshold(1.01), Threshold(0.5), Always()])
+@pytest.mark.parametrize("cap", [0, 15, 16, 23, 30])
+def test_strong_tokens_of_a_problem_never_pass_its_cap_and_the_weak_model_goes_on(policy: Policy, cap: int) -> None:
+    traces, ledger = run(policy, BudgetConfig(problem=CapsConfig(strong_tokens=cap)))
+    free, _ = run(policy, BudgetConfig())
+    assert max(map(strong, traces)) <= cap
+    assert {trace.finish for trace in traces} == {"answer"}
+    assert ledger.usage("strong").generated_tokens == cost_of(traces).strong_tokens
+    for trace, uncapped in zip(traces, free, strict=True):
+        refused = [step for step in trace.steps if "budget.problem.strong_tokens" in step.decision]
+        assert {step.author for step in refused} <= {"weak"}
+        assert bool(refused) == (trace.steps != uncapped.steps)  # a cap that is not reached changes nothing
+        assert not refused or strong(trace) > cap - 16
+    assert any("keep: the budget is spent" in step.decision for trace in traces for step in trace.steps)
+
+
+@given(st.integers(0, 90), st.integers(0, 700))
+@settings(max_examples=40, deadline=None)
+def test_caps_on_the_problem_and_on_the_run_hold_together(per_problem: int, for_all: int) -> None:
+    caps = BudgetConfig(total_tokens=for_all, problem=CapsConfig(total_tokens=per_problem))
+    traces, ledger = run(Threshold(0.5), caps)
+    assert max(cost_of([trace]).all_tokens for trace in traces) <= per_problem
+    assert cost_of(traces).all_tokens == ledger.usage().generated_tokens <= for_all
+    assert ledger.remaining()["total_tokens"] == for_all - cost_of(traces).all_tokens
+    for trace in traces:
+        assert trace.finish == "answer" or (trace.finish == "budget" and "total_tokens" in trace.note)
+
+
+def test_the_calls_of_a_problem_are_capped_exactly() -> None:
+    traces, _ = run(Never(), BudgetConfig(problem=CapsConfig(calls=3)))
+    assert [cost_of([trace]).calls for trace in traces] == [3] * len(traces)
+    assert {(trace.finish, trace.note) for trace in traces} == {
+        ("budget", "the budget was spent before step 3: budget.problem.calls")
+    }
+
+
+def test_a_dear_problem_at_the_head_of_the_line_holds_nobody_up() -> None:
+    """One that talks at length reaches its cap; those behind it in the same batch are served in full."""
+
+    def step(problem: Problem, prefix: Sequence[str], seed: int) -> str:
+        if problem.id == "p0":
+            return f"{len(prefix)} " + "word " * 14
+        return "\\boxed{7}" if len(prefix) == 2 else f"step {len(prefix)}"
+
+    made = Models(ScriptedBackend(step), ScriptedBackend(step))
+    caps = BudgetConfig(problem=CapsConfig(total_tokens=40))
+    traces = route(world.problems(6), made, Never(), CAPPED, ledger=Ledger(caps))
+    assert [trace.finish for trace in traces] == ["budget"] + ["answer"] * 5
+    assert [len(batch) for batch in made.weak.batches] == [6, 6, 5]  # type: ignore[attr-defined]
+
+
+def test_a_policy_is_told_of_the_nearer_cap() -> None:
+    seen: list[int | None] = []
+
+    class Looks(Always):
+        def decide(self, view):  # type: ignore[no-untyped-def]
+            seen.append(view.strong_tokens_left)
+            return super().decide(view)
+
+    route(
+        world.problems(1),
+        world.models(),
+        Looks(),
+        CAPPED,
+        ledger=Ledger(BudgetConfig(strong_tokens=30, problem=CapsConfig(strong_tokens=20))),
+    )
+    assert seen[0] == 20
+
+
+def test_an_interrupted_attempt_counts_for_the_caps_of_its_problem_and_of_the_run() -> None:
+    made = world.models()
+    script, calls = made.strong._script, 0  # type: ignore[attr-defined]
+
+    def stops(problem: Problem, prefix: tuple[str, ...], seed: int) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 11:
+            raise KeyboardInterrupt
+        return script(problem, prefix, seed)  # type: ignore[no-any-return]
+
+    made.strong._script = stops  # type: ignore[attr-defined]
+    caps = BudgetConfig(strong_tokens=400, problem=CapsConfig(strong_tokens=60))
+    router = StepRouter(*made, Always(), budget=caps, sampling=SamplingConfig(max_step_tokens=16))
+    with pytest.raises(RoutingInterrupted) as stop:
+        router.solve_all(world.problems(5), progress=False)
+    before = stop.value.traces
+    assert min(map(strong, before)) > 10
+    after = router.solve_all(world.problems(5), progress=False, resume=before)
+    for one, two in zip(before, after, strict=True):
+        assert 60 - 16 < strong(one) + strong(two) <= 60
+        assert two.finish == "answer"
+    assert router.ledger.usage("strong").generated_tokens == sum(map(strong, [*before, *after]))
+
+
+def test_asking_a_router_the_same_question_again_begins_a_new_problem() -> None:
+    router = StepRouter(*world.models(), Always(), budget=BudgetConfig(problem=CapsConfig(strong_tokens=60)))
+    first, second = (router.solve_all(world.problems(1), progress=False)[0] for _ in range(2))
+    assert [step.text for step in first.steps] == [step.text for step in second.steps]
+    assert strong(first) == strong(second)
