@@ -296,7 +296,11 @@ def test_ctrl_c_ends_a_real_process_with_130_and_its_rows_on_disk(tmp_path: Path
     out = tmp_path / "out"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(
-        [sys.executable, str(script), "--out", str(out)], stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, str(script), "--out", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     deadline = time.monotonic() + 120
     while not (out / "rows.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
