@@ -7,7 +7,10 @@ Made answers: of each gold answer, answers are made whose verdict is known: the 
 a unit, a name, a decimal, twice it over two), and ones that differ (one more, the sign, one part in 10^12, other
 brackets, other order). Real answers: the boxed answers of the models in ProcessBench whose problem is in gsm8k or
 math500, against its column final_answer_correct. Both graders judge both. Times: the exact path, the worker path, and
-how long after its timeout a call returns, worker killed.
+how long after its timeout a call returns, worker killed; and grades per second from 8 threads, each pair its own.
+
+Every answer on which the two graders do not agree is printed with both verdicts: the made ones grouped by change (all
+of them with --all, else the first few of each), the real ones all.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,8 @@ from stepwise.types import Problem
 
 QUESTIONS = {"gsm8k": "question", "math500": "problem", "aime24": "problem"}
 SLOW = r"\int_0^1 \frac{\sin(x^x)}{\ln(1+x^3)} dx"
+THREADS = 8
+SHOWN = 5
 Made = tuple[str, str, bool]  # name of the change, the answer, whether it equals the gold answer
 
 
@@ -40,6 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, default=250, help="problems per data set for made answers (default: %(default)s)"
     )
+    parser.add_argument("--all", action="store_true", help="print every disagreement, not the first few of a change")
 
 
 @program(doc=__doc__, arguments=arguments, resumable=False)
@@ -63,7 +71,8 @@ def main(run: Run) -> None:
     }
     result["real"] = _real(run.args.data, [problem for golds in found.values() for problem in golds])
     result["times_ms"] = _times(rows) | {"kill": _kill_ms()}
-    result["disagreements"] = [row for row in rows if row["ours_right"] != row["plain_right"]]
+    result["per_second"] = _rates()
+    result["disagreements"] = [row for row in rows if (row["verdict"] == Verdict.CORRECT) != row["plain"]]
     result["our_failures"] = [row for row in rows if not row["ours_right"]]
     run.path("grading.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _print(run, result)
@@ -247,6 +256,50 @@ def _kill_ms() -> float:
     return statistics.median(late)
 
 
+def _rates() -> dict[str, float]:
+    """Grades per second from THREADS threads; no pair comes twice, so that nothing is remembered."""
+    numbers = [(f"{n}/{n % 7 + 2}" if n % 3 else f"{n:,}.5", str(n + n % 2)) for n in range(2000, 12_000)]
+    formulas = [(f"x+{n}+x", f"2x+{n + n % 2}") for n in range(400)]
+    rates = {}
+    for name, pairs in (("plain numbers", numbers), ("algebra", formulas)):
+        with ThreadPoolExecutor(THREADS) as threads:
+            start = time.perf_counter()
+            done = list(threads.map(lambda pair: grade(*pair), pairs))
+            rates[name] = len(done) / (time.perf_counter() - start)
+        if not all(verdict.carries_reward for verdict in done):
+            raise DataError(f"{name}: some of the grades that were timed were no judgement: {Counter(done)}")
+    return rates
+
+
+def _print_disagreements(run: Run, result: dict[str, Any]) -> None:
+    """Gold answer, prediction and both verdicts wherever the two graders differ."""
+
+    def line(row: dict[str, Any], truth: bool | None) -> str:
+        known = "unlabelled" if truth is None else "equal" if truth else "different"
+        plain = "CORRECT" if row["plain"] else "WRONG"
+        return (
+            f"    {row['prediction']!r} for {row['gold']!r}: ours {row['verdict']}, math-verify {plain}, truth {known}"
+        )
+
+    def change(row: dict[str, Any]) -> str:
+        return str(row["change"])
+
+    made, real = result["disagreements"], result["real"]
+    differ = [row for row in real if (row["verdict"] == Verdict.CORRECT) != row["plain"]]
+    run.say(f"the graders disagree on {len(made)} made answers and on {len(differ)} of {len(real)} real ones")
+    for name, group in groupby(sorted(made, key=change), change):
+        rows = list(group)
+        run.say(f"  {name}: {len(rows)}")
+        shown = rows if run.args.all else rows[:SHOWN]
+        for row in shown:
+            run.say(line(row, row["equal"]))
+        if len(shown) < len(rows):
+            run.say(f"    {len(rows) - len(shown)} more: --all, or grading.json")
+    run.say(f"  real: {len(differ)}")
+    for row in differ:
+        run.say(line(row, row["labelled"]))
+
+
 def _print(run: Run, result: dict[str, Any]) -> None:
     from rich.table import Table
 
@@ -267,8 +320,11 @@ def _print(run: Run, result: dict[str, Any]) -> None:
         run.say(f"{len(real)} real answers; not as labelled: ours {len(ours)}, plain math-verify {len(plain)}")
         for row in ours:
             run.say(f"  {row['id']}: {row['prediction']!r} for {row['gold']!r} is {row['verdict']}")
+    _print_disagreements(run, result)
     times = ", ".join(f"{name} {ms:.2f}" for name, ms in result["times_ms"].items() if ms is not None)
     run.say(f"median milliseconds: {times}")
+    rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in result["per_second"].items())
+    run.say(f"grades per second from {THREADS} threads: {rates}")
 
 
 if __name__ == "__main__":

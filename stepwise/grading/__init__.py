@@ -6,6 +6,24 @@ makes sympy expressions of LaTeX and both sides are evaluated with many digits. 
 one that dies is replaced. `answers.py` states the rules of equality, `text.py` the caps that apply before sympy.
 """
 
-from stepwise.grading.grader import DEFAULT_TIMEOUT, GRADER_VERSION, Verdict, check_gold, grade, grade_many
+from stepwise.grading.grader import (
+    DEFAULT_TIMEOUT,
+    GRADER_VERSION,
+    Verdict,
+    check_gold,
+    check_verdicts,
+    differing_boxes,
+    grade,
+    grade_many,
+)
 
-__all__ = ["DEFAULT_TIMEOUT", "GRADER_VERSION", "Verdict", "check_gold", "grade", "grade_many"]
+__all__ = [
+    "DEFAULT_TIMEOUT",
+    "GRADER_VERSION",
+    "Verdict",
+    "check_gold",
+    "check_verdicts",
+    "differing_boxes",
+    "grade",
+    "grade_many",
+]

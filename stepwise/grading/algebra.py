@@ -19,7 +19,10 @@ DIGITS = 30
 _TOLERANCE = 1e-20
 _ZERO = 1e-80
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\d.])")
-_NOT_MATH = re.compile(r"(?<![\d_^{])\d+\s+\d|(?<![A-Za-z\\{])[A-Za-z]{5,}|\\text")
+_NOT_MATH = re.compile(r"(?<![\d_^{])\d+\s+\d|(?<![\w^{.])\d+\s*_|(?<![A-Za-z\\{])[A-Za-z]{5,}|\\text")
+_TRIGONOMETRIC = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\^\s*(?:\d|\{\d\})\s*)?)([({]?)\s*(\d+(?:\.\d+)?)\s*°"
+)
 _POINTS = ((7, 5), (11, 3), (3, 13), (-5, 7), (13, -11), (-17, -3))
 _STEP = (3, 17)
 
@@ -38,6 +41,7 @@ def _parse(latex: str, role: Role) -> Any:
     # The parser reads letter by letter and drops what it does not know, which would make a formula of any text.
     if _NOT_MATH.search(latex):
         raise Unreadable(role, "it is neither a number nor a formula")
+    latex = _TRIGONOMETRIC.sub(r"\1\2{\\frac{\3\\pi}{180}}", latex)
     text = _DECIMAL.sub(lambda match: "{" + _fraction(match[1], match[2]) + "}", latex.replace("°", ""))
     try:
         found = latex2sympy(text, is_real=True, conversion_config=ConversionConfig(lowercase_symbols=False))

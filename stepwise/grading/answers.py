@@ -54,13 +54,16 @@ class Answer:
 _THOUSANDS = re.compile(r"[-$€£\s]*\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d*,).*")
 _CLOCK = re.compile(r"(\d{1,4}(?:\s*:\s*\d{1,4}){1,2})\s*(?:\\text\s*\{)?\s*([ap]\.?\s*m\.?)?\s*\}?", re.IGNORECASE)
 # What may stand before `=`: x, AB, x_1, \theta, f(x), P(x, y), m\angle ABC, \overline{AB}, \text{Area}.
-_NAME = r"[A-Za-z]*\s*(?:\\[A-Za-z]+\s*)?\{?[A-Za-z ]*\}?(?:_(?:\w|\{\w+\}))?'*(?:\([A-Za-z](?:,\s*[A-Za-z])*\))?"
-_NAMED = re.compile(rf"\s*({_NAME})\s*(?:=|\\in(?![A-Za-z]))\s*(.+)")
+_SYMBOL = r"(?:[A-Za-z]|\\[A-Za-z]+)"
+_NAME = r"[A-Za-z]*\s*(?:\\[A-Za-z]+\s*)?\{?[A-Za-z ]*\}?(?:_(?:\w|\{\w+\}))?'*"
+_ARGUMENTS = rf"(?:\(\s*{_SYMBOL}(?:,\s*{_SYMBOL})*\s*\))?"
+_NAMED = re.compile(rf"\s*({_NAME}{_ARGUMENTS})\s*(?:=|\\in(?![A-Za-z]))\s*(.+)")
 _RELATION = re.compile(r"<|>|=|\\(?:le|ge|ne|in)(?![A-Za-z])")
 _ORDER = re.compile(r"(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z]))")
 _VARIABLE = re.compile(r"[A-Za-z]|\\[a-z]+")
 _MATRIX = re.compile(r"\\begin\s*\{([pbB]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\s*\{\1\}")
 _LIST = re.compile(r",|;|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
+_OR = re.compile(r"\\text\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])")
 _LABEL = re.compile(r"(?:\\text\s*\{\s*)?(\(?)\s*(?:\\text\s*\{\s*)?([A-Za-z])\s*\}?\s*(\)?)\s*\}?")
 _WORDS = re.compile(r"\\text\s*\{([^{}]*)\}|((?=.*[A-Za-z]{2})[A-Za-z][A-Za-z'\- ]*[A-Za-z])")
 _LETTERS = re.compile(r"[A-Za-z]{2,3}")
@@ -119,7 +122,8 @@ def _read(text: str) -> Answer:
         return number
     parts = [part for part in _split(text, _LIST) if part.strip()]
     if len(parts) > 1:
-        return _group(text, "list", parts)
+        group = _group(text, "list", parts)
+        return replace(group, kind="union") if _is_union(text, group) else group
     if not parts:
         return Answer(text)
     if len(ends := _split(text, re.compile(r"\\cup(?![A-Za-z])"))) > 1:
@@ -136,6 +140,12 @@ def _group(text: str, kind: str, parts: list[str]) -> Answer:
     if kind in ("list", "{}"):
         items = tuple(inner for item in items for inner in (item.items if item.kind == "list" else (item,)))
     return Answer(text, kind=kind, items=items)
+
+
+def _is_union(text: str, group: Answer) -> bool:
+    """`x < 2 or x > 3`: inequalities of one variable, all of them joined by "or"."""
+    joined = len(_split(text, _OR)) == len(group.items)
+    return joined and all(item.kind and item.name == group.items[0].name != "" for item in group.items)
 
 
 def _brackets(text: str) -> Answer | None:

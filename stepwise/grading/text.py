@@ -19,8 +19,6 @@ Role = Literal["prediction", "gold"]
 _TABLE = str.maketrans(
     dict.fromkeys("−–—‐‑﹣－", "-")
     | dict.fromkeys("\u00a0\u2009\u202f\u2003\u2002\t\r\n\f\v", " ")
-    | {char: f"^{{{i}}}" for i, char in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
-    | {char: f"_{{{i}}}" for i, char in enumerate("₀₁₂₃₄₅₆₇₈₉")}
     | {chr(0xFF10 + i): str(i) for i in range(10)}
     | dict(zip("（），．：％＄’", "(),.:%$'", strict=True))
     | {"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "∓": r"\mp "}
@@ -28,6 +26,11 @@ _TABLE = str.maketrans(
     | {"π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "∞": r"\infty ", "°": r"^\circ "}
     | {char: rf"\frac{{{top}}}{{{low}}}" for char, top, low in ("½12", "⅓13", "⅔23", "¼14", "¾34", "⅕15", "⅛18")}
 )
+_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
+_PLAIN_DIGITS = str.maketrans(_RAISED + _LOWERED, "0123456789" * 2)
+_SMALL_DIGITS = re.compile(rf"([{_RAISED}]+)|[{_LOWERED}]+")
+_REPEATING = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\overline\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_SPACED_THOUSANDS = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ("{", "}"))
 _REWRITES = [
     (re.compile(pattern), replacement)
@@ -41,12 +44,17 @@ _REWRITES = [
         (r"(?<!\\)\\[,;:> ]|\\(?:quad|qquad|thinspace|enspace)(?![A-Za-z])|~", " "),
         (r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf)(?![A-Za-z])", " "),
         (r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|mbox|hbox|mathrm|mathsf|mathit)\s*\{", r"\\text{"),
+        (r"\\(?:mathbf|boldsymbol|bm)\s*\{(?=\s*-?\d)", "{"),
+        (r"\\text\{\s*\\?([$%])\s*\}", r"\1"),
+        (r"\\log\s*_\s*(?:\{\s*e\s*\}|e)(?![A-Za-z])", r"\\ln "),
         (r"\\operatorname\*?\s*\{([A-Za-z]+)\}", r"\\\1 "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\^\s*(?:\\(?:circ|degree)(?![A-Za-z])|\{\s*\\(?:circ|degree)\s*\})|\\degree(?![A-Za-z])", "°"),
         (r"(?<!\\)\\([%$#]|(?=\d))", r"\1"),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
+        (r"\\lbrack(?![A-Za-z])", "["),
+        (r"\\rbrack(?![A-Za-z])", "]"),
         (r"\\(?:leq|leqslant)(?![A-Za-z])|<=", r"\\le "),
         (r"\\(?:geq|geqslant)(?![A-Za-z])|>=", r"\\ge "),
         (r"\\lt(?![A-Za-z])", "<"),
@@ -90,11 +98,14 @@ def clean(answer: str, role: Role) -> str:
     """One spelling of an answer, with every cap checked. Raises Unreadable."""
     if len(answer) > MAX_LENGTH:
         raise Unreadable(role, f"{len(answer)} characters; at most {MAX_LENGTH} are read")
-    text = _unwrap(answer.translate(_TABLE))
+    text = _unwrap(_SMALL_DIGITS.sub(_full_size, answer).translate(_TABLE))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     text = re.sub(r"\s+", " ", _unwrap(text))
+    if _SPACED_THOUSANDS.fullmatch(text):
+        text = text.replace(" ", "")
     check_caps(text, role)
+    text = _REPEATING.sub(_repeating, text)
     for command, count in (("\\frac", 2), ("\\binom", 2), ("\\sqrt", 1)):
         text = _brace_arguments(text, command, count)
     check_caps(text, role)
@@ -102,8 +113,11 @@ def clean(answer: str, role: Role) -> str:
 
 
 def key(text: str) -> str:
-    """What two cleaned answers are compared by first: the text without spaces and without brackets around all of it."""
-    return re.sub(r"\s+", "", strip_parentheses(text))
+    """What two cleaned answers are compared by first: the text without spaces and without brackets around all of it.
+
+    A space between digits stays: "1 1/2" is not "11/2".
+    """
+    return re.sub(r"(?<!\d)\s+|\s+(?![\d\s])", "", strip_parentheses(text))
 
 
 def strip_parentheses(text: str) -> str:
@@ -122,6 +136,19 @@ def closing(text: str, start: int) -> int:
         if depth == 0:
             return i
     return -1
+
+
+def _full_size(match: re.Match[str]) -> str:
+    """Raised or lowered digits, as many as stand together, as one exponent or index."""
+    return ("^{" if match[1] else "_{") + match[0].translate(_PLAIN_DIGITS) + "}"
+
+
+def _repeating(match: re.Match[str]) -> str:
+    r"""`0.1\overline{6}` as the fraction that it is."""
+    whole, fixed, period = match[1], match[2], match[3] or match[4]
+    bottom = (10 ** len(period) - 1) * 10 ** len(fixed)
+    top = int(whole + fixed + period) - int(whole + fixed or "0")
+    return f"\\frac{{{top}}}{{{bottom}}}"
 
 
 def _unwrap(text: str) -> str:

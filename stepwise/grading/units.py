@@ -35,7 +35,7 @@ _NAMES = {
     "week": "weeks",
     "month": "months",
     "year": "years",
-    "cent": "cents",
+    "cent": "cents ¢",
     "dollar": "dollars usd USD $",
     "euro": "euros EUR €",
     "pound sterling": "£ GBP",
@@ -51,20 +51,24 @@ _KNOWN = {name: unit for unit, names in _NAMES.items() for name in (unit, *names
 _ANY = {"unit"}  # "5 units" says nothing that another unit could contradict
 _POWERS = {"square": "^2", "sq": "^2", "squared": "^2", "cubic": "^3", "cubed": "^3"}
 _CURRENCY = re.compile(r"(-?)\s*([$€£])\s*(?=[-\d.\\])")
-_SIGN = re.compile(r"\s*([%°$€£])$")
+_SIGN = re.compile(r"\s*([%°$€£¢])$")
 _TEXT = re.compile(r"\s*\\text\s*\{\s*([^{}\d]*?)\s*\}\s*(?:\^\s*\{?\s*([23])\s*\}?)?$")
 _WORDS = re.compile(r"(\s*)([A-Za-z][A-Za-z. /-]*?)\s*(?:\^\s*\{?\s*([23])\s*\}?)?$")
-_BASE = re.compile(r"(-?\d+)_(?:\{\s*)?(?:\\text\{\s*)?(\d+)\s*\}*$")
+_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])[^°]*°$")  # belongs to the function, not to the answer
+_BASE_NAMES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_BASE = re.compile(rf"(-?\d+)_(?:\{{\s*)?(?:\\text\s*\{{\s*)?(\d+|{'|'.join(_BASE_NAMES)})\s*\}}*$")
 
 
 def split_unit(text: str) -> tuple[str, str]:
     """`text` without its unit, and the unit's one name: "" where there is none or it is unknown."""
     text = text.strip()
     if base := _BASE.fullmatch(text):
-        return base[1], f"base {base[2]}"
+        return base[1], f"base {_BASE_NAMES.index(base[2]) + 2 if base[2] in _BASE_NAMES else base[2]}"
     if currency := _CURRENCY.match(text):
         rest, unit = split_unit(currency[1] + text[currency.end() :])
         return rest, unit if unit == "cent" else _KNOWN[currency[2]]
+    if _ANGLE.search(text):
+        return text, ""
     if (sign := _SIGN.search(text)) and sign.start() > 0:
         return text[: sign.start()], _KNOWN[sign[1]]
     if (words := _TEXT.search(text)) and words.start() > 0:
