@@ -68,7 +68,12 @@ class Ledger:
 
     `prices` maps a role to its prices; a role that is not there, or None, has no known price, and its cost stays None.
     The role "strong" counts for `strong_tokens`; the calls of "scorer" do not count for `calls`. A request that a
-    server refused or lost and that was sent again is one call; how often that was stands in `Usage.retries`.
+    server refused or lost and that was sent again is one call; how often that was stands in `Usage.retries`. A sample
+    for which a model has to be asked twice is two calls, and both are reserved beforehand.
+
+    What nobody tells is not counted: a call that was broken off (Ctrl-C, a killed process), a try that a server
+    charged for and did not answer. A judge's scores are reserved as what they read, once per step; what it writes,
+    and a second try, are counted afterwards, so they may pass a cap before the next reservation is refused.
     """
 
     def __init__(self, caps: CapsConfig | None = None, prices: Mapping[str, Prices | None] | None = None) -> None:

@@ -172,7 +172,8 @@ class Api:
     ) -> tuple[Usage, ...]:
         """The prompt goes to the first sample, what was generated to all in equal parts: a server tells the sum only.
 
-        A server that tells nothing is taken to have used a token for each byte, which it cannot have exceeded.
+        A server that tells nothing is taken to have used a token for each byte, or `max_tokens` where that is less:
+        it cannot have exceeded either.
         """
         sizes = [len(choice.text.encode("utf-8", "replace")) for choice in choices]
         prompt, generated = getattr(said, "prompt_tokens", 0) or 0, getattr(said, "completion_tokens", 0) or 0
@@ -180,7 +181,8 @@ class Api:
             prompt = sum(len(str(part.get("content", "")).encode("utf-8", "replace")) for part in
                          request.get("messages", [{"content": request.get("prompt", "")}]))  # fmt: skip
         if not generated:
-            generated = sum(sizes)
+            most = request.get("max_tokens")
+            generated = sum(size if most is None else min(size, most) for size in sizes)
         details = getattr(said, "prompt_tokens_details", None)
         cached = min(getattr(details, "cached_tokens", 0) or 0, prompt)
         each, rest = divmod(generated, len(choices))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from stepwise.backends import dialects
 from stepwise.backends.api import Answer, Api, CallFailed, Choice, Told
 from stepwise.backends.base import Capabilities, Continuation, Request, check_question
-from stepwise.backends.probe import Findings, Template, probe
+from stepwise.backends.probe import Findings, Template, probe, probe_bound
 from stepwise.engine.stopping import StopRule, clean_text, open_fence, repeats
 from stepwise.errors import ConfigError, DataError
 from stepwise.prompt import SolvePrompt
@@ -44,8 +45,9 @@ class LiteLLMBackend:
     flight.
 
     What the model can do is found by a few short calls before the first request (or when `capabilities` is first read),
-    unless `config.continuation` says it; they count in `usage`, which is all that this backend has spent. `attempts`
-    and `backoff` as in `Api`. Raises ConfigError for a key that is not set, BackendError where the model does not
+    unless `config.continuation` says it; they count in `usage`, which is all that this backend has spent, and `prepare`
+    tells a ledger of them. `calls_per_sample` is the most calls that one sample takes. `attempts` and `backoff` as in
+    `Api`. Raises ConfigError for a key that is not set, BackendError where the model does not
     answer at all.
     """
 
@@ -59,13 +61,32 @@ class LiteLLMBackend:
         self.parameters: int | None = None
         self.dialect = dialects.dialect(config.model, config.api_base, config.adapter, self.prompt)
         self.api = Api(config, self.name, attempts=attempts, backoff=backoff)
+        self.calls_per_sample = 2 if self.dialect.blank_stop else 1
         self._template = Template(config)
+        self._probing = threading.Lock()
+        self._probe_usage = Usage()
         self._pool = ThreadPoolExecutor(config.sequences, thread_name_prefix="stepwise-api")
 
     @cached_property
     def findings(self) -> Findings:
         """How solutions are continued, and what else the model can do."""
-        return probe(self.api, self.dialect, self.prompt, self._template)
+        with self._probing:
+            if "findings" not in self.__dict__:
+                self.__dict__["findings"] = probe(self.api, self.dialect, self.prompt, self._template)
+                self._probe_usage = self.api.usage  # nothing else is sent before it
+            return self.__dict__["findings"]  # type: ignore[no-any-return]
+
+    @property
+    def probe_bound(self) -> Usage:
+        """The most that `prepare` may spend now; nothing once the model is known."""
+        return Usage() if "findings" in self.__dict__ else probe_bound(self.api, self.dialect, self.prompt)
+
+    def prepare(self) -> Usage:
+        """Probe, unless that is done. What it cost is told once, to whoever asks first; afterwards it is nothing."""
+        _ = self.findings
+        with self._probing:
+            spent, self._probe_usage = self._probe_usage, Usage()
+        return spent
 
     @property
     def capabilities(self) -> Capabilities:
@@ -176,7 +197,10 @@ class LiteLLMBackend:
     def _finished(self, number: int, request: Request, sample: int, choice: Choice, usage: Usage) -> Continuation:
         read = self._read(request, choice)
         if read.again:
-            answer = self._ask(request, range(sample, sample + 1), stop=False)
+            try:
+                answer = self._ask(request, range(sample, sample + 1), stop=False)
+            except CallFailed as failed:  # the first call has been paid for
+                return Continuation(number, sample, "", "error", usage=usage + failed.usage, error=str(failed))
             choice, usage = answer.choices[0], usage + answer.usages[0]
             read = self._read(request, choice)
         logprobs = choice.logprobs if choice.text == read.text else None  # of what was cut off they would be wrong

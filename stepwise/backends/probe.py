@@ -21,11 +21,12 @@ from stepwise.backends.api import Answer, Api, CallFailed
 from stepwise.backends.dialects import Dialect, Prefill
 from stepwise.errors import BackendError, ConfigError
 from stepwise.prompt import SolvePrompt
+from stepwise.types import Usage
 
 if TYPE_CHECKING:
     from stepwise.config import ModelConfig
 
-_TOKENS = 32
+PROBE_TOKENS = 32  # most that one call of the probe generates
 _LEAST = 6  # characters of the other half that must come
 
 
@@ -83,6 +84,15 @@ class Template:
         return str(found["prompt"])
 
 
+def probe_bound(api: Api, dialect: Dialect, prompt: SolvePrompt) -> Usage:
+    """The most that `probe` spends; nothing where the configuration says how a solution is continued."""
+    if api.config.continuation != "probe":
+        return Usage()
+    calls = 6 + len(dialect.prefills) + dialect.raw  # the first twice, logprobs, schema, and two samples count as two
+    read = len(prompt.model_dump_json().encode()) + 1024  # bytes bound tokens: the question, half an answer, a schema
+    return Usage(api.name, calls, calls * read, calls * read, calls * PROBE_TOKENS)
+
+
 def probe(api: Api, dialect: Dialect, prompt: SolvePrompt, template: Template) -> Findings:
     """Find out what the model behind `api` can do. Raises BackendError where it does not answer at all."""
     given = api.config.continuation
@@ -108,10 +118,10 @@ def probe(api: Api, dialect: Dialect, prompt: SolvePrompt, template: Template) -
     properties = {"word": {"enum": [word]}}
     schema = {"type": "object", "properties": properties, "required": ["word"], "additionalProperties": False}
     wanted = {"type": "json_schema", "json_schema": {"name": "word", "schema": schema, "strict": True}}
-    held = works(max_tokens=_TOKENS, response_format=wanted)
+    held = works(max_tokens=PROBE_TOKENS, response_format=wanted)
     continuation, how = "prompt", None
     if rest:
-        begin = dialects.merge(settings, body, {"max_tokens": _TOKENS})
+        begin = dialects.merge(settings, body, {"max_tokens": PROBE_TOKENS})
         continuation, how = _continuation(api, dialect, prompt, template, question, begun, rest, begin)
     return Findings(
         continuation,  # type: ignore[arg-type]
@@ -153,11 +163,11 @@ def _first_answer(
     """What the model says, and the `body` it says it to: none where it refuses the dialect's."""
     try:
         try:
-            return body, api.chat(messages, max_tokens=_TOKENS, **dialects.merge(settings, body))
+            return body, api.chat(messages, max_tokens=PROBE_TOKENS, **dialects.merge(settings, body))
         except CallFailed as error:
             if not error.refused or not body:
                 raise
-            return {}, api.chat(messages, max_tokens=_TOKENS, **settings)
+            return {}, api.chat(messages, max_tokens=PROBE_TOKENS, **settings)
     except CallFailed as error:
         raise BackendError(f"{error}; check model, api_base and api_key_env") from None
 

@@ -21,6 +21,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Literal, NamedTuple
 
 from pydantic import ConfigDict, Field
@@ -31,15 +32,17 @@ from stepwise.budget import Ledger, Reservation
 from stepwise.config import SamplingConfig
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError
 from stepwise.prompt import SolvePrompt
+from stepwise.routing.open import OpenProblem
 from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Policy, Resample, View, stable_hash
 from stepwise.scorers import Scorer, score_items
 from stepwise.steps import extract_answer
-from stepwise.types import Problem, Step, Trace, TraceFinish, Usage
+from stepwise.types import Problem, Step, Trace, Usage
 
 MAX_COPIES = 2  # a step may stand twice in a trace; a third copy means that the models go in circles
 MAX_DRAFTS = 16  # drafts of one step; a policy that resamples for ever is stopped here
 _FOR_GOOD = 2**31
 OnTrace = Callable[[Trace], None]
+Role = Literal["weak", "strong"]
 
 
 class Models(NamedTuple):
@@ -98,8 +101,8 @@ def route_all(
         )
     ledger = ledger or Ledger()
     run = _Run(models, policy, settings or RouteSettings(), ledger)
-    everyone = [_Open(problem, ledger.for_problem((spent or {}).get(problem))) for problem in problems]
-    waiting, active = deque(everyone), list[_Open]()
+    everyone = [OpenProblem(problem, ledger.for_problem((spent or {}).get(problem))) for problem in problems]
+    waiting, active = deque(everyone), list[OpenProblem]()
     window = run.settings.window or len(everyone)
     try:
         while waiting or active:
@@ -115,61 +118,16 @@ def route_all(
     return [item.trace() for item in everyone]
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class _Open:
-    """One problem while it is routed: the steps so far, and the step that is being made."""
-
-    problem: Problem
-    account: Ledger
-    steps: list[Step] = dataclasses.field(default_factory=list)
-    scorer_usage: Usage = dataclasses.field(default_factory=Usage)
-    finish: TraceFinish = ""
-    note: str = ""
-    strong_steps: int = 0  # steps that the strong model still writes before the policy is asked again
-    # the step being made
-    current: Step | None = None
-    current_finish: str = ""
-    drafts: list[Step] = dataclasses.field(default_factory=list)
-    decision: str = ""
-    refused_by: str = ""  # the cap that stood in the way of the last model
-
-    def trace(self) -> Trace:
-        return Trace(self.problem, tuple(self.steps), self.finish, self.scorer_usage, self.note, tuple(self.drafts))
-
-    def interrupted(self) -> Trace:
-        if self.finish:
-            return self.trace()
-        lost = [*self.drafts, *([self.current] if self.current else [])]
-        return Trace(
-            self.problem, tuple(self.steps), "interrupted", self.scorer_usage, "stopped by the user", tuple(lost)
-        )
-
-    def end(self, finish: TraceFinish, note: str = "") -> None:
-        """Close the trace; what was written for a step that never came to be is kept as abandoned."""
-        self.replace(None)
-        self.finish, self.note = finish, note
-
-    def replace(self, step: Step | None) -> None:
-        """Put `step` in place of the draft, which joins the drafts thrown away."""
-        if self.current is not None:
-            self.drafts.append(self.current)
-        self.current = step
-
-    @property
-    def texts(self) -> list[str]:
-        """The steps so far and the draft, as a scorer gets them; an empty draft is left out."""
-        draft = [self.current.text] if self.current is not None and self.current.text.strip() else []
-        return [*(step.text for step in self.steps), *draft]
+_Asked = tuple[OpenProblem, Reservation]
 
 
 class _Run:
-    """The loop's parts; state is in the `_Open` items and in the ledger."""
+    """The loop's parts; state is in the `OpenProblem` items and in the ledger."""
 
     def __init__(self, models: Models, policy: Policy, settings: RouteSettings, ledger: Ledger):
         self.models, self.policy, self.settings, self.ledger = models, policy, settings, ledger
-        self.around = len(settings.prompt.model_dump_json()) + 64  # bytes bound tokens; the chat template adds a few
 
-    def round(self, items: Sequence[_Open]) -> None:
+    def round(self, items: Sequence[OpenProblem]) -> None:
         """One more step for every item, or its end."""
         if self.policy.when != "after":
             self._ask(
@@ -189,14 +147,14 @@ class _Run:
             if not item.finish:
                 self._accept(item)
 
-    def _ask(self, items: Sequence[_Open]) -> list[_Open]:
+    def _ask(self, items: Sequence[OpenProblem]) -> list[OpenProblem]:
         """Score what the policy wants scored, and let it decide; returns the items that it wants drafted again."""
         if self.policy.needs_scores:
             self._score(items)
         scored = [item for item in items if not item.finish]
         return [item for item in scored if self._act(item, self.policy.decide(self._view(item)))]
 
-    def _act(self, item: _Open, action: Action) -> bool:
+    def _act(self, item: OpenProblem, action: Action) -> bool:
         """Note what the policy decided; True when the weak model is to draft again."""
         again = isinstance(action, Resample) and item.current is not None and len(item.drafts) < MAX_DRAFTS - 1
         match action:
@@ -214,7 +172,7 @@ class _Run:
             item.replace(None)
         return again
 
-    def _view(self, item: _Open) -> View:
+    def _view(self, item: OpenProblem) -> View:
         left = item.account.remaining()["strong_tokens"]
         return View(
             item.problem,
@@ -227,13 +185,19 @@ class _Run:
             self.settings.seed,
         )
 
-    def _score(self, items: Sequence[_Open]) -> None:
-        """Fill in the scores that are missing, in one call; a step keeps the score that was decided on."""
-        assert self.models.scorer is not None
+    def _score(self, items: Sequence[OpenProblem]) -> None:
+        """Fill in the scores that are missing, in as few calls as the caps allow; a step keeps the score that was
+        decided on.
+        """
         todo = [item for item in items if len(item.texts) > sum(step.score is not None for step in item.steps)]
-        results = score_items(self.models.scorer, [(item.problem, item.texts) for item in todo]) if todo else []
-        for item, (scores, usage, error) in zip(todo, results, strict=True):
-            item.account.record("scorer", usage)
+        for item in self._served(todo, self._reserve_scores, self._scored):
+            item.end("budget", f"the budget was spent before step {len(item.steps)} was scored: {item.refused_by}")
+
+    def _scored(self, asked: Sequence[_Asked]) -> None:
+        assert self.models.scorer is not None
+        results = score_items(self.models.scorer, [(item.problem, item.texts) for item, _ in asked])
+        for (item, held), (scores, usage, error) in zip(asked, results, strict=True):
+            held.settle(usage)
             item.scorer_usage += usage
             if error:
                 item.end("error", f"the scorer failed at step {len(item.steps)}: {error}")
@@ -246,47 +210,83 @@ class _Run:
             if item.current is not None and len(scores) > kept:
                 item.current = dataclasses.replace(item.current, score=scores[-1])
 
-    def _write(self, role: Literal["weak", "strong"], items: Sequence[_Open]) -> list[_Open]:
+    def _write(self, role: Role, items: Sequence[OpenProblem]) -> list[OpenProblem]:
         """Have a model write the next step of every item, in as few calls as the caps allow.
 
         Returns the items that it may not serve. Without the weak model nothing can go on: its refused items end in
         "budget".
         """
+        refused = list(items)
+        if items and self._prepared(role, items):
+            refused = self._served(items, partial(self._reserve_step, role), partial(self._written, role))
+        for item in refused if role == "weak" else ():
+            item.end("budget", f"the budget was spent before step {len(item.steps)}: {item.refused_by}")
+        return refused
+
+    def _written(self, role: Role, asked: Sequence[_Asked]) -> None:
+        for (item, held), result in zip(asked, self._call(role, [item for item, _ in asked]), strict=True):
+            held.settle(result.usage)
+            self._receive(item, role, result)
+
+    def _served(
+        self,
+        items: Sequence[OpenProblem],
+        reserve: Callable[[OpenProblem], Reservation],
+        work: Callable[[Sequence[_Asked]], None],
+    ) -> list[OpenProblem]:
+        """Do `work` for all items that the caps allow, as many at a time as they allow; returns the others."""
         waiting = list(items)
         while waiting:
+            asked, refused = list[_Asked](), list[OpenProblem]()
             with ExitStack() as stack:
-                asked: list[tuple[_Open, Reservation]] = []
                 for item in waiting:  # all of them: one whose own cap is reached holds nobody up
-                    held = self._reserve(role, item)
-                    if held is not None:
-                        asked.append((item, stack.enter_context(held)))
+                    try:
+                        asked.append((item, stack.enter_context(reserve(item))))
+                    except BudgetExceededError as refusal:
+                        item.refused_by = refusal.cap
+                        refused.append(item)
                 if not asked:
                     break
-                for (item, held), result in zip(asked, self._call(role, [item for item, _ in asked]), strict=True):
-                    held.settle(result.usage)
-                    self._receive(item, role, result)
-                served = {id(item) for item, _ in asked}
-                waiting = [item for item in waiting if id(item) not in served]
-        for item in waiting if role == "weak" else ():
-            item.end("budget", f"the budget was spent before step {len(item.steps)}: {item.refused_by}")
+                work(asked)
+            waiting = refused
         return waiting
 
-    def _reserve(self, role: Literal["weak", "strong"], item: _Open) -> Reservation | None:
-        """Set aside a whole step; None when a cap does not allow it."""
-        text = "".join([item.problem.question, *(step.text for step in item.steps)])
-        calls = getattr(getattr(self.models, role), "calls_per_sample", 1)  # an API may have to be asked again
+    def _prepared(self, role: Role, items: Sequence[OpenProblem]) -> bool:
+        """Have a model that must be tried out first (an API) do it on the run's account; False where a cap forbids."""
+        model = getattr(self.models, role)
+        if not hasattr(model, "prepare"):
+            return True
+        most: Usage = model.probe_bound
         try:
-            return item.account.reserve(
-                role,
-                calls * self.settings.sampling.max_step_tokens,
-                prompt_tokens=calls * (len(text.encode("utf-8", "replace")) + self.around),
-                calls=calls,
-            )
+            with self.ledger.reserve(
+                role, most.generated_tokens, prompt_tokens=most.prompt_tokens, calls=most.calls
+            ) as held:
+                spent: Usage = model.prepare()
+                if spent.calls:
+                    held.settle(spent)
         except BudgetExceededError as refusal:
-            item.refused_by = refusal.cap
-            return None
+            for item in items:
+                item.refused_by = refusal.cap
+            return False
+        return True
 
-    def _call(self, role: Literal["weak", "strong"], items: Sequence[_Open]) -> list[Continuation]:
+    def _reserve_step(self, role: Role, item: OpenProblem) -> Reservation:
+        """Set aside a whole step. Raises BudgetExceededError."""
+        calls = getattr(getattr(self.models, role), "calls_per_sample", 1)  # an API may have to be asked again
+        tokens = calls * self.settings.sampling.max_step_tokens
+        return item.account.reserve(role, tokens, prompt_tokens=calls * self._length(item), calls=calls)
+
+    def _reserve_scores(self, item: OpenProblem) -> Reservation:
+        """Set aside the reading of each step that has no score yet. Raises BudgetExceededError."""
+        new = len(item.texts) - sum(step.score is not None for step in item.steps)
+        return item.account.reserve("scorer", 0, prompt_tokens=new * self._length(item), calls=new)
+
+    def _length(self, item: OpenProblem) -> int:
+        """Bytes of what a model is shown, which bound its tokens; the chat template adds a few."""
+        text = "".join([item.problem.question, *item.texts])
+        return len(text.encode("utf-8", "replace")) + len(self.settings.prompt.model_dump_json()) + 64
+
+    def _call(self, role: Role, items: Sequence[OpenProblem]) -> list[Continuation]:
         model: Backend = getattr(self.models, role)
         results = model.continue_solutions([self._request(role, item) for item in items])
         if len(results) != len(items):
@@ -296,7 +296,7 @@ class _Run:
             )
         return results
 
-    def _request(self, role: str, item: _Open) -> Request:
+    def _request(self, role: str, item: OpenProblem) -> Request:
         sampling = self.settings.sampling
         return Request(
             item.problem,
@@ -310,13 +310,13 @@ class _Run:
             ),
         )
 
-    def _receive(self, item: _Open, role: Literal["weak", "strong"], result: Continuation) -> None:
+    def _receive(self, item: OpenProblem, role: Role, result: Continuation) -> None:
         item.replace(Step(result.text, role, usage=result.usage, token_ids=result.token_ids))
         item.current_finish = result.finish
         if result.finish == "error":
             item.end("error", f"the {role} model failed at step {len(item.steps)}: {result.error or 'no reason given'}")
 
-    def _accept(self, item: _Open) -> None:
+    def _accept(self, item: OpenProblem) -> None:
         """The current draft becomes the next step, and the trace may end with it."""
         assert item.current is not None
         step, finish = item.current, item.current_finish

@@ -156,6 +156,13 @@ def test_a_reply_that_the_stop_string_cut_too_early_is_asked_for_once_more_and_b
         assert "stop" not in server.requests[1][1]
 
 
+def test_a_second_call_that_fails_leaves_the_first_on_the_bill() -> None:
+    with behind(in_turn(reply("", stop_reason="\n\n"), error(400))) as (backend, _):
+        made = one(backend)
+        assert (made.finish, made.usage.calls, made.usage.generated_tokens) == ("error", backend.calls_per_sample, 7)
+        assert backend.usage.generated_tokens == 7
+
+
 def test_usage_is_what_the_server_says_and_costs_what_the_configuration_says() -> None:
     cached = reply("a")
     cached.body["usage"]["prompt_tokens_details"] = {"cached_tokens": 20}
@@ -255,6 +262,26 @@ def test_the_probe_believes_only_a_continuation_of_the_models_own_words(
         assert bool(found.prefill and found.prefill.body) == expected[2]
         assert backend.capabilities.prefill == (expected[0] != "prompt")
         assert backend.usage.calls > 3
+
+
+def test_what_the_probe_costs_is_bounded_before_it_and_told_once() -> None:
+    with behind(in_turn(reply("one two three four five six")), continuation="probe") as (backend, server):
+        most = backend.probe_bound
+        spent = backend.prepare()
+        assert 0 < spent.calls <= most.calls
+        assert spent.calls == backend.usage.calls
+        assert (backend.prepare(), backend.probe_bound) == (Usage(), Usage())
+    with behind(in_turn(reply("x"))) as (backend, server):
+        assert (backend.probe_bound, backend.prepare()) == (Usage(), Usage())
+        assert not server.requests
+
+
+def test_the_probe_of_an_api_is_on_the_bill_of_the_run() -> None:
+    with behind(in_turn(reply("So \\boxed{4}.")), continuation="probe") as (backend, _):
+        router = StepRouter(backend, backend, policy=Always())
+        (trace,) = router.solve_all([PROBLEM], progress=False)
+        assert router.ledger.usage().calls == backend.usage.calls > trace.steps[0].usage.calls
+        assert router.ledger.usage().generated_tokens == backend.usage.generated_tokens
 
 
 def test_the_probe_asks_a_nonce_and_finds_schema_and_logprobs() -> None:

@@ -13,7 +13,7 @@ from stepwise.config import BudgetConfig, CapsConfig, SamplingConfig
 from stepwise.routing import Always, Models, Never, Policy, RouteSettings, RoutingInterrupted, StepRouter, Threshold
 from stepwise.routing import route_all as route
 from stepwise.routing.metrics import cost_of
-from stepwise.types import Problem, Trace
+from stepwise.types import Problem, Trace, Usage
 from tests.fakes import ScriptedBackend
 from tests.routing import world
 
@@ -128,3 +128,53 @@ def test_asking_a_router_the_same_question_again_begins_a_new_problem() -> None:
     first, second = (router.solve_all(world.problems(1), progress=False)[0] for _ in range(2))
     assert [step.text for step in first.steps] == [step.text for step in second.steps]
     assert strong(first) == strong(second)
+
+
+# --- models behind an API ---------------------------------------------------------------------------------------------
+
+
+class Probing(ScriptedBackend):
+    """Has to be tried out before its first request, and may ask twice for one sample."""
+
+    calls_per_sample = 2
+    probe_bound = Usage("w", 4, 400, 400, 40)
+    prepared = 0
+
+    def prepare(self) -> Usage:
+        self.prepared += 1
+        self.probe_bound = Usage()
+        return Usage("w", 3, 300, 300, 30, cost=0.0) if self.prepared == 1 else Usage()
+
+
+def test_what_trying_out_a_model_costs_is_counted_once_and_for_the_run() -> None:
+    made = Models(Probing(world.weak_step, "w"), Probing(world.strong_step, "s"))
+    ledger = Ledger(BudgetConfig(problem=CapsConfig(total_tokens=400)))
+    traces = route(world.problems(4), made, Never(), CAPPED, ledger=ledger)
+    assert {trace.finish for trace in traces} == {"answer"}
+    assert ledger.usage("weak").calls == 3 + cost_of(traces).calls
+    assert ledger.usage("weak").generated_tokens == 30 + cost_of(traces).all_tokens
+    assert made.strong.prepared == 0  # type: ignore[attr-defined]  # a model that nobody asks costs nothing
+
+
+@pytest.mark.parametrize(("calls", "prepared", "asked"), [(3, 0, 0), (4, 1, 0), (5, 1, 1), (7, 1, 3)])
+def test_a_model_is_not_tried_out_or_asked_where_that_could_pass_a_cap(calls: int, prepared: int, asked: int) -> None:
+    weak = Probing(world.weak_step, "w")
+    ledger = Ledger(BudgetConfig(calls=calls))
+    (trace,) = route(world.problems(1), Models(weak, weak), Never(), CAPPED, ledger=ledger)
+    assert (weak.prepared > 0, len(weak.requests)) == (bool(prepared), asked)
+    assert (trace.finish, ledger.usage().calls) == ("budget", 3 * prepared + asked)
+    assert "budget.calls" in trace.note
+
+
+def test_a_scorer_that_costs_money_is_not_asked_where_it_could_pass_the_cap() -> None:
+    prices = {"weak": (0.0, 0.0), "strong": (0.0, 0.0), "scorer": (1000.0, 0.0)}
+    spent = []
+    for cap in (0.5, 0.8, 4.0):
+        ledger = Ledger(BudgetConfig(money=cap), prices)
+        traces = route(world.problems(6), world.models(), Threshold(0.5), CAPPED, ledger=ledger)
+        money = ledger.usage("scorer").cost or 0.0
+        assert money <= cap
+        assert all(t.finish == "answer" or "was scored: budget.money" in t.note for t in traces)
+        assert any(t.finish == "budget" for t in traces) == (cap < 4)
+        spent.append(money)
+    assert spent[0] < spent[1] < spent[2]
