@@ -10,6 +10,7 @@ import json
 import sys
 
 from stepwise.config import Config
+from stepwise.grading import GRADER_VERSION
 from stepwise.plan import Planned
 from stepwise.report import Report, TraceView, summary_table, write_report
 from stepwise.routing import Always, Never, Policy, Random, StepRouter, Threshold
@@ -73,7 +74,12 @@ def save(run: Run, measured: list[Measured]) -> Report:
         notes=tuple(in_words(measured)),
         lab=True,
     )
-    metrics = {"policies": [vars(m.row) for m in measured], "in_words": in_words(measured), "config": run.config.hash}
+    metrics = {
+        "policies": [vars(m.row) for m in measured],
+        "in_words": in_words(measured),
+        "config": run.config.hash,
+        "grader": GRADER_VERSION,
+    }
     run.path("metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     write_report(run.path("report.html"), report)
     return report

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stepwise.config import Config
 from stepwise.errors import DataError
+from stepwise.grading import GRADER_VERSION, check_gold
 from stepwise.jsonl import read_rows
 from stepwise.plan import Planned
 from stepwise.report import Report, summary_table, write_report
@@ -33,7 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def problems_of(args: argparse.Namespace) -> list[Problem]:
-    """The problems that the arguments ask for; raises `DataError` for a file that is missing, empty or repeats ids."""
+    """The problems that the arguments ask for; raises `DataError` for a file that is missing, empty, repeats ids or
+    holds a gold answer that the grader cannot read.
+    """
     if args.problems is None:
         from stepwise.lab.problems import generate
 
@@ -48,6 +51,8 @@ def problems_of(args: argparse.Namespace) -> list[Problem]:
         if problem.id in seen:
             raise DataError(f"--problems {args.problems}: the id {problem.id!r} occurs twice; ids must differ")
         seen.add(problem.id)
+        if problem.answer is not None:
+            check_gold(problem)
     return problems
 
 
@@ -102,7 +107,7 @@ def finish(run: Run, router: StepRouter, traces: list[Trace]) -> None:
     ended = {kind: sum(t.finish == kind for t in traces) for kind in dict.fromkeys(t.finish for t in traces)}
     run.say("Solutions ended: " + ", ".join(f"{kind} {count}" for kind, count in ended.items()))
     for row in rows:
-        run.metrics(**vars(row), finish=ended)
+        run.metrics(**vars(row), finish=ended, grader=GRADER_VERSION)
     page = write_report(run.path("report.html"), report)
     run.say(f"Look at the solutions step by step: {page.resolve().as_uri()}")
 

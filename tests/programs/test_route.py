@@ -125,6 +125,15 @@ def test_problems_that_ended_in_an_error_are_tried_again_and_no_others(
     assert read_rows(tmp_path / "metrics.jsonl")[-1]["finish"] == {"answer": 10}
 
 
+def test_a_gold_answer_that_cannot_be_graded_is_refused_before_anything_is_spent(
+    world: LabWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append_rows(tmp_path / "mine.jsonl", [Problem("bad", "What is it?", "\\frac{1}{")])
+    assert start(tmp_path / "out", "--problems", str(tmp_path / "mine.jsonl")) == 2
+    assert "bad" in capsys.readouterr().err
+    assert world.weak.requests == []
+
+
 @pytest.mark.parametrize("n", ["0", "-3", "many"])
 def test_the_number_of_problems_must_be_at_least_one(n: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
