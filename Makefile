@@ -16,6 +16,10 @@ CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
 	-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama-core-only.cmake
 PIP := CMAKE_ARGS="$(CMAKE_ARGS)" $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
+# Beside a checkout that is called stepwise, Python would take the folder for an empty package; a path entry comes first.
+CHECKOUT_FIRST := $(BIN)/python -c "import pathlib, site; \
+	pathlib.Path(site.getsitepackages()[0], 'stepwise-checkout.pth').write_text('$(CURDIR)\n')"
+
 # Waiting threads that spin stop a machine whose cores are busy.
 export OMP_WAIT_POLICY ?= passive
 
@@ -52,9 +56,11 @@ $(VENV)/.python:
 $(VENV)/.core: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "Installing stepwise. The first time llama.cpp is compiled: about 5 minutes on two cores, silent while it lasts."
 	@$(PIP) -e .
+	@$(CHECKOUT_FIRST)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
 	@echo "Installing what training and the tests need (PyTorch is the largest part)."
 	@$(PIP) -e ".[train,dev]"
+	@$(CHECKOUT_FIRST)
 	@touch $@

@@ -25,6 +25,7 @@ POLICIES: tuple[Policy, ...] = (
     *(Threshold(t) for t in (0.1, 0.5, 0.9, 0.95, 0.97, 0.98)),
 )
 MOST_SHOWN = 2
+MOST_FIRST = 20
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,13 +58,20 @@ def repaired(measured: list[Measured]) -> list[TraceView]:
     return [view for _, view in sorted(found.values(), key=lambda pair: pair[0])]
 
 
+def first_repairs(measured: list[Measured]) -> list[TraceView]:
+    """Every trace, those first in which few strong steps made the difference."""
+    repairs = repaired(measured)[:MOST_FIRST] if any(m.family == "never" for m in measured) else []
+    first = {id(view) for view in repairs}
+    return [*repairs, *(view for m in reversed(measured) for view in m.views if id(view) not in first)]
+
+
 def save(run: Run, measured: list[Measured]) -> Report:
     """Write the figures and the page; also of a part, after Ctrl-C."""
     report = Report(
         title="Routing lab problems step by step",
         subtitle="A small model that slips, a larger one that repairs single steps, and what each policy saves.",
         rows=tuple(m.row for m in measured),
-        traces=tuple(view for m in reversed(measured) for view in m.views),  # routed solutions first
+        traces=tuple(first_repairs(measured)),
         meta={
             "weak model": run.config.models.weak.model,
             "strong model": run.config.models.strong.model,

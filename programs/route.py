@@ -98,11 +98,12 @@ def finish(run: Run, router: StepRouter, traces: list[Trace]) -> None:
             "scorer": run.config.scorer.model,
             "configuration": run.config.hash,
         },
-        lab=run.args.problems is None,
+        lab=run.args.problems is None or run.config.models.weak.model.startswith("llamacpp/lab-"),
     )
     for view in views[: run.args.show]:
         view.trace.show()
-    run.console.print(summary_table(report, run.console.width))
+    if rows:
+        run.console.print(summary_table(report, run.console.width))
     run.say(router.ledger.summary())
     ended = {kind: sum(t.finish == kind for t in traces) for kind in dict.fromkeys(t.finish for t in traces)}
     run.say("Solutions ended: " + ", ".join(f"{kind} {count}" for kind, count in ended.items()))

@@ -44,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f'did you mean "{close[0]}"?' if close else "`stepwise --help` lists them."
         print(f'error: there is no program "{name}"; {hint}', file=sys.stderr)
         return 2
-    code: int = importlib.import_module(programs[name][0]).main(rest)
+    try:
+        code: int = importlib.import_module(programs[name][0]).main(rest)
+    except KeyboardInterrupt:  # while it was being imported; a program that runs sees to it itself
+        print("interrupted before anything was done", file=sys.stderr)
+        return 130
     return code
 
 

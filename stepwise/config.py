@@ -72,6 +72,13 @@ class LoadConfig(_Frozen):
     def _hub_files_run_here(cls, value: Any) -> Any:
         return f"llamacpp/{value}" if isinstance(value, str) and value.startswith("hf:") else value
 
+    @field_validator("model")
+    @classmethod
+    def _names_its_provider(cls, value: str) -> str:
+        if value.endswith(".gguf") and not value.startswith(("llamacpp/", "hf:")):
+            raise ValueError(f'a GGUF is named "llamacpp/" and its path: "llamacpp/{value}"')
+        return value
+
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, value: str | None) -> str | None:

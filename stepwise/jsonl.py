@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from pydantic import ValidationError
+
 from stepwise.errors import DataError
 from stepwise.types import from_json, to_json
 
@@ -52,8 +54,19 @@ def read_rows(path: Path, cls: type[Any] | None = None, *, finished: bool = Fals
         try:
             rows.append(json.loads(line) if cls is None else from_json(cls, line))
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: not a valid row ({error}); mend or remove that line") from None
+            raise DataError(
+                f"{path}, line {number}: not a valid row ({_reason(error)}); mend or remove that line"
+            ) from None
     return rows
+
+
+def _reason(error: ValueError) -> str:
+    """One line: what is wrong with which field, and what was there."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc'])) or 'row'}: {e['msg']}, not {e['input']!r:.60}" for e in error.errors()[:3]
+    )
 
 
 def _whole_bytes(path: Path) -> int:

@@ -18,6 +18,10 @@ from stepwise.errors import DataError
 _CARD = "run.json"
 
 
+def _other(key: str) -> str:
+    return f"{'other' if key.endswith('s') else 'another'} {key.replace('_', ' ')}"
+
+
 class RunDirectory:
     """Holds `run.json` (program, version, configuration and its hash, arguments, status, files) beside the run's files.
 
@@ -53,7 +57,7 @@ class RunDirectory:
         for key in ("program", "config_hash", "arguments"):
             if found.get(key) != self._card[key]:
                 raise DataError(
-                    f"--out {self.path} holds a run with another {key.replace('_', ' ')} ({found.get(key)}, now "
+                    f"--out {self.path} holds a run with {_other(key)} ({found.get(key)}, now "
                     f"{self._card[key]}); give another --out, or --overwrite to remove that run's files first"
                 )
 

@@ -200,3 +200,8 @@ def test_the_hash_follows_the_values(seed: int, threshold: float) -> None:
     assert config.hash == Config.load(None, overrides).hash
     assert (config.hash == Config().hash) == (config == Config())
     assert Config.model_validate(json.loads(config.model_dump_json())) == config
+
+
+def test_the_path_of_a_gguf_without_its_provider_is_refused_with_the_right_name() -> None:
+    with pytest.raises(ConfigError, match=r'"llamacpp/models/foo\.gguf"'):
+        Config.load(overrides=["models.weak.model=models/foo.gguf"])

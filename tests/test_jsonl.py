@@ -75,3 +75,9 @@ def test_a_wrong_row_in_the_middle_is_an_error_with_its_line_number(tmp_path: Pa
     path.write_text('{"id": "a", "question": "?"}\n' + line + "\n")
     with pytest.raises(DataError, match=r"rows\.jsonl, line 2"):
         read_rows(path, Problem)
+
+
+def test_a_row_that_does_not_fit_says_which_field_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"id": "1", "question": "q", "answer": 391}\n')
+    with pytest.raises(DataError, match=r"line 1: not a valid row \(answer: Input should be a valid string, not 391\)"):
+        read_rows(tmp_path / "p.jsonl", Problem)

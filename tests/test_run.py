@@ -109,7 +109,7 @@ def test_a_directory_of_another_run_is_refused_until_overwritten(
     (out / "notes.txt").write_text("mine")
     assert main(["--out", str(out), *changed]) == 2
     said = capsys.readouterr().err
-    assert f"--out {out} holds a run with another " in said
+    assert f"--out {out} holds a run with " in said
     assert "--overwrite" in said
     assert rows(out) == [0, 1, 2]
     assert main(["--out", str(out), *changed, "--overwrite"]) == 0

@@ -59,10 +59,14 @@ def captured_log() -> Iterator[list[str]]:
     """Collect llama.cpp's errors instead of printing anything; the previous log is put back at the end."""
     lib = library()
     lines: list[str] = []
+    interrupts: list[KeyboardInterrupt] = []
 
     def note(level: int, text: bytes, _: object) -> None:
-        if level == _LOG_ERROR:
-            lines.append(text.decode(errors="replace").strip())
+        try:
+            if level == _LOG_ERROR:
+                lines.append(text.decode(errors="replace").strip())
+        except KeyboardInterrupt as interrupt:  # it cannot pass through C, which would drop it
+            interrupts.append(interrupt)
 
     callback = lib.llama_log_callback(note)
     previous, data = lib.llama_log_callback(), ctypes.c_void_p()
@@ -73,6 +77,8 @@ def captured_log() -> Iterator[list[str]]:
             yield lines
         finally:
             lib.llama_log_set(previous, data)
+    if interrupts:
+        raise interrupts[0]
 
 
 def _reason(lines: list[str]) -> str:

@@ -73,8 +73,12 @@ def grade(prediction: str | None, gold: str | None, *, timeout: float = DEFAULT_
 
     A text with `\boxed{}` is searched for its last closed box after </think>; otherwise the whole text is the answer.
     None or an empty text is NO_ANSWER. `timeout` is in seconds and counts the work of one worker process only.
-    Raises DataError for a `timeout` that is not positive, GradingError when worker processes cannot be run.
+    Raises DataError for a `timeout` that is not positive and for what is not a text, GradingError when worker processes
+    cannot be run.
     """
+    for name, value in (("prediction", prediction), ("gold", gold)):
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"grade: {name} is {value!r}, a {type(value).__name__}; give it as text")
     return _grade(prediction, gold, timeout, shortcut=True)
 
 

@@ -208,3 +208,8 @@ GARBAGE = st.lists(st.sampled_from(PIECES.split()), max_size=9).map(" ".join)
 @given(GARBAGE, GARBAGE)
 def test_garbage_has_a_verdict_and_never_raises(prediction, gold):
     assert grade(prediction, gold, timeout=5) in Verdict
+
+
+def test_what_is_not_a_text_is_refused_by_name() -> None:
+    with pytest.raises(DataError, match="prediction is 24, a int; give it as text"):
+        grade(24, "24")  # type: ignore[arg-type]
