@@ -24,12 +24,15 @@ from stepwise.routing.simple import Always, Never, Random, Threshold
 
 if TYPE_CHECKING:
     from stepwise.routing.lockstep import Models, RouteSettings, RoutingInterrupted, route_all
+    from stepwise.routing.pomdp import Plan, RoutingPomdp
     from stepwise.routing.router import StepRouter
 
 _LAZY = {
     "Models": "lockstep",
+    "Plan": "pomdp",
     "RouteSettings": "lockstep",
     "RoutingInterrupted": "lockstep",
+    "RoutingPomdp": "pomdp",
     "StepRouter": "router",
     "route_all": "lockstep",
 }
@@ -42,11 +45,13 @@ __all__ = [
     "Keep",
     "Models",
     "Never",
+    "Plan",
     "Policy",
     "Random",
     "Resample",
     "RouteSettings",
     "RoutingInterrupted",
+    "RoutingPomdp",
     "StepRouter",
     "Threshold",
     "View",

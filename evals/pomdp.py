@@ -1,0 +1,100 @@
+"""How tight and how fast the exact solver of TRIM's routing POMDP is.
+
+--data is TRIM's published parameters as plain JSON; without it, a stand-in of the same size (30 steps, 400
+observations). For one price per token and for eight: processor seconds, nodes, and the gap of the proven bounds over
+all steps and beliefs, in points (100 is one solved problem). Writes pomdp.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from stepwise.errors import DataError
+from stepwise.routing.pomdp import RoutingPomdp
+from stepwise.run import Run, program
+
+GAP, ONE, EIGHT = 1e-3, 1.0, 5.0  # the bars: points, and processor seconds for one price and for eight
+PRICES = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, metavar="FILE", help="published parameters; without it, a stand-in")
+    parser.add_argument("--eps", type=float, default=3e-4, help="error allowed per step, points (default: %(default)s)")
+
+
+@program(doc=__doc__, arguments=arguments, resumable=False)
+def main(run: Run) -> None:
+    rows: list[dict[str, Any]] = []
+    for name in ("pair", "score"):
+        model = load(run.args.data, name)
+        for published in (True, False):
+            for prices in ((0.25,), PRICES):
+                row = measure(model, prices, run.args.eps, published)
+                rows.append({"observation": name, "published_hazard": published, **row})
+    result = {"data": "published" if run.args.data else "stand-in", "eps": run.args.eps, "rows": rows}
+    run.path("pomdp.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _print(run, rows)
+
+
+def load(path: Path | None, observation: Literal["pair", "score"]) -> RoutingPomdp:
+    """The published model, or a stand-in of its size with smooth score laws."""
+    if path is not None:
+        if not path.is_file():
+            raise DataError(f"--data {path}: no such file; give TRIM's published parameters as JSON, or leave it out")
+        return RoutingPomdp.from_dict(json.loads(path.read_text(encoding="utf-8")), observation=observation)
+    bins = (np.arange(20) + 0.5) / 20
+    score = [bins**a * (1 - bins) ** b for a, b in ((4, 0.5), (1, 1), (0.5, 2))]
+    laws = [np.outer(law, law).ravel() if observation == "pair" else law for law in score]
+    rows = [tuple((law / law.sum()).tolist()) for law in laws]
+    hazard = (0.0, 0.0, *np.linspace(0.03, 0.3, 28).tolist(), 1.0)
+    return RoutingPomdp(0.866, (0.9704,), hazard, (rows[0], rows[1], rows[2]))
+
+
+def measure(model: RoutingPomdp, prices: Sequence[float], eps: float, published: bool) -> dict[str, Any]:
+    """Solve for each price: the largest gap, all nodes, and processor and wall seconds together."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    plans = [model.solve(price, eps, published) for price in prices]
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    gap = max(plan.gap for plan in plans)
+    return {
+        "prices": list(prices),
+        "observations": len(model.observation[0]),
+        "gap": gap,
+        "nodes": sum(len(curve.nodes) for plan in plans for curve in plan.curves),
+        "cpu_s": cpu,
+        "wall_s": wall,
+        "root_values": [plan.root_value for plan in plans],
+        "held": gap <= GAP * model.reward / 100 and cpu <= (ONE if len(prices) == 1 else EIGHT),
+    }
+
+
+def _print(run: Run, rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    title = f"Exact solution; bars: gap {GAP} of 100, {ONE:.0f} s for one price, {EIGHT:.0f} s for eight"
+    table = Table(title=title, title_justify="left")
+    for column in ("observation", "hazard", "prices", "nodes", "gap", "CPU s", "wall s", ""):
+        table.add_column(column, justify="left" if column in ("observation", "hazard", "") else "right")
+    for row in rows:
+        table.add_row(
+            row["observation"],
+            "published" if row["published_hazard"] else "corrected",
+            str(len(row["prices"])),
+            f"{row['nodes']:,}",
+            f"{row['gap']:.2e}",
+            f"{row['cpu_s']:.2f}",
+            f"{row['wall_s']:.2f}",
+            "held" if row["held"] else "MISSED",
+        )
+    run.console.print(table)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
