@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -72,8 +73,15 @@ class LiteLLMBackend:
         """How solutions are continued, and what else the model can do."""
         with self._probing:
             if "findings" not in self.__dict__:
-                self.__dict__["findings"] = probe(self.api, self.dialect, self.prompt, self._template)
+                found = self.__dict__["findings"] = probe(self.api, self.dialect, self.prompt, self._template)
                 self._probe_usage = self.api.usage  # nothing else is sent before it
+                if found.continuation == "prompt" and self.config.continuation == "probe":
+                    warnings.warn(
+                        f"{self.config.model} does not continue a message of its own: it is shown the steps and "
+                        "asked for the next, which only an instructed model understands. Where the server takes raw "
+                        'completions, chat_template = FILE lets it continue; continuation = "prompt" accepts this',
+                        stacklevel=3,
+                    )
             return self.__dict__["findings"]  # type: ignore[no-any-return]
 
     @property

@@ -66,6 +66,7 @@ def declare(model: str, prices: tuple[float, float] | None, context: int = 2048)
     import_litellm().register_model({model: {
         "litellm_provider": PROVIDER, "mode": "chat", "supports_response_schema": True, "max_tokens": context,
         "input_cost_per_token": price_in / 1e6, "output_cost_per_token": price_out / 1e6,
+        "cache_creation_input_token_cost": price_in / 1e6, "cache_read_input_token_cost": 0.0,
     }})  # fmt: skip
 
 

@@ -252,7 +252,11 @@ def continuing(way: str) -> Callable[[str, dict[str, Any]], Answer]:
     ],
 )
 def test_the_probe_believes_only_a_continuation_of_the_models_own_words(
-    way: str, model: str, expected: tuple[str, Any, bool], monkeypatch: pytest.MonkeyPatch
+    way: str,
+    model: str,
+    expected: tuple[str, Any, bool],
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     monkeypatch.setenv("SOME_API_KEY", "not-a-real-one")
     with behind(continuing(way), continuation="probe", model=model, api_key_env="SOME_API_KEY") as (backend, _):
@@ -262,6 +266,8 @@ def test_the_probe_believes_only_a_continuation_of_the_models_own_words(
         assert bool(found.prefill and found.prefill.body) == expected[2]
         assert backend.capabilities.prefill == (expected[0] != "prompt")
         assert backend.usage.calls > 3
+    warned = any("does not continue a message of its own" in str(warning.message) for warning in recwarn)
+    assert warned is (expected[0] == "prompt")
 
 
 def test_what_the_probe_costs_is_bounded_before_it_and_told_once() -> None:
