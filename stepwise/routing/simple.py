@@ -18,16 +18,11 @@ _FROZEN = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Never:
-    """The weak model alone."""
+class _Alone:
+    """One model for everything: decided before a draft is written, with nothing to set."""
 
-    name: ClassVar[str] = "never"
     when: ClassVar[When] = "before"
     needs_scores: ClassVar[bool] = False
-
-    def decide(self, view: View) -> Action:
-        """Keep."""
-        return Keep("the weak model alone")
 
     @property
     def point(self) -> float | None:
@@ -40,25 +35,25 @@ class Never:
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Always:
+class Never(_Alone):
+    """The weak model alone."""
+
+    name: ClassVar[str] = "never"
+
+    def decide(self, view: View) -> Action:
+        """Keep."""
+        return Keep("the weak model alone")
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Always(_Alone):
     """The strong model alone; the weak one writes nothing."""
 
     name: ClassVar[str] = "always"
-    when: ClassVar[When] = "before"
-    needs_scores: ClassVar[bool] = False
 
     def decide(self, view: View) -> Action:
         """Hand over."""
         return HandOver("the strong model alone")
-
-    @property
-    def point(self) -> float | None:
-        """None: there is nothing to set."""
-        return None
-
-    def at(self, x: float) -> Self:
-        """Itself: there is nothing to set."""
-        return self
 
 
 @dataclass(frozen=True, config=_FROZEN)
