@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stepwise.errors import DataError
+from stepwise.routing.belief import check_probabilities, check_rows
 from stepwise.routing.sandwich import Array, Known, Sandwich
 
 Belief = Sequence[float]
@@ -62,21 +63,13 @@ class RoutingPomdp:
     discount: float = 0.999999
 
     def __post_init__(self) -> None:
-        _probabilities("p_weak", [self.p_weak])
-        _probabilities("p_strong", self.p_strong)
-        _probabilities("hazard", self.hazard)
+        check_probabilities("p_weak", [self.p_weak])
+        check_probabilities("p_strong", self.p_strong)
+        check_probabilities("hazard", self.hazard)
         if len(self.hazard) < 2 or self.hazard[-1] != 1.0:
             end = self.hazard[-1]
             raise DataError(f"hazard ends with {end!r}: no solution may go on for ever; its last entry must be 1.0")
-        lengths = [len(row) for row in self.observation]
-        if len(lengths) != 3 or len(set(lengths)) != 1:
-            raise DataError(f"observation has rows of lengths {lengths}; give three of one length, one for each state")
-        for state, row in enumerate(self.observation):
-            if not all(value >= 0 for value in row) or not abs(sum(row) - 1.0) <= _SUM:
-                raise DataError(
-                    f"observation[{state}] has {min(row):.9g} as its least entry and adds up to {sum(row):.9g}; "
-                    "give probabilities that add up to 1"
-                )
+        check_rows("observation", self.observation)
         for name in ("tokens_per_step", "reward", "discount"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -282,14 +275,6 @@ def _belief(belief: Belief) -> tuple[float, float, float]:
         text = f"belief is {tuple(belief)!r}; give the chances of right, wrong earlier, wrong just now, adding up to 1"
         raise DataError(text)
     return belief[0], belief[1], belief[2]
-
-
-def _probabilities(name: str, values: Sequence[float]) -> None:
-    if not values:
-        raise DataError(f"{name} is empty; give at least one probability")
-    for value in values:
-        if not 0 <= value <= 1:
-            raise DataError(f"{name} has {value!r}; a probability lies in [0, 1]")
 
 
 def _part(d: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
