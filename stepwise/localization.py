@@ -209,15 +209,20 @@ def fingerprint(example: Example) -> str:
     return hashlib.sha256("\0".join(" ".join(text.split()) for text in texts).encode("utf-8", "replace")).hexdigest()
 
 
+def scores_of(example: Example) -> list[float] | None:
+    """`Step.score` of each step; None where a step has none, or where the trace's note says that scoring failed."""
+    scores = [step.score for step in example.trace.steps if step.score is not None]
+    return None if example.trace.note or len(scores) < len(example.trace.steps) else scores
+
+
 def below(threshold: float) -> Localizer:
-    """Names the first step whose `Step.score` is under `threshold`; fails where a step has none, or scoring failed."""
+    """Names the first step whose `Step.score` is under `threshold`; fails where `scores_of` is None."""
 
     def localize(example: Example) -> Outcome:
-        scores = [step.score for step in example.trace.steps if step.score is not None]
-        if example.trace.note or len(scores) < len(example.trace.steps):
-            missing = f"{len(scores)} scores for {len(example.trace.steps)} steps"
-            return Outcome(None, example.trace.note or missing, example.trace.scorer_usage)
-        return Outcome(first_below(scores, threshold), usage=example.trace.scorer_usage)
+        scores, spent = scores_of(example), example.trace.scorer_usage
+        if scores is None:
+            return Outcome(None, example.trace.note or "not every step has a score", spent)
+        return Outcome(first_below(scores, threshold), usage=spent)
 
     return localize
 

@@ -1,0 +1,97 @@
+"""What scorers and modules say of attempts, asked once: rows are on disk as they come, and a second start goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from stepwise.localization import Localizer, Outcome
+from stepwise.processbench import Example
+from stepwise.progress import progress
+from stepwise.run import Run
+from stepwise.scorers import Scorer, score_items
+from stepwise.types import Usage
+
+BATCH = 16  # attempts that are scored together
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ScoredRow:
+    """Scores of one attempt, one per step, or why there are none."""
+
+    key: str
+    scores: tuple[float, ...]
+    error: str
+    usage: Usage
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class OutcomeRow:
+    """What a localizer said of one attempt."""
+
+    key: str
+    outcome: Outcome
+
+
+def key_of(example: Example) -> str:
+    """The same for rows that are the same to whoever reads them: question, reference and steps."""
+    problem = example.problem
+    texts = (problem.question, repr(problem.reference), *(step.text for step in example.trace.steps))
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def with_scores(run: Run, scorer: Scorer, sets: Mapping[str, Sequence[Example]]) -> dict[str, list[Example]]:
+    """The examples with `scorer`'s scores in their steps, or the error in the note of their trace.
+
+    Scores are kept in scores.jsonl: attempts that an earlier start scored are not scored again, unless that failed.
+    """
+    known = {row.key: row for row in run.rows("scores.jsonl", ScoredRow) if not row.error}
+    todo = list({key_of(e): e for rows in sets.values() for e in rows if key_of(e) not in known}.items())
+    if todo:
+        with progress(f"scoring with {scorer.name}", len(todo)) as advance:
+            for start in range(0, len(todo), BATCH):
+                keys, examples = zip(*todo[start : start + BATCH], strict=True)
+                items = [(e.problem, [step.text for step in e.trace.steps]) for e in examples]
+                made = [
+                    ScoredRow(key, tuple(scored.scores), scored.error, scored.usage)
+                    for key, scored in zip(keys, score_items(scorer, items), strict=True)
+                ]
+                run.write("scores.jsonl", *made)
+                known.update((row.key, row) for row in made)
+                advance(len(made))
+    return {name: [_scored(example, known[key_of(example)]) for example in rows] for name, rows in sets.items()}
+
+
+def _scored(example: Example, row: ScoredRow) -> Example:
+    steps = example.trace.steps
+    if not row.error:
+        steps = tuple(dataclasses.replace(step, score=s) for step, s in zip(steps, row.scores, strict=True))
+    return example._replace(
+        trace=dataclasses.replace(example.trace, steps=steps, scorer_usage=row.usage, note=row.error)
+    )
+
+
+def asked(run: Run, ask: Localizer, sets: Mapping[str, Sequence[Example]], threads: int) -> Localizer:
+    """What `ask` says of each example, `threads` at a time; kept in outcomes.jsonl as they finish.
+
+    Attempts of which an earlier start knows the outcome are not asked for again, unless it was a failure.
+    """
+    known = {row.key: row.outcome for row in run.rows("outcomes.jsonl", OutcomeRow) if not row.outcome.error}
+    todo = {key_of(e): e for rows in sets.values() for e in rows if key_of(e) not in known}
+    if todo:
+        with progress("localizing", len(todo)) as advance, ThreadPoolExecutor(threads) as pool:
+            futures = {pool.submit(ask, example): key for key, example in todo.items()}
+            try:
+                for future in as_completed(futures):
+                    known[futures[future]] = future.result()
+                    run.write("outcomes.jsonl", OutcomeRow(futures[future], future.result()))
+                    advance(1)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return lambda example: known[key_of(example)]
