@@ -4,7 +4,6 @@
 
   scores:NAME    the first step under a threshold, of the scores that the file's column `scores` has under NAME
   scorer         the same with the scores of the scorer in the configuration ([scorer])
-  module         ErrorLocalizer on the critic of the configuration ([models.critic])
   absent-number  the first step with a number that is neither in the question nor in the reference
   constant       always the same step
   random         "no error" half of the time, else any step
@@ -38,7 +37,8 @@ from stepwise.run import Run, positive, program
 from .localization_models import with_scores  # evals is stepwise.evals once installed
 
 HEADS = ("acc_err", "acc_cor", "prior", "failed", "calls", "tokens")
-TUNED = ("scores:", "scorer", "constant")
+TUNED = ("scorer", "constant")
+FIXED = ("absent-number", "random")
 # Published scores whose F1 is known: file, scorer, rows to choose on -> F1 and how far the mean over splits may be off.
 KNOWN = {("mr_gsm8k_prm_scores", "scores:math-shepherd_mistral-7b", 200): (64.0, 4.0)}
 
@@ -54,7 +54,9 @@ class Arm(NamedTuple):
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help="rows to be measured on")
-    parser.add_argument("--localizer", nargs="+", default=["constant", "random"], metavar="NAME", help="see above")
+    parser.add_argument(
+        "--localizer", nargs="+", default=["random"], metavar="NAME", help="see above (default: random)"
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--tune", type=Path, metavar="FILE", help="rows to choose on; none of them may be in --data")
     where.add_argument(
@@ -87,27 +89,8 @@ def main(run: Run) -> None:
 
 
 def _arm(run: Run, name: str) -> Arm:
-    """The localizer's rows, with what a model says of them where it is one; raises `DataError` for an unknown name."""
-    args = run.args
-    if name.startswith(TUNED) and not (args.tune or args.tune_rows):
-        raise DataError(
-            f"--localizer {name} has something to choose, and never on the rows it is measured on: "
-            "give other rows with --tune FILE, or --tune-rows N to draw some of each file"
-        )
-    scores = name.removeprefix("scores:") if name.startswith("scores:") else None
-    references = _references(args.references)
-    test: dict[str, list[Example]] = {}
-    for path in args.data:
-        if path.stem in test:
-            raise DataError(
-                f"--data has two files named {path.stem}; give them names of their own, or measure one by one"
-            )
-        test[path.stem] = _load(path, scores, references, args.with_reference)[: args.limit]
-    tuning = _load(args.tune, scores, references, args.with_reference) if args.tune else []
-    for subset, rows in test.items():
-        loc.refuse_shared(tuning, rows, subset)
-    if name.startswith("scores:") or name == "constant":
-        return Arm(name, test, tuning)
+    """The localizer and its rows; asks a model about them where it is one."""
+    test, tuning = _sets(run.args, name)
     if name == "scorer":
         from stepwise import load_scorer
 
@@ -115,16 +98,39 @@ def _arm(run: Run, name: str) -> Arm:
         tuning = scored.pop("")
         return Arm(name, scored, tuning)
     if name == "random":
-        return Arm(name, test, tuning, loc.random_guess(args.seed))
-    if name != "absent-number":
+        return Arm(name, test, tuning, loc.random_guess(run.args.seed))
+    return Arm(name, test, tuning, loc.absent_number if name == "absent-number" else None)
+
+
+def _sets(args: argparse.Namespace, name: str) -> tuple[dict[str, list[Example]], list[Example]]:
+    """The subsets to measure on, and the rows of --tune; raises `DataError` for what localizer `name` cannot do."""
+    published = name.startswith("scores:")
+    if not published and name not in (*TUNED, *FIXED):
         raise DataError(f"--localizer {name}: there is no such localizer; see --help for their names")
+    if (published or name in TUNED) and not (args.tune or args.tune_rows):
+        raise DataError(
+            f"--localizer {name} has something to choose, and never on the rows it is measured on: "
+            "give other rows with --tune FILE, or --tune-rows N to draw some of each file"
+        )
+    scores = name.removeprefix("scores:") if published else None
+    references = _references(args.references)
+    test: dict[str, list[Example]] = {}
+    for path in args.data:
+        if path.stem in test:
+            raise DataError(f"--data has two files named {path.stem}; rename one, or measure one after the other")
+        test[path.stem] = _load(path, scores, references, args.with_reference)[: args.limit]
+    tuning = _load(args.tune, scores, references, args.with_reference) if args.tune else []
+    for subset, rows in test.items():
+        loc.refuse_shared(tuning, rows, subset)
+        if len(rows) <= (args.tune_rows or 0):
+            raise DataError(f"--tune-rows {args.tune_rows} leaves none of the {len(rows)} rows of {subset}; give fewer")
     missing = sum(row.problem.reference is None for rows in test.values() for row in rows)
-    if missing:
+    if missing and name == "absent-number":
         raise DataError(
             f"--localizer {name} compares with reference solutions, and {missing} rows have none: add a column "
             "reference, name files with --references, or leave these rows out with --with-reference"
         )
-    return Arm(name, test, tuning, loc.absent_number)
+    return test, tuning
 
 
 def _load(path: Path, scores: str | None, references: dict[str, str], only: bool) -> list[Example]:
@@ -212,8 +218,6 @@ def _spent(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def _over_splits(arm: Arm, subset: str, args: argparse.Namespace) -> dict[str, Any]:
     """Mean and standard deviation over draws of the rows to choose on, each measured on the rows not drawn."""
     rows = arm.test[subset]
-    if len(rows) <= args.tune_rows:
-        raise DataError(f"--tune-rows {args.tune_rows} leaves none of the {len(rows)} rows of {subset}; give fewer")
     draws = []
     for split in range(args.splits):
         order = np.random.default_rng([args.seed, split]).permutation(len(rows))

@@ -50,6 +50,15 @@ def test_what_a_row_does_not_say_stays_unsaid():
     assert to_row(example) == row
 
 
+def test_a_reference_and_the_scores_of_one_scorer_are_read_where_they_are_asked_for():
+    row = ROW | {"reference": "2 + 3 = 5", "scores": {"prm": [0.9, 0.25, 1], "other": [0, 0, 0]}}
+    example = from_row(row, scores="prm")
+    assert example.problem.reference == "2 + 3 = 5"
+    assert [step.score for step in example.trace.steps] == [0.9, 0.25, 1.0]
+    assert {step.score for step in from_row(row).trace.steps} == {None}
+    assert to_row(example) == ROW | {"reference": "2 + 3 = 5"}
+
+
 def test_files_are_read_as_an_array_or_as_lines(tmp_path):
     rows = [ROW, ROW | {"id": "2", "label": -1, "problem": "a\u2028b"}]
     array, lines, written = tmp_path / "a.json", tmp_path / "a.jsonl", tmp_path / "b.jsonl"
@@ -72,6 +81,8 @@ def test_files_are_read_as_an_array_or_as_lines(tmp_path):
         ({"steps": "one"}, "row 2, field steps: it is 'one', a str; it must be list"),
         ({"steps": ["a", " "], "label": -1}, r"row 2, field steps\[1\]: ' '"),
         ({"steps": ["a", 5], "label": -1}, r"row 2, field steps\[1\]: 5"),
+        ({"steps": [], "label": -1}, "row 2, field steps: it is empty"),
+        ({"reference": 4}, "row 2, field reference: it is 4"),
         ({"problem": 4}, "row 2, field problem: it is 4"),
         ({"id": 4}, "row 2, field id: it is 4"),
         ({"final_answer_correct": 1}, "row 2, field final_answer_correct: it is 1"),
@@ -97,9 +108,16 @@ def test_what_is_no_json_or_no_object_is_refused(tmp_path):
         read_rows(path)
     with pytest.raises(DataError, match="must be an object"):
         from_row([1])
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="is not UTF-8"):
+        read_rows(path)
+    path.write_text(json.dumps([ROW]), encoding="utf-8-sig")
+    assert read_rows(path) == [from_row(ROW, "x")]
 
 
 def test_an_error_index_beyond_the_trace_is_not_written():
     example = Example(Problem("p", "q"), Trace(Problem("p", "q"), (Step("a", "weak"),)), Localization(1))
     with pytest.raises(DataError, match="first_error: 1"):
         to_row(example)
+    with pytest.raises(DataError, match="field steps: the trace has none"):
+        to_row(Example(Problem("p", "q"), Trace(Problem("p", "q")), Localization(None)))

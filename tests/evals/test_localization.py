@@ -1,0 +1,216 @@
+"""The benchmark on small made files: what it chooses, refuses, counts and takes up again; and on the published scores,
+where they are beside the checkout.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evals.localization import main
+from evals.localization_models import asked, key_of
+from stepwise.localization import Outcome
+from stepwise.processbench import from_row
+from stepwise.types import Usage
+from tests.fakes import ScriptedScorer
+
+PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "mr_gsm8k_prm_scores.jsonl"
+
+
+def row(name: str, label: int, scores=(0.9, 0.9, 0.9), **columns) -> dict:
+    steps = [f"Step {i + 1}: {name} is {i}" for i in range(len(scores))]
+    own = {"prm": list(scores)}
+    return {"id": name, "problem": f"What is {name}?", "steps": steps, "label": label, "scores": own, **columns}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """In tune.json 0.35 is the best threshold; at it, test.json has 3 of 4 errors and 2 of 3 right attempts right."""
+    tune = [row("t0", 1, (0.9, 0.3, 0.8)), row("t1", 0, (0.3, 0.9, 0.9)), row("t2", -1, (0.4, 0.9, 0.9))]
+    test = [
+        row("a", 0, (0.1, 0.9, 0.9)),
+        row("b", 2, (0.9, 0.9, 0.2)),
+        row("c", 1, (0.9, 0.2, 0.1)),
+        row("d", 1, (0.2, 0.2, 0.1), final_answer_correct=True),
+        row("e", -1),
+        row("f", -1),
+        row("g", -1, (0.9, 0.9, 0.3)),
+    ]
+    for name, rows in (("tune", tune), ("test", test)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def measured(folder: Path, *args: str, out: str = "out") -> dict:
+    assert main([*args, "--out", str(folder / out)]) == 0
+    return json.loads((folder / out / "localization.json").read_text())
+
+
+def refused(capsys, *args: str) -> str:
+    assert main([*map(str, args)]) == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_a_threshold_is_chosen_on_one_file_and_measured_on_another(files, capsys):
+    args = [
+        "--data",
+        str(files / "test.json"),
+        "--tune",
+        str(files / "tune.json"),
+        "--localizer",
+        "scores:prm",
+        "constant",
+    ]
+    scores, constant = measured(files, *args)["rows"]
+    assert scores["chosen"] == pytest.approx(0.35)
+    assert (scores["wrong"], scores["right"]) == (4, 3)
+    assert (scores["acc_err"], scores["acc_cor"]) == (75.0, pytest.approx(100 * 2 / 3))
+    assert scores["f1"] == pytest.approx(2 * 75 * (200 / 3) / (75 + 200 / 3))
+    assert scores["f1_low"] < scores["f1"] < scores["f1_high"]
+    assert (constant["chosen"], constant["acc_err"], constant["f1"]) == (0, 25.0, 0.0)
+    text = capsys.readouterr().out
+    assert "scores:prm, threshold 0.350" in text
+    assert "50.0 % of the first errors are at step 1 (prior)" in " ".join(text.split())
+
+
+def test_several_files_are_subsets_with_a_mean(files):
+    (files / "other.jsonl").write_text("\n".join(json.dumps(row(f"o{i}", i - 1)) for i in range(4)))
+    result = measured(files, "--data", str(files / "test.json"), str(files / "other.jsonl"), "--localizer", "random")
+    assert [r["subset"] for r in result["rows"]] == ["test", "other", "mean"]
+    assert result["rows"][2]["f1"] == pytest.approx((result["rows"][0]["f1"] + result["rows"][1]["f1"]) / 2)
+    assert result["prior"]["other"]["shares"] == pytest.approx([100 / 3] * 3)
+
+
+def test_a_rule_that_is_right_scores_a_hundred_over_all_splits(tmp_path):
+    rows = [row(f"w{i}", i % 3, [0.1 if j == i % 3 else 0.9 for j in range(3)]) for i in range(20)]
+    rows += [row(f"r{i}", -1) for i in range(20)]
+    (tmp_path / "easy.json").write_text(json.dumps(rows))
+    args = ["--data", str(tmp_path / "easy.json"), "--localizer", "scores:prm", "random", "--tune-rows", "15"]
+    scores, random = measured(tmp_path, *args, "--splits", "5")["rows"]
+    assert (scores["f1"], scores["f1_sd"], scores["measured_on"]) == (100.0, 0.0, 25)
+    assert 0 < random["f1"] < 60
+    assert random["f1_sd"] > 0
+    assert scores["held"] is None
+
+
+def test_references_come_from_a_column_or_by_question_from_a_file(files):
+    rows = [row("a", 1, reference="0 and 2"), row("b", -1), row("c", 0)]
+    (files / "rows.json").write_text(json.dumps(rows))
+    (files / "solved.jsonl").write_text(json.dumps({"question": "What  is b?", "answer": "0, 1, 2 #### 2"}) + "\n")
+    args = ["--data", str(files / "rows.json"), "--localizer", "absent-number", "--with-reference"]
+    (one,) = measured(files, *args, "--references", str(files / "solved.jsonl"))["rows"]
+    assert (one["wrong"], one["right"], one["acc_err"], one["acc_cor"]) == (1, 1, 100.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--tune-rows", "7"], "leaves none of the 7 rows of test"),
+        (["--localizer", "scores:prm"], "give other rows with --tune FILE"),
+        (["--localizer", "oracle"], "there is no such localizer"),
+        (["--seed", "-1"], "--seed is -1"),
+    ],
+)
+def test_what_cannot_be_done_is_said(files, capsys, more, message):
+    assert message in refused(capsys, "--data", files / "test.json", *more, "--out", files / "out")
+
+
+def test_rows_that_something_was_chosen_on_are_not_measured_on(files, capsys):
+    args = ("--localizer", "scores:prm", "--out", files / "out")
+    said = refused(capsys, "--data", files / "test.json", "--tune", files / "test.json", *args)
+    assert "7 of 7 attempts of test (the first is 'a') are in the tuning split too" in said
+    twins = [row("x", 0), *json.loads((files / "test.json").read_text())[:1]]
+    (files / "twins.json").write_text(json.dumps(twins))
+    assert "1 of 7 attempts" in refused(capsys, "--data", files / "test.json", "--tune", files / "twins.json", *args)
+    (files / "twice.json").write_text(json.dumps([row("x", 0)] * 30))
+    said = refused(capsys, "--data", files / "twice.json", "--tune-rows", "9", *args)
+    assert "are in the tuning split too" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": None}, "row 2, field label: it is None"),
+        ({"label": 3}, "row 2, field label: 3; it must lie in -1..2"),
+        ({"steps": [], "label": -1}, "row 2, field steps: it is empty"),
+        ({"scores": {"prm": [0.5]}}, "row 2, field scores.prm: 1 scores for 3 steps"),
+        ({"scores": {"prm": [0.5, 0.5, 1.5]}}, "row 2, field scores.prm: step 2: the score is 1.5"),
+        ({"scores": {"other": []}}, "row 2, field scores: there is no 'prm'; there are other"),
+        ({"scores": None}, "row 2, field scores: it is None"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(files, capsys, change, message):
+    (files / "bad.json").write_text(json.dumps([row("x", -1), row("y", 1) | change]))
+    args = ("--tune", files / "tune.json", "--localizer", "scores:prm", "--out", files / "out")
+    assert message in refused(capsys, "--data", files / "bad.json", *args)
+
+
+def test_files_that_are_not_there_are_empty_or_have_no_references_are_named(files, capsys):
+    out = ("--out", files / "out")
+    assert "none.json: no such file" in refused(capsys, "--data", files / "none.json", *out)
+    (files / "empty.json").write_text("[]")
+    assert "holds no rows" in refused(capsys, "--data", files / "empty.json", *out, "--localizer", "random")
+    said = refused(capsys, "--data", files / "test.json", *out, "--localizer", "absent-number")
+    assert "7 rows have none" in said
+
+
+def test_a_scorer_is_asked_once_and_what_failed_is_a_counted_miss_that_is_tried_again(files, monkeypatch):
+    scorer = ScriptedScorer({"Step 1: a is 0": 0.1, "Step 2: t0 is 1": 0.1, "Step 1: t1 is 0": 0.1})
+    monkeypatch.setattr("stepwise.load_scorer", lambda spec: scorer)
+    args = ["--data", str(files / "test.json"), "--tune", str(files / "tune.json"), "--localizer", "scorer"]
+    (one,) = measured(files, *args)["rows"]
+    assert (one["acc_err"], one["acc_cor"], one["failed"], one["calls"]) == (25.0, 100.0, 0, 7)
+    assert one["prompt_tokens"] > 0
+    assert len(scorer.batches) == 1
+    path = files / "out" / "scores.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 10
+    (failing,) = [line for line in lines if line["key"] == key_of(from_row(row("e", -1)))]
+    failing |= {"scores": [], "error": "too long"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = measured(files, *args)["rows"][0]
+    assert [problem.id for batch in scorer.batches[1:] for problem, _ in batch] == ["e"]
+    assert (again["acc_err"], again["acc_cor"]) == (25.0, 100.0)
+
+
+class Shelf:
+    """Stands in for a `Run`: rows in memory."""
+
+    def __init__(self):
+        self.kept = []
+
+    def rows(self, name, cls):
+        return list(self.kept)
+
+    def write(self, name, *rows):
+        self.kept += rows
+
+
+def test_outcomes_are_kept_as_they_come_and_only_the_others_are_asked_for_again():
+    examples = [from_row(row(name, -1)) for name in "abcd"]
+    shelf, calls = Shelf(), []
+
+    def ask(example):
+        calls.append(example.problem.id)
+        if example.problem.id == "c" and len(calls) == 3:
+            raise KeyboardInterrupt
+        return Outcome(None, "no answer" if example.problem.id == "b" and len(calls) < 5 else "", Usage(calls=1))
+
+    with pytest.raises(KeyboardInterrupt):
+        asked(shelf, ask, {"test": examples}, threads=1)
+    said = asked(shelf, ask, {"test": examples}, threads=1)
+    assert calls.count("a") == 1
+    assert calls.count("b") == calls.count("c") == 2
+    assert [said(example) for example in examples] == [Outcome(None, usage=Usage(calls=1))] * 4
+
+
+@pytest.mark.skipif(not PUBLISHED.is_file(), reason=f"the published scores are not at {PUBLISHED}")
+def test_math_shepherds_published_scores_give_the_known_f1(tmp_path, capsys):
+    args = ["--data", str(PUBLISHED), "--localizer", "scores:math-shepherd_mistral-7b", "--tune-rows", "200"]
+    (one,) = measured(tmp_path, *args, "--splits", "50")["rows"]
+    assert one["f1"] == pytest.approx(64, abs=4)
+    assert 1 < one["f1_sd"] < 4
+    assert (one["measured_on"], one["held"]) == (465, True)
+    assert "F1 64 +- 4 expected: ok" in capsys.readouterr().out
