@@ -1,0 +1,198 @@
+"""How good a fit is: held-out likelihood and calibration, intervals, and whether problems differ in difficulty."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwise.routing.belief import StepFilter
+from stepwise.routing.fit import Estimate, estimate
+from stepwise.routing.fit_data import NOW, RIGHT, FitTrace
+from stepwise.routing.metrics import Interval, wilson
+from stepwise.routing.router_fit import CalibrationBin, Difficulty, HeldOut
+
+Array = NDArray[np.float64]
+BINS = (4, 6, 8, 12, 16)  # numbers of score bins to choose from
+_FOLDS = 5
+
+
+def folds(traces: Sequence[FitTrace], seed: int, k: int = _FOLDS) -> Iterator[tuple[list[FitTrace], list[FitTrace]]]:
+    """(fitted on, measured on) k times; all traces of a problem are on the same side."""
+    problems = sorted({trace.problem for trace in traces})
+    order = np.random.default_rng(seed).permutation(len(problems))
+    fold = {problems[n]: place % k for place, n in enumerate(order)}
+    for i in range(k):
+        yield [t for t in traces if fold[t.problem] != i], [t for t in traces if fold[t.problem] == i]
+
+
+def beliefs_of(found: StepFilter, trace: FitTrace, scored: bool = True) -> tuple[Array, NDArray[np.int64]]:
+    """Beliefs (drafts, 3) at the drafts of a labelled trace, and their true states (drafts,)."""
+    scores = [step.score if scored else None for step in trace.steps]
+    beliefs = found.beliefs(scores, [int(step.replaced) for step in trace.steps])
+    drafted = np.asarray([step.drafted for step in trace.steps])
+    return beliefs[drafted], np.asarray(trace.states)[drafted]
+
+
+def filter_of(found: Estimate) -> StepFilter:
+    """The filter on the current score with these parameters."""
+    strong = found.p_strong if found.p_strong == found.p_strong else 1.0  # without strong steps it is never asked
+    return StepFilter(found.law, found.p_weak, (strong,))
+
+
+def _predicted(
+    traces: Sequence[FitTrace], bins: int, seed: int, scored: bool = True
+) -> tuple[Array, NDArray[np.int64]]:
+    """Beliefs and true states of all drafts, each from a fit on other problems."""
+    beliefs, states = [], []
+    for fitted_on, measured_on in folds(traces, seed):
+        made = filter_of(estimate(fitted_on, bins=bins, tokens_per_step=1.0, max_steps=10**6))
+        for trace in measured_on:
+            b, z = beliefs_of(made, trace, scored)
+            beliefs.append(b)
+            states.append(z)
+    return np.concatenate(beliefs), np.concatenate(states)
+
+
+def log_likelihood(beliefs: Array, states: NDArray[np.int64]) -> float:
+    """Mean log of the belief in the state that was true, nats per draft."""
+    return float(np.log(np.maximum(beliefs[np.arange(len(states)), states], 1e-12)).mean())
+
+
+def choose_bins(traces: Sequence[FitTrace], *, seed: int = 0) -> int:
+    """The number of score bins with which the filter foretells the states of held-out problems best."""
+    return max(BINS, key=lambda bins: log_likelihood(*_predicted(traces, bins, seed)))
+
+
+def held_out(traces: Sequence[FitTrace], bins: int, *, seed: int = 0) -> HeldOut:
+    """The filter on labelled traces, each measured with a fit on the problems of other folds.
+
+    Where the number of bins was chosen, it was on the same traces in other folds, which flatters it a little.
+    """
+    beliefs, states = _predicted(traces, bins, seed + 1)
+    prior, _ = _predicted(traces, bins, seed + 1, scored=False)
+    now = beliefs[:, NOW]
+    return HeldOut(
+        steps=len(states),
+        log_likelihood=log_likelihood(beliefs, states),
+        without_scores=log_likelihood(prior, states),
+        auroc=auroc(now[states == NOW], now[states != NOW]),
+        calibration=calibration(now, states == NOW),
+    )
+
+
+def calibration(predicted: Array, happened: NDArray[np.bool_], bins: int = 10) -> tuple[CalibrationBin, ...]:
+    """What share happened among predictions of about the same size, in bins of about as many each; (n,) both."""
+    order = np.argsort(predicted, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    return tuple(
+        CalibrationBin(float(predicted[part].mean()), wilson(int(happened[part].sum()), len(part)), len(part))
+        for part in parts
+    )
+
+
+def auroc(positive: Sequence[float] | Array, negative: Sequence[float] | Array) -> float:
+    """Chance that a positive lies above a negative, ties counting half; nan where one side is empty."""
+    if not len(positive) or not len(negative):
+        return float("nan")
+    _, place, counts = np.unique(np.concatenate([positive, negative]), return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place][: len(positive)]
+    n = len(positive)
+    return float((ranks.sum() - n * (n + 1) / 2) / (n * len(negative)))
+
+
+def figures(found: Estimate) -> dict[str, float]:
+    """The figures that get intervals; `auroc` is of the score for wrong just now against right, under its laws."""
+    survival = np.cumprod([1.0 - h for h in found.hazard])
+    return {
+        "p_weak": found.p_weak,
+        "p_strong": found.p_strong,
+        "steps": float(survival.sum()),
+        "tokens_per_step": found.tokens_per_step,
+        "auroc": _law_auroc(found.rows[NOW], found.rows[RIGHT]),
+    }
+
+
+def _law_auroc(low: Array, high: Array) -> float:
+    """Chance that a draw of `low` lies in a lower bin than one of `high`, the same bin counting half."""
+    above = np.cumsum(high[::-1])[::-1] - high
+    return float((low * (above + high / 2)).sum())
+
+
+def bootstrap(
+    traces: Sequence[FitTrace], fit: Callable[[Sequence[FitTrace]], Estimate], *, samples: int = 200, seed: int = 0
+) -> dict[str, Interval]:
+    """95 % percentile intervals of `figures` over problems drawn with replacement, without those that are nan."""
+    groups = defaultdict(list)
+    for trace in traces:
+        groups[trace.problem].append(trace)
+    problems = list(groups.values())
+    rng = np.random.default_rng(seed)
+    value = figures(fit(traces))
+    drawn: list[dict[str, float]] = []
+    for _ in range(samples):
+        chosen = [trace for i in rng.integers(0, len(problems), len(problems)) for trace in problems[i]]
+        drawn.append(figures(fit(chosen)))
+    out = {}
+    for name, mean in value.items():
+        known = [row[name] for row in drawn if row[name] == row[name]]
+        if mean == mean and known:
+            low, high = np.quantile(known, [0.025, 0.975])
+            out[name] = Interval(mean, float(low), float(high))
+    return out
+
+
+def _trials(traces: Sequence[FitTrace]) -> Array:
+    """Right and wrong drafts after right steps, for each problem: (problems, 2)."""
+    found: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for trace in traces:
+        for state, step in zip(trace.states, trace.steps, strict=True):
+            if step.drafted and state in (RIGHT, NOW):
+                found[trace.problem][state == NOW] += 1
+    return np.asarray(list(found.values()), dtype=float).reshape(-1, 2)
+
+
+def difficulty_classes(trials: Array, classes: int, rounds: int = 2000) -> tuple[tuple[float, float], ...]:
+    """(share, chance of a right draft) of each class of problems, by EM over `trials` (problems, 2), from low to high.
+
+    One beta(1.5, 1.1) worth of prior keeps chances off 0 and 1.
+    """
+    chances = np.linspace(0.5, 0.98, classes) if classes > 1 else np.asarray([0.9])
+    shares = np.full(classes, 1 / classes)
+    for _ in range(rounds):
+        log = _class_logs(trials, shares, chances)
+        weight = np.exp(log - log.max(axis=1, keepdims=True))
+        weight /= weight.sum(axis=1, keepdims=True)
+        good, bad = weight.T @ trials[:, 0] + 0.5, weight.T @ trials[:, 1] + 0.1
+        new = good / (good + bad)
+        shares = (weight.sum(axis=0) + 0.5) / (len(trials) + 0.5 * classes)
+        done = np.abs(new - chances).max() < 1e-8
+        chances = new
+        if done:
+            break
+    order = np.argsort(chances)
+    return tuple((float(shares[i]), float(chances[i])) for i in order)
+
+
+def _class_logs(trials: Array, shares: Array, chances: Array) -> Array:
+    logs: Array = np.log(shares) + trials[:, :1] * np.log(chances) + trials[:, 1:] * np.log1p(-chances)
+    return logs
+
+
+def compare_difficulty(traces: Sequence[FitTrace], classes: int, *, seed: int = 0) -> Difficulty:
+    """A mixture of `classes` classes of problems against one class, by the likelihood of held-out problems' labels."""
+    gains = []
+    for fitted_on, measured_on in folds(traces, seed):
+        values = []
+        for k in (1, classes):
+            found = np.asarray(difficulty_classes(_trials(fitted_on), k))
+            values.append(np.logaddexp.reduce(_class_logs(_trials(measured_on), found[:, 0], found[:, 1]), axis=1))
+        gains.append(values[1] - values[0])
+    gain = np.concatenate(gains)
+    rng = np.random.default_rng(seed)
+    means = [gain[rng.integers(0, len(gain), len(gain))].mean() for _ in range(1000)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    interval = Interval(float(gain.mean()), float(low), float(high))
+    return Difficulty(difficulty_classes(_trials(traces), classes), interval)

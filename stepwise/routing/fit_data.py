@@ -1,0 +1,255 @@
+"""What a fit of the routing model takes from traces: scores of drafts, which were right, who wrote what, how it ended.
+
+Traces come with step labels from the lab's checker or from a `label` column (the first wrong step), or without.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from stepwise.errors import DataError
+from stepwise.types import Step, Trace
+
+RIGHT, EARLIER, NOW = 0, 1, 2  # states, in the order of a belief
+STATES = ("right", "wrong earlier", "wrong just now")
+_NATURAL = ("answer", "eos")  # how a solution ends by itself; anything else cut it off
+
+
+@dataclass(frozen=True)
+class FitStep:
+    """One place of a trace: the weak model's draft, and the strong model's step where that took its place.
+
+    Attributes:
+        drafted: whether the weak model wrote a draft here.
+        score: of that draft, in [0, 1]; None where it was not scored.
+        draft_right: whether it is right given the steps before it; None where that is not known.
+        replaced: whether the strong model wrote the step that stands.
+        strong_right: the same as `draft_right` for that step.
+        tokens: of the step that stands; None where that is not known.
+        draft_tokens: of the draft.
+    """
+
+    drafted: bool = True
+    score: float | None = None
+    draft_right: bool | None = None
+    replaced: bool = False
+    strong_right: bool | None = None
+    tokens: int | None = None
+    draft_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.score is not None and not 0 <= self.score <= 1:
+            raise DataError(f"score is {self.score!r}; a scorer gives a probability in [0, 1] for every step")
+
+    @property
+    def right(self) -> bool | None:
+        """Whether the step that stands is right given the steps before it."""
+        return self.strong_right if self.replaced else self.draft_right
+
+
+@dataclass(frozen=True)
+class FitTrace:
+    """One trace as a fit sees it. `ended` says that it ended by itself and was not cut off; `solved` is None where its
+    answer was not graded. `labelled`: the truth of every draft and strong step up to the first wrong one is known.
+    """
+
+    problem: str
+    steps: tuple[FitStep, ...]
+    ended: bool = True
+    solved: bool | None = None
+    labelled: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise DataError(f"trace of {self.problem!r} has no steps; leave empty traces out")
+        if not self.labelled:
+            return
+        for i, step in enumerate(self.steps):
+            unknown = (step.drafted and step.draft_right is None) or (step.replaced and step.strong_right is None)
+            if unknown:
+                raise DataError(f"trace of {self.problem!r}, step {i}: it has no label; label every step or none")
+            if not step.right:
+                return
+
+    @property
+    def first_error(self) -> int | None:
+        """Index of the first step that stands and is wrong, None where there is none."""
+        return next((i for i, step in enumerate(self.steps) if step.right is False), None)
+
+    @property
+    def states(self) -> tuple[int, ...]:
+        """State of each draft: 0 right, 1 after a wrong step that stands, 2 the first wrong one; for labelled traces.
+
+        A place without a draft has the state that its step gave it.
+        """
+        error, out = self.first_error, list[int]()
+        for i, step in enumerate(self.steps):
+            right = step.draft_right if step.drafted else step.strong_right
+            out.append(EARLIER if error is not None and i > error else RIGHT if right else NOW)
+        return tuple(out)
+
+
+def trace_of(
+    problem: str, scores: Sequence[float], first_error: int | None, *, solved: bool | None = None, ended: bool = True
+) -> FitTrace:
+    """A trace that the weak model wrote alone, from its scores and the index of its first wrong step (None: none).
+
+    Raises `DataError` for a score that is missing, no number or outside [0, 1], and for an index that is no step.
+    """
+    if first_error is not None and not 0 <= first_error < len(scores):
+        raise DataError(f"trace of {problem!r}: first_error is {first_error}; it has steps 0..{len(scores) - 1}")
+    steps = []
+    for i, score in enumerate(scores):
+        right = None if first_error is not None and i > first_error else i != first_error
+        steps.append(FitStep(score=_score(score, f"trace of {problem!r}, step {i}"), draft_right=right))
+    return FitTrace(problem, tuple(steps), ended, solved)
+
+
+def from_row(row: Mapping[str, Any], where: str, prm: str | None = None) -> FitTrace:
+    """A row in ProcessBench's columns with `scores` beside them: a list, or lists by the name of a reward model.
+
+    Raises `DataError` naming `where` and the field.
+    """
+    from stepwise.processbench import from_row as labelled_row
+
+    example = labelled_row(row, where)
+    scores = row.get("scores")
+    if isinstance(scores, Mapping):
+        if prm not in scores:
+            raise DataError(f"{where}, field scores: it has {', '.join(map(repr, scores))}, not {prm!r}; name one")
+        scores = scores[prm]
+    if not isinstance(scores, list) or len(scores) != len(example.trace.steps):
+        count = len(scores) if isinstance(scores, list) else "no"
+        raise DataError(f"{where}, field scores: {count} scores for {len(example.trace.steps)} steps; give one each")
+    # One problem may stand in several rows, each under an id of its own: its question is what they share.
+    return trace_of(
+        example.problem.question,
+        [_score(score, f"{where}, scores[{i}]") for i, score in enumerate(scores)],
+        example.localization.first_error,
+        solved=example.final_answer_correct,
+        ended=example.trace.finish in _NATURAL,
+    )
+
+
+def from_trace(trace: Trace, *, first_error: int | None = None, labelled: bool = False) -> FitTrace:
+    """A trace of the router, with the index of its first wrong step where `labelled` (None: all are right).
+
+    Raises `DataError` for one with drafts thrown away, where labelled: the label says nothing of them, and without them
+    the drafts that were kept are those that a policy liked. Strong steps decided before the draft are no problem.
+    """
+    if labelled and any(step.discarded for step in trace.steps):
+        raise DataError(
+            f"trace of {trace.problem.id!r} has drafts thrown away, of which a label of the first error says nothing; "
+            "label traces of the policies never, always or random, or lab traces (--labels lab)"
+        )
+
+    def truth(i: int) -> bool | None:
+        return None if not labelled or (first_error is not None and i > first_error) else i != first_error
+
+    steps = tuple(_step(step, truth(i), None) for i, step in enumerate(trace.steps))
+    return FitTrace(trace.problem.id, steps, trace.finish in _NATURAL, _solved(trace), labelled)
+
+
+def from_lab_trace(trace: Trace) -> FitTrace:
+    """A trace of a lab problem, every draft and step labelled by the lab's checker.
+
+    Raises `DataError` for a problem that is none of the lab's, or was made with knobs of its own.
+    """
+    made = _lab_problem(trace)
+    texts = [step.text for step in trace.steps]
+    verdicts = made.check(texts)
+    drafts = [
+        made.check([*texts[:i], step.discarded[0].text])[-1] if step.discarded else None
+        for i, step in enumerate(trace.steps)
+    ]
+    steps = tuple(map(_step, trace.steps, verdicts, drafts))
+    return FitTrace(trace.problem.id, steps, trace.finish in _NATURAL, trace.answer == made.problem.answer)
+
+
+def check_scored(traces: Sequence[FitTrace]) -> None:
+    """Raise `DataError` unless every draft has its score."""
+    missing = [
+        (trace.problem, i) for trace in traces for i, s in enumerate(trace.steps) if s.drafted and s.score is None
+    ]
+    if missing:
+        problem, i = missing[0]
+        raise DataError(
+            f"{len(missing)} drafts have no score, the first at step {i} of {problem!r}; score them (--score), or "
+            "leave those traces out"
+        )
+
+
+def states_of(traces: Sequence[FitTrace]) -> tuple[int, int, int]:
+    """Number of drafts in each state, in labelled traces."""
+    found = Counter(
+        state for trace in traces for state, step in zip(trace.states, trace.steps, strict=True) if step.drafted
+    )
+    return found[RIGHT], found[EARLIER], found[NOW]
+
+
+def lag_correlation(traces: Sequence[FitTrace], state: int = RIGHT) -> float | None:
+    """Correlation of the scores of neighbouring drafts that are in `state`; None below 30 pairs.
+
+    The routing model takes scores as independent given the state, so 0 is what it expects. A solved trace without
+    labels counts as right throughout.
+    """
+    import numpy as np
+
+    pairs = []
+    for trace in traces:
+        if not trace.labelled and not trace.solved:
+            continue
+        states = trace.states if trace.labelled else (RIGHT,) * len(trace.steps)
+        for (a, z), (b, y) in pairwise(zip(trace.steps, states, strict=True)):
+            if z == y == state and a.score is not None and b.score is not None:
+                pairs.append((a.score, b.score))
+    if len(pairs) < 30:
+        return None
+    first, second = np.asarray(pairs).T
+    return float(np.corrcoef(first, second)[0, 1]) if first.std() and second.std() else None
+
+
+def _step(step: Step, right: bool | None, draft_right: bool | None) -> FitStep:
+    """A step of the router. Of several drafts only the first is taken: the others were asked for by a policy."""
+    replaced = step.author == "strong"
+    draft = step.discarded[0] if step.discarded else None if replaced else step
+    return FitStep(
+        drafted=draft is not None,
+        score=draft.score if draft else None,
+        draft_right=draft_right if step.discarded else None if replaced else right,
+        replaced=replaced,
+        strong_right=right if replaced else None,
+        tokens=step.usage.generated_tokens or None,
+        draft_tokens=(draft.usage.generated_tokens or None) if draft else None,
+    )
+
+
+def _solved(trace: Trace) -> bool | None:
+    from stepwise.routing.compare import verdict_of
+
+    verdict = verdict_of(trace)
+    return None if not verdict else verdict == "CORRECT"
+
+
+def _lab_problem(trace: Trace) -> Any:
+    from stepwise.lab.problems import SPLITS, make
+
+    parts = trace.problem.id.split("/")
+    if len(parts) == 3 and parts[0] == "lab" and parts[1] in SPLITS and parts[2].isdecimal():
+        made = make(parts[1], int(parts[2]))
+        if made.problem.question == trace.problem.question:
+            return made
+    raise DataError(
+        f"problem {trace.problem.id!r} is none of the lab's own, so its checker has no truth for it; "
+        "give a label column (--labels column) or fit without labels (--labels none)"
+    )
+
+
+def _score(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise DataError(f"{where}: the score is {value!r}; it must be a number in [0, 1]; score the step again")
+    return float(value)
