@@ -192,10 +192,11 @@ def test_random_guesses_are_seeded_say_no_error_half_of_the_time_and_know_no_fav
         (("They are -15 or 15.0 or 015.",), None),
         (("All is 15.", "So 3 12s are 36."), 1),
         (("1,50 is no thousand",), 0),
+        (("Of 40 in all, 15 count.",), None),
     ],
 )
 def test_the_first_number_that_is_in_neither_question_nor_reference_is_named(steps, said):
-    row = attempt("What is half of 12 and 3?", "12 + 3 = 15, 15 / 2 = 7.5. #### 7.5 (4, 5; 1500)", *steps)
+    row = attempt("Of 40: what is half of 12 and 3?", "12 + 3 = 15, 15 / 2 = 7.5. #### 7.5 (4, 5; 1500)", *steps)
     assert absent_number(row) == Outcome(said)
 
 
