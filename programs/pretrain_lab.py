@@ -1,7 +1,7 @@
-"""Make the lab's models from nothing: tokenizer, lab-weak, lab-strong and lab-scorer, as safetensors and GGUF.
+"""Make the lab's models from nothing: tokenizer, lab-weak, lab-strong, lab-scorer and the adapter lab-critic.
 
-About an hour on two CPU cores. A killed run goes on at its last checkpoint. `--install` copies the result to where the
-library loads it from. `evals.lab` then measures it.
+Safetensors and GGUF of each. About two hours on two CPU cores. A killed run goes on at its last checkpoint. `--install`
+copies the result to where the library loads it from. `evals.lab` and `evals.conditioning` then measure it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from stepwise.run import Run, program
 if TYPE_CHECKING:
     from stepwise.lab.pretrain import Recipe
 
-TOKENS = {"lab-weak": 9_000_000, "lab-strong": 4_500_000, "lab-scorer": 2_500_000}
-START_FROM = {"lab-weak": None, "lab-strong": "lab-weak", "lab-scorer": "lab-weak"}
+TOKENS = {"lab-weak": 9_000_000, "lab-strong": 4_500_000, "lab-scorer": 2_500_000, "lab-critic": 16_000_000}
+START_FROM = {"lab-weak": None, "lab-strong": "lab-weak", "lab-scorer": "lab-weak", "lab-critic": "lab-weak"}
+RANK = 64  # of the adapter lab-critic, on every linear layer of the frozen lab-weak
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,15 +49,17 @@ def main(run: Run) -> None:
 
     torch.set_num_threads(run.args.threads)
     folder = _base(run) / "tokenizer"
-    if not (folder / "tokenizer.json").exists():
+    if "lab-weak" in run.args.only and not (folder / "tokenizer.json").exists():
         corpus.train_tokenizer(folder)
     for name in run.args.only:
+        rates = {"lab-weak": (0.02, 3e-3), "lab-critic": (0.04, 0.0)}.get(name, (0.01, 1.5e-3))
         recipe = Recipe(
             tokens=int(TOKENS[name] * run.args.share),
             seed=run.args.seed,
             compile=not run.args.no_compile,
-            muon_rate=0.01 if START_FROM[name] else 0.02,
-            adam_rate=1.5e-3 if START_FROM[name] else 3e-3,
+            muon_rate=rates[0],
+            adam_rate=rates[1],
+            **({"row": 900, "rows": 6} if name == "lab-critic" else {}),
         )
         if not (run.out / name / "card.json").exists():
             _make(run, name, recipe)
@@ -70,8 +73,10 @@ def _base(run: Run) -> Path:
 
 
 def _examples(name: str, tokenizer: Any, seed: int) -> Iterator[Any]:
-    from stepwise.lab import corpus
+    from stepwise.lab import corpus, critic
 
+    if name == "lab-critic":
+        return critic.criticized(tokenizer, seed=10 * seed + 4)
     if name == "lab-scorer":
         return corpus.scored(tokenizer, seed=10 * seed + 3)
     return corpus.solved(tokenizer, misled=name == "lab-weak", seed=10 * seed + (1 if name == "lab-weak" else 2))
@@ -82,14 +87,16 @@ def _make(run: Run, name: str, recipe: Recipe) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from stepwise.lab.pretrain import Shape, new_model, pack, train
-    from stepwise.training.export import export_gguf
+    from stepwise.training.checkpoint import read_json
+    from stepwise.training.export import export_gguf, export_lora_gguf
 
-    tokenizer = AutoTokenizer.from_pretrained(_base(run) / "tokenizer")
     begin = START_FROM[name]
+    tokenizer = AutoTokenizer.from_pretrained(_base(run) / (begin or "tokenizer"))
     if begin:
         model = AutoModelForCausalLM.from_pretrained(_base(run) / begin, dtype=torch.float32)
     else:
         model = new_model(Shape(), tokenizer, recipe.seed)
+    adapted = _with_adapter(model, recipe.seed) if name == "lab-critic" else None
     batches = pack(_examples(name, tokenizer, recipe.seed), recipe.rows, recipe.row, tokenizer.pad_token_id)
     losses: list[float] = []
     with progress(name, recipe.steps) as advance:
@@ -107,19 +114,37 @@ def _make(run: Run, name: str, recipe: Recipe) -> None:
 
         train(model, batches, recipe, run.out / "checkpoints" / name, on_step)
     out = run.out / name
-    model.to(torch.bfloat16).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    export_gguf(out, out / "model.gguf", quantization="q8_0")
+    if adapted is not None:
+        adapted.to(torch.bfloat16).save_pretrained(out)
+        (out / "README.md").unlink()  # PEFT's empty model card; ours is card.json
+        described = read_json(out / "adapter_config.json")
+        described["base_model_name_or_path"] = begin  # its name in the lab, not a path of this machine
+        (out / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")
+        export_lora_gguf(out, out / "adapter.gguf", _base(run) / "lab-weak")
+    else:
+        model.to(torch.bfloat16).save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        export_gguf(out, out / "model.gguf", quantization="q8_0")
     card = {
         "name": name,
-        "architecture": "Qwen3",
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "architecture": "Qwen3" if adapted is None else f"LoRA of rank {RANK} on {begin}",
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "made by": "python -m programs.pretrain_lab",
         "starts from": begin or "random weights",
         "recipe": recipe.as_dict(),
         "loss at the end": sum(losses[-50:]) / max(1, len(losses[-50:])),
     }
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _with_adapter(model: Any, seed: int) -> Any:
+    """Puts a fresh LoRA adapter into `model`, whose own weights are frozen; gives the PeftModel around it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
 
 
 if __name__ == "__main__":

@@ -60,10 +60,9 @@ class BoundedGrammar:
 
 def schema_grammar(schema: Mapping[str, Any]) -> BoundedGrammar:
     """The grammar of a JSON schema. Raises DataError that names the place in the schema and the remedy."""
-    writer = _Writer(schema)
+    writer = SchemaRules(schema)
     name, size = writer.visit(schema, "$")
-    rules = [f"root ::= {name}", f"char ::= {_CHAR}", 'space ::= " "?', *writer.rules]
-    return BoundedGrammar("\n".join(rules), size)
+    return BoundedGrammar("\n".join([f"root ::= {name}", *writer.lines()]), size)
 
 
 def object_grammar(depth: int = 4) -> str:
@@ -137,12 +136,19 @@ def _same_length(low: str, high: str) -> str:
     return " | ".join([*parts, *([last] if last else [])])
 
 
-class _Writer:
-    """Walks a schema; each visit gives the name of a rule and the most bytes it can produce."""
+class SchemaRules:
+    """Walks a schema; each visit gives the name of a rule and the most bytes it can produce.
 
-    def __init__(self, schema: Mapping[str, Any]):
-        self.root, self.rules = schema, list[str]()
+    `root` is where `$ref`s lead; it may be changed between visits, to put rules of several schemas into one grammar.
+    """
+
+    def __init__(self, root: Mapping[str, Any] | None = None):
+        self.root, self.rules = root or {}, list[str]()
         self._open: list[str] = []
+
+    def lines(self) -> list[str]:
+        """All rules so far, with those that they rest on; a grammar needs a rule `root` beside them."""
+        return [f"char ::= {_CHAR}", 'space ::= " "?', *self.rules]
 
     def rule(self, body: str, size: int) -> tuple[str, int]:
         name = f"r{len(self.rules)}"

@@ -118,11 +118,12 @@ def pack(examples: Iterator[Example], rows: int, row: int, pad: int) -> Iterator
 def _optimizers(model: Any, recipe: Recipe) -> list[Any]:
     import torch
 
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    muon = torch.optim.Muon(matrices, lr=recipe.muon_rate, momentum=0.95, weight_decay=0.0)
-    adam = torch.optim.AdamW(others, lr=recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    return [muon, adam]
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for n, p in trained if p.ndim == 2 and "embed" not in n and recipe.muon_rate]
+    others = [p for n, p in trained if p.ndim != 2 or "embed" in n or not recipe.muon_rate]
+    muon = [torch.optim.Muon(matrices, lr=recipe.muon_rate, momentum=0.95, weight_decay=0.0)] if matrices else []
+    adam = [torch.optim.AdamW(others, lr=recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.0)] if others else []
+    return [*muon, *adam]
 
 
 def _rate(done: float, recipe: Recipe) -> float:

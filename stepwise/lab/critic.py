@@ -1,0 +1,86 @@
+"""What lab-critic is taught: to check an attempt against a reference, and to write the step that puts it right.
+
+Attempts are misled solutions with slips, and right ones; the truth of every step is the problem's checker's. References
+come at all granularities. Two trap families are withheld (`CRITIC_WITHHELD`), so that a test can tell a skill from a
+list of known errors. Prompts are those of the compact adapter, without its instructions.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stepwise.adapters.compact_format import write_fields, write_request
+from stepwise.lab.corpus import END, IGNORE, Example, problems, prompt_text, slipped
+from stepwise.lab.families import CRITIC_WITHHELD
+from stepwise.lab.problems import LabProblem
+from stepwise.lab.references import Granularity, reference
+from stepwise.steps import boxed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+GRANULARITIES: dict[Granularity, float] = {"full": 0.6, "regrouped": 0.25, "compressed": 0.15}
+RIGHT_SHARE = 0.3
+PROPOSALS = 0.5
+"""Share of attempts with an error after which the intervention is asked for as well."""
+
+
+def localization(problem: LabProblem, steps: Sequence[str]) -> dict[str, Any]:
+    """The true output of VerifyAttempt: checks up to the first wrong step, the earliest and the critical error."""
+    from stepwise.signatures import StepCheck
+
+    first = problem.first_error(steps)
+    checks = []
+    for i, text in enumerate(steps[: len(steps) if first is None else first + 1]):
+        true = problem.true_step(steps[:i])
+        verdict = "wrong" if i == first else "right"
+        checks.append(StepCheck(step=i, quote=_result(text), expected=_result(true or ""), verdict=verdict))
+    recovered = boxed(steps[-1]) == [problem.problem.answer]
+    return {"checks": checks, "first_error": first, "critical_error": None if recovered else first}
+
+
+def intervention(problem: LabProblem, steps: Sequence[str], first_error: int) -> dict[str, Any] | None:
+    """The true output of ProposeIntervention, None where no right step exists there."""
+    content = problem.true_step(steps[:first_error])
+    return None if content is None else {"location": first_error, "content": content}
+
+
+def _result(step: str) -> str:
+    """What a step comes to: its box, or its last number."""
+    return (boxed(step) or re.findall(r"\d+", step) or [""])[-1]
+
+
+def example(request: str, reply: str, tokenizer: PreTrainedTokenizerFast) -> Example:
+    """A chat of one exchange, with the loss on the reply and the end of the message."""
+    prompt = tokenizer(prompt_text(request))["input_ids"]
+    answer = tokenizer(reply + END)["input_ids"]
+    return prompt + answer, [IGNORE] * (len(prompt) - 1) + answer + [IGNORE]
+
+
+def criticized(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Example]:
+    """The corpus of lab-critic."""
+    from stepwise.signatures import ProposeIntervention, VerifyAttempt, numbered
+
+    rng = random.Random(f"critic|{seed}")
+    for problem in problems(seed, long_share=0.08):
+        if set(problem.traps) & set(CRITIC_WITHHELD):
+            continue
+        steps = slipped(problem, rng, misled=rng.random() >= RIGHT_SHARE)
+        found = localization(problem, steps)
+        granularity = rng.choices(list(GRANULARITIES), list(GRANULARITIES.values()))[0]
+        inputs = {
+            "problem": problem.problem.question,
+            "reference": reference(problem, granularity),
+            "attempt": numbered(steps),
+        }
+        yield example(write_request(VerifyAttempt, inputs), write_fields(VerifyAttempt, found), tokenizer)
+        first = found["first_error"]
+        if first is None or rng.random() >= PROPOSALS:
+            continue
+        proposed = intervention(problem, steps, first)
+        if proposed is not None:
+            request = write_request(ProposeIntervention, {**inputs, "first_error": first})
+            yield example(request, write_fields(ProposeIntervention, proposed), tokenizer)
