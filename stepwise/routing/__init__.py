@@ -23,16 +23,23 @@ from stepwise.routing.policy import (
 from stepwise.routing.simple import Always, Never, Random, Threshold
 
 if TYPE_CHECKING:
+    from stepwise.routing.belief import ObservationLaw, StepFilter
     from stepwise.routing.lockstep import Models, RouteSettings, RoutingInterrupted, route_all
+    from stepwise.routing.planned import BeliefThreshold, Planned, Published
     from stepwise.routing.pomdp import Plan, RoutingPomdp
     from stepwise.routing.router import StepRouter
 
 _LAZY = {
+    "BeliefThreshold": "planned",
     "Models": "lockstep",
+    "ObservationLaw": "belief",
     "Plan": "pomdp",
+    "Planned": "planned",
+    "Published": "planned",
     "RouteSettings": "lockstep",
     "RoutingInterrupted": "lockstep",
     "RoutingPomdp": "pomdp",
+    "StepFilter": "belief",
     "StepRouter": "router",
     "route_all": "lockstep",
 }
@@ -40,18 +47,23 @@ _LAZY = {
 __all__ = [
     "Action",
     "Always",
+    "BeliefThreshold",
     "Escalate",
     "HandOver",
     "Keep",
     "Models",
     "Never",
+    "ObservationLaw",
     "Plan",
+    "Planned",
     "Policy",
+    "Published",
     "Random",
     "Resample",
     "RouteSettings",
     "RoutingInterrupted",
     "RoutingPomdp",
+    "StepFilter",
     "StepRouter",
     "Threshold",
     "View",

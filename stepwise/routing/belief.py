@@ -1,18 +1,35 @@
-"""How likely each score is in each state of TRIM's routing POMDP: right, wrong earlier, wrong just now."""
+"""What the scores of a solution say about it: the belief over right, wrong earlier and wrong just now (TRIM-POMDP).
+
+What differs from the published code (arXiv 2601.10245):
+1. The belief is filtered over the steps: what earlier scores said, who wrote each step and the weak model's chance of a
+   right step make the prior of the next. Published is each step on its own under a uniform prior (`"published"`), which
+   calls an earlier error possible even at the first step; `"memoryless"` is each step on its own under its true prior.
+2. The observation is the current score by default. Published is the pair (least earlier score, current score) as if
+   drawn anew at every step; the least earlier score is carried along, so a filter on the pair counts it at each step.
+3. A score's likelihood is its bin's, found by bisection; published is a kernel density, evaluated at every decision.
+4. The score of a strong model's own step can be an observation (`strong_law`). The solver knows nothing of it.
+"""
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict
 
 from stepwise.errors import DataError
+from stepwise.types import Step
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Belief = tuple[float, float, float]
+History = Literal["filter", "memoryless", "published"]
 Row = tuple[float, ...]
 _SUM = 1e-6  # how far probabilities may be from adding up to 1
 
@@ -58,7 +75,7 @@ class ObservationLaw:
         bins = round(len(pairs) ** 0.5)
         if [tuple(int(value * bins) for value in pair) for pair in pairs] != [divmod(i, bins) for i in range(bins**2)]:
             raise DataError("observation.pairs is not a square grid of bin centres; give TRIM's published layout")
-        law = cls(tuple(i / bins for i in range(bins + 1)), tuple(map(tuple, rows)), pair=True)
+        law = cls(tuple(i / bins for i in range(bins + 1)), (rows[0], rows[1], rows[2]), pair=True)
         return law if observation == "pair" else law.score_only()
 
     @property
@@ -79,18 +96,199 @@ class ObservationLaw:
         Raises `DataError` where a score is not in [0, 1].
         """
         if not (0 <= score <= 1 and 0 <= least <= 1):
-            wrong = least if 0 <= score <= 1 else score
-            raise DataError(f"score is {wrong!r}; give a probability in [0, 1], or None where a step was not scored")
-        column = bisect_right(self.edges, score, 1, self.bins) - 1
-        return column + self.bins * (bisect_right(self.edges, least, 1, self.bins) - 1) if self.pair else column
+            raise _no_score(least if 0 <= score <= 1 else score)
+        bins = len(self.edges) - 1
+        column = bisect_right(self.edges, score, 1, bins) - 1
+        return column + bins * (bisect_right(self.edges, least, 1, bins) - 1) if self.pair else column
 
     def likelihoods(self, score: float, least: float = 1.0) -> Belief:
         """P(what is seen | state) of the three states; see `column`."""
-        return self._columns[self.column(score, least)]
+        return self.columns[self.column(score, least)]
 
     @cached_property
-    def _columns(self) -> tuple[Belief, ...]:
+    def columns(self) -> tuple[Belief, ...]:
+        """P(observation | state) of the three states, for each observation."""
         return tuple(zip(*self.rows, strict=True))
+
+
+@dataclass(frozen=True)
+class StepFilter:
+    """The belief over (right, wrong earlier, wrong just now) at each drafted step of a solution.
+
+    Before a draft, x is the chance that all steps so far are right; the draft is then right with p x, comes after an
+    error with 1 - x, and is the first error with (1 - p) x. Its score turns that into the belief b. Keeping the draft
+    gives x = b[0] for the next step, having strong model j write the step gives x = q_j (b[0] + b[2]).
+
+    Args:
+        law: of the score of a draft. A filter on the pair warns: it counts the least earlier score at every step.
+        p_weak: p, chance that the weak model's next step is right after right ones.
+        p_strong: q_j for each strong model; may be empty where none ever writes.
+        history: "filter" is the above; "memoryless" takes x from `priors`, so that earlier scores do not matter, and
+            "published" takes the normalised likelihoods alone (uniform prior), as TRIM's published code does.
+        strong_law: of the score of a strong model's own step, as one more observation; None leaves it unused, as the
+            solver's reduction needs.
+        priors: of "memoryless": x before each step, the last one for all steps after it; see `with_priors`. Without
+            any, x follows from who wrote the steps before (p or q_j for each).
+
+    A score of None is no evidence, and so is an observation that was never seen in fitting: one to which the law gives
+    no chance in any state that is possible leaves the belief at the prior. Raises `DataError` for what is no
+    probability, here and in scores.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    law: ObservationLaw
+    p_weak: float
+    p_strong: Row = ()
+    history: History = "filter"
+    strong_law: ObservationLaw | None = None
+    priors: Row = ()
+
+    def __post_init__(self) -> None:
+        check_probabilities("p_weak", [self.p_weak])
+        for name in ("p_strong", "priors"):
+            if getattr(self, name):
+                check_probabilities(name, getattr(self, name))
+        if self.history not in ("filter", "memoryless", "published"):
+            raise DataError(f'history is {self.history!r}; give "filter", "memoryless" or "published"')
+        if self.strong_law is not None and self.history != "filter":
+            raise DataError(f'strong_law needs history="filter"; {self.history!r} looks at no step but the current one')
+        if self.priors and self.history != "memoryless":
+            raise DataError(f'priors need history="memoryless"; with {self.history!r} nothing reads them')
+        if self.law.pair and self.history == "filter":
+            warnings.warn(
+                "the least earlier score is carried along from step to step, so a filter on the pair counts it again "
+                "at every step; law.score_only() gives the law of the current score",
+                stacklevel=3,
+            )
+
+    def beliefs(
+        self,
+        scores: Sequence[float | None],
+        writers: Sequence[int] | None = None,
+        own_scores: Sequence[float | None] | None = None,
+    ) -> NDArray[np.float64]:
+        """The belief at each of T drafted steps, once its score is seen and before it is decided on: shape (T, 3).
+
+        Args:
+            scores: of the drafts, None where one was not scored (or not written).
+            writers: of the steps that stand: 0 where the draft was kept, j where strong model j (1-based) wrote it
+                anew; None: every draft was kept. The last one has no effect.
+            own_scores: of the steps that strong models wrote, None where unknown; used by `strong_law` and, with a law
+                of pairs, for the least earlier score.
+
+        Raises `DataError` where lengths differ, a score is not in [0, 1] or there is no such strong model.
+        """
+        import numpy as np
+
+        writers = [0] * len(scores) if writers is None else writers
+        own_scores = [None] * len(scores) if own_scores is None else own_scores
+        if not len(scores) == len(writers) == len(own_scores):
+            lengths = f"{len(scores)} scores, {len(writers)} writers and {len(own_scores)} own_scores"
+            raise DataError(f"there are {lengths}; give one of each for every step")
+        x, least, made = self._start, 1.0, np.empty((len(scores), 3))
+        for step, seen in enumerate(zip(scores, writers, own_scores, strict=True)):
+            made[step] = self.drafted(x, seen[0], least)
+            x, least = self._next(step, x, least, seen)
+        return made
+
+    def belief(self, steps: Sequence[Step], draft: Step | None) -> Belief:
+        """The belief at `draft` after `steps` of a trace; without a draft, the prior of one.
+
+        A step that the weak model did not write is taken as the (first) strong model's. What was seen at it is then the
+        score of the draft it replaced, the last of `discarded`; drafts drawn again before that are not looked at. An
+        empty draft cannot be scored and counts as 0.0 here.
+        """
+        x, least = self._start, 1.0
+        for index, step in enumerate(steps):
+            x, least = self._next(index, x, least, _seen(step))
+        return self.drafted(x, None if draft is None else _score(draft), least)
+
+    def drafted(self, x: float, score: float | None, least: float = 1.0) -> Belief:
+        """The belief at a draft with `score`, where all steps before are right with chance `x` and the worst of them
+        scored `least`.
+        """
+        p = self.p_weak
+        prior = _UNIFORM if self.history == "published" else (p * x, 1.0 - x, (1.0 - p) * x)
+        if score is None:
+            return prior
+        likelihoods = self.law.likelihoods(score, least)
+        right, earlier, now = prior[0] * likelihoods[0], prior[1] * likelihoods[1], prior[2] * likelihoods[2]
+        mass = right + earlier + now
+        return (right / mass, earlier / mass, now / mass) if mass > 0 else prior
+
+    def committed(self, belief: Belief, writer: int = 0, score: float | None = None, least: float = 1.0) -> float:
+        """The chance that all steps are right once the one with `belief` is kept (0) or written by strong model
+        `writer` (1-based); `score` is that of the strong model's step, used by `strong_law` alone.
+        """
+        if not writer:
+            return belief[0]
+        if not 0 < writer <= len(self.p_strong):
+            raise DataError(
+                f"writer is {writer}, but p_strong has {len(self.p_strong)} entries; give one for each model"
+            )
+        q, open_ = self.p_strong[writer - 1], belief[0] + belief[2]
+        if self.strong_law is None or score is None:
+            return q * open_
+        likelihoods = self.strong_law.likelihoods(score, least)
+        right = q * open_ * likelihoods[0]
+        mass = right + belief[1] * likelihoods[1] + (1 - q) * open_ * likelihoods[2]
+        return right / mass if mass > 0 else q * open_
+
+    def with_priors(self, rule: Callable[[int, Belief], int], steps: int) -> StepFilter:
+        """The memoryless filter with the true prior of each step, for when `rule` decides at every step.
+
+        `rule(step, belief)` is the writer (see `beliefs`). Under a memoryless rule the share of solutions that are
+        right before each step follows from the model alone; observations are drawn from `law` anew at each step.
+        """
+        made = replace(self, history="memoryless", strong_law=None, priors=())
+        x, priors = 1.0, list[float]()
+        for step in range(steps):
+            priors.append(x)
+            before, x = x, 0.0
+            for likelihoods in self.law.columns:
+                prior = (self.p_weak * before, 1.0 - before, (1.0 - self.p_weak) * before)
+                joint = [chance * likelihood for chance, likelihood in zip(prior, likelihoods, strict=True)]
+                if (mass := sum(joint)) > 0:
+                    belief = (joint[0] / mass, joint[1] / mass, joint[2] / mass)
+                    x += mass * made.committed(belief, rule(step, belief))
+            x = min(x, 1.0)
+        return replace(made, priors=tuple(priors))
+
+    @property
+    def _start(self) -> float:
+        return self.priors[0] if self.priors else 1.0
+
+    def _next(self, step: int, x: float, least: float, seen: Seen) -> tuple[float, float]:
+        """From x and the least score before `step`, and what was seen at it, those before the next."""
+        score, writer, own = seen
+        if self.history == "filter":
+            belief = self.drafted(x, score, least)
+            x = self.committed(belief, writer, own, least) if writer else belief[0]
+        elif self.priors:
+            x = self.priors[min(step + 1, len(self.priors) - 1)]
+        elif self.history == "memoryless":
+            x = self.committed(self.drafted(x, None), writer)
+        stands = own if writer else score
+        if stands is None:
+            return x, least
+        if not 0 <= stands <= 1:
+            raise _no_score(stands)
+        return x, stands if stands < least else least
+
+
+Seen = tuple[float | None, int, float | None]
+_UNIFORM: Belief = (1 / 3, 1 / 3, 1 / 3)
+
+
+def _seen(step: Step) -> Seen:
+    if step.author == "weak":
+        return step.score, 0, None
+    return _score(step.discarded[-1]) if step.discarded else None, 1, step.score
+
+
+def _score(draft: Step) -> float | None:
+    return draft.score if draft.score is not None or draft.text.strip() else 0.0
 
 
 def check_probabilities(name: str, values: Sequence[float]) -> None:
@@ -113,3 +311,7 @@ def check_rows(name: str, rows: Sequence[Sequence[float]]) -> None:
                 f"{name}[{state}] has {min(row):.9g} as its least entry and adds up to {sum(row):.9g}; "
                 "give probabilities that add up to 1"
             )
+
+
+def _no_score(value: float) -> DataError:
+    return DataError(f"score is {value!r}; give a probability in [0, 1], or None where a step was not scored")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
+import reprlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -20,6 +22,7 @@ from stepwise.types import Problem, Step
 
 When = Literal["question", "before", "after"]
 _FROZEN = ConfigDict(extra="forbid")
+_FAMILIES = ("stepwise.routing.simple", "stepwise.routing.planned")  # modules with POLICIES, the cheap to import first
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -134,17 +137,8 @@ def policy_from_dict(settings: Mapping[str, Any]) -> Policy:
     Raises `ConfigError` for an unknown policy (naming the nearest) and for a wrong value; settings of other policies
     are ignored, so one `[routing]` table can hold them all.
     """
-    from stepwise.routing.simple import POLICIES
-
     name = str(settings.get("policy", ""))
-    if name not in POLICIES:
-        import difflib
-
-        near = difflib.get_close_matches(name, POLICIES, n=1, cutoff=0.0)
-        raise ConfigError(
-            f"routing.policy is {name!r}; did you mean {near[0]!r}? Known policies: {', '.join(POLICIES)}"
-        )
-    cls = POLICIES[name]
+    cls = _policy_class(name)
     fields = {field.name for field in dataclasses.fields(cls)}
     try:
         policy: Policy = cls(**{key: value for key, value in settings.items() if key in fields})
@@ -152,7 +146,21 @@ def policy_from_dict(settings: Mapping[str, Any]) -> Policy:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"routing.{key} is {first['input']!r}: {first['msg']} (policy {name!r})") from error
+        raise ConfigError(
+            f"routing.{key} is {reprlib.repr(first['input'])}: {first['msg']} (policy {name!r})"
+        ) from error
+
+
+def _policy_class(name: str) -> Any:
+    known: dict[str, Any] = {}
+    for family in _FAMILIES:
+        known |= importlib.import_module(family).POLICIES
+        if name in known:
+            return known[name]
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    raise ConfigError(f"routing.policy is {name!r}; did you mean {near[0]!r}? Known policies: {', '.join(known)}")
 
 
 def policy_from_config(routing: Any) -> Policy:

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stepwise.errors import DataError
+from stepwise.routing.belief import StepFilter as StepFilter
 from stepwise.routing.belief import check_probabilities, check_rows
 from stepwise.routing.sandwich import Array, Known, Sandwich
 
