@@ -130,7 +130,8 @@ def bootstrap(
         groups[trace.problem].append(trace)
     problems = list(groups.values())
     rng = np.random.default_rng(seed)
-    value = figures(fit(traces))
+    found = fit(traces)
+    value = figures(found)
     drawn: list[dict[str, float]] = []
     for _ in range(samples):
         chosen = [trace for i in rng.integers(0, len(problems), len(problems)) for trace in problems[i]]
@@ -141,6 +142,13 @@ def bootstrap(
         if mean == mean and known:
             low, high = np.quantile(known, [0.025, 0.975])
             out[name] = Interval(mean, float(low), float(high))
+    counts = found.counts
+    for name, right, wrong in (
+        ("p_weak", counts.weak_right, counts.weak_wrong),
+        ("p_strong", counts.strong_right, counts.strong_wrong),
+    ):
+        if name in out and round(right + wrong) and out[name].low == out[name].high:
+            out[name] = wilson(round(right), round(right + wrong))  # a bootstrap knows nothing of what never happened
     return out
 
 

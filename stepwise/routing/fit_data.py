@@ -5,6 +5,7 @@ Traces come with step labels from the lab's checker or from a `label` column (th
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,31 +113,34 @@ def trace_of(
 def from_row(row: Mapping[str, Any], where: str, prm: str | None = None) -> FitTrace:
     """A row in ProcessBench's columns with `scores` beside them: a list, or lists by the name of a reward model.
 
-    Raises `DataError` naming `where` and the field.
+    A row whose `label` is missing or null is taken without labels. Raises `DataError` naming `where` and the field.
     """
     from stepwise.processbench import from_row as labelled_row
 
-    example = labelled_row(row, where)
+    known = row.get("label") is not None
+    example = labelled_row(row if known else {**row, "label": -1}, where)
     scores = row.get("scores")
     if isinstance(scores, Mapping):
         if prm not in scores:
-            raise DataError(f"{where}, field scores: it has {', '.join(map(repr, scores))}, not {prm!r}; name one")
+            names = ", ".join(map(repr, scores))
+            raise DataError(f"{where}, field scores: it holds those of {names}, not of {prm!r}; name one of them")
         scores = scores[prm]
     if not isinstance(scores, list) or len(scores) != len(example.trace.steps):
         count = len(scores) if isinstance(scores, list) else "no"
         raise DataError(f"{where}, field scores: {count} scores for {len(example.trace.steps)} steps; give one each")
     # One problem may stand in several rows, each under an id of its own: its question is what they share.
-    return trace_of(
+    trace = trace_of(
         example.problem.question,
         [_score(score, f"{where}, scores[{i}]") for i, score in enumerate(scores)],
         example.localization.first_error,
         solved=example.final_answer_correct,
         ended=example.trace.finish in _NATURAL,
     )
+    return trace if known else unlabelled(trace)
 
 
 def from_trace(trace: Trace, *, first_error: int | None = None, labelled: bool = False) -> FitTrace:
-    """A trace of the router, with the index of its first wrong step where `labelled` (None: all are right).
+    """A trace of the router, with the index of its first wrong step where it is `labelled` (None: all are right).
 
     Raises `DataError` for one with drafts thrown away, where labelled: the label says nothing of them, and without them
     the drafts that were kept are those that a policy liked. Strong steps decided before the draft are no problem.
@@ -168,6 +172,12 @@ def from_lab_trace(trace: Trace) -> FitTrace:
     ]
     steps = tuple(map(_step, trace.steps, verdicts, drafts))
     return FitTrace(trace.problem.id, steps, trace.finish in _NATURAL, trace.answer == made.problem.answer)
+
+
+def unlabelled(trace: FitTrace) -> FitTrace:
+    """The same trace with its labels taken away; scores and whether it was solved remain."""
+    steps = tuple(dataclasses.replace(step, draft_right=None, strong_right=None) for step in trace.steps)
+    return dataclasses.replace(trace, steps=steps, labelled=False)
 
 
 def check_scored(traces: Sequence[FitTrace]) -> None:

@@ -5,7 +5,6 @@ With known truth: what a fit finds can be compared with what went in.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from statistics import NormalDist
 
@@ -70,12 +69,6 @@ def simulate(
         solved = clean or bool(rng.random() < recovery)
         traces.append(FitTrace(f"simulated/{seed}/{number}", tuple(steps), solved=solved))
     return traces
-
-
-def unlabelled(trace: FitTrace) -> FitTrace:
-    """The same trace with its labels taken away; scores and whether it was solved remain."""
-    steps = tuple(dataclasses.replace(step, draft_right=None, strong_right=None) for step in trace.steps)
-    return dataclasses.replace(trace, steps=steps, labelled=False)
 
 
 def _quantile(u: float, cumulative: NDArray[np.float64], edges: Sequence[float]) -> float:

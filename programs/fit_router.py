@@ -1,0 +1,235 @@
+"""Fit the routing model to traces: chances of a right step, how long solutions are, what scores mean, how sure that is.
+
+Traces come from --traces FILE (rows of a routing run's traces.jsonl, or rows in ProcessBench's columns with `scores`)
+or are made here: --lab N has the weak model solve N lab problems, once alone and once with steps by the strong model at
+random places, scores the steps, and takes labels from the lab's checker. Writes fit.json and calibration.svg. A killed
+run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from stepwise.config import Config
+from stepwise.errors import DataError
+from stepwise.jsonl import read_rows
+from stepwise.plan import Planned
+from stepwise.report.calibration import calibration_svg
+from stepwise.routing.fit import fit_router
+from stepwise.routing.fit_data import STATES, FitTrace, from_lab_trace, from_row, from_trace, unlabelled
+from stepwise.routing.policy import Policy
+from stepwise.routing.router_fit import RouterFit
+from stepwise.routing.simple import Never, Random
+from stepwise.run import Run, positive, program
+from stepwise.types import Problem, Step, Trace, from_json
+
+_STRONG_SHARE = 0.3  # of the steps in the traces that p_strong is counted on
+_CHUNK = 64  # traces scored at a time
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--traces", type=Path, nargs="+", metavar="FILE", help="JSON Lines files of traces")
+    where.add_argument("--lab", type=positive, metavar="N", help="solve N problems of a lab split and label the traces")
+    parser.add_argument("--split", default="train", help="with --lab: split of the problems (default: %(default)s)")
+    parser.add_argument(
+        "--labels",
+        choices=("lab", "column", "none"),
+        help="with --traces: the lab's checker, the column label (index of the first wrong step, -1: none), or none",
+    )
+    parser.add_argument("--prm", metavar="NAME", help="whose scores, where rows hold those of several reward models")
+    parser.add_argument("--score", action="store_true", help="score drafts that have no score with the scorer")
+    parser.add_argument("--p-strong", type=float, metavar="P", help="chance of a right strong step, where it is known")
+    parser.add_argument("--tokens-per-step", type=float, metavar="N", help="where the traces do not say")
+    parser.add_argument("--bins", type=positive, metavar="N", help="of the score; default: chosen by held-out labels")
+    parser.add_argument("--difficulty", type=positive, default=1, metavar="K", help="classes of problems to try")
+    parser.add_argument("--recovery", type=float, default=0.0, metavar="P", help="share of wrong traces that end right")
+
+
+def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    if args.lab is None:
+        return []
+    from stepwise.routing.compare import plan_routing
+
+    planned = plan_routing(config, _policies(config), _problems(args))
+    weak = next(part for part in planned if part.role == "weak")
+    return [*planned, replace(weak, role="scorer", generated_tokens=0)]
+
+
+@program(doc=__doc__, arguments=arguments, plan=plan)
+def main(run: Run) -> None:
+    args, config = run.args, run.config
+    labels = "lab" if args.lab else args.labels
+    if labels is None:
+        raise DataError("--traces needs --labels: lab, column or none")
+    traces = collected(run) if args.lab else list(read(run, args.traces, labels))
+    found = fit_router(
+        traces,
+        weak=config.models.weak.model,
+        strong=config.models.strong.model,
+        scorer=args.prm or config.scorer.model,
+        config=config.hash,
+        labels=labels,
+        p_strong=args.p_strong,
+        tokens_per_step=args.tokens_per_step,
+        bins=args.bins,
+        max_steps=config.routing.max_steps,
+        recovery=args.recovery,
+        difficulty=args.difficulty,
+        seed=config.seed,
+    )
+    found.save(run.path("fit.json"))
+    show(run, found)
+
+
+def collected(run: Run) -> list[FitTrace]:
+    """Scored traces of lab problems, by the weak model alone and with strong steps at random places."""
+    from stepwise.routing.router import StepRouter
+
+    problems = _problems(run.args)
+    for policy in _policies(run.config):
+        name = f"traces_{policy.name}.jsonl"
+        done = {trace.problem.id for trace in run.rows(name, Trace)}
+        todo = [problem for problem in problems if problem.id not in done]
+        if not todo:
+            continue
+        with StepRouter.from_config(run.config) as loaded:
+            router = loaded.with_policy(policy)
+            for low in range(0, len(todo), _CHUNK):
+                part = todo[low : low + _CHUNK]
+                place = f"{policy.name}, {low + 1} to {low + len(part)} of {len(todo)}"
+                run.write(name, *scored(router.models.scorer, router.solve_all(part, description=place)))
+    traces = [trace for policy in _policies(run.config) for trace in run.rows(f"traces_{policy.name}.jsonl", Trace)]
+    return [from_lab_trace(trace) for trace in traces if trace.steps]
+
+
+def read(run: Run, files: Sequence[Path], labels: str) -> Iterable[FitTrace]:
+    """The traces of files in either form; raises `DataError` naming file and row."""
+    for path in files:
+        if not path.is_file():
+            raise DataError(f"--traces {path}: no such file; make one with python -m programs.route")
+        rows = read_rows(path, finished=True)
+        routed = [i for i, row in enumerate(rows) if isinstance(row.get("problem"), dict)]
+        truths = {i: rows[i].pop("label", None) for i in routed}
+        traces = {i: _trace(rows[i], f"{path}, row {i + 1}") for i in routed}
+        if run.args.score and traces:
+            traces = dict(zip(traces, scored(_scorer(run), list(traces.values())), strict=True))
+        for i, row in enumerate(rows):
+            where = f"{path}, row {i + 1}"
+            if i not in traces:
+                if labels == "lab":
+                    raise DataError(f"{where}: it is no row of a routing run, so the lab cannot check it")
+                found = from_row(row, where, run.args.prm)
+                yield found if labels == "column" else unlabelled(found)
+            elif traces[i].steps and traces[i].finish != "interrupted":
+                yield _labelled(traces[i], labels, truths[i], where)
+
+
+def _trace(row: dict[str, Any], where: str) -> Trace:
+    try:
+        return from_json(Trace, json.dumps(row))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise DataError(f"{where}, field {field}: {first['msg']}, not {first['input']!r:.60}; mend that row") from None
+
+
+def _labelled(trace: Trace, labels: str, truth: Any, where: str) -> FitTrace:
+    """A routed trace with the labels there are; `truth` is what its column says, None where it has none."""
+    if labels == "lab":
+        return from_lab_trace(trace)
+    if labels == "none" or truth is None:
+        return from_trace(trace)
+    if type(truth) is not int or not -1 <= truth < len(trace.steps):
+        raise DataError(f"{where}, field label: {truth!r}; it must lie in -1..{len(trace.steps) - 1} (-1: none wrong)")
+    return from_trace(trace, first_error=None if truth < 0 else truth, labelled=True)
+
+
+def scored(scorer: Any, traces: Sequence[Trace]) -> list[Trace]:
+    """The traces with a score for every step that has none."""
+    open_ = [trace for trace in traces if any(step.score is None for step in trace.steps)]
+    asked = [(trace.problem, [step.text for step in trace.steps]) for trace in open_]
+    found = dict(zip(map(id, open_), scorer.score_batch(asked) if asked else [], strict=True))
+    return [
+        replace(trace, steps=_with_scores(trace, found[id(trace)])) if id(trace) in found else trace for trace in traces
+    ]
+
+
+def _with_scores(trace: Trace, scores: Sequence[float]) -> tuple[Step, ...]:
+    pairs = zip(trace.steps, scores, strict=True)
+    return tuple(step if step.score is not None else replace(step, score=score) for step, score in pairs)
+
+
+def _scorer(run: Run) -> Any:
+    from stepwise.scorers import load_scorer
+
+    return load_scorer(run.config.scorer, prompt=run.config.prompt)
+
+
+def _policies(config: Config) -> list[Policy]:
+    return [Never(), Random(_STRONG_SHARE, config.seed)]
+
+
+def _problems(args: argparse.Namespace) -> list[Problem]:
+    from stepwise.lab.problems import generate
+
+    return [made.problem for made in generate(args.split, args.lab)]
+
+
+def show(run: Run, found: RouterFit) -> None:
+    """Print the figures with their intervals, and draw the calibration plot."""
+    from rich.table import Table
+
+    card = found.card
+    title = f"Fitted to {card.traces} traces of {card.problems} problems (configuration {card.config})"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "value", "95 %"):
+        table.add_column(column, justify="right" if column else "left")
+    names = {
+        "p_weak": "chance of a right draft after right steps",
+        "p_strong": "chance of a right strong step after right steps",
+        "steps": "steps of a solution",
+        "tokens_per_step": "tokens of a step",
+        "auroc": "AUROC of the score, wrong just now against right",
+    }
+    plain = {"p_weak": found.p_weak, "p_strong": found.p_strong[0], "tokens_per_step": found.tokens_per_step}
+    for key, name in names.items():
+        known = card.intervals.get(key)
+        value = known.value if known else plain.get(key)
+        shown = "" if value is None else f"{value:.3f}"
+        table.add_row(name, shown, f"{known.low:.3f} to {known.high:.3f}" if known else "given")
+    run.console.print(table)
+    counts = ", ".join(f"{n} {state}" for n, state in zip(card.drafts, STATES, strict=True))
+    run.say(f"Labelled drafts: {counts}; {card.strong_steps} strong steps after right ones.")
+    if (lag := card.lag_correlation) is not None:
+        run.say(f"Neighbouring scores of right steps correlate by {lag:.2f}; the model takes that for 0.")
+    if held := card.held_out:
+        run.say(
+            f"On held-out problems: log-likelihood {held.log_likelihood:.3f} nats per draft ({held.without_scores:.3f} "
+            f"without scores), AUROC of the belief in wrong just now {held.auroc:.3f}."
+        )
+        svg = calibration_svg(held.calibration, "Calibration on held-out problems")
+        run.path("calibration.svg").write_text(svg, encoding="utf-8")
+    else:
+        run.say("Too few labels to measure the filter on held-out problems.")
+    if mixture := card.difficulty:
+        classes = ", ".join(f"{share:.0%} with {chance:.3f}" for share, chance in mixture.classes)
+        value, low, high = mixture.gain
+        run.say(
+            f"Classes of problems and their chance of a right draft: {classes}; gain over one class on held-out "
+            f"problems {value:+.4f} nats each ({low:+.4f} to {high:+.4f})."
+        )
+    run.metrics(fit=str(run.path("fit.json")), p_weak=found.p_weak, p_strong=found.p_strong[0], traces=card.traces)
+    run.say(f"The fit: {run.path('fit.json')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
