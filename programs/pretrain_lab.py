@@ -59,7 +59,8 @@ def main(run: Run) -> None:
             compile=not run.args.no_compile,
             muon_rate=rates[0],
             adam_rate=rates[1],
-            **({"row": 900, "rows": 6} if name == "lab-critic" else {}),
+            row=900 if name == "lab-critic" else Recipe.row,
+            rows=6 if name == "lab-critic" else Recipe.rows,
         )
         if not (run.out / name / "card.json").exists():
             _make(run, name, recipe)
@@ -86,7 +87,7 @@ def _make(run: Run, name: str, recipe: Recipe) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stepwise.lab.pretrain import Shape, new_model, pack, train
+    from stepwise.lab.pretrain import Shape, new_model, pack, spread_unused, train
     from stepwise.training.checkpoint import read_json
     from stepwise.training.export import export_gguf, export_lora_gguf
 
@@ -113,6 +114,8 @@ def _make(run: Run, name: str, recipe: Recipe) -> None:
                 )
 
         train(model, batches, recipe, run.out / "checkpoints" / name, on_step)
+    if name == "lab-weak":
+        spread_unused(model, tokenizer, recipe.seed)
     out = run.out / name
     if adapted is not None:
         adapted.to(torch.bfloat16).save_pretrained(out)

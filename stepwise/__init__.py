@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         StepwiseError,
     )
     from stepwise.grading import Verdict, grade
+    from stepwise.modules import ErrorLocalizer, InterventionProposer, StepJudge
     from stepwise.prompt import SolvePrompt
     from stepwise.routing.router import StepRouter
     from stepwise.scorers import Scorer, load_scorer
@@ -58,6 +59,7 @@ _HOME = {
         "MissingDependencyError ScorerError StepwiseError"
     ),
     "stepwise.grading": "Verdict grade",
+    "stepwise.modules": "ErrorLocalizer InterventionProposer StepJudge",
     "stepwise.prompt": "SolvePrompt",
     "stepwise.routing.router": "StepRouter",
     "stepwise.scorers": "Scorer load_scorer",
@@ -79,9 +81,11 @@ __all__ = [
     "ConfigError",
     "Continuation",
     "DataError",
+    "ErrorLocalizer",
     "ExportError",
     "GradingError",
     "Intervention",
+    "InterventionProposer",
     "Ledger",
     "Localization",
     "MissingDependencyError",
@@ -96,6 +100,7 @@ __all__ = [
     "ScorerError",
     "SolvePrompt",
     "Step",
+    "StepJudge",
     "StepRouter",
     "StepwiseError",
     "Trace",

@@ -31,7 +31,7 @@ class StepCheck(BaseModel):
     verdict: Literal["right", "wrong"] = Field(description="whether the step is right, given the steps before it")
 
 
-class VerifyAttempt(dspy.Signature):
+class VerifyAttempt(dspy.Signature):  # type: ignore[misc]
     """Check an attempt at a problem step by step, and name its first error.
 
     Compare with the reference solution; the attempt may take another path.
@@ -48,7 +48,7 @@ class VerifyAttempt(dspy.Signature):
     critical_error: int | None = dspy.OutputField(desc="number of the first wrong step that is never recovered from")
 
 
-class SolveByReference(dspy.Signature):
+class SolveByReference(dspy.Signature):  # type: ignore[misc]
     """Solve the problem in your own words, step by step, as an expert who teaches it.
 
     Follow the reference solution.
@@ -59,7 +59,7 @@ class SolveByReference(dspy.Signature):
     solution: str = dspy.OutputField(desc="steps with a blank line between them")
 
 
-class ProposeIntervention(dspy.Signature):
+class ProposeIntervention(dspy.Signature):  # type: ignore[misc]
     """Write one step to put in place of the first wrong step of an attempt, so that its author can go on from there.
 
     Use the reference solution.
@@ -76,7 +76,7 @@ class ProposeIntervention(dspy.Signature):
     content: Annotated[str, Field(min_length=1, max_length=2000)] = dspy.OutputField(desc="the new step")
 
 
-class ReviewIntervention(dspy.Signature):
+class ReviewIntervention(dspy.Signature):  # type: ignore[misc]
     """Review a step that is to replace a wrong step of an attempt, by three questions.
 
     The reference solution shows what a right path needs.
@@ -107,7 +107,7 @@ class ReviseIntervention(ProposeIntervention):
     advice: str = dspy.InputField(desc="what the reviewer found")
 
 
-class JudgeStep(dspy.Signature):
+class JudgeStep(dspy.Signature):  # type: ignore[misc]
     """Say whether the last step of an attempt is right, given the problem and the steps before it.
 
     Compare with the reference solution; the attempt may take another path.
@@ -121,7 +121,7 @@ class JudgeStep(dspy.Signature):
     right: bool = dspy.OutputField()
 
 
-class JudgePrefix(dspy.Signature):
+class JudgePrefix(dspy.Signature):  # type: ignore[misc]
     """Say whether all steps of the beginning of an attempt are right.
 
     Compare with the reference solution; the attempt may take another path.
@@ -135,7 +135,7 @@ class JudgePrefix(dspy.Signature):
     right: bool = dspy.OutputField(desc="true if no step is wrong")
 
 
-class DecideStep(dspy.Signature):
+class DecideStep(dspy.Signature):  # type: ignore[misc]
     """Decide whether a step that a small model has drafted is kept, or written anew by a strong, expensive model.
 
     Escalate only where it changes the outcome: a step that is wrong now, while the steps before it are right.

@@ -49,7 +49,7 @@ class FieldFormat:
     @classmethod
     def of(cls, name: str, field: Any) -> FieldFormat:
         """From a DSPy field, its annotation and constraints."""
-        annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
         adapter = TypeAdapter(annotation)
         return cls(name, adapter, adapter.json_schema())
 
