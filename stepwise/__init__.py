@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         BudgetConfig,
         CapsConfig,
         Config,
+        CriticConfig,
         ModelConfig,
         ModelsConfig,
         RoutingConfig,
@@ -52,7 +53,7 @@ _HOME = {
     "stepwise.backends.provider": "lm register_litellm",
     "stepwise.budget": "Ledger",
     "stepwise.config": (
-        "BudgetConfig CapsConfig Config ModelConfig ModelsConfig RoutingConfig SamplingConfig ScorerConfig"
+        "BudgetConfig CapsConfig Config CriticConfig ModelConfig ModelsConfig RoutingConfig SamplingConfig ScorerConfig"
     ),
     "stepwise.errors": (
         "BackendError BudgetExceededError CapabilityError ConfigError DataError ExportError GradingError "
@@ -80,6 +81,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Continuation",
+    "CriticConfig",
     "DataError",
     "ErrorLocalizer",
     "ExportError",

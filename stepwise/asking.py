@@ -21,7 +21,7 @@ from pydantic import Field
 
 from stepwise.adapters import Format, adapter
 from stepwise.adapters.dspy_adapters import recorded_repairs
-from stepwise.config import ModelConfig
+from stepwise.config import Config, ModelConfig
 from stepwise.errors import DataError
 from stepwise.signatures import without_reference
 from stepwise.steps import split_steps
@@ -143,6 +143,14 @@ class Asking(dspy.Module):  # type: ignore[misc]
                     return _completed(stop.value, tracker, repairs)
                 gate = asyncio.Semaphore(CONCURRENCY)
                 answers = list(await asyncio.gather(*(_aask(ask, gate) for ask in asks)))
+
+
+def critic_lm(config: Config) -> Any:
+    """The dspy.LM of models.critic, at the temperature and length of [critic]."""
+    from stepwise.backends.provider import lm as load
+
+    model = config.role("critic")
+    return load(model, temperature=config.critic.temperature, max_tokens=config.critic.max_tokens)
 
 
 def _ask_of(ask: Ask) -> Callable[[], Answer]:

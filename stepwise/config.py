@@ -26,6 +26,7 @@ from stepwise.prompt import SolvePrompt
 ModelName = Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S.*$")]
 Roles = Literal["weak", "strong", "critic", "scorer"]
 _ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+_LAB_CRITIC = "llamacpp/lab-critic"
 _UPPERCASE_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{12,}")
 
 
@@ -55,7 +56,7 @@ class LoadConfig(_Frozen):
     flash_attention: bool = True
     """false only for exact numerical comparisons"""
     adapter: str | None = None
-    """path of a LoRA adapter in GGUF, attached to the model; for a llama-server, the number of one it has loaded"""
+    """LoRA adapter in GGUF, attached to the model: "lab-critic", "hf:...", a path; for a llama-server, its number"""
     train_from: str | None = None
     """directory with the transformers weights that belong to a GGUF: what training starts from"""
     api_base: str | None = None
@@ -114,6 +115,11 @@ class LoadConfig(_Frozen):
     def local(self) -> bool:
         """True for a model that llama.cpp runs in this process."""
         return self.model.startswith("llamacpp/")
+
+    @property
+    def lora(self) -> str | None:
+        """The adapter to attach: `adapter`, or the one that "llamacpp/lab-critic" stands for."""
+        return self.adapter or ("lab-critic" if self.model == _LAB_CRITIC else None)
 
     @property
     def prices(self) -> tuple[float, float] | None:
@@ -206,8 +212,33 @@ class ModelsConfig(_Frozen):
     """writes every step at first"""
     strong: ModelConfig = ModelConfig(model="llamacpp/lab-strong")
     """writes the steps that are escalated"""
-    critic: ModelConfig | None = None
+    critic: ModelConfig = ModelConfig(model=_LAB_CRITIC)
     """finds first errors and proposes interventions"""
+
+
+class CriticConfig(_Frozen):
+    """How first errors are found and interventions proposed by models.critic."""
+
+    format: Literal["compact", "chat", "json"] = "compact"
+    """form of prompts and replies; compact is for small models"""
+    bare: bool | None = None
+    """format "compact": no instructions in the prompt, for a model trained on it; unset: only for lab-critic"""
+    method: Literal["one_pass", "vote", "bisect", "scorer"] = "one_pass"
+    """how the first error is found; "scorer" asks the scorer instead of the critic"""
+    samples: int = Field(default=5, ge=1)
+    """method "vote": passes of which the majority counts"""
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """method "scorer": the first step scored below this is the first error"""
+    temperature: float = Field(default=0.0, ge=0)
+    """of all that the critic writes; 0 is greedy (votes and several candidates need more)"""
+    solve_first: bool = False
+    """have the critic solve the problem by the reference before it proposes, as InT does; not for lab-critic"""
+    revisions: int = Field(default=0, ge=0)
+    """how often a proposal that fails InT's self-check is rewritten; not for lab-critic"""
+    candidates: int = Field(default=1, ge=1)
+    """interventions proposed for each error"""
+    max_tokens: int = Field(default=1024, ge=16)
+    """most tokens of one reply"""
 
 
 class SamplingConfig(_Frozen):
@@ -266,6 +297,7 @@ class Config(_Frozen):
     scorer: ScorerConfig = ScorerConfig()
     sampling: SamplingConfig = SamplingConfig()
     routing: RoutingConfig = RoutingConfig()
+    critic: CriticConfig = CriticConfig()
     budget: BudgetConfig = BudgetConfig()
 
     @classmethod
@@ -299,8 +331,12 @@ class Config(_Frozen):
         return hash(self.hash)
 
     def role(self, name: Roles) -> LoadConfig:
-        """How to load the model of a role; raises ConfigError when the role has none."""
-        found: LoadConfig | None = self.scorer if name == "scorer" else getattr(self.models, name)
-        if found is None:
-            raise ConfigError(f'models.{name} is not set; add a line [models.{name}] with model = "provider/name"')
+        """How to load the model of a role."""
+        found: LoadConfig = self.scorer if name == "scorer" else getattr(self.models, name)
         return found
+
+    @property
+    def critic_is_bare(self) -> bool:
+        """Whether the critic's prompts leave the instructions out."""
+        bare = self.models.critic.model == _LAB_CRITIC if self.critic.bare is None else self.critic.bare
+        return bare and self.critic.format == "compact"

@@ -28,13 +28,23 @@ _REMEDIES = {
 def gguf_path(name: str) -> Path:
     """Path of the GGUF that `name` (what follows "llamacpp/") stands for: a lab model, "hf:...", or a path.
 
-    Raises DataError for a lab model whose weights are missing, and what `fetch` raises. A path is not looked at.
+    Raises DataError for a lab model whose weights are missing, and what `fetch` raises. A path is not looked at. The
+    name of a lab adapter stands for the model it belongs to.
     """
-    from stepwise.lab import MODELS, model_path
+    from stepwise.lab import ADAPTERS, MODELS, model_path
 
-    if name in MODELS:
-        return model_path(name)
+    if name in (*MODELS, *ADAPTERS):
+        return model_path(ADAPTERS.get(name, name))
     return fetch(name) if name.startswith(PREFIX) else Path(name).expanduser()
+
+
+def adapter_path(name: str | Path) -> Path:
+    """Path of the LoRA adapter in GGUF that `name` stands for: a lab adapter, "hf:...", or a path."""
+    from stepwise.lab import ADAPTERS, model_path
+
+    if name in ADAPTERS:
+        return model_path(str(name))
+    return fetch(str(name)) if str(name).startswith(PREFIX) else Path(name).expanduser()
 
 
 @lru_cache(maxsize=256)

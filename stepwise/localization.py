@@ -38,11 +38,12 @@ class Outcome:
     """What a localizer said of one attempt, and what that cost.
 
     `first_error` is a 0-based step index, None where it said that every step is right. A text in `error` means that it
-    said nothing that can be used.
+    said nothing that can be used. `repairs` counts replies that had to be asked for a second time.
     """
 
     first_error: int | None
     error: str = ""
+    repairs: int = 0
     usage: Usage = Usage()
 
 
@@ -221,7 +222,7 @@ def below(threshold: float) -> Localizer:
     def localize(example: Example) -> Outcome:
         scores, spent = scores_of(example), example.trace.scorer_usage
         if scores is None:
-            return Outcome(None, example.trace.note or "not every step has a score", spent)
+            return Outcome(None, example.trace.note or "not every step has a score", usage=spent)
         return Outcome(first_below(scores, threshold), usage=spent)
 
     return localize

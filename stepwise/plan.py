@@ -96,7 +96,7 @@ def _file_size(name: str) -> int | None:
     if path.suffix != ".gguf":
         from stepwise import lab
 
-        if name not in lab.MODELS:
+        if name not in (*lab.MODELS, *lab.ADAPTERS):
             return None
         try:
             path = lab.model_path(name)

@@ -46,11 +46,15 @@ def test_one_line_swaps_the_model_of_a_role_and_nothing_else(tmp_path: Path, rol
     assert config.routing == Config.lab().routing
 
 
-def test_a_critic_is_added_by_one_line_and_missing_until_then(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"models\.critic is not set; add a line"):
-        Config.lab().role("critic")
-    config = Config.load(write(tmp_path, 'models.critic.model = "openai/critic"'))
-    assert config.role("critic").model == "openai/critic"
+def test_the_labs_critic_is_an_adapter_and_another_critic_takes_nothing_of_it_over(tmp_path: Path) -> None:
+    lab = Config.lab()
+    assert (lab.models.critic.model, lab.models.critic.lora, lab.critic_is_bare) == (
+        "llamacpp/lab-critic", "lab-critic", True,
+    )  # fmt: skip
+    other = Config.load(write(tmp_path, 'models.critic.model = "openai/critic"'))
+    assert (other.role("critic").model, other.role("critic").lora, other.critic_is_bare) == (
+        "openai/critic", None, False,
+    )  # fmt: skip
 
 
 def test_overrides_win_over_the_file_and_take_toml_values_or_bare_words(tmp_path: Path) -> None:

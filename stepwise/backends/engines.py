@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from stepwise.engine import Engine, load_engine
 from stepwise.engine.engine import LOAD_FIELDS
 from stepwise.errors import BackendError
-from stepwise.hub import gguf_path
+from stepwise.hub import adapter_path, gguf_path
 
 if TYPE_CHECKING:
     from stepwise.config import LoadConfig
@@ -54,7 +54,7 @@ def close_engines(path: str | Path | None = None) -> int:
 
 def _key(config: LoadConfig) -> Hashable:
     path = gguf_path(config.model.partition("/")[2])
-    adapter = _stamp(Path(config.adapter)) if config.adapter is not None else None
+    adapter = _stamp(adapter_path(config.lora)) if config.lora is not None else None
     return _stamp(path), adapter, tuple(getattr(config, field) for field in LOAD_FIELDS)
 
 

@@ -49,14 +49,14 @@ def register_litellm() -> None:
 
     Needed only where LiteLLM is called directly: `lm` does it by itself.
     """
-    from stepwise.lab import MODELS
+    from stepwise.lab import ADAPTERS, MODELS
 
     litellm = import_litellm()
     with _lock:
         if not any(item["provider"] == PROVIDER for item in litellm.custom_provider_map):
             litellm.custom_provider_map.append({"provider": PROVIDER, "custom_handler": LlamaCppProvider()})
         litellm.utils.custom_llm_setup()  # else what it supports is unknown until its first call
-    for name in MODELS:
+    for name in (*MODELS, *ADAPTERS):
         declare(f"{PROVIDER}/{name}", (0.0, 0.0))
 
 

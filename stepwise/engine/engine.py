@@ -23,7 +23,7 @@ from stepwise.engine.scheduler import Scheduler
 from stepwise.engine.vocab import Vocabulary
 from stepwise.engine.worker import Control, Worker
 from stepwise.errors import BackendError, ConfigError
-from stepwise.hub import gguf_path
+from stepwise.hub import adapter_path, gguf_path
 from stepwise.prompt import SolvePrompt
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class Engine:
         """
         digest = ""
         if path is not None:
-            path = Path(path)
+            path = adapter_path(path)
             if not path.is_file():
                 raise BackendError(f"adapter {path}: no such file; give the path of a LoRA adapter in GGUF")
             digest = _digest(path)
@@ -282,7 +282,7 @@ class Engine:
         def act() -> None:
             if identity == self._adapter:
                 return
-            self._context.set_adapter(Path(path) if path is not None else None, digest, scale)
+            self._context.set_adapter(path and Path(path), digest, scale)
             self._scheduler.adapter = identity
             self._adapter = identity
             self._switches += 1
@@ -301,7 +301,7 @@ def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
     provider, _, name = config.model.partition("/")
     if provider != "llamacpp":
         raise ConfigError(f'model is "{config.model}"; the engine runs GGUF files: write "llamacpp/path/to/model.gguf"')
-    settings = {field: getattr(config, field) for field in LOAD_FIELDS} | overrides
+    settings = {field: getattr(config, field) for field in LOAD_FIELDS} | {"adapter": config.lora} | overrides
     return Engine.load(gguf_path(name), **settings)
 
 

@@ -151,55 +151,57 @@ class SchemaRules:
         return [f"char ::= {_CHAR}", 'space ::= " "?', *self.rules]
 
     def rule(self, body: str, size: int) -> tuple[str, int]:
+        """Adds a rule; gives its name, and `size` as it is."""
         name = f"r{len(self.rules)}"
         self.rules.append(f"{name} ::= {body}")
         return name, size
 
-    def refuse(self, place: str, what: str, remedy: str) -> DataError:
+    def _refuse(self, place: str, what: str, remedy: str) -> DataError:
         return DataError(f"JSON schema at {place}: {what}; {remedy}")
 
     def visit(self, schema: Any, place: str) -> tuple[str, int]:
+        """The rule of a schema, and its size; `place` is its name in errors, DataErrors where it cannot be held to."""
         if schema is True or schema == {}:
-            return self.union([{"type": t} for t in ("string", "number", "boolean", "null")], place)
+            return self._union([{"type": t} for t in ("string", "number", "boolean", "null")], place)
         if not isinstance(schema, Mapping):
-            raise self.refuse(place, f"{schema!r} is not a schema", "give an object")
+            raise self._refuse(place, f"{schema!r} is not a schema", "give an object")
         for key in _REFUSED:
             if schema.get(key):
-                raise self.refuse(
+                raise self._refuse(
                     place, f"{key!r} cannot be held to by a bounded grammar", "leave it out and check the result"
                 )
         if "$ref" in schema:
-            return self.reference(schema["$ref"], place)
+            return self._reference(schema["$ref"], place)
         if "const" in schema or "enum" in schema:
             values = [json.dumps(v, ensure_ascii=False) for v in schema.get("enum", [schema.get("const")])]
             return self.rule(" | ".join(map(literal, values)), max(len(v.encode()) for v in values))
         for key in ("anyOf", "oneOf"):
             if key in schema:
-                return self.union(schema[key], place)
+                return self._union(schema[key], place)
         if "allOf" in schema:
             if len(schema["allOf"]) != 1:
-                raise self.refuse(place, "'allOf' of several schemas is not supported", "merge them into one object")
+                raise self._refuse(place, "'allOf' of several schemas is not supported", "merge them into one object")
             return self.visit(schema["allOf"][0], place)
         kind = schema.get("type", "object" if "properties" in schema else "array" if "items" in schema else "")
         if isinstance(kind, list):
-            return self.union([{**schema, "type": t} for t in kind], place)
-        visitor = getattr(self, f"visit_{kind}", None)
+            return self._union([{**schema, "type": t} for t in kind], place)
+        visitor = getattr(self, f"_visit_{kind}", None)
         if visitor is None:
-            raise self.refuse(
+            raise self._refuse(
                 place, f"type {kind!r} is unknown", "use string, number, integer, boolean, null, array or object"
             )
         result: tuple[str, int] = visitor(schema, place)
         return result
 
-    def union(self, schemas: list[Any], place: str) -> tuple[str, int]:
+    def _union(self, schemas: list[Any], place: str) -> tuple[str, int]:
         parts = [self.visit(s, f"{place}|{i}") for i, s in enumerate(schemas)]
         return self.rule(" | ".join(name for name, _ in parts), max(size for _, size in parts))
 
-    def reference(self, ref: str, place: str) -> tuple[str, int]:
+    def _reference(self, ref: str, place: str) -> tuple[str, int]:
         if not ref.startswith("#"):
-            raise self.refuse(place, f"$ref {ref!r} points outside the schema", "put the definition under $defs")
+            raise self._refuse(place, f"$ref {ref!r} points outside the schema", "put the definition under $defs")
         if ref in self._open:
-            raise self.refuse(
+            raise self._refuse(
                 place, f"{ref!r} refers to itself, so the result has no longest form", "unroll it to a fixed depth"
             )
         target: Any = self.root
@@ -207,30 +209,30 @@ class SchemaRules:
             try:
                 target = target[part.replace("~1", "/").replace("~0", "~")]
             except (KeyError, TypeError):
-                raise self.refuse(place, f"$ref {ref!r} leads nowhere", "define it under $defs") from None
+                raise self._refuse(place, f"$ref {ref!r} leads nowhere", "define it under $defs") from None
         self._open.append(ref)
         result = self.visit(target, ref)
         self._open.pop()
         return result
 
-    def visit_null(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+    def _visit_null(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
         return self.rule('"null"', 4)
 
-    def visit_boolean(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+    def _visit_boolean(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
         return self.rule('"true" | "false"', 5)
 
-    def visit_string(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+    def _visit_string(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
         form = schema.get("format")
         if form is not None:
             if form not in _FORMATS:
-                raise self.refuse(place, f"format {form!r} is not supported", f"use one of {', '.join(_FORMATS)}")
+                raise self._refuse(place, f"format {form!r} is not supported", f"use one of {', '.join(_FORMATS)}")
             body, size = _FORMATS[form]
             return self.rule(rf'"\"" {body} "\""', size + 2)
         least = int(schema.get("minLength", 0))
         most = int(schema.get("maxLength", max(MAX_LENGTH, least)))
         return self.rule(rf'"\"" char{{{least},{most}}} "\""', most * _CHAR_BYTES + 2)
 
-    def bounds(self, schema: Mapping[str, Any], place: str, *, whole: bool) -> tuple[int, int, bool, bool]:
+    def _bounds(self, schema: Mapping[str, Any], place: str, *, whole: bool) -> tuple[int, int, bool, bool]:
         """(low, high) as integers inside the bounds, and whether each is exclusive."""
         low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
         above, below = schema.get("exclusiveMinimum", -math.inf), schema.get("exclusiveMaximum", math.inf)
@@ -245,17 +247,17 @@ class SchemaRules:
         if whole:  # an exclusive bound that is an integer itself is stepped over
             least, most = least + (open_low and least == low), most - (open_high and most == high)
         if least > most or (not whole and least == most and (open_low or open_high)):
-            raise self.refuse(
+            raise self._refuse(
                 place, f"no number is written between {low} and {high} here", "widen the bounds to integers"
             )
         return least, most, open_low and least == low, open_high and most == high
 
-    def visit_integer(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
-        low, high, _, _ = self.bounds(schema, place, whole=True)
+    def _visit_integer(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+        low, high, _, _ = self._bounds(schema, place, whole=True)
         return self.rule(integers(low, high), max(len(str(low)), len(str(high))))
 
-    def visit_number(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
-        low, high, open_low, open_high = self.bounds(schema, place, whole=False)
+    def _visit_number(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+        low, high, open_low, open_high = self._bounds(schema, place, whole=False)
         parts = []
         if low < 0:  # mirrored: 0..-low, or -high..-low
             inner, open_inner = (-high, open_high) if high < 0 else (0, True)
@@ -264,7 +266,7 @@ class SchemaRules:
             parts.append(_decimals(max(low, 0), high, open_low and low >= 0, open_high))
         return self.rule(" | ".join(parts), max(len(str(low)), len(str(high))) + 1 + DECIMALS)
 
-    def visit_array(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+    def _visit_array(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
         fixed = schema.get("prefixItems") or []
         parts = [self.visit(s, f"{place}[{i}]") for i, s in enumerate(fixed)]
         separator = '"," space'
@@ -279,10 +281,10 @@ class SchemaRules:
         body = f"{item} ({separator} {item}){{{max(least - 1, 0)},{most - 1}}}"
         return self.rule(f'"[" {body if least else f"({body})?"} "]"', most * size + 2 * (most - 1) + 2)
 
-    def visit_object(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+    def _visit_object(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
         properties = schema.get("properties") or {}
         if not properties:
-            return self.map(schema, place)
+            return self._map(schema, place)
         members, size = [], 2 + 2 * (len(properties) - 1)
         for key, value in properties.items():
             name, inner = self.visit(value, f"{place}.{key}")
@@ -291,14 +293,14 @@ class SchemaRules:
             size += len(written.encode()) + 2 + inner
         return self.rule('"{" ' + ' "," space '.join(members) + ' "}"', size)
 
-    def map(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+    def _map(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
         values = schema.get("additionalProperties", True)
         most = int(schema.get("maxProperties", MAX_ENTRIES))
         least = int(schema.get("minProperties", 0))
         if values is False or most == 0:
             return self.rule('"{}"', 2)
         if least > 1:
-            raise self.refuse(
+            raise self._refuse(
                 place, "a map with 'minProperties' above 1 may repeat a key", "declare the properties by name"
             )
         value, size = self.visit(values, f"{place}.*")

@@ -9,20 +9,24 @@ from typing import Any, Literal
 from stepwise.errors import DataError
 from stepwise.lab.problems import SPLITS, Knobs, LabProblem, generate
 
-__all__ = ["MODELS", "SPLITS", "Knobs", "LabProblem", "card", "generate", "model_path"]
+__all__ = ["ADAPTERS", "MODELS", "SPLITS", "Knobs", "LabProblem", "card", "generate", "model_path"]
 
 MODELS = ("lab-weak", "lab-strong", "lab-scorer")
+ADAPTERS = {"lab-critic": "lab-weak"}
+"""LoRA adapters, each with the model it belongs to."""
 _FOLDER = Path(__file__).parent / "models"
 
 
 def model_path(name: str, kind: Literal["gguf", "safetensors"] = "gguf") -> Path:
-    """Where a shipped model lies: its Q8_0 GGUF, or its directory in transformers' layout (bf16).
+    """Where a shipped model or adapter lies: its GGUF, or its directory in transformers' or PEFT's layout (bf16).
 
     Raises DataError for an unknown name, or where the weights are missing from the installation.
     """
-    if name not in MODELS:
-        raise DataError(f"lab model {name!r} is not one of {', '.join(MODELS)}")
-    path = _FOLDER / name / "model.gguf" if kind == "gguf" else _FOLDER / name
+    if name not in (*MODELS, *ADAPTERS):
+        raise DataError(f"lab model {name!r} is not one of {', '.join((*MODELS, *ADAPTERS))}")
+    path = _FOLDER / name
+    if kind == "gguf":
+        path /= "adapter.gguf" if name in ADAPTERS else "model.gguf"
     if not path.exists():
         raise DataError(f"{path} is missing; make the lab's models again with `python -m programs.pretrain_lab`")
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import dspy
 
@@ -18,11 +18,13 @@ from stepwise.asking import (
     Steps,
     as_steps,
     bounded,
+    critic_lm,
     failed,
     fitted,
     fitting,
     question_and_reference,
 )
+from stepwise.config import Config
 from stepwise.errors import ConfigError
 from stepwise.localization import first_below
 from stepwise.types import Localization, Problem
@@ -73,6 +75,22 @@ class ErrorLocalizer(Asking):
             lm, adapter, bare=bare, method=method, samples=samples, temperature=temperature, threshold=threshold,
             max_chars=max_chars,
         )  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """The localizer that [critic], models.critic and [scorer] describe."""
+        how = config.critic
+        scoring = how.method == "scorer"
+        return cls(
+            None if scoring else critic_lm(config),
+            how.method,
+            samples=how.samples,
+            temperature=how.temperature or None,
+            scorer=config.scorer if scoring else None,
+            threshold=how.threshold,
+            adapter=how.format,
+            bare=config.critic_is_bare,
+        )
 
     def _make_predictors(self) -> None:
         if self.setting("method") == "bisect":

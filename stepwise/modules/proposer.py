@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import dspy
 
@@ -15,11 +15,13 @@ from stepwise.asking import (
     Steps,
     as_steps,
     bounded,
+    critic_lm,
     failed,
     fitted,
     fitting,
     question_and_reference,
 )
+from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
 from stepwise.types import Intervention, Problem
 
@@ -55,6 +57,20 @@ class InterventionProposer(Asking):
             lm, adapter, bare=bare, solve_first=solve_first, revisions=revisions, candidates=candidates,
             temperature=temperature, max_chars=max_chars,
         )  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """The proposer that [critic] and models.critic describe."""
+        how = config.critic
+        return cls(
+            critic_lm(config),
+            solve_first=how.solve_first,
+            revisions=how.revisions,
+            candidates=how.candidates,
+            temperature=how.temperature or None,
+            adapter=how.format,
+            bare=config.critic_is_bare,
+        )
 
     def _make_predictors(self) -> None:
         propose, revise = signatures.ProposeIntervention, signatures.ReviseIntervention

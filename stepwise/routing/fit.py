@@ -89,13 +89,14 @@ def estimate(
     p_strong: float | None = None,
     tokens_per_step: float | None = None,
     max_steps: int = 30,
-    recovery: float = 0.0,
+    recovery: float | None = None,
 ) -> Estimate:
     """The parameters from traces, without checks of how many there are; nan where p_strong has nothing to go by.
 
     Counts where all traces are labelled, else EM over what is seen (scores, answers, and the labels there are). Where
     scores of right steps correlate within a trace, EM goes astray on the laws of wrong steps, and adding traces does
-    not help (`evals/identify.py`); those laws are then counted on the labelled traces alone.
+    not help (`evals/identify.py`); those laws are then counted on the labelled traces alone. `recovery` None: the share
+    of labelled wrong traces that were solved all the same, 0 where there are none.
     """
     edges = tuple(edges) if edges is not None else score_edges(traces, bins)
     width = len(edges) - 1
@@ -109,6 +110,7 @@ def estimate(
         wrong = None
         if labelled and not _independent(traces):
             wrong = smoothed(_counted(pad(labelled, edges[1:-1]), width).rows, strength)[1:]
+        recovery = _recovered(labelled) if recovery is None else recovery
         found = learn(data, width, p_strong=p_strong, recovery=recovery, strength=strength, wrong_rows=wrong)
         counts, _, _ = expect(data, found.parameters, recovery)
         rows = found.parameters.rows
@@ -135,6 +137,12 @@ def _independent(traces: Sequence[FitTrace]) -> bool:
     return value is not None and abs(value) <= MOST_CORRELATION
 
 
+def _recovered(labelled: Sequence[FitTrace]) -> float:
+    """Share of the labelled traces with a wrong step that were solved all the same; 0 where none says."""
+    ends = [trace.solved for trace in labelled if trace.first_error is not None and trace.solved is not None]
+    return sum(ends) / len(ends) if ends else 0.0
+
+
 def _tokens(traces: Sequence[FitTrace]) -> float:
     """Mean tokens of a step: of the strong model's where 30 are known, as it is they that are paid for, else all."""
     known = [(step.replaced, step.tokens) for t in traces for step in t.steps if step.tokens is not None]
@@ -156,7 +164,7 @@ def fit_router(
     tokens_per_step: float | None = None,
     bins: int | None = None,
     max_steps: int = 30,
-    recovery: float = 0.0,
+    recovery: float | None = None,
     difficulty: int = 1,
     samples: int = 200,
     seed: int = 0,
@@ -174,7 +182,8 @@ def fit_router(
         tokens_per_step: where the traces do not say.
         bins: of the score; None picks the number that predicts held-out labels best.
         max_steps: solutions end there at the latest.
-        recovery: P(solved | a wrong step stands), used where traces without labels say whether they were solved.
+        recovery: P(solved | a wrong step stands), used where traces without labels say whether they were solved; None
+            takes it from labelled traces. It cannot be told from answers, so without labels it must be given.
         difficulty: classes of problems to compare with one class.
         samples: of the bootstrap over problems.
         seed: of folds and bootstrap.
@@ -186,8 +195,10 @@ def fit_router(
 
     if p_strong is not None and not 0 <= p_strong <= 1:
         raise DataError(f"p_strong is {p_strong!r}; a probability lies in [0, 1]")
+    if recovery is not None and not 0 <= recovery < 1:
+        raise DataError(f"recovery is {recovery!r}; give a share of at least 0 and below 1")
     check_scored(traces)
-    check_enough(traces, p_strong=p_strong)
+    check_enough(traces, p_strong=p_strong, recovery=recovery)
     labelled = [trace for trace in traces if trace.labelled]
     measurable = sum(trace.first_error is not None for trace in labelled) >= LEAST_LABELLED_WRONG
     bins = bins or (choose_bins(labelled, seed=seed) if measurable else 8)
@@ -218,11 +229,17 @@ def fit_router(
     return RouterFit(found.p_weak, (found.p_strong,), found.hazard, found.law, found.tokens_per_step, card)
 
 
-def check_enough(traces: Sequence[FitTrace], *, p_strong: float | None = None) -> None:
+def check_enough(traces: Sequence[FitTrace], *, p_strong: float | None = None, recovery: float | None = None) -> None:
     """Raise `DataError` that names each thing there is too little of, what is missing, and about how many traces."""
     if not traces:
         raise DataError("no traces to fit on; route some problems first (python -m programs.route)")
     labelled = [trace for trace in traces if trace.labelled]
+    if recovery is None and not any(trace.first_error is not None for trace in labelled):
+        if len(labelled) < len(traces):
+            raise DataError(
+                "without labels it cannot be told how many wrong traces end right all the same, and p_weak depends on "
+                "it; give recovery (0.0 where a wrong step always spoils the answer)"
+            )
     has = _labels_there_are(labelled) if len(labelled) == len(traces) else _labels_needed(traces, labelled)
     if p_strong is None:
         has += _strong_steps(traces)
