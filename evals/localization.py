@@ -4,6 +4,7 @@
 
   scores:NAME    the first step under a threshold, of the scores that the file's column `scores` has under NAME
   scorer         the same with the scores of the scorer in the configuration ([scorer])
+  module         ErrorLocalizer as [critic] and [models.critic] describe it
   absent-number  the first step with a number that is neither in the question nor in the reference
   constant       always the same step
   random         "no error" half of the time, else any step
@@ -34,11 +35,13 @@ from stepwise.localization import Localizer, Outcome
 from stepwise.processbench import Example, read_rows
 from stepwise.run import Run, positive, program
 
-from .localization_models import with_scores  # evals is stepwise.evals once installed
+from .localization_models import by_module, with_scores  # evals is stepwise.evals once installed
 
 HEADS = ("acc_err", "acc_cor", "prior", "failed", "calls", "tokens")
 TUNED = ("scorer", "constant")
-FIXED = ("absent-number", "random")
+FIXED = ("module", "absent-number", "random")
+SHOWN = 160  # characters of an error
+SPENT = ("failed", "repairs", "calls", "prompt_tokens", "generated_tokens")
 # Published scores whose F1 is known: file, scorer, rows to choose on -> F1 and how far the mean over splits may be off.
 KNOWN = {("mr_gsm8k_prm_scores", "scores:math-shepherd_mistral-7b", 200): (64.0, 4.0)}
 
@@ -97,6 +100,10 @@ def _arm(run: Run, name: str) -> Arm:
         scored = with_scores(run, load_scorer(run.config.scorer), {"": tuning, **test})
         tuning = scored.pop("")
         return Arm(name, scored, tuning)
+    if name == "module":
+        from stepwise import ErrorLocalizer
+
+        return Arm(name, test, tuning, by_module(run, ErrorLocalizer.from_config(run.config), test, run.args.threads))
     if name == "random":
         return Arm(name, test, tuning, loc.random_guess(run.args.seed))
     return Arm(name, test, tuning, loc.absent_number if name == "absent-number" else None)
@@ -182,7 +189,7 @@ def _measure(arm: Arm, args: argparse.Namespace) -> list[dict[str, Any]]:
         counts.append(loc.count(outcomes, examples))
         rows.append(_row(arm.name, subset, counts[-1:], args.seed) | {"chosen": chosen} | _spent(outcomes))
     if len(rows) > 1:
-        sums = {key: sum(row[key] for row in rows) for key in ("failed", "calls", "prompt_tokens", "generated_tokens")}
+        sums = {key: sum(row[key] for row in rows) for key in SPENT}
         rows.append(_row(arm.name, "mean", counts, args.seed) | {"chosen": chosen} | sums)
     return rows
 
@@ -204,11 +211,12 @@ def _row(name: str, subset: str, counts: Sequence[loc.Counts], seed: int) -> dic
 
 
 def _spent(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    errors = Counter(outcome.error for outcome in outcomes if outcome.error)
+    errors = Counter(outcome.error[:SHOWN] for outcome in outcomes if outcome.error)
     usages = [outcome.usage for outcome in outcomes]
     return {
         "failed": errors.total(),
         "errors": dict(errors.most_common(5)),
+        "repairs": sum(outcome.repairs for outcome in outcomes),
         "calls": sum(usage.calls for usage in usages),
         "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
         "generated_tokens": sum(usage.generated_tokens for usage in usages),
@@ -277,8 +285,10 @@ def _print(run: Run, result: dict[str, Any]) -> None:
             if row.get("known"):
                 aim, around = row["known"]
                 run.say(f"{row['subset']}: F1 {aim:g} +- {around:g} expected: {'ok' if row['held'] else 'MISSED'}")
-            for error, times in row.get("errors", {}).items():
-                run.say(f"{row['subset']}: {times} failed: {error}")
+            if row["repairs"]:
+                run.say(f"{row['subset']}: {row['repairs']} replies could not be read and were asked for again")
+            if row.get("errors"):
+                run.say(f"{row['subset']}: {row['failed']} failed, for example: {next(iter(row['errors']))}")
     for subset, prior in result["prior"].items():
         if prior["best"] is not None:
             run.say(

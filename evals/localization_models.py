@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Lock
+from typing import Any
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -76,22 +77,28 @@ def _scored(example: Example, row: ScoredRow) -> Example:
     )
 
 
-def asked(run: Run, ask: Localizer, sets: Mapping[str, Sequence[Example]], threads: int) -> Localizer:
-    """What `ask` says of each example, `threads` at a time; kept in outcomes.jsonl as they finish.
+def by_module(run: Run, module: Any, sets: Mapping[str, Sequence[Example]], threads: int) -> Localizer:
+    """What `module(problem=, steps=)` says of each example, `threads` at a time; kept in outcomes.jsonl as they finish.
 
-    Attempts of which an earlier start knows the outcome are not asked for again, unless it was a failure.
+    Attempts of which an earlier start knows the outcome are not asked for again, unless it was a failure. DSPy's cache
+    is not asked, so that usage is what the work costs.
     """
+    from stepwise.asking import run_all
+
+    for predictor in getattr(module, "predictors", list)():
+        predictor.lm = predictor.lm and predictor.lm.copy(cache=False)
     known = {row.key: row.outcome for row in run.rows("outcomes.jsonl", OutcomeRow) if not row.outcome.error}
     todo = {key_of(e): e for rows in sets.values() for e in rows if key_of(e) not in known}
+    keys, lock = list(todo), Lock()
+
+    def keep(index: int, made: Any) -> None:
+        error = " ".join((made.failure or "").split())
+        outcome = Outcome(None if error else made.first_error, error, len(made.repairs), made.usage)
+        with lock:
+            known[keys[index]] = outcome
+            run.write("outcomes.jsonl", OutcomeRow(keys[index], outcome))
+
     if todo:
-        with progress("localizing", len(todo)) as advance, ThreadPoolExecutor(threads) as pool:
-            futures = {pool.submit(ask, example): key for key, example in todo.items()}
-            try:
-                for future in as_completed(futures):
-                    known[futures[future]] = future.result()
-                    run.write("outcomes.jsonl", OutcomeRow(futures[future], future.result()))
-                    advance(1)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        items = [{"problem": e.problem, "steps": [step.text for step in e.trace.steps]} for e in todo.values()]
+        run_all(module, items, concurrency=threads, progress="localizing", on_result=keep)
     return lambda example: known[key_of(example)]

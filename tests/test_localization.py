@@ -165,7 +165,7 @@ def test_a_threshold_reads_the_scores_of_the_steps_and_fails_where_they_are_not_
     assert below(0.5)(scored) == Outcome(1, usage=spent)
     assert below(0.1)(scored) == Outcome(None, usage=spent)
     failed = row._replace(trace=dataclasses.replace(row.trace, scorer_usage=spent, note="too long"))
-    assert below(0.5)(failed) == Outcome(None, "too long", spent)
+    assert below(0.5)(failed) == Outcome(None, "too long", usage=spent)
     assert below(0.5)(example(1, (0.9, None))).error == "not every step has a score"
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from evals.localization import main
-from evals.localization_models import asked, key_of
-from stepwise.localization import Outcome
+from evals.localization_models import key_of
 from stepwise.processbench import from_row
 from stepwise.types import Usage
 from tests.fakes import ScriptedScorer
@@ -175,35 +175,65 @@ def test_a_scorer_is_asked_once_and_what_failed_is_a_counted_miss_that_is_tried_
     assert (again["acc_err"], again["acc_cor"]) == (25.0, 100.0)
 
 
-class Shelf:
-    """Stands in for a `Run`: rows in memory."""
+class Module:
+    """Stands in for a module: says of each problem what it is told to, or raises it; stopped at its n-th call."""
 
-    def __init__(self):
-        self.kept = []
+    def __init__(self, said: dict, stop: int = 0):
+        self.said, self.stop, self.calls = said, stop, []
 
-    def rows(self, name, cls):
-        return list(self.kept)
-
-    def write(self, name, *rows):
-        self.kept += rows
-
-
-def test_outcomes_are_kept_as_they_come_and_only_the_others_are_asked_for_again():
-    examples = [from_row(row(name, -1)) for name in "abcd"]
-    shelf, calls = Shelf(), []
-
-    def ask(example):
-        calls.append(example.problem.id)
-        if example.problem.id == "c" and len(calls) == 3:
+    def __call__(self, problem, steps):
+        self.calls.append(problem.id)
+        if len(self.calls) == self.stop:
             raise KeyboardInterrupt
-        return Outcome(None, "no answer" if example.problem.id == "b" and len(calls) < 5 else "", Usage(calls=1))
+        assert steps[1] == f"Step 2: {problem.id} is 1"
+        said = self.said.get(problem.id)
+        if isinstance(said, Exception):
+            raise said
+        failure = said if isinstance(said, str) else None
+        repairs = ["unreadable"] if failure else []
+        used = Usage("critic", 1 + len(repairs), 10, 10, 5)
+        return SimpleNamespace(first_error=None if failure else said, failure=failure, repairs=repairs, usage=used)
 
-    with pytest.raises(KeyboardInterrupt):
-        asked(shelf, ask, {"test": examples}, threads=1)
-    said = asked(shelf, ask, {"test": examples}, threads=1)
-    assert calls.count("a") == 1
-    assert calls.count("b") == calls.count("c") == 2
-    assert [said(example) for example in examples] == [Outcome(None, usage=Usage(calls=1))] * 4
+
+@pytest.fixture
+def by_module(monkeypatch):
+    pytest.importorskip("dspy")
+
+    def put(module: Module) -> Module:
+        monkeypatch.setattr("stepwise.modules.ErrorLocalizer.from_config", lambda config: module)
+        return module
+
+    return put
+
+
+def test_a_modules_failures_repairs_calls_and_tokens_are_counted(files, by_module, capsys):
+    by_module(
+        Module({"a": 0, "b": "no JSON\n in it", "c": 1, "d": ValueError("too long"), "e": None, "f": 2, "g": "x"})
+    )
+    (one,) = measured(files, "--data", str(files / "test.json"), "--localizer", "module", "--threads", "3")["rows"]
+    assert (one["acc_err"], one["acc_cor"]) == (50.0, pytest.approx(100 / 3))
+    assert (one["failed"], one["repairs"], one["calls"]) == (3, 2, 8)
+    assert (one["prompt_tokens"], one["generated_tokens"]) == (60, 30)
+    assert one["errors"] == {"no JSON in it": 1, "ValueError: too long": 1, "x": 1}
+    assert "2 replies could not be read and were asked for again" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_module_that_was_stopped_goes_on_and_is_asked_again_only_for_what_failed(files, by_module):
+    args = ["--data", str(files / "test.json"), "--localizer", "module", "--threads", "1", "--out", str(files / "out")]
+    stopped = by_module(Module({"b": "no JSON"}, stop=4))
+    assert main(args) == 130
+    assert stopped.calls[:4] == ["a", "b", "c", "d"]  # another may have begun by then
+    resumed = by_module(Module({"b": 2}))
+    (one,) = measured(files, *args[:-2])["rows"]
+    assert resumed.calls == ["b", "d", *(name for name in "efg" if name not in stopped.calls)]
+    assert (one["acc_err"], one["acc_cor"], one["failed"], one["calls"]) == (25.0, 100.0, 0, 7)
+
+
+def test_the_module_of_the_configuration_is_what_runs(files):
+    pytest.importorskip("dspy")
+    sets = [f"--set={pair}" for pair in ("critic.method=scorer", "scorer.kind=constant", "scorer.value=0.2")]
+    (one,) = measured(files, "--data", str(files / "test.json"), "--localizer", "module", *sets)["rows"]
+    assert (one["acc_err"], one["acc_cor"], one["failed"]) == (25.0, 0.0, 0)  # every first step is under one half
 
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason=f"the published scores are not at {PUBLISHED}")
