@@ -29,13 +29,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stepwise import localization as loc
+from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.jsonl import read_rows as read_lines
 from stepwise.localization import Localizer, Outcome
+from stepwise.plan import Planned
 from stepwise.processbench import Example, read_rows
 from stepwise.run import Run, positive, program
 
-from .localization_models import by_module, with_scores  # evals is stepwise.evals once installed
+from .localization_models import by_module, planned, with_scores  # evals is stepwise.evals once installed
 
 HEADS = ("acc_err", "acc_cor", "prior", "failed", "calls", "tokens")
 TUNED = ("scorer", "constant")
@@ -73,7 +75,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, default=8, help="attempts at a time (default: %(default)s)")
 
 
-@program(doc=__doc__, arguments=arguments)
+def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    parts = []
+    for name in dict.fromkeys(args.localizer):
+        test, tuning = _sets(args, name)
+        rows = [row for subset in test.values() for row in subset]
+        parts += planned(config, name, [*tuning, *rows] if name == "scorer" else rows)
+    return parts
+
+
+@program(doc=__doc__, arguments=arguments, plan=plan)
 def main(run: Run) -> None:
     args = run.args
     if args.seed < 0:

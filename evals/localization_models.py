@@ -11,7 +11,9 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from stepwise.config import Config
 from stepwise.localization import Localizer, Outcome
+from stepwise.plan import Planned
 from stepwise.processbench import Example
 from stepwise.progress import progress
 from stepwise.run import Run
@@ -19,6 +21,7 @@ from stepwise.scorers import Scorer, score_items
 from stepwise.types import Usage
 
 BATCH = 16  # attempts that are scored together
+INSTRUCTIONS = 2000  # tokens of a prompt beside the attempt, at most
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -102,3 +105,21 @@ def by_module(run: Run, module: Any, sets: Mapping[str, Sequence[Example]], thre
         items = [{"problem": e.problem, "steps": [step.text for step in e.trace.steps]} for e in todo.values()]
         run_all(module, items, concurrency=threads, progress="localizing", on_result=keep)
     return lambda example: known[key_of(example)]
+
+
+def planned(config: Config, name: str, examples: Sequence[Example]) -> list[Planned]:
+    """The most that localizer `name` could ask about `examples`: texts counted in bytes, each reply read twice."""
+    texts = [
+        len("".join([e.problem.question, e.problem.reference or "", *(step.text for step in e.trace.steps)]).encode())
+        for e in examples
+    ]
+    scoring = name == "scorer" or config.critic.method == "scorer"
+    if name not in ("scorer", "module") or (scoring and config.scorer.kind == "constant"):
+        return []
+    if scoring:
+        return [Planned("scorer", len(texts), sum(texts), 0)]
+    longest = max((len(e.trace.steps) for e in examples), default=1)
+    passes = {"vote": config.critic.samples, "bisect": 1 + longest.bit_length()}.get(config.critic.method, 1)
+    calls, width = 2 * passes, config.critic.max_tokens
+    prompt = sum(calls * (text + INSTRUCTIONS) + passes * width for text in texts)
+    return [Planned("critic", calls * len(texts), prompt, calls * len(texts) * width, len(texts))]

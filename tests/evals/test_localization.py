@@ -236,6 +236,15 @@ def test_the_module_of_the_configuration_is_what_runs(files):
     assert (one["acc_err"], one["acc_cor"], one["failed"]) == (25.0, 0.0, 0)  # every first step is under one half
 
 
+def test_a_dry_run_says_what_scorer_and_module_would_be_asked_and_asks_nothing(files, capsys):
+    args = ["--data", str(files / "test.json"), "--tune", str(files / "tune.json"), "--out", str(files / "out")]
+    assert main([*args, "--localizer", "scorer", "module", "random", "--set=critic.method=vote", "--dry-run"]) == 0
+    rows = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
+    assert " 10 " in rows["scorer"]
+    assert " 70 " in rows["critic"]  # 7 attempts, 5 votes, each read twice at most
+    assert not (files / "out").exists()
+
+
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason=f"the published scores are not at {PUBLISHED}")
 def test_math_shepherds_published_scores_give_the_known_f1(tmp_path, capsys):
     args = ["--data", str(PUBLISHED), "--localizer", "scores:math-shepherd_mistral-7b", "--tune-rows", "200"]
