@@ -51,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens-per-step", type=float, metavar="N", help="where the traces do not say")
     parser.add_argument("--bins", type=positive, metavar="N", help="of the score; default: chosen by held-out labels")
     parser.add_argument("--difficulty", type=positive, default=1, metavar="K", help="classes of problems to try")
-    parser.add_argument("--recovery", type=float, default=0.0, metavar="P", help="share of wrong traces that end right")
+    parser.add_argument("--recovery", type=float, metavar="P", help="share of wrong traces that end right (no labels)")
 
 
 def plan(config: Config, args: argparse.Namespace) -> list[Planned]:

@@ -14,7 +14,6 @@ What differs from the published fit:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,18 +89,20 @@ def estimate(
     tokens_per_step: float | None = None,
     max_steps: int = 30,
     recovery: float | None = None,
+    padded: Padded | None = None,
 ) -> Estimate:
     """The parameters from traces, without checks of how many there are; nan where p_strong has nothing to go by.
 
     Counts where all traces are labelled, else EM over what is seen (scores, answers, and the labels there are). Where
     scores of right steps correlate within a trace, EM goes astray on the laws of wrong steps, and adding traces does
     not help (`evals/identify.py`); those laws are then counted on the labelled traces alone. `recovery` None: the share
-    of labelled wrong traces that were solved all the same, 0 where there are none.
+    of labelled wrong traces that were solved all the same, 0 where there are none. `padded`: the same traces as arrays
+    with these `edges`, where they are at hand.
     """
     edges = tuple(edges) if edges is not None else score_edges(traces, bins)
     width = len(edges) - 1
     strength = _SHRINK * width
-    data = pad(traces, edges[1:-1])
+    data = pad(traces, edges[1:-1]) if padded is None else padded
     labelled = [trace for trace in traces if trace.labelled]
     if len(labelled) == len(traces):
         counts = _counted(data, width)
@@ -209,7 +210,7 @@ def fit_router(
         "recovery": recovery,
     }
     found = estimate(traces, bins=bins, **given)
-    intervals = bootstrap(traces, partial(estimate, edges=found.edges, **given), samples=samples, seed=seed)
+    intervals = bootstrap(traces, found.edges, samples=samples, seed=seed, **given)
     card = FitCard(
         weak,
         strong,
@@ -234,13 +235,13 @@ def check_enough(traces: Sequence[FitTrace], *, p_strong: float | None = None, r
     if not traces:
         raise DataError("no traces to fit on; route some problems first (python -m programs.route)")
     labelled = [trace for trace in traces if trace.labelled]
-    if recovery is None and not any(trace.first_error is not None for trace in labelled):
-        if len(labelled) < len(traces):
-            raise DataError(
-                "without labels it cannot be told how many wrong traces end right all the same, and p_weak depends on "
-                "it; give recovery (0.0 where a wrong step always spoils the answer)"
-            )
-    has = _labels_there_are(labelled) if len(labelled) == len(traces) else _labels_needed(traces, labelled)
+    some_missing = len(labelled) < len(traces)
+    if some_missing and recovery is None and all(trace.first_error is None for trace in labelled):
+        raise DataError(
+            "without labels it cannot be told how many wrong traces end right all the same, and p_weak depends on it; "
+            "give recovery (0.0 where a wrong step always spoils the answer)"
+        )
+    has = _labels_needed(traces, labelled) if some_missing else _labels_there_are(labelled)
     if p_strong is None:
         has += _strong_steps(traces)
     has.append(("traces that ended by themselves", sum(trace.ended for trace in traces), LEAST_ENDED))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from stepwise.routing.belief import StepFilter
 from stepwise.routing.fit import Estimate, estimate
 from stepwise.routing.fit_data import NOW, RIGHT, FitTrace
+from stepwise.routing.fit_em import pad
 from stepwise.routing.metrics import Interval, wilson
 from stepwise.routing.router_fit import CalibrationBin, Difficulty, HeldOut
 
@@ -122,20 +124,24 @@ def _law_auroc(low: Array, high: Array) -> float:
 
 
 def bootstrap(
-    traces: Sequence[FitTrace], fit: Callable[[Sequence[FitTrace]], Estimate], *, samples: int = 200, seed: int = 0
+    traces: Sequence[FitTrace], edges: Sequence[float], *, samples: int = 200, seed: int = 0, **settings: Any
 ) -> dict[str, Interval]:
-    """95 % percentile intervals of `figures` over problems drawn with replacement, without those that are nan."""
+    """95 % percentile intervals of `figures` over problems drawn with replacement, without those that are nan.
+
+    `settings` are those of `estimate`.
+    """
     groups = defaultdict(list)
-    for trace in traces:
-        groups[trace.problem].append(trace)
+    for number, trace in enumerate(traces):
+        groups[trace.problem].append(number)
     problems = list(groups.values())
     rng = np.random.default_rng(seed)
-    found = fit(traces)
+    data = pad(traces, edges[1:-1])
+    found = estimate(traces, edges=edges, padded=data, **settings)
     value = figures(found)
     drawn: list[dict[str, float]] = []
     for _ in range(samples):
-        chosen = [trace for i in rng.integers(0, len(problems), len(problems)) for trace in problems[i]]
-        drawn.append(figures(fit(chosen)))
+        which = [number for i in rng.integers(0, len(problems), len(problems)) for number in problems[i]]
+        drawn.append(figures(estimate([traces[i] for i in which], edges=edges, padded=data.take(which), **settings)))
     out = {}
     for name, mean in value.items():
         known = [row[name] for row in drawn if row[name] == row[name]]
@@ -162,7 +168,7 @@ def _trials(traces: Sequence[FitTrace]) -> Array:
     return np.asarray(list(found.values()), dtype=float).reshape(-1, 2)
 
 
-def difficulty_classes(trials: Array, classes: int, rounds: int = 2000) -> tuple[tuple[float, float], ...]:
+def difficulty_classes(trials: Array, classes: int, rounds: int = 500) -> tuple[tuple[float, float], ...]:
     """(share, chance of a right draft) of each class of problems, by EM over `trials` (problems, 2), from low to high.
 
     One beta(1.5, 1.1) worth of prior keeps chances off 0 and 1.
@@ -176,7 +182,7 @@ def difficulty_classes(trials: Array, classes: int, rounds: int = 2000) -> tuple
         good, bad = weight.T @ trials[:, 0] + 0.5, weight.T @ trials[:, 1] + 0.1
         new = good / (good + bad)
         shares = (weight.sum(axis=0) + 0.5) / (len(trials) + 0.5 * classes)
-        done = np.abs(new - chances).max() < 1e-8
+        done = np.abs(new - chances).max() < 1e-6
         chances = new
         if done:
             break

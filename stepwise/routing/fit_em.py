@@ -38,6 +38,11 @@ class Padded(NamedTuple):
     strong: NDArray[np.int64]
     solved: NDArray[np.int64]
 
+    def take(self, which: Sequence[int]) -> Padded:
+        """The traces with these numbers, which may repeat."""
+        at = list(which)
+        return self._replace(**{name: part[at] for name, part in self._asdict().items()})
+
 
 class Parameters(NamedTuple):
     """`rows` is P(bin | state), (3, bins): right, wrong earlier, wrong just now."""
