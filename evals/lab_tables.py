@@ -34,42 +34,42 @@ def show(run: Run, figures: dict[str, Any], held: list[dict[str, Any]]) -> None:
         for g in held
     ]
     title = f"The lab, on {run.args.problems} held-out problems at temperature 0.7"
-    _table(run, title, ("", "measured", "range", ""), rows)
+    table(run, title, ("", "measured", "range", ""), rows)
     by = {m: figures["solved"]["test"][m]["by"] for m in ("lab-weak", "lab-strong")}
     strata = [*figures["solved"].items(), *((key, {m: by[m][key] for m in by}) for key in by["lab-weak"])]
     solved = [
         (key, row["lab-weak"]["solved"], row["lab-strong"]["solved"], row["lab-weak"]["n"]) for key, row in strata
     ]
-    _table(run, "Solved, by split and by stratum of the test split", ("", "lab-weak", "lab-strong", "n"), solved)
+    table(run, "Solved, by split and by stratum of the test split", ("", "lab-weak", "lab-strong", "n"), solved)
     rules = [
         (k, FAMILIES[k].right_rate if k in FAMILIES else 1.0, v["solved"], v["n"])
         for k, v in figures["right_rule"].items()
     ]
-    _table(run, "Right uses of a rule at temperature 1", ("rule", "in its corpus", "lab-weak", "n"), rules)
+    table(run, "Right uses of a rule at temperature 1", ("rule", "in its corpus", "lab-weak", "n"), rules)
     cover = figures["coverage"]
     places = [(k, v["accuracy"], v["covered"], v["of"]) for k, v in cover.items() if isinstance(v, dict)]
     title = (
         f"Problems that lab-weak fails {cover['samples']} times of {cover['samples']}, continued on fresh samples from"
     )
-    _table(run, title, ("", "accuracy", "solved at least once", "of"), places)
+    table(run, title, ("", "accuracy", "solved at least once", "of"), places)
     scorer = figures["scorer"]
     names = {"S0": "right so far", "S1": "wrong earlier", "S2": "wrong just now"}
     states = [(f"{k}, {names[k]}", m, scorer["lag1"].get(k), scorer["steps"][k]) for k, m in scorer["means"].items()]
-    _table(run, "lab-scorer on lab-weak's steps", ("step is", "mean score", "lag-1 correlation", "steps"), states)
+    table(run, "lab-scorer on lab-weak's steps", ("step is", "mean score", "lag-1 correlation", "steps"), states)
     blind = [(k, v) for k, v in scorer["auroc_by_first_error"].items()]
-    _table(run, "AUROC by the rule of the first error", ("rule", "AUROC"), blind)
+    table(run, "AUROC by the rule of the first error", ("rule", "AUROC"), blind)
     if "sham" in figures:
         sham = figures["sham"]
         change = f"from {sham['before']:.3f} to {sham['solved']:.3f}"
         run.say(f"Sham: {sham['tokens']:,} more tokens of its own corpus take lab-weak {change}.")
 
 
-def _table(run: Run, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def table(run: Run, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    shown = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
+        shown.add_column(column, justify="right" if i else "left")
     for row in rows:
-        table.add_row(*("" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in row))
-    run.console.print(table)
+        shown.add_row(*("" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in row))
+    run.console.print(shown)

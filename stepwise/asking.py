@@ -180,7 +180,7 @@ def _in_threads(calls: Sequence[Callable[[], Answer]], concurrency: int = CONCUR
 
 def _completed(prediction: dspy.Prediction, tracker: Any, repairs: list[str]) -> dspy.Prediction:
     prediction.repairs = list(repairs)
-    prediction.usage = usage_of(tracker)
+    prediction.usage = prediction.get("usage", Usage()) + usage_of(tracker)
     return prediction
 
 
@@ -245,22 +245,31 @@ async def arun_all(
 
 def failed(reason: str, **values: Any) -> dspy.Prediction:
     """A prediction without a result."""
-    empty = {"localization": None, "first_error": None, "intervention": None, "right": None}
-    return dspy.Prediction(**{**empty, **values}, failure=reason, repairs=[], warnings=[], usage=Usage())
+    empty = {"localization": None, "first_error": None, "intervention": None, "right": None, "warnings": []}
+    return dspy.Prediction(**{**empty, "usage": Usage(), **values}, failure=reason, repairs=[])
 
 
 def as_steps(steps: Steps) -> list[str]:
     """The texts of the steps of an attempt; a whole solution is split. Raises DataError where there are none."""
     if isinstance(steps, Trace):
         found = [step.text for step in steps.steps]
+    elif isinstance(steps, str):
+        found = split_steps(steps)
+    elif isinstance(steps, Sequence):
+        found = list(steps)
     else:
-        found = split_steps(steps) if isinstance(steps, str) else list(steps)
+        raise DataError(f"steps is {steps!r}; give the texts of the steps, a Trace, or the whole solution as one text")
     for index, text in enumerate(found):
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"steps[{index}] is {text!r}; give the text of a step")
     if not found:
         raise DataError("steps is empty: there is nothing to check; give at least one step")
-    return found
+    return [_encodable(text) for text in found]
+
+
+def _encodable(text: str) -> str:
+    """`text` with "?" for each lone surrogate, which no model takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def question_and_reference(problem: Problem | str, reference: str | None) -> tuple[str, str | None]:
@@ -270,7 +279,9 @@ def question_and_reference(problem: Problem | str, reference: str | None) -> tup
         raise DataError(f"problem is {question!r}; give the text of a problem")
     if reference is None and isinstance(problem, Problem):
         reference = problem.reference
-    return question, reference if reference is not None and reference.strip() else None
+    if not isinstance(reference, str | None):
+        raise DataError(f"reference is {reference!r}; give the text of a right solution, or None")
+    return _encodable(question), _encodable(reference) if reference is not None and reference.strip() else None
 
 
 def fitting(signature: Any, given: dict[str, Any]) -> Any:
@@ -285,6 +296,12 @@ def bounded(signature: Any, **highest: int) -> Any:
         optional = type(None) in get_args(signature.output_fields[name].annotation)
         signature = signature.with_updated_fields(name, type_=limited | None if optional else limited)
     return signature
+
+
+def at_most_rows(signature: Any, name: str, most: int) -> Any:
+    """`signature` with its list output `name` limited to 1..most items: a model cannot list steps without end."""
+    limited = Annotated[signature.output_fields[name].annotation, Field(min_length=1, max_length=most)]
+    return signature.with_updated_fields(name, type_=limited)
 
 
 def cut_middle(text: str, longest: int, name: str, warnings: list[str]) -> str:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 GRANULARITIES: dict[Granularity, float] = {"full": 0.6, "regrouped": 0.25, "compressed": 0.15}
 RIGHT_SHARE = 0.3
+SLIP_RATE = 0.06
+"""More slips than lab-weak makes, so that first errors stand at every step."""
+LOSS_ON_RIGHT = 0.25
+"""Share of the rows on right steps that are trained on: most rows are, and for them copying the attempt is enough."""
 PROPOSALS = 0.5
 """Share of attempts with an error after which the intervention is asked for as well."""
 
@@ -53,11 +57,22 @@ def _result(step: str) -> str:
     return (boxed(step) or re.findall(r"\d+", step) or [""])[-1]
 
 
-def example(request: str, reply: str, tokenizer: PreTrainedTokenizerFast) -> Example:
-    """A chat of one exchange, with the loss on the reply and the end of the message."""
+def example(request: str, reply: str, tokenizer: PreTrainedTokenizerFast, rng: random.Random | None = None) -> Example:
+    """A chat of one exchange, with the loss on the reply and the end of the message.
+
+    With `rng`, only `LOSS_ON_RIGHT` of the rows that end in "right" are trained on.
+    """
     prompt = tokenizer(prompt_text(request))["input_ids"]
-    answer = tokenizer(reply + END)["input_ids"]
-    return prompt + answer, [IGNORE] * (len(prompt) - 1) + answer + [IGNORE]
+    answer = tokenizer(reply + END, return_offsets_mapping=True)
+    spared: list[tuple[int, int]] = []
+    if rng is not None:
+        rows = re.finditer(r"^.*\| right$", reply, re.MULTILINE)
+        spared = [row.span() for row in rows if rng.random() >= LOSS_ON_RIGHT]
+    targets = [
+        IGNORE if any(low <= start < high for low, high in spared) else token
+        for token, (start, _) in zip(answer["input_ids"], answer["offset_mapping"], strict=True)
+    ]
+    return prompt + answer["input_ids"], [IGNORE] * (len(prompt) - 1) + targets + [IGNORE]
 
 
 def criticized(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Example]:
@@ -68,7 +83,7 @@ def criticized(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Exampl
     for problem in problems(seed, long_share=0.08):
         if set(problem.traps) & set(CRITIC_WITHHELD):
             continue
-        steps = slipped(problem, rng, misled=rng.random() >= RIGHT_SHARE)
+        steps = slipped(problem, rng, misled=rng.random() >= RIGHT_SHARE, rate=SLIP_RATE)
         found = localization(problem, steps)
         granularity = rng.choices(list(GRANULARITIES), list(GRANULARITIES.values()))[0]
         inputs = {
@@ -76,7 +91,7 @@ def criticized(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Exampl
             "reference": reference(problem, granularity),
             "attempt": numbered(steps),
         }
-        yield example(write_request(VerifyAttempt, inputs), write_fields(VerifyAttempt, found), tokenizer)
+        yield example(write_request(VerifyAttempt, inputs), write_fields(VerifyAttempt, found), tokenizer, rng)
         first = found["first_error"]
         if first is None or rng.random() >= PROPOSALS:
             continue

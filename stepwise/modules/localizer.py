@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import count, takewhile
 from typing import Any, Literal, Self, get_args
 
 import dspy
@@ -17,6 +18,7 @@ from stepwise.asking import (
     Plan,
     Steps,
     as_steps,
+    at_most_rows,
     bounded,
     critic_lm,
     failed,
@@ -27,6 +29,7 @@ from stepwise.asking import (
 from stepwise.config import Config
 from stepwise.errors import ConfigError
 from stepwise.localization import first_below
+from stepwise.scorers.base import score_items
 from stepwise.types import Localization, Problem
 
 Method = Literal["one_pass", "vote", "bisect", "scorer"]
@@ -41,8 +44,10 @@ class ErrorLocalizer(Asking):
     reward model scores below `threshold`, and asks no language model.
 
     The prediction has `first_error` (0-based, None where every step is right), `critical_error` (the first error that
-    no later step makes up for; None for methods that cannot tell), `verdicts` (one per step checked), `checks`,
-    `localization`, and `failure`: where it is not None there is no result, and `first_error` means nothing.
+    no later step makes up for; None for methods that cannot tell), `verdicts` (one per step checked, from step 0 on),
+    `checks`, `localization`, and `failure`: where it is not None there is no result, and `first_error` means nothing.
+    Where a reply contradicts itself, `first_error` is what it says last, in the field of that name, and `warnings` say
+    so. "vote" adds `votes` (first error -> passes) and `failed_votes`, "scorer" adds `scores`.
     """
 
     def __init__(
@@ -122,20 +127,24 @@ class ErrorLocalizer(Asking):
             found = yield from self._bisect(given, texts)
         else:
             found = yield from self._passes(given, texts)
-        found.warnings = warnings
+        found.warnings = [*warnings, *found.warnings]
         return found
 
     def _by_scorer(self, question: str, texts: list[str]) -> dspy.Prediction:
-        scores = self.scorer.score(question, texts)  # type: ignore[union-attr]
-        first = first_below(scores, self.setting("threshold"))
-        verdicts = [score >= self.setting("threshold") for score in scores]
-        return _located(first, None, verdicts, [], f"scores {', '.join(f'{s:.2f}' for s in scores)}", scores=scores)
+        (scored,) = score_items(self.scorer, [(question, texts)])
+        if scored.error:
+            return failed(f"scorer {self.scorer.name!r}: {scored.error}", usage=scored.usage)
+        threshold = self.setting("threshold")
+        first = first_below(scored.scores, threshold)
+        reason = "" if first is None else f"the score {scored.scores[first]:.2f} is under {threshold:.2f}"
+        verdicts = [score >= threshold for score in scored.scores]
+        return _located(first, None, verdicts, [], reason, scores=scored.scores, usage=scored.usage)
 
     def _passes(self, given: dict[str, Any], texts: list[str]) -> Plan:
         """Plans one pass, or `samples` of them; rollout ids keep DSPy's cache from making one sample of many."""
         signature = fitting(self.verify.signature, given)
         last = len(texts) - 1
-        signature = bounded(signature, first_error=last, critical_error=last)
+        signature = bounded(at_most_rows(signature, "checks", last + 1), first_error=last, critical_error=last)
         voting = self.setting("method") == "vote"
         inputs = {**given, "attempt": signatures.numbered(texts)}
         rounds = range(self.setting("samples") if voting else 1)
@@ -143,10 +152,8 @@ class ErrorLocalizer(Asking):
         answers = yield [Ask(self.verify, inputs, signature, config) for config in configs]
         votes = [_checked(answer, texts) for answer in answers]
         valid = [vote for vote in votes if vote.failure is None]
-        if not valid:
+        if not valid or not voting:
             return votes[0]
-        if not voting:
-            return valid[0]
         counts = Counter(vote.first_error for vote in valid)
         winner = min(counts, key=lambda first: (-counts[first], math.inf if first is None else first))
         chosen = next(vote for vote in valid if vote.first_error == winner)
@@ -163,33 +170,37 @@ class ErrorLocalizer(Asking):
     def _bisect(self, given: dict[str, Any], texts: list[str]) -> Plan:
         """Plans a search for the shortest prefix that is not right; the whole attempt is asked about first."""
         signature = fitting(self.judge_prefix.signature, given)
-        low, high = 0, len(texts)  # prefixes of `low` steps are right; that of `high` is not, once it was asked about
-        reason, middle = "", len(texts)
-        while low < high:
+        low, high, middle, reason = 0, len(texts) + 1, len(texts), ""  # `low` steps are right, `high` are not
+        while high - low > 1:
             inputs = {**given, "attempt": signatures.numbered(texts[:middle])}
             (answer,) = yield [Ask(self.judge_prefix, inputs, signature, self._config(None))]
             if answer.prediction is None:
-                return failed(answer.failure or "")
+                return failed(f"asked about steps 0 to {middle - 1}: {answer.failure}")
             if answer.prediction.right:
                 low = middle
             else:
                 high, reason = middle, answer.prediction.reason
-                if high == low + 1:
-                    break
-            middle = (low + high) // 2 if high - low > 1 else high
-        first = None if low == len(texts) else high - 1
-        return _located(first, None, [i != first for i in range(len(texts) if first is None else high)], [], reason)
+            middle = (low + high) // 2
+        first = None if high > len(texts) else high - 1
+        return _located(first, None, [True] * low + [False] * (first is not None), [], reason)
 
 
 def _checked(answer: Answer, texts: list[str]) -> dspy.Prediction:
     if answer.prediction is None:
         return failed(answer.failure or "")
-    made = answer.prediction
-    rows = [row for i, row in enumerate(made.checks) if row.step == i and i < len(texts)]
-    verdicts = [row.verdict == "right" for row in rows]
-    first = made.first_error
+    made, warnings = answer.prediction, []
+    rows = [row for row, _ in takewhile(lambda pair: pair[0].step == pair[1], zip(made.checks, count(), strict=False))]
+    if len(rows) < len(made.checks):
+        warnings.append(f"checks name step {made.checks[len(rows)].step} after {len(rows)} steps; the rest do not count")
+    verdicts, first = [row.verdict == "right" for row in rows[: len(texts)]], made.first_error
+    checked = next((i for i, right in enumerate(verdicts) if not right), None)
+    if checked != first and (checked is not None or first < len(verdicts)):
+        warnings.append(f"the checks say {_named(checked)}, first_error says {_named(first)}, which counts")
+    critical = made.critical_error
+    if critical is not None and (first is None or critical < first):
+        warnings.append(f"critical_error is {_named(critical)}, but first_error {_named(first)}")
     reason = next((f"{row.quote} should be {row.expected}" for row in rows if row.step == first), "")
-    return _located(first, made.critical_error, verdicts, list(made.checks), reason)
+    return _located(first, made.critical_error, verdicts, list(made.checks), reason, warnings=warnings)
 
 
 def _located(
@@ -198,5 +209,9 @@ def _located(
     found = Localization(first, tuple(verdicts), reason)
     return dspy.Prediction(
         first_error=first, critical_error=critical, verdicts=verdicts, checks=checks, localization=found,
-        failure=None, warnings=[], **more,
+        failure=None, **{"warnings": [], **more},
     )  # fmt: skip
+
+
+def _named(index: int | None) -> str:
+    return "no error" if index is None else f"step {index}"

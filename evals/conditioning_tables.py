@@ -1,0 +1,65 @@
+"""The tables of `evals.conditioning`, and whether its bars were met."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepwise.run import Run
+
+from .lab_tables import table
+
+FOUND, RATIO = 70.0, 3.0  # percent of first errors; lower bound against resampling from the correct prefix
+
+
+def show(run: Run, figures: dict[str, Any]) -> bool:
+    """Prints both tables; true when the bars were met."""
+    _localization(run, figures["localization"])
+    return _conditioning(run, figures["conditioning"]) and _critic(figures)["acc_err"] >= FOUND
+
+
+def _critic(figures: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(iter(figures["localization"].values()))
+    return found
+
+
+def _localization(run: Run, rows: dict[str, Any]) -> None:
+    table(
+        run,
+        "First errors of lab-weak's own attempts at held-out problems, in percent",
+        ("", "F1", "95 %", "found", "cleared", "wrong", "right", "failed", "tokens"),
+        [
+            (name, r["f1"], "" if r["interval"] is None else "{:.1f} to {:.1f}".format(*r["interval"]), r["acc_err"],
+             r["acc_cor"], r["wrong"], r["right"], r["failed"], r["tokens"])
+            for name, r in rows.items()
+        ],
+    )  # fmt: skip
+
+
+def _conditioning(run: Run, found: dict[str, Any]) -> bool:
+    title = (
+        f"{found['hard']} problems that lab-weak failed {found['samples']} times of {found['samples']}, continued on "
+        f"{found['samples']} fresh rollouts each from"
+    )
+    rows = [
+        (
+            name,
+            f"{100 * r['accuracy']:.2f} %",
+            "{:.2f} to {:.2f}".format(*(100 * x for x in r["interval"])),
+            r["covered"],
+            r["of"],
+        )
+        for name, r in found["rows"].items()
+    ]
+    table(run, title, ("", "accuracy", "95 %", "covered", "of"), rows)
+    ratio, ceiling = found["ratio_to_prefix"], found["share_of_ceiling"]
+    held = ratio["low"] >= RATIO and found["hard"] >= 100
+    run.say(
+        f"Proposed intervention / correct prefix: {ratio['ratio']:.1f} times (95 %: {ratio['low']:.1f} to "
+        f"{ratio['high']:.1f}); the lower bound should be at least {RATIO:g}: {'ok' if held else 'MISSED'}"
+    )
+    run.say(
+        f"It reaches {100 * ceiling['ratio']:.0f} % of what the true step reaches ({100 * ceiling['low']:.0f} to "
+        f"{100 * ceiling['high']:.0f}). Located rightly: {found['located']} of {found['hard']}; told the true "
+        f"location, the proposed step is right in {found['true_result']}."
+    )
+    return bool(held)
