@@ -200,7 +200,7 @@ def _conditioning(run: Run, weak: Any) -> Rows:
         for made in [sample(weak, problems, n=run.args.samples, seed=42, prefixes=begins, label=name.strip())]
     }
     shares = {name: table.mean(1) for name, table in solved.items()}
-    rows = {name: _spread(shares[name], solved[name].any(1)) for name in solved}
+    rows = {name: _spread(shares[name], np.asarray(solved[name].any(1))) for name in solved}
     names = list(places)
     return {
         "problems": run.args.problems, "hard": len(hard), "samples": run.args.samples, "rows": rows,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Generator, Iterable, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, get_args
 
@@ -22,12 +23,14 @@ from pydantic import Field
 from stepwise.adapters import Format, adapter
 from stepwise.adapters.dspy_adapters import recorded_repairs
 from stepwise.config import Config, ModelConfig
-from stepwise.errors import DataError
+from stepwise.errors import ConfigError, DataError
+from stepwise.redact import redact
 from stepwise.signatures import without_reference
 from stepwise.steps import split_steps
 from stepwise.types import Problem, Trace, Usage
 
 CONCURRENCY = 8
+_gate: contextvars.ContextVar[Any] = contextvars.ContextVar("stepwise_gate", default=None)  # of the calls of a batch
 Steps = Sequence[str] | Trace | str
 """An attempt: its steps, a trace, or a whole solution, which is split."""
 
@@ -141,7 +144,7 @@ class Asking(dspy.Module):  # type: ignore[misc]
                     asks = plan.send(answers)  # type: ignore[arg-type]
                 except StopIteration as stop:
                     return _completed(stop.value, tracker, repairs)
-                gate = asyncio.Semaphore(CONCURRENCY)
+                gate = _gate.get() or asyncio.Semaphore(CONCURRENCY)
                 answers = list(await asyncio.gather(*(_aask(ask, gate) for ask in asks)))
 
 
@@ -156,7 +159,8 @@ def critic_lm(config: Config) -> Any:
 def _ask_of(ask: Ask) -> Callable[[], Answer]:
     def call() -> Answer:
         try:
-            return Answer(ask.predictor(**ask.arguments()))
+            with _gate.get() or nullcontext():
+                return Answer(ask.predictor(**ask.arguments()))
         except AdapterParseError as error:
             return Answer(None, str(error))
 
@@ -203,44 +207,77 @@ def run_all(
     progress: str | None = None,
     on_result: Callable[[int, dspy.Prediction], None] | None = None,
 ) -> list[dspy.Prediction]:
-    """`module(**item)` for every item, `concurrency` at a time, in order; an error is that item's `failure`.
+    """`module(**item)` for every item, in order; whatever one meets (an error, bad input) is that item's `failure`.
 
-    `progress` names the bar to show; `on_result` hears of each item as it is done (index and prediction).
+    At most `concurrency` items are at work, and of these modules as many calls in flight. `progress` names the bar to
+    show; `on_result` hears of each item as it is done (index and prediction), never twice at a time.
     """
-    from stepwise.progress import progress as bar
-
     given = list(items)
-    with bar(progress, len(given)) if progress else nullcontext(lambda _: None) as advance:
+    with _reporting(len(given), concurrency, progress, on_result) as done:
 
         def call(index: int) -> dspy.Prediction:
+            _gate.set(gate)
             try:
                 result = module(**given[index])
-            except Exception as error:  # whatever one item meets is that item's failure, named and kept
-                result = failed(f"{type(error).__name__}: {error}")
-            if on_result is not None:
-                on_result(index, result)
-            advance(1)
-            return result
+            except Exception as error:
+                result = _failed_by(error)
+            return done(index, result)
 
-        with ThreadPoolExecutor(max(1, concurrency)) as pool:
+        gate = threading.BoundedSemaphore(concurrency)
+        with ThreadPoolExecutor(concurrency) as pool:
             contexts = [contextvars.copy_context() for _ in given]
             return list(pool.map(lambda index: contexts[index].run(call, index), range(len(given))))
 
 
 async def arun_all(
-    module: dspy.Module, items: Iterable[dict[str, Any]], *, concurrency: int = CONCURRENCY
+    module: dspy.Module,
+    items: Iterable[dict[str, Any]],
+    *,
+    concurrency: int = CONCURRENCY,
+    progress: str | None = None,
+    on_result: Callable[[int, dspy.Prediction], None] | None = None,
 ) -> list[dspy.Prediction]:
     """`run_all` for asyncio."""
-    gate = asyncio.Semaphore(concurrency)
+    given = list(items)
+    with _reporting(len(given), concurrency, progress, on_result) as done:
+        slots, gate = asyncio.Semaphore(concurrency), asyncio.Semaphore(concurrency)
 
-    async def call(item: dict[str, Any]) -> dspy.Prediction:
-        async with gate:
-            try:
-                return await module.acall(**item)
-            except Exception as error:  # whatever one item meets is that item's failure, named and kept
-                return failed(f"{type(error).__name__}: {error}")
+        async def call(index: int) -> dspy.Prediction:
+            _gate.set(gate)  # in the task's own context
+            async with slots:
+                try:
+                    result = await module.acall(**given[index])
+                except Exception as error:
+                    result = _failed_by(error)
+            return done(index, result)
 
-    return list(await asyncio.gather(*(call(item) for item in items)))
+        return list(await asyncio.gather(*map(call, range(len(given)))))
+
+
+@contextmanager
+def _reporting(
+    total: int, concurrency: int, progress: str | None, on_result: Callable[[int, dspy.Prediction], None] | None
+) -> Iterator[Callable[[int, dspy.Prediction], dspy.Prediction]]:
+    """Yields what is to be called with each item that is done; it tells `on_result` and moves the bar on."""
+    from stepwise.progress import progress as bar
+
+    if concurrency < 1:
+        raise ConfigError(f"concurrency is {concurrency}; give at least 1")
+    lock = threading.Lock()
+    with bar(progress, total) if progress else nullcontext(lambda _: None) as advance:
+
+        def done(index: int, result: dspy.Prediction) -> dspy.Prediction:
+            with lock:
+                if on_result is not None:
+                    on_result(index, result)
+                advance(1)
+            return result
+
+        yield done
+
+
+def _failed_by(error: Exception) -> dspy.Prediction:
+    return failed(f"{type(error).__name__}: {redact(str(error))}")
 
 
 def failed(reason: str, **values: Any) -> dspy.Prediction:
@@ -300,7 +337,8 @@ def bounded(signature: Any, **highest: int) -> Any:
 
 def at_most_rows(signature: Any, name: str, most: int) -> Any:
     """`signature` with its list output `name` limited to 1..most items: a model cannot list steps without end."""
-    limited = Annotated[signature.output_fields[name].annotation, Field(min_length=1, max_length=most)]
+    items: Any = signature.output_fields[name].annotation
+    limited: Any = Annotated[items, Field(min_length=1, max_length=most)]
     return signature.with_updated_fields(name, type_=limited)
 
 
@@ -320,7 +358,7 @@ def fitted(
     """The three parts within `longest` characters in all, and warnings of what was left out.
 
     First the middle of the reference goes, then that of the longest steps, last that of the question; every step keeps
-    its place and its number, and the attempt its tail.
+    its place, its number and its end. What is too long even so is left, with a warning.
     """
     warnings: list[str] = []
     kept = list(steps)
@@ -335,5 +373,9 @@ def fitted(
         overflow -= len(kept[place]) - len(shorter)
         kept[place] = shorter
     if overflow > 0:
-        question = cut_middle(question, max(400, len(question) - overflow), "the problem", warnings)
+        shorter = cut_middle(question, max(400, len(question) - overflow), "the problem", warnings)
+        overflow -= len(question) - len(shorter)
+        question = shorter
+    if overflow > 0:
+        warnings.append(f"what is left has {longest + overflow} characters, more than max_chars={longest}; it is sent")
     return question, reference, kept, warnings
