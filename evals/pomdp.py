@@ -43,14 +43,14 @@ def main(run: Run) -> None:
     _print(run, rows)
 
 
-def load(path: Path | None, observation: Literal["pair", "score"]) -> RoutingPomdp:
-    """The published model, or a stand-in of its size with smooth score laws."""
+def load(path: Path | None, observation: Literal["pair", "score"], bins: int = 20) -> RoutingPomdp:
+    """The published model, or a stand-in with smooth score laws over so many `bins`: 20 is its size."""
     if path is not None:
         if not path.is_file():
             raise DataError(f"--data {path}: no such file; give TRIM's published parameters as JSON, or leave it out")
         return RoutingPomdp.from_dict(json.loads(path.read_text(encoding="utf-8")), observation=observation)
-    bins = (np.arange(20) + 0.5) / 20
-    score = [bins**a * (1 - bins) ** b for a, b in ((4, 0.5), (1, 1), (0.5, 2))]
+    middle = (np.arange(bins) + 0.5) / bins
+    score = [middle**a * (1 - middle) ** b for a, b in ((4, 0.5), (1, 1), (0.5, 2))]
     laws = [np.outer(law, law).ravel() if observation == "pair" else law for law in score]
     rows = [tuple((law / law.sum()).tolist()) for law in laws]
     hazard = (0.0, 0.0, *np.linspace(0.03, 0.3, 28).tolist(), 1.0)
