@@ -8,7 +8,8 @@ import dspy
 
 from stepwise import signatures
 from stepwise.adapters import Format
-from stepwise.asking import Ask, Asking, Plan, Steps, as_steps, failed, fitted, fitting, question_and_reference
+from stepwise.asking import Ask, Asking, Plan, failed
+from stepwise.inputs import Steps, as_steps, fitted, fitting, question_and_reference
 from stepwise.types import Problem
 
 
@@ -43,6 +44,6 @@ class StepJudge(Asking):
         signature = fitting(self.judge.signature, given)
         (answer,) = yield [Ask(self.judge, {**given, "attempt": signatures.numbered(texts)}, signature)]
         if answer.prediction is None:
-            return failed(answer.failure or "")
+            return failed(answer.failure or "", warnings=warnings)
         made = answer.prediction
         return dspy.Prediction(right=made.right, reason=made.reason, failure=None, warnings=warnings)

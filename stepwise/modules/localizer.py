@@ -11,23 +11,10 @@ import dspy
 
 from stepwise import signatures
 from stepwise.adapters import Format
-from stepwise.asking import (
-    Answer,
-    Ask,
-    Asking,
-    Plan,
-    Steps,
-    as_steps,
-    at_most_rows,
-    bounded,
-    critic_lm,
-    failed,
-    fitted,
-    fitting,
-    question_and_reference,
-)
+from stepwise.asking import Answer, Ask, Asking, Plan, critic_lm, failed
 from stepwise.config import Config
 from stepwise.errors import ConfigError
+from stepwise.inputs import Steps, as_steps, at_most_rows, bounded, fitted, fitting, question_and_reference
 from stepwise.localization import first_below
 from stepwise.scorers.base import score_items
 from stepwise.types import Localization, Problem
@@ -40,7 +27,7 @@ class ErrorLocalizer(Asking):
 
     Methods: "one_pass" checks all steps in one call (InT's verification log); "vote" takes the majority of `samples`
     passes at `temperature` (ProcessBench's voting; ties go to the earlier step, failures do not vote); "bisect" asks
-    whether a prefix is right, about log2 of the number of steps times; "scorer" takes the first step that a process
+    whether a prefix is right, at most 1 + log2(steps) times, rounded up; "scorer" takes the first step that a process
     reward model scores below `threshold`, and asks no language model.
 
     The prediction has `first_error` (0-based, None where every step is right), `critical_error` (the first error that
@@ -131,6 +118,7 @@ class ErrorLocalizer(Asking):
         return found
 
     def _by_scorer(self, question: str, texts: list[str]) -> dspy.Prediction:
+        assert self.scorer is not None
         (scored,) = score_items(self.scorer, [(question, texts)])
         if scored.error:
             return failed(f"scorer {self.scorer.name!r}: {scored.error}", usage=scored.usage)
@@ -191,7 +179,8 @@ def _checked(answer: Answer, texts: list[str]) -> dspy.Prediction:
     made, warnings = answer.prediction, []
     rows = [row for row, _ in takewhile(lambda pair: pair[0].step == pair[1], zip(made.checks, count(), strict=False))]
     if len(rows) < len(made.checks):
-        warnings.append(f"checks name step {made.checks[len(rows)].step} after {len(rows)} steps; the rest do not count")
+        step = made.checks[len(rows)].step
+        warnings.append(f"after {len(rows)} steps the checks name step {step}; from there on they do not count")
     verdicts, first = [row.verdict == "right" for row in rows[: len(texts)]], made.first_error
     checked = next((i for i, right in enumerate(verdicts) if not right), None)
     if checked != first and (checked is not None or first < len(verdicts)):

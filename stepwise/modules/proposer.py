@@ -8,21 +8,10 @@ import dspy
 
 from stepwise import signatures
 from stepwise.adapters import Format
-from stepwise.asking import (
-    Ask,
-    Asking,
-    Plan,
-    Steps,
-    as_steps,
-    bounded,
-    critic_lm,
-    failed,
-    fitted,
-    fitting,
-    question_and_reference,
-)
+from stepwise.asking import Ask, Asking, Plan, critic_lm, failed
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
+from stepwise.inputs import Steps, as_steps, bounded, fitted, fitting, question_and_reference
 from stepwise.types import Intervention, Problem
 
 
@@ -125,26 +114,35 @@ class InterventionProposer(Asking):
             signature = fitting(self.solve.signature, given)
             answers = yield [Ask(self.solve, given, signature, self._config(i)) for i in numbers]
             worked = [{"worked": a.prediction.solution if a.prediction else "(none)"} for a in answers]
+            warnings += [f"the solution written first is not used: {a.failure}" for a in answers if a.failure]
         signature = bounded(fitting(self.propose.signature, given), location=first)
         asks = [Ask(self.propose, {**given, **attempt, **worked[i]}, signature, self._config(i)) for i in numbers]
         proposals = yield asks
+        if self.setting("revisions") and not inputs["answer"]:
+            warnings.append("no answer is given, so no self-check was made")
         outcomes = []
         for number, proposal in enumerate(proposals):
             if proposal.prediction is None:
                 outcomes.append((None, None))
                 continue
             made = Intervention(proposal.prediction.location, proposal.prediction.content)
-            outcomes.append((yield from self._reviewed(made, given, attempt, inputs["answer"], number)))
+            outcomes.append((yield from self._reviewed(made, given, attempt, inputs["answer"], number, warnings)))
         kept = [(made, review) for made, review in outcomes if made is not None]
         if not kept:
-            return failed(proposals[0].failure or "", candidates=[], reviews=[])
+            return failed(proposals[0].failure or "", candidates=[], reviews=[], warnings=warnings)
         return dspy.Prediction(
             intervention=kept[0][0], candidates=[made for made, _ in kept], reviews=[review for _, review in kept],
             failed_candidates=len(outcomes) - len(kept), failure=None, warnings=warnings,
         )  # fmt: skip
 
     def _reviewed(
-        self, made: Intervention, given: dict[str, Any], attempt: dict[str, Any], answer: str | None, number: int
+        self,
+        made: Intervention,
+        given: dict[str, Any],
+        attempt: dict[str, Any],
+        answer: str | None,
+        number: int,
+        warnings: list[str],
     ) -> Any:
         """Plans the self-check and its revisions; returns the step as it ends and the last review."""
         review = None
@@ -153,12 +151,14 @@ class InterventionProposer(Asking):
             signature = fitting(self.review.signature, given)
             (found,) = yield [Ask(self.review, {**given, **attempt, **proposed}, signature, self._config(number))]
             review = found.prediction
+            warnings += [f"candidate {number} was not reviewed: {found.failure}"] if found.failure else []
             if review is None or not left or not (review.contains_answer or review.misses_insight or review.too_late):
                 break
             signature = bounded(fitting(self.revise.signature, given), location=attempt["first_error"])
             draft = {"draft": made.content, "advice": review.advice or "the self-check failed"}
             (again,) = yield [Ask(self.revise, {**given, **attempt, **draft}, signature, self._config(number))]
             if again.prediction is None:
+                warnings.append(f"candidate {number} was not revised: {again.failure}")
                 break
             made = Intervention(again.prediction.location, again.prediction.content)
         return made, review
