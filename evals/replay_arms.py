@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.routing.belief import ObservationLaw, StepFilter
+from stepwise.routing.fit_check import POWERS, log_likelihood
 from stepwise.routing.fit_data import EARLIER, NOW, RIGHT, FitTrace
-from stepwise.routing.fit_em import smoothed
+from stepwise.routing.fit_em import smoothed, tempered
 
 Array = NDArray[np.float64]
 _BINS = 20  # as published
@@ -116,12 +117,35 @@ def arms(traces: Sequence[Seen], smoothing: str = "kernel") -> dict[str, Arm]:
         PAIR: _filtering(on_pair),
         SCORE: _filtering(StepFilter(score, p)),
         GIVEN: _filtering(on_given),
+        TEMPERED: _filtering(StepFilter(_weakened(score, best_power(traces, smoothing)), p)),
     }
 
 
 PUBLISHED, MEMORYLESS = "published belief (pair)", "memoryless, true prior (pair)"
 PAIR, SCORE, GIVEN = "filter on the pair", "filter on the score", "filter, score given the least"
-BELIEFS = (PUBLISHED, MEMORYLESS, PAIR, SCORE, GIVEN)
+TEMPERED = "filter on the score, tempered"
+BELIEFS = (PUBLISHED, MEMORYLESS, PAIR, SCORE, GIVEN, TEMPERED)
+
+
+def best_power(traces: Sequence[Seen], smoothing: str) -> float:
+    """The power of the score's likelihood ratios that foretells states best, each half of `traces` fitted on the other.
+
+    1 where scores are independent given the state; below it where a trace's scores repeat one another.
+    """
+    halves = (traces[::2], traces[1::2])
+    gains = dict.fromkeys((1.0, *POWERS), 0.0)
+    for fitted_on, measured_on in (halves, halves[::-1]):
+        law, p = law_of(fitted_on, smoothing=smoothing), p_weak_of(fitted_on)
+        states = np.concatenate([seen.states for seen in measured_on])
+        for power in gains:
+            made = StepFilter(_weakened(law, power), p)
+            beliefs = np.concatenate([made.beliefs(seen.scores.tolist()) for seen in measured_on])
+            gains[power] += log_likelihood(beliefs, states)
+    return max(gains, key=lambda power: gains[power])
+
+
+def _weakened(law: ObservationLaw, power: float) -> ObservationLaw:
+    return _as_law(tempered(np.asarray(law.rows), power), pair=False)
 
 
 def _drop(seen: Seen) -> Signal:

@@ -210,7 +210,8 @@ def show(run: Run, found: RouterFit) -> None:
     counts = ", ".join(f"{n} {state}" for n, state in zip(card.drafts, STATES, strict=True))
     run.say(f"Labelled drafts: {counts}; {card.strong_steps} strong steps after right ones.")
     if (lag := card.lag_correlation) is not None:
-        run.say(f"Neighbouring scores of right steps correlate by {lag:.2f}; the model takes that for 0.")
+        remedy = f"; likelihood ratios are taken to the power {card.power:g}" if card.power < 1 else ""
+        run.say(f"Neighbouring scores of right steps correlate by {lag:.2f}; the model takes that for 0{remedy}.")
     if held := card.held_out:
         run.say(
             f"On held-out problems: log-likelihood {held.log_likelihood:.3f} nats per draft ({held.without_scores:.3f} "

@@ -8,7 +8,9 @@ What differs from the published fit:
    was not fitted on.
 4. The hazard is counted with traces that were cut off taken as cut off; published clips them to 30 steps.
 5. Too little data is refused, with what is missing.
-6. A fit without labels is refused where it cannot be told (see `evals/identify.py` for where that is).
+6. Scores of one trace resemble one another, which the model denies; the laws are tempered where held-out labels ask for
+   it, so that the filter is not surer than it should be.
+7. A fit without labels is refused where it cannot be told (see `evals/identify.py` for where that is).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import numpy as np
 from stepwise.errors import DataError
 from stepwise.routing.belief import ObservationLaw
 from stepwise.routing.fit_data import FitTrace, check_scored, lag_correlation, states_of
-from stepwise.routing.fit_em import Counts, Padded, Parameters, expect, learn, pad, smoothed
+from stepwise.routing.fit_em import Counts, Padded, Parameters, expect, learn, pad, smoothed, tempered
 from stepwise.routing.router_fit import FitCard, RouterFit
 
 LEAST = {"right": 100, "wrong earlier": 50, "wrong just now": 50}  # labelled drafts in each state
@@ -89,6 +91,7 @@ def estimate(
     tokens_per_step: float | None = None,
     max_steps: int = 30,
     recovery: float | None = None,
+    power: float = 1.0,
     padded: Padded | None = None,
 ) -> Estimate:
     """The parameters from traces, without checks of how many there are; nan where p_strong has nothing to go by.
@@ -96,8 +99,8 @@ def estimate(
     Counts where all traces are labelled, else EM over what is seen (scores, answers, and the labels there are). Where
     scores of right steps correlate within a trace, EM goes astray on the laws of wrong steps, and adding traces does
     not help (`evals/identify.py`); those laws are then counted on the labelled traces alone. `recovery` None: the share
-    of labelled wrong traces that were solved all the same, 0 where there are none. `padded`: the same traces as arrays
-    with these `edges`, where they are at hand.
+    of labelled wrong traces that were solved all the same, 0 where there are none. `power`: see `fit_em.tempered`.
+    `padded`: the same traces as arrays with these `edges`, where they are at hand.
     """
     edges = tuple(edges) if edges is not None else score_edges(traces, bins)
     width = len(edges) - 1
@@ -121,7 +124,7 @@ def estimate(
         counts.p_strong if p_strong is None else p_strong,
         hazard_of(drafted, max_steps),
         edges,
-        rows,
+        tempered(rows, power),
         _tokens(traces) if tokens_per_step is None else tokens_per_step,
         counts,
     )
@@ -192,7 +195,7 @@ def fit_router(
     Raises `DataError` where there is too little data (the message says what is missing), where a draft has no score,
     and where labels are missing and the rest cannot make up for them.
     """
-    from stepwise.routing.fit_check import bootstrap, choose_bins, compare_difficulty, held_out
+    from stepwise.routing.fit_check import bootstrap, choose_bins, choose_power, compare_difficulty, held_out
 
     if p_strong is not None and not 0 <= p_strong <= 1:
         raise DataError(f"p_strong is {p_strong!r}; a probability lies in [0, 1]")
@@ -203,11 +206,13 @@ def fit_router(
     labelled = [trace for trace in traces if trace.labelled]
     measurable = sum(trace.first_error is not None for trace in labelled) >= LEAST_LABELLED_WRONG
     bins = bins or (choose_bins(labelled, seed=seed) if measurable else 8)
+    power = choose_power(labelled, bins, seed=seed) if measurable else 1.0
     given: dict[str, Any] = {
         "p_strong": p_strong,
         "tokens_per_step": tokens_per_step,
         "max_steps": max_steps,
         "recovery": recovery,
+        "power": power,
     }
     found = estimate(traces, bins=bins, **given)
     intervals = bootstrap(traces, found.edges, samples=samples, seed=seed, **given)
@@ -224,7 +229,8 @@ def fit_router(
         p_strong_given=p_strong is not None,
         intervals={name: value for name, value in intervals.items() if given.get(name) is None},
         lag_correlation=lag_correlation(labelled),
-        held_out=held_out(labelled, bins, seed=seed) if measurable else None,
+        power=power,
+        held_out=held_out(labelled, bins, power, seed=seed) if measurable else None,
         difficulty=compare_difficulty(labelled, difficulty, seed=seed) if measurable and difficulty > 1 else None,
     )
     return RouterFit(found.p_weak, (found.p_strong,), found.hazard, found.law, found.tokens_per_step, card)

@@ -18,6 +18,8 @@ from stepwise.routing.router_fit import CalibrationBin, Difficulty, HeldOut
 
 Array = NDArray[np.float64]
 BINS = (4, 6, 8, 12, 16)  # numbers of score bins to choose from
+POWERS = (0.85, 0.7, 0.55, 0.4)  # of likelihood ratios, to choose from beside 1
+_WORTH = 0.002  # nats per draft that a power below 1 must gain
 _FOLDS = 5
 
 
@@ -45,12 +47,12 @@ def filter_of(found: Estimate) -> StepFilter:
 
 
 def _predicted(
-    traces: Sequence[FitTrace], bins: int, seed: int, scored: bool = True
+    traces: Sequence[FitTrace], bins: int, seed: int, *, power: float = 1.0, scored: bool = True
 ) -> tuple[Array, NDArray[np.int64]]:
     """Beliefs and true states of all drafts, each from a fit on other problems."""
     beliefs, states = [], []
     for fitted_on, measured_on in folds(traces, seed):
-        made = filter_of(estimate(fitted_on, bins=bins, tokens_per_step=1.0, max_steps=10**6))
+        made = filter_of(estimate(fitted_on, bins=bins, tokens_per_step=1.0, max_steps=10**6, power=power))
         for trace in measured_on:
             b, z = beliefs_of(made, trace, scored)
             beliefs.append(b)
@@ -68,12 +70,20 @@ def choose_bins(traces: Sequence[FitTrace], *, seed: int = 0) -> int:
     return max(BINS, key=lambda bins: log_likelihood(*_predicted(traces, bins, seed)))
 
 
-def held_out(traces: Sequence[FitTrace], bins: int, *, seed: int = 0) -> HeldOut:
+def choose_power(traces: Sequence[FitTrace], bins: int, *, seed: int = 0) -> float:
+    """The power of likelihood ratios with which the filter foretells held-out states best, 1 unless it is worth it."""
+    gains = {power: log_likelihood(*_predicted(traces, bins, seed, power=power)) for power in (1.0, *POWERS)}
+    best = max(gains, key=lambda power: gains[power])
+    return best if gains[best] > gains[1.0] + _WORTH else 1.0
+
+
+def held_out(traces: Sequence[FitTrace], bins: int, power: float = 1.0, *, seed: int = 0) -> HeldOut:
     """The filter on labelled traces, each measured with a fit on the problems of other folds.
 
-    Where the number of bins was chosen, it was on the same traces in other folds, which flatters it a little.
+    The power, and the number of bins where that was chosen, were chosen on the same traces in other folds, which
+    flatters it a little.
     """
-    beliefs, states = _predicted(traces, bins, seed + 1)
+    beliefs, states = _predicted(traces, bins, seed + 1, power=power)
     prior, _ = _predicted(traces, bins, seed + 1, scored=False)
     now = beliefs[:, NOW]
     return HeldOut(
@@ -106,21 +116,22 @@ def auroc(positive: Sequence[float] | Array, negative: Sequence[float] | Array) 
 
 
 def figures(found: Estimate) -> dict[str, float]:
-    """The figures that get intervals; `auroc` is of the score for wrong just now against right, under its laws."""
+    """The figures that get intervals; `auroc` is of the binned score for wrong just now against right."""
     survival = np.cumprod([1.0 - h for h in found.hazard])
     return {
         "p_weak": found.p_weak,
         "p_strong": found.p_strong,
         "steps": float(survival.sum()),
         "tokens_per_step": found.tokens_per_step,
-        "auroc": _law_auroc(found.rows[NOW], found.rows[RIGHT]),
+        "auroc": _law_auroc(found.counts.rows[NOW], found.counts.rows[RIGHT]),
     }
 
 
 def _law_auroc(low: Array, high: Array) -> float:
-    """Chance that a draw of `low` lies in a lower bin than one of `high`, the same bin counting half."""
+    """Chance that one of `low` (counts by bin) lies in a lower bin than one of `high`, the same bin counting half."""
     above = np.cumsum(high[::-1])[::-1] - high
-    return float((low * (above + high / 2)).sum())
+    pairs = low.sum() * high.sum()
+    return float((low * (above + high / 2)).sum() / pairs) if pairs else float("nan")
 
 
 def bootstrap(

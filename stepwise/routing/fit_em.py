@@ -168,6 +168,19 @@ def smoothed(counts: Array, strength: float) -> Array:
     return rows
 
 
+def tempered(rows: Array, power: float) -> Array:
+    """Laws whose likelihood ratios are those of `rows` (3, bins) to a `power` in (0, 1]; 1 leaves them as they are.
+
+    Scores of one trace resemble one another, so a filter that takes each as news grows too sure; a power below 1 is the
+    usual remedy where dependent evidence is multiplied (composite likelihood).
+    """
+    middle = rows.mean(axis=0)
+    ratio = np.divide(rows, middle, out=np.ones_like(rows), where=middle > 0)
+    weakened = middle * ratio**power
+    result: Array = weakened / weakened.sum(axis=1, keepdims=True)
+    return result
+
+
 def ordered(rows: Array, weights: Array) -> Array:
     """The nearest rows with a monotone likelihood ratio: the higher a score, the likelier the state "right".
 

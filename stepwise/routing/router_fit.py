@@ -70,6 +70,7 @@ class FitCard:
         intervals: 95 % bootstrap over problems: p_weak, p_strong, steps, tokens_per_step, auroc (wrong just now against
             right, of the score alone).
         lag_correlation: of neighbouring scores in the state "right"; the model takes it for 0.
+        power: that the likelihood ratios of the law were raised to; below 1 where scores of a trace repeat one another.
     """
 
     weak: str
@@ -84,6 +85,7 @@ class FitCard:
     p_strong_given: bool
     intervals: dict[str, Interval]
     lag_correlation: float | None
+    power: float = 1.0
     held_out: HeldOut | None = None
     difficulty: Difficulty | None = None
 

@@ -13,7 +13,7 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.routing import fit_em
 from stepwise.routing.belief import ObservationLaw, StepFilter
 from stepwise.routing.fit import check_enough, estimate, fit_router, hazard_of
-from stepwise.routing.fit_check import calibration, compare_difficulty, log_likelihood
+from stepwise.routing.fit_check import calibration, compare_difficulty, held_out, log_likelihood
 from stepwise.routing.fit_data import FitStep, FitTrace, lag_correlation, trace_of, unlabelled
 from stepwise.routing.fit_simulate import simulate
 from stepwise.routing.pomdp import RoutingPomdp
@@ -253,6 +253,20 @@ def test_correlation_within_a_state_is_seen_and_is_none_where_scores_are_drawn_a
     assert lag_correlation(drawn(500, correlation=0.7)) > 0.4
     assert abs(lag_correlation(drawn(500))) < 0.1
     assert lag_correlation(drawn(3)) is None
+
+
+def test_laws_are_tempered_where_scores_repeat_one_another_and_only_there(fitted: RouterFit) -> None:
+    assert fitted.card.power == 1.0
+    repeating = drawn(900, correlation=0.6)
+    found = fit_router(repeating, **NAMES, bins=6, samples=5)
+    assert found.card.power < 1
+    bare = held_out(repeating, 6)
+    assert found.card.held_out.log_likelihood > bare.log_likelihood + 0.002
+    rows = np.asarray(LAW.rows)
+    assert fit_em.tempered(rows, 1.0) == pytest.approx(rows)
+    weaker = np.log(fit_em.tempered(rows, 0.5))
+    bins = np.diff(weaker[0] - weaker[2])
+    assert bins == pytest.approx(np.diff(np.log(rows[0] / rows[2])) / 2)
 
 
 def test_calibration_bins_hold_all_predictions_and_likelihood_rewards_the_truth() -> None:
