@@ -4,7 +4,8 @@ What differs from TRIM (arXiv 2601.10245, section 5) and AutoMix (arXiv 2310.129
 1. The cost of the weak model need not be 0: delta-IBC divides by the cost above the weak model's.
 2. Cost is counted three ways (`cost_of`): strong tokens (the papers' own), all generated tokens with discarded
    drafts, and parameter-tokens with prefill and scorer.
-3. CPT looks at measured points only; nothing is interpolated. The area under the frontier is, and says so.
+3. There are two CPT: `cpt` of measured points only, `cpt_interpolated` on the frontier between them.
+Intervals of these figures over problems are in `estimates`.
 """
 
 from __future__ import annotations
@@ -44,12 +45,40 @@ def cpt(points: Iterable[OperatingPoint], weak: OperatingPoint, strong: Operatin
     In the unit of the points. None when no point reaches it, or when strong is no better than weak. Raises `DataError`
     for another x. As a minimum over noisy points it is optimistic: choose the setting on one split, measure on another.
     """
-    if not 0 < x <= 1:
-        raise DataError(f"cpt: x is {x}; it is the share of the gap to recover and must lie in (0, 1], for example 0.8")
+    measured = list(points)
+    best = cheapest(measured, weak, strong, x)
+    return None if best is None else measured[best].cost
+
+
+def cheapest(points: Sequence[OperatingPoint], weak: OperatingPoint, strong: OperatingPoint, x: float) -> int | None:
+    """Which of `points` `cpt` is the cost of: its index, the first of equals; None where none recovers `x`."""
+    _share_of_gap(x)
     if strong.accuracy <= weak.accuracy:
         return None
-    reached = [point.cost for point in points if (pgr(point, weak, strong) or 0.0) >= x - _ROUNDING]
-    return min(reached, default=None)
+    reached = [i for i, point in enumerate(points) if (pgr(point, weak, strong) or 0.0) >= x - _ROUNDING]
+    return min(reached, key=lambda i: points[i].cost, default=None)
+
+
+def cpt_interpolated(
+    points: Iterable[OperatingPoint], weak: OperatingPoint, strong: OperatingPoint, x: float
+) -> float | None:
+    """The least cost at which the frontier of weak and `points` recovers `x` of the gap, x in (0, 1].
+
+    Between neighbours of the frontier the line is taken, as in `frontier_area`: mixing two settings at random per
+    problem attains it. The strong model is no part of it unless it is among `points`. At most `cpt`, and None when the
+    frontier does not get there, or when strong is no better than weak. Raises `DataError` for another x.
+    """
+    _share_of_gap(x)
+    if strong.accuracy <= weak.accuracy:
+        return None
+    wanted = weak.accuracy + (x - _ROUNDING) * (strong.accuracy - weak.accuracy)
+    line = frontier([weak, *points])
+    for before, after in pairwise([line[0], *line]):
+        if after.accuracy >= wanted:
+            rise = after.accuracy - before.accuracy
+            share = (wanted - before.accuracy) / rise if rise > 0 else 1.0
+            return before.cost + share * (after.cost - before.cost)
+    return None
 
 
 def delta_ibc(point: OperatingPoint, weak: OperatingPoint, strong: OperatingPoint) -> float | None:
@@ -129,6 +158,11 @@ def paired_difference(
     tail = (1 - _confidence(confidence)) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(gaps.mean()), float(low), float(high))
+
+
+def _share_of_gap(x: float) -> None:
+    if not 0 < x <= 1:
+        raise DataError(f"cpt: x is {x}; it is the share of the gap to recover and must lie in (0, 1], for example 0.8")
 
 
 def _confidence(value: float) -> float:

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from stepwise.errors import DataError
 from stepwise.routing.metrics import (
     OperatingPoint,
+    cheapest,
     cost_of,
     cpt,
+    cpt_interpolated,
     delta_ibc,
     frontier,
     frontier_area,
@@ -60,6 +62,40 @@ def test_cpt_of_the_published_runs() -> None:
     thresholds = list(THRESHOLDS.values())
     assert [cpt(thresholds, WEAK, STRONG, x) for x in (0.5, 0.8, 0.95)] == [98.2, 163.8, 219.1]
     assert [cpt(POMDP, WEAK, STRONG, x) for x in (0.5, 0.8, 0.95)] == [79.7, 127.0, None]
+
+
+def test_interpolated_cpt_of_the_published_runs_is_on_the_line_between_neighbours() -> None:
+    # 50 % is 54.7: threshold 0.10 (98.2 tokens, 54.8 %) is just above, on the line from weak (0, 36.4 %)
+    assert cpt_interpolated(THRESHOLDS.values(), WEAK, STRONG, 0.5) == pytest.approx(98.2 * 18.3 / 18.4)
+    # 80 % is 65.68: between 0.30 (133.5, 65.4) and 0.50 (163.8, 67.4)
+    assert cpt_interpolated(THRESHOLDS.values(), WEAK, STRONG, 0.8) == pytest.approx(133.5 + 30.3 * 0.28 / 2)
+    # 50 % by the plan: between 34.2 (51.0) and 79.7 (55.6); 95 % is 71.17, which it does not reach
+    assert cpt_interpolated(POMDP, WEAK, STRONG, 0.5) == pytest.approx(34.2 + 45.5 * 3.7 / 4.6)
+    assert cpt_interpolated(POMDP, WEAK, STRONG, 0.95) is None
+    assert cpt_interpolated([*POMDP, STRONG], WEAK, STRONG, 0.95) == pytest.approx(172.4 + 322.4 * 2.77 / 4.6)
+
+
+def test_interpolated_cpt_is_none_without_points_or_a_gap_and_refuses_a_share_outside_its_range() -> None:
+    assert cpt_interpolated([], WEAK, STRONG, 0.5) is None
+    assert cpt_interpolated([STRONG], STRONG, WEAK, 0.5) is None
+    with pytest.raises(DataError, match="must lie in"):
+        cpt_interpolated([STRONG], WEAK, STRONG, 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(-5, 20)), max_size=8), st.sampled_from([0.1, 0.5, 0.8, 0.95, 1])
+)
+def test_interpolated_cpt_is_never_dearer_and_reached_exactly_where_cpt_is(
+    raw: list[tuple[int, int]], x: float
+) -> None:
+    weak, strong = OperatingPoint(2, 0), OperatingPoint(20, 10)
+    points = [OperatingPoint(c, a) for c, a in raw]
+    measured, between = cpt(points, weak, strong, x), cpt_interpolated(points, weak, strong, x)
+    index = cheapest(points, weak, strong, x)
+    assert (measured is None) == (between is None) == (index is None)
+    if measured is not None and between is not None and index is not None:
+        assert between <= measured
+        assert points[index].cost == measured
 
 
 def test_cpt_counts_a_point_that_reaches_the_share_only_up_to_rounding() -> None:
