@@ -20,6 +20,7 @@ from stepwise.backends.base import Backend, Request
 from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.progress import progress
+from stepwise.routing.fit_check import auroc
 from stepwise.routing.metrics import wilson
 from stepwise.run import Run, program
 from stepwise.steps import split_steps
@@ -224,15 +225,6 @@ def _coverage(run: Run, weak: Backend) -> dict[str, Any]:
         accuracy = float(np.mean(results)) if results else float("nan")
         out[name] = {"accuracy": accuracy, "covered": sum(map(any, results)), "of": len(results)}
     return out
-
-
-def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Chance that a positive scores above a negative (ties count half); nan where one side is empty."""
-    if not positive or not negative:
-        return float("nan")
-    _, inverse, counts = np.unique([*positive, *negative], return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse][: len(positive)]
-    return float((ranks.sum() - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative)))
 
 
 def _scorer(run: Run, weak: Backend) -> dict[str, Any]:

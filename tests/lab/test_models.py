@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 import stepwise as sw
-from evals.lab import auroc, right, sample
+from evals.lab import right, sample
 from stepwise.errors import DataError
 from stepwise.lab import ADAPTERS, MODELS, card, model_path
 from stepwise.lab.problems import generate
 from stepwise.routing import Threshold
+from stepwise.routing.fit_check import auroc
 from stepwise.steps import split_steps
 from stepwise.tokenizer_check import check_train_from
 
@@ -26,7 +25,9 @@ def weak():
 
 
 def test_the_models_are_small_and_have_cards_with_measured_figures() -> None:
-    assert sum(f.stat().st_size for name in (*MODELS, *ADAPTERS) for f in model_path(name, "safetensors").iterdir()) < 25e6
+    assert (
+        sum(f.stat().st_size for name in (*MODELS, *ADAPTERS) for f in model_path(name, "safetensors").iterdir()) < 25e6
+    )
     for name in MODELS:
         assert card(name)["recipe"]["tokens"] > 1e6
         assert "evals.lab" in card(name)["measured"]["command"]
@@ -66,11 +67,6 @@ def test_the_scorer_tells_a_first_wrong_step_from_a_right_one_and_not_always(wea
         right_scores += values[:first]
         wrong_scores += values[first : first + 1] if first is not None else []
     assert 0.80 < auroc(right_scores, wrong_scores) < 0.99
-
-
-def test_auroc_counts_ties_as_half() -> None:
-    assert auroc([2.0, 1.0], [1.0, 0.0]) == pytest.approx(3.5 / 4)
-    assert math.isnan(auroc([], [1.0]))
 
 
 def test_a_routed_run_evaluates_hardly_more_than_each_distinct_token_once() -> None:

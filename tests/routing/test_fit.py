@@ -13,7 +13,7 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.routing import fit_em
 from stepwise.routing.belief import ObservationLaw, StepFilter
 from stepwise.routing.fit import check_enough, estimate, fit_router, hazard_of
-from stepwise.routing.fit_check import calibration, compare_difficulty, held_out, log_likelihood
+from stepwise.routing.fit_check import auroc, calibration, compare_difficulty, held_out, log_likelihood
 from stepwise.routing.fit_data import FitStep, FitTrace, lag_correlation, trace_of, unlabelled
 from stepwise.routing.fit_simulate import simulate
 from stepwise.routing.pomdp import RoutingPomdp
@@ -277,6 +277,11 @@ def test_calibration_bins_hold_all_predictions_and_likelihood_rewards_the_truth(
     assert (bins[0].share.value, bins[-1].share.value) == (0.0, 1.0)
     states = np.asarray([0, 1, 2])
     assert log_likelihood(np.eye(3), states) == 0 > log_likelihood(np.full((3, 3), 1 / 3), states)
+
+
+def test_auroc_counts_ties_as_half() -> None:
+    assert auroc([2.0, 1.0], [1.0, 0.0]) == pytest.approx(3.5 / 4)
+    assert math.isnan(auroc([], [1.0]))
 
 
 def test_a_strong_model_that_was_never_wrong_still_has_an_interval() -> None:
