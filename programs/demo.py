@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 
 from stepwise.config import Config
 from stepwise.grading import GRADER_VERSION
@@ -15,6 +16,7 @@ from stepwise.plan import Planned
 from stepwise.report import Report, TraceView, summary_table, write_report
 from stepwise.routing import Always, Never, Policy, Random, StepRouter, Threshold
 from stepwise.routing.compare import Measured, in_words, measure, plan_routing
+from stepwise.routing.estimates import by_family
 from stepwise.run import Run, positive, program
 from stepwise.types import Problem
 
@@ -85,6 +87,7 @@ def save(run: Run, measured: list[Measured]) -> Report:
     metrics = {
         "policies": [vars(m.row) for m in measured],
         "in_words": in_words(measured),
+        "figures": {f: {c: one and asdict(one) for c, one in row.items()} for f, row in by_family(measured).items()},
         "config": run.config.hash,
         "grader": GRADER_VERSION,
     }

@@ -151,6 +151,28 @@ def figures(
     )
 
 
+def by_family(measured: Sequence[Measured], *, samples: int = 1000) -> dict[str, dict[CostName, Figures | None]]:
+    """The figures of every family of policies that `compare.measure` found, at each of the three costs.
+
+    None for parameter-tokens where a model's size is not known. Empty unless "never" and "always" are among them and
+    all problems have a gold answer.
+    """
+    ends = {m.family: m for m in measured if m.family in ("never", "always")}
+    if len(ends) < 2 or any(m.accuracy is None for m in measured):
+        return {}
+    families = dict.fromkeys(m.family for m in measured if m.family not in ends)
+    found: dict[str, dict[CostName, Figures | None]] = {}
+    for family in families:
+        found[family] = {}
+        for cost in COSTS:
+            own = [m for m in measured if m.family == family]
+            arms = [Outcomes.of(m, cost) for m in (ends["never"], ends["always"], *own)]
+            known = [arm for arm in arms if arm is not None]
+            whole = len(known) == len(arms)
+            found[family][cost] = figures(known[2:], known[0], known[1], samples=samples) if whole else None
+    return found
+
+
 def estimate(
     statistic: Statistic,
     arms: Sequence[Outcomes],

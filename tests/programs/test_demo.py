@@ -42,6 +42,7 @@ def test_the_demo_prints_a_table_and_writes_page_traces_and_figures(
     assert [row["policy"] for row in metrics["policies"]][:2] == ["Never (weak alone)", "Always (strong alone)"]
     assert metrics["policies"][1]["accuracy"] == 1.0
     assert metrics["in_words"]
+    assert metrics["figures"]["threshold"]["strong_tokens"]["area"]["value"] > 0.5
 
 
 def test_the_demo_starts_anew_each_time(world: LabWorld, tmp_path: Path) -> None:

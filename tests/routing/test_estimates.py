@@ -10,7 +10,7 @@ import pytest
 from stepwise.errors import DataError
 from stepwise.report.model import TraceView
 from stepwise.routing.compare import Measured
-from stepwise.routing.estimates import COSTS, Estimate, Outcomes, estimate, figures, split_cpt
+from stepwise.routing.estimates import COSTS, Estimate, Outcomes, by_family, estimate, figures, split_cpt
 from stepwise.routing.metrics import OperatingPoint, cost_of, cpt, cpt_interpolated, delta_ibc, frontier_area, pgr
 from stepwise.types import Problem, Step, Trace, Usage
 
@@ -140,6 +140,19 @@ def test_outcomes_of_measured_traces_come_at_three_costs() -> None:
     views = (replace(ungraded.views[0], verdict=""), ungraded.views[1])
     with pytest.raises(DataError, match="no gold answer"):
         Outcomes.of(replace(ungraded, views=views))
+
+
+def test_every_family_gets_its_figures_at_each_cost_that_is_known() -> None:
+    never, always = (replace(measured(n, None), family=name) for n, name in ((0, "never"), (30, "always")))
+    never = replace(never, views=tuple(replace(view, verdict="WRONG") for view in never.views))
+    found = by_family([never, measured(7, None), always], samples=50)
+    assert list(found) == ["p"]
+    assert found["p"]["parameter_tokens"] is None
+    strong_tokens = found["p"]["strong_tokens"]
+    assert strong_tokens is not None
+    assert strong_tokens.pgr["p"].value == 1.0
+    assert strong_tokens.cpt_measured[0.95].value == 7.5
+    assert by_family([never, measured(7, None)]) == {}
 
 
 def test_outcomes_that_do_not_go_together_are_refused() -> None:
