@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.config import Config
 from stepwise.localization import Localizer, Outcome
-from stepwise.plan import Planned
+from stepwise.plan import Planned, plan_localizing
 from stepwise.processbench import Example
 from stepwise.progress import progress
 from stepwise.run import Run
@@ -21,7 +21,6 @@ from stepwise.scorers import Scorer, score_items
 from stepwise.types import Usage
 
 BATCH = 16  # attempts that are scored together
-INSTRUCTIONS = 2000  # tokens of a prompt beside the attempt, at most
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -108,18 +107,11 @@ def by_module(run: Run, module: Any, sets: Mapping[str, Sequence[Example]], thre
 
 
 def planned(config: Config, name: str, examples: Sequence[Example]) -> list[Planned]:
-    """The most that localizer `name` could ask about `examples`: texts counted in bytes, each reply read twice."""
-    texts = [
-        len("".join([e.problem.question, e.problem.reference or "", *(step.text for step in e.trace.steps)]).encode())
-        for e in examples
-    ]
-    scoring = name == "scorer" or config.critic.method == "scorer"
-    if name not in ("scorer", "module") or (scoring and config.scorer.kind == "constant"):
+    """The most that localizer `name` could ask about `examples`."""
+    if name not in ("scorer", "module"):
         return []
-    if scoring:
-        return [Planned("scorer", len(texts), sum(texts), 0)]
-    longest = max((len(e.trace.steps) for e in examples), default=1)
-    passes = {"vote": config.critic.samples, "bisect": 1 + longest.bit_length()}.get(config.critic.method, 1)
-    calls, width = 2 * passes, config.critic.max_tokens
-    prompt = sum(calls * (text + INSTRUCTIONS) + passes * width for text in texts)
-    return [Planned("critic", calls * len(texts), prompt, calls * len(texts) * width, len(texts))]
+    texts = [(e.problem.question, e.problem.reference or "", *(step.text for step in e.trace.steps)) for e in examples]
+    attempts = [(len("".join(row).encode("utf-8", "replace")), len(row) - 2) for row in texts]
+    if name == "scorer":
+        config = config.model_copy(update={"critic": config.critic.model_copy(update={"method": "scorer"})})
+    return plan_localizing(config, attempts)

@@ -31,10 +31,10 @@ def as_steps(steps: Steps) -> list[str]:
             raise DataError(f"steps[{index}] is {text!r}; give the text of a step")
     if not found:
         raise DataError("steps is empty: there is nothing to check; give at least one step")
-    return [_encodable(text) for text in found]
+    return [encodable(text) for text in found]
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """`text` with "?" for each lone surrogate, which no model takes."""
     return text.encode("utf-8", "replace").decode()
 
@@ -48,7 +48,7 @@ def question_and_reference(problem: Problem | str, reference: str | None) -> tup
         reference = problem.reference
     if not isinstance(reference, str | None):
         raise DataError(f"reference is {reference!r}; give the text of a right solution, or None")
-    return _encodable(question), _encodable(reference) if reference is not None and reference.strip() else None
+    return encodable(question), encodable(reference) if reference is not None and reference.strip() else None
 
 
 def fitting(signature: Any, given: dict[str, Any]) -> Any:

@@ -22,6 +22,7 @@ _BATCH = 8
 _TOKENS_PER_SECOND = 1500.0
 _PREFILL_FACTOR = 4.0
 _API_TOKENS_PER_SECOND = 50.0
+_INSTRUCTIONS = 2000  # tokens of a critic's prompt beside the texts, at most
 _FOOTNOTE = (
     "Upper bounds for tokens and calls; budget caps are not in them. Times are rough: 10 GB/s of memory, 8 sequences a "
     "batch and at most 1,500 tokens/s for a local model, 50 tokens/s per request for an API."
@@ -41,6 +42,36 @@ class Planned:
     prompt_tokens: int
     generated_tokens: int
     at_once: int | None = None
+
+
+def plan_localizing(config: Config, attempts: Sequence[tuple[int, int]]) -> list[Planned]:
+    """The most that finding first errors as [critic] says could ask for.
+
+    Each attempt is the length of all its texts in bytes, which no tokenizer exceeds, and its number of steps. Each
+    reply of the critic is reckoned to be asked for twice.
+    """
+    how = config.critic
+    texts = [length for length, _ in attempts]
+    if how.method == "scorer":
+        return [Planned("scorer", len(texts), sum(texts), 0)] if config.scorer.kind != "constant" else []
+    passes = [{"vote": how.samples, "bisect": 1 + (n - 1).bit_length()}.get(how.method, 1) for _, n in attempts]
+    return [_asked_twice(config, texts, passes, 0)] if texts else []
+
+
+def plan_proposing(config: Config, attempts: Sequence[tuple[int, int]]) -> list[Planned]:
+    """The most that proposing interventions as [critic] says could ask for; attempts as in `plan_localizing`."""
+    how = config.critic
+    checks = 2 * how.revisions + 1 if how.revisions else 0
+    texts = [length for length, _ in attempts]
+    return [_asked_twice(config, texts, [how.candidates * (1 + how.solve_first + checks)] * len(texts), 3)]
+
+
+def _asked_twice(config: Config, texts: Sequence[int], calls: Sequence[int], replies: int) -> Planned:
+    """`calls` of the critic for each of `texts`, and as many repairs; a prompt may hold `replies` earlier replies."""
+    width, total = config.critic.max_tokens, sum(calls)
+    beside = 2 * (_INSTRUCTIONS + replies * width) + width  # the repair shows the model its reply
+    prompts = sum(n * (2 * text + beside) for text, n in zip(texts, calls, strict=True))
+    return Planned("critic", 2 * total, prompts, 2 * total * width, len(texts))
 
 
 def money(planned: Planned, model: LoadConfig) -> float | None:

@@ -49,13 +49,13 @@ def summary_table(report: Report, width: int | None = None) -> Table:
     from rich.table import Table
 
     below = caption(report.rows) + (f" {LAB_NOTICE}" if report.lab else "")
-    table = Table(title=_text(report.title), caption=below, box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+    table = Table(title=printable(report.title), caption=below, box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
     table.caption_style, table.caption_justify = "dim", "left"
     shown = [c for c in COLUMNS if not c.extra or width is None or width >= FULL_WIDTH]
     for i, column in enumerate(shown):
         table.add_column(column.title, justify="left" if i == 0 else "right")
     for row in report.rows:
-        table.add_row(*(_text(column.text(row)) for column in shown))
+        table.add_row(*(printable(column.text(row)) for column in shown))
     return table
 
 
@@ -63,14 +63,14 @@ def _parts(trace: Trace) -> Iterator[RenderableType]:
     from rich.padding import Padding
 
     problem = trace.problem
-    yield _text(problem.id, "bold")
-    yield Padding(_text(problem.question), (0, 0, 1, 2))
+    yield printable(problem.id, "bold")
+    yield Padding(printable(problem.question), (0, 0, 1, 2))
     for index, step in enumerate(trace.steps):
         yield from _drafts(step.discarded, "discarded draft")
         yield _heading(step, f"step {index}")
-        yield Padding(_text(step.text, COLOURS[author_kind(step.author)]), (0, 0, 0, 4))
+        yield Padding(printable(step.text, COLOURS[author_kind(step.author)]), (0, 0, 0, 4))
         if step.decision:
-            yield Padding(_text(step.decision, "dim italic"), (0, 0, 0, 4))
+            yield Padding(printable(step.decision, "dim italic"), (0, 0, 0, 4))
     yield from _drafts(trace.abandoned, "abandoned draft")
     yield _ending(trace)
 
@@ -80,48 +80,45 @@ def _drafts(drafts: Sequence[Step], what: str) -> Iterator[RenderableType]:
 
     for draft in drafts:
         yield _heading(draft, what, dim=True)
-        yield Padding(_text(draft.text, "dim strike"), (0, 0, 0, 4))
+        yield Padding(printable(draft.text, "dim strike"), (0, 0, 0, 4))
 
 
 def _heading(step: Step, what: str, dim: bool = False) -> Text:
     """Badge, author, model and score of a step on one line."""
     colour = COLOURS[author_kind(step.author)] + (" dim" if dim else "")
-    line = _text("")  # a style given here would run through everything that is appended
-    line.append_text(_text(f" {author_letter(step.author)} ", f"{colour} reverse bold"))
-    line.append_text(_text(f" {step.author}", colour))
-    line.append_text(_text(f"  {what}", "dim"))
+    line = printable("")  # a style given here would run through everything that is appended
+    line.append_text(printable(f" {author_letter(step.author)} ", f"{colour} reverse bold"))
+    line.append_text(printable(f" {step.author}", colour))
+    line.append_text(printable(f"  {what}", "dim"))
     if step.usage.model:
-        line.append_text(_text(f"  {step.usage.model}", "dim"))
+        line.append_text(printable(f"  {step.usage.model}", "dim"))
     if step.score is not None:
         filled = round(BAR_CELLS * step.score)
         bar = "█" * filled + "░" * (BAR_CELLS - filled)
-        line.append_text(_text(f"  {bar} {step.score:.2f}", "dim" if dim else ""))
+        line.append_text(printable(f"  {bar} {step.score:.2f}", "dim" if dim else ""))
     return line
 
 
 def _ending(trace: Trace) -> Text:
     cost = cost_of([trace])
-    line = _text("")
-    line.append_text(_text(f"finish: {trace.finish or 'open'} ({FINISH_WORDS[trace.finish]})", "bold"))
+    line = printable("")
+    line.append_text(printable(f"finish: {trace.finish or 'open'} ({FINISH_WORDS[trace.finish]})", "bold"))
     answer, gold = trace.answer, trace.problem.answer
     if answer is not None:
-        line.append_text(_text(f"  answer {answer}"))
+        line.append_text(printable(f"  answer {answer}"))
     if gold is not None:
-        line.append_text(_text(f"  gold {gold}"))
+        line.append_text(printable(f"  gold {gold}"))
     spent = f"  strong tokens {cost.strong_tokens}, all tokens {cost.all_tokens}, calls {cost.calls}"
-    line.append_text(_text(spent, "dim"))
+    line.append_text(printable(spent, "dim"))
     if trace.note:
-        line.append_text(_text(f"  {redact(trace.note)}", "dim"))
+        line.append_text(printable(f"  {redact(trace.note)}", "dim"))
     return line
 
 
-def _text(value: str, style: str = "") -> Text:
+def printable(value: str, style: str = "") -> Text:
+    """`value` for rich, without markup; its control characters, save line feed and tab, as visible escapes."""
     from rich.text import Text
 
-    return Text(_clean(value), style=style)
-
-
-def _clean(value: str) -> str:
-    """Control characters other than line feed and tab as visible escapes: a model must not drive the terminal."""
+    # A model must not drive the terminal.
     safe = (c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in value)
-    return "".join(safe)
+    return Text("".join(safe), style=style)

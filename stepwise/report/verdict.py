@@ -1,0 +1,97 @@
+"""What a localizer says of each step of an attempt, and what a proposer puts in place of one, in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count, takewhile
+from typing import TYPE_CHECKING, Any
+
+from stepwise.report.terminal import COLOURS, printable
+from stepwise.types import Intervention
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+RIGHT, WRONG, UNKNOWN = "color(34)", "color(160)", "dim"
+_MARKS = {True: ("✓", "right", RIGHT), False: ("✗", "wrong", WRONG), None: ("·", "not checked", UNKNOWN)}
+_INDENT = (0, 0, 0, 4)
+
+
+def show_localization(steps: Sequence[str], found: Any, console: Console) -> None:
+    """Print each step with its verdict and what it should be, the first error set apart.
+
+    `found` is the prediction of an ErrorLocalizer without a failure.
+    """
+    _print(console, _verdicts(steps, found))
+
+
+def show_intervention(steps: Sequence[str], made: Intervention, review: Any, console: Console) -> None:
+    """Print a proposed step, what its self-check said (None: there was none), and the attempt repaired up to there."""
+    _print(console, _repair(steps, made, review))
+
+
+def _print(console: Console, parts: Iterator[RenderableType]) -> None:
+    for part in parts:
+        console.print(part, markup=False, highlight=False)
+
+
+def _verdicts(steps: Sequence[str], found: Any) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+
+    first, checks = found.first_error, _by_step(found.checks)
+    scores = found.get("scores")
+    for index, step in enumerate(steps):
+        known = found.verdicts[index] if index < len(found.verdicts) else None
+        mark, word, style = _MARKS[known]
+        if index == first:
+            mark, word, style = "✗", "FIRST ERROR" + _weight(found), f"{WRONG} bold"
+            yield printable("")
+        elif index == found.critical_error:
+            word += ", critical error"
+        score = f"  {scores[index]:.2f}" if scores else ""
+        yield printable(f"{mark} step {index}  {word}{score}", style)
+        yield Padding(printable(step, "" if index == first or known else "dim"), _INDENT, expand=False)
+        if index in checks and word != "right":
+            row = checks[index]
+            yield Padding(printable(f"it says {row.quote}; it should be {row.expected}", style), _INDENT, expand=False)
+        elif index == first and found.localization.reason:
+            yield Padding(printable(found.localization.reason, style), _INDENT, expand=False)
+        if index == first:
+            yield printable("")
+    if first is None:
+        yield printable("")
+        yield printable(f"Every step is right (of {len(steps)}).", f"{RIGHT} bold")
+
+
+def _by_step(checks: Sequence[Any]) -> dict[int, Any]:
+    """The rows that name step 0, 1, ... in order, as far as they do."""
+    return {row.step: row for row, _ in takewhile(lambda pair: pair[0].step == pair[1], zip(checks, count()))}
+
+
+def _weight(found: Any) -> str:
+    if not found.checks:
+        return ""
+    if found.critical_error is None:
+        return ", made up for by a later step"
+    return ", never recovered from" if found.critical_error == found.first_error else ""
+
+
+def _repair(steps: Sequence[str], made: Intervention, review: Any) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+
+    style = COLOURS["intervention"]
+    yield printable("")
+    yield printable(f"The attempt up to there, with a new step {made.location}:", "bold")
+    for index, step in enumerate(steps[: made.location]):
+        yield printable(f"  step {index}", "dim")
+        yield Padding(printable(step), _INDENT, expand=False)
+    yield printable(f"→ step {made.location}  intervention", f"{style} bold")
+    yield Padding(printable(made.content, style), _INDENT, expand=False)
+    if review is not None:
+        told = {
+            "holds the final answer": review.contains_answer,
+            "misses a key insight": review.misses_insight,
+            "comes too late": review.too_late,
+        }
+        said = ", ".join(f"{what}: {'yes' if is_so else 'no'}" for what, is_so in told.items())
+        yield Padding(printable(f"self-check: {said}", WRONG if any(told.values()) else "dim"), _INDENT, expand=False)
