@@ -3,11 +3,12 @@
 --data is a JSON Lines file in ProcessBench's columns with `scores`, a list for each reward model by its name. Every
 arm is fitted on half of the problems and measured on the other half, for --splits seeded halvings. Prints, for each
 reward model: AUROC of "the first error is here" (all steps; up to the first error) and of "there is an error so far";
-log-likelihood of the former, nats per step, as the belief has it and after calibration on the fitted half; the share of
-first errors caught as they happen when 10 and 20 % of all steps are escalated, and 10 % of those up to the first error
-(as if each error caught were mended, and each one missed the end of it). Then the same AUROC for traces drawn
-from the two worlds in which the POMDP's tables of accuracy were computed. Intervals hold 95 % of the splits: they say
-how much the halving matters, not how much another set of traces would. Writes replay.json.
+log-likelihood of the former, nats per step, as the belief has it, of the belief in all three states, and of the former
+after calibration on the fitted half; the share of first errors caught as they happen when 10 and 20 % of all steps are
+escalated, and 10 % of those up to the first error (as if each error caught were mended, and each one missed the end of
+it). Then the same AUROC for traces drawn from the two worlds in which the POMDP's tables of accuracy were computed.
+Intervals hold 95 % of the splits: they say how much the halving matters, not how much another set of traces would.
+Writes replay.json.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from stepwise.errors import DataError
 from stepwise.jsonl import read_rows
 from stepwise.progress import progress
-from stepwise.routing.fit_check import auroc
+from stepwise.routing.fit_check import auroc, log_likelihood
 from stepwise.routing.fit_data import EARLIER, NOW, RIGHT, FitTrace, from_row, lag_correlation
 from stepwise.run import Run, positive, program
 
@@ -38,6 +39,7 @@ MEASURES = {
     "here_to_error": "here, to the error",
     "so_far": "error so far",
     "log_likelihood": "log-lik.",
+    "log_likelihood_states": "of the state",
     "log_likelihood_calibrated": "calibrated",
     "caught_10": "caught at 10 %",
     "caught_20": "caught at 20 %",
@@ -116,6 +118,7 @@ def measure(fitted_on: Sequence[Seen], measured_on: Sequence[Seen], smoothing: s
             "here_to_error": auroc(here[states == NOW], here[states == RIGHT]),
             "so_far": auroc(so_far[states != RIGHT], so_far[states == RIGHT]),
             "log_likelihood": bernoulli(here, states == NOW) if name in BELIEFS else None,
+            "log_likelihood_states": log_likelihood(three(here, so_far), states) if name in BELIEFS else None,
             "log_likelihood_calibrated": bernoulli(calibrated(fitted, known == NOW, here), states == NOW),
             "caught_10": curve[SHARES.index(0.1)],
             "caught_20": curve[SHARES.index(0.2)],
@@ -129,6 +132,11 @@ def signals(arm: Arm, traces: Sequence[Seen]) -> tuple[Array, Array]:
     """The arm's two numbers for all steps of all traces."""
     found = [arm(seen) for seen in traces]
     return np.concatenate([signal.here for signal in found]), np.concatenate([signal.so_far for signal in found])
+
+
+def three(here: Array, so_far: Array) -> Array:
+    """Beliefs (steps, 3) in right, wrong earlier, wrong just now, from an arm's two probabilities."""
+    return np.stack([1 - so_far, so_far - here, here], axis=1)
 
 
 def bernoulli(predicted: Array, happened: NDArray[np.bool_]) -> float:

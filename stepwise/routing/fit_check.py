@@ -96,9 +96,14 @@ def held_out(traces: Sequence[FitTrace], bins: int, power: float = 1.0, *, seed:
 
 
 def calibration(predicted: Array, happened: NDArray[np.bool_], bins: int = 10) -> tuple[CalibrationBin, ...]:
-    """What share happened among predictions of about the same size, in bins of about as many each; (n,) both."""
+    """What share happened among predictions of about the same size, in bins that expect about as many each; (n,) both.
+
+    As what is foretold is rare, bins of as many predictions each would all but one lie near 0.
+    """
     order = np.argsort(predicted, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
+    expected = np.cumsum(predicted[order])
+    cuts = np.searchsorted(expected, expected[-1] * np.arange(1, bins) / bins)
+    parts = [part for part in np.split(order, cuts) if len(part)]
     return tuple(
         CalibrationBin(float(predicted[part].mean()), wilson(int(happened[part].sum()), len(part)), len(part))
         for part in parts
