@@ -229,13 +229,20 @@ def _step(step: Step, right: bool | None, draft_right: bool | None) -> FitStep:
     draft = step.discarded[0] if step.discarded else None if replaced else step
     return FitStep(
         drafted=draft is not None,
-        score=draft.score if draft else None,
+        score=_score_of(draft),
         draft_right=draft_right if step.discarded else None if replaced else right,
         replaced=replaced,
         strong_right=right if replaced else None,
         tokens=step.usage.generated_tokens or None,
         draft_tokens=(draft.usage.generated_tokens or None) if draft else None,
     )
+
+
+def _score_of(draft: Step | None) -> float | None:
+    """Its score; an empty draft cannot be scored and counts as 0.0, as it does for the filter."""
+    if draft is None:
+        return None
+    return 0.0 if draft.score is None and not draft.text.strip() else draft.score
 
 
 def _solved(trace: Trace) -> bool | None:

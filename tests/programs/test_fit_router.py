@@ -163,6 +163,8 @@ def test_a_label_of_the_first_error_does_not_do_for_traces_with_drafts_thrown_aw
     with pytest.raises(ValueError, match=r"drafts thrown away.*label traces of the policies never, always or random"):
         from_trace(trace, first_error=None, labelled=True)
     assert from_trace(trace).steps[0].score == 0.1
+    empty = dataclasses.replace(trace, steps=(Step("good", "strong", discarded=(Step("", "weak"),)),))
+    assert from_trace(empty).steps[0].score == 0.0
     with pytest.raises(ValueError, match=r"none of the lab's own.*--labels column"):
         from_lab_trace(trace)
 
