@@ -3,9 +3,11 @@
 Policies: a threshold on the score, TRIM's published rule, memoryless with the true prior of the step, the filtered
 belief with a threshold tau and with the optimal plan (exact), and the state itself. Worlds: "drawn", where the pair
 (least earlier score, current score) is drawn anew at every step, as in TRIM's POMDP; "carried", where the least earlier
-score is that of the solution's own steps, while the policies keep the tables of the first. --data is TRIM's published
-parameters as plain JSON; then the figures are compared with known ones. Without it, a stand-in with 10 bins.
-Writes frontier.json and frontier.html, with a plot for each world. All figures are of models, not of real traces.
+score is that of the solution's own steps, while the policies keep the tables of the first.
+
+--data is TRIM's published parameters as plain JSON; the figures, with the published hazard, are then compared with
+known ones. Without it, a stand-in with 10 bins and the hazard as it should be. All figures are of models, not of real
+traces. Writes frontier.json and frontier.html, with a plot for each world.
 """
 
 from __future__ import annotations
@@ -53,20 +55,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=1, help="of the simulation (default: %(default)s)")
     parser.add_argument(
-        "--corrected-hazard", action="store_true", help="count steps as they are, not as published (see the solver)"
+        "--corrected-hazard",
+        action="store_true",
+        help="with --data: count steps right, not as published (see the solver)",
     )
 
 
 @program(doc=__doc__, arguments=arguments, resumable=False)
 def main(run: Run) -> None:
     data, episodes, seed = run.args.data, run.args.episodes, run.args.seed
-    drawn = world_of(data, published_hazard=not run.args.corrected_hazard)
+    as_published = data is not None and not run.args.corrected_hazard
+    drawn = world_of(data, published_hazard=as_published)
     result: dict[str, Any] = {"data": "published" if data else "stand-in", "episodes": episodes, "worlds": {}}
     plots = []
     for world in (drawn, replace(drawn, kind="carried")):
         frontiers = measure(world, episodes, seed)
         checks = against_bounds(world, frontiers, episodes, seed)
-        if data and not run.args.corrected_hazard:
+        if as_published:
             checks += against_reference(world, frontiers)
         rows = {name: [frontier.at(calls) for calls in BUDGETS] for name, frontier in frontiers.items()}
         result["worlds"][world.kind] = {

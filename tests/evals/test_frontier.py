@@ -240,6 +240,16 @@ def test_the_benchmark_runs_without_data_and_its_checks_hold(tmp_path) -> None:
     assert "filter on pair, tau" in page
 
 
+@PUBLISHED
+@pytest.mark.slow
+def test_all_known_figures_are_reproduced_within_their_error(tmp_path) -> None:
+    assert main(["--data", str(DATA), "--out", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out" / "frontier.json").read_text())
+    checks = [check for here in result["worlds"].values() for check in here["checks"]]
+    assert len(checks) > 90
+    assert [check["what"] for check in checks if not check["held"]] == []
+
+
 def test_a_missing_file_is_a_clear_error(tmp_path, capsys) -> None:
     assert main(["--data", str(tmp_path / "none.json"), "--out", str(tmp_path / "out")]) == 2
     assert "no such file" in capsys.readouterr().err.replace("\n", " ")
