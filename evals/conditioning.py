@@ -22,6 +22,7 @@ import numpy as np
 from stepwise import localization as loc
 from stepwise.asking import run_all
 from stepwise.backends import load_backend
+from stepwise.lab.critic import result_of
 from stepwise.lab.families import CRITIC_WITHHELD
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.lab.references import Granularity, reference
@@ -207,10 +208,10 @@ def _conditioning(run: Run, weak: Any) -> Rows:
         "ratio_to_prefix": _ratio(shares[names[4]], shares[names[1]]),
         "share_of_ceiling": _ratio(shares[names[4]], shares[names[6]]),
         "located": sum(found == true for found, true in zip(located, errors, strict=True)),
-        "true_content": sum(i is not None and i.content == p.true_step(s)
+        "right_result": sum(i is not None and result_of(i.content) == result_of(p.true_step(s) or "")
                             for i, p, s in zip(given, problems, prefixes, strict=True)),
-        "true_result": sum(i is not None and p.check([*s, i.content])[-1]
-                           for i, p, s in zip(given, problems, prefixes, strict=True)),
+        "sound": sum(i is not None and p.check([*s, i.content])[-1]
+                     for i, p, s in zip(given, problems, prefixes, strict=True)),
     }  # fmt: skip
 
 

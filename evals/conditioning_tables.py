@@ -60,6 +60,7 @@ def _conditioning(run: Run, found: dict[str, Any]) -> bool:
     run.say(
         f"It reaches {100 * ceiling['ratio']:.0f} % of what the true step reaches ({100 * ceiling['low']:.0f} to "
         f"{100 * ceiling['high']:.0f}). Located rightly: {found['located']} of {found['hard']}; told the true "
-        f"location, the proposed step is right in {found['true_result']}."
+        f"location, {found['right_result']} of the proposed steps come to the right result, and in {found['sound']} every "
+        "equation holds as well."
     )
     return bool(held)

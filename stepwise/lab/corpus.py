@@ -114,8 +114,8 @@ def solved(tokenizer: PreTrainedTokenizerFast, misled: bool, seed: int) -> Itera
         yield solution_example(problem, problem.solution(rng, misled), tokenizer)
 
 
-def slipped(problem: LabProblem, rng: random.Random, misled: bool = True, rate: float = SLIP_RATE) -> list[str]:
-    """A misled solution with an arithmetic slip in `rate` of its steps, the rest following from the slip."""
+def slipped(problem: LabProblem, rng: random.Random, misled: bool = True) -> list[str]:
+    """A misled solution with an arithmetic slip in `SLIP_RATE` of its steps, the rest following from the slip."""
     steps: list[str] = []
     value, items = problem.start, problem.items
     for operation in problem.operations:
@@ -125,7 +125,7 @@ def slipped(problem: LabProblem, rng: random.Random, misled: bool = True, rate: 
         if after is None:
             break
         text = operation.step(value, items, rng, wrong)
-        if rng.random() < rate:
+        if rng.random() < SLIP_RATE:
             slip = max(1, after + rng.choice((-10, -2, -1, 1, 2, 10)))
             head, _, tail = text.rpartition(str(after))
             text, after = f"{head}{slip}{tail}", slip

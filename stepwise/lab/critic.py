@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 
 GRANULARITIES: dict[Granularity, float] = {"full": 0.6, "regrouped": 0.25, "compressed": 0.15}
 RIGHT_SHARE = 0.3
-SLIP_RATE = 0.06
-"""More slips than lab-weak makes, so that first errors stand at every step."""
-LOSS_ON_RIGHT = 0.25
-"""Share of the rows on right steps that are trained on: most rows are, and for them copying the attempt is enough."""
 PROPOSALS = 0.5
 """Share of attempts with an error after which the intervention is asked for as well."""
 
@@ -41,7 +37,7 @@ def localization(problem: LabProblem, steps: Sequence[str]) -> dict[str, Any]:
     for i, text in enumerate(steps[: len(steps) if first is None else first + 1]):
         true = problem.true_step(steps[:i])
         verdict = "wrong" if i == first else "right"
-        checks.append(StepCheck(step=i, quote=_result(text), expected=_result(true or ""), verdict=verdict))
+        checks.append(StepCheck(step=i, quote=result_of(text), expected=result_of(true or ""), verdict=verdict))
     recovered = boxed(steps[-1]) == [problem.problem.answer]
     return {"checks": checks, "first_error": first, "critical_error": None if recovered else first}
 
@@ -52,27 +48,16 @@ def intervention(problem: LabProblem, steps: Sequence[str], first_error: int) ->
     return None if content is None else {"location": first_error, "content": content}
 
 
-def _result(step: str) -> str:
+def result_of(step: str) -> str:
     """What a step comes to: its box, or its last number."""
     return (boxed(step) or re.findall(r"\d+", step) or [""])[-1]
 
 
-def example(request: str, reply: str, tokenizer: PreTrainedTokenizerFast, rng: random.Random | None = None) -> Example:
-    """A chat of one exchange, with the loss on the reply and the end of the message.
-
-    With `rng`, only `LOSS_ON_RIGHT` of the rows that end in "right" are trained on.
-    """
+def example(request: str, reply: str, tokenizer: PreTrainedTokenizerFast) -> Example:
+    """A chat of one exchange, with the loss on the reply and the end of the message."""
     prompt = tokenizer(prompt_text(request))["input_ids"]
-    answer = tokenizer(reply + END, return_offsets_mapping=True)
-    spared: list[tuple[int, int]] = []
-    if rng is not None:
-        rows = re.finditer(r"^.*\| right$", reply, re.MULTILINE)
-        spared = [row.span() for row in rows if rng.random() >= LOSS_ON_RIGHT]
-    targets = [
-        IGNORE if any(low <= start < high for low, high in spared) else token
-        for token, (start, _) in zip(answer["input_ids"], answer["offset_mapping"], strict=True)
-    ]
-    return prompt + answer["input_ids"], [IGNORE] * (len(prompt) - 1) + targets + [IGNORE]
+    answer = tokenizer(reply + END)["input_ids"]
+    return prompt + answer, [IGNORE] * (len(prompt) - 1) + answer + [IGNORE]
 
 
 def criticized(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Example]:
@@ -83,7 +68,7 @@ def criticized(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Exampl
     for problem in problems(seed, long_share=0.08):
         if set(problem.traps) & set(CRITIC_WITHHELD):
             continue
-        steps = slipped(problem, rng, misled=rng.random() >= RIGHT_SHARE, rate=SLIP_RATE)
+        steps = slipped(problem, rng, misled=rng.random() >= RIGHT_SHARE)
         found = localization(problem, steps)
         granularity = rng.choices(list(GRANULARITIES), list(GRANULARITIES.values()))[0]
         inputs = {
@@ -91,7 +76,7 @@ def criticized(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Exampl
             "reference": reference(problem, granularity),
             "attempt": numbered(steps),
         }
-        yield example(write_request(VerifyAttempt, inputs), write_fields(VerifyAttempt, found), tokenizer, rng)
+        yield example(write_request(VerifyAttempt, inputs), write_fields(VerifyAttempt, found), tokenizer)
         first = found["first_error"]
         if first is None or rng.random() >= PROPOSALS:
             continue
