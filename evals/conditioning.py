@@ -110,13 +110,13 @@ def _localization(run: Run, weak: Any) -> Rows:
     rows: Rows = {}
     for granularity in GRANULARITIES:
         outcomes = _by_critic(run, attempts, granularity)
-        rows[f"lab-critic, {granularity} reference"] = _counted(outcomes, attempts)
+        rows[f"lab-critic, {granularity}"] = _counted(outcomes, attempts)
         if granularity == "full":
             for name, kept in _strata(attempts).items():
                 part = [(o, a) for o, a in zip(outcomes, attempts, strict=True) if kept(a)]
                 rows[f"  {name}"] = _counted([o for o, _ in part], [a for _, a in part])
     long = _attempts(run, weak, "test-long", seed=33)
-    rows["lab-critic, problems of 9 and 10 operations"] = _counted(_by_critic(run, long), long)
+    rows["lab-critic, 9, 10 operations"] = _counted(_by_critic(run, long), long)
     rows |= _baselines(run, attempts, tuning)
     return rows
 
@@ -127,11 +127,9 @@ def _strata(attempts: Sequence[Attempt]) -> dict[str, Callable[[Attempt], bool]]
         return a.lab.operations[a.first_error].family if is_operation and a.first_error is not None else ""
 
     return {
-        "no withheld family in the problem": lambda a: not set(a.lab.traps) & set(CRITIC_WITHHELD),
-        "a withheld family in the problem": lambda a: bool(set(a.lab.traps) & set(CRITIC_WITHHELD)),
-        "first error of a withheld family (or right)": lambda a: (
-            a.first_error is None or trap_at_error(a) in CRITIC_WITHHELD
-        ),
+        "no withheld trap": lambda a: not set(a.lab.traps) & set(CRITIC_WITHHELD),
+        "with a withheld trap": lambda a: bool(set(a.lab.traps) & set(CRITIC_WITHHELD)),
+        "first error in one, or right": lambda a: a.first_error is None or trap_at_error(a) in CRITIC_WITHHELD,
     }
 
 
@@ -147,7 +145,7 @@ def _baselines(run: Run, attempts: Sequence[Attempt], tuning: Sequence[Attempt])
     guess = loc.best_constant(tuned)
     return {
         f"scorer, below {threshold:.2f}": _counted(by_score, attempts),
-        "first number absent from the reference": _counted([loc.absent_number(e) for e in examples], attempts),
+        "number not in the reference": _counted([loc.absent_number(e) for e in examples], attempts),
         f"always step {guess}": _counted([loc.constant_guess(guess)(e) for e in examples], attempts),
         "random": _counted([loc.random_guess(0)(e) for e in examples], attempts),
     }
@@ -189,11 +187,11 @@ def _conditioning(run: Run, weak: Any) -> Rows:
     places: dict[str, list[list[str]]] = {
         "problem only": [[] for _ in hard],
         "+ correct prefix": prefixes,
-        "+ prefix and the original wrong step": [a.steps[: e + 1] for a, e in zip(hard, errors, strict=True)],
-        "+ prefix and a resampled step": [s[0][: e + 1] for s, e in zip(again, errors, strict=True)],
-        "+ prefix and the proposed intervention": [_applied(a, i) for a, i in zip(hard, own, strict=True)],
-        "  the same, told the true location": [_applied(a, i) for a, i in zip(hard, given, strict=True)],
-        "+ prefix and the true step": [[*p, lab.true_step(p) or ""] for p, lab in zip(prefixes, problems, strict=True)],
+        "+ prefix, original wrong step": [a.steps[: e + 1] for a, e in zip(hard, errors, strict=True)],
+        "+ prefix, resampled step": [s[0][: e + 1] for s, e in zip(again, errors, strict=True)],
+        "+ prefix, intervention": [_applied(a, i) for a, i in zip(hard, own, strict=True)],
+        "  told the true location": [_applied(a, i) for a, i in zip(hard, given, strict=True)],
+        "+ prefix, true step": [[*p, lab.true_step(p) or ""] for p, lab in zip(prefixes, problems, strict=True)],
     }
     solved = {
         name: np.array([[right(p, s) for s in found] for p, found in zip(problems, made, strict=True)])

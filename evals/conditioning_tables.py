@@ -23,16 +23,25 @@ def _critic(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _localization(run: Run, rows: dict[str, Any]) -> None:
+    def interval(r: dict[str, Any]) -> str:
+        return "" if r["interval"] is None else "{:.0f} to {:.0f}".format(*r["interval"])
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{value:.1f}"
+
     table(
         run,
         "First errors of lab-weak's own attempts at held-out problems, in percent",
-        ("", "F1", "95 %", "found", "cleared", "wrong", "right", "failed", "tokens"),
+        ("", "F1", "95 %", "found", "cleared", "of"),
         [
-            (name, r["f1"], "" if r["interval"] is None else "{:.1f} to {:.1f}".format(*r["interval"]), r["acc_err"],
-             r["acc_cor"], r["wrong"], r["right"], r["failed"], r["tokens"])
+            (name, percent(r["f1"]), interval(r), percent(r["acc_err"]), percent(r["acc_cor"]), r["wrong"] + r["right"])
             for name, r in rows.items()
         ],
-    )  # fmt: skip
+    )
+    asked = [r for r in rows.values() if r["calls"]]
+    calls, tokens, failed = (sum(r[key] for r in asked) for key in ("calls", "tokens", "failed"))
+    run.say(f"found: share of wrong attempts whose first error was named; cleared: share of right ones, passed. "
+            f"Tokens per call of lab-critic: {tokens / max(1, calls):.0f}; failures: {failed}.")  # fmt: skip
 
 
 def _conditioning(run: Run, found: dict[str, Any]) -> bool:
@@ -60,7 +69,7 @@ def _conditioning(run: Run, found: dict[str, Any]) -> bool:
     run.say(
         f"It reaches {100 * ceiling['ratio']:.0f} % of what the true step reaches ({100 * ceiling['low']:.0f} to "
         f"{100 * ceiling['high']:.0f}). Located rightly: {found['located']} of {found['hard']}; told the true "
-        f"location, {found['right_result']} of the proposed steps come to the right result, and in {found['sound']} every "
-        "equation holds as well."
+        f"location, {found['right_result']} of the proposed steps come to the right result; in {found['sound']} of "
+        "these every equation holds."
     )
     return bool(held)
