@@ -1,0 +1,86 @@
+"""lab-critic's corpus, and the adapter that ships."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from stepwise.lab import card, generate, model_path
+from stepwise.lab.critic import criticized, intervention, localization
+from stepwise.lab.families import CRITIC_WITHHELD
+
+dspy = pytest.importorskip("dspy")
+
+
+def attempts(n: int, start: int = 0) -> list[tuple]:
+    """Misled attempts at held-out problems that do end wrong."""
+    found = []
+    for problem in generate("test", 4 * n, start=start):
+        steps = problem.solution(random.Random(problem.problem.id), misled=True)
+        if problem.first_error(steps) is not None:
+            found.append((problem, steps, problem.first_error(steps)))
+    return found[:n]
+
+
+def test_the_truth_it_is_taught_agrees_with_the_checker() -> None:
+    for problem, steps, first in attempts(20):
+        found = localization(problem, steps)
+        assert found["first_error"] == first
+        assert [row.step for row in found["checks"]] == list(range(first + 1))
+        assert [row.verdict for row in found["checks"]] == ["right"] * first + ["wrong"]
+        assert all((row.quote == row.expected) == (row.verdict == "right") for row in found["checks"])
+        proposed = intervention(problem, steps, first)
+        assert proposed is not None
+        assert problem.check([*steps[:first], proposed["content"]])[-1]
+
+
+def test_a_right_attempt_has_no_error_and_one_that_recovers_no_critical_one() -> None:
+    problem = generate("test", 1)[0]
+    steps = problem.solution(random.Random(0))
+    found = localization(problem, steps)
+    assert (found["first_error"], found["critical_error"]) == (None, None)
+    assert {row.verdict for row in found["checks"]} == {"right"}
+    recovered = [*steps[:-1]]
+    recovered[0] = recovered[0].replace(" = ", " = 9")
+    wrong_early = localization(problem, [*recovered, steps[-1]])
+    assert wrong_early["first_error"] == 0
+    assert wrong_early["critical_error"] is None  # the box holds the right answer all the same
+
+
+def test_withheld_families_never_come_in_its_corpus_and_the_loss_is_on_replies_alone() -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_path("lab-weak", "safetensors"))
+    for ids, targets in itertools.islice(criticized(tokenizer, seed=4), 60):
+        text = tokenizer.decode(ids)
+        reply = tokenizer.decode([target for target in targets if target >= 0])
+        assert reply.startswith(("#checks:", "#location:"))
+        assert text.endswith(reply)
+        assert "percent" not in text
+    assert set(CRITIC_WITHHELD) == {"percent", "half_again"}
+
+
+def test_the_shipped_adapter_finds_first_errors_and_its_steps_come_to_the_right_result() -> None:
+    from stepwise import Config, ErrorLocalizer, InterventionProposer
+    from stepwise.asking import run_all
+    from stepwise.lab.critic import result_of
+
+    config = Config.lab()
+    localizer, proposer = ErrorLocalizer.from_config(config), InterventionProposer.from_config(config)
+    wrong = attempts(24, start=300)
+    found = run_all(localizer, [{"problem": p.problem, "steps": s} for p, s, _ in wrong])
+    assert all(made.failure is None for made in found)
+    assert sum(made.first_error == first for made, (_, _, first) in zip(found, wrong, strict=True)) >= 17  # 70 %
+    asked = [{"problem": p.problem, "steps": s, "first_error": first} for p, s, first in wrong]
+    steps = [made.intervention for made in run_all(proposer, asked)]
+    results = [
+        step.location == first and result_of(step.content) == result_of(p.true_step(s[:first]) or "")
+        for step, (p, s, first) in zip(steps, wrong, strict=True)
+    ]
+    assert sum(results) >= 12
+
+
+def test_its_card_says_what_it_is_an_adapter_of() -> None:
+    assert card("lab-critic")["starts from"] == "lab-weak"
+    assert model_path("lab-critic").name == "adapter.gguf"
