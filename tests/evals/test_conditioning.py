@@ -31,4 +31,4 @@ def test_it_measures_every_arm_on_held_out_problems_and_goes_on_where_it_was(tmp
     capsys.readouterr()
     main([*arguments])
     assert (tmp_path / "out" / "parts.jsonl").read_text() == before
-    assert "should be at least 3" in capsys.readouterr().out.replace("\n", " ")
+    assert "should be at least 3" in " ".join(capsys.readouterr().out.split())
