@@ -48,7 +48,12 @@ def question_and_reference(problem: Problem | str, reference: str | None) -> tup
         reference = problem.reference
     if not isinstance(reference, str | None):
         raise DataError(f"reference is {reference!r}; give the text of a right solution, or None")
-    return encodable(question), encodable(reference) if reference is not None and reference.strip() else None
+    return _lines(question), _lines(reference) if reference is not None and reference.strip() else None
+
+
+def _lines(text: str) -> str:
+    """`text` with one kind of line end, so that what a format does at line beginnings misses none."""
+    return "\n".join(encodable(text).splitlines())
 
 
 def fitting(signature: Any, given: dict[str, Any]) -> Any:
