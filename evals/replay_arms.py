@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +16,9 @@ from stepwise.routing.belief import ObservationLaw, StepFilter
 from stepwise.routing.fit_check import POWERS, log_likelihood
 from stepwise.routing.fit_data import EARLIER, NOW, RIGHT, FitTrace
 from stepwise.routing.fit_em import smoothed, tempered
+from stepwise.routing.kernel_law import BINS, kernel_law, law_from
 
 Array = NDArray[np.float64]
-_BINS = 20  # as published
 
 
 class Seen(NamedTuple):
@@ -53,39 +52,14 @@ def law_of(traces: Sequence[Seen], *, pair: bool = False, smoothing: str = "kern
     """
     states = np.concatenate([t.states for t in traces])
     scores, least = np.concatenate([t.scores for t in traces]), np.concatenate([t.least for t in traces])
-    points = np.stack([least, scores] if pair else [scores])
-    inner = np.arange(1, _BINS) / _BINS
     if smoothing == "kernel":
-        rows = np.stack([_kernel(points[:, states == s]) for s in (RIGHT, EARLIER, NOW)])
-    else:
-        column = np.searchsorted(inner, scores, side="right")
-        column = column + _BINS * np.searchsorted(inner, least, side="right") if pair else column
-        size = _BINS ** len(points)
-        counts = np.stack([np.bincount(column[states == s], minlength=size) for s in (RIGHT, EARLIER, NOW)])
-        rows = smoothed(counts.astype(float), size)
-    return _as_law(rows, pair)
-
-
-def _kernel(points: Array) -> Array:
-    """Density of `points` (1 or 2, n) at the middles of the bins, current score running fastest, adding up to 1."""
-    size, n = points.shape
-    bandwidth = np.atleast_2d(np.cov(points)) * n ** (-2 / (size + 4)) + 1e-6 * np.eye(size)
-    inverse = np.linalg.inv(bandwidth)
-    middles = (np.arange(_BINS) + 0.5) / _BINS
-    grid = np.stack([axis.ravel() for axis in np.meshgrid(*[middles] * size, indexing="ij")])
-    density = np.zeros(grid.shape[1])
-    for signs in product(*[((1, 0), (-1, 0), (-1, 2))] * size):
-        mirrored = np.stack([sign * row + shift for (sign, shift), row in zip(signs, points, strict=True)])
-        gaps = grid[:, :, None] - mirrored[:, None, :]
-        density += np.exp(-0.5 * np.einsum("igs,ij,jgs->gs", gaps, inverse, gaps)).sum(axis=1)
-    density += 1e-9 * density.sum()  # where no point is near, every state is as likely as another
-    result: Array = density / density.sum()
-    return result
-
-
-def _as_law(rows: Array, pair: bool) -> ObservationLaw:
-    first, second, third = (tuple(row.tolist()) for row in rows)
-    return ObservationLaw(tuple(i / _BINS for i in range(_BINS + 1)), (first, second, third), pair)
+        return kernel_law(scores, states, least if pair else None)
+    inner = np.arange(1, BINS) / BINS
+    column = np.searchsorted(inner, scores, side="right")
+    column = column + BINS * np.searchsorted(inner, least, side="right") if pair else column
+    size = BINS**2 if pair else BINS
+    counts = np.stack([np.bincount(column[states == s], minlength=size) for s in (RIGHT, EARLIER, NOW)])
+    return law_from(smoothed(counts.astype(float), size), pair)
 
 
 def given_least(law: ObservationLaw) -> ObservationLaw:
@@ -93,7 +67,7 @@ def given_least(law: ObservationLaw) -> ObservationLaw:
     score is as likely in every state: so a filter learns of the state from the current score alone, in its light.
     """
     rows = np.asarray(law.rows).reshape(3, law.bins, law.bins)
-    return _as_law((rows / rows.sum(axis=2, keepdims=True) / law.bins).reshape(3, -1), pair=True)
+    return law_from((rows / rows.sum(axis=2, keepdims=True) / law.bins).reshape(3, -1), pair=True)
 
 
 def p_weak_of(traces: Sequence[Seen]) -> float:
@@ -145,7 +119,7 @@ def best_power(traces: Sequence[Seen], smoothing: str) -> float:
 
 
 def _weakened(law: ObservationLaw, power: float) -> ObservationLaw:
-    return _as_law(tempered(np.asarray(law.rows), power), pair=False)
+    return law_from(tempered(np.asarray(law.rows), power), pair=False)
 
 
 def _drop(seen: Seen) -> Signal:
@@ -195,9 +169,9 @@ def worlds(traces: Sequence[Seen], n: int, seed: int) -> dict[str, list[Seen]]:
         first = int(wrong[0]) if len(wrong) else length
         at = np.arange(length)
         states = np.where(at < first, RIGHT, np.where(at == first, NOW, EARLIER))
-        low, current = np.asarray([divmod(int(rng.choice(_BINS**2, p=pair[s])), _BINS) for s in states]).T
+        low, current = np.asarray([divmod(int(rng.choice(BINS**2, p=pair[s])), BINS) for s in states]).T
         drawn[WORLDS[0]].append(Seen(_within(rng, current), _within(rng, low), states))
-        scores = _within(rng, np.asarray([int(rng.choice(_BINS, p=score[s])) for s in states]))
+        scores = _within(rng, np.asarray([int(rng.choice(BINS, p=score[s])) for s in states]))
         drawn[WORLDS[1]].append(Seen(scores, _least(scores), states))
     return drawn
 
@@ -212,7 +186,7 @@ def _shares(law: ObservationLaw) -> Array:
 
 
 def _within(rng: np.random.Generator, bins: NDArray[np.int64]) -> Array:
-    return np.asarray((bins + rng.random(len(bins))) / _BINS)
+    return np.asarray((bins + rng.random(len(bins))) / BINS)
 
 
 def _least(scores: Array) -> Array:

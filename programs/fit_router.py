@@ -217,6 +217,11 @@ def show(run: Run, found: RouterFit) -> None:
             f"On held-out problems: log-likelihood {held.log_likelihood:.3f} nats per draft ({held.without_scores:.3f} "
             f"without scores), AUROC of the belief in wrong just now {held.auroc:.3f}."
         )
+        if pair := card.held_out_pair:
+            run.say(
+                f"There the memoryless belief on (least earlier score, score) has log-likelihood "
+                f"{pair.log_likelihood:.3f} and AUROC {pair.auroc:.3f}."
+            )
         svg = calibration_svg(held.calibration, "Calibration on held-out problems")
         run.path("calibration.svg").write_text(svg, encoding="utf-8")
     else:

@@ -195,7 +195,7 @@ def fit_router(
     Raises `DataError` where there is too little data (the message says what is missing), where a draft has no score,
     and where labels are missing and the rest cannot make up for them.
     """
-    from stepwise.routing.fit_check import bootstrap, choose_bins, choose_power, compare_difficulty, held_out
+    from stepwise.routing.fit_check import bootstrap, choose_bins, choose_power, compare_difficulty, held_out, pair_law
 
     if p_strong is not None and not 0 <= p_strong <= 1:
         raise DataError(f"p_strong is {p_strong!r}; a probability lies in [0, 1]")
@@ -231,9 +231,11 @@ def fit_router(
         lag_correlation=lag_correlation(labelled),
         power=power,
         held_out=held_out(labelled, bins, power, seed=seed) if measurable else None,
+        held_out_pair=held_out(labelled, bins, seed=seed, pair=True) if measurable else None,
         difficulty=compare_difficulty(labelled, difficulty, seed=seed) if measurable and difficulty > 1 else None,
     )
-    return RouterFit(found.p_weak, (found.p_strong,), found.hazard, found.law, found.tokens_per_step, card)
+    pair = pair_law(labelled) if measurable else None
+    return RouterFit(found.p_weak, (found.p_strong,), found.hazard, found.law, found.tokens_per_step, card, pair)
 
 
 def check_enough(traces: Sequence[FitTrace], *, p_strong: float | None = None, recovery: float | None = None) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.routing.belief import StepFilter
+from stepwise.routing.belief import ObservationLaw, StepFilter
 from stepwise.routing.fit import Estimate, estimate
 from stepwise.routing.fit_data import NOW, RIGHT, FitTrace
 from stepwise.routing.fit_em import pad
+from stepwise.routing.kernel_law import kernel_law
 from stepwise.routing.metrics import Interval, wilson
 from stepwise.routing.router_fit import CalibrationBin, Difficulty, HeldOut
 
@@ -40,19 +41,35 @@ def beliefs_of(found: StepFilter, trace: FitTrace, scored: bool = True) -> tuple
     return beliefs[drafted], np.asarray(trace.states)[drafted]
 
 
-def filter_of(found: Estimate) -> StepFilter:
-    """The filter on the current score with these parameters."""
+def filter_of(found: Estimate, pair: ObservationLaw | None = None) -> StepFilter:
+    """The filter on the current score with these parameters; with the law of a `pair`, the memoryless belief."""
     strong = found.p_strong if found.p_strong == found.p_strong else 1.0  # without strong steps it is never asked
+    if pair is not None:
+        return StepFilter(pair, found.p_weak, (strong,), "memoryless")
     return StepFilter(found.law, found.p_weak, (strong,))
 
 
+def pair_law(traces: Sequence[FitTrace]) -> ObservationLaw:
+    """The law of (least earlier score, score) in labelled traces, by kernels; a strong step has no score of its own."""
+    seen = []
+    for trace in traces:
+        least = 1.0
+        for step, state in zip(trace.steps, trace.states, strict=True):
+            if step.score is not None:
+                seen.append((step.score, least, state))
+                least = least if step.replaced else min(least, step.score)
+    scores, earlier, states = np.asarray(seen).T
+    return kernel_law(scores, states.astype(np.int64), earlier)
+
+
 def _predicted(
-    traces: Sequence[FitTrace], bins: int, seed: int, *, power: float = 1.0, scored: bool = True
+    traces: Sequence[FitTrace], bins: int, seed: int, *, power: float = 1.0, scored: bool = True, pair: bool = False
 ) -> tuple[Array, NDArray[np.int64]]:
     """Beliefs and true states of all drafts, each from a fit on other problems."""
     beliefs, states = [], []
     for fitted_on, measured_on in folds(traces, seed):
-        made = filter_of(estimate(fitted_on, bins=bins, tokens_per_step=1.0, max_steps=10**6, power=power))
+        found = estimate(fitted_on, bins=bins, tokens_per_step=1.0, max_steps=10**6, power=power)
+        made = filter_of(found, pair_law(fitted_on) if pair else None)
         for trace in measured_on:
             b, z = beliefs_of(made, trace, scored)
             beliefs.append(b)
@@ -77,13 +94,15 @@ def choose_power(traces: Sequence[FitTrace], bins: int, *, seed: int = 0) -> flo
     return best if gains[best] > gains[1.0] + _WORTH else 1.0
 
 
-def held_out(traces: Sequence[FitTrace], bins: int, power: float = 1.0, *, seed: int = 0) -> HeldOut:
-    """The filter on labelled traces, each measured with a fit on the problems of other folds.
+def held_out(
+    traces: Sequence[FitTrace], bins: int, power: float = 1.0, *, seed: int = 0, pair: bool = False
+) -> HeldOut:
+    """The filter (with `pair`, the memoryless belief) on labelled traces, each with a fit on problems of other folds.
 
     The power, and the number of bins where that was chosen, were chosen on the same traces in other folds, which
     flatters it a little.
     """
-    beliefs, states = _predicted(traces, bins, seed + 1, power=power)
+    beliefs, states = _predicted(traces, bins, seed + 1, power=power, pair=pair)
     prior, _ = _predicted(traces, bins, seed + 1, scored=False)
     now = beliefs[:, NOW]
     return HeldOut(

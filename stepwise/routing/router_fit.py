@@ -70,6 +70,7 @@ class FitCard:
         intervals: 95 % bootstrap over problems: p_weak, p_strong, steps, tokens_per_step, auroc (wrong just now against
             right, of the score alone).
         lag_correlation: of neighbouring scores in the state "right"; the model takes it for 0.
+        held_out: of the filter with `law`; `held_out_pair`: of the memoryless belief with `pair_law`.
         power: that the likelihood ratios of the law were raised to; below 1 where scores of a trace repeat one another.
     """
 
@@ -87,6 +88,7 @@ class FitCard:
     lag_correlation: float | None
     power: float = 1.0
     held_out: HeldOut | None = None
+    held_out_pair: HeldOut | None = None
     difficulty: Difficulty | None = None
 
     def check(self, *, weak: str, strong: str, scorer: str) -> None:
@@ -103,7 +105,8 @@ class FitCard:
 class RouterFit:
     """Parameters of the routing POMDP with the card of their fit. Plain JSON by `save` and `load`.
 
-    `hazard[k]` = P(a solution has k steps | at least k), its last entry 1; `law`: of the current score.
+    `hazard[k]` = P(a solution has k steps | at least k), its last entry 1; `law`: of the current score, for a filter;
+    `pair_law`: of (least earlier score, score), for a memoryless belief, None where labels were too few.
     """
 
     p_weak: float
@@ -112,6 +115,7 @@ class RouterFit:
     law: ObservationLaw
     tokens_per_step: float
     card: FitCard
+    pair_law: ObservationLaw | None = None
 
     def __post_init__(self) -> None:
         self.pomdp()  # its checks are ours

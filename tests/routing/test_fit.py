@@ -269,6 +269,17 @@ def test_laws_are_tempered_where_scores_repeat_one_another_and_only_there(fitted
     assert bins == pytest.approx(np.diff(np.log(rows[0] / rows[2])) / 2)
 
 
+def test_the_pair_is_fitted_too_and_helps_a_memoryless_belief_where_scores_are_independent(fitted: RouterFit) -> None:
+    assert fitted.pair_law is not None
+    assert fitted.pair_law.pair
+    made = StepFilter(fitted.pair_law, fitted.p_weak, fitted.p_strong, "memoryless")
+    after_low, after_high = made.beliefs([0.1, 0.1])[1], made.beliefs([0.9, 0.1])[1]
+    assert after_low[1] > after_high[1]
+    assert after_low[2] < after_high[2]
+    assert fitted.card.held_out_pair.log_likelihood > fitted.card.held_out.without_scores + 0.2
+    assert fitted.card.held_out_pair.log_likelihood < fitted.card.held_out.log_likelihood
+
+
 def test_calibration_bins_hold_all_predictions_and_likelihood_rewards_the_truth() -> None:
     predicted = np.linspace(0, 1, 101)
     bins = calibration(predicted, predicted > 0.5)
