@@ -81,7 +81,7 @@ def asked(module: Any, **item: Any) -> Any:
     try:
         return module(**item)
     except LMError as error:
-        raise BackendError(f"models.critic was asked and failed: {error}") from error
+        raise BackendError(f"models.critic was asked and failed: {str(error).strip().splitlines()[0]}") from error
 
 
 def notes(attempt: Attempt, found: Any) -> list[str]:

@@ -188,7 +188,8 @@ def _checked(answer: Answer, texts: list[str]) -> dspy.Prediction:
     critical = made.critical_error
     if critical is not None and (first is None or critical < first):
         warnings.append(f"critical_error is {_named(critical)}, but first_error {_named(first)}")
-    reason = next((f"{row.quote} should be {row.expected}" for row in rows if row.step == first), "")
+    wrong = (row for row in rows if row.step == first and row.verdict == "wrong")
+    reason = next((f"{row.quote} should be {row.expected}" for row in wrong), "")
     return _located(first, made.critical_error, verdicts, list(made.checks), reason, warnings=warnings)
 
 

@@ -51,8 +51,8 @@ def _verdicts(steps: Sequence[str], found: Any) -> Iterator[RenderableType]:
         score = f"  {scores[index]:.2f}" if scores else ""
         yield printable(f"{mark} step {index}  {word}{score}", style)
         yield Padding(printable(step, "" if index == first or known else "dim"), _INDENT, expand=False)
-        if index in checks and word != "right":
-            row = checks[index]
+        row = checks.get(index)
+        if row is not None and row.verdict == "wrong":
             yield Padding(printable(f"it says {row.quote}; it should be {row.expected}", style), _INDENT, expand=False)
         elif index == first and found.localization.reason:
             yield Padding(printable(found.localization.reason, style), _INDENT, expand=False)

@@ -52,10 +52,11 @@ def test_results_keep_the_order_and_a_failing_item_stops_no_other(way: str) -> N
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("method", "calls"), [("one_pass", 12), ("vote", 36)])
 def test_no_more_calls_are_in_flight_than_concurrency_allows(way: str, method: Any, calls: int) -> None:
-    lm = MeasuredLM(marked, seconds=0.01)
+    lm = MeasuredLM(marked, seconds=0.05)
     found = all_of(way, ErrorLocalizer(lm, method, samples=3), [item(str(i % 9)) for i in range(12)], concurrency=4)
     assert [made.first_error for made in found] == [i % 9 for i in range(12)]
-    assert (lm.most, len(lm.calls)) == (4, calls)
+    assert 2 <= lm.most <= 4
+    assert len(lm.calls) == calls
 
 
 @pytest.mark.parametrize("way", WAYS)

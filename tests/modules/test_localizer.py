@@ -183,6 +183,7 @@ def test_of_a_reply_that_contradicts_itself_first_error_counts_and_a_warning_say
     said = reply.split("#first_error: ")[1].splitlines()[0]
     assert str(found.first_error) == said.replace("none", "None")
     assert found.verdicts == verdicts
+    assert "1 should be 1" not in found.localization.reason
     assert [text[: len(warning)] for text in found.warnings] == [warning]
     assert found.failure is None
 
