@@ -74,8 +74,9 @@ class Step:
     `author` is the role in the config ("weak", "strong", "intervention", or any model's name); the model's name is in
     `usage`. `score` is the scorer's probability that the step is correct, in [0, 1], None where it was not scored.
     `token_ids` are the ids that `usage.model` itself sampled, blank line included, empty where they are not known.
-    `discarded` holds the drafts that were thrown away for this step, first to last; `decision` says what the policy did
-    and why.
+    `discarded` holds the drafts that were thrown away for this step, first to last; `evidence` what models wrote for the
+    policy to decide on (a glimpse at the first token, samples to compare, a rating), which never stood for the step;
+    `decision` says what the policy did and why.
     """
 
     text: str
@@ -85,6 +86,7 @@ class Step:
     token_ids: tuple[int, ...] = ()
     discarded: tuple[Step, ...] = ()
     decision: str = ""
+    evidence: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -92,8 +94,8 @@ class Trace:
     """One attempt at a problem. `finish` says how it ended: "" while it is open, "answer" when a box was closed.
 
     `scorer_usage` is what scoring this trace cost; `note` names what went wrong where something did. `abandoned` holds
-    the drafts of a step that never came to be (it was empty, or a model failed at it), so that what they cost is not
-    lost.
+    the drafts of a step that never came to be (it was empty, or a model failed at it) and the evidence on it, so that
+    what they cost is not lost.
     """
 
     problem: Problem

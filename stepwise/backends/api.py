@@ -20,13 +20,15 @@ _LONGEST_WAIT = 60.0
 
 class Choice(NamedTuple):
     """One sample: `ended` is how the server says it ended, `stopped` the stop string it names (None: it does not say,
-    "" where it says that none was met, as vLLM does); `logprobs` None where there are none.
+    "" where it says that none was met, as vLLM does); `logprobs` and those of the likeliest tokens, `top`, None where
+    there are none.
     """
 
     text: str
     ended: str
     stopped: str | None
     logprobs: tuple[float, ...] | None
+    top: tuple[tuple[float, ...], ...] | None = None
 
 
 class Answer(NamedTuple):
@@ -210,7 +212,15 @@ def _choice(choice: Any) -> Choice | None:
     stopped = said if isinstance(said, str) else None if said is False else ""
     content = getattr(getattr(choice, "logprobs", None), "content", None)
     logprobs = tuple(float(entry.logprob) for entry in content) if content else None
-    return Choice(text, choice.finish_reason or "stop", stopped, logprobs)
+    return Choice(text, choice.finish_reason or "stop", stopped, logprobs, _top(content))
+
+
+def _top(content: Any) -> tuple[tuple[float, ...], ...] | None:
+    """Log-probabilities of the likeliest tokens at each position, likeliest first, as far as a chat answer has them."""
+    rows = [getattr(entry, "top_logprobs", None) for entry in content or ()]
+    if not rows or not all(rows):
+        return None
+    return tuple(tuple(sorted((float(one.logprob) for one in row), reverse=True)) for row in rows if row)
 
 
 def _passing(error: BaseException | None) -> bool:

@@ -41,7 +41,8 @@ class Request:
     `stop="step"` ends at the first blank line, `"solution"` at the final answer or the end of the message. `n` samples
     are drawn; the random numbers of sample i depend on (`seed`, i) alone, not on what else is in the batch (the logits
     do, in their last digits). `temperature=0` is greedy. `top_p=1` and `top_k=0` switch truncation off. `max_tokens`
-    bounds the tokens of this continuation.
+    bounds the tokens of this continuation. `top_logprobs`: of how many of the likeliest tokens the log-probability is
+    told at each position (needs the capability `logprobs`); 20 is what the common servers give at most.
     """
 
     problem: Problem
@@ -53,6 +54,7 @@ class Request:
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0)
+    top_logprobs: int = Field(default=0, ge=0, le=20)
 
 
 def check_question(request: Request) -> None:
@@ -67,7 +69,8 @@ class Continuation:
 
     `text` has no blank line at its end. `token_ids` are the ids as sampled, the blank line's or the end-of-sequence
     token's included; `logprobs` (natural log, one per id, of the untempered and untruncated distribution) where the
-    backend has them. `finish`: "step" at a blank line; "answer" once a box is closed; "eos" at the end of the message
+    backend has them. `top_logprobs` (of the same distribution, likeliest first) has an entry for each token drawn, those
+    cut off included; None where they were not asked for or are not known. `finish`: "step" at a blank line; "answer" once a box is closed; "eos" at the end of the message
     without a box; "length"; "repeat" where the text repeats itself; "error", with what happened in `error`.
     """
 
@@ -79,6 +82,7 @@ class Continuation:
     logprobs: tuple[float, ...] | None = None
     usage: Usage = Usage()
     error: str = ""
+    top_logprobs: tuple[tuple[float, ...], ...] | None = None
 
 
 @runtime_checkable

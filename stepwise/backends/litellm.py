@@ -102,7 +102,7 @@ class LiteLLMBackend:
         found = self.findings
         return Capabilities(
             prefill=found.continuation != "prompt",
-            logprobs=found.logprobs,
+            logprobs=found.logprobs and found.continuation != "raw",  # raw answers have another shape
             grammar=found.schema,
             batch=self.config.sequences > 1,
             adapters=self.config.adapter is not None,
@@ -212,7 +212,8 @@ class LiteLLMBackend:
             choice, usage = answer.choices[0], usage + answer.usages[0]
             read = self._read(request, choice)
         logprobs = choice.logprobs if choice.text == read.text else None  # of what was cut off they would be wrong
-        return Continuation(number, sample, read.text, read.finish, (), logprobs, usage)
+        top = choice.top if request.top_logprobs and not _THINKING.match(choice.text) else None
+        return Continuation(number, sample, read.text, read.finish, (), logprobs, usage, top_logprobs=top)
 
     def _ask(self, request: Request, samples: range, *, stop: bool) -> Answer:
         """One call for `samples`."""
@@ -245,7 +246,7 @@ class LiteLLMBackend:
             return _clean(prompt), body
         how = found.prefill
         if found.logprobs:
-            body |= {"logprobs": True, "top_logprobs": 1}  # llama_cpp.server gives none for 0
+            body |= {"logprobs": True, "top_logprobs": max(1, request.top_logprobs)}  # llama_cpp.server: none for 0
         messages = dialects.chat(self.prompt, request.problem.question, text, how, whole=request.stop == "solution")
         extra = how.body if how is not None and text else {}
         messages = [{**message, "content": _clean(message["content"])} for message in messages]

@@ -88,6 +88,7 @@ class LlamaCppBackend:
             seed=request.seed,
             stop=request.stop,
             fence=open_fence(last).decode() if "```" in last or "~~~" in last else "",
+            top_logprobs=request.top_logprobs,
         )
 
     def _own_ids(self, text: str, token_ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -110,7 +111,8 @@ class LlamaCppBackend:
         if made.cut:
             ids, logprobs = self._cut(made), None
         usage = Usage(name, 1, prompt_tokens, made.evaluated_tokens, len(made.ids))
-        return Continuation(number, made.sample, made.text, made.finish, ids, logprobs, usage, made.error)
+        top = tuple(tuple(logprob for _, logprob in ranked) for ranked in made.top) or None
+        return Continuation(number, made.sample, made.text, made.finish, ids, logprobs, usage, made.error, top)
 
     def _cut(self, made: Generation) -> tuple[int, ...]:
         """Ids of what counts where the last token ran past the stop: the others as sampled, its part tokenized

@@ -14,7 +14,7 @@ from stepwise.errors import DataError
 from stepwise.plan import Planned
 from stepwise.report.model import PolicyRow, TraceView
 from stepwise.routing.metrics import Cost, OperatingPoint, cpt, pgr, wilson
-from stepwise.routing.policy import Policy
+from stepwise.routing.policy import Policy, needs_scorer
 from stepwise.types import Problem, Trace
 
 if TYPE_CHECKING:
@@ -76,9 +76,14 @@ class Measured:
         )
 
 
+def family_of(policy: Policy) -> str:
+    """What policies that differ in their operating point alone have in common: `family`, else the name."""
+    return str(getattr(policy, "family", policy.name))
+
+
 def label_of(policy: Policy) -> str:
     """The policy's name and operating point, for tables."""
-    name = NAMES.get(policy.name, policy.name.capitalize())
+    name = NAMES.get(policy.name, family_of(policy).capitalize())
     return name if policy.point is None else f"{name} {policy.point:.2f}"
 
 
@@ -94,7 +99,7 @@ def judge(router: StepRouter, traces: Sequence[Trace], seconds: float | None = N
     policy = router.policy
     label = label_of(policy)
     views = tuple(TraceView(trace, label, verdict_of(trace), router.cost([trace]).parameter_tokens) for trace in traces)
-    return Measured(label, policy.name, policy.point, views, router.cost(traces), seconds)
+    return Measured(label, family_of(policy), policy.point, views, router.cost(traces), seconds)
 
 
 def measure(
@@ -158,8 +163,11 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
         generated = calls * width if generates else 0
         return Planned(role, calls, arms * len(problems) * prompt, generated, len(problems))  # type: ignore[arg-type]
 
-    weak = sum(policy.name != "always" for policy in policies)
-    strong = sum(policy.name != "never" for policy in policies)
-    scored = sum(policy.needs_scores for policy in policies)
+    def per_step(policy: Policy, role: str) -> int:
+        return int(getattr(policy, "calls_per_step", {}).get(role, 1))
+
+    weak = sum(per_step(policy, "weak") for policy in policies if policy.name != "always")
+    strong = sum(per_step(policy, "strong") for policy in policies if policy.name != "never")
+    scored = sum(per_step(policy, "scorer") for policy in policies if needs_scorer(policy))
     parts = [planned("weak", weak, config.models.weak.local), planned("strong", strong, config.models.strong.local)]
     return [*parts, *([planned("scorer", scored, True, generates=False)] if scored else [])]

@@ -20,52 +20,32 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
-from typing import Literal, NamedTuple
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
-
-from stepwise.backends.base import Backend, Continuation, Request
-from stepwise.budget import Ledger, Reservation
-from stepwise.config import SamplingConfig
-from stepwise.errors import BackendError, BudgetExceededError, ConfigError
-from stepwise.prompt import SolvePrompt
+from stepwise.budget import Ledger
+from stepwise.errors import ConfigError
+from stepwise.routing.calls import Calls, Models, RouteSettings
+from stepwise.routing.evidence import gather
 from stepwise.routing.open import OpenProblem
-from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Policy, Resample, View, stable_hash
-from stepwise.scorers import Scorer, score_items
+from stepwise.routing.policy import (
+    Action,
+    Escalate,
+    HandOver,
+    Keep,
+    Look,
+    Policy,
+    Resample,
+    View,
+    looks_of,
+    needs_scorer,
+)
 from stepwise.steps import extract_answer
-from stepwise.types import Problem, Step, Trace, Usage
+from stepwise.types import Problem, Trace, Usage
 
+__all__ = ["Models", "OnTrace", "RouteSettings", "RoutingInterrupted", "route_all"]
 MAX_COPIES = 2  # a step may stand twice in a trace; a third copy means that the models go in circles
 MAX_DRAFTS = 16  # drafts of one step; a policy that resamples for ever is stopped here
 _FOR_GOOD = 2**31
 OnTrace = Callable[[Trace], None]
-Role = Literal["weak", "strong"]
-
-
-class Models(NamedTuple):
-    """The models of a run by role; `scorer` is needed only by policies that look at scores."""
-
-    weak: Backend
-    strong: Backend
-    scorer: Scorer | None = None
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class RouteSettings:
-    """How steps are drawn and when a trace ends.
-
-    `window` bounds the problems that are open at once (None: all of them). `prompt` is what the backends put around a
-    question; here it only bounds what a request may cost.
-    """
-
-    sampling: SamplingConfig = SamplingConfig()
-    max_steps: int = Field(default=30, ge=1)
-    seed: int = Field(default=0, ge=0)
-    window: int | None = Field(default=None, ge=1)
-    prompt: SolvePrompt = SolvePrompt()
 
 
 class RoutingInterrupted(KeyboardInterrupt):
@@ -94,7 +74,7 @@ def route_all(
     A model that fails for one problem ends that trace with finish "error". Raises `ConfigError` when the policy needs a
     scorer and there is none, `BackendError` and `ScorerError` when a whole call fails, `RoutingInterrupted` on Ctrl-C.
     """
-    if policy.needs_scores and models.scorer is None:
+    if needs_scorer(policy) and models.scorer is None:
         raise ConfigError(
             f"policy {policy.name!r} looks at scores, but there is no scorer; "
             "give one, for example scorer='llamacpp/lab-scorer'"
@@ -118,41 +98,65 @@ def route_all(
     return [item.trace() for item in everyone]
 
 
-_Asked = tuple[OpenProblem, Reservation]
-
-
 class _Run:
     """The loop's parts; state is in the `OpenProblem` items and in the ledger."""
 
     def __init__(self, models: Models, policy: Policy, settings: RouteSettings, ledger: Ledger):
-        self.models, self.policy, self.settings, self.ledger = models, policy, settings, ledger
+        self.policy, self.settings, self.looks = policy, settings, looks_of(policy)
+        wanted = self.looks.get("logprobs") or self.looks.get("first_token", "")
+        self.calls = Calls(models, settings, ledger, wanted, "logprobs" in self.looks)
 
     def round(self, items: Sequence[OpenProblem]) -> None:
         """One more step for every item, or its end."""
-        if self.policy.when != "after":
-            self._ask(
-                [item for item in items if not item.strong_steps and (self.policy.when == "before" or not item.steps)]
-            )
+        policy = self.policy
+        if policy.when in ("question", "before"):
+            self._ask([item for item in items if not item.strong_steps and (policy.when == "before" or not item.steps)])
         drafting = [item for item in items if not (item.strong_steps or item.finish)]
         while drafting:
-            self._write("weak", drafting)
+            self.calls.write("weak", drafting)
             drafted = [item for item in drafting if not item.finish]
-            drafting = self._ask(drafted) if self.policy.when == "after" else []
-        refused = self._write("strong", [item for item in items if item.strong_steps and not item.finish])
+            drafting = self._ask([item for item in drafted if policy.when == "after" or item.undecided])
+        refused = self.calls.write("strong", [item for item in items if item.strong_steps and not item.finish])
         for item in refused:
             item.strong_steps = 0
             item.decision = f"keep: the budget is spent, {item.refused_by} ({item.decision})"
-        self._write("weak", [item for item in refused if item.current is None])
+            if item.weak_solution is not None and not item.steps:
+                item.restore()
+        self.calls.write("weak", [item for item in refused if item.current is None and not item.finish])
         for item in items:
             if not item.finish:
                 self._accept(item)
+        if policy.when == "solution":
+            self._review([item for item in items if item.finish not in ("", "error", "budget") and not item.ended])
 
     def _ask(self, items: Sequence[OpenProblem]) -> list[OpenProblem]:
-        """Score what the policy wants scored, and let it decide; returns the items that it wants drafted again."""
+        """Let the policy decide on what it wants to see; returns the items that it wants drafted again."""
         if self.policy.needs_scores:
-            self._score(items)
-        scored = [item for item in items if not item.finish]
-        return [item for item in scored if self._act(item, self.policy.decide(self._view(item)))]
+            self.calls.score(items)
+        again, waiting = list[OpenProblem](), [item for item in items if not item.finish]
+        while waiting:
+            wanted: dict[Look, list[OpenProblem]] = {}
+            for item in waiting:
+                action = self.policy.decide(self._view(item))
+                if isinstance(action, Look):
+                    wanted.setdefault(self._look(item, action), []).append(item)
+                elif self._act(item, action):
+                    again.append(item)
+            for look, group in wanted.items():
+                gather(self.calls, look, group)
+            waiting = [item for look, group in wanted.items() if look.what != "draft" for item in group]
+            waiting = [item for item in waiting if not item.finish]
+        return again
+
+    def _look(self, item: OpenProblem, look: Look) -> Look:
+        """`look`, noted. Raises ConfigError for evidence that the policy did not name, or has already."""
+        there = item.current is not None if look.what == "draft" else look.what in self._seen(item)
+        if look.what not in self.looks or there:
+            fault = "again, although it is there" if there else "which is not in its `looks`"
+            raise ConfigError(f"policy {self.policy.name!r} looks for {look.what!r} {fault}; correct its decide()")
+        item.looked.done.add(look.what)
+        item.undecided |= look.what == "draft"
+        return look
 
     def _act(self, item: OpenProblem, action: Action) -> bool:
         """Note what the policy decided; True when the weak model is to draft again."""
@@ -173,7 +177,7 @@ class _Run:
         return again
 
     def _view(self, item: OpenProblem) -> View:
-        left = item.account.remaining()["strong_tokens"]
+        left, looked = item.account.remaining()["strong_tokens"], item.looked
         return View(
             item.problem,
             tuple(item.steps),
@@ -183,138 +187,31 @@ class _Run:
             self.settings.max_steps,
             None if left is None else max(0, int(left)),
             self.settings.seed,
+            item.ended,
+            self._seen(item),
+            looked.first_token,
+            looked.logprobs,
+            looked.resamples,
+            looked.rating,
+            looked.verification,
         )
 
-    def _score(self, items: Sequence[OpenProblem]) -> None:
-        """Fill in the scores that are missing, in as few calls as the caps allow; a step keeps the score that was
-        decided on.
-        """
-        todo = [item for item in items if len(item.texts) > sum(step.score is not None for step in item.steps)]
-        for item in self._served(todo, self._reserve_scores, self._scored):
-            item.end("budget", f"the budget was spent before step {len(item.steps)} was scored: {item.refused_by}")
+    def _seen(self, item: OpenProblem) -> frozenset[str]:
+        """What there is evidence of; log-probabilities come with the draft."""
+        come = {"logprobs"} if "logprobs" in self.looks and item.current is not None else set()
+        return frozenset(item.looked.done | come)
 
-    def _scored(self, asked: Sequence[_Asked]) -> None:
-        assert self.models.scorer is not None
-        results = score_items(self.models.scorer, [(item.problem, item.texts) for item, _ in asked])
-        for (item, held), (scores, usage, error) in zip(asked, results, strict=True):
-            held.settle(usage)
-            item.scorer_usage += usage
-            if error:
-                item.end("error", f"the scorer failed at step {len(item.steps)}: {error}")
-                continue
-            kept = len(item.steps)
-            item.steps = [
-                step if step.score is not None else dataclasses.replace(step, score=score)
-                for step, score in zip(item.steps, scores[:kept], strict=True)
-            ]
-            if item.current is not None and len(scores) > kept:
-                item.current = dataclasses.replace(item.current, score=scores[-1])
-
-    def _write(self, role: Role, items: Sequence[OpenProblem]) -> list[OpenProblem]:
-        """Have a model write the next step of every item, in as few calls as the caps allow.
-
-        Returns the items that it may not serve. Without the weak model nothing can go on: its refused items end in
-        "budget".
-        """
-        refused = list(items)
-        if items and self._prepared(role, items):
-            refused = self._served(items, partial(self._reserve_step, role), partial(self._written, role))
-        for item in refused if role == "weak" else ():
-            item.end("budget", f"the budget was spent before step {len(item.steps)}: {item.refused_by}")
-        return refused
-
-    def _written(self, role: Role, asked: Sequence[_Asked]) -> None:
-        for (item, held), result in zip(asked, self._call(role, [item for item, _ in asked]), strict=True):
-            held.settle(result.usage)
-            self._receive(item, role, result)
-
-    def _served(
-        self,
-        items: Sequence[OpenProblem],
-        reserve: Callable[[OpenProblem], Reservation],
-        work: Callable[[Sequence[_Asked]], None],
-    ) -> list[OpenProblem]:
-        """Do `work` for all items that the caps allow, as many at a time as they allow; returns the others."""
-        waiting = list(items)
-        while waiting:
-            asked, refused = list[_Asked](), list[OpenProblem]()
-            with ExitStack() as stack:
-                for item in waiting:  # all of them: one whose own cap is reached holds nobody up
-                    try:
-                        asked.append((item, stack.enter_context(reserve(item))))
-                    except BudgetExceededError as refusal:
-                        item.refused_by = refusal.cap
-                        refused.append(item)
-                if not asked:
-                    break
-                work(asked)
-            waiting = refused
-        return waiting
-
-    def _prepared(self, role: Role, items: Sequence[OpenProblem]) -> bool:
-        """Have a model that must be tried out first (an API) do it on the run's account; False where a cap forbids."""
-        model = getattr(self.models, role)
-        if not hasattr(model, "prepare"):
-            return True
-        most: Usage = model.probe_bound
-        try:
-            with self.ledger.reserve(
-                role, most.generated_tokens, prompt_tokens=most.prompt_tokens, calls=most.calls
-            ) as held:
-                spent: Usage = model.prepare()
-                if spent.calls:
-                    held.settle(spent)
-        except BudgetExceededError as refusal:
-            for item in items:
-                item.refused_by = refusal.cap
-            return False
-        return True
-
-    def _reserve_step(self, role: Role, item: OpenProblem) -> Reservation:
-        """Set aside a whole step. Raises BudgetExceededError."""
-        calls = getattr(getattr(self.models, role), "calls_per_sample", 1)  # an API may have to be asked again
-        tokens = calls * self.settings.sampling.max_step_tokens
-        return item.account.reserve(role, tokens, prompt_tokens=calls * self._length(item), calls=calls)
-
-    def _reserve_scores(self, item: OpenProblem) -> Reservation:
-        """Set aside the reading of each step that has no score yet. Raises BudgetExceededError."""
-        new = len(item.texts) - sum(step.score is not None for step in item.steps)
-        return item.account.reserve("scorer", 0, prompt_tokens=new * self._length(item), calls=new)
-
-    def _length(self, item: OpenProblem) -> int:
-        """Bytes of what a model is shown, which bound its tokens; the chat template adds a few."""
-        text = "".join([item.problem.question, *item.texts])
-        return len(text.encode("utf-8", "replace")) + len(self.settings.prompt.model_dump_json()) + 64
-
-    def _call(self, role: Role, items: Sequence[OpenProblem]) -> list[Continuation]:
-        model: Backend = getattr(self.models, role)
-        results = model.continue_solutions([self._request(role, item) for item in items])
-        if len(results) != len(items):
-            raise BackendError(
-                f"backend {model.name!r} gave {len(results)} answers to {len(items)} requests; "
-                "it must answer each, with finish 'error' where it failed"
-            )
-        return results
-
-    def _request(self, role: str, item: OpenProblem) -> Request:
-        sampling = self.settings.sampling
-        return Request(
-            item.problem,
-            tuple(item.steps),
-            max_tokens=sampling.max_step_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=stable_hash(
-                self.settings.seed, item.problem.id, len(item.steps), role, len(item.drafts) if role == "weak" else 0
-            ),
-        )
-
-    def _receive(self, item: OpenProblem, role: Role, result: Continuation) -> None:
-        item.replace(Step(result.text, role, usage=result.usage, token_ids=result.token_ids))
-        item.current_finish = result.finish
-        if result.finish == "error":
-            item.end("error", f"the {role} model failed at step {len(item.steps)}: {result.error or 'no reason given'}")
+    def _review(self, items: Sequence[OpenProblem]) -> None:
+        """Show the policy the weak model's solutions, once each; what it hands over is begun anew."""
+        for item in items:
+            item.ended, item.finish = item.finish, ""
+        self._ask(items)
+        for item in items:
+            if item.strong_steps:
+                item.strong_steps = _FOR_GOOD
+                item.restart()
+            elif item.finish != "error":
+                item.finish = item.ended  # where the budget was spent on the way to a decision, the solution stands
 
     def _accept(self, item: OpenProblem) -> None:
         """The current draft becomes the next step, and the trace may end with it."""
@@ -327,8 +224,7 @@ class _Run:
             else:
                 item.end("repeat", f"{place} is empty")
             return
-        item.steps.append(dataclasses.replace(step, discarded=tuple(item.drafts), decision=item.decision))
-        item.current, item.drafts = None, []
+        step = item.accept()
         if step.author == "strong":
             item.strong_steps -= 1
             item.decision = f"{item.decision.removesuffix(' (continued)')} (continued)"

@@ -196,8 +196,9 @@ class Cost:
 
 
 def written(trace: Trace) -> Iterable[Step]:
-    """Every piece of text a model wrote for a trace: steps, discarded drafts, and abandoned ones."""
+    """Every piece of text a model wrote for a trace: steps, discarded drafts, evidence, and abandoned ones."""
     for step in trace.steps:
+        yield from step.evidence
         yield from step.discarded
         yield step
     yield from trace.abandoned

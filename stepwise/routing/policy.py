@@ -18,11 +18,13 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import ConfigError
-from stepwise.types import Problem, Step
+from stepwise.types import Problem, Step, TraceFinish
 
-When = Literal["question", "before", "after"]
+When = Literal["question", "before", "after", "solution"]
+Evidence = Literal["draft", "scores", "first_token", "logprobs", "resamples", "rating", "verification"]
 _FROZEN = ConfigDict(extra="forbid")
-_FAMILIES = ("stepwise.routing.simple", "stepwise.routing.planned")  # modules with POLICIES, the cheap to import first
+_FAMILIES = ("stepwise.routing.simple", "stepwise.routing.signal_policies",
+             "stepwise.routing.planned")  # fmt: skip  # modules with POLICIES, the cheap to import first
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -58,12 +60,36 @@ Action = Keep | Escalate | HandOver | Resample
 
 
 @dataclass(frozen=True, config=_FROZEN)
+class Look:
+    """Not decided yet: get this evidence and ask again. What it costs is counted in the trace (`Step.evidence`).
+
+    "draft": the weak model's draft. "scores": the scorer's, of every step so far and the draft. "first_token": the
+    weak model writes one token, `n` is how many of the likeliest are told. "logprobs" come with every draft of a policy
+    that names them in its `looks`. "resamples": `n` more drafts of this step. "rating": the strong model rates the
+    draft. "verification": the weak model says `n` times whether the solution is right.
+    """
+
+    what: Evidence
+    n: int = Field(default=1, ge=1, le=64)
+
+
+@dataclass(frozen=True, config=_FROZEN)
 class View:
     """What a policy sees. `steps` are those of the solution so far, with their scores where they were scored.
 
     `draft` is the weak model's proposal for the next step and `draft_finish` how it ended ("step", "answer", "eos",
     ...); None and "" when the policy decides before it is written. `attempt` counts the drafts thrown away for this
-    step. `strong_tokens_left` is None when nothing caps them. `seed` is the run's.
+    step. `strong_tokens_left` is None when nothing caps them. `seed` is the run's. The rest is what a policy looked
+    for: `looked` names it, and what could not be had is empty or None although it is named.
+
+    Attributes:
+        ended: how the solution ended, for a policy on the "solution".
+        looked: what there is evidence of.
+        first_token: log-probabilities of the likeliest first tokens of this step, likeliest first.
+        logprobs: for each token of the draft as drawn, log-probabilities of the likeliest, likeliest first.
+        resamples: other drafts of this step.
+        rating: of the draft by the strong model, 0 to 9.
+        verification: what the weak model said of the solution, None where it cannot be read.
     """
 
     problem: Problem
@@ -74,6 +100,13 @@ class View:
     max_steps: int = 30
     strong_tokens_left: int | None = None
     seed: int = 0
+    ended: TraceFinish = ""
+    looked: frozenset[str] = frozenset()
+    first_token: tuple[float, ...] = ()
+    logprobs: tuple[tuple[float, ...], ...] = ()
+    resamples: tuple[Step, ...] = ()
+    rating: int | None = None
+    verification: tuple[bool | None, ...] = ()
 
     @property
     def index(self) -> int:
@@ -98,15 +131,19 @@ class View:
 class Policy(Protocol):
     """Decides keep or escalate.
 
-    `when` it is asked: once per "question", or at every step "before" or "after" the draft. `needs_scores`: the scorer
-    is called (and paid for) only if this is true. `name` is the policy's name in a config.
+    `when` it is asked: once per "question", at every step "before" or "after" the draft, or once the weak model has
+    ended its "solution" (`HandOver` then has the strong model solve the problem anew). `needs_scores`: the scorer is
+    called (and paid for) before every decision. `name` is the policy's name in a config.
+
+    A policy that may answer `Look` also has `looks`, which maps what it looks for to who wants it (for errors); it may
+    have `calls_per_step`, which maps a role to the most calls that one step takes of it (1 where it does not say).
     """
 
     name: ClassVar[str]
     when: ClassVar[When]
     needs_scores: ClassVar[bool]
 
-    def decide(self, view: View) -> Action:
+    def decide(self, view: View) -> Action | Look:
         """What to do at `view.index`; must depend on `view` and on the policy's own fields alone."""
         ...
 
@@ -118,6 +155,17 @@ class Policy(Protocol):
     def at(self, x: float) -> Self:
         """The same policy at operating point `x`; a policy without one returns itself."""
         ...
+
+
+def looks_of(policy: Policy) -> Mapping[str, str]:
+    """What a policy may `Look` for, with the name of what wants it."""
+    found: Mapping[str, str] = getattr(policy, "looks", {})
+    return found
+
+
+def needs_scorer(policy: Policy) -> bool:
+    """Whether a policy cannot do without a scorer, whenever it asks it."""
+    return policy.needs_scores or "scores" in looks_of(policy)
 
 
 def stable_hash(*parts: object) -> int:

@@ -21,7 +21,7 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.prompt import SolvePrompt
 from stepwise.routing.lockstep import Models, OnTrace, RouteSettings, RoutingInterrupted, route_all
 from stepwise.routing.metrics import Cost, cost_of, usage_by_author
-from stepwise.routing.policy import Policy, policy_from_config, policy_from_dict, policy_to_dict
+from stepwise.routing.policy import Policy, needs_scorer, policy_from_config, policy_from_dict, policy_to_dict
 from stepwise.routing.simple import Threshold
 from stepwise.scorers import Item, Scored, Scorer, load_scorer, score_items
 from stepwise.types import Problem, Trace, Usage, as_problem
@@ -57,7 +57,7 @@ class StepRouter(dspy.Module):
         self.prompt = prompt or SolvePrompt()
         self.settings = RouteSettings(sampling or SamplingConfig(), max_steps, seed, window, self.prompt)
         self.budget = budget or BudgetConfig()
-        if self.policy.needs_scores and scorer is None:
+        if needs_scorer(self.policy) and scorer is None:
             raise ConfigError(
                 f"StepRouter: policy {self.policy.name!r} looks at scores; "
                 "pass scorer=, for example 'llamacpp/lab-scorer'"
@@ -81,7 +81,7 @@ class StepRouter(dspy.Module):
         """
         policy, weak = policy_from_config(config.routing), config.models.weak.model
         foreign = not weak.startswith("llamacpp/lab-")
-        if policy.needs_scores and foreign and config.scorer == ScorerConfig():
+        if needs_scorer(policy) and foreign and config.scorer == ScorerConfig():
             raise ConfigError(
                 f"policy {policy.name!r} looks at scores, but the scorer is still {config.scorer.model}, which knows "
                 f"nothing but lab problems; give {weak} a scorer under [scorer], or set routing.policy to never, "

@@ -1,0 +1,270 @@
+"""Policies on a signal: a threshold on one, or a cheap one before the draft and a dear one where that is undecided.
+
+1. TRIM-Thr, RSD, SpecReason, GlimpRouter and STEER are `Signalled` with their signal (see `signals`) and "escalate":
+   one loop, so that they differ in what they look at and in nothing else.
+2. "resample" has the weak model draft a flagged step again and costs no strong token; none of the papers has it.
+3. `TwoStage` is none of the papers': their signals are used one at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from stepwise.errors import DataError
+from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Resample, View, When
+from stepwise.routing.signals import Signal, as_signal, looks_for
+
+_FROZEN = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+AnySignal = Annotated[Any, BeforeValidator(as_signal)]
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Signalled:
+    """Acts on a step iff its signal is worse than `threshold`, strictly. A signal that is missing keeps the step.
+
+    A signal that acts before the draft saves the draft of every step that it flags.
+
+    Args:
+        signal: a `Signal`, or its fields as JSON holds them.
+        threshold: in the unit of the signal; the operating point.
+        action: what a flagged step gets: the strong model for `steps` steps ("escalate"), or for good ("hand_over"),
+            or up to `tries` more drafts by the weak model, until one is not flagged ("resample").
+        last: what becomes of a step that is still flagged after `tries`: the last draft is kept, or it is escalated.
+
+    Raises a ValueError for "resample" with a signal that acts before there is a draft.
+    """
+
+    signal: AnySignal
+    threshold: float
+    action: Literal["escalate", "hand_over", "resample"] = "escalate"
+    steps: int = Field(default=1, ge=1)
+    tries: int = Field(default=2, ge=1, le=15)
+    last: Literal["keep", "escalate"] = "keep"
+
+    name: ClassVar[str] = "signal"
+    when: ClassVar[When] = "before"
+    needs_scores: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.action == "resample" and self.signal.when == "before":
+            raise DataError(
+                f"signal {self.signal.name!r} acts before there is a draft, so there is none to draw again; "
+                'take action="escalate", or a signal on the draft'
+            )
+
+    @property
+    def looks(self) -> Mapping[str, str]:
+        """See `Policy`."""
+        return looks_for([self.signal])
+
+    @property
+    def calls_per_step(self) -> Mapping[str, int]:
+        """See `Policy`."""
+        return _calls(self.looks, self.signal.needs, 1 + (self.tries if self.action == "resample" else 0))
+
+    @property
+    def family(self) -> str:
+        """What a comparison calls it at any threshold."""
+        what = {"escalate": "", "hand_over": ", hand over", "resample": f", resample {self.tries}"}[self.action]
+        return f"{self.signal.name}{what}{' then escalate' if what and self.last == 'escalate' else ''}"
+
+    def decide(self, view: View) -> Action | Look:
+        """Look for what the signal needs, then act."""
+        look = missing(self.signal, view)
+        if look is not None:
+            return look
+        flagged, reason = compared(self.signal, view, self.threshold)
+        if not flagged:
+            return Keep(reason)
+        if self.action == "resample":
+            if view.attempt < self.tries:
+                return Resample(reason)
+            spent = f"{reason} after {self.tries} more drafts"
+            return Escalate(reason=spent) if self.last == "escalate" else Keep(spent)
+        return Escalate(self.steps, reason) if self.action == "escalate" else HandOver(reason)
+
+    @property
+    def point(self) -> float | None:
+        """The threshold."""
+        return self.threshold
+
+    def at(self, x: float) -> Self:
+        """The policy with threshold `x`."""
+        return dataclasses.replace(self, threshold=x)
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class TwoStage:
+    """A signal before the draft decides where it is sure; elsewhere the draft is written and a second signal decides.
+
+    Worse than `bad` escalates at once, without a draft; no worse than `good` keeps the draft unseen, without the cost
+    of the second signal; between the two `after` is compared with `threshold`. So a scorer is paid for only where the
+    first signal is undecided. Where the first is missing, the second decides.
+
+    Args:
+        before: a signal that acts before the draft.
+        good: in its unit.
+        bad: in its unit, at least as bad as `good`.
+        after: a signal on the draft.
+        threshold: in the unit of `after`; the operating point.
+
+    Raises a ValueError for signals in the wrong place and for `good` worse than `bad`.
+    """
+
+    before: AnySignal
+    good: float
+    bad: float
+    after: AnySignal
+    threshold: float
+
+    name: ClassVar[str] = "two_stage"
+    when: ClassVar[When] = "before"
+    needs_scores: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.before.when != "before" or self.after.when != "after":
+            raise DataError(
+                f"two_stage: before={self.before.name!r} must act before the draft and after={self.after.name!r} on it"
+            )
+        if _worse(self.before, self.good, self.bad):
+            raise DataError(f"two_stage: good={self.good} is worse than bad={self.bad} for {self.before.name!r}; swap")
+
+    @property
+    def looks(self) -> Mapping[str, str]:
+        """See `Policy`."""
+        return looks_for([self.before, self.after])
+
+    @property
+    def calls_per_step(self) -> Mapping[str, int]:
+        """See `Policy`."""
+        return _calls(self.looks, (*self.before.needs, *self.after.needs), 1)
+
+    @property
+    def family(self) -> str:
+        """What a comparison calls it at any threshold."""
+        return f"{self.before.name}, then {self.after.name}"
+
+    def decide(self, view: View) -> Action | Look:
+        """Ask the first signal until it is sure or there is a draft, then the second."""
+        if view.draft is None:
+            look = missing(self.before, view)
+            if look is not None:
+                return look
+            worse, reason = compared(self.before, view, self.bad)
+            if worse:
+                return Escalate(reason=reason)
+            value = self.before.value(view)
+            if value is not None and not _worse(self.before, value, self.good):
+                return Keep(f"{self.before.name} {value:.3g} is no worse than {self.good:.3g}")
+        look = missing(self.after, view)
+        if look is not None:
+            return look
+        flagged, reason = compared(self.after, view, self.threshold)
+        return Escalate(reason=reason) if flagged else Keep(reason)
+
+    @property
+    def point(self) -> float | None:
+        """The threshold of the second signal."""
+        return self.threshold
+
+    def at(self, x: float) -> Self:
+        """The policy with the second signal's threshold `x`."""
+        return dataclasses.replace(self, threshold=x)
+
+
+def missing(signal: Signal, view: View) -> Look | None:
+    """What `signal` still has to look for, None when it has all."""
+    if signal.when == "after" and view.draft is None:
+        return Look("draft")
+    return next((look for look in signal.needs if look.what not in view.looked), None)
+
+
+def compared(signal: Signal, view: View, threshold: float) -> tuple[bool, str]:
+    """Whether the signal is worse than `threshold`, and that in words."""
+    value = signal.value(view)
+    if value is None:
+        return False, f"{signal.name} is missing"
+    flagged = _worse(signal, value, threshold)
+    sign = {("high", True): ">", ("high", False): "<=", ("low", True): "<", ("low", False): ">="}[signal.worse, flagged]
+    digits = 3 if f"{value:.3g}" != f"{threshold:.3g}" else 8
+    return flagged, f"{signal.name} {value:.{digits}g} {sign} {threshold:.{digits}g}"
+
+
+def _worse(signal: Signal, value: float, threshold: float) -> bool:
+    return value > threshold if signal.worse == "high" else value < threshold
+
+
+def _calls(looks: Mapping[str, str], needs: Sequence[Look], drafts: int) -> dict[str, int]:
+    """The most calls that one step takes of each role; samples count as calls."""
+    more = sum(look.n for look in needs if look.what == "resamples") + ("first_token" in looks)
+    return {"weak": drafts + more, "strong": 1 + drafts * ("rating" in looks), "scorer": drafts}
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """The weak model alone, with the signal noted at every step in `values`, by problem; for calibration.
+
+    It is the one policy that writes something down,
+    which no decision depends on; it is not meant for JSON.
+    """
+
+    signal: Signal
+    values: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+    name: ClassVar[str] = "watch"
+    when: ClassVar[When] = "before"
+    needs_scores: ClassVar[bool] = False
+
+    @property
+    def looks(self) -> Mapping[str, str]:
+        """See `Policy`."""
+        return looks_for([self.signal])
+
+    @property
+    def calls_per_step(self) -> Mapping[str, int]:
+        """See `Policy`."""
+        return _calls(self.looks, self.signal.needs, 1)
+
+    def decide(self, view: View) -> Action | Look:
+        """Keep, and note the value where there is one."""
+        look = missing(self.signal, view)
+        if look is not None:
+            return look
+        value = self.signal.value(view)
+        if value is not None:
+            self.values.setdefault(view.problem.id, []).append(value)
+        return Keep("watching")
+
+    @property
+    def point(self) -> float | None:
+        """None: there is nothing to set."""
+        return None
+
+    def at(self, x: float) -> Self:
+        """Itself."""
+        return self
+
+
+def threshold_at(signal: Signal, values: Iterable[float], share: float) -> float:
+    """The threshold that flags about `share` of `values`, noted by `Watch` on other problems than those to measure on.
+
+    At most that share: among equal values all are flagged or none. Raises `DataError` for no values and a share outside
+    [0, 1].
+    """
+    import math
+
+    found = sorted(values, reverse=signal.worse == "high")  # the worst first
+    if not found or not 0 <= share <= 1:
+        raise DataError(f"threshold_at: share is {share} of {len(found)} values; give a share in [0, 1] and values")
+    flagged = int(share * len(found) + 1e-9)
+    if flagged < len(found):
+        return found[flagged]
+    return math.nextafter(found[-1], -math.inf if signal.worse == "high" else math.inf)
+
+
+POLICIES: dict[str, Any] = {cls.name: cls for cls in (Signalled, TwoStage)}

@@ -1,0 +1,329 @@
+"""Signals: one number for the step to decide on, from scores, log-probabilities, samples or a rating.
+
+What differs from the papers:
+1. `StepScore` is TRIM-Thr's and RSD's signal (arXiv 2601.10245, 2501.19324); RSD also has a random acceptance.
+2. `FirstTokenEntropy` (GlimpRouter, arXiv 2601.05110) knows the `top` likeliest tokens alone and takes the rest as one
+   more outcome, so it is a lower bound. The glimpse is paid for and written again when the step is drafted.
+3. `MaxLogitMixture` (STEER, arXiv 2511.06190) takes the log-probability of the likeliest token, not its logit, which
+   servers do not tell; it judges the draft itself; its mixture is fitted on drafts of other problems.
+4. `StrongRating` (SpecReason, arXiv 2504.07891) reads the digit that the strong model writes, asked for in a chat of
+   its own; SpecReason reads the likeliest digit after the reasoning so far.
+5. `Agreement` compares results or texts; SpecGuard (arXiv 2604.15244) weighs consistency with attention and
+   log-probabilities, Lookahead Reasoning (arXiv 2506.19830) asks a model whether two steps mean the same.
+6. `ScoreDrop` and `CumulativeSum` (E. S. Page, Continuous inspection schemes, Biometrika 1954) are this project's
+   baselines: scores repeat one another within a trace, so the change says more than the level after an error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from stepwise.errors import DataError
+from stepwise.routing.belief import ObservationLaw
+from stepwise.routing.policy import Look, View
+
+_FROZEN = ConfigDict(extra="forbid", allow_inf_nan=False)
+_LEAST = 1e-12  # likelihood where a law has none
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+class Signal(Protocol):
+    """One number per step.
+
+    `name` (a field with one possible value, so that it stands in JSON). `when`: whether it needs the draft. `worse`:
+    which values call for the strong model. `needs`: the evidence it wants to see, "draft" left out.
+    """
+
+    @property
+    def name(self) -> str:
+        """The key in `SIGNALS`."""
+        ...
+
+    when: ClassVar[Literal["before", "after"]]
+    worse: ClassVar[Literal["high", "low"]]
+
+    @property
+    def needs(self) -> tuple[Look, ...]:
+        """What to look for, in this order."""
+        ...
+
+    def value(self, view: View) -> float | None:
+        """The number, None where the evidence is missing (it failed, or could not be read or afforded)."""
+        ...
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class StepScore:
+    """The scorer's probability that the draft is correct; an empty draft counts as 0."""
+
+    name: Literal["score"] = "score"
+
+    when: ClassVar[Literal["before", "after"]] = "after"
+    worse: ClassVar[Literal["high", "low"]] = "low"
+    needs: ClassVar[tuple[Look, ...]] = (Look("scores"),)
+
+    def value(self, view: View) -> float | None:
+        """In [0, 1]."""
+        return view.scores[-1] or 0.0
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class ScoreDrop:
+    """How far the draft's score lies below that of the step before it; the first step is compared with 1."""
+
+    name: Literal["score_drop"] = "score_drop"
+
+    when: ClassVar[Literal["before", "after"]] = "after"
+    worse: ClassVar[Literal["high", "low"]] = "high"
+    needs: ClassVar[tuple[Look, ...]] = (Look("scores"),)
+
+    def value(self, view: View) -> float | None:
+        """In [-1, 1]."""
+        scores = view.scores
+        before = scores[-2] if len(scores) > 1 else 1.0
+        return None if before is None else before - (scores[-1] or 0.0)
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class CumulativeSum:
+    """Page's statistic: log P(score | wrong just now) - log P(score | right), summed over the steps, never below 0.
+
+    It starts again from 0 after a step by the strong model, which is what an alarm leads to.
+
+    Args:
+        law: of the scores, fitted on other problems (`RouterFit.law`); one of pairs counts as its `score_only`.
+    """
+
+    law: ObservationLaw
+    name: Literal["cumulative_sum"] = "cumulative_sum"
+
+    when: ClassVar[Literal["before", "after"]] = "after"
+    worse: ClassVar[Literal["high", "low"]] = "high"
+    needs: ClassVar[tuple[Look, ...]] = (Look("scores"),)
+
+    def value(self, view: View) -> float | None:
+        """At least 0, in nats."""
+        law, total = self.law.score_only(), 0.0
+        for step in (*view.steps, *((view.draft,) if view.draft else ())):
+            if step.author == "strong":
+                total = 0.0
+                continue
+            right, _, wrong = law.likelihoods(step.score or 0.0)
+            total = max(0.0, total + math.log(max(wrong, _LEAST) / max(right, _LEAST)))
+        return total
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class FirstTokenEntropy:
+    """Entropy of the weak model's first token of the step, before it writes the step, from its `top` likeliest."""
+
+    top: int = Field(default=20, ge=2, le=20)
+    name: Literal["first_token_entropy"] = "first_token_entropy"
+
+    when: ClassVar[Literal["before", "after"]] = "before"
+    worse: ClassVar[Literal["high", "low"]] = "high"
+
+    @property
+    def needs(self) -> tuple[Look, ...]:
+        """A glimpse."""
+        return (Look("first_token", self.top),)
+
+    def value(self, view: View) -> float | None:
+        """In nats, at least 0, of the untempered distribution."""
+        if not view.first_token:
+            return None
+        known = [math.exp(logprob) for logprob in view.first_token]
+        rest = max(0.0, 1.0 - sum(known))
+        return max(0.0, -sum(p * math.log(p) for p in (*known, rest) if p > 0))
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class MaxLogit:
+    """How certain the weak model was: mean log-probability of the likeliest token over the tokens of the draft."""
+
+    name: Literal["max_logit"] = "max_logit"
+
+    when: ClassVar[Literal["before", "after"]] = "after"
+    worse: ClassVar[Literal["high", "low"]] = "low"
+    needs: ClassVar[tuple[Look, ...]] = (Look("logprobs"),)
+
+    def value(self, view: View) -> float | None:
+        """At most 0."""
+        rows = [row[0] for row in view.logprobs if row]
+        return sum(rows) / len(rows) if rows else None
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class MaxLogitMixture:
+    """Chance that the draft comes from the less certain of two kinds of step, by its `MaxLogit`.
+
+    The `MaxLogit` of all drafts is taken as a mixture of two normal distributions, the less certain first;
+    `fit_mixture` fits one. A value beyond the two means counts as the nearer mean, so that the chance falls with it
+    everywhere.
+
+    Raises a ValueError where the means do not grow, the weights do not add up to 1 or a deviation is not positive.
+    """
+
+    weights: tuple[float, float]
+    means: tuple[float, float]
+    deviations: tuple[float, float]
+    name: Literal["max_logit_mixture"] = "max_logit_mixture"
+
+    when: ClassVar[Literal["before", "after"]] = "after"
+    worse: ClassVar[Literal["high", "low"]] = "high"
+    needs: ClassVar[tuple[Look, ...]] = (Look("logprobs"),)
+
+    def __post_init__(self) -> None:
+        if (
+            not self.means[0] < self.means[1]
+            or min(self.deviations) <= 0
+            or min(self.weights) <= 0
+            or abs(sum(self.weights) - 1) > 1e-6
+        ):
+            raise DataError(
+                f"the mixture has means {self.means}, deviations {self.deviations} and weights {self.weights}; the "
+                "first mean must be the lower, deviations be positive and weights add up to 1: use fit_mixture"
+            )
+
+    def value(self, view: View) -> float | None:
+        """In [0, 1]."""
+        found = MaxLogit().value(view)
+        return None if found is None else self.chance(found)
+
+    def chance(self, found: float) -> float:
+        """P(less certain kind | `MaxLogit`)."""
+        x = min(max(found, self.means[0]), self.means[1])
+        logs = [
+            math.log(weight / deviation) - 0.5 * ((x - mean) / deviation) ** 2
+            for weight, mean, deviation in zip(self.weights, self.means, self.deviations, strict=True)
+        ]
+        return 1.0 / (1.0 + math.exp(min(logs[1] - logs[0], 700.0)))
+
+
+def fit_mixture(values: Iterable[float], *, rounds: int = 500) -> MaxLogitMixture:
+    """The mixture of two normal distributions that is likeliest for these values of `MaxLogit`, by EM.
+
+    It starts from the two halves of the sorted values. A deviation stays above 1 % of that of all values, since a
+    component on one value alone would be infinitely likely. Raises `DataError` for fewer than 20 values or none that
+    differ.
+    """
+    import numpy as np
+
+    x = np.sort(np.asarray(list(values), dtype=np.float64))
+    if len(x) < 20 or not np.isfinite(x).all() or x[0] == x[-1]:
+        raise DataError(
+            f"{len(x)} values are too few for a mixture, or all the same; give 20 or more of drafts that differ"
+        )
+    halves = np.array_split(x, 2)
+    weights, least = np.array([0.5, 0.5]), 0.01 * x.std()
+    means = np.array([half.mean() for half in halves])
+    deviations = np.maximum([half.std() for half in halves], least)
+    before = -np.inf
+    for _ in range(rounds):
+        logs = np.log(weights / deviations) - 0.5 * ((x[:, None] - means) / deviations) ** 2
+        top = logs.max(axis=1, keepdims=True)
+        sums = np.exp(logs - top).sum(axis=1, keepdims=True)
+        likelihood = float((top + np.log(sums)).mean())
+        shares = np.exp(logs - top) / sums
+        mass = shares.sum(axis=0) + 1e-9
+        weights, means = mass / mass.sum(), (shares * x[:, None]).sum(axis=0) / mass
+        deviations = np.maximum(np.sqrt((shares * (x[:, None] - means) ** 2).sum(axis=0) / mass), least)
+        if likelihood - before < 1e-9:
+            break
+        before = likelihood
+    first, second = np.argsort(means)
+    return MaxLogitMixture(
+        *((float(pair[first]), float(pair[second])) for pair in (weights, means, deviations))  # type: ignore[arg-type]
+    )
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class StrongRating:
+    """The strong model's rating of the draft, one digit; SpecReason's example accepts from 7 on."""
+
+    name: Literal["rating"] = "rating"
+
+    when: ClassVar[Literal["before", "after"]] = "after"
+    worse: ClassVar[Literal["high", "low"]] = "low"
+    needs: ClassVar[tuple[Look, ...]] = (Look("rating"),)
+
+    def value(self, view: View) -> float | None:
+        """0 to 9."""
+        return None if view.rating is None else float(view.rating)
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Agreement:
+    """Share of `k` other samples of the step that say the same as the draft.
+
+    Args:
+        k: how many more the weak model draws.
+        by: "result" compares the last number of a step, or its text where it has none; "text" the words.
+    """
+
+    k: int = Field(default=3, ge=1, le=64)
+    by: Literal["result", "text"] = "result"
+    name: Literal["agreement"] = "agreement"
+
+    when: ClassVar[Literal["before", "after"]] = "after"
+    worse: ClassVar[Literal["high", "low"]] = "low"
+
+    @property
+    def needs(self) -> tuple[Look, ...]:
+        """The samples."""
+        return (Look("resamples", self.k),)
+
+    def value(self, view: View) -> float | None:
+        """In [0, 1]."""
+        if view.draft is None or not view.resamples:
+            return None
+        own = self._gist(view.draft.text)
+        return sum(self._gist(sample.text) == own for sample in view.resamples) / len(view.resamples)
+
+    def _gist(self, text: str) -> str:
+        numbers = _NUMBER.findall(text) if self.by == "result" else []
+        if not numbers:
+            return " ".join(text.lower().split())
+        number = str(numbers[-1]).replace(",", "")
+        return number.rstrip("0").rstrip(".") if "." in number else number
+
+
+SIGNALS: dict[str, Any] = {
+    "score": StepScore,
+    "score_drop": ScoreDrop,
+    "cumulative_sum": CumulativeSum,
+    "first_token_entropy": FirstTokenEntropy,
+    "max_logit": MaxLogit,
+    "max_logit_mixture": MaxLogitMixture,
+    "rating": StrongRating,
+    "agreement": Agreement,
+}
+"""The signals that a policy can be read back with from JSON, by name; put a class of your own here to have it read."""
+
+
+def as_signal(given: Any) -> Any:
+    """A signal as it is, or made from its fields as JSON holds them. Raises `DataError` for what is neither."""
+    if isinstance(given, dict):
+        cls = SIGNALS.get(str(given.get("name", "")))
+        if cls is None:
+            raise DataError(f"signal {given.get('name')!r} is not known; the known ones are {', '.join(SIGNALS)}")
+        return cls(**given)
+    missing = [part for part in ("name", "when", "worse", "needs", "value") if not hasattr(given, part)]
+    if missing:
+        raise DataError(f"{given!r} is no signal: it has no {', '.join(missing)}; see stepwise.routing.Signal")
+    return given
+
+
+def looks_for(signals: Sequence[Signal]) -> dict[str, str]:
+    """What these signals look for, each with the name of the first signal that wants it."""
+    found: dict[str, str] = {}
+    for signal in signals:
+        for look in (*signal.needs, *([Look("draft")] if signal.when == "after" else [])):
+            found.setdefault(look.what, signal.name)
+    return found
