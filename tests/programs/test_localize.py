@@ -243,10 +243,10 @@ def test_a_file_that_is_not_there_not_text_or_too_short_is_named(
 
 
 def test_a_model_that_cannot_be_reached_is_one_line(critic: Critic, capsys: pytest.CaptureFixture[str]) -> None:
-    from dspy.utils.exceptions import LMTransportError
+    from dspy.utils.exceptions import LMConfigurationError
 
     def script(messages: Any) -> str:
-        raise LMTransportError("connection refused\nand more")
+        raise LMConfigurationError("connection refused\nand more")
 
     critic.lm = ScriptedLM(script)
     assert localize.main([written(PLAIN)]) == 1
