@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import dspy
-from dspy.predict.parameter import Parameter
 from dspy.utils.exceptions import AdapterParseError
 
 from stepwise.adapters import Format, adapter
 from stepwise.adapters.dspy_adapters import recorded_repairs
 from stepwise.config import Config, ModelConfig
 from stepwise.errors import ConfigError
+from stepwise.parameters import Settings
 from stepwise.redact import redact
 from stepwise.types import Usage
 
@@ -57,39 +58,33 @@ class Answer(NamedTuple):
 Plan = Generator[list[Ask], list[Answer], dspy.Prediction]
 
 
-class Settings(Parameter):  # type: ignore[misc]
-    """A module's own settings, saved and loaded with its predictors wherever the module stands in a program."""
-
-    def __init__(self, **values: Any) -> None:
-        self.values = values
-
-    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
-        """The settings as plain JSON."""
-        return dict(self.values)
-
-    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> Settings:
-        """Take over saved settings; those of models that run here are made known to LiteLLM again."""
-        self.values = dict(state)
-        return self
-
-    def reset(self) -> None:
-        """Nothing is learned here that could be reset."""
-
-
 class Asking(dspy.Module):  # type: ignore[misc]
     """Base of the modules. `lm` is a model's name, a ModelConfig or a dspy.LM; None: the one DSPy is configured with.
 
     `adapter` is a format ("compact", "chat", "json") or a dspy.Adapter, None for the one DSPy is configured with, and
     the compact one where there is none. Every prediction has `failure` (None, or why there is no result), `repairs`
     (reasons of second calls), `warnings` (what was cut) and `usage`.
+
+    `save` writes prompts, examples, settings and the names of language models; make the module as it was made, then
+    `load`. Not in the file: keys of APIs (they must be in the environment), a scorer (only its name, which must be the
+    same) and an adapter that is an object. An address (`api_base`) is in the file, but DSPy drops it, with no more than
+    a line in the log, unless the file is trusted: `load(path, allow_unsafe_lm_state=True)`; without it a model behind
+    an address of its own would be asked for at its provider's public one. What an optimizer returns is frozen, to DSPy:
+    as part of a larger program it is not saved with it, so optimize the larger program, or save the part alone.
     """
 
     def __init__(
-        self, lm: Any = None, adapter: Format | Any | None = None, *, bare: bool = False, **values: Any
+        self,
+        lm: Any = None,
+        adapter: Format | Any | None = None,
+        *,
+        bare: bool = False,
+        fixed: Sequence[str] = (),
+        **values: Any,
     ) -> None:
         super().__init__()
         form = adapter if adapter is None or isinstance(adapter, str) else None
-        self.settings = Settings(adapter=form, bare=bare, **values)
+        self.settings = Settings(fixed, adapter=form, bare=bare, **values)
         self._adapter = None if isinstance(adapter, str) else adapter
         self._make_predictors()
         if lm is not None:
@@ -108,12 +103,14 @@ class Asking(dspy.Module):  # type: ignore[misc]
         """One of the settings that are saved with the module."""
         return self.settings.values[name]
 
-    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
-        """See DSPy; models that run in this process are known to LiteLLM afterwards."""
-        from stepwise.backends.provider import register_litellm
-
-        register_litellm()
-        super().load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy with the same scorer and adapter: DSPy copies modules to load and to optimize them."""
+        for shared in (self._adapter, getattr(self, "scorer", None)):
+            memo[id(shared)] = shared
+        other: Self = type(self).__new__(type(self))
+        memo[id(self)] = other
+        other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return other
 
     def _format(self) -> Any:
         form, bare = self.setting("adapter"), self.setting("bare")
@@ -124,25 +121,25 @@ class Asking(dspy.Module):  # type: ignore[misc]
     def run(self, plan: Plan) -> dspy.Prediction:
         """The prediction of a plan, each batch in threads."""
         with dspy.context(adapter=self._format()), dspy.track_usage() as tracker, recorded_repairs() as repairs:
-            answers: list[Answer] | None = None
+            answers, unread = None, _Unread()
             while True:
                 try:
                     asks = plan.send(answers)  # type: ignore[arg-type]
                 except StopIteration as stop:
-                    return _completed(stop.value, tracker, repairs)
-                answers = _in_threads([_ask_of(ask) for ask in asks])
+                    return _completed(stop.value, tracker, repairs, unread)
+                answers = unread.noted(asks, _in_threads([_ask_of(ask) for ask in asks]))
 
     async def arun(self, plan: Plan) -> dspy.Prediction:
         """The prediction of a plan, each batch as concurrent coroutines."""
         with dspy.context(adapter=self._format()), dspy.track_usage() as tracker, recorded_repairs() as repairs:
-            answers: list[Answer] | None = None
+            answers, unread = None, _Unread()
             while True:
                 try:
                     asks = plan.send(answers)  # type: ignore[arg-type]
                 except StopIteration as stop:
-                    return _completed(stop.value, tracker, repairs)
+                    return _completed(stop.value, tracker, repairs, unread)
                 gate = _tasks.get() or asyncio.Semaphore(CONCURRENCY)
-                answers = list(await asyncio.gather(*(_aask(ask, gate) for ask in asks)))
+                answers = unread.noted(asks, await asyncio.gather(*(_aask(ask, gate) for ask in asks)))
 
 
 def critic_lm(config: Config) -> Any:
@@ -179,7 +176,20 @@ def _in_threads(calls: Sequence[Callable[[], Answer]], concurrency: int = CONCUR
         return list(pool.map(lambda pair: pair[0].run(pair[1]), [(contextvars.copy_context(), c) for c in calls]))
 
 
-def _completed(prediction: dspy.Prediction, tracker: Any, repairs: list[str]) -> dspy.Prediction:
+class _Unread(list[tuple[Any, dict[str, Any], dspy.Prediction]]):
+    """The calls whose replies could not be read, as DSPy's traces have calls."""
+
+    def noted(self, asks: Sequence[Ask], answers: Sequence[Answer]) -> list[Answer]:
+        """`answers`, after a look at which of them failed."""
+        for ask, answer in zip(asks, answers, strict=True):
+            if answer.failure is not None:
+                self.append((ask.predictor, ask.inputs, dspy.Prediction(unreadable=answer.failure)))
+        return list(answers)
+
+
+def _completed(prediction: dspy.Prediction, tracker: Any, repairs: list[str], unread: _Unread) -> dspy.Prediction:
+    if prediction.failure is not None and dspy.settings.trace is not None:
+        dspy.settings.trace.extend(unread)  # else no optimizer would ever see what failed
     prediction.repairs = list(repairs)
     prediction.usage = prediction.get("usage", Usage()) + usage_of(tracker)
     return prediction

@@ -10,6 +10,7 @@ from stepwise import signatures
 from stepwise.adapters import Format
 from stepwise.asking import Ask, Asking, Plan, failed
 from stepwise.inputs import Steps, as_steps, fitted, fitting, question_and_reference
+from stepwise.parameters import Predictor
 from stepwise.types import Problem
 
 
@@ -25,7 +26,7 @@ class StepJudge(Asking):
         super().__init__(lm, adapter, bare=bare, max_chars=max_chars)
 
     def _make_predictors(self) -> None:
-        self.judge = dspy.Predict(signatures.JudgeStep)
+        self.judge = Predictor(signatures.JudgeStep)
 
     def forward(self, problem: Problem | str, steps: Steps, reference: str | None = None) -> dspy.Prediction:
         """Judge the last of `steps`; raises DataError for an empty attempt or question."""

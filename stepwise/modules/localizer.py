@@ -16,6 +16,7 @@ from stepwise.config import Config
 from stepwise.errors import ConfigError
 from stepwise.inputs import Steps, as_steps, at_most_rows, bounded, fitted, fitting, question_and_reference
 from stepwise.localization import first_below
+from stepwise.parameters import Predictor
 from stepwise.scorers.base import score_items
 from stepwise.types import Localization, Problem
 
@@ -64,7 +65,8 @@ class ErrorLocalizer(Asking):
 
         self.scorer = None if scorer is None else load_scorer(scorer)
         super().__init__(
-            lm, adapter, bare=bare, method=method, samples=samples, temperature=temperature, threshold=threshold,
+            lm, adapter, bare=bare, fixed=("method", "scorer"), method=method, samples=samples,
+            temperature=temperature, scorer=getattr(self.scorer, "name", None), threshold=threshold,
             max_chars=max_chars,
         )  # fmt: skip
 
@@ -86,9 +88,9 @@ class ErrorLocalizer(Asking):
 
     def _make_predictors(self) -> None:
         if self.setting("method") == "bisect":
-            self.judge_prefix = dspy.Predict(signatures.JudgePrefix)
+            self.judge_prefix = Predictor(signatures.JudgePrefix)
         elif self.setting("method") != "scorer":
-            self.verify = dspy.Predict(signatures.VerifyAttempt)
+            self.verify = Predictor(signatures.VerifyAttempt)
 
     def forward(self, problem: Problem | str, steps: Steps, reference: str | None = None) -> dspy.Prediction:
         """Localize in one attempt. `steps` may be texts, a Trace or a whole solution; see the class for the result.

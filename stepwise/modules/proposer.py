@@ -12,6 +12,7 @@ from stepwise.asking import Ask, Asking, Plan, critic_lm, failed
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
 from stepwise.inputs import Steps, as_steps, bounded, fitted, fitting, question_and_reference
+from stepwise.parameters import Predictor
 from stepwise.types import Intervention, Problem
 
 
@@ -43,8 +44,8 @@ class InterventionProposer(Asking):
                 f"candidates is {candidates}, revisions {revisions}; give candidates >= 1, revisions >= 0"
             )
         super().__init__(
-            lm, adapter, bare=bare, solve_first=solve_first, revisions=revisions, candidates=candidates,
-            temperature=temperature, max_chars=max_chars,
+            lm, adapter, bare=bare, fixed=("solve_first", "revisions"), solve_first=solve_first, revisions=revisions,
+            candidates=candidates, temperature=temperature, max_chars=max_chars,
         )  # fmt: skip
 
     @classmethod
@@ -64,13 +65,13 @@ class InterventionProposer(Asking):
     def _make_predictors(self) -> None:
         propose, revise = signatures.ProposeIntervention, signatures.ReviseIntervention
         if self.setting("solve_first"):
-            self.solve = dspy.Predict(signatures.SolveByReference)
+            self.solve = Predictor(signatures.SolveByReference)
             worked = dspy.InputField(desc="your own solution of the problem")
             propose = propose.insert(2, "worked", worked, str)
-        self.propose = dspy.Predict(propose)
+        self.propose = Predictor(propose)
         if self.setting("revisions"):
-            self.review = dspy.Predict(signatures.ReviewIntervention)
-            self.revise = dspy.Predict(revise)
+            self.review = Predictor(signatures.ReviewIntervention)
+            self.revise = Predictor(revise)
 
     def forward(
         self,
