@@ -13,6 +13,9 @@ What differs from the published code:
 3. The last step has its own decision, made knowing that it is the last (`last=True`); the published table has none.
 4. A plan answers for any belief and token count: no snapping to a grid, no token bins, no closeness gate.
 5. There may be several strong models, each with its price per token and chance of writing a right step.
+6. A strong model may write several steps on end, or all that are left, and drafts may have a price (`runs`,
+   `cost_per_draft_token`). Where drafts are free, as published, a longer run is never worth more than one step: what it
+   would write can be asked for step by step, having seen more.
 
 Bounds are rigorous up to rounding in double precision (about 1e-13 of the reward per step).
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +33,7 @@ import numpy as np
 from stepwise.errors import DataError
 from stepwise.routing.belief import StepFilter as StepFilter
 from stepwise.routing.belief import check_probabilities, check_rows
+from stepwise.routing.runs import Option, Run, run_lengths
 from stepwise.routing.sandwich import Array, Known, Sandwich
 
 Belief = Sequence[float]
@@ -115,36 +120,60 @@ class RoutingPomdp:
         )
 
     def solve(
-        self, cost_per_token: float | Sequence[float] = 0.25, eps: float = 3e-4, published_hazard: bool = False
+        self,
+        cost_per_token: float | Sequence[float] = 0.25,
+        eps: float = 3e-4,
+        published_hazard: bool = False,
+        *,
+        runs: Sequence[int] = (1,),
+        cost_per_draft_token: float = 0.0,
     ) -> Plan:
         """The optimal plan at a price per strong token (one for all strong models, or one for each), reward units.
 
         `eps` (reward units, 1e-8 to 1) bounds the error that each step adds; the plan's `gap` is what came of it over
-        all steps, about 2 to 3 eps for 30 steps. Raises `DataError` for a price below 0 or an `eps` outside its range.
+        all steps, about 2 to 3 eps for 30 steps. `runs` are the numbers of steps that a strong model may be given on
+        end, 1 always among them; len(hazard) or more is for good. No draft is written or scored during a run;
+        `cost_per_draft_token` is the price of both. Raises `DataError` for a price below 0 and for an `eps` or a run
+        outside its range.
         """
         prices = self._prices(cost_per_token)
         if not 1e-8 <= eps <= 1:
             raise DataError(f"eps is {eps!r}; give a number from 1e-8 to 1, in units of the reward")
+        if not (math.isfinite(cost_per_draft_token) and cost_per_draft_token >= 0):
+            raise DataError(f"cost_per_draft_token is {cost_per_draft_token!r}; give a finite number of at least 0")
         ends = self.hazard if published_hazard else (*self.hazard[1:], 1.0)
-        steps = len(self.hazard) - 1
-        curves: list[Sandwich] = []
-        for n in reversed(range(steps)):
-            following = curves[-1] if curves else None
-            end = ends[n + 1] if following else 1.0
+        fee, lengths = cost_per_draft_token * self.tokens_per_step, run_lengths(runs)
+        curves: tuple[Sandwich, ...] = ()
+        for n in reversed(range(len(self.hazard) - 1)):
+            options = self._options(curves, ends[n + 2 :], prices, lengths)
 
-            def function(x: Array, following: Sandwich | None = following, end: float = end) -> Known:
-                known = self._expect(x, following, end, prices)
-                return Known(*(self.discount * part for part in known))
+            def function(x: Array, options: Sequence[Option] = options, end: float = ends[n + 1]) -> Known:
+                return Known(*(self.discount * part for part in self._expect(x, options, end, fee)))
 
-            curves.append(Sandwich.around(function, _SHARE * eps))
-        root = self._expect(np.ones(1), curves[-1], ends[0], prices)
-        return Plan(self, prices, tuple(reversed(curves)), (float(root.lower[0]), float(root.upper[0])))
+            curves = (Sandwich.around(function, _SHARE * eps), *curves)
+        root = self._expect(np.ones(1), self._options(curves, ends[1:], prices, lengths), ends[0], fee)
+        return Plan(self, prices, curves, (float(root.lower[0]), float(root.upper[0])), lengths, ends)
 
-    def _expect(self, x: Array, following: Sandwich | None, end: float, prices: tuple[float, ...]) -> Known:
+    def _options(
+        self, later: Sequence[Sandwich], ends: Sequence[float], prices: Sequence[float], lengths: Sequence[int]
+    ) -> tuple[Option, ...]:
+        """What can be done at a draft that is not the last: `later` bounds the functions of its step and of those
+        after it, none where there is no such draft; `ends` are the chances of the steps after it to be the last.
+        """
+        options = [Option(0, 1, None, 0.0, later[0] if later else None)]
+        for writer, (q, price) in enumerate(zip(self.p_strong, prices, strict=True), start=1):
+            fee = price * self.tokens_per_step
+            for length in lengths:
+                given = {"q": q, "fee": fee, "reward": self.reward, "discount": self.discount}
+                then = Run.of(length, later, ends, **given) if length > 1 and later else options[0].then
+                options.append(Option(writer, length, q, fee, then))
+        return tuple(options)
+
+    def _expect(self, x: Array, options: Sequence[Option], end: float, draft_fee: float) -> Known:
         """Value expected before the next step is drafted and scored, as bounds at each `x` (n).
 
-        `end` is the chance that this step is the last, `following` its continuation otherwise. Sums over observations
-        of values at unnormalised beliefs, (observations, n): values are homogeneous, so nothing is divided.
+        `end` is the chance that this step is the last. Sums over observations of values at unnormalised beliefs,
+        (observations, n): values are homogeneous, so nothing is divided.
         """
         o = np.asarray(self.observation)[:, :, None]
         p = self.p_weak
@@ -152,27 +181,26 @@ class RoutingPomdp:
         change = np.stack([p * o[0], -o[1], (1 - p) * o[2]])  # per unit of x
         mass, mass_change = belief.sum(0), change.sum(0)
         last, middle = _Best(mass.shape), _Best(mass.shape)
-        for q, price in ((None, 0.0), *zip(self.p_strong, prices, strict=True)):
+        for option in options:
+            q, fee = option.q, option.fee
             y = belief[0] if q is None else q * (belief[0] + belief[2])
             y_change = change[0] if q is None else q * (change[0] + change[2])
-            fee = price * self.tokens_per_step
-            if end > 0:
+            if end > 0 and option.length == 1:
                 value = self.reward * y - fee * mass
                 last.offer(value, value, self.reward * y_change - fee * mass_change)
-            if end < 1 and following is not None:
+            if end < 1 and option.then is not None:
                 ratio = np.divide(y, mass, out=np.zeros_like(mass), where=mass > 0)
-                below, below_slope, above, above_slope = following.lines(ratio)
+                below, below_slope, above, above_slope = option.then.lines(ratio)
                 middle.offer(
                     (below - fee) * mass + below_slope * y,
                     (above - fee) * mass + above_slope * y,
                     (below - fee) * mass_change + below_slope * y_change,
                 )
-        if end == 1:
-            return last.summed()
-        if end == 0:
-            return middle.summed()
-        pairs = zip(last.summed(), middle.summed(), strict=True)
-        return Known(*(end * at_last + (1 - end) * before for at_last, before in pairs))
+        known = (last if end == 1 else middle).summed()
+        if 0 < end < 1:
+            pairs = zip(last.summed(), known, strict=True)
+            known = Known(*(end * at_last + (1 - end) * before for at_last, before in pairs))
+        return Known(known.lower - draft_fee, known.upper - draft_fee, known.slope)
 
     def _prices(self, cost_per_token: float | Sequence[float]) -> tuple[float, ...]:
         several = [cost_per_token] * len(self.p_strong) if isinstance(cost_per_token, int | float) else cost_per_token
@@ -190,19 +218,24 @@ class Plan:
     """The solved POMDP: for each step n the value F_n(x) of going on, as bounds.
 
     F_n(x) is what is expected after step n is committed, x being the chance that all committed steps are right; it is
-    convex, grows with x, and F_n(0) = 0. Keeping a draft at belief b is worth F_n(b[0]); strong model j is worth
-    F_n(q_j (b[0] + b[2])) - price_j tokens. At the last step F(x) is reward x.
+    convex and grows with x, and F_n(0) = 0 where drafts are free. Keeping a draft at belief b is worth F_n(b[0]);
+    strong model j is worth F_n(q_j (b[0] + b[2])) - price_j tokens, and for several steps see `Run`. At the last step
+    F(x) is reward x.
 
     Attributes:
         prices: per token of each strong model.
         curves: bounds of F_n for each step n.
         root_value: (lower, upper) after the first observation and before the first decision, from the true prior.
+        runs: numbers of steps that a strong model may be given on end.
+        ends: chance that step n is the last one if it is reached, for n = 0, 1, ...
     """
 
     model: RoutingPomdp
     prices: tuple[float, ...]
     curves: tuple[Sandwich, ...]
     root_value: Bounds
+    runs: tuple[int, ...]
+    ends: tuple[float, ...]
 
     @property
     def gap(self) -> float:
@@ -213,45 +246,60 @@ class Plan:
         """(lower, upper) of F_step(x): x is the chance that all steps up to and including this one are right."""
         if not 0 <= x <= 1:
             raise DataError(f"x is {x!r}; it is a probability")
-        low, high = self._bounds(step, np.asarray([x], dtype=float), last)
-        return float(low[0]), float(high[0])
+        low, high = self._bounds(self._at(step)[0].then, np.asarray(x, dtype=float), last)
+        return float(low), float(high)
+
+    @cached_property
+    def options(self) -> tuple[tuple[Option, ...], ...]:
+        """What can be done at a draft of step n that is not the last, in the order of `action_values`."""
+        return tuple(
+            self.model._options(self.curves[n:], self.ends[n + 1 :], self.prices, self.runs)
+            for n in range(len(self.curves))
+        )
 
     def action_bounds(self, step: int, belief: Belief, tokens: float, *, last: bool = False) -> tuple[Bounds, ...]:
-        """(lower, upper) of the value of keeping, then of each strong model.
+        """(lower, upper) of the value of keeping, then of each strong model, for each of `runs`.
 
         Args:
             step: 0-based index of the drafted step; steps after the last one of the hazard are taken as that one.
             belief: chances of right, wrong earlier, wrong just now.
             tokens: of this step, for the price of having it written anew.
-            last: whether this is known to be the last step.
+            last: whether this is known to be the last step; all runs are then one step.
         """
         b = _belief(belief)
         if not (math.isfinite(tokens) and tokens >= 0):
             raise DataError(f"tokens is {tokens!r}; give a number of at least 0")
-        x = np.asarray([b[0], *(q * (b[0] + b[2]) for q in self.model.p_strong)])
-        fees = np.asarray([0.0, *(price * tokens for price in self.prices)])
-        low, high = self._bounds(step, x, last)
-        return tuple(zip((low - fees).tolist(), (high - fees).tolist(), strict=True))
+        values = list[Bounds]()
+        for option in self._at(step):
+            x = np.asarray(b[0] if option.q is None else option.q * (b[0] + b[2]))
+            fee = 0.0 if option.q is None else self.prices[option.writer - 1] * tokens
+            low, high = self._bounds(option.then, x, last)
+            values.append((float(low) - fee, float(high) - fee))
+        return tuple(values)
 
     def action_values(self, step: int, belief: Belief, tokens: float, *, last: bool = False) -> tuple[float, ...]:
-        """Value of keeping, then of each strong model: the middles of `action_bounds`, so right within gap / 2."""
+        """Value of each action: the middles of `action_bounds`, so right within gap / 2."""
         return tuple((low + high) / 2 for low, high in self.action_bounds(step, belief, tokens, last=last))
 
     def critical_tokens(self, step: int, belief: Belief, *, last: bool = False) -> float:
         """Tokens of this step up to which some strong model is worth more than keeping it; 0 if none ever is."""
         keep, *others = self.action_values(step, belief, 0.0, last=last)
         gains = [value - keep for value in others]
+        prices = [self.prices[option.writer - 1] for option in self._at(step)[1:]]
         return max(
             0.0 if gain <= 0 else math.inf if price == 0 else gain / price
-            for gain, price in zip(gains, self.prices, strict=True)
+            for gain, price in zip(gains, prices, strict=True)
         )
 
-    def _bounds(self, step: int, x: Array, last: bool) -> tuple[Array, Array]:
+    def _at(self, step: int) -> tuple[Option, ...]:
         if step < 0:
             raise DataError(f"step is {step}; steps are counted from 0")
-        if last:
+        return self.options[min(step, len(self.curves) - 1)]
+
+    def _bounds(self, then: Sandwich | Run | None, x: Array, last: bool) -> tuple[Array, Array]:
+        if last or then is None:
             return self.model.reward * x, self.model.reward * x
-        return self.curves[min(step, len(self.curves) - 1)].bounds(np.clip(x, 0.0, 1.0))
+        return then.bounds(np.clip(x, 0.0, 1.0))
 
 
 class _Best:
