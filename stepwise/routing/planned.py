@@ -7,22 +7,26 @@ What differs from TRIM-POMDP (arXiv 2601.10245):
 2. `Planned` decides on a draft that ends the solution as on the last step; the published table has no such entry, nor
    has `Published`.
 3. `BeliefThreshold` needs no plan; it is the baseline that a plan has to beat.
+4. `Planned` may also have the strong model write several steps on end, or all that are left, where drafts have a price.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import DataError
 from stepwise.routing.belief import Belief, History, ObservationLaw, StepFilter
-from stepwise.routing.policy import Action, Escalate, Keep, View, When
+from stepwise.routing.policy import Action, Escalate, HandOver, Keep, View, When
 from stepwise.routing.pomdp import Plan, RoutingPomdp
+from stepwise.routing.runs import Run
+from stepwise.routing.sandwich import Sandwich
 from stepwise.steps import extract_answer
 
 _FROZEN = ConfigDict(extra="forbid")
@@ -148,12 +152,19 @@ class Planned(_Filtered):
         cost_per_token: of the strong model, in units of `model.reward`, at least 0; the operating point.
         history: "filter", "memoryless" or "published", see `StepFilter`; the plan is optimal for "filter".
         strong_law: of the score of a strong model's own step, where that is to count; the plan knows nothing of it.
+        stay: numbers of steps that the strong model may also write on end, each at least 2, its drafts being saved.
+        hand_over: whether it may also write all that is left.
+        draft_share: price of a drafted and scored token, as a share of a strong token's; at 0, as published, a run
+            is never worth more than single steps.
 
     Raises a ValueError that names the field for a model with several strong models, a law that is not the model's, and
     a price that is none.
     """
 
     cost_per_token: float = Field(default=0.25, ge=0, allow_inf_nan=False)
+    stay: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(), kw_only=True)
+    hand_over: bool = Field(default=False, kw_only=True)
+    draft_share: float = Field(default=0.0, ge=0, allow_inf_nan=False, kw_only=True)
 
     name: ClassVar[str] = "planned"
     operating: ClassVar[str] = "cost_per_token"
@@ -161,22 +172,25 @@ class Planned(_Filtered):
     @cached_property
     def plan(self) -> Plan:
         """The solved model."""
-        return self.model.solve(self.cost_per_token)
+        runs = (1, *self.stay, *([len(self.model.hazard)] if self.hand_over else []))
+        return self.model.solve(
+            self.cost_per_token, runs=runs, cost_per_draft_token=self.cost_per_token * self.draft_share
+        )
 
     @cached_property
     def _worth(self) -> _Lookup:
         return _Lookup(self.plan)
 
     def decide(self, view: View) -> Action:
-        """Escalate iff that is worth more at the draft's belief, step and tokens."""
+        """What is worth most at the draft's belief, step and tokens."""
         last = ends(view)
         belief = self.filter.belief(view.steps, view.draft)
-        keep, strong = self._worth(view.index, belief, view.tokens, last)
-        return _better(keep, strong, " at the last step" if last else "")
+        values = self._worth(view.index, belief, view.tokens, last)
+        return _best(values, self.plan, " at the last step" if last else "")
 
     def _writer(self, step: int, belief: Belief) -> int:
-        keep, strong = self._worth(step, belief, self.model.tokens_per_step)
-        return int(strong > keep)
+        keep, *strong = self._worth(step, belief, self.model.tokens_per_step)
+        return int(max(strong) > keep)
 
 
 @dataclass(frozen=True, config=_FROZEN, repr=False)
@@ -223,8 +237,7 @@ class Published(_OnBelief):
             return Keep(f"wrong just now is {lead:.2f} behind, gate {self.gate:.2f}")
         if view.index >= len(self.plan.curves):
             return Keep(f"the plan has {len(self.plan.curves)} steps")
-        keep, strong = self._worth(view.index, belief, view.tokens)
-        return _better(keep, strong)
+        return _best(self._worth(view.index, belief, view.tokens), self.plan)
 
 
 class _Lookup:
@@ -232,35 +245,40 @@ class _Lookup:
 
     def __init__(self, plan: Plan) -> None:
         self.q, self.price, self.reward = plan.model.p_strong[0], plan.prices[0], plan.model.reward
-        self.steps = [
-            tuple(
-                part.tolist()
-                for part in (
-                    c.nodes[1:-1],
-                    c.crossing,
-                    c.tangent_offset,
-                    c.tangent_slope,
-                    c.chord_offset,
-                    c.chord_slope,
-                )
-            )
-            for c in plan.curves
-        ]
+        lines = {id(curve): _lists(curve) for curve in plan.curves}
+        self.steps = [[_Worth(option.then, lines) for option in options] for options in plan.options]
 
-    def __call__(self, step: int, belief: Belief, tokens: float, last: bool = False) -> tuple[float, float]:
-        """Worth of keeping and of the strong model."""
+    def __call__(self, step: int, belief: Belief, tokens: float, last: bool = False) -> list[float]:
+        """Worth of keeping and of the strong model, for each of the plan's runs; at the last step all are one."""
         kept, written, fee = belief[0], self.q * (belief[0] + belief[2]), self.price * tokens
         if last:
-            return self.reward * kept, self.reward * written - fee
-        lines = self.steps[min(step, len(self.steps) - 1)]
-        return self._value(lines, kept), self._value(lines, written) - fee
+            return [self.reward * kept, self.reward * written - fee]
+        keep, *runs = self.steps[min(step, len(self.steps) - 1)]
+        return [keep(kept), *(run(written) - fee for run in runs)]
 
-    @staticmethod
-    def _value(lines: tuple[list[float], ...], x: float) -> float:
-        inner, crossing, low, low_slope, high, high_slope = lines
+
+class _Worth:
+    """What follows an action, at one place."""
+
+    def __init__(self, then: Sandwich | Run | None, lines: Mapping[int, tuple[list[float], ...]]) -> None:
+        run = then if isinstance(then, Run) else Run(0.0, 0.0, 1.0, 1.0, then)
+        self.offset, self.slope, self.weight, self.shrink = run.offset, run.slope, run.weight, run.shrink
+        self.lines = lines[id(run.curve)] if run.curve is not None else None
+
+    def __call__(self, y: float) -> float:
+        worth = self.offset + self.slope * y
+        if self.lines is None:
+            return worth
+        inner, crossing, low, low_slope, high, high_slope = self.lines
+        x = self.shrink * y
         i = bisect_right(inner, x)
         j = i + (x > crossing[i])
-        return (low[j] + high[i] + (low_slope[j] + high_slope[i]) * x) / 2
+        return worth + self.weight * (low[j] + high[i] + (low_slope[j] + high_slope[i]) * x) / 2
+
+
+def _lists(c: Sandwich) -> tuple[list[float], ...]:
+    parts = (c.nodes[1:-1], c.crossing, c.tangent_offset, c.tangent_slope, c.chord_offset, c.chord_slope)
+    return tuple(part.tolist() for part in parts)
 
 
 def ends(view: View) -> bool:
@@ -270,10 +288,16 @@ def ends(view: View) -> bool:
     )
 
 
-def _better(keep: float, strong: float, where: str = "") -> Action:
-    if strong > keep:
-        return Escalate(reason=f"worth {strong:.2f} rewritten, {keep:.2f} kept{where}")
-    return Keep(f"worth {keep:.2f} kept, {strong:.2f} rewritten{where}")
+def _best(values: Sequence[float], plan: Plan, where: str = "") -> Action:
+    keep, *others = values
+    strong = max(others)
+    if strong <= keep:
+        return Keep(f"worth {keep:.2f} kept, {strong:.2f} rewritten{where}")
+    steps = plan.runs[others.index(strong)]
+    if steps >= len(plan.model.hazard):
+        return HandOver(f"worth {strong:.2f} handed over, {keep:.2f} kept{where}")
+    on_end = f" for {steps} steps" if steps > 1 else ""
+    return Escalate(steps, f"worth {strong:.2f} rewritten{on_end}, {keep:.2f} kept{where}")
 
 
 POLICIES: dict[str, Any] = {cls.name: cls for cls in (BeliefThreshold, Planned, Published)}

@@ -19,6 +19,7 @@ from stepwise.routing import (
     Always,
     BeliefThreshold,
     Escalate,
+    HandOver,
     Keep,
     Never,
     ObservationLaw,
@@ -49,6 +50,7 @@ POLICIES: list[Any] = [
     Planned(MODEL, LAW, strong_law=LAW),
     Published(MODEL, LAW, 0.2, gate=0.5),
     Published(MODEL, PAIR),
+    Planned(MODEL, LAW, 0.3, stay=(2, 3), hand_over=True, draft_share=0.4),
 ]
 
 
@@ -141,13 +143,23 @@ def test_scores_that_are_missing_leave_the_prior_and_an_empty_draft_counts_as_ze
 
 
 def test_the_lookup_of_one_belief_is_the_plans() -> None:
-    policy, rng = Planned(MODEL, LAW, 0.3), np.random.default_rng(0)
     edges = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
-    nodes = [(float(x), 1 - float(x), 0.0) for curve in policy.plan.curves for x in (*curve.nodes, *curve.crossing)]
-    for belief in (*edges, *nodes, *map(tuple, rng.dirichlet(np.ones(3) / 2, 300).tolist())):
-        for step, last in ((0, False), (3, False), (50, False), (2, True)):
-            values = policy.plan.action_values(step, belief, 17.0, last=last)
-            assert policy._worth(step, belief, 17.0, last) == pytest.approx(values, abs=1e-10)
+    for policy in (POLICIES[2], POLICIES[7]):
+        nodes = [(float(x), 1 - float(x), 0.0) for curve in policy.plan.curves for x in (*curve.nodes, *curve.crossing)]
+        for belief in (*edges, *nodes, *map(tuple, np.random.default_rng(0).dirichlet(np.ones(3) / 2, 200).tolist())):
+            for step, last in ((0, False), (3, False), (50, False), (2, True)):
+                values = policy.plan.action_values(step, belief, 17.0, last=last)[: 2 if last else None]
+                assert policy._worth(step, belief, 17.0, last) == pytest.approx(values, abs=1e-10)
+
+
+def test_with_priced_drafts_it_stays_with_the_strong_model_and_hands_over() -> None:
+    model = replace(MODEL, p_weak=0.5, p_strong=(0.99,))
+    wide = Planned(model, LAW, 0.2, hand_over=True, draft_share=1.0)
+    assert wide.decide(view(0.3)) == HandOver()
+    assert wide.decide(view(0.3)).reason.startswith("worth")
+    assert replace(wide, hand_over=False, stay=(2,)).decide(view(0.3)) == Escalate(2)
+    assert wide.decide(view(0.3, finish="answer")) == Escalate(1)  # nothing is left to hand over
+    assert replace(wide, draft_share=0.0).decide(view(0.3)) == Escalate(1)
 
 
 # As values
@@ -188,6 +200,8 @@ def test_they_print_their_settings_and_not_their_tables() -> None:
         (lambda: Planned(MODEL, LAW, cost_per_token=-1), "cost_per_token"),
         (lambda: Published(MODEL, LAW, cost_per_token=float("inf")), "cost_per_token"),
         (lambda: Published(MODEL, LAW, gate=-0.1), "gate"),
+        (lambda: Planned(MODEL, LAW, stay=(1,)), "stay"),
+        (lambda: Planned(MODEL, LAW, draft_share=-1), "draft_share"),
         (lambda: Planned(SMALL, LAW), r"p_strong has 2 entries.*one strong model"),
         (lambda: Planned(MODEL, replace(LAW, rows=LAW.rows[::-1])), r"model\.observation is not law\.rows"),
         (lambda: Published(MODEL, PAIR.score_only()), r"model\.observation is not law\.rows"),
