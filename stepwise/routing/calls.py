@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -71,7 +71,8 @@ class Calls:
         assert self.models.scorer is not None
         results = score_items(self.models.scorer, [(item.problem, item.texts) for item, _ in asked])
         for (item, held), (scores, usage, error) in zip(asked, results, strict=True):
-            held.settle(usage)
+            if not self.paid("scorer", item.problem, item.texts):
+                held.settle(usage)
             item.scorer_usage += usage
             if error:
                 item.end("error", f"the scorer failed at step {len(item.steps)}: {error}")
@@ -98,9 +99,10 @@ class Calls:
         return refused
 
     def _written(self, role: Role, asked: Sequence[Asked]) -> None:
-        results = self.ask(role, [self.step_request(role, item) for item, _ in asked])
-        for (item, held), result in zip(asked, results, strict=True):
-            held.settle(result.usage)
+        requests = [self.step_request(role, item) for item, _ in asked]
+        for (item, held), request, result in zip(asked, requests, self.ask(role, requests), strict=True):
+            if not self.paid(role, request):
+                held.settle(result.usage)
             item.replace(Step(result.text, role, usage=result.usage, token_ids=result.token_ids))
             item.current_finish = result.finish
             item.looked.logprobs = result.top_logprobs or ()
@@ -150,19 +152,29 @@ class Calls:
             return False
         return True
 
-    def reserve(self, role: Role, item: OpenProblem, tokens: int, samples: int = 1, extra: str = "") -> Reservation:
-        """Set aside `samples` of at most `tokens` tokens that read the solution so far and `extra`. Raises
+    def paid(self, role: Role | Literal["scorer"], *asked: Any) -> bool:
+        """Whether an earlier start of the run paid for the answer: it is free now, and is counted already."""
+        known: Callable[..., bool] | None = getattr(getattr(self.models, role), "paid", None)
+        return known is not None and known(*asked)
+
+    def reserve(self, role: Role, item: OpenProblem, request: Request, extra: str = "") -> Reservation:
+        """Set aside what `request` may cost at most, which reads the solution so far and `extra`. Raises
         BudgetExceededError.
         """
+        if self.paid(role, request):
+            return item.account.reserve(role, 0, calls=0)
+        samples, tokens = request.n, request.max_tokens
         calls = samples * getattr(getattr(self.models, role), "calls_per_sample", 1)  # an API may be asked again
         prompt = calls * (self._length(item) + len(extra.encode("utf-8", "replace")))
         return item.account.reserve(role, calls * tokens, prompt_tokens=prompt, calls=calls)
 
     def _reserve_step(self, role: Role, item: OpenProblem) -> Reservation:
-        return self.reserve(role, item, self.settings.sampling.max_step_tokens)
+        return self.reserve(role, item, self.step_request(role, item))
 
     def _reserve_scores(self, item: OpenProblem) -> Reservation:
         """Set aside the reading of each step that has no score yet. Raises BudgetExceededError."""
+        if self.paid("scorer", item.problem, item.texts):
+            return item.account.reserve("scorer", 0, calls=0)
         new = len(item.texts) - sum(step.score is not None for step in item.steps)
         return item.account.reserve("scorer", 0, prompt_tokens=new * self._length(item), calls=new)
 

@@ -24,7 +24,7 @@ from stepwise.scorers.judge import parse
 from stepwise.steps import SEPARATOR
 from stepwise.types import Problem, Step, Usage
 
-_DIGIT = re.compile(r"\W*([0-9])(?![0-9.])")
+_DIGIT = re.compile(r"\W*([0-9])(?![0-9]|\.[0-9])")
 
 
 def rating_question(question: str, before: Sequence[str], step: str) -> str:
@@ -60,23 +60,19 @@ def gather(calls: Calls, look: Look, items: Sequence[OpenProblem]) -> None:
     kind = _KINDS.get(look.what)
     if kind is None or not calls.prepared(kind.role, items):
         return
-    tokens = kind.tokens or calls.settings.sampling.max_step_tokens
 
     def reserve(item: OpenProblem) -> Reservation:
         request = kind.request(calls, look, item)
         own = request.problem.question if request.problem != item.problem else ""
-        return calls.reserve(kind.role, item, tokens, request.n, own)
+        return calls.reserve(kind.role, item, request, own)
 
     calls.served(items, reserve, partial(_asked, calls, look, kind))
 
 
 class _Kind(NamedTuple):
-    """One kind of evidence: who is asked what, for at most how many tokens (None: a step's), and what becomes of the
-    answers. `keep` returns what to note on each.
-    """
+    """One kind of evidence: who is asked what, and what becomes of the answers. `keep` returns what to note on each."""
 
     role: Role
-    tokens: int | None
     request: Callable[[Calls, Look, OpenProblem], Request]
     keep: Callable[[OpenProblem, Sequence[Continuation]], list[str]]
 
@@ -86,7 +82,8 @@ def _asked(calls: Calls, look: Look, kind: _Kind, asked: Sequence[Asked]) -> Non
     answers = iter(calls.ask(kind.role, requests))
     for (item, held), request in zip(asked, requests, strict=True):
         made = [next(answers) for _ in range(request.n)]
-        held.settle(sum((one.usage for one in made), Usage()))
+        if not calls.paid(kind.role, request):
+            held.settle(sum((one.usage for one in made), Usage()))
         for one, word in zip(made, kind.keep(item, made), strict=True):
             note = f"failed: {one.error or 'no reason given'}" if one.finish == "error" else word
             item.evidence.append(Step(one.text, kind.role, usage=one.usage, decision=f"{look.what}: {note}"))
@@ -142,8 +139,8 @@ def _keep_verification(item: OpenProblem, made: Sequence[Continuation]) -> list[
 
 
 _KINDS = {
-    "first_token": _Kind("weak", 1, _glimpse, _keep_glimpse),
-    "resamples": _Kind("weak", None, _samples, _keep_samples),
-    "rating": _Kind("strong", 8, _rating, _keep_rating),
-    "verification": _Kind("weak", 8, _verification, _keep_verification),
+    "first_token": _Kind("weak", _glimpse, _keep_glimpse),
+    "resamples": _Kind("weak", _samples, _keep_samples),
+    "rating": _Kind("strong", _rating, _keep_rating),
+    "verification": _Kind("weak", _verification, _keep_verification),
 }

@@ -9,13 +9,16 @@ import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Self
 
 import dspy
 
 from stepwise.backends import load_backend
 from stepwise.backends.base import Backend, Continuation, Request
+from stepwise.backends.cached import CachedBackend
 from stepwise.budget import Ledger
+from stepwise.call_cache import CallCache
 from stepwise.config import BudgetConfig, Config, LoadConfig, ModelConfig, SamplingConfig, ScorerConfig
 from stepwise.errors import ConfigError, DataError
 from stepwise.prompt import SolvePrompt
@@ -24,6 +27,7 @@ from stepwise.routing.metrics import Cost, cost_of, usage_by_author
 from stepwise.routing.policy import Policy, needs_scorer, policy_from_config, policy_from_dict, policy_to_dict
 from stepwise.routing.simple import Threshold
 from stepwise.scorers import Item, Scored, Scorer, load_scorer, score_items
+from stepwise.scorers.cached import CachedScorer
 from stepwise.types import Problem, Trace, Usage, as_problem
 
 
@@ -34,8 +38,9 @@ class StepRouter(dspy.Module):
     only by policies that look at scores. `budget` caps everything this router does in its life, and each solution
     (`budget.problem`); `max_steps` the steps of one. A problem's trace depends on `seed`, the problem and the models
     alone, unless a cap is reached, and up to rounding: llama.cpp's sums differ in the last digits from one batch size
-    to another, which now and then turns a draw or a score at a threshold. Models loaded here are closed by `close()`
-    (or a `with` block); models handed in stay open.
+    to another, which now and then turns a draw or a score at a threshold. `cache` keeps what the models answer (a name
+    is that of its file): policies then share what they ask for at the same place, each counted as if it were alone.
+    Models and caches opened here are closed by `close()` (or a `with` block); those handed in stay open.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class StepRouter(dspy.Module):
         max_steps: int = 30,
         seed: int = 0,
         window: int | None = None,
+        cache: CallCache | str | Path | None = None,
     ) -> None:
         super().__init__()
         self.policy = policy or Threshold()
@@ -63,23 +69,35 @@ class StepRouter(dspy.Module):
                 "pass scorer=, for example 'llamacpp/lab-scorer'"
             )
         self._owned: list[Any] = []
-        self.models = Models(
+        models = Models(
             self._load(weak, load_backend),
             self._load(strong, load_backend),
             None if scorer is None else self._load(scorer, load_scorer),
         )
+        if isinstance(cache, str | Path):
+            cache = CallCache(cache)
+            self._owned.append(cache)
+        self.cache = cache
+        self.models = models if cache is None else _cached(models, cache, scorer)
         self._prices = {role: _prices(spec) for role, spec in (("weak", weak), ("strong", strong), ("scorer", scorer))}
         self.ledger = Ledger(self.budget, self._prices)
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
-        """The router that a configuration describes, with its models loaded.
+    def from_config(
+        cls,
+        config: Config,
+        *,
+        policy: Policy | None = None,
+        cache: CallCache | str | Path | None = None,
+        window: int | None = None,
+    ) -> Self:
+        """The router that a configuration describes, with its models loaded; `policy` instead of that of [routing].
 
         As many problems are open at once as a model takes sequences: more would not be faster, and those that are
         finished early are on disk early. Raises `ConfigError` where the policy looks at scores, the weak model is not
         the lab's and the scorer still is.
         """
-        policy, weak = policy_from_config(config.routing), config.models.weak.model
+        policy, weak = policy or policy_from_config(config.routing), config.models.weak.model
         foreign = not weak.startswith("llamacpp/lab-")
         if needs_scorer(policy) and foreign and config.scorer == ScorerConfig():
             raise ConfigError(
@@ -97,7 +115,8 @@ class StepRouter(dspy.Module):
             budget=config.budget,
             max_steps=config.routing.max_steps,
             seed=config.seed,
-            window=max(config.models.weak.sequences, config.models.strong.sequences),
+            window=window or max(config.models.weak.sequences, config.models.strong.sequences),
+            cache=cache,
         )
 
     def with_policy(self, policy: Policy) -> Self:
@@ -237,6 +256,17 @@ class StepRouter(dspy.Module):
         if model is not spec and hasattr(model, "close"):
             self._owned.append(model)
         return model
+
+
+def _cached(models: Models, cache: CallCache, scorer: Any) -> Models:
+    """The models with what they answer kept; `scorer` as it was given."""
+    read = ("kind", "marker", "good", "bad", "dtype", "ask", "value")  # what a score depends on beside the model
+    settings = scorer.model_dump(include=set(read)) if isinstance(scorer, ScorerConfig) else None
+    return Models(
+        CachedBackend(models.weak, cache, role="weak"),
+        CachedBackend(models.strong, cache, role="strong"),
+        None if models.scorer is None else CachedScorer(models.scorer, cache, settings=settings),
+    )
 
 
 def _prices(spec: Any) -> tuple[float, float] | None:

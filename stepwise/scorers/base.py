@@ -204,6 +204,12 @@ class PrefixScorer(ABC):
         """`score_batch` for one solution."""
         return self.score_batch([(problem, steps)])[0]
 
+    def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:
+        """Take over scores that this scorer gave before, perhaps in another process."""
+        keys = self._keys(_encodable(as_problem(problem).question), [*map(_encodable, steps)])
+        with self._lock:
+            self._known.update(zip(keys, scores, strict=True))
+
     def forget(self) -> None:
         """Drop every kept score, so that what follows is measured from cold."""
         with self._lock:
