@@ -23,8 +23,9 @@ from stepwise.types import Problem, Step, TraceFinish
 When = Literal["question", "before", "after", "solution"]
 Evidence = Literal["draft", "scores", "first_token", "logprobs", "resamples", "rating", "verification"]
 _FROZEN = ConfigDict(extra="forbid")
-_FAMILIES = ("stepwise.routing.simple", "stepwise.routing.signal_policies",
-             "stepwise.routing.planned")  # fmt: skip  # modules with POLICIES, the cheap to import first
+_FAMILIES = tuple(  # modules with POLICIES, the cheap to import first
+    f"stepwise.routing.{name}" for name in ("simple", "query", "signal_policies", "planned")
+)
 
 
 @dataclass(frozen=True, config=_FROZEN)

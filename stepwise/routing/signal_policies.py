@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -250,21 +251,19 @@ class Watch:
         return self
 
 
-def threshold_at(signal: Signal, values: Iterable[float], share: float) -> float:
-    """The threshold that flags about `share` of `values`, noted by `Watch` on other problems than those to measure on.
+def threshold_at(worse: Literal["high", "low"], values: Iterable[float], share: float) -> float:
+    """The threshold that flags about `share` of `values`, of which the high or the low ones are the worse.
 
-    At most that share: among equal values all are flagged or none. Raises `DataError` for no values and a share outside
-    [0, 1].
+    `Watch` notes the values of a signal; take other problems than those to measure on. At most that share: among equal
+    values all are flagged or none. Raises `DataError` for no values and a share outside [0, 1].
     """
-    import math
-
-    found = sorted(values, reverse=signal.worse == "high")  # the worst first
+    found = sorted(values, reverse=worse == "high")  # the worst first
     if not found or not 0 <= share <= 1:
         raise DataError(f"threshold_at: share is {share} of {len(found)} values; give a share in [0, 1] and values")
     flagged = int(share * len(found) + 1e-9)
     if flagged < len(found):
         return found[flagged]
-    return math.nextafter(found[-1], -math.inf if signal.worse == "high" else math.inf)
+    return math.nextafter(found[-1], -math.inf if worse == "high" else math.inf)
 
 
 POLICIES: dict[str, Any] = {cls.name: cls for cls in (Signalled, TwoStage)}
