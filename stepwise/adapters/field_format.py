@@ -124,6 +124,8 @@ class FieldFormat:
 
     def valid(self, value: Any) -> Any:
         """A value read from JSON, as the field's type; raises DataError."""
+        if self.is_text and isinstance(value, int | float):
+            value = json.dumps(value)  # models write the numbers among texts without quotes
         if isinstance(value, str):
             return self.read(value, table=False)
         try:
@@ -242,7 +244,10 @@ def constrained(field: Any) -> Any:
 
 
 def parsed_json(text: str) -> Any:
-    r"""What JSON there is in `text`, mended where it is not quite; \b and \f were meant as the beginning of LaTeX."""
+    r"""What JSON there is in `text`, mended where it is not quite; \b and \f were meant as the beginning of LaTeX.
+
+    (So are some \t, \n and \r, but nobody can say which; the compact format has no such doubt.)
+    """
     import json_repair
 
     return _mended(json_repair.loads(text))
