@@ -20,9 +20,9 @@ class CachedScorer:
     """`scorer`, whose scores are kept in `cache` (None: in memory). Thread safe where `scorer` is.
 
     What known scores cost is told as if they were computed now: nothing for what was asked since the last `forget()`;
-    for an incremental scorer that reads a solution in one call, the tokens that it has not read since then; for
-    another, what it was. `settings`, plain JSON, tells scorers of one name apart. `usage` is what the scorer itself was
-    asked for. Where a solution cannot be scored, it is tried again. Everything else is the scorer's own.
+    where an incremental scorer says what reading a solution in one call cost, the tokens that it has not read since
+    then; else what it was. `settings`, plain JSON, tells scorers of one name apart. `usage` is what the scorer itself
+    was asked for. Where a solution cannot be scored, it is tried again. Everything else is the scorer's own.
     """
 
     def __init__(
@@ -98,7 +98,8 @@ class CachedScorer:
 
     def _reading(self, usage: Usage, row: Sequence[str], after: int, most: int) -> Usage:
         """`usage` with what follows on the first `after` steps evaluated, at most `most` tokens."""
-        if not self.scorer.incremental or usage.calls != 1 or usage.generated_tokens:
+        told = hasattr(self.scorer, "score_detailed")  # else a share of what a whole batch cost
+        if not told or not self.scorer.incremental or usage.calls != 1 or usage.generated_tokens:
             return usage
         read = self._read[row[after]] if after >= 0 else 0
         return dataclasses.replace(usage, evaluated_tokens=max(0, min(most, usage.prompt_tokens - read)))

@@ -1,0 +1,57 @@
+"""A router that keeps what its models answer: shared between policies and starts, each counted as if it were alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stepwise.call_cache import CallCache
+from stepwise.config import Config
+from stepwise.lab.problems import generate
+from stepwise.routing import Never, Policy, StepRouter, Threshold
+from stepwise.routing.compare import Measured, measure
+from stepwise.routing.metrics import usage_by_author
+from stepwise.types import Usage
+from tests.routing import world
+from tests.routing.test_on_lab import shipped
+
+
+def spent(measured: Measured) -> dict[str, Usage]:
+    totals: dict[str, Usage] = {}
+    for view in measured.views:
+        for role, usage in usage_by_author(view.trace).items():
+            totals[role] = totals.get(role, Usage()) + usage
+    return totals
+
+
+def test_a_router_keeps_answers_in_the_file_it_is_given_and_closes_it(tmp_path: Path) -> None:
+    path = tmp_path / "cache.jsonl"
+    for hits in (0.0, 1.0):
+        made = world.models()
+        with StepRouter(made.weak, made.strong, made.scorer, cache=path) as router:
+            traces = router.solve_all(world.problems(4), progress=False)
+            assert router.cache is not None
+            assert router.cache.hit_rate == hits
+    assert router.cost(traces).strong_tokens == sum(
+        usage_by_author(t).get("strong", Usage()).generated_tokens for t in traces
+    )
+    CallCache(path).close()  # nobody holds it any more
+
+
+@pytest.mark.skipif(not shipped(), reason="the lab's models are not in this checkout")
+def test_on_the_engine_a_policy_is_charged_what_it_costs_from_a_cold_start_whoever_was_there_before() -> None:
+    problems, policies = [made.problem for made in generate("test", 12)], list[Policy]((Threshold(0.5), Never()))
+    with StepRouter.from_config(Config.lab()) as router:
+        alone = measure(router, policies, problems, progress=False)
+    with CallCache() as cache, StepRouter.from_config(Config.lab(), cache=cache) as router:
+        measure(router, [Threshold(0.9)], problems, progress=False)
+        shared = measure(router, policies, problems, progress=False)
+        assert cache.hit_rate is not None
+        assert cache.hit_rate > 0.4
+    for one, other in zip(alone, shared, strict=True):
+        wanted, told = spent(one), spent(other)
+        assert wanted.keys() == told.keys()
+        for role, usage in wanted.items():  # sums differ in their last digits with the batch, so a draw may turn
+            assert told[role].generated_tokens == pytest.approx(usage.generated_tokens, rel=0.03)
+            assert told[role].evaluated_tokens == pytest.approx(usage.evaluated_tokens, rel=0.03)
