@@ -91,11 +91,11 @@ class OpenProblem:
     def restart(self) -> None:
         """Throw the weak model's solution away; its steps become drafts of the first step to come."""
         self.weak_solution = copy.copy(self)
-        drafts, evidence = list(self.drafts), list(self.evidence)
+        drafts, evidence = list[Step](), list[Step]()
         for step in self.steps:
             evidence += step.evidence
             drafts += [*step.discarded, dataclasses.replace(step, discarded=(), evidence=())]
-        self.steps, self.drafts, self.evidence = [], drafts, evidence
+        self.steps, self.drafts, self.evidence = [], [*drafts, *self.drafts], [*evidence, *self.evidence]
         self.finish, self.note = "", ""
 
     def restore(self) -> None:
