@@ -8,9 +8,10 @@ from typing import Any
 import dspy
 import pytest
 
-from stepwise import ErrorLocalizer, InterventionProposer
+from stepwise import ErrorLocalizer
 from stepwise.feedback import first_error_metric
 from tests.modules.critic import UNREADABLE, proposed
+from tests.modules.programs import Repair
 from tests.modules.sums import SECRET, answer, first_wrong, follower, imitator, proposer, sums, teacher
 from tests.scripted_lm import Messages, ScriptedLM
 
@@ -113,22 +114,6 @@ def test_gepa_hears_of_replies_that_could_not_be_read() -> None:
     student = ErrorLocalizer(ScriptedLM(script))
     compiled = optimizer.compile(student, trainset=TRAIN, valset=TRAIN[:4])
     assert (score(student), score(compiled)) == (0, 100)
-
-
-class Repair(dspy.Module):  # type: ignore[misc]
-    """A program of a user: finds the first error with one model, and has another write a step in its place."""
-
-    def __init__(self, critic: Any = None, author: Any = None, **settings: Any) -> None:
-        super().__init__()
-        self.find = ErrorLocalizer(critic, **settings)
-        self.propose = InterventionProposer(author, solve_first=False, revisions=0)
-
-    def forward(self, problem: str, steps: list[str]) -> dspy.Prediction:
-        found = self.find(problem=problem, steps=steps)
-        if found.first_error is None:
-            return found
-        step = self.propose(problem=problem, steps=steps, first_error=found.first_error)
-        return dspy.Prediction(**found, intervention=step.intervention)
 
 
 def test_a_program_with_two_models_keeps_both_through_an_optimizer() -> None:
