@@ -1,0 +1,109 @@
+"""Spending the same tokens on the weak model alone: majority of k solutions, and the best of k by the scorer."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from stepwise.backends.base import Continuation, Request
+from stepwise.progress import progress
+from stepwise.routing.policy import stable_hash
+from stepwise.scorers import Scored, score_items
+from stepwise.steps import extract_answer, split_steps
+from stepwise.types import Problem, Usage
+
+from .routing_rows import Row
+from .routing_world import World
+
+MAJORITY, BEST = "majority of k", "best of k by least score"
+COUNTS = (1, 2, 4, 8, 16, 32)
+MAX_TOKENS = 512
+
+
+def sampled(world: World, problems: Sequence[Problem], seed: int, scorer: str, most: int = COUNTS[-1]) -> list[Row]:
+    """A row for each arm and each k up to `most`; larger k hold the samples of the smaller.
+
+    Costs are those of the first k samples of each problem: the question is read once, and the best of k also pays for
+    the scorer. Ties go to the earlier sample.
+    """
+    began = time.perf_counter()
+    world.forget()
+    chosen = world.scorer_of(scorer)
+    counts = [k for k in COUNTS if k <= most]
+    right: dict[tuple[str, int], list[bool]] = {(arm, k): [] for arm in (MAJORITY, BEST) for k in counts}
+    spent: dict[int, list[float]] = {k: [] for k in counts}
+    weighed: dict[tuple[str, int], list[float]] = {key: [] for key in right}
+    with progress(f"{counts[-1]} samples", len(problems)) as advance:
+        for low in range(0, len(problems), 16):
+            part = problems[low : low + 16]
+            for problem, samples in zip(part, _samples(world, part, seed, counts[-1]), strict=True):
+                scored = _scored(chosen, problem, samples)
+                answers = [extract_answer(one.text) for one in samples]
+                for k in counts:
+                    written = sum(one.usage.generated_tokens for one in samples[:k])
+                    read = sum(one.usage.evaluated_tokens for one in samples[:k])
+                    judged = sum(one.usage.evaluated_tokens for one in scored[:k])
+                    spent[k].append(float(written))
+                    right[MAJORITY, k].append(majority(answers[:k]) == problem.answer)
+                    right[BEST, k].append(answers[best(scored[:k])] == problem.answer)
+                    weighed[MAJORITY, k].append(float(world.weak.parameters * (written + read)))
+                    weighed[BEST, k].append(weighed[MAJORITY, k][-1] + float(chosen.parameters * judged))
+                advance(1)
+    free = (0.0,) * len(problems)
+    seconds = time.perf_counter() - began
+    return [
+        Row(
+            arm,
+            "samples",
+            float(k),
+            seed,
+            tuple(values),
+            free,
+            tuple(spent[k]),
+            tuple(weighed[arm, k]),
+            0.0,
+            k,
+            seconds,
+        )
+        for (arm, k), values in right.items()
+    ]
+
+
+def majority(answers: Sequence[str | None]) -> str | None:
+    """The commonest answer, the earliest of equals; None where there is none."""
+    counts = Counter(answer for answer in answers if answer is not None)
+    return max(counts, key=lambda answer: counts[answer]) if counts else None
+
+
+def best(scored: Sequence[Scored]) -> int:
+    """Index of the solution whose least step score is highest; one that could not be scored counts as 0."""
+    worth = [min(one.scores, default=0.0) if not one.error else 0.0 for one in scored]
+    return worth.index(max(worth))
+
+
+def _samples(world: World, problems: Sequence[Problem], seed: int, n: int) -> list[list[Continuation]]:
+    sampling = world.config.sampling
+    requests = [
+        Request(
+            problem,
+            stop="solution",
+            max_tokens=MAX_TOKENS,
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=stable_hash(seed, problem.id, "samples"),
+        )
+        for problem in problems
+    ]
+    made = world.weak.continue_solutions(requests)
+    return [[one for one in made if one.request == place] for place in range(len(problems))]
+
+
+def _scored(scorer: object, problem: Problem, samples: Sequence[Continuation]) -> list[Scored]:
+    """Without a step there is nothing to score."""
+    steps = [split_steps(one.text) for one in samples]
+    asked = [(problem, each) for each in steps if each]
+    found = iter(score_items(scorer, asked) if asked else [])  # type: ignore[arg-type]
+    return [next(found) if each else Scored([], Usage(), "no step") for each in steps]

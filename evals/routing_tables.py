@@ -1,0 +1,180 @@
+"""The tables, plots and sentences of `evals.routing`, from its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from stepwise.routing.estimates import COSTS, CostName, Estimate, Outcomes, estimate
+from stepwise.routing.metrics import cpt_interpolated, frontier_area, pgr
+from stepwise.run import Run
+
+from .routing_arms import ARMS
+from .routing_claims import (
+    Chosen,
+    Curves,
+    Ends,
+    accuracy_difference,
+    choose,
+    filtered_against_published,
+    most_of_the_gap,
+    step_against_query,
+    who_wins,
+)
+from .routing_rows import HINDSIGHT, Row, curves, hindsight
+from .routing_samples import BEST, MAJORITY
+
+NAMES: dict[CostName, str] = {
+    "strong_tokens": "strong tokens",
+    "all_tokens": "all generated tokens",
+    "parameter_tokens": "parameter-tokens",
+}
+LEVELS = {arm.name: arm.level for arm in ARMS} | {MAJORITY: "samples", BEST: "samples", HINDSIGHT: "bound"}
+REFERENCE = "threshold"
+SHARES_OF_STRONG = tuple(0.05 * i for i in range(1, 21))
+ON_THE_PLOT = (
+    "never",
+    "always",
+    "random",
+    "threshold",
+    "planned",
+    "published",
+    "belief",
+    "score drop",
+    "first-token entropy",
+    "resample 3, then escalate",
+    "question classifier",
+    "cascade, least score",
+    MAJORITY,
+    "truth at each step",
+)
+
+
+class Line(NamedTuple):
+    """One arm under one cost. CPT are shares of the strong model alone, interpolated; `against`: mean accuracy at
+    equal cost less the reference's, over the shares of the strong model's cost.
+    """
+
+    arm: str
+    level: str
+    settings: int
+    area: Estimate
+    against: Estimate | None
+    cpt: tuple[Estimate, ...]
+    chosen: Chosen | None
+    most: float
+
+
+def compared(
+    rows: Sequence[Row], cost: CostName, *, samples: int, levels: Sequence[float] = (0.5, 0.8, 0.95)
+) -> list[Line]:
+    """One line for each arm but the two models alone."""
+    arms, ends = parts(rows, cost)
+    made = []
+    for arm, own in arms.items():
+        both = [*ends, *own]
+
+        def reached(points: Sequence[Any], x: float) -> float | None:
+            found = cpt_interpolated(points[2:], points[0], points[1], x)
+            return None if found is None else found / points[1].cost
+
+        reference = arms.get(REFERENCE)
+        made.append(
+            Line(
+                arm,
+                LEVELS.get(arm, "step"),
+                len(own),
+                estimate(lambda p: frontier_area(p[2:], p[0], p[1]), both, samples=samples),
+                None
+                if reference is None or arm == REFERENCE
+                else accuracy_difference(own, reference, ends, samples=samples, shares=SHARES_OF_STRONG),
+                tuple(
+                    estimate(lambda p, x=x: reached(p, x), both, samples=samples, none_is_dear=True)  # type: ignore[misc]
+                    for x in levels
+                ),
+                choose({arm: own}, ends, 0.8, samples=samples),
+                max(pgr(one.point, ends.weak.point, ends.strong.point) or 0.0 for one in own),
+            )
+        )
+    return made
+
+
+def parts(rows: Sequence[Row], cost: CostName) -> tuple[dict[str, list[Outcomes]], Ends]:
+    """The arms, and the two models alone."""
+    arms = curves(rows, cost)
+    weak, strong = arms.pop("never")[0], arms.pop("always")[0]
+    bound = hindsight(rows, cost)
+    return {**arms, **({HINDSIGHT: [bound]} if bound else {})}, Ends(weak, strong)
+
+
+def sentences(rows: Sequence[Row], *, samples: int) -> list[str]:
+    """The four claims with their figures. Which arms count: policies alone; bounds know the truth, samples do not
+    route.
+    """
+    arms, ends = parts(rows, "strong_tokens")
+    weak, strong = ends.weak.point, ends.strong.point
+    n = len(ends.weak.correct)
+    lines = [
+        f"The weak model alone solves {weak.accuracy:.1%} of {n} problems, the strong one alone {strong.accuracy:.1%}."
+    ]
+    if strong.accuracy <= weak.accuracy:
+        return [*lines, "There is no gap to recover."]
+    step, query = of_level(arms, "step"), of_level(arms, "query")
+    if step and query:
+        lines.append(step_against_query(step, query, ends, samples=samples))
+    lines += filtered_against_published(arms, ends, samples=samples)
+    if step:
+        lines.append(most_of_the_gap(step, ends, samples=samples))
+    for cost in COSTS:
+        arms, ends = parts(rows, cost)
+        routed = {arm: own for arm, own in arms.items() if LEVELS.get(arm) != "bound"}
+        if routed:
+            lines.append(who_wins(NAMES[cost], routed, ends, samples=samples))
+    return lines
+
+
+def of_level(arms: Curves, level: str) -> dict[str, Sequence[Outcomes]]:
+    """The arms of one level."""
+    return {arm: own for arm, own in arms.items() if LEVELS.get(arm) == level}
+
+
+def show(run: Run, cost: CostName, lines: Sequence[Line]) -> None:
+    """Print the table of one cost."""
+    from rich.table import Table
+
+    title = f"{NAMES[cost].capitalize()}: shares of the strong model alone (95 % bootstrap intervals over problems)"
+    table = Table(title=title, title_justify="left")
+    for column in (
+        "",
+        "level",
+        "n",
+        "area",
+        f"accuracy - {REFERENCE}'s",
+        "CPT50",
+        "CPT80",
+        "CPT95",
+        "best PGR",
+        "80 % chosen on a half",
+    ):
+        table.add_column(column, justify="left" if column in ("", "level") else "right")
+    for line in lines:
+        table.add_row(
+            line.arm,
+            line.level,
+            str(line.settings),
+            _shown(line.area),
+            "" if line.against is None else _shown(line.against, 100, "+.1f"),
+            *(_shown(one, 100, ".0f") for one in line.cpt),
+            f"{line.most:.2f}",
+            ""
+            if line.chosen is None
+            else f"{line.chosen.pgr.value:.2f} ±{line.chosen.error:.2f} at {line.chosen.share:.0%}",
+        )
+    run.console.print(table)
+
+
+def _shown(found: Estimate, scale: float = 1.0, form: str = ".3f") -> str:
+    if found.value is None:
+        return "–"
+    low, high = ("–" if end is None else f"{scale * end:{form}}" for end in (found.low, found.high))
+    return f"{scale * found.value:{form}} [{low}, {high}]"
