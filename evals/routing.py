@@ -24,14 +24,13 @@ from stepwise.progress import progress
 from stepwise.report import Report, write_report
 from stepwise.report.table import percent
 from stepwise.routing.compare import judge
-from stepwise.routing.estimates import COSTS
 from stepwise.routing.simple import Threshold
 from stepwise.run import Run, positive, program
 
 from .routing_arms import NAMES as ARM_NAMES
 from .routing_arms import Arm, Material, chosen
 from .routing_overhead import overhead
-from .routing_rows import Row, policy_rows
+from .routing_rows import Cost, Row, costs, policy_rows
 from .routing_samples import BEST, sampled
 from .routing_tables import ON_THE_PLOT, compared, sentences, show
 from .routing_world import ELSEWHERE, SCORERS, World, opened, problems_of
@@ -75,7 +74,8 @@ def main(run: Run) -> None:
             rows += votes(run, material, range(args.seeds))
         own = own_work(run, material)
         run.say(world.cache.summary())
-    report(run, rows, own)
+        counted = costs(world.sizes)
+    report(run, rows, own, counted)
 
 
 def material_of(world: World, args: argparse.Namespace, scorer: str, split: str, refit: bool) -> Material:
@@ -116,7 +116,7 @@ def _of_arm(
             m.world.forget()
             router = m.world.router(policy, seed, scorer=scorer)
             found = judge(router, router.solve_all(m.measured, progress=False))
-            yield Row.of(arm.name, arm.level, seed, dataclasses.replace(found, setting=policy.point))
+            yield Row.of(arm.name, arm.level, policy.point, seed, found)
 
 
 def votes(run: Run, m: Material, seeds: Sequence[int]) -> list[Row]:
@@ -144,15 +144,15 @@ def own_work(run: Run, m: Material) -> list[dict[str, Any]]:
     return found
 
 
-def report(run: Run, rows: Sequence[Row], own: Sequence[dict[str, Any]]) -> None:
+def report(run: Run, rows: Sequence[Row], own: Sequence[dict[str, Any]], counted: Sequence[Cost]) -> None:
     """Print the tables and sentences; write routing.json and the page."""
     samples = run.args.resamples
     result: dict[str, Any] = {"costs": {}, "overhead": list(own)}
-    for cost in COSTS:
+    for cost in counted:
         lines = compared(rows, cost, samples=samples)
         show(run, cost, lines)
-        result["costs"][cost] = [line._asdict() for line in lines]
-    said = sentences(rows, samples=samples)
+        result["costs"][cost.key] = [line._asdict() for line in lines]
+    said = sentences(rows, counted, samples=samples)
     said += [
         f"The router's own work under {row['policy']}: {percent(row['share_of_decoding'])} of the processor time of "
         f"decoding ({row['router']:.2f} s beside {row['decoding']:.2f} s, scoring {row['scoring']:.2f} s, "
@@ -166,7 +166,7 @@ def report(run: Run, rows: Sequence[Row], own: Sequence[dict[str, Any]]) -> None
     page = Report(
         title="Routing in the lab",
         subtitle="Every policy on the same held-out problems; some of the arms are drawn, the table of all is printed.",
-        rows=tuple(policy_rows(rows, ON_THE_PLOT)),
+        rows=tuple(policy_rows(rows, ON_THE_PLOT, counted[2])),
         meta={"scorer": run.args.scorer, "problems": run.args.split, "configuration": run.config.hash},
         notes=tuple(said),
         lab=True,

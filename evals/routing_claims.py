@@ -6,14 +6,15 @@ bootstrap intervals over problems, paired across the arms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from stepwise.routing.estimates import Estimate, Outcomes, estimate
 from stepwise.routing.metrics import OperatingPoint, cheapest, cpt_interpolated, frontier, pgr
 
-Curves = Mapping[str, Sequence[Outcomes]]
+from .routing_rows import Curves, Row
+
 EQUAL_COSTS = (0.05, 0.1, 0.2, 0.3)  # of the strong model's alone
 FILTERED = (("planned", "published"), ("planned", "published, no gate"), ("belief", "belief, published"))
 
@@ -216,6 +217,32 @@ def who_wins(name: str, arms: Curves, ends: Ends, *, samples: int) -> str:
         (False, True): "routing wins at 95 % by this choice of settings, though not at 80 %",
     }[wins[0], wins[1]]
     return "; ".join(parts) + f": {end}."
+
+
+def break_even(rows: Sequence[Row], label: str) -> str:
+    """How much larger the strong model has to be for this setting to take fewer parameter-tokens than it does alone,
+    where the scorer is as large as the weak model, and where it is as large as the strong one.
+    """
+    runs = {}
+    for key, own in (
+        ("routed", [r for r in rows if r.label == label]),
+        ("alone", [r for r in rows if r.arm == "always"]),
+    ):
+        runs[key] = [
+            sum(sum(getattr(r, f"{role}_run")) for r in own) / len(own) for role in ("weak", "strong", "scorer")
+        ]
+    weak, strong, scorer = runs["routed"]
+    saved = runs["alone"][1] - strong
+    small, large = (
+        f"{cheap / left:.1f} times" if left > 0 else "at no size"
+        for cheap, left in ((weak + scorer, saved), (weak, saved - scorer))
+    )
+    return (
+        f"(d) {label} has the strong model run through {strong / runs['alone'][1]:.0%} of the tokens that it runs through "
+        f"alone, since it also reads what others wrote. It takes fewer parameter-tokens than the strong model alone where "
+        f"that is more than {small} the weak one's size, with a scorer of the weak model's size; with a scorer of the "
+        f"strong model's size: {large}."
+    )
 
 
 def _ends(found: Estimate) -> str:

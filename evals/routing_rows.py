@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -11,18 +11,40 @@ from pydantic.dataclasses import dataclass
 from stepwise.errors import DataError
 from stepwise.report.model import PolicyRow
 from stepwise.routing.compare import Measured
-from stepwise.routing.estimates import CostName, Outcomes
-from stepwise.routing.metrics import wilson
+from stepwise.routing.estimates import Outcomes
+from stepwise.routing.metrics import usage_by_author, wilson
+from stepwise.types import Usage
 
 HINDSIGHT = "cheapest right, in hindsight"
+
+
+class Cost(NamedTuple):
+    """A way to count cost. `sizes`: weights of (weak, strong, scorer) by which the tokens that each ran through are
+    counted; without, `key` names the field of a row.
+    """
+
+    key: str
+    name: str
+    sizes: tuple[float, float, float] | None = None
+
+
+STRONG = Cost("strong_tokens", "strong tokens")
+ALL = Cost("all_tokens", "all generated tokens")
+TRIM_SIZES = (1.5, 7.0, 7.0)  # billions: the published pair of TRIM and its scorer
+
+
+def costs(sizes: tuple[float, float, float]) -> tuple[Cost, ...]:
+    """The three costs, with the models' own `sizes`, and parameter-tokens as if the models had the sizes of TRIM's."""
+    own = Cost("parameter_tokens", "parameter-tokens", sizes)
+    return STRONG, ALL, own, Cost("parameter_tokens_trim", "parameter-tokens at the sizes of TRIM's pair", TRIM_SIZES)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Row:
     """One (arm, operating point, seed): for every problem, in order, whether the answer is right and what it cost.
 
-    `strong_share`: of the kept tokens, those that the strong model wrote. `seconds` says how long it took here, with
-    the cache; it is no measure of the policy.
+    `weak_run`, `strong_run`, `scorer_run`: tokens that each model ran through, evaluated and generated.
+    `strong_share`: of the kept tokens, those that the strong model wrote.
     """
 
     arm: str
@@ -32,37 +54,58 @@ class Row:
     correct: tuple[bool, ...]
     strong_tokens: tuple[float, ...]
     all_tokens: tuple[float, ...]
-    parameter_tokens: tuple[float, ...]
+    weak_run: tuple[float, ...]
+    strong_run: tuple[float, ...]
+    scorer_run: tuple[float, ...]
     strong_share: float | None = None
     calls: int = 0
-    seconds: float = 0.0
 
     @classmethod
-    def of(cls, arm: str, level: str, seed: int, found: Measured) -> Row:
-        """The row of a measured policy. Raises `DataError` where a model's size is not known."""
-        costs: dict[str, tuple[float, ...]] = {}
-        for name in ("strong_tokens", "all_tokens", "parameter_tokens"):
-            outcomes = Outcomes.of(found, name)
-            if outcomes is None:
-                raise DataError(f"{arm}: the size of a model is not known, so there are no parameter-tokens")
-            costs[name] = outcomes.cost
+    def of(cls, arm: str, level: str, setting: float | None, seed: int, found: Measured) -> Row:
+        """The row of a measured policy. Raises `DataError` where a problem has no gold answer."""
+        strong, everything = Outcomes.of(found, "strong_tokens"), Outcomes.of(found, "all_tokens")
+        assert strong is not None
+        assert everything is not None
+        spent = [usage_by_author(view.trace) for view in found.views]
+        nothing = Usage()
+
+        def run(role: str) -> tuple[float, ...]:
+            usages = [each.get(role, nothing) for each in spent]
+            return tuple(float(one.evaluated_tokens + one.generated_tokens) for one in usages)
+
         return cls(
             arm,
             level,
-            found.setting,
+            setting,
             seed,
             found.correct,
-            **costs,
+            strong.cost,
+            everything.cost,
+            weak_run=run("weak"),
+            strong_run=run("strong"),
+            scorer_run=run("scorer"),
             strong_share=found.row.strong_share,
             calls=found.row.calls,
-            seconds=found.seconds or 0.0,
         )
+
+    @property
+    def label(self) -> str:
+        """Arm and setting."""
+        return self.arm if self.setting is None else f"{self.arm} {self.setting:.4g}"
+
+    def cost(self, cost: Cost) -> tuple[float, ...]:
+        """What every problem cost."""
+        if cost.sizes is None:
+            named: tuple[float, ...] = getattr(self, cost.key)
+            return named
+        runs = zip(self.weak_run, self.strong_run, self.scorer_run, strict=True)
+        return tuple(sum(size * run for size, run in zip(cost.sizes, each, strict=True)) for each in runs)
 
 
 Curves = Mapping[str, Sequence[Outcomes]]
 
 
-def curves(rows: Iterable[Row], cost: CostName) -> dict[str, list[Outcomes]]:
+def curves(rows: Iterable[Row], cost: Cost) -> dict[str, list[Outcomes]]:
     """For each arm its settings, each with the mean over the seeds for every problem.
 
     Raises `DataError` where the seeds of a setting were measured on different numbers of problems.
@@ -71,16 +114,15 @@ def curves(rows: Iterable[Row], cost: CostName) -> dict[str, list[Outcomes]]:
     for row in rows:
         groups.setdefault((row.arm, row.setting), []).append(row)
     found: dict[str, list[Outcomes]] = {}
-    for (arm, setting), group in groups.items():
+    for (arm, _), group in groups.items():
         if len({len(row.correct) for row in group}) != 1:
-            raise DataError(f"{arm} at {setting}: its seeds were measured on different problems")
-        label = arm if setting is None else f"{arm} {setting:.4g}"
+            raise DataError(f"{group[0].label}: its seeds were measured on different problems")
         right = _mean([[float(value) for value in row.correct] for row in group])
-        found.setdefault(arm, []).append(Outcomes(label, right, _mean([getattr(row, cost) for row in group])))
+        found.setdefault(arm, []).append(Outcomes(group[0].label, right, _mean([row.cost(cost) for row in group])))
     return found
 
 
-def hindsight(rows: Sequence[Row], cost: CostName) -> Outcomes | None:
+def hindsight(rows: Sequence[Row], cost: Cost) -> Outcomes | None:
     """For every problem and seed the cheapest right one of the weak model alone, the truth at each step and the strong
     model alone; the weak model where none is right. No router can know that; None where an arm is missing.
     """
@@ -94,24 +136,24 @@ def hindsight(rows: Sequence[Row], cost: CostName) -> Outcomes | None:
             return None
         paid, solved = [], []
         for i in range(len(known[0].correct)):
-            candidates = [getattr(row, cost)[i] for row in known if row.correct[i]]
+            candidates = [row.cost(cost)[i] for row in known if row.correct[i]]
             solved.append(float(bool(candidates)))
-            paid.append(min(candidates, default=getattr(known[0], cost)[i]))
+            paid.append(min(candidates, default=known[0].cost(cost)[i]))
         right.append(solved)
         spent.append(paid)
     return Outcomes(HINDSIGHT, _mean(right), _mean(spent)) if seeds else None
 
 
-def policy_rows(rows: Sequence[Row], arms: Iterable[str]) -> list[PolicyRow]:
-    """For the page: one row for each setting of these arms, its seeds taken together."""
+def policy_rows(rows: Sequence[Row], arms: Iterable[str], weights: Cost) -> list[PolicyRow]:
+    """For the page: one row for each setting of these arms, its seeds taken together, parameter-tokens as `weights`."""
     groups: dict[tuple[str, float | None], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.arm, row.setting), []).append(row)
     wanted = set(arms)
-    return [_policy_row(group) for (arm, _), group in groups.items() if arm in wanted]
+    return [_policy_row(group, weights) for (arm, _), group in groups.items() if arm in wanted]
 
 
-def _policy_row(group: Sequence[Row]) -> PolicyRow:
+def _policy_row(group: Sequence[Row], weights: Cost) -> PolicyRow:
     """Its interval is that of one seed's number of problems: seeds of one problem are not independent."""
     first = group[0]
     n, seeds = len(first.correct), len(group)
@@ -132,7 +174,7 @@ def _policy_row(group: Sequence[Row]) -> PolicyRow:
         strong_share=sum(shares) / len(shares) if shares else None,
         strong_tokens=round(total(lambda row: sum(row.strong_tokens))),
         generated_tokens=round(total(lambda row: sum(row.all_tokens))),
-        parameter_tokens=total(lambda row: sum(row.parameter_tokens)),
+        parameter_tokens=total(lambda row: sum(row.cost(weights))),
         calls=round(total(lambda row: row.calls)),
         seconds=None,
         n=n * seeds,

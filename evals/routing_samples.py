@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -27,13 +26,13 @@ def sampled(world: World, problems: Sequence[Problem], seed: int, scorer: str, m
     Costs are those of the first k samples of each problem: the question is read once, and the best of k also pays for
     the scorer. Ties go to the earlier sample.
     """
-    began = time.perf_counter()
     world.forget()
     chosen = world.scorer_of(scorer)
     counts = [k for k in COUNTS if k <= most]
     right: dict[tuple[str, int], list[bool]] = {(arm, k): [] for arm in (MAJORITY, BEST) for k in counts}
     spent: dict[int, list[float]] = {k: [] for k in counts}
-    weighed: dict[tuple[str, int], list[float]] = {key: [] for key in right}
+    ran: dict[int, list[float]] = {k: [] for k in counts}
+    judged: dict[int, list[float]] = {k: [] for k in counts}
     with progress(f"{counts[-1]} samples", len(problems)) as advance:
         for low in range(0, len(problems), 16):
             part = problems[low : low + 16]
@@ -43,15 +42,13 @@ def sampled(world: World, problems: Sequence[Problem], seed: int, scorer: str, m
                 for k in counts:
                     written = sum(one.usage.generated_tokens for one in samples[:k])
                     read = sum(one.usage.evaluated_tokens for one in samples[:k])
-                    judged = sum(one.usage.evaluated_tokens for one in scored[:k])
                     spent[k].append(float(written))
+                    ran[k].append(float(written + read))
+                    judged[k].append(float(sum(one.usage.evaluated_tokens for one in scored[:k])))
                     right[MAJORITY, k].append(majority(answers[:k]) == problem.answer)
                     right[BEST, k].append(answers[best(scored[:k])] == problem.answer)
-                    weighed[MAJORITY, k].append(float(world.weak.parameters * (written + read)))
-                    weighed[BEST, k].append(weighed[MAJORITY, k][-1] + float(chosen.parameters * judged))
                 advance(1)
     free = (0.0,) * len(problems)
-    seconds = time.perf_counter() - began
     return [
         Row(
             arm,
@@ -61,10 +58,11 @@ def sampled(world: World, problems: Sequence[Problem], seed: int, scorer: str, m
             tuple(values),
             free,
             tuple(spent[k]),
-            tuple(weighed[arm, k]),
-            0.0,
-            k,
-            seconds,
+            tuple(ran[k]),
+            free,
+            tuple(judged[k]) if arm == BEST else free,
+            strong_share=0.0,
+            calls=k * len(problems),
         )
         for (arm, k), values in right.items()
     ]

@@ -5,33 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from stepwise.routing.estimates import COSTS, CostName, Estimate, Outcomes, estimate
+from stepwise.routing.estimates import Estimate, Outcomes, estimate
 from stepwise.routing.metrics import cpt_interpolated, frontier_area, pgr
 from stepwise.run import Run
 
 from .routing_arms import ARMS
 from .routing_claims import (
     Chosen,
-    Curves,
     Ends,
     accuracy_difference,
+    break_even,
     choose,
     filtered_against_published,
     most_of_the_gap,
     step_against_query,
     who_wins,
 )
-from .routing_rows import HINDSIGHT, Row, curves, hindsight
+from .routing_rows import HINDSIGHT, STRONG, Cost, Curves, Row, curves, hindsight
 from .routing_samples import BEST, MAJORITY
 
-NAMES: dict[CostName, str] = {
-    "strong_tokens": "strong tokens",
-    "all_tokens": "all generated tokens",
-    "parameter_tokens": "parameter-tokens",
-}
 LEVELS = {arm.name: arm.level for arm in ARMS} | {MAJORITY: "samples", BEST: "samples", HINDSIGHT: "bound"}
 REFERENCE = "threshold"
-SHARES_OF_STRONG = tuple(0.05 * i for i in range(1, 21))
+MIXES = ("random", "random problems")  # of the two models: no policy
 ON_THE_PLOT = (
     "never",
     "always",
@@ -52,7 +47,7 @@ ON_THE_PLOT = (
 
 class Line(NamedTuple):
     """One arm under one cost. CPT are shares of the strong model alone, interpolated; `against`: mean accuracy at
-    equal cost less the reference's, over the shares of the strong model's cost.
+    equal cost less the reference's, over costs from the weak model's to the strong model's (or twice the weak one's).
     """
 
     arm: str
@@ -66,10 +61,12 @@ class Line(NamedTuple):
 
 
 def compared(
-    rows: Sequence[Row], cost: CostName, *, samples: int, levels: Sequence[float] = (0.5, 0.8, 0.95)
+    rows: Sequence[Row], cost: Cost, *, samples: int, levels: Sequence[float] = (0.5, 0.8, 0.95)
 ) -> list[Line]:
     """One line for each arm but the two models alone."""
     arms, ends = parts(rows, cost)
+    least = ends.weak.point.cost / ends.strong.point.cost
+    shares = [least + (max(1.0, least + 1.0) - least) * i / 20 for i in range(1, 21)]
     made = []
     for arm, own in arms.items():
         both = [*ends, *own]
@@ -87,7 +84,7 @@ def compared(
                 estimate(lambda p: frontier_area(p[2:], p[0], p[1]), both, samples=samples),
                 None
                 if reference is None or arm == REFERENCE
-                else accuracy_difference(own, reference, ends, samples=samples, shares=SHARES_OF_STRONG),
+                else accuracy_difference(own, reference, ends, samples=samples, shares=shares),
                 tuple(
                     estimate(lambda p, x=x: reached(p, x), both, samples=samples, none_is_dear=True)  # type: ignore[misc]
                     for x in levels
@@ -99,7 +96,7 @@ def compared(
     return made
 
 
-def parts(rows: Sequence[Row], cost: CostName) -> tuple[dict[str, list[Outcomes]], Ends]:
+def parts(rows: Sequence[Row], cost: Cost) -> tuple[dict[str, list[Outcomes]], Ends]:
     """The arms, and the two models alone."""
     arms = curves(rows, cost)
     weak, strong = arms.pop("never")[0], arms.pop("always")[0]
@@ -107,12 +104,12 @@ def parts(rows: Sequence[Row], cost: CostName) -> tuple[dict[str, list[Outcomes]
     return {**arms, **({HINDSIGHT: [bound]} if bound else {})}, Ends(weak, strong)
 
 
-def sentences(rows: Sequence[Row], *, samples: int) -> list[str]:
+def sentences(rows: Sequence[Row], counted: Sequence[Cost], *, samples: int) -> list[str]:
     """The four claims with their figures. Which arms count: policies alone; bounds know the truth, samples do not
     route.
     """
-    arms, ends = parts(rows, "strong_tokens")
-    weak, strong = ends.weak.point, ends.strong.point
+    arms, ends = parts(rows, STRONG)
+    first, weak, strong = ends, ends.weak.point, ends.strong.point
     n = len(ends.weak.correct)
     lines = [
         f"The weak model alone solves {weak.accuracy:.1%} of {n} problems, the strong one alone {strong.accuracy:.1%}."
@@ -125,11 +122,14 @@ def sentences(rows: Sequence[Row], *, samples: int) -> list[str]:
     lines += filtered_against_published(arms, ends, samples=samples)
     if step:
         lines.append(most_of_the_gap(step, ends, samples=samples))
-    for cost in COSTS:
+    for cost in counted:
         arms, ends = parts(rows, cost)
-        routed = {arm: own for arm, own in arms.items() if LEVELS.get(arm) != "bound"}
+        routed = {arm: own for arm, own in arms.items() if LEVELS.get(arm) != "bound" and arm not in MIXES}
         if routed:
-            lines.append(who_wins(NAMES[cost], routed, ends, samples=samples))
+            lines.append(who_wins(cost.name, routed, ends, samples=samples))
+    best = choose(step, first, 0.8, samples=samples) if step else None
+    if best is not None:
+        lines.append(break_even(rows, best.label))
     return lines
 
 
@@ -138,11 +138,11 @@ def of_level(arms: Curves, level: str) -> dict[str, Sequence[Outcomes]]:
     return {arm: own for arm, own in arms.items() if LEVELS.get(arm) == level}
 
 
-def show(run: Run, cost: CostName, lines: Sequence[Line]) -> None:
+def show(run: Run, cost: Cost, lines: Sequence[Line]) -> None:
     """Print the table of one cost."""
     from rich.table import Table
 
-    title = f"{NAMES[cost].capitalize()}: shares of the strong model alone (95 % bootstrap intervals over problems)"
+    title = f"{cost.name.capitalize()}: shares of the strong model alone (95 % bootstrap intervals over problems)"
     table = Table(title=title, title_justify="left")
     for column in (
         "",

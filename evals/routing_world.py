@@ -94,6 +94,11 @@ class World:
     scorer: Any
     cache: CallCache
 
+    @property
+    def sizes(self) -> tuple[float, float, float]:
+        """Weights of the weak model, the strong one and the scorer."""
+        return float(self.weak.parameters), float(self.strong.parameters), float(self.scorer.parameters)
+
     def scorer_of(self, kind: str) -> Any:
         """The scorer changed as `kind` says: a key of `SCORERS`, or "truth", the lab's checker."""
         return PerfectScorer(truth) if kind == "truth" else ChangedScorer(self.scorer, kind)
