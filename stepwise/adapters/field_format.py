@@ -255,7 +255,7 @@ def parsed_json(text: str) -> Any:
 
 def _mended(value: Any) -> Any:
     if isinstance(value, str):
-        return value.replace("\b", r"\b").replace("\f", r"\f")
+        return re.sub("[\b\f](?=[a-z])", lambda found: r"\b" if found[0] == "\b" else r"\f", value)
     if isinstance(value, list):
         return [_mended(item) for item in value]
     return {key: _mended(item) for key, item in value.items()} if isinstance(value, dict) else value
@@ -281,7 +281,8 @@ def text_grammar(schema: Mapping[str, Any], rules: SchemaRules, *, without: str 
     ends = int(least > 1)  # a text of some length has a visible end, since blanks there do not count
     count = f"{{{max(least - 2, 0)},{'' if highest is None else highest - ends}}}"
     body = f"{begin} {rules.rule(more, 0)[0]}{count}{f' {end}' if ends else ''}"
-    return rules.rule(body if least else f"({body})?", 0)[0]
+    name = rules.rule(body, 0)[0]  # a rule of its own: llama.cpp multiplies the repetitions of groups in groups
+    return name if least else rules.rule(f'{name} | ""', 0)[0]
 
 
 def _visible(without: str) -> str:

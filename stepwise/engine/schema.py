@@ -28,7 +28,8 @@ MAX_INTEGER = 10**9 - 1
 DECIMALS = 6
 _CHAR = (
     r"[\x20-\x21\x23-\x5B\x5D-\x7E\u00A0-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF] | "
-    r'"\\" (["\\/bfnrt] | "u" ([0-9a-cA-CefEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2}))'
+    # \b and \f are left out: no text needs them, and \boxed and \frac begin like them
+    r'"\\" (["\\/nrt] | "u" ([0-9a-cA-CefEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2}))'
 )
 _CHAR_BYTES = 6  # \u0041; no character has more in UTF-8
 _DATE = '[0-9] [0-9] [0-9] [1-9] "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | "1" [0-9] | "2" [0-8])'
