@@ -192,7 +192,8 @@ class Calls:
             raise CapabilityError(
                 f"signal {self._wanted_by!r} needs the log-probabilities of the likeliest tokens, and the {role} model "
                 f"{model.name!r} gives none; load it in this process (llamacpp/...) or behind a server whose chat "
-                "completions have top_logprobs, or take a signal on scores or texts (score, score_drop, agreement)"
+                'completions have top_logprobs (with continuation = "probe", which finds that out), or take a signal '
+                "on scores or texts (score, score_drop, agreement)"
             )
         results = model.continue_solutions(requests)
         if len(results) != sum(request.n for request in requests):
