@@ -237,11 +237,12 @@ def break_even(rows: Sequence[Row], label: str) -> str:
         f"{cheap / left:.1f} times" if left > 0 else "at no size"
         for cheap, left in ((weak + scorer, saved), (weak, saved - scorer))
     )
+    read = strong / runs["alone"][1]
     return (
-        f"(d) {label} has the strong model run through {strong / runs['alone'][1]:.0%} of the tokens that it runs through "
-        f"alone, since it also reads what others wrote. It takes fewer parameter-tokens than the strong model alone where "
-        f"that is more than {small} the weak one's size, with a scorer of the weak model's size; with a scorer of the "
-        f"strong model's size: {large}."
+        f"(d) under {label} the strong model runs through {read:.0%} of the tokens that it runs through alone, since it "
+        f"also reads what others wrote. In parameter-tokens that is less than the strong model alone where its size is "
+        f"more than {small} the weak one's and the scorer has the weak model's size; with a scorer of the strong model's "
+        f"size: {large}."
     )
 
 

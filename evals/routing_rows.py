@@ -91,7 +91,7 @@ class Row:
     @property
     def label(self) -> str:
         """Arm and setting."""
-        return self.arm if self.setting is None else f"{self.arm} {self.setting:.4g}"
+        return self.arm if self.setting is None else f"{self.arm} {self.setting:.6g}"
 
     def cost(self, cost: Cost) -> tuple[float, ...]:
         """What every problem cost."""

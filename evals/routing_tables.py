@@ -142,7 +142,7 @@ def show(run: Run, cost: Cost, lines: Sequence[Line]) -> None:
     """Print the table of one cost."""
     from rich.table import Table
 
-    title = f"{cost.name.capitalize()}: shares of the strong model alone (95 % bootstrap intervals over problems)"
+    title = f"{cost.name[0].upper()}{cost.name[1:]}: shares of the strong model alone (95 % bootstrap intervals over problems)"
     table = Table(title=title, title_justify="left")
     for column in (
         "",
