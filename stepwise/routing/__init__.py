@@ -25,12 +25,15 @@ from stepwise.routing.simple import Always, Never, Random, Threshold
 
 if TYPE_CHECKING:
     from stepwise.routing.belief import ObservationLaw, StepFilter
+    from stepwise.routing.calibration import Calibrated, calibrate
+    from stepwise.routing.judged import Judged
     from stepwise.routing.lockstep import Models, RouteSettings, RoutingInterrupted, route_all
     from stepwise.routing.planned import BeliefThreshold, Planned, Published
     from stepwise.routing.pomdp import Plan, RoutingPomdp
     from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom
     from stepwise.routing.query_fit import calibrated, fit_query_classifier
     from stepwise.routing.router import StepRouter
+    from stepwise.routing.saved import load_policy, save_policy
     from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
     from stepwise.routing.signals import (
         Agreement,
@@ -48,9 +51,11 @@ if TYPE_CHECKING:
 _LAZY = {
     "Agreement": "signals",
     "BeliefThreshold": "planned",
+    "Calibrated": "calibration",
     "Cascade": "query",
     "CumulativeSum": "signals",
     "FirstTokenEntropy": "signals",
+    "Judged": "judged",
     "MaxLogit": "signals",
     "MaxLogitMixture": "signals",
     "Models": "lockstep",
@@ -72,10 +77,13 @@ _LAZY = {
     "StrongRating": "signals",
     "TwoStage": "signal_policies",
     "Watch": "signal_policies",
+    "calibrate": "calibration",
     "calibrated": "query_fit",
     "fit_mixture": "signals",
     "fit_query_classifier": "query_fit",
+    "load_policy": "saved",
     "route_all": "lockstep",
+    "save_policy": "saved",
     "threshold_at": "signal_policies",
 }
 
@@ -84,11 +92,13 @@ __all__ = [
     "Agreement",
     "Always",
     "BeliefThreshold",
+    "Calibrated",
     "Cascade",
     "CumulativeSum",
     "Escalate",
     "FirstTokenEntropy",
     "HandOver",
+    "Judged",
     "Keep",
     "Look",
     "MaxLogit",
@@ -118,13 +128,16 @@ __all__ = [
     "TwoStage",
     "View",
     "Watch",
+    "calibrate",
     "calibrated",
     "fit_mixture",
     "fit_query_classifier",
+    "load_policy",
     "policy_from_config",
     "policy_from_dict",
     "policy_to_dict",
     "route_all",
+    "save_policy",
     "threshold_at",
 ]
 

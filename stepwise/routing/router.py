@@ -25,6 +25,7 @@ from stepwise.prompt import SolvePrompt
 from stepwise.routing.lockstep import Models, OnTrace, RouteSettings, RoutingInterrupted, route_all
 from stepwise.routing.metrics import Cost, cost_of, usage_by_author
 from stepwise.routing.policy import Policy, needs_scorer, policy_from_config, policy_from_dict, policy_to_dict
+from stepwise.routing.saved import PolicyCard
 from stepwise.routing.simple import Threshold
 from stepwise.scorers import Item, Scored, Scorer, load_scorer, score_items
 from stepwise.scorers.cached import CachedScorer
@@ -124,6 +125,18 @@ class StepRouter(dspy.Module):
         other = self.__deepcopy__({})
         other.policy, other.ledger = policy, Ledger(self.budget, self._prices)
         return other
+
+    def with_cache(self, cache: CallCache) -> Self:
+        """A router with the same loaded models, whose answers are kept in `cache`, and a budget of its own."""
+        other = self.with_policy(self.policy)
+        other.cache, other.models = cache, _cached(self.models, cache, None)
+        return other
+
+    @property
+    def card(self) -> PolicyCard:
+        """The models and the prompt that this router works with, for the card of a policy that is set for them."""
+        names = self._names()
+        return PolicyCard(str(names["weak"]), str(names["strong"]), names["scorer"], self.prompt.hash)
 
     def forward(self, question: str | None = None, problem: Problem | str | None = None) -> dspy.Prediction:
         """Route one problem; the prediction has `answer` (None without a boxed one) and `trace`."""

@@ -1,0 +1,307 @@
+"""The operating point of any policy for a budget: set on some problems, measured on others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+
+from stepwise.call_cache import CallCache
+from stepwise.errors import ConfigError, DataError
+from stepwise.routing.compare import Measured, measure
+from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
+from stepwise.routing.metrics import pgr
+from stepwise.routing.policy import Policy, policy_from_dict, policy_to_dict
+from stepwise.routing.query_fit import question_key, refuse_overlap
+from stepwise.routing.saved import PolicyCard, save_policy
+from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
+from stepwise.routing.simple import Always, Never
+from stepwise.types import Problem, from_json
+
+if TYPE_CHECKING:
+    from stepwise.routing.router import StepRouter
+
+Unit = Literal["strong_tokens", "share"]
+_FROZEN = ConfigDict(extra="forbid")
+_BOUNDS = {  # of the operating point, where it is the policy's own
+    "threshold": (0.0, 1.01),
+    "random": (0.0, 1.0),
+    "belief": (0.0, 1.0),
+    "query_random": (0.0, 1.0),
+    "query_classifier": (0.0, 1.0),
+    "cascade": (0.0, 1.01),
+}
+_CHEAP = 1e-5  # of the reward: a price per token at which almost everything is escalated that could gain
+_NEAR = 0.02  # a setting that leaves no more than this share of the budget unspent is not improved further
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class CurvePoint:
+    """One setting on the calibration problems: strong tokens per problem and accuracy."""
+
+    setting: float | None
+    cost: Estimate
+    accuracy: Estimate
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Achieved:
+    """What the chosen setting did on problems that it was not chosen on, beside both models alone.
+
+    Costs are strong tokens per problem; `share` is of the strong model's own, `pgr` of the gap. None where strong-only
+    costs nothing, or where there is no gap.
+    """
+
+    problems: int
+    cost: Estimate
+    share: Estimate
+    accuracy: Estimate
+    pgr: Estimate
+    weak_accuracy: Estimate
+    strong_accuracy: Estimate
+    strong_cost: Estimate
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Calibrated:
+    """A policy set for a budget. Plain JSON by `save` and `load`; `load_policy` reads the policy from the same file.
+
+    Attributes:
+        settings: of the policy, as `policy_to_dict` gives them.
+        card: the models it was set for.
+        budget, unit: as asked for; `limit`: the same in strong tokens per problem.
+        reached: whether its cost on the calibration problems is within the budget; `note` says what is special.
+        curve: every setting measured on the calibration problems, by rising cost. The setting was picked there, so the
+            bands are those of each point, not of the best.
+        calibrated_on: keys of the calibration questions (`query_fit.question_key`).
+        achieved: on other problems.
+    """
+
+    settings: dict[str, Any]
+    card: PolicyCard
+    budget: float
+    unit: Unit
+    limit: float
+    reached: bool
+    note: str
+    curve: tuple[CurvePoint, ...]
+    calibrated_on: tuple[str, ...]
+    achieved: Achieved
+
+    @property
+    def policy(self) -> Policy:
+        """The policy at its operating point."""
+        return policy_from_dict(self.settings)
+
+    def save(self, path: str | Path) -> None:
+        """Write one JSON object."""
+        from pydantic import TypeAdapter
+
+        row = TypeAdapter(Calibrated).dump_python(self, mode="json")
+        del row["settings"], row["card"]
+        save_policy(path, self.policy, self.card, **row)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibrated:
+        """The inverse of `save`; raises `DataError` for a file that is missing or holds no calibration."""
+        import json
+
+        try:
+            row = json.loads(Path(path).read_text(encoding="utf-8"))
+            return from_json(cls, json.dumps({"settings": row.pop("policy"), **row}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split("\n")[:3])
+            raise DataError(f"{path} holds no calibration ({reason}); make one with calibrate(...).save") from None
+
+
+def calibrate(
+    policy: Policy,
+    problems: Sequence[Problem],
+    *,
+    budget: float,
+    router: StepRouter,
+    measure_on: Sequence[Problem],
+    unit: Unit = "strong_tokens",
+    bounds: tuple[float, float] | None = None,
+    rounds: int = 8,
+    hard: bool = False,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: bool = True,
+) -> Calibrated:
+    """The operating point of `policy` that spends the budget on `problems`, and what it does on `measure_on`.
+
+    Of the settings tried it is the one that spends most within the budget, since a point picked for its accuracy would
+    be picked for its luck. Where the strong model is no better than the weak one on `problems`, it is the cheapest;
+    where none is within the budget, too, and `reached` is False. Answers are kept in the router's cache, or in memory.
+
+    Args:
+        policy: any with `at(x)`; one without an operating point is measured as it is.
+        problems: to choose on, with gold answers.
+        budget: mean tokens that the strong model writes per problem, or their share; see `unit`.
+        router: its models, seed and caps (`router.budget` holds for every setting as it does for a run).
+        measure_on: other problems, with gold answers.
+        unit: "strong_tokens", or "share", in [0, 1], of what the strong model writes when it solves `problems` alone.
+        bounds: of the operating point; for policies of this package they are known. The cost must rise or fall from
+            one end to the other.
+        rounds: halvings of that range at most.
+        hard: cap the run on `measure_on` too, so that it spends no token more than its budget.
+        samples: of the bootstrap over problems; see `estimates.estimate`.
+        confidence: of the intervals.
+        seed: of the bootstrap.
+        progress: show a bar for each run.
+
+    Raises `DataError` for a budget out of range, problems that are in both sets (under whatever id) or that the policy
+    was fitted on, and problems without answers; `ConfigError` for a policy whose bounds are not known.
+    """
+    _checked(policy, problems, budget, measure_on, unit)
+    router = router if router.cache is not None else router.with_cache(CallCache())
+
+    def run(one: Policy, arm: StepRouter = router, on: Sequence[Problem] = problems) -> Measured:
+        return measure(arm, [one], on, progress=progress)[0]
+
+    def of(statistic: Statistic, *arms: Measured) -> Estimate:
+        known = [found for arm in arms if (found := Outcomes.of(arm)) is not None]
+        return estimate(statistic, known, samples=samples, confidence=confidence, seed=seed)
+
+    weak, strong = run(Never()), run(Always())
+    limit = budget * strong.point.cost if unit == "share" else float(budget)
+    gap = strong.point.accuracy > weak.point.accuracy
+    tried = _search(_dial(policy, bounds, run), run, limit, rounds if gap else 0)
+    tried.sort(key=lambda one: (one.point.cost, one.point.accuracy))
+    within = [one for one in tried if one.point.cost <= limit]
+    chosen = within[-1] if within and gap else tried[0]
+    best = policy if chosen.setting is None else policy.at(chosen.setting)
+    arm = router.with_policy(best)
+    if hard:
+        caps, most = router.budget, int(limit * len(measure_on))
+        own = most if caps.strong_tokens is None else min(caps.strong_tokens, most)
+        arm.budget = caps.model_copy(update={"strong_tokens": own})
+    ends = run(Never(), on=measure_on), run(Always(), on=measure_on)
+    return Calibrated(
+        settings=policy_to_dict(best),
+        card=router.card,
+        budget=float(budget),
+        unit=unit,
+        limit=limit,
+        reached=bool(within),
+        note=_note(gap, within, tried, limit),
+        curve=tuple(
+            CurvePoint(one.setting, of(lambda p: p[0].cost, one), of(lambda p: p[0].accuracy, one)) for one in tried
+        ),
+        calibrated_on=tuple(sorted(map(question_key, problems))),
+        achieved=_achieved(run(best, arm, measure_on), *ends, of),
+    )
+
+
+def _checked(
+    policy: Policy, problems: Sequence[Problem], budget: float, measure_on: Sequence[Problem], unit: Unit
+) -> None:
+    most = 1.0 if unit == "share" else math.inf
+    if not (math.isfinite(budget) and 0 <= budget <= most):
+        raise DataError(
+            f"calibrate: budget is {budget} with unit {unit!r}; give strong tokens per problem, at least 0, or a share "
+            "in [0, 1]"
+        )
+    if not problems or not measure_on:
+        raise DataError(
+            f"calibrate: {len(problems)} problems to choose on and {len(measure_on)} to measure on; give both"
+        )
+    for problem in (*problems, *measure_on):
+        if problem.answer is None:
+            raise DataError(f"calibrate: problem {problem.id!r} has no gold answer, so there is no accuracy; add it")
+    refuse_overlap(map(question_key, problems), measure_on, "the operating point")
+    refuse_overlap(getattr(policy, "fitted_on", ()), [*problems, *measure_on])
+
+
+_Run = Callable[[Policy], Measured]
+_Dial = Callable[[float], Policy]
+
+
+def _dial(policy: Policy, bounds: tuple[float, float] | None, run: _Run) -> _Dial:
+    """From [0, 1] to settings of the policy; raises `ConfigError` where its bounds are not known."""
+    if policy.point is None:
+        return lambda _: policy
+    if bounds is None and isinstance(policy, Signalled | TwoStage):
+        signal = policy.signal if isinstance(policy, Signalled) else policy.after
+        watch = Watch(signal)
+        run(watch)
+        values = [value for own in watch.values.values() for value in own]
+        return lambda u: policy.at(threshold_at(signal.worse, values, u))
+    if bounds is None and hasattr(policy, "model") and policy.name in ("planned", "published"):
+        bounds = (_CHEAP * policy.model.reward, policy.model.reward)
+    low, high = bounds or _BOUNDS.get(policy.name, (math.nan, math.nan))
+    if not low < high:
+        raise ConfigError(
+            f"calibrate: bounds are {bounds} for policy {policy.name!r}; give bounds=(low, high) of its operating point"
+        )
+    geometric = low > 0 and high / low > 100
+
+    def at(u: float) -> Policy:
+        x = low * (high / low) ** u if geometric else low + u * (high - low)
+        try:
+            return policy.at(x)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ConfigError(f"calibrate: bounds are ({low}, {high}), but {policy.name}.at({x}): {reason}") from error
+
+    return at
+
+
+def _search(dial: _Dial, run: _Run, limit: float, rounds: int) -> list[Measured]:
+    """The settings that were tried: both ends, and halvings towards the limit."""
+    low, high = run(dial(0.0)), run(dial(1.0))
+    tried = [low] if low.setting == high.setting else [low, high]
+    rising = low.point.cost <= high.point.cost
+    cheap, dear = (0.0, 1.0) if rising else (1.0, 0.0)
+    spent, most = sorted((low.point.cost, high.point.cost))
+    if spent > limit or most <= limit:
+        return tried
+    for _ in range(rounds):
+        if limit - spent <= _NEAR * limit:
+            break
+        middle = (cheap + dear) / 2
+        policy = dial(middle)
+        if any(one.setting == policy.point for one in tried):  # equal values of a signal have one setting
+            found = next(one for one in tried if one.setting == policy.point)
+        else:
+            found = run(policy)
+            tried.append(found)
+        if found.point.cost <= limit:
+            cheap, spent = middle, max(spent, found.point.cost)
+        else:
+            dear = middle
+    return tried
+
+
+def _note(gap: bool, within: Sequence[Measured], tried: Sequence[Measured], limit: float) -> str:
+    """What is special about the choice, in words; "" for nothing."""
+    if not within:
+        return (
+            f"no setting is within the budget of {limit:.1f} strong tokens per problem; the cheapest, which this is, "
+            f"takes {tried[0].point.cost:.1f}"
+        )
+    if not gap:
+        return "the strong model is no better than the weak one here, so this is the cheapest setting"
+    if tried[-1].point.cost < limit * (1 - _NEAR):
+        return f"the budget of {limit:.1f} cannot be used up; the dearest setting takes {tried[-1].point.cost:.1f}"
+    return ""
+
+
+def _achieved(chosen: Measured, weak: Measured, strong: Measured, of: Callable[..., Estimate]) -> Achieved:
+    arms = (chosen, weak, strong)
+    return Achieved(
+        problems=len(chosen.views),
+        cost=of(lambda p: p[0].cost, *arms),
+        share=of(lambda p: p[0].cost / p[2].cost if p[2].cost else None, *arms),
+        accuracy=of(lambda p: p[0].accuracy, *arms),
+        pgr=of(lambda p: pgr(p[0], p[1], p[2]), *arms),
+        weak_accuracy=of(lambda p: p[1].accuracy, *arms),
+        strong_accuracy=of(lambda p: p[2].accuracy, *arms),
+        strong_cost=of(lambda p: p[2].cost, *arms),
+    )

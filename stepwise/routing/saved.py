@@ -1,0 +1,98 @@
+"""A policy in a file, with a card that says for which models it was fitted or set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+
+from stepwise.config import Config
+from stepwise.errors import ConfigError, DataError
+from stepwise.routing.policy import Policy, needs_scorer, policy_from_dict, policy_to_dict
+from stepwise.routing.router_fit import FitCard, RouterFit
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class PolicyCard:
+    """Names of the models (weights and adapter) and hash of the prompt that a policy was set for."""
+
+    weak: str
+    strong: str
+    scorer: str | None
+    prompt: str
+
+    def check(self, other: PolicyCard, *, scorer: bool = True) -> None:
+        """Raise `ConfigError` unless these are the models of `other`; the scorer counts only where the policy asks
+        it.
+        """
+        for role in ("weak", "strong", *(["scorer"] if scorer else []), "prompt"):
+            ours, theirs = getattr(self, role), getattr(other, role)
+            if ours != theirs:
+                what = "with the prompt" if role == "prompt" else f"for the {role} model"
+                raise ConfigError(
+                    f"the policy was set {what} {ours!r}, the router has {theirs!r}; set it again for these models, "
+                    "or force it"
+                )
+
+
+class SavedPolicy(NamedTuple):
+    """What a file holds: `card` is None where it says nothing of models."""
+
+    policy: Policy
+    card: PolicyCard | FitCard | None
+
+    def check(self, config: Config, card: PolicyCard) -> None:
+        """Raise `ConfigError` where the policy is for other models than those of `config`, whose card is `card`."""
+        if isinstance(self.card, FitCard):
+            names = {"weak": config.models.weak.model, "strong": config.models.strong.model}
+            self.card.check(**names, scorer=config.scorer.model)
+        elif self.card is not None:
+            self.card.check(card, scorer=needs_scorer(self.policy))
+
+
+def save_policy(path: str | Path, policy: Policy, card: PolicyCard | None = None, **more: Any) -> None:
+    """Write one JSON object with `policy`, `card` and whatever else is given, which must be plain JSON."""
+    from pydantic import TypeAdapter
+
+    shown = None if card is None else TypeAdapter(PolicyCard).dump_python(card)
+    row = {
+        "policy": TypeAdapter(dict[str, Any]).dump_python(policy_to_dict(policy), mode="json"),
+        "card": shown,
+        **more,
+    }
+    Path(path).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+
+
+def load_policy(path: str | Path) -> SavedPolicy:
+    """The policy in a file that `save_policy` or `Calibrated.save` wrote, or the plan of a `RouterFit`.
+
+    Raises `DataError` for a file that is missing or holds neither, `ConfigError` for a policy that is not known.
+    """
+    try:
+        row = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; give a saved policy, or the fit.json of programs.fit_router") from None
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not JSON ({error}); give a saved policy, or the fit.json of programs.fit_router"
+        ) from None
+    if isinstance(row, Mapping) and "p_weak" in row:
+        from stepwise.routing.planned import Planned
+
+        fit = RouterFit.load(path)
+        return SavedPolicy(Planned(fit.pomdp(), fit.law), fit.card)
+    settings = row.get("policy") if isinstance(row, Mapping) else None
+    if isinstance(settings, str):
+        settings = row
+    if not isinstance(settings, Mapping):
+        raise DataError(f"{path} holds no policy; give a saved policy, or the fit.json of programs.fit_router")
+    card = row.get("card")
+    try:
+        return SavedPolicy(policy_from_dict(settings), None if card is None else PolicyCard(**card))
+    except (ValidationError, TypeError) as error:
+        reason = " ".join(str(error).split("\n")[:3])
+        raise DataError(f"{path}, field card: {reason}; give the file as it was written") from None
