@@ -41,6 +41,14 @@ OVERHEAD_PROBLEMS = 64
 def arguments(parser: argparse.ArgumentParser) -> None:
     sizes(parser, problems=200, seeds=3, points=12)
     parser.add_argument("--arms", nargs="+", default=[], metavar="NAME", help=f"some of: {', '.join(ARM_NAMES)}")
+    parser.add_argument(
+        "--learned",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="that programs.train_router wrote, each an arm",
+    )
     parser.add_argument("--split", default="test", help="problems that are measured on (default: %(default)s)")
     kinds = "; ".join(f"{name}: {what}" for name, (what, _) in SCORERS.items())
     parser.add_argument("--scorer", choices=tuple(SCORERS), default="plain", help=kinds)
@@ -66,7 +74,7 @@ def sizes(parser: argparse.ArgumentParser, *, problems: int, seeds: int, points:
 @program(doc=__doc__, arguments=arguments)
 def main(run: Run) -> None:
     args = run.args
-    arms = chosen(args.arms)
+    arms = chosen(args.arms, args.learned)
     with opened(run.config, args.cache or run.path("calls.jsonl")) as world:
         material = material_of(world, args, args.scorer, args.split, args.refit)
         rows = measured(run, material, arms, "rows.jsonl", range(args.seeds))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -291,9 +292,24 @@ ARMS: tuple[Arm, ...] = (
 NAMES = tuple(arm.name for arm in ARMS)
 
 
-def chosen(names: Sequence[str]) -> list[Arm]:
-    """The arms of these names, the two models alone among them in any case; raises `DataError` for an unknown one."""
+def chosen(names: Sequence[str], learned: Sequence[Path] = ()) -> list[Arm]:
+    """The arms of these names (none: all), with the two models alone in any case, and one for each directory of learned
+    policies. Raises `DataError` for an unknown name and a directory that holds no policies.
+    """
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         raise DataError(f"--arms {unknown[0]!r} is none; the arms are {', '.join(map(repr, NAMES))}")
-    return [arm for arm in ARMS if not names or arm.level == "alone" or arm.name in names]
+    wanted = [arm for arm in ARMS if not names or arm.level == "alone" or arm.name in names]
+    return [*wanted, *map(_learned, learned)]
+
+
+def _learned(path: Path) -> Arm:
+    """The policies trained for each price in a directory; what they were trained on is on their cards."""
+    from stepwise.routing.learned import Learned, read_card
+
+    cards = [read_card(file) for file in sorted(path.glob("learned-*.json"))]
+    if not cards:
+        raise DataError(f"--learned {path}: there is no learned policy; train one with python -m programs.train_router")
+    prices = sorted(card.price for card in cards)
+    name = f"learned, {cards[0].kind}"
+    return Arm(name, "step", FIT, lambda m: [Learned(str(path), price, force=True) for price in m.spread(prices)])

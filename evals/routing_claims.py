@@ -239,10 +239,10 @@ def break_even(rows: Sequence[Row], label: str) -> str:
     )
     read = strong / runs["alone"][1]
     return (
-        f"(d) under {label} the strong model runs through {read:.0%} of the tokens that it runs through alone, since it "
-        f"also reads what others wrote. In parameter-tokens that is less than the strong model alone where its size is "
-        f"more than {small} the weak one's and the scorer has the weak model's size; with a scorer of the strong model's "
-        f"size: {large}."
+        f"(d) under {label} the strong model runs through {read:.0%} of the tokens that it runs through alone, since "
+        "it also reads what others wrote. In parameter-tokens that is less than the strong model alone where its size "
+        f"is more than {small} the weak one's and the scorer is as small as the weak model; where the scorer is as "
+        f"large as the strong model: {large}."
     )
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from stepwise.routing.estimates import Estimate, Outcomes, estimate
+from stepwise.routing.estimates import LEVELS, Estimate, Outcomes, estimate
 from stepwise.routing.metrics import cpt_interpolated, frontier_area, pgr
 from stepwise.run import Run
 
-from .routing_arms import ARMS
 from .routing_claims import (
     Chosen,
     Ends,
@@ -21,10 +20,9 @@ from .routing_claims import (
     step_against_query,
     who_wins,
 )
-from .routing_rows import HINDSIGHT, STRONG, Cost, Curves, Row, curves, hindsight
-from .routing_samples import BEST, MAJORITY
+from .routing_rows import HINDSIGHT, STRONG, Cost, Row, curves, hindsight
+from .routing_samples import MAJORITY
 
-LEVELS = {arm.name: arm.level for arm in ARMS} | {MAJORITY: "samples", BEST: "samples", HINDSIGHT: "bound"}
 REFERENCE = "threshold"
 MIXES = ("random", "random problems")  # of the two models: no policy
 ON_THE_PLOT = (
@@ -60,18 +58,17 @@ class Line(NamedTuple):
     most: float
 
 
-def compared(
-    rows: Sequence[Row], cost: Cost, *, samples: int, levels: Sequence[float] = (0.5, 0.8, 0.95)
-) -> list[Line]:
+def compared(rows: Sequence[Row], cost: Cost, *, samples: int, reached: Sequence[float] = LEVELS) -> list[Line]:
     """One line for each arm but the two models alone."""
     arms, ends = parts(rows, cost)
+    levels = levels_of(rows)
     least = ends.weak.point.cost / ends.strong.point.cost
     shares = [least + (max(1.0, least + 1.0) - least) * i / 20 for i in range(1, 21)]
     made = []
     for arm, own in arms.items():
         both = [*ends, *own]
 
-        def reached(points: Sequence[Any], x: float) -> float | None:
+        def share(points: Sequence[Any], x: float) -> float | None:
             found = cpt_interpolated(points[2:], points[0], points[1], x)
             return None if found is None else found / points[1].cost
 
@@ -79,15 +76,15 @@ def compared(
         made.append(
             Line(
                 arm,
-                LEVELS.get(arm, "step"),
+                levels[arm],
                 len(own),
                 estimate(lambda p: frontier_area(p[2:], p[0], p[1]), both, samples=samples),
                 None
                 if reference is None or arm == REFERENCE
                 else accuracy_difference(own, reference, ends, samples=samples, shares=shares),
                 tuple(
-                    estimate(lambda p, x=x: reached(p, x), both, samples=samples, none_is_dear=True)  # type: ignore[misc]
-                    for x in levels
+                    estimate(lambda p, x=x: share(p, x), both, samples=samples, none_is_dear=True)  # type: ignore[misc]
+                    for x in reached
                 ),
                 choose({arm: own}, ends, 0.8, samples=samples),
                 max(pgr(one.point, ends.weak.point, ends.strong.point) or 0.0 for one in own),
@@ -109,6 +106,7 @@ def sentences(rows: Sequence[Row], counted: Sequence[Cost], *, samples: int) -> 
     route.
     """
     arms, ends = parts(rows, STRONG)
+    levels = levels_of(rows)
     first, weak, strong = ends, ends.weak.point, ends.strong.point
     n = len(ends.weak.correct)
     lines = [
@@ -116,7 +114,7 @@ def sentences(rows: Sequence[Row], counted: Sequence[Cost], *, samples: int) -> 
     ]
     if strong.accuracy <= weak.accuracy:
         return [*lines, "There is no gap to recover."]
-    step, query = of_level(arms, "step"), of_level(arms, "query")
+    step, query = ({arm: own for arm, own in arms.items() if levels[arm] == level} for level in ("step", "query"))
     if step and query:
         lines.append(step_against_query(step, query, ends, samples=samples))
     lines += filtered_against_published(arms, ends, samples=samples)
@@ -124,7 +122,7 @@ def sentences(rows: Sequence[Row], counted: Sequence[Cost], *, samples: int) -> 
         lines.append(most_of_the_gap(step, ends, samples=samples))
     for cost in counted:
         arms, ends = parts(rows, cost)
-        routed = {arm: own for arm, own in arms.items() if LEVELS.get(arm) != "bound" and arm not in MIXES}
+        routed = {arm: own for arm, own in arms.items() if levels[arm] != "bound" and arm not in MIXES}
         if routed:
             lines.append(who_wins(cost.name, routed, ends, samples=samples))
     best = choose(step, first, 0.8, samples=samples) if step else None
@@ -133,16 +131,16 @@ def sentences(rows: Sequence[Row], counted: Sequence[Cost], *, samples: int) -> 
     return lines
 
 
-def of_level(arms: Curves, level: str) -> dict[str, Sequence[Outcomes]]:
-    """The arms of one level."""
-    return {arm: own for arm, own in arms.items() if LEVELS.get(arm) == level}
+def levels_of(rows: Sequence[Row]) -> dict[str, str]:
+    """The level of every arm."""
+    return {row.arm: row.level for row in rows} | {HINDSIGHT: "bound"}
 
 
 def show(run: Run, cost: Cost, lines: Sequence[Line]) -> None:
     """Print the table of one cost."""
     from rich.table import Table
 
-    title = f"{cost.name[0].upper()}{cost.name[1:]}: shares of the strong model alone (95 % bootstrap intervals over problems)"
+    title = f"Cost: {cost.name}, as shares of the strong model alone (95 % bootstrap intervals over problems)"
     table = Table(title=title, title_justify="left")
     for column in (
         "",
