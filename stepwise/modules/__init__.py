@@ -1,4 +1,4 @@
-"""ErrorLocalizer, InterventionProposer, StepJudge: DSPy modules, one idea each.
+"""ErrorLocalizer, InterventionProposer, StepJudge, StepDecider: DSPy modules, one idea each.
 
 What differs from InT's pipeline (arXiv 2601.14209):
 1. Verification and intervention are two modules with typed outputs, so that each can be measured, optimized and
@@ -11,8 +11,9 @@ What differs from InT's pipeline (arXiv 2601.14209):
 
 from __future__ import annotations
 
+from stepwise.modules.decider import StepDecider
 from stepwise.modules.judge import StepJudge
 from stepwise.modules.localizer import ErrorLocalizer
 from stepwise.modules.proposer import InterventionProposer
 
-__all__ = ["ErrorLocalizer", "InterventionProposer", "StepJudge"]
+__all__ = ["ErrorLocalizer", "InterventionProposer", "StepDecider", "StepJudge"]

@@ -24,7 +24,7 @@ When = Literal["question", "before", "after", "solution"]
 Evidence = Literal["draft", "scores", "first_token", "logprobs", "resamples", "rating", "verification"]
 _FROZEN = ConfigDict(extra="forbid")
 _FAMILIES = tuple(  # modules with POLICIES, the cheap to import first
-    f"stepwise.routing.{name}" for name in ("simple", "query", "signal_policies", "planned")
+    f"stepwise.routing.{name}" for name in ("simple", "query", "signal_policies", "judged", "planned")
 )
 
 
