@@ -67,13 +67,15 @@ class QueryClassifier:
         weights: of the hashed n-grams, one for each bucket; `query_fit.fit_query_classifier` makes them.
         bias: added to their sum.
         threshold: in [0, 1]; the operating point.
-        fitted_on: keys of the questions that it was fitted on; see `query_fit.refuse_overlap`.
+        fitted_on: keys of the questions that the weights were fitted on; see `query_fit.refuse_overlap`.
+        calibrated_on: likewise of those that the threshold was chosen on.
     """
 
     weights: Annotated[tuple[float, ...], Field(min_length=1)] = dataclasses.field(repr=False)
     bias: float
     threshold: float = Field(default=0.5, ge=0, le=1)
     fitted_on: tuple[str, ...] = Field(default=(), repr=False)
+    calibrated_on: tuple[str, ...] = Field(default=(), repr=False)
 
     name: ClassVar[str] = "query_classifier"
     when: ClassVar[When] = "question"
@@ -112,13 +114,13 @@ class Cascade:
             that cannot be read count as no), or "least_score", the least of the scorer's scores.
         threshold: in [0, 1.01]; the operating point. Above 1 everything is handed over.
         samples: of the verification.
-        fitted_on: keys of the questions that the threshold was chosen on; see `query_fit.refuse_overlap`.
+        calibrated_on: keys of the questions that the threshold was chosen on; see `query_fit.refuse_overlap`.
     """
 
     check: Literal["verification", "least_score"] = "verification"
     threshold: float = Field(default=0.5, ge=0, le=1.01)
     samples: int = Field(default=8, ge=1, le=64)
-    fitted_on: tuple[str, ...] = Field(default=(), repr=False)
+    calibrated_on: tuple[str, ...] = Field(default=(), repr=False)
 
     name: ClassVar[str] = "cascade"
     when: ClassVar[When] = "solution"

@@ -30,10 +30,7 @@ def refuse_overlap(fitted_on: Iterable[str], problems: Iterable[Problem], what: 
     known = set(fitted_on)
     shared = [problem.id for problem in problems if question_key(problem) in known]
     if shared:
-        raise DataError(
-            f"{what} was fitted on {len(shared)} of the problems it is to be measured on, such as {shared[0]!r}; "
-            "fit it on others"
-        )
+        raise DataError(f"{what} was fitted on {len(shared)} of these problems, such as {shared[0]!r}; take others")
 
 
 def fit_query_classifier(
@@ -88,23 +85,25 @@ def calibrated(
         policy: a random mix, a classifier, or a cascade.
         traces: of other problems than those to measure on; for a cascade made by itself at threshold 0, so that the
             checks of its solutions are in them (a solution without an answer is handed over at any threshold). For the
-            other two any traces of these problems.
+            other two any traces of these problems, for a classifier other problems than it was fitted on.
         share: of the problems, in [0, 1].
         measured_on: problems that the policy will be compared on.
 
     Raises `DataError` for an overlap, a share out of range, no traces, and traces without the cascade's check.
     """
-    refuse_overlap([question_key(trace.problem) for trace in traces], measured_on, "the operating point")
+    problems = [trace.problem for trace in traces]
+    keys = tuple(sorted({question_key(problem) for problem in problems}))
+    refuse_overlap(keys, measured_on, "the operating point")
     if not traces or not 0 <= share <= 1:
         raise DataError(f"calibrated: share is {share} of {len(traces)} traces; give a share in [0, 1] and traces")
     if isinstance(policy, QueryRandom):
         return policy.at(share)
-    fitted_on = tuple(sorted({*policy.fitted_on, *(question_key(trace.problem) for trace in traces)}))
     if isinstance(policy, QueryClassifier):
-        least = threshold_at("high", [policy.chance(trace.problem.question) for trace in traces], share)
-        return dataclasses.replace(policy, threshold=min(1.0, max(0.0, least)), fitted_on=fitted_on)
+        refuse_overlap(policy.fitted_on, problems, "the classifier")  # its chances there are bolder than elsewhere
+        least = threshold_at("high", [policy.chance(problem.question) for problem in problems], share)
+        return dataclasses.replace(policy, threshold=min(1.0, max(0.0, least)), calibrated_on=keys)
     least = threshold_at("low", [policy.checked(trace) for trace in traces], share)
-    return dataclasses.replace(policy, threshold=min(1.01, max(0.0, least)), fitted_on=fitted_on)
+    return dataclasses.replace(policy, threshold=min(1.01, max(0.0, least)), calibrated_on=keys)
 
 
 def _needed(weak: Sequence[Trace], strong: Sequence[Trace] | None) -> list[bool]:

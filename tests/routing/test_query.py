@@ -115,7 +115,7 @@ def test_a_classifier_is_plain_json_and_routes_whole_problems() -> None:
 
 def test_a_fit_refuses_what_it_cannot_learn_from() -> None:
     traces = [solved(asked(i), i % 2 == 0) for i in range(30)]
-    with pytest.raises(DataError, match="fitted on 1 of the problems it is to be measured on, such as 'other-id'"):
+    with pytest.raises(DataError, match="fitted on 1 of these problems, such as 'other-id'"):
         fit_query_classifier(traces, measured_on=[Problem("other-id", asked(3).question.upper())])
     with pytest.raises(DataError, match="at least 20 problems"):
         fit_query_classifier(traces[:10])
@@ -240,7 +240,7 @@ def test_a_cascade_is_set_on_other_problems_to_hand_over_a_share(share: float) -
 
     assert handed(policy.threshold) <= share
     assert share == 1.0 or handed(policy.threshold + 1e-9) > share
-    assert set(policy.fitted_on) == {question_key(trace.problem) for trace in traces}
+    assert set(policy.calibrated_on) == {question_key(trace.problem) for trace in traces}
 
 
 def test_a_verification_is_read_back_from_traces() -> None:
@@ -258,13 +258,15 @@ def test_the_other_baselines_are_set_to_a_share_too() -> None:
     decided = [policy.decide(View(trace.problem)) for trace in others]
     assert 0.3 <= sum(action == HandOver() for action in decided) / 40 <= 0.5
     assert calibrated(QueryRandom(0.1, seed=4), others, 0.5) == QueryRandom(0.5, seed=4)
-    assert len(policy.fitted_on) == 100
+    assert (len(policy.fitted_on), len(policy.calibrated_on)) == (60, 40)
+    with pytest.raises(DataError, match="the classifier was fitted on 1 of these problems"):
+        calibrated(fitted, [solved(asked(7), True)], 0.5)
 
 
 def test_calibrating_on_what_is_measured_is_refused() -> None:
     traces = [solved(asked(i), True) for i in range(5)]
     for policy in (QueryRandom(), QueryClassifier((0.0,), 0.0), Cascade()):
-        with pytest.raises(DataError, match="the operating point was fitted on 1 of the problems"):
+        with pytest.raises(DataError, match="the operating point was fitted on 1 of these problems"):
             calibrated(policy, traces, 0.5, measured_on=[asked(2)])
     refuse_overlap([question_key(asked(1))], [asked(2)])
     with pytest.raises(DataError, match=r"share is 1\.5 of 5 traces"):
