@@ -267,6 +267,22 @@ def test_evidence_is_bought_under_the_caps() -> None:
     "policy",
     [
         Signalled(FirstTokenEntropy(), 0.3),
+        Signalled(StepScore(), 1.01, "hand_over"),
+        Signalled(StrongRating(), 9),
+        TwoStage(FirstTokenEntropy(), 0.1, 0.65, StepScore(), 1.01),
+    ],
+    ids=lambda p: family_of(p),
+)
+def test_a_budget_of_zero_is_the_weak_model_alone(policy: Policy) -> None:
+    trace = go(policy, budget=BudgetConfig(strong_tokens=0))
+    assert [step.text for step in trace.steps] == WEAK
+    assert "strong" not in usage_by_author(trace)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Signalled(FirstTokenEntropy(), 0.3),
         Signalled(Agreement(2, "text"), 0.5),
         TwoStage(FirstTokenEntropy(), 0.1, 0.65, StepScore(), 0.5),
         Signalled(StepScore(), 0.5, "resample"),
