@@ -46,7 +46,12 @@ def read_rows(path: Path, cls: type[Any] | None = None, *, finished: bool = Fals
     if not path.exists():
         return []
     data = path.read_bytes()
-    data = data.removeprefix(codecs.BOM_UTF8) if finished else data[: _whole_bytes(path)]
+    return parse_rows(data if finished else data[: _whole_bytes(path)], str(path), cls, finished=finished)
+
+
+def parse_rows(data: bytes, where: str, cls: type[Any] | None = None, *, finished: bool = False) -> list[Any]:
+    """The rows in `data`, which is called `where` in errors; see `read_rows`."""
+    data = data.removeprefix(codecs.BOM_UTF8) if finished else data
     rows = []
     for number, line in enumerate(data.split(b"\n") if finished else data.split(b"\n")[:-1], start=1):
         if finished and not line.strip():
@@ -55,7 +60,7 @@ def read_rows(path: Path, cls: type[Any] | None = None, *, finished: bool = Fals
             rows.append(json.loads(line) if cls is None else from_json(cls, line))
         except ValueError as error:
             raise DataError(
-                f"{path}, line {number}: not a valid row ({_reason(error)}); mend or remove that line"
+                f"{where}, line {number}: not a valid row ({_reason(error)}); mend or remove that line"
             ) from None
     return rows
 

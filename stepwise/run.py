@@ -37,7 +37,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-_NO_SETTINGS = ("config", "set", "out", "dry_run", "overwrite", "debug", "show")  # these do not change what is computed
+_NO_SETTINGS = (
+    "config",
+    "set",
+    "out",
+    "dry_run",
+    "overwrite",
+    "debug",
+    "show",
+    "stream",
+    "json",
+)  # these do not change what is computed
 
 
 class Main(Protocol):
@@ -165,7 +175,7 @@ def _start(
 
     config = Config.load(args.config, args.set)
     own = {key: value for key, value in vars(args).items() if key not in _NO_SETTINGS}
-    console = Console()
+    console = Console(stderr=getattr(args, "json", False))  # with --json, standard output is for a program to read
     directory = RunDirectory(args.out, program=name, config=config, arguments=own)
     directory.check(overwrite=args.overwrite)
     if args.dry_run:

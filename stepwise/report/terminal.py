@@ -16,7 +16,7 @@ from stepwise.report.model import (
 )
 from stepwise.report.table import COLUMNS, caption
 from stepwise.routing.metrics import cost_of
-from stepwise.types import Step, Trace
+from stepwise.types import Problem, Step, Trace
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -40,6 +40,38 @@ def show_trace(trace: Trace, console: Console | None = None) -> None:
         out.print(part, markup=False, highlight=False, soft_wrap=False)
 
 
+class StepStream:
+    """Prints one trace after the other while they are made: call it with what there is of a trace, as often as you
+    like, and it prints what is new, as `show_trace` prints it.
+
+    A trace that goes on otherwise than it was printed (the strong model solves the problem anew) is printed anew.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        from rich.console import Console
+
+        self._out = console if console is not None else Console()
+        self._problem: Problem | None = None
+        self._shown: tuple[Step, ...] = ()
+
+    def __call__(self, trace: Trace) -> None:
+        """Print what `trace` has more than was printed of it, and how it ended."""
+        new: list[RenderableType] = []
+        if trace.problem != self._problem:
+            new += _question(trace.problem)
+            self._shown = ()
+        elif [s.text for s in trace.steps[: len(self._shown)]] != [s.text for s in self._shown]:
+            new.append(printable("solved anew", "bold"))
+            self._shown = ()
+        for index in range(len(self._shown), len(trace.steps)):
+            new += _step(index, trace.steps[index])
+        if trace.finish:
+            new += [*_drafts(trace.abandoned, "abandoned draft"), _ending(trace), ""]
+        for part in new:
+            self._out.print(part, markup=False, highlight=False, soft_wrap=False)
+        self._problem, self._shown = trace.problem, trace.steps
+
+
 def summary_table(report: Report, width: int | None = None) -> Table:
     """The table of the report's page, for `rich.print`; lab figures are called that below it.
 
@@ -60,19 +92,28 @@ def summary_table(report: Report, width: int | None = None) -> Table:
 
 
 def _parts(trace: Trace) -> Iterator[RenderableType]:
-    from rich.padding import Padding
-
-    problem = trace.problem
-    yield printable(problem.id, "bold")
-    yield Padding(printable(problem.question), (0, 0, 1, 2))
+    yield from _question(trace.problem)
     for index, step in enumerate(trace.steps):
-        yield from _drafts(step.discarded, "discarded draft")
-        yield _heading(step, f"step {index}")
-        yield Padding(printable(step.text, COLOURS[author_kind(step.author)]), (0, 0, 0, 4))
-        if step.decision:
-            yield Padding(printable(step.decision, "dim italic"), (0, 0, 0, 4))
+        yield from _step(index, step)
     yield from _drafts(trace.abandoned, "abandoned draft")
     yield _ending(trace)
+
+
+def _question(problem: Problem) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+
+    yield printable(problem.id, "bold")
+    yield Padding(printable(problem.question), (0, 0, 1, 2))
+
+
+def _step(index: int, step: Step) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+
+    yield from _drafts(step.discarded, "discarded draft")
+    yield _heading(step, f"step {index}")
+    yield Padding(printable(step.text, COLOURS[author_kind(step.author)]), (0, 0, 0, 4))
+    if step.decision:
+        yield Padding(printable(step.decision, "dim italic"), (0, 0, 0, 4))
 
 
 def _drafts(drafts: Sequence[Step], what: str) -> Iterator[RenderableType]:

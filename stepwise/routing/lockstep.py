@@ -64,9 +64,11 @@ def route_all(
     *,
     ledger: Ledger | None = None,
     on_trace: OnTrace | None = None,
+    on_step: OnTrace | None = None,
     spent: Mapping[Problem, Mapping[str, Usage]] | None = None,
 ) -> list[Trace]:
-    """One trace per problem, in the order of the problems; `on_trace` is told of each as soon as it is finished.
+    """One trace per problem, in the order of the problems; `on_trace` is told of each as soon as it is finished, and
+    `on_step` of what there is of it after each of its steps.
 
     The caps of `ledger` hold for everything it counts, its caps on one problem for each trace and what `spent` says (by
     problem and role) that earlier attempts at it cost.
@@ -90,6 +92,8 @@ def route_all(
                 active.append(waiting.popleft())
             run.round(active)
             for item in active:
+                if on_step is not None:
+                    on_step(item.trace())
                 if item.finish and on_trace is not None:
                     on_trace(item.trace())
             active = [item for item in active if not item.finish]

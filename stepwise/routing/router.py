@@ -159,14 +159,16 @@ class StepRouter(dspy.Module):
         *,
         progress: bool = True,
         on_trace: OnTrace | None = None,
+        on_step: OnTrace | None = None,
         resume: Iterable[Trace] = (),
         description: str = "routing",
     ) -> list[Trace]:
         """One trace per problem, in order, all problems in lockstep, with a progress bar.
 
-        `on_trace` is told of each trace as it is finished. `resume` holds traces of an earlier, interrupted call: a
-        finished one whose problem is the same is taken over and not run again; what an interrupted one cost counts for
-        the caps on its problem, which is begun anew. Ctrl-C raises `RoutingInterrupted` with the traces so far.
+        `on_trace` is told of each trace as it is finished, `on_step` of what there is of it after each step. `resume`
+        holds traces of an earlier, interrupted call: a finished one whose problem is the same is taken over and not run
+        again; another one's problem is begun anew, and what it cost counts for the caps on its problem (what the cache
+        says of it, where replays from there are free). Ctrl-C raises `RoutingInterrupted` with the traces so far.
         """
         from stepwise.progress import progress as bar
 
@@ -179,6 +181,8 @@ class StepRouter(dspy.Module):
             for role, usage in usage_by_author(trace).items():
                 account[role] = account.get(role, Usage()) + usage
         todo = [problem for problem in asked if problem not in done]
+        if self.cache is not None and self.cache.replays_are_free:
+            spent = {problem: self.cache.spent(problem.id) for problem in todo}
         models = Models(
             _ReportedBackend(self.models.weak, self),
             _ReportedBackend(self.models.strong, self),
@@ -197,7 +201,14 @@ class StepRouter(dspy.Module):
         with bar(description, len(todo)) if progress else nullcontext(lambda _: None) as advance:
             try:
                 fresh = route_all(
-                    todo, models, self.policy, self.settings, ledger=self.ledger, on_trace=tell, spent=spent
+                    todo,
+                    models,
+                    self.policy,
+                    self.settings,
+                    ledger=self.ledger,
+                    on_trace=tell,
+                    on_step=on_step,
+                    spent=spent,
                 )
                 return in_order(fresh)
             except RoutingInterrupted as stop:
