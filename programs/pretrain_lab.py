@@ -19,7 +19,7 @@ from stepwise.run import Run, program
 if TYPE_CHECKING:
     from stepwise.lab.pretrain import Recipe
 
-TOKENS = {"lab-weak": 9_000_000, "lab-strong": 4_500_000, "lab-scorer": 2_500_000, "lab-critic": 16_000_000}
+TOKENS = {"lab-weak": 9_000_000, "lab-strong": 4_500_000, "lab-scorer": 2_500_000, "lab-critic": 24_000_000}
 START_FROM = {"lab-weak": None, "lab-strong": "lab-weak", "lab-scorer": "lab-weak", "lab-critic": "lab-weak"}
 RANK = 64  # of the adapter lab-critic, on every linear layer of the frozen lab-weak
 
@@ -61,6 +61,7 @@ def main(run: Run) -> None:
             adam_rate=rates[1],
             row=900 if name == "lab-critic" else Recipe.row,
             rows=6 if name == "lab-critic" else Recipe.rows,
+            restart=2 / 3 if name == "lab-critic" else Recipe.restart,
         )
         if not (run.out / name / "card.json").exists():
             _make(run, name, recipe)

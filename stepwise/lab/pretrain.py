@@ -31,7 +31,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. `tokens` are tokens of the packed rows; `row` x `rows` tokens make a batch."""
+    """One training run. `tokens` are tokens of the packed rows; `row` x `rows` tokens make a batch.
+
+    The learning rate warms up and falls linearly; after the share `restart` of the tokens it begins once more, at
+    `restart_rate` of the peak.
+    """
 
     tokens: int
     seed: int = 0
@@ -41,6 +45,8 @@ class Recipe:
     adam_rate: float = 3e-3
     warmup: float = 0.02
     final: float = 0.02
+    restart: float = 1.0
+    restart_rate: float = 0.5
     bf16: bool = True
     compile: bool = True
 
@@ -145,7 +151,11 @@ def _optimizers(model: Any, recipe: Recipe) -> list[Any]:
 
 
 def _rate(done: float, recipe: Recipe) -> float:
-    """Warm-up, then linear decay: share of the peak learning rate when `done` of the tokens are seen."""
+    """Share of the peak learning rate when `done` of the tokens are seen."""
+    if done >= recipe.restart:
+        again = (done - recipe.restart) / (1 - recipe.restart)
+        return max(recipe.final, recipe.restart_rate * (1 - again * (1 - recipe.final)))
+    done /= recipe.restart
     if done < recipe.warmup:
         return done / recipe.warmup
     return max(recipe.final, 1 - (done - recipe.warmup) / (1 - recipe.warmup) * (1 - recipe.final))
