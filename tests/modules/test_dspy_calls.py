@@ -154,8 +154,9 @@ def test_n_samples_are_n_calls_and_asked_again_they_come_from_the_cache(tiny_ggu
         }
 
 
-def test_mlflow_traces_every_call(tmp_path: Path) -> None:
+def test_mlflow_traces_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is no dependency; install it to see it trace")
+    monkeypatch.chdir(tmp_path)  # where it puts its files
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     mlflow.dspy.autolog()
     try:
