@@ -1,0 +1,165 @@
+r"""Where numbers stand in a text, and their exact values: digits, fractions, `\frac12`, 1,234, 50 %, "forty-two"."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from stepwise.grading.exact import TooBig, evaluate
+
+_SMALL = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
+    "seventeen": 17, "eighteen": 18, "nineteen": 19,
+}  # fmt: skip
+_TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
+_PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fifth": 5, "eighth": 8, "ninth": 9, "twelfth": 12} | {
+    f"{word}th": value for word, value in _SMALL.items() if value > 3
+}
+_WORD = "|".join([*_SMALL, *_TENS, *_SCALES])
+_PART = "|".join(sorted(_PARTS, key=len, reverse=True))
+_SPELLED = re.compile(
+    rf"\b(?:(?P<sign>negative|minus)\s+)?(?:(?P<whole>(?:{_WORD})(?:(?:-|\s+(?:and\s+)?)(?:{_WORD}))*)"
+    rf"(?:(?P<mixed>\s+and\s+a(?:n|\s+)?\s*)(?P<rest>half|third|quarter)|[-\s]+(?P<part>{_PART})s?)?"
+    rf"|(?P<single>an?|one)\s+(?P<lone>{_PART})|(?P<half>half))\b",
+    re.IGNORECASE,
+)
+_INTEGER = r"\d{1,3}(?:(?:,|\{,\}|\\,|\\!)\d{3})+(?!\d)|\d+"
+_FRACTION = r"\\[dtc]?frac\s*(?:\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d\s*\d|\d\s*\{\s*\d+\s*\})"
+_GLYPHS = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅛": "1/8"}
+_WRITTEN = re.compile(
+    rf"(?P<sign>[-−–]\s?)?(?P<number>\d+\s*{_FRACTION}|{_FRACTION}|\d+ \d+/\d+(?![\d/])|\d*[{''.join(_GLYPHS)}]"
+    rf"|(?:{_INTEGER})(?:\.\d+)?(?:/\d+(?![\d/.]))?|\.\d+)(?P<percent>\s*(?:\\?%|per\s?cent\b))?"
+)
+_AFTER_VALUE = re.compile(r"[\w)\]}!%°]\s*\Z")
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One number in a text, from `start` to `end` (characters). A percentage has two values: 50 % is 50 and 1/2.
+
+    `decimals`: how many digits stand behind the point, where they are written.
+    """
+
+    start: int
+    end: int
+    values: frozenset[Fraction]
+    decimals: int = 0
+
+
+def mentions(text: str) -> list[Mention]:
+    """The numbers of `text` in order; numbers over the grader's caps are left out."""
+    return sorted([*_written(text), *_spelled(text)], key=lambda m: (m.start, m.end))
+
+
+def _written(text: str) -> Iterator[Mention]:
+    for found in _WRITTEN.finditer(text):
+        start, plain = found.start(), found["number"]
+        before = text[:start]
+        if before[-1:].isdigit() or (before[-1:] == "." and before[-2:-1].isdigit()):
+            continue
+        # A sign between two values is a subtraction, but "is -3" has a negative number.
+        binary = bool(_AFTER_VALUE.search(before)) and (
+            before[-1:] != " " or found["sign"] != (found["sign"] or "")[:1]
+        )
+        if found["sign"] and (binary or (found["sign"][-1:] == " " and _AFTER_VALUE.search(before))):
+            start, sign = found.start("number"), 1
+        else:
+            sign = -1 if found["sign"] else 1
+        value = _value(plain)
+        if value is None:
+            continue
+        values = {sign * value} | ({sign * value / 100} if found["percent"] else set())
+        yield Mention(start, found.end(), frozenset(values), len(plain.partition(".")[2]) if "/" not in plain else 0)
+
+
+def _value(plain: str) -> Fraction | None:
+    for glyph, fraction in _GLYPHS.items():
+        plain = plain.replace(glyph, f" {fraction}")
+    plain = re.sub(r"(?<=\d)(?:,|\{,\}|\\,|\\!)(?=\d{3})", "", plain)
+    plain = re.sub(r"\\[dtc]?frac\s*", r"\\frac", plain)
+    plain = re.sub(r"\\frac(\d)\s*(?:(\d)|\{\s*(\d+)\s*\})", lambda m: f"\\frac{{{m[1]}}}{{{m[2] or m[3]}}}", plain)
+    if len(plain) > 60:
+        return None
+    try:
+        return evaluate(plain)
+    except TooBig:
+        return None
+
+
+def _spelled(text: str) -> Iterator[Mention]:
+    for found in _SPELLED.finditer(text):
+        if found["half"]:
+            value = Fraction(1, 2)
+        elif found["single"]:
+            value = Fraction(1, _PARTS[found["lone"].lower()])
+        else:
+            value = Fraction(_count(found["whole"].lower()))
+            if found["rest"]:
+                value += Fraction(1, _PARTS[found["rest"].lower()])
+            elif found["part"]:
+                value /= _PARTS[found["part"].lower()]
+        start, sign = found.start(), -1 if found["sign"] else 1
+        if found["sign"] and found["sign"].lower() == "minus" and re.search(r"\d\s*\Z", text[:start]):
+            start, sign = found.start("whole"), 1
+        yield Mention(start, found.end(), frozenset({sign * value}))
+
+
+def _count(words: str) -> int:
+    total = current = 0
+    for word in re.split(r"[-\s]+", words):
+        if word in _SCALES:
+            current = max(current, 1) * _SCALES[word]
+            if word != "hundred":
+                total, current = total + current, 0
+        elif word != "and":
+            current += _SMALL.get(word, 0) + _TENS.get(word, 0)
+    return total + current
+
+
+def monomial(text: str) -> tuple[Fraction, tuple[str, ...]] | None:
+    r"""`c \sqrt{n} x y / d` as (its square with its sign, its letters in order), None for anything else.
+
+    `text` is an answer cleaned by the grader. So `2\sqrt{12}` and `4\sqrt{3}` are one value, as `14\pi` and
+    `\pi \cdot 14` are.
+    """
+    square, letters, inverse, at = Fraction(1), [], False, 0
+    text = re.sub(r"\\frac\s*\{(-?[^{}]*(?:\{\d+\})?)\}\s*\{(\d+)\}", r"\1/\2", text.replace(" ", ""))
+    if text[:1] == "-":
+        text, square = text[1:], Fraction(-1)
+    while at < len(text):
+        found = _FACTOR.match(text, at)
+        if found is None or found.end() == at:
+            return None
+        at = found.end()
+        if found["times"]:
+            inverse = found["times"] == "/"
+        elif found["root"] or found["number"]:
+            value = Fraction(found["root"]) if found["root"] else Fraction(found["number"]) ** 2
+            if inverse and value == 0:
+                return None
+            square = square / value if inverse else square * value
+            inverse = False
+        elif inverse:
+            return None
+        else:
+            letters.append(found["letter"])
+    return square, tuple(sorted(letters))
+
+
+_FACTOR = re.compile(
+    r"(?P<times>\\cdot|\\times|[*/])|\\sqrt\{(?P<root>\d{1,9})\}|(?P<number>\d{1,9}(?:\.\d{1,9})?)"
+    r"|(?P<letter>\\[a-z]+|[A-Za-z])"
+)
+
+
+def about(form: tuple[Fraction, tuple[str, ...]]) -> float | None:
+    r"""The size of a `monomial` whose only letters are `\pi`, else None."""
+    square, letters = form
+    if any(letter != "\\pi" for letter in letters) or abs(square.numerator) > 10**15:
+        return None
+    return math.copysign(math.sqrt(abs(square)), square) * math.pi ** len(letters)
