@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
 Prices = tuple[float, float]  # money per million prompt tokens, per million generated tokens
 _NAMES = ("strong_tokens", "total_tokens", "calls", "money")
-_ZERO = dict.fromkeys(_NAMES, Fraction(0))
+Amount = int | Fraction  # counts are whole numbers, money is exact
+_ZERO: dict[str, Amount] = dict.fromkeys(_NAMES, 0)
 
 
 class Reservation:
     """An amount set aside by `Ledger.reserve`. Leaving the `with` block without `settle` gives it back."""
 
-    def __init__(self, ledger: Ledger, role: str, amount: Mapping[str, Fraction]) -> None:
+    def __init__(self, ledger: Ledger, role: str, amount: Mapping[str, Amount]) -> None:
         self._ledger = ledger
         self._role = role
         self._amount = amount
@@ -184,7 +185,7 @@ class Ledger:
                 lines.append(f"cap on {name}: {float(cap):,.10g}, {float(left):,.10g} left")
         return "\n".join(lines)
 
-    def _ask(self, role: str, max_tokens: int, prompt_tokens: int, calls: int) -> dict[str, Fraction]:
+    def _ask(self, role: str, max_tokens: int, prompt_tokens: int, calls: int) -> dict[str, Amount]:
         for name, value in (("max_tokens", max_tokens), ("prompt_tokens", prompt_tokens), ("calls", calls)):
             if value < 0:
                 raise DataError(f"{name} is {value}; it must be 0 or more")
@@ -194,25 +195,25 @@ class Ledger:
             raise ConfigError(
                 f"{capped}.money is set, but no price is known for {role}; set its price_in and price_out"
             )
-        return self._counted(role, max_tokens, calls, _cost(price or (0.0, 0.0), prompt_tokens, max_tokens))
+        return self._counted(role, max_tokens, calls, _cost(price, prompt_tokens, max_tokens) if price else 0)
 
-    def _counted(self, role: str, generated: int, calls: int, money: Fraction) -> dict[str, Fraction]:
+    def _counted(self, role: str, generated: int, calls: int, money: Amount) -> dict[str, Amount]:
         """Amounts as the caps count them."""
         strong = generated if role == "strong" else 0
         counted_calls = 0 if role == "scorer" else calls
         return {
-            "strong_tokens": Fraction(strong),
-            "total_tokens": Fraction(generated),
-            "calls": Fraction(counted_calls),
+            "strong_tokens": strong,
+            "total_tokens": generated,
+            "calls": counted_calls,
             "money": money,
         }
 
-    def _left(self, name: str) -> Fraction | None:
+    def _left(self, name: str) -> Amount | None:
         """What is left of this ledger's own cap. Needs the lock."""
         cap = self._caps[name]
         return None if cap is None else cap - self._spent[name] - self._held[name]
 
-    def _short(self, ask: Mapping[str, Fraction]) -> str:
+    def _short(self, ask: Mapping[str, Amount]) -> str:
         """Name of the first own cap that `ask` would pass, "" when it fits; an amount of 0 always fits. Needs the
         lock.
         """
@@ -222,12 +223,12 @@ class Ledger:
                 return name
         return ""
 
-    def _check(self, role: str, ask: Mapping[str, Fraction]) -> None:
+    def _check(self, role: str, ask: Mapping[str, Amount]) -> None:
         """Raises BudgetExceededError where `ask` does not fit under the own caps. Needs the lock."""
         name = self._short(ask)
         if not name:
             return
-        cap, key = self._caps[name] or Fraction(0), f"{self._name}.{name}"
+        cap, key = self._caps[name] or 0, f"{self._name}.{name}"
         raise BudgetExceededError(
             f"{key} = {float(cap):.10g}: {float(self._spent[name]):.10g} spent, "
             f"{float(self._held[name]):.10g} reserved, and {role} asks for up to {float(ask[name]):.10g} more; "
@@ -235,22 +236,22 @@ class Ledger:
             cap=key,
         )
 
-    def _close(self, role: str, held: Mapping[str, Fraction], usage: Usage | None) -> None:
+    def _close(self, role: str, held: Mapping[str, Amount], usage: Usage | None) -> None:
         with self._lock:
             for level in self._levels:
                 level._held = {name: level._held[name] - held[name] for name in _NAMES}
                 if usage is not None:
                     level._add(role, level._priced(role, usage))
 
-    def _priced(self, role: str, usage: Usage) -> tuple[Usage, Fraction]:
+    def _priced(self, role: str, usage: Usage) -> tuple[Usage, Amount]:
         """`usage` with its cost where a price is known, and the exact money."""
         price = self._prices.get(role)
         if usage.cost is None and price is not None:
             money = _cost(price, usage.prompt_tokens, usage.generated_tokens)
             return dataclasses.replace(usage, cost=float(money)), money
-        return usage, Fraction(0) if usage.cost is None else Fraction(str(usage.cost))
+        return usage, 0 if usage.cost is None else Fraction(str(usage.cost))
 
-    def _add(self, role: str, priced: tuple[Usage, Fraction]) -> None:
+    def _add(self, role: str, priced: tuple[Usage, Amount]) -> None:
         """Count what was spent in this ledger alone. Needs the lock."""
         usage, money = priced
         spent = self._counted(role, usage.generated_tokens, usage.calls, money)
