@@ -1,35 +1,51 @@
 """Route problems through a weak and a strong model, step by step; killed at any moment, it goes on where it was.
 
-Problems come from a JSON Lines file with the columns id, question, and optionally answer and reference, or else from
-the lab.
+Problems come from a JSON Lines file with the columns id, question, and optionally answer and reference, from standard
+input (--problems -: the same rows, or one question as plain text), or else from the lab. Every answer of a model is
+kept in answers.jsonl as it comes, so a run that goes on repeats no step of the problems that were open.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from stepwise.call_cache import CallCache
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION, check_gold
-from stepwise.jsonl import read_rows
+from stepwise.jsonl import parse_rows, read_rows
 from stepwise.plan import Planned
 from stepwise.report import Report, summary_table, write_report
-from stepwise.routing import RoutingInterrupted, StepRouter, policy_from_config
-from stepwise.routing.compare import judge, plan_routing
-from stepwise.routing.metrics import usage_by_author
+from stepwise.report.terminal import StepStream, show_trace
+from stepwise.routing import Policy, RoutingInterrupted, StepRouter, policy_from_config
+from stepwise.routing.compare import judge, plan_routing, verdict_of
+from stepwise.routing.metrics import cost_of
+from stepwise.routing.saved import PolicyCard, SavedPolicy, load_policy, save_policy
+from stepwise.routing.savings import savings
 from stepwise.run import Run, positive, program
-from stepwise.types import Problem, Trace
+from stepwise.types import Problem, Trace, as_problem
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--problems", type=Path, metavar="FILE", help="JSON Lines file of problems")
+    where.add_argument("--problems", type=Path, metavar="FILE", help="JSON Lines file of problems; - is standard input")
     where.add_argument("--split", default="test", help="split of the lab's problems (default: %(default)s)")
     parser.add_argument(
         "--n", type=positive, metavar="N", help="the first N problems (default: all of a file, 50 of a split)"
     )
+    parser.add_argument(
+        "--policy", type=Path, metavar="FILE", help="saved policy, or the fit.json of fit_router (its exact plan)"
+    )
+    parser.add_argument("--at", type=float, metavar="X", help="operating point: threshold, rate, price per token, ...")
+    parser.add_argument("--force", action="store_true", help="take a --policy that was set for other models")
+    parser.add_argument("--stream", action="store_true", help="one problem at a time, each step printed as it is made")
+    parser.add_argument("--json", action="store_true", help="print a JSON object per problem, and one of the totals")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="solutions to print at the end")
 
 
@@ -41,9 +57,12 @@ def problems_of(args: argparse.Namespace) -> list[Problem]:
         from stepwise.lab.problems import generate
 
         return [made.problem for made in generate(args.split, args.n or 50)]
-    if not args.problems.is_file():
+    if str(args.problems) == "-":
+        problems = _piped(sys.stdin.buffer.read())[: args.n]
+    elif not args.problems.is_file():
         raise DataError(f"--problems {args.problems}: no such file; give a JSON Lines file of problems")
-    problems = read_rows(args.problems, Problem, finished=True)[: args.n]
+    else:
+        problems = read_rows(args.problems, Problem, finished=True)[: args.n]
     if not problems:
         raise DataError(f"--problems {args.problems} holds no problems; write one JSON object per line")
     seen: set[str] = set()
@@ -56,29 +75,91 @@ def problems_of(args: argparse.Namespace) -> list[Problem]:
     return problems
 
 
+def _piped(data: bytes) -> list[Problem]:
+    """Rows, or the one question that the text is."""
+    text = data.decode("utf-8-sig", "replace").strip()
+    if text.startswith("{"):
+        return parse_rows(data, "standard input", Problem, finished=True)
+    return [as_problem(text)] if text else []
+
+
+def policy_of(config: Config, args: argparse.Namespace) -> SavedPolicy:
+    """The policy of --policy or else of the configuration, at the operating point of --at."""
+    saved = load_policy(args.policy) if args.policy else SavedPolicy(policy_from_config(config.routing), None)
+    if args.at is None:
+        return saved
+    if saved.policy.point is None:
+        raise DataError(f"--at is {args.at}, but policy {saved.policy.name!r} has no operating point; leave it out")
+    try:
+        return saved._replace(policy=saved.policy.at(args.at))
+    except ValueError as error:
+        reason = str(error).split("\n")[2].strip() if "\n" in str(error) else str(error)
+        raise DataError(f"--at is {args.at}: {reason} (policy {saved.policy.name!r})") from None
+
+
 def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
-    return plan_routing(config, [policy_from_config(config.routing)], problems_of(args))
+    return plan_routing(config, [policy_of(config, args).policy], problems_of(args))
 
 
 @program(doc=__doc__, arguments=arguments, plan=plan)
 def main(run: Run) -> None:
-    problems = problems_of(run.args)
-    before = [*run.rows("traces.jsonl", Trace), *run.rows("interrupted.jsonl", Trace)]
-    with StepRouter.from_config(run.config) as router:
-        for trace in before:  # caps are for the whole run, so what it spent before it was stopped counts
-            for role, usage in usage_by_author(trace).items():
-                router.ledger.record(role, usage)
-        # What ended in an error is tried again; its first row stays in the file, and the last row of a problem counts.
-        kept = [trace for trace in before if trace.finish != "error"]
-        try:
-            traces = router.solve_all(problems, on_trace=lambda trace: run.write("traces.jsonl", trace), resume=kept)
-        except RoutingInterrupted as stop:
-            for trace in stop.traces:
-                if trace.finish == "interrupted" and usage_by_author(trace):
-                    run.write("interrupted.jsonl", trace)
-            finish(run, router, [trace for trace in stop.traces if trace.steps])
-            raise
-        finish(run, router, traces)
+    args, problems, saved = run.args, problems_of(run.args), policy_of(run.config, run.args)
+    with StepRouter.from_config(run.config, policy=saved.policy, window=1 if args.stream else None) as loaded:
+        if not args.force:
+            saved.check(run.config, loaded.card)
+        remember(run, saved.policy, loaded.card)
+        with CallCache(run.path("answers.jsonl"), replays_are_free=True) as cache:
+            route(run, loaded.with_cache(cache), problems)
+            if cache.hit_rate:
+                run.say(cache.summary())
+
+
+def remember(run: Run, policy: Policy, card: PolicyCard) -> None:
+    """Write the policy down; raises `DataError` where the run began with another one, as when its file was changed."""
+    path = run.path("policy.json")
+    if path.exists() and load_policy(path).policy != policy:
+        raise DataError(f"{path}: the run began with another policy; give another --out, or --overwrite to begin anew")
+    save_policy(path, policy, card)
+
+
+def route(run: Run, router: StepRouter, problems: list[Problem]) -> None:
+    """Route what is not routed yet; caps are for the whole run, so what it spent before it was stopped counts."""
+    assert router.cache is not None
+    for role, usage in router.cache.spent().items():
+        router.ledger.record(role, usage)
+    # What ended in an error is tried again; its first row stays in the file, and the last row of a problem counts.
+    asked = set(problems)
+    kept = [trace for trace in run.rows("traces.jsonl", Trace) if trace.finish != "error" and trace.problem in asked]
+    for trace in kept if run.args.json else ():
+        print(json.dumps(row_of(trace)), flush=True)
+
+    def told(trace: Trace) -> None:
+        run.write("traces.jsonl", trace)
+        if run.args.json:
+            print(json.dumps(row_of(trace)), flush=True)
+
+    stream: Callable[[Trace], None] | None = StepStream(run.console) if run.args.stream else None
+    try:
+        traces = router.solve_all(problems, on_trace=told, on_step=stream, resume=kept, progress=stream is None)
+    except RoutingInterrupted as stop:
+        finish(run, router, [trace for trace in stop.traces if trace.steps])
+        raise
+    finish(run, router, traces)
+
+
+def row_of(trace: Trace) -> dict[str, Any]:
+    """What --json tells of a problem: its answer, who wrote which step, and what it took."""
+    cost = cost_of([trace])
+    return {
+        "id": trace.problem.id,
+        "answer": trace.answer,
+        "verdict": verdict_of(trace) or None,
+        "finish": trace.finish,
+        "note": trace.note,
+        "strong_tokens": cost.strong_tokens,
+        "all_tokens": cost.all_tokens,
+        "steps": [{"author": step.author, "text": step.text, "score": step.score} for step in trace.steps],
+    }
 
 
 def finish(run: Run, router: StepRouter, traces: list[Trace]) -> None:
@@ -101,14 +182,20 @@ def finish(run: Run, router: StepRouter, traces: list[Trace]) -> None:
         lab=run.args.problems is None or run.config.models.weak.model.startswith("llamacpp/lab-"),
     )
     for view in views[: run.args.show]:
-        view.trace.show()
+        show_trace(view.trace, run.console)
     if rows:
         run.console.print(summary_table(report, run.console.width))
     run.say(router.ledger.summary())
+    saved = savings(done, router.prices) if done else None
+    for line in saved.in_words() if saved else ():
+        run.say(line)
     ended = {kind: sum(t.finish == kind for t in traces) for kind in dict.fromkeys(t.finish for t in traces)}
     run.say("Solutions ended: " + ", ".join(f"{kind} {count}" for kind, count in ended.items()))
     for row in rows:
         run.metrics(**vars(row), finish=ended, grader=GRADER_VERSION)
+        if run.args.json and saved is not None:
+            totals = {**vars(row), "finish": ended, "estimated_savings": dataclasses.asdict(saved)}
+            print(json.dumps({"totals": totals}))
     page = write_report(run.path("report.html"), report)
     run.say(f"Look at the solutions step by step: {page.resolve().as_uri()}")
 

@@ -1,7 +1,4 @@
-"""`StepRouter`: the routing loop as a DSPy module.
-
-Importing this file imports DSPy; `stepwise.StepRouter` does it on first use.
-"""
+"""`StepRouter`: the routing loop as a DSPy module; this file imports DSPy, `stepwise.StepRouter` on first use."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from stepwise.budget import Ledger
 from stepwise.call_cache import CallCache
 from stepwise.config import BudgetConfig, Config, LoadConfig, ModelConfig, SamplingConfig, ScorerConfig
 from stepwise.errors import ConfigError, DataError
+from stepwise.parameters import OwnState
 from stepwise.prompt import SolvePrompt
 from stepwise.routing.lockstep import Models, OnTrace, RouteSettings, RoutingInterrupted, route_all
 from stepwise.routing.metrics import Cost, cost_of, usage_by_author
@@ -61,6 +59,7 @@ class StepRouter(dspy.Module):
     ) -> None:
         super().__init__()
         self.policy = policy or Threshold()
+        self.state = OwnState(self)
         self.prompt = prompt or SolvePrompt()
         self.settings = RouteSettings(sampling or SamplingConfig(), max_steps, seed, window, self.prompt)
         self.budget = budget or BudgetConfig()
@@ -80,8 +79,8 @@ class StepRouter(dspy.Module):
             self._owned.append(cache)
         self.cache = cache
         self.models = models if cache is None else _cached(models, cache, scorer)
-        self._prices = {role: _prices(spec) for role, spec in (("weak", weak), ("strong", strong), ("scorer", scorer))}
-        self.ledger = Ledger(self.budget, self._prices)
+        self.prices = {role: _prices(spec) for role, spec in (("weak", weak), ("strong", strong), ("scorer", scorer))}
+        self.ledger = Ledger(self.budget, self.prices)
 
     @classmethod
     def from_config(
@@ -123,7 +122,7 @@ class StepRouter(dspy.Module):
     def with_policy(self, policy: Policy) -> Self:
         """A router with the same loaded models and settings, another policy, and a budget of its own."""
         other = self.__deepcopy__({})
-        other.policy, other.ledger = policy, Ledger(self.budget, self._prices)
+        other.policy, other.ledger = policy, Ledger(self.budget, self.prices)
         return other
 
     def with_cache(self, cache: CallCache) -> Self:
@@ -249,7 +248,7 @@ class StepRouter(dspy.Module):
         sampling, budget = SamplingConfig(**state["sampling"]), BudgetConfig(**state["budget"])
         settings = RouteSettings(sampling, state["max_steps"], state["seed"], state["window"], self.prompt)
         self.policy, self.settings = policy_from_dict(state["policy"]), settings
-        self.budget, self.ledger = budget, Ledger(budget, self._prices)
+        self.budget, self.ledger = budget, Ledger(budget, self.prices)
 
     def close(self) -> None:
         """Free the models that this router loaded itself; calling it twice does nothing."""
@@ -269,7 +268,7 @@ class StepRouter(dspy.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy that shares the loaded models and the budget; only the original closes the models."""
         other = type(self).__new__(type(self))
-        other.__dict__.update(self.__dict__, _owned=[], history=[])
+        other.__dict__.update(self.__dict__, _owned=[], history=[], state=OwnState(other))
         return other
 
     def _names(self) -> dict[str, str | None]:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from programs import route
+from stepwise.call_cache import CallCache
 from stepwise.jsonl import append_rows, read_rows
+from stepwise.routing import Never, Random, Threshold
 from stepwise.routing.metrics import cost_of
+from stepwise.routing.saved import PolicyCard, load_policy, save_policy
 from stepwise.types import Problem, Trace
 from tests.fakes import Line
 from tests.routing.lab_world import LabWorld
@@ -50,23 +60,74 @@ def test_problems_come_from_a_file(world: LabWorld, tmp_path: Path) -> None:
     assert len(read_rows(tmp_path / "out" / "traces.jsonl")) == 3
 
 
-def test_a_killed_run_goes_on_where_it_was_and_gives_the_same_traces(
-    world: LabWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def steps(out: Path) -> dict[str, list[str]]:
+    return {t.problem.id: [s.text for s in t.steps] for t in read_rows(out / "traces.jsonl", Trace)}
+
+
+def cut(path: Path, lines: int) -> None:
+    """Leave so many whole lines and half of the next one, as a machine that crashed does."""
+    rows = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(rows[:lines]) + rows[lines][: len(rows[lines]) // 2])
+
+
+def test_a_killed_run_goes_on_where_it_was_and_gives_the_same_traces(world: LabWorld, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(whole, "--n", "10") == 0
     assert start(killed, "--n", "10") == 0
-    lines = (killed / "traces.jsonl").read_bytes().splitlines(keepends=True)
-    (killed / "traces.jsonl").write_bytes(b"".join(lines[:6]) + lines[6][: len(lines[6]) // 2])  # as kill -9 leaves it
+    cut(killed / "traces.jsonl", 6)
     asked = len(world.weak.requests)
     assert start(killed, "--n", "10") == 0
-    fresh = {request.problem.id for request in world.weak.requests[asked:]}
-    assert fresh == {json.loads(line)["problem"]["id"] for line in lines[6:]}
-
-    def steps(out: Path) -> dict[str, list[str]]:
-        return {t.problem.id: [s.text for s in t.steps] for t in read_rows(out / "traces.jsonl", Trace)}
-
+    assert len(world.weak.requests) == asked  # every step of the open problems was kept
     assert steps(killed) == steps(whole)
+    cut(killed / "traces.jsonl", 2)
+    cut(killed / "answers.jsonl", 50)
+    assert start(killed, "--n", "10") == 0
+    assert 0 < len(world.weak.requests) - asked < asked / 2
+    assert steps(killed) == steps(whole)
+
+
+VICTIM = """
+import sys, time
+import pytest
+from programs import route
+from tests.routing.lab_world import LabWorld
+
+world = LabWorld(10)
+world.install(pytest.MonkeyPatch())
+quick = world.weak._script
+world.weak._script = lambda *asked: (time.sleep(0.02), quick(*asked))[1]
+route.main(sys.argv[1:])
+"""
+
+
+def test_after_kill_9_no_answer_is_asked_for_again_and_the_cap_holds_over_both_starts(
+    world: LabWorld, tmp_path: Path
+) -> None:
+    options = ["--n", "10", "--set", "routing.threshold=0.7", "--set", "sampling.max_step_tokens=32"]
+    options += ["--set", "budget.strong_tokens=150", "--set", "models.weak.sequences=3", "--set"]
+    options += ["models.strong.sequences=3"]
+    with subprocess.Popen(
+        [sys.executable, "-c", VICTIM, "--out", tmp_path, *options], stderr=subprocess.PIPE
+    ) as victim:
+        while lines(tmp_path / "answers.jsonl") < 60:
+            assert victim.poll() is None, victim.stderr and victim.stderr.read().decode()
+            time.sleep(0.01)
+        os.kill(victim.pid, signal.SIGKILL)
+    kept = read_rows(tmp_path / "answers.jsonl")
+    assert len(read_rows(tmp_path / "traces.jsonl")) < 10
+    assert start(tmp_path, *options) == 0
+    rows = read_rows(tmp_path / "answers.jsonl")
+    assert rows[: len(kept)] == kept
+    assert len({row["key"] for row in rows}) == len(rows)
+    assert len(world.weak.requests) + len(world.strong.requests) == sum(
+        row["role"] != "scorer" for row in rows[len(kept) :]
+    )
+    assert 0 < sum(row["usage"]["generated_tokens"] for row in rows if row["role"] == "strong") <= 150
+    assert len(read_rows(tmp_path / "traces.jsonl")) == 10
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def test_ctrl_c_leaves_a_page_of_what_was_done_and_the_same_command_goes_on(
@@ -171,15 +232,16 @@ def test_a_cap_counts_what_ctrl_c_left_unfinished(
     options += [word for cap in caps for word in ("--set", cap)]
     monkeypatch.setattr(world.strong, "_script", interrupted)
     assert start(tmp_path, *options) == 130
-    lost = read_rows(tmp_path / "interrupted.jsonl", Trace)
-    assert cost_of(lost).strong_tokens > 0
+    lost = CallCache(tmp_path / "answers.jsonl")
+    assert lost.spent()["strong"].generated_tokens > 0
+    lost.close()
     monkeypatch.setattr(world.strong, "_script", step)
     assert start(tmp_path, *options) == 0
     done = read_rows(tmp_path / "traces.jsonl", Trace)
     assert len(done) == 6
-    assert cost_of([*done, *lost]).strong_tokens <= 400
-    for trace in done:
-        assert cost_of([t for t in [*done, *lost] if t.problem == trace.problem]).strong_tokens <= 100
+    with CallCache(tmp_path / "answers.jsonl") as everything:
+        assert everything.spent()["strong"].generated_tokens == cost_of(done).strong_tokens <= 400
+    assert max(cost_of([trace]).strong_tokens for trace in done) <= 100
 
 
 @pytest.mark.parametrize(
@@ -210,3 +272,99 @@ def test_a_dry_run_says_what_it_would_spend_and_asks_no_model(
     assert "strong" in out
     assert f"{7 * 30:,}" in out
     assert world.strong.requests == []
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+def test_problems_come_from_a_pipe_and_json_goes_to_one(
+    world: LabWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "\n".join(json.dumps(dataclasses.asdict(problem)) for problem in world.problems[:3])
+    for _ in range(2):  # the second start tells what the first one did
+        piped(monkeypatch, rows)
+        assert start(tmp_path, "--problems", "-", "--json", "--set", "routing.threshold=0.7") == 0
+        said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {row["id"] for row in said[:-1]} == {problem.id for problem in world.problems[:3]}
+        assert {step["author"] for row in said[:-1] for step in row["steps"]} == {"weak", "strong"}
+        totals = said[-1]["totals"]
+        assert totals["n"] == 3
+        assert totals["strong_tokens"] == sum(row["strong_tokens"] for row in said[:-1])
+        assert totals["estimated_savings"]["strong_only_tokens"] > totals["strong_tokens"]
+    piped(monkeypatch, "")
+    assert start(tmp_path / "none", "--problems", "-") == 2
+
+
+def test_a_question_as_plain_text_is_a_problem(
+    world: LabWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(world.weak, "_script", lambda *_: "It is \\boxed{7}.")
+    piped(monkeypatch, "How many apples\nare 3 + 4?\n")
+    assert start(tmp_path, "--problems", "-", "--json", "--set", "routing.policy=never") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["answer"] == "7"
+    (trace,) = read_rows(tmp_path / "traces.jsonl", Trace)
+    assert trace.problem.question == "How many apples\nare 3 + 4?"
+
+
+def test_streaming_shows_who_writes_each_step_before_the_next_problem_is_begun(
+    world: LabWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+    step = world.weak._script
+
+    def watching(problem: Problem, prefix: tuple[str, ...], seed: int) -> object:
+        seen.append(capsys.readouterr().out)
+        assert not prefix or prefix[-1].split()[0] in seen[-1]  # the step before is on the screen
+        return step(problem, prefix, seed)
+
+    monkeypatch.setattr(world.weak, "_script", watching)
+    assert start(tmp_path, "--n", "3", "--stream", "--set", "routing.threshold=0.7") == 0
+    out = "".join(seen) + capsys.readouterr().out
+    places = [out.index(problem.id) for problem in world.problems[:3]]
+    assert places == sorted(places)
+    traces = read_rows(tmp_path / "traces.jsonl", Trace)
+    assert out.count(" S  strong  step ") == sum(s.author == "strong" for t in traces for s in t.steps) > 0
+    assert out.count(" W  weak  step ") == sum(s.author == "weak" for t in traces for s in t.steps)
+    assert out.count("finish: answer") == 3
+
+
+def test_a_saved_policy_is_used_at_its_operating_point_or_another(world: LabWorld, tmp_path: Path) -> None:
+    save_policy(tmp_path / "p.json", Threshold(0.6))
+    assert start(tmp_path / "a", "--n", "2", "--policy", str(tmp_path / "p.json")) == 0
+    assert start(tmp_path / "b", "--n", "2", "--policy", str(tmp_path / "p.json"), "--at", "0.3") == 0
+    assert [load_policy(tmp_path / out / "policy.json").policy for out in "ab"] == [Threshold(0.6), Threshold(0.3)]
+    assert read_rows(tmp_path / "b" / "metrics.jsonl")[-1]["policy"] == "Threshold 0.30"
+
+
+def test_a_policy_that_was_set_for_another_pair_is_refused_unless_forced(
+    world: LabWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, path = tmp_path / "out", tmp_path / "p.json"
+    save_policy(path, Random(0.5), PolicyCard("scripted-weak", "another", None, "0"))
+    assert start(out, "--n", "2", "--policy", str(path)) == 2
+    assert "another" in capsys.readouterr().err
+    assert world.weak.requests == []
+    assert not out.exists()
+    assert start(out, "--n", "2", "--policy", str(path), "--force") == 0
+
+
+def test_a_run_does_not_go_on_with_another_policy_than_it_began_with(
+    world: LabWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, path = tmp_path / "out", tmp_path / "p.json"
+    save_policy(path, Threshold(0.5))
+    assert start(out, "--n", "2", "--policy", str(path)) == 0
+    save_policy(path, Threshold(0.6))
+    assert start(out, "--n", "2", "--policy", str(path)) == 2
+    assert "another policy" in capsys.readouterr().err
+    assert start(out, "--n", "2", "--policy", str(path), "--overwrite") == 0
+
+
+@pytest.mark.parametrize(("policy", "at"), [(Never(), "0.5"), (Random(0.2), "1.5")])
+def test_an_operating_point_that_there_is_not_is_refused(
+    policy: object, at: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_policy(tmp_path / "p.json", policy)  # type: ignore[arg-type]
+    assert start(tmp_path / "out", "--policy", str(tmp_path / "p.json"), "--at", at) == 2
+    assert f"--at is {at}" in capsys.readouterr().err
