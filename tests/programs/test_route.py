@@ -368,3 +368,20 @@ def test_an_operating_point_that_there_is_not_is_refused(
     save_policy(tmp_path / "p.json", policy)  # type: ignore[arg-type]
     assert start(tmp_path / "out", "--policy", str(tmp_path / "p.json"), "--at", at) == 2
     assert f"--at is {at}" in capsys.readouterr().err
+
+
+def test_the_plan_of_a_fit_is_used_and_refused_for_other_models(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from programs import fit_router
+
+    LabWorld(60, split="train").install(monkeypatch)
+    assert fit_router.main(["--out", str(tmp_path / "fit"), "--lab", "60", "--bins", "4"]) == 0
+    path = tmp_path / "fit" / "fit.json"
+    options = ["--split", "train", "--n", "4", "--policy", str(path), "--at", "0.1"]
+    assert start(tmp_path / "out", *options) == 0
+    assert load_policy(tmp_path / "out" / "policy.json").policy.point == 0.1
+    row = json.loads(path.read_text())
+    path.write_text(json.dumps({**row, "card": {**row["card"], "strong": "another"}}))
+    assert start(tmp_path / "other", *options) == 2
+    assert "the fit is for the strong model 'another'" in capsys.readouterr().err
