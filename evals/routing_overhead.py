@@ -8,6 +8,7 @@ from typing import Any
 
 from stepwise.routing.compare import label_of
 from stepwise.routing.policy import Policy
+from stepwise.scorers import Item, score_items
 from stepwise.types import Problem
 
 from .routing_world import World
@@ -26,9 +27,9 @@ class Timed:
         """The model's own."""
         return self._time(self._model.continue_solutions, requests)
 
-    def score_detailed(self, items: Sequence[Any]) -> Any:
-        """The scorer's own."""
-        return self._time(self._model.score_detailed, items)
+    def score_detailed(self, items: Sequence[Item]) -> Any:
+        """Scores and cost of each item, as the scorer tells them."""
+        return self._time(lambda asked: score_items(self._model, asked), items)
 
     def _time(self, work: Callable[[Any], Any], argument: Any) -> Any:
         began = time.process_time()
