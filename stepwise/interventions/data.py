@@ -1,0 +1,223 @@
+r"""Problems in, dataset out: JSON Lines and `datasets.Dataset`, with either common pair of column names.
+
+Columns of problems: `question` or `problem`; `answer`; `solution` or `reference`; `id` and `source` where there are
+any. GSM8K keeps solution and answer in `answer`, with `####` between them. A `solution` without an `answer` beside it
+holds the answer in its last box, or is the answer where it has no box.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stepwise.errors import DataError, MissingDependencyError
+from stepwise.grading import check_gold
+from stepwise.inputs import encodable
+from stepwise.interventions.rows import Example
+from stepwise.jsonl import read_rows
+from stepwise.steps import boxed, extract_answer
+from stepwise.types import Problem, as_problem, from_json, to_json
+
+QuestionColumn = Literal["question", "problem"]
+AnswerColumn = Literal["answer", "solution"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Problems that can be used, and the others with what is wrong with them, by id.
+
+    `without_reference` lists the ids of used problems for which the critic has no reference solution: it is asked in
+    its other form, without one.
+    """
+
+    problems: tuple[Problem, ...]
+    excluded: dict[str, str]
+    without_reference: tuple[str, ...]
+
+    def summary(self) -> str:
+        """One line for a person."""
+        parts = [f"{len(self.problems)} problems"]
+        if self.excluded:
+            shown = "; ".join(f"{name}: {why}" for name, why in list(self.excluded.items())[:3])
+            parts.append(f"{len(self.excluded)} left out ({shown}{'; ...' if len(self.excluded) > 3 else ''})")
+        if self.without_reference:
+            parts.append(f"{len(self.without_reference)} have no reference solution; the critic is asked without one")
+        return ", ".join(parts)
+
+
+def read_problems(source: str | Path | Any) -> list[Problem]:
+    """Problems of a JSON Lines file, a `datasets.Dataset` or rows (mappings), as they stand; `check_problems` sorts
+    them out.
+
+    Raises DataError, with file, row and field, for a file that is missing, empty or not UTF-8, and for a row that has
+    no question or both names of one column.
+    """
+    rows, where = _rows(source)
+    if not rows:
+        raise DataError(f"{where} has no rows; give at least one problem, one JSON object per line")
+    return [problem_of(row, f"{where}, row {number}") for number, row in enumerate(rows, 1)]
+
+
+def problem_of(row: Mapping[str, Any], where: str = "row") -> Problem:
+    """One row as a problem; DataError names `where` and the field."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} is {row!r:.60}; it must be an object with question and answer")
+    question = _text(row, ("question", "problem"), where)
+    if not question:
+        raise DataError(f"{where}: there is no text in the field question (or problem)")
+    answer, reference = _text(row, ("answer",), where), _text(row, ("solution", "reference"), where)
+    if answer and "####" in answer and not reference:
+        reference, answer = answer, answer.rpartition("####")[2].strip()
+    if not answer and reference:
+        answer = extract_answer(reference) if boxed(reference) else reference
+        reference = reference if boxed(reference) else None
+    name, made = row.get("id", row.get("unique_id")), as_problem(question)
+    named = made.id if name is None or str(name) == "" else str(name)
+    return Problem(named, question, answer or None, reference or None, _text(row, ("source",), where) or "")
+
+
+def check_problems(problems: Iterable[Problem]) -> Checked:
+    """Sort out what cannot be graded: no gold answer, or one that does not grade as itself.
+
+    Raises DataError for an id that occurs twice, and where no problem is left.
+    """
+    seen: set[str] = set()
+    good, excluded = [], {}
+    for problem in problems:
+        if problem.id in seen:
+            raise DataError(f"the problem id {problem.id!r} occurs twice; give every problem an id of its own")
+        seen.add(problem.id)
+        if problem.answer is None:
+            excluded[problem.id] = "it has no answer to grade by"
+            continue
+        try:
+            check_gold(problem)
+        except DataError as error:
+            excluded[problem.id] = str(error).partition("; ")[0]
+            continue
+        good.append(problem)
+    if not good:
+        why = "; ".join(list(excluded.values())[:3]) or "none was given"
+        raise DataError(f"no problem can be used ({why}); give problems with answers that the grader reads")
+    bare = tuple(p.id for p in good if p.reference is None or not p.reference.strip())
+    return Checked(tuple(good), excluded, bare)
+
+
+def write_examples(
+    path: str | Path,
+    examples: Sequence[Example],
+    *,
+    card: Mapping[str, Any],
+    licence: str = "other",
+    question: QuestionColumn = "question",
+    answer: AnswerColumn = "answer",
+) -> Path:
+    """Write the dataset as JSON Lines, and its card beside it (same name, ending .md); returns the path.
+
+    `card` holds counts, models and settings; `licence` is the licence's short name. Both files are whole or not there:
+    they are written under another name first.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row_of(example, question, answer), ensure_ascii=False) + "\n" for example in examples)
+    _replace(path, encodable("".join(lines)))
+    _replace(path.with_suffix(".md"), card_text(path.stem, examples, card, licence))
+    return path
+
+
+def row_of(example: Example, question: QuestionColumn = "question", answer: AnswerColumn = "answer") -> dict[str, Any]:
+    """An example as plain JSON, under the column names asked for."""
+    row: dict[str, Any] = json.loads(to_json(example))
+    return {{"question": question, "answer": answer}.get(name, name): value for name, value in row.items()}
+
+
+def read_examples(source: str | Path | Any) -> list[Example]:
+    """The inverse of `write_examples`, also for a `datasets.Dataset`; either column names.
+
+    Raises DataError naming file, row and field.
+    """
+    rows, where = _rows(source)
+    found = []
+    for number, row in enumerate(rows, 1):
+        names = {"problem": "question", "solution": "answer"}
+        plain = {names.get(name, name): value for name, value in row.items() if value is not None}
+        # `datasets` gives every row all keys that any row has, None where the row has not.
+        for name in ("parents", "models"):
+            if isinstance(plain.get(name), Mapping):
+                plain[name] = {key: value for key, value in plain[name].items() if value is not None}
+        try:
+            found.append(from_json(Example, json.dumps(plain)))
+        except ValueError as error:
+            raise DataError(f"{where}, row {number}: not a row of examples ({_first(error)})") from None
+    return found
+
+
+def to_dataset(
+    examples: Sequence[Example], *, question: QuestionColumn = "question", answer: AnswerColumn = "answer"
+) -> Any:
+    """The examples as a `datasets.Dataset`; raises MissingDependencyError without that package."""
+    try:
+        import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError as error:
+        raise MissingDependencyError(
+            "a datasets.Dataset needs the package datasets; install it with: pip install datasets"
+        ) from error
+    return datasets.Dataset.from_list([row_of(example, question, answer) for example in examples])
+
+
+def card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], licence: str) -> str:
+    """Markdown, with the fields that dataset hubs read in front: licence, size, where the rows come from."""
+    origins = {origin: sum(e.origin == origin for e in examples) for origin in sorted({e.origin for e in examples})}
+    counts = {
+        "examples": len(examples),
+        "problems": len({e.parents.get("problem", e.question) for e in examples}),
+        "by origin": origins,
+        "made without a reference solution": sum(not e.with_reference for e in examples),
+    }
+    front = f"---\nlicense: {json.dumps(licence)}\nconfigs:\n- config_name: default\n  data_files: {name}.jsonl\n---\n"
+    body = json.dumps({"counts": counts, **card}, indent=2, ensure_ascii=False, default=str)
+    return (
+        f"{front}\n# {name}\n\nInterventions: after `prefix`, a model is to write `intervention` as its next step "
+        "(InT, arXiv 2601.14209). `successes` of `guided` continuations from there ended right.\n\n"
+        f"```json\n{encodable(body)}\n```\n"
+    )
+
+
+def _rows(source: str | Path | Any) -> tuple[list[Any], str]:
+    """The rows of a file or a dataset, and what to call it."""
+    if not isinstance(source, str | Path):
+        return [dict(row) for row in source], "the dataset"
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give a JSON Lines file")
+    try:
+        path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
+    return read_rows(path, finished=True), str(path)
+
+
+def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str | None:
+    given = [name for name in names if row.get(name) is not None]
+    if len(given) > 1:
+        raise DataError(f"{where}: the fields {' and '.join(given)} are both there; give one of them")
+    if not given:
+        return None
+    value = row[given[0]]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(f"{where}, field {given[0]}: it is {value!r:.60}; write it as a text")
+    return encodable(str(value)).strip()
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = path.with_name(path.name + ".new")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _first(error: ValueError) -> str:
+    lines = str(error).splitlines()
+    return " ".join(line.strip() for line in lines[1:3]) or str(error)

@@ -1,0 +1,209 @@
+"""The rows of the pipeline, one type per stage; each names its parents, and says what made it.
+
+Ids are built from ids: problem `p`, its rollout number 3 `p/r3`, the candidate number 0 for that attempt `p/r3/c0`, a
+guided rollout of it `p/r3/c0/g7`, whichever stage wrote them. So an example leads back to every text behind it, with
+seed, model, prompt and configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, Protocol, TypeVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from stepwise.backends.base import Continuation
+from stepwise.errors import DataError
+from stepwise.grading import Verdict
+from stepwise.interventions.leaks import LeakVerdict
+from stepwise.steps import extract_answer, split_steps
+from stepwise.types import Finish, Intervention, Problem, Step, Trace, Usage
+
+_FROZEN = ConfigDict(extra="forbid")
+_BESIDE = ConfigDict(extra="ignore")
+Origin = Literal["intervention", "routing"]
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Made:
+    """What a text comes from: the model's name with the hash of its weights, the hashes of prompt and configuration,
+    and the seed of the random numbers; sample i of one request has (seed, i).
+    """
+
+    model: str
+    prompt_hash: str
+    config_hash: str
+    seed: int
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Rollout:
+    """A solution that the model wrote. `text` as written; `verdict` None before it is graded.
+
+    `token_ids` are those of the whole text, as sampled. `error` says why there is no text.
+    """
+
+    id: str
+    problem: str
+    sample: int
+    text: str
+    finish: Finish
+    made: Made
+    usage: Usage = Usage()
+    token_ids: tuple[int, ...] = ()
+    error: str = ""
+    verdict: Verdict | None = None
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The text in steps."""
+        return tuple(split_steps(self.text))
+
+    @property
+    def answer(self) -> str | None:
+        """Content of its last closed box, None without one."""
+        return extract_answer(self.text)
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class GuidedRollout(Rollout):
+    """What the model wrote after the kept prefix and the `candidate` (an id); `text` is the continuation alone."""
+
+    candidate: str = ""
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Failure:
+    """An attempt that ended wrong; its id is that of its rollout. So many `copies` of its text were among them."""
+
+    id: str
+    problem: str
+    steps: tuple[str, ...]
+    answer: str | None
+    verdict: Verdict
+    copies: int = Field(default=1, ge=1)
+
+    def trace(self, problem: Problem) -> Trace:
+        """The attempt, as the modules take it."""
+        finish: Literal["answer", "eos"] = "eos" if self.answer is None else "answer"
+        return Trace(problem, tuple(Step(text, "weak") for text in self.steps), finish)
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Located:
+    """Where `failure` (an id) goes wrong. `first_error` None with no `failed`: the critic finds every step right.
+
+    `failed` says why there is no result; then `first_error` means nothing. `with_reference`: the critic saw one.
+    """
+
+    id: str
+    problem: str
+    failure: str
+    first_error: int | None
+    made: Made
+    critical_error: int | None = None
+    reason: str = ""
+    failed: str = ""
+    with_reference: bool = True
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Candidate:
+    """A step proposed in place of step `location` of `failure` (an id) and of all that follows it.
+
+    `leak` None before the check; `leak_reason` and `leak_text` say what it found. `failed` says why there is no step;
+    then `content` is empty.
+    """
+
+    id: str
+    problem: str
+    failure: str
+    location: int
+    content: str
+    made: Made
+    failed: str = ""
+    leak: LeakVerdict | None = None
+    leak_reason: str = ""
+    leak_text: str = ""
+    with_reference: bool = True
+    usage: Usage = Usage()
+
+    def splice(self, failure: Failure, problem: Problem) -> Trace:
+        """The kept prefix and the candidate; raises DataError for another attempt's row, IndexError past its end."""
+        if failure.id != self.failure:
+            raise DataError(f"candidate {self.id!r} is for the attempt {self.failure!r}, not {failure.id!r}")
+        return Intervention(self.location, self.content).apply(failure.trace(problem))
+
+
+# `ignore` lets a dataset have columns beside these, such as those of another loader.
+@dataclass(frozen=True, config=_BESIDE)
+class Example:
+    """One row of the dataset: after `prefix` (steps of the attempt), the model is to write `intervention`.
+
+    `origin` says which way it was found. `successes` of `guided` rollouts from here ended right. `parents` are the ids
+    of the candidate, the attempt and the problem; `models` the names of those who wrote by role.
+    """
+
+    id: str
+    question: str
+    answer: str
+    prefix: tuple[str, ...]
+    intervention: str
+    origin: Origin
+    parents: dict[str, str]
+    models: dict[str, str]
+    prompt_hash: str
+    config_hash: str
+    seed: int
+    successes: int = Field(ge=0)
+    guided: int = Field(ge=0)
+    with_reference: bool = True
+    source: str = ""
+
+    @property
+    def target(self) -> str:
+        """Prefix and intervention as one text, nothing after it (InT, arXiv 2601.14209, the section on SFT)."""
+        return "\n\n".join((*self.prefix, self.intervention))
+
+
+class _Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+Row = TypeVar("Row", bound=_Identified)
+
+
+def by_id(rows: Iterable[Row]) -> dict[str, Row]:
+    """Rows by id; raises DataError where an id occurs twice."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        if row.id in found:
+            raise DataError(f"the id {row.id!r} occurs twice; ids must differ")
+        found[row.id] = row
+    return found
+
+
+def parent(rows: Mapping[str, Row], name: str, child: str) -> Row:
+    """The row with the id `name`; raises DataError naming `child` where it is missing."""
+    if name not in rows:
+        raise DataError(f"row {child!r}: its parent {name!r} is not among the rows given")
+    return rows[name]
+
+
+def rollout(problem: Problem, made: Made, written: Continuation) -> Rollout:
+    """The row of one sample for `problem`."""
+    return Rollout(
+        f"{problem.id}/r{written.sample}", problem.id, written.sample, written.text, written.finish, made,
+        written.usage, written.token_ids, written.error,
+    )  # fmt: skip
+
+
+def guided_rollout(candidate: Candidate, made: Made, written: Continuation, sample: int) -> GuidedRollout:
+    """The row of sample number `sample` from behind `candidate`, counted over all of its batches."""
+    return GuidedRollout(
+        f"{candidate.id}/g{sample}", candidate.problem, sample, written.text, written.finish, made, written.usage,
+        written.token_ids, written.error, candidate=candidate.id,
+    )  # fmt: skip

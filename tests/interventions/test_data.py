@@ -1,0 +1,149 @@
+"""Problems read from either columns, bad input named, and the dataset with its card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stepwise.errors import DataError, MissingDependencyError
+from stepwise.interventions.data import (
+    check_problems,
+    problem_of,
+    read_examples,
+    read_problems,
+    row_of,
+    to_dataset,
+    write_examples,
+)
+from stepwise.interventions.rows import Example
+from stepwise.types import Problem
+
+CARD = {"models": {"weak": "w@1"}, "settings": {"rollouts": 4}}
+
+
+def example(number: int = 0, prefix: tuple[str, ...] = ("2 + 3 = 5.",)) -> Example:
+    name = f"p{number}/r0/c0"
+    return Example(
+        name, "Add 2 and 3, then double ½ of it.", "5", prefix, "Half of 5, doubled, is 5 again.", "intervention",
+        {"problem": f"p{number}", "failure": f"p{number}/r0", "candidate": name}, {"weak": "w@1", "critic": "c@2"},
+        "prompt", "config", 7, 3, 32,
+    )  # fmt: skip
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"id": 3, "question": "q", "answer": 4}, Problem("3", "q", "4")),
+        ({"id": "a", "problem": "q", "answer": "4", "solution": "s 4"}, Problem("a", "q", "4", "s 4")),
+        ({"id": "a", "problem": "q", "solution": r"so \boxed{4}"}, Problem("a", "q", "4", r"so \boxed{4}")),
+        ({"id": "a", "problem": "q", "solution": "4"}, Problem("a", "q", "4")),
+        ({"id": "a", "question": "q", "answer": "2+2=4\n#### 4"}, Problem("a", "q", "4", "2+2=4\n#### 4")),
+        (
+            {"id": "a", "question": "q", "answer": "4", "reference": "r", "source": "x"},
+            Problem("a", "q", "4", "r", "x"),
+        ),
+        ({"id": "a", "question": "q"}, Problem("a", "q")),
+    ],
+)
+def test_a_row_is_read_whatever_its_columns_are_called(row: dict[str, object], expected: Problem) -> None:
+    assert problem_of(row) == expected
+
+
+def test_a_problem_without_an_id_gets_the_same_one_every_time() -> None:
+    assert problem_of({"question": "q"}).id == problem_of({"problem": "q"}).id != problem_of({"question": "r"}).id
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has no rows"),
+        (b"\n \n", "has no rows"),
+        (b'{"question": "q"}\n{"quest\n', "line 2"),
+        (b'{"answer": "4"}\n', r"row 1: there is no text in the field question \(or problem\)"),
+        (b'{"question": "q", "problem": "p"}\n', "question and problem are both there"),
+        (b'{"question": ["q"]}\n', "field question: it is"),
+        ('{"question": "ß"}\n'.encode("latin-1"), "not UTF-8"),
+        ('{"question": "q"}\n'.encode("utf-16"), "not UTF-8"),
+        (b"[1, 2]\n", "it must be an object"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        read_problems(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_problems(tmp_path / "none.jsonl")
+
+
+def test_gold_answers_that_do_not_grade_are_listed_and_left_out() -> None:
+    problems = [Problem("a", "q", "4", "r"), Problem("b", "q", "(("), Problem("c", "q"), Problem("d", "q", "1/2")]
+    found = check_problems(problems)
+    assert [p.id for p in found.problems] == ["a", "d"]
+    assert set(found.excluded) == {"b", "c"}
+    assert "grades as" in found.excluded["b"]
+    assert found.without_reference == ("d",)
+    assert "2 left out" in found.summary()
+    assert "asked without one" in found.summary()
+
+
+def test_ids_that_occur_twice_and_no_usable_problem_are_refused() -> None:
+    with pytest.raises(DataError, match="'a' occurs twice"):
+        check_problems([Problem("a", "q", "4"), Problem("a", "r", "5")])
+    with pytest.raises(DataError, match="no problem can be used"):
+        check_problems([Problem("a", "q")])
+
+
+@pytest.mark.parametrize(("question", "answer"), [("question", "answer"), ("problem", "solution")])
+def test_a_dataset_comes_back_as_it_was_under_either_names(tmp_path: Path, question: str, answer: str) -> None:
+    rows = [example(0), example(1, prefix=())]
+    path = write_examples(tmp_path / "set.jsonl", rows, card=CARD, question=question, answer=answer)  # type: ignore[arg-type]
+    assert {question, answer} <= json.loads(path.read_text(encoding="utf-8").splitlines()[0]).keys()
+    assert read_examples(path) == rows
+
+
+def test_the_card_has_counts_models_settings_and_the_licence(tmp_path: Path) -> None:
+    path = write_examples(tmp_path / "set.jsonl", [example(0), example(1)], card=CARD, licence="cc-by-4.0")
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert 'license: "cc-by-4.0"' in text
+    body = json.loads(text.partition("```json\n")[2].partition("\n```")[0])
+    assert body["counts"] == {
+        "examples": 2, "problems": 2, "by origin": {"intervention": 2}, "made without a reference solution": 0,
+    }  # fmt: skip
+    assert body["models"] == CARD["models"]
+    assert body["settings"] == CARD["settings"]
+
+
+def test_a_row_that_is_no_example_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.jsonl", row_of(example()), {**row_of(example(1)), "successes": -1})
+    with pytest.raises(DataError, match=r"row 2: not a row of examples.*successes"):
+        read_examples(path)
+
+
+def test_the_target_ends_with_the_intervention() -> None:
+    assert example().target == "2 + 3 = 5.\n\nHalf of 5, doubled, is 5 again."
+    assert example(prefix=()).target == "Half of 5, doubled, is 5 again."
+
+
+def test_a_datasets_dataset_is_written_and_read() -> None:
+    pytest.importorskip("datasets")
+    rows = [example(0), example(1, prefix=())]
+    assert read_examples(to_dataset(rows, question="problem", answer="solution")) == rows
+    assert read_problems(to_dataset(rows))[0].question == rows[0].question
+
+
+def test_without_the_package_datasets_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(MissingDependencyError, match="pip install datasets"):
+        to_dataset([example()])
