@@ -187,30 +187,17 @@ def test_a_run_cut_off_goes_on_and_ends_in_the_same_rows_without_asking_a_model_
     assert "The router's own work" in capsys.readouterr().out
 
 
-def test_a_worse_scorer_costs_area_and_longer_problems_are_a_condition(world: LabWorld, tmp_path: Path) -> None:
-    world.made |= LabWorld(12, "test-long").made
-    world.made |= {
-        one.problem.id: one for one in routing_world.generate("test-long", 100, start=routing_world.ELSEWHERE)
-    }
-    args = [
-        *SIZE,
-        "--points",
-        "2",
-        "--seeds",
-        "1",
-        "--scorers",
-        "noisy",
-        "--arms",
-        "threshold",
-        "score drop",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+def test_scores_that_are_too_low_cost_tokens_until_thresholds_are_set_again(world: LabWorld, tmp_path: Path) -> None:
+    fresh = routing_world.generate("test-long", 100, start=routing_world.ELSEWHERE)
+    world.made |= LabWorld(12, "test-long").made | {one.problem.id: one for one in fresh}
+    args = [*SIZE, "--scorers", "strict", "--arms", "threshold", "--out", str(tmp_path / "out")]
     assert routing_robustness.main(args) == 0
     result = json.loads((tmp_path / "out" / "robustness.json").read_text())
     areas = {key: one["value"] for key, one in result["area"]["threshold"].items()}
-    assert list(areas) == ["as it is", "noisy", "noisy, refitted", "longer problems", "longer problems, refitted"]
-    assert areas["noisy"] < areas["as it is"]
+    assert list(areas) == ["as it is", "strict", "strict, refitted", "longer problems", "longer problems, refitted"]
+    assert areas["strict, refitted"] == pytest.approx(areas["as it is"])  # the same steps are flagged
+    kept = result["kept"]["threshold"]
+    assert kept["strict"][1] > kept["as it is"][1]
 
 
 @pytest.mark.slow
