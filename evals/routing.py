@@ -4,8 +4,8 @@ Arms (--arms, default all): thresholds on scores and other signals, beliefs, pla
 model drawn again or voting, and bounds that know the truth. Each is fitted and calibrated on other problems (splits
 train and val) and measured at about a dozen operating points under several seeds; the models' answers are shared
 through a cache, so that arms are paired and a killed run goes on where it was. Prints a table for each cost, sentences
-on four claims and the router's own overhead; writes rows.jsonl, routing.json and report.html. Lab figures: a test bed,
-no benchmark.
+on four claims and the router's own overhead; writes rows.jsonl, fit.json, routing.json and report.html. Lab figures: a
+test bed, no benchmark.
 
 --scorer makes the scorer worse and --split changes the problems; without --refit the policies stay as fitted on the
 scorer as it is and on the usual problems.
@@ -24,6 +24,7 @@ from stepwise.progress import progress
 from stepwise.report import Report, write_report
 from stepwise.report.table import percent
 from stepwise.routing.compare import judge
+from stepwise.routing.router_fit import FitCard
 from stepwise.routing.simple import Threshold
 from stepwise.run import Run, positive, program
 
@@ -82,8 +83,9 @@ def main(run: Run) -> None:
             rows += votes(run, material, range(args.seeds))
         own = own_work(run, material)
         run.say(world.cache.summary())
+        material.fit().save(run.path("fit.json"))
         counted = costs(world.sizes)
-    report(run, rows, own, counted)
+    report(run, rows, own, counted, material.fit().card)
 
 
 def material_of(world: World, args: argparse.Namespace, scorer: str, split: str, refit: bool) -> Material:
@@ -152,7 +154,9 @@ def own_work(run: Run, m: Material) -> list[dict[str, Any]]:
     return found
 
 
-def report(run: Run, rows: Sequence[Row], own: Sequence[dict[str, Any]], counted: Sequence[Cost]) -> None:
+def report(
+    run: Run, rows: Sequence[Row], own: Sequence[dict[str, Any]], counted: Sequence[Cost], card: FitCard
+) -> None:
     """Print the tables and sentences; write routing.json and the page."""
     samples = run.args.resamples
     result: dict[str, Any] = {"costs": {}, "overhead": list(own)}
@@ -160,7 +164,7 @@ def report(run: Run, rows: Sequence[Row], own: Sequence[dict[str, Any]], counted
         lines = compared(rows, cost, samples=samples)
         show(run, cost, lines)
         result["costs"][cost.key] = [line._asdict() for line in lines]
-    said = sentences(rows, counted, samples=samples)
+    said = sentences(rows, counted, card, samples=samples)
     said += [
         f"The router's own work under {row['policy']}: {percent(row['share_of_decoding'])} of the processor time of "
         f"decoding ({row['router']:.2f} s beside {row['decoding']:.2f} s, scoring {row['scoring']:.2f} s, "

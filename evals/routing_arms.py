@@ -126,7 +126,7 @@ class Material:
             config=self.world.config.hash,
             labels="lab",
             max_steps=self.world.config.routing.max_steps,
-            samples=20,  # of intervals that nobody reads here
+            samples=60,
             seed=self.world.config.seed,
         )
 

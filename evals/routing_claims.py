@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from stepwise.routing.estimates import Estimate, Outcomes, estimate
 from stepwise.routing.metrics import OperatingPoint, cheapest, cpt_interpolated, frontier, pgr
+from stepwise.routing.router_fit import FitCard
 
 from .routing_rows import Curves, Row
 
@@ -217,6 +218,50 @@ def who_wins(name: str, arms: Curves, ends: Ends, *, samples: int) -> str:
         (False, True): "routing wins at 95 % by this choice of settings, though not at 80 %",
     }[wins[0], wins[1]]
     return "; ".join(parts) + f": {end}."
+
+
+def why_step(rows: Sequence[Row]) -> str | None:
+    """What a router that knew the truth would pay at the level of problems and of steps: the reason behind (a) and (c).
+
+    None without the arm that is shown the truth.
+    """
+    alone = {row.seed: row for row in rows if row.arm == "never"}
+    strong = {row.seed: row for row in rows if row.arm == "always"}
+    told = [row for row in rows if row.arm == "truth at each step"]
+    if not told:
+        return None
+    whole = sum(sum(strong[row.seed].strong_tokens) for row in told)
+    problems = sum(
+        paid
+        for row in told
+        for paid, right in zip(strong[row.seed].strong_tokens, alone[row.seed].correct, strict=True)
+        if not right
+    )
+    steps = sum(sum(row.strong_tokens) for row in told)
+    solved = sum(sum(row.correct) for row in told) / sum(len(row.correct) for row in told)
+    return (
+        f"Why: handing over just the problems that the weak model fails takes {problems / whole:.0%} of the strong "
+        f"model's tokens, having just the wrong steps written anew takes {steps / whole:.0%} and solves "
+        f"{solved:.1%}. What a step-level policy needs beyond that is what its signal costs it in false alarms."
+    )
+
+
+def why_belief(card: FitCard) -> str:
+    """What the fit says of the two beliefs on problems it was not fitted on: the reason behind (b)."""
+    lag = "unknown" if card.lag_correlation is None else f"{card.lag_correlation:.2f}"
+    parts = [
+        f"{name}: log-likelihood {held.log_likelihood:.3f} nats per draft, AUROC {held.auroc:.3f}"
+        for name, held in (
+            ("filter on the score", card.held_out),
+            ("memoryless belief on the pair", card.held_out_pair),
+        )
+        if held is not None
+    ]
+    auroc = card.intervals.get("auroc")
+    known = f"The score itself has AUROC {auroc.value:.3f} ({auroc.low:.3f} to {auroc.high:.3f}). " if auroc else ""
+    return (
+        f"Why: {known}Neighbouring scores of right steps correlate by {lag}. On held-out problems, {'; '.join(parts)}."
+    )
 
 
 def break_even(rows: Sequence[Row], label: str) -> str:

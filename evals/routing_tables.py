@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from stepwise.routing.estimates import LEVELS, Estimate, Outcomes, estimate
 from stepwise.routing.metrics import cpt_interpolated, frontier_area, pgr
+from stepwise.routing.router_fit import FitCard
 from stepwise.run import Run
 
 from .routing_claims import (
@@ -19,6 +20,8 @@ from .routing_claims import (
     most_of_the_gap,
     step_against_query,
     who_wins,
+    why_belief,
+    why_step,
 )
 from .routing_rows import HINDSIGHT, STRONG, Cost, Row, curves, hindsight
 from .routing_samples import MAJORITY
@@ -101,9 +104,9 @@ def parts(rows: Sequence[Row], cost: Cost) -> tuple[dict[str, list[Outcomes]], E
     return {**arms, **({HINDSIGHT: [bound]} if bound else {})}, Ends(weak, strong)
 
 
-def sentences(rows: Sequence[Row], counted: Sequence[Cost], *, samples: int) -> list[str]:
-    """The four claims with their figures. Which arms count: policies alone; bounds know the truth, samples do not
-    route.
+def sentences(rows: Sequence[Row], counted: Sequence[Cost], card: FitCard | None = None, *, samples: int) -> list[str]:
+    """The four claims with their figures and reasons; `card` is that of the fit. Bounds know the truth and are left
+    out, and so are, in (a) to (c), samples, which do not route.
     """
     arms, ends = parts(rows, STRONG)
     levels = levels_of(rows)
@@ -117,7 +120,9 @@ def sentences(rows: Sequence[Row], counted: Sequence[Cost], *, samples: int) -> 
     step, query = ({arm: own for arm, own in arms.items() if levels[arm] == level} for level in ("step", "query"))
     if step and query:
         lines.append(step_against_query(step, query, ends, samples=samples))
-    lines += filtered_against_published(arms, ends, samples=samples)
+    lines += filter(None, [why_step(rows)])
+    compared_beliefs = filtered_against_published(arms, ends, samples=samples)
+    lines += [*compared_beliefs, *([why_belief(card)] if card and compared_beliefs else [])]
     if step:
         lines.append(most_of_the_gap(step, ends, samples=samples))
     for cost in counted:

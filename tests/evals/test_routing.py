@@ -10,7 +10,15 @@ import pytest
 
 from evals import routing, routing_robustness, routing_world
 from evals.routing_arms import ARMS, FEES, SHARES, Material, chosen
-from evals.routing_claims import Ends, accuracy_at, choose, filtered_against_published, halves, step_against_query
+from evals.routing_claims import (
+    Ends,
+    accuracy_at,
+    choose,
+    filtered_against_published,
+    halves,
+    step_against_query,
+    why_step,
+)
 from evals.routing_rows import ALL, HINDSIGHT, STRONG, Cost, Row, costs, curves, hindsight
 from evals.routing_samples import best, majority
 from evals.routing_tables import compared, sentences
@@ -133,6 +141,15 @@ def test_routing_loses_where_all_tokens_count_and_the_sentence_says_so() -> None
     assert any(line.startswith("(d) in strong tokens") and line.endswith("routing wins.") for line in said)
     assert any(line.startswith("(d) in all generated tokens") and "strong model alone wins" in line for line in said)
     assert [line.arm for line in compared(rows, ALL, samples=20)] == ["threshold"]
+
+
+def test_the_reason_compares_knowing_which_problem_with_knowing_which_step() -> None:
+    truth = row("truth at each step", [True] * N, 6.0, level="bound")
+    said = why_step([*ends(), truth])
+    assert said is not None
+    assert "takes 60% of the strong model's tokens" in said  # the weak model fails 24 of 40
+    assert "takes 6% and solves 100.0%" in said
+    assert why_step(ends()) is None
 
 
 def test_votes() -> None:
