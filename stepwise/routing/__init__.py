@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stepwise.routing.belief import ObservationLaw, StepFilter
     from stepwise.routing.calibration import Calibrated, calibrate
     from stepwise.routing.judged import Judged
+    from stepwise.routing.learned import Learned
     from stepwise.routing.lockstep import Models, RouteSettings, RoutingInterrupted, route_all
     from stepwise.routing.planned import BeliefThreshold, Planned, Published
     from stepwise.routing.pomdp import Plan, RoutingPomdp
@@ -58,6 +59,7 @@ _LAZY = {
     "Judged": "judged",
     "MaxLogit": "signals",
     "MaxLogitMixture": "signals",
+    "Learned": "learned",
     "Models": "lockstep",
     "ObservationLaw": "belief",
     "Plan": "pomdp",
@@ -100,6 +102,7 @@ __all__ = [
     "HandOver",
     "Judged",
     "Keep",
+    "Learned",
     "Look",
     "MaxLogit",
     "MaxLogitMixture",

@@ -111,7 +111,7 @@ class Learned:
         price: lambda, one of the trained; None where only one was.
         force: use it for other models than it was trained for.
 
-    Raises `ConfigError` where there is no such policy; `check` says whether it is for a pair of models.
+    Raises a ValueError where there is no such policy; `check` says whether it is for a pair of models.
     """
 
     path: str
@@ -171,7 +171,7 @@ class Learned:
         return self.price
 
     def at(self, x: float) -> Self:
-        """The policy trained for price `x`; raises `ConfigError` that lists the trained ones where `x` is none."""
+        """The policy trained for price `x`; raises a ValueError that lists the trained ones where `x` is none."""
         return dataclasses.replace(self, price=x)
 
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     pass
 
 Advance = Callable[[int], None]
-_TEST = 10_000  # episodes for the figures on the card
 
 
 def likeliest(kind: Kind, weights: Weights) -> Act:
@@ -102,7 +101,7 @@ def train(
                 best, found, at = now, value, learner.done
             learner.save(checkpoint, best, mark=mark, found=repr(found), at=str(at))
     card = LearnedCard(settings.kind, price, settings.runs, settings.draft_share, pair, saved, at)
-    figures = played(world, settings, best, _TEST, (settings.seed, 3))
+    figures = played(world, settings, best, settings.test, (settings.seed, 3))
     write_policy(directory, dataclasses.replace(card, simulated=figures), best)
     checkpoint.unlink(missing_ok=True)
     return Learned(str(directory), price)

@@ -35,6 +35,7 @@ from stepwise.routing.policy import (
     Policy,
     Resample,
     View,
+    check_models,
     looks_of,
     needs_scorer,
 )
@@ -81,6 +82,7 @@ def route_all(
             f"policy {policy.name!r} looks at scores, but there is no scorer; "
             "give one, for example scorer='llamacpp/lab-scorer'"
         )
+    check_models(policy, {role: getattr(model, "name", None) for role, model in models._asdict().items()})
     ledger = ledger or Ledger()
     run = _Run(models, policy, settings or RouteSettings(), ledger)
     everyone = [OpenProblem(problem, ledger.for_problem((spent or {}).get(problem))) for problem in problems]

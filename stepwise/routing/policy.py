@@ -24,7 +24,7 @@ When = Literal["question", "before", "after", "solution"]
 Evidence = Literal["draft", "scores", "first_token", "logprobs", "resamples", "rating", "verification"]
 _FROZEN = ConfigDict(extra="forbid")
 _FAMILIES = tuple(  # modules with POLICIES, the cheap to import first
-    f"stepwise.routing.{name}" for name in ("simple", "query", "signal_policies", "judged", "planned")
+    f"stepwise.routing.{name}" for name in ("simple", "query", "signal_policies", "judged", "planned", "learned")
 )
 
 
@@ -167,6 +167,14 @@ def looks_of(policy: Policy) -> Mapping[str, str]:
 def needs_scorer(policy: Policy) -> bool:
     """Whether a policy cannot do without a scorer, whenever it asks it."""
     return policy.needs_scores or "scores" in looks_of(policy)
+
+
+def check_models(policy: Policy, names: Mapping[str, str | None]) -> None:
+    """Raise `ConfigError` where a policy knows what models it is for (it has `check`) and those of `names` (by role)
+    are others.
+    """
+    if hasattr(policy, "check"):
+        policy.check(**names)
 
 
 def stable_hash(*parts: object) -> int:

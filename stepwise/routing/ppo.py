@@ -58,7 +58,7 @@ class PpoSettings:
         most_gradient: norm that gradients are cut to.
         dropout: in TRIM-Agg's two shared layers.
         validate_every: batches between two looks at the held-out episodes, `validation` of them, that the weights are
-            chosen by.
+            chosen by; `test`: other ones, for the figures on the card.
         seed: of everything that is drawn.
     """
 
@@ -79,6 +79,7 @@ class PpoSettings:
     dropout: float = Field(default=0.1, ge=0, lt=1)
     validate_every: int = Field(default=50, ge=1)
     validation: int = Field(default=2000, ge=1)
+    test: int = Field(default=10_000, ge=1)
     seed: int = Field(default=0, ge=0)
 
     @property

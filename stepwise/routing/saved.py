@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
+from stepwise.routing.learned import Learned, Pair
 from stepwise.routing.policy import Policy, needs_scorer, policy_from_dict, policy_to_dict
 from stepwise.routing.router_fit import FitCard, RouterFit
 
@@ -43,11 +44,11 @@ class SavedPolicy(NamedTuple):
     """What a file holds: `card` is None where it says nothing of models."""
 
     policy: Policy
-    card: PolicyCard | FitCard | None
+    card: PolicyCard | FitCard | Pair | None
 
     def check(self, config: Config, card: PolicyCard) -> None:
         """Raise `ConfigError` where the policy is for other models than those of `config`, whose card is `card`."""
-        if isinstance(self.card, FitCard):
+        if isinstance(self.card, FitCard | Pair):
             names = {"weak": config.models.weak.model, "strong": config.models.strong.model}
             self.card.check(**names, scorer=config.scorer.model)
         elif self.card is not None:
@@ -68,7 +69,8 @@ def save_policy(path: str | Path, policy: Policy, card: PolicyCard | None = None
 
 
 def load_policy(path: str | Path) -> SavedPolicy:
-    """The policy in a file that `save_policy` or `Calibrated.save` wrote, or the plan of a `RouterFit`.
+    """The policy in a file that `save_policy` or `Calibrated.save` wrote, the plan of a `RouterFit`, or the policy
+    whose card programs.train_router wrote.
 
     Raises `DataError` for a file that is missing or holds neither, `ConfigError` for a policy that is not known.
     """
@@ -85,6 +87,9 @@ def load_policy(path: str | Path) -> SavedPolicy:
 
         fit = RouterFit.load(path)
         return SavedPolicy(Planned(fit.pomdp(), fit.law), fit.card)
+    if isinstance(row, Mapping) and "runs" in row:
+        learned = Learned(str(Path(path).parent), row.get("price"))
+        return SavedPolicy(learned, learned.card.pair)
     settings = row.get("policy") if isinstance(row, Mapping) else None
     if isinstance(settings, str):
         settings = row

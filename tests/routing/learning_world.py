@@ -30,7 +30,7 @@ PAIR = Pair("llamacpp/lab-weak", "llamacpp/lab-strong", "llamacpp/lab-scorer")
 
 def trained(directory: Path, world: RouterSimulator = WORLD, **settings: Any) -> Learned:
     """A training of a few small batches, unless `settings` say otherwise."""
-    given = {"batches": 6, "problems": 16, "validate_every": 2, "validation": 50, **settings}
+    given = {"batches": 6, "problems": 16, "validate_every": 2, "validation": 50, "test": 50, **settings}
     return train(world, PpoSettings(**given), PAIR, directory)
 
 
