@@ -13,7 +13,6 @@ from typing import Literal, Protocol, TypeVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from stepwise.backends.base import Continuation
 from stepwise.errors import DataError
 from stepwise.grading import Verdict
 from stepwise.interventions.leaks import LeakVerdict
@@ -28,13 +27,14 @@ Origin = Literal["intervention", "routing"]
 @dataclass(frozen=True, config=_FROZEN)
 class Made:
     """What a text comes from: the model's name with the hash of its weights, the hashes of prompt and configuration,
-    and the seed of the random numbers; sample i of one request has (seed, i).
+    and its random numbers, which are those of sample `draw` of a request with `seed`.
     """
 
     model: str
     prompt_hash: str
     config_hash: str
     seed: int
+    draw: int = 0
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -191,19 +191,3 @@ def parent(rows: Mapping[str, Row], name: str, child: str) -> Row:
     if name not in rows:
         raise DataError(f"row {child!r}: its parent {name!r} is not among the rows given")
     return rows[name]
-
-
-def rollout(problem: Problem, made: Made, written: Continuation) -> Rollout:
-    """The row of one sample for `problem`."""
-    return Rollout(
-        f"{problem.id}/r{written.sample}", problem.id, written.sample, written.text, written.finish, made,
-        written.usage, written.token_ids, written.error,
-    )  # fmt: skip
-
-
-def guided_rollout(candidate: Candidate, made: Made, written: Continuation, sample: int) -> GuidedRollout:
-    """The row of sample number `sample` from behind `candidate`, counted over all of its batches."""
-    return GuidedRollout(
-        f"{candidate.id}/g{sample}", candidate.problem, sample, written.text, written.finish, made, written.usage,
-        written.token_ids, written.error, candidate=candidate.id,
-    )  # fmt: skip

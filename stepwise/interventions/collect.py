@@ -1,0 +1,233 @@
+"""The whole pipeline in one call, in chunks of problems that are done whole or not at all.
+
+A chunk has fixed members and begins with empty caches, since which sequences share a batch changes the last digits of
+logits and so, now and then, a token. Its files are written in a directory of another name, which is renamed when all
+of them are on disk; one that was not renamed is thrown away and made again. So whatever ends the process, the same
+call later gives the same dataset as if nothing had happened, as far as the models themselves repeat their answers
+(local ones do; with `concurrency` above 1 the critic's batches depend on timing).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepwise.backends.base import Backend
+from stepwise.call_cache import key_of
+from stepwise.config import Config
+from stepwise.errors import DataError
+from stepwise.grading import GRADER_VERSION
+from stepwise.interventions import stages
+from stepwise.interventions.data import Checked, check_problems, write_examples
+from stepwise.interventions.leaks import LeakVerdict
+from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Rollout, by_id
+from stepwise.interventions.settings import CollectSettings
+from stepwise.jsonl import append_rows, read_rows
+from stepwise.progress import progress
+from stepwise.types import Problem, to_json
+
+if TYPE_CHECKING:
+    from stepwise.rundir import RunDirectory
+
+ROWS: dict[str, Any] = {
+    "rollouts": Rollout,
+    "failures": Failure,
+    "located": Located,
+    "candidates": Candidate,
+    "guided": GuidedRollout,
+    "examples": Example,
+}
+"""The stages by the names of their files, with the type of their rows."""
+_OPEN = ".open"
+
+
+@dataclass(frozen=True)
+class Models:
+    """Who writes: the weak model's backend, an ErrorLocalizer and an InterventionProposer with one candidate.
+
+    `forget` empties the caches of local models.
+    """
+
+    weak: Backend
+    localizer: Any
+    proposer: Any
+    forget: Callable[[], None] = lambda: None
+
+    @classmethod
+    def from_config(cls, config: Config) -> Models:
+        """Those that the configuration names; raises what loading them raises."""
+        from stepwise.backends import load_backend
+        from stepwise.modules import ErrorLocalizer, InterventionProposer
+
+        how = config.critic
+        warm = how.temperature or (0.7 if how.candidates > 1 else 0.0)  # greedy candidates would all be the same
+        one = config.model_copy(update={"critic": how.model_copy(update={"candidates": 1, "temperature": warm})})
+        weak = load_backend(config.models.weak, prompt=config.prompt)
+
+        def forget() -> None:
+            from stepwise.backends.engines import shared_engine
+
+            getattr(weak, "forget", lambda: None)()
+            if config.models.critic.local:
+                shared_engine(config.models.critic).forget()
+
+        return cls(weak, ErrorLocalizer.from_config(config), InterventionProposer.from_config(one), forget)
+
+
+def collect(
+    problems: Iterable[Problem],
+    cfg: Config,
+    out: str | Path,
+    *,
+    settings: CollectSettings | None = None,
+    models: Models | None = None,
+    licence: str = "other",
+) -> Path:
+    """Make the dataset of `problems` in the directory `out`; returns its path, the card is beside it.
+
+    Going on after an interruption needs no more than the same call. `out/chunks` has the rows of all stages.
+    `licence` is written into the card. Raises DataError for problems that cannot be used, and for a directory with
+    other problems, settings or configuration or that another process works in; BackendError where a model is gone, and
+    OSError where the disk is full: what was sealed before stays.
+    """
+    from stepwise.rundir import RunDirectory
+
+    settings, out = settings or CollectSettings(), Path(out)
+    checked = check_problems(problems)
+    digest = key_of({"problems": [to_json(p) for p in checked.problems], "excluded": sorted(checked.excluded)})
+    arguments = {**settings.model_dump(), "problems": digest}
+    directory = RunDirectory(out, program="collect", config=cfg, arguments=arguments)
+    directory.check(overwrite=False)
+    directory.open(anew=False)
+    status = "failed"
+    try:
+        _chunks(checked.problems, cfg, settings, models, directory)
+        path = _dataset(checked, cfg, settings, directory, licence)
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        with suppress(OSError):  # a full disk may be the very failure, which must not be hidden by a second one
+            directory.close(status)  # type: ignore[arg-type]
+    return path
+
+
+def work(
+    problems: Sequence[Problem], config: Config, settings: CollectSettings, models: Models
+) -> dict[str, Sequence[Any]]:
+    """The rows of every stage for some problems, from empty caches; nothing is written."""
+    models.forget()
+    known = by_id(problems)
+    rollouts = stages.grade_rollouts(stages.sample_rollouts(problems, models.weak, config, settings), known)
+    failures = stages.keep_failures(rollouts, settings.attempts)
+    attempts = by_id(failures)
+    located = stages.locate_errors(failures, known, models.localizer, config, settings)
+    proposed = stages.propose_candidates(located, attempts, known, models.proposer, config, settings)
+    candidates = stages.check_candidates(proposed, attempts, known)
+    kept = stages.survivors(candidates)
+    guided = stages.guide(kept, attempts, known, models.weak, config, settings)
+    examples = stages.select(kept, guided, known, attempts, config, settings)
+    return dict(zip(ROWS, (rollouts, failures, located, candidates, guided, examples), strict=True))
+
+
+def read_stage(out: str | Path, stage: str) -> list[Any]:
+    """All rows of one stage (a name of `ROWS`) in the sealed chunks of `out`, in order."""
+    if stage not in ROWS:
+        raise DataError(f"stage {stage!r} is none of {', '.join(ROWS)}")
+    return [row for chunk in _sealed(Path(out)) for row in read_rows(chunk / f"{stage}.jsonl", ROWS[stage])]
+
+
+def funnel(out: str | Path) -> dict[str, int]:
+    """How many rows reached each stage, of the sealed chunks of `out`."""
+    rollouts, located, candidates = (read_stage(out, name) for name in ("rollouts", "located", "candidates"))
+    guided, examples = read_stage(out, "guided"), stages.unique(read_stage(out, "examples"))
+    leaks = Counter(row.leak for row in candidates)
+    return {
+        "rollouts": len(rollouts),
+        "rollouts without a text": sum(row.finish == "error" for row in rollouts),
+        "failed attempts": len(read_stage(out, "failures")),
+        "errors located": sum(row.first_error is not None for row in located),
+        "attempts that the critic finds right": sum(row.first_error is None and not row.failed for row in located),
+        "localizations that failed": sum(bool(row.failed) for row in located),
+        "candidates": len(candidates),
+        "proposals that failed": sum(bool(row.failed) for row in candidates),
+        "candidates that leak": leaks[LeakVerdict.LEAK],
+        "answer steps left out": leaks[LeakVerdict.ANSWER_STEP],
+        "candidates guided": len({row.candidate for row in guided}),
+        "guided rollouts": len(guided),
+        "guided rollouts that end right": sum(row.verdict == "CORRECT" for row in guided),
+        "examples": len(examples),
+    }
+
+
+def _chunks(
+    problems: Sequence[Problem], config: Config, settings: CollectSettings, models: Models | None, own: RunDirectory
+) -> None:
+    folder = own.made() / "chunks"
+    folder.mkdir(exist_ok=True)
+    for left in folder.glob(f"*{_OPEN}"):
+        shutil.rmtree(left)
+    with progress("collecting", len(problems)) as advance:
+        for first in range(0, len(problems), settings.chunk):
+            members = problems[first : first + settings.chunk]
+            sealed = folder / f"{first // settings.chunk:05d}"
+            if not sealed.exists():
+                models = models or Models.from_config(config)
+                _seal(sealed, work(members, config, settings, models))
+            for name in ROWS:
+                own.claim(f"chunks/{sealed.name}/{name}.jsonl")
+            advance(len(members))
+
+
+def _seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
+    """Write the files of a chunk, and give it its name once they are on disk."""
+    draft = folder.with_name(folder.name + _OPEN)
+    draft.mkdir()
+    for name, found in rows.items():
+        append_rows(draft / f"{name}.jsonl", found)
+    os.replace(draft, folder)
+    with suppress(OSError, AttributeError):  # not every system lets a directory be synced
+        place = os.open(folder.parent, os.O_RDONLY)
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
+
+
+def _dataset(checked: Checked, config: Config, settings: CollectSettings, own: RunDirectory, licence: str) -> Path:
+    out = own.path
+    examples = stages.unique(read_stage(out, "examples"))
+    writers = {name: read_stage(out, name) for name in ("rollouts", "located", "candidates", "guided")}
+    card = {
+        "funnel": funnel(out),
+        "problems": {
+            "used": len(checked.problems),
+            "left out": checked.excluded,
+            "without a reference solution": len(checked.without_reference),
+        },
+        "models": {name: sorted({row.made.model for row in rows}) for name, rows in writers.items()},
+        "generated tokens": {name: stages.spent(rows).generated_tokens for name, rows in writers.items()},
+        "settings": {
+            **settings.model_dump(),
+            "configuration": config.hash,
+            "prompt": config.prompt.hash,
+            "sampling": config.sampling.model_dump(),
+            "critic": config.critic.model_dump(),
+            "seed": config.seed,
+            "grader": GRADER_VERSION,
+        },
+    }
+    path = own.claim("dataset.jsonl")
+    own.claim("dataset.md")
+    return write_examples(path, examples, card=card, licence=licence)
+
+
+def _sealed(out: Path) -> list[Path]:
+    return sorted(path for path in (out / "chunks").glob("*") if path.is_dir() and path.suffix != _OPEN)

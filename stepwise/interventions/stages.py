@@ -1,0 +1,341 @@
+"""The stages of InT's pipeline (arXiv 2601.14209), each a function from rows to rows.
+
+What differs from the published notebooks:
+1. Locating and proposing are two calls with typed outputs; no reply is repaired by hand, and one that cannot be read
+   stays as a row that says so.
+2. The leak check is by value and by what is said (`leaks.py`), not by substring.
+3. Guided rollouts are asked for in batches and stop as `CollectSettings` says; the published 32 per candidate are
+   `enough=None, drop_after=None`.
+4. Of several candidates the one with the most guided success is kept, not the first that can be read.
+5. Where a problem has no reference solution the critic is asked without one; the row says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stepwise.backends.base import Backend, Continuation, Request
+from stepwise.errors import BackendError
+from stepwise.grading import Verdict, grade_many
+from stepwise.interventions.leaks import LeakVerdict, answer_due, check_leak
+from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Made, Rollout, parent
+from stepwise.interventions.settings import CollectSettings
+from stepwise.steps import split_steps
+from stepwise.types import Problem, Usage
+
+if TYPE_CHECKING:
+    from stepwise.config import Config
+
+AnyRollout = TypeVar("AnyRollout", bound=Rollout)
+# What one input alone can bring about; any other error of a model means that the model is not there.
+_OF_ONE_ITEM = ("DataError", "ContextWindowExceededError", "BadRequestError")
+
+
+def seed_for(seed: int, *names: object) -> int:
+    """A seed that depends on the run's seed and on what it is for: 31 bits, the same on every machine."""
+    text = "|".join(map(str, (seed, *names)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+
+
+def sample_rollouts(
+    problems: Sequence[Problem], backend: Backend, config: Config, settings: CollectSettings
+) -> list[Rollout]:
+    """`settings.rollouts` solutions of each problem, not graded yet. Raises BackendError where most of them fail."""
+    requests = [_request(p, (), seed_for(config.seed, p.id, "rollouts"), settings.rollouts, config, settings)
+                for p in problems]  # fmt: skip
+    rows = []
+    for written, request in _asked(backend, requests):
+        name, problem = f"{request.problem.id}/r{written.sample}", request.problem.id
+        made = _made(backend.name, request.seed, config, settings, written.sample)
+        rows.append(Rollout(name, problem, written.sample, written.text, written.finish, made, written.usage,
+                            written.token_ids, written.error))  # fmt: skip
+    return rows
+
+
+def grade_rollouts(rollouts: Sequence[AnyRollout], problems: Mapping[str, Problem]) -> list[AnyRollout]:
+    r"""The same rollouts with verdicts; without a box it is NO_ANSWER, and those that failed stay without one."""
+    pairs = [(row.answer, parent(problems, row.problem, row.id).answer) for row in rollouts]
+    verdicts = grade_many(pairs)
+    return [
+        row if row.finish == "error" else dataclasses.replace(row, verdict=verdict)
+        for row, verdict in zip(rollouts, verdicts, strict=True)
+    ]
+
+
+def keep_failures(rollouts: Sequence[Rollout], most: int | None = None) -> list[Failure]:
+    """Attempts that ended wrong or without an answer, the same text once; at most `most` of each problem.
+
+    What could not be judged (see `Verdict`) is no failure of the model and is left out.
+    """
+    wrong = [r for r in rollouts if r.verdict in (Verdict.WRONG, Verdict.NO_ANSWER) and r.steps]
+    copies = Counter((r.problem, r.steps) for r in wrong)
+    kept: dict[tuple[str, tuple[str, ...]], Failure] = {}
+    per_problem: Counter[str] = Counter()
+    for row in wrong:
+        key = (row.problem, row.steps)
+        if key not in kept and (most is None or per_problem[row.problem] < most) and row.verdict is not None:
+            kept[key] = Failure(row.id, row.problem, row.steps, row.answer, row.verdict, copies[key])
+            per_problem[row.problem] += 1
+    return list(kept.values())
+
+
+def locate_errors(
+    failures: Sequence[Failure],
+    problems: Mapping[str, Problem],
+    localizer: Any,
+    config: Config,
+    settings: CollectSettings,
+) -> list[Located]:
+    """The first error of each attempt by an ErrorLocalizer. Raises BackendError where its model is not there."""
+    items = [{"problem": parent(problems, f.problem, f.id), "steps": list(f.steps)} for f in failures]
+    seeds = [seed_for(config.seed, f.id, "locate") for f in failures]
+    found = _ask_all(localizer, items, seeds, settings, "locating")
+    return [
+        Located(
+            f"{f.id}/l", f.problem, f.id, made.first_error, _made(_model(localizer), seed, config, settings),
+            made.get("critical_error"), made.localization.reason if made.localization else "", made.failure or "",
+            _has_reference(item["problem"]), made.usage,
+        )
+        for f, item, seed, made in zip(failures, items, seeds, found, strict=True)
+    ]  # fmt: skip
+
+
+def propose_candidates(
+    located: Sequence[Located],
+    failures: Mapping[str, Failure],
+    problems: Mapping[str, Problem],
+    proposer: Any,
+    config: Config,
+    settings: CollectSettings,
+) -> list[Candidate]:
+    """`config.critic.candidates` steps in place of each first error that was found, each with a seed of its own.
+
+    `proposer` is an InterventionProposer with `candidates=1`. A step of several paragraphs becomes one paragraph.
+    Raises BackendError where its model is not there.
+    """
+    asked = [(row, k) for row in located if row.first_error is not None and not row.failed
+             for k in range(config.critic.candidates)]  # fmt: skip
+    items = [
+        {
+            "problem": parent(problems, row.problem, row.id),
+            "steps": list(parent(failures, row.failure, row.id).steps),
+            "first_error": row.first_error,
+        }
+        for row, _ in asked
+    ]
+    seeds = [seed_for(config.seed, row.failure, "propose", k) for row, k in asked]
+    found = _ask_all(proposer, items, seeds, settings, "proposing")
+    rows = []
+    for (row, k), item, seed, made in zip(asked, items, seeds, found, strict=True):
+        step, failed = made.intervention, made.failure or ""
+        content = "" if step is None else "\n".join(split_steps(step.content))
+        location = row.first_error or 0 if step is None else step.location
+        rows.append(Candidate(
+            f"{row.failure}/c{k}", row.problem, row.failure, location, content,
+            _made(_model(proposer), seed, config, settings, k), failed or ("" if content else "the step is empty"),
+            with_reference=_has_reference(item["problem"]), usage=made.usage,
+        ))  # fmt: skip
+    return rows
+
+
+def check_candidates(
+    candidates: Sequence[Candidate], failures: Mapping[str, Failure], problems: Mapping[str, Problem]
+) -> list[Candidate]:
+    """The same candidates with what the leak check says; those that failed stay without."""
+    rows = []
+    for row in candidates:
+        failure, problem = parent(failures, row.failure, row.id), parent(problems, row.problem, row.id)
+        if row.failed:
+            rows.append(row)
+            continue
+        trace = failure.trace(problem)
+        found = check_leak(
+            row.content,
+            problem.answer or "",
+            problem=problem.question,
+            prefix=failure.steps[: row.location],
+            answer_due=answer_due(trace, row.location),
+        )
+        rows.append(dataclasses.replace(row, leak=found.verdict, leak_reason=found.reason, leak_text=found.matched))
+    return rows
+
+
+def survivors(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates that give nothing away, the same step at the same place of an attempt once."""
+    kept: dict[tuple[str, int, str], Candidate] = {}
+    for row in candidates:
+        if row.leak is LeakVerdict.CLEAN:
+            kept.setdefault((row.failure, row.location, row.content), row)
+    return list(kept.values())
+
+
+def guide(
+    candidates: Sequence[Candidate],
+    failures: Mapping[str, Failure],
+    problems: Mapping[str, Problem],
+    backend: Backend,
+    config: Config,
+    settings: CollectSettings,
+) -> list[GuidedRollout]:
+    """Graded rollouts from behind each candidate, in batches, until `settings` says that it is enough for it.
+
+    Raises BackendError where most of a batch fails.
+    """
+    rows: dict[str, list[GuidedRollout]] = {row.id: [] for row in candidates}
+    for first in range(0, settings.guided, settings.batch):
+        left = [row for row in candidates if _goes_on(rows[row.id], settings)]
+        if not left:
+            break
+        requests = []
+        for row in left:
+            problem = parent(problems, row.problem, row.id)
+            prefix = row.splice(parent(failures, row.failure, row.id), problem).steps
+            seed, n = seed_for(config.seed, row.id, "guided", first), min(settings.batch, settings.guided - first)
+            requests.append(_request(problem, prefix, seed, n, config, settings))
+        fresh = []
+        for written, request in _asked(backend, requests):
+            row, sample = left[written.request], first + written.sample
+            made = _made(backend.name, request.seed, config, settings, written.sample)
+            fresh.append(GuidedRollout(f"{row.id}/g{sample}", row.problem, sample, written.text, written.finish, made,
+                                       written.usage, written.token_ids, written.error, candidate=row.id))  # fmt: skip
+        for graded in grade_rollouts(fresh, problems):
+            rows[graded.candidate].append(graded)
+    return [row for found in rows.values() for row in found]
+
+
+def select(
+    candidates: Sequence[Candidate],
+    guided: Sequence[GuidedRollout],
+    problems: Mapping[str, Problem],
+    failures: Mapping[str, Failure],
+    config: Config,
+    settings: CollectSettings,
+) -> list[Example]:
+    """Examples from the candidates with a success: of each attempt the best one, or all (`settings.keep`).
+
+    The best has the largest share of successes, of equal ones the first; shares are measured on the very rollouts that
+    chose it, so the best one's is too high on average. The same question and target occur once.
+    """
+    outcomes: defaultdict[str, list[bool]] = defaultdict(list)
+    for made in guided:
+        if made.verdict is not None:
+            outcomes[made.candidate].append(made.verdict is Verdict.CORRECT)
+    good = [row for row in candidates if any(outcomes[row.id])]
+    if settings.keep == "best":
+        best: dict[str, Candidate] = {}
+        for row in good:
+            rival = best.setdefault(row.failure, row)
+            if _share(outcomes[row.id]) > _share(outcomes[rival.id]):
+                best[row.failure] = row
+        good = list(best.values())
+    weak = {made.candidate: made.made.model for made in guided}
+    rows = [
+        _example(row, problems[row.problem], failures[row.failure], outcomes[row.id], weak[row.id], config, settings)
+        for row in good
+    ]
+    return unique(rows)
+
+
+def unique(examples: Sequence[Example]) -> list[Example]:
+    """Examples without those whose question and target occurred before."""
+    kept: dict[tuple[str, str], Example] = {}
+    for example in examples:
+        kept.setdefault((example.question, example.target), example)
+    return list(kept.values())
+
+
+def _example(
+    row: Candidate,
+    problem: Problem,
+    failure: Failure,
+    outcomes: Sequence[bool],
+    weak: str,
+    config: Config,
+    settings: CollectSettings,
+) -> Example:
+    return Example(
+        row.id, problem.question, problem.answer or "", failure.steps[: row.location], row.content, "intervention",
+        {"problem": problem.id, "failure": failure.id, "candidate": row.id}, {"weak": weak, "critic": row.made.model},
+        config.prompt.hash, settings.hash_with(config), row.made.seed, sum(outcomes), len(outcomes),
+        row.with_reference, problem.source,
+    )  # fmt: skip
+
+
+def _share(outcomes: Sequence[bool]) -> float:
+    return sum(outcomes) / len(outcomes)
+
+
+def _goes_on(rows: Sequence[GuidedRollout], settings: CollectSettings) -> bool:
+    successes = sum(row.verdict is Verdict.CORRECT for row in rows)
+    if settings.enough is not None and successes >= settings.enough:
+        return False
+    return bool(successes) or settings.drop_after is None or len(rows) < settings.drop_after
+
+
+def _made(model: str, seed: int, config: Config, settings: CollectSettings, draw: int = 0) -> Made:
+    return Made(model, config.prompt.hash, settings.hash_with(config), seed, draw)
+
+
+def _request(problem: Problem, prefix: Any, seed: int, n: int, config: Config, settings: CollectSettings) -> Request:
+    how = config.sampling
+    return Request(
+        problem, tuple(prefix), "solution", max_tokens=settings.max_tokens, n=n, temperature=how.temperature,
+        top_p=how.top_p, top_k=how.top_k, seed=seed,
+    )  # fmt: skip
+
+
+def _asked(backend: Backend, requests: Sequence[Request]) -> list[tuple[Continuation, Request]]:
+    """Every continuation with its request; a backend that fails for most of them counts as gone."""
+    written = backend.continue_solutions(requests)
+    errors = [made.error for made in written if made.finish == "error"]
+    if 2 * len(errors) > len(written):
+        raise BackendError(f"{backend.name} failed for {len(errors)} of {len(written)} rollouts, first: {errors[0]}")
+    return [(made, requests[made.request]) for made in written]
+
+
+def _has_reference(problem: Any) -> bool:
+    return bool(problem.reference and problem.reference.strip())
+
+
+def _model(module: Any) -> str:
+    return str(module.get_lm().model) if module.predictors() else str(getattr(module.scorer, "name", ""))
+
+
+def _ask_all(
+    module: Any, items: Sequence[dict[str, Any]], seeds: Sequence[int], settings: CollectSettings, label: str
+) -> list[Any]:
+    """The module's predictions, without DSPy's cache, a local model with the seed of each item."""
+    if not items:
+        return []
+    from stepwise.asking import run_all
+
+    given = [{"item": item, "seed": seed} for item, seed in zip(items, seeds, strict=True)]
+    found = run_all(_seeded(module), given, concurrency=settings.concurrency, progress=label)
+    for made in found:
+        kind = (made.failure or "").partition(":")[0]
+        if kind.endswith(("Error", "Exception", "Timeout")) and kind.isidentifier() and kind not in _OF_ONE_ITEM:
+            raise BackendError(f"{label}: {_model(module)} failed, so nothing of this chunk is kept: {made.failure}")
+    return found
+
+
+def _seeded(module: Any) -> Callable[..., Any]:
+    def call(item: dict[str, Any], seed: int) -> Any:
+        import copy
+
+        if not module.predictors():
+            return module(**item)
+        lm, own = module.get_lm(), copy.deepcopy(module)
+        local = str(lm.model).startswith("llamacpp/")  # not every API takes a seed
+        own.set_lm(lm.copy(cache=False, **({"seed": seed} if local else {})))
+        return own(**item)
+
+    return call
+
+
+def spent(rows: Sequence[Rollout | Located | Candidate]) -> Usage:
+    """What the texts of these rows cost."""
+    return sum((row.usage for row in rows), Usage())
