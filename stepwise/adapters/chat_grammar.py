@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from stepwise.adapters.field_format import FieldFormat, text_grammar
+from stepwise.adapters.field_format import FieldFormat
 from stepwise.engine.schema import SchemaRules, literal
 
 
 def chat_grammar(signature: Any) -> str:
-    """Every output field under its [[ ## header ## ]], values as JSON but for plain text, and the closing header."""
+    """Every output field under its [[ ## header ## ]], texts and words as they are, all else as JSON."""
     rules = SchemaRules()
     parts = []
     last = list(signature.output_fields)[-1]
     for name, field in signature.output_fields.items():
         form = FieldFormat.of(name, field)
         rules.root = form.schema
-        if form.is_text:
-            value = text_grammar(form.schema, rules, without="[", open_text=name == last)
+        if form.may_be_text:
+            value = form.value_grammar(rules, "[", last=name == last)
         else:
             value = rules.visit(form.schema, f"${name}")[0]
         parts.append(f"{literal(f'[[ ## {name} ## ]]')} {literal(chr(10))} {value} {literal(chr(10) * 2)}")

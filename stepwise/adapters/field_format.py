@@ -63,6 +63,11 @@ class FieldFormat:
         """Whether the value stands as it is."""
         return _is_text(self.schema)
 
+    @property
+    def may_be_text(self) -> bool:
+        """Whether the value is or can be a text or one of several words."""
+        return "string" in self._types()
+
     def _resolved(self, schema: Any) -> Any:
         reference = schema.get("$ref") if isinstance(schema, Mapping) else None
         return self.schema["$defs"][reference.rpartition("/")[2]] if reference else schema
@@ -209,19 +214,22 @@ class FieldFormat:
         rules.root = self.schema
         columns = self.columns
         if columns is None:
-            return f'" " {self._expression(self.schema, rules, open_text=last)}'
+            return f'" " {self.value_grammar(rules, last=last)}'
         properties = self._resolved(self.schema["items"])["properties"]
-        cells = ' " | " '.join(self._expression(properties[name], rules, in_cell=True) for name in columns)
+        cells = ' " | " '.join(self._expression(properties[name], rules, f"{MARK}|") for name in columns)
         row = rules.rule(rf'"\n" {cells}', 0)[0]
         least, most = self.schema.get("minItems", 0), self.schema.get("maxItems", MAX_ROWS)
         return f"{row}{{{least},{most}}}"
 
-    def _expression(
-        self, schema: Mapping[str, Any], rules: SchemaRules, *, open_text: bool = False, in_cell: bool = False
-    ) -> str:
+    def value_grammar(self, rules: SchemaRules, mark: str = MARK, *, last: bool = True) -> str:
+        """Like `grammar`, of a value that is no table; no line of a text begins with `mark`."""
+        rules.root = self.schema
+        return self._expression(self.schema, rules, mark, last)
+
+    def _expression(self, schema: Mapping[str, Any], rules: SchemaRules, without: str, open_text: bool = False) -> str:
         schema = self._resolved(schema)
         if "anyOf" in schema:
-            parts = (self._expression(p, rules, open_text=open_text, in_cell=in_cell) for p in schema["anyOf"])
+            parts = (self._expression(p, rules, without, open_text) for p in schema["anyOf"])
             return rules.rule(" | ".join(parts), 0)[0]
         if "enum" in schema or "const" in schema:
             values = schema.get("enum", [schema.get("const")])
@@ -232,9 +240,9 @@ class FieldFormat:
         if kind == "boolean":
             return rules.rule(" | ".join(map(literal, BOOLEANS)), 0)[0]
         if _is_text(schema):
-            if in_cell:
+            if "|" in without:
                 schema = {"maxLength": MAX_CELL, **schema}
-            return text_grammar(schema, rules, without=f"{MARK}|" if in_cell else MARK, open_text=open_text)
+            return text_grammar(schema, rules, without, open_text=open_text)
         return rules.visit(schema, f"${self.name}")[0]
 
 
@@ -261,7 +269,7 @@ def _mended(value: Any) -> Any:
     return {key: _mended(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def text_grammar(schema: Mapping[str, Any], rules: SchemaRules, *, without: str = MARK, open_text: bool = False) -> str:
+def text_grammar(schema: Mapping[str, Any], rules: SchemaRules, without: str, *, open_text: bool) -> str:
     """Lines of text, none of which begins with the first character of `without` or a blank, within max_length; the
     others of `without` are nowhere in it.
 
