@@ -86,6 +86,9 @@ def _piped(data: bytes) -> list[Problem]:
 def policy_of(config: Config, args: argparse.Namespace) -> SavedPolicy:
     """The policy of --policy or else of the configuration, at the operating point of --at."""
     saved = load_policy(args.policy) if args.policy else SavedPolicy(policy_from_config(config.routing), None)
+    own: Any = saved.policy
+    if args.force and hasattr(own, "force"):  # it looks at the models itself
+        saved = saved._replace(policy=dataclasses.replace(own, force=True))
     if args.at is None:
         return saved
     if saved.policy.point is None:

@@ -127,6 +127,7 @@ def calibrate(
     measure_on: Sequence[Problem],
     unit: Unit = "strong_tokens",
     bounds: tuple[float, float] | None = None,
+    settings: Sequence[float] | None = None,
     rounds: int = 8,
     hard: bool = False,
     samples: int = 1000,
@@ -149,6 +150,8 @@ def calibrate(
         unit: "strong_tokens", or "share", in [0, 1], of what the strong model writes when it solves `problems` alone.
         bounds: of the operating point; for policies of this package they are known. The cost must rise or fall from
             one end to the other.
+        settings: try these operating points instead, all of them; a policy that has only some (`prices`) is tried at
+            those.
         rounds: halvings of that range at most.
         hard: cap the run on `measure_on` too, so that it spends no token more than its budget.
         samples: of the bootstrap over problems; see `estimates.estimate`.
@@ -172,7 +175,11 @@ def calibrate(
     weak, strong = run(Never()), run(Always())
     limit = budget * strong.point.cost if unit == "share" else float(budget)
     gap = strong.point.accuracy > weak.point.accuracy
-    tried = _search(_dial(policy, bounds, run), run, limit, rounds if gap else 0)
+    given = settings if settings is not None else getattr(policy, "prices", None)
+    if given and policy.point is not None:
+        tried = [run(policy.at(x)) for x in dict.fromkeys(given)]
+    else:
+        tried = _search(_dial(policy, bounds, run), run, limit, rounds if gap else 0)
     tried.sort(key=lambda one: (one.point.cost, one.point.accuracy))
     within = [one for one in tried if one.point.cost <= limit]
     chosen = within[-1] if within and gap else tried[0]
@@ -238,7 +245,8 @@ def _dial(policy: Policy, bounds: tuple[float, float] | None, run: _Run) -> _Dia
     low, high = bounds or _BOUNDS.get(policy.name, (math.nan, math.nan))
     if not low < high:
         raise ConfigError(
-            f"calibrate: bounds are {bounds} for policy {policy.name!r}; give bounds=(low, high) of its operating point"
+            f"calibrate: bounds are {bounds} for policy {policy.name!r}; give bounds=(low, high) of its operating "
+            "point, or settings=[...] to try"
         )
     geometric = low > 0 and high / low > 100
 

@@ -169,9 +169,14 @@ class Foreign:
         return Foreign(x)
 
 
-def test_a_policy_that_is_not_known_needs_bounds() -> None:
+def test_a_policy_that_is_not_known_needs_bounds_or_settings() -> None:
     with pytest.raises(ConfigError, match="bounds"):
         found(Foreign(), 10)
+    for how in ({"bounds": (0.0, 10.0), "rounds": 3}, {"settings": [2.0, 5.0, 7.5, 9.0, 5.0]}):
+        made = found(Foreign(), 12, **how)
+        assert made.reached
+        assert made.limit / 2 < max(p.cost.value or 0.0 for p in made.curve if (p.cost.value or 0.0) <= 12)
+    assert sorted(point.setting for point in made.curve) == [2.0, 5.0, 7.5, 9.0]  # type: ignore[type-var]
 
 
 def test_known_prefixes_are_not_asked_for_again_and_a_second_calibration_asks_nobody(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""Set a routing policy for a budget: the operating point is picked on some problems and measured on others.
+
+Prints every setting that was tried with its band, and what the one that was picked spends and solves on the other
+problems. Writes calibrated.json, which `route --policy` takes. Every answer of a model is kept, so that settings share
+what they have in common, and a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from stepwise.call_cache import CallCache
+from stepwise.config import Config
+from stepwise.errors import ConfigError, DataError
+from stepwise.plan import Planned
+from stepwise.routing import Always, Never, StepRouter, policy_from_config
+from stepwise.routing.calibration import Calibrated, calibrate
+from stepwise.routing.compare import plan_routing
+from stepwise.routing.estimates import Estimate
+from stepwise.routing.saved import load_policy
+from stepwise.run import Run, positive, program
+from stepwise.types import Problem
+
+from .route import problems_of
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", type=float, required=True, metavar="X", help="strong tokens per problem")
+    parser.add_argument(
+        "--share", action="store_true", help="the budget is a share of what the strong model alone takes"
+    )
+    parser.add_argument("--hard", action="store_true", help="cap the measurement too, so that its budget holds exactly")
+    parser.add_argument("--policy", type=Path, metavar="FILE", help="as for route; default: that of [routing]")
+    parser.add_argument("--bounds", type=float, nargs=2, metavar="X", help="of the operating point; known for ours")
+    parser.add_argument("--problems", type=Path, metavar="FILE", help="to pick on (default: the lab's split val)")
+    parser.add_argument(
+        "--measure-on", type=Path, metavar="FILE", help="other problems (default: the lab's split test)"
+    )
+    parser.add_argument("--n", type=positive, default=200, metavar="N", help="of each, at most (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=positive, default=8, metavar="N", help="settings to try (default: %(default)s)"
+    )
+
+
+def sets(args: argparse.Namespace) -> tuple[list[Problem], list[Problem]]:
+    if (args.problems is None) != (args.measure_on is None):
+        raise DataError("--problems and --measure-on go together: give both files, or none for the lab's")
+    pairs = ((args.problems, "val"), (args.measure_on, "test"))
+    first, others = (problems_of(argparse.Namespace(problems=file, split=split, n=args.n)) for file, split in pairs)
+    return first, others
+
+
+def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    policy = load_policy(args.policy).policy if args.policy else policy_from_config(config.routing)
+    first, others = sets(args)
+    return plan_routing(config, [Never(), Always(), *[policy] * (args.rounds + 2)], [*first, *others])
+
+
+@program(doc=__doc__, arguments=arguments, plan=plan)
+def main(run: Run) -> None:
+    args = run.args
+    first, others = sets(args)
+    policy = load_policy(args.policy).policy if args.policy else policy_from_config(run.config.routing)
+    if policy.point is None:
+        raise ConfigError(f"policy {policy.name!r} has no operating point; give another routing.policy, or --policy")
+    with CallCache(run.path("answers.jsonl")) as cache:
+        with StepRouter.from_config(run.config, policy=policy, cache=cache) as router:
+            made = calibrate(
+                policy,
+                first,
+                budget=args.budget,
+                router=router,
+                measure_on=others,
+                unit="share" if args.share else "strong_tokens",
+                bounds=tuple(args.bounds) if args.bounds else None,
+                rounds=args.rounds,
+                hard=args.hard,
+                seed=run.config.seed,
+            )
+        path = run.path("calibrated.json")
+        made.save(path)
+        show(run, made, len(first))
+        run.say(cache.summary())
+        run.say(f"Use it: stepwise route --policy {path}")
+
+
+def show(run: Run, made: Calibrated, picked_on: int) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=f"{made.policy.name} on {picked_on} problems", box=box.SIMPLE_HEAD, title_style="bold")
+    for title in ("Setting", "Strong tokens per problem", "Accuracy"):
+        table.add_column(title, justify="right")
+    for point in made.curve:
+        mark = " *" if point.setting == made.policy.point else ""
+        setting = "-" if point.setting is None else f"{point.setting:.4g}"
+        table.add_row(setting + mark, band(point.cost, ".1f"), band(point.accuracy, ".1%"))
+    run.console.print(table)
+    if made.note:
+        run.say(f"Note: {made.note}.")
+    got = made.achieved
+    run.say(f"On {got.problems} other problems, with 95 % intervals:")
+    run.say(f"  strong tokens per problem {band(got.cost, '.1f')}, budget {made.limit:.1f}")
+    run.say(f"  their share of the strong model alone {band(got.share, '.1%')}")
+    run.say(f"  accuracy {band(got.accuracy, '.1%')}")
+    run.say(f"  weak model alone {band(got.weak_accuracy, '.1%')}, strong {band(got.strong_accuracy, '.1%')}")
+    run.say(f"  gap recovered {band(got.pgr, '.0%')}")
+    run.metrics(setting=made.policy.point, limit=made.limit, cost=got.cost.value, accuracy=got.accuracy.value)
+
+
+def band(figure: Estimate, form: str) -> str:
+    """A figure with its interval, "-" where there is none."""
+    if figure.value is None:
+        return "-"
+    ends = ["?" if end is None else format(end, form) for end in (figure.low, figure.high)]
+    return f"{format(figure.value, form)} ({ends[0]} to {ends[1]})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
