@@ -1,1 +1,27 @@
-"""InT's data pipeline (arXiv 2601.14209): from failed rollouts to interventions that a model can be trained on."""
+"""InT's data pipeline (arXiv 2601.14209): from failed rollouts to interventions that a model can be trained on.
+
+`collect` runs all of it. `stages` has each stage as a function, `rows` what passes between them, `leaks` the check that
+an intervention does not give the answer away, `data` reads problems and writes datasets.
+"""
+
+from stepwise.interventions.data import check_problems, read_examples, read_problems, to_dataset, write_examples
+from stepwise.interventions.leaks import LeakCheck, LeakVerdict, answer_due, check_leak
+from stepwise.interventions.pipeline import Models, collect, funnel, read_stage
+from stepwise.interventions.settings import CollectSettings
+
+__all__ = [
+    "CollectSettings",
+    "LeakCheck",
+    "LeakVerdict",
+    "Models",
+    "answer_due",
+    "check_leak",
+    "check_problems",
+    "collect",
+    "funnel",
+    "read_examples",
+    "read_problems",
+    "read_stage",
+    "to_dataset",
+    "write_examples",
+]

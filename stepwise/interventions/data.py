@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from stepwise.errors import DataError, MissingDependencyError
 from stepwise.grading import check_gold
-from stepwise.inputs import encodable
 from stepwise.interventions.rows import Example
 from stepwise.jsonl import read_rows
 from stepwise.steps import boxed, extract_answer
@@ -123,7 +122,7 @@ def write_examples(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row_of(example, question, answer), ensure_ascii=False) + "\n" for example in examples)
-    _replace(path, encodable("".join(lines)))
+    _replace(path, "".join(lines))
     _replace(path.with_suffix(".md"), card_text(path.stem, examples, card, licence))
     return path
 
@@ -182,7 +181,7 @@ def card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], l
     return (
         f"{front}\n# {name}\n\nInterventions: after `prefix`, a model is to write `intervention` as its next step "
         "(InT, arXiv 2601.14209). `successes` of `guided` continuations from there ended right.\n\n"
-        f"```json\n{encodable(body)}\n```\n"
+        f"```json\n{body}\n```\n"
     )
 
 
@@ -209,12 +208,12 @@ def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str | Non
     value = row[given[0]]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(f"{where}, field {given[0]}: it is {value!r:.60}; write it as a text")
-    return encodable(str(value)).strip()
+    return str(value).encode("utf-8", "replace").decode().strip()  # a lone surrogate becomes "?"
 
 
 def _replace(path: Path, text: str) -> None:
     draft = path.with_name(path.name + ".new")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_text(text, encoding="utf-8", errors="replace")
     draft.replace(path)
 
 

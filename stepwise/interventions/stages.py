@@ -314,7 +314,7 @@ def _ask_all(
     from stepwise.asking import run_all
 
     given = [{"item": item, "seed": seed} for item, seed in zip(items, seeds, strict=True)]
-    found = run_all(_seeded(module), given, concurrency=settings.concurrency, progress=label)
+    found = run_all(_seeded(module), given, concurrency=settings.concurrency)
     for made in found:
         kind = (made.failure or "").partition(":")[0]
         if kind.endswith(("Error", "Exception", "Timeout")) and kind.isidentifier() and kind not in _OF_ONE_ITEM:

@@ -1,0 +1,126 @@
+"""The whole pipeline: killed, refused, stopped, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepwise.errors import BackendError, DataError
+from stepwise.interventions.data import read_examples
+from stepwise.interventions.pipeline import ROWS, collect, funnel, read_stage
+from stepwise.types import Problem
+from tests.fakes import ScriptedBackend
+from tests.interventions import world
+from tests.interventions.world import CONFIG, SETTINGS
+
+N = 12
+
+
+def run(out: Path, seconds: float = 0.0, n: int = N, **more: Any) -> Path:
+    return collect(world.problems(n), CONFIG, out, settings=SETTINGS, models=world.models(seconds=seconds), **more)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Everything but the run's card, which has times."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "run.json"}
+
+
+def test_a_collection_killed_at_any_moment_gives_the_same_dataset(tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    began = time.monotonic()
+    run(whole, 0.01)
+    took, rng, interrupted = time.monotonic() - began, random.Random(7), 0
+    fork = multiprocessing.get_context("fork")
+    for _ in range(8):
+        child = fork.Process(target=run, args=(out, 0.01))
+        child.start()
+        child.join(rng.uniform(0.1, 0.7) * took)
+        interrupted += child.is_alive()
+        child.kill()
+        child.join()
+    assert interrupted >= 2
+    run(out)
+    assert files(out) == files(whole)
+
+
+def test_what_was_not_sealed_is_thrown_away_and_what_was_sealed_is_not_asked_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    gone = ScriptedBackend(world.written, "weak")
+
+    def written(problem: Problem, prefix: tuple[str, ...], seed: int) -> str:
+        gone.broken |= problem.id == "p6"
+        return world.written(problem, prefix, seed)
+
+    gone._script = written
+    with pytest.raises(BackendError, match="told to fail"):
+        collect(world.problems(N), CONFIG, out, settings=SETTINGS, models=world.models(gone))
+    assert [path.name for path in sorted((out / "chunks").iterdir())] == ["00000", "00001", "00002"]
+    assert json.loads((out / "run.json").read_text())["status"] == "failed"
+    (out / "chunks" / "00003.open").mkdir()
+    (out / "chunks" / "00003.open" / "rollouts.jsonl").write_text("torn")
+    again = ScriptedBackend(world.written, "weak")
+    collect(world.problems(N), CONFIG, out, settings=SETTINGS, models=world.models(again))
+    assert {request.problem.id for request in again.requests} == {f"p{i}" for i in range(6, N)}
+    run(tmp_path / "whole")
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_dead_critic_or_a_full_disk_leaves_the_chunk_unsealed(tmp_path: Path, monkeypatch: Any) -> None:
+    models = world.models()
+
+    def dead(messages: Any) -> str:
+        raise ConnectionError("refused")
+
+    models.localizer.get_lm()._replies = dead
+    with pytest.raises(BackendError, match="nothing of this chunk is kept"):
+        collect(world.problems(2), CONFIG, tmp_path / "dead", settings=SETTINGS, models=models)
+    assert not list((tmp_path / "dead" / "chunks").iterdir())
+
+    def full(path: Path, rows: Any) -> None:
+        if "00001" in str(path) and path.name == "guided.jsonl":
+            raise OSError(28, "No space left on device")
+        keep(path, rows)
+
+    from stepwise.interventions import pipeline as module
+
+    keep = module.append_rows
+    monkeypatch.setattr(module, "append_rows", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path / "full", n=4)
+    assert (tmp_path / "full" / "chunks" / "00000").is_dir()
+    assert not (tmp_path / "full" / "chunks" / "00001").exists()
+
+
+def test_another_configuration_settings_or_problems_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out, n=2)
+    with pytest.raises(DataError, match="another config hash"):
+        collect(world.problems(2), CONFIG.model_copy(update={"seed": 1}), out, settings=SETTINGS, models=world.models())
+    with pytest.raises(DataError, match="other arguments"):
+        run(out, n=3)
+    changed = SETTINGS.model_copy(update={"guided": 9})
+    with pytest.raises(DataError, match="other arguments"):
+        collect(world.problems(2), CONFIG, out, settings=changed, models=world.models())
+
+
+def test_the_dataset_its_card_and_the_rows_of_each_stage_agree(tmp_path: Path) -> None:
+    problems = [*world.problems(4), Problem("bad", "Add ((.", "((")]
+    path = collect(problems, CONFIG, tmp_path, settings=SETTINGS, models=world.models(), licence="cc-by-4.0")
+    card = json.loads(path.with_suffix(".md").read_text().partition("```json\n")[2].partition("\n```")[0])
+    counts = funnel(tmp_path)
+    assert card["funnel"] == counts
+    assert set(card["problems"]["left out"]) == {"bad"}
+    assert card["models"] == {"rollouts": ["weak"], "located": ["critic"], "candidates": ["critic"], "guided": ["weak"]}
+    assert card["settings"]["configuration"] == CONFIG.hash
+    examples = read_examples(path)
+    assert examples == read_stage(tmp_path, "examples")
+    assert counts["examples"] == len(examples) > 0
+    assert counts["rollouts"] == 12
+    assert counts["errors located"] == counts["failed attempts"] > 0
+    assert all(read_stage(tmp_path, name) for name in ROWS)
