@@ -17,13 +17,15 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import dspy
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 Short = Annotated[str, Field(max_length=80)]
 
 
 class StepCheck(BaseModel):
     """One line of a verification log."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # models write results in JSON without quotes
 
     step: int = Field(ge=0, description="the step's number")
     quote: Short = Field(description="the result the step states, quoted")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from stepwise.adapters import adapter
 from stepwise.adapters.dspy_adapters import recorded_repairs, response_schema
 from stepwise.errors import ConfigError
+from stepwise.signatures import VerifyAttempt
 from tests.scripted_lm import ScriptedLM
 
 FORMS = ("compact", "chat", "json")
@@ -204,6 +205,13 @@ def test_types_of_dspy_and_nested_ones_are_read(form: str) -> None:
 def test_latex_that_json_would_turn_into_control_characters_is_put_right() -> None:
     lm = ScriptedLM([r'{"location": 1, "other": null, "content": "\frac{1}{2} is \boxed{3}, \(x\)"}'])
     assert ask("json", lm).content == r"\frac{1}{2} is \boxed{3}, \(x\)"
+
+
+def test_results_that_a_model_writes_in_json_as_numbers_are_texts() -> None:
+    reply = '{"checks": [{"step": 0, "quote": 41, "expected": 37.5, "verdict": "wrong"}], "first_error": 0, '
+    values = adapter("json").parse(VerifyAttempt, reply + '"critical_error": null}')
+    assert (values["checks"][0].quote, values["checks"][0].expected) == ("41", "37.5")
+    assert adapter("json").parse(Locate, '{"location": 1, "other": null, "content": 5}')["content"] == "5"
 
 
 def test_a_json_reply_may_have_prose_and_a_fence_around_it() -> None:
