@@ -50,15 +50,18 @@ class Pair:
     scorer: str
     config: str = ""
 
-    def check(self, what: str, remedy: str, **names: str | None) -> None:
-        """Raise `ConfigError` where one of the `names` (by role) is another; None and roles not named are not checked.
+    def check(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
+        """Raise `ConfigError` where one of the models is another; None is not checked.
 
         A name without its kind of backend ("lab-weak") is the same model as with it ("llamacpp/lab-weak").
         """
-        for role, name in names.items():
+        for role, name in (("weak", weak), ("strong", strong), ("scorer", scorer)):
             ours = getattr(self, role)
             if name is not None and name.rpartition("/")[2] != ours.rpartition("/")[2]:
-                raise ConfigError(f"{what} is for the {role} model {ours!r}, the router has {name!r}; {remedy}")
+                raise ConfigError(
+                    f"the learned policy is for the {role} model {ours!r}, the router has {name!r}; {_MAKE} for these "
+                    "models, or force it"
+                )
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -155,8 +158,7 @@ class Learned:
     def check(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
         """Raise `ConfigError` unless these are the models it was trained for, or `force` is set."""
         if not self.force:
-            remedy = f"{_MAKE} for these models, or set force=True"
-            self.card.pair.check("the learned policy", remedy, weak=weak, strong=strong, scorer=scorer)
+            self.card.pair.check(weak=weak, strong=strong, scorer=scorer)
 
     def decide(self, view: View) -> Action:
         """The likeliest action."""

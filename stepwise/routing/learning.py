@@ -83,9 +83,7 @@ def train(
         learner, best, notes = Learner.load(checkpoint, settings)
         found, at = float(notes["found"]), int(notes["at"])
         if notes["mark"] != mark:
-            raise ConfigError(
-                f"{checkpoint} is of a training with other settings; remove it, or give another directory"
-            )
+            raise ConfigError(f"{checkpoint} is of other settings; remove it, or give another directory")
     advance(learner.done)
     while learner.done < settings.batches:
         number, now = learner.done, learner.arrays()

@@ -216,8 +216,8 @@ class Learner:
         torch = _torch()
         given = initial(settings.kind, len(settings.runs), settings.seed) if weights is None else weights
         self.settings, self.of, self.done = settings, of or settings.batches, 0
-        self.weights: Tensors = {
-            name: torch.as_tensor(value).to(torch.float32).clone().requires_grad_() for name, value in given.items()
+        self.weights: Tensors = {  # in the order of their names, which is that of the optimizer's state in a file
+            name: torch.as_tensor(given[name]).to(torch.float32).clone().requires_grad_() for name in sorted(given)
         }
         self.optimizer = torch.optim.Adam(self.weights.values(), lr=settings.rate)
 
@@ -290,7 +290,7 @@ class Learner:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any], **notes: str) -> None:
-    """Write a safetensors file, whole or not at all; the order of weights in it is that of their names."""
+    """Write a safetensors file, whole or not at all."""
     from safetensors.torch import save_file
 
     draft = path.with_name(f"{path.name}.tmp")

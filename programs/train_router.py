@@ -1,0 +1,213 @@
+"""Train a routing policy by reinforcement: in a simulator of the models, and, if wanted, with the models themselves.
+
+--fit FILE is the fit of the routing model that programs.fit_router wrote. One policy is trained for each price of a
+strong token, where a right solution is worth 1; --set routing.policy=... has no effect here. The policies lie in the
+output directory's folder policies, each with its card, and programs.route takes a card (--policy FILE). With --tune N
+each is trained on with the configured models and N lab problems; those policies lie in the folder tuned. A killed run
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stepwise.config import Config
+from stepwise.errors import ConfigError, DataError
+from stepwise.jsonl import read_rows
+from stepwise.plan import Planned
+from stepwise.progress import progress
+from stepwise.routing.learned import FOR_GOOD, Learned, Pair, files_of
+from stepwise.routing.learning import train
+from stepwise.routing.ppo import PpoSettings
+from stepwise.routing.router_fit import RouterFit
+from stepwise.routing.simulator import RouterSimulator
+from stepwise.run import Run, positive, program
+from stepwise.types import Problem, Trace
+
+_PRICES = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fit", type=Path, required=True, metavar="FILE", help="fit.json of programs.fit_router")
+    parser.add_argument(
+        "--traces",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="routed traces to draw token counts from",
+    )
+    parser.add_argument("--kind", choices=("agg", "seq"), default="agg", help="TRIM-Agg or TRIM-Seq (default: agg)")
+    parser.add_argument(
+        "--prices", type=float, nargs="+", default=list(_PRICES), metavar="P", help="of a strong token (default: six)"
+    )
+    parser.add_argument(
+        "--draft-share", type=float, default=0.0, metavar="S", help="price of a drafted token over that"
+    )
+    parser.add_argument("--stay", type=int, nargs="+", default=[], metavar="K", help="strong steps on end, beside one")
+    parser.add_argument("--hand-over", action="store_true", help="let the strong model write all that is left, too")
+    parser.add_argument("--batches", type=positive, default=1055, metavar="N", help="of the training (default: 1055)")
+    parser.add_argument("--size", type=positive, default=64, metavar="N", help="episodes in a batch (default: 64)")
+    parser.add_argument("--test", type=positive, default=10_000, metavar="N", help="episodes for the figures")
+    parser.add_argument("--dropout", type=float, default=0.1, metavar="P", help="TRIM-Agg's (default: 0.1)")
+    parser.add_argument("--tune", type=positive, metavar="N", help="train on with the models, on N lab problems")
+    parser.add_argument("--tune-batches", type=positive, default=10, metavar="N", help="of that (default: 10)")
+    parser.add_argument("--split", default="train", help="of the problems for --tune (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="tune with other models than those of the fit")
+
+
+def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    if args.tune is None:
+        return []
+    from stepwise.routing.compare import plan_routing
+    from stepwise.routing.simple import Threshold
+
+    problems = _problems(args)
+    looks = len(problems) // 10 * (args.tune_batches + 1)
+    batch = min(args.size, len(problems) - len(problems) // 10)
+    times = -(-(looks + batch * args.tune_batches) // len(problems)) * len(args.prices)
+    return plan_routing(config, [Threshold(0.5)] * times, problems)
+
+
+@program(doc=__doc__, arguments=arguments, plan=plan)
+def main(run: Run) -> None:
+    args, config = run.args, run.config
+    fit = RouterFit.load(args.fit)
+    pair = Pair(fit.card.weak, fit.card.strong, fit.card.scorer, fit.card.config)
+    if len(set(args.prices)) < len(args.prices):
+        raise DataError(f"--prices has {args.prices}; give each price once")
+    world = RouterSimulator.from_fit(fit, tokens=tokens_of(args.traces))
+    policies = [train_one(run, world, pair, price) for price in args.prices]
+    show(run, fit, policies)
+    if args.tune:
+        names = {"weak": config.models.weak.model, "strong": config.models.strong.model, "scorer": config.scorer.model}
+        if not args.force:
+            policies[0].check(**names)
+        show_tuned(run, tuned(run, policies))
+
+
+def train_one(run: Run, world: RouterSimulator, pair: Pair, price: float) -> Learned:
+    """The policy for one price; gone on with, or taken as it is, where it is there."""
+    args = run.args
+    try:
+        settings = PpoSettings(
+            kind=args.kind,
+            price=price,
+            draft_share=args.draft_share,
+            stay=tuple(args.stay),
+            hand_over=args.hand_over,
+            batches=args.batches,
+            problems=args.size,
+            dropout=args.dropout,
+            test=args.test,
+            seed=run.config.seed,
+        )
+    except ValueError as error:
+        raise DataError(" ".join(str(error).split("\n")[1:3])) from None
+    with progress(f"training at {price:g} per token", args.batches) as advance:
+        return train(world, settings, pair, folder(run, "policies", price), advance=advance)
+
+
+def tuned(run: Run, policies: Sequence[Learned]) -> list[Learned]:
+    """The policies trained on with the configured models."""
+    from dataclasses import replace
+
+    from stepwise.routing.compare import verdict_of
+    from stepwise.routing.router import StepRouter
+    from stepwise.routing.tuning import tune
+
+    args, made = run.args, []
+    with StepRouter.from_config(run.config, policy=policies[0]) as router:
+        for policy in policies:
+            with progress(f"tuning at {policy.price:g} per token", args.tune_batches) as advance:
+                made.append(
+                    tune(
+                        replace(policy, force=args.force),
+                        router,
+                        _problems(args),
+                        folder(run, "tuned", policy.card.price),
+                        verdict=lambda trace: verdict_of(trace) == "CORRECT",
+                        batches=args.tune_batches,
+                        advance=advance,
+                    )
+                )
+    return made
+
+
+def folder(run: Run, name: str, price: float) -> Path:
+    """The folder `name` of the output directory; the files of the policy for `price` in it are the run's own."""
+    weights, card = files_of(name, price)
+    for file in (weights, card, card.with_suffix(".checkpoint")):
+        run.path(str(file))
+    return run.out / name
+
+
+def tokens_of(files: Sequence[Path]) -> list[int]:
+    """Token counts of the steps in files of traces that are there, drafts thrown away left out."""
+    counts: list[int] = []
+    for path in files:
+        if not path.is_file():
+            raise DataError(f"--traces {path}: no such file; make one with python -m programs.fit_router --lab N")
+        for trace in read_rows(path, Trace, finished=True):
+            counts += [step.usage.generated_tokens for step in trace.steps if step.usage.generated_tokens]
+    if files and not counts:
+        raise DataError("--traces: no step says how many tokens it has; leave --traces out")
+    return counts
+
+
+def show(run: Run, fit: RouterFit, policies: Sequence[Learned]) -> None:
+    """What the policies do in the simulator, beside the exact optimum of the fit for one class of problems."""
+    from rich.table import Table
+
+    args = run.args
+    table = Table(title=f"In the simulator, {policies[0].card.settings['test']} episodes", title_justify="left")
+    for column in ("price", "right", "strong tokens", "worth", "error", "exact plan", "best batch"):
+        table.add_column(column, justify="right")
+    runs = [1, *args.stay, *([len(fit.hazard)] if args.hand_over else [])]
+    for policy in policies:
+        price, card = policy.card.price, policy.card
+        assert card.simulated is not None
+        solved = fit.pomdp(1.0).solve(price, 1e-5, runs=runs, cost_per_draft_token=price * args.draft_share)
+        exact, found = sum(solved.root_value) / 2, card.simulated
+        cells = (f"{price:g}", f"{found.accuracy:.3f}", f"{found.strong_tokens:.1f}", f"{found.objective:.4f}")
+        table.add_row(*cells, f"{found.error:.4f}", f"{exact:.4f}", str(card.batches))
+        names = ["keep" if r == 0 else "hand over" if r >= FOR_GOOD else str(r) for r in card.runs]
+        run.metrics(**vars(found), price=price, kind=card.kind, actions=names, exact_plan=exact, batches=card.batches)
+    run.console.print(table)
+    if fit.card.difficulty is not None:
+        run.say("The simulator has the fit's classes of problems; the exact plan is for one class, and no bound on it.")
+    run.say(f"The policies: {run.out / 'policies'}; route with python -m programs.route --policy CARD.json")
+
+
+def show_tuned(run: Run, policies: Sequence[Learned]) -> None:
+    """Before and after training with the models."""
+    from rich.table import Table
+
+    table = Table(title="With the models, on the held-out problems that weights were chosen by", title_justify="left")
+    for column in ("price", "problems", "worth before", "after", "strong tokens before", "after"):
+        table.add_column(column, justify="right")
+    for policy in policies:
+        assert policy.card.live is not None
+        before, after = policy.card.live
+        worth = (f"{before.objective:.4f}", f"{after.objective:.4f}")
+        table.add_row(
+            f"{policy.card.price:g}", str(after.n), *worth, f"{before.strong_tokens:.1f}", f"{after.strong_tokens:.1f}"
+        )
+        run.metrics(price=policy.card.price, tuned=True, before=vars(before), after=vars(after))
+    run.console.print(table)
+    run.say(f"The tuned policies: {run.out / 'tuned'}")
+
+
+def _problems(args: argparse.Namespace) -> list[Problem]:
+    from stepwise.lab.problems import generate
+
+    if args.tune < 10:
+        raise ConfigError(f"--tune is {args.tune}; give at least 10 problems")
+    return [made.problem for made in generate(args.split, args.tune)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Training: it learns, a killed one goes on to the same policy, and it goes on with models in the loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stepwise.errors import ConfigError, DataError
+from stepwise.routing import Learned, StepRouter
+from stepwise.routing.learned import FOR_GOOD, Pair, files_of
+from stepwise.routing.learning import likeliest, train
+from stepwise.routing.ppo import Learner, PpoSettings
+from stepwise.routing.simulator import Drafts
+from stepwise.routing.tuning import Explorer, tune
+from stepwise.types import Trace
+from tests.routing.lab_world import LabWorld
+from tests.routing.learning_world import MODEL, PAIR, WORLD, Optimal, trained
+
+pytest.importorskip("torch", reason='training needs pip install "stepwise[train]"')
+SCORED = replace(WORLD, strong_scored=True)  # as the loop does
+QUICK = {"rate": 1e-3, "problems": 256, "epochs": 8, "dropout": 0.0, "validate_every": 20, "validation": 1000}
+
+
+def worth(policy: Learned, price: float) -> float:
+    """Mean objective in episodes that training has not seen, which are the same for all."""
+    act = likeliest(policy.card.kind, policy.weights)
+    return float(SCORED.play(act, 4000, runs=policy.card.runs, seed=99).objective(price).mean())
+
+
+def best_threshold(price: float) -> float:
+    """What the best of 41 thresholds on the score is worth in those same episodes."""
+
+    def value(threshold: float) -> float:
+        made = SCORED.play(lambda drafts: drafts.scores[:, -1] < threshold, 4000, seed=99)
+        return float(made.objective(price).mean())
+
+    return max(map(value, np.linspace(0, 1, 41)))
+
+
+def optimum(price: float) -> float:
+    """What the exact plan is worth in them; it does not look at the strong model's own scores."""
+    return float(SCORED.play(Optimal(SCORED, cost_per_token=price), 4000, seed=99).objective(price).mean())
+
+
+def test_the_learned_policy_beats_every_threshold_and_comes_near_the_exact_optimum(tmp_path: Path) -> None:
+    price = 0.008
+    policy = trained(tmp_path, SCORED, **{**QUICK, "price": price, "batches": 120, "test": 1000})
+    value = worth(policy, price)
+    assert value > best_threshold(price)
+    assert value > 0.98 * optimum(price)
+    figures = policy.card.simulated
+    assert figures is not None
+    assert abs(figures.objective - value) < 4 * figures.error
+
+
+@pytest.mark.slow
+def test_the_sequence_policy_learns_too(tmp_path: Path) -> None:
+    price = 0.008
+    policy = trained(tmp_path, SCORED, kind="seq", **{**QUICK, "price": price, "batches": 200})
+    assert worth(policy, price) > best_threshold(price)
+    assert worth(policy, price) > 0.98 * optimum(price)
+
+
+@pytest.mark.slow
+def test_where_drafts_have_a_price_it_learns_to_hand_over(tmp_path: Path) -> None:
+    price, share = 0.002, 1.0
+    wide = trained(tmp_path, **{**QUICK, "price": price, "draft_share": share, "hand_over": True, "batches": 150})
+    made = WORLD.play(likeliest("agg", wide.weights), 4000, runs=wide.card.runs, seed=99)
+    narrow = MODEL.solve(price, cost_per_draft_token=price * share).root_value[1]
+    assert wide.card.runs == (0, 1, FOR_GOOD)
+    assert made.objective(price, share).mean() > narrow + 0.02
+    assert (made.decisions.action == 2).sum() > 1000
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def test_a_killed_training_goes_on_to_the_same_policy(tmp_path: Path) -> None:
+    settings = {
+        "kind": "agg",
+        "stay": (2,),
+        "batches": 9,
+        "problems": 8,
+        "validate_every": 2,
+        "validation": 20,
+        "test": 20,
+    }
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if done == 5:
+            raise Killed
+
+    whole = train(WORLD, PpoSettings(**settings), PAIR, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(WORLD, PpoSettings(**settings), PAIR, tmp_path / "killed", advance=advance)
+    done = -100
+    again = train(WORLD, PpoSettings(**settings), PAIR, tmp_path / "killed", advance=advance)
+    assert done == -100 + 9  # four of them were on disk
+    assert again.card == whole.card
+    for ours, theirs in zip(files_of(tmp_path / "whole", 8e-4), files_of(tmp_path / "killed", 8e-4), strict=True):
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert {path.suffix for path in (tmp_path / "killed").iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_finished_policy_is_taken_as_it_is_and_other_settings_are_refused(tmp_path: Path) -> None:
+    first = trained(tmp_path)
+    card, weights = first.card, files_of(tmp_path, 8e-4)[0].stat().st_mtime_ns
+    assert (trained(tmp_path).card, files_of(tmp_path, 8e-4)[0].stat().st_mtime_ns) == (card, weights)
+    with pytest.raises(ConfigError, match="is of a policy with other settings"):
+        trained(tmp_path, batches=7)
+    learner = Learner(PpoSettings())
+    learner.save(files_of(tmp_path, 0.5)[1].with_suffix(".checkpoint"), {}, mark="0", found="0.0", at="0")
+    with pytest.raises(ConfigError, match="checkpoint is of other settings"):
+        trained(tmp_path, price=0.5)
+
+
+def router_and_policy(tmp_path: Path, n: int) -> tuple[LabWorld, StepRouter, Learned]:
+    world = LabWorld(n, "train")
+    pair = Pair("scripted-weak", "scripted-strong", "scripted-scorer")
+    settings = PpoSettings(batches=6, problems=16, stay=(2,), validate_every=3, validation=30, test=30, price=0.001)
+    policy = train(WORLD, settings, pair, tmp_path / "simulated")
+    return world, StepRouter(world.weak, world.strong, world.scorer), policy
+
+
+def right(trace: Trace) -> bool:
+    return trace.answer == trace.problem.answer
+
+
+def test_what_was_explored_is_told_as_decisions_with_what_they_cost(tmp_path: Path) -> None:
+    world, router, policy = router_and_policy(tmp_path, 20)
+    undecided = {name: 0 * value for name, value in policy.weights.items()}
+    explorer = Explorer("agg", undecided, policy.card.runs, 3)
+    traces = router.with_policy(explorer).solve_all(world.problems, progress=False)
+    made = explorer.decisions(traces)
+    assert set(made.action) == {0, 1, 2}
+    for i, trace in enumerate(traces):
+        mine = np.flatnonzero(made.episode == i)
+        strong = sum(step.usage.generated_tokens for step in trace.steps if step.author == "strong")
+        assert made.strong_tokens[mine].sum() == strong
+        at = 0
+        for k in mine:  # by step; a run of two is one decision
+            assert made.step[k] == at
+            draft = trace.steps[at].discarded[-1] if made.action[k] else trace.steps[at]
+            assert (made.scores[k, at], made.tokens[k, at]) == (draft.score, draft.usage.generated_tokens)
+            at += max(1, policy.card.runs[made.action[k]])
+    again = Explorer("agg", undecided, policy.card.runs, 4)
+    router.with_policy(again).solve_all(world.problems, progress=False)
+    assert again.notes != explorer.notes
+
+
+def test_a_killed_tuning_goes_on_to_the_same_policy(tmp_path: Path) -> None:
+    world, router, policy = router_and_policy(tmp_path, 40)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if done == 2:
+            raise Killed
+
+    given: dict[str, Any] = {"verdict": right, "batches": 4}
+    whole = tune(policy, router, world.problems, tmp_path / "whole", **given)
+    assert whole.card.live is not None
+    before, after = whole.card.live
+    assert (before.n, after.n) == (4, 4)
+    assert after.objective >= before.objective
+    with pytest.raises(Killed):
+        tune(policy, router, world.problems, tmp_path / "killed", advance=advance, **given)
+    again = tune(policy, router, world.problems, tmp_path / "killed", **given)
+    assert again.card == whole.card
+    for ours, theirs in zip(files_of(tmp_path / "whole", 0.001), files_of(tmp_path / "killed", 0.001), strict=True):
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_tuning_for_other_models_or_on_too_few_problems_is_refused(tmp_path: Path) -> None:
+    world, router, policy = router_and_policy(tmp_path, 9)
+    with pytest.raises(DataError, match="there are 9 problems"):
+        tune(policy, router, world.problems, tmp_path / "tuned", verdict=right)
+    other = trained(tmp_path / "other")
+    with pytest.raises(ConfigError, match="is for the weak model"):
+        tune(other, router, world.problems, tmp_path / "tuned", verdict=right)
+
+
+def test_a_strong_model_that_is_worse_than_the_weak_one_is_not_paid_for(tmp_path: Path) -> None:
+    world = replace(WORLD, model=replace(MODEL, p_weak=0.95, p_strong=(0.6,)))
+    settings = PpoSettings(**{**QUICK, "price": 0.005, "batches": 30, "test": 1000})
+    policy = train(world, settings, PAIR, tmp_path)
+
+    def never(drafts: Drafts) -> Any:
+        return np.zeros(len(drafts.scores))
+
+    made = world.play(likeliest("agg", policy.weights), 2000, seed=5)
+    assert made.objective(0.005).mean() >= world.play(never, 2000, seed=5).objective(0.005).mean()
