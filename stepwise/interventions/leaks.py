@@ -31,6 +31,9 @@ SMALL = 12
 """Whole numbers up to this size count only where they are asserted: three cases are seldom the answer 3."""
 
 
+_NEAR = 160  # characters
+
+
 class LeakVerdict(StrEnum):
     """What became of one intervention."""
 
@@ -189,7 +192,7 @@ def _leaks(text: str, gold: _Gold, known: str) -> Iterator[tuple[str, int, int]]
 
 def _number_leaks(text: str, mention: Mention, gold: _Gold, stated: bool) -> str:
     """Why a number that equals the answer gives it away, "" where it does not."""
-    left, right = text[: mention.start], text[mention.end :]
+    left, right = _around(text, mention.start, mention.end)
     if _NEGATED.search(left) or (_OPERAND_RIGHT.match(right) and not _UNIT_RIGHT.match(right)):
         return ""
     if _STRONG.search(left):
@@ -213,10 +216,10 @@ def _claimed(text: str, gold: _Gold) -> Iterator[tuple[str, int, int]]:
     for linker in re.finditer(
         r"(?:=|:|\b(?:is|are|be|equals?|as|of|to|with|gives?|giving|yields?|obtain|get|at))\s+", text
     ):
-        left = text[: linker.end()]
+        left, rest = _around(text, linker.end(), linker.end())
         if _NEGATED.search(left) or not (_STRONG.search(left) or _DERIVED.search(left)):
             continue
-        clause = re.split(r"[.;?](?=\s|\Z)|\n|,\s(?=[a-z])", text[linker.end() :], maxsplit=1)[0].rstrip(" .,;:?")
+        clause = re.split(r"[.;?](?=\s|\Z)|\n|,\s(?=[a-z])", rest, maxsplit=1)[0].rstrip(" .,;:?")
         words = list(re.finditer(r"\S+", clause))[:8]
         for last in reversed(words):
             piece = clause[: last.end()].strip(" ,")
@@ -239,7 +242,7 @@ def _written(text: str, gold: _Gold, known: str) -> Iterator[tuple[str, int, int
         if inner[:1].isupper() and len(inner) > 1:
             pattern = re.compile(rf"(?<!\w){re.escape(inner)}(?!\w)")
             for found in pattern.finditer(text):
-                if not pattern.search(known) and not _NEGATED.search(text[: found.start()]):
+                if not pattern.search(known) and not _NEGATED.search(_around(text, *found.span())[0]):
                     yield "named", *found.span()
     elif not gold.values:
         for found in re.finditer(r"[^\s,;:=.?]+(?:\s*(?:[-+*/^]|\\[a-z]+)\s*[^\s,;:=.?]+)*", text):
@@ -251,23 +254,28 @@ def _written(text: str, gold: _Gold, known: str) -> Iterator[tuple[str, int, int
 def _item_by_item(text: str, gold: _Gold, known: str) -> Iterator[tuple[str, int, int]]:
     """`x = 4 and y = 6` for (4, 6): every item equated, and not all of them known before."""
     places: list[Mention] = []
-    fresh = False
+    fresh, here, before = False, mentions(text), mentions(known)
     for item in gold.parsed.items:
         if item.value is None:
             return
-        equated = [m for m in mentions(text) if item.value in m.values and _asserted(text, m)]
+        equated = [m for m in here if item.value in m.values and _asserted(text, m)]
         if not equated:
             return
         places.append(equated[0])
-        fresh = fresh or not any(item.value in m.values for m in mentions(known))
+        fresh = fresh or not any(item.value in m.values for m in before)
     if fresh and len(places) > 1:
         yield "given item by item", min(m.start for m in places), max(m.end for m in places)
 
 
 def _asserted(text: str, mention: Mention) -> bool:
-    left, right = text[: mention.start], text[mention.end :]
+    left, right = _around(text, mention.start, mention.end)
     said = any(pattern.search(left) for pattern in (_STRONG, _DERIVED, _WEAK))
     return said and not _NEGATED.search(left) and not _OPERAND_RIGHT.match(right)
+
+
+def _around(text: str, start: int, end: int) -> tuple[str, str]:
+    """What stands before and behind a place, as far as it matters: so a long text takes time linear in its length."""
+    return text[max(0, start - _NEAR) : start], text[end : end + _NEAR]
 
 
 def _same_monomial(one: str, other: str) -> bool:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from stepwise.grading.exact import TooBig, evaluate
 
@@ -59,7 +60,7 @@ def mentions(text: str) -> list[Mention]:
 def _written(text: str) -> Iterator[Mention]:
     for found in _WRITTEN.finditer(text):
         start, plain = found.start(), found["number"]
-        before = text[:start]
+        before = text[max(0, start - 8) : start]
         if before[-1:].isdigit() or (before[-1:] == "." and before[-2:-1].isdigit()):
             continue
         # A sign between two values is a subtraction, but "is -3" has a negative number.
@@ -77,6 +78,7 @@ def _written(text: str) -> Iterator[Mention]:
         yield Mention(start, found.end(), frozenset(values), len(plain.partition(".")[2]) if "/" not in plain else 0)
 
 
+@lru_cache(maxsize=4096)
 def _value(plain: str) -> Fraction | None:
     for glyph, fraction in _GLYPHS.items():
         plain = plain.replace(glyph, f" {fraction}")
@@ -104,7 +106,11 @@ def _spelled(text: str) -> Iterator[Mention]:
             elif found["part"]:
                 value /= _PARTS[found["part"].lower()]
         start, sign = found.start(), -1 if found["sign"] else 1
-        if found["sign"] and found["sign"].lower() == "minus" and re.search(r"\d\s*\Z", text[:start]):
+        if (
+            found["sign"]
+            and found["sign"].lower() == "minus"
+            and re.search(r"\d\s*\Z", text[max(0, start - 8) : start])
+        ):
             start, sign = found.start("whole"), 1
         yield Mention(start, found.end(), frozenset({sign * value}))
 

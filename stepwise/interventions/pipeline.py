@@ -13,7 +13,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,12 +174,15 @@ def _chunks(
     folder.mkdir(exist_ok=True)
     for left in folder.glob(f"*{_OPEN}"):
         shutil.rmtree(left)
-    with progress("collecting", len(problems)) as advance:
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress("collecting", len(problems)))
         for first in range(0, len(problems), settings.chunk):
             members = problems[first : first + settings.chunk]
             sealed = folder / f"{first // settings.chunk:05d}"
             if not sealed.exists():
-                models = models or Models.from_config(config)
+                if models is None:
+                    models = Models.from_config(config)
+                    stack.callback(models.weak.close)
                 _seal(sealed, work(members, config, settings, models))
             for name in ROWS:
                 own.claim(f"chunks/{sealed.name}/{name}.jsonl")
