@@ -84,7 +84,9 @@ def family_of(policy: Policy) -> str:
 def label_of(policy: Policy) -> str:
     """The policy's name and operating point, for tables."""
     name = NAMES.get(policy.name, family_of(policy).capitalize())
-    return name if policy.point is None else f"{name} {policy.point:.2f}"
+    if policy.point is None:
+        return name
+    return f"{name} {policy.point:g}" if 0 < abs(policy.point) < 0.01 else f"{name} {policy.point:.2f}"
 
 
 def verdict_of(trace: Trace) -> str:
