@@ -105,7 +105,7 @@ def cpt_ratio(one: Sequence[Outcomes], other: Sequence[Outcomes], ends: Ends, x:
         above, below = (cpt_interpolated(p, points[0], points[1], x) for p in (own, others))
         return None if above is None or not below else above / below
 
-    return estimate(ratio, [*ends, *one, *other], samples=samples)
+    return estimate(ratio, [*ends, *one, *other], samples=samples, none_is_dear=True)
 
 
 def accuracy_difference(
@@ -163,6 +163,17 @@ def step_against_query(step: Curves, query: Curves, ends: Ends, *, samples: int)
         )
         + "."
     )
+
+
+def each_against_query(step: Curves, query: Curves, ends: Ends, *, samples: int) -> str | None:
+    """(a) again, for every step-level arm on all problems, over the query-level arm that is best on them."""
+    theirs = best_family(query, ends, 0.8, range(len(ends.weak.correct)))
+    if theirs is None:
+        return None
+    found = {arm: cpt_ratio(own, query[theirs], ends, 0.8, samples=samples) for arm, own in step.items()}
+    reached = sorted((one.value, arm) for arm, one in found.items() if one.value is not None)
+    shown = ", ".join(f"{arm} {value:.2f} ({_ends(found[arm])})" for value, arm in reached)
+    return f"(a) for each arm on all problems, its CPT80 over that of {theirs}: {shown}; the others do not get to 80 %."
 
 
 def filtered_against_published(arms: Curves, ends: Ends, *, samples: int) -> list[str]:

@@ -16,6 +16,7 @@ from .routing_claims import (
     accuracy_difference,
     break_even,
     choose,
+    each_against_query,
     filtered_against_published,
     most_of_the_gap,
     step_against_query,
@@ -120,6 +121,7 @@ def sentences(rows: Sequence[Row], counted: Sequence[Cost], card: FitCard | None
     step, query = ({arm: own for arm, own in arms.items() if levels[arm] == level} for level in ("step", "query"))
     if step and query:
         lines.append(step_against_query(step, query, ends, samples=samples))
+        lines += filter(None, [each_against_query(step, query, ends, samples=samples)])
     lines += filter(None, [why_step(rows)])
     compared_beliefs = filtered_against_published(arms, ends, samples=samples)
     lines += [*compared_beliefs, *([why_belief(card)] if card and compared_beliefs else [])]
