@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -233,13 +234,14 @@ def _spread(shares: np.ndarray, covered: np.ndarray) -> Rows:
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> Rows:
-    """Ratio of two accuracies on the same problems; a bound is inf where the lower accuracy of a draw is 0."""
+    """Ratio of two accuracies on the same problems; None where the lower one is 0 and the ratio has no bound."""
     draws = _draws(len(above))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = above[draws].mean(1) / below[draws].mean(1)
-        whole = float(above.mean() / below.mean())
+    pairs = [(above.mean(), below.mean()), *zip(above[draws].mean(1), below[draws].mean(1), strict=True)]
+    whole, *ratios = (a / b if b else (math.inf if a else 0.0) for a, b in pairs)
     low, high = np.quantile(ratios, [0.025, 0.975], method="lower")
-    return {"ratio": whole, "low": float(low), "high": float(high)}
+    return {
+        name: float(x) if math.isfinite(x) else None for name, x in (("ratio", whole), ("low", low), ("high", high))
+    }
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ FOUND, RATIO = 70.0, 3.0  # percent of first errors; lower bound against resampl
 def show(run: Run, figures: dict[str, Any]) -> bool:
     """Prints both tables; true when the bars were met."""
     _localization(run, figures["localization"])
-    return _conditioning(run, figures["conditioning"]) and _critic(figures)["acc_err"] >= FOUND
+    return _conditioning(run, figures["conditioning"]) and (_critic(figures)["acc_err"] or 0.0) >= FOUND
 
 
 def _critic(figures: dict[str, Any]) -> dict[str, Any]:
@@ -61,15 +61,23 @@ def _conditioning(run: Run, found: dict[str, Any]) -> bool:
     ]
     table(run, title, ("", "accuracy", "95 %", "covered", "of"), rows)
     ratio, ceiling = found["ratio_to_prefix"], found["share_of_ceiling"]
-    held = ratio["low"] >= RATIO and found["hard"] >= 100
+    held = (ratio["low"] is None or ratio["low"] >= RATIO) and found["hard"] >= 100
     run.say(
-        f"Proposed intervention / correct prefix: {ratio['ratio']:.1f} times (95 %: {ratio['low']:.1f} to "
-        f"{ratio['high']:.1f}); the lower bound should be at least {RATIO:g}: {'ok' if held else 'MISSED'}"
+        f"Proposed intervention / correct prefix: {_times(ratio['ratio'])} times (95 %: {_times(ratio['low'])} to "
+        f"{_times(ratio['high'])}); the lower bound should be at least {RATIO:g}: {'ok' if held else 'MISSED'}"
     )
     run.say(
-        f"It reaches {100 * ceiling['ratio']:.0f} % of what the true step reaches ({100 * ceiling['low']:.0f} to "
-        f"{100 * ceiling['high']:.0f}). Located rightly: {found['located']} of {found['hard']}; told the true "
+        f"It reaches {_percent(ceiling['ratio'])} % of what the true step reaches ({_percent(ceiling['low'])} to "
+        f"{_percent(ceiling['high'])}). Located rightly: {found['located']} of {found['hard']}; told the true "
         f"location, {found['right_result']} of the proposed steps come to the right result; in {found['sound']} of "
         "these every equation holds."
     )
     return bool(held)
+
+
+def _times(ratio: float | None) -> str:
+    return "unbounded" if ratio is None else f"{ratio:.1f}"
+
+
+def _percent(ratio: float | None) -> str:
+    return "?" if ratio is None else f"{100 * ratio:.0f}"

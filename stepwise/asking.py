@@ -288,12 +288,9 @@ def _failed_by(error: Exception) -> dspy.Prediction:
 
 
 def failed(reason: str, **values: Any) -> dspy.Prediction:
-    """A prediction without a result."""
-    empty: dict[str, Any] = {
-        "localization": None,
-        "first_error": None,
-        "intervention": None,
-        "right": None,
-        "warnings": [],
+    """A prediction without a result: every field that a module documents is there, None or empty."""
+    names = ("localization", "first_error", "critical_error", "intervention", "right", "reason")
+    empty: dict[str, Any] = dict.fromkeys(names) | {
+        name: [] for name in ("verdicts", "checks", "candidates", "reviews", "warnings")
     }
     return dspy.Prediction(**{**empty, "usage": Usage(), **values}, failure=reason, repairs=[])

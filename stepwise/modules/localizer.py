@@ -57,9 +57,9 @@ class ErrorLocalizer(Asking):
             raise ConfigError(
                 f'method {method!r} with scorer={scorer!r}: give a scorer with method="scorer", and only then'
             )
-        if samples < 1 or not 0 <= threshold <= 1:
+        if not isinstance(samples, int) or samples < 1 or not 0 <= threshold <= 1:
             raise ConfigError(
-                f"samples is {samples}, threshold {threshold}; give samples >= 1 and a threshold in [0, 1]"
+                f"samples is {samples}, threshold {threshold}; give a whole number >= 1 and a threshold in [0, 1]"
             )
         from stepwise.scorers import load_scorer
 
@@ -187,12 +187,21 @@ def _checked(answer: Answer, texts: list[str]) -> dspy.Prediction:
     checked = next((i for i, right in enumerate(verdicts) if not right), None)
     if checked != first and (checked is not None or first < len(verdicts)):
         warnings.append(f"the checks say {_named(checked)}, first_error says {_named(first)}, which counts")
+    if first is None and checked is None and len(verdicts) < len(texts):
+        warnings.append(f"only {len(verdicts)} of {len(texts)} steps were checked; the rest is taken for right unseen")
+    unsaid = [row for row in rows[: len(texts)] if not _within(row.quote, texts[row.step])]
+    warnings += [f"step {row.step} does not say {row.quote!r}, which its check quotes" for row in unsaid]
     critical = made.critical_error
     if critical is not None and (first is None or critical < first):
-        warnings.append(f"critical_error is {_named(critical)}, but first_error {_named(first)}")
+        warnings.append(f"critical_error is {_named(critical)}, but first_error {_named(first)}; it is left out")
+        critical = None
     wrong = (row for row in rows if row.step == first and row.verdict == "wrong")
     reason = next((f"{row.quote} should be {row.expected}" for row in wrong), "")
-    return _located(first, made.critical_error, verdicts, list(made.checks), reason, warnings=warnings)
+    return _located(first, critical, verdicts, list(made.checks), reason, warnings=warnings)
+
+
+def _within(quote: str, text: str) -> bool:
+    return "".join(quote.split()) in "".join(text.split())
 
 
 def _located(

@@ -23,8 +23,9 @@ class InterventionProposer(Asking):
     `revisions` is how often a proposal that fails the three-question self-check is rewritten; the check needs `answer`
     (or a Problem with one). `candidates` are drawn at `temperature`, each with its own solution and checks.
 
-    The prediction has `intervention` (the first candidate), `candidates`, `reviews` (for each candidate, the last
-    self-check or None), and `failure`. A location past the first error cannot be proposed: it is asked for again.
+    The prediction has `intervention` (the first candidate whose last self-check found nothing, else the first, with a
+    warning), `candidates`, `reviews` (for each candidate, the last self-check or None), and `failure`. A location past
+    the first error cannot be proposed: it is asked for again.
     """
 
     def __init__(
@@ -131,8 +132,11 @@ class InterventionProposer(Asking):
         kept = [(made, review) for made, review in outcomes if made is not None]
         if not kept:
             return failed(proposals[0].failure or "", candidates=[], reviews=[], warnings=warnings)
+        best = next((made for made, review in kept if not _faults(review)), kept[0][0])
+        if all(_faults(review) for _, review in kept):
+            warnings.append(f"the self-check still says of the intervention: {', '.join(_faults(kept[0][1]))}")
         return dspy.Prediction(
-            intervention=kept[0][0], candidates=[made for made, _ in kept], reviews=[review for _, review in kept],
+            intervention=best, candidates=[made for made, _ in kept], reviews=[review for _, review in kept],
             failed_candidates=len(outcomes) - len(kept), failure=None, warnings=warnings,
         )  # fmt: skip
 
@@ -153,7 +157,7 @@ class InterventionProposer(Asking):
             (found,) = yield [Ask(self.review, {**given, **attempt, **proposed}, signature, self._config(number))]
             review = found.prediction
             warnings += [f"candidate {number} was not reviewed: {found.failure}"] if found.failure else []
-            if review is None or not left or not (review.contains_answer or review.misses_insight or review.too_late):
+            if not left or not _faults(review):
                 break
             signature = bounded(fitting(self.revise.signature, given), location=attempt["first_error"])
             draft = {"draft": made.content, "advice": review.advice or "the self-check failed"}
@@ -169,3 +173,12 @@ class InterventionProposer(Asking):
         if self.setting("candidates") == 1:
             return {} if temperature is None else {"temperature": temperature}
         return {"temperature": 0.7 if temperature is None else temperature, "rollout_id": number + 1}
+
+
+def _faults(review: Any) -> list[str]:
+    """What a self-check found; nothing where there is none."""
+    if review is None:
+        return []
+    named = {"contains_answer": "it contains the answer", "misses_insight": "an insight is missing",
+             "too_late": "it comes too late"}  # fmt: skip
+    return [text for field, text in named.items() if getattr(review, field)]

@@ -173,8 +173,9 @@ def check_models(policy: Policy, names: Mapping[str, str | None]) -> None:
     """Raise `ConfigError` where a policy knows what models it is for (it has `check`) and those of `names` (by role)
     are others.
     """
-    if hasattr(policy, "check"):
-        policy.check(**names)
+    check = getattr(policy, "check", None)
+    if callable(check):  # a field of that name is something else
+        check(**names)
 
 
 def stable_hash(*parts: object) -> int:

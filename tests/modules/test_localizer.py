@@ -16,7 +16,7 @@ from stepwise.types import Localization, Problem, Trace, Usage
 from tests.modules.critic import UNREADABLE, MeasuredLM, fields, judged, numbers, prompts, verified, wanted
 from tests.scripted_lm import ScriptedLM
 
-STEPS = ["There are 41.", "41 - 4 = 39.", "So 39."]
+STEPS = ["There are 0.", "Then there is 1.", "So 2."]  # each says the number that replies quote of it
 
 
 def test_one_pass_names_the_error_what_it_should_be_and_what_it_cost() -> None:
@@ -186,6 +186,16 @@ def test_of_a_reply_that_contradicts_itself_first_error_counts_and_a_warning_say
     assert "1 should be 1" not in found.localization.reason
     assert [text[: len(warning)] for text in found.warnings] == [warning]
     assert found.failure is None
+
+
+def test_a_check_that_quotes_what_the_step_does_not_say_is_told_and_so_are_steps_left_unchecked() -> None:
+    reply = verified(None, None, steps=2).replace("1 | 1 | 1", "1 | 7 | 7")
+    found = ErrorLocalizer(ScriptedLM([reply]))(problem="?", steps=STEPS)
+    assert found.first_error is None
+    assert found.warnings == [
+        "only 2 of 3 steps were checked; the rest is taken for right unseen",
+        "step 1 does not say '7', which its check quotes",
+    ]
 
 
 def test_checks_that_stop_before_the_error_are_no_contradiction() -> None:

@@ -165,7 +165,7 @@ def test_no_verdict_is_an_error_that_shows_what_the_model_wrote(
     critic.says(UNREADABLE, UNREADABLE)
     assert localize.main([written(PLAIN), "--json"]) == 1
     made = json.loads(capsys.readouterr().out)
-    assert (made["first_error"], made["verdicts"]) == (None, None)
+    assert (made["first_error"], made["verdicts"]) == (None, [])
     assert UNREADABLE in made["failure"]
 
 
