@@ -53,15 +53,21 @@ class Pair:
     def check(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
         """Raise `ConfigError` where one of the models is another; None is not checked.
 
-        A name without its kind of backend ("lab-weak") is the same model as with it ("llamacpp/lab-weak").
+        A model that was loaded tells its name without the kind of backend and with a hash of its weights
+        ("lab-weak@11989165" for "llamacpp/lab-weak"); what either side does not say is not checked.
         """
         for role, name in (("weak", weak), ("strong", strong), ("scorer", scorer)):
             ours = getattr(self, role)
-            if name is not None and name.rpartition("/")[2] != ours.rpartition("/")[2]:
+            if name is not None and not _same(ours, name):
                 raise ConfigError(
                     f"the learned policy is for the {role} model {ours!r}, the router has {name!r}; {_MAKE} for these "
                     "models, or force it"
                 )
+
+
+def _same(one: str, other: str) -> bool:
+    (name, _, mark), (name2, _, mark2) = (model.rpartition("/")[2].partition("@") for model in (one, other))
+    return name == name2 and (not mark or not mark2 or mark == mark2)
 
 
 @dataclass(frozen=True, config=_FROZEN)

@@ -58,6 +58,7 @@ def test_the_learned_policy_beats_every_threshold_and_comes_near_the_exact_optim
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # minutes, and more where the machine is busy
 def test_the_sequence_policy_learns_too(tmp_path: Path) -> None:
     price = 0.008
     policy = trained(tmp_path, SCORED, kind="seq", **{**QUICK, "price": price, "batches": 200})
