@@ -74,9 +74,9 @@ class Step:
     `author` is the role in the config ("weak", "strong", "intervention", or any model's name); the model's name is in
     `usage`. `score` is the scorer's probability that the step is correct, in [0, 1], None where it was not scored.
     `token_ids` are the ids that `usage.model` itself sampled, blank line included, empty where they are not known.
-    `discarded` holds the drafts that were thrown away for this step, first to last; `evidence` what models wrote for the
-    policy to decide on (a glimpse at the first token, samples to compare, a rating), which never stood for the step;
-    `decision` says what the policy did and why.
+    `discarded` holds the drafts that were thrown away for this step, first to last; `evidence` what models wrote for
+    the policy to decide on (a glimpse at the first token, samples to compare, a rating), which never stood for the
+    step; `decision` says what the policy did and why.
     """
 
     text: str

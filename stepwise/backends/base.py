@@ -69,8 +69,9 @@ class Continuation:
 
     `text` has no blank line at its end. `token_ids` are the ids as sampled, the blank line's or the end-of-sequence
     token's included; `logprobs` (natural log, one per id, of the untempered and untruncated distribution) where the
-    backend has them. `top_logprobs` (of the same distribution, likeliest first) has an entry for each token drawn, those
-    cut off included; None where they were not asked for or are not known. `finish`: "step" at a blank line; "answer" once a box is closed; "eos" at the end of the message
+    backend has them. `top_logprobs` (of the same distribution, likeliest first) has an entry for each token drawn,
+    those cut off included; None where they were not asked for or are not known. `finish`: "step" at a blank line;
+    "answer" once a box is closed; "eos" at the end of the message
     without a box; "length"; "repeat" where the text repeats itself; "error", with what happened in `error`.
     """
 
