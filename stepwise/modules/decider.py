@@ -10,6 +10,7 @@ import dspy
 from stepwise import signatures
 from stepwise.adapters import Format
 from stepwise.asking import Ask, Asking, Plan, failed
+from stepwise.errors import DataError
 from stepwise.inputs import Steps, as_steps, fitted, question_and_reference
 from stepwise.parameters import Predictor
 from stepwise.types import Problem
@@ -46,10 +47,17 @@ class StepDecider(Asking):
 
     def plan(self, **inputs: Any) -> Plan:
         """See `Asking.plan`."""
-        texts, budget = as_steps(inputs["steps"]), inputs["budget"]
+        texts, budget, scores = as_steps(inputs["steps"]), inputs["budget"], list(inputs["scores"])
+        if len(scores) > len(texts):
+            raise DataError(f"there are {len(scores)} scores for {len(texts)} steps; give at most one for each")
+        for i, score in enumerate(scores):
+            if score is not None and not 0 <= score <= 1:
+                raise DataError(f"scores[{i}] is {score!r}; a probability lies in [0, 1], None where it is unknown")
+        if budget is not None and budget < 0:
+            raise DataError(f"budget is {budget}; give the tokens that are left, at least 0, or None for no cap")
         question, _ = question_and_reference(inputs["problem"], None)
         question, _, texts, warnings = fitted(question, None, texts, self.setting("max_chars"))
-        known = [*inputs["scores"], *[None] * len(texts)][: len(texts)]
+        known = [*scores, *[None] * (len(texts) - len(scores))]
         given = {
             "problem": question,
             "attempt": signatures.numbered(texts),

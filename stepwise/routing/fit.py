@@ -201,6 +201,10 @@ def fit_router(
         raise DataError(f"p_strong is {p_strong!r}; a probability lies in [0, 1]")
     if recovery is not None and not 0 <= recovery < 1:
         raise DataError(f"recovery is {recovery!r}; give a share of at least 0 and below 1")
+    if tokens_per_step is not None and not tokens_per_step > 0:
+        raise DataError(f"tokens_per_step is {tokens_per_step!r}; give a number above 0")
+    if bins is not None and bins < 2:
+        raise DataError(f"bins is {bins}; with fewer than 2 the score says nothing, so give at least 2")
     check_scored(traces)
     check_enough(traces, p_strong=p_strong, recovery=recovery)
     labelled = [trace for trace in traces if trace.labelled]
