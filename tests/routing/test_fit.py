@@ -196,7 +196,7 @@ def test_a_draft_without_a_score_and_a_chance_outside_its_range_are_errors() -> 
         fit_router([bare, *traces], **NAMES)
     with pytest.raises(DataError, match=r"p_strong is 1\.2"):
         fit_router(traces, **NAMES, p_strong=1.2)
-    with pytest.raises(DataError, match="tokens_per_step is -5; give a number above 0"):
+    with pytest.raises(DataError, match=r"tokens_per_step is -5\.0; give a number above 0"):
         fit_router(traces, **NAMES, tokens_per_step=-5.0)
     with pytest.raises(DataError, match="bins is 1; with fewer than 2"):
         fit_router(traces, **NAMES, bins=1)
