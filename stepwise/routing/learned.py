@@ -1,7 +1,7 @@
 """Policies learned by reinforcement in a simulator of the routing problem: TRIM-Agg and TRIM-Seq, run without torch.
 
 What differs from TRIM (arXiv 2601.10245, the method's section on learned policies, and its published code):
-1. Training is in a simulator fitted to traces (`simulator`), then, if wanted, with the models themselves (`ppo.tune`).
+1. Training is in a simulator fitted to traces (`simulator`), then, if wanted, with the models themselves (`tuning`).
 2. Actions may be wider: besides keeping a draft and having the strong model write the step, the strong model may write
    several steps on end or all that are left. Drafts may have a price, without which wider actions cannot pay.
 3. TRIM-Seq is not in the published code. Here: a transformer of two layers, 32 units and four heads, without dropout,
