@@ -84,11 +84,11 @@ def test_texts_of_every_kind_that_a_grammar_lets_through_are_read_with_the_right
         "value": (KINDS[kind], dspy.OutputField()),
         "end": (Annotated[str, Field(max_length=9)], dspy.OutputField()),
     })  # fmt: skip
-    for text in samples(engine, fields_grammar(made), 8):
+    for text in samples(engine, fields_grammar(made), 6):
         values = read_fields(made, text)
         assert invalid(made, values) == []
         assert read_fields(made, write_fields(made, values)) == values
-    for text in samples(engine, chat_grammar(made), 8):
+    for text in samples(engine, chat_grammar(made), 6):
         assert invalid(made, adapter("chat").parse(made, text)) == []
 
 
@@ -104,13 +104,13 @@ def test_every_call_of_the_librarys_signatures_parses_at_once(tiny_gguf_path: Pa
     made = tasks(generate("val", 3))
     items = [
         {"signature": signature, "given": given, "config": {"seed": seed}}
-        for seed, (name, signature, given) in zip(range(28), made, strict=False)
-        if name not in ("solve", "judge by chain of thought")  # long texts: evals.adapters has them
+        for seed, (name, signature, given) in zip(range(21), made, strict=False)
+        if name not in ("propose", "solve", "judge by chain of thought")  # long texts: evals.adapters has them
     ]
     results = run_all(OneCall(lm, form), items)
-    assert [result.failure for result in results] == [None] * 20
+    assert [result.failure for result in results] == [None] * 12
     assert sum(len(result.repairs) for result in results) == 0
-    assert sum(result.usage.calls for result in results) == 20
+    assert sum(result.usage.calls for result in results) == 12
 
 
 ATTEMPT = {"problem": "1 + 1?", "reference": "2", "attempt": numbered(["It is 3."])}
