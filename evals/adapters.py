@@ -219,8 +219,8 @@ def _critic(run: Run) -> list[Rows]:
 def _print(run: Run, held: list[Rows], free: list[Rows], known: list[Rows]) -> None:
     from rich.table import Table
 
-    table = Table(title="Random weights", title_justify="left")
-    for name in ("format", "grammar", "parsed", "repairs", "prompt tokens", "generated", "ms", "CPU ms", "ratio"):
+    table = Table(title="Random weights; tokens per request, time per call", title_justify="left")
+    for name in ("format", "grammar", "parsed", "repairs", "prompt", "reply", "ms", "CPU ms", "ratio"):
         table.add_column(name, justify="left" if name in ("format", "grammar") else "right")
     for row in [*held, *free]:
         against = next(r for r in (held if row["grammar"] else free) if r["format"] == "compact")
