@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from stepwise.config import Config
+from stepwise.lab.problems import is_lab_question
 from stepwise.plan import Planned, plan_localizing
 from stepwise.run import Run, program
 
@@ -36,7 +37,11 @@ def localized(config: Config, attempt: Attempt) -> Any:
     """The prediction of the configuration's ErrorLocalizer."""
     from stepwise import ErrorLocalizer
 
-    return asked(ErrorLocalizer.from_config(config), problem=attempt.problem, steps=attempt.steps)
+    found = asked(ErrorLocalizer.from_config(config), problem=attempt.problem, steps=attempt.steps)
+    by_lab = config.scorer.model if config.critic.method == "scorer" else config.models.critic.model
+    if by_lab.startswith("llamacpp/lab-") and not is_lab_question(attempt.problem.question):
+        found.warnings = [*found.warnings, f"{by_lab} knows lab problems only, and this is none: set another model"]
+    return found
 
 
 def show(run: Run, attempt: Attempt, found: Any) -> None:

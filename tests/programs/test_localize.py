@@ -282,3 +282,13 @@ def test_lab_critic_gives_a_verdict_that_can_be_read_of_any_text(
         found = json.loads(capsys.readouterr().out)
         assert (found["failure"], found["repairs"]) == (None, [])
         assert found["first_error"] in [None, *range(len(row["steps"]))]
+
+
+def test_the_labs_critic_is_told_to_know_lab_problems_only(tmp_path: Path, capsys: Any) -> None:
+    lab = generate("test", 1)[0]
+    for question, told in ((lab.problem.question, False), ("Tom has 3 apples and buys 4 more. How many?", True)):
+        file = tmp_path / "attempt.json"
+        file.write_text(json.dumps({"question": question, "steps": ["3 + 4 = 8."], "reference": "It is 7."}))
+        localize.main([str(file), "--json", "--set", "critic.method=scorer"])
+        row = json.loads(capsys.readouterr().out)
+        assert any("knows lab problems only" in text for text in row["warnings"]) == told
