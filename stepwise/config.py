@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from stepwise import config_errors
+from stepwise.config_base import FrozenConfig
 from stepwise.errors import ConfigError
 from stepwise.prompt import SolvePrompt
+from stepwise.train_config import LoraConfig, RlConfig, SftConfig
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S.*$")]
 Roles = Literal["weak", "strong", "critic", "scorer"]
@@ -30,15 +32,7 @@ _LAB_CRITIC = "llamacpp/lab-critic"
 _UPPERCASE_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{12,}")
 
 
-class _Frozen(BaseModel):
-    """Immutable, hashable, strict; an error never repeats its input, which may be a secret put in the wrong place."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True
-    )
-
-
-class LoadConfig(_Frozen):
+class LoadConfig(FrozenConfig):
     """How a model is loaded and what it costs; shared by generating models and scorers."""
 
     model: ModelName
@@ -205,7 +199,7 @@ _KINDS_OF_KEY = {
 }
 
 
-class ModelsConfig(_Frozen):
+class ModelsConfig(FrozenConfig):
     """The models by role."""
 
     weak: ModelConfig = ModelConfig(model="llamacpp/lab-weak")
@@ -216,7 +210,7 @@ class ModelsConfig(_Frozen):
     """finds first errors and proposes interventions"""
 
 
-class CriticConfig(_Frozen):
+class CriticConfig(FrozenConfig):
     """How first errors are found and interventions proposed by models.critic."""
 
     format: Literal["compact", "chat", "json"] = "compact"
@@ -241,7 +235,7 @@ class CriticConfig(_Frozen):
     """most tokens of one reply"""
 
 
-class SamplingConfig(_Frozen):
+class SamplingConfig(FrozenConfig):
     """How steps are drawn, by every model."""
 
     temperature: float = Field(default=0.7, ge=0)
@@ -254,7 +248,7 @@ class SamplingConfig(_Frozen):
     """most tokens of one step; a step that reaches it is cut"""
 
 
-class RoutingConfig(_Frozen):
+class RoutingConfig(FrozenConfig):
     """Which steps the strong model writes."""
 
     policy: Literal["never", "always", "random", "threshold"] = "threshold"
@@ -267,7 +261,7 @@ class RoutingConfig(_Frozen):
     """most steps of one solution"""
 
 
-class CapsConfig(_Frozen):
+class CapsConfig(FrozenConfig):
     """Hard caps; no cap where None. Nothing is started that could pass one."""
 
     strong_tokens: int | None = Field(default=None, ge=0)
@@ -287,7 +281,7 @@ class BudgetConfig(CapsConfig):
     """caps on what one problem may take, whatever is left for the run"""
 
 
-class Config(_Frozen):
+class Config(FrozenConfig):
     """Everything a run depends on. `Config()` is the embedded lab."""
 
     seed: int = Field(default=0, ge=0)
@@ -299,6 +293,9 @@ class Config(_Frozen):
     routing: RoutingConfig = RoutingConfig()
     critic: CriticConfig = CriticConfig()
     budget: BudgetConfig = BudgetConfig()
+    lora: LoraConfig = LoraConfig()
+    sft: SftConfig = SftConfig()
+    rl: RlConfig = RlConfig()
 
     @classmethod
     def lab(cls) -> Self:

@@ -68,6 +68,11 @@ class Run:
         self._directory = directory
 
     @property
+    def directory(self) -> RunDirectory:
+        """The same as an object, for the library's functions that work in an open directory."""
+        return self._directory
+
+    @property
     def out(self) -> Path:
         """The output directory; it is made when it is first asked for."""
         return self._directory.made()

@@ -6,8 +6,8 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,3 +163,27 @@ class RunDirectory:
         draft = self.path / (_CARD + ".new")
         draft.write_text(json.dumps(self._card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(draft, self.path / _CARD)
+
+
+@contextmanager
+def own_directory(
+    path: str | Path, *, program: str, config: Config, arguments: Mapping[str, Any]
+) -> Iterator[RunDirectory]:
+    """The directory of a run that a function of the library makes, gone on with where it is this run's already.
+
+    How the block ends becomes the run's status. Raises DataError for a directory of another run, or of a process that
+    is at work in it.
+    """
+    directory = RunDirectory(Path(path), program=program, config=config, arguments=arguments)
+    directory.check(overwrite=False)
+    directory.open(anew=False)
+    status: Literal["finished", "interrupted", "failed"] = "failed"
+    try:
+        yield directory
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        with suppress(OSError):  # a full disk may be the very failure, which must not be hidden by a second one
+            directory.close(status)

@@ -96,27 +96,27 @@ def collect(
     other problems, settings or configuration or that another process works in; BackendError where a model is gone, and
     OSError where the disk is full: what was sealed before stays.
     """
-    from stepwise.rundir import RunDirectory
+    from stepwise.rundir import own_directory
 
-    settings, out = settings or CollectSettings(), Path(out)
+    settings = settings or CollectSettings()
     checked = check_problems(problems)
     digest = key_of({"problems": [to_json(p) for p in checked.problems], "excluded": sorted(checked.excluded)})
     arguments = {**settings.model_dump(), "problems": digest}
-    directory = RunDirectory(out, program="collect", config=cfg, arguments=arguments)
-    directory.check(overwrite=False)
-    directory.open(anew=False)
-    status = "failed"
-    try:
-        _chunks(checked.problems, cfg, settings, models, directory)
-        path = _dataset(checked, cfg, settings, directory, licence)
-        status = "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        with suppress(OSError):  # a full disk may be the very failure, which must not be hidden by a second one
-            directory.close(status)  # type: ignore[arg-type]
-    return path
+    with own_directory(out, program="collect", config=cfg, arguments=arguments) as directory:
+        return collect_in(directory, checked, cfg, settings, models, licence)
+
+
+def collect_in(
+    directory: RunDirectory,
+    checked: Checked,
+    cfg: Config,
+    settings: CollectSettings,
+    models: Models | None = None,
+    licence: str = "other",
+) -> Path:
+    """`collect` in a directory that is open already, as a program's is."""
+    _chunks(checked.problems, cfg, settings, models, directory)
+    return _dataset(checked, cfg, settings, directory, licence)
 
 
 def work(
