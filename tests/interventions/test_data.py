@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -17,7 +19,7 @@ from stepwise.interventions.data import (
     to_dataset,
     write_examples,
 )
-from stepwise.interventions.rows import Example
+from stepwise.interventions.rows import Example, Origin
 from stepwise.types import Problem
 
 CARD = {"models": {"weak": "w@1"}, "settings": {"rollouts": 4}}
@@ -134,6 +136,23 @@ def test_a_row_that_is_no_example_is_named(tmp_path: Path) -> None:
 def test_the_target_ends_with_the_intervention() -> None:
     assert example().target == "2 + 3 = 5.\n\nHalf of 5, doubled, is 5 again."
     assert example(prefix=()).target == "Half of 5, doubled, is 5 again."
+
+
+def test_a_suffix_follows_the_intervention_in_the_target() -> None:
+    assert dataclasses.replace(example(prefix=()), suffix="So 5.").target.endswith("is 5 again.\n\nSo 5.")
+
+
+def test_a_file_from_before_there_were_whole_solutions_and_suffixes_is_still_read(tmp_path: Path) -> None:
+    row = row_of(example())
+    for later in ("complete", "suffix", "variant"):
+        del row[later]
+    assert read_examples(write(tmp_path / "set.jsonl", row)) == [example()]
+
+
+@pytest.mark.parametrize("origin", get_args(Origin))
+def test_rows_of_every_origin_come_back(tmp_path: Path, origin: Origin) -> None:
+    row = dataclasses.replace(example(prefix=()), origin=origin, complete=True, suffix="and so on", variant="late")
+    assert read_examples(write_examples(tmp_path / "set.jsonl", [row], card=CARD)) == [row]
 
 
 def test_a_datasets_dataset_is_written_and_read() -> None:
