@@ -1,0 +1,238 @@
+"""The model in training: a frozen base of transformers' layout and a LoRA adapter on its linear layers (PEFT).
+
+The adapter is never merged into the base that is trained on: merging and taking it out again in bfloat16 leaves
+something behind each time. The base alone, as a reference model, is the same model with the adapter switched off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepwise.config import Config, ModelConfig, Roles
+from stepwise.errors import ConfigError, DataError, MissingDependencyError
+from stepwise.train_config import LoraConfig
+
+if TYPE_CHECKING:
+    import torch
+
+LAYOUT = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass
+class Trainee:
+    """A base with a trainable adapter. `base` is the base's directory, `context` the longest sequence it may see."""
+
+    model: Any
+    tokenizer: Any
+    device: str
+    base: Path
+    context: int
+
+    def trainable(self) -> list[torch.nn.Parameter]:
+        """The adapter's weights, in the order of their names."""
+        named = sorted((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+        return [parameter for _, parameter in named]
+
+    @contextmanager
+    def base_alone(self) -> Iterator[Any]:
+        """The model without its adapter: the reference of a divergence."""
+        with self.model.disable_adapter():
+            yield self.model
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the adapter in PEFT's layout to `folder`; returns it."""
+        folder = Path(folder)
+        self.model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form; `cards` writes ours
+        return folder
+
+    def export(self, path: str | Path) -> Path:
+        """Write the adapter as a LoRA adapter in GGUF, which the engine attaches; returns the path."""
+        import tempfile
+
+        from stepwise.training.export import export_lora_gguf
+
+        with tempfile.TemporaryDirectory() as folder:
+            return export_lora_gguf(self.save(folder), path, self.base)
+
+    def load_adapter_weights(self, folder: str | Path) -> None:
+        """Take the adapter's weights from a directory that `save` wrote; DataError where they do not fit."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        path = Path(folder) / LAYOUT[1]
+        try:
+            result = set_peft_model_state_dict(self.model, load_file(path, device=self.device))
+        except (RuntimeError, OSError) as error:
+            raise DataError(f"{path} does not hold this adapter's weights ({error!s:.200}); give its directory") from None
+        if result.unexpected_keys:
+            raise DataError(f"{path} has weights that this model has not, first {result.unexpected_keys[0]}")
+
+
+def base_directory(model: ModelConfig) -> Path:
+    """Where the weights to train lie in transformers' layout: `train_from`, or a lab model's own directory.
+
+    Raises ConfigError where `train_from` is missing or is no such directory.
+    """
+    from stepwise import lab
+
+    name = model.model.partition("/")[2]
+    if model.train_from is None and model.local and name in lab.MODELS:
+        return lab.model_path(name, "safetensors")
+    if model.train_from is None:
+        raise ConfigError(
+            f"{model.model} has no train_from; training starts from transformers weights: set train_from to the "
+            "directory that the GGUF was made from"
+        )
+    folder = Path(model.train_from).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"train_from = {folder} holds no config.json; give a directory in transformers' layout")
+    return folder
+
+
+def load_trainee(
+    cfg: Config, *, adapter: str | Path | None = None, role: Roles = "weak", dropout: bool = False
+) -> Trainee:
+    """The base of `role` with a fresh adapter, or with the one in the directory `adapter` (PEFT's layout) to go on with.
+
+    `dropout` switches [lora] dropout on. The same seed gives the same adapter. Raises ConfigError, DataError or
+    MissingDependencyError, before any weight is loaded where that can be told.
+    """
+    _require()
+    import torch
+    from peft import PeftModel
+
+    model = cfg.role(role)
+    if not isinstance(model, ModelConfig):
+        raise ConfigError(f"role {role!r} is no model that writes text; train weak, strong or critic")
+    base, device = base_directory(model), _device(cfg.lora)
+    if adapter is not None:
+        check_layout(adapter)
+    check_tokens(model, base)
+    tokenizer = load_tokenizer(base)
+    frozen = _load_base(base, cfg.lora, device)
+    torch.manual_seed(cfg.seed)  # before the adapter is made: its first weights are random
+    if adapter is None:
+        trained = _fresh(frozen, cfg.lora)
+    else:
+        trained = PeftModel.from_pretrained(frozen, str(adapter), is_trainable=True)
+    for module in trained.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = cfg.lora.dropout if dropout else 0.0
+    context = min(model.context, int(getattr(frozen.config, "max_position_embeddings", model.context)))
+    return Trainee(trained.train(), tokenizer, device, base, context)
+
+
+def load_tokenizer(base: Path) -> Any:
+    """The tokenizer of a model directory; ConfigError without an end of message or a chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"the tokenizer in {base} names no eos_token; set it in tokenizer_config.json")
+    if not tokenizer.chat_template:
+        raise ConfigError(f"the tokenizer in {base} has no chat template; add chat_template.jinja")
+    return tokenizer
+
+
+def check_layout(adapter: str | Path) -> None:
+    """Raise DataError unless `adapter` is a directory in PEFT's layout."""
+    missing = [name for name in LAYOUT if not (Path(adapter) / name).is_file()]
+    if missing:
+        raise DataError(f"adapter {adapter} has no {' and no '.join(missing)}; give the directory that training wrote")
+
+
+def check_tokens(model: ModelConfig, base: Path) -> None:
+    """Raise ConfigError unless a local GGUF and the weights it is trained from speak the same tokens."""
+    from stepwise.hub import gguf_path
+    from stepwise.tokenizer_check import check_train_from
+
+    if not model.local:
+        return
+    gguf = gguf_path(model.model.partition("/")[2])
+    if gguf.is_file():
+        check_train_from(gguf, base)
+
+
+def _require() -> None:
+    import importlib.util
+
+    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f'training needs {", ".join(missing)}; pip install "stepwise[train]"')
+
+
+def _device(how: LoraConfig) -> str:
+    import torch
+
+    if how.device != "auto":
+        if how.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f'lora.device is "{how.device}", but torch finds no CUDA device; set it to "cpu" or "auto"')
+        return how.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _load_base(base: Path, how: LoraConfig, device: str) -> Any:
+    """The frozen base, in the type that [lora] base asks for."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kind = how.base if how.base != "auto" else ("float32" if device == "cpu" else "bfloat16")
+    if kind == "4bit":
+        options: dict[str, Any] = {"quantization_config": _four_bits(device), "dtype": torch.bfloat16}
+        options["device_map"] = {"": device}
+    else:
+        options = {"dtype": getattr(torch, kind)}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{base} cannot be loaded as a model ({error!s:.200}); give a directory of transformers") from None
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    if how.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model if kind == "4bit" else model.to(device)
+
+
+def _four_bits(device: str) -> Any:
+    import importlib.util
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingDependencyError('lora.base = "4bit" needs bitsandbytes; pip install "stepwise[quantized]"')
+    if not device.startswith("cuda"):
+        raise ConfigError(f'lora.base = "4bit" needs a CUDA device, but lora.device is "{device}"; use bfloat16')
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _fresh(frozen: Any, how: LoraConfig) -> Any:
+    import peft
+
+    config = peft.LoraConfig(
+        r=how.rank,
+        lora_alpha=how.alpha,
+        lora_dropout=max(how.dropout, 1e-6) if how.dropout else 0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(frozen, config)  # adapter weights are float32 whatever the base is
+
+
+def described(adapter: str | Path) -> dict[str, Any]:
+    """adapter_config.json of an adapter's directory."""
+    check_layout(adapter)
+    loaded: dict[str, Any] = json.loads((Path(adapter) / LAYOUT[0]).read_text(encoding="utf-8"))
+    return loaded

@@ -1,0 +1,124 @@
+"""From rows of a dataset to token ids, as the engine holds them when it continues a solution.
+
+The prompt is the chat up to the assistant's message. Each step is tokenized with the blank line after it, as the
+engine does, so that training and sampling see the same ids. What differs from InT (arXiv 2601.14209): the blank line
+that ends the intervention is trained too, since with many tokenizers it is one token with the full stop before it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stepwise.errors import ConfigError, DataError
+from stepwise.interventions.rows import Example
+from stepwise.prompt import SolvePrompt
+from stepwise.steps import SEPARATOR, split_steps
+from stepwise.train_config import SftConfig
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Prompt and target as one sequence of ids, and a loss weight for each id of the target."""
+
+    ids: tuple[int, ...]
+    prompt: int
+    weights: tuple[float, ...]
+
+
+def prompt_ids(tokenizer: Any, prompt: SolvePrompt, question: str) -> list[int]:
+    """Ids of the chat up to where the assistant's message begins.
+
+    Raises ConfigError for a template that begins no assistant's message, DataError for a question that holds a special
+    token (the engine would read it as text, the template as the token).
+    """
+    check_plain(tokenizer, prompt.user + prompt.system, "the prompt")
+    check_plain(tokenizer, question, "the question")
+    messages = prompt.messages(unicodedata.normalize("NFC", question))
+    texts = [
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened, **prompt.template_args)
+        for opened in (True, False)
+    ]
+    if texts[0] == texts[1]:
+        raise ConfigError(
+            "the chat template does not begin the assistant's message (add_generation_prompt changes nothing); "
+            "give the model a template that does"
+        )
+    ids: list[int] = tokenizer(texts[0], add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def check_plain(tokenizer: Any, text: str, what: str) -> None:
+    """Raise DataError where `text` holds the text of a special token."""
+    found = next((token for token in tokenizer.all_special_tokens if token and token in text), None)
+    if found is not None:
+        raise DataError(f"{what} holds the special token {found!r}; remove it from the text ({text!r:.60})")
+
+
+def text_ids(tokenizer: Any, text: str, what: str) -> list[int]:
+    """Ids of plain text; DataError where they do not give the text back."""
+    check_plain(tokenizer, text, what)
+    text = unicodedata.normalize("NFC", text)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if back != text:
+        raise DataError(
+            f"{what} does not tokenize back to itself ({text!r:.60} becomes {back!r:.60}); the tokenizer cannot write "
+            "it: normalize the text or train from a byte-level tokenizer"
+        )
+    return ids
+
+
+def render(
+    example: Example, tokenizer: Any, prompt: SolvePrompt, settings: SftConfig, context: int | None = None
+) -> TokenRow:
+    """One row as ids with loss weights by role: prefix, intervention, suffix.
+
+    A row that is `complete` ends with the end-of-message token, any other with the blank line after its last step
+    (none after the first tokens of a sample). Raises DataError, naming the row, for another prompt's row, a target
+    without a loss, text that does not tokenize back, and a sequence longer than `context`.
+    """
+    where = f"row {example.id!r}"
+    if example.prompt_hash != prompt.hash:
+        raise DataError(
+            f"{where} was made under another prompt ({example.prompt_hash}, now {prompt.hash}); set [prompt] as it was, "
+            "or collect again"
+        )
+    head = prompt_ids(tokenizer, prompt, example.question)
+    parts = (
+        (list(example.prefix), settings.prefix_weight),
+        (_steps(example), settings.intervention_weight),
+        (split_steps(example.suffix), settings.suffix_weight),
+    )
+    texts = [(step, weight) for steps, weight in parts for step in steps]
+    ids: list[int] = []
+    weights: list[float] = []
+    for place, (step, weight) in enumerate(texts):
+        open_end = place + 1 == len(texts) and (example.complete or example.origin == "first_tokens")
+        piece = text_ids(tokenizer, step if open_end else step + SEPARATOR, f"{where}, step {place}")
+        ids += piece
+        weights += [weight] * len(piece)
+    if example.complete and texts:
+        ids.append(tokenizer.eos_token_id)
+        weights.append(texts[-1][1])
+    if not any(weights):
+        raise DataError(f"{where} has no token with a loss; give it a text, or raise the [sft] weight of its role")
+    if context is not None and len(head) + len(ids) > context:
+        raise DataError(
+            f"{where} has {len(head) + len(ids)} tokens, more than the context of {context}; raise models.weak.context or "
+            "leave the row out"
+        )
+    return TokenRow((*head, *ids), len(head), tuple(weights))
+
+
+def render_all(
+    examples: Sequence[Example], tokenizer: Any, prompt: SolvePrompt, settings: SftConfig, context: int | None = None
+) -> list[TokenRow]:
+    """Every row; the first that cannot be used raises, before any compute is spent."""
+    return [render(example, tokenizer, prompt, settings, context) for example in examples]
+
+
+def _steps(example: Example) -> list[str]:
+    return [example.intervention] if example.origin == "first_tokens" else split_steps(example.intervention)
