@@ -4,6 +4,7 @@
 an intervention does not give the answer away, `data` reads problems and writes datasets.
 """
 
+from stepwise.interventions.account import Progress
 from stepwise.interventions.data import check_problems, read_examples, read_problems, to_dataset, write_examples
 from stepwise.interventions.leaks import LeakCheck, LeakVerdict, answer_due, check_leak
 from stepwise.interventions.pipeline import Models, collect, funnel, read_stage
@@ -14,6 +15,7 @@ __all__ = [
     "LeakCheck",
     "LeakVerdict",
     "Models",
+    "Progress",
     "answer_due",
     "check_leak",
     "check_problems",

@@ -24,6 +24,7 @@ from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION
 from stepwise.interventions import stages
+from stepwise.interventions.account import STAGES, Account, OnChunk
 from stepwise.interventions.data import Checked, check_problems, write_examples
 from stepwise.interventions.leaks import LeakVerdict
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Rollout, by_id
@@ -88,11 +89,13 @@ def collect(
     settings: CollectSettings | None = None,
     models: Models | None = None,
     licence: str = "other",
+    on_chunk: OnChunk | None = None,
 ) -> Path:
     """Make the dataset of `problems` in the directory `out`; returns its path, the card is beside it.
 
     Going on after an interruption needs no more than the same call. `out/chunks` has the rows of all stages.
-    `licence` is written into the card. Raises DataError for problems that cannot be used, and for a directory with
+    `licence` is written into the card. `on_chunk` is called with a `Progress` after each chunk, also after
+    those that an earlier start has sealed. Raises DataError for problems that cannot be used, and for a directory with
     other problems, settings or configuration or that another process works in; BackendError where a model is gone, and
     OSError where the disk is full: what was sealed before stays.
     """
@@ -103,7 +106,7 @@ def collect(
     digest = key_of({"problems": [to_json(p) for p in checked.problems], "excluded": sorted(checked.excluded)})
     arguments = {**settings.model_dump(), "problems": digest}
     with own_directory(out, program="collect", config=cfg, arguments=arguments) as directory:
-        return collect_in(directory, checked, cfg, settings, models, licence)
+        return collect_in(directory, checked, cfg, settings, models, licence, on_chunk)
 
 
 def collect_in(
@@ -113,9 +116,13 @@ def collect_in(
     settings: CollectSettings,
     models: Models | None = None,
     licence: str = "other",
+    on_chunk: OnChunk | None = None,
 ) -> Path:
-    """`collect` in a directory that is open already, as a program's is."""
-    _chunks(checked.problems, cfg, settings, models, directory)
+    """`collect` in a directory that is open already, as a program's is.
+
+    Without `on_chunk` it shows a progress bar of its own; with it, showing how far it is is left to the caller.
+    """
+    _chunks(checked.problems, cfg, settings, models, directory, on_chunk)
     return _dataset(checked, cfg, settings, directory, licence)
 
 
@@ -168,25 +175,43 @@ def funnel(out: str | Path) -> dict[str, int]:
 
 
 def _chunks(
-    problems: Sequence[Problem], config: Config, settings: CollectSettings, models: Models | None, own: RunDirectory
+    problems: Sequence[Problem],
+    config: Config,
+    settings: CollectSettings,
+    models: Models | None,
+    own: RunDirectory,
+    on_chunk: OnChunk | None,
 ) -> None:
     folder = own.made() / "chunks"
     folder.mkdir(exist_ok=True)
     for left in folder.glob(f"*{_OPEN}"):
         shutil.rmtree(left)
+    account = Account(config, len(problems))
     with ExitStack() as stack:
-        advance = stack.enter_context(progress("collecting", len(problems)))
+        advance = stack.enter_context(progress("collecting", len(problems))) if on_chunk is None else None
         for first in range(0, len(problems), settings.chunk):
             members = problems[first : first + settings.chunk]
             sealed = folder / f"{first // settings.chunk:05d}"
-            if not sealed.exists():
+            before = sealed.exists()
+            if before:
+                rows = _rows(sealed)
+            else:
                 if models is None:
                     models = Models.from_config(config)
                     stack.callback(models.weak.close)
-                _seal(sealed, work(members, config, settings, models))
+                rows = work(members, config, settings, models)
+                _seal(sealed, rows)
             for name in ROWS:
                 own.claim(f"chunks/{sealed.name}/{name}.jsonl")
-            advance(len(members))
+            now = account.add(rows, len(members), before=before)
+            if on_chunk is not None:
+                on_chunk(now)
+            if advance is not None:
+                advance(len(members))
+
+
+def _rows(sealed: Path) -> dict[str, Sequence[Any]]:
+    return {name: read_rows(sealed / f"{name}.jsonl", kind) for name, kind in ROWS.items()}
 
 
 def _seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
@@ -207,7 +232,7 @@ def _seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
 def _dataset(checked: Checked, config: Config, settings: CollectSettings, own: RunDirectory, licence: str) -> Path:
     out = own.path
     examples = stages.unique(read_stage(out, "examples"))
-    writers = {name: read_stage(out, name) for name in ("rollouts", "located", "candidates", "guided")}
+    writers = {name: read_stage(out, name) for name in STAGES}
     card = {
         "funnel": funnel(out),
         "problems": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import random
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from stepwise.errors import BackendError, DataError
+from stepwise.interventions.account import Progress
 from stepwise.interventions.data import read_examples
 from stepwise.interventions.pipeline import ROWS, collect, funnel, read_stage
 from stepwise.types import Problem
@@ -124,3 +126,28 @@ def test_the_dataset_its_card_and_the_rows_of_each_stage_agree(tmp_path: Path) -
     assert counts["rollouts"] == 12
     assert counts["errors located"] == counts["failed attempts"] > 0
     assert all(read_stage(tmp_path, name) for name in ROWS)
+
+
+def test_every_chunk_is_told_of_and_the_counts_are_those_of_the_rows(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    run(tmp_path, n=6, on_chunk=told.append)
+    counts = funnel(tmp_path)
+    assert [row.problems for row in told] == [2, 4, 6]
+    last = told[-1]
+    assert (last.problems_in_all, last.problems_before) == (6, 0)
+    assert (last.rollouts, last.failures, last.examples, last.guided, last.successes) == (
+        counts["rollouts"], counts["failed attempts"], counts["examples"], counts["guided rollouts"],
+        counts["guided rollouts that end right"],
+    )  # fmt: skip
+    weak = sum(row.usage.generated_tokens for name in ("rollouts", "guided") for row in read_stage(tmp_path, name))
+    assert last.generated
+    assert last.generated["weak"] == weak > 0
+    assert last.generated["critic"] > 0
+    assert last.money == 0.0  # local models cost nothing
+    again: list[Progress] = []
+    run(tmp_path, n=6, on_chunk=again.append)
+    assert [dataclasses.replace(row, seconds=0, problems_before=0, generated_before=0) for row in again] == [
+        dataclasses.replace(row, seconds=0) for row in told
+    ]
+    assert again[-1].problems_before == 6
+    assert again[-1].generated_before == sum((again[-1].generated or {}).values())
