@@ -1,0 +1,274 @@
+"""The card of an adapter: README.md as the Hugging Face hub has it, and the same facts as card.json.
+
+    write_card("out/adapter", CardFacts("sft", config, base, data=(data_facts(rows, "int.jsonl"),), curves=curves))
+
+It says what the adapter was made from (base, data, prompt, configuration, versions), how training went, and what it was
+measured to do before and after; what was not measured is said to be so. `identity.check_adapter` reads it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from stepwise import __version__
+from stepwise.config import Config
+from stepwise.grading import GRADER_VERSION
+from stepwise.training.evaluation import Evaluated
+from stepwise.training.identity import CARD, fingerprint
+from stepwise.training.lora import check_layout, described
+from stepwise.types import to_json
+
+_FROZEN = ConfigDict(extra="forbid")
+_PACKAGES = ("torch", "transformers", "peft", "safetensors", "gguf", "llama-cpp-python", "dspy")
+_CACHED = re.compile(r"models--([^/]+?)--([^/]+)")  # a directory in the hub's cache
+MOST_POINTS = 200
+METHODS = {
+    "sft": "supervised training on prefixes and interventions",
+    "grpo": "reinforcement learning on groups of rollouts, with credit per step",
+    "dspy": "supervised training on the traces of a DSPy program",
+}
+_SECTIONS = {"sft": ("sft",), "grpo": ("rl",), "dspy": ("sft",)}
+
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class DataFacts:
+    """Rows that were trained on: where they come from, how many, of which kinds, and a SHA-256 over them in order."""
+
+    name: str
+    rows: int
+    sha256: str
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class CardFacts:
+    """What a card says. `base` is the directory that was trained on; `license` None takes what its own card says.
+
+    `curves` has (step, value) pairs by name, see `curves_of`. `before` and `after` are None where nothing was measured.
+    """
+
+    method: Literal["sft", "grpo", "dspy"]
+    config: Config
+    base: Path
+    data: tuple[DataFacts, ...] = ()
+    curves: Curves | None = None
+    before: Evaluated | None = None
+    after: Evaluated | None = None
+    license: str | None = None
+    note: str = ""
+
+
+def data_facts(rows: Iterable[Any], name: str) -> DataFacts:
+    """Facts of `rows` (the library's types, or dictionaries), counted by their origin or source where they have one."""
+    digest, counts, number = hashlib.sha256(), Counter[str](), 0
+    for row in rows:
+        digest.update(to_json(row).encode() + b"\n")
+        fields = row if isinstance(row, Mapping) else vars(row)
+        kind = str(fields.get("origin") or fields.get("source") or "")
+        counts.update([kind] if kind else [])
+        number += 1
+    return DataFacts(name, number, digest.hexdigest(), dict(sorted(counts.items())))
+
+
+def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Every finite number in the rows of a metrics.jsonl, by key and with the row's step (its place without one).
+
+    A key that a row lacks, or that is null there, has no point there.
+    """
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for place, row in enumerate(rows):
+        step = int(row.get("step", place))
+        for key, value in row.items():
+            if (
+                key != "step"
+                and isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and math.isfinite(value)
+            ):
+                curves.setdefault(key, []).append((step, float(value)))
+    return curves
+
+
+def thinned(points: Sequence[tuple[int, float]], most: int = MOST_POINTS) -> list[tuple[int, float]]:
+    """At most `most` of the points, evenly spread, the first and the last among them."""
+    if len(points) <= most:
+        return list(points)
+    places = sorted({round(i * (len(points) - 1) / (most - 1)) for i in range(most)})
+    return [points[i] for i in places]
+
+
+def write_card(adapter: str | Path, facts: CardFacts) -> Path:
+    """Write README.md and card.json into the adapter's directory; returns the README's path.
+
+    Hashing the base reads all its weights once. Raises DataError where `adapter` is not in PEFT's layout.
+    """
+    check_layout(adapter)
+    card = _card(Path(adapter), facts)
+    _replace(Path(adapter) / CARD, json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    readme = Path(adapter) / "README.md"
+    _replace(readme, _readme(card))
+    return readme
+
+
+def base_name(base: Path) -> str:
+    """What a card calls a base: its name on the hub where it lies in the hub's cache, else its directory's name."""
+    for part in reversed(base.resolve().parts):
+        if match := _CACHED.fullmatch(part):
+            return f"{match[1]}/{match[2]}"
+    return base.resolve().name
+
+
+def _card(adapter: Path, facts: CardFacts) -> dict[str, Any]:
+    config = facts.config.model_dump(mode="json")
+    sections = ("seed", "prompt", "sampling", "lora", *_SECTIONS[facts.method])
+    lora = described(adapter)
+    return {
+        "method": facts.method,
+        "base": {"name": base_name(facts.base), "fingerprint": fingerprint(facts.base)},
+        "license": facts.license or _license(facts.base),
+        "adapter": {"rank": lora.get("r"), "alpha": lora.get("lora_alpha")},
+        "prompt_hash": facts.config.prompt.hash,
+        "config_hash": facts.config.hash,
+        "config": {key: config[key] for key in sections} | {"models": {"weak": config["models"]["weak"]}},
+        "data": [_plain(data) for data in facts.data],
+        "curves": {key: _curve(points) for key, points in (facts.curves or {}).items() if points},
+        "evaluation": {"before": _measured(facts.before), "after": _measured(facts.after)},
+        "versions": _versions(),
+        "note": facts.note,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(to_json(value))
+
+
+def _measured(found: Evaluated | None) -> dict[str, Any] | None:
+    return None if found is None else {"accuracy": found.accuracy, **_plain(found)}
+
+
+def _curve(points: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    kept = thinned(points)
+    return {
+        "points": len(points),
+        "first": points[0][1],
+        "last": points[-1][1],
+        "steps": [step for step, _ in kept],
+        "values": [value for _, value in kept],
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {
+        "stepwise": __version__,
+        "grader": GRADER_VERSION,
+        "python": platform.python_version(),
+    }
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _license(base: Path) -> str:
+    """The licence that the base's own card names: an adapter of it is bound by that. "unknown" where it names none."""
+    path = base / "README.md"
+    if path.is_file():
+        front = re.match(r"---\n(.*?)\n---", path.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+        found = re.search(r"^license:[ \t]*([\w.\-]+)[ \t]*$", front[1] if front else "", re.MULTILINE)
+        if found:
+            return found[1]
+    return "unknown"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or as it was."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _readme(card: Mapping[str, Any]) -> str:
+    front = {
+        "base_model": card["base"]["name"],
+        "library_name": "peft",
+        "license": card["license"],
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "stepwise", card["method"]],
+    }
+    adapter, versions = card["adapter"], card["versions"]
+    parts = [
+        "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in front.items()) + "---",
+        f"# LoRA adapter on {card['base']['name']}",
+        f"Made with stepwise {versions['stepwise']} by {METHODS[card['method']]}: rank {adapter['rank']}, alpha "
+        f"{adapter['alpha']}. {card['note']}".strip(),
+        "## Evaluation",
+        _evaluation(card["evaluation"]),
+        "## Data",
+        _table(
+            ("data", "rows", "kinds", "SHA-256"),
+            [(d["name"], d["rows"], _listed(d["counts"]), d["sha256"][:16]) for d in card["data"]],
+        ),
+        "## Training",
+        _table(
+            ("curve", "first", "last", "points"),
+            [(key, f"{c['first']:.4g}", f"{c['last']:.4g}", c["points"]) for key, c in card["curves"].items()],
+        ),
+        "## What it belongs to",
+        _table(
+            ("what", "value"),
+            [
+                ("base weights (fingerprint)", card["base"]["fingerprint"]),
+                ("prompt hash", card["prompt_hash"]),
+                ("configuration hash", card["config_hash"]),
+                *((name, found or "not installed") for name, found in versions.items()),
+            ],
+        ),
+        f"`{CARD}` beside this file has the same and more: the settings, and the curves themselves.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _evaluation(found: Mapping[str, Any]) -> str:
+    if found["before"] is None and found["after"] is None:
+        return "Not evaluated."
+    rows = []
+    for when in ("before", "after"):
+        e = found[when]
+        accuracy = (
+            "not measured" if e is None else "nothing judged" if e["accuracy"] is None else f"{e['accuracy']:.3f}"
+        )
+        size = ("", "", "") if e is None else (e["problems"], e["samples"], e["judged"])
+        rows.append((when, accuracy, *size, "" if e is None else f"{e['temperature']:g}"))
+    return _table(("", "pass@1", "problems", "samples of each", "answers judged", "temperature"), rows)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in counts.items())
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table, or that there is nothing to show."""
+    if not rows:
+        return "Not recorded."
+
+    def line(cells: Sequence[Any]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])

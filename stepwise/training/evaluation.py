@@ -1,0 +1,121 @@
+"""How much a model solves, with and without an adapter: what a card says before and after training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from stepwise.backends.base import Request
+from stepwise.config import Config, ModelConfig
+from stepwise.errors import DataError
+from stepwise.grading import Verdict, grade_many
+from stepwise.progress import progress
+from stepwise.types import Problem
+
+NOT_GENERATED = "NOT_GENERATED"
+_NOT_THE_MODELS_FAULT = (NOT_GENERATED, Verdict.UNPARSEABLE_GOLD, Verdict.TIMEOUT, Verdict.ERROR)
+_BATCH = 256
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Evaluated:
+    """Answers of one model to `problems` problems, `samples` each, drawn at `temperature` with `seed`.
+
+    `judged` answers say something about the model, of which `correct` are right: an answer that is missing or that
+    cannot be read counts as wrong, while a text that could not be generated and an answer that the grader could not
+    judge do not count at all. `verdicts` has every kind with its count. `model` is the engine's name of weights and
+    adapter.
+    """
+
+    model: str
+    problems: int
+    samples: int
+    correct: int
+    judged: int
+    verdicts: Mapping[str, int]
+    temperature: float
+    seed: int
+
+    @property
+    def accuracy(self) -> float | None:
+        """pass@1: the share of `judged` answers that are right, None where nothing was judged."""
+        return self.correct / self.judged if self.judged else None
+
+
+def adapter_gguf(adapter: str | Path) -> str:
+    """What the engine attaches for `adapter`: the adapter.gguf of a directory that training wrote, else as it is."""
+    path = Path(adapter)
+    if not path.is_dir():
+        return str(adapter)
+    if not (path / "adapter.gguf").is_file():
+        raise DataError(f"{path} has no adapter.gguf; write it with export_lora_gguf, or give the GGUF's path")
+    return str(path / "adapter.gguf")
+
+
+def with_adapter(model: ModelConfig, adapter: str | Path | None) -> ModelConfig:
+    """`model` with `adapter` (a directory, a GGUF, a lab adapter) attached to it; as it is for None."""
+    return model if adapter is None else ModelConfig(**{**model.model_dump(), "adapter": adapter_gguf(adapter)})
+
+
+def evaluate(
+    cfg: Config, problems: Sequence[Problem], adapter: str | Path | None = None, samples: int = 1
+) -> Evaluated:
+    """Solve `problems` with models.weak under `cfg.prompt`, `samples` times each, and grade the answers.
+
+    `adapter` is attached for it: a directory that training wrote, or a LoRA GGUF. Temperature and truncation are those
+    of [sampling]; a solution has at most rl.max_tokens tokens. The model runs on an engine of its own, which is closed
+    again. Equal arguments draw with equal random numbers, so that two adapters are compared on common draws. Raises
+    DataError for a problem without an answer, ConfigError for a model that is not local, BackendError where model or
+    adapter cannot be loaded.
+    """
+    from stepwise.backends.llamacpp import LlamaCppBackend
+    from stepwise.engine import load_engine
+
+    for problem in problems:
+        if problem.answer is None:
+            raise DataError(f"problem {problem.id!r} has no answer, so that nothing can be graded; leave it out")
+    if not problems or samples < 1:
+        raise DataError(f"evaluate: {len(problems)} problems, samples={samples}; give at least one of each")
+    texts: list[tuple[Problem, str | None]] = []
+    with (
+        LlamaCppBackend(load_engine(with_adapter(cfg.models.weak, adapter)), cfg.prompt) as backend,
+        progress("evaluating", len(problems)) as advance,
+    ):
+        name, size = backend.name, max(1, _BATCH // samples)
+        for low in range(0, len(problems), size):
+            chunk = problems[low : low + size]
+            for made in backend.continue_solutions([_request(cfg, problem, samples) for problem in chunk]):
+                texts.append((chunk[made.request], None if made.finish == "error" else made.text))
+            advance(len(chunk))
+    written = [(text, problem.answer) for problem, text in texts if text is not None]
+    verdicts = Counter(map(str, grade_many(written)))
+    verdicts[NOT_GENERATED] = len(texts) - len(written)
+    unjudged = sum(verdicts[kind] for kind in _NOT_THE_MODELS_FAULT)
+    return Evaluated(
+        model=name,
+        problems=len(problems),
+        samples=samples,
+        correct=verdicts[Verdict.CORRECT],
+        judged=len(texts) - unjudged,
+        verdicts={kind: count for kind, count in sorted(verdicts.items()) if count},
+        temperature=cfg.sampling.temperature,
+        seed=cfg.seed,
+    )
+
+
+def _request(cfg: Config, problem: Problem, samples: int) -> Request:
+    drawn = cfg.sampling
+    return Request(
+        problem,
+        stop="solution",
+        max_tokens=cfg.rl.max_tokens,
+        n=samples,
+        temperature=drawn.temperature,
+        top_p=drawn.top_p,
+        top_k=drawn.top_k,
+        seed=cfg.seed,
+    )
