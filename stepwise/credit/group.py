@@ -1,0 +1,188 @@
+"""A group of rollouts of one problem, with what is known of each step: what every credit scheme reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwise.errors import DataError
+
+Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Known = TypeVar("Known")
+
+_NOISE = 1e-12  # means of equal floats differ from them by less than this
+_SOURCES = {
+    "scores": "score every step, one probability each",
+    "first_error": "locate the first error of every rollout, None where none was found",
+    "values": "estimate the success rate at every step boundary, from fresh rollouts",
+    "critiques": "have every rollout criticized, and give the steps that each critique calls wrong",
+    "evidence": "give log p(token | oracle) - log p(token) of every sampled token",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """B rollouts of one problem, right-padded to T completion tokens.
+
+    Everything is checked on construction: `DataError` names the field, the rollout and the remedy. The optional fields
+    are needed by some schemes only (`NEEDS`), and are not read for rollouts without a reward.
+
+    Attributes:
+        rewards: (B,), 1.0 right, 0.0 wrong, nan for a rollout without a reward (it has no advantage and is in no mean).
+        mask: (B, T) bool, tokens that the policy sampled; False for padding and for forced tokens.
+        spans: per rollout, the tokens [start, stop) of each step, in order; every sampled token is in one, and every
+            step has a sampled token.
+        scores: per rollout, one probability in [0, 1] per step that it is right.
+        first_error: per rollout, the 0-based index of its earliest wrong step, None where none was found.
+        values: per rollout, success rate in [0, 1] at each boundary of steps, one more than there are steps: first at
+            the prompt, last the outcome, which equals the reward.
+        critiques: per rollout, one or more critiques, each the indices of the steps that it calls wrong.
+        evidence: (B, T), log p(token | oracle) - log p(token) in nats; read at sampled tokens.
+    """
+
+    rewards: Array
+    mask: Bools
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+    scores: tuple[tuple[float, ...], ...] | None = None
+    first_error: tuple[int | None, ...] | None = None
+    values: tuple[tuple[float, ...], ...] | None = None
+    critiques: tuple[tuple[tuple[int, ...], ...], ...] | None = None
+    evidence: Array | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rewards", "evidence"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
+        _check_arrays(self)
+        _check_spans(self)
+        _check_per_step(self)
+
+    @property
+    def rewarded(self) -> Bools:
+        """(B,), whether the rollout has a reward."""
+        return ~np.isnan(self.rewards)
+
+    @property
+    def wrong(self) -> list[int]:
+        """Indices of the rollouts with reward 0."""
+        return [int(i) for i in np.flatnonzero(self.rewards == 0)]
+
+    @property
+    def tokens(self) -> Bools:
+        """(B, T), sampled tokens of rollouts with a reward: the only ones that can have an advantage."""
+        return self.mask & self.rewarded[:, None]
+
+
+def needed(value: Known | None, name: str) -> Known:
+    """The group's optional field `name`; raises `DataError` where it is None."""
+    if value is None:
+        raise DataError(f"group.{name} is None, and this credit scheme needs it; {_SOURCES[name]}")
+    return value
+
+
+def has_signal(advantages: Array) -> bool:
+    """Whether any token has an advantage (beyond rounding): only a group without any can be dropped.
+
+    Equal outcomes do not mean that: most schemes tell the steps of an all-wrong group apart.
+    """
+    return bool((np.abs(advantages) > _NOISE).any())
+
+
+def step_advantages(advantages: Array, group: Group) -> tuple[tuple[float, ...], ...]:
+    """Per rollout, the mean of `advantages` (B, T) over the sampled tokens of each step; for display and for checks.
+
+    Raises `DataError` where the shapes differ.
+    """
+    if advantages.shape != group.mask.shape:
+        raise DataError(
+            f"advantages have shape {advantages.shape}, group.mask {group.mask.shape}; give those of this group"
+        )
+    return tuple(
+        tuple(float(row[start:stop][sampled[start:stop]].mean()) for start, stop in spans)
+        for row, sampled, spans in zip(advantages, group.mask, group.spans, strict=True)
+    )
+
+
+def _check_arrays(group: Group) -> None:
+    rewards, mask = group.rewards, group.mask
+    if rewards.ndim != 1 or not len(rewards):
+        raise DataError(f"group.rewards has shape {rewards.shape}; give one reward per rollout, for at least one")
+    for i, reward in enumerate(rewards):
+        if not (np.isnan(reward) or reward in (0.0, 1.0)):
+            _refuse("rewards", i, f"{reward}", "give 1.0 (right), 0.0 (wrong) or nan (no reward)")
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2 or len(mask) != len(rewards):
+        found = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise DataError(f"group.mask is {found} for {len(rewards)} rewards; give a bool array, one row per rollout")
+    if group.evidence is None:
+        return
+    if group.evidence.shape != mask.shape:
+        raise DataError(f"group.evidence has shape {group.evidence.shape}, group.mask {mask.shape}; give one per token")
+    for i, t in np.argwhere(group.tokens & ~np.isfinite(group.evidence)):
+        _refuse("evidence", int(i), f"{group.evidence[i, t]} at token {t}", "score every sampled token, or reward nan")
+
+
+def _check_spans(group: Group) -> None:
+    width = group.mask.shape[1]
+    _check_count(group, "spans", group.spans)
+    for i, spans in enumerate(group.spans):
+        end, inside = 0, np.zeros(width, dtype=np.bool_)
+        for start, stop in spans:
+            if not end <= start < stop <= width:
+                _refuse("spans", i, f"[{start}, {stop})", f"steps follow each other, are not empty, and end by {width}")
+            if not group.mask[i, start:stop].any():
+                _refuse("spans", i, f"[{start}, {stop})", "group.mask has no sampled token there; leave that step out")
+            inside[start:stop], end = True, stop
+        for t in np.flatnonzero(group.mask[i] & ~inside):
+            _refuse("spans", i, f"no step with token {t}", "every sampled token must be in a step; extend one")
+
+
+def _check_per_step(group: Group) -> None:
+    """The optional fields of rollouts with a reward."""
+    for name in ("scores", "first_error", "values", "critiques"):
+        if getattr(group, name) is not None:
+            _check_count(group, name, getattr(group, name))
+    for i in (int(i) for i in np.flatnonzero(group.rewarded)):
+        steps = len(group.spans[i])
+        if group.scores is not None:
+            _check_shares("scores", i, group.scores[i], steps)
+        if group.values is not None:
+            _check_shares("values", i, group.values[i], steps + 1)
+            if group.values[i][-1] != group.rewards[i]:
+                remedy = f"the last value is the outcome; put the reward, {group.rewards[i]}, there"
+                _refuse("values", i, f"{group.values[i][-1]} at its end", remedy)
+        if group.first_error is not None and (first := group.first_error[i]) is not None:
+            _check_indices("first_error", i, (first,), steps)
+        if group.critiques is not None:
+            if not group.critiques[i]:
+                _refuse(
+                    "critiques", i, "no critique", "ask for one again, or reward nan: none is not the same as clean"
+                )
+            _check_indices("critiques", i, (step for said in group.critiques[i] for step in said), steps)
+
+
+def _check_count(group: Group, name: str, rows: Sequence[object]) -> None:
+    if len(rows) != len(group.rewards):
+        raise DataError(f"group.{name} has {len(rows)} rows for {len(group.rewards)} rewards; give one per rollout")
+
+
+def _check_shares(name: str, i: int, row: Sequence[float], count: int) -> None:
+    if len(row) != count:
+        _refuse(name, i, f"{len(row)} numbers, not {count}", _SOURCES[name])
+    for value in row:
+        if not 0 <= value <= 1:  # nan too
+            _refuse(name, i, f"{value}", "give numbers from 0 to 1, or reward nan")
+
+
+def _check_indices(name: str, i: int, indices: Iterable[int], steps: int) -> None:
+    for index in indices:
+        if not 0 <= index < steps:
+            _refuse(name, i, f"step {index}", f"steps are counted from 0, and there are {steps}")
+
+
+def _refuse(name: str, rollout: int, found: str, remedy: str) -> NoReturn:
+    raise DataError(f"group.{name}: rollout {rollout} has {found}; {remedy}")

@@ -1,0 +1,207 @@
+"""Credit schemes: pure functions from a group of rollouts to advantages per token, (B, T) float64.
+
+R_i is the reward of rollout i, o_i its sampled tokens, k(t) the step of token t. Means over rollouts leave out those
+without a reward; they, padding and forced tokens have advantage 0. What differs from the papers:
+1. Nothing is divided by a standard deviation unless `scale` is set (GRPO and CAPO).
+2. `first_error` and `shuffled` are not from a paper.
+3. VPPO's prefix is shortened by a share of the rollout, not by the prompt's length; where a wrong rollout has no
+   located error, no prefix of it is rewarded.
+4. CAPO's weights are fixed at the best published ones, 2 and 1.
+5. PURE's minimum is that of its value function, over scores in [0, 1]; its code weighs rewards in [-1, 1] by a soft
+   minimum at temperature 0.1 and adds them up, so that steps after the lowest get about 0. The outcome is always part
+   of it, at weight 1, and the baseline is the mean over the group's tokens, not that of the other rollouts.
+6. OPPO's value follows log odds, not Bayes' rule (see there), and has no direction anchoring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from stepwise.credit.group import Array, Group, needed
+
+EPSILON = 1e-4  # added to standard deviations, as TRL does
+_BLAME = -1.0
+
+
+def outcome(group: Group, *, scale: bool = False, leave_one_out: bool = False) -> Array:
+    """A = R_i - mean_j R_j on every token of rollout i: Dr. GRPO, arXiv 2503.20783, section 3.2.
+
+    With `scale`, GRPO's (arXiv 2402.03300, section 4.1.2): divided by the standard deviation of the rewards (with
+    n - 1) plus 1e-4. With `leave_one_out`, RLOO's (arXiv 2402.14740): the mean is that of the other rollouts, so that A
+    is n / (n - 1) times as large. 0 where all outcomes are equal, or only one rollout has a reward.
+    """
+    rewards = group.rewards[group.rewarded]
+    advantage = np.zeros(len(group.rewards))
+    if len(rewards) > 1:
+        baseline = (rewards.sum() - rewards) / (len(rewards) - 1) if leave_one_out else rewards.mean()
+        deviation = rewards.std(ddof=1) + EPSILON if scale else 1.0
+        advantage[group.rewarded] = (rewards - baseline) / deviation
+    return _on_tokens(group, advantage[:, None])
+
+
+def first_error(group: Group, *, blame: Literal["step", "rest"] = "step") -> Array:
+    """A = -1 on the step of the first error of a wrong rollout, 0 on its other steps; R_i - mean_j R_j where right.
+
+    Ours (derived). Where errors absorb (a solution that has one ends wrong), the true advantage is >= 0 before the
+    error, -V at it, and 0 after it, V the success rate just before. V is taken as 1, that of a prefix that is right so
+    far, and not as the group's mean, which is 0 where all are wrong: such a group blames its errors as any other does.
+
+    A right rollout gets what `outcome` gives it, whatever error was located in it. A wrong rollout without a located
+    error gets what `outcome` gives it too: -mean_j R_j on every token, which is 0 where all are wrong. With
+    blame="rest", all tokens from the error on get -1.
+    """
+    located = needed(group.first_error, "first_error")
+    advantage = outcome(group)
+    for i in group.wrong:
+        if (step := located[i]) is not None:
+            start, stop = group.spans[i][step]
+            advantage[i] = 0.0
+            advantage[i, start : stop if blame == "step" else None] = _BLAME
+    return _on_tokens(group, advantage)
+
+
+def shuffled(group: Group, *, blame: Literal["step", "rest"] = "step", seed: int = 0) -> Array:
+    """The advantages of `first_error`, the steps of each rollout put in a random order: a control (ours).
+
+    Every rollout keeps its advantages, token for token, and a blamed stretch its length; only where they stand is
+    lost. The order follows from `seed` and the rollout's index; give every group another seed. The right place comes up
+    by chance, once in as many times as there are steps.
+    """
+    advantage = first_error(group, blame=blame)
+    for i, (row, spans) in enumerate(zip(advantage, group.spans, strict=True)):
+        if len(spans) > 1:
+            steps = [row[start:stop][group.mask[i, start:stop]] for start, stop in spans]
+            order = np.random.default_rng((seed, i)).permutation(len(steps))
+            row[group.mask[i]] = np.concatenate([steps[k] for k in order])
+    return advantage
+
+
+def vppo(group: Group, *, alpha: float = 0.5, shorten: float = 0.1, relu: bool = False) -> Array:
+    """A = r_it - mean_j r_j; r_it is 1 where right, alpha on the rewarded prefix of a wrong rollout, else 0.
+
+    VPPO, arXiv 2601.18984. r_j is the mean over the tokens of rollout j: 1 where right, else alpha |RP_j| / |o_j|. The
+    rewarded prefix RP is what stands before the first error, without its last tokens: the share `shorten` of |o|,
+    rounded, which is >= 0 and < 1. Without that, models learn to split steps. With `relu`, A is not negative on RP (the
+    paper's setting for instruct models).
+
+    Identical wrong rollouts get alpha (1 - f) on RP and -alpha f elsewhere, f = |RP| / |o|. Errors located in right
+    rollouts are not read. A wrong rollout without a located error has no rewarded prefix (derived).
+    """
+    located = needed(group.first_error, "first_error")
+    prefix = np.zeros_like(group.mask)
+    for i in group.wrong:
+        if (step := located[i]) is not None:
+            sampled = np.flatnonzero(group.mask[i])
+            good = sampled[sampled < group.spans[i][step][0]]
+            prefix[i, good[: max(0, len(good) - round(shorten * len(sampled)))]] = True
+    right = group.rewards == 1
+    shares = prefix.sum(axis=1) / np.maximum(group.mask.sum(axis=1), 1)
+    mean = _mean((right + alpha * shares)[group.rewarded])
+    advantage = right[:, None] + alpha * prefix - mean
+    if relu:
+        advantage = np.where(prefix, np.maximum(advantage, 0.0), advantage)
+    return _on_tokens(group, advantage)
+
+
+def vineppo(group: Group) -> Array:
+    """A = V(s_{k+1}) - V(s_k) on every token of step k: VinePPO, arXiv 2410.01679.
+
+    s_k is the prefix before step k; V is the success rate of fresh rollouts from there (`Group.values`), and the last
+    one the outcome, so that the steps of a rollout add up to R - V(s_0). With exact values this is the true advantage:
+    the upper bound that other schemes are compared with.
+    """
+    values = needed(group.values, "values")
+    return _by_step(group, {i: np.diff(values[i]).tolist() for i in _rewarded(group)})
+
+
+def capo(
+    group: Group, *, agree: Literal["intersection", "majority", "union"] = "majority", scale: bool = False
+) -> Array:
+    """A = u_it - mean u; u_it = 2 R_i - 1[k(t) is called wrong]; the mean is over all tokens of the group.
+
+    CAPO, arXiv 2508.02298, weights 2 and 1. A step is called wrong by all critiques (intersection), by more than half
+    of them (majority) or by any (union). Wrong steps of right rollouts are penalised too. With `scale`, divided by the
+    standard deviation of u over the group's tokens (with n - 1) plus 1e-4; that both are taken over tokens is derived.
+    """
+    critiques = needed(group.critiques, "critiques")
+    rows = {}
+    for i in _rewarded(group):
+        votes = np.zeros(len(group.spans[i]))
+        for said in critiques[i]:
+            votes[list(set(said))] += 1
+        most = len(critiques[i])
+        called = {"intersection": votes == most, "majority": votes > most / 2, "union": votes > 0}[agree]
+        rows[i] = (2.0 * group.rewards[i] - called).tolist()
+    advantage = _centred(group, _by_step(group, rows))
+    if scale and group.tokens.sum() > 1:
+        advantage /= advantage[group.tokens].std(ddof=1) + EPSILON
+    return advantage
+
+
+def pure_min(group: Group) -> Array:
+    """A = (m_it - mean m) + (R_i - mean_j R_j); m_it = min over the steps j >= k(t) of their scores.
+
+    PURE, arXiv 2504.15275: the value of a step is the minimum of the scores from it on, not their sum. The mean of m is
+    over all tokens of the group; that baseline, and adding the outcome as in PURE's runs with verifiable rewards, at
+    weight 1, are derived. Steps before a low score share its blame, steps after it do not.
+    """
+    scores = needed(group.scores, "scores")
+    rows = {i: np.minimum.accumulate(scores[i][::-1])[::-1].tolist() for i in _rewarded(group)}
+    return _centred(group, _by_step(group, rows)) + outcome(group)
+
+
+def oppo(group: Group, *, evidence_clip: float = 1.0) -> Array:
+    """A_t = V_t - V_{t-1}, logit V_t = logit V_{t-1} + clip(e_t): OPPO, arXiv 2605.21851, log-odds approximation.
+
+    e_t = log p(token | oracle) - log p(token) (`Group.evidence`), clipped to +-`evidence_clip` > 0. The form is
+    derived. Bayes' rule itself is V_t = V_{t-1} exp(e_t), the marginal in the denominator; it holds only where
+    p(. | oracle) is the policy given success. A model that reads the oracle is not, and the product then leaves [0, 1];
+    log odds do not. They move less: with V = .5 and e = log(.9 / .5), Bayes says .9, log odds .643.
+
+    V_0 is the mean reward of the other rollouts, kept 1 / (2 n) away from 0 and 1 (n rollouts with a reward; 1/2 where
+    it is the only one). V at the last token is set to R, so that the tokens of a rollout add up to R - V_0.
+    """
+    evidence = needed(group.evidence, "evidence")
+    advantage = np.zeros(group.mask.shape)
+    count, total = int(group.rewarded.sum()), float(np.nansum(group.rewards))
+    for i in _rewarded(group):
+        others = (total - group.rewards[i]) / (count - 1) if count > 1 else 0.5
+        start = float(np.clip(others, 1 / (2 * count), 1 - 1 / (2 * count)))
+        steps = np.clip(evidence[i, group.mask[i]], -evidence_clip, evidence_clip)
+        odds = np.log(start / (1 - start)) + np.cumsum(steps)
+        value = np.concatenate([[start], (1 + np.tanh(odds / 2)) / 2])
+        if len(steps):
+            value[-1] = group.rewards[i]
+        advantage[i, group.mask[i]] = np.diff(value)
+    return advantage
+
+
+def _rewarded(group: Group) -> list[int]:
+    return [int(i) for i in np.flatnonzero(group.rewarded)]
+
+
+def _on_tokens(group: Group, advantage: Array) -> Array:
+    """(B, T) or (B, 1) to (B, T), 0 where no advantage can be."""
+    return np.where(group.tokens, advantage, 0.0)
+
+
+def _by_step(group: Group, rows: Mapping[int, Sequence[float]]) -> Array:
+    """(B, T): each sampled token of step k of rollout i gets rows[i][k]; 0 elsewhere and in rollouts without a row."""
+    out = np.zeros(group.mask.shape)
+    for i, row in rows.items():
+        for (start, stop), value in zip(group.spans[i], row, strict=True):
+            out[i, start:stop] = value
+    return _on_tokens(group, out)
+
+
+def _centred(group: Group, values: Array) -> Array:
+    """(B, T) less the mean over the group's tokens."""
+    return _on_tokens(group, values - _mean(values[group.tokens]))
+
+
+def _mean(values: Array) -> float:
+    """0 of nothing: there is then nothing that it would be subtracted from."""
+    return float(values.mean()) if values.size else 0.0
