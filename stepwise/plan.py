@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ from stepwise.errors import DataError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from stepwise.interventions.settings import CollectSettings
+    from stepwise.types import Problem
+
 # Round assumptions of an estimate, all stated in its footnote: a local model reads its weights once per token and
 # batches eight sequences a time; a small one is bound by arithmetic instead.
 _BYTES_PER_SECOND = 10e9
@@ -23,9 +27,15 @@ _TOKENS_PER_SECOND = 1500.0
 _PREFILL_FACTOR = 4.0
 _API_TOKENS_PER_SECOND = 50.0
 _INSTRUCTIONS = 2000  # tokens of a critic's prompt beside the texts, at most
+_BYTES = 3  # of a text, for one token: what a likely case reckons with
+_LIKELY_INSTRUCTIONS = 500  # tokens
 _FOOTNOTE = (
     "Upper bounds for tokens and calls; budget caps are not in them. Times are rough: 10 GB/s of memory, 8 sequences a "
     "batch and at most 1,500 tokens/s for a local model, 50 tokens/s per request for an API."
+)
+_LIKELY_FOOTNOTE = (
+    "Likely: half of the attempts fail, a solution is as long as its reference (as the question, where there is none), "
+    "half of the interventions help at once and the others never, and every reply of the critic can be read."
 )
 
 
@@ -34,7 +44,7 @@ class Planned:
     """The most that one role of a run would be asked for.
 
     `prompt_tokens` counts tokens that are not cached. `at_once` bounds the requests that can be in flight together
-    (None: all of them): the steps of one solution follow on one another.
+    (None: all of them): the steps of one solution follow on one another. `likely` is a usual case beside the worst.
     """
 
     role: Roles
@@ -42,6 +52,7 @@ class Planned:
     prompt_tokens: int
     generated_tokens: int
     at_once: int | None = None
+    likely: Planned | None = None
 
 
 def plan_localizing(config: Config, attempts: Sequence[tuple[int, int]]) -> list[Planned]:
@@ -64,6 +75,60 @@ def plan_proposing(config: Config, attempts: Sequence[tuple[int, int]]) -> list[
     checks = 2 * how.revisions + 1 if how.revisions else 0
     texts = [length for length, _ in attempts]
     return [_asked_twice(config, texts, [how.candidates * (1 + how.solve_first + checks)] * len(texts), 3)]
+
+
+def plan_collecting(config: Config, settings: CollectSettings, problems: Sequence[Problem]) -> list[Planned]:
+    """The most that collecting interventions for `problems` could ask for, with a likely case beside it.
+
+    At most every attempt is wrong, as long as it may be, and every candidate is guided to the end. The tokens of an
+    attempt are those of the weak model's tokenizer, for the critic too.
+    """
+    attempts = min(settings.rollouts, settings.attempts or settings.rollouts)
+    room, local = settings.max_tokens, config.models.weak.local
+    texts = [len(f"{p.question}{p.reference or ''}".encode()) + room for p in problems for _ in range(attempts)]
+    sizes = [(length, room // 2) for length in texts]  # a step has a token and a blank line at least
+    asked = [*plan_localizing(config, sizes), *plan_proposing(config, sizes)]
+    questions = sum(len(p.question.encode()) + 64 for p in problems)
+    guided = attempts * config.critic.candidates * settings.guided
+    # A local model reads what the samples of one request have in common once; an API may read it for each of them.
+    times = attempts * config.critic.candidates * (-(-settings.guided // settings.batch) if local else settings.guided)
+    prompts = questions * (1 if local else settings.rollouts)
+    prompts += times * (questions + len(problems) * (room + config.critic.max_tokens))
+    calls = len(problems) * (settings.rollouts + guided)
+    weak = Planned("weak", calls, prompts, calls * room, min(settings.chunk, len(problems)) * settings.rollouts)
+    likely = _likely_collecting(config, settings, problems)
+    parts = [weak, *(_together(asked, role, settings.concurrency) for role in dict.fromkeys(p.role for p in asked))]
+    return [dataclasses.replace(part, likely=likely.get(part.role)) for part in parts]
+
+
+def _likely_collecting(config: Config, settings: CollectSettings, problems: Sequence[Problem]) -> dict[Roles, Planned]:
+    """As `_LIKELY_FOOTNOTE` says, by role."""
+    how, tries = config.critic, settings.rollouts
+    failures = min((tries + 1) // 2, settings.attempts or tries)
+    questions = [len(p.question.encode()) // _BYTES for p in problems]
+    lengths = [min(settings.max_tokens, len((p.reference or p.question).encode()) // _BYTES) for p in problems]
+    solution, n = sum(lengths), len(problems)
+    soon = min(settings.batch, settings.guided) if settings.enough is not None else settings.guided
+    late = min(settings.guided, settings.drop_after or settings.guided)
+    guided = failures * how.candidates * (soon + late) // 2
+    weak = Planned("weak", n * (tries + guided), sum(questions) * tries, solution * tries + solution // 2 * guided)
+    seen = sum(questions) + 2 * solution + n * (0 if config.critic_is_bare else _LIKELY_INSTRUCTIONS)
+    passes = {"vote": how.samples, "bisect": 3, "scorer": 0}.get(how.method, 1)
+    proposals = how.candidates * (1 + how.solve_first + (1 if how.revisions else 0))
+    asked, written = failures * (passes + proposals), failures * (passes * solution + proposals * solution // 4)
+    found: dict[Roles, Planned] = {"weak": weak, "critic": Planned("critic", n * asked, asked * seen, written)}
+    if how.method == "scorer":
+        found["scorer"] = Planned("scorer", n * failures, failures * seen, 0)
+    return found
+
+
+def _together(parts: Sequence[Planned], role: Roles, at_once: int) -> Planned:
+    """What `parts` ask of one role, so many calls at a time."""
+    own = [part for part in parts if part.role == role]
+    return Planned(
+        role, sum(p.calls for p in own), sum(p.prompt_tokens for p in own), sum(p.generated_tokens for p in own),
+        min(at_once, max(p.at_once or at_once for p in own)),
+    )  # fmt: skip
 
 
 def _asked_twice(config: Config, texts: Sequence[int], calls: Sequence[int], replies: int) -> Planned:
@@ -106,20 +171,29 @@ def show_plan(plan: Sequence[Planned], config: Config, console: Console) -> None
     table.add_column("model", overflow="fold")
     for heading in ("calls", "prompt tokens", "generated tokens", "money", "time"):
         table.add_column(heading, justify="right")
-    costs, times = [], []
     for part in plan:
-        model = config.role(part.role)
-        costs.append(money(part, model))
-        times.append(seconds(part, model))
-        counts = (f"{n:,}" for n in (part.calls, part.prompt_tokens, part.generated_tokens))
-        table.add_row(part.role, model.model, *counts, _money(costs[-1]), _time(times[-1]))
+        table.add_row(part.role, config.role(part.role).model, *_cells([part], config))
+        if part.likely is not None:
+            table.add_row("  likely", "", *_cells([part.likely], config), style="dim")
     table.add_section()
-    sums = [sum(part.calls for part in plan), sum(p.prompt_tokens for p in plan), sum(p.generated_tokens for p in plan)]
-    total_cost = None if None in costs else sum(cost for cost in costs if cost is not None)
-    total_time = None if None in times else sum(time for time in times if time is not None)
-    table.add_row("all", "", *(f"{n:,}" for n in sums), _money(total_cost), _time(total_time))
+    table.add_row("all", "", *_cells(plan, config))
+    likely = [part.likely for part in plan if part.likely is not None]
+    if likely and len(likely) == len(plan):
+        table.add_row("  likely", "", *_cells(likely, config), style="dim")
     console.print(table)
     console.print(_FOOTNOTE, highlight=False)
+    if likely:
+        console.print(_LIKELY_FOOTNOTE, highlight=False)
+
+
+def _cells(plan: Sequence[Planned], config: Config) -> list[str]:
+    """Calls, prompt tokens, generated tokens, money and time of all of `plan` together."""
+    costs = [money(part, config.role(part.role)) for part in plan]
+    times = [seconds(part, config.role(part.role)) for part in plan]
+    sums = [sum(part.calls for part in plan), sum(p.prompt_tokens for p in plan), sum(p.generated_tokens for p in plan)]
+    cost = None if None in costs else sum(cost for cost in costs if cost is not None)
+    time = None if None in times else sum(time for time in times if time is not None)
+    return [*(f"{count:,}" for count in sums), _money(cost), _time(time)]
 
 
 def _file_size(name: str) -> int | None:

@@ -25,10 +25,11 @@ from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION
 from stepwise.interventions import stages
 from stepwise.interventions.account import STAGES, Account, OnChunk
-from stepwise.interventions.data import Checked, check_problems, write_examples
+from stepwise.interventions.data import AnswerColumn, Checked, QuestionColumn, check_problems, write_examples
 from stepwise.interventions.leaks import LeakVerdict
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Rollout, by_id
 from stepwise.interventions.settings import CollectSettings
+from stepwise.interventions.telling import in_words
 from stepwise.jsonl import append_rows, read_rows
 from stepwise.progress import progress
 from stepwise.types import Problem, to_json
@@ -117,13 +118,14 @@ def collect_in(
     models: Models | None = None,
     licence: str = "other",
     on_chunk: OnChunk | None = None,
+    columns: tuple[QuestionColumn, AnswerColumn] = ("question", "answer"),
 ) -> Path:
-    """`collect` in a directory that is open already, as a program's is.
+    """`collect` in a directory that is open already, as a program's is; `columns` are names in the dataset.
 
     Without `on_chunk` it shows a progress bar of its own; with it, showing how far it is is left to the caller.
     """
     _chunks(checked.problems, cfg, settings, models, directory, on_chunk)
-    return _dataset(checked, cfg, settings, directory, licence)
+    return _dataset(checked, cfg, settings, directory, licence, columns)
 
 
 def work(
@@ -207,6 +209,7 @@ def _chunks(
             if on_chunk is not None:
                 on_chunk(now)
             if advance is not None:
+                advance.note(in_words(now))
                 advance(len(members))
 
 
@@ -229,7 +232,14 @@ def _seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
             os.close(place)
 
 
-def _dataset(checked: Checked, config: Config, settings: CollectSettings, own: RunDirectory, licence: str) -> Path:
+def _dataset(
+    checked: Checked,
+    config: Config,
+    settings: CollectSettings,
+    own: RunDirectory,
+    licence: str,
+    columns: tuple[QuestionColumn, AnswerColumn],
+) -> Path:
     out = own.path
     examples = stages.unique(read_stage(out, "examples"))
     writers = {name: read_stage(out, name) for name in STAGES}
@@ -254,7 +264,8 @@ def _dataset(checked: Checked, config: Config, settings: CollectSettings, own: R
     }
     path = own.claim("dataset.jsonl")
     own.claim("dataset.md")
-    return write_examples(path, examples, card=card, licence=licence)
+    question, answer = columns
+    return write_examples(path, examples, card=card, licence=licence, question=question, answer=answer)
 
 
 def _sealed(out: Path) -> list[Path]:

@@ -1,0 +1,198 @@
+"""Collect interventions from a model's failed attempts (InT, arXiv 2601.14209): problems in, a dataset to train on out.
+
+Problems come from a JSON Lines file or from the lab. Columns: question (or problem), answer, solution (or reference)
+where there is one, id; GSM8K's rows are taken as they are. Killed or stopped at any moment, the same command goes on:
+problems are done in chunks, and a chunk that was done is not done again. Writes dataset.jsonl with its card dataset.md,
+the rows of all stages (chunks/), and report.html.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from stepwise.config import Config
+from stepwise.config_errors import explain
+from stepwise.errors import ConfigError, DataError
+from stepwise.interventions.account import Account
+from stepwise.interventions.data import (
+    AnswerColumn,
+    Checked,
+    QuestionColumn,
+    check_problems,
+    read_examples,
+    read_problems,
+)
+from stepwise.interventions.pipeline import ROWS, collect_in, funnel, read_stage
+from stepwise.interventions.rows import by_id
+from stepwise.interventions.settings import CollectSettings
+from stepwise.jsonl import append_rows, read_rows
+from stepwise.lab.problems import is_lab_question
+from stepwise.plan import Planned, plan_collecting
+from stepwise.report.funnel import as_table, first_of_each, side_by_side
+from stepwise.run import Run, positive, program
+from stepwise.types import Problem
+
+SHOWN = 3
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--problems", type=Path, metavar="FILE", help="JSON Lines file of problems")
+    where.add_argument("--lab", type=positive, metavar="N", help="N problems of the lab (default: 50)")
+    parser.add_argument("--split", default="train", help="of the lab's problems (default: %(default)s)")
+    parser.add_argument("--n", type=positive, metavar="N", help="the first N problems of FILE (default: all)")
+    parser.add_argument("--licence", default="other", metavar="NAME", help="for the card (default: %(default)s)")
+    parser.add_argument(
+        "--column-names",
+        nargs=2,
+        default=["question", "answer"],
+        metavar="NAME",
+        help="of the dataset: question or problem, and answer or solution (default: question answer)",
+    )
+    parser.add_argument(
+        "--candidates", action=_Candidates, metavar="N", help="interventions tried per error (critic.candidates)"
+    )
+    group = parser.add_argument_group("how many of what; none stands for no limit")
+    for name, field in CollectSettings.model_fields.items():
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=_setting(name),
+            default=field.default,
+            metavar="X" if str in map(type, get_args(field.annotation)) else "N",
+            help=f"{field.description} (default: {str(field.default).lower()})",
+        )
+
+
+class _Candidates(argparse.Action):
+    """`--candidates K` is short for `--set critic.candidates=K`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "dest": argparse.SUPPRESS})
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        namespace.set = [*namespace.set, f"critic.candidates={values}"]
+
+
+def _setting(name: str) -> Callable[[str], Any]:
+    """Type of the option for one field of CollectSettings."""
+
+    def read(text: str) -> Any:
+        try:
+            value = None if text.lower() == "none" else json.loads(text)
+        except ValueError:
+            value = text
+        try:
+            return getattr(CollectSettings.model_validate({name: value}), name)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error.errors()[0]['msg']}") from None
+
+    return read
+
+
+def settings_of(args: argparse.Namespace) -> CollectSettings:
+    """The settings that the arguments amount to; raises ConfigError where two of them contradict each other."""
+    try:
+        return CollectSettings.model_validate({name: getattr(args, name) for name in CollectSettings.model_fields})
+    except ValidationError as error:
+        raise ConfigError(explain(error, CollectSettings, "the arguments")) from None
+
+
+def problems_of(args: argparse.Namespace) -> Checked:
+    """The problems that the arguments ask for, those that cannot be graded sorted out; raises DataError."""
+    if args.problems is None:
+        from stepwise.lab.problems import generate
+
+        return check_problems(made.problem for made in generate(args.split, args.lab or 50))
+    try:
+        return check_problems(read_problems(args.problems)[: args.n])
+    except DataError as error:
+        if str(args.problems) in str(error):
+            raise
+        raise DataError(f"--problems {args.problems}: {error}") from None
+
+
+def notes(config: Config, checked: Checked, settings: CollectSettings) -> list[str]:
+    """What is to be known before anything is spent."""
+    lines = [checked.summary()]
+    strange = [p for p in checked.problems if not is_lab_question(p.question)]
+    models = {"weak": config.models.weak.model, "critic": config.models.critic.model}
+    for role, model in models.items():
+        if model.startswith("llamacpp/lab-") and strange:
+            lines.append(
+                f"warning: {model} knows lab problems only, and {len(strange)} of {len(checked.problems)} are none: "
+                f"set models.{role}.model"
+            )
+    if not config.models.critic.local and settings.concurrency == 1:
+        lines.append("the critic is asked one call at a time; --concurrency 8 is faster behind an API")
+    return lines
+
+
+def columns_of(args: argparse.Namespace) -> tuple[QuestionColumn, AnswerColumn]:
+    """The column names asked for; raises DataError for others than the common ones."""
+    question, answer = args.column_names
+    if question not in get_args(QuestionColumn) or answer not in get_args(AnswerColumn):
+        raise DataError(f"--column-names is {question} {answer}; give question or problem, and then answer or solution")
+    return question, answer
+
+
+def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    checked, settings = problems_of(args), settings_of(args)
+    columns_of(args)
+    for line in notes(config, checked, settings):
+        print(line, file=sys.stderr)
+    return plan_collecting(config, settings, checked.problems)
+
+
+@program(doc=__doc__, arguments=arguments, plan=plan)
+def main(run: Run) -> None:
+    began = time.monotonic()
+    checked, settings = problems_of(run.args), settings_of(run.args)
+    columns = columns_of(run.args)
+    for line in notes(run.config, checked, settings):
+        run.say(line)
+    remember(run, checked.problems)
+    path = collect_in(run.directory, checked, run.config, settings, licence=run.args.licence, columns=columns)
+    show(run, path)
+    run.say(f"This start took {time.monotonic() - began:.0f} s.")
+
+
+def remember(run: Run, problems: Sequence[Problem]) -> None:
+    """Write the problems down; raises DataError where the run began with others, as when the file was changed."""
+    path = run.path("problems.jsonl")
+    if not path.exists():
+        draft = path.with_suffix(".new")
+        draft.unlink(missing_ok=True)
+        append_rows(draft, problems)
+        draft.replace(path)
+    elif read_rows(path, Problem) != list(problems):
+        raise DataError(f"{path}: the run began with other problems; give another --out, or --overwrite to begin anew")
+
+
+def show(run: Run, path: Path) -> None:
+    """Print the funnel, what was spent, some examples, and where the files are."""
+    counts, examples = funnel(run.out), read_examples(path)
+    run.console.print(as_table(counts))
+    account = Account(run.config, 0)
+    account.add({name: read_stage(run.out, name) for name in ROWS}, 0, before=False)
+    run.say(account.ledger.summary())
+    failures = by_id(read_stage(run.out, "failures"))
+    if examples:
+        run.console.print(side_by_side(first_of_each(examples, SHOWN), failures))
+    elif not counts["failed attempts"]:
+        run.say("No example came out, since no attempt ended wrong: take harder problems, or more --rollouts.")
+    else:
+        run.say("No example came out; the stages show where the attempts were lost, and chunks/ holds every text.")
+    run.metrics(**counts)
+    run.say(f"{len(examples)} examples: {path}, with the card {path.with_suffix('.md').name} beside it")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
