@@ -25,9 +25,10 @@ from pydantic.dataclasses import dataclass
 
 from stepwise import __version__
 from stepwise.config import Config
+from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION
 from stepwise.training.evaluation import Evaluated
-from stepwise.training.identity import CARD, fingerprint
+from stepwise.training.identity import CARD, fingerprint, read_card
 from stepwise.training.lora import check_layout, described
 from stepwise.types import to_json
 
@@ -94,12 +95,8 @@ def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, fl
     for place, row in enumerate(rows):
         step = int(row.get("step", place))
         for key, value in row.items():
-            if (
-                key != "step"
-                and isinstance(value, int | float)
-                and not isinstance(value, bool)
-                and math.isfinite(value)
-            ):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if key != "step" and number and math.isfinite(value):
                 curves.setdefault(key, []).append((step, float(value)))
     return curves
 
@@ -118,11 +115,20 @@ def write_card(adapter: str | Path, facts: CardFacts) -> Path:
     Hashing the base reads all its weights once. Raises DataError where `adapter` is not in PEFT's layout.
     """
     check_layout(adapter)
-    card = _card(Path(adapter), facts)
-    _replace(Path(adapter) / CARD, json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    readme = Path(adapter) / "README.md"
-    _replace(readme, _readme(card))
-    return readme
+    return _write(Path(adapter), _card(Path(adapter), facts))
+
+
+def add_evaluation(adapter: str | Path, *, before: Evaluated | None = None, after: Evaluated | None = None) -> Path:
+    """Put what was measured since into the card of an adapter; what is None stays as it is. Returns the README's path.
+
+    Raises DataError where the adapter has no card.
+    """
+    card = read_card(adapter)
+    if card is None or "evaluation" not in card:
+        raise DataError(f"adapter {adapter} has no {CARD} of this form; write one with write_card first")
+    given = {"before": _measured(before), "after": _measured(after)}
+    card["evaluation"] = {when: given[when] or card["evaluation"][when] for when in given}
+    return _write(Path(adapter), card)
 
 
 def base_name(base: Path) -> str:
@@ -197,6 +203,13 @@ def _license(base: Path) -> str:
     return "unknown"
 
 
+def _write(adapter: Path, card: Mapping[str, Any]) -> Path:
+    readme = adapter / "README.md"
+    _replace(adapter / CARD, json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    _replace(readme, _readme(card))
+    return readme
+
+
 def _replace(path: Path, text: str) -> None:
     """Write a file so that it is there whole or as it was."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -251,11 +264,11 @@ def _evaluation(found: Mapping[str, Any]) -> str:
     rows = []
     for when in ("before", "after"):
         e = found[when]
-        accuracy = (
-            "not measured" if e is None else "nothing judged" if e["accuracy"] is None else f"{e['accuracy']:.3f}"
-        )
-        size = ("", "", "") if e is None else (e["problems"], e["samples"], e["judged"])
-        rows.append((when, accuracy, *size, "" if e is None else f"{e['temperature']:g}"))
+        if e is None:
+            rows.append((when, "not measured", "", "", "", ""))
+            continue
+        accuracy = "nothing judged" if e["accuracy"] is None else f"{e['accuracy']:.3f}"
+        rows.append((when, accuracy, e["problems"], e["samples"], e["judged"], f"{e['temperature']:g}"))
     return _table(("", "pass@1", "problems", "samples of each", "answers judged", "temperature"), rows)
 
 

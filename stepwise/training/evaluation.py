@@ -88,8 +88,10 @@ def evaluate(
         name, size = backend.name, max(1, _BATCH // samples)
         for low in range(0, len(problems), size):
             chunk = problems[low : low + size]
-            for made in backend.continue_solutions([_request(cfg, problem, samples) for problem in chunk]):
-                texts.append((chunk[made.request], None if made.finish == "error" else made.text))
+            texts += [
+                (chunk[made.request], None if made.finish == "error" else made.text)
+                for made in backend.continue_solutions([_request(cfg, problem, samples) for problem in chunk])
+            ]
             advance(len(chunk))
     written = [(text, problem.answer) for problem, text in texts if text is not None]
     verdicts = Counter(map(str, grade_many(written)))

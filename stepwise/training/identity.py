@@ -39,8 +39,8 @@ def base_of(adapter: str | Path, base: str | Path | None = None) -> Path:
     folder = fetch(named) if named.startswith(PREFIX) else Path(named).expanduser()
     if not named or not (folder / "config.json").is_file():
         raise DataError(
-            f"the base model {named!r} of adapter {adapter} is no directory with a config.json; give the directory that "
-            'it was trained from as base, or "hf:ORG/REPO"'
+            f"the base model {named!r} of adapter {adapter} is no directory with a config.json; give the directory "
+            'that it was trained from as base, or "hf:ORG/REPO"'
         )
     return folder
 

@@ -46,7 +46,8 @@ def merge(
     model.save_pretrained(draft)
     for pattern in _BESIDE:
         for file in folder.glob(pattern):
-            shutil.copyfile(file, draft / file.name)
+            if file.is_file():
+                shutil.copyfile(file, draft / file.name)
     if out.exists():
         out.rmdir()
     draft.rename(out)

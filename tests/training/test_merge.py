@@ -12,14 +12,13 @@ import pytest
 from stepwise.engine import Engine
 from stepwise.errors import DataError
 from stepwise.training import export_gguf, export_lora_gguf
+from stepwise.training.merge import merge
 from tests.models import tiny_model
 from tests.training.parity import llama_logits, random_ids, transformers_logits
+from tests.training.test_export_lora import random_adapter
 
 for _package in ("torch", "transformers", "peft", "gguf", "llama_cpp"):
     pytest.importorskip(_package)
-
-from stepwise.training.merge import merge
-from tests.training.test_export_lora import random_adapter
 
 EXACT = 1e-4
 
