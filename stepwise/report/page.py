@@ -6,10 +6,6 @@ parsed as HTML. A content security policy allows that one script, by its hash, a
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +14,10 @@ from markupsafe import Markup
 
 from stepwise.errors import DataError
 from stepwise.redact import redact
+from stepwise.report import shell
 from stepwise.report.html import view_html
 from stepwise.report.model import (
     FINISH_WORDS,
-    LAB_NOTICE,
     Report,
     TraceView,
     author_kind,
@@ -29,8 +25,8 @@ from stepwise.report.model import (
     verdict_word,
 )
 from stepwise.report.plot import COSTS, NARROW, WIDE, legend, plot_svg
+from stepwise.report.shell import first_of_each, render, write_page
 from stepwise.report.table import COLUMNS, caption, quantity
-from stepwise.report.templates import environment, resource
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Problem, Step
 
@@ -45,16 +41,7 @@ def write_report(path: str | Path, report: Report, max_traces: int = MAX_TRACES)
     many it shows. The same report gives the same bytes. The file appears whole or not at all. Raises `DataError` when
     `max_traces` is negative.
     """
-    target = Path(path)
-    text = page_html(report, max_traces)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8", newline="\n")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-    return target
+    return write_page(path, page_html(report, max_traces))
 
 
 def page_html(report: Report, max_traces: int = MAX_TRACES) -> str:
@@ -62,53 +49,37 @@ def page_html(report: Report, max_traces: int = MAX_TRACES) -> str:
     if max_traces < 0:
         raise DataError(f"max_traces is {max_traces}; it must be 0 or more")
     shown = pick(report.traces, max_traces)
-    script = resource("page.js")
     plots = [(cost, [plot_svg(report.rows, cost, canvas) for canvas in (WIDE, NARROW)]) for cost in COSTS]
-    return (
-        environment()
-        .get_template("page.html.jinja")
-        .render(
-            report=report,
-            meta={name: redact(value) for name, value in report.meta.items()},
-            notes=[redact(note) for note in report.notes],
-            lab_notice=LAB_NOTICE if report.lab else "",
-            css=Markup(resource("page.css")),  # noqa: S704
-            script=Markup(script),  # noqa: S704
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            plots=plots,
-            legend=legend(report.rows),
-            columns=COLUMNS,
-            caption=caption(report.rows),
-            shown=len(shown),
-            total=len(report.traces),
-            static=[view_html(view, style=i == 0) for i, view in enumerate(shown[:STATIC_TRACES])],
-            island=island(shown),
-        )
+    return render(
+        "page.html.jinja",
+        title=report.title,
+        subtitle=report.subtitle,
+        meta=report.meta,
+        notes=report.notes,
+        lab=report.lab,
+        scripts=("common.js", "page.js"),
+        report=report,
+        plots=plots,
+        legend=legend(report.rows),
+        columns=COLUMNS,
+        caption=caption(report.rows),
+        shown=len(shown),
+        total=len(report.traces),
+        static=[view_html(view, style=i == 0) for i, view in enumerate(shown[:STATIC_TRACES])],
+        island=island(shown),
     )
 
 
 def pick(traces: Sequence[TraceView], most: int) -> list[TraceView]:
     """At most `most` traces in their order: the first few of every policy, so that each policy can be looked at."""
-    if len(traces) <= most:
-        return list(traces)
-    ranks: dict[str, int] = {}
-    order = []
-    for position, view in enumerate(traces):
-        ranks[view.policy] = ranks.get(view.policy, 0) + 1
-        order.append((ranks[view.policy], position))
-    kept = sorted(position for _, position in sorted(order)[:most])
-    return [traces[position] for position in kept]
+    return first_of_each(traces, most, lambda view: view.policy)
 
 
 def island(views: Sequence[TraceView]) -> Markup:
-    """The traces as JSON that is safe inside a script element: ASCII only, with `<`, `>` and `&` written as escapes."""
+    """The traces as JSON that is safe inside a script element."""
     problems: dict[Problem, int] = {}
     traces = [_trace(view, problems.setdefault(view.trace.problem, len(problems))) for view in views]
-    data = {"problems": [_problem(problem) for problem in problems], "traces": traces}
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
-    for char in "<>&":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return Markup(text)  # noqa: S704
+    return shell.island({"problems": [_problem(problem) for problem in problems], "traces": traces})
 
 
 def _problem(problem: Problem) -> dict[str, Any]:

@@ -1,46 +1,4 @@
-"use strict";
-(() => {
-  const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("data").textContent);
-  const hash = new URLSearchParams(location.hash.slice(1));
-  const plural = (n, word) => n + " " + word + (n === 1 ? "" : "s");
-
-  // Everything that comes from the data goes through here, as text.
-  function make(tag, className, ...children) {
-    const node = document.createElement(tag);
-    if (className) node.className = className;
-    for (const child of children) {
-      if (child !== null && child !== undefined) node.append(child);
-    }
-    return node;
-  }
-
-  function remember(changes) {
-    for (const [key, value] of Object.entries(changes)) {
-      if (value) hash.set(key, value);
-      else hash.delete(key);
-    }
-    // Some hosts (a page in a frame without an origin) refuse to change the address; paging must still work there.
-    try { history.replaceState(null, "", "#" + hash); } catch (error) { console.info(error.message); }
-  }
-
-  function themeButton() {
-    const button = byId("theme");
-    const order = ["system", "light", "dark"];
-    let chosen = order.includes(hash.get("theme")) ? hash.get("theme") : "system";
-    const apply = () => {
-      if (chosen === "system") document.documentElement.removeAttribute("data-theme");
-      else document.documentElement.dataset.theme = chosen;
-      button.textContent = "Theme: " + chosen;
-    };
-    button.addEventListener("click", () => {
-      chosen = order[(order.indexOf(chosen) + 1) % order.length];
-      apply();
-      remember({ theme: chosen === "system" ? "" : chosen });
-    });
-    button.hidden = false;
-    apply();
-  }
 
   function sortableTable() {
     const table = byId("policies");
@@ -151,73 +109,21 @@
     const all = data.traces;
     const unique = (key) => [...new Set(all.map((trace) => trace[key] || ""))];
     const misses = [...new Set(all.filter((trace) => !trace.right).map((trace) => trace.verdict))];
-    const choices = {
-      policy: unique("policy").map((name) => [name || "unnamed", (trace) => (trace.policy || "") === name]),
-      outcome: [["right", (trace) => trace.right], ["not right", (trace) => !trace.right],
-        ...(misses.length > 1 ? misses.map((word) => [word, (trace) => trace.verdict === word]) : [])],
-      escalation: [["at least one", (trace) => trace.escalated], ["none", (trace) => !trace.escalated]],
-      finish: unique("finish").map((word) => [word, (trace) => trace.finish === word]),
-    };
-    const selects = Object.keys(choices).map(byId);
-    let matching = all;
-    let current = all[Math.min(Math.max(Number(hash.get("trace")) || 1, 1), all.length) - 1];
-
-    function show(trace) {
-      current = trace;
-      const at = matching.indexOf(trace);
-      byId("viewer").replaceChildren(trace ? traceNode(trace) : make("p", "notice", "No trace matches these filters."));
-      byId("position").value = at + 1;
-      byId("position").max = matching.length;
-      byId("matches").textContent = "of " + matching.length.toLocaleString("en");
-      byId("previous").disabled = at <= 0;
-      byId("next").disabled = at < 0 || at >= matching.length - 1;
-      byId("status").textContent = trace
-        ? "Trace " + (at + 1) + " of " + matching.length + ": " + trace.verdict + ", " + plural((trace.steps || []).length, "step")
-        : "No trace matches these filters.";
-      remember({ trace: trace && trace !== all[0] ? String(all.indexOf(trace) + 1) : "" });
-    }
-
-    function move(by) {
-      const next = matching[matching.indexOf(current) + by];
-      if (next) show(next);
-    }
-
-    function filter() {
-      const tests = selects.filter((select) => select.value).map((select) => choices[select.id][Number(select.value)][1]);
-      matching = all.filter((trace) => tests.every((test) => test(trace)));
-      // Another policy keeps the problem in view, so that two policies can be compared on it.
-      const before = current;
-      const same = before && matching.find((trace) => trace.problem === before.problem);
-      show(matching.includes(before) ? before : same || matching[0]);
-    }
-
-    for (const select of selects) {
-      const options = [["any"], ...choices[select.id]];
-      options.forEach(([name], i) => {
-        const option = make("option", "", name);
-        option.value = i ? String(i - 1) : "";
-        select.append(option);
-      });
-      select.addEventListener("change", filter);
-    }
-    byId("previous").addEventListener("click", () => move(-1));
-    byId("next").addEventListener("click", () => move(1));
-    byId("position").addEventListener("change", (event) => {
-      const wanted = Math.min(Math.max(Math.round(Number(event.target.value)) || 1, 1), matching.length);
-      show(matching[wanted - 1]);
+    explorer({
+      items: all,
+      choices: {
+        policy: unique("policy").map((name) => [name || "unnamed", (trace) => (trace.policy || "") === name]),
+        outcome: [["right", (trace) => trace.right], ["not right", (trace) => !trace.right],
+          ...(misses.length > 1 ? misses.map((word) => [word, (trace) => trace.verdict === word]) : [])],
+        escalation: [["at least one", (trace) => trace.escalated], ["none", (trace) => !trace.escalated]],
+        finish: unique("finish").map((word) => [word, (trace) => trace.finish === word]),
+      },
+      word: "trace",
+      show: (trace, none) => byId("viewer").replaceChildren(trace ? traceNode(trace) : make("p", "notice", none)),
+      told: (trace) => trace.verdict + ", " + plural((trace.steps || []).length, "step"),
+      same: (one, other) => one.problem === other.problem,
     });
-    document.addEventListener("keydown", (event) => {
-      const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-      const busy = event.target.closest("input, select, textarea, .scroll, .long");
-      if (!by || busy || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
-      event.preventDefault();
-      move(by);
-    });
-    byId("controls").hidden = false;
-    show(current);
   }
 
-  themeButton();
   sortableTable();
   viewer();
-})();

@@ -1,0 +1,98 @@
+"""What the pages share: the frame with style and script, how a file is written, and which items a page has room for.
+
+A page is one HTML file that loads nothing. A content security policy allows its one script, by its hash, and no other
+source of anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from markupsafe import Markup
+
+from stepwise.redact import redact
+from stepwise.report.model import LAB_NOTICE
+from stepwise.report.templates import environment, resource
+
+T = TypeVar("T")
+
+
+def render(
+    template: str,
+    *,
+    title: str,
+    subtitle: str = "",
+    meta: Mapping[str, str],
+    notes: Sequence[str] = (),
+    lab: bool = False,
+    scripts: Sequence[str],
+    styles: Sequence[str] = ("page.css",),
+    **values: Any,
+) -> str:
+    """The text of a page: `template` extends base.html.jinja; the files `scripts` become one script in one scope.
+
+    `lab` says that the figures come from the embedded test bed; the page then says so.
+    """
+    script = '"use strict";\n(() => {\n' + "\n".join(resource(name) for name in scripts) + "})();\n"
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            title=title,
+            subtitle=subtitle,
+            meta={name: redact(value) for name, value in meta.items()},
+            notes=[redact(note) for note in notes],
+            lab_notice=LAB_NOTICE if lab else "",
+            css=Markup("".join(resource(name) for name in styles)),  # noqa: S704
+            script=Markup(script),  # noqa: S704
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            **values,
+        )
+    )
+
+
+def write_page(path: str | Path, text: str) -> Path:
+    """Write a page to `path` and return the path; missing folders are made. The file appears whole or not at all."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8", newline="\n")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def first_of_each(items: Sequence[T], most: int, kind: Callable[[T], object]) -> list[T]:
+    """At most `most` items in their order: the first few of every kind, so that each kind can be looked at."""
+    if len(items) <= most:
+        return list(items)
+    ranks: dict[object, int] = {}
+    order = []
+    for position, item in enumerate(items):
+        ranks[kind(item)] = ranks.get(kind(item), 0) + 1
+        order.append((ranks[kind(item)], position))
+    kept = sorted(position for _, position in sorted(order)[:most])
+    return [items[position] for position in kept]
+
+
+def island(data: Any) -> Markup:
+    """Data as JSON that is safe inside a script element: ASCII only, with `<`, `>` and `&` written as escapes."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
+    for char in "<>&":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return Markup(text)  # noqa: S704
+
+
+def of_the_lab(config: Mapping[str, Any]) -> bool:
+    """Whether one of the models in a run's configuration (as plain JSON) is one of the lab's."""
+    models = config.get("models")
+    found = models.values() if isinstance(models, Mapping) else ()
+    return any(str(model.get("model", "")).startswith("llamacpp/lab-") for model in found if isinstance(model, Mapping))
