@@ -161,16 +161,19 @@ def seconds(planned: Planned, model: LoadConfig) -> float | None:
 
 def show_plan(plan: Sequence[Planned], config: Config, console: Console) -> None:
     """Print the table: role, model, calls, tokens, money, time."""
+    from rich import box
     from rich.table import Table
 
     if not plan:
         console.print("This program asks no model for anything.")
         return
-    table = Table(title=f"Dry run: what this would spend at most (configuration {config.hash})")
-    table.add_column("role")
+    table = Table(title=f"Dry run: what this would spend at most (configuration {config.hash})", box=box.SIMPLE_HEAD)
+    table.add_column("role", no_wrap=True)
     table.add_column("model", overflow="fold")
-    for heading in ("calls", "prompt tokens", "generated tokens", "money", "time"):
-        table.add_column(heading, justify="right")
+    for heading in ("calls", "prompt\ntokens", "generated\ntokens"):
+        table.add_column(heading, justify="right", no_wrap=True)  # a figure that is cut says something else
+    table.add_column("money", justify="right")
+    table.add_column("time", justify="right", no_wrap=True)
     for part in plan:
         table.add_row(part.role, config.role(part.role).model, *_cells([part], config))
         if part.likely is not None:
@@ -193,7 +196,7 @@ def _cells(plan: Sequence[Planned], config: Config) -> list[str]:
     sums = [sum(part.calls for part in plan), sum(p.prompt_tokens for p in plan), sum(p.generated_tokens for p in plan)]
     cost = None if None in costs else sum(cost for cost in costs if cost is not None)
     time = None if None in times else sum(time for time in times if time is not None)
-    return [*(f"{count:,}" for count in sums), _money(cost), _time(time)]
+    return [*map(_count, sums), _money(cost), _time(time)]
 
 
 def _file_size(name: str) -> int | None:
@@ -210,6 +213,10 @@ def _file_size(name: str) -> int | None:
     return path.stat().st_size if path.exists() else None
 
 
+def _count(value: int) -> str:
+    return f"{value:,}" if value < 10_000_000 else f"{value / 1e6:,.1f}M"  # so that a column stays narrow
+
+
 def _money(value: float | None) -> str:
     return "no price known" if value is None else f"{value:,.4f}"
 
@@ -217,4 +224,6 @@ def _money(value: float | None) -> str:
 def _time(value: float | None) -> str:
     if value is None:
         return "unknown"
-    return f"about {value:.0f} s" if value < 120 else f"about {value / 60:.0f} min"
+    if value < 120:
+        return f"about {value:.0f} s"
+    return f"about {value / 60:.0f} min" if value < 120 * 60 else f"about {value / 3600:.0f} h"

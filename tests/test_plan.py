@@ -1,12 +1,15 @@
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from stepwise.config import Config, ModelConfig
-from stepwise.plan import Planned, money, seconds, show_plan
+from stepwise.interventions.settings import CollectSettings
+from stepwise.plan import Planned, money, plan_collecting, seconds, show_plan
+from stepwise.types import Problem
 
 PLANNED = Planned("strong", calls=10, prompt_tokens=1_000_000, generated_tokens=500_000)
 
@@ -65,3 +68,51 @@ def test_the_table_sums_up_and_one_unknown_price_makes_the_sum_unknown() -> None
 
 def test_a_program_without_models_says_so() -> None:
     assert shown([]) == "This program asks no model for anything.\n"
+
+
+def collecting(*overrides: str, n: int = 3, **settings: Any) -> dict[str, Planned]:
+    problems = [Problem(f"p{i}", "Add 1 and 2.", "3", "1 + 2 = 3, so \\boxed{3}.") for i in range(n)]
+    given = CollectSettings(**{"rollouts": 2, "guided": 8, "batch": 4, "max_tokens": 100, **settings})
+    return {part.role: part for part in plan_collecting(Config.load(None, overrides), given, problems)}
+
+
+def test_a_collection_asks_at_most_for_every_attempt_and_every_guided_rollout_at_full_length() -> None:
+    planned = collecting("critic.candidates=3")
+    assert planned["weak"].calls == 3 * (2 + 2 * 3 * 8)
+    assert planned["weak"].generated_tokens == planned["weak"].calls * 100
+    assert planned["critic"].calls == 2 * (3 * 2 * (1 + 3))  # each reply may be asked for twice
+    assert planned["critic"].generated_tokens == planned["critic"].calls * 1024
+    assert planned["critic"].at_once == 1
+    fewer = collecting("critic.candidates=3", attempts=1)
+    assert fewer["weak"].calls == 3 * (2 + 3 * 8)
+    assert collecting("models.weak.model=openai/x")["weak"].prompt_tokens > collecting()["weak"].prompt_tokens
+
+
+def test_the_likely_case_of_a_collection_is_within_the_worst_one_for_every_role() -> None:
+    for overrides in ([], ["critic.method=scorer"], ["critic.method=vote"], ["critic.solve_first=true"]):
+        for settings in ({}, {"enough": None}, {"drop_after": 2}, {"attempts": 1}, {"rollouts": 1, "guided": 1}):
+            for part in collecting(*overrides, **settings).values():
+                assert part.likely is not None
+                assert part.likely.role == part.role
+                assert 0 < part.likely.calls <= part.calls
+                assert part.likely.prompt_tokens <= part.prompt_tokens
+                assert part.likely.generated_tokens <= part.generated_tokens
+
+
+def test_the_likely_case_stands_under_the_worst_one_and_is_summed_up_where_every_role_has_one() -> None:
+    likely = dataclasses.replace(PLANNED, calls=7, likely=Planned("strong", 3, 123, 45))
+    both = shown([likely, dataclasses.replace(PLANNED, role="weak", likely=Planned("weak", 1, 1000, 100))])
+    rows = [line.split()[:4] for line in both.splitlines() if line.split()[:1] == ["likely"]]
+    assert rows == [["likely", "3", "123", "45"], ["likely", "1", "1,000", "100"], ["likely", "4", "1,123", "145"]]
+    assert "half of the attempts fail" in both
+    assert sum("likely" in line for line in shown([likely, PLANNED]).splitlines()) == 1
+    assert "half of the attempts fail" not in shown([PLANNED])
+
+
+def test_no_figure_of_the_table_is_cut_on_a_narrow_terminal() -> None:
+    text = io.StringIO()
+    planned = [Planned("weak", 174_108, 50_037_448, 1_178_286_592), Planned("critic", 1, 9_999_999, 1)]
+    show_plan(planned, Config.lab(), Console(file=text, width=80))
+    for figure in ("174,108", "50.0M", "1,178.3M", "9,999,999", "0.0000"):
+        assert figure in text.getvalue()
+    assert "…" not in text.getvalue()
