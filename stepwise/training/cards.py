@@ -218,33 +218,33 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _readme(card: Mapping[str, Any]) -> str:
-    front = {
-        "base_model": card["base"]["name"],
-        "library_name": "peft",
-        "license": card["license"],
-        "pipeline_tag": "text-generation",
-        "tags": ["lora", "stepwise", card["method"]],
-    }
+    front = front_matter(
+        base_model=card["base"]["name"],
+        library_name="peft",
+        license=card["license"],
+        pipeline_tag="text-generation",
+        tags=["lora", "stepwise", card["method"]],
+    )
     adapter, versions = card["adapter"], card["versions"]
     parts = [
-        "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in front.items()) + "---",
+        front,
         f"# LoRA adapter on {card['base']['name']}",
         f"Made with stepwise {versions['stepwise']} by {METHODS[card['method']]}: rank {adapter['rank']}, alpha "
         f"{adapter['alpha']}. {card['note']}".strip(),
         "## Evaluation",
         _evaluation(card["evaluation"]),
         "## Data",
-        _table(
+        markdown_table(
             ("data", "rows", "kinds", "SHA-256"),
             [(d["name"], d["rows"], _listed(d["counts"]), d["sha256"][:16]) for d in card["data"]],
         ),
         "## Training",
-        _table(
+        markdown_table(
             ("curve", "first", "last", "points"),
             [(key, f"{c['first']:.4g}", f"{c['last']:.4g}", c["points"]) for key, c in card["curves"].items()],
         ),
         "## What it belongs to",
-        _table(
+        markdown_table(
             ("what", "value"),
             [
                 ("base weights (fingerprint)", card["base"]["fingerprint"]),
@@ -269,14 +269,19 @@ def _evaluation(found: Mapping[str, Any]) -> str:
             continue
         accuracy = "nothing judged" if e["accuracy"] is None else f"{e['accuracy']:.3f}"
         rows.append((when, accuracy, e["problems"], e["samples"], e["judged"], f"{e['temperature']:g}"))
-    return _table(("", "pass@1", "problems", "samples of each", "answers judged", "temperature"), rows)
+    return markdown_table(("", "pass@1", "problems", "samples of each", "answers judged", "temperature"), rows)
 
 
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in counts.items())
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def front_matter(**fields: Any) -> str:
+    """The block that begins a card of the hub; JSON is YAML, so that every text is quoted as it must be."""
+    return "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items()) + "---"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table, or that there is nothing to show."""
     if not rows:
         return "Not recorded."

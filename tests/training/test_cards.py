@@ -246,18 +246,18 @@ def test_the_base_is_found_by_path_lab_name_and_adapter_config(made: tuple[Path,
 def test_evaluation_counts_what_the_lab_model_solves(tmp_path: Path) -> None:
     from stepwise.lab import generate
 
-    problems = [made.problem for made in generate("test", 12)]
-    cfg = Config.load(None, ["rl.max_tokens=400", "sampling.temperature=0.7"])
+    problems = [made.problem for made in generate("test", 6)]
+    cfg = Config.load(None, ["rl.max_tokens=250", "sampling.temperature=0.7"])
     found = evaluate(cfg, problems, samples=2)
-    assert found == evaluate(cfg, problems, samples=2)
-    assert (found.problems, found.samples, found.judged) == (12, 2, 24)
+    assert (found.problems, found.samples, found.judged) == (6, 2, 12)
     assert found.correct == found.verdicts["CORRECT"]
     assert found.accuracy is not None
     assert 0 < found.accuracy < 1
-    adapted = evaluate(cfg, problems[:2], adapter="lab-critic")
-    assert adapted.model.startswith(found.model + "+")
-    cut = evaluate(Config.load(None, ["rl.max_tokens=1"]), problems[:2])
+    short = Config.load(None, ["rl.max_tokens=1"])
+    cut = evaluate(short, problems[:2], adapter="lab-critic")
+    assert cut.model.startswith(found.model + "+")
     assert (cut.accuracy, cut.judged) == (0.0, 2)  # no answer is the model's own failure
+    assert cut == evaluate(short, problems[:2], adapter="lab-critic")
 
 
 def test_what_was_not_generated_or_judged_counts_neither_as_right_nor_as_wrong() -> None:

@@ -1,0 +1,112 @@
+"""Write a trained adapter as GGUF: the adapter alone, or merged into its base as one model.
+
+ADAPTER is the directory that training wrote (PEFT's layout), the run it lies in, or the name of a lab adapter. With
+--adapter-only DIR gets adapter.gguf, which the engine and llama-server attach to the base's GGUF. With --merge it gets
+model.gguf: base plus adapter, added in float32. Beside it lie README.md and card.json: what it is, and the adapter's
+own card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
+
+from stepwise.run import Run, program
+from stepwise.training.cards import base_name, front_matter, markdown_table
+from stepwise.training.export import Quantization, export_gguf, export_lora_gguf
+from stepwise.training.identity import base_of, check_adapter, fingerprint, read_card
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", metavar="ADAPTER", help="the adapter's directory")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--adapter-only", action="store_true", help="write adapter.gguf, in F32")
+    what.add_argument("--merge", action="store_true", help="write model.gguf: base and adapter as one model")
+    parser.add_argument("--base", metavar="DIR", help="the base's directory; by default the one the adapter names")
+    parser.add_argument(
+        "--quantization", choices=get_args(Quantization), default="q8_0", help="of model.gguf (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--transformers", action="store_true", help="with --merge: keep the merged model in transformers' layout too"
+    )
+
+
+@program(doc=__doc__, arguments=arguments, resumable=False)
+def main(run: Run) -> None:
+    args = run.args
+    adapter = adapter_directory(args.adapter)
+    base = base_of(adapter, args.base)
+    # Only a configuration that was given says under which prompt the adapter will be asked.
+    check_adapter(adapter, base, run.config.prompt if args.config or args.set else None)
+    if args.adapter_only:
+        file = export_lora_gguf(adapter, run.path("adapter.gguf"), base)
+    else:
+        file = merged_gguf(run, adapter, base)
+    write_cards(run, adapter, base, file)
+    run.say(f"{file} ({file.stat().st_size / 1e6:,.1f} MB)")
+
+
+def adapter_directory(name: str) -> Path:
+    """The directory that ADAPTER stands for."""
+    from stepwise.lab import ADAPTERS, model_path
+
+    if name in ADAPTERS:
+        return model_path(name, "safetensors")
+    inside = Path(name) / "adapter"
+    return inside if (inside / "adapter_config.json").is_file() else Path(name)
+
+
+def merged_gguf(run: Run, adapter: Path, base: Path) -> Path:
+    from stepwise.training.merge import merge
+
+    with TemporaryDirectory(dir=run.out, prefix=".merging-") as folder:
+        merged = merge(adapter, Path(folder) / base_name(base).rpartition("/")[2], base)
+        file = export_gguf(merged, run.path("model.gguf"), run.args.quantization)
+        if run.args.transformers:
+            for part in sorted(merged.iterdir()):
+                part.rename(run.path(f"model/{part.name}"))
+    return file
+
+
+def write_cards(run: Run, adapter: Path, base: Path, file: Path) -> None:
+    """README.md and card.json of what was written."""
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    merged = file.name == "model.gguf"
+    card = read_card(adapter) or {}
+    facts = {
+        "file": file.name,
+        "what": "base and LoRA adapter, merged in float32" if merged else "LoRA adapter",
+        "quantization": run.args.quantization if merged else "f32",
+        "sha256": digest,
+        "base": base_name(base),
+        "base fingerprint": fingerprint(base),
+    }
+    text = json.dumps({**facts, "adapter": card or None}, indent=1, ensure_ascii=False)
+    run.path("card.json").write_text(text + "\n", encoding="utf-8")
+    run.path("README.md").write_text(readme(facts, adapter, card), encoding="utf-8")
+
+
+def readme(facts: Mapping[str, Any], adapter: Path, card: Mapping[str, Any]) -> str:
+    """The card of the exported file, and after it that of the adapter."""
+    front = front_matter(
+        base_model=facts["base"],
+        library_name="gguf",
+        license=card.get("license", "unknown"),
+        pipeline_tag="text-generation",
+        tags=["gguf", "stepwise", *(["lora"] if facts["file"] == "adapter.gguf" else [])],
+    )
+    own = adapter / "README.md"
+    body = re.sub(r"\A---\n.*?\n---\n", "", own.read_text(encoding="utf-8"), flags=re.DOTALL) if own.is_file() else ""
+    parts = [front, f"# {facts['file']}", markdown_table(("what", "value"), list(facts.items()))]
+    return "\n\n".join([*parts, body.strip() or "The adapter has no card."]) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
