@@ -1,4 +1,4 @@
-"""Every DSPy signature of the library, on one page: localize, intervene, judge, route.
+"""Every DSPy signature of the library, on one page: localize, intervene, rewrite, judge, route.
 
 InT's prompt (arXiv 2601.14209, the appendix on prompts) is one conversation; here it is split into typed calls:
 1. The verification log is `checks`, a typed row for each step, instead of free bullets; the critical-error report is
@@ -107,6 +107,21 @@ class ReviseIntervention(ProposeIntervention):
 
     draft: str = dspy.InputField(desc="the step as it was proposed")
     advice: str = dspy.InputField(desc="what the reviewer found")
+
+
+class RewriteAttempt(dspy.Signature):  # type: ignore[misc]
+    r"""Reflect on a failed attempt at a problem, and rewrite it as a whole.
+
+    Use the reference solution.
+    Keep what is right, in the author's own words and style, and put right what is wrong. Do not mention the attempt or
+    that there was a mistake. End with the final answer in \boxed{}.
+    """
+
+    problem: str = dspy.InputField()
+    reference: str = dspy.InputField(desc="a right solution")
+    attempt: str = dspy.InputField(desc="the numbered steps")
+    reflection: Annotated[str, Field(max_length=600)] = dspy.OutputField(desc="what went wrong, and why")
+    solution: Annotated[str, Field(min_length=1)] = dspy.OutputField(desc="steps with a blank line between them")
 
 
 class JudgeStep(dspy.Signature):  # type: ignore[misc]

@@ -7,6 +7,7 @@ holds the answer in its last box, or is the answer where it has no box.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from stepwise.errors import DataError, MissingDependencyError
 from stepwise.grading import check_gold
 from stepwise.interventions.rows import Example
+from stepwise.interventions.stages import unique
 from stepwise.jsonl import read_rows
 from stepwise.steps import boxed, extract_answer
 from stepwise.types import Problem, as_problem, from_json, to_json
@@ -122,8 +124,8 @@ def write_examples(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row_of(example, question, answer), ensure_ascii=False) + "\n" for example in examples)
-    _replace(path, "".join(lines))
-    _replace(path.with_suffix(".md"), card_text(path.stem, examples, card, licence))
+    replace_text(path, "".join(lines))
+    replace_text(path.with_suffix(".md"), card_text(path.stem, examples, card, licence))
     return path
 
 
@@ -152,6 +154,18 @@ def read_examples(source: str | Path | Any) -> list[Example]:
         except ValueError as error:
             raise DataError(f"{where}, row {number}: not a row of examples ({_first(error)})") from None
     return found
+
+
+def mix(*datasets: Iterable[Example]) -> list[Example]:
+    """Several datasets as one, such as interventions of a critic and of a router; `origin` tells them apart.
+
+    The same question and target occur once, from the first dataset that has them. Raises DataError for rows of
+    different prompts, which no one model can be trained on.
+    """
+    kept = unique(list(itertools.chain(*datasets)))
+    if len(prompts := {example.prompt_hash for example in kept}) > 1:
+        raise DataError(f"the rows were made under different prompts ({', '.join(sorted(prompts))}); mix those of one")
+    return kept
 
 
 def to_dataset(
@@ -211,7 +225,8 @@ def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str | Non
     return str(value).encode("utf-8", "replace").decode().strip()  # a lone surrogate becomes "?"
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
     draft = path.with_name(path.name + ".new")
     draft.write_text(text, encoding="utf-8", errors="replace")
     draft.replace(path)

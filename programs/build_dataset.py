@@ -1,0 +1,128 @@
+"""Make a dataset to train on: interventions in another form, or what they are compared with.
+
+Of a collection (--collection, the directory that intervene wrote) any kind can be made, of problems alone those that
+need no collection. Kinds: the collection's interventions as they are, without the success filter (unfiltered), with
+the continuation that ended right (suffix), in a random place (moved), proposed for another place (random, earlier,
+later, and oracle: the true first error, which the lab knows); the references; rewrites with the reference in view
+(reflection); solutions by the strong model (strong); the weak model's own right solutions (rejection); the first tokens
+of its solutions (first_tokens); more of what lab-weak was pretrained on (own_corpus); pairs of the intervention and the
+wrong step (pairs, for DPO). A killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from stepwise.config import Config
+from stepwise.errors import ConfigError, DataError
+from stepwise.interventions.baselines import KINDS, NEED_COLLECTION, Ingredients, write_in
+from stepwise.interventions.data import read_examples, read_problems
+from stepwise.interventions.pairs import pairs, write_pairs
+from stepwise.interventions.pipeline import read_stage
+from stepwise.interventions.work import BuildSettings
+from stepwise.plan import Planned
+from stepwise.run import Run, positive, program
+from stepwise.types import Problem
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kind", required=True, choices=[*KINDS, "pairs"], help="what to make", metavar="KIND")
+    parser.add_argument("--collection", type=Path, metavar="DIR", help="directory of a collection")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--problems", type=Path, metavar="FILE", help="JSON Lines file of problems")
+    where.add_argument("--split", default="train", help="split of the lab's problems (default: %(default)s)")
+    parser.add_argument("--n", type=positive, default=50, metavar="N", help="of a split (default: %(default)s)")
+    parser.add_argument(
+        "--granularity", choices=("full", "compressed", "regrouped"), help="of the lab's references, in place of theirs"
+    )
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="a=b", help="a setting, such as per_problem=2 or rounds=5"
+    )
+    parser.add_argument("--licence", default="other", help="licence's short name, for the card (default: %(default)s)")
+
+
+def settings_of(args: argparse.Namespace) -> BuildSettings:
+    """The settings of --option; raises ConfigError for one that does not exist or does not fit."""
+    import json
+
+    from pydantic import ValidationError
+
+    given: dict[str, Any] = {}
+    for option in args.option:
+        name, equals, text = option.partition("=")
+        place = given
+        *above, name = name.split(".")
+        for part in above:
+            place = place.setdefault(part, {})
+        try:
+            place[name] = json.loads(text)
+        except json.JSONDecodeError:
+            place[name] = text
+        if not equals:
+            raise ConfigError(f"--option {option!r} has no value; write it as name=value")
+    try:
+        return BuildSettings.model_validate(given)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        name = ".".join(map(str, detail["loc"]))
+        known = ", ".join(BuildSettings.model_fields)
+        raise ConfigError(f"--option {name}: {detail['msg']}, not {detail['input']!r:.60}; there are {known}") from None
+
+
+def problems_of(args: argparse.Namespace) -> list[Problem] | None:
+    """The problems that the arguments name, with references as asked for; None: those that the collection knows."""
+    if args.problems is not None:
+        if args.granularity:
+            raise DataError("--granularity is for the lab's problems; leave it out with --problems")
+        return read_problems(args.problems)
+    if args.collection is not None and not args.granularity:
+        return None
+    import dataclasses
+
+    from stepwise.interventions.work import lab_problem, problems_of
+    from stepwise.lab.problems import generate
+    from stepwise.lab.references import Granularity, reference
+
+    made = (
+        generate(args.split, args.n)
+        if args.collection is None
+        else [lab_problem(problem.id) for problem in problems_of(args.collection, None)]
+    )
+    kind: Granularity = args.granularity or "full"
+    return [dataclasses.replace(lab.problem, reference=reference(lab, kind)) for lab in made]
+
+
+def ingredients(config: Config, args: argparse.Namespace) -> Ingredients:
+    if args.kind in (*NEED_COLLECTION, "pairs") and args.collection is None:
+        raise DataError(f"--kind {args.kind} is made from a collection; give its directory with --collection")
+    given, settings = problems_of(args), settings_of(args)
+    kind = "intervention" if args.kind == "pairs" else args.kind
+    if args.collection is not None:
+        return Ingredients(kind, args.collection, config, settings, given)
+    return Ingredients(kind, given or (), config, settings)
+
+
+def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    return ingredients(config, args).planned()
+
+
+@program(doc=__doc__, arguments=arguments, plan=plan)
+def main(run: Run) -> None:
+    args, given = run.args, ingredients(run.config, run.args)
+    if given.checked.excluded:
+        run.say(given.checked.summary())
+    if args.kind == "pairs":
+        rows = pairs(read_stage(args.collection, "examples"), read_stage(args.collection, "failures"))
+        path = write_pairs(run.path("pairs.jsonl"), rows)
+        run.say(f"{len(rows)} pairs in {path}")
+        return
+    path = write_in(run.directory, given, licence=args.licence)
+    examples = read_examples(path)
+    run.say(f"{len(examples)} rows of the kind {args.kind} in {path}; the card beside it says what became of what")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Work in chunks with fixed members, each done whole or not at all: what is on disk after a crash is what it would be.
+
+The files of a chunk are written in a directory of another name, which is renamed when all of them are on disk; one that
+was not renamed is thrown away and made again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stepwise.jsonl import append_rows, read_rows
+from stepwise.progress import progress
+
+if TYPE_CHECKING:
+    from stepwise.rundir import RunDirectory
+
+T = TypeVar("T")
+_OPEN = ".open"
+
+
+def run_chunks(
+    own: RunDirectory,
+    members: Sequence[T],
+    size: int,
+    work: Callable[[Sequence[T]], Mapping[str, Sequence[Any]]],
+    label: str,
+) -> None:
+    """Do `work` for `size` members at a time; what it returns, rows by the names of their files, is sealed as a chunk.
+
+    Chunks that are sealed already are passed over. A bar called `label` shows how many members are done.
+    """
+    folder = own.made() / "chunks"
+    folder.mkdir(exist_ok=True)
+    for left in folder.glob(f"*{_OPEN}"):
+        shutil.rmtree(left)
+    with progress(label, len(members)) as advance:
+        for first in range(0, len(members), size):
+            place = folder / f"{first // size:05d}"
+            if not place.exists():
+                seal(place, work(members[first : first + size]))
+            for file in sorted(place.iterdir()):
+                own.claim(f"chunks/{place.name}/{file.name}")
+            advance(len(members[first : first + size]))
+
+
+def seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
+    """Write the files of a chunk, and give it its name once they are on disk."""
+    draft = folder.with_name(folder.name + _OPEN)
+    draft.mkdir()
+    for name, found in rows.items():
+        append_rows(draft / f"{name}.jsonl", found)
+    os.replace(draft, folder)
+    with suppress(OSError, AttributeError):  # not every system lets a directory be synced
+        place = os.open(folder.parent, os.O_RDONLY)
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
+
+
+def sealed_rows(out: str | Path, name: str, kind: type[T]) -> list[T]:
+    """The rows of the file `name` (without its ending) in all sealed chunks of `out`, in order."""
+    folders = sorted(p for p in (Path(out) / "chunks").glob("*") if p.is_dir() and p.suffix != _OPEN)
+    return [row for folder in folders for row in read_rows(folder / f"{name}.jsonl", kind)]
