@@ -7,9 +7,7 @@ without a reward; they, padding and forced tokens have advantage 0. What differs
 3. VPPO's prefix is shortened by a share of the rollout, not by the prompt's length; where a wrong rollout has no
    located error, no prefix of it is rewarded.
 4. CAPO's weights are fixed at the best published ones, 2 and 1.
-5. PURE's minimum is that of its value function, over scores in [0, 1]; its code weighs rewards in [-1, 1] by a soft
-   minimum at temperature 0.1 and adds them up, so that steps after the lowest get about 0. The outcome is always part
-   of it, at weight 1, and the baseline is the mean over the group's tokens, not that of the other rollouts.
+5. In PURE the outcome is always part of the advantage, at weight 1.
 6. OPPO's value follows log odds, not Bayes' rule (see there), and has no direction anchoring.
 """
 
@@ -24,6 +22,7 @@ from stepwise.credit.group import Array, Group, needed
 
 EPSILON = 1e-4  # added to standard deviations, as TRL does
 _BLAME = -1.0
+_TEMPERATURE = 0.1  # of PURE's soft minimum
 
 
 def outcome(group: Group, *, scale: bool = False, leave_one_out: bool = False) -> Array:
@@ -142,15 +141,30 @@ def capo(
 
 
 def pure_min(group: Group) -> Array:
-    """A = (m_it - mean m) + (R_i - mean_j R_j); m_it = min over the steps j >= k(t) of their scores.
+    """A = sum over steps j >= k(t) of (w_j r_j - b_i n_j), plus RLOO's R_i - mean of the others' R.
 
-    PURE, arXiv 2504.15275: the value of a step is the minimum of the scores from it on, not their sum. The mean of m is
-    over all tokens of the group; that baseline, and adding the outcome as in PURE's runs with verifiable rewards, at
-    weight 1, are derived. Steps before a low score share its blame, steps after it do not.
+    PURE, arXiv 2504.15275, as its published code has it. r_j = 2 s_j - 1 from the score s_j of step j, n_j its sampled
+    tokens, w = softmax(-r / 0.1) over the steps of the rollout: nearly all weight is on the lowest score, so that the
+    value of a step is about the minimum of the scores from it on, not their sum, and about 0 past the lowest. b_i is
+    the mean of w r per token over the other rollouts (0 without others). That the outcome is added at weight 1 is
+    derived; PURE's runs with verifiable rewards add it with a weight that is an option there.
+
+    Identical wrong rollouts: their first step gets 0, advantages fall from there to the lowest score, and are positive
+    past it (there is no minimum left to come, while the others' mean has one).
     """
     scores = needed(group.scores, "scores")
-    rows = {i: np.minimum.accumulate(scores[i][::-1])[::-1].tolist() for i in _rewarded(group)}
-    return _centred(group, _by_step(group, rows)) + outcome(group)
+    reward, length = {}, {}
+    for i in _rewarded(group):
+        r = 2 * np.array(scores[i], dtype=np.float64) - 1
+        weight = np.exp((r.min(initial=1.0) - r) / _TEMPERATURE)
+        reward[i] = r * weight / weight.sum()
+        length[i] = np.array([group.mask[i, start:stop].sum() for start, stop in group.spans[i]], dtype=np.float64)
+    rows = {}
+    for i in reward:
+        others = sum(length[j].sum() for j in length if j != i)
+        baseline = sum(reward[j].sum() for j in reward if j != i) / others if others else 0.0
+        rows[i] = np.cumsum((reward[i] - baseline * length[i])[::-1])[::-1].tolist()
+    return _by_step(group, rows) + outcome(group, leave_one_out=True)
 
 
 def oppo(group: Group, *, evidence_clip: float = 1.0) -> Array:
