@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from stepwise.errors import DataError  # noqa: E402
+from stepwise.training import logprobs as logprobs_module  # noqa: E402
 from stepwise.training.logprobs import token_logprobs  # noqa: E402
 from tests.models import Arch, tiny_model  # noqa: E402
 
@@ -85,12 +86,13 @@ def equal(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-10
 
 
-@pytest.mark.parametrize("tile", [1, 5, 1024])
+@pytest.mark.parametrize(("tile", "block"), [(1, V), (5, 100), (1024, 8192)])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_values_entropies_and_gradients_of_an_adapter_equal_those_from_all_logits(
-    folder: Path, arch: Arch, tied: bool, tile: int
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arch: Arch, tied: bool, tile: int, block: int
 ) -> None:
+    monkeypatch.setattr(logprobs_module, "_BLOCK", block)
     model, data = with_lora(load(folder, arch, tied=tied)), batch()
     logprobs, entropy = plain(model, *data)
     ours = token_logprobs(model, *data, tile=tile, entropy=True)
@@ -107,8 +109,9 @@ def test_values_entropies_and_gradients_of_an_adapter_equal_those_from_all_logit
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_trained_head_and_all_other_weights_get_the_gradients_of_the_plain_computation(
-    folder: Path, arch: Arch, tied: bool
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arch: Arch, tied: bool
 ) -> None:
+    monkeypatch.setattr(logprobs_module, "_BLOCK", 100)
     model, data = load(folder, arch, tied=tied), batch()
     ours = gradients(model, token_logprobs(model, *data, tile=4).logprobs)
     assert ("model.embed_tokens.weight" if tied else "lm_head.weight") in ours
@@ -177,7 +180,7 @@ def test_an_empty_choice_gives_zeros_and_zero_gradients(folder: Path) -> None:
 
 @pytest.mark.parametrize("block", [100, 8192])
 def test_a_model_in_bfloat16_has_logits_in_float32(folder: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr("stepwise.training.logprobs._VOCABULARY_BLOCK", block)
+    monkeypatch.setattr(logprobs_module, "_BLOCK", block)
     model, data = with_lora(load(folder, dtype="bfloat16")), batch()
     decoder, head = model.get_base_model().get_decoder(), model.get_base_model().lm_head
     with torch.no_grad():
@@ -241,8 +244,10 @@ def allocations() -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_no_tensor_is_larger_than_the_logits_of_one_tile(folder: Path, checkpointing: bool, entropy: bool) -> None:
-    vocabulary, tile, rows, length = 16_384, 8, 4, 32
+def test_no_tensor_is_larger_than_the_logits_of_one_tile_and_block(
+    folder: Path, checkpointing: bool, entropy: bool
+) -> None:
+    vocabulary, block, tile, rows, length = 20_000, logprobs_module._BLOCK, 8, 4, 32
     model = with_lora(load(folder, dtype="float32", vocab_size=vocabulary))
     model.train()
     if checkpointing:
@@ -253,8 +258,8 @@ def test_no_tensor_is_larger_than_the_logits_of_one_tile(folder: Path, checkpoin
     wanted[:, 0] = False
     with allocations() as sizes:
         token_logprobs(model, ids, attention, wanted, tile=tile, entropy=entropy).logprobs.sum().backward()
-    assert max(sizes) == tile * vocabulary  # so it was seen, and nothing beyond it
-    assert sizes.count(tile * vocabulary) >= 2 * (int(wanted.sum()) // tile)  # forward and backward
+    assert max(sizes) == tile * block  # so it was seen, and nothing beyond it
+    assert sizes.count(tile * block) >= 2 * 2 * (int(wanted.sum()) // tile)  # two whole blocks, forward and backward
     with allocations() as sizes:
         plain(model, ids, attention, wanted)[0].sum().backward()
     assert max(sizes) >= rows * (length - 1) * vocabulary  # the measure sees what it is meant to see
@@ -325,12 +330,13 @@ def test_models_that_do_more_to_their_logits_and_learned_prompts_are_refused(fol
         token_logprobs(prompted, *batch())
 
 
-def test_on_a_gpu_the_mixed_product_gives_float32(folder: Path) -> None:
-    """The shapes and types of the branch that only a GPU takes, on tensors without storage."""
+def test_on_a_gpu_products_of_half_precision_give_float32() -> None:
+    """Shapes and types of the branch that only a GPU takes, on tensors without storage."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from stepwise.training.logprobs import _logits
-
     with FakeTensorMode():
-        made = _logits(*(torch.empty(n, 16, dtype=torch.bfloat16, device="cuda") for n in (4, 32)))
-    assert (made.dtype, tuple(made.shape)) == (torch.float32, (4, 32))
+        states, head = (torch.empty(n, 16, dtype=torch.bfloat16, device="cuda") for n in (4, 32))
+        logits = logprobs_module._product(states, head.t())
+        assert (logits.dtype, tuple(logits.shape)) == (torch.float32, (4, 32))
+        back = logprobs_module._product(logits, head)
+        assert (back.dtype, tuple(back.shape)) == (torch.float32, (4, 16))
