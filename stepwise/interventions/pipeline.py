@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from stepwise.backends.base import Backend
 from stepwise.call_cache import key_of
 from stepwise.config import Config
-from stepwise.errors import DataError
+from stepwise.errors import BudgetExceededError, DataError
 from stepwise.grading import GRADER_VERSION
 from stepwise.interventions import stages
 from stepwise.interventions.account import STAGES, Account, OnChunk
+from stepwise.interventions.caps import Caps, any_cap
 from stepwise.interventions.data import AnswerColumn, Checked, QuestionColumn, check_problems, write_examples
 from stepwise.interventions.leaks import LeakVerdict
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Rollout, by_id
@@ -122,9 +123,15 @@ def collect_in(
 ) -> Path:
     """`collect` in a directory that is open already, as a program's is; `columns` are names in the dataset.
 
+    Where a cap of `budget` is reached, the dataset of what is sealed is written, and BudgetExceededError raised.
+
     Without `on_chunk` it shows a progress bar of its own; with it, showing how far it is is left to the caller.
     """
-    _chunks(checked.problems, cfg, settings, models, directory, on_chunk)
+    try:
+        _chunks(checked.problems, cfg, settings, models, directory, on_chunk)
+    except BudgetExceededError:
+        _dataset(checked, cfg, settings, directory, licence, columns)
+        raise
     return _dataset(checked, cfg, settings, directory, licence, columns)
 
 
@@ -188,7 +195,7 @@ def _chunks(
     folder.mkdir(exist_ok=True)
     for left in folder.glob(f"*{_OPEN}"):
         shutil.rmtree(left)
-    account = Account(config, len(problems))
+    account, caps, asked = Account(config, len(problems)), _caps(config, own), None
     with ExitStack() as stack:
         advance = stack.enter_context(progress("collecting", len(problems))) if on_chunk is None else None
         for first in range(0, len(problems), settings.chunk):
@@ -198,10 +205,13 @@ def _chunks(
             if before:
                 rows = _rows(sealed)
             else:
+                if caps is not None:
+                    caps.check(first, len(members))
                 if models is None:
                     models = Models.from_config(config)
                     stack.callback(models.weak.close)
-                rows = work(members, config, settings, models)
+                asked = asked or (caps.capped(models) if caps is not None else models)
+                rows = work(members, config, settings, asked)
                 _seal(sealed, rows)
             for name in ROWS:
                 own.claim(f"chunks/{sealed.name}/{name}.jsonl")
@@ -211,6 +221,11 @@ def _chunks(
             if advance is not None:
                 advance.note(in_words(now))
                 advance(len(members))
+
+
+def _caps(config: Config, own: RunDirectory) -> Caps | None:
+    """The caps of the run; None where there are none, so that nothing is written for them."""
+    return Caps(config, own.claim("spent.jsonl")) if any_cap(config) else None
 
 
 def _rows(sealed: Path) -> dict[str, Sequence[Any]]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stepwise.backends.base import Backend, Continuation, Request
-from stepwise.errors import BackendError
+from stepwise.errors import BackendError, BudgetExceededError
 from stepwise.grading import Verdict, grade_many
 from stepwise.interventions.leaks import LeakVerdict, answer_due, check_leak
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Made, Rollout, parent
@@ -316,7 +316,9 @@ def _ask_all(
     given = [{"item": item, "seed": seed} for item, seed in zip(items, seeds, strict=True)]
     found = run_all(_seeded(module), given, concurrency=settings.concurrency)
     for made in found:
-        kind = (made.failure or "").partition(":")[0]
+        kind, _, reason = (made.failure or "").partition(": ")
+        if kind == "BudgetExceededError":
+            raise BudgetExceededError(reason)
         if kind.endswith(("Error", "Exception", "Timeout")) and kind.isidentifier() and kind not in _OF_ONE_ITEM:
             raise BackendError(f"{label}: {_model(module)} failed, so nothing of this chunk is kept: {made.failure}")
     return found
