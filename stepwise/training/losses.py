@@ -193,16 +193,3 @@ def class_weights(rewards: Sequence[float | None]) -> list[float]:
     """
     known = [reward for reward in rewards if reward is not None]
     return [0.0 if reward is None else 0.5 / known.count(reward) for reward in rewards]
-
-
-def mixed_advantages(advantages: Tensor, scores: Tensor, rewards: Tensor, share: float) -> Tensor:
-    """LaSeR's advantages of one group (B, T): (1 - `share`) A + `share` A_s, where A_s is a rollout's self-score less
-    the mean of the group's; scores and rewards are (B,), and rollouts whose reward is nan stay out of it.
-    """
-    import torch
-
-    known = ~rewards.isnan()
-    if not known.any():
-        return advantages
-    own = torch.where(known, scores - scores[known].mean(), 0.0)
-    return (1 - share) * advantages + share * own[:, None]
