@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from stepwise.report import Report, write_report
 from tests.report import sample
+from tests.report.browsing import BROWSER, played
 from tests.report.markup import HOSTILE, Elements, hostile_report
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine: the page's script is not run")
-QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-MORE = "--disable-component-update --disable-sync --disable-dev-shm-usage --enable-logging=stderr --dump-dom"
 
 
 def rendered(report: Report, folder: Path, fragment: str = "", driver: str = "") -> tuple[str, str]:
-    """The document after the script ran, and what the page wrote to the console.
-
-    `driver` is a script that plays the reader; the page's own policy would refuse it, so it is taken out for that.
-    """
-    page = write_report(folder / "report.html", report)
-    if driver:
-        text = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text(encoding="utf-8"))
-        page.write_text(text.replace("</body>", f"<script>{driver}</script></body>"), encoding="utf-8")
-    command = [str(BROWSER), *QUIET.split(), *MORE.split(), f"--user-data-dir={folder / 'profile'}"]
-    done = subprocess.run([*command, page.as_uri() + fragment], capture_output=True, text=True, timeout=300, check=True)
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return done.stdout, "\n".join(console)
+    """The page of a report after its script ran, and what it wrote to the console; see `played`."""
+    return played(write_report(folder / "report.html", report), folder, fragment, driver)
 
 
 def viewer(page: str) -> Elements:
