@@ -90,7 +90,7 @@ def test_a_collection_asks_at_most_for_every_attempt_and_every_guided_rollout_at
 
 def test_the_likely_case_of_a_collection_is_within_the_worst_one_for_every_role() -> None:
     for overrides in ([], ["critic.method=scorer"], ["critic.method=vote"], ["critic.solve_first=true"]):
-        for settings in ({}, {"enough": None}, {"drop_after": 2}, {"attempts": 1}, {"rollouts": 1, "guided": 1}):
+        for settings in ({}, {"enough": None}, {"miss": 0.81}, {"attempts": 1}, {"rollouts": 1, "guided": 1}):
             for part in collecting(*overrides, **settings).values():
                 assert part.likely is not None
                 assert part.likely.role == part.role

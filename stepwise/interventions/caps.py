@@ -74,6 +74,17 @@ class Caps:
                     cap=f"budget.{name}",
                 )
 
+    def catch_up(self, sealed: Ledger) -> None:
+        """Count what sealed chunks have cost beyond what is written down: it was spent when there was no cap."""
+        for role in ("weak", "critic", "scorer"):
+            all_of_it, known = sealed.usage(role), self.ledger.usage(role)
+            names = ("calls", "prompt_tokens", "evaluated_tokens", "generated_tokens")
+            more = {name: max(0, getattr(all_of_it, name) - getattr(known, name)) for name in names}
+            if any(more.values()):
+                usage = Usage(all_of_it.model, **more)
+                self.ledger.record(role, usage)
+                append_rows(self._path, [Spent(role, usage)])
+
     def settle(self, held: Reservation, role: str, usage: Usage) -> None:
         """Count what a reserved call really cost, and write it down."""
         held.settle(usage)

@@ -29,7 +29,7 @@ from stepwise.interventions.caps import Caps, any_cap
 from stepwise.interventions.data import AnswerColumn, Checked, QuestionColumn, check_problems, write_examples
 from stepwise.interventions.leaks import LeakVerdict
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Rollout, by_id
-from stepwise.interventions.settings import CollectSettings
+from stepwise.interventions.settings import CollectSettings, uncapped
 from stepwise.interventions.telling import in_words
 from stepwise.jsonl import append_rows, read_rows
 from stepwise.progress import progress
@@ -99,7 +99,8 @@ def collect(
     `licence` is written into the card. `on_chunk` is called with a `Progress` after each chunk, also after
     those that an earlier start has sealed. Raises DataError for problems that cannot be used, and for a directory with
     other problems, settings or configuration or that another process works in; BackendError where a model is gone, and
-    OSError where the disk is full: what was sealed before stays.
+    OSError where the disk is full; BudgetExceededError where a cap of `budget` would be passed: what was sealed before
+    stays. Caps do not make it another run: it goes on when they are raised.
     """
     from stepwise.rundir import own_directory
 
@@ -107,7 +108,7 @@ def collect(
     checked = check_problems(problems)
     digest = key_of({"problems": [to_json(p) for p in checked.problems], "excluded": sorted(checked.excluded)})
     arguments = {**settings.model_dump(), "problems": digest}
-    with own_directory(out, program="collect", config=cfg, arguments=arguments) as directory:
+    with own_directory(out, program="collect", config=uncapped(cfg), arguments=arguments) as directory:
         return collect_in(directory, checked, cfg, settings, models, licence, on_chunk)
 
 
@@ -147,6 +148,8 @@ def work(
     located = stages.locate_errors(failures, known, models.localizer, config, settings)
     proposed = stages.propose_candidates(located, attempts, known, models.proposer, config, settings)
     candidates = stages.check_candidates(proposed, attempts, known)
+    if settings.check_sums:
+        candidates = stages.check_sums(candidates)
     kept = stages.survivors(candidates)
     guided = stages.guide(kept, attempts, known, models.weak, config, settings)
     examples = stages.select(kept, guided, known, attempts, config, settings)
@@ -176,6 +179,9 @@ def funnel(out: str | Path) -> dict[str, int]:
         "proposals that failed": sum(bool(row.failed) for row in candidates),
         "candidates that leak": leaks[LeakVerdict.LEAK],
         "answer steps left out": leaks[LeakVerdict.ANSWER_STEP],
+        "candidates with a false equation": sum(
+            row.leak is LeakVerdict.CLEAN and bool(row.unsound) for row in candidates
+        ),
         "candidates guided": len({row.candidate for row in guided}),
         "guided rollouts": len(guided),
         "guided rollouts that end right": sum(row.verdict == "CORRECT" for row in guided),
@@ -195,7 +201,7 @@ def _chunks(
     folder.mkdir(exist_ok=True)
     for left in folder.glob(f"*{_OPEN}"):
         shutil.rmtree(left)
-    account, caps, asked = Account(config, len(problems)), _caps(config, own), None
+    account, caps, asked = Account(config, len(problems)), _caps(config, own, folder.parent), None
     with ExitStack() as stack:
         advance = stack.enter_context(progress("collecting", len(problems))) if on_chunk is None else None
         for first in range(0, len(problems), settings.chunk):
@@ -223,9 +229,17 @@ def _chunks(
                 advance(len(members))
 
 
-def _caps(config: Config, own: RunDirectory) -> Caps | None:
-    """The caps of the run; None where there are none, so that nothing is written for them."""
-    return Caps(config, own.claim("spent.jsonl")) if any_cap(config) else None
+def _caps(config: Config, own: RunDirectory, out: Path) -> Caps | None:
+    """The caps of the run; None where there are none, so that nothing is written for them.
+
+    What chunks have cost that were sealed when there were none is counted now.
+    """
+    if not any_cap(config):
+        return None
+    caps, account = Caps(config, own.claim("spent.jsonl")), Account(uncapped(config), 0)
+    account.add({name: read_stage(out, name) for name in ROWS}, 0, before=True)
+    caps.catch_up(account.ledger)
+    return caps
 
 
 def _rows(sealed: Path) -> dict[str, Sequence[Any]]:
@@ -269,7 +283,8 @@ def _dataset(
         "generated tokens": {name: stages.spent(rows).generated_tokens for name, rows in writers.items()},
         "settings": {
             **settings.model_dump(),
-            "configuration": config.hash,
+            "drop_after": settings.drop_after,
+            "configuration": uncapped(config).hash,
             "prompt": config.prompt.hash,
             "sampling": config.sampling.model_dump(),
             "critic": config.critic.model_dump(),

@@ -86,7 +86,7 @@ def _round(work: Work, repairs: Sequence[_Repair], number: int) -> None:
     made = stages.propose_candidates(located, attempts, work.problems, work.writers.proposer, one, how)
     usable = {row.failure: row for row in made if not row.failed}
     going_on = [row for row in usable.values() if not boxed(row.content)]
-    single = how.model_copy(update={"guided": 1, "batch": 1, "enough": None, "drop_after": None})
+    single = how.model_copy(update={"guided": 1, "batch": 1, "enough": None, "miss": 0.0})
     guided = stages.guide(going_on, attempts, work.problems, work.writers.weak, work.config, single)
     work.keep("located", located)
     work.keep("candidates", made)

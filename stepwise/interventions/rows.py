@@ -70,9 +70,14 @@ class Rollout:
 
 @dataclass(frozen=True, config=_FROZEN)
 class GuidedRollout(Rollout):
-    """What the model wrote after the kept prefix and the `candidate` (an id); `text` is the continuation alone."""
+    """What the model wrote after the kept prefix and the `candidate` (an id); `text` is the continuation alone.
+
+    `phase` says what it was for: to see whether any ends right, to find the best candidate of an attempt, or to
+    measure the one that is kept afresh.
+    """
 
     candidate: str = ""
+    phase: Literal["filter", "compare", "fresh"] = "filter"
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -115,8 +120,8 @@ class Located:
 class Candidate:
     """A step proposed in place of step `location` of `failure` (an id) and of all that follows it.
 
-    `leak` None before the check; `leak_reason` and `leak_text` say what it found. `failed` says why there is no step;
-    then `content` is empty.
+    `leak` None before the check; `leak_reason` and `leak_text` say what it found. `unsound` is the first equation in it
+    that is false. `failed` says why there is no step; then `content` is empty.
     """
 
     id: str
@@ -129,6 +134,7 @@ class Candidate:
     leak: LeakVerdict | None = None
     leak_reason: str = ""
     leak_text: str = ""
+    unsound: str = ""
     with_reference: bool = True
     usage: Usage = Usage()
 

@@ -4,26 +4,29 @@ What differs from the published notebooks:
 1. Locating and proposing are two calls with typed outputs; no reply is repaired by hand, and one that cannot be read
    stays as a row that says so.
 2. The leak check is by value and by what is said (`leaks.py`), not by substring.
-3. Guided rollouts are asked for in batches and stop as `CollectSettings` says; the published 32 per candidate are
-   `enough=None, drop_after=None`.
+3. Guided rollouts are asked for in batches and stop as `CollectSettings` says (`filtering.py` has the rules); the
+   published 32 per candidate are `enough=None, miss=0`.
 4. Of several candidates the one with the most guided success is kept, not the first that can be read.
-5. Where a problem has no reference solution the critic is asked without one; the row says so.
+5. A step with an equation that is false is dropped (`soundness.py`): guided success does not notice it.
+6. Where a problem has no reference solution the critic is asked without one; the row says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stepwise.backends.base import Backend, Continuation, Request
 from stepwise.errors import BackendError, BudgetExceededError
 from stepwise.grading import Verdict, grade_many
+from stepwise.interventions.guiding import Wanted, chosen, counts_of, guided_by
 from stepwise.interventions.leaks import LeakVerdict, answer_due, check_leak
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Made, Rollout, parent
 from stepwise.interventions.settings import CollectSettings
+from stepwise.interventions.soundness import false_equations
 from stepwise.steps import split_steps
 from stepwise.types import Problem, Usage
 
@@ -164,11 +167,19 @@ def check_candidates(
     return rows
 
 
+def check_sums(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The same candidates with the first equation in them that is false, where there is one."""
+    found = [(row, [] if row.failed else false_equations(row.content)) for row in candidates]
+    return [dataclasses.replace(row, unsound=wrong[0].text) if wrong else row for row, wrong in found]
+
+
 def survivors(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates that give nothing away, the same step at the same place of an attempt once."""
+    """Candidates that give nothing away and hold no false equation, the same step at the same place of an attempt
+    once.
+    """
     kept: dict[tuple[str, int, str], Candidate] = {}
     for row in candidates:
-        if row.leak is LeakVerdict.CLEAN:
+        if row.leak is LeakVerdict.CLEAN and not row.unsound:
             kept.setdefault((row.failure, row.location, row.content), row)
     return list(kept.values())
 
@@ -185,26 +196,27 @@ def guide(
 
     Raises BackendError where most of a batch fails.
     """
-    rows: dict[str, list[GuidedRollout]] = {row.id: [] for row in candidates}
-    for first in range(0, settings.guided, settings.batch):
-        left = [row for row in candidates if _goes_on(rows[row.id], settings)]
-        if not left:
-            break
+
+    def sample(wanted: Sequence[Wanted]) -> list[GuidedRollout]:
         requests = []
-        for row in left:
+        for one in wanted:
+            row = one.candidate
             problem = parent(problems, row.problem, row.id)
             prefix = row.splice(parent(failures, row.failure, row.id), problem).steps
-            seed, n = seed_for(config.seed, row.id, "guided", first), min(settings.batch, settings.guided - first)
-            requests.append(_request(problem, prefix, seed, n, config, settings))
+            seed = seed_for(config.seed, row.id, "guided", one.first)
+            requests.append(_request(problem, prefix, seed, one.n, config, settings))
         fresh = []
         for written, request in _asked(backend, requests):
-            row, sample = left[written.request], first + written.sample
+            one = wanted[written.request]
+            row, number = one.candidate, one.first + written.sample
             made = _made(backend.name, request.seed, config, settings, written.sample)
-            fresh.append(GuidedRollout(f"{row.id}/g{sample}", row.problem, sample, written.text, written.finish, made,
-                                       written.usage, written.token_ids, written.error, candidate=row.id))  # fmt: skip
-        for graded in grade_rollouts(fresh, problems):
-            rows[graded.candidate].append(graded)
-    return [row for found in rows.values() for row in found]
+            fresh.append(GuidedRollout(
+                f"{row.id}/g{number}", row.problem, number, written.text, written.finish, made, written.usage,
+                written.token_ids, written.error, candidate=row.id, phase=one.phase,
+            ))  # fmt: skip
+        return grade_rollouts(fresh, problems)
+
+    return guided_by(candidates, sample, settings)
 
 
 def select(
@@ -217,26 +229,16 @@ def select(
 ) -> list[Example]:
     """Examples from the candidates with a success: of each attempt the best one, or all (`settings.keep`).
 
-    The best has the largest share of successes, of equal ones the first; shares are measured on the very rollouts that
-    chose it, so the best one's is too high on average. The same question and target occur once.
+    Their successes are those of the fresh rollouts, where there are any (`settings.fresh`); else of the very rollouts
+    that chose them, so that a rate is too high on average. The same question and target occur once.
     """
-    outcomes: defaultdict[str, list[bool]] = defaultdict(list)
-    for made in guided:
-        if made.verdict is not None:
-            outcomes[made.candidate].append(made.verdict is Verdict.CORRECT)
-    good = [row for row in candidates if any(outcomes[row.id])]
-    if settings.keep == "best":
-        best: dict[str, Candidate] = {}
-        for row in good:
-            rival = best.setdefault(row.failure, row)
-            if _share(outcomes[row.id]) > _share(outcomes[rival.id]):
-                best[row.failure] = row
-        good = list(best.values())
+    counts, fresh = counts_of(guided), counts_of(guided, fresh=True)
     weak = {made.candidate: made.made.model for made in guided}
     rows = [
-        _example(row, problems[row.problem], failures[row.failure], outcomes[row.id], weak[row.id], config, settings)
-        for row in good
-    ]
+        _example(row, problems[row.problem], failures[row.failure], fresh.get(row.id, counts[row.id]), weak[row.id],
+                 config, settings)
+        for row in chosen(candidates, guided, settings)
+    ]  # fmt: skip
     return unique(rows)
 
 
@@ -252,7 +254,7 @@ def _example(
     row: Candidate,
     problem: Problem,
     failure: Failure,
-    outcomes: Sequence[bool],
+    counts: tuple[int, int],
     weak: str,
     config: Config,
     settings: CollectSettings,
@@ -260,20 +262,9 @@ def _example(
     return Example(
         row.id, problem.question, problem.answer or "", failure.steps[: row.location], row.content, "intervention",
         {"problem": problem.id, "failure": failure.id, "candidate": row.id}, {"weak": weak, "critic": row.made.model},
-        config.prompt.hash, settings.hash_with(config), row.made.seed, sum(outcomes), len(outcomes),
+        config.prompt.hash, settings.hash_with(config), row.made.seed, *counts,
         row.with_reference, problem.source,
     )  # fmt: skip
-
-
-def _share(outcomes: Sequence[bool]) -> float:
-    return sum(outcomes) / len(outcomes)
-
-
-def _goes_on(rows: Sequence[GuidedRollout], settings: CollectSettings) -> bool:
-    successes = sum(row.verdict is Verdict.CORRECT for row in rows)
-    if settings.enough is not None and successes >= settings.enough:
-        return False
-    return bool(successes) or settings.drop_after is None or len(rows) < settings.drop_after
 
 
 def _made(model: str, seed: int, config: Config, settings: CollectSettings, draw: int = 0) -> Made:

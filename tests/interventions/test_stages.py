@@ -96,10 +96,11 @@ def test_a_text_without_a_box_has_no_answer_and_one_that_failed_no_verdict() -> 
 @pytest.mark.parametrize(
     ("changes", "asked"),
     [
-        ({"enough": None}, (8, 8, 8)),
-        ({"enough": 1}, (4, 8, 8)),
-        ({"enough": 1, "drop_after": 4}, (4, 4, 4)),
-        ({"enough": None, "drop_after": 4}, (8, 4, 4)),
+        ({"enough": None, "miss": 0.0}, (8, 8, 8)),
+        ({"enough": 1, "miss": 0.0}, (2, 8, 8)),
+        ({"enough": 1, "floor": 0.5, "miss": 0.1}, (2, 4, 4)),
+        ({"enough": None, "floor": 0.5, "miss": 0.1}, (8, 4, 4)),
+        ({"enough": 1, "floor": 0.5, "miss": 0.2}, (2, 3, 3)),
         ({"enough": 2, "guided": 6}, (6, 6, 6)),
     ],
 )

@@ -1,0 +1,332 @@
+r"""Arithmetic on numbers as it stands in prose and LaTeX, read one side of an equals sign at a time.
+
+Words behind a number are taken for its unit and left out. What is no arithmetic on numbers (letters, functions, an
+expression that words go on with) is not read at all, so that nobody judges it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Literal
+
+from stepwise.grading.exact import TooBig, evaluate
+
+_TIDY = (
+    (r"(?m)^\s*(?:[-*•]|\d+[.)])\s+", ""),  # the mark of an item in a list
+    (r"<<[^<>]*>>", ""),  # the calculator's notes of GSM8K
+    (r"\\[dtc]frac(?![a-z])", r"\\frac"),
+    (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
+    (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|hspace\{[^{}]*\})(?![A-Za-z])", ""),
+    (r"\\[\[\]]|\$\$", "\n"),
+    (r"\\(?:text|textbf|mathrm|mathbf|textit|operatorname|mbox)\s*\{([^{}]*)\}", r" \1 "),
+    (r"\\boxed\s*\{([^{}]*)\}", r" \1 "),
+    (r"(?<=\d)(?:,|\{,\}|\\,|\\!|,\\!)(?=\d{3}(?!\d))", ""),
+    (r"\\(?:[(),!;:]|quad\b|qquad\b)|\\ |\\(?=%)", " "),
+    (r"\\\$|[$€£]", " $ "),
+    (r"\\(?:times|cdot|ast)(?![A-Za-z])|[×·⋅∙]|(?<=\d)\*\*(?=\d)(?!\d+\*\*)", " * "),
+    (r"\*\*|__", " "),  # bold
+    (r"\\div(?![A-Za-z])|÷", " / "),
+    (r"[−–]", "-"),
+    (r"²", "^2"),
+    (r"³", "^3"),
+    (r"½", "(1/2)"),
+    (r"¼", "(1/4)"),
+    (r"¾", "(3/4)"),
+    (r"(?<=[\d)])(\s*)[xX]\1(?=[\d($])", " * "),
+    (r"(?<=[\d)%]) (?:multiplied by|times) (?=[\d($])", " * "),
+    (r"(?<=[\d)%]) divided by (?=[\d($])", " / "),
+    (r"(?<=[\d)%]) plus (?=[\d($])", " + "),
+    (r"(?<=[\d)%]) minus (?=[\d($])", " - "),
+    (r"(?<=%) of (?=[\d($ ])|(?<=/\d) of (?=[\d($ ])", " * "),
+    (r"(?<=/ )(\d+/\d+)(?![\d/])", r"(\1)"),
+    (r"(?<![\d/.])(\d{1,6}) (\d{1,3}/\d{1,3})(?![\d/.])", r"(\1+\2)"),
+)
+_TIDIED = tuple((re.compile(pattern), put) for pattern, put in _TIDY)
+_TOKEN = re.compile(
+    r"(?P<number>\d+\.\d+|\d+|(?<![\d.])\.\d+)(?P<percent>\s?(?:%|per\s?cent\b))?"
+    r"|(?P<equals>(?<![<>!=:≠~])=(?![=>]))"
+    r"|(?P<word>(?:(?<=\d)-(?=[a-z]{2})|(?<=[A-Za-z])/|(?<=\d)/(?=[a-z]{2}))?[A-Za-z][A-Za-z'’]*(?:-[A-Za-z]+)*\.?(?:\^[23])?)"
+    r"|(?P<operator>[-+*/^])|(?P<open>[({])|(?P<close>[)}])|(?P<fraction>\\frac)|(?P<bang>!(?![=\s]))"
+    r"|(?P<money>\$)|(?P<line>\n)|(?P<space>[ \t]+)|(?P<other>\\[A-Za-z]+|\S)"
+)
+_PAUSES = frozenset(",;:.\"'“”‘’|&?>→•])[–")
+_BREAKS = frozenset(r"\implies \Rightarrow \Longrightarrow \rightarrow \to \therefore ⇒ → ∴".split())  # noqa: SIM905
+_ARTICLES = frozenset({"the", "a", "an", "his", "her", "their", "its", "these", "those", "all"})
+# Before an expression: with these it goes on to the left, in words.
+_GOES_ON = frozenset(
+    "of times by twice thrice double triple half minus plus less than from to over per mod modulo root square cube log "  # noqa: SIM905
+    "ln sin cos tan gcd lcm max min choose sum product average mean quarter third sqrt point power exponent raised"
+    .split()
+)  # fmt: skip
+_NAMED = frozenset({"total", "sum", "result", "value", "cost", "amount"})  # "a total of" and such begin anew
+# Behind a number: these are no unit.
+_LINKS = frozenset(
+    "and or so with then that which gives give gave is are was if where when but because since implies yields for"  # noqa: SIM905
+    .split()
+)  # fmt: skip
+SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "dozen": 12}
+UNITS = {
+    name: kind
+    for kind, names in {
+        "time": "second sec minute min hour hr day week month year decade century",
+        "length": "inch foot feet yard mile meter metre cm km mm centimeter kilometer ft in",
+        "weight": "gram kg kilogram lb pound oz ounce ton mg",
+        "volume": "liter litre ml gallon quart pint cup tablespoon teaspoon",
+        "money": "dollar cent quarter dime nickel penny pennies",
+        "count": "dozen pair score gross",
+        "angle": "degree radian",
+    }.items()
+    for name in names.split()
+}
+"""Units, singular, with what they measure."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A word, number or sign of a sentence, with its place there (characters)."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as written, with what multiplies it ("million") and whether it is a percentage."""
+
+    text: str
+    percent: bool = False
+    scale: int = 1
+
+    @property
+    def decimals(self) -> int:
+        """Digits behind the point."""
+        return len(self.text.partition(".")[2])
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of an equation, from token `start` up to `stop`: numbers, and operators and brackets as texts.
+
+    `units` are the words that were left out, singular.
+    """
+
+    pieces: tuple[Number | str, ...]
+    units: frozenset[str] = frozenset()
+    start: int = 0
+    stop: int = 0
+
+    @property
+    def numbers(self) -> list[Number]:
+        """In order."""
+        return [piece for piece in self.pieces if isinstance(piece, Number)]
+
+    @property
+    def counts(self) -> bool:
+        """Whether anything is to be computed (a sign alone is not)."""
+        return self.pieces[0] == "\\frac" or any(
+            piece in ("+", "-", "*", "/", "^", "\\frac") for piece in self.pieces[1:]
+        )
+
+    def value(self, percent: bool, scaled: bool, moved: int = -1) -> Fraction | None:
+        """The exact value, None where there is none. `percent`: 50 % is 1/2 and not 50; `scaled`: 1.5 million is
+        1,500,000 and not 1.5; number `moved` is made larger by half a unit of its last digit.
+        """
+        texts, at = [], -1
+        for piece in self.pieces:
+            if isinstance(piece, str):
+                texts.append(piece)
+                continue
+            at += 1
+            factor = f"*{piece.scale}" if scaled and piece.scale > 1 else ""
+            factor += "/100" if percent and piece.percent else ""
+            text = piece.text + "5" if at == moved else piece.text
+            texts.append(f"({text}{factor})" if factor else text)
+        try:
+            return evaluate(" ".join(texts))
+        except TooBig:
+            return None
+
+
+def tidy(text: str) -> str:
+    """`text` with one way to write each operation, and without what says nothing."""
+    for pattern, put in _TIDIED:
+        text = pattern.sub(put, text)
+    return text
+
+
+def tokens_of(sentence: str) -> list[Token]:
+    """The tokens of a tidy sentence."""
+    return [
+        Token("number" if match["number"] else str(match.lastgroup), match[0], match.start(), match.end())
+        for match in _TOKEN.finditer(sentence)
+        if match.lastgroup != "space"
+    ]
+
+
+def side_before(tokens: Sequence[Token], first: int, stop: int) -> Side | None:
+    """The longest expression that ends before token `stop` and begins at `first` or later; None where it goes on to
+    the left in a way that is not arithmetic on numbers.
+    """
+    for start in range(first, stop):
+        side = side_from(tokens, start, stop)
+        if side is not None and side.stop == stop:
+            return side if start == first or _begins(tokens, first, start) else None
+    return None
+
+
+def side_from(tokens: Sequence[Token], start: int, stop: int) -> Side | None:
+    """The expression that begins at `start`, as far as it goes before `stop`; None where it goes on in a way that is
+    not arithmetic on numbers.
+    """
+    return _Reader(tokens, start, stop).read()
+
+
+class _Reader:
+    """Reads one expression from left to right."""
+
+    def __init__(self, tokens: Sequence[Token], start: int, stop: int) -> None:
+        self.tokens, self.start, self.at, self.stop = tokens, start, start, stop
+        self.pieces: list[Number | str] = []
+        self.units: set[str] = set()
+        self.depth, self.wants_operand = 0, True
+
+    def read(self) -> Side | None:
+        """See `side_from`."""
+        while self.at < self.stop:
+            token = self.tokens[self.at]
+            if token.kind == "money":
+                self.units.add("dollar")
+                self.at += 1
+                continue
+            move = self._operand(token) if self.wants_operand else self._after(token)
+            if move == "end":
+                break
+            if move == "no":
+                return None
+        if self.wants_operand or self.depth:
+            return None
+        return Side(tuple(self.pieces), frozenset(self.units), self.start, self.at)
+
+    def _operand(self, token: Token) -> Literal["on", "no"]:
+        if token.kind == "number":
+            digits = re.match(r"[\d.]+", token.text)
+            text = digits[0] if digits else token.text
+            return self._take(Number(text, text != token.text), wants_operand=False)
+        if token.kind in ("open", "fraction"):
+            return self._take(token.text)
+        begins = not self.pieces or self.pieces[-1] in ("(", "{")
+        if (
+            token.text in ("-", "+")
+            and begins
+            and self._glued(self.at + 1)
+            and self._kind(1) in ("number", "money", "open")
+        ):
+            return self._take(token.text)
+        return "no"
+
+    def _after(self, token: Token) -> Literal["on", "end", "no"]:
+        """What may follow a number or a closed bracket."""
+        glued = self._glued(self.at)
+        if token.kind == "operator":
+            if token.text == "-" and self._kind(1) == "word" and len(self.tokens[self.at + 1].text) > 1:
+                return "end"  # a dash
+            return self._take(token.text)
+        if token.kind == "close" and self.depth:
+            return self._take(token.text, wants_operand=False)
+        if token.kind == "bang" and glued:
+            return self._take(token.text, wants_operand=False)
+        if token.kind == "fraction" or (token.kind == "open" and (glued or self.pieces[-1] == "}")):
+            return self._take(token.text)
+        if token.kind == "open":  # a remark in brackets, or a factor: then it is not clear what is meant
+            return "no" if self._kind(1) in ("number", "operator", "open") else "end"
+        if token.kind == "word":
+            return self._word(token, glued)
+        return "end" if self._ends(token, glued) else "no"
+
+    def _word(self, token: Token, glued: bool) -> Literal["on", "end", "no"]:
+        words, following = _units(self.tokens, self.at, self.stop)
+        if not words:
+            return "no" if self.depth else "end"
+        if glued and token.text[0].isalpha() and len(words[0]) < 4 and words[0] not in UNITS:
+            return "no"  # 2ab
+        if len(words[0]) < 2 and words[0] not in "aAI":
+            return "no"
+        if words[0] in SCALES and isinstance(self.pieces[-1], Number):
+            self.pieces[-1] = replace(self.pieces[-1], scale=SCALES[words[0]])
+        self.units.update(words)
+        self.at = following
+        goes_on = self.depth or (following < self.stop and self.tokens[following].text in ("+", "-", "*", "/"))
+        return "on" if goes_on else "end"
+
+    def _ends(self, token: Token, glued: bool) -> bool:
+        """Whether an expression is whole before `token`."""
+        if token.kind == "other":
+            tight = glued and self._glued(self.at + 1) and (self._kind(1) == "number" or self._next().startswith("\\"))
+            return (token.text in _PAUSES and not tight) or token.text in _BREAKS
+        if token.kind == "number":  # "350 000" is one number
+            return len(token.text) != 3
+        return token.kind in ("line", "equals", "close", "bang")
+
+    def _take(self, piece: Number | str, *, wants_operand: bool = True) -> Literal["on"]:
+        if isinstance(piece, str):
+            self.depth += (piece in ("(", "{")) - (piece in (")", "}"))
+        self.pieces.append(piece)
+        self.wants_operand = wants_operand
+        self.at += 1
+        return "on"
+
+    def _glued(self, at: int) -> bool:
+        """Whether token `at` follows the one before it without a space."""
+        return self.start < at < len(self.tokens) and self.tokens[at - 1].end == self.tokens[at].start
+
+    def _kind(self, ahead: int) -> str:
+        return self.tokens[self.at + ahead].kind if self.at + ahead < len(self.tokens) else ""
+
+    def _next(self) -> str:
+        return self.tokens[self.at + 1].text if self.at + 1 < len(self.tokens) else ""
+
+
+def _units(tokens: Sequence[Token], at: int, stop: int) -> tuple[list[str], int]:
+    """Up to four words behind a number as units (singular), and where they end; none where a sentence goes on."""
+    words: list[str] = []
+    last = min(stop, at + 4)
+    while at < last and tokens[at].kind == "word" and tokens[at].text.lower() not in _LINKS:
+        words.extend(_singular(word) for word in re.findall(r"[A-Za-z]+", tokens[at].text))
+        at += 1
+    return words, at
+
+
+def _singular(word: str) -> str:
+    return word if len(word) < 4 else word.lower().removesuffix("es" if word.endswith("ches") else "s")
+
+
+def _begins(tokens: Sequence[Token], first: int, start: int) -> bool:
+    """Whether an expression can begin at `start`, behind what stands before it."""
+    before, here = tokens[start - 1], tokens[start]
+    apart = before.end < here.start
+    if before.kind in ("line", "equals", "money"):
+        return True
+    if before.kind == "open":  # a remark in brackets
+        return before.text == "(" and (start - 1 == first or tokens[start - 2].end < before.start)
+    if before.kind == "number":
+        return apart and here.kind == "number" and len(here.text) != 3
+    if before.kind == "other":
+        return (before.text in _PAUSES and apart) or before.text in _BREAKS
+    if before.kind != "word" or not apart or len(before.text.strip(".")) < 2:
+        return False
+    words, at = [before.text], start - 2
+    while at >= first and tokens[at].kind == "word" and len(words) < 4:
+        words.append(tokens[at].text)
+        at -= 1
+    words = [word.lower().strip(".") for word in words]
+    stopped_by = tokens[at].kind if at >= first else ""
+    if stopped_by in ("operator", "fraction") or (words[0] == "and" and stopped_by == "number"):
+        return False  # "cost * the 3 + 4", "1 hour and 20 minutes"
+    while len(words) > 1 and words[0] in _ARTICLES:
+        words.pop(0)
+    return words[0] not in _GOES_ON or (words[0] == "of" and words[1:2] != [] and words[1] in _NAMED)
