@@ -69,7 +69,9 @@ class Trainee:
         try:
             result = set_peft_model_state_dict(self.model, load_file(path, device=self.device))
         except (RuntimeError, OSError) as error:
-            raise DataError(f"{path} does not hold this adapter's weights ({error!s:.200}); give its directory") from None
+            raise DataError(
+                f"{path} does not hold this adapter's weights ({error!s:.200}); give its directory"
+            ) from None
         if result.unexpected_keys:
             raise DataError(f"{path} has weights that this model has not, first {result.unexpected_keys[0]}")
 
@@ -98,7 +100,7 @@ def base_directory(model: ModelConfig) -> Path:
 def load_trainee(
     cfg: Config, *, adapter: str | Path | None = None, role: Roles = "weak", dropout: bool = False
 ) -> Trainee:
-    """The base of `role` with a fresh adapter, or with the one in the directory `adapter` (PEFT's layout) to go on with.
+    """The base of `role` with a fresh adapter, or with that in the directory `adapter` (PEFT's layout) to go on with.
 
     `dropout` switches [lora] dropout on. The same seed gives the same adapter. Raises ConfigError, DataError or
     MissingDependencyError, before any weight is loaded where that can be told.
@@ -172,7 +174,9 @@ def _device(how: LoraConfig) -> str:
 
     if how.device != "auto":
         if how.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f'lora.device is "{how.device}", but torch finds no CUDA device; set it to "cpu" or "auto"')
+            raise ConfigError(
+                f'lora.device is "{how.device}", but torch finds no CUDA device; set it to "cpu" or "auto"'
+            )
         return how.device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -191,7 +195,9 @@ def _load_base(base: Path, how: LoraConfig, device: str) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{base} cannot be loaded as a model ({error!s:.200}); give a directory of transformers") from None
+        raise ConfigError(
+            f"{base} cannot be loaded as a model ({error!s:.200}); give a directory of transformers"
+        ) from None
     model.requires_grad_(False)
     model.config.use_cache = False
     if how.checkpointing:
@@ -224,7 +230,7 @@ def _fresh(frozen: Any, how: LoraConfig) -> Any:
     config = peft.LoraConfig(
         r=how.rank,
         lora_alpha=how.alpha,
-        lora_dropout=max(how.dropout, 1e-6) if how.dropout else 0.0,
+        lora_dropout=how.dropout,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )

@@ -114,8 +114,7 @@ def grpo_in(
             directory.claim("failed-batch.jsonl"), _mark(cfg, trainee),
         )  # fmt: skip
         _steps(run, directory, sinks)
-        facts = {"problems": len(problems), "rollouts": cfg.rl.steps * cfg.rl.problems * cfg.rl.group}
-        return finish(directory, trainee, cfg, kind="grpo", data=facts)
+        return finish(directory, trainee, cfg, method="grpo", data=[("problems", problems)])
 
 
 def _steps(run: Learner, directory: RunDirectory, sinks: Sequence[str]) -> None:

@@ -83,8 +83,8 @@ def render(
     where = f"row {example.id!r}"
     if example.prompt_hash != prompt.hash:
         raise DataError(
-            f"{where} was made under another prompt ({example.prompt_hash}, now {prompt.hash}); set [prompt] as it was, "
-            "or collect again"
+            f"{where} was made under another prompt ({example.prompt_hash}, now {prompt.hash}); set [prompt] as it "
+            "was, or collect again"
         )
     head = prompt_ids(tokenizer, prompt, example.question)
     parts = (
@@ -107,8 +107,8 @@ def render(
         raise DataError(f"{where} has no token with a loss; give it a text, or raise the [sft] weight of its role")
     if context is not None and len(head) + len(ids) > context:
         raise DataError(
-            f"{where} has {len(head) + len(ids)} tokens, more than the context of {context}; raise models.weak.context or "
-            "leave the row out"
+            f"{where} has {len(head) + len(ids)} tokens, more than the context of {context}; raise "
+            "models.weak.context, or leave the row out"
         )
     return TokenRow((*head, *ids), len(head), tuple(weights))
 

@@ -1,30 +1,41 @@
 """Checkpoints of a training run: the adapter, the optimizer and where the run was.
 
-Nothing random is kept: random numbers follow from the run's seed and the step. A checkpoint is a directory that gets its
-name once it is whole, and the one before it is removed after that.
+Nothing random is kept: random numbers follow from the run's seed and the step. A checkpoint is a directory that gets
+its name once it is whole; until then the one before it stays, under its own name or with `.old` after it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepwise.errors import DataError
-from stepwise.training.lora import Trainee
+from stepwise.training.lora import LAYOUT, Trainee
 
-_NAME = re.compile(r"step-(\d{6})")
+if TYPE_CHECKING:
+    from stepwise.rundir import RunDirectory
+
+FOLDER = "checkpoint"
+_FILES = ("state.json", "optimizer.pt", *(f"adapter/{name}" for name in LAYOUT))
 
 
-def save_state(folder: str | Path, step: int, trainee: Trainee, optimizer: Any, extra: dict[str, Any]) -> Path:
-    """Write the state after `step` steps below `folder`; `extra` is plain JSON."""
+def claim_state(directory: RunDirectory) -> Path:
+    """The folder of a run's checkpoints; its files count as the run's own, so that `--overwrite` removes them."""
+    for folder in (FOLDER, f"{FOLDER}.old"):
+        for name in _FILES:
+            directory.claim(f"{folder}/{name}")
+    return directory.path / FOLDER
+
+
+def save_state(folder: str | Path, step: int, trainee: Trainee, optimizer: Any, extra: dict[str, Any]) -> None:
+    """Make the state after `step` steps the checkpoint `folder`; `extra` is plain JSON."""
     import torch
 
     folder = Path(folder)
-    target, draft = folder / f"step-{step:06d}", folder / f"step-{step:06d}.new"
+    draft, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     trainee.save(draft / "adapter")
@@ -32,22 +43,22 @@ def save_state(folder: str | Path, step: int, trainee: Trainee, optimizer: Any, 
     (draft / "state.json").write_text(json.dumps({"step": step, "extra": extra}) + "\n")
     for path in draft.rglob("*"):
         _sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(draft, target)
-    for old in _found(folder):
-        if old != target:
-            shutil.rmtree(old)
-    return target
+    if _whole(folder):
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(draft, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_state(folder: str | Path, trainee: Trainee, optimizer: Any) -> tuple[int, dict[str, Any]] | None:
-    """Put the newest state below `folder` into trainee and optimizer; its step and extra, None where there is none."""
+    """Put the checkpoint `folder` into trainee and optimizer; its step and extra, None where there is none."""
     import torch
 
-    found = _found(Path(folder))
-    if not found:
+    folder = Path(folder)
+    place = folder if _whole(folder) else folder.with_name(folder.name + ".old")
+    if not _whole(place):
         return None
-    place = found[-1]
     try:
         kept = json.loads((place / "state.json").read_text())
         optimizer.load_state_dict(torch.load(place / "optimizer.pt", weights_only=True, map_location=trainee.device))
@@ -57,8 +68,8 @@ def load_state(folder: str | Path, trainee: Trainee, optimizer: Any) -> tuple[in
     return int(kept["step"]), dict(kept["extra"])
 
 
-def _found(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+def _whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _FILES)
 
 
 def _sync(path: Path) -> None:
