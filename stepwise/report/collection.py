@@ -141,11 +141,12 @@ def _notes(run: Mapping[str, Any], facts: Facts, stages: list[Stage]) -> list[st
             f"For {blind:,} of {len(facts.rows['located']):,} attempts there was no reference solution: the critic "
             "was asked without one."
         )
-    if how.get("enough") is not None or how.get("drop_after") is not None:
+    early = {name: how[name] for name in ("enough", "drop_after", "miss", "average") if how.get(name)}
+    if early:
+        rules = ", ".join(f"{name}: {value}" for name, value in early.items())
         notes.append(
-            "Guided rollouts of a candidate stop early "
-            f"(enough: {how.get('enough')}, drop_after: {how.get('drop_after')}), so a share of successes is of those "
-            "that were run, and is too high on average where a success ends them."
+            f"Guided rollouts of a candidate stop early ({rules}), so a share of successes is of those that were run, "
+            "and is too high on average where a success ends them."
         )
     if not stages[-1].kept:
         notes.append("No example came out; the funnel shows where the attempts were lost.")

@@ -5,7 +5,6 @@ Nothing is asked of a model and nothing is graded anew.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +21,8 @@ NO_SUCCESS, SAME_STEP = "without a guided success", "same step as another candid
 UNREAD, UNCHECKED, UNGUIDED = "no readable step", "not checked for leaks", "not guided"
 FOUND_RIGHT, NOT_LOCATED = "critic finds no error", "localization failed"
 ORDER = (EXAMPLE, NO_SUCCESS, OUTDONE, TWIN)
-_LEAKS = {
-    "leak": "gives the answer away",
-    "answer_step": "its step is the answer's",
-    "unsound": "states a false equation",
-}
+UNSOUND = "states a false equation"
+_LEAKS = {"leak": "gives the answer away", "answer_step": "its step is the answer's"}
 
 
 @dataclass(frozen=True)
@@ -96,25 +92,26 @@ def fates(facts: Facts) -> dict[str, str]:
     """What became of every candidate, by id."""
     from stepwise.interventions.stages import unique
 
-    guided, examples = facts.guided(), {row.id for row in unique(facts.rows["examples"])}
-    shares = {name: right / most if most else 0.0 for name, (right, most) in _outcomes(guided).items()}
-    best: dict[str, str] = {}
-    for row in facts.rows["candidates"]:
-        if shares.get(row.id, 0) > shares.get(best.setdefault(row.failure, row.id), 0):
-            best[row.failure] = row.id
+    guided, examples = facts.guided(), unique(facts.rows["examples"])
+    made, served = {row.id for row in examples}, {row.parents.get("failure") for row in examples}
+    targets = {(row.parents.get("problem"), row.target) for row in examples}
+    failures = {row.id: row for row in facts.rows["failures"]}
     clean: set[tuple[str, int, str]] = set()
     found = {}
     for row in facts.rows["candidates"]:
-        key = (row.failure, row.location, row.content)
-        if row.id in examples:
+        step = (row.failure, row.location, row.content)
+        target = "\n\n".join((*failures[row.failure].steps[: row.location], row.content))
+        if row.id in made:
             fate = EXAMPLE
+        elif row.id in guided and not outcome(guided[row.id])[0]:
+            fate = NO_SUCCESS
         elif row.id in guided:
-            chosen = facts.keep == "all" or best[row.failure] == row.id
-            fate = NO_SUCCESS if not shares[row.id] else TWIN if chosen else OUTDONE
+            again = facts.keep == "all" or (row.failure not in served and (row.problem, target) in targets)
+            fate = TWIN if again else OUTDONE
         else:
-            fate = _unguided(row, key in clean)
-        if row.leak == "clean":
-            clean.add(key)
+            fate = _dropped(row) or (SAME_STEP if step in clean else UNGUIDED)
+        if not _dropped(row):
+            clean.add(step)
         found[row.id] = fate
     return found
 
@@ -146,10 +143,10 @@ def stages(facts: Facts, found: Mapping[str, str]) -> list[Stage]:
 
 def success_bars(facts: Facts) -> list[Bar]:
     """How many guided candidates have which share of rollouts that end right: none, then tenths up to all."""
-    shares = [right / judged for right, judged in _outcomes(facts.guided()).values() if judged]
-    counts = Counter(math.ceil(round(10 * share, 9)) for share in shares)
+    tries = [tried for tried in _outcomes(facts.guided()).values() if tried[1]]
+    counts = Counter(-(-10 * right // judged) for right, judged in tries)  # rounded up, in whole numbers
     names = ["none of the rollouts", *(f"over {10 * k - 10} % and up to {10 * k} %" for k in range(1, 11))]
-    return [Bar(f"{10 * k}", counts[k], f"{name}: {counts[k]:,} of {len(shares):,} candidates")
+    return [Bar(f"{10 * k}", counts[k], f"{name}: {counts[k]:,} of {len(tries):,} candidates")
             for k, name in enumerate(names)]  # fmt: skip
 
 
@@ -184,7 +181,7 @@ def cards(facts: Facts, found: Mapping[str, str]) -> list[Card]:
         why = located[row.failure].reason if row.failure in located else ""
         made.append(Card(
             row.id, about(row.problem), row.problem, found[row.id], failure.steps, failure.answer, why, row.location,
-            row.content, row.failed or _leak(row), outcome(tries) if tries else None, shown.steps if shown else (),
+            row.content, _why(row), outcome(tries) if tries else None, shown.steps if shown else (),
             shown.answer if shown else None, bool(shown and shown.verdict == "CORRECT"),
         ))  # fmt: skip
     for place in facts.rows["located"]:
@@ -200,18 +197,24 @@ def _outcomes(guided: Mapping[str, Sequence[GuidedRollout]]) -> dict[str, tuple[
     return {name: outcome(tries) for name, tries in guided.items()}
 
 
-def _unguided(row: Candidate, again: bool) -> str:
+def _dropped(row: Candidate) -> str:
+    """Why a candidate was not to be guided; empty where it was."""
     if row.failed:
         return UNREAD
     if row.leak is None:
         return UNCHECKED
     if row.leak != "clean":
         return _LEAKS.get(str(row.leak), str(row.leak).replace("_", " "))
-    return SAME_STEP if again else UNGUIDED
+    return UNSOUND if _unsound(row) else ""
 
 
-def _leak(row: Candidate) -> str:
-    return ": ".join(part for part in (row.leak_reason, row.leak_text) if part)
+def _unsound(row: Candidate) -> str:
+    """The false equation in a candidate, where they were looked for."""
+    return str(getattr(row, "unsound", ""))
+
+
+def _why(row: Candidate) -> str:
+    return row.failed or ": ".join(part for part in (row.leak_reason, row.leak_text) if part) or _unsound(row)
 
 
 def _of_located(row: Located) -> str:

@@ -90,8 +90,17 @@ def test_a_verdict_of_the_leak_check_that_is_new_is_shown_by_its_own_name(out: P
     row = known.rows["candidates"][5]
     object.__setattr__(row, "leak", "too_long")
     assert facts_of.fates(known)[row.id] == "too long"
-    object.__setattr__(row, "leak", "unsound")
-    assert facts_of.fates(known)[row.id] == "states a false equation"
+
+
+def test_a_false_equation_is_a_fate_of_its_own_and_shown(out: Path) -> None:
+    known = facts(out)
+    first, _, third = known.rows["candidates"][:3]
+    object.__setattr__(third, "unsound", "2 * 6 = 14")
+    found = facts_of.fates(known)
+    assert found[third.id] == facts_of.UNSOUND
+    assert found[first.id] == facts_of.EXAMPLE
+    shown = next(card for card in facts_of.cards(known, found) if card.id == third.id)
+    assert shown.found == "2 * 6 = 14"
 
 
 def test_success_shares_fall_into_none_and_tenths(out: Path) -> None:
@@ -100,7 +109,7 @@ def test_success_shares_fall_into_none_and_tenths(out: Path) -> None:
 
 
 def test_a_share_on_the_edge_of_a_tenth_belongs_below_it() -> None:
-    tries = collected.guided("a/r0/c0", 3, 7)  # 0.3 as a float times ten is a little over three
+    tries = collected.guided("a/r0/c0", 3, 7)
     known = Facts({"guided": tries})
     assert [bar.label for bar in facts_of.success_bars(known) if bar.value] == ["30"]
 
