@@ -141,14 +141,15 @@ def base_name(base: Path) -> str:
 
 def _card(adapter: Path, facts: CardFacts) -> dict[str, Any]:
     config = facts.config.model_dump(mode="json")
-    sections = ("seed", "prompt", "sampling", "lora", *_SECTIONS[facts.method])
+    own_prompts = facts.method == "dspy"  # those of the program's signatures
+    sections = ("seed", *(() if own_prompts else ("prompt", "sampling")), "lora", *_SECTIONS[facts.method])
     lora = described(adapter)
     return {
         "method": facts.method,
         "base": {"name": base_name(facts.base), "fingerprint": fingerprint(facts.base)},
         "license": facts.license or _license(facts.base),
         "adapter": {"rank": lora.get("r"), "alpha": lora.get("lora_alpha")},
-        "prompt_hash": facts.config.prompt.hash,
+        "prompt_hash": None if own_prompts else facts.config.prompt.hash,
         "config_hash": facts.config.hash,
         "config": {key: config[key] for key in sections} | {"models": {"weak": config["models"]["weak"]}},
         "data": [_plain(data) for data in facts.data],
@@ -248,7 +249,7 @@ def _readme(card: Mapping[str, Any]) -> str:
             ("what", "value"),
             [
                 ("base weights (fingerprint)", card["base"]["fingerprint"]),
-                ("prompt hash", card["prompt_hash"]),
+                ("prompt hash", card["prompt_hash"] or "none: the prompts are those of a DSPy program"),
                 ("configuration hash", card["config_hash"]),
                 *((name, found or "not installed") for name, found in versions.items()),
             ],

@@ -23,7 +23,7 @@ def finish(
     trainee: Trainee,
     cfg: Config,
     *,
-    method: Literal["sft", "grpo"],
+    method: Literal["sft", "grpo", "dspy"],
     data: Sequence[tuple[str, Sequence[Any]]],
 ) -> Path:
     """Write the adapter (PEFT's layout and GGUF) with its card to the run's folder adapter; returns the folder.
