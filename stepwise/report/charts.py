@@ -78,7 +78,7 @@ def curves_svg(lines: Sequence[Line], summary: str) -> Markup:
         tag("text", "step", x=(_LEFT + width - _RIGHT) / 2, y=height - 8, text_anchor="middle", class_="axis-name")
     )
     for i, line in enumerate(lines):
-        body += _curve(line, [(x, y, *place(x, y)) for x, y in line.points if y is not None], f"f{i % 6}")
+        body += _curve(line, [(x, y, *place(x, y)) for x, y in line.points if y is not None], line_style(i))
     return tag("svg", *body, viewBox=f"0 0 {width} {height}", class_="plot small", role="img", aria_label=summary)
 
 
@@ -98,6 +98,17 @@ def stage_svg(parts: Sequence[tuple[str, str, int]], whole: int) -> Markup:
     return tag(
         "svg", *body, viewBox="0 0 1000 20", preserveAspectRatio="none", class_="stage", role="img", aria_label=said
     )
+
+
+def line_style(number: int) -> str:
+    """CSS classes of the curve with this number: a colour and a pattern of dashes, to be told apart without colour."""
+    return f"f{number % 6} dash{number % 4}"
+
+
+def line_swatch(number: int) -> Markup:
+    """A short piece of a curve, for a legend."""
+    piece = tag("path", d="M1 6H33", class_=f"series {line_style(number)}")
+    return tag("svg", piece, viewBox="0 0 34 12", width=34, height=12, aria_hidden="true")
 
 
 def number(value: float) -> str:

@@ -1,0 +1,260 @@
+"""The page of a training run: curves from metrics.jsonl, and rollouts with the credit that each of their steps got."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from markupsafe import Markup
+
+from stepwise.errors import DataError
+from stepwise.report.charts import Line, curves_svg, line_swatch, number
+from stepwise.report.collection import read_card
+from stepwise.report.model import FINISH_WORDS, verdict_word
+from stepwise.report.shell import first_of_each, of_the_lab, render, write_page
+
+if TYPE_CHECKING:
+    from stepwise.training.rollouts import RlRollout
+
+MAX_ROLLOUTS = 120
+_FILES = 15  # steps from which rollouts are shown, at most
+_NO_CURVE = ("step", "epoch", "rows")
+
+
+class Plot(NamedTuple):
+    """One small plot: its title, what it shows in a few words, and the metrics in it with their names."""
+
+    title: str
+    hint: str
+    keys: tuple[tuple[str, str], ...]
+    unit: float = 1.0
+
+
+PLOTS: tuple[Plot, ...] = (
+    Plot("Reward", "mean over the rollouts that carry one", (("reward", "reward"),)),
+    Plot("Loss", "of the optimizer's step", (("loss", "loss"),)),
+    Plot("Groups", "problems in a step, and those with any advantage", (("kept_groups", "kept"), ("groups", "all"))),
+    Plot("Groups without spread", "share of groups whose rewards are all equal", (("no_spread", "share"),)),
+    Plot("Masked rollouts", "without a reward", (("masked", "masked"),)),
+    Plot("Length", "mean tokens of a rollout", (("length", "length"),)),
+    Plot("Entropy", "of the next token, nats", (("entropy", "entropy"),)),
+    Plot("Divergence", "from the base model, nats per token", (("kl", "divergence"),)),
+    Plot("Clipped", "share of tokens whose ratio is clipped", (("clip_share", "share"),)),
+    Plot("Gradient", "its norm before clipping", (("grad_norm", "norm"),)),
+    Plot("Mismatch", "mean difference of log-probabilities, sampler and trainer", (("mismatch", "mismatch"),)),
+    Plot("Mismatch as divergence", "of the sampler from the trainer, nats", (("mismatch_kl", "divergence"),)),
+    Plot("Effective sample size", "share left by the ratio of trainer and sampler", (("ess", "share"),)),
+    Plot("Learning rate", "of this step", (("learning_rate", "rate"),)),
+    Plot("Tokens", "with a loss, so far", (("tokens", "tokens"),)),
+    Plot(
+        "Tokens by use",
+        "in each step",
+        (
+            ("generated_tokens", "generated"),
+            ("evaluated_tokens", "evaluated"),
+            ("trained_tokens", "trained"),
+            ("extra_tokens", "for the credit"),
+        ),
+    ),
+    Plot(
+        "Seconds",
+        "of each step",
+        (
+            ("generate_seconds", "sampling"),
+            ("train_seconds", "training"),
+            ("extra_seconds", "for the credit"),
+            ("seconds", "whole step"),
+        ),
+    ),
+    Plot("Peak memory", "GiB", (("peak_bytes", "memory"),), 2.0**30),
+)
+"""The metrics that are known, in the order of the page; others follow under their own names."""
+
+
+class Figure(NamedTuple):
+    """A plot that is drawn: title, hint, drawing, and for each curve its swatch, name, first and last value."""
+
+    title: str
+    hint: str
+    drawing: Markup
+    curves: tuple[tuple[Markup | None, str, str, str], ...]
+
+
+@dataclass(frozen=True)
+class StepView:
+    """One step of a rollout. `depth` is how strong its colour is, in percent; `words` is its advantage as written."""
+
+    text: str
+    kind: str
+    words: str
+    depth: int
+    score: float | None
+    wrong: bool
+
+
+@dataclass(frozen=True)
+class RolloutView:
+    """One rollout as it is shown; `group` is (right, with a reward, all) of the rollouts of its problem in its step."""
+
+    row: RlRollout
+    steps: tuple[StepView, ...]
+    group: tuple[int, int, int]
+    outcome: str
+    credit: str
+    finish: str
+
+
+def write_training_report(path: str | Path, out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> Path:
+    """Write the page of the training run in the directory `out` (of `sft` or `grpo`) to `path`; returns the path.
+
+    Rollouts are shown from evenly spaced steps, at most `max_rollouts`, groups with an advantage first. A run that is
+    still going has a page too. The same directory gives the same bytes. Raises DataError where `out` has no metrics, or
+    `max_rollouts` is negative.
+    """
+    return write_page(path, training_html(out, max_rollouts=max_rollouts))
+
+
+def training_html(out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> str:
+    """The text of the page that `write_training_report` writes."""
+    if max_rollouts < 0:
+        raise DataError(f"max_rollouts is {max_rollouts}; it must be 0 or more")
+    out = Path(out)
+    rows, run = read_metrics(out), read_card(out)
+    files = sorted((out / "rollouts").glob("step-*.jsonl"))
+    views = rollout_views(files, max_rollouts)
+    strongest = max((abs(a) for view in views for a in view.row.step_advantages if a is not None), default=0.0)
+    config = run.get("config", {})
+    steps, planned = rows[-1]["step"], config.get("rl", {}).get("steps") if files else None
+    return render(
+        "training.html.jinja",
+        title="Reinforcement learning" if files or "reward" in rows[-1] else "Supervised training",
+        subtitle=f"{steps:,}{f' of {planned:,}' if planned else ''} steps",
+        meta=_meta(run, bool(files)),
+        lab=of_the_lab({"models": {"weak": config.get("models", {}).get("weak", {})}}),
+        scripts=("common.js", "cards.js"),
+        styles=("page.css", "cards.css"),
+        figures=figures(rows),
+        views=views,
+        steps=len(files),
+        strongest=number(strongest),
+    )
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The rows of out/metrics.jsonl by step, the last of each; raises DataError where there is none."""
+    from stepwise.jsonl import read_rows
+
+    rows = {row["step"]: row for row in read_rows(out / "metrics.jsonl") if isinstance(row.get("step"), int)}
+    if not rows:
+        raise DataError(f"{out} has no metrics.jsonl with a step in it; give the directory that sft or grpo wrote")
+    return [rows[step] for step in sorted(rows)]
+
+
+def figures(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """Every plot for which there is a value: those that are known, then the other numbers in the rows."""
+    named = {key for plot in PLOTS for key, _ in plot.keys} | set(_NO_CURVE)
+    others = dict.fromkeys(key for row in rows for key in row if key not in named)
+    drawn = []
+    for plot in (*PLOTS, *(Plot(key.replace("_", " "), "", ((key, key),)) for key in others)):
+        lines = [Line(name, _points(rows, key, plot.unit)) for key, name in plot.keys]
+        lines = [line for line in lines if any(y is not None for _, y in line.points)]
+        if lines:
+            drawn.append(_figure(plot, lines))
+    return drawn
+
+
+def rollout_views(files: Sequence[Path], most: int) -> list[RolloutView]:
+    """At most `most` rollouts of evenly spaced `files`, whole groups as far as there is room."""
+    from stepwise.training.rollouts import read_rollouts
+
+    chosen = spaced(files, min(_FILES, most))
+    rows = [row for file in chosen for row in pick(read_rollouts(file), max(1, most // len(chosen)))]
+    strongest = max((abs(a) for row, _ in rows for a in row.step_advantages if a is not None), default=0.0)
+    return [_view(row, group, strongest) for row, group in rows]
+
+
+def spaced(items: Sequence[Path], most: int) -> list[Path]:
+    """At most `most` of the items, the first and the last among them, about equally far apart."""
+    if len(items) <= most or most < 2:
+        return list(items[:most] if most < 2 else items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def pick(rows: Sequence[RlRollout], most: int) -> list[tuple[RlRollout, tuple[int, int, int]]]:
+    """At most `most` rollouts of one step with what their group did, groups with an advantage first."""
+    groups: dict[str, list[RlRollout]] = {}
+    for row in rows:
+        groups.setdefault(row.problem, []).append(row)
+    ordered = sorted(groups.values(), key=lambda group: not any(any(row.step_advantages) for row in group))
+    kept: list[tuple[RlRollout, tuple[int, int, int]]] = []
+    for group in ordered:
+        room = most - len(kept)
+        rewards = [row.reward for row in group if row.reward is not None]
+        about = (sum(reward > 0 for reward in rewards), len(rewards), len(group))
+        kept += [(row, about) for row in first_of_each(group, room, lambda row: row.reward)]
+        if len(kept) >= most:
+            break
+    return kept
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str, unit: float) -> list[tuple[float, float | None]]:
+    values = ((row["step"], row.get(key)) for row in rows)
+    numbers = (int, float)
+    return [
+        (step, value / unit if isinstance(value, numbers) and not isinstance(value, bool) else None)
+        for step, value in values
+    ]
+
+
+def _figure(plot: Plot, lines: Sequence[Line]) -> Figure:
+    curves = []
+    for i, line in enumerate(lines):
+        known = [(x, y) for x, y in line.points if y is not None]
+        curves.append(
+            (line_swatch(i) if len(lines) > 1 else None, line.name, number(known[0][1]), number(known[-1][1]))
+        )
+    said = "; ".join(f"{name} {first} at first, {last} at last" for _, name, first, last in curves)
+    return Figure(plot.title, plot.hint, curves_svg(lines, f"{plot.title}: {said}."), tuple(curves))
+
+
+def _view(row: RlRollout, group: tuple[int, int, int], strongest: float) -> RolloutView:
+    outcome = "no reward" if row.reward is None else "right" if row.reward > 0 else "wrong"
+    signs = {"plus" if a > 0 else "minus" for a in row.step_advantages if a}
+    credit = {0: "none", 2: "plus and minus"}.get(len(signs), f"only {next(iter(signs), '')}")
+    word = verdict_word(str(row.verdict)) if row.verdict else "no text"
+    shown = word if outcome == "no reward" else outcome
+    return RolloutView(row, tuple(_steps(row, strongest)), group, shown, credit, FINISH_WORDS[row.finish])
+
+
+def _steps(row: RlRollout, strongest: float) -> Iterator[StepView]:
+    for i, text in enumerate(row.steps):
+        credit = row.step_advantages[i] if i < len(row.step_advantages) else None
+        score = row.step_scores[i] if i < len(row.step_scores) else None
+        kind = "none" if not credit else "plus" if credit > 0 else "minus"
+        sign = {"plus": "▲ +", "minus": "▼ −"}.get(kind, "")
+        words = "no credit known" if credit is None else f"{sign}{number(abs(credit))}"
+        depth = round(8 + 40 * abs(credit) / strongest) if credit and strongest else 0
+        yield StepView(text, kind, words, depth, score, row.first_error == i)
+
+
+def _meta(run: Mapping[str, Any], rl: bool) -> dict[str, str]:
+    config, how = run.get("config", {}), run.get("arguments", {})
+    section = config.get("rl" if rl else "sft", {})
+    meta = {
+        "configuration": run.get("config_hash"),
+        "model": config.get("models", {}).get("weak", {}).get("model"),
+        "starts from": how.get("adapter"),
+        "problems": how.get("problems"),
+        "rows": how.get("rows"),
+        "credit": section.get("credit", {}).get("scheme"),
+        "loss": section.get("loss"),
+        "rollouts of a problem": section.get("group"),
+        "rows in a step": section.get("batch"),
+        "learning rate": section.get("learning_rate"),
+        "rank of the adapter": config.get("lora", {}).get("rank"),
+        "seed": config.get("seed"),
+        "status": None if run.get("status") == "finished" else run.get("status"),
+    }
+    return {name: str(value) for name, value in meta.items() if value not in (None, "")}
