@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from stepwise.config import Config
 from stepwise.config_errors import explain
-from stepwise.errors import ConfigError, DataError
+from stepwise.errors import BudgetExceededError, ConfigError, DataError
 from stepwise.interventions.account import Account
 from stepwise.interventions.data import (
     AnswerColumn,
@@ -32,15 +32,17 @@ from stepwise.interventions.data import (
 )
 from stepwise.interventions.pipeline import ROWS, collect_in, funnel, read_stage
 from stepwise.interventions.rows import by_id
-from stepwise.interventions.settings import CollectSettings
+from stepwise.interventions.settings import CollectSettings, uncapped
 from stepwise.jsonl import append_rows, read_rows
 from stepwise.lab.problems import is_lab_question
 from stepwise.plan import Planned, plan_collecting
+from stepwise.report.collection import write_collection_report
 from stepwise.report.funnel import as_table, first_of_each, side_by_side
 from stepwise.run import Run, positive, program
 from stepwise.types import Problem
 
 SHOWN = 3
+_KINDS: dict[Any, str] = {bool: "true|false", float: "X", CollectSettings.model_fields["keep"].annotation: "HOW"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +68,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name.replace('_', '-')}",
             type=_setting(name),
             default=field.default,
-            metavar="X" if str in map(type, get_args(field.annotation)) else "N",
-            help=f"{field.description} (default: {str(field.default).lower()})",
+            metavar=_KINDS.get(field.annotation, "N"),
+            help=f"{field.description} (default: {str(field.default).lower()})".replace("%", "%%"),
         )
 
 
@@ -132,6 +134,8 @@ def notes(config: Config, checked: Checked, settings: CollectSettings) -> list[s
             )
     if not config.models.critic.local and settings.concurrency == 1:
         lines.append("the critic is asked one call at a time; --concurrency 8 is faster behind an API")
+    if any(cap is not None for cap in vars(config.budget.problem).values()):
+        lines.append("the caps of [budget.problem] do not count here; those of [budget] do")
     return lines
 
 
@@ -151,7 +155,7 @@ def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
     return plan_collecting(config, settings, checked.problems)
 
 
-@program(doc=__doc__, arguments=arguments, plan=plan)
+@program(doc=__doc__, arguments=arguments, plan=plan, same_run=uncapped)
 def main(run: Run) -> None:
     began = time.monotonic()
     checked, settings = problems_of(run.args), settings_of(run.args)
@@ -159,8 +163,12 @@ def main(run: Run) -> None:
     for line in notes(run.config, checked, settings):
         run.say(line)
     remember(run, checked.problems)
-    path = collect_in(run.directory, checked, run.config, settings, licence=run.args.licence, columns=columns)
-    show(run, path)
+    try:
+        collect_in(run.directory, checked, run.config, settings, licence=run.args.licence, columns=columns)
+    except BudgetExceededError:  # what is sealed has become a dataset
+        show(run)
+        raise
+    show(run)
     run.say(f"This start took {time.monotonic() - began:.0f} s.")
 
 
@@ -176,8 +184,9 @@ def remember(run: Run, problems: Sequence[Problem]) -> None:
         raise DataError(f"{path}: the run began with other problems; give another --out, or --overwrite to begin anew")
 
 
-def show(run: Run, path: Path) -> None:
+def show(run: Run) -> None:
     """Print the funnel, what was spent, some examples, and where the files are."""
+    path = run.out / "dataset.jsonl"
     counts, examples = funnel(run.out), read_examples(path)
     run.console.print(as_table(counts))
     account = Account(run.config, 0)
@@ -190,8 +199,12 @@ def show(run: Run, path: Path) -> None:
         run.say("No example came out, since no attempt ended wrong: take harder problems, or more --rollouts.")
     else:
         run.say("No example came out; the stages show where the attempts were lost, and chunks/ holds every text.")
+    if 2 * counts.get("candidates with a false equation", 0) > counts["candidates"]:
+        run.say("Most candidates state a false equation and were dropped; --check-sums false keeps them.")
     run.metrics(**counts)
     run.say(f"{len(examples)} examples: {path}, with the card {path.with_suffix('.md').name} beside it")
+    page = write_collection_report(run.path("report.html"), run.out)
+    run.say(f"Look at the collection: {page.resolve().as_uri()}")
 
 
 if __name__ == "__main__":

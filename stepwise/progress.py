@@ -18,16 +18,16 @@ _PLAIN_SECONDS = 10.0
 class Advance:
     """Moves one bar on, `advance(count)`, and says how the work stands, `advance.note("examples 41, guided 12 %")`."""
 
-    def __init__(self, move: Callable[[int], None], tell: Callable[[str], None]) -> None:
-        self._move, self._tell = move, tell
+    def __init__(self, show: Callable[[int, str | None], None]) -> None:
+        self._show = show
 
-    def __call__(self, count: int) -> None:
-        """Move on by `count`."""
-        self._move(count)
+    def __call__(self, count: int, note: str | None = None) -> None:
+        """Move on by `count`, with a new note where one is given."""
+        self._show(count, note)
 
     def note(self, text: str) -> None:
         """Show `text`, one short line without markup, until there is another; "" takes it away."""
-        self._tell(text)
+        self._show(0, text)
 
 
 @contextmanager
@@ -63,13 +63,15 @@ def _bar(description: str, total: int, console: Console) -> Iterator[Advance]:
             if said:  # a line of its own: beside the bar there is no room on a terminal of 80 columns
                 yield Text(said, style="dim", no_wrap=True, overflow="ellipsis")
 
-    def tell(text: str) -> None:
-        nonlocal said
-        said = text
-
     with Noted(*columns, console=console) as shown:
         task = shown.add_task(description, total=total)
-        yield Advance(lambda count: shown.update(task, advance=count), tell)
+
+        def show(count: int, note: str | None) -> None:
+            nonlocal said
+            said = said if note is None else note
+            shown.update(task, advance=count)
+
+        yield Advance(show)
 
 
 @contextmanager
@@ -81,24 +83,15 @@ def _lines(description: str, total: int, console: Console) -> Iterator[Advance]:
         line = f"{description}: {done}/{total}, {time.monotonic() - began:.0f} s"
         console.print(f"{line}, {said}" if said else line, markup=False, highlight=False, soft_wrap=True)
 
-    def say_now_and_then() -> None:
-        nonlocal last
+    def show(count: int, note: str | None) -> None:
+        nonlocal done, said, last
+        done, said = done + count, said if note is None else note
         if time.monotonic() - last >= _PLAIN_SECONDS and done < total:
             last = time.monotonic()
             say()
 
-    def move(count: int) -> None:
-        nonlocal done
-        done += count
-        say_now_and_then()
-
-    def tell(text: str) -> None:
-        nonlocal said
-        said = text
-        say_now_and_then()
-
     say()
     try:
-        yield Advance(move, tell)
+        yield Advance(show)
     finally:
         say()

@@ -47,6 +47,8 @@ _NO_SETTINGS = (
     "show",
     "stream",
     "json",
+    "licence",
+    "column_names",
 )  # these do not change what is computed
 
 
@@ -109,12 +111,14 @@ def program(
     arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     plan: Callable[[Config, argparse.Namespace], Sequence[Planned]] | None = None,
     resumable: bool = True,
+    same_run: Callable[[Config], Config] = lambda config: config,
 ) -> Callable[[Callable[[Run], int | None]], Main]:
     """Turn `function(run)` into `main(argv=None) -> exit code`. The file's name is the program's name.
 
     `doc` is the module's docstring, shown by --help. `arguments` adds the program's own options. `plan` says what the
     run would spend, one `Planned` per role, for --dry-run. A program that is not `resumable` starts anew each time: it
-    removes its own files of an earlier start with the same settings instead of going on from them.
+    removes its own files of an earlier start with the same settings instead of going on from them. `same_run` leaves
+    out of the configuration what may change between the starts of one run.
     """
 
     def decorate(function: Callable[[Run], int | None]) -> Main:
@@ -129,7 +133,7 @@ def program(
             if arguments is not None:
                 arguments(parser)
             args = parser.parse_args(argv)
-            return _guarded(lambda: _start(name, args, function, plan, resumable), debug=args.debug)
+            return _guarded(lambda: _start(name, args, function, plan, resumable, same_run), debug=args.debug)
 
         return main
 
@@ -175,13 +179,14 @@ def _start(
     function: Callable[[Run], int | None],
     plan: Callable[[Config, argparse.Namespace], Sequence[Planned]] | None,
     resumable: bool,
+    same_run: Callable[[Config], Config],
 ) -> int:
     from rich.console import Console
 
     config = Config.load(args.config, args.set)
     own = {key: value for key, value in vars(args).items() if key not in _NO_SETTINGS}
     console = Console(stderr=getattr(args, "json", False))  # with --json, standard output is for a program to read
-    directory = RunDirectory(args.out, program=name, config=config, arguments=own)
+    directory = RunDirectory(args.out, program=name, config=same_run(config), arguments=own)
     directory.check(overwrite=args.overwrite)
     if args.dry_run:
         from stepwise.plan import show_plan

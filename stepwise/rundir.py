@@ -135,12 +135,14 @@ class RunDirectory:
 
     def summary(self) -> str:
         """What is there so far, for the line after an interruption."""
-        sizes = []
+        rows: dict[str, int] = {}
         for name in self._card["files"]:
             path = self.path / name
             if path.suffix == ".jsonl" and path.exists():
-                rows = path.read_bytes().count(b"\n")
-                sizes.append(f"{name} with {rows} rows")
+                head, *inner = Path(name).parts
+                shown = "/".join((head, *("*" for _ in inner[:-1]), *inner[-1:]))  # the like files of chunks as one
+                rows[shown] = rows.get(shown, 0) + path.read_bytes().count(b"\n")
+        sizes = [f"{name} with {count} rows" for name, count in rows.items()]
         return f"{self.path} holds {', '.join(sizes)}" if sizes else f"{self.path} holds no rows yet"
 
     def _inside(self, name: str) -> Path:

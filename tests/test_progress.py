@@ -39,8 +39,8 @@ def test_a_note_ends_the_plain_line_until_there_is_another() -> None:
     text = io.StringIO()
     with progress("collecting", 2, console=Console(file=text, width=40)) as advance:
         advance.note("examples 1, [guided] 10 %")
-        advance.note("examples 41, guided 12 %, 310k tokens, 0.42 of 5.00 spent")
-        advance(2)
+        advance(1, "examples 41, guided 12 %, 310k tokens, 0.42 of 5.00 spent")
+        advance(1)
     lines = text.getvalue().splitlines()
     assert lines[0].startswith("collecting: 0/2")
     assert lines[-1].startswith("collecting: 2/2")

@@ -225,8 +225,7 @@ def _chunks(
             if on_chunk is not None:
                 on_chunk(now)
             if advance is not None:
-                advance.note(in_words(now))
-                advance(len(members))
+                advance(len(members), in_words(now))
 
 
 def _caps(config: Config, own: RunDirectory, out: Path) -> Caps | None:
