@@ -1,0 +1,218 @@
+"""The arms of the training comparison: what each is trained on, and how, at equal training tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as checked
+
+from stepwise import lab
+from stepwise.config import Config
+from stepwise.interventions import CollectSettings, collect
+from stepwise.interventions.baselines import write_dataset
+from stepwise.interventions.data import read_examples
+from stepwise.interventions.rows import Example
+from stepwise.interventions.work import BuildSettings
+from stepwise.jsonl import read_rows
+from stepwise.lab.families import FAMILIES
+from stepwise.lab.problems import LabProblem
+from stepwise.lab.references import Granularity, reference
+from stepwise.training import grpo, sft
+from stepwise.types import Problem
+
+_FROZEN = ConfigDict(extra="forbid")
+RARE, OFTEN = 0.005, 0.05  # shares of right uses: up to RARE a sample almost never finds the right rule
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: supervised on the dataset `data` ("" for none), then reinforcement or not.
+
+    `sft` and `rl` are settings of their sections beside the common ones. `alone` spends the tokens of both phases in
+    the one that it has. `truth`: first errors come from the problems' own checker. `labels` names what it uses that
+    costs something beside tokens.
+    """
+
+    data: str = ""
+    rl: dict[str, Any] | None = None
+    sft: dict[str, Any] = field(default_factory=dict)
+    alone: bool = False
+    truth: bool = False
+    labels: str = ""
+
+
+def _credit(scheme: str, **more: Any) -> dict[str, Any]:
+    return {"credit": {"scheme": scheme, **more}}
+
+
+PAPER: dict[str, Arm] = {
+    "base": Arm(),
+    "sham": Arm("own_corpus", alone=True),
+    "rl": Arm(rl={}, alone=True),
+    "rft+rl": Arm("rejection", rl={}),
+    "reference+rl": Arm("reference", rl={}, labels="references"),
+    "compressed+rl": Arm("compressed", rl={}, labels="references"),
+    "reflection+rl": Arm("reflection", rl={}, labels="references"),
+    "strong+rl": Arm("strong", rl={}, labels="strong tokens"),
+    "int": Arm("intervention", labels="references"),
+    "int+rl": Arm("intervention", rl={}, labels="references"),
+    "int+replay+rl": Arm("intervention", rl={}, sft={"replay": 0.5}, labels="references"),
+}
+CLONED: dict[str, Arm] = {
+    "reference": Arm("reference", labels="references"),
+    "strong": Arm("strong", labels="strong tokens"),
+    "int, suffix": Arm("suffix", labels="references"),
+    "int, no prefix": Arm("intervention", sft={"prefix_weight": 0.0}, labels="references"),
+    "int, no filter": Arm("unfiltered", labels="references"),
+    "int, moved": Arm("moved", labels="references"),
+}
+CREDIT: dict[str, Arm] = {
+    "first_error, true": Arm(rl=_credit("first_error", first_error="given"), alone=True, truth=True, labels="truth"),
+    "first_error, scorer": Arm(rl=_credit("first_error"), alone=True, labels="scorer"),
+    "vppo, true": Arm(rl=_credit("vppo", first_error="given"), alone=True, truth=True, labels="truth"),
+    "vppo, scorer": Arm(rl=_credit("vppo"), alone=True, labels="scorer"),
+    "vineppo": Arm(rl=_credit("vineppo"), alone=True),
+    "shuffled, true": Arm(rl=_credit("shuffled", first_error="given"), alone=True, truth=True, labels="truth"),
+}
+ARMS = {**PAPER, **CLONED, **CREDIT}
+
+
+@checked(frozen=True, config=_FROZEN)
+class Scale:
+    """How much is trained: `sft_tokens` with a loss, then `rl_steps` batches of rollouts; `pool` training problems."""
+
+    pool: int
+    sft_tokens: int
+    rl_steps: int
+    rl_problems: int
+    sft_rate: float
+    rl_rate: float
+
+    def config(self, cfg: Config, arm: Arm, seed: int) -> Config:
+        """The configuration of one run. Tokens that the arm does not spend in one phase go to its other one."""
+        tokens_per_step = self.rl_problems * cfg.rl.group * TOKENS_OF_A_SOLUTION
+        steps, tokens = self.rl_steps, self.sft_tokens
+        if arm.alone and arm.rl is not None:
+            steps += round(self.sft_tokens / tokens_per_step)
+        if arm.alone and arm.rl is None:
+            tokens += self.rl_steps * tokens_per_step
+        values = cfg.model_dump()
+        values["seed"] = seed
+        values["sft"] |= {"tokens": tokens, "learning_rate": self.sft_rate, **arm.sft}
+        values["rl"] |= {"steps": steps, "problems": self.rl_problems, "learning_rate": self.rl_rate, "max_tokens": 256}
+        if arm.rl:
+            values["rl"]["credit"] |= arm.rl["credit"]
+        return Config.model_validate(values)
+
+
+TOKENS_OF_A_SOLUTION = 100  # of the lab, about
+
+
+def pool_of(n: int) -> list[LabProblem]:
+    """The training problems of all arms: 30 % without a trap, 40 % with one trap whose right rule lab-weak sometimes
+    uses, 30 % with one trap whose right rule it almost never uses; in the order in which they are generated.
+    """
+    quota = {"none": round(0.3 * n), "often": round(0.4 * n)}
+    quota["rare"] = n - sum(quota.values())
+    found: list[LabProblem] = []
+    for problem in lab.generate("train", 8 * n + 200):
+        kind = _kind(problem)
+        if quota.get(kind, 0) > 0:
+            quota[kind] -= 1
+            found.append(problem)
+    return found
+
+
+def _kind(problem: LabProblem) -> str:
+    if len(problem.traps) > 1:
+        return "two"
+    if not problem.traps:
+        return "none"
+    rate = FAMILIES[problem.traps[0]].right_rate
+    return "often" if rate >= OFTEN else "rare" if rate <= RARE else "between"
+
+
+def gather(cfg: Config, scale: Scale, out: Path) -> Path:
+    """The collection that all datasets are made from (made or gone on with); its directory."""
+    folder = out / "collection"
+    settings = CollectSettings(rollouts=4, attempts=2, guided=16, max_tokens=256, chunk=16)
+    collect([made.problem for made in pool_of(scale.pool)], cfg, folder, settings=settings, licence="mit")
+    return folder
+
+
+def dataset(kind: str, cfg: Config, scale: Scale, out: Path) -> list[Example]:
+    """The rows of one dataset (a key of the builder's kinds, or a granularity of references), made where missing."""
+    pool, folder = pool_of(scale.pool), out / "data" / kind
+    if kind == "intervention":
+        return read_examples(out / "collection" / "dataset.jsonl")
+    settings = BuildSettings(own_corpus=4000, collect=CollectSettings(rollouts=4, max_tokens=256, guided=16))
+    if kind == "compressed":
+        source = [_with_reference(made, "compressed") for made in pool]
+        path = write_dataset("reference", source, cfg, folder, settings=settings)
+    elif kind in ("reference", "own_corpus", "strong"):
+        path = write_dataset(kind, [made.problem for made in pool], cfg, folder, settings=settings)
+    else:
+        problems = [made.problem for made in pool]
+        path = write_dataset(kind, out / "collection", cfg, folder, settings=settings, problems=problems)
+    return read_examples(path)
+
+
+def _with_reference(made: LabProblem, kind: Granularity) -> Problem:
+    plain = made.problem
+    return Problem(plain.id, plain.question, plain.answer, reference(made, kind), plain.source)
+
+
+def train(name: str, cfg: Config, scale: Scale, seed: int, out: Path) -> Path | None:
+    """Train one arm from the base (or go on); the directory of its adapter, None for the base itself."""
+    arm, folder = ARMS[name], run_folder(out, name, seed)
+    own, adapter = scale.config(cfg, arm, seed), None
+    if arm.data:
+        replay = dataset("rejection", cfg, scale, out) if own.sft.replay else None
+        adapter = sft(dataset(arm.data, cfg, scale, out), own, folder / "sft", replay=replay)
+    if arm.rl is not None:
+        pool = pool_of(scale.pool)
+        adapter = grpo([p.problem for p in pool], own, folder / "rl", adapter=adapter, locate=_locate(pool, arm))
+    return adapter
+
+
+def _locate(pool: Sequence[LabProblem], arm: Arm) -> Any:
+    if not arm.truth:
+        return None
+    known = {made.problem.id: made for made in pool}
+    return lambda problem, steps: known[problem.id].first_error(steps)
+
+
+def run_folder(out: Path, name: str, seed: int) -> Path:
+    """Where one arm's run under one seed lies."""
+    return out / "runs" / name.replace(", ", "-").replace("+", "-") / f"seed-{seed}"
+
+
+def adapter_after_sft(out: Path, name: str, seed: int) -> Path | None:
+    """The adapter between the two phases of an arm that has both."""
+    folder = run_folder(out, name, seed) / "sft" / "adapter"
+    return folder if ARMS[name].rl is not None and folder.is_dir() else None
+
+
+def cost(out: Path, name: str, seed: int) -> dict[str, int]:
+    """Tokens that one run trained on, and what reinforcement generated, evaluated and asked others for."""
+    folder = run_folder(out, name, seed)
+    supervised, rewarded = read_rows(folder / "sft" / "metrics.jsonl"), read_rows(folder / "rl" / "metrics.jsonl")
+    spent = {"trained": supervised[-1]["tokens"] if supervised else 0, "generated": 0, "evaluated": 0, "extra": 0}
+    for row in rewarded:
+        for key in spent:
+            spent[key] += row[f"{key}_tokens"] or 0
+    return spent
+
+
+def no_spread(out: Path, name: str, seed: int) -> tuple[float, float] | None:
+    """Share of groups whose rewards are all equal, in the first and the last quarter of reinforcement; None without."""
+    rows = read_rows(run_folder(out, name, seed) / "rl" / "metrics.jsonl")
+    shares = [row["no_spread"] for row in rows if row["no_spread"] is not None]
+    part = max(1, len(shares) // 4)
+    if not shares:
+        return None
+    return sum(shares[:part]) / part, sum(shares[-part:]) / part

@@ -1,0 +1,124 @@
+"""The tables of the training comparison, at 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from stepwise.lab.problems import LabProblem
+from stepwise.run import Run
+
+from .training_arms import ARMS, CLONED, CREDIT, PAPER
+from .training_measures import SAMPLES, STRATA, Measured, interval, scores, strata
+
+CONTROL = "sham"
+
+
+def show(run: Run, rows: Sequence[Measured], problems: Sequence[LabProblem], reference: Measured) -> dict[str, Any]:
+    """Print all tables; what they hold, for training.json. `reference` says which problems the base fails."""
+    masks, by_arm = strata(problems, reference.right), _by_arm(rows)
+    summary: dict[str, Any] = {"problems": len(problems), "arms": {}}
+    counts = ", ".join(f"{name} {int(mask.sum())}" for name, mask in masks.items())
+    run.say(f"{len(problems)} held-out problems ({counts}); {SAMPLES} samples each at temperature 0.7")
+    for title, group in (("The paper's arms", PAPER), ("What to clone, without RL", CLONED), ("Credit", CREDIT)):
+        shown = [name for name in ("base", CONTROL, *group) if name in by_arm]
+        shown = list(dict.fromkeys(shown))
+        if len(shown) <= 2 and title != "The paper's arms":
+            continue
+        run.console.print(accuracy_table(title, shown, by_arm, masks))
+        run.console.print(side_table(title, shown, by_arm))
+    run.console.print(family_table(by_arm, problems))
+    for name, found in by_arm.items():
+        summary["arms"][name] = _summary(name, found, by_arm, masks)
+    run.say(
+        "pass@1 in percent; over sham: difference with a 95 % interval, problems and seeds drawn again together. "
+        "failed by base: none of 16 other samples of the base is right. Lab figures: a test bed, no benchmark."
+    )
+    seeds = min(len(found) for found in by_arm.values())
+    if seeds < 8:
+        run.say(f"A smoke run: {seeds} seed(s) of one weak model; rankings need eight over several weak models.")
+    return summary
+
+
+def accuracy_table(title: str, names: Sequence[str], by_arm: dict[str, list[Measured]], masks: Any) -> Table:
+    """pass@1 of each arm: all problems, over sham, by stratum, and pass@16."""
+    table = _table(f"{title}: pass@1, %", ("arm", "all", "over sham", "no trap", "one", "two", "failed", "@16"))
+    everything = np.ones(len(next(iter(masks.values()))), bool)
+    for name in names:
+        found, cells = by_arm[name], [name, _percent(scores(by_arm[name], 1).mean())]
+        if CONTROL in by_arm and name != CONTROL:
+            mean, low, high = interval(found, by_arm[CONTROL], everything)
+            cells.append(f"{100 * mean:+.1f} ({100 * low:+.0f} to {100 * high:+.0f})")
+        else:
+            cells.append("")
+        cells += [_percent(scores(found, 1)[:, masks[key]].mean()) for key in STRATA]
+        table.add_row(*cells, _percent(scores(found, SAMPLES).mean()))
+    return table
+
+
+def side_table(title: str, names: Sequence[str], by_arm: dict[str, list[Measured]]) -> Table:
+    """Beside accuracy: entropy, groups without spread, tokens and what else was used up."""
+    columns = ("arm", "entropy", "after SFT", "no spread", "trained", "generated", "labels")
+    table = _table(f"{title}: entropy (nats), groups without spread, tokens (k)", columns)
+    for name in names:
+        found = by_arm[name]
+        after = [row.entropy_after_sft for row in found if row.entropy_after_sft is not None]
+        spread = [row.no_spread for row in found if row.no_spread is not None]
+        table.add_row(
+            name,
+            f"{np.mean([row.entropy for row in found]):.3f}",
+            f"{np.mean(after):.3f}" if after else "",
+            f"{np.mean([a for a, _ in spread]):.2f} > {np.mean([b for _, b in spread]):.2f}" if spread else "",
+            *(f"{np.mean([row.cost[key] for row in found]) / 1000:.0f}" for key in ("trained", "generated")),
+            ARMS[name].labels,
+        )
+    return table
+
+
+def family_table(by_arm: dict[str, list[Measured]], problems: Sequence[LabProblem]) -> Table:
+    """pass@1 over the problems that hold each family of traps."""
+    families = sorted({trap for made in problems for trap in made.traps})
+    short = [name.replace("reversed", "rev").replace("_", " ")[:8] for name in families]
+    table = _table("By family: pass@1, %", ("arm", *short))
+    for name, found in by_arm.items():
+        one = scores(found, 1)
+        masks = [np.array([family in made.traps for made in problems]) for family in families]
+        table.add_row(name, *(_percent(one[:, mask].mean()) for mask in masks))
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if not place else "right", no_wrap=True)
+    return table
+
+
+def _by_arm(rows: Sequence[Measured]) -> dict[str, list[Measured]]:
+    found = {name: sorted((r for r in rows if r.arm == name), key=lambda r: r.seed) for name in ARMS}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _summary(name: str, found: list[Measured], by_arm: dict[str, list[Measured]], masks: Any) -> dict[str, Any]:
+    everything = np.ones(len(found[0].right), bool)
+    over = None if CONTROL not in by_arm else interval(found, by_arm[CONTROL], everything)
+    return {
+        "seeds": [row.seed for row in found],
+        "pass@k": {k: float(scores(found, k).mean()) for k in (1, 2, 4, 8, 16)},
+        "by seed": [float(scores([row], 1).mean()) for row in found],
+        "over sham": over,
+        "strata": {key: float(scores(found, 1)[:, mask].mean()) for key, mask in masks.items()},
+        "entropy": [row.entropy for row in found],
+        "entropy after SFT": [row.entropy_after_sft for row in found],
+        "no spread": [row.no_spread for row in found],
+        "cost": [row.cost for row in found],
+        "labels": ARMS[name].labels,
+    }
+
+
+def _percent(share: Any) -> str:
+    return "" if np.isnan(share) else f"{100 * float(share):.1f}"
