@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from stepwise.call_cache import key_of
 from stepwise.config import Config
-from stepwise.errors import DataError
+from stepwise.errors import BudgetExceededError, DataError
 from stepwise.grading import GRADER_VERSION
 from stepwise.interventions import controls, reflection, solutions, stages
+from stepwise.interventions.caps import Spent
 from stepwise.interventions.chunks import run_chunks, sealed_rows
 from stepwise.interventions.data import Checked, check_problems, write_examples
 from stepwise.interventions.pipeline import ROWS
 from stepwise.interventions.rows import Example
+from stepwise.interventions.settings import uncapped
 from stepwise.interventions.work import BuildSettings, Truth, Work, Writers, collected_for, problems_of
 from stepwise.plan import Planned, plan_localizing, plan_proposing
 from stepwise.progress import progress
@@ -103,30 +105,38 @@ def write_dataset(
     """`build` into the directory `out`: dataset.jsonl, the card beside it, and what models wrote on the way.
 
     Going on after an interruption needs no more than the same call. Raises as `build` does, and DataError for a
-    directory of another run; OSError where the disk is full: what was sealed before stays.
+    directory of another run; OSError where the disk is full, BudgetExceededError where the next chunk would pass a cap
+    of `budget`: what was sealed before stays.
     """
     from stepwise.rundir import own_directory
 
     settings = settings or BuildSettings()
     given = Ingredients(kind, source, cfg, settings, problems, truth)
-    with own_directory(out, program="build_dataset", config=cfg, arguments=given.arguments()) as directory:
+    with own_directory(out, program="build_dataset", config=uncapped(cfg), arguments=given.arguments()) as directory:
         return write_in(directory, given, writers, licence)
 
 
 def write_in(
     directory: RunDirectory, given: Ingredients, writers: Writers | None = None, licence: str = "other"
 ) -> Path:
-    """`write_dataset` in a directory that is open already, as a program's is."""
+    """`write_dataset` in a directory that is open already, as a program's is.
+
+    Where a cap of [budget] is reached, the dataset of what is sealed is written, and BudgetExceededError raised.
+    """
     own = writers or Writers(given.config)
 
     def work(members: Sequence[Problem]) -> dict[str, Sequence[Any]]:
         own.forget()
         chunk = given.work(members, own)
         rows = KINDS[given.kind](chunk)
-        return {**chunk.written, "examples": rows, "counts": [dict(chunk.counts)]}
+        spent = [Spent(role, usage) for role, usage in chunk.usage.items()]
+        return {**chunk.written, "examples": rows, "counts": [dict(chunk.counts)], "spent": spent}
 
     try:
-        run_chunks(directory, given.members, given.size, work, f"building {given.kind}")
+        run_chunks(directory, given.members, given.size, work, f"building {given.kind}", given.config)
+    except BudgetExceededError:
+        _dataset(directory, given, licence)
+        raise
     finally:
         if writers is None:
             own.close()
@@ -243,7 +253,7 @@ def _dataset(own: RunDirectory, given: Ingredients, licence: str) -> Path:
                    for role in sorted({role for e in examples for role in e.models})},
         "settings": {
             **given.settings.model_dump(mode="json"),
-            "configuration": given.config.hash,
+            "configuration": uncapped(given.config).hash,
             "prompt": given.config.prompt.hash,
             "sampling": given.config.sampling.model_dump(),
             "seed": given.config.seed,

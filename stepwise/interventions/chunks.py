@@ -13,10 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from stepwise.interventions.caps import Caps, any_cap
 from stepwise.jsonl import append_rows, read_rows
 from stepwise.progress import progress
 
 if TYPE_CHECKING:
+    from stepwise.config import Config
     from stepwise.rundir import RunDirectory
 
 T = TypeVar("T")
@@ -29,11 +31,15 @@ def run_chunks(
     size: int,
     work: Callable[[Sequence[T]], Mapping[str, Sequence[Any]]],
     label: str,
+    config: Config,
 ) -> None:
     """Do `work` for `size` members at a time; what it returns, rows by the names of their files, is sealed as a chunk.
 
-    Chunks that are sealed already are passed over. A bar called `label` shows how many members are done.
+    Chunks that are sealed already are passed over. A bar called `label` shows how many members are done. Rows of the
+    name "spent" (`caps.Spent`) say what a chunk cost: no chunk is begun that, at the mean cost of those before it,
+    would pass a cap of [budget]; then BudgetExceededError is raised. The first chunk is not held back.
     """
+    capped = any_cap(config)
     folder = own.made() / "chunks"
     folder.mkdir(exist_ok=True)
     for left in folder.glob(f"*{_OPEN}"):
@@ -42,7 +48,12 @@ def run_chunks(
         for first in range(0, len(members), size):
             place = folder / f"{first // size:05d}"
             if not place.exists():
-                seal(place, work(members[first : first + size]))
+                if capped:
+                    Caps(config, own.claim("spent.jsonl")).check(first, len(members[first : first + size]))
+                rows = work(members[first : first + size])
+                if capped:
+                    append_rows(own.claim("spent.jsonl"), rows.get("spent", ()))
+                seal(place, rows)
             for file in sorted(place.iterdir()):
                 own.claim(f"chunks/{place.name}/{file.name}")
             advance(len(members[first : first + size]))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from stepwise.grading import Verdict
 from stepwise.interventions import stages
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, by_id
-from stepwise.interventions.work import Work, lab_truth
+from stepwise.interventions.work import Work, checked, lab_truth
 
 
 def interventions(work: Work) -> list[Example]:
@@ -114,12 +114,12 @@ def _proposed_at(work: Work, name: str, place: Callable[[Failure, int], int | No
     known = {row.failure: dataclasses.replace(attempts[row.failure.rpartition("/")[0]], id=row.failure)
              for row in located}  # fmt: skip
     proposed = stages.propose_candidates(located, known, work.problems, work.writers.proposer, config, how)
-    checked = stages.check_candidates(proposed, known, work.problems)
-    kept = stages.survivors(checked)
+    made = checked(proposed, known, work.problems, how)
+    kept = stages.survivors(made)
     guided = (
         stages.guide(kept, known, work.problems, work.writers.weak, config, how) if work.settings.only_right else []
     )
-    for stage, rows in (("located", located), ("candidates", checked), ("guided", guided)):
+    for stage, rows in (("located", located), ("candidates", made), ("guided", guided)):
         work.keep(stage, rows)
     if work.settings.only_right:
         found = stages.select(kept, guided, work.problems, known, config, how)

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from stepwise.grading import Verdict, grade_many
 from stepwise.interventions import stages
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, by_id
-from stepwise.interventions.work import Work, continued, one_candidate
+from stepwise.interventions.work import Work, continued, every, one_candidate
 from stepwise.steps import SEPARATOR, boxed, extract_answer, normalize_text
+from stepwise.types import Usage
 
 
 def reflections(work: Work) -> list[Example]:
@@ -33,6 +34,7 @@ def _rewritten(work: Work, failures: Sequence[Failure]) -> list[Example]:
     seeds = [stages.seed_for(work.config.seed, f.id, "rewrite") for f in failures]
     rewriter = work.writers.rewriter
     found = stages._ask_all(rewriter, items, seeds, work.settings.collect, "rewriting")
+    work.pay("critic", sum((made.usage for made in found), Usage()))
     texts = [normalize_text(made.solution or "") for made in found]
     verdicts = grade_many([(extract_answer(t), work.problems[f.problem].answer)
                            for t, f in zip(texts, failures, strict=True)])  # fmt: skip
@@ -86,7 +88,7 @@ def _round(work: Work, repairs: Sequence[_Repair], number: int) -> None:
     made = stages.propose_candidates(located, attempts, work.problems, work.writers.proposer, one, how)
     usable = {row.failure: row for row in made if not row.failed}
     going_on = [row for row in usable.values() if not boxed(row.content)]
-    single = how.model_copy(update={"guided": 1, "batch": 1, "enough": None, "miss": 0.0})
+    single = every(how, 1)
     guided = stages.guide(going_on, attempts, work.problems, work.writers.weak, work.config, single)
     work.keep("located", located)
     work.keep("candidates", made)

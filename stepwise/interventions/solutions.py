@@ -41,7 +41,7 @@ def references(work: Work) -> list[Example]:
 
 def strong(work: Work) -> list[Example]:
     """Solutions by the strong model (distillation), right ones unless `only_right` is off."""
-    found = work.sampled(work.writers.strong, work.settings.per_problem, "strong")
+    found = work.sampled(work.writers.strong, work.settings.per_problem, "strong", "strong")
     return [
         work.example(row.id, row.problem, normalize_text(row.text), "strong", parents={"rollout": row.id},
                      models={"strong": row.made.model}, made=row.made)

@@ -20,8 +20,8 @@ from stepwise.interventions import stages
 from stepwise.interventions.data import read_problems
 from stepwise.interventions.pipeline import ROWS, read_stage
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Origin, Rollout, by_id
-from stepwise.interventions.settings import CollectSettings
-from stepwise.types import Problem
+from stepwise.interventions.settings import CollectSettings, uncapped
+from stepwise.types import Problem, Usage
 
 Truth = Callable[[Problem, Sequence[str]], "int | None"]
 """The true first error of an attempt, None where every step is right."""
@@ -54,8 +54,8 @@ class BuildSettings(BaseModel):
     """what is sampled or guided anew is as here"""
 
     def hash_with(self, config: Config, kind: str) -> str:
-        """Twelve hex digits for configuration, settings and kind of dataset."""
-        return hashlib.sha256(f"{config.hash} {kind} {self.model_dump_json()}".encode()).hexdigest()[:12]
+        """Twelve hex digits for configuration without its caps, settings and kind of dataset."""
+        return hashlib.sha256(f"{uncapped(config).hash} {kind} {self.model_dump_json()}".encode()).hexdigest()[:12]
 
 
 class Writers:
@@ -155,7 +155,8 @@ class Work:
     """One chunk of problems on its way to a dataset of one kind.
 
     `collected` has the rows of a collection's stages that belong to these problems, None where there is no collection.
-    What models write on the way is kept in `written` by stage; `counts` says what became of what.
+    What models write on the way is kept in `written` by stage, what they cost in `usage` by role; `counts` says what
+    became of what.
     """
 
     kind: str
@@ -167,10 +168,18 @@ class Work:
     truth: Truth | None = None
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
     written: dict[str, list[Any]] = dataclasses.field(default_factory=lambda: {name: [] for name in ROWS})
+    usage: dict[str, Usage] = dataclasses.field(default_factory=dict)
 
-    def keep(self, stage: str, rows: Sequence[Any]) -> None:
-        """Keep rows that were made for this dataset."""
+    def keep(self, stage: str, rows: Sequence[Any], role: str = "weak") -> None:
+        """Keep rows that were made for this dataset; `role` wrote them where it was not the critic."""
         self.written[stage] += rows
+        locates = "scorer" if self.config.critic.method == "scorer" else "critic"
+        if stage != "failures":
+            self.pay({"located": locates, "candidates": "critic"}.get(stage, role), stages.spent(rows))
+
+    def pay(self, role: str, usage: Usage) -> None:
+        """Count what was asked of a model."""
+        self.usage[role] = self.usage.get(role, Usage()) + usage
 
     def stage(self, name: str) -> list[Any]:
         """The rows of a stage; DataError where there is no collection to take them from."""
@@ -184,13 +193,13 @@ class Work:
             return self.stage("rollouts")
         return self.sampled(self.writers.weak, self.settings.samples)
 
-    def sampled(self, backend: Backend, n: int, name: str = "r") -> list[Rollout]:
-        """`n` fresh graded solutions of each problem; their ids end in `name` and a number."""
+    def sampled(self, backend: Backend, n: int, name: str = "r", role: str = "weak") -> list[Rollout]:
+        """`n` fresh graded solutions of each problem by `role`; their ids end in `name` and a number."""
         settings = self.settings.collect.model_copy(update={"rollouts": n})
         made = stages.sample_rollouts(list(self.problems.values()), backend, self.config, settings)
         named = [dataclasses.replace(row, id=f"{row.problem}/{name}{row.sample}") for row in made]
         graded = stages.grade_rollouts(named, self.problems)
-        self.keep("rollouts", graded)
+        self.keep("rollouts", graded, role)
         return graded
 
     def failures(self) -> list[Failure]:
@@ -235,6 +244,23 @@ class Work:
             successes=sum(made.verdict == "CORRECT" for made in judged), guided=len(judged),
             with_reference=row.with_reference, **{"complete": False, **more},
         )  # fmt: skip
+
+
+def every(settings: CollectSettings, n: int) -> CollectSettings:
+    """The settings with which `guide` asks for exactly `n` rollouts of each candidate."""
+    alike = {"enough": None, "miss": 0.0, "average": None, "keep": "all", "compare": 0, "fresh": 0}
+    return settings.model_copy(update={**alike, "guided": n, "batch": min(n, settings.batch)})
+
+
+def checked(
+    candidates: Sequence[Candidate],
+    failures: Mapping[str, Failure],
+    problems: Mapping[str, Problem],
+    settings: CollectSettings,
+) -> list[Candidate]:
+    """The same candidates with what the checks say that need no rollout."""
+    found = stages.check_candidates(candidates, failures, problems)
+    return stages.check_sums(found) if settings.check_sums else found
 
 
 def most(rows: Sequence[Any], n: int) -> list[Any]:
