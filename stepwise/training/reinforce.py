@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 from stepwise.call_cache import key_of
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
-from stepwise.training.extras import Locate, load_judges
+from stepwise.training.judges import Locate, load_judges
+from stepwise.training.learner import Learner
 from stepwise.training.lora import base_directory, load_trainee
 from stepwise.training.optimizing import keep_rows, make_optimizer
-from stepwise.training.rl_step import Learner, rl_step
+from stepwise.training.rl_step import rl_step
 from stepwise.training.rollouts import rollouts_name, write_rollouts
 from stepwise.training.sampler import Sampler, exact_weights
 from stepwise.training.state import claim_state, load_state, save_state
@@ -106,6 +107,7 @@ def grpo_in(
         check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
     with ExitStack() as stack:
         judges = load_judges(cfg, scorer, critic, locate)
+        stack.callback(judges.close)
         sampler = stack.enter_context(Sampler(cfg))
         trainee = load_trainee(cfg, adapter=adapter)
         run = Learner(

@@ -7,40 +7,19 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stepwise.config import Config
 from stepwise.training import losses
-from stepwise.training.crediting import Credited, Known, credit_groups
-from stepwise.training.extras import Cost, Judges, gather
-from stepwise.training.lora import Trainee
+from stepwise.training.crediting import Credited, credit_groups
+from stepwise.training.extras import Cost, gather
+from stepwise.training.learner import Learner
 from stepwise.training.optimizing import apply_gradients, check_finite, memory_errors, peak_bytes
 from stepwise.training.policy import Floats, Pass, PolicyRow, Reference, UpdateResult, forward, update
 from stepwise.training.rollouts import RlRollout, grade_rollouts, sample_groups
-from stepwise.training.sampler import Sampler, check_agreement
-from stepwise.types import Problem
-
-
-@dataclass
-class Learner:
-    """All that a step works with. `problems` and `prompts` are by problem id, in the order given; `failed` is where a
-    batch goes whose loss is not finite. `mark` is LaSeR's token, `constant` its mean log-probability under the base,
-    None until the first step has measured it.
-    """
-
-    cfg: Config
-    trainee: Trainee
-    optimizer: Any
-    sampler: Sampler
-    judges: Judges
-    problems: Mapping[str, Problem]
-    prompts: Mapping[str, tuple[int, ...]]
-    failed: Path
-    mark: int | None = None
-    constant: float | None = None
+from stepwise.training.sampler import check_agreement
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +63,7 @@ def rl_step(run: Learner, step: int) -> tuple[dict[str, Any], list[RlRollout]]:
     sampled = time.monotonic()
     with memory_errors(cfg.lora):
         looked = _look(run, rollouts, step)
-    known, cost = gather(rollouts, run.problems, cfg, run.judges)
+        known, cost = gather(run, rollouts, None if looked.own is None else looked.own.logprobs)
     credited = credit_groups(rollouts, known, cfg.rl.credit, cfg.seed, self_scores=looked.scores, share=rl.laser_mix)
     found = time.monotonic()
     with memory_errors(cfg.lora):
@@ -114,7 +93,7 @@ def _look(run: Learner, rollouts: Sequence[RlRollout], step: int) -> Looked:
     cfg, laser = run.cfg, run.mark is not None
     if step > 1 and not laser and cfg.rl.credit.scheme != "oppo":
         return Looked()
-    rows = [_policy_row(run, row, np.zeros(len(row.token_ids)), 0.0) for row in rollouts]
+    rows = [run.row(row) for row in rollouts]
     own = forward(run.trainee, rows, cfg, mark=run.mark)
     if step == 1 and cfg.rl.correction == "none":
         check_agreement(_mismatch(own.logprobs, rows), cfg, run.trainee)
@@ -142,10 +121,10 @@ def _train(
         if row.reward is not None and (credited.kept[i] or of_class is not None)
     ]  # fmt: skip
     rows = [
-        _policy_row(run, credited.rollouts[i], credited.advantages[i], weights[i], of_class[i] if of_class else 0.0)
+        run.row(credited.rollouts[i], credited.advantages[i], weights[i], of_class[i] if of_class else 0.0)
         for i in chosen
     ]
-    every = [_policy_row(run, row, np.zeros(len(row.token_ids)), 0.0) for row in credited.rollouts]
+    every = [run.row(row) for row in credited.rollouts]
     whole = None if looked.own is None else _mismatch(looked.own.logprobs, every)
     if not rows:
         return None, whole, 0
@@ -187,15 +166,6 @@ def _reference(run: Learner, rows: Sequence[PolicyRow], chosen: Sequence[int], l
         ]
     # With one update the loss's own log-probabilities are the old ones, to the last digit.
     return Reference(old if rl.updates > 1 else None, base, correction, run.mark, run.constant or 0.0), tokens
-
-
-def _policy_row(
-    run: Learner, row: RlRollout, advantages: Floats, weight: float, class_weight: float = 0.0
-) -> PolicyRow:
-    return PolicyRow(
-        run.prompts[row.problem], row.token_ids, np.array(row.logprobs), advantages, weight, row.reward or 0.0,
-        class_weight,
-    )  # fmt: skip
 
 
 def _mismatch(trainer: Sequence[Floats], rows: Sequence[PolicyRow]) -> losses.Mismatch:
@@ -247,6 +217,3 @@ def _about_tokens(
         "extra_tokens": cost.generated + cost.evaluated,
         "flops": None if cost.flops is None else own + cost.flops,
     }
-
-
-__all__ = ["Known", "Learner", "batch_of", "rate", "rl_step"]
