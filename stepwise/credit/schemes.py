@@ -130,7 +130,7 @@ def capo(
     for i in _rewarded(group):
         votes = np.zeros(len(group.spans[i]))
         for said in critiques[i]:
-            votes[list(set(said))] += 1
+            votes[list(said)] += 1  # once, however often a critique names the step
         most = len(critiques[i])
         called = {"intersection": votes == most, "majority": votes > most / 2, "union": votes > 0}[agree]
         rows[i] = (2.0 * group.rewards[i] - called).tolist()
@@ -149,8 +149,8 @@ def pure_min(group: Group) -> Array:
     the mean of w r per token over the other rollouts (0 without others). That the outcome is added at weight 1 is
     derived; PURE's runs with verifiable rewards add it with a weight that is an option there.
 
-    Identical wrong rollouts: their first step gets 0, advantages fall from there to the lowest score, and are positive
-    past it (there is no minimum left to come, while the others' mean has one).
+    Identical wrong rollouts whose lowest score is under 1/2: the first step gets 0, advantages fall from there to the
+    lowest score, and are positive past it (no minimum is left to come, while the others' mean has one).
     """
     scores = needed(group.scores, "scores")
     reward, length = {}, {}
@@ -182,7 +182,7 @@ def oppo(group: Group, *, evidence_clip: float = 1.0) -> Array:
     advantage = np.zeros(group.mask.shape)
     count, total = int(group.rewarded.sum()), float(np.nansum(group.rewards))
     for i in _rewarded(group):
-        others = (total - group.rewards[i]) / (count - 1) if count > 1 else 0.5
+        others = (total - group.rewards[i]) / max(count - 1, 1)
         start = float(np.clip(others, 1 / (2 * count), 1 - 1 / (2 * count)))
         steps = np.clip(evidence[i, group.mask[i]], -evidence_clip, evidence_clip)
         odds = np.log(start / (1 - start)) + np.cumsum(steps)
