@@ -12,7 +12,7 @@ from stepwise.report.plot import ticks
 from stepwise.report.svg import tag
 from stepwise.report.table import quantity
 
-_LEFT, _RIGHT, _TOP = 46, 10, 10
+_LEFT, _RIGHT, _TOP = 56, 10, 10
 _HOVER = 200  # points up to which each has a place to hover over
 _CURVE = (320, 168, 26)  # width, height, and the room below the axis
 
@@ -54,14 +54,17 @@ def bars_svg(bars: Sequence[Bar], axis: str, summary: str, style: str = "f0") ->
     return tag("svg", *body, viewBox=f"0 0 {width} {height}", class_="plot small", role="img", aria_label=summary)
 
 
-def curves_svg(lines: Sequence[Line], summary: str) -> Markup:
-    """Curves over steps, each in a colour of its own; a value of None leaves a gap, a lone value is a dot."""
+def curves_svg(lines: Sequence[Line], summary: str, span: tuple[float, float] | None = None) -> Markup:
+    """Curves over steps, each in a colour and dashes of its own; None leaves a gap, a value between gaps is a dot.
+
+    `span` are the ends of the axis of values; where it is not given, they follow from the values.
+    """
     width, height, bottom = _CURVE
     known = [(x, y) for line in lines for x, y in line.points if y is not None]
     if not known:
         return tag("p", "No value is known.", class_="muted")
-    xs, ys = [x for x, _ in known], [y for _, y in known]
-    marks = ticks(*_span(ys), 4)
+    xs = [x for line in lines for x, _ in line.points]
+    marks = ticks(*(span or _span([y for _, y in known])), 4)
     first, last, base = min(xs), max(xs), height - bottom
     across = (width - _LEFT - _RIGHT) / (last - first or 1.0)
 
@@ -69,7 +72,7 @@ def curves_svg(lines: Sequence[Line], summary: str) -> Markup:
         shift = 0.0 if last > first else (width - _LEFT - _RIGHT) / 2
         return _LEFT + shift + (x - first) * across, base - (base - _TOP) * (y - marks[0]) / (marks[-1] - marks[0])
 
-    body = _levels([(place(first, t)[1], number(t)) for t in marks], width)
+    body = _levels([(place(first, t)[1], text) for t, text in zip(marks, numbers(marks), strict=True)], width)
     body.append(tag("path", d=f"M{_LEFT} {base}H{width - _RIGHT}", class_="axis"))
     for x in dict.fromkeys((first, last)):
         anchor = "middle" if first == last else "start" if x == first else "end"
@@ -111,16 +114,32 @@ def line_swatch(number: int) -> Markup:
     return tag("svg", piece, viewBox="0 0 34 12", width=34, height=12, aria_hidden="true")
 
 
-def number(value: float) -> str:
-    """A number in few characters, whatever its size: 0.25, 1.2e-05, 12.3 M."""
-    return quantity(value) if abs(value) >= 1000 else f"{value:.3g}"
+def number(value: float, digits: int = 3) -> str:
+    """A number in few characters, whatever its size: 0.25, 1.2e-5, 12.3 M."""
+    if abs(value) >= 1000:
+        return f"{'-' if value < 0 else ''}{quantity(abs(value))}"
+    if value == 0 or abs(value) >= 1e-3:
+        return f"{value:.{digits}g}"
+    size = math.floor(math.log10(abs(value)))
+    return f"{value / 10.0**size:.{digits}g}e{size}"
+
+
+def numbers(values: Sequence[float]) -> list[str]:
+    """The values of an axis with as many digits as it takes to tell them apart."""
+    for digits in range(3, 9):
+        texts = [number(value, digits) for value in values]
+        if len(set(texts)) == len(set(values)):
+            break
+    return texts
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis for these values; equal ones get room on both sides."""
+    """Ends of an axis for these values; equal ones get room on both sides, but none below zero."""
     low, high = min(values), max(values)
-    room = (high - low) or abs(high) / 2 or 1.0
-    return (low, high) if high > low else (low - room, high + room)
+    if high > low:
+        return low, high
+    room = abs(high) / 2 or 1.0
+    return (low - room, high + room) if low else (0.0, room)
 
 
 def _levels(marks: Sequence[tuple[float, str]], width: int) -> list[Markup]:

@@ -21,22 +21,29 @@ if TYPE_CHECKING:
 MAX_ROLLOUTS = 120
 _FILES = 15  # steps from which rollouts are shown, at most
 _NO_CURVE = ("step", "epoch", "rows")
+_SHARE = (0.0, 1.0)
 
 
 class Plot(NamedTuple):
-    """One small plot: its title, what it shows in a few words, and the metrics in it with their names."""
+    """One small plot: its title, what it shows in a few words, and the metrics in it with their names.
+
+    Values are divided by `unit`; `span` are the ends of their axis, None where the values decide.
+    """
 
     title: str
     hint: str
     keys: tuple[tuple[str, str], ...]
     unit: float = 1.0
+    span: tuple[float, float] | None = None
 
 
 PLOTS: tuple[Plot, ...] = (
-    Plot("Reward", "mean over the rollouts that carry one", (("reward", "reward"),)),
+    Plot("Reward", "mean over the rollouts that carry one", (("reward", "reward"),), span=_SHARE),
     Plot("Loss", "of the optimizer's step", (("loss", "loss"),)),
     Plot("Groups", "problems in a step, and those with any advantage", (("kept_groups", "kept"), ("groups", "all"))),
-    Plot("Groups without spread", "share of groups whose rewards are all equal", (("no_spread", "share"),)),
+    Plot(
+        "Groups without spread", "share of groups whose rewards are all equal", (("no_spread", "share"),), span=_SHARE
+    ),
     Plot("Masked rollouts", "without a reward", (("masked", "masked"),)),
     Plot("Length", "mean tokens of a rollout", (("length", "length"),)),
     Plot("Entropy", "of the next token, nats", (("entropy", "entropy"),)),
@@ -45,7 +52,7 @@ PLOTS: tuple[Plot, ...] = (
     Plot("Gradient", "its norm before clipping", (("grad_norm", "norm"),)),
     Plot("Mismatch", "mean difference of log-probabilities, sampler and trainer", (("mismatch", "mismatch"),)),
     Plot("Mismatch as divergence", "of the sampler from the trainer, nats", (("mismatch_kl", "divergence"),)),
-    Plot("Effective sample size", "share left by the ratio of trainer and sampler", (("ess", "share"),)),
+    Plot("Effective sample size", "share left by the ratio of trainer and sampler", (("ess", "share"),), span=_SHARE),
     Plot("Learning rate", "of this step", (("learning_rate", "rate"),)),
     Plot("Tokens", "with a loss, so far", (("tokens", "tokens"),)),
     Plot(
@@ -68,6 +75,7 @@ PLOTS: tuple[Plot, ...] = (
             ("seconds", "whole step"),
         ),
     ),
+    Plot("Floating-point operations", "of each step", (("flops", "operations"),)),
     Plot("Peak memory", "GiB", (("peak_bytes", "memory"),), 2.0**30),
 )
 """The metrics that are known, in the order of the page; others follow under their own names."""
@@ -216,7 +224,7 @@ def _figure(plot: Plot, lines: Sequence[Line]) -> Figure:
             (line_swatch(i) if len(lines) > 1 else None, line.name, number(known[0][1]), number(known[-1][1]))
         )
     said = "; ".join(f"{name} {first} at first, {last} at last" for _, name, first, last in curves)
-    return Figure(plot.title, plot.hint, curves_svg(lines, f"{plot.title}: {said}."), tuple(curves))
+    return Figure(plot.title, plot.hint, curves_svg(lines, f"{plot.title}: {said}.", plot.span), tuple(curves))
 
 
 def _view(row: RlRollout, group: tuple[int, int, int], strongest: float) -> RolloutView:
