@@ -58,7 +58,7 @@ class Trainee:
         from stepwise.training.export import export_lora_gguf
 
         with tempfile.TemporaryDirectory() as folder:
-            return export_lora_gguf(self.save(folder), path, self.base)
+            return export_lora_gguf(self.save(Path(folder) / "adapter"), path, self.base)  # its name is in the file
 
     def load_adapter_weights(self, folder: str | Path) -> None:
         """Take the adapter's weights from a directory that `save` wrote; DataError where they do not fit."""
