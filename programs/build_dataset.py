@@ -6,7 +6,8 @@ the continuation that ended right (suffix), in a random place (moved), proposed 
 later, and oracle: the true first error, which the lab knows); the references; rewrites with the reference in view
 (reflection); solutions by the strong model (strong); the weak model's own right solutions (rejection); the first tokens
 of its solutions (first_tokens); more of what lab-weak was pretrained on (own_corpus); pairs of the intervention and the
-wrong step (pairs, for DPO). A killed run goes on where it was.
+wrong step (pairs, for DPO). Of routed traces (--traces, the directory that route wrote): the escalated steps whose
+discarded draft was the problem (routing). A killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
 from stepwise.interventions.baselines import KINDS, NEED_COLLECTION, Ingredients, write_in
 from stepwise.interventions.data import read_examples, read_problems
+from stepwise.interventions.from_routing import from_routing_in, plan_from_routing, read_traces
 from stepwise.interventions.pairs import pairs, write_pairs
 from stepwise.interventions.pipeline import read_stage
 from stepwise.interventions.work import BuildSettings
 from stepwise.plan import Planned
 from stepwise.run import Run, positive, program
-from stepwise.types import Problem
+from stepwise.types import Problem, Trace
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kind", required=True, choices=[*KINDS, "pairs"], help="what to make", metavar="KIND")
+    parser.add_argument(
+        "--kind", required=True, choices=[*KINDS, "pairs", "routing"], help="what to make", metavar="KIND"
+    )
     parser.add_argument("--collection", type=Path, metavar="DIR", help="directory of a collection")
+    parser.add_argument("--traces", type=Path, metavar="DIR", help="directory, or traces.jsonl, that route wrote")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--problems", type=Path, metavar="FILE", help="JSON Lines file of problems")
     where.add_argument("--split", default="train", help="split of the lab's problems (default: %(default)s)")
@@ -105,12 +110,24 @@ def ingredients(config: Config, args: argparse.Namespace) -> Ingredients:
     return Ingredients(kind, given or (), config, settings)
 
 
+def traces_of(args: argparse.Namespace) -> list[Trace]:
+    if args.traces is None:
+        raise DataError("--kind routing is made from traces; give the directory that route wrote with --traces")
+    return read_traces(args.traces)
+
+
 def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    if args.kind == "routing":
+        return plan_from_routing(traces_of(args), settings_of(args).collect)
     return ingredients(config, args).planned()
 
 
 @program(doc=__doc__, arguments=arguments, plan=plan)
 def main(run: Run) -> None:
+    if run.args.kind == "routing":
+        traces, settings = traces_of(run.args), settings_of(run.args).collect
+        told(run, from_routing_in(run.directory, traces, run.config, settings, licence=run.args.licence))
+        return
     args, given = run.args, ingredients(run.config, run.args)
     if given.checked.excluded:
         run.say(given.checked.summary())
@@ -119,9 +136,12 @@ def main(run: Run) -> None:
         path = write_pairs(run.path("pairs.jsonl"), rows)
         run.say(f"{len(rows)} pairs in {path}")
         return
-    path = write_in(run.directory, given, licence=args.licence)
-    examples = read_examples(path)
-    run.say(f"{len(examples)} rows of the kind {args.kind} in {path}; the card beside it says what became of what")
+    told(run, write_in(run.directory, given, licence=args.licence))
+
+
+def told(run: Run, path: Path) -> None:
+    rows = len(read_examples(path))
+    run.say(f"{rows} rows of the kind {run.args.kind} in {path}; the card beside it says what became of what")
 
 
 if __name__ == "__main__":

@@ -14,53 +14,32 @@ A draft stands as the failed attempt, the strong model's step as its candidate: 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from stepwise.backends.base import Backend
 from stepwise.call_cache import key_of
 from stepwise.config import Config
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
-from stepwise.grading import GRADER_VERSION, Verdict, grade, grade_many
+from stepwise.grading import GRADER_VERSION, Verdict, grade_many
 from stepwise.interventions import stages
 from stepwise.interventions.caps import Spent
 from stepwise.interventions.chunks import run_chunks, sealed_rows
+from stepwise.interventions.comparing import Kind, compare
 from stepwise.interventions.data import check_problems, write_examples
 from stepwise.interventions.leaks import LeakVerdict
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Made, by_id
 from stepwise.interventions.settings import CollectSettings, uncapped
-from stepwise.interventions.work import checked, every
+from stepwise.interventions.work import checked
 from stepwise.jsonl import read_rows
-from stepwise.steps import boxed, extract_answer
-from stepwise.types import Problem, Step, Trace, to_json
+from stepwise.plan import Planned
+from stepwise.steps import extract_answer
+from stepwise.types import Step, Trace, to_json
 
 if TYPE_CHECKING:
     from stepwise.rundir import RunDirectory
-
-Kind = Literal["intervention", "distillation", "no success"]
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Comparison:
-    """What followed the strong model's step, and what followed the draft; `id` is the candidate's.
-
-    `helps` is the probability that the step's success is higher than the draft's, given the counts.
-    """
-
-    id: str
-    problem: str
-    successes: int
-    guided: int
-    draft_successes: int
-    draft_guided: int
-    helps: float
-    kind: Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,56 +96,6 @@ def escalations(traces: Sequence[tuple[str, Trace]], config: Config, settings: C
     return Escalations(failures, candidates, counts)
 
 
-def compare(
-    candidates: Sequence[Candidate],
-    failures: Mapping[str, Failure],
-    problems: Mapping[str, Problem],
-    weak: Backend,
-    config: Config,
-    settings: CollectSettings,
-    confident: float = 0.95,
-) -> tuple[list[Comparison], list[GuidedRollout]]:
-    """Rollouts of the weak model behind each step and, where one of them ended right, behind its draft.
-
-    `settings.guided` of each, without an early end after successes, which would bias the comparison. A draft that
-    closes a box is graded as it is. Raises BackendError where most of a batch fails.
-    """
-    whole = every(settings, settings.guided)
-    how = whole.model_copy(update={"miss": settings.miss})  # a step without a success may be given up
-    guided = stages.guide(candidates, failures, problems, weak, config, how)
-    steps = _outcomes(guided)
-    tried = [row for row in candidates if any(steps[row.id])]
-    drafts = [_draft(row, failures[row.failure]) for row in tried]
-    behind = stages.guide([d for d in drafts if not boxed(d.content)], failures, problems, weak, config, whole)
-    outcomes = _outcomes(behind)
-    for draft in drafts:
-        if boxed(draft.content):
-            right = grade(extract_answer(draft.content), problems[draft.problem].answer or "") is Verdict.CORRECT
-            outcomes[draft.id] = [right] * settings.guided
-    rows = []
-    for row in candidates:
-        step, draft_ = steps[row.id], outcomes[_draft_id(row)]
-        helps = more_often(sum(step), len(step), sum(draft_), len(draft_))
-        kind: Kind = "intervention" if helps >= confident else "distillation"
-        rows.append(Comparison(row.id, row.problem, sum(step), len(step), sum(draft_), len(draft_), helps,
-                               kind if any(step) else "no success"))  # fmt: skip
-    return rows, [*guided, *behind]
-
-
-def more_often(successes: int, n: int, others: int, m: int) -> float:
-    """Probability that a chance with `successes` of `n` is larger than one with `others` of `m`, under uniform priors.
-
-    Exact: the sum over the first Beta's integer parameter. Raises ValueError for counts that are none.
-    """
-    if not (0 <= successes <= n and 0 <= others <= m):
-        raise ValueError(f"{successes} of {n} and {others} of {m} are no counts of successes")
-    a, b, c, d = 1 + others, 1 + m - others, 1 + successes, 1 + n - successes
-    terms = (
-        math.exp(_log_beta(a + i, b + d) - math.log(d + i) - _log_beta(1 + i, d) - _log_beta(a, b)) for i in range(c)
-    )
-    return min(1.0, math.fsum(terms))
-
-
 def from_routing(
     traces: str | Path | Iterable[Trace],
     cfg: Config,
@@ -193,6 +122,18 @@ def from_routing(
         out, program="from_routing", config=uncapped(cfg), arguments=arguments_of(given, settings, confident)
     ) as own:
         return from_routing_in(own, given, cfg, settings, confident, weak, licence)
+
+
+def plan_from_routing(traces: Sequence[Trace], settings: CollectSettings) -> list[Planned]:
+    """The most that `from_routing` asks for: all escalated steps of all traces, and their drafts."""
+    texts = [
+        2 * len((trace.problem.question + trace.text).encode())
+        for trace in traces
+        for step in trace.steps
+        if step.author != "weak" and step.discarded
+    ]
+    n = 2 * len(texts) * settings.guided
+    return [Planned("weak", n, sum(texts), n * settings.max_tokens)]
 
 
 def arguments_of(traces: Sequence[Trace], settings: CollectSettings, confident: float) -> dict[str, Any]:
@@ -321,23 +262,3 @@ def _failure(name: str, trace: Trace, place: int, draft: Step) -> Failure:
 def _candidate(name: str, problem: str, place: int, step: Step, config: Config, settings: CollectSettings) -> Candidate:
     made = Made(step.usage.model or step.author, config.prompt.hash, settings.hash_with(config), config.seed)
     return Candidate(f"{name}/c0", problem, name, place, step.text, made, with_reference=False, usage=step.usage)
-
-
-def _draft(row: Candidate, failure: Failure) -> Candidate:
-    return dataclasses.replace(row, id=_draft_id(row), content=failure.steps[row.location])
-
-
-def _draft_id(row: Candidate) -> str:
-    return f"{row.failure}/draft"
-
-
-def _outcomes(guided: Sequence[GuidedRollout]) -> defaultdict[str, list[bool]]:
-    found: defaultdict[str, list[bool]] = defaultdict(list)
-    for row in guided:
-        if row.verdict is not None:
-            found[row.candidate].append(row.verdict is Verdict.CORRECT)
-    return found
-
-
-def _log_beta(a: float, b: float) -> float:
-    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)

@@ -13,14 +13,9 @@ import pytest
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
 from stepwise.interventions.baselines import build
 from stepwise.interventions.chunks import sealed_rows
+from stepwise.interventions.comparing import Comparison, more_often
 from stepwise.interventions.data import mix, read_examples
-from stepwise.interventions.from_routing import (
-    Comparison,
-    escalations,
-    from_routing,
-    more_often,
-    read_traces,
-)
+from stepwise.interventions.from_routing import escalations, from_routing, read_traces
 from stepwise.interventions.rows import Example
 from stepwise.jsonl import append_rows
 from stepwise.types import Problem, Step, Trace, Usage
