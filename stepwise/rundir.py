@@ -74,7 +74,7 @@ class RunDirectory:
         files = [str(name) for name in found.get("files", [])]
         if anew:
             for name in files:
-                self._inside(name).unlink(missing_ok=True)
+                self._remove(name)
             (self.path / _CARD).unlink()
             return False
         self._card["files"] = files
@@ -114,12 +114,16 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
 
-    def claim(self, name: str) -> Path:
-        """Path of the run's own file `name` (relative, inside the directory); its parent directory exists."""
+    def claim(self, name: str, *, folder: bool = True) -> Path:
+        """Path of the run's own file `name` (relative, inside the directory).
+
+        Its parent directory exists; with `folder` False it may be missing, and is left to the caller.
+        """
         path = self._inside(name)
         if name not in self._card["files"]:
             self.made()
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if folder:
+                path.parent.mkdir(parents=True, exist_ok=True)
             self._card["files"].append(name)
             self._write()
         return path
@@ -144,6 +148,16 @@ class RunDirectory:
                 rows[shown] = rows.get(shown, 0) + path.read_bytes().count(b"\n")
         sizes = [f"{name} with {count} rows" for name, count in rows.items()]
         return f"{self.path} holds {', '.join(sizes)}" if sizes else f"{self.path} holds no rows yet"
+
+    def _remove(self, name: str) -> None:
+        """Remove the run's file `name`, and the directories inside that are empty without it."""
+        path = self._inside(name)
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty, or gone already
+            for folder in path.parents:
+                if folder == self.path:
+                    break
+                folder.rmdir()
 
     def _inside(self, name: str) -> Path:
         path = self.path / name

@@ -125,6 +125,43 @@ def test_a_directory_with_other_files_is_never_written_to(out: Path, capsys: pyt
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
+def in_chunks(out: Path) -> RunDirectory:
+    directory = RunDirectory(out, program="chunks", config=Config(), arguments={})
+    for chunk in ("00000", "00001"):
+        directory.claim(f"chunks/{chunk}/rows.jsonl").write_text("{}\n" * 3)
+    directory.claim("rows.jsonl").write_text("{}\n")
+    return directory
+
+
+def test_starting_anew_removes_directories_that_are_empty_then_and_no_others(out: Path) -> None:
+    in_chunks(out).close("finished")
+    (out / "chunks" / "00001" / "notes.txt").write_text("mine")
+    again = RunDirectory(out, program="chunks", config=Config(), arguments={})
+    again.open(anew=True)
+    assert [str(path.relative_to(out)) for path in sorted(out.rglob("*"))] == [
+        "chunks", "chunks/00001", "chunks/00001/notes.txt",
+    ]  # fmt: skip
+    again.close("finished")
+
+
+def test_like_files_of_chunks_are_summed_up(out: Path) -> None:
+    directory = in_chunks(out)
+    assert directory.summary() == f"{out} holds chunks/*/rows.jsonl with 6 rows, rows.jsonl with 1 rows"
+    directory.claim("chunks/00002/rows.jsonl", folder=False)
+    assert not (out / "chunks" / "00002").exists()
+    directory.close("finished")
+
+
+def test_what_same_run_leaves_out_of_the_configuration_may_change(out: Path) -> None:
+    @program(doc="Go on.", same_run=lambda config: config.model_copy(update={"seed": 0}))
+    def main(run: Run) -> None:
+        run.write("seeds.jsonl", {"seed": run.config.seed})
+
+    assert [main(["--out", str(out), "--set", f"seed={seed}"]) for seed in (1, 2)] == [0, 0]
+    assert (out / "seeds.jsonl").read_text() == '{"seed":1}\n{"seed":2}\n'.replace(":", ": ")
+    assert main(["--out", str(out), "--set", "budget.calls=2"]) == 2
+
+
 @pytest.mark.parametrize("name", ["../up.jsonl", "/abs.jsonl", "run.json"])
 def test_a_run_writes_only_inside_its_directory(out: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     @program(doc="Escape.")

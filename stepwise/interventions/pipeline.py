@@ -207,6 +207,8 @@ def _chunks(
         for first in range(0, len(problems), settings.chunk):
             members = problems[first : first + settings.chunk]
             sealed = folder / f"{first // settings.chunk:05d}"
+            for name in ROWS:  # a chunk is the run's own before it is there, so that --overwrite finds it
+                own.claim(f"chunks/{sealed.name}/{name}.jsonl", folder=False)
             before = sealed.exists()
             if before:
                 rows = _rows(sealed)
@@ -219,8 +221,6 @@ def _chunks(
                 asked = asked or (caps.capped(models) if caps is not None else models)
                 rows = work(members, config, settings, asked)
                 _seal(sealed, rows)
-            for name in ROWS:
-                own.claim(f"chunks/{sealed.name}/{name}.jsonl")
             now = account.add(rows, len(members), before=before)
             if on_chunk is not None:
                 on_chunk(now)

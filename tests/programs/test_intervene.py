@@ -1,0 +1,267 @@
+"""The intervene program: problem files, what is told before and after, interruptions, caps, other starts."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from programs import intervene
+from stepwise.interventions import pipeline
+from stepwise.interventions.data import read_examples
+from stepwise.interventions.pipeline import funnel
+from stepwise.interventions.settings import CollectSettings
+from stepwise.jsonl import append_rows, read_rows
+from stepwise.types import Problem
+from tests.fakes import ScriptedBackend
+from tests.interventions import world
+
+SMALL = ["--rollouts", "3", "--candidates", "2", "--guided", "8", "--chunk", "2", "--max-tokens", "100"]
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Six sums in a file, and the models that know how to add them."""
+    monkeypatch.setattr(pipeline.Models, "from_config", classmethod(lambda cls, config: world.models()))
+    monkeypatch.setenv("COLUMNS", "80")
+    append_rows(tmp_path / "sums.jsonl", world.problems(6))
+    return tmp_path / "sums.jsonl"
+
+
+def start(file: Path, out: Path, *arguments: str) -> int:
+    return intervene.main(["--problems", str(file), "--out", str(out), *SMALL, *arguments])
+
+
+def test_a_file_becomes_a_dataset_and_its_story_is_told_in_80_columns(
+    file: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "out"
+    assert start(file, out, "--licence", "mit", "--column-names", "problem", "solution") == 0
+    rows = read_rows(out / "dataset.jsonl")
+    assert rows
+    assert all("problem" in row and "solution" in row and "question" not in row for row in rows)
+    assert 'license: "mit"' in (out / "dataset.md").read_text()
+    assert (out / "report.html").stat().st_size > 1000
+    (counts,) = read_rows(out / "metrics.jsonl")
+    assert counts == funnel(out)
+    said = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in said.splitlines())
+    assert re.search(rf"failed attempts +{counts['failed attempts']} +\d+% of rollouts", said)
+    assert f"{len(rows)} examples: {out / 'dataset.jsonl'}" in said.replace(" \n", " ").replace("\n", "")
+    assert "weak (weak):" in said
+    assert "critic (critic):" in said
+    example = read_examples(out / "dataset.jsonl")[0]
+    assert example.intervention in said
+
+
+def test_every_setting_of_a_collection_is_an_option_and_stands_in_the_card(file: Path, tmp_path: Path) -> None:
+    given = {"rollouts": 2, "enough": None, "keep": "all", "concurrency": 3, "check_sums": False, "attempts": 1}
+    options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value).lower())]
+    assert start(file, tmp_path / "out", *options) == 0
+    told = json.loads((tmp_path / "out" / "dataset.md").read_text().partition("```json\n")[2].partition("\n```")[0])
+    assert {name: told["settings"][name] for name in given} == given
+    assert told["settings"]["critic"]["candidates"] == 2
+    arguments = json.loads((tmp_path / "out" / "run.json").read_text())["arguments"]
+    assert set(CollectSettings.model_fields) <= set(arguments)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--rollouts", "0"), ("--keep", "worst"), ("--batch", "2.5"), ("--floor", "1")]
+)
+def test_a_setting_out_of_range_is_refused_with_its_name(
+    file: Path, tmp_path: Path, capsys: Captured, option: str, value: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        start(file, tmp_path / "out", option, value)
+    assert stopped.value.code == 2
+    assert f"argument {option}: '{value}'" in capsys.readouterr().err
+
+
+BAD: list[tuple[bytes, str]] = [
+    (b"", "has no rows"),
+    (b"\n\n", "has no rows"),
+    (b"\xff\xfe{}", "is not UTF-8"),
+    (b'{"question": "Add."', "line 1"),
+    (b'{"answer": "3"}\n', "row 1: there is no text in the field question"),
+    (b'{"question": "a", "problem": "b", "answer": "3"}\n', "question and problem are both there"),
+    (b'{"question": "a", "answer": "3", "id": "x"}\n{"question": "b", "answer": "3", "id": "x"}\n', "occurs twice"),
+    (b'{"question": "a"}\n', "no problem can be used"),
+    (b'{"question": "a", "answer": "(("}\n', "no problem can be used"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), BAD)
+def test_bad_input_is_one_line_that_names_the_file(
+    file: Path, tmp_path: Path, capsys: Captured, data: bytes, message: str
+) -> None:
+    file.write_bytes(data)
+    assert start(file, tmp_path / "out") == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert str(file) in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_there_and_unknown_column_names_are_refused(
+    file: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    assert start(tmp_path / "none.jsonl", tmp_path / "out") == 2
+    assert "no such file" in capsys.readouterr().err
+    assert start(file, tmp_path / "out", "--column-names", "prompt", "answer") == 2
+    assert "--column-names is prompt answer" in capsys.readouterr().err
+
+
+def test_what_is_left_out_and_what_has_no_reference_is_told_before_anything_is_spent(
+    file: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    file.unlink()
+    append_rows(file, [*world.problems(3, reference=False), Problem("bad", "Add ((.", "((")])
+    assert start(file, tmp_path / "dry", "--dry-run") == 0
+    dry = capsys.readouterr()
+    assert start(file, tmp_path / "out") == 0
+    for said in (dry.err, capsys.readouterr().out):
+        plain = " ".join(said.split())
+        assert "3 problems, 1 left out (bad: " in plain
+        assert "3 have no reference solution; the critic is asked without one" in plain
+        assert "llamacpp/lab-weak knows lab problems only, and 3 of 3 are none: set models.weak.model" in plain
+    assert "likely" in dry.out
+    assert not (tmp_path / "dry").exists()
+    assert not read_examples(tmp_path / "out" / "dataset.jsonl")[0].with_reference
+
+
+def test_the_lab_needs_no_warning_and_a_critic_behind_an_api_a_hint(tmp_path: Path, capsys: Captured) -> None:
+    assert intervene.main(["--lab", "3", "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert capsys.readouterr().err == "3 problems\n"
+    critic = ["--set", "models.critic.model=openai/x", "--set", "budget.problem.calls=3"]
+    assert intervene.main(["--lab", "3", "--out", str(tmp_path / "out"), "--dry-run", *critic]) == 0
+    said = capsys.readouterr().err
+    assert "--concurrency 8 is faster" in said
+    assert "[budget.problem] do not count here" in said
+
+
+def test_the_same_command_goes_on_and_other_problems_or_settings_are_refused(
+    file: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "out"
+    assert start(file, out) == 0
+    first = (out / "dataset.jsonl").read_bytes()
+    assert start(file, out, "--licence", "mit", "--column-names", "problem", "answer") == 0  # the rows are the same
+    assert "going on with the run" in capsys.readouterr().out
+    assert start(file, out, "--rollouts", "4") == 2
+    assert "holds a run with other arguments" in capsys.readouterr().err
+    assert start(file, out, "--set", "seed=1") == 2
+    append_rows(file, [Problem("more", "Add 1, 2, 3, 4.", "10")])
+    assert start(file, out) == 2
+    assert "began with other problems" in capsys.readouterr().err
+    assert start(file, out, "--n", "6") == 2  # --n is another argument
+    assert start(file, out, "--overwrite", "--n", "6") == 0
+    assert (out / "dataset.jsonl").read_bytes() == first
+
+
+def test_a_reached_cap_ends_in_a_dataset_and_one_line_and_goes_on_when_it_is_raised(
+    file: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    assert start(file, tmp_path / "whole") == 0
+    calls = sum(row["usage"]["calls"] for row in _written(tmp_path / "whole"))
+    out = tmp_path / "out"
+    capsys.readouterr()
+    assert start(file, out, "--set", f"budget.calls={calls - 5}") == 1
+    told = capsys.readouterr()
+    assert f"error: budget.calls = {calls - 5}" in told.err
+    assert "What became of the attempts" in told.out
+    part = (out / "dataset.jsonl").read_bytes()
+    assert part
+    assert json.loads((out / "run.json").read_text())["status"] == "failed"
+    assert start(file, out, "--set", f"budget.calls={10 * calls}") == 0
+    whole = (tmp_path / "whole" / "dataset.jsonl").read_bytes()
+    assert (out / "dataset.jsonl").read_bytes() == whole
+    assert whole.startswith(part)
+
+
+def _written(out: Path) -> list[Any]:
+    names = ("rollouts", "located", "candidates", "guided")
+    return [row for name in names for path in out.glob(f"chunks/*/{name}.jsonl") for row in read_rows(path)]
+
+
+def test_a_full_disk_and_a_dead_model_end_in_one_line_and_keep_what_is_sealed(
+    file: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = pipeline.append_rows
+
+    def full(path: Path, rows: Any) -> None:
+        if "00001" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        keep(path, rows)
+
+    monkeypatch.setattr(pipeline, "append_rows", full)
+    assert start(file, tmp_path / "out") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: No space left on device")
+    assert "then run the same command again" in said
+    assert [path.name for path in sorted((tmp_path / "out" / "chunks").glob("?????"))] == ["00000"]
+    monkeypatch.setattr(pipeline, "append_rows", keep)
+    gone = ScriptedBackend(world.written, "weak")
+    gone.broken = True
+    monkeypatch.setattr(pipeline.Models, "from_config", classmethod(lambda cls, config: world.models(gone)))
+    assert start(file, tmp_path / "out") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: weak was told to fail"
+    assert (tmp_path / "out" / "chunks" / "00000").is_dir()
+    monkeypatch.setattr(pipeline.Models, "from_config", classmethod(lambda cls, config: world.models()))
+    assert start(file, tmp_path / "out") == 0
+    assert start(file, tmp_path / "whole") == 0
+    assert (tmp_path / "out" / "dataset.jsonl").read_bytes() == (tmp_path / "whole" / "dataset.jsonl").read_bytes()
+
+
+def test_where_no_attempt_fails_it_says_why_there_is_no_example(
+    file: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = ScriptedBackend(lambda p, prefix, _: "\n\n".join(world.solution(p, prefix, None)), "weak")
+    monkeypatch.setattr(pipeline.Models, "from_config", classmethod(lambda cls, config: world.models(right)))
+    assert start(file, tmp_path / "out") == 0
+    assert "no attempt ended wrong" in capsys.readouterr().out
+    assert (tmp_path / "out" / "dataset.jsonl").read_bytes() == b""
+
+
+VICTIM = """
+import sys, time
+from programs import intervene
+from stepwise.interventions import pipeline
+from tests.interventions import world
+
+pipeline.Models.from_config = classmethod(lambda cls, config: world.models(seconds=0.02))
+sys.exit(intervene.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_killed_or_interrupted_in_a_later_chunk_the_same_command_gives_the_same_dataset(
+    file: Path, tmp_path: Path, sign: signal.Signals, code: int
+) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert start(file, whole) == 0
+    command = [sys.executable, "-c", VICTIM, "--problems", str(file), "--out", str(out), *SMALL]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as victim:
+        deadline = time.monotonic() + 120
+        while not (out / "chunks" / "00000").exists() and victim.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        victim.send_signal(sign)
+        _, said = victim.communicate(timeout=60)
+    assert victim.returncode == code
+    if sign is signal.SIGINT:
+        line = said.splitlines()[-1]
+        assert line.startswith("interrupted; ")
+        assert "chunks/*/rollouts.jsonl with " in line
+        assert line.endswith("the same command goes on from there")
+    assert not (out / "dataset.jsonl").exists()
+    assert start(file, out) == 0
+    assert (out / "dataset.jsonl").read_bytes() == (whole / "dataset.jsonl").read_bytes()
