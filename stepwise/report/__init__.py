@@ -1,8 +1,22 @@
-"""Reports: one self-contained HTML page per run, and the same traces and table in a terminal and a notebook."""
+"""Reports as self-contained HTML pages: of a routing run, of a collection, of a training run; and the same traces and
+table in a terminal and a notebook.
+"""
 
+from stepwise.report.collection import write_collection_report
 from stepwise.report.html import trace_html
 from stepwise.report.model import PolicyRow, Report, TraceView
 from stepwise.report.page import write_report
 from stepwise.report.terminal import show_trace, summary_table
+from stepwise.report.training import write_training_report
 
-__all__ = ["PolicyRow", "Report", "TraceView", "show_trace", "summary_table", "trace_html", "write_report"]
+__all__ = [
+    "PolicyRow",
+    "Report",
+    "TraceView",
+    "show_trace",
+    "summary_table",
+    "trace_html",
+    "write_collection_report",
+    "write_report",
+    "write_training_report",
+]

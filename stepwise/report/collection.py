@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from stepwise.redact import redact
 from stepwise.report import collection_facts as facts_of
 from stepwise.report.charts import bars_svg, stage_svg
 from stepwise.report.collection_facts import Card, Facts, Stage
-from stepwise.report.shell import first_of_each, of_the_lab, render, write_page
+from stepwise.report.shell import first_of_each, of_the_lab, read_card, render, write_page
 from stepwise.types import Problem
 
 MAX_CARDS = 200
@@ -52,7 +51,7 @@ def collection_html(out: str | Path, *, problems: Iterable[Problem] = (), max_ca
         subtitle=f"{len(names):,} problems, {stages[0].rows:,} rollouts, {examples:,} examples",
         meta=_meta(run, facts),
         notes=_notes(run, facts, stages),
-        lab=of_the_lab(run.get("config", {})),
+        lab=of_the_lab(run, "weak", "critic"),
         scripts=("common.js", "cards.js"),
         styles=("page.css", "cards.css"),
         stages=[(stage, *_drawn(stage, stages)) for stage in stages],
@@ -76,17 +75,6 @@ def read_facts(out: Path, run: Mapping[str, Any], problems: Iterable[Problem] = 
         raise DataError(f"{out} holds no sealed chunk of a collection; give the directory that `collect` wrote")
     known = {problem.id: problem for problem in (*read_rows(out / "problems.jsonl", Problem), *problems)}
     return Facts(rows, str(run.get("arguments", {}).get("keep", "best")), known)
-
-
-def read_card(out: Path) -> dict[str, Any]:
-    """run.json of a run's directory; empty where there is none, DataError where it cannot be read."""
-    path = out / "run.json"
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise DataError(f"{path} is not readable as the card of a run; remove it, or give another directory") from None
 
 
 def _drawn(stage: Stage, stages: list[Stage]) -> tuple[Markup, str, list[tuple[str, int]]]:

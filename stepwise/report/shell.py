@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
+from stepwise.errors import DataError
 from stepwise.redact import redact
 from stepwise.report.model import LAB_NOTICE
 from stepwise.report.templates import environment, resource
@@ -91,8 +92,18 @@ def island(data: Any) -> Markup:
     return Markup(text)  # noqa: S704
 
 
-def of_the_lab(config: Mapping[str, Any]) -> bool:
-    """Whether one of the models in a run's configuration (as plain JSON) is one of the lab's."""
-    models = config.get("models")
-    found = models.values() if isinstance(models, Mapping) else ()
-    return any(str(model.get("model", "")).startswith("llamacpp/lab-") for model in found if isinstance(model, Mapping))
+def read_card(out: Path) -> dict[str, Any]:
+    """run.json of a run's directory; empty where there is none, DataError where it cannot be read."""
+    path = out / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise DataError(f"{path} is not readable as the card of a run; remove it, or give another directory") from None
+
+
+def of_the_lab(run: Mapping[str, Any], *roles: str) -> bool:
+    """Whether the configuration in a run's card names one of the lab's models for one of these roles."""
+    models = run.get("config", {}).get("models", {})
+    return any(str(models.get(role, {}).get("model", "")).startswith("llamacpp/lab-") for role in roles)

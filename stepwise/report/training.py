@@ -11,9 +11,8 @@ from markupsafe import Markup
 
 from stepwise.errors import DataError
 from stepwise.report.charts import Line, curves_svg, line_swatch, number
-from stepwise.report.collection import read_card
 from stepwise.report.model import FINISH_WORDS, verdict_word
-from stepwise.report.shell import first_of_each, of_the_lab, render, write_page
+from stepwise.report.shell import first_of_each, of_the_lab, read_card, render, write_page
 
 if TYPE_CHECKING:
     from stepwise.training.rollouts import RlRollout
@@ -140,7 +139,7 @@ def training_html(out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> str:
         title="Reinforcement learning" if files or "reward" in rows[-1] else "Supervised training",
         subtitle=f"{steps:,}{f' of {planned:,}' if planned else ''} steps",
         meta=_meta(run, bool(files)),
-        lab=of_the_lab({"models": {"weak": config.get("models", {}).get("weak", {})}}),
+        lab=of_the_lab(run, "weak"),
         scripts=("common.js", "cards.js"),
         styles=("page.css", "cards.css"),
         figures=figures(rows),

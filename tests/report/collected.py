@@ -102,7 +102,10 @@ def write(out: Path, found: dict[str, list[Any]] | None = None, *, lab: bool = F
         "config_hash": "abc123",
         "status": "finished",
         "arguments": {"rollouts": 6, "guided": 4, "keep": "best", "enough": None, "drop_after": None, **arguments},
-        "config": {"models": {"weak": {"model": weak}}, "critic": {"candidates": 3}},
+        "config": {
+            "models": {"weak": {"model": weak}, "strong": {"model": "llamacpp/lab-strong"}},
+            "critic": {"candidates": 3},
+        },
     }
     (out / "run.json").write_text(json.dumps(card))
     return out

@@ -10,9 +10,10 @@ from stepwise.errors import DataError
 from stepwise.interventions import funnel
 from stepwise.jsonl import append_rows
 from stepwise.report import collection_facts as facts_of
-from stepwise.report.collection import collection_html, read_card, read_facts, write_collection_report
+from stepwise.report.collection import collection_html, read_facts, write_collection_report
 from stepwise.report.collection_facts import Facts
 from stepwise.report.model import LAB_NOTICE
+from stepwise.report.shell import read_card
 from tests.report import collected
 from tests.report.browsing import BROWSER, played
 from tests.report.markup import HOSTILE, Elements
