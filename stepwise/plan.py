@@ -89,9 +89,10 @@ def plan_collecting(config: Config, settings: CollectSettings, problems: Sequenc
     sizes = [(length, room // 2) for length in texts]  # a step has a token and a blank line at least
     asked = [*plan_localizing(config, sizes), *plan_proposing(config, sizes)]
     questions = sum(len(p.question.encode()) + 64 for p in problems)
-    guided = attempts * config.critic.candidates * settings.guided
+    most, requests = settings.worst_guiding(config.critic.candidates)
+    guided = attempts * most
     # A local model reads what the samples of one request have in common once; an API may read it for each of them.
-    times = attempts * config.critic.candidates * (-(-settings.guided // settings.batch) if local else settings.guided)
+    times = attempts * (requests if local else most)
     prompts = questions * (1 if local else settings.rollouts)
     prompts += times * (questions + len(problems) * (room + config.critic.max_tokens))
     calls = len(problems) * (settings.rollouts + guided)

@@ -78,13 +78,13 @@ def collecting(*overrides: str, n: int = 3, **settings: Any) -> dict[str, Planne
 
 def test_a_collection_asks_at_most_for_every_attempt_and_every_guided_rollout_at_full_length() -> None:
     planned = collecting("critic.candidates=3")
-    assert planned["weak"].calls == 3 * (2 + 2 * 3 * 8)
+    assert planned["weak"].calls == 3 * (2 + 2 * (3 * 8 + 8))  # 8 more to compare the three
     assert planned["weak"].generated_tokens == planned["weak"].calls * 100
     assert planned["critic"].calls == 2 * (3 * 2 * (1 + 3))  # each reply may be asked for twice
     assert planned["critic"].generated_tokens == planned["critic"].calls * 1024
     assert planned["critic"].at_once == 1
     fewer = collecting("critic.candidates=3", attempts=1)
-    assert fewer["weak"].calls == 3 * (2 + 3 * 8)
+    assert fewer["weak"].calls == 3 * (2 + 3 * 8 + 8)
     assert collecting("models.weak.model=openai/x")["weak"].prompt_tokens > collecting()["weak"].prompt_tokens
 
 

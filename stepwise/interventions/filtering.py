@@ -55,6 +55,16 @@ class StopRule:
             return min(self.batch, end - asked)  # all are asked for in any case
         return max(0, min(max(2, asked), self.batch, end - asked))
 
+    def worst(self) -> tuple[int, int]:
+        """The most (rollouts, batches) that one candidate can take."""
+        found = []
+        for successes in (0, 1):  # none at all, or one that comes first and is not enough
+            asked = batches = 0
+            while size := self.next_batch(successes if asked else 0, asked):
+                asked, batches = asked + size, batches + 1
+            found.append((asked, batches))
+        return max(rollouts for rollouts, _ in found), max(batches for _, batches in found)
+
 
 @dataclass(frozen=True)
 class Beta:

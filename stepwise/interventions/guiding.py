@@ -110,7 +110,7 @@ def _compare(asking: _Asking, settings: CollectSettings) -> None:
     for name, row in asking.candidates.items():
         if asking.tried(name)[0]:
             rivals[row.failure].append(name)
-    step = max(1, settings.batch // 4)
+    step = settings.compare_batch
     for done in range(0, settings.compare, step):
         names = [
             next_to_compare({name: asking.tried(name) for name in found}) for found in rivals.values() if len(found) > 1

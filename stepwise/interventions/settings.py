@@ -60,6 +60,21 @@ class CollectSettings(BaseModel):
         """Guided rollouts after which a candidate without any success is given up; None never does."""
         return self.rule.drop_after
 
+    def worst_guiding(self, candidates: int) -> tuple[int, int]:
+        """The most guided (rollouts, requests) of one attempt with so many candidates."""
+        rollouts, batches = self.rule.worst()
+        compare = self.compare if self.keep == "best" and candidates > 1 else 0
+        kept = candidates if self.keep == "all" else 1
+        return (
+            candidates * rollouts + compare + kept * self.fresh,
+            candidates * batches - (-compare // self.compare_batch) + kept * bool(self.fresh),
+        )
+
+    @property
+    def compare_batch(self) -> int:
+        """Rollouts of one candidate that are asked for at a time when it is compared."""
+        return max(1, self.batch // 4)
+
     def hash_with(self, config: Config) -> str:
         """Twelve hex digits for configuration and settings: what stands in every row. Caps have no part in it."""
         return hashlib.sha256(f"{uncapped(config).hash} {self.model_dump_json()}".encode()).hexdigest()[:12]
