@@ -47,7 +47,7 @@ class RunDirectory:
         """Raise DataError, with the remedy, when the directory holds another run or files that are no run's."""
         found = self._read()
         if found is None:
-            if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise DataError(
                     f"--out {self.path} exists and is no directory of a run; give a new or an empty directory"
                 )

@@ -305,14 +305,36 @@ def _ask_all(
     from stepwise.asking import run_all
 
     given = [{"item": item, "seed": seed} for item, seed in zip(items, seeds, strict=True)]
-    found = run_all(_seeded(module), given, concurrency=settings.concurrency)
+    found = run_all(_until_gone(_seeded(module)), given, concurrency=settings.concurrency)
     for made in found:
         kind, _, reason = (made.failure or "").partition(": ")
         if kind == "BudgetExceededError":
             raise BudgetExceededError(reason)
-        if kind.endswith(("Error", "Exception", "Timeout")) and kind.isidentifier() and kind not in _OF_ONE_ITEM:
+        if _is_gone(kind):
             raise BackendError(f"{label}: {_model(module)} failed, so nothing of this chunk is kept: {made.failure}")
     return found
+
+
+def _is_gone(kind: str) -> bool:
+    """Whether an error of this name says that the model is not there."""
+    return kind.endswith(("Error", "Exception", "Timeout")) and kind.isidentifier() and kind not in _OF_ONE_ITEM
+
+
+def _until_gone(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """`ask`, until its model is gone: from then on the same error at once, without the retries of each call."""
+    gone: list[Exception] = []
+
+    def call(**given: Any) -> Any:
+        if gone:
+            raise gone[0]
+        try:
+            return ask(**given)
+        except Exception as error:
+            if _is_gone(type(error).__name__):
+                gone.append(error)
+            raise
+
+    return call
 
 
 def _seeded(module: Any) -> Callable[..., Any]:

@@ -76,12 +76,16 @@ def test_what_was_not_sealed_is_thrown_away_and_what_was_sealed_is_not_asked_aga
 def test_a_dead_critic_or_a_full_disk_leaves_the_chunk_unsealed(tmp_path: Path, monkeypatch: Any) -> None:
     models = world.models()
 
+    asked = []
+
     def dead(messages: Any) -> str:
+        asked.append(messages)
         raise ConnectionError("refused")
 
     models.localizer.get_lm()._replies = dead
     with pytest.raises(BackendError, match="nothing of this chunk is kept"):
         collect(world.problems(2), CONFIG, tmp_path / "dead", settings=SETTINGS, models=models)
+    assert len(asked) == 1  # the others need not wait for it too
     assert not list((tmp_path / "dead" / "chunks").iterdir())
 
     def full(path: Path, rows: Any) -> None:
