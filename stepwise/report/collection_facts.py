@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 EXAMPLE, OUTDONE, TWIN = "became an example", "passed over for another candidate", "same example as another"
 NO_SUCCESS, SAME_STEP = "without a guided success", "same step as another candidate"
-UNREAD, UNCHECKED, UNGUIDED = "no readable step", "not checked for leaks", "not guided"
-FOUND_RIGHT, NOT_LOCATED = "critic finds no error", "localization failed"
+UNREAD, UNCHECKED, UNGUIDED = "without a readable step", "not checked for leaks", "not guided"
+FOUND_RIGHT, NOT_LOCATED = "without an error for the critic", "not located"
 ORDER = (EXAMPLE, NO_SUCCESS, OUTDONE, TWIN)
-UNSOUND = "states a false equation"
-_LEAKS = {"leak": "gives the answer away", "answer_step": "its step is the answer's"}
+UNSOUND = "with a false equation"
+_LEAKS = {"leak": "with the answer given away", "answer_step": "of the answer's own step"}
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ def test_every_candidate_has_one_fate(out: Path) -> None:
         "a/r0/c2": facts_of.SAME_STEP,
         "a/r5/c0": facts_of.TWIN,
         "a/r5/c1": facts_of.NO_SUCCESS,
-        "b/r0/c0": "gives the answer away",
-        "b/r0/c1": "its step is the answer's",
+        "b/r0/c0": "with the answer given away",
+        "b/r0/c1": "of the answer's own step",
         "b/r0/c2": facts_of.UNREAD,
     }
 
@@ -64,8 +64,8 @@ def test_the_funnel_loses_no_row_and_says_why_each_was_left_out(out: Path) -> No
     assert stages[1].left == {facts_of.FOUND_RIGHT: 1, facts_of.NOT_LOCATED: 1}
     assert stages[2].left == {
         facts_of.SAME_STEP: 1,
-        "gives the answer away": 1,
-        "its step is the answer's": 1,
+        "with the answer given away": 1,
+        "of the answer's own step": 1,
         facts_of.UNREAD: 1,
     }
     assert "4 end with a wrong answer, 1 without an answer" in stages[0].note
@@ -255,7 +255,7 @@ def test_a_reader_can_page_filter_and_search(out: Path, tmp_path: Path) -> None:
       const look = (words) => { id("search").value = words; id("search").dispatchEvent(new Event("input")); };
       seen.start = visible();
       id("next").click(); seen.next = visible();
-      choose(id("fate"), "gives the answer away"); seen.fate = visible();
+      choose(id("fate"), "with the answer given away"); seen.fate = visible();
       choose(id("fate"), "any"); choose(id("location"), "1"); seen.location = visible();
       choose(id("silent"), "without an answer"); seen.silent = visible();
       choose(id("location"), "any"); choose(id("silent"), "any");
