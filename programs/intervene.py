@@ -18,10 +18,12 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from stepwise.budget import Ledger
 from stepwise.config import Config
 from stepwise.config_errors import explain
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
 from stepwise.interventions.account import Account
+from stepwise.interventions.caps import Caps, any_cap
 from stepwise.interventions.data import (
     AnswerColumn,
     Checked,
@@ -166,7 +168,10 @@ def main(run: Run) -> None:
     try:
         collect_in(run.directory, checked, run.config, settings, licence=run.args.licence, columns=columns)
     except BudgetExceededError:  # what is sealed has become a dataset
-        show(run)
+        done = {rollout.problem for rollout in read_stage(run.out, "rollouts")}
+        if done:
+            show(run)
+        run.say(f"{len(done)} of {len(checked.problems)} problems are done.")
         raise
     show(run)
     run.say(f"This start took {time.monotonic() - began:.0f} s.")
@@ -189,9 +194,7 @@ def show(run: Run) -> None:
     path = run.out / "dataset.jsonl"
     counts, examples = funnel(run.out), read_examples(path)
     run.console.print(as_table(counts))
-    account = Account(run.config, 0)
-    account.add({name: read_stage(run.out, name) for name in ROWS}, 0, before=False)
-    run.say(account.ledger.summary())
+    run.say(ledger_of(run).summary())
     failures = by_id(read_stage(run.out, "failures"))
     if examples:
         run.console.print(side_by_side(first_of_each(examples, SHOWN), failures))
@@ -205,6 +208,15 @@ def show(run: Run) -> None:
     run.say(f"{len(examples)} examples: {path}, with the card {path.with_suffix('.md').name} beside it")
     page = write_collection_report(run.path("report.html"), run.out)
     run.say(f"Look at the collection: {page.resolve().as_uri()}")
+
+
+def ledger_of(run: Run) -> Ledger:
+    """What was spent: with caps all that was paid for, else what is in the sealed chunks."""
+    if any_cap(run.config):
+        return Caps(run.config, run.path("spent.jsonl")).ledger
+    account = Account(run.config, 0)
+    account.add({name: read_stage(run.out, name) for name in ROWS}, 0, before=False)
+    return account.ledger
 
 
 if __name__ == "__main__":

@@ -179,6 +179,8 @@ def test_a_reached_cap_ends_in_a_dataset_and_one_line_and_goes_on_when_it_is_rai
     told = capsys.readouterr()
     assert f"error: budget.calls = {calls - 5}" in told.err
     assert "What became of the attempts" in told.out
+    assert "cap on calls: " in told.out
+    assert "4 of 6 problems are done." in told.out
     part = (out / "dataset.jsonl").read_bytes()
     assert part
     assert json.loads((out / "run.json").read_text())["status"] == "failed"
@@ -186,6 +188,16 @@ def test_a_reached_cap_ends_in_a_dataset_and_one_line_and_goes_on_when_it_is_rai
     whole = (tmp_path / "whole" / "dataset.jsonl").read_bytes()
     assert (out / "dataset.jsonl").read_bytes() == whole
     assert whole.startswith(part)
+
+
+def test_a_cap_reached_before_anything_is_sealed_is_what_the_error_says(
+    file: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    assert start(file, tmp_path / "out", "--set", "budget.calls=1") == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1].startswith("error: budget.calls = 1: ")
+    assert "0 of 6 problems are done." in told.out
+    assert "What became of the attempts" not in told.out
 
 
 def _written(out: Path) -> list[Any]:
