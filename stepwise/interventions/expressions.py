@@ -15,7 +15,7 @@ from typing import Literal
 from stepwise.grading.exact import TooBig, evaluate
 
 _TIDY = (
-    (r"(?m)^\s*(?:[-*•]|\d+[.)])\s+", ""),  # the mark of an item in a list
+    (r"(?m)^[ \t]*(?:[-*•]|\d+[.)])[ \t]+", ""),  # the mark of an item in a list
     (r"<<[^<>]*>>", ""),  # the calculator's notes of GSM8K
     (r"\\[dtc]frac(?![a-z])", r"\\frac"),
     (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
@@ -68,6 +68,8 @@ _LINKS = frozenset(
     .split()
 )  # fmt: skip
 SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "dozen": 12}
+LONGEST = 120
+"""Tokens of one side, and digits of one number; more are not judged, which bounds time and the depth of brackets."""
 UNITS = {
     name: kind
     for kind, names in {
@@ -136,6 +138,8 @@ class Side:
         """The exact value, None where there is none. `percent`: 50 % is 1/2 and not 50; `scaled`: 1.5 million is
         1,500,000 and not 1.5; number `moved` is made larger by half a unit of its last digit.
         """
+        if any(len(number.text) > LONGEST for number in self.numbers):
+            return None
         texts, at = [], -1
         for piece in self.pieces:
             if isinstance(piece, str):
@@ -172,6 +176,8 @@ def side_before(tokens: Sequence[Token], first: int, stop: int) -> Side | None:
     """The longest expression that ends before token `stop` and begins at `first` or later; None where it goes on to
     the left in a way that is not arithmetic on numbers.
     """
+    if stop - first > LONGEST:
+        return None
     for start in range(first, stop):
         side = side_from(tokens, start, stop)
         if side is not None and side.stop == stop:
@@ -208,7 +214,7 @@ class _Reader:
                 break
             if move == "no":
                 return None
-        if self.wants_operand or self.depth:
+        if self.wants_operand or self.depth or len(self.pieces) > LONGEST:
             return None
         return Side(tuple(self.pieces), frozenset(self.units), self.start, self.at)
 

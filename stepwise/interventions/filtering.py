@@ -58,9 +58,9 @@ class StopRule:
     def worst(self) -> tuple[int, int]:
         """The most (rollouts, batches) that one candidate can take."""
         found = []
-        for successes in (0, 1):  # none at all, or one that comes first and is not enough
+        for late in range(self.most):  # the batch with the first success
             asked = batches = 0
-            while size := self.next_batch(successes if asked else 0, asked):
+            while size := self.next_batch(batches > late, asked):
                 asked, batches = asked + size, batches + 1
             found.append((asked, batches))
         return max(rollouts for rollouts, _ in found), max(batches for _, batches in found)
