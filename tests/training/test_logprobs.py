@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evals.training_memory_meter import count_tensors
+from stepwise.errors import DataError
+from stepwise.training import logprobs as logprobs_module
+from stepwise.training.logprobs import token_logprobs
+from tests.models import Arch, tiny_model
+
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
-
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
-
-from stepwise.errors import DataError  # noqa: E402
-from stepwise.training import logprobs as logprobs_module  # noqa: E402
-from stepwise.training.logprobs import token_logprobs  # noqa: E402
-from tests.models import Arch, tiny_model  # noqa: E402
 
 ARCHS: tuple[Arch, ...] = ("qwen3", "llama", "qwen2")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -217,37 +213,13 @@ def test_mixed_precision_around_the_call_does_not_round_the_logits(folder: Path)
     assert (ours - expected).abs().max() < 1e-4
 
 
-class Allocations(TorchDispatchMode):
-    """Sizes of all storages that operations return, in numbers of four bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {one.untyped_storage().data_ptr() for one in tensors((args, kwargs))}
-        made = [one.untyped_storage() for one in tensors(result)]
-        self.sizes += [one.nbytes() // 4 for one in made if one.data_ptr() not in given]
-        return result
-
-
-def tensors(tree: Any) -> list[Any]:
-    return [one for one in tree_leaves(tree) if isinstance(one, torch.Tensor)]
-
-
-@contextmanager
-def allocations() -> Iterator[list[int]]:
-    with Allocations() as mode:
-        yield mode.sizes
-
-
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_no_tensor_is_larger_than_the_logits_of_one_tile_and_block(
     folder: Path, checkpointing: bool, entropy: bool
 ) -> None:
-    vocabulary, block, tile, rows, length = 20_000, logprobs_module._BLOCK, 8, 4, 32
+    vocabulary, tile, rows, length = 20_000, 8, 4, 32
+    of_tile = tile * logprobs_module._BLOCK * 4  # bytes
     model = with_lora(load(folder, dtype="float32", vocab_size=vocabulary))
     model.train()
     if checkpointing:
@@ -256,24 +228,38 @@ def test_no_tensor_is_larger_than_the_logits_of_one_tile_and_block(
     ids, attention, _ = batch(rows, length)
     wanted = attention.clone()
     wanted[:, 0] = False
-    with allocations() as sizes:
+    tiles = int(wanted.sum()) // tile
+    with count_tensors() as counts:
         token_logprobs(model, ids, attention, wanted, tile=tile, entropy=entropy).logprobs.sum().backward()
-    assert max(sizes) == tile * block  # so it was seen, and nothing beyond it
-    assert sizes.count(tile * block) >= 2 * 2 * (int(wanted.sum()) // tile)  # two whole blocks, forward and backward
-    with allocations() as sizes:
+    assert counts.largest == of_tile  # so it was seen, and nothing beyond it
+    assert counts.sizes.count(of_tile) >= 2 * 2 * tiles  # two whole blocks, forward and backward
+    assert counts.peak < rows * length * vocabulary * 4 / 2  # all together, what the layers keep included
+    with count_tensors() as counts:
         plain(model, ids, attention, wanted)[0].sum().backward()
-    assert max(sizes) >= rows * (length - 1) * vocabulary  # the measure sees what it is meant to see
+    assert counts.largest >= rows * (length - 1) * vocabulary * 4  # the measure sees what it is meant to see
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_the_head_holds_no_more_than_two_tiles_at_a_time(entropy: bool) -> None:
+    """On the head alone, where layers keep nothing."""
+    tile, size = 16, 4 * logprobs_module._BLOCK
+    states = torch.randn(64, 8, requires_grad=True)
+    head, targets = torch.randn(3 * logprobs_module._BLOCK, 8), torch.randint(0, 1000, (64,))
+    with count_tensors() as counts:
+        found, _ = logprobs_module._tiled_logprobs().apply(states, head, targets, tile, entropy)
+        found.sum().backward()
+    assert counts.peak < (2 if entropy else 1) * tile * size + 0.1 * tile * size
 
 
 def test_a_frozen_head_costs_no_gradient_and_a_trained_one_does(folder: Path) -> None:
-    vocabulary = 16_384
+    vocabulary = 20_000
     for trained in (False, True):
         model = load(folder, dtype="float32", vocab_size=vocabulary, tied=False)
         model.lm_head.weight.requires_grad_(trained)
         model.model.embed_tokens.weight.requires_grad_(False)
-        with allocations() as sizes:
+        with count_tensors() as counts:
             token_logprobs(model, *batch(), tile=8).logprobs.sum().backward()
-        assert (max(sizes) >= vocabulary * 128) == trained
+        assert (counts.largest >= vocabulary * 128 * 4) == trained
 
 
 def test_the_first_token_of_a_row_cannot_be_wanted(folder: Path) -> None:
