@@ -158,6 +158,7 @@ def test_examples_come_first_and_each_kind_is_there_when_room_is_short(out: Path
     short = collection_html(out, max_cards=4)
     assert len(articles(short)) == 4
     assert "Showing 4 of 10" in Elements(short).text
+    assert not [a for a in Elements(page).named("article") if "hidden" in a]  # without JavaScript all can be read
     with pytest.raises(DataError, match="max_cards is -1"):
         collection_html(out, max_cards=-1)
 

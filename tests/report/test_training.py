@@ -151,6 +151,7 @@ def test_steps_are_taken_from_the_whole_run() -> None:
 
 def test_the_number_of_rollouts_is_capped(out: Path) -> None:
     assert training_html(out).count("<article ") == 15
+    assert not [a for a in Elements(training_html(out)).named("article") if "hidden" in a]  # read without JavaScript
     short = training_html(out, max_rollouts=6)
     assert short.count("<article ") == 6
     assert {a["data-training"] for a in Elements(short).named("article")} == {"1", "2", "3"}
