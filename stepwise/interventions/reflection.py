@@ -1,7 +1,8 @@
 """Whole rewrites of failed attempts, the reference in view: the self-reflections InT is compared with.
 
 What differs from InT (arXiv 2601.14209, the baselines of its experiments):
-1. A rewrite that does not end right is left out unless `only_right` is off.
+1. A rewrite that does not end right is left out unless `only_right` is off; one with a false equation is left out as
+   such an intervention is (`check_sums`).
 2. A critic that knows no task but its own cannot write a whole solution. With it an attempt is repaired step by step:
    locate the first error, put a step in its place, let the weak model go on, and locate again.
 """
@@ -14,8 +15,9 @@ from collections.abc import Sequence
 from stepwise.grading import Verdict, grade_many
 from stepwise.interventions import stages
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, by_id
+from stepwise.interventions.soundness import false_equations
 from stepwise.interventions.work import Work, continued, every, one_candidate
-from stepwise.steps import SEPARATOR, boxed, extract_answer, normalize_text
+from stepwise.steps import SEPARATOR, boxed, extract_answer, normalize_text, split_steps
 from stepwise.types import Usage
 
 
@@ -38,11 +40,13 @@ def _rewritten(work: Work, failures: Sequence[Failure]) -> list[Example]:
     texts = [normalize_text(made.solution or "") for made in found]
     verdicts = grade_many([(extract_answer(t), work.problems[f.problem].answer)
                            for t, f in zip(texts, failures, strict=True)])  # fmt: skip
-    rows, model = [], stages._model(rewriter)
+    rows, model, sums = [], stages._model(rewriter), work.settings.collect.check_sums
     for failure, seed, text, verdict in zip(failures, seeds, texts, verdicts, strict=True):
         work.counts["rewrites that failed"] += not text
         work.counts["rewrites that end right"] += verdict is Verdict.CORRECT
-        if text and (verdict is Verdict.CORRECT or not work.settings.only_right):
+        unsound = sums and any(false_equations(step) for step in split_steps(text))
+        work.counts["rewrites with a false equation"] += unsound
+        if text and not unsound and (verdict is Verdict.CORRECT or not work.settings.only_right):
             rows.append(_example(work, failure, text, {"critic": model}, seed))
     return rows
 
@@ -86,7 +90,9 @@ def _round(work: Work, repairs: Sequence[_Repair], number: int) -> None:
     attempts = by_id(repair.now for repair in repairs)
     located = stages.locate_errors(list(attempts.values()), work.problems, work.writers.localizer, work.config, how)
     made = stages.propose_candidates(located, attempts, work.problems, work.writers.proposer, one, how)
-    usable = {row.failure: row for row in made if not row.failed}
+    made = stages.check_sums(made) if how.check_sums else made
+    work.counts["repairs with a false equation"] += sum(bool(row.unsound) for row in made)
+    usable = {row.failure: row for row in made if not row.failed and not row.unsound}
     going_on = [row for row in usable.values() if not boxed(row.content)]
     single = every(how, 1)
     guided = stages.guide(going_on, attempts, work.problems, work.writers.weak, work.config, single)
@@ -99,7 +105,7 @@ def _round(work: Work, repairs: Sequence[_Repair], number: int) -> None:
     ]), strict=True))  # fmt: skip
     for repair in repairs:
         row = usable.get(repair.now.id)
-        if row is None:  # no error found any more, or no step that could be read
+        if row is None:  # no error found any more, or no step that can be used
             repair.ended = True
             continue
         rollout = behind.get(row.id)

@@ -159,7 +159,9 @@ def test_a_model_that_can_writes_the_whole_solution_anew(collection: Path) -> No
     rows = made("reflection", collection, counts, reflection="rewrite")
     assert {int(row.parents["problem"][1:]) % 2 for row in rows} == {1}
     assert counts["rewrites that end right"] < counts["failed attempts"]
-    loose = made("reflection", collection, reflection="rewrite", only_right=False)
+    assert counts["rewrites with a false equation"] == counts["failed attempts"] - counts["rewrites that end right"]
+    unchecked = SETTINGS.model_copy(update={"check_sums": False})
+    loose = made("reflection", collection, reflection="rewrite", only_right=False, collect=unchecked)
     assert {int(row.parents["problem"][1:]) % 2 for row in loose} == {0, 1}
     assert {row.models["critic"] for row in loose} == {"critic"}
 
