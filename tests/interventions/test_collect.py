@@ -12,20 +12,26 @@ from typing import Any
 
 import pytest
 
-from stepwise.errors import BackendError, DataError
-from stepwise.interventions.account import Progress
+from stepwise.config import Config
+from stepwise.errors import BackendError, BudgetExceededError, DataError
+from stepwise.interventions.account import STAGES, Progress
 from stepwise.interventions.data import read_examples
 from stepwise.interventions.pipeline import ROWS, collect, funnel, read_stage
+from stepwise.interventions.settings import CollectSettings
 from stepwise.types import Problem
 from tests.fakes import ScriptedBackend
 from tests.interventions import world
 from tests.interventions.world import CONFIG, SETTINGS
+from tests.modules.critic import wanted
 
 N = 12
 
 
-def run(out: Path, seconds: float = 0.0, n: int = N, **more: Any) -> Path:
-    return collect(world.problems(n), CONFIG, out, settings=SETTINGS, models=world.models(seconds=seconds), **more)
+FILTERED = SETTINGS.model_copy(update={"average": 5, "compare": 4, "fresh": 3, "batch": 2, "floor": 0.5, "miss": 0.2})
+
+
+def run(out: Path, seconds: float = 0.0, n: int = N, settings: CollectSettings = SETTINGS, **more: Any) -> Path:
+    return collect(world.problems(n), CONFIG, out, settings=settings, models=world.models(seconds=seconds), **more)
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -33,21 +39,24 @@ def files(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "run.json"}
 
 
-def test_a_collection_killed_at_any_moment_gives_the_same_dataset(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("settings", "n"), [(SETTINGS, N), (FILTERED, 6)], ids=["plain", "filtered"])
+def test_a_collection_killed_at_any_moment_gives_the_same_dataset(
+    tmp_path: Path, settings: CollectSettings, n: int
+) -> None:
     whole, out = tmp_path / "whole", tmp_path / "killed"
     began = time.monotonic()
-    run(whole, 0.01)
+    run(whole, 0.01, n, settings)
     took, rng, interrupted = time.monotonic() - began, random.Random(7), 0
     fork = multiprocessing.get_context("fork")
     for _ in range(8):
-        child = fork.Process(target=run, args=(out, 0.01))
+        child = fork.Process(target=run, args=(out, 0.01, n, settings))
         child.start()
         child.join(rng.uniform(0.1, 0.7) * took)
         interrupted += child.is_alive()
         child.kill()
         child.join()
     assert interrupted >= 2
-    run(out)
+    run(out, n=n, settings=settings)
     assert files(out) == files(whole)
 
 
@@ -155,3 +164,67 @@ def test_every_chunk_is_told_of_and_the_counts_are_those_of_the_rows(tmp_path: P
     ]
     assert again[-1].problems_before == 6
     assert again[-1].generated_before == sum((again[-1].generated or {}).values())
+
+
+def capped_at(limit: int | None) -> Config:
+    cap = [] if limit is None else [f"budget.total_tokens={limit}"]
+    return Config.load(None, ["critic.candidates=2", "critic.max_tokens=64", *cap])
+
+
+def test_a_collection_that_met_a_cap_goes_on_when_it_is_raised_and_ends_as_if_there_had_been_none(
+    tmp_path: Path,
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "capped"
+    collect(world.problems(N), capped_at(None), whole, settings=SETTINGS, models=world.models())
+    used = sum(row.usage.generated_tokens for name in STAGES for row in read_stage(whole, name))
+
+    def capped(limit: int) -> Path:
+        return collect(world.problems(N), capped_at(limit), out, settings=SETTINGS, models=world.models())
+
+    with pytest.raises(BudgetExceededError, match=r"budget\.total_tokens"):
+        capped(used * 5 // 8)
+    sealed = len(list((out / "chunks").iterdir()))
+    assert 0 < sealed < N // 2
+    with pytest.raises(BudgetExceededError, match=r"budget\.total_tokens"):
+        capped(used * 5 // 8 + 1)
+    assert len(list((out / "chunks").iterdir())) == sealed
+    capped(used * 10)
+    assert {name: text for name, text in files(out).items() if name != "spent.jsonl"} == files(whole)
+
+
+def test_what_was_spent_before_there_was_a_cap_counts_under_it(tmp_path: Path) -> None:
+    gone = ScriptedBackend(world.written, "weak")
+
+    def written(problem: Problem, prefix: tuple[str, ...], seed: int) -> str:
+        gone.broken |= problem.id == "p6"
+        return world.written(problem, prefix, seed)
+
+    gone._script = written
+    with pytest.raises(BackendError, match="told to fail"):
+        collect(world.problems(N), capped_at(None), tmp_path, settings=SETTINGS, models=world.models(gone))
+    used = sum(row.usage.generated_tokens for name in STAGES for row in read_stage(tmp_path, name))
+    untouched = ScriptedBackend(world.written, "weak")
+    with pytest.raises(BudgetExceededError, match=f"{used:,} spent"):
+        collect(world.problems(N), capped_at(used + 50), tmp_path, settings=SETTINGS, models=world.models(untouched))
+    assert not untouched.requests
+
+
+def test_a_false_equation_is_counted_and_goes_no_further_unless_that_is_switched_off(tmp_path: Path) -> None:
+    def models() -> Any:
+        made = world.models()
+        lm = made.proposer.get_lm()
+        honest = lm._replies
+        lm._replies = lambda messages: (
+            honest(messages).replace(" = ", " = 9") if is_proposal(messages) else honest(messages)
+        )
+        return made
+
+    def is_proposal(messages: Any) -> bool:
+        return "location" in wanted(messages[-1]["content"])
+
+    for name, on in (("on", True), ("off", False)):
+        settings = SETTINGS.model_copy(update={"check_sums": on})
+        collect(world.problems(4), CONFIG, tmp_path / name, settings=settings, models=models())
+    on, off = funnel(tmp_path / "on"), funnel(tmp_path / "off")
+    assert on["candidates with a false equation"] > 0 == on["candidates guided"]
+    assert off["candidates with a false equation"] == 0 < off["candidates guided"]
