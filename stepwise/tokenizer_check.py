@@ -93,7 +93,9 @@ def _read_gguf(path: Path) -> dict[str, Any]:
 def _ids_llama(path: Path) -> list[list[int]]:
     from llama_cpp import Llama
 
-    with closing(Llama(str(path), vocab_only=True, verbose=False)) as model:
+    from stepwise.engine.context import captured_log
+
+    with captured_log(), closing(Llama(str(path), vocab_only=True, verbose=False)) as model:
         return [model.tokenize(text.encode(), add_bos=False, special=False) for text in PROBES]
 
 

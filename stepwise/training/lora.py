@@ -7,6 +7,7 @@ something behind each time. The base alone, as a reference model, is the same mo
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepwise.config import Config, ModelConfig, Roles
-from stepwise.errors import ConfigError, DataError, MissingDependencyError
+from stepwise.errors import ConfigError, DataError, ExportError, MissingDependencyError
 from stepwise.train_config import LoraConfig
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ def load_trainee(
     if adapter is None:
         trained = _fresh(frozen, cfg.lora)
     else:
-        trained = PeftModel.from_pretrained(frozen, str(adapter), is_trainable=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            trained = PeftModel.from_pretrained(frozen, str(adapter), is_trainable=True)
     for module in trained.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = cfg.lora.dropout if dropout else 0.0
@@ -158,7 +161,10 @@ def check_tokens(model: ModelConfig, base: Path) -> None:
         return
     gguf = gguf_path(model.model.partition("/")[2])
     if gguf.is_file():
-        check_train_from(gguf, base)
+        try:
+            check_train_from(gguf, base)
+        except ExportError as error:
+            raise ConfigError(f"tokenizers differ: {error}; {gguf} does not come from {base}") from None
 
 
 def _require() -> None:
@@ -185,6 +191,7 @@ def _load_base(base: Path, how: LoraConfig, device: str) -> Any:
     """The frozen base, in the type that [lora] base asks for."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     kind = how.base if how.base != "auto" else ("float32" if device == "cpu" else "bfloat16")
     if kind == "4bit":
@@ -192,6 +199,7 @@ def _load_base(base: Path, how: LoraConfig, device: str) -> Any:
         options["device_map"] = {"": device}
     else:
         options = {"dtype": getattr(torch, kind)}
+    disable_progress_bar()  # a bar of its own would tear ours
     try:
         model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
@@ -234,7 +242,9 @@ def _fresh(frozen: Any, how: LoraConfig) -> Any:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(frozen, config)  # adapter weights are float32 whatever the base is
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # PEFT asks by the old name
+        return peft.get_peft_model(frozen, config)  # adapter weights are float32 whatever the base is
 
 
 def described(adapter: str | Path) -> dict[str, Any]:

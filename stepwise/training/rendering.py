@@ -52,7 +52,8 @@ def prompt_ids(tokenizer: Any, prompt: SolvePrompt, question: str) -> list[int]:
 
 def check_plain(tokenizer: Any, text: str, what: str) -> None:
     """Raise DataError where `text` holds the text of a special token."""
-    found = next((token for token in tokenizer.all_special_tokens if token and token in text), None)
+    special = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    found = next((token for token in special if token and token in text), None)
     if found is not None:
         raise DataError(f"{what} holds the special token {found!r}; remove it from the text ({text!r:.60})")
 

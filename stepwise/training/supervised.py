@@ -99,7 +99,8 @@ def sft_in(
     trainee = load_trainee(cfg, adapter=adapter, dropout=True)
     tokens = render_all([*rows, *replay], trainee.tokenizer, cfg.prompt, cfg.sft, trainee.context)
     plan = schedule(tokens[: len(rows)], tokens[len(rows) :], cfg.sft, cfg.seed)
-    train_rows(trainee, [[tokens[i] for i in batch] for batch in plan], cfg, directory, sinks=sinks)
+    batches = [[tokens[i] for i in batch] for batch in plan]
+    train_rows(trainee, batches, cfg, directory, data=str(describe(rows, replay, adapter)["data"]), sinks=sinks)
     return finish(directory, trainee, cfg, method="sft", data=[("dataset", rows), ("replay", replay)])
 
 
@@ -135,24 +136,29 @@ def train_rows(
     cfg: Config,
     directory: RunDirectory,
     *,
+    data: str = "",
     sinks: Sequence[str] = (),
     label: str = "supervised training",
 ) -> None:
     """Optimizer steps over `plan`, one list of rows each, from the last checkpoint in `directory` on.
 
-    Writes metrics.jsonl, and a checkpoint every `sft.save_every` steps. Raises DataError for a loss that is not finite,
+    Writes metrics.jsonl, and a checkpoint every `sft.save_every` steps, which names `data` (a hash); DataError where a
+    checkpoint there names other data. Raises DataError for a loss that is not finite,
     with the batch on disk; BackendError where memory runs out.
     """
     from stepwise.jsonl import append_rows
     from stepwise.progress import progress
-    from stepwise.training.sinks import open_sinks
+    from stepwise.training.sinks import STATE, open_sinks
 
     settings, out = cfg.sft, directory.made()
     optimizer = make_optimizer(trainee, settings.learning_rate, settings.weight_decay)
     checkpoint = claim_state(directory)
     metrics, failed = directory.claim("metrics.jsonl"), directory.claim("failed-batch.jsonl")
+    directory.claim(STATE)
     done, kept = load_state(checkpoint, trainee, optimizer) or (0, {"tokens": 0})
     tokens = int(kept["tokens"])
+    if kept.get("data", data) != data:
+        raise DataError(f"{checkpoint} belongs to other data than was given now; give another --out, or --overwrite")
     keep_rows(metrics, done)
     with ExitStack() as stack:
         others = stack.enter_context(open_sinks(sinks, out, out.name, cfg.model_dump(mode="json")))
@@ -181,7 +187,7 @@ def train_rows(
             bar.note(f"loss {made.loss:.3f}, {tokens:,} tokens")
             bar(1)
             if (step + 1) % settings.save_every == 0 or step + 1 == len(plan):
-                save_state(checkpoint, step + 1, trainee, optimizer, {"tokens": tokens})
+                save_state(checkpoint, step + 1, trainee, optimizer, {"tokens": tokens, "data": data})
 
 
 @dataclass(frozen=True)

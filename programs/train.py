@@ -1,0 +1,131 @@
+"""Train a LoRA adapter of models.weak: supervised on a dataset of interventions (sft), or by reinforcement (rl).
+
+sft takes --dataset, one file or several (interventions of intervene, other kinds of build_dataset), and --replay, a
+file with the model's own right solutions for sft.replay. rl takes --problems or --lab; [rl] says what is done, and
+[rl.credit] what each step of a rollout is credited with. Both take --adapter to go on with an earlier one. All settings
+are in the configuration: --set sft.learning_rate=1e-4, --set rl.credit.scheme=vppo. Writes adapter/ (PEFT's layout,
+adapter.gguf and a card), metrics.jsonl, rollouts/ and report.html. A killed run goes on at its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from stepwise.config import Config
+from stepwise.errors import DataError
+from stepwise.interventions.data import read_examples, read_problems
+from stepwise.interventions.rows import Example
+from stepwise.plan import Planned
+from stepwise.run import Run, positive, program
+from stepwise.training.evaluation import Evaluated, evaluate
+from stepwise.types import Problem
+
+MEASURED_BEFORE = "before.jsonl"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("method", choices=("sft", "rl"), help="supervised, or by reinforcement")
+    parser.add_argument("--dataset", type=Path, nargs="+", default=[], metavar="FILE", help="sft: rows to train on")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="sft: the model's own right solutions")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--problems", type=Path, metavar="FILE", help="rl: JSON Lines file of problems")
+    where.add_argument("--lab", type=positive, metavar="N", help="rl: N problems of the lab (default: 100)")
+    parser.add_argument("--split", default="train", help="rl: of the lab's problems (default: %(default)s)")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="go on with this adapter instead of a fresh one")
+    parser.add_argument("--sink", nargs="+", default=[], metavar="NAME", help="tensorboard, wandb, mlflow, trackio")
+    tests = parser.add_mutually_exclusive_group()
+    tests.add_argument("--test", type=Path, metavar="FILE", help="problems to measure on before and after")
+    tests.add_argument("--test-lab", type=positive, metavar="N", help="the same: N held-out problems of the lab")
+    parser.add_argument("--samples", type=positive, default=4, metavar="K", help="of each (default: %(default)s)")
+
+
+def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    """Generation only: what is trained costs no model that is asked."""
+    samples = len(tests_of(args)) * args.samples * 2
+    rollouts = samples
+    if args.method == "rl":
+        rollouts += config.rl.steps * config.rl.problems * config.rl.group
+    prompt = max((len(p.question) for p in [*problems_of(args), *tests_of(args)]), default=0)
+    return [Planned("weak", rollouts, rollouts * prompt, rollouts * config.rl.max_tokens)] if rollouts else []
+
+
+@program(doc=__doc__, arguments=arguments, plan=plan)
+def main(run: Run) -> None:
+    from stepwise.report import write_training_report
+    from stepwise.training.cards import add_evaluation
+
+    args, tests = run.args, tests_of(run.args)
+    rows, again, problems = rows_of(args), read_examples(args.replay) if args.replay else [], problems_of(args)
+    before = measured_before(run, tests) if tests else None
+    if args.method == "sft":
+        from stepwise.training.supervised import sft_in
+
+        adapter = sft_in(run.directory, rows, run.config, adapter=args.adapter, replay=again, sinks=args.sink)
+    else:
+        from stepwise.training.reinforce import grpo_in
+
+        adapter = grpo_in(run.directory, problems, run.config, adapter=args.adapter, sinks=args.sink)
+    if tests:
+        after = evaluate(run.config, tests, adapter, args.samples)
+        add_evaluation(adapter, before=before, after=after)
+        if before is not None:
+            run.say(
+                f"pass@1 on {len(tests)} problems: {_share(before.accuracy)} before, {_share(after.accuracy)} after"
+            )
+    report = write_training_report(run.path("report.html"), run.out)
+    run.say(f"adapter: {adapter}\nreport: {report}")
+    run.say(f'use it: --set models.weak.adapter="{adapter / "adapter.gguf"}"')
+
+
+def rows_of(args: argparse.Namespace) -> list[Example]:
+    """The rows of all files, those with the same question and target once."""
+    from stepwise.interventions.stages import unique
+
+    if args.method == "rl":
+        if args.dataset or args.replay:
+            raise DataError("rl trains on problems; give --problems FILE or --lab N, and --dataset to sft")
+        return []
+    if args.problems is not None or args.lab is not None:
+        raise DataError("sft trains on a dataset; give --dataset FILE, and --problems or --lab to rl")
+    if not args.dataset:
+        raise DataError("sft needs --dataset FILE; make one with python -m programs.intervene")
+    return unique([row for path in args.dataset for row in read_examples(path)])
+
+
+def problems_of(args: argparse.Namespace) -> list[Problem]:
+    """What reinforcement trains on."""
+    if args.method != "rl":
+        return []
+    return read_problems(args.problems) if args.problems is not None else _lab(args.split, args.lab or 100)
+
+
+def tests_of(args: argparse.Namespace) -> list[Problem]:
+    """What is measured on before and after; none without --test or --test-lab."""
+    if args.test is not None:
+        return read_problems(args.test)
+    return _lab("test", args.test_lab) if args.test_lab is not None else []
+
+
+def measured_before(run: Run, tests: list[Problem]) -> Evaluated:
+    """The measurement before training; an interrupted run has it on disk."""
+    known = run.rows(MEASURED_BEFORE, Evaluated)
+    if not known:
+        known = [evaluate(run.config, tests, run.args.adapter, run.args.samples)]
+        run.write(MEASURED_BEFORE, *known)
+    return known[0]
+
+
+def _lab(split: str, n: int) -> list[Problem]:
+    from stepwise.lab.problems import generate
+
+    return [made.problem for made in generate(split, n)]
+
+
+def _share(value: float | None) -> str:
+    return "none judged" if value is None else f"{value:.1%}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""A tiny random-weight model and rows to train it on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from stepwise.config import Config
+from stepwise.interventions.rows import Example
+
+ROW = Example(
+    "p0/r0/c0", "Mia has 3 apples and buys 4 more. How many apples does Mia have now?", "7",
+    ("Mia starts with 3 apples.",), "After buying 4, there are 3 + 4 = 7 apples.", "intervention",
+    {"problem": "p0"}, {"critic": "critic"}, Config().prompt.hash, "abc", 0, 1, 8,
+)  # fmt: skip
+
+
+def row(number: int = 0, **changes: object) -> Example:
+    """A row like `ROW` with another id, and other numbers."""
+    question = f"Tom has {number + 3} coins and buys 4 more. How many coins does Tom have now?"
+    text = f"After buying 4, there are {number + 3} + 4 = {number + 7} coins."
+    made = dataclasses.replace(ROW, id=f"p{number}/r0/c0", question=question, intervention=text)
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def config(gguf: Path, *overrides: str) -> Config:
+    """The tiny model as the weak one; its transformers form lies beside the GGUF."""
+    folder = gguf.parent / "qwen3"
+    given = [f"models.weak.model=llamacpp/{gguf}", f"models.weak.train_from={folder}", "models.weak.context=512"]
+    return Config.load(None, [*given, "lora.rank=4", "lora.device=cpu", *overrides])

@@ -1,0 +1,212 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepwise.errors import DataError
+from stepwise.interventions.data import write_examples
+from stepwise.jsonl import read_rows
+from stepwise.train_config import LoraConfig, SftConfig
+from stepwise.training.rendering import TokenRow
+from tests.training.sft_world import config, row
+
+torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
+pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
+
+from stepwise.training import sft  # noqa: E402
+from stepwise.training.lora import load_trainee  # noqa: E402
+from stepwise.training.rendering import render_all  # noqa: E402
+from stepwise.training.supervised import schedule, train_step, weighted_nll  # noqa: E402
+
+ROWS = [row(i) for i in range(6)]
+QUICK = ("sft.batch=2", "sft.epochs=2", "sft.save_every=2", "sft.learning_rate=1e-2")
+
+
+def tokens(n: int, length: int = 3) -> TokenRow:
+    return TokenRow((n,) * (length + 1), 1, (1.0,) * length)
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    timed = ("seconds", "peak_bytes")
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_rows(out / "metrics.jsonl")]
+
+
+def test_loss_and_gradients_are_those_of_full_logits_in_float64(tiny_gguf_path: Path) -> None:
+    cfg = config(tiny_gguf_path, "sft.prefix_weight=0.5", "lora.micro_tokens=150", "lora.tile=7")
+    trainee = load_trainee(cfg)
+    trainee.model.double()
+    made = render_all(ROWS[:3], trainee.tokenizer, cfg.prompt, cfg.sft)
+    with torch.no_grad():
+        for parameter in trainee.trainable():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    total = sum(sum(r.weights) for r in made)
+    found = sum(weighted_nll(trainee, [r], 7) for r in made) / total
+    found.backward()
+    ours = [p.grad.clone() for p in trainee.trainable()]
+    trainee.model.zero_grad()
+    plain = 0.0
+    for r in made:
+        logits = trainee.model(input_ids=torch.tensor([r.ids])).logits[0].double()
+        logp = logits.log_softmax(-1)[range(r.prompt - 1, len(r.ids) - 1), r.ids[r.prompt :]]
+        plain = plain - (logp * torch.tensor(r.weights, dtype=torch.float64)).sum() / total
+    plain.backward()  # type: ignore[attr-defined]
+    assert abs(float(found.detach()) - float(plain.detach())) < 1e-10  # type: ignore[attr-defined]
+    assert all(torch.allclose(a, p.grad, atol=1e-10, rtol=0) for a, p in zip(ours, trainee.trainable(), strict=True))
+
+
+@pytest.mark.parametrize("budget", [60, 100_000])
+def test_micro_batches_do_not_change_a_step(tiny_gguf_path: Path, budget: int) -> None:
+    cfg = config(tiny_gguf_path, f"lora.micro_tokens={budget}")
+    trainee = load_trainee(cfg)
+    made = render_all(ROWS, trainee.tokenizer, cfg.prompt, cfg.sft)
+    done = train_step(trainee, torch.optim.SGD(trainee.trainable(), lr=1.0), made, cfg, 1.0, 0)
+    alone = load_trainee(config(tiny_gguf_path, "lora.micro_tokens=16"))
+    same = train_step(alone, torch.optim.SGD(alone.trainable(), lr=1.0), made, cfg, 1.0, 0)
+    assert done.loss == pytest.approx(same.loss, abs=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(trainee.trainable(), alone.trainable(), strict=True))
+
+
+def test_training_lowers_the_loss_and_leaves_adapter_card_and_metrics(tiny_gguf_path: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter = sft(ROWS, config(tiny_gguf_path, *QUICK, "sft.epochs=6"), tmp_path / "run")
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 19))
+    assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
+    assert {path.name for path in adapter.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "adapter.gguf", "README.md", "card.json",
+    }  # fmt: skip
+    base = AutoModelForCausalLM.from_pretrained(tiny_gguf_path.parent / "qwen3")
+    assert PeftModel.from_pretrained(base, adapter).peft_config["default"].r == 4
+    assert json.loads((adapter / "card.json").read_text())["method"]
+
+
+def test_a_file_of_the_dataset_builder_trains_as_its_rows_do(tiny_gguf_path: Path, tmp_path: Path) -> None:
+    path = write_examples(tmp_path / "rows.jsonl", ROWS, card={})
+    cfg = config(tiny_gguf_path, *QUICK)
+    one, two = sft(path, cfg, tmp_path / "one"), sft(ROWS, cfg, tmp_path / "two")
+    assert (one / "adapter_model.safetensors").read_bytes() == (two / "adapter_model.safetensors").read_bytes()
+
+
+def test_zero_weight_on_the_prefix_leaves_its_tokens_out_of_the_count(tiny_gguf_path: Path, tmp_path: Path) -> None:
+    for name, weight in (("with", 1.0), ("without", 0.0)):
+        sft(ROWS, config(tiny_gguf_path, *QUICK, f"sft.prefix_weight={weight}"), tmp_path / name)
+    assert metrics(tmp_path / "without")[-1]["tokens"] < metrics(tmp_path / "with")[-1]["tokens"]
+
+
+def test_the_schedule_visits_every_row_once_an_epoch_in_another_order() -> None:
+    rows = [tokens(i) for i in range(10)]
+    plan = schedule(rows, [], SftConfig(batch=4, epochs=2), seed=1)
+    assert [len(batch) for batch in plan] == [4, 4, 2, 4, 4, 2]
+    first, second = ([i for batch in plan[k : k + 3] for i in batch] for k in (0, 3))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert plan == schedule(rows, [], SftConfig(batch=4, epochs=2), seed=1)
+
+
+def test_a_number_of_tokens_ends_the_schedule_at_the_step_that_reaches_it() -> None:
+    plan = schedule([tokens(i) for i in range(10)], [], SftConfig(batch=4, epochs=1, tokens=70), seed=1)
+    assert sum(3 * len(batch) for batch in plan) >= 70
+    assert sum(3 * len(batch) for batch in plan[:-1]) < 70
+
+
+@pytest.mark.parametrize("pool", [3, 40])
+def test_replay_makes_up_its_share_of_the_rows(pool: int) -> None:
+    rows, again = [tokens(i) for i in range(20)], [tokens(i) for i in range(pool)]
+    plan = schedule(rows, again, SftConfig(batch=100, epochs=3, replay=0.5), seed=1)
+    for batch in plan:
+        assert len(batch) == 40
+        assert sum(i >= 20 for i in batch) == 20
+    assert {i for batch in plan for i in batch if i >= 20} <= set(range(20, 20 + pool))
+
+
+def test_replay_without_rows_an_empty_dataset_and_another_dataset_in_the_same_place_are_refused(
+    tiny_gguf_path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"sft\.replay is 0\.5, but no rows"):
+        sft(ROWS, config(tiny_gguf_path, "sft.replay=0.5"), tmp_path / "a")
+    with pytest.raises(DataError, match="has no rows"):
+        sft([], config(tiny_gguf_path), tmp_path / "b")
+    sft(ROWS, config(tiny_gguf_path, *QUICK), tmp_path / "c")
+    with pytest.raises(DataError, match="another"):
+        sft(ROWS[:3], config(tiny_gguf_path, *QUICK), tmp_path / "c")
+
+
+def test_a_bad_row_stops_before_any_step(tiny_gguf_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="p9/r0/c0"):
+        sft([*ROWS, row(9, prompt_hash="other")], config(tiny_gguf_path, *QUICK), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_batch_on_disk(
+    tiny_gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stepwise.training import supervised
+
+    real = supervised.train_step
+
+    def broken(*args: Any) -> Any:
+        made = real(*args)
+        return supervised.StepResult(float("nan"), made.tokens, made.grad_norm)
+
+    monkeypatch.setattr(supervised, "train_step", broken)
+    with pytest.raises(DataError, match=r"loss is nan.*failed-batch\.jsonl"):
+        sft(ROWS, config(tiny_gguf_path, *QUICK), tmp_path / "run")
+    assert len(read_rows(tmp_path / "run" / "failed-batch.jsonl")) == 2
+
+
+def test_a_lack_of_memory_names_the_settings_to_lower(
+    tiny_gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stepwise.errors import BackendError
+    from stepwise.training import supervised
+
+    def full(*_: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(supervised, "weighted_nll", full)
+    with pytest.raises(BackendError, match=rf"lora\.micro_tokens \(now {LoraConfig().micro_tokens}\)"):
+        sft(ROWS, config(tiny_gguf_path, *QUICK), tmp_path / "run")
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from stepwise.training import sft
+from tests.training.sft_world import config, row
+cfg = config(Path(sys.argv[1]), "sft.batch=2", "sft.epochs=8", "sft.save_every=3", "lora.dropout=0.2")
+sft([row(i) for i in range(6)], cfg, sys.argv[2])
+"""
+
+
+def test_a_run_that_is_killed_and_gone_on_with_equals_the_uninterrupted_one(
+    tiny_gguf_path: Path, tmp_path: Path
+) -> None:
+    def start(name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tiny_gguf_path), str(tmp_path / name)], cwd=Path(__file__).parents[2]
+        )
+
+    assert start("whole").wait() == 0
+    lines, kills = tmp_path / "killed" / "metrics.jsonl", 0
+    for after in (2, 7, 17):
+        child = start("killed")
+        while child.poll() is None and (not lines.exists() or lines.read_bytes().count(b"\n") < after):
+            time.sleep(0.01)
+        if child.poll() is None:
+            os.kill(child.pid, signal.SIGKILL)
+            kills += 1
+        child.wait()
+    assert kills
+    assert start("killed").wait() == 0
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    for name in ("adapter_model.safetensors", "adapter.gguf"):
+        paths = [tmp_path / run / "adapter" / name for run in ("killed", "whole")]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
