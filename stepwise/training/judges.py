@@ -51,7 +51,7 @@ def load_judges(cfg: Config, scorer: Any = None, critic: Any = None, locate: Loc
         if judge is not None and name != who:
             raise ConfigError(
                 f'{name} is given, but rl.credit.scheme = "{how.scheme}" with first_error = "{how.first_error}" asks '
-                f"{f'the {who}' if who else 'nobody'}; leave it out, or change the scheme"
+                f"{who or 'nobody'}; leave it out, or change the scheme"
             )
     if who == "locate":
         if locate is None:
