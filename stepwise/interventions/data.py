@@ -2,13 +2,14 @@ r"""Problems in, dataset out: JSON Lines and `datasets.Dataset`, with either com
 
 Columns of problems: `question` or `problem`; `answer`; `solution` or `reference`; `id` and `source` where there are
 any. GSM8K keeps solution and answer in `answer`, with `####` between them. A `solution` without an `answer` beside it
-holds the answer in its last box, or is the answer where it has no box.
+holds the answer in its last box, or is the answer where it has no box and is one short line.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from stepwise.types import Problem, as_problem, from_json, to_json
 
 QuestionColumn = Literal["question", "problem"]
 AnswerColumn = Literal["answer", "solution"]
+_ANSWER = 60  # characters of the longest text that counts as an answer where nothing says that it is one
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,9 @@ def problem_of(row: Mapping[str, Any], where: str = "row") -> Problem:
     if answer and "####" in answer and not reference:
         reference, answer = answer, answer.rpartition("####")[2].strip()
     if not answer and reference:
-        answer = extract_answer(reference) if boxed(reference) else reference
-        reference = reference if boxed(reference) else None
-    name, made = row.get("id", row.get("unique_id")), as_problem(question)
-    named = made.id if name is None or str(name) == "" else str(name)
+        bare = not boxed(reference) and len(reference) <= _ANSWER and "\n" not in reference
+        answer, reference = (reference, None) if bare else (extract_answer(reference), reference)
+    named = _text(row, ("id",), where) or _text(row, ("unique_id",), where) or as_problem(question).id
     return Problem(named, question, answer or None, reference or None, _text(row, ("source",), where) or "")
 
 
@@ -143,6 +144,10 @@ def read_examples(source: str | Path | Any) -> list[Example]:
     rows, where = _rows(source)
     found = []
     for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"{where}, row {number} is {row!r:.60}; it must be an object, as `write_examples` writes them"
+            )
         names = {"problem": "question", "solution": "answer"}
         plain = {names.get(name, name): value for name, value in row.items() if value is not None}
         # `datasets` gives every row all keys that any row has, None where the row has not.
@@ -194,15 +199,21 @@ def card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], l
     body = json.dumps({"counts": counts, **card}, indent=2, ensure_ascii=False, default=str)
     return (
         f"{front}\n# {name}\n\nInterventions: after `prefix`, a model is to write `intervention` as its next step "
-        "(InT, arXiv 2601.14209). `successes` of `guided` continuations from there ended right.\n\n"
+        "(InT, arXiv 2601.14209). `successes` of `guided` continuations from there ended right. Rows that are "
+        "`complete` are whole solutions.\n\n"
         f"```json\n{body}\n```\n"
     )
 
 
 def _rows(source: str | Path | Any) -> tuple[list[Any], str]:
     """The rows of a file or a dataset, and what to call it."""
+    if isinstance(source, Mapping):
+        splits = ", ".join(map(repr, list(source)[:5]))
+        raise DataError(f"the dataset is a dictionary ({splits}); give one of its splits, or a list of rows")
     if not isinstance(source, str | Path):
-        return [dict(row) for row in source], "the dataset"
+        if not isinstance(source, Iterable):
+            raise DataError(f"{source!r:.60} holds no rows; give a file, a datasets.Dataset or a list of mappings")
+        return list(source), "the dataset"
     path = Path(source)
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a JSON Lines file")
@@ -220,6 +231,8 @@ def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str | Non
     if not given:
         return None
     value = row[given[0]]
+    if isinstance(value, float) and math.isnan(value):  # how tables of numbers say that there is nothing
+        return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(f"{where}, field {given[0]}: it is {value!r:.60}; write it as a text")
     return str(value).encode("utf-8", "replace").decode().strip()  # a lone surrogate becomes "?"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -52,6 +52,9 @@ def write(path: Path, *rows: object) -> Path:
             Problem("a", "q", "4", "r", "x"),
         ),
         ({"id": "a", "question": "q"}, Problem("a", "q")),
+        ({"id": "a", "question": "q", "solution": "two\nlines"}, Problem("a", "q", None, "two\nlines")),
+        ({"id": "a", "question": "q", "solution": "long " * 20}, Problem("a", "q", None, ("long " * 20).strip())),
+        ({"unique_id": "u", "question": "q", "answer": float("nan")}, Problem("u", "q")),
     ],
 )
 def test_a_row_is_read_whatever_its_columns_are_called(row: dict[str, object], expected: Problem) -> None:
@@ -71,6 +74,7 @@ def test_a_problem_without_an_id_gets_the_same_one_every_time() -> None:
         (b'{"answer": "4"}\n', r"row 1: there is no text in the field question \(or problem\)"),
         (b'{"question": "q", "problem": "p"}\n', "question and problem are both there"),
         (b'{"question": ["q"]}\n', "field question: it is"),
+        (b'{"question": "q", "id": {"a": 1}}\n', "field id: it is"),
         ('{"question": "ß"}\n'.encode("latin-1"), "not UTF-8"),
         ('{"question": "q"}\n'.encode("utf-16"), "not UTF-8"),
         (b"[1, 2]\n", "it must be an object"),
@@ -82,6 +86,31 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path, content: 
     with pytest.raises(DataError, match=message) as error:
         read_problems(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("read", [read_problems, read_examples])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"train": [], "test": []}, "a dictionary \\('train', 'test'\\); give one of its splits"),
+        (["q"], "row 1 is 'q'; it must be an object"),
+        (7, "7 holds no rows"),
+    ],
+)
+def test_what_holds_no_rows_is_refused(read: Any, source: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(source)
+
+
+def test_examples_of_a_file_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    for content, message in ((b'{"id": "\xff"}\n', "not UTF-8"), (b"[1]\n", "row 1 is"), (b'{"id"\n', "line 1")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=message) as error:
+            read_examples(path)
+        assert str(path) in str(error.value)
+    path.write_bytes(b"")
+    assert read_examples(path) == []
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -160,6 +189,8 @@ def test_a_datasets_dataset_is_written_and_read() -> None:
     rows = [example(0), example(1, prefix=())]
     assert read_examples(to_dataset(rows, question="problem", answer="solution")) == rows
     assert read_problems(to_dataset(rows))[0].question == rows[0].question
+    whole = [dataclasses.replace(example(2, prefix=()), origin="strong", complete=True, parents={"problem": "p2"})]
+    assert read_examples(to_dataset([*rows, *whole])) == [*rows, *whole]
 
 
 def test_without_the_package_datasets_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
