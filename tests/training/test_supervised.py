@@ -1,8 +1,5 @@
 import json
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
@@ -176,36 +173,38 @@ def test_a_lack_of_memory_names_the_settings_to_lower(
         sft(ROWS, config(tiny_gguf_path, *QUICK), tmp_path / "run")
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from stepwise.training import sft
-from tests.training.sft_world import config, row
-cfg = config(Path(sys.argv[1]), "sft.batch=2", "sft.epochs=8", "sft.save_every=3", "lora.dropout=0.2")
-sft([row(i) for i in range(6)], cfg, sys.argv[2])
-"""
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload(["tests.training.sft_world", "stepwise.training.supervised", "torch", "peft"])
+
+
+def train(gguf: str, out: str) -> None:
+    """A whole run, for another process."""
+    torch.set_num_threads(1)
+    cfg = config(Path(gguf), "sft.batch=2", "sft.epochs=6", "sft.save_every=3", "lora.dropout=0.2")
+    sft([row(i) for i in range(6)], cfg, out)
 
 
 def test_a_run_that_is_killed_and_gone_on_with_equals_the_uninterrupted_one(
     tiny_gguf_path: Path, tmp_path: Path
 ) -> None:
-    def start(name: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(tiny_gguf_path), str(tmp_path / name)], cwd=Path(__file__).parents[2]
-        )
+    def start(name: str) -> Any:
+        process = CHILDREN.Process(target=train, args=(str(tiny_gguf_path), str(tmp_path / name)))
+        process.start()
+        return process
 
-    assert start("whole").wait() == 0
+    start("whole").join()
     lines, kills = tmp_path / "killed" / "metrics.jsonl", 0
-    for after in (2, 7, 17):
+    for after in (2, 10):
         child = start("killed")
-        while child.poll() is None and (not lines.exists() or lines.read_bytes().count(b"\n") < after):
+        while child.is_alive() and (not lines.exists() or lines.read_bytes().count(b"\n") < after):
             time.sleep(0.01)
-        if child.poll() is None:
-            os.kill(child.pid, signal.SIGKILL)
-            kills += 1
-        child.wait()
+        kills += child.is_alive()
+        child.kill()
+        child.join()
     assert kills
-    assert start("killed").wait() == 0
+    last = start("killed")
+    last.join()
+    assert last.exitcode == 0
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
     for name in ("adapter_model.safetensors", "adapter.gguf"):
         paths = [tmp_path / run / "adapter" / name for run in ("killed", "whole")]
