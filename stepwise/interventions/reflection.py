@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from stepwise.grading import Verdict, grade_many
 from stepwise.interventions import stages
+from stepwise.interventions.critic import ask_all, model_name
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, by_id
 from stepwise.interventions.soundness import false_equations
 from stepwise.interventions.work import Work, continued, every, one_candidate
@@ -35,12 +36,12 @@ def _rewritten(work: Work, failures: Sequence[Failure]) -> list[Example]:
     items = [{"problem": work.problems[f.problem], "steps": list(f.steps)} for f in failures]
     seeds = [stages.seed_for(work.config.seed, f.id, "rewrite") for f in failures]
     rewriter = work.writers.rewriter
-    found = stages._ask_all(rewriter, items, seeds, work.settings.collect, "rewriting")
+    found = ask_all(rewriter, items, seeds, work.settings.collect, "rewriting")
     work.pay("critic", sum((made.usage for made in found), Usage()))
     texts = [normalize_text(made.solution or "") for made in found]
     verdicts = grade_many([(extract_answer(t), work.problems[f.problem].answer)
                            for t, f in zip(texts, failures, strict=True)])  # fmt: skip
-    rows, model, sums = [], stages._model(rewriter), work.settings.collect.check_sums
+    rows, model, sums = [], model_name(rewriter), work.settings.collect.check_sums
     for failure, seed, text, verdict in zip(failures, seeds, texts, verdicts, strict=True):
         work.counts["rewrites that failed"] += not text
         work.counts["rewrites that end right"] += verdict is Verdict.CORRECT

@@ -16,12 +16,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stepwise.backends.base import Backend, Continuation, Request
-from stepwise.errors import BackendError, BudgetExceededError
+from stepwise.errors import BackendError
 from stepwise.grading import Verdict, grade_many
+from stepwise.interventions.critic import ask_all, model_name
 from stepwise.interventions.guiding import Wanted, chosen, counts_of, guided_by
 from stepwise.interventions.leaks import LeakVerdict, answer_due, check_leak
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Made, Rollout, parent
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from stepwise.config import Config
 
 AnyRollout = TypeVar("AnyRollout", bound=Rollout)
-# What one input alone can bring about; any other error of a model means that the model is not there.
-_OF_ONE_ITEM = ("DataError", "ContextWindowExceededError", "BadRequestError")
 
 
 def seed_for(seed: int, *names: object) -> int:
@@ -96,10 +95,10 @@ def locate_errors(
     """The first error of each attempt by an ErrorLocalizer. Raises BackendError where its model is not there."""
     items = [{"problem": parent(problems, f.problem, f.id), "steps": list(f.steps)} for f in failures]
     seeds = [seed_for(config.seed, f.id, "locate") for f in failures]
-    found = _ask_all(localizer, items, seeds, settings, "locating")
+    found = ask_all(localizer, items, seeds, settings, "locating")
     return [
         Located(
-            f"{f.id}/l", f.problem, f.id, made.first_error, _made(_model(localizer), seed, config, settings),
+            f"{f.id}/l", f.problem, f.id, made.first_error, _made(model_name(localizer), seed, config, settings),
             made.get("critical_error"), made.localization.reason if made.localization else "", made.failure or "",
             _has_reference(item["problem"]), made.usage,
         )
@@ -131,7 +130,7 @@ def propose_candidates(
         for row, _ in asked
     ]
     seeds = [seed_for(config.seed, row.failure, "propose", k) for row, k in asked]
-    found = _ask_all(proposer, items, seeds, settings, "proposing")
+    found = ask_all(proposer, items, seeds, settings, "proposing")
     rows = []
     for (row, k), item, seed, made in zip(asked, items, seeds, found, strict=True):
         step, failed = made.intervention, made.failure or ""
@@ -139,7 +138,7 @@ def propose_candidates(
         location = row.first_error or 0 if step is None else step.location
         rows.append(Candidate(
             f"{row.failure}/c{k}", row.problem, row.failure, location, content,
-            _made(_model(proposer), seed, config, settings, k), failed or ("" if content else "the step is empty"),
+            _made(model_name(proposer), seed, config, settings, k), failed or ("" if content else "the step is empty"),
             with_reference=_has_reference(item["problem"]), usage=made.usage,
         ))  # fmt: skip
     return rows
@@ -290,65 +289,6 @@ def _asked(backend: Backend, requests: Sequence[Request]) -> list[tuple[Continua
 
 def _has_reference(problem: Any) -> bool:
     return bool(problem.reference and problem.reference.strip())
-
-
-def _model(module: Any) -> str:
-    return str(module.get_lm().model) if module.predictors() else str(getattr(module.scorer, "name", ""))
-
-
-def _ask_all(
-    module: Any, items: Sequence[dict[str, Any]], seeds: Sequence[int], settings: CollectSettings, label: str
-) -> list[Any]:
-    """The module's predictions, without DSPy's cache, a local model with the seed of each item."""
-    if not items:
-        return []
-    from stepwise.asking import run_all
-
-    given = [{"item": item, "seed": seed} for item, seed in zip(items, seeds, strict=True)]
-    found = run_all(_until_gone(_seeded(module)), given, concurrency=settings.concurrency)
-    for made in found:
-        kind, _, reason = (made.failure or "").partition(": ")
-        if kind == "BudgetExceededError":
-            raise BudgetExceededError(reason)
-        if _is_gone(kind):
-            raise BackendError(f"{label}: {_model(module)} failed, so nothing of this chunk is kept: {made.failure}")
-    return found
-
-
-def _is_gone(kind: str) -> bool:
-    """Whether an error of this name says that the model is not there."""
-    return kind.endswith(("Error", "Exception", "Timeout")) and kind.isidentifier() and kind not in _OF_ONE_ITEM
-
-
-def _until_gone(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """`ask`, until its model is gone: from then on the same error at once, without the retries of each call."""
-    gone: list[Exception] = []
-
-    def call(**given: Any) -> Any:
-        if gone:
-            raise gone[0]
-        try:
-            return ask(**given)
-        except Exception as error:
-            if _is_gone(type(error).__name__):
-                gone.append(error)
-            raise
-
-    return call
-
-
-def _seeded(module: Any) -> Callable[..., Any]:
-    def call(item: dict[str, Any], seed: int) -> Any:
-        import copy
-
-        if not module.predictors():
-            return module(**item)
-        lm, own = module.get_lm(), copy.deepcopy(module)
-        local = str(lm.model).startswith("llamacpp/")  # not every API takes a seed
-        own.set_lm(lm.copy(cache=False, **({"seed": seed} if local else {})))
-        return own(**item)
-
-    return call
 
 
 def spent(rows: Sequence[Rollout | Located | Candidate]) -> Usage:

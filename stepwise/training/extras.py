@@ -137,6 +137,7 @@ def _by_function(run: Learner, rows: Sequence[RlRollout]) -> Found:
 
 def critiques(run: Learner, rollouts: Sequence[RlRollout]) -> Found:
     """`rl.credit.critiques` critiques of each rollout with a reward; those that failed are left out."""
+    from stepwise.interventions.critic import ask_all
     from stepwise.interventions.settings import CollectSettings
 
     places, known = _places(rollouts, "critiques")
@@ -144,7 +145,7 @@ def critiques(run: Learner, rollouts: Sequence[RlRollout]) -> Found:
     asked = [(row, k) for row in rows for k in range(number)]
     items = [{"problem": run.problems[row.problem], "steps": list(row.steps)} for row, _ in asked]
     seeds = [stages.seed_for(run.cfg.seed, row.id, "critique", k) for row, k in asked]
-    made = stages._ask_all(run.judges.critic, items, seeds, CollectSettings(), "criticizing")
+    made = ask_all(run.judges.critic, items, seeds, CollectSettings(), "criticizing")
     usage = sum((one.usage for one in made), Usage())
     found = []
     for place in range(len(rows)):

@@ -148,6 +148,13 @@ def test_of_several_candidates_the_one_with_the_larger_share_of_successes_is_kep
 
     assert kept("best") == [("step 1", 3, 4)]
     assert kept("all") == [("step 0", 1, 4), ("step 1", 3, 4)]
+    # Fresh rollouts tell the rate of the one that is kept, and do not choose it.
+    guided += [
+        GuidedRollout(f"p0/r0/c1/g{i}", "p0", i, "", "eos", MADE, candidate="p0/r0/c1", verdict=Verdict.WRONG,
+                      phase="fresh")
+        for i in range(4, 9)
+    ]  # fmt: skip
+    assert kept("best") == [("step 1", 0, 5)]
 
 
 def test_without_a_reference_the_critic_is_asked_without_one_and_the_rows_say_so() -> None:

@@ -1,0 +1,78 @@
+"""The critic's modules, asked for many items at once with random numbers of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from stepwise.errors import BackendError, BudgetExceededError
+from stepwise.interventions.settings import CollectSettings
+
+# What one input alone can bring about; any other error of a model means that the model is not there.
+_OF_ONE_ITEM = ("DataError", "ContextWindowExceededError", "BadRequestError")
+
+
+def model_name(module: Any) -> str:
+    """Name of the model, or scorer, that a module asks."""
+    return str(module.get_lm().model) if module.predictors() else str(getattr(module.scorer, "name", ""))
+
+
+def ask_all(
+    module: Any, items: Sequence[dict[str, Any]], seeds: Sequence[int], settings: CollectSettings, label: str
+) -> list[Any]:
+    """The module's predictions, without DSPy's cache, a local model with the seed of each item.
+
+    Raises BackendError, naming `label`, where the model is not there, and BudgetExceededError where a cap refused it;
+    what one item alone brought about is its `failure`.
+    """
+    if not items:
+        return []
+    from stepwise.asking import run_all
+
+    given = [{"item": item, "seed": seed} for item, seed in zip(items, seeds, strict=True)]
+    found = run_all(_until_gone(_seeded(module)), given, concurrency=settings.concurrency)
+    for made in found:
+        kind, _, reason = (made.failure or "").partition(": ")
+        if kind == "BudgetExceededError":
+            raise BudgetExceededError(reason)
+        if _is_gone(kind):
+            raise BackendError(
+                f"{label}: {model_name(module)} failed, so nothing of this chunk is kept: {made.failure}"
+            )
+    return found
+
+
+def _is_gone(kind: str) -> bool:
+    """Whether an error of this name says that the model is not there."""
+    return kind.endswith(("Error", "Exception", "Timeout")) and kind.isidentifier() and kind not in _OF_ONE_ITEM
+
+
+def _until_gone(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """`ask`, until its model is gone: from then on the same error at once, without the retries of each call."""
+    gone: list[Exception] = []
+
+    def call(**given: Any) -> Any:
+        if gone:
+            raise gone[0]
+        try:
+            return ask(**given)
+        except Exception as error:
+            if _is_gone(type(error).__name__):
+                gone.append(error)
+            raise
+
+    return call
+
+
+def _seeded(module: Any) -> Callable[..., Any]:
+    def call(item: dict[str, Any], seed: int) -> Any:
+        import copy
+
+        if not module.predictors():
+            return module(**item)
+        lm, own = module.get_lm(), copy.deepcopy(module)
+        local = str(lm.model).startswith("llamacpp/")  # not every API takes a seed
+        own.set_lm(lm.copy(cache=False, **({"seed": seed} if local else {})))
+        return own(**item)
+
+    return call
