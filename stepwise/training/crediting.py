@@ -100,7 +100,7 @@ def credit_groups(
 def make_group(rows: Sequence[RlRollout], known: Sequence[Known]) -> Group:
     """One problem's rollouts (B) as credit schemes take them; T is the most tokens of one.
 
-    Fields that are None for every rollout with a reward are None in the group.
+    Fields that are None for a rollout with a reward are None in the group.
     """
     lengths = [len(row.token_ids) if row.reward is not None else 0 for row in rows]
     width = max(map(len, (row.token_ids for row in rows)))
@@ -119,10 +119,10 @@ def make_group(rows: Sequence[RlRollout], known: Sequence[Known]) -> Group:
         rewards,
         mask,
         spans,
-        scores=_column([what.scores for what in found]),
+        scores=_column([what.scores for what in found], rewards),
         first_error=tuple(what.first_error for what in found),
-        values=_column([what.values for what in found]),
-        critiques=_column([what.critiques for what in found]),
+        values=_column([what.values for what in found], rewards),
+        critiques=_column([what.critiques for what in found], rewards),
         evidence=evidence,
     )
 
@@ -147,9 +147,11 @@ def _masked(row: RlRollout, what: Known) -> RlRollout:
     return dataclasses.replace(row, reward=None) if what.failed else row
 
 
-def _column(cells: list[T | None]) -> tuple[T, ...] | None:
-    """All cells, () in place of those of rollouts without a reward; None where there is none."""
-    if all(cell is None for cell in cells):
+def _column(cells: list[T | None], rewards: Array) -> tuple[T, ...] | None:
+    """All cells, () in place of those of rollouts without a reward; None where one with a reward has none."""
+    if all(np.isnan(rewards)) or any(
+        cell is None and not np.isnan(reward) for cell, reward in zip(cells, rewards, strict=True)
+    ):
         return None
     return tuple(cast(T, ()) if cell is None else cell for cell in cells)
 
