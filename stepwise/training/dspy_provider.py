@@ -5,7 +5,8 @@
     tuned = dspy.BootstrapFinetune(metric=metric, train_kwargs={"epochs": 8}).compile(program, trainset=trainset)
 
 The tuned program's language model is the same GGUF with the adapter attached, and the adapter's hash is in its name, so
-that no cached answer of the untuned model is taken for one of it.
+that no cached answer of the untuned model is taken for one of it. A saved program holds the adapter's path and finds it
+again; to tune it once more, give its language model a provider again (`lm.provider = LoraProvider(...)`).
 
 What differs from DSPy's own local provider:
 1. A LoRA adapter is trained, in this process, and attached; nothing is relaunched.

@@ -13,6 +13,7 @@ import dspy
 import pytest
 from dspy.clients.lm import LM
 from dspy.clients.provider import Provider, TrainingJob
+from dspy.clients.utils_finetune import infer_data_format
 
 import stepwise as sw
 from stepwise.backends.engines import close_engines, shared_engine
@@ -171,6 +172,18 @@ def test_a_row_has_the_ids_that_are_served_and_the_loss_on_reply_and_end(tuned: 
     reply = [*engine.tokenize("13\n\nall"), engine.token_id("<|im_end|>")]
     assert list(row.ids[row.prompt :]) == reply
     assert row.weights == (1.0,) * len(reply)
+
+
+def test_rows_of_the_adapters_that_bootstrap_finetune_takes_are_taken() -> None:
+    from stepwise.adapters import adapter as ours
+
+    tokenizer = load_tokenizer(model_path("lab-weak", "safetensors"))
+    for adapter in (dspy.ChatAdapter(), ours("chat"), ours("json")):
+        data = adapter.format_finetune_data(Sort, [], {"word": "7"}, {"label": "red"})
+        job = LoraJob(train_data=[data], train_data_format=infer_data_format(adapter), model="llamacpp/lab-weak")
+        row = chat_row(job.chats[0], tokenizer, 2048)
+        assert tokenizer.decode(row.ids[row.prompt :]) == data["messages"][-1]["content"] + "<|im_end|>"
+        assert "<|im_start|>system" in tokenizer.decode(row.ids[: row.prompt])
 
 
 @pytest.mark.parametrize(
