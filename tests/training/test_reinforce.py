@@ -52,7 +52,7 @@ def child(out: Path, cfg: Config, seconds: float | None = None) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, exact: Config) -> Path:
-    child(folder / "whole", exact)
+    grpo(problems(), exact, folder / "whole", locate=locate)
     return folder / "whole"
 
 

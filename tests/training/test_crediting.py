@@ -1,0 +1,97 @@
+"""From rollouts to advantages: masked ones, steps without a token, groups without a signal, LaSeR's mix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stepwise.steps import split_steps
+from stepwise.train_config import CreditConfig
+from stepwise.training.crediting import Known, credit_groups, make_group, mixed_advantages
+from stepwise.training.rollouts import RlRollout, token_spans
+
+
+def rollout(number: int, pieces: list[str], reward: float | None, problem: str = "p") -> RlRollout:
+    text = "".join(pieces)
+    steps = tuple(split_steps(text))
+    ids = tuple(range(len(pieces)))
+    spans = token_spans([piece.encode() for piece in pieces])
+    name = f"{problem}/s1/r{number}"
+    return RlRollout(name, 1, problem, "?", number, text, steps, spans, ids, (-0.5,) * len(ids), "eos", None, reward)
+
+
+RIGHT = rollout(0, ["A", "\n\n", "B", ""], 1.0)
+WRONG = rollout(1, ["A", "\n\n", "C"], 0.0)
+MASKED = rollout(2, ["A"], None)
+
+
+def credited(rows: list[RlRollout], known: list[Known] | None = None, **more: Any) -> Any:
+    options = {key: more.pop(key) for key in ("self_scores", "share") if key in more}
+    return credit_groups(rows, known or [Known()] * len(rows), CreditConfig(**more), 0, **options)
+
+
+def test_outcome_credit_has_one_advantage_per_token_and_none_on_masked_rollouts() -> None:
+    made = credited([RIGHT, WRONG, MASKED])
+    assert [line.tolist() for line in made.advantages] == [[0.5] * 4, [-0.5] * 3, [0.0]]
+    assert made.kept == [True, True, True]
+    assert (made.groups, made.kept_groups, made.no_spread) == (1, 1, 0)
+    assert [row.step_advantages for row in made.rollouts] == [(0.5, 0.5), (-0.5, -0.5), ()]
+
+
+def test_a_group_is_dropped_where_no_token_has_an_advantage_and_not_where_outcomes_are_equal() -> None:
+    other = [rollout(i, ["A", "\n\n", "C"], 0.0, "q") for i in range(2)]
+    made = credited([RIGHT, WRONG, *other])
+    assert made.kept == [True, True, False, False]
+    assert (made.groups, made.kept_groups, made.no_spread) == (2, 1, 1)
+    blamed = credited(other, [Known(first_error=1), Known(first_error=None)], scheme="first_error")
+    assert blamed.kept == [True, True]
+    assert (blamed.kept_groups, blamed.no_spread) == (1, 1)
+    assert [line.tolist() for line in blamed.advantages] == [[0.0, 0.0, -1.0], [0.0, 0.0, 0.0]]
+    assert [row.first_error for row in blamed.rollouts] == [1, None]
+
+
+def test_a_rollout_that_its_judge_failed_on_is_masked() -> None:
+    made = credited([RIGHT, WRONG], [Known(), Known(failed="timeout")])
+    assert made.rollouts[1].reward is None
+    assert made.kept == [False, False]  # one known outcome is no spread
+
+
+def test_a_step_inside_another_steps_token_is_counted_with_the_step_before_it() -> None:
+    row = rollout(0, ["A", ".\n\nB\n\nC", " c", "\n\nD"], 0.0)
+    assert row.spans == ((0, 2), (2, 2), (2, 3), (3, 4))
+    known = Known(2, (0.9, 0.4, 0.8, 0.7), (0.5, 0.4, 0.3, 0.2, 0.0), ((1, 3), (2,)), np.arange(4.0))
+    group = make_group([row], [known])
+    assert group.spans == (((0, 2), (2, 3), (3, 4)),)
+    assert group.scores == ((0.4, 0.8, 0.7),)
+    assert group.values == ((0.5, 0.3, 0.2, 0.0),)
+    assert group.first_error == (1,)
+    assert group.critiques == (((0, 2), (1,)),)
+    made = credited([row], [Known(first_error=1)], scheme="first_error")
+    assert made.advantages[0].tolist() == [-1.0, -1.0, 0.0, 0.0]
+    assert made.rollouts[0].step_advantages == (-1.0, None, 0.0, 0.0)
+
+
+def test_a_text_without_steps_is_one_step() -> None:
+    empty = rollout(0, ["\n", ""], 0.0)
+    assert empty.spans == ()
+    made = credited([empty, RIGHT], [Known(first_error=0), Known()], scheme="first_error")
+    assert made.advantages[0].tolist() == [-1.0, -1.0]
+    assert made.rollouts[0].step_advantages == ()
+
+
+def test_self_scores_take_their_share_of_the_advantage() -> None:
+    group = make_group([RIGHT, WRONG, MASKED], [Known()] * 3)
+    plain = np.where(group.tokens, np.array([[0.5], [-0.5], [0.0]]), 0.0)
+    mixed = mixed_advantages(plain, group, np.array([0.8, 0.2, 9.0]), 0.25)
+    assert mixed[0, 0] == pytest.approx(0.75 * 0.5 + 0.25 * 0.3)
+    assert mixed[1, 0] == pytest.approx(-0.75 * 0.5 - 0.25 * 0.3)
+    assert not mixed[2].any()
+    assert mixed[1, 3] == 0.0  # padding
+    alike = [WRONG, rollout(2, ["A", "\n\n", "C"], 0.0)]
+    made = credited(alike, self_scores=[0.3, 0.1], share=0.5)
+    assert made.kept == [True, True]
+    assert made.advantages[0][0] == pytest.approx(0.05)
+    alone = make_group([MASKED], [Known()])
+    assert not mixed_advantages(np.zeros((1, 1)), alone, np.array([1.0]), 0.5).any()

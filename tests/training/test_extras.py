@@ -1,0 +1,263 @@
+"""What credit schemes ask for: by scorer, critic, truth, fresh continuations and an oracle, with what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stepwise.config import Config
+from stepwise.engine import Generation
+from stepwise.errors import ConfigError, DataError
+from stepwise.grading import Verdict
+from stepwise.scorers.base import Scored
+from stepwise.steps import split_steps
+from stepwise.training.rollouts import RlRollout, token_spans
+from stepwise.types import Problem, Usage
+
+pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
+pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
+
+PROBLEMS = {"p": Problem("p", "2 + 2?", "4", "Two and two are \\boxed{4}."), "q": Problem("q", "1 + 1?", "2")}
+RIGHT, WRONG = "two\n\nand two\n\n\\boxed{4}.", "two\n\nBAD\n\n\\boxed{5}."
+
+
+def rollout(text: str, reward: float | None, number: int = 0, problem: str = "p") -> RlRollout:
+    """One token for each byte."""
+    ids, spans = tuple(text.encode()), token_spans([bytes([byte]) for byte in text.encode()])
+    verdict = {1.0: Verdict.CORRECT, 0.0: Verdict.WRONG, None: None}[reward]
+    return RlRollout(
+        f"{problem}/s1/r{number}", 1, problem, PROBLEMS[problem].question, number, text, tuple(split_steps(text)),
+        spans, ids, (-0.5,) * len(ids), "answer", verdict, reward,
+    )  # fmt: skip
+
+
+GROUP = [rollout(RIGHT, 1.0), rollout(WRONG, 0.0, 1), rollout("?", None, 2), rollout("\n", 0.0, 3)]
+
+
+class Engine:
+    """Continues to the right answer from any prefix that is not spoilt."""
+
+    parameters = 10
+
+    def __init__(self) -> None:
+        self.jobs: list[Any] = []
+
+    def detokenize(self, ids: Any) -> bytes:
+        return bytes(ids)
+
+    def generate(self, jobs: Any) -> list[Generation]:
+        self.jobs += jobs
+        made = []
+        for number, job in enumerate(jobs):
+            text = "\\boxed{5}" if b"BAD" in bytes(job.ids) else "\\boxed{4}"
+            made += [Generation(number, i, text, "answer", (1, 2), evaluated_tokens=3 * (not i)) for i in range(job.n)]
+        return made
+
+
+def learner(scheme: str, judges: Any = None, engine: Any = None, **credit: Any) -> Any:
+    from stepwise.training.judges import Judges
+    from stepwise.training.learner import Learner
+
+    cfg = Config()
+    rl = cfg.rl.model_copy(update={"credit": cfg.rl.credit.model_copy(update={"scheme": scheme, **credit})})
+    prompts = {name: tuple(problem.question.encode()) for name, problem in PROBLEMS.items()}
+    sampler: Any = SimpleNamespace(engine=engine or Engine())
+    made = cfg.model_copy(update={"rl": rl})
+    return Learner(made, None, None, sampler, judges or Judges(), PROBLEMS, prompts, Path("x"))  # type: ignore[arg-type]
+
+
+def gather(run: Any, rows: Any = GROUP, own: Any = None) -> Any:
+    from stepwise.training.extras import gather
+
+    return gather(run, rows, own)
+
+
+class Scorer:
+    name, incremental, parameters, usage = "scorer", True, 100, Usage()
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def score_detailed(self, items: Any) -> list[Scored]:
+        self.asked += items
+        cost = Usage("scorer", 1, 9, 7)
+        return [Scored([0.1 if "BAD" in step else 0.9 for step in steps], cost) for _, steps in items]
+
+
+def judges(**given: Any) -> Any:
+    from stepwise.training.judges import Judges
+
+    return Judges(**given)
+
+
+def test_outcome_asks_nobody_and_costs_nothing() -> None:
+    known, cost = gather(learner("outcome"))
+    assert [what.first_error for what in known] == [None] * 4
+    assert (cost.generated, cost.evaluated, cost.flops) == (0, 0, 0.0)
+
+
+def test_the_scorer_finds_first_errors_of_wrong_rollouts_alone() -> None:
+    scorer = Scorer()
+    known, cost = gather(learner("first_error", judges(scorer=scorer)))
+    assert [what.first_error for what in known] == [None, 1, None, 0]  # the last has no step at all
+    assert [steps for _, steps in scorer.asked] == [GROUP[1].steps]
+    assert known[1].scores == (0.9, 0.1, 0.9)
+    assert (cost.evaluated, cost.flops) == (7, 2.0 * 100 * 7)
+    found, _ = gather(learner("first_error", judges(scorer=scorer), threshold=0.05))
+    assert found[1].first_error is None
+
+
+def test_scores_are_asked_for_every_rollout_with_a_reward_and_a_failure_stays_with_its_own() -> None:
+    class Failing(Scorer):
+        def score_detailed(self, items: Any) -> list[Scored]:
+            rows = super().score_detailed(items)
+            return [row if i else Scored([], Usage(), "too long") for i, row in enumerate(rows)]
+
+    known, _ = gather(learner("pure_min", judges(scorer=Failing())))
+    assert known[0].failed == "too long"
+    assert known[1].scores == (0.9, 0.1, 0.9)
+    assert (known[2].scores, known[3].scores) == (None, (0.0,))
+
+
+def test_a_function_tells_the_truth_within_the_steps_there_are() -> None:
+    run = learner("vppo", judges(locate=lambda problem, steps: steps.index("BAD")), first_error="given")
+    assert [what.first_error for what in gather(run)[0]] == [None, 1, None, 0]
+    beyond = learner("vppo", judges(locate=lambda problem, steps: 3), first_error="given")
+    with pytest.raises(DataError, match=r"step 3 of rollout 'p/s1/r1', which has 3"):
+        gather(beyond)
+
+
+class Critic:
+    """As an ErrorLocalizer is called; it says what it is told to, in turn."""
+
+    def __init__(self, *said: Any) -> None:
+        self.said, self.asked = list(said), []  # type: ignore[var-annotated]
+        self.scorer = SimpleNamespace(name="critic")
+
+    def predictors(self) -> list[Any]:
+        return []
+
+    def __call__(self, problem: Problem, steps: list[str]) -> Any:
+        import dspy
+
+        self.asked.append((problem.reference, steps))
+        said = self.said.pop(0)
+        failure = said if isinstance(said, str) else None
+        verdicts = [] if failure else said
+        first = next((i for i, right in enumerate(verdicts) if not right), None)
+        return dspy.Prediction(
+            first_error=first, critical_error=None, verdicts=verdicts, localization=None, failure=failure,
+            usage=Usage("critic", 1, 20, 20, 5), warnings=[],
+        )  # fmt: skip
+
+
+def test_the_critic_finds_first_errors_shown_the_reference() -> None:
+    critic = Critic([True, False])
+    known, cost = gather(learner("first_error", judges(critic=critic, critic_size=1000), first_error="critic"))
+    assert [what.first_error for what in known] == [None, 1, None, 0]
+    assert critic.asked == [(PROBLEMS["p"].reference, ["two", "BAD", "\\boxed{5}."])]
+    assert (cost.generated, cost.evaluated, cost.flops) == (5, 20, 2.0 * 1000 * 25)
+    failed, cost = gather(learner("first_error", judges(critic=Critic("no reply")), first_error="critic"))
+    assert failed[1].failed == "no reply"
+    assert cost.flops is None  # of unknown size
+
+
+def test_critiques_vote_and_those_that_failed_are_left_out() -> None:
+    said = ([True, True, True], "no", [True, False, False], [True, True, False], "no", "no")
+    rows = [GROUP[0], GROUP[1], GROUP[3], rollout(WRONG, 0.0, 4)]
+    known, cost = gather(learner("capo", judges(critic=Critic(*said), critic_size=1), critiques=2), rows)
+    assert [what.critiques for what in known] == [((),), ((1, 2), (2,)), ((0,),), None]
+    assert known[3].failed == "no"
+    assert cost.generated == 6 * 5
+
+
+def test_values_are_the_success_of_fresh_continuations_from_every_boundary() -> None:
+    engine = Engine()
+    run = learner("vineppo", engine=engine, continuations=3)
+    known, cost = gather(run)
+    assert known[0].values == (1.0, 1.0, 1.0, 1.0)
+    assert known[1].values == (1.0, 1.0, 0.0, 0.0)
+    assert known[2].values is None
+    assert known[3].values == (1.0, 0.0)  # from the prompt, and the outcome
+    prefixes = [bytes(job.ids) for job in engine.jobs]
+    assert sorted(prefixes) == sorted(set(prefixes))  # what rollouts have in common is continued once
+    assert prefixes == [b"2 + 2?" + rest for rest in (b"", b"two\n\n", b"two\n\nand two\n\n", b"two\n\nBAD\n\n")]
+    assert len({job.seed for job in engine.jobs}) == 4
+    assert {job.max_tokens for job in engine.jobs} == {1024, 1024 - 5, 1024 - 14, 1024 - 10}
+    assert (cost.generated, cost.evaluated) == (4 * 3 * 2, 4 * 3)
+    assert cost.flops == 2.0 * 10 * (24 + 12)
+
+
+def test_a_boundary_that_could_not_be_continued_has_the_value_before_it() -> None:
+    class Broken(Engine):
+        def generate(self, jobs: Any) -> list[Generation]:
+            made = super().generate(jobs)
+            broken = [b"and" in bytes(jobs[one.job].ids) for one in made]
+            return [Generation(m.job, m.sample, "", "error") if b else m for m, b in zip(made, broken, strict=True)]
+
+    known, _ = gather(learner("vineppo", engine=Broken()), [GROUP[0]])
+    assert known[0].values == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_evidence_compares_the_policy_with_itself_shown_the_reference(tmp_path: Path) -> None:
+    import torch
+
+    from stepwise.training.extras import oracle_prompt
+    from stepwise.training.lora import load_trainee
+    from stepwise.training.policy import forward
+    from tests.models import tiny_model
+
+    run = learner("oppo")
+    base = tiny_model(tmp_path / "base")
+    weak = run.cfg.models.weak.model_copy(
+        update={"model": "llamacpp/none.gguf", "train_from": str(base), "context": 150}
+    )
+    run.cfg = run.cfg.model_copy(update={"models": run.cfg.models.model_copy(update={"weak": weak})})
+    run.trainee = load_trainee(run.cfg)
+    rows = [GROUP[0], GROUP[2], rollout("x" * 140, 0.0, 5, "q")]
+    own = forward(run.trainee, [run.row(row) for row in rows], run.cfg)
+    known, cost = gather(run, rows, own.logprobs)
+    told = oracle_prompt(run, PROBLEMS["p"])
+    text = run.trainee.tokenizer.decode(told)
+    assert "2 + 2?\n\nReference solution:\nTwo and two are" in text
+    ids = torch.tensor([[*told, *rows[0].token_ids]])
+    with torch.no_grad():
+        found = run.trainee.model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]).squeeze(1)
+    expected = found.numpy()[len(told) - 1 :] - own.logprobs[0]
+    np.testing.assert_allclose(known[0].evidence, expected, atol=1e-4)
+    assert known[1].evidence is None
+    assert "longer than the context of 150" in known[2].failed
+    assert "The answer is 2." in run.trainee.tokenizer.decode(oracle_prompt(run, PROBLEMS["q"]))
+    assert cost.evaluated == ids.shape[1]
+    with pytest.raises(DataError, match="no log-probabilities"):
+        gather(run, rows)
+
+
+def test_judges_are_loaded_where_the_scheme_asks_them_and_none_is_given() -> None:
+    from stepwise.training.judges import asked, load_judges
+
+    def cfg(**credit: Any) -> Config:
+        return learner(credit.pop("scheme", "outcome"), **credit).cfg  # type: ignore[no-any-return]
+
+    who = [("outcome", ""), ("pure_min", "scorer"), ("capo", "critic"), ("vineppo", ""), ("oppo", "")]
+    assert [asked(cfg(scheme=scheme)) for scheme, _ in who] == [name for _, name in who]
+    assert [asked(cfg(scheme="vppo", first_error=by)) for by in ("scorer", "critic", "given")] == [
+        "scorer", "critic", "locate",
+    ]  # fmt: skip
+    assert load_judges(cfg()).scorer is None
+    mine = Scorer()
+    assert load_judges(cfg(scheme="pure_min"), scorer=mine).scorer is mine
+    own = load_judges(cfg(scheme="shuffled"))
+    assert own.scorer.name.startswith("lab-scorer")
+    own.forget()
+    own.close()
+    warm = load_judges(cfg(scheme="capo"))
+    assert warm.critic.setting("temperature") == 0.7
+    assert (warm.critic_size or 0) > 10**6
+    assert load_judges(cfg(scheme="vppo", first_error="critic")).critic.setting("temperature") is None
+    with pytest.raises(ConfigError, match=r"critic is given, but .* asks scorer"):
+        load_judges(cfg(scheme="vppo"), critic=object())
