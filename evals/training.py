@@ -54,10 +54,10 @@ def main(run: Run) -> None:
         raise ConfigError(f"--arms {', '.join(unknown)}: unknown; give some of {'; '.join(ARMS)}")
     scale = Scale(args.pool, args.sft_tokens, args.rl_steps, args.rl_problems, args.sft_rate, args.rl_rate)
     run.path("base-f32.gguf")
-    cfg = exact_weights(run.config, run.out)
+    exact = exact_weights(run.config, run.out)
     names = list(dict.fromkeys(["base", *args.arms]))
-    prepare(run, cfg, scale, names)
-    measure_all(run, cfg, scale, names)
+    prepare(run, exact, scale, names)
+    measure_all(run, exact, scale, names)
     rows = [row for row in run.rows("results.jsonl", Measured) if row.seed < args.seeds]
     reference = next(row for row in run.rows("results.jsonl", Measured) if row.seed == REFERENCE_SEED)
     summary = show(run, rows, held_out(args.problems), reference)
@@ -82,7 +82,7 @@ def prepare(run: Run, cfg: Config, scale: Scale, names: list[str]) -> None:
         run.say(f"{kind}: {len(rows)} rows of {len({row.question for row in rows})} problems")
 
 
-def measure_all(run: Run, cfg: Config, scale: Scale, names: list[str]) -> None:
+def measure_all(run: Run, exact: Config, scale: Scale, names: list[str]) -> None:
     """A row in results.jsonl for every arm and seed, all arms under one seed before the next."""
     done = {(row.arm, row.seed) for row in run.rows("results.jsonl", Measured)}
     wanted = [("base", REFERENCE_SEED), *((name, seed) for seed in range(run.args.seeds) for name in names)]
@@ -93,7 +93,10 @@ def measure_all(run: Run, cfg: Config, scale: Scale, names: list[str]) -> None:
         try:
             for name, seed in tasks:
                 run_folder(run.out, name, seed).mkdir(parents=True, exist_ok=True)
-            waiting = [pool.submit(one, cfg, scale, name, seed, run.out, run.args.problems) for name, seed in tasks]
+            waiting = [
+                pool.submit(one, exact, run.config, scale, name, seed, run.out, run.args.problems)
+                for name, seed in tasks
+            ]
             for future in as_completed(waiting):
                 made = future.result()
                 run.write("results.jsonl", made)
@@ -104,14 +107,16 @@ def measure_all(run: Run, cfg: Config, scale: Scale, names: list[str]) -> None:
             raise
 
 
-def one(cfg: Config, scale: Scale, name: str, seed: int, out: Path, problems: int) -> Measured:
-    """Train and measure one arm under one seed, in a process of its own; what it says goes to a file beside it."""
+def one(exact: Config, cfg: Config, scale: Scale, name: str, seed: int, out: Path, problems: int) -> Measured:
+    """Train (`exact`: sampler and trainer agree) and measure (`cfg`: the model as shipped) one arm under one seed, in a
+    process of its own; what it says goes to a file beside it.
+    """
     import torch
 
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with (run_folder(out, name, seed) / "log.txt").open("a", buffering=1) as log, redirect_stderr(log):
-        adapter = train(name, cfg, scale, seed, out)
+        adapter = train(name, exact, scale, seed, out)
         tests = held_out(problems)
         found = measure(cfg, tests, adapter, seed)
         between = adapter_after_sft(out, name, seed)

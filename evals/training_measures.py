@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from stepwise.backends.base import Continuation, Request
-from stepwise.config import Config
+from stepwise.config import Config, ModelConfig
 from stepwise.errors import BackendError
 from stepwise.grading import Verdict, grade_many
 from stepwise.lab.problems import LabProblem
@@ -20,6 +20,7 @@ from stepwise.training.evaluation import with_adapter
 
 SAMPLES = 16
 TEMPERATURE = 0.7
+SEQUENCES = 128  # decoded at once, where the configuration has fewer
 STRATA = ("no trap", "one trap", "two traps", "failed by base")
 
 
@@ -47,7 +48,7 @@ def measure(cfg: Config, problems: Sequence[LabProblem], adapter: Path | None, s
     from stepwise.engine import load_engine
 
     plain = [made.problem for made in problems]
-    with LlamaCppBackend(load_engine(with_adapter(cfg.models.weak, adapter)), cfg.prompt) as backend:
+    with LlamaCppBackend(load_engine(_loaded_as(cfg, adapter)), cfg.prompt) as backend:
         drawn = _drawn(backend, [_request(p, seed, SAMPLES, TEMPERATURE) for p in plain])
         once = _drawn(backend, [_request(p, seed + 1, 1, 1.0) for p in plain])
     verdicts = grade_many([(made.text, plain[made.request].answer) for made in drawn])
@@ -64,10 +65,15 @@ def surprise_of(cfg: Config, problems: Sequence[LabProblem], adapter: Path, seed
     from stepwise.backends.llamacpp import LlamaCppBackend
     from stepwise.engine import load_engine
 
-    with LlamaCppBackend(load_engine(with_adapter(cfg.models.weak, adapter)), cfg.prompt) as backend:
+    with LlamaCppBackend(load_engine(_loaded_as(cfg, adapter)), cfg.prompt) as backend:
         once = _drawn(backend, [_request(made.problem, seed + 1, 1, 1.0) for made in problems])
     surprise = [-value for made in once for value in made.logprobs or ()]
     return sum(surprise) / max(1, len(surprise))
+
+
+def _loaded_as(cfg: Config, adapter: Path | None) -> ModelConfig:
+    wide = cfg.models.weak.model_copy(update={"sequences": max(SEQUENCES, cfg.models.weak.sequences)})
+    return with_adapter(wide, adapter)
 
 
 def _request(problem: Any, seed: int, n: int, temperature: float) -> Request:
