@@ -256,6 +256,9 @@ def test_a_dataset_killed_and_gone_on_with_is_the_same_and_what_is_sealed_is_not
     broken._script = written
     with pytest.raises(BackendError, match="told to fail"):
         go(tmp_path / "out", broken)
+    torn = tmp_path / "out" / "chunks" / "00002.open"
+    torn.mkdir()
+    (torn / "rollouts.jsonl").write_text("torn")
     again = ScriptedBackend(world.written, "weak")
     path = go(tmp_path / "out", again)
     assert {request.problem.id for request in again.requests} == {"p4", "p5"}
