@@ -18,18 +18,27 @@ def model_name(module: Any) -> str:
 
 
 def ask_all(
-    module: Any, items: Sequence[dict[str, Any]], seeds: Sequence[int], settings: CollectSettings, label: str
+    module: Any,
+    items: Sequence[dict[str, Any]],
+    seeds: Sequence[int],
+    settings: CollectSettings,
+    label: str,
+    greedy: Sequence[bool] | None = None,
 ) -> list[Any]:
     """The module's predictions, without DSPy's cache, a local model with the seed of each item.
 
-    Raises BackendError, naming `label`, where the model is not there, and BudgetExceededError where a cap refused it;
-    what one item alone brought about is its `failure`.
+    `greedy` says which items are asked at a temperature of 0, whatever the module's own is. Raises BackendError, naming
+    `label`, where the model is not there, and BudgetExceededError where a cap refused it; what one item alone brought
+    about is its `failure`.
     """
     if not items:
         return []
     from stepwise.asking import run_all
 
-    given = [{"item": item, "seed": seed} for item, seed in zip(items, seeds, strict=True)]
+    cold = greedy or [False] * len(items)
+    given = [
+        {"item": item, "seed": seed, "greedy": first} for item, seed, first in zip(items, seeds, cold, strict=True)
+    ]
     found = run_all(_until_gone(_seeded(module)), given, concurrency=settings.concurrency)
     for made in found:
         kind, _, reason = (made.failure or "").partition(": ")
@@ -65,14 +74,16 @@ def _until_gone(ask: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _seeded(module: Any) -> Callable[..., Any]:
-    def call(item: dict[str, Any], seed: int) -> Any:
+    def call(item: dict[str, Any], seed: int, greedy: bool) -> Any:
         import copy
 
         if not module.predictors():
             return module(**item)
         lm, own = module.get_lm(), copy.deepcopy(module)
         local = str(lm.model).startswith("llamacpp/")  # not every API takes a seed
-        own.set_lm(lm.copy(cache=False, **({"seed": seed} if local else {})))
+        own.set_lm(
+            lm.copy(cache=False, **({"seed": seed} if local else {}), **({"temperature": 0.0} if greedy else {}))
+        )
         return own(**item)
 
     return call

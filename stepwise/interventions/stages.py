@@ -116,8 +116,9 @@ def propose_candidates(
 ) -> list[Candidate]:
     """`config.critic.candidates` steps in place of each first error that was found, each with a seed of its own.
 
-    `proposer` is an InterventionProposer with `candidates=1`. A step of several paragraphs becomes one paragraph.
-    Raises BackendError where its model is not there.
+    `proposer` is an InterventionProposer with `candidates=1`. Of several candidates the first is greedy where
+    `config.critic.temperature` is 0, and only the others are drawn at the proposer's temperature. A step of several
+    paragraphs becomes one paragraph. Raises BackendError where its model is not there.
     """
     asked = [(row, k) for row in located if row.first_error is not None and not row.failed
              for k in range(config.critic.candidates)]  # fmt: skip
@@ -130,7 +131,8 @@ def propose_candidates(
         for row, _ in asked
     ]
     seeds = [seed_for(config.seed, row.failure, "propose", k) for row, k in asked]
-    found = ask_all(proposer, items, seeds, settings, "proposing")
+    greedy = [k == 0 and config.critic.candidates > 1 and not config.critic.temperature for _, k in asked]
+    found = ask_all(proposer, items, seeds, settings, "proposing", greedy)
     rows = []
     for (row, k), item, seed, made in zip(asked, items, seeds, found, strict=True):
         step, failed = made.intervention, made.failure or ""

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from stepwise.config import Config
 from stepwise.errors import BackendError, DataError
 from stepwise.grading import Verdict
 from stepwise.interventions import stages
 from stepwise.interventions.leaks import LeakVerdict
 from stepwise.interventions.pipeline import work
-from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Made, Rollout, by_id
+from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Located, Made, Rollout, by_id
 from tests.fakes import Line, ScriptedBackend
 from tests.interventions import world
 from tests.interventions.world import CONFIG, SETTINGS, SUM
@@ -182,3 +183,20 @@ def test_a_row_without_its_parent_is_refused() -> None:
     other = dataclasses.replace(found["failures"][0], id="other")
     with pytest.raises(DataError, match="is for the attempt"):
         found["candidates"][0].splice(other, world.problems(1)[0])
+
+
+def test_of_several_candidates_the_first_is_greedy_unless_a_temperature_is_asked_for() -> None:
+    def temperatures(*overrides: str) -> list[float | None]:
+        models, asked = world.models(), list[float | None]()
+        lm, problems = models.proposer.get_lm(), by_id(world.problems(1))
+        copy = lm.copy
+        lm.copy = lambda **kwargs: asked.append(kwargs.get("temperature")) or copy(**kwargs)
+        failure = Failure("p0/r0", "p0", ("1 + 1 = 3.",), None, Verdict.WRONG)
+        located = Located("p0/r0/l", "p0", "p0/r0", 0, MADE)
+        config = Config.load(None, overrides)
+        stages.propose_candidates([located], {"p0/r0": failure}, problems, models.proposer, config, SETTINGS)
+        return asked
+
+    assert temperatures("critic.candidates=3") == [0.0, None, None]
+    assert temperatures("critic.candidates=3", "critic.temperature=0.5") == [None, None, None]
+    assert temperatures("critic.candidates=1") == [None]
