@@ -50,6 +50,7 @@ KINDS: dict[str, Callable[[Work], list[Example]]] = {
     "own_corpus": solutions.own_corpus,
 }
 """The kinds of dataset. Those before "reference" need a collection; the others take it where they can."""
+FILES = (*ROWS, "counts", "spent")
 NEED_COLLECTION = tuple(KINDS)[: tuple(KINDS).index("reference")]
 
 
@@ -133,7 +134,7 @@ def write_in(
         return {**chunk.written, "examples": rows, "counts": [dict(chunk.counts)], "spent": spent}
 
     try:
-        run_chunks(directory, given.members, given.size, work, f"building {given.kind}", given.config)
+        run_chunks(directory, given.members, given.size, work, FILES, f"building {given.kind}", given.config)
     except BudgetExceededError:
         _dataset(directory, given, licence)
         raise

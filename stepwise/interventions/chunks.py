@@ -30,16 +30,16 @@ def run_chunks(
     members: Sequence[T],
     size: int,
     work: Callable[[Sequence[T]], Mapping[str, Sequence[Any]]],
+    names: Sequence[str],
     label: str,
     config: Config,
 ) -> None:
-    """Do `work` for `size` members at a time; what it returns, rows by the names of their files, is sealed as a chunk.
+    """Do `work` for `size` members at a time; what it returns, rows for all of the file `names`, is sealed as a chunk.
 
     Chunks that are sealed already are passed over. A bar called `label` shows how many members are done. Rows of the
-    name "spent" (`caps.Spent`) say what a chunk cost: no chunk is begun that, at the mean cost of those before it,
-    would pass a cap of [budget]; then BudgetExceededError is raised. The first chunk is not held back.
+    file "spent", one of the names (`caps.Spent`), say what a chunk cost: no chunk is begun that, at the mean cost of
+    those before it, would pass a cap of [budget]; then BudgetExceededError is raised. The first one is not held back.
     """
-    capped = any_cap(config)
     folder = own.made() / "chunks"
     folder.mkdir(exist_ok=True)
     for left in folder.glob(f"*{_OPEN}"):
@@ -47,15 +47,14 @@ def run_chunks(
     with progress(label, len(members)) as advance:
         for first in range(0, len(members), size):
             place = folder / f"{first // size:05d}"
+            for name in names:  # a chunk is the run's own before it is there, so that --overwrite finds it
+                own.claim(f"chunks/{place.name}/{name}.jsonl", folder=False)
             if not place.exists():
-                if capped:
+                if any_cap(config):
                     Caps(config, own.claim("spent.jsonl")).check(first, len(members[first : first + size]))
                 rows = work(members[first : first + size])
-                if capped:
-                    append_rows(own.claim("spent.jsonl"), rows.get("spent", ()))
-                seal(place, rows)
-            for file in sorted(place.iterdir()):
-                own.claim(f"chunks/{place.name}/{file.name}")
+                append_rows(own.claim("spent.jsonl"), rows["spent"])  # before it is sealed: it is paid for
+                seal(place, {name: rows[name] for name in names})
             advance(len(members[first : first + size]))
 
 

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from stepwise.rundir import RunDirectory
 
 
+FILES = ("failures", "candidates", "guided", "comparisons", "examples", "distillation", "counts", "spent")
+
+
 @dataclasses.dataclass(frozen=True)
 class Escalations:
     """The escalated steps of some traces: drafts as failed attempts, steps as candidates, and what was left out."""
@@ -177,7 +180,7 @@ def from_routing_in(
             getattr(own, "forget", lambda: None)()
             return _work(chunk, own, cfg, settings, confident)
 
-        run_chunks(directory, members, settings.chunk, work, "comparing escalated steps", cfg)
+        run_chunks(directory, members, settings.chunk, work, FILES, "comparing escalated steps", cfg)
     except BudgetExceededError:
         _write(directory, card, cfg, settings, confident, licence)
         raise

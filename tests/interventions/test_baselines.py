@@ -266,6 +266,10 @@ def test_a_dataset_killed_and_gone_on_with_is_the_same_and_what_is_sealed_is_not
     for file in whole.parent.rglob("*"):
         if file.is_file() and file.name != "run.json":
             assert (path.parent / file.relative_to(whole.parent)).read_bytes() == file.read_bytes()
+    card = json.loads((path.parent / "run.json").read_text())
+    assert {str(file.relative_to(path.parent)) for file in path.parent.rglob("*") if file.is_file()} == {
+        "run.json", *card["files"],
+    }  # fmt: skip
     with pytest.raises(DataError, match="other arguments"):
         write_dataset("reference", world.problems(N), CONFIG, tmp_path / "out", settings=BUILD, writers=writers())
 
