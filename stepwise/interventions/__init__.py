@@ -6,20 +6,25 @@ an intervention does not give the answer away, `data` reads problems and writes 
 
 from stepwise.interventions.account import Progress
 from stepwise.interventions.data import check_problems, read_examples, read_problems, to_dataset, write_examples
+from stepwise.interventions.filtering import StopRule
 from stepwise.interventions.leaks import LeakCheck, LeakVerdict, answer_due, check_leak
 from stepwise.interventions.pipeline import Models, collect, funnel, read_stage
 from stepwise.interventions.settings import CollectSettings
+from stepwise.interventions.soundness import FalseEquation, false_equations
 
 __all__ = [
     "CollectSettings",
+    "FalseEquation",
     "LeakCheck",
     "LeakVerdict",
     "Models",
     "Progress",
+    "StopRule",
     "answer_due",
     "check_leak",
     "check_problems",
     "collect",
+    "false_equations",
     "funnel",
     "read_examples",
     "read_problems",
