@@ -79,6 +79,8 @@ CREDIT: dict[str, Arm] = {
     "shuffled, true": Arm(rl=_credit("shuffled", first_error="given"), alone=True, truth=True, labels="truth"),
 }
 ARMS = {**PAPER, **CLONED, **CREDIT}
+COLLECTED = {"intervention", "suffix", "unfiltered", "moved", "rejection", "reflection"}
+"""Datasets that are made from the collection."""
 
 
 @checked(frozen=True, config=_FROZEN)

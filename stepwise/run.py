@@ -112,13 +112,14 @@ def program(
     plan: Callable[[Config, argparse.Namespace], Sequence[Planned]] | None = None,
     resumable: bool = True,
     same_run: Callable[[Config], Config] = lambda config: config,
+    neutral: Sequence[str] = (),
 ) -> Callable[[Callable[[Run], int | None]], Main]:
     """Turn `function(run)` into `main(argv=None) -> exit code`. The file's name is the program's name.
 
     `doc` is the module's docstring, shown by --help. `arguments` adds the program's own options. `plan` says what the
     run would spend, one `Planned` per role, for --dry-run. A program that is not `resumable` starts anew each time: it
     removes its own files of an earlier start with the same settings instead of going on from them. `same_run` leaves
-    out of the configuration what may change between the starts of one run.
+    out of the configuration what may change between the starts of one run, and `neutral` names such arguments.
     """
 
     def decorate(function: Callable[[Run], int | None]) -> Main:
@@ -133,7 +134,7 @@ def program(
             if arguments is not None:
                 arguments(parser)
             args = parser.parse_args(argv)
-            return _guarded(lambda: _start(name, args, function, plan, resumable, same_run), debug=args.debug)
+            return _guarded(lambda: _start(name, args, function, plan, resumable, same_run, neutral), debug=args.debug)
 
         return main
 
@@ -180,11 +181,12 @@ def _start(
     plan: Callable[[Config, argparse.Namespace], Sequence[Planned]] | None,
     resumable: bool,
     same_run: Callable[[Config], Config],
+    neutral: Sequence[str],
 ) -> int:
     from rich.console import Console
 
     config = Config.load(args.config, args.set)
-    own = {key: value for key, value in vars(args).items() if key not in _NO_SETTINGS}
+    own = {key: value for key, value in vars(args).items() if key not in (*_NO_SETTINGS, *neutral)}
     console = Console(stderr=getattr(args, "json", False))  # with --json, standard output is for a program to read
     directory = RunDirectory(args.out, program=name, config=same_run(config), arguments=own)
     directory.check(overwrite=args.overwrite)
