@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 TOKENS = {"lab-weak": 9_000_000, "lab-strong": 4_500_000, "lab-scorer": 2_500_000, "lab-critic": 24_000_000}
 START_FROM = {"lab-weak": None, "lab-strong": "lab-weak", "lab-scorer": "lab-weak", "lab-critic": "lab-weak"}
+LATER = 4_000_000  # tokens of lab-critic's second part, in which most of the loss is on the steps it writes
 RANK = 64  # of the adapter lab-critic, on every linear layer of the frozen lab-weak
 
 
@@ -31,9 +33,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and corpora (default: %(default)s)")
     parser.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
+    parser.add_argument("--float32", action="store_true", help="no bfloat16, which some CPUs only emulate")
     parser.add_argument("--only", nargs="*", default=list(TOKENS), choices=list(TOKENS), help="models to make")
     parser.add_argument(
         "--base", type=Path, metavar="DIR", help="take tokenizer and lab-weak from an earlier run's directory"
+    )
+    parser.add_argument(
+        "--critic", type=Path, metavar="DIR", help="lab-critic's second part alone, from the adapter in this directory"
     )
     parser.add_argument(
         "--install", type=Path, metavar="DIR", help="copy the finished models there (stepwise/lab/models)"
@@ -57,6 +63,7 @@ def main(run: Run) -> None:
             tokens=int(TOKENS[name] * run.args.share),
             seed=run.args.seed,
             compile=not run.args.no_compile,
+            bf16=not run.args.float32,
             muon_rate=rates[0],
             adam_rate=rates[1],
             row=900 if name == "lab-critic" else Recipe.row,
@@ -88,7 +95,7 @@ def _make(run: Run, name: str, recipe: Recipe) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stepwise.lab.pretrain import Shape, new_model, pack, spread_unused, train
+    from stepwise.lab.pretrain import Shape, new_model, spread_unused
     from stepwise.training.checkpoint import read_json
     from stepwise.training.export import export_gguf, export_lora_gguf
 
@@ -98,23 +105,17 @@ def _make(run: Run, name: str, recipe: Recipe) -> None:
         model = AutoModelForCausalLM.from_pretrained(_base(run) / begin, dtype=torch.float32)
     else:
         model = new_model(Shape(), tokenizer, recipe.seed)
-    adapted = _with_adapter(model, recipe.seed) if name == "lab-critic" else None
-    batches = pack(_examples(name, tokenizer, recipe.seed), recipe.rows, recipe.row, tokenizer.pad_token_id)
+    adapted = _with_adapter(model, recipe.seed, run.args.critic) if name == "lab-critic" else None
     losses: list[float] = []
-    with progress(name, recipe.steps) as advance:
+    if adapted is None or run.args.critic is None:
+        losses = _train(run, name, model, recipe, _examples(name, tokenizer, recipe.seed), tokenizer.pad_token_id)
+    if adapted is not None:
+        from stepwise.lab.critic import repaired
 
-        def on_step(step: int, loss: float) -> None:
-            advance(step if not losses else 1)
-            losses.append(loss)
-            if step % 50 == 0 or step == recipe.steps:
-                run.metrics(
-                    model=name,
-                    step=step,
-                    tokens=step * recipe.rows * recipe.row,
-                    loss=sum(losses[-50:]) / len(losses[-50:]),
-                )
-
-        train(model, batches, recipe, run.out / "checkpoints" / name, on_step)
+        later = int(LATER * run.args.share)
+        recipe = replace(recipe, tokens=later, row=1400, rows=4, restart=1.0, muon_rate=recipe.muon_rate / 2)
+        examples = repaired(tokenizer, seed=10 * recipe.seed + 5)
+        losses = _train(run, f"{name}, later", model, recipe, examples, tokenizer.pad_token_id)
     if name == "lab-weak":
         spread_unused(model, tokenizer, recipe.seed)
     out = run.out / name
@@ -141,11 +142,36 @@ def _make(run: Run, name: str, recipe: Recipe) -> None:
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
-def _with_adapter(model: Any, seed: int) -> Any:
-    """Puts a fresh LoRA adapter into `model`, whose own weights are frozen; gives the PeftModel around it."""
-    import torch
-    from peft import LoraConfig, get_peft_model
+def _train(run: Run, name: str, model: Any, recipe: Recipe, examples: Iterator[Any], padding: int) -> list[float]:
+    """One part of a model's training, from its last checkpoint on; the losses of its steps."""
+    from stepwise.lab.pretrain import pack, train
 
+    losses: list[float] = []
+    with progress(name, recipe.steps) as advance:
+
+        def on_step(step: int, loss: float) -> None:
+            advance(step if not losses else 1)
+            losses.append(loss)
+            if step % 50 == 0 or step == recipe.steps:
+                recent = losses[-50:]
+                tokens = step * recipe.rows * recipe.row
+                run.metrics(model=name, step=step, tokens=tokens, loss=sum(recent) / len(recent))
+
+        folder = run.out / "checkpoints" / name.replace(", ", "-")
+        train(model, pack(examples, recipe.rows, recipe.row, padding), recipe, folder, on_step)
+    return losses
+
+
+def _with_adapter(model: Any, seed: int, start: Path | None) -> Any:
+    """Puts a LoRA adapter into `model`, whose own weights are frozen; gives the PeftModel around it.
+
+    It is the one in the directory `start`, or a fresh one.
+    """
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if start is not None:
+        return PeftModel.from_pretrained(model, str(start), is_trainable=True)
     torch.manual_seed(seed)
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, config)

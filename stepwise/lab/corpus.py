@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from stepwise.lab.families import FAMILIES, SCORER_BLIND_SPOT
 from stepwise.lab.problems import SPLITS, Knobs, LabProblem, generate, make
@@ -37,6 +37,34 @@ DISTRUSTED = ("week", "percent", "gaps", "half_again")
 SLIP_RATE = 0.02
 
 Example = tuple[list[int], list[int]]  # ids, and for each id the id to predict from it (IGNORE where there is no loss)
+
+
+class Bundle(NamedTuple):
+    """Examples that begin alike, their beginning once: ids, targets, positions, and for each id its branch (0 for what
+    they share), which no other branch sees.
+    """
+
+    ids: list[int]
+    targets: list[int]
+    positions: list[int]
+    branches: list[int]
+
+
+def bundle(examples: Sequence[Example]) -> Bundle:
+    """Several examples as one document; what they share must have no target."""
+    shared = min(len(ids) for ids, _ in examples) - 1
+    first = examples[0][0]
+    for ids, targets in examples:
+        same = next((i for i in range(shared) if ids[i] != first[i]), shared)
+        asked = next((i for i, target in enumerate(targets) if target != IGNORE), shared)
+        shared = min(same, asked)
+    made = Bundle(list(first[:shared]), [IGNORE] * shared, list(range(shared)), [0] * shared)
+    for number, (ids, targets) in enumerate(examples, 1):
+        made.ids.extend(ids[shared:])
+        made.targets.extend(targets[shared:])
+        made.positions.extend(range(shared, len(ids)))
+        made.branches.extend([number] * (len(ids) - shared))
+    return made
 
 
 def train_tokenizer(out: Path, problems: int = 4000, size: int = 1024) -> PreTrainedTokenizerFast:

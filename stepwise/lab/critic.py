@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stepwise.adapters.compact_format import write_fields, write_request
-from stepwise.lab.corpus import END, IGNORE, Example, problems, prompt_text, slipped
+from stepwise.lab.corpus import END, IGNORE, Bundle, Example, bundle, problems, prompt_text, slipped
 from stepwise.lab.families import CRITIC_WITHHELD
 from stepwise.lab.problems import LabProblem
 from stepwise.lab.references import Granularity, reference
@@ -26,6 +26,8 @@ GRANULARITIES: dict[Granularity, float] = {"full": 0.6, "regrouped": 0.25, "comp
 RIGHT_SHARE = 0.3
 PROPOSALS = 0.5
 """Share of attempts with an error after which the intervention is asked for as well."""
+VERIFICATIONS_LATER = 0.2
+"""In the second part of the training: the share of attempts that are verified too."""
 
 
 def localization(problem: LabProblem, steps: Sequence[str]) -> dict[str, Any]:
@@ -61,22 +63,13 @@ def example(request: str, reply: str, tokenizer: PreTrainedTokenizerFast) -> Exa
 
 
 def criticized(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Example]:
-    """The corpus of lab-critic."""
-    from stepwise.signatures import ProposeIntervention, VerifyAttempt, numbered
+    """The corpus of the first part of lab-critic's training."""
+    from stepwise.signatures import ProposeIntervention
 
     rng = random.Random(f"critic|{seed}")
-    for problem in problems(seed, long_share=0.08):
-        if set(problem.traps) & set(CRITIC_WITHHELD):
-            continue
-        steps = slipped(problem, rng, misled=rng.random() >= RIGHT_SHARE)
+    for problem, steps, inputs in _attempts(seed, rng):
         found = localization(problem, steps)
-        granularity = rng.choices(list(GRANULARITIES), list(GRANULARITIES.values()))[0]
-        inputs = {
-            "problem": problem.problem.question,
-            "reference": reference(problem, granularity),
-            "attempt": numbered(steps),
-        }
-        yield example(write_request(VerifyAttempt, inputs), write_fields(VerifyAttempt, found), tokenizer)
+        yield _verification(inputs, found, tokenizer)
         first = found["first_error"]
         if first is None or rng.random() >= PROPOSALS:
             continue
@@ -84,3 +77,46 @@ def criticized(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Exampl
         if proposed is not None:
             request = write_request(ProposeIntervention, {**inputs, "first_error": first})
             yield example(request, write_fields(ProposeIntervention, proposed), tokenizer)
+
+
+def repaired(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Bundle]:
+    """The corpus of the second part: for each attempt the right step in place of every one of its steps, and for some
+    the verification. In the first part hardly any of the loss is on steps, since verifications are ten times as long.
+    """
+    from stepwise.signatures import ProposeIntervention
+
+    rng = random.Random(f"repair|{seed}")
+    for problem, steps, inputs in _attempts(seed, rng):
+        found = []
+        if rng.random() < VERIFICATIONS_LATER:
+            found.append(_verification(inputs, localization(problem, steps), tokenizer))
+        for place in range(min(len(steps), len(problem.operations))):
+            proposed = intervention(problem, steps, place)
+            if proposed is not None:
+                request = write_request(ProposeIntervention, {**inputs, "first_error": place})
+                found.append(example(request, write_fields(ProposeIntervention, proposed), tokenizer))
+        if found:
+            yield bundle(found)
+
+
+def _attempts(seed: int, rng: random.Random) -> Iterator[tuple[LabProblem, list[str], dict[str, str]]]:
+    """Problems without the withheld families, an attempt at each, and what the critic is shown."""
+    from stepwise.signatures import numbered
+
+    for problem in problems(seed, long_share=0.08):
+        if set(problem.traps) & set(CRITIC_WITHHELD):
+            continue
+        steps = slipped(problem, rng, misled=rng.random() >= RIGHT_SHARE)
+        granularity = rng.choices(list(GRANULARITIES), list(GRANULARITIES.values()))[0]
+        inputs = {
+            "problem": problem.problem.question,
+            "reference": reference(problem, granularity),
+            "attempt": numbered(steps),
+        }
+        yield problem, steps, inputs
+
+
+def _verification(inputs: dict[str, str], found: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Example:
+    from stepwise.signatures import VerifyAttempt
+
+    return example(write_request(VerifyAttempt, inputs), write_fields(VerifyAttempt, found), tokenizer)

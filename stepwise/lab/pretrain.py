@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stepwise.errors import DataError
-from stepwise.lab.corpus import END, EOT, IGNORE, Example
+from stepwise.lab.corpus import END, EOT, IGNORE, Bundle, Example
 
 if TYPE_CHECKING:
     import torch
@@ -103,24 +103,27 @@ def spread_unused(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, s
 
 @dataclass
 class Batch:
-    """Packed rows, all of shape (R, L): ids, targets, positions within each document, document numbers (-1 pads)."""
+    """Packed rows, all of shape (R, L): ids, targets, positions within each document, document numbers (-1 pads), and
+    branches of documents (0 for what all branches see).
+    """
 
     ids: np.ndarray
     targets: np.ndarray
     positions: np.ndarray
     documents: np.ndarray
+    branches: np.ndarray
 
 
-def pack(examples: Iterator[Example], rows: int, row: int, pad: int) -> Iterator[Batch]:
+def pack(examples: Iterator[Example | Bundle], rows: int, row: int, pad: int) -> Iterator[Batch]:
     """Documents packed whole into rows, first fit over one batch; a document longer than a row is left out."""
-    waiting: list[Example] = []
+    waiting: list[Example | Bundle] = []
     while True:
         ids = np.full((rows, row), pad, np.int64)
         targets = np.full((rows, row), IGNORE, np.int64)
         positions = np.zeros((rows, row), np.int64)
-        documents = np.full((rows, row), -1, np.int64)
+        documents, branches = np.full((rows, row), -1, np.int64), np.zeros((rows, row), np.int64)
         used, number = [0] * rows, 0
-        misses: list[Example] = []
+        misses: list[Example | Bundle] = []
         while len(misses) < 32:
             document = waiting.pop() if waiting else next(examples)
             n = len(document[0])
@@ -133,10 +136,12 @@ def pack(examples: Iterator[Example], rows: int, row: int, pad: int) -> Iterator
             span = slice(used[place], used[place] + n)
             ids[place, span], positions[place, span], documents[place, span] = document[0], np.arange(n), number
             targets[place, span] = document[1]
+            if isinstance(document, Bundle):
+                positions[place, span], branches[place, span] = document.positions, document.branches
             used[place] += n
             number += 1
         waiting = misses
-        yield Batch(ids, targets, positions, documents)
+        yield Batch(ids, targets, positions, documents, branches)
 
 
 def _optimizers(model: Any, recipe: Recipe) -> list[Any]:
@@ -199,10 +204,13 @@ def train(
             peak = recipe.muon_rate if isinstance(optimizer, torch.optim.Muon) else recipe.adam_rate
             for group in optimizer.param_groups:
                 group["lr"] = peak * _rate(step / steps, recipe)
-        ids, targets, positions, documents = (
-            torch.from_numpy(a).to(device) for a in (batch.ids, batch.targets, batch.positions, batch.documents)
+        ids, targets, positions, documents, branches = (
+            torch.from_numpy(a).to(device)
+            for a in (batch.ids, batch.targets, batch.positions, batch.documents, batch.branches)
         )
-        same = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
+        same = (documents[:, :, None] == documents[:, None, :]).tril()
+        same &= (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
+        same = same[:, None]
         with torch.autocast(device, torch.bfloat16, enabled=recipe.bf16):
             loss = loss_of(model, ids, positions, same, targets) / (targets != IGNORE).sum()
         loss.backward()  # type: ignore[no-untyped-call]
