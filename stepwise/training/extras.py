@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stepwise import credit
-from stepwise.errors import DataError
+from stepwise.errors import BackendError, DataError
 from stepwise.interventions import stages
 from stepwise.localization import first_below
 from stepwise.steps import extract_answer
@@ -92,6 +92,11 @@ def _scored(run: Learner, rows: Sequence[RlRollout]) -> Found:
 
     scorer = run.judges.scorer
     made = score_items(scorer, [(run.problems[row.problem], row.steps) for row in rows])
+    errors = [one.error for one in made if one.error]
+    if 2 * len(errors) > len(made):
+        raise BackendError(
+            f"scorer {scorer.name!r} failed for {len(errors)} of {len(made)} rollouts, first: {errors[0]}"
+        )
     usage = sum((one.usage for one in made), Usage())
     known = [Known(failed=one.error) if one.error else Known(scores=tuple(one.scores)) for one in made]
     return known, Cost.of(scorer.parameters, usage.generated_tokens, usage.evaluated_tokens)

@@ -14,6 +14,7 @@ import numpy as np
 from stepwise.config import Config
 from stepwise.training import losses
 from stepwise.training.crediting import Credited, credit_groups
+from stepwise.training.evaluation import NOT_GENERATED
 from stepwise.training.extras import Cost, gather
 from stepwise.training.learner import Learner
 from stepwise.training.optimizing import apply_gradients, check_finite, memory_errors, peak_bytes
@@ -183,7 +184,7 @@ def _about_rollouts(credited: Credited) -> dict[str, Any]:
         "kept_groups": credited.kept_groups,
         "no_spread": credited.no_spread / credited.groups,
         "masked": len(credited.rollouts) - len(rewards),
-        "verdicts": dict(sorted(Counter(str(row.verdict) for row in credited.rollouts).items())),
+        "verdicts": dict(sorted(Counter(str(row.verdict or NOT_GENERATED) for row in credited.rollouts).items())),
         "length": float(np.mean([len(row.token_ids) for row in credited.rollouts])),
     }
 

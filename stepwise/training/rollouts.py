@@ -38,7 +38,7 @@ _LINE_END = re.compile(rb"\r\n|\r|\n|\Z")
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class RlRollout:
-    """One sampled solution of step `step` of a training run, and the credit that it got.
+    """One sampled solution of step `step` (from 1 on) of a training run, and the credit that it got.
 
     `problem` is the problem's id, `sample` the number in the group. `token_ids` are as sampled, the end of the message
     included, `logprobs` the sampler's, one per id; `spans` gives the tokens [start, stop) of each of `steps`. `verdict`
@@ -170,7 +170,7 @@ def grade_rollouts(
 
 
 def rollouts_name(step: int) -> str:
-    """Name of the file of a step's rollouts, inside the run's directory."""
+    """Name of the file of a step's rollouts (from step 1 on), inside the run's directory."""
     return f"rollouts/step-{step:05d}.jsonl"
 
 
@@ -186,5 +186,5 @@ def read_rollouts(path: str | Path) -> list[RlRollout]:
     """The rows of `write_rollouts`; raises DataError for a missing file, and for a line that is no rollout."""
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path} does not exist; give a file that grpo wrote, such as OUT/{rollouts_name(0)}")
+        raise DataError(f"{path} does not exist; give a file that grpo wrote, such as OUT/{rollouts_name(1)}")
     return read_rows(path, RlRollout)

@@ -84,10 +84,14 @@ class Sampler:
     def prompts(self, problems: Iterable[Problem], trainee: Trainee) -> dict[str, tuple[int, ...]]:
         """The prompt's token ids of each problem, by its id.
 
-        Raises DataError, naming the problem, for one that leaves no room in the context, and ConfigError where the two
-        chat templates differ.
+        Raises DataError, naming the problem, for one that leaves no room in the context, and ConfigError for a context
+        that the model has not, and where the two chat templates differ.
         """
-        found = {}
+        room, found = self.engine.context, {}
+        if room > trainee.context:
+            raise ConfigError(
+                f"models.weak.context is {room}, but {trainee.base} has {trainee.context} positions; lower the context"
+            )
         for problem in problems:
             ids = tuple(self.backend.prefix_ids(Request(problem)))
             theirs = tuple(prompt_ids(trainee.tokenizer, self._prompt, problem.question))
@@ -96,7 +100,6 @@ class Sampler:
                     f"problem {problem.id!r}: the GGUF's chat template gives {len(ids)} tokens and that of "
                     f"{trainee.base} {len(theirs)}, or others; make the GGUF from that directory"
                 )
-            room = min(trainee.context, self.engine.context)
             if len(ids) >= room:
                 raise DataError(
                     f"problem {problem.id!r}: its prompt has {len(ids)} tokens, which leaves no room in the context of "

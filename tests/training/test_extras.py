@@ -11,7 +11,7 @@ import pytest
 
 from stepwise.config import Config
 from stepwise.engine import Generation
-from stepwise.errors import ConfigError, DataError
+from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.grading import Verdict
 from stepwise.scorers.base import Scored
 from stepwise.steps import split_steps
@@ -121,6 +121,8 @@ def test_scores_are_asked_for_every_rollout_with_a_reward_and_a_failure_stays_wi
     assert known[0].failed == "too long"
     assert known[1].scores == (0.9, 0.1, 0.9)
     assert (known[2].scores, known[3].scores) == (None, (0.0,))
+    with pytest.raises(BackendError, match="failed for 1 of 1 rollouts, first: too long"):
+        gather(learner("pure_min", judges(scorer=Failing())), GROUP[:1])
 
 
 def test_a_function_tells_the_truth_within_the_steps_there_are() -> None:

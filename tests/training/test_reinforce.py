@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -116,11 +117,12 @@ def test_a_run_killed_at_any_moment_gives_the_same_adapter_and_rows(whole: Path,
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_what_came_after_the_checkpoint_is_dropped_and_done_again(whole: Path, tmp_path: Path, exact: Config) -> None:
-    import shutil
+def test_what_came_after_the_checkpoint_is_dropped_and_done_again(
+    whole: Path, tmp_path: Path, exact: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stepwise.training import sampler
 
-    from stepwise.training.reinforce import grpo
-
+    monkeypatch.setattr(sampler, "_RENEWED_AFTER", 1)  # nor does it matter when the engine is loaded anew
     half = exact.model_copy(update={"rl": exact.rl.model_copy(update={"steps": 3})})
     grpo(problems(), half, tmp_path / "half", locate=locate)
     shutil.copytree(tmp_path / "half", tmp_path / "out")
@@ -241,6 +243,8 @@ def test_models_and_adapters_that_cannot_be_trained_are_refused(tmp_path: Path) 
         grpo(problems(1), with_weak(adapter="lab-critic"), tmp_path / "a", locate=locate)
     with pytest.raises(ConfigError, match="samples with the in-process engine"):
         grpo(problems(1), with_weak(model="openai/gpt"), tmp_path / "b", locate=locate)
+    with pytest.raises(ConfigError, match=r"context is 9000, but .* has 2048 positions"):
+        grpo(problems(1), with_weak(context=9000), tmp_path / "d", locate=locate)
     with pytest.raises(DataError, match=r"has no adapter_config\.json"):
         grpo(problems(1), cfg, tmp_path / "c", adapter=tmp_path, locate=locate)
 
