@@ -15,7 +15,9 @@ from stepwise.config import Config
 from stepwise.interventions import CollectSettings, collect
 from stepwise.interventions.baselines import write_dataset
 from stepwise.interventions.data import read_examples
+from stepwise.interventions.pipeline import read_stage
 from stepwise.interventions.rows import Example
+from stepwise.interventions.stages import unique
 from stepwise.interventions.work import BuildSettings
 from stepwise.jsonl import read_rows
 from stepwise.lab.families import FAMILIES
@@ -61,6 +63,7 @@ PAPER: dict[str, Arm] = {
     "int": Arm("intervention", labels="references"),
     "int+rl": Arm("intervention", rl={}, labels="references"),
     "int+replay+rl": Arm("intervention", rl={}, sft={"replay": 0.5}, labels="references"),
+    "true step+rl": Arm("true_step", rl={}, labels="truth"),
 }
 CLONED: dict[str, Arm] = {
     "reference": Arm("reference", labels="references"),
@@ -69,6 +72,8 @@ CLONED: dict[str, Arm] = {
     "int, no prefix": Arm("intervention", sft={"prefix_weight": 0.0}, labels="references"),
     "int, no filter": Arm("unfiltered", labels="references"),
     "int, moved": Arm("moved", labels="references"),
+    "true step": Arm("true_step", labels="truth"),
+    "true step+replay": Arm("true_step", sft={"replay": 0.5}, labels="truth"),
 }
 CREDIT: dict[str, Arm] = {
     "first_error, true": Arm(rl=_credit("first_error", first_error="given"), alone=True, truth=True, labels="truth"),
@@ -79,7 +84,7 @@ CREDIT: dict[str, Arm] = {
     "shuffled, true": Arm(rl=_credit("shuffled", first_error="given"), alone=True, truth=True, labels="truth"),
 }
 ARMS = {**PAPER, **CLONED, **CREDIT}
-COLLECTED = {"intervention", "suffix", "unfiltered", "moved", "rejection", "reflection"}
+COLLECTED = {"true_step", "intervention", "suffix", "unfiltered", "moved", "rejection", "reflection"}
 """Datasets that are made from the collection."""
 
 
@@ -151,6 +156,8 @@ def dataset(kind: str, cfg: Config, scale: Scale, out: Path) -> list[Example]:
     pool, folder = pool_of(scale.pool), out / "data" / kind
     if kind == "intervention":
         return read_examples(out / "collection" / "dataset.jsonl")
+    if kind == "true_step":
+        return true_steps(cfg, pool, out / "collection")
     settings = BuildSettings(own_corpus=4000, collect=CollectSettings(rollouts=4, max_tokens=256, guided=16))
     if kind == "compressed":
         source = [_with_reference(made, "compressed") for made in pool]
@@ -161,6 +168,21 @@ def dataset(kind: str, cfg: Config, scale: Scale, out: Path) -> list[Example]:
         problems = [made.problem for made in pool]
         path = write_dataset(kind, out / "collection", cfg, folder, settings=settings, problems=problems)
     return read_examples(path)
+
+
+def true_steps(cfg: Config, pool: Sequence[LabProblem], collection: Path) -> list[Example]:
+    """What interventions would be at their best: the right step at the true first error of each failed attempt."""
+    known, rows = {made.problem.id: made for made in pool}, []
+    for failure in read_stage(collection, "failures"):
+        made = known[failure.problem]
+        place = made.first_error(failure.steps)
+        step = None if place is None else made.true_step(failure.steps[:place])
+        if step is not None:
+            plain = made.problem
+            rows.append(Example(f"{failure.id}/true", plain.question, plain.answer or "", failure.steps[:place], step,
+                                "intervention", {"problem": plain.id, "failure": failure.id}, {}, cfg.prompt.hash,
+                                cfg.hash, 0, 0, 0, variant="true"))  # fmt: skip
+    return unique(rows)
 
 
 def _with_reference(made: LabProblem, kind: Granularity) -> Problem:
