@@ -160,11 +160,12 @@ def summarize(found: Mapping[str, Sequence[Tokens]], hard: Sequence[str]) -> dic
 
 
 def _means(texts: Sequence[Tokens]) -> dict[str, Any]:
-    """Means over tokens with their intervals, None where there are no tokens."""
+    """Means over tokens with their intervals, and the excess of a whole text; None where there are no tokens."""
     parts = {"nll": [t.nll for t in texts], "entropy": [t.entropy for t in texts]}
     parts["excess"] = [nll - entropy for nll, entropy in zip(*parts.values(), strict=True)]
     problems = [text.problem for text in texts]
-    return {name: bootstrap(problems, values) for name, values in parts.items()}
+    means: dict[str, Any] = {name: bootstrap(problems, values) for name, values in parts.items()}
+    return {**means, "excess_per_text": sum(map(np.sum, parts["excess"])) / len(texts) if texts else None}
 
 
 def bootstrap(problems: Sequence[str], values: Sequence[Floats], seed: int = 0) -> list[float] | None:
@@ -195,6 +196,9 @@ def show(run: Run, figures: Mapping[str, Mapping[str, Any]]) -> None:
     def mean(value: Sequence[float] | None) -> str:
         return "" if value is None else f"{value[0]:.2f}"
 
+    def total(value: float | None) -> str:
+        return "" if value is None else f"{value:.0f}"
+
     def percent(value: float | None) -> str:
         return "" if value is None else f"{100 * value:.1f} %"
 
@@ -211,16 +215,17 @@ def show(run: Run, figures: Mapping[str, Mapping[str, Any]]) -> None:
     table(
         run,
         f"The same over the {figures[WHOLE]['problems']} problems that have an intervention",
-        ("", "NLL", "entropy", "excess"),
+        ("", "NLL", "entropy", "excess", "of a text"),
         [
-            (name, shown(row["hard"]["nll"]), mean(row["hard"]["entropy"]), shown(row["hard"]["excess"]))
-            for name, row in figures.items()
+            (name, shown(row["nll"]), mean(row["entropy"]), shown(row["excess"]), total(row["excess_per_text"]))
+            for name, row in ((name, row["hard"]) for name, row in figures.items())
         ],
     )
     run.say(
         "± is half of the 95 % interval. Excess: NLL less entropy, 0 for samples at temperature 1 and below 0 for "
-        f"those drawn at {run.config.sampling.temperature}. p < 1 %: share of tokens that the base gives less "
-        "than that. Rewrites by repair: the critic's steps with the weak model's own text between them."
+        f"those drawn at {run.config.sampling.temperature}. Of a text: summed over its tokens. p < 1 %: share of "
+        "tokens that the base gives less than that. Rewrites by repair: the critic's steps with the weak model's own "
+        "text between them."
     )
 
 

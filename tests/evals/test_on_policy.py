@@ -105,7 +105,9 @@ def test_figures_tell_the_excess_and_the_hard_problems_apart() -> None:
     assert row[WHOLE]["excess"][0] == pytest.approx(8 / 3)
     assert row[WHOLE]["below_one_percent"] == pytest.approx(1 / 3)
     assert row[WHOLE]["hard"]["nll"] == [2.0, 2.0, 2.0]
+    assert row[WHOLE]["excess_per_text"] == pytest.approx((8 - 1 + 2 - 1) / 2)
     assert row[CONTENT]["nll"] is None
+    assert row[CONTENT]["excess_per_text"] is None
     assert row[CONTENT]["below_one_percent"] is None
 
 
