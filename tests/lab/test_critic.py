@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 
 import pytest
 
 from stepwise.lab import card, generate, model_path
-from stepwise.lab.critic import criticized, intervention, localization
+from stepwise.lab.corpus import IGNORE, bundle
+from stepwise.lab.critic import criticized, intervention, localization, repaired
 from stepwise.lab.families import CRITIC_WITHHELD
 
 dspy = pytest.importorskip("dspy")
@@ -59,6 +61,45 @@ def test_withheld_families_never_come_in_its_corpus_and_the_loss_is_on_replies_a
         assert text.endswith(reply)
         assert "percent" not in text
     assert set(CRITIC_WITHHELD) == {"percent", "half_again"}
+
+
+def test_repairs_share_the_beginning_of_their_prompts_and_ask_for_the_right_step_in_every_place() -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_path("lab-weak", "safetensors"))
+    for made in itertools.islice(repaired(tokenizer, seed=4), 20):
+        assert "percent" not in tokenizer.decode(made.ids)
+        replies = []
+        for branch in range(1, max(made.branches) + 1):
+            own = [i for i, b in enumerate(made.branches) if b in (0, branch)]
+            assert [made.positions[i] for i in own] == list(range(len(own)))
+            replies.append(tokenizer.decode([made.targets[i] for i in own if made.targets[i] != IGNORE]))
+        places = [int(re.findall(r"#location:\s*(\d+)", reply)[0]) for reply in replies if "#location" in reply]
+        assert places == sorted(set(places))
+        assert len(places) >= 3
+
+
+def test_a_bundle_has_the_loss_of_its_examples() -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from stepwise.lab.pretrain import _loss_sum, pack
+
+    folder = model_path("lab-weak", "safetensors")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    examples = [([5, 6, 7, 8, 9], [IGNORE] * 3 + [9, 4]), ([5, 6, 7, 20], [IGNORE] * 3 + [30]),
+                ([5, 6, 7, 8, 21, 22], [IGNORE] * 4 + [22, 1])]  # fmt: skip
+    made = bundle(examples)
+    assert made.branches == [0, 0, 0, 1, 1, 2, 3, 3, 3]
+    batch = next(pack(itertools.chain([made], itertools.repeat((list(range(64)), [IGNORE] * 64))), 1, 20, 0))
+    document, branch = torch.from_numpy(batch.documents), torch.from_numpy(batch.branches)
+    mask = (document[:, :, None] == document[:, None, :]).tril()
+    mask &= (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
+    tensors = [torch.from_numpy(a) for a in (batch.ids, batch.positions, batch.targets)]
+    with torch.no_grad():
+        together = float(_loss_sum(model, tensors[0], tensors[1], mask[:, None], tensors[2]))
+        apart = 0.0
+        for ids, targets in examples:
+            logits = model(input_ids=torch.tensor([ids])).logits[0]
+            apart += float(torch.nn.functional.cross_entropy(logits, torch.tensor(targets), reduction="sum"))
+    assert together == pytest.approx(apart, rel=1e-5)
 
 
 def test_the_shipped_adapter_finds_first_errors_and_its_steps_come_to_the_right_result() -> None:
