@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,13 +35,11 @@ from stepwise.interventions.data import (
 from stepwise.interventions.pipeline import ROWS, collect_in, funnel, read_stage
 from stepwise.interventions.rows import by_id
 from stepwise.interventions.settings import CollectSettings, uncapped
-from stepwise.jsonl import append_rows, read_rows
 from stepwise.lab.problems import is_lab_question
 from stepwise.plan import Planned, plan_collecting
 from stepwise.report.collection import write_collection_report
 from stepwise.report.funnel import as_table, first_of_each, side_by_side
 from stepwise.run import Run, positive, program
-from stepwise.types import Problem
 
 SHOWN = 3
 _KINDS: dict[Any, str] = {bool: "true|false", float: "X", CollectSettings.model_fields["keep"].annotation: "HOW"}
@@ -164,7 +162,6 @@ def main(run: Run) -> None:
     columns = columns_of(run.args)
     for line in notes(run.config, checked, settings):
         run.say(line)
-    remember(run, checked.problems)
     try:
         collect_in(run.directory, checked, run.config, settings, licence=run.args.licence, columns=columns)
     except BudgetExceededError:  # what is sealed has become a dataset
@@ -175,18 +172,6 @@ def main(run: Run) -> None:
         raise
     show(run)
     run.say(f"This start took {time.monotonic() - began:.0f} s.")
-
-
-def remember(run: Run, problems: Sequence[Problem]) -> None:
-    """Write the problems down; raises DataError where the run began with others, as when the file was changed."""
-    path = run.path("problems.jsonl")
-    if not path.exists():
-        draft = path.with_suffix(".new")
-        draft.unlink(missing_ok=True)
-        append_rows(draft, problems)
-        draft.replace(path)
-    elif read_rows(path, Problem) != list(problems):
-        raise DataError(f"{path}: the run began with other problems; give another --out, or --overwrite to begin anew")
 
 
 def show(run: Run) -> None:

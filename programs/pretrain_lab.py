@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 TOKENS = {"lab-weak": 9_000_000, "lab-strong": 4_500_000, "lab-scorer": 2_500_000, "lab-critic": 24_000_000}
 START_FROM = {"lab-weak": None, "lab-strong": "lab-weak", "lab-scorer": "lab-weak", "lab-critic": "lab-weak"}
-LATER = 4_000_000  # tokens of lab-critic's second part, in which most of the loss is on the steps it writes
 RANK = 64  # of the adapter lab-critic, on every linear layer of the frozen lab-weak
 
 
@@ -39,8 +38,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--base", type=Path, metavar="DIR", help="take tokenizer and lab-weak from an earlier run's directory"
     )
     parser.add_argument(
-        "--critic", type=Path, metavar="DIR", help="lab-critic's second part alone, from the adapter in this directory"
+        "--repair", type=int, default=0, metavar="N", help="N more tokens for lab-critic, on the steps that it writes"
     )
+    parser.add_argument("--critic", type=Path, metavar="DIR", help="these alone, from the adapter in this directory")
     parser.add_argument(
         "--install", type=Path, metavar="DIR", help="copy the finished models there (stepwise/lab/models)"
     )
@@ -109,11 +109,11 @@ def _make(run: Run, name: str, recipe: Recipe) -> None:
     losses: list[float] = []
     if adapted is None or run.args.critic is None:
         losses = _train(run, name, model, recipe, _examples(name, tokenizer, recipe.seed), tokenizer.pad_token_id)
-    if adapted is not None:
+    if adapted is not None and run.args.repair:
         from stepwise.lab.critic import repaired
 
-        later = int(LATER * run.args.share)
-        recipe = replace(recipe, tokens=later, row=1400, rows=4, restart=1.0, muon_rate=recipe.muon_rate / 2)
+        rate = recipe.muon_rate / 8
+        recipe = replace(recipe, tokens=run.args.repair, row=1400, rows=4, restart=1.0, muon_rate=rate)
         examples = repaired(tokenizer, seed=10 * recipe.seed + 5)
         losses = _train(run, f"{name}, later", model, recipe, examples, tokenizer.pad_token_id)
     if name == "lab-weak":

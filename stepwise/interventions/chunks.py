@@ -40,10 +40,7 @@ def run_chunks(
     file "spent", one of the names (`caps.Spent`), say what a chunk cost: no chunk is begun that, at the mean cost of
     those before it, would pass a cap of [budget]; then BudgetExceededError is raised. The first one is not held back.
     """
-    folder = own.made() / "chunks"
-    folder.mkdir(exist_ok=True)
-    for left in folder.glob(f"*{_OPEN}"):
-        shutil.rmtree(left)
+    folder = chunk_folder(own)
     with progress(label, len(members)) as advance:
         for first in range(0, len(members), size):
             place = folder / f"{first // size:05d}"
@@ -56,6 +53,15 @@ def run_chunks(
                 append_rows(own.claim("spent.jsonl"), rows["spent"])  # before it is sealed: it is paid for
                 seal(place, {name: rows[name] for name in names})
             advance(len(members[first : first + size]))
+
+
+def chunk_folder(own: RunDirectory) -> Path:
+    """Where the chunks of a run lie; what an earlier start left open is thrown away."""
+    folder = own.made() / "chunks"
+    folder.mkdir(exist_ok=True)
+    for left in folder.glob(f"*{_OPEN}"):
+        shutil.rmtree(left)
+    return folder
 
 
 def seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
@@ -75,5 +81,9 @@ def seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
 
 def sealed_rows(out: str | Path, name: str, kind: type[T]) -> list[T]:
     """The rows of the file `name` (without its ending) in all sealed chunks of `out`, in order."""
-    folders = sorted(p for p in (Path(out) / "chunks").glob("*") if p.is_dir() and p.suffix != _OPEN)
-    return [row for folder in folders for row in read_rows(folder / f"{name}.jsonl", kind)]
+    return [row for folder in sealed_chunks(out) for row in read_rows(folder / f"{name}.jsonl", kind)]
+
+
+def sealed_chunks(out: str | Path) -> list[Path]:
+    """The folders of the chunks of `out` that are whole, in order."""
+    return sorted(p for p in (Path(out) / "chunks").glob("*") if p.is_dir() and p.suffix != _OPEN)

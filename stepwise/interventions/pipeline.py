@@ -9,11 +9,9 @@ call later gives the same dataset as if nothing had happened, as far as the mode
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +24,7 @@ from stepwise.grading import GRADER_VERSION
 from stepwise.interventions import stages
 from stepwise.interventions.account import STAGES, Account, OnChunk
 from stepwise.interventions.caps import Caps, any_cap
+from stepwise.interventions.chunks import chunk_folder, seal, sealed_rows
 from stepwise.interventions.data import AnswerColumn, Checked, QuestionColumn, check_problems, write_examples
 from stepwise.interventions.leaks import LeakVerdict
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Rollout, by_id
@@ -47,7 +46,6 @@ ROWS: dict[str, Any] = {
     "examples": Example,
 }
 """The stages by the names of their files, with the type of their rows."""
-_OPEN = ".open"
 
 
 @dataclass(frozen=True)
@@ -126,8 +124,11 @@ def collect_in(
 
     Where a cap of `budget` is reached, the dataset of what is sealed is written, and BudgetExceededError raised.
 
+    The problems are written to problems.jsonl; DataError where the run began with others.
+
     Without `on_chunk` it shows a progress bar of its own; with it, showing how far it is is left to the caller.
     """
+    _remember(directory, checked.problems)
     try:
         _chunks(checked.problems, cfg, settings, models, directory, on_chunk)
     except BudgetExceededError:
@@ -160,7 +161,7 @@ def read_stage(out: str | Path, stage: str) -> list[Any]:
     """All rows of one stage (a name of `ROWS`) in the sealed chunks of `out`, in order."""
     if stage not in ROWS:
         raise DataError(f"stage {stage!r} is none of {', '.join(ROWS)}")
-    return [row for chunk in _sealed(Path(out)) for row in read_rows(chunk / f"{stage}.jsonl", ROWS[stage])]
+    return sealed_rows(out, stage, ROWS[stage])
 
 
 def funnel(out: str | Path) -> dict[str, int]:
@@ -189,6 +190,18 @@ def funnel(out: str | Path) -> dict[str, int]:
     }
 
 
+def _remember(own: RunDirectory, problems: Sequence[Problem]) -> None:
+    """Write the problems down, or compare them with those that the run began with: a file may have been changed."""
+    path = own.claim("problems.jsonl")
+    if not path.exists():
+        draft = path.with_suffix(".new")
+        draft.unlink(missing_ok=True)
+        append_rows(draft, problems)
+        draft.replace(path)
+    elif read_rows(path, Problem) != list(problems):
+        raise DataError(f"{path}: the run began with other problems; give another --out, or --overwrite to begin anew")
+
+
 def _chunks(
     problems: Sequence[Problem],
     config: Config,
@@ -197,10 +210,7 @@ def _chunks(
     own: RunDirectory,
     on_chunk: OnChunk | None,
 ) -> None:
-    folder = own.made() / "chunks"
-    folder.mkdir(exist_ok=True)
-    for left in folder.glob(f"*{_OPEN}"):
-        shutil.rmtree(left)
+    folder = chunk_folder(own)
     account, caps, asked = Account(config, len(problems)), _caps(config, own, folder.parent), None
     with ExitStack() as stack:
         advance = stack.enter_context(progress("collecting", len(problems))) if on_chunk is None else None
@@ -220,7 +230,7 @@ def _chunks(
                     stack.callback(models.weak.close)
                 asked = asked or (caps.capped(models) if caps is not None else models)
                 rows = work(members, config, settings, asked)
-                _seal(sealed, rows)
+                seal(sealed, rows)
             now = account.add(rows, len(members), before=before)
             if on_chunk is not None:
                 on_chunk(now)
@@ -243,21 +253,6 @@ def _caps(config: Config, own: RunDirectory, out: Path) -> Caps | None:
 
 def _rows(sealed: Path) -> dict[str, Sequence[Any]]:
     return {name: read_rows(sealed / f"{name}.jsonl", kind) for name, kind in ROWS.items()}
-
-
-def _seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
-    """Write the files of a chunk, and give it its name once they are on disk."""
-    draft = folder.with_name(folder.name + _OPEN)
-    draft.mkdir()
-    for name, found in rows.items():
-        append_rows(draft / f"{name}.jsonl", found)
-    os.replace(draft, folder)
-    with suppress(OSError, AttributeError):  # not every system lets a directory be synced
-        place = os.open(folder.parent, os.O_RDONLY)
-        try:
-            os.fsync(place)
-        finally:
-            os.close(place)
 
 
 def _dataset(
@@ -295,7 +290,3 @@ def _dataset(
     own.claim("dataset.md")
     question, answer = columns
     return write_examples(path, examples, card=card, licence=licence, question=question, answer=answer)
-
-
-def _sealed(out: Path) -> list[Path]:
-    return sorted(path for path in (out / "chunks").glob("*") if path.is_dir() and path.suffix != _OPEN)

@@ -295,7 +295,7 @@ def test_what_cannot_be_made_is_refused_by_name(collection: Path, tmp_path: Path
     with pytest.raises(DataError, match="holds no sealed chunk"):
         build("reference", tmp_path, CONFIG)
     with pytest.raises(DataError, match=r"6 problems of .* are not among those given, first 'p0'"):
-        build("reference", collection, CONFIG)
+        build("reference", collection, CONFIG, problems=[])
     other = CONFIG.model_copy(update={"prompt": CONFIG.prompt.model_copy(update={"system": "Be brief."})})
     with pytest.raises(DataError, match="collected under another prompt"):
         build("rejection", collection, other, problems=world.problems(N))

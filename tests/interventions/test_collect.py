@@ -102,7 +102,7 @@ def test_a_dead_critic_or_a_full_disk_leaves_the_chunk_unsealed(tmp_path: Path, 
             raise OSError(28, "No space left on device")
         keep(path, rows)
 
-    from stepwise.interventions import pipeline as module
+    from stepwise.interventions import chunks as module
 
     keep = module.append_rows
     monkeypatch.setattr(module, "append_rows", full)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from programs import intervene
-from stepwise.interventions import pipeline
+from stepwise.interventions import chunks, pipeline
 from stepwise.interventions.data import read_examples
 from stepwise.interventions.pipeline import funnel
 from stepwise.interventions.settings import CollectSettings
@@ -208,20 +208,20 @@ def _written(out: Path) -> list[Any]:
 def test_a_full_disk_and_a_dead_model_end_in_one_line_and_keep_what_is_sealed(
     file: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep = pipeline.append_rows
+    keep = chunks.append_rows
 
     def full(path: Path, rows: Any) -> None:
         if "00001" in str(path):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         keep(path, rows)
 
-    monkeypatch.setattr(pipeline, "append_rows", full)
+    monkeypatch.setattr(chunks, "append_rows", full)
     assert start(file, tmp_path / "out") == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: No space left on device")
     assert "then run the same command again" in said
     assert [path.name for path in sorted((tmp_path / "out" / "chunks").glob("?????"))] == ["00000"]
-    monkeypatch.setattr(pipeline, "append_rows", keep)
+    monkeypatch.setattr(chunks, "append_rows", keep)
     gone = ScriptedBackend(world.written, "weak")
     gone.broken = True
     monkeypatch.setattr(pipeline.Models, "from_config", classmethod(lambda cls, config: world.models(gone)))
