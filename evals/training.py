@@ -106,7 +106,10 @@ def measure_all(run: Run, exact: Config, scale: Scale, names: list[str]) -> None
     wanted = [("base", REFERENCE_SEED), *((name, seed) for seed in range(run.args.seeds) for name in names)]
     tasks = [task for task in wanted if task not in done]
     context = multiprocessing.get_context("spawn")
-    with progress("training runs", len(wanted)) as advance, ProcessPoolExecutor(run.args.workers, context) as pool:
+    with (
+        progress("training runs", len(wanted)) as advance,
+        ProcessPoolExecutor(run.args.workers, context, max_tasks_per_child=1) as pool,
+    ):
         advance(len(wanted) - len(tasks))
         try:
             for name, seed in tasks:
