@@ -20,7 +20,7 @@ from typing import Any, get_args
 from stepwise.run import Run, program
 from stepwise.training.cards import base_name, front_matter, markdown_table
 from stepwise.training.export import Quantization, export_gguf, export_lora_gguf
-from stepwise.training.identity import base_of, check_adapter, fingerprint, read_card
+from stepwise.training.identity import adapter_directory, base_of, check_adapter, fingerprint, read_card
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,16 +50,6 @@ def main(run: Run) -> None:
         file = merged_gguf(run, adapter, base)
     write_cards(run, adapter, base, file)
     run.say(f"{file} ({file.stat().st_size / 1e6:,.1f} MB)")
-
-
-def adapter_directory(name: str) -> Path:
-    """The directory that ADAPTER stands for."""
-    from stepwise.lab import ADAPTERS, model_path
-
-    if name in ADAPTERS:
-        return model_path(name, "safetensors")
-    inside = Path(name) / "adapter"
-    return inside if (inside / "adapter_config.json").is_file() else Path(name)
 
 
 def merged_gguf(run: Run, adapter: Path, base: Path) -> Path:

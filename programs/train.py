@@ -20,6 +20,7 @@ from stepwise.interventions.rows import Example
 from stepwise.plan import Planned
 from stepwise.run import Run, positive, program
 from stepwise.training.evaluation import Evaluated, evaluate
+from stepwise.training.identity import adapter_directory
 from stepwise.types import Problem
 
 MEASURED_BEFORE = "before.jsonl"
@@ -33,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--problems", type=Path, metavar="FILE", help="rl: JSON Lines file of problems")
     where.add_argument("--lab", type=positive, metavar="N", help="rl: N problems of the lab (default: 100)")
     parser.add_argument("--split", default="train", help="rl: of the lab's problems (default: %(default)s)")
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="go on with this adapter instead of a fresh one")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="go on with this adapter, or that of this run")
     parser.add_argument("--sink", nargs="+", default=[], metavar="NAME", help="tensorboard, wandb, mlflow, trackio")
     tests = parser.add_mutually_exclusive_group()
     tests.add_argument("--test", type=Path, metavar="FILE", help="problems to measure on before and after")
@@ -57,16 +58,17 @@ def main(run: Run) -> None:
     from stepwise.training.cards import add_evaluation
 
     args, tests = run.args, tests_of(run.args)
+    start = adapter_directory(args.adapter) if args.adapter is not None else None
     rows, again, problems = rows_of(args), read_examples(args.replay) if args.replay else [], problems_of(args)
-    before = measured_before(run, tests) if tests else None
+    before = measured_before(run, tests, start) if tests else None
     if args.method == "sft":
         from stepwise.training.supervised import sft_in
 
-        adapter = sft_in(run.directory, rows, run.config, adapter=args.adapter, replay=again, sinks=args.sink)
+        adapter = sft_in(run.directory, rows, run.config, adapter=start, replay=again, sinks=args.sink)
     else:
         from stepwise.training.reinforce import grpo_in
 
-        adapter = grpo_in(run.directory, problems, run.config, adapter=args.adapter, sinks=args.sink)
+        adapter = grpo_in(run.directory, problems, run.config, adapter=start, sinks=args.sink)
     if tests:
         after = evaluate(run.config, tests, adapter, args.samples)
         add_evaluation(adapter, before=before, after=after)
@@ -108,11 +110,11 @@ def tests_of(args: argparse.Namespace) -> list[Problem]:
     return _lab("test", args.test_lab) if args.test_lab is not None else []
 
 
-def measured_before(run: Run, tests: list[Problem]) -> Evaluated:
+def measured_before(run: Run, tests: list[Problem], start: Path | None) -> Evaluated:
     """The measurement before training; an interrupted run has it on disk."""
     known = run.rows(MEASURED_BEFORE, Evaluated)
     if not known:
-        known = [evaluate(run.config, tests, run.args.adapter, run.args.samples)]
+        known = [evaluate(run.config, tests, start, run.args.samples)]
         run.write(MEASURED_BEFORE, *known)
     return known[0]
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-import unicodedata
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import lru_cache
@@ -47,7 +46,7 @@ from stepwise.train_config import LoraConfig, SftConfig
 from stepwise.training.cards import data_facts
 from stepwise.training.finishing import finish
 from stepwise.training.lora import base_directory, check_layout, load_trainee
-from stepwise.training.rendering import TokenRow, check_plain, prompt_ids, text_ids
+from stepwise.training.rendering import TokenRow, chat_ids, check_plain, prompt_ids, text_ids
 from stepwise.training.supervised import schedule, train_rows
 
 _LOCAL = "llamacpp/"
@@ -235,9 +234,7 @@ def chat_row(chat: Sequence[Mapping[str, str]], tokenizer: Any, context: int, pl
     where = f"row {place} of the training data"
     for message in chat:
         check_plain(tokenizer, message["content"], where)
-    before = [{**message, "content": unicodedata.normalize("NFC", message["content"])} for message in chat[:-1]]
-    text = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True, **_TEMPLATE_ARGS)
-    head = tokenizer(text, add_special_tokens=False)["input_ids"]
+    head = chat_ids(tokenizer, chat[:-1], _TEMPLATE_ARGS)
     reply = [*text_ids(tokenizer, chat[-1]["content"], where), tokenizer.eos_token_id]
     if len(head) + len(reply) > context:
         raise DataError(

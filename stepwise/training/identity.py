@@ -84,6 +84,16 @@ def read_card(adapter: str | Path) -> dict[str, Any] | None:
     return card
 
 
+def adapter_directory(name: str | Path) -> Path:
+    """The directory that a name stands for: a lab adapter, a run that trained one, or the directory itself."""
+    from stepwise.lab import ADAPTERS, model_path
+
+    if name in ADAPTERS:
+        return model_path(str(name), "safetensors")
+    inside = Path(name) / "adapter"
+    return inside if (inside / "adapter_config.json").is_file() else Path(name)
+
+
 def check_adapter(
     adapter: str | Path, base: str | Path | None = None, prompt: SolvePrompt | None = None
 ) -> dict[str, Any] | None:

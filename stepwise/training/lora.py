@@ -106,7 +106,7 @@ def load_trainee(
     `dropout` switches [lora] dropout on. The same seed gives the same adapter. Raises ConfigError, DataError or
     MissingDependencyError, before any weight is loaded where that can be told.
     """
-    _require()
+    require_training()
     import torch
     from peft import PeftModel
 
@@ -123,8 +123,7 @@ def load_trainee(
     if adapter is None:
         trained = _fresh(frozen, cfg.lora)
     else:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        with quiet():
             trained = PeftModel.from_pretrained(frozen, str(adapter), is_trainable=True)
     for module in trained.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -167,12 +166,29 @@ def check_tokens(model: ModelConfig, base: Path) -> None:
             raise ConfigError(f"tokenizers differ: {error}; {gguf} does not come from {base}") from None
 
 
-def _require() -> None:
+def require_training() -> None:
+    """Raise MissingDependencyError without the packages of the extra `stepwise[train]`."""
     import importlib.util
 
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f'training needs {", ".join(missing)}; pip install "stepwise[train]"')
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Loading and saving without what only disturbs: bars that tear ours, and PEFT's use of a name that grew old."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _device(how: LoraConfig) -> str:
@@ -191,7 +207,6 @@ def _load_base(base: Path, how: LoraConfig, device: str) -> Any:
     """The frozen base, in the type that [lora] base asks for."""
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
 
     kind = how.base if how.base != "auto" else ("float32" if device == "cpu" else "bfloat16")
     if kind == "4bit":
@@ -199,9 +214,9 @@ def _load_base(base: Path, how: LoraConfig, device: str) -> Any:
         options["device_map"] = {"": device}
     else:
         options = {"dtype": getattr(torch, kind)}
-    disable_progress_bar()  # a bar of its own would tear ours
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, **options)
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{base} cannot be loaded as a model ({error!s:.200}); give a directory of transformers"
@@ -242,8 +257,7 @@ def _fresh(frozen: Any, how: LoraConfig) -> Any:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # PEFT asks by the old name
+    with quiet():
         return peft.get_peft_model(frozen, config)  # adapter weights are float32 whatever the base is
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from stepwise.errors import DataError, ExportError
 from stepwise.training.checkpoint import Checkpoint
 from stepwise.training.identity import base_of, check_adapter
-from stepwise.training.lora import LAYOUT, _require
+from stepwise.training.lora import LAYOUT, quiet, require_training
 
 DType = Literal["float32", "bfloat16"]
 # Tokenizer and chat template are copied as they are: a tokenizer that is loaded and saved again may come out otherwise.
@@ -37,13 +37,13 @@ def merge(
         raise DataError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(DType))}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not empty; give a new directory for the merged model")
-    _require()
+    require_training()
     folder = base_of(adapter, base)
     check_adapter(adapter, folder)
-    model = _merged(adapter, folder, dtype)
     draft = out.with_name(f".{out.name}.new")
     shutil.rmtree(draft, ignore_errors=True)
-    model.save_pretrained(draft)
+    with quiet():
+        _merged(adapter, folder, dtype).save_pretrained(draft)
     for pattern in _BESIDE:
         for file in folder.glob(pattern):
             if file.is_file():

@@ -8,7 +8,7 @@ that ends the intervention is trained too, since with many tokenizers it is one 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,14 @@ def prompt_ids(tokenizer: Any, prompt: SolvePrompt, question: str) -> list[int]:
     """
     check_plain(tokenizer, prompt.user + prompt.system, "the prompt")
     check_plain(tokenizer, question, "the question")
-    messages = prompt.messages(unicodedata.normalize("NFC", question))
+    return chat_ids(tokenizer, prompt.messages(question), prompt.template_args)
+
+
+def chat_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], template_args: Mapping[str, Any]) -> list[int]:
+    """Ids of a chat up to where the assistant's next message begins; ConfigError for a template that begins none."""
+    chat = [{**message, "content": unicodedata.normalize("NFC", message["content"])} for message in messages]
     texts = [
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened, **prompt.template_args)
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=opened, **template_args)
         for opened in (True, False)
     ]
     if texts[0] == texts[1]:
