@@ -1,0 +1,116 @@
+"""The program train, on a tiny random-weight model; what it trains well is tested with the trainers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stepwise.interventions.data import write_examples
+from stepwise.jsonl import append_rows, read_rows
+from stepwise.types import Problem
+from tests.training.sft_world import row
+
+pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
+
+from programs.train import main
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def toml(tiny_gguf_path: Path, tmp_path: Path) -> str:
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        f'[models.weak]\nmodel = "llamacpp/{tiny_gguf_path}"\ntrain_from = "{tiny_gguf_path.parent / "qwen3"}"\n'
+        'context = 512\nkv_type = "f32"\nflash_attention = false\n[lora]\nrank = 4\ndevice = "cpu"\n'
+        "[sft]\nbatch = 2\nepochs = 1\n[rl]\nsteps = 1\nproblems = 2\ngroup = 2\nmax_tokens = 8\n"
+        'no_answer = "wrong"\n'
+    )
+    return str(path)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    return str(write_examples(tmp_path / "rows.jsonl", [row(i) for i in range(4)], card={}))
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> str:
+    path = tmp_path / "problems.jsonl"
+    append_rows(path, [Problem(f"p{i}", f"What is {i} + 4?", str(i + 4)) for i in range(3)])
+    return str(path)
+
+
+def test_sft_leaves_an_adapter_with_a_card_that_knows_before_and_after_and_a_page(
+    toml: str, rows: str, problems: str, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "sft"
+    assert (
+        main(["sft", "--config", toml, "--dataset", rows, "--test", problems, "--samples", "1", "--out", str(out)]) == 0
+    )
+    card = json.loads((out / "adapter" / "card.json").read_text())
+    assert card["evaluation"]["before"]["problems"] == card["evaluation"]["after"]["problems"] == 3
+    assert card["evaluation"]["before"]["model"] != card["evaluation"]["after"]["model"]
+    assert "Supervised training" in (out / "report.html").read_text()
+    assert "pass@1 on 3 problems: 0.0% before, 0.0% after" in capsys.readouterr().out
+
+
+def test_rl_goes_on_from_the_run_that_sft_made(toml: str, rows: str, problems: str, tmp_path: Path) -> None:
+    first, out = str(tmp_path / "sft"), tmp_path / "rl"
+    assert main(["sft", "--config", toml, "--dataset", rows, "--out", first]) == 0
+    command = ["rl", "--config", toml, "--problems", problems, "--adapter", first, "--out", str(out)]
+    assert main(command) == 0
+    lines = read_rows(out / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1]
+    assert lines[0]["reward"] == 0.0  # random weights answer nothing, which counts as wrong here
+    assert (out / "rollouts" / "step-00001.jsonl").exists()
+    again = [*command[:-1], str(tmp_path / "overwritten")]
+    assert main([*again, "--overwrite"]) == 0
+
+
+def test_files_given_twice_and_the_same_rows_count_once(toml: str, rows: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["sft", "--config", toml, "--dataset", rows, rows, "--out", str(out)]) == 0
+    assert json.loads((out / "adapter" / "card.json").read_text())["data"][0]["rows"] == 4
+
+
+def test_another_dataset_under_the_same_name_is_refused(toml: str, rows: str, tmp_path: Path, capsys: Captured) -> None:
+    command = ["sft", "--config", toml, "--dataset", rows, "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    write_examples(Path(rows), [row(i) for i in range(5, 9)], card={})
+    assert main(command) == 2
+    assert "belongs to other data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["sft"], "sft needs --dataset FILE"),
+        (["sft", "--dataset", "ROWS", "--lab", "3"], "give --dataset FILE, and --problems or --lab to rl"),
+        (["rl", "--dataset", "ROWS"], "rl trains on problems"),
+        (["sft", "--dataset", "nowhere.jsonl"], "no such file"),
+        (["rl", "--lab", "2", "--adapter", "nowhere"], "adapter nowhere has no adapter_config.json"),
+        (["rl", "--lab", "2", "--set", "rl.credit.schem=vppo"], 'did you mean "rl.credit.scheme"?'),
+        (["sft", "--dataset", "ROWS", "--set", "sft.replay=0.5"], "no rows to replay were given"),
+        (["sft", "--dataset", "ROWS", "--set", "models.weak.train_from=/nowhere"], "holds no config.json"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    given: list[str], said: str, toml: str, rows: str, tmp_path: Path, capsys: Captured
+) -> None:
+    arguments = [rows if word == "ROWS" else word for word in given]
+    assert main([*arguments, "--config", toml, "--out", str(tmp_path / "out")]) in (1, 2)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert said in error
+
+
+def test_a_dry_run_counts_the_rollouts_and_writes_nothing(
+    toml: str, problems: str, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "out"
+    assert main(["rl", "--config", toml, "--problems", problems, "--dry-run", "--out", str(out)]) == 0
+    assert "32" in capsys.readouterr().out.replace(",", "")  # 1 step, 2 problems, 2 rollouts, 8 tokens each
+    assert not out.exists()
