@@ -112,7 +112,7 @@ def _sizes(args: argparse.Namespace, shape: str, method: str, on_gpu: bool) -> t
     elif shape == "lab-weak":
         rows, prompt, completion, micro = 32, 64, 192, 32
     else:
-        rows, prompt, completion, micro = (1, 128, 896, 1) if method == "sft" else (8, 64, 192, 4)
+        rows, prompt, completion, micro = (1, 64, 448, 1) if method == "sft" else (4, 32, 96, 4)
     if args.tokens:
         prompt, completion = args.tokens // 4, args.tokens - args.tokens // 4
     return args.rows or rows, prompt, completion, args.micro or min(micro, args.rows or rows)
