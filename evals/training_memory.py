@@ -11,8 +11,9 @@ the same. Rows are random tokens of equal length, so nothing is gained here by s
   tokens/s    all tokens of a step by its time; on a CPU by its processor time, which other work does not change
 
 On a CPU: lab-weak as shipped, and Qwen3-0.6B's shape cut to --layers. On a GPU: Qwen3-0.6B and 4B whole, in bfloat16
-and in 4 bits, SFT on rows of 4,096 tokens, GRPO on 8 rollouts of 1,024. Weights are random but for lab-weak's. TRL
-comes with pip install trl==1.16.0 datasets==5.2.0; without it, only our own rows are there. Finished rows are kept.
+and in 4 bits, SFT on rows of 4,096 tokens, GRPO on 8 rollouts of 1,024. Weights are random but for lab-weak's. On a CPU
+TRL's head runs in plain torch, on a GPU in Triton kernels: ratios of the one say little about the other. TRL comes with
+pip install trl==1.16.0 datasets==5.2.0; without it, only our own rows are there. Finished rows are kept.
 """
 
 from __future__ import annotations
