@@ -57,8 +57,9 @@ def test_at_ratio_one_the_gradient_of_a_token_is_its_weighted_advantage(loss: lo
 def test_a_ratio_outside_the_clip_has_no_gradient_where_it_went_with_the_advantage() -> None:
     moved = t([0.5, 0.1, -0.5], [0.5, 0.0, 0.0])  # ratios 1.65, 1.11, .61 and 1.65
     logprobs = (OLD + moved).requires_grad_()
-    made = policy_loss(logprobs, OLD, ADVANTAGES, MASK, t(1.0, 1.0), clip_low=0.2, clip_high=0.28)
-    gains = [1.28, 0.5 * math.exp(0.1), -0.8, -2.0 * math.exp(0.5)]
+    advantages = t([1.0, 0.5, -1.5], [-2.0, 0.0, 0.0])
+    made = policy_loss(logprobs, OLD, advantages, MASK, t(1.0, 1.0), clip_low=0.2, clip_high=0.28)
+    gains = [1.28, 0.5 * math.exp(0.1), -1.5 * 0.8, -2.0 * math.exp(0.5)]
     assert float(made.total.detach()) == pytest.approx(-sum(gains))
     assert int(made.clipped) == 2  # the first up, the third down; the last went against its advantage
     made.total.backward()
