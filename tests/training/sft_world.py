@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 from stepwise.config import Config
@@ -28,3 +30,11 @@ def config(gguf: Path, *overrides: str) -> Config:
     folder = gguf.parent / "qwen3"
     given = [f"models.weak.model=llamacpp/{gguf}", f"models.weak.train_from={folder}", "models.weak.context=512"]
     return Config.load(None, [*given, "lora.rank=4", "lora.device=cpu", *overrides])
+
+
+def copied(tiny_gguf_path: Path, folder: Path, **changes: object) -> Path:
+    """The tiny model's directory with other entries in its tokenizer's configuration."""
+    shutil.copytree(tiny_gguf_path.parent / "qwen3", folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder

@@ -5,7 +5,7 @@ import pytest
 from stepwise import lab
 from stepwise.config import Config, ModelConfig
 from stepwise.errors import ConfigError, DataError
-from tests.training.sft_world import config
+from tests.training.sft_world import config, copied
 
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
@@ -113,6 +113,18 @@ def test_a_device_or_a_type_that_is_not_there_is_refused_before_weights_are_read
             load_trainee(config(tiny_gguf_path, "lora.device=cuda"))
     with pytest.raises((ConfigError, ImportError), match="4bit"):
         load_trainee(config(tiny_gguf_path, "lora.base=4bit"))
+
+
+def test_a_tokenizer_needs_no_padding_token_but_an_end_and_a_template(tiny_gguf_path: Path, tmp_path: Path) -> None:
+    from stepwise.training.lora import load_tokenizer
+
+    assert load_tokenizer(copied(tiny_gguf_path, tmp_path / "unpadded", pad_token=None)).pad_token is None
+    with pytest.raises(ConfigError, match="names no eos_token"):
+        load_tokenizer(copied(tiny_gguf_path, tmp_path / "endless", eos_token=None))
+    bare = copied(tiny_gguf_path, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match="has no chat template"):
+        load_tokenizer(bare)
 
 
 def test_what_is_no_adapter_is_refused(tiny_gguf_path: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from stepwise.interventions.data import write_examples
 from stepwise.jsonl import read_rows
 from stepwise.train_config import LoraConfig, SftConfig
 from stepwise.training.rendering import TokenRow
-from tests.training.sft_world import config, row
+from tests.training.sft_world import config, copied, row
 
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
@@ -134,6 +134,16 @@ def test_replay_without_rows_an_empty_dataset_and_another_dataset_in_the_same_pl
     sft(ROWS, config(tiny_gguf_path, *QUICK), tmp_path / "c")
     with pytest.raises(DataError, match="another"):
         sft(ROWS[:3], config(tiny_gguf_path, *QUICK), tmp_path / "c")
+
+
+def test_a_tokenizer_without_a_padding_token_trains_all_the_same(tiny_gguf_path: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_gguf_path, tmp_path / "unpadded", pad_token=None)
+    cfg = config(tiny_gguf_path, *QUICK)
+    weights = [
+        sft(ROWS, how, tmp_path / name) / "adapter_model.safetensors"
+        for name, how in (("a", cfg), ("b", config(tiny_gguf_path, *QUICK, f"models.weak.train_from={folder}")))
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_a_bad_row_stops_before_any_step(tiny_gguf_path: Path, tmp_path: Path) -> None:
