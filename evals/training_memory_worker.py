@@ -187,11 +187,11 @@ def _trl_model(job: Job) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stepwise.training.lora import _four_bits
+    from stepwise.training.lora import four_bits
 
     options: dict[str, Any] = {"dtype": torch.float32 if job.case.base == "float32" else torch.bfloat16}
     if job.case.base == "4bit":
-        options |= {"quantization_config": _four_bits(job.device), "device_map": {"": job.device}}
+        options |= {"quantization_config": four_bits(job.device), "device_map": {"": job.device}}
     adapter = peft.LoraConfig(
         r=job.lora.rank, lora_alpha=job.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )

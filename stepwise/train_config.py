@@ -31,7 +31,7 @@ class LoraConfig(FrozenConfig):
     micro_tokens: int = Field(default=8192, ge=16)
     """most tokens, padding included, in one forward and backward pass: the first knob where memory runs out"""
     tile: int = Field(default=1024, ge=1)
-    """positions whose logits are in memory at a time"""
+    """positions whose logits are in memory at a time, for 8,192 tokens of the vocabulary"""
 
 
 class SftConfig(FrozenConfig):
@@ -73,7 +73,7 @@ class CreditConfig(FrozenConfig):
     threshold: float = Field(default=0.5, ge=0, le=1)
     """a step that the scorer puts below this is wrong"""
     scale: bool = False
-    """outcome: divide by the group's standard deviation, as GRPO does"""
+    """outcome, capo: divide by the standard deviation, as GRPO does"""
     leave_one_out: bool = False
     """outcome: the mean of the other rollouts as baseline, as RLOO does"""
     blame: Literal["step", "rest"] = "step"

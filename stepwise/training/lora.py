@@ -210,7 +210,7 @@ def _load_base(base: Path, how: LoraConfig, device: str) -> Any:
 
     kind = how.base if how.base != "auto" else ("float32" if device == "cpu" else "bfloat16")
     if kind == "4bit":
-        options: dict[str, Any] = {"quantization_config": _four_bits(device), "dtype": torch.bfloat16}
+        options: dict[str, Any] = {"quantization_config": four_bits(device), "dtype": torch.bfloat16}
         options["device_map"] = {"": device}
     else:
         options = {"dtype": getattr(torch, kind)}
@@ -229,7 +229,8 @@ def _load_base(base: Path, how: LoraConfig, device: str) -> Any:
     return model if kind == "4bit" else model.to(device)
 
 
-def _four_bits(device: str) -> Any:
+def four_bits(device: str) -> Any:
+    """The quantization of `lora.base = "4bit"`; MissingDependencyError, or ConfigError off a CUDA device."""
     import importlib.util
 
     import torch
