@@ -142,7 +142,7 @@ class RlConfig(FrozenConfig):
     correction_cap: float = Field(default=2.0, gt=1)
     """where the ratio is cut, or beyond which a token is masked"""
     tolerance: float | None = Field(default=None, gt=0)
-    """largest mean difference of log-probabilities between sampler and trainer at step 1; unset: by weights and cache"""
+    """largest mean difference of log-probabilities of sampler and trainer at step 1; unset: by weights and cache"""
     save_every: int = Field(default=5, ge=1)
     """steps between checkpoints: what a crash costs at most"""
     credit: CreditConfig = CreditConfig()
