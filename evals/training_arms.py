@@ -64,6 +64,9 @@ PAPER: dict[str, Arm] = {
     "int+rl": Arm("intervention", rl={}, labels="refs"),
     "int+replay+rl": Arm("intervention", rl={}, sft={"replay": 0.5}, labels="refs"),
     "true step+rl": Arm("true_step", rl={}, labels="truth"),
+    # Rows of whole solutions are long, so equal tokens are fewer steps: the same with a quarter of the batch.
+    "strong/4+rl": Arm("strong", rl={}, sft={"batch": 16}, labels="strong"),
+    "reference/4+rl": Arm("reference", rl={}, sft={"batch": 16}, labels="refs"),
 }
 CLONED: dict[str, Arm] = {
     "reference": Arm("reference", labels="refs"),
