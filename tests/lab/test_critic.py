@@ -88,7 +88,7 @@ def test_a_bundle_has_the_loss_of_its_examples() -> None:
                 ([5, 6, 7, 8, 21, 22], [IGNORE] * 4 + [22, 1])]  # fmt: skip
     made = bundle(examples)
     assert made.branches == [0, 0, 0, 1, 1, 2, 3, 3, 3]
-    batch = next(pack(itertools.chain([made], itertools.repeat((list(range(64)), [IGNORE] * 64))), 1, 20, 0))
+    batch = next(pack(itertools.chain([made], itertools.repeat((list(range(15)), [IGNORE] * 15))), 1, 20, 0))
     document, branch = torch.from_numpy(batch.documents), torch.from_numpy(batch.branches)
     mask = (document[:, :, None] == document[:, None, :]).tril()
     mask &= (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
