@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import random
 import shutil
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -102,13 +101,11 @@ def test_a_run_leaves_an_adapter_metrics_and_the_rollouts_with_their_credit(whol
 def test_a_run_killed_at_any_moment_gives_the_same_adapter_and_rows(whole: Path, folder: Path, exact: Config) -> None:
     out, rng, killed = folder / "killed", random.Random(4), 0
     took = json.loads((whole / "run.json").read_text())["seconds"]
-    began = time.monotonic()
-    while time.monotonic() - began < 30 * took:
+    for _ in range(5):
         if not child(out, exact, rng.uniform(0.4, 1.1) * took):
             break
         killed += 1
-    else:
-        child(out, exact)
+    child(out, exact)
     assert killed >= 1
     assert adapter_bytes(out) == adapter_bytes(whole)
     assert untimed(out / "metrics.jsonl") == untimed(whole / "metrics.jsonl")
