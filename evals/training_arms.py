@@ -87,6 +87,11 @@ CREDIT: dict[str, Arm] = {
     "shuffled, true": Arm(rl=_credit("shuffled", first_error="given"), alone=True, truth=True, labels="truth"),
 }
 ARMS = {**PAPER, **CLONED, **CREDIT}
+DEFAULT = [
+    "sham", "rl", "rft+rl", "reference+rl", "reflection+rl", "strong+rl", "int", "int+rl",
+    "first_error, true", "first_error, scorer", "vppo, scorer", "vineppo",
+]  # fmt: skip
+"""What three seeds of fit into about three hours on two idle cores."""
 COLLECTED = {"true_step", "intervention", "suffix", "unfiltered", "moved", "rejection", "reflection"}
 """Datasets that are made from the collection."""
 
