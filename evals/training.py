@@ -1,6 +1,6 @@
 """The training comparison of InT (arXiv 2601.14209) in the lab, at equal training tokens, and the credit schemes.
 
-Arms (--arms, default all): the base; more of its own corpus (sham); reinforcement alone; supervised training on the
+Arms (--arms; the default leaves some out): the base; more of its own corpus (sham); reinforcement alone; supervised training on the
 model's own right solutions, references, self-reflections, the strong model's solutions or interventions, each followed
 by reinforcement; what to clone; and reinforcement with credit per step, from true first errors and from the scorer's.
 Measured on held-out problems: pass@1 and pass@16, by stratum and family, entropy, groups without spread. Gains are told
@@ -27,6 +27,7 @@ from stepwise.run import Run, positive, program
 from .training_arms import (
     ARMS,
     COLLECTED,
+    DEFAULT,
     Scale,
     adapter_after_sft,
     cost,
@@ -43,12 +44,13 @@ REFERENCE_SEED = 10_000  # of the base's samples that define the stratum of prob
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="NAME", help=f"some of: {'; '.join(ARMS)}")
+    known = "; ".join(ARMS)
+    parser.add_argument("--arms", nargs="+", default=DEFAULT, metavar="NAME", help=f"all, or some of: {known}")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of each arm (default: 3)")
     parser.add_argument("--problems", type=positive, default=200, metavar="N", help="held-out problems (default: 200)")
     parser.add_argument("--pool", type=positive, default=240, metavar="N", help="training problems (default: 240)")
-    parser.add_argument("--sft-tokens", type=positive, default=100_000, metavar="N", help="with a loss (default: 100k)")
-    parser.add_argument("--rl-steps", type=positive, default=60, metavar="N", help="batches of rollouts (default: 60)")
+    parser.add_argument("--sft-tokens", type=positive, default=80_000, metavar="N", help="with a loss (default: 80k)")
+    parser.add_argument("--rl-steps", type=positive, default=50, metavar="N", help="batches of rollouts (default: 50)")
     parser.add_argument("--rl-problems", type=positive, default=8, metavar="N", help="in a batch (default: 8)")
     parser.add_argument("--sft-rate", type=float, default=1e-3, metavar="R", help="learning rate (default: 1e-3)")
     parser.add_argument("--rl-rate", type=float, default=1e-3, metavar="R", help="learning rate (default: 1e-3)")
@@ -60,13 +62,14 @@ def main(run: Run) -> None:
     from stepwise.training.sampler import exact_weights
 
     args = run.args
-    unknown = [name for name in args.arms if name not in ARMS]
+    wanted = list(ARMS) if args.arms == ["all"] else args.arms
+    unknown = [name for name in wanted if name not in ARMS]
     if unknown:
         raise ConfigError(f"--arms {', '.join(unknown)}: unknown; give some of {'; '.join(ARMS)}")
     scale = Scale(args.pool, args.sft_tokens, args.rl_steps, args.rl_problems, args.sft_rate, args.rl_rate)
     run.path("base-f32.gguf")
     exact = sampled_by(exact_weights(run.config, run.out))
-    names = list(dict.fromkeys(["base", *args.arms]))
+    names = list(dict.fromkeys(["base", *wanted]))
     prepare(run, exact, scale, names)
     measure_all(run, exact, scale, names)
     rows = [row for row in run.rows("results.jsonl", Measured) if row.seed < args.seeds]
