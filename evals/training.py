@@ -1,10 +1,11 @@
 """The training comparison of InT (arXiv 2601.14209) in the lab, at equal training tokens, and the credit schemes.
 
 Arms (--arms; the default leaves some out): the base; more of its own corpus (sham); reinforcement alone; supervised
-training on the model's own right solutions, references, self-reflections, the strong model's solutions or interventions,
-each followed by reinforcement; what to clone; and reinforcement with credit per step, from true first errors and from
-the scorer's. Measured on held-out problems: pass@1 and pass@16, by stratum and family, entropy, groups without spread. Gains are told
-over sham. Lab figures: a test bed, no benchmark. Runs go on where they were stopped; --workers run side by side.
+training on the model's own right solutions, references, self-reflections, the strong model's solutions or
+interventions, each followed by reinforcement; what to clone; and reinforcement with credit per step, from true first
+errors and from the scorer's. Measured on held-out problems: pass@1 and pass@16, by stratum and family, entropy,
+groups without spread. Gains are told over sham. Lab figures: a test bed, no benchmark. Runs go on where they were
+stopped; --workers run side by side.
 """
 
 from __future__ import annotations
