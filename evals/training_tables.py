@@ -62,7 +62,7 @@ def accuracy_table(title: str, names: Sequence[str], by_arm: dict[str, list[Meas
 
 def side_table(title: str, names: Sequence[str], by_arm: dict[str, list[Measured]]) -> Table:
     """Beside accuracy: entropy, groups without spread, tokens and what else was used up."""
-    columns = ("arm", "entropy", "after SFT", "no spread", "trained", "generated", "labels")
+    columns = ("arm", "entropy", "after SFT", "no spread", "trained", "sampled", "labels")
     table = _table(f"{title}: entropy (nats), groups without spread, tokens (k)", columns)
     for name in names:
         found = by_arm[name]
