@@ -15,9 +15,11 @@ import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any, TypeVar
 
 from stepwise.config import Config
 from stepwise.errors import ConfigError
@@ -27,6 +29,7 @@ from stepwise.run import Run, positive, program
 
 from .training_arms import (
     ARMS,
+    CLONED,
     COLLECTED,
     DEFAULT,
     Scale,
@@ -35,12 +38,16 @@ from .training_arms import (
     dataset,
     gather,
     no_spread,
+    pool_of,
     run_folder,
+    sft_folder,
+    supervise,
     train,
 )
-from .training_measures import Measured, measure, surprise_of
+from .training_measures import SAMPLES, Measured, measure, solved, surprise_of
 from .training_tables import show
 
+Made = TypeVar("Made")
 REFERENCE_SEED = 10_000  # of the base's samples that define the stratum of problems it fails
 
 
@@ -72,6 +79,7 @@ def main(run: Run) -> None:
     exact = sampled_by(exact_weights(run.config, run.out))
     names = list(dict.fromkeys(["base", *wanted]))
     prepare(run, exact, scale, names)
+    supervise_all(run, exact, scale, names)
     measure_all(run, exact, scale, names)
     rows = [row for row in run.rows("results.jsonl", Measured) if row.seed < args.seeds]
     reference = next(row for row in run.rows("results.jsonl", Measured) if row.seed == REFERENCE_SEED)
@@ -104,51 +112,83 @@ def prepare(run: Run, cfg: Config, scale: Scale, names: list[str]) -> None:
         run.say(f"{kind}: {len(rows)} rows of {len({row.question for row in rows})} problems")
 
 
+def supervise_all(run: Run, exact: Config, scale: Scale, names: list[str]) -> None:
+    """The supervised phases of all arms, each kind once for every seed."""
+    kinds = {ARMS[name].supervised: name for name in names if ARMS[name].data}
+    wanted = [(name, seed) for seed in range(run.args.seeds) for name in kinds.values()]
+    tasks = [task for task in wanted if not (sft_folder(run.out, *task) / "adapter").is_dir()]
+    with side_by_side(run, "supervised phases", len(wanted), len(wanted) - len(tasks)) as (submit, results):
+        for name, seed in tasks:
+            folder = sft_folder(run.out, name, seed)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            submit(logged, folder.with_suffix(".log"), supervise, name, exact, scale, seed, run.out)
+        for _ in results():
+            pass
+
+
 def measure_all(run: Run, exact: Config, scale: Scale, names: list[str]) -> None:
     """A row in results.jsonl for every arm and seed, all arms under one seed before the next."""
     done = {(row.arm, row.seed) for row in run.rows("results.jsonl", Measured)}
     wanted = [("base", REFERENCE_SEED), *((name, seed) for seed in range(run.args.seeds) for name in names)]
     tasks = [task for task in wanted if task not in done]
-    context = multiprocessing.get_context("spawn")
+    with side_by_side(run, "training runs", len(wanted), len(wanted) - len(tasks)) as (submit, results):
+        for name, seed in tasks:
+            folder = run_folder(run.out, name, seed)
+            folder.mkdir(parents=True, exist_ok=True)
+            submit(logged, folder / "log.txt", one, exact, run.config, scale, name, seed, run.out, run.args.problems)
+        for made, advance in results():
+            run.write("results.jsonl", made)
+            advance.note(f"{made.arm}: {sum(made.right) / len(made.right) / SAMPLES:.1%}")
+
+
+@contextmanager
+def side_by_side(run: Run, label: str, total: int, done: int) -> Iterator[tuple[Any, Any]]:
+    """`submit(function, ...)` for processes of --workers at a time, and `results()`: each result as it comes, with the
+    progress bar it belongs to.
+    """
+    context, waiting = multiprocessing.get_context("spawn"), []
     with (
-        progress("training runs", len(wanted)) as advance,
-        ProcessPoolExecutor(run.args.workers, context, max_tasks_per_child=1) as pool,
+        progress(label, total) as advance,
+        ProcessPoolExecutor(run.args.workers, context) as pool,
     ):
-        advance(len(wanted) - len(tasks))
-        try:
-            for name, seed in tasks:
-                run_folder(run.out, name, seed).mkdir(parents=True, exist_ok=True)
-            waiting = [
-                pool.submit(one, exact, run.config, scale, name, seed, run.out, run.args.problems)
-                for name, seed in tasks
-            ]
+        advance(done)
+
+        def submit(*call: Any) -> None:
+            waiting.append(pool.submit(*call))
+
+        def results() -> Iterator[tuple[Any, Any]]:
             for future in as_completed(waiting):
-                made = future.result()
-                run.write("results.jsonl", made)
-                advance.note(f"{made.arm}: {sum(made.right) / len(made.right) / 16:.1%}")
+                yield future.result(), advance
                 advance(1)
+
+        try:
+            yield submit, results
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def one(exact: Config, cfg: Config, scale: Scale, name: str, seed: int, out: Path, problems: int) -> Measured:
-    """Train (`exact`: sampler and trainer agree) and measure (`cfg`: the model as shipped) one arm under one seed, in a
-    process of its own; what it says goes to a file beside it.
-    """
+def logged(log: Path, function: Callable[..., Made], *call: Any) -> Made:
+    """`function(*call)` on one thread; what it says goes to the file `log`."""
     import torch
 
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    with (run_folder(out, name, seed) / "log.txt").open("a", buffering=1) as log, redirect_stderr(log):
-        adapter = train(name, exact, scale, seed, out)
-        tests = held_out(problems)
-        found = measure(cfg, tests, adapter, seed)
-        between = adapter_after_sft(out, name, seed)
-        after = None if between is None else surprise_of(cfg, tests, between, seed)
+    with log.open("a", buffering=1) as said, redirect_stderr(said):
+        return function(*call)
+
+
+def one(exact: Config, cfg: Config, scale: Scale, name: str, seed: int, out: Path, problems: int) -> Measured:
+    """Train (`exact`: sampler and trainer agree) and measure (`cfg`: the model as shipped) one arm under one seed."""
+    adapter = train(name, exact, scale, seed, out)
+    tests = held_out(problems)
+    found = measure(cfg, tests, adapter, seed)
+    between = adapter_after_sft(out, name, seed)
+    after = None if between is None else surprise_of(cfg, tests, between, seed)
+    seen = solved(cfg, pool_of(scale.pool), adapter, seed) if name in ("base", *CLONED, "int") else None
     return Measured(
         name, seed, tuple(found["right"]), found["entropy"], found["tokens"], cost(out, name, seed),
-        no_spread(out, name, seed), after,
+        no_spread(out, name, seed), after, seen,
     )  # fmt: skip
 
 

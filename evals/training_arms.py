@@ -24,6 +24,8 @@ from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem
 from stepwise.lab.references import Granularity, reference
 from stepwise.training import grpo, sft
+from stepwise.training.lora import base_directory
+from stepwise.training.rendering import render_all
 from stepwise.types import Problem
 
 _FROZEN = ConfigDict(extra="forbid")
@@ -35,8 +37,8 @@ class Arm:
     """One way to train: supervised on the dataset `data` ("" for none), then reinforcement or not.
 
     `sft` and `rl` are settings of their sections beside the common ones. `alone` spends the tokens of both phases in
-    the one that it has. `truth`: first errors come from the problems' own checker. `labels` names what it uses that
-    costs something beside tokens.
+    the one that it has. `truth`: first errors come from the problems' own checker, and are moved by `shift` steps.
+    `labels` names what it uses that costs something beside tokens.
     """
 
     data: str = ""
@@ -44,7 +46,14 @@ class Arm:
     sft: dict[str, Any] = field(default_factory=dict)
     alone: bool = False
     truth: bool = False
+    shift: int = 0
     labels: str = ""
+
+    @property
+    def supervised(self) -> str:
+        """A name for what its supervised phase does; arms of one name share that phase, "" for those without."""
+        settings = [f"{key}={value:g}" for key, value in sorted(self.sft.items())]
+        return "-".join([self.data, *settings, *(["alone"] if self.alone else [])]) if self.data else ""
 
 
 def _credit(scheme: str, **more: Any) -> dict[str, Any]:
@@ -64,9 +73,7 @@ PAPER: dict[str, Arm] = {
     "int+rl": Arm("intervention", rl={}, labels="refs"),
     "int+replay+rl": Arm("intervention", rl={}, sft={"replay": 0.5}, labels="refs"),
     "true step+rl": Arm("true_step", rl={}, labels="truth"),
-    # Rows of whole solutions are long, so equal tokens are fewer steps: the same with a quarter of the batch.
-    "strong/4+rl": Arm("strong", rl={}, sft={"batch": 16}, labels="strong"),
-    "reference/4+rl": Arm("reference", rl={}, sft={"batch": 16}, labels="refs"),
+    "rl, groups of 32": Arm(rl={"group": 32, "problems": 2}, alone=True),
 }
 CLONED: dict[str, Arm] = {
     "reference": Arm("reference", labels="refs"),
@@ -78,18 +85,27 @@ CLONED: dict[str, Arm] = {
     "true step": Arm("true_step", labels="truth"),
     "true step+replay": Arm("true_step", sft={"replay": 0.5}, labels="truth"),
 }
+
+
+def _with_truth(scheme: str, shift: int = 0) -> Arm:
+    return Arm(rl=_credit(scheme, first_error="given"), alone=True, truth=True, shift=shift, labels="truth")
+
+
 CREDIT: dict[str, Arm] = {
-    "first_error, true": Arm(rl=_credit("first_error", first_error="given"), alone=True, truth=True, labels="truth"),
+    "first_error, true": _with_truth("first_error"),
     "first_error, scorer": Arm(rl=_credit("first_error"), alone=True, labels="scorer"),
-    "vppo, true": Arm(rl=_credit("vppo", first_error="given"), alone=True, truth=True, labels="truth"),
+    "first_error, before": _with_truth("first_error", -1),
+    "first_error, after": _with_truth("first_error", 1),
+    "vppo, true": _with_truth("vppo"),
     "vppo, scorer": Arm(rl=_credit("vppo"), alone=True, labels="scorer"),
     "vineppo": Arm(rl=_credit("vineppo"), alone=True),
-    "shuffled, true": Arm(rl=_credit("shuffled", first_error="given"), alone=True, truth=True, labels="truth"),
+    "shuffled, true": _with_truth("shuffled"),
 }
 ARMS = {**PAPER, **CLONED, **CREDIT}
 DEFAULT = [
     "sham", "rl", "rft+rl", "reference+rl", "reflection+rl", "strong+rl", "int", "int+rl",
-    "first_error, true", "first_error, scorer", "vppo, scorer", "vineppo",
+    "int, suffix", "int, no prefix", "int, no filter",
+    "first_error, true", "first_error, scorer", "vppo, true", "vppo, scorer", "vineppo",
 ]  # fmt: skip
 """What three seeds of fit into about three hours on two idle cores."""
 COLLECTED = {"true_step", "intervention", "suffix", "unfiltered", "moved", "rejection", "reflection"}
@@ -118,13 +134,15 @@ class Scale:
         values = cfg.model_dump()
         values["seed"] = seed
         values["sft"] |= {"tokens": tokens, "learning_rate": self.sft_rate, **arm.sft}
-        values["rl"] |= {"steps": steps, "problems": self.rl_problems, "learning_rate": self.rl_rate, "max_tokens": 256}
-        if arm.rl:
-            values["rl"]["credit"] |= arm.rl["credit"]
+        own = {"steps": steps, "problems": self.rl_problems, "learning_rate": self.rl_rate, "max_tokens": 256}
+        given = arm.rl or {}
+        credit = values["rl"]["credit"] | given.get("credit", {})
+        values["rl"] |= own | given | {"credit": credit}
         return Config.model_validate(values)
 
 
 TOKENS_OF_A_SOLUTION = 100  # of the lab, about
+STEP_TOKENS = 2000  # with a loss, in one optimizer step of supervised training
 
 
 def pool_of(n: int) -> list[LabProblem]:
@@ -198,16 +216,43 @@ def _with_reference(made: LabProblem, kind: Granularity) -> Problem:
     return Problem(plain.id, plain.question, plain.answer, reference(made, kind), plain.source)
 
 
+def supervise(name: str, cfg: Config, scale: Scale, seed: int, out: Path) -> Path:
+    """The supervised phase of an arm (or go on with it), which arms of one kind share; its adapter's directory.
+
+    Rows differ in length, so a batch holds as many as make `STEP_TOKENS` with a loss: at equal tokens all arms take
+    the same number of optimizer steps.
+    """
+    arm, own = ARMS[name], scale.config(cfg, ARMS[name], seed)
+    rows = dataset(arm.data, cfg, scale, out)
+    replay = dataset("rejection", cfg, scale, out) if own.sft.replay else None
+    own = own.model_copy(update={"sft": own.sft.model_copy(update={"batch": rows_of_a_step(rows, replay, own)})})
+    return sft(rows, own, sft_folder(out, name, seed), replay=replay)
+
+
+def rows_of_a_step(rows: Sequence[Example], replay: Sequence[Example] | None, cfg: Config) -> int:
+    """How many rows have `STEP_TOKENS` tokens with a loss, on average over the rows and those that are replayed."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base_directory(cfg.models.weak))
+
+    def mean(examples: Sequence[Example]) -> float:
+        made = render_all(examples, tokenizer, cfg.prompt, cfg.sft)
+        return sum(sum(weight > 0 for weight in row.weights) for row in made) / len(made)
+
+    share = cfg.sft.replay
+    tokens = (1 - share) * mean(rows) + (share * mean(replay) if replay else 0.0)
+    return max(1, round(STEP_TOKENS / tokens))
+
+
 def train(name: str, cfg: Config, scale: Scale, seed: int, out: Path) -> Path | None:
     """Train one arm from the base (or go on); the directory of its adapter, None for the base itself."""
-    arm, folder = ARMS[name], run_folder(out, name, seed)
+    arm = ARMS[name]
     own, adapter = scale.config(cfg, arm, seed), None
     if arm.data:
-        replay = dataset("rejection", cfg, scale, out) if own.sft.replay else None
-        adapter = sft(dataset(arm.data, cfg, scale, out), own, folder / "sft", replay=replay)
+        adapter = supervise(name, cfg, scale, seed, out)
     if arm.rl is not None:
-        pool = pool_of(scale.pool)
-        adapter = grpo([p.problem for p in pool], own, folder / "rl", adapter=adapter, locate=_locate(pool, arm))
+        pool, folder = pool_of(scale.pool), run_folder(out, name, seed) / "rl"
+        adapter = grpo([p.problem for p in pool], own, folder, adapter=adapter, locate=_locate(pool, arm))
     return adapter
 
 
@@ -215,7 +260,12 @@ def _locate(pool: Sequence[LabProblem], arm: Arm) -> Any:
     if not arm.truth:
         return None
     known = {made.problem.id: made for made in pool}
-    return lambda problem, steps: known[problem.id].first_error(steps)
+
+    def locate(problem: Problem, steps: Sequence[str]) -> int | None:
+        place = known[problem.id].first_error(steps)
+        return None if place is None else min(max(place + arm.shift, 0), len(steps) - 1)
+
+    return locate
 
 
 def run_folder(out: Path, name: str, seed: int) -> Path:
@@ -223,16 +273,21 @@ def run_folder(out: Path, name: str, seed: int) -> Path:
     return out / "runs" / name.replace(", ", "-").replace("+", "-") / f"seed-{seed}"
 
 
+def sft_folder(out: Path, name: str, seed: int) -> Path:
+    """Where the supervised phase of an arm under one seed lies."""
+    return out / "sft" / ARMS[name].supervised / f"seed-{seed}"
+
+
 def adapter_after_sft(out: Path, name: str, seed: int) -> Path | None:
     """The adapter between the two phases of an arm that has both."""
-    folder = run_folder(out, name, seed) / "sft" / "adapter"
-    return folder if ARMS[name].rl is not None and folder.is_dir() else None
+    arm = ARMS[name]
+    return sft_folder(out, name, seed) / "adapter" if arm.data and arm.rl is not None else None
 
 
 def cost(out: Path, name: str, seed: int) -> dict[str, int]:
     """Tokens that one run trained on, and what reinforcement generated, evaluated and asked others for."""
-    folder = run_folder(out, name, seed)
-    supervised, rewarded = read_rows(folder / "sft" / "metrics.jsonl"), read_rows(folder / "rl" / "metrics.jsonl")
+    supervised = read_rows(sft_folder(out, name, seed) / "metrics.jsonl") if ARMS[name].data else []
+    rewarded = read_rows(run_folder(out, name, seed) / "rl" / "metrics.jsonl")
     spent = {"trained": supervised[-1]["tokens"] if supervised else 0, "generated": 0, "evaluated": 0, "extra": 0}
     for row in rewarded:
         for key in spent:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from stepwise.backends.base import Continuation, Request
-from stepwise.config import Config, ModelConfig
+from stepwise.config import Config
 from stepwise.errors import BackendError
 from stepwise.grading import Verdict, grade_many
 from stepwise.lab.problems import LabProblem
 from stepwise.training.evaluation import with_adapter
+from stepwise.types import Problem
+
+if TYPE_CHECKING:
+    from stepwise.backends.llamacpp import LlamaCppBackend
 
 SAMPLES = 16
 TEMPERATURE = 0.7
-SEQUENCES = 128  # decoded at once, where the configuration has fewer
+TRAINING_SAMPLES = 4
 STRATA = ("no trap", "one trap", "two traps", "failed by base")
 
 
@@ -29,7 +33,7 @@ class Measured:
     """One model on the held-out problems: of `SAMPLES` solutions of each, how many are right, in the problems' order.
 
     `entropy` is the mean surprise in nats a token of its own solutions at temperature 1, an unbiased estimate of its
-    next-token entropy along them.
+    next-token entropy along them. `on_training` is pass@1 on the problems that its data were made from.
     """
 
     arm: str
@@ -40,48 +44,60 @@ class Measured:
     cost: dict[str, int]
     no_spread: tuple[float, float] | None = None
     entropy_after_sft: float | None = None
+    on_training: float | None = None
 
 
 def measure(cfg: Config, problems: Sequence[LabProblem], adapter: Path | None, seed: int) -> dict[str, Any]:
     """`right`, `entropy` and `tokens` (generated) of models.weak with `adapter`. Raises BackendError where it fails."""
-    from stepwise.backends.llamacpp import LlamaCppBackend
-    from stepwise.engine import load_engine
-
     plain = [made.problem for made in problems]
-    with LlamaCppBackend(load_engine(_loaded_as(cfg, adapter)), cfg.prompt) as backend:
+    with _loaded(cfg, adapter) as backend:
         drawn = _drawn(backend, [_request(p, seed, SAMPLES, TEMPERATURE) for p in plain])
-        once = _drawn(backend, [_request(p, seed + 1, 1, 1.0) for p in plain])
-    verdicts = grade_many([(made.text, plain[made.request].answer) for made in drawn])
-    right = [0] * len(plain)
-    for made, verdict in zip(drawn, verdicts, strict=True):
-        right[made.request] += verdict is Verdict.CORRECT
-    surprise = [-value for made in once for value in made.logprobs or ()]
+        entropy = _surprise(backend, plain, seed)
     tokens = sum(made.usage.generated_tokens for made in drawn)
-    return {"right": right, "entropy": sum(surprise) / max(1, len(surprise)), "tokens": tokens}
+    return {"right": _right(plain, drawn), "entropy": entropy, "tokens": tokens}
+
+
+def solved(cfg: Config, problems: Sequence[LabProblem], adapter: Path | None, seed: int) -> float:
+    """pass@1 of models.weak with `adapter`, over `TRAINING_SAMPLES` samples of each problem."""
+    plain = [made.problem for made in problems]
+    with _loaded(cfg, adapter) as backend:
+        drawn = _drawn(backend, [_request(p, seed, TRAINING_SAMPLES, TEMPERATURE) for p in plain])
+    return sum(_right(plain, drawn)) / (len(plain) * TRAINING_SAMPLES)
 
 
 def surprise_of(cfg: Config, problems: Sequence[LabProblem], adapter: Path, seed: int) -> float:
     """The entropy of `measure` alone, for the model between two phases."""
+    with _loaded(cfg, adapter) as backend:
+        return _surprise(backend, [made.problem for made in problems], seed)
+
+
+def _loaded(cfg: Config, adapter: Path | None) -> LlamaCppBackend:
     from stepwise.backends.llamacpp import LlamaCppBackend
     from stepwise.engine import load_engine
 
-    with LlamaCppBackend(load_engine(_loaded_as(cfg, adapter)), cfg.prompt) as backend:
-        once = _drawn(backend, [_request(made.problem, seed + 1, 1, 1.0) for made in problems])
+    return LlamaCppBackend(load_engine(with_adapter(cfg.models.weak, adapter)), cfg.prompt)
+
+
+def _surprise(backend: LlamaCppBackend, problems: Sequence[Problem], seed: int) -> float:
+    once = _drawn(backend, [_request(problem, seed + 1, 1, 1.0) for problem in problems])
     surprise = [-value for made in once for value in made.logprobs or ()]
     return sum(surprise) / max(1, len(surprise))
 
 
-def _loaded_as(cfg: Config, adapter: Path | None) -> ModelConfig:
-    wide = cfg.models.weak.model_copy(update={"sequences": max(SEQUENCES, cfg.models.weak.sequences)})
-    return with_adapter(wide, adapter)
+def _right(problems: Sequence[Problem], drawn: Sequence[Continuation]) -> list[int]:
+    verdicts = grade_many([(made.text, problems[made.request].answer) for made in drawn])
+    right = [0] * len(problems)
+    for made, verdict in zip(drawn, verdicts, strict=True):
+        right[made.request] += verdict is Verdict.CORRECT
+    return right
 
 
-def _request(problem: Any, seed: int, n: int, temperature: float) -> Request:
+def _request(problem: Problem, seed: int, n: int, temperature: float) -> Request:
     return Request(problem, (), "solution", max_tokens=300, n=n, temperature=temperature, seed=1_000_003 * (seed + 1))
 
 
-def _drawn(backend: Any, requests: Sequence[Request]) -> list[Continuation]:
-    made: list[Continuation] = backend.continue_solutions(requests)
+def _drawn(backend: LlamaCppBackend, requests: Sequence[Request]) -> list[Continuation]:
+    made = backend.continue_solutions(requests)
     failed = next((one for one in made if one.finish == "error"), None)
     if failed is not None:
         raise BackendError(f"{backend.name} failed on a held-out problem: {failed.error}")
