@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from rich.table import Table
 
 from evals.frontier_policies import (
@@ -36,8 +37,10 @@ from evals.frontier_policies import (
 )
 from evals.frontier_reference import REFERENCE, ROUNDING
 from evals.frontier_worlds import World, exact, pooled_pairs
+from evals.pages import page
 from evals.pomdp import load
 from stepwise.progress import progress
+from stepwise.report.shell import write_page
 from stepwise.routing.belief import ObservationLaw
 from stepwise.routing.metrics import OperatingPoint
 from stepwise.run import Run, positive, program
@@ -84,9 +87,9 @@ def main(run: Run) -> None:
         _print(run, world, rows, checks)
         plots.append(plot(world, frontiers, episodes))
     run.path("frontier.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    page = run.path("frontier.html")
-    page.write_text(_page(plots), encoding="utf-8")
-    run.say(f"Plots: {page.resolve().as_uri()}")
+    note = "Accuracy against strong calls in two worlds of TRIM's POMDP. Figures of models, not of real traces."
+    path = write_page(run.path("frontier.html"), page("Model frontier", note, plots))
+    run.say(f"Plots: {path.resolve().as_uri()}")
 
 
 def world_of(path: Path | None, *, published_hazard: bool) -> World:
@@ -174,10 +177,9 @@ def _check(what: str, reference: float, ours: float, error: float) -> dict[str, 
     return {"what": what, "reference": reference, "ours": ours, "standard_error": error, "held": held}
 
 
-def plot(world: World, frontiers: dict[str, Frontier], episodes: int) -> str:
+def plot(world: World, frontiers: dict[str, Frontier], episodes: int) -> Markup:
     """The world's heading, legend and plot, as HTML."""
     import numpy as np
-    from markupsafe import Markup
 
     from stepwise.report.model import PolicyRow
     from stepwise.report.plot import NARROW, WIDE, Cost, legend, plot_svg
@@ -196,16 +198,7 @@ def plot(world: World, frontiers: dict[str, Frontier], episodes: int) -> str:
     calls_axis = Cost("calls", "Strong calls", "strong calls per problem", lambda r: r.calls / r.n)
     key = Markup(" ").join(Markup("<span>{}{}</span>").format(swatch, text) for swatch, text in legend(rows))
     drawings = Markup("").join(plot_svg(rows, calls_axis, canvas) for canvas in (WIDE, NARROW))
-    return str(Markup('<h2>World "{}"</h2><p>{}</p>{}').format(world.kind, key, drawings))
-
-
-def _page(plots: list[str]) -> str:
-    from stepwise.report.templates import resource
-
-    style = f'<meta charset="utf-8"><title>Model frontier</title><style>{resource("page.css")}</style>'
-    note = "<p>Accuracy against strong calls in two worlds of TRIM's POMDP. Figures of models, not of real traces.</p>"
-    body = f"<body><main><h1>Model frontier</h1>{note}{''.join(plots)}</main></body>"
-    return f'<!doctype html><html lang="en">{style}{body}</html>\n'
+    return Markup('<h2>World "{}"</h2><p>{}</p>{}').format(world.kind, key, drawings)
 
 
 def _print(run: Run, world: World, rows: dict[str, list[tuple[float, float]]], checks: list[dict[str, Any]]) -> None:

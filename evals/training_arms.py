@@ -252,11 +252,12 @@ def train(name: str, cfg: Config, scale: Scale, seed: int, out: Path) -> Path | 
         adapter = supervise(name, cfg, scale, seed, out)
     if arm.rl is not None:
         pool, folder = pool_of(scale.pool), run_folder(out, name, seed) / "rl"
-        adapter = grpo([p.problem for p in pool], own, folder, adapter=adapter, locate=_locate(pool, arm))
+        adapter = grpo([p.problem for p in pool], own, folder, adapter=adapter, locate=locate_in(pool, arm))
     return adapter
 
 
-def _locate(pool: Sequence[LabProblem], arm: Arm) -> Any:
+def locate_in(pool: Sequence[LabProblem], arm: Arm) -> Any:
+    """The function that an arm gives as `locate`: the problems' own checker; None where it gives none."""
     if not arm.truth:
         return None
     known = {made.problem.id: made for made in pool}

@@ -10,12 +10,12 @@ from rich import box
 from rich.table import Table
 
 from stepwise.lab.problems import LabProblem
+from stepwise.report.shell import write_page
 from stepwise.run import Run
 
-from .training_arms import ARMS, CLONED, CREDIT, PAPER
+from .training_arms import ARMS
 from .training_measures import SAMPLES, STRATA, Measured, interval, scores, strata
-
-CONTROL = "sham"
+from .training_page import CONTROL, GROUPS, training_page
 
 
 def show(run: Run, rows: Sequence[Measured], problems: Sequence[LabProblem], reference: Measured) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def show(run: Run, rows: Sequence[Measured], problems: Sequence[LabProblem], ref
     summary: dict[str, Any] = {"problems": len(problems), "arms": {}}
     counts = ", ".join(f"{name} {int(mask.sum())}" for name, mask in masks.items())
     run.say(f"{len(problems)} held-out problems ({counts}); {SAMPLES} samples each at temperature 0.7")
-    for title, group in (("The paper's arms", PAPER), ("What to clone, without RL", CLONED), ("Credit", CREDIT)):
+    for title, group in GROUPS.items():
         shown = [name for name in ("base", CONTROL, *group) if name in by_arm]
         shown = list(dict.fromkeys(shown))
         if len(shown) <= 2 and title != "The paper's arms":
@@ -32,11 +32,15 @@ def show(run: Run, rows: Sequence[Measured], problems: Sequence[LabProblem], ref
         run.console.print(accuracy_table(title, shown, by_arm, masks))
         run.console.print(side_table(title, shown, by_arm))
     run.console.print(family_table(by_arm, problems))
+    run.console.print(length_table(by_arm, problems))
     for name, found in by_arm.items():
         summary["arms"][name] = _summary(name, found, by_arm, masks)
+    path = write_page(run.path("training.html"), training_page(by_arm, problems, masks))
+    run.say(f"Page: {path.resolve().as_uri()}")
     run.say(
         "pass@1 in percent; over sham: difference with a 95 % interval, problems and seeds drawn again together. "
-        "failed by base: none of 16 other samples of the base is right. Lab figures: a test bed, no benchmark."
+        "failed by base: none of 16 other samples of the base is right. train: on the problems of the pool. "
+        "Lab figures: a test bed, no benchmark."
     )
     seeds = min(len(found) for found in by_arm.values())
     if seeds < 8:
@@ -46,17 +50,21 @@ def show(run: Run, rows: Sequence[Measured], problems: Sequence[LabProblem], ref
 
 def accuracy_table(title: str, names: Sequence[str], by_arm: dict[str, list[Measured]], masks: Any) -> Table:
     """pass@1 of each arm: all problems, over sham, by stratum, and pass@16."""
-    table = _table(f"{title}: pass@1, %", ("arm", "all", "over sham", "no trap", "one", "two", "failed", "@16"))
+    seen = title != "Credit" and any(row.on_training is not None for name in names for row in by_arm[name])
+    columns = ("arm", "all", "over sham", "no trap", "one", "two", "failed", "@16", *(["train"] if seen else []))
+    table = _table(f"{title}: pass@1, %", columns)
     everything = np.ones(len(next(iter(masks.values()))), bool)
     for name in names:
-        found, cells = by_arm[name], [name, _percent(scores(by_arm[name], 1).mean())]
+        found, cells = by_arm[name], [name, _percent(_mean(scores(by_arm[name], 1)))]
         if CONTROL in by_arm and name != CONTROL:
             mean, low, high = interval(found, by_arm[CONTROL], everything)
             cells.append(f"{100 * mean:+.1f} ({100 * low:+.0f}, {100 * high:+.0f})")
         else:
             cells.append("")
-        cells += [_percent(scores(found, 1)[:, masks[key]].mean()) for key in STRATA]
-        table.add_row(*cells, _percent(scores(found, SAMPLES).mean()))
+        cells += [_percent(_mean(scores(found, 1)[:, masks[key]])) for key in STRATA]
+        cells.append(_percent(_mean(scores(found, SAMPLES))))
+        known = [row.on_training for row in found if row.on_training is not None]
+        table.add_row(*cells, *([_percent(_mean(known))] if seen else []))
     return table
 
 
@@ -87,7 +95,17 @@ def family_table(by_arm: dict[str, list[Measured]], problems: Sequence[LabProble
     for name, found in by_arm.items():
         one = scores(found, 1)
         masks = [np.array([family in made.traps for made in problems]) for family in families]
-        table.add_row(name, *(_percent(one[:, mask].mean()) for mask in masks))
+        table.add_row(name, *(_percent(_mean(one[:, mask])) for mask in masks))
+    return table
+
+
+def length_table(by_arm: dict[str, list[Measured]], problems: Sequence[LabProblem]) -> Table:
+    """pass@1 over the problems of each length, in operations."""
+    lengths = np.array([len(made.operations) for made in problems])
+    known = sorted(set(lengths.tolist()))
+    table = _table("By length (operations): pass@1, %", ("arm", *(str(length) for length in known)))
+    for name, found in by_arm.items():
+        table.add_row(name, *(_percent(_mean(scores(found, 1)[:, lengths == length])) for length in known))
     return table
 
 
@@ -111,7 +129,8 @@ def _summary(name: str, found: list[Measured], by_arm: dict[str, list[Measured]]
         "pass@k": {k: float(scores(found, k).mean()) for k in (1, 2, 4, 8, 16)},
         "by seed": [float(scores([row], 1).mean()) for row in found],
         "over sham": over,
-        "strata": {key: float(scores(found, 1)[:, mask].mean()) for key, mask in masks.items()},
+        "on training": [row.on_training for row in found],
+        "strata": {key: _mean(scores(found, 1)[:, mask]) for key, mask in masks.items() if mask.any()},
         "entropy": [row.entropy for row in found],
         "entropy after SFT": [row.entropy_after_sft for row in found],
         "no spread": [row.no_spread for row in found],
@@ -120,5 +139,10 @@ def _summary(name: str, found: list[Measured], by_arm: dict[str, list[Measured]]
     }
 
 
-def _percent(share: Any) -> str:
-    return "" if np.isnan(share) else f"{100 * float(share):.1f}"
+def _mean(values: Any) -> float | None:
+    """None of nothing."""
+    return float(np.mean(values)) if np.size(values) else None
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"

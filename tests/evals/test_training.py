@@ -47,20 +47,36 @@ def test_every_arm_spends_the_same_tokens_but_for_those_that_train_once() -> Non
     assert spent("int") == SCALE.sft_tokens
 
 
+def test_arms_share_a_supervised_phase_only_where_nothing_in_it_differs() -> None:
+    names = [name for name, arm in arms.ARMS.items() if arm.data]
+    for one in names:
+        for other in names:
+            a, b = arms.ARMS[one], arms.ARMS[other]
+            same = (a.data, a.sft) == (b.data, b.sft) and SCALE.config(Config(), a, 0).sft == SCALE.config(
+                Config(), b, 0
+            ).sft
+            assert (a.supervised == b.supervised) == same
+    assert arms.ARMS["int"].supervised == arms.ARMS["int+rl"].supervised == "intervention"
+    assert arms.ARMS["rl"].supervised == ""
+
+
 def test_an_arms_settings_reach_its_configuration() -> None:
     cfg = SCALE.config(Config(), arms.ARMS["first_error, true"], 4)
     assert (cfg.seed, cfg.rl.credit.scheme, cfg.rl.credit.first_error) == (4, "first_error", "given")
     assert (cfg.sft.learning_rate, cfg.rl.learning_rate) == (1e-3, 2e-3)
     assert SCALE.config(Config(), arms.ARMS["int, no prefix"], 0).sft.prefix_weight == 0
     assert SCALE.config(Config(), arms.ARMS["int+replay+rl"], 0).sft.replay == 0.5
+    wide = SCALE.config(Config(), arms.ARMS["rl, groups of 32"], 0).rl
+    assert (wide.group, wide.problems, wide.steps, wide.max_tokens) == (32, 2, 62, 256)
 
 
 def test_first_errors_in_truth_are_the_problems_checkers() -> None:
     pool = arms.pool_of(10)
-    assert arms._locate(pool, arms.ARMS["vppo, scorer"]) is None
-    locate, made = arms._locate(pool, arms.ARMS["vppo, true"]), pool[0]
+    assert arms.locate_in(pool, arms.ARMS["vppo, scorer"]) is None
+    locate, made = arms.locate_in(pool, arms.ARMS["vppo, true"]), pool[0]
     steps = ["nonsense", "more"]
     assert locate(made.problem, steps) == made.first_error(steps) == 0
+    assert arms.locate_in(pool, arms.ARMS["first_error, after"])(made.problem, steps) == 1
 
 
 @pytest.mark.parametrize(
@@ -91,20 +107,24 @@ def test_an_interval_is_paired_so_that_equal_arms_differ_by_nothing() -> None:
     assert mean == pytest.approx(scores(better, 1).mean() - scores(one, 1).mean())
 
 
-def test_tables_fit_80_columns_and_say_that_few_seeds_are_a_smoke_run() -> None:
+def test_tables_fit_80_columns_and_say_that_few_seeds_are_a_smoke_run(tmp_path: Path) -> None:
     problems = generate("test", 24)
     rng = np.random.default_rng(2)
     rows = [measured(name, rng.integers(0, SAMPLES + 1, 24).tolist()) for name in arms.ARMS]
     text = io.StringIO()
     console = Console(file=text, width=80)
     said: list[str] = []
-    run: Any = SimpleNamespace(console=console, say=said.append)
+    run: Any = SimpleNamespace(console=console, say=said.append, path=lambda name: tmp_path / name)
     summary = show(run, rows, problems, measured("base", [0] * 12 + [3] * 12, 10_000))
     assert set(summary["arms"]) == set(arms.ARMS)
     assert all(len(line) <= 80 for line in text.getvalue().splitlines())
     assert "…" not in text.getvalue()
     assert any("smoke run: 1 seed" in line for line in said)
     assert summary["arms"]["sham"]["over sham"] == (0.0, 0.0, 0.0)
+    page = (tmp_path / "training.html").read_text()
+    assert page.count("<svg") == 3
+    assert all(f"<th>{len_}" in page for len_ in sorted({len(made.operations) for made in problems}))
+    assert "vppo, scorer, all problems: " in page
 
 
 def test_an_unknown_arm_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
