@@ -8,7 +8,6 @@ import numpy as np
 from markupsafe import Markup
 
 from stepwise.lab.problems import LabProblem
-from stepwise.report.charts import number
 from stepwise.report.plot import ticks
 from stepwise.report.svg import marker, tag
 
@@ -92,8 +91,8 @@ def _shares(title: str, by_arm: Arms, masks: dict[str, np.ndarray]) -> Markup:
         one, cells = scores(found, 1), []
         for mask in shown.values():
             share = 100 * float(one[:, mask].mean())
-            shade = f"background: color-mix(in srgb, var(--f2) {share / 2:.0f}%, transparent)"
-            cells.append(tag("td", number(round(share, 1)), style=shade))
+            shade = f"padding-right: 6px; background: color-mix(in srgb, var(--f2) {share / 2:.0f}%, transparent)"
+            cells.append(tag("td", f"{share:.1f}", style=shade))
         rows.append(tag("tr", tag("th", name, title=ARMS[name].labels), *cells))
     table = tag("table", tag("thead", head), tag("tbody", *rows))
     return tag("section", tag("h2", title), tag("div", table, class_="scroll"))

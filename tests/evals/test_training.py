@@ -108,14 +108,15 @@ def test_an_interval_is_paired_so_that_equal_arms_differ_by_nothing() -> None:
 
 
 def test_tables_fit_80_columns_and_say_that_few_seeds_are_a_smoke_run(tmp_path: Path) -> None:
-    problems = generate("test", 24)
+    problems = generate("test", 60)
+    assert len({trap for made in problems for trap in made.traps}) == 8
     rng = np.random.default_rng(2)
-    rows = [measured(name, rng.integers(0, SAMPLES + 1, 24).tolist()) for name in arms.ARMS]
+    rows = [measured(name, rng.integers(0, SAMPLES + 1, 60).tolist()) for name in arms.ARMS]
     text = io.StringIO()
     console = Console(file=text, width=80)
     said: list[str] = []
     run: Any = SimpleNamespace(console=console, say=said.append, path=lambda name: tmp_path / name)
-    summary = show(run, rows, problems, measured("base", [0] * 12 + [3] * 12, 10_000))
+    summary = show(run, rows, problems, measured("base", [0] * 30 + [3] * 30, 10_000))
     assert set(summary["arms"]) == set(arms.ARMS)
     assert all(len(line) <= 80 for line in text.getvalue().splitlines())
     assert "…" not in text.getvalue()
