@@ -90,7 +90,7 @@ def side_table(title: str, names: Sequence[str], by_arm: dict[str, list[Measured
 def family_table(by_arm: dict[str, list[Measured]], problems: Sequence[LabProblem]) -> Table:
     """pass@1 over the problems that hold each family of traps."""
     families = sorted({trap for made in problems for trap in made.traps})
-    short = [name.replace("reversed", "rev").replace("_", " ")[:7].strip() for name in families]
+    short = [name.replace("reversed", "rev").replace("_", " ")[:6].strip() for name in families]
     table = _table("By family: pass@1, %", ("arm", *short))
     for name, found in by_arm.items():
         one = scores(found, 1)
