@@ -1,8 +1,10 @@
-"""Train a LoRA adapter of models.weak: supervised on a dataset of interventions (sft), or by reinforcement (rl).
+"""Train a LoRA adapter of models.weak: supervised on a dataset of interventions (sft), by preference over the wrong
+step in their place (dpo), or by reinforcement (rl).
 
 sft takes --dataset, one file or several (interventions of intervene, other kinds of build_dataset), and --replay, a
-file with the model's own right solutions for sft.replay. rl takes --problems or --lab; [rl] says what is done, and
-[rl.credit] what each step of a rollout is credited with. Both take --adapter to go on with an earlier one. All settings
+file with the model's own right solutions for sft.replay. dpo takes --dataset with pairs (build_dataset --kind pairs);
+[dpo] has its settings. rl takes --problems or --lab; [rl] says what is done, and
+[rl.credit] what each step of a rollout is credited with. All take --adapter to go on with an earlier one. All settings
 are in the configuration: --set sft.learning_rate=1e-4, --set rl.credit.scheme=vppo. Writes adapter/ (PEFT's layout,
 adapter.gguf and a card), metrics.jsonl, rollouts/ and report.html. A killed run goes on at its last checkpoint.
 """
@@ -12,11 +14,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.interventions.data import read_examples, read_problems
-from stepwise.interventions.rows import Example
+from stepwise.interventions.pairs import read_pairs
 from stepwise.plan import Planned
 from stepwise.run import Run, positive, program
 from stepwise.training.evaluation import Evaluated, evaluate
@@ -27,8 +30,10 @@ MEASURED_BEFORE = "before.jsonl"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("method", choices=("sft", "rl"), help="supervised, or by reinforcement")
-    parser.add_argument("--dataset", type=Path, nargs="+", default=[], metavar="FILE", help="sft: rows to train on")
+    parser.add_argument("method", choices=("sft", "dpo", "rl"), help="supervised, by preference, or by reinforcement")
+    parser.add_argument(
+        "--dataset", type=Path, nargs="+", default=[], metavar="FILE", help="sft, dpo: rows to train on"
+    )
     parser.add_argument("--replay", type=Path, metavar="FILE", help="sft: the model's own right solutions")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--problems", type=Path, metavar="FILE", help="rl: JSON Lines file of problems")
@@ -65,6 +70,10 @@ def main(run: Run) -> None:
         from stepwise.training.supervised import sft_in
 
         adapter = sft_in(run.directory, rows, run.config, adapter=start, replay=again, sinks=args.sink)
+    elif args.method == "dpo":
+        from stepwise.training.preference import dpo_in
+
+        adapter = dpo_in(run.directory, rows, run.config, adapter=start, sinks=args.sink)
     else:
         from stepwise.training.reinforce import grpo_in
 
@@ -81,18 +90,23 @@ def main(run: Run) -> None:
     run.say(f'use it: --set models.weak.adapter="{adapter / "adapter.gguf"}"')
 
 
-def rows_of(args: argparse.Namespace) -> list[Example]:
-    """The rows of all files, those with the same question and target once."""
+def rows_of(args: argparse.Namespace) -> list[Any]:
+    """The rows of all files, those with the same texts once: examples, or pairs for dpo."""
     from stepwise.interventions.stages import unique
 
     if args.method == "rl":
         if args.dataset or args.replay:
-            raise DataError("rl trains on problems; give --problems FILE or --lab N, and --dataset to sft")
+            raise DataError("rl trains on problems; give --problems FILE or --lab N, and --dataset to sft and dpo")
         return []
     if args.problems is not None or args.lab is not None:
-        raise DataError("sft trains on a dataset; give --dataset FILE, and --problems or --lab to rl")
+        raise DataError(f"{args.method} trains on a dataset; give --dataset FILE, and --problems or --lab to rl")
     if not args.dataset:
-        raise DataError("sft needs --dataset FILE; make one with python -m programs.intervene")
+        maker = "build_dataset --kind pairs" if args.method == "dpo" else "intervene"
+        raise DataError(f"{args.method} needs --dataset FILE; make one with python -m programs.{maker}")
+    if args.method == "dpo":
+        if args.replay:
+            raise DataError("--replay is for sft; leave it out, or set dpo.nll to hold the chosen steps up")
+        return read_pairs(*args.dataset)
     return unique([row for path in args.dataset for row in read_examples(path)])
 
 

@@ -23,7 +23,7 @@ from stepwise import config_errors
 from stepwise.config_base import FrozenConfig
 from stepwise.errors import ConfigError
 from stepwise.prompt import SolvePrompt
-from stepwise.train_config import LoraConfig, RlConfig, SftConfig
+from stepwise.train_config import DpoConfig, LoraConfig, RlConfig, SftConfig
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S.*$")]
 Roles = Literal["weak", "strong", "critic", "scorer"]
@@ -295,6 +295,7 @@ class Config(FrozenConfig):
     budget: BudgetConfig = BudgetConfig()
     lora: LoraConfig = LoraConfig()
     sft: SftConfig = SftConfig()
+    dpo: DpoConfig = DpoConfig()
     rl: RlConfig = RlConfig()
 
     @classmethod

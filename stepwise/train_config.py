@@ -1,4 +1,4 @@
-"""How a model is trained: the sections [lora], [sft] and [rl] of the configuration."""
+"""How a model is trained: the sections [lora], [sft], [dpo] and [rl] of the configuration."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class LoraConfig(FrozenConfig):
     """positions whose logits are in memory at a time, for 8,192 tokens of the vocabulary"""
 
 
-class SftConfig(FrozenConfig):
-    """Supervised training on prefix and intervention (InT, arXiv 2601.14209)."""
+class FitConfig(FrozenConfig):
+    """Passes over a dataset: what supervised and preference training share."""
 
     epochs: int = Field(default=4, ge=1)
     """passes over the dataset"""
@@ -51,6 +51,13 @@ class SftConfig(FrozenConfig):
     """AdamW's"""
     clip_norm: float = Field(default=1.0, gt=0)
     """largest norm of the gradient"""
+    save_every: int = Field(default=20, ge=1)
+    """steps between checkpoints: what a crash costs at most"""
+
+
+class SftConfig(FitConfig):
+    """Supervised training on prefix and intervention (InT, arXiv 2601.14209)."""
+
     prefix_weight: float = Field(default=1.0, ge=0)
     """loss weight of the kept prefix's tokens; 0 leaves them out"""
     intervention_weight: float = Field(default=1.0, ge=0)
@@ -59,8 +66,17 @@ class SftConfig(FrozenConfig):
     """loss weight of what follows it, in rows that have a suffix"""
     replay: float = Field(default=0.0, ge=0, lt=1)
     """share of the rows that are the model's own right solutions, against forgetting; needs such rows"""
-    save_every: int = Field(default=20, ge=1)
-    """steps between checkpoints: what a crash costs at most"""
+
+
+class DpoConfig(FitConfig):
+    """Preference training on interventions against wrong steps (DPO, arXiv 2305.18290)."""
+
+    learning_rate: float = Field(default=2e-5, gt=0)
+    """at its peak; it falls as a cosine to a tenth; lower than supervised training's"""
+    beta: float = Field(default=0.1, gt=0)
+    """how strongly the model is held to where it started: rewards are beta times log-ratios"""
+    nll: float = Field(default=0.0, ge=0)
+    """weight of the chosen step's loss in nats per token, as in RPO (arXiv 2404.19733); 0 leaves it out"""
 
 
 class CreditConfig(FrozenConfig):

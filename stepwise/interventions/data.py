@@ -58,7 +58,7 @@ def read_problems(source: str | Path | Any) -> list[Problem]:
     Raises DataError, with file, row and field, for a file that is missing, empty or not UTF-8, and for a row that has
     no question or both names of one column.
     """
-    rows, where = _rows(source)
+    rows, where = rows_in(source)
     if not rows:
         raise DataError(f"{where} has no rows; give at least one problem, one JSON object per line")
     return [problem_of(row, f"{where}, row {number}") for number, row in enumerate(rows, 1)]
@@ -141,7 +141,7 @@ def read_examples(source: str | Path | Any) -> list[Example]:
 
     Raises DataError naming file, row and field.
     """
-    rows, where = _rows(source)
+    rows, where = rows_in(source)
     found = []
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
@@ -205,8 +205,8 @@ def card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], l
     )
 
 
-def _rows(source: str | Path | Any) -> tuple[list[Any], str]:
-    """The rows of a file or a dataset, and what to call it."""
+def rows_in(source: str | Path | Any) -> tuple[list[Any], str]:
+    """The rows of a file or a dataset as they stand, and what to call it; DataError where there are none to read."""
     if isinstance(source, Mapping):
         splits = ", ".join(map(repr, list(source)[:5]))
         raise DataError(f"the dataset is a dictionary ({splits}); give one of its splits, or a list of rows")

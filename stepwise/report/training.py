@@ -39,6 +39,13 @@ class Plot(NamedTuple):
 PLOTS: tuple[Plot, ...] = (
     Plot("Reward", "mean over the rollouts that carry one", (("reward", "reward"),), span=_SHARE),
     Plot("Loss", "of the optimizer's step", (("loss", "loss"),)),
+    Plot("Margin", "beta times the change of log p(chosen) - log p(rejected)", (("margin", "margin"),)),
+    Plot("Accuracy", "share of pairs with a margin above 0", (("accuracy", "share"),), span=_SHARE),
+    Plot(
+        "Log-probability of steps",
+        "mean over pairs, nats",
+        (("logp_chosen", "chosen"), ("logp_rejected", "rejected")),
+    ),
     Plot("Groups", "problems in a step, and those with any advantage", (("kept_groups", "kept"), ("groups", "all"))),
     Plot(
         "Groups without spread", "share of groups whose rewards are all equal", (("no_spread", "share"),), span=_SHARE
@@ -114,7 +121,7 @@ class RolloutView:
 
 
 def write_training_report(path: str | Path, out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> Path:
-    """Write the page of the training run in the directory `out` (of `sft` or `grpo`) to `path`; returns the path.
+    """Write the page of the training run in the directory `out` (of `sft`, `dpo`, `grpo`) to `path`; returns the path.
 
     Rollouts are shown from evenly spaced steps, at most `max_rollouts`, groups with an advantage first. A run that is
     still going has a page too. The same directory gives the same bytes. Raises DataError where `out` has no metrics, or
@@ -134,11 +141,17 @@ def training_html(out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> str:
     strongest = max((abs(a) for view in views for a in view.row.step_advantages if a is not None), default=0.0)
     config = run.get("config", {})
     steps, planned = rows[-1]["step"], config.get("rl", {}).get("steps") if files else None
+    if files or "reward" in rows[-1]:
+        title, section = "Reinforcement learning", "rl"
+    elif "margin" in rows[-1]:
+        title, section = "Preference training", "dpo"
+    else:
+        title, section = "Supervised training", "sft"
     return render(
         "training.html.jinja",
-        title="Reinforcement learning" if files or "reward" in rows[-1] else "Supervised training",
+        title=title,
         subtitle=f"{steps:,}{f' of {planned:,}' if planned else ''} steps",
-        meta=_meta(run, bool(files)),
+        meta=_meta(run, section),
         lab=of_the_lab(run, "weak"),
         scripts=("common.js", "cards.js"),
         styles=("page.css", "cards.css"),
@@ -155,7 +168,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
     rows = {row["step"]: row for row in read_rows(out / "metrics.jsonl") if isinstance(row.get("step"), int)}
     if not rows:
-        raise DataError(f"{out} has no metrics.jsonl with a step in it; give the directory that sft or grpo wrote")
+        raise DataError(f"{out} has no metrics.jsonl with a step in it; give the directory that sft, dpo or grpo wrote")
     return [rows[step] for step in sorted(rows)]
 
 
@@ -246,9 +259,9 @@ def _steps(row: RlRollout, strongest: float) -> Iterator[StepView]:
         yield StepView(text, kind, words, depth, score, row.first_error == i)
 
 
-def _meta(run: Mapping[str, Any], rl: bool) -> dict[str, str]:
+def _meta(run: Mapping[str, Any], name: str) -> dict[str, str]:
     config, how = run.get("config", {}), run.get("arguments", {})
-    section = config.get("rl" if rl else "sft", {})
+    section = config.get(name, {})
     meta = {
         "configuration": run.get("config_hash"),
         "model": config.get("models", {}).get("weak", {}).get("model"),
@@ -258,6 +271,7 @@ def _meta(run: Mapping[str, Any], rl: bool) -> dict[str, str]:
         "credit": section.get("credit", {}).get("scheme"),
         "loss": section.get("loss"),
         "rollouts of a problem": section.get("group"),
+        "beta": section.get("beta"),
         "rows in a step": section.get("batch"),
         "learning rate": section.get("learning_rate"),
         "rank of the adapter": config.get("lora", {}).get("rank"),

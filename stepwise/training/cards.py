@@ -36,12 +36,14 @@ _FROZEN = ConfigDict(extra="forbid")
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "gguf", "llama-cpp-python", "dspy")
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)")  # a directory in the hub's cache
 MOST_POINTS = 200
+Method = Literal["sft", "dpo", "grpo", "dspy"]
 METHODS = {
     "sft": "supervised training on prefixes and interventions",
+    "dpo": "preference training (DPO) on interventions against the steps that they stand for",
     "grpo": "reinforcement learning on groups of rollouts, with credit per step",
     "dspy": "supervised training on the traces of a DSPy program",
 }
-_SECTIONS = {"sft": ("sft",), "grpo": ("rl",), "dspy": ("sft",)}
+_SECTIONS = {"sft": ("sft",), "dpo": ("dpo",), "grpo": ("rl",), "dspy": ("sft",)}
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 
@@ -63,7 +65,7 @@ class CardFacts:
     `curves` has (step, value) pairs by name, see `curves_of`. `before` and `after` are None where nothing was measured.
     """
 
-    method: Literal["sft", "grpo", "dspy"]
+    method: Method
     config: Config
     base: Path
     data: tuple[DataFacts, ...] = ()

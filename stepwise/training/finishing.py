@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from stepwise.config import Config
 from stepwise.jsonl import read_rows
-from stepwise.training.cards import CardFacts, curves_of, data_facts, write_card
+from stepwise.training.cards import CardFacts, Method, curves_of, data_facts, write_card
 from stepwise.training.lora import LAYOUT, Trainee
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def finish(
     trainee: Trainee,
     cfg: Config,
     *,
-    method: Literal["sft", "grpo", "dspy"],
+    method: Method,
     data: Sequence[tuple[str, Sequence[Any]]],
 ) -> Path:
     """Write the adapter (PEFT's layout and GGUF) with its card to the run's folder adapter; returns the folder.

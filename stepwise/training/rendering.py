@@ -27,6 +27,21 @@ class TokenRow:
     prompt: int
     weights: tuple[float, ...]
 
+    @property
+    def size(self) -> int:
+        """Tokens of prompt and target."""
+        return len(self.ids)
+
+    @property
+    def share(self) -> float:
+        """Sum of the weights."""
+        return sum(self.weights)
+
+    @property
+    def trained(self) -> int:
+        """Tokens with a loss."""
+        return sum(weight > 0 for weight in self.weights)
+
 
 def prompt_ids(tokenizer: Any, prompt: SolvePrompt, question: str) -> list[int]:
     """Ids of the chat up to where the assistant's message begins.
@@ -87,26 +102,48 @@ def render(
     without a loss, text that does not tokenize back, and a sequence longer than `context`.
     """
     where = f"row {example.id!r}"
-    if example.prompt_hash != prompt.hash:
-        raise DataError(
-            f"{where} was made under another prompt ({example.prompt_hash}, now {prompt.hash}); set [prompt] as it "
-            "was, or collect again"
-        )
-    head = prompt_ids(tokenizer, prompt, example.question)
+    check_prompt(where, example.prompt_hash, prompt)
     parts = (
         (list(example.prefix), settings.prefix_weight),
         (_steps(example), settings.intervention_weight),
         (split_steps(example.suffix), settings.suffix_weight),
     )
     texts = [(step, weight) for steps, weight in parts for step in steps]
+    head = prompt_ids(tokenizer, prompt, example.question)
+    open_end = example.complete or example.origin == "first_tokens"
+    return token_row(where, head, texts, tokenizer, context, open_end=open_end, complete=example.complete)
+
+
+def check_prompt(where: str, made_under: str, prompt: SolvePrompt) -> None:
+    """Raise DataError for a row, called `where`, that was made under another prompt (a hash)."""
+    if made_under != prompt.hash:
+        raise DataError(
+            f"{where} was made under another prompt ({made_under}, now {prompt.hash}); set [prompt] as it was, or "
+            "collect again"
+        )
+
+
+def token_row(
+    where: str,
+    head: Sequence[int],
+    texts: Sequence[tuple[str, float]],
+    tokenizer: Any,
+    context: int | None,
+    *,
+    open_end: bool = False,
+    complete: bool = False,
+) -> TokenRow:
+    """Steps with their loss weights after the ids `head` of a prompt; each with the blank line after it, the last one
+    without where `open_end`, and with the end of the message where `complete`. DataError, naming `where`, as `render`.
+    """
     ids: list[int] = []
     weights: list[float] = []
     for place, (step, weight) in enumerate(texts):
-        open_end = place + 1 == len(texts) and (example.complete or example.origin == "first_tokens")
-        piece = text_ids(tokenizer, step if open_end else step + SEPARATOR, f"{where}, step {place}")
+        last = open_end and place + 1 == len(texts)
+        piece = text_ids(tokenizer, step if last else step + SEPARATOR, f"{where}, step {place}")
         ids += piece
         weights += [weight] * len(piece)
-    if example.complete and texts:
+    if complete and texts:
         ids.append(tokenizer.eos_token_id)
         weights.append(texts[-1][1])
     if not any(weights):

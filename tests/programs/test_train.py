@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stepwise.interventions.data import write_examples
+from stepwise.interventions.pairs import write_pairs
 from stepwise.jsonl import append_rows, read_rows
 from stepwise.types import Problem
 from tests.training.sft_world import row
@@ -70,6 +71,18 @@ def test_rl_goes_on_from_the_run_that_sft_made(toml: str, rows: str, problems: s
     assert main([*again, "--overwrite"]) == 0
 
 
+def test_dpo_trains_on_pairs_and_leaves_a_card_and_a_page(toml: str, tmp_path: Path) -> None:
+    made = row(1)
+    texts = {"prompt": made.question, "chosen": made.target, "rejected": f"{made.prefix[0]}\n\nThere are 9 coins."}
+    path, out = write_pairs(tmp_path / "pairs.jsonl", [texts]), tmp_path / "dpo"
+    assert main(["dpo", "--config", toml, "--dataset", str(path), str(path), "--out", str(out)]) == 0
+    card = json.loads((out / "adapter" / "card.json").read_text())
+    assert (card["method"], card["data"][0]["rows"], "dpo" in card["config"]) == ("dpo", 1, True)
+    page = (out / "report.html").read_text()
+    assert "Preference training" in page
+    assert "Log-probability of steps" in page
+
+
 def test_files_given_twice_and_the_same_rows_count_once(toml: str, rows: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["sft", "--config", toml, "--dataset", rows, rows, "--out", str(out)]) == 0
@@ -90,6 +103,10 @@ def test_another_dataset_under_the_same_name_is_refused(toml: str, rows: str, tm
         (["sft"], "sft needs --dataset FILE"),
         (["sft", "--dataset", "ROWS", "--lab", "3"], "give --dataset FILE, and --problems or --lab to rl"),
         (["rl", "--dataset", "ROWS"], "rl trains on problems"),
+        (["dpo"], "dpo needs --dataset FILE; make one with python -m programs.build_dataset --kind pairs"),
+        (["dpo", "--dataset", "ROWS", "--lab", "3"], "dpo trains on a dataset; give --dataset FILE"),
+        (["dpo", "--dataset", "ROWS", "--replay", "ROWS"], "--replay is for sft"),
+        (["dpo", "--dataset", "ROWS"], "row 1, field prompt is None; give a text"),
         (["sft", "--dataset", "nowhere.jsonl"], "no such file"),
         (["rl", "--lab", "2", "--adapter", "nowhere"], "adapter nowhere has no adapter_config.json"),
         (["rl", "--lab", "2", "--set", "rl.credit.schem=vppo"], 'did you mean "rl.credit.scheme"?'),

@@ -157,13 +157,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_on_disk(
 ) -> None:
     from stepwise.training import supervised
 
-    real = supervised.train_step
-
-    def broken(*args: Any) -> Any:
-        made = real(*args)
-        return supervised.StepResult(float("nan"), made.tokens, made.grad_norm)
-
-    monkeypatch.setattr(supervised, "train_step", broken)
+    monkeypatch.setattr(supervised, "weighted_nll", lambda *given: weighted_nll(*given) * float("nan"))
     with pytest.raises(DataError, match=r"loss is nan.*failed-batch\.jsonl"):
         sft(ROWS, config(tiny_gguf_path, *QUICK), tmp_path / "run")
     assert len(read_rows(tmp_path / "run" / "failed-batch.jsonl")) == 2
