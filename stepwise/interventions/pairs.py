@@ -16,6 +16,8 @@ from stepwise.interventions.data import replace_text, rows_in
 from stepwise.interventions.rows import Example, Failure, by_id, parent
 from stepwise.steps import SEPARATOR, split_steps
 
+_TEXTS = ("prompt", "chosen", "rejected")
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Pair:
@@ -97,10 +99,8 @@ def pair_of(row: Any, where: str, name: str) -> Pair:
         what = "chosen equals rejected" if len(one) == len(other) else f"{short} is only the beginning of the other"
         raise DataError(f"{where}: {what}, so there is no step to prefer; leave the row out")
     steps = (tuple(one[:shared]), tuple(one[shared:]), tuple(other[shared:]))
-    return Pair(str(row.get("id") or name), prompt, *steps, row.get("prompt_hash"))
-
-
-_TEXTS = ("prompt", "chosen", "rejected")
+    made_under = row.get("prompt_hash")
+    return Pair(str(row.get("id") or name), prompt, *steps, None if made_under is None else str(made_under))
 
 
 def _text(value: Any, where: str) -> str:

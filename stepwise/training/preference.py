@@ -5,7 +5,7 @@ What differs from the papers:
    a loss. Log-probabilities are summed over the steps after it, each with the blank line that ends it.
 2. The reference is the policy at the start: the base, or the adapter that training goes on with. Its log-probabilities
    are computed once and kept in reference.json; no second model is held in memory.
-3. `dpo.nll` adds the chosen step's mean loss per token (RPO, arXiv 2404.19733, eq. 2), 0 by default.
+3. `dpo.nll` adds the chosen step's mean loss per token (RPO, arXiv 2404.19733, section 2), 0 by default.
 4. Without dropout: the first step's margin is 0.
 """
 
