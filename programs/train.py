@@ -4,7 +4,8 @@ step in their place (dpo), or by reinforcement (rl).
 sft takes --dataset, one file or several (interventions of intervene, other kinds of build_dataset), and --replay, a
 file with the model's own right solutions for sft.replay. dpo takes --dataset with pairs (build_dataset --kind pairs);
 [dpo] has its settings. rl takes --problems or --lab; [rl] says what is done, and
-[rl.credit] what each step of a rollout is credited with. All take --adapter to go on with an earlier one. All settings
+[rl.credit] what each step of a rollout is credited with; --hints, a file of intervene, begins the rollouts of its
+problems with prefix and intervention. All take --adapter to go on with an earlier one. All settings
 are in the configuration: --set sft.learning_rate=1e-4, --set rl.credit.scheme=vppo. Writes adapter/ (PEFT's layout,
 adapter.gguf and a card), metrics.jsonl, rollouts/ and report.html. A killed run goes on at its last checkpoint.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--problems", type=Path, metavar="FILE", help="rl: JSON Lines file of problems")
     where.add_argument("--lab", type=positive, metavar="N", help="rl: N problems of the lab (default: 100)")
+    parser.add_argument("--hints", type=Path, metavar="FILE", help="rl: interventions to begin their problems with")
     parser.add_argument("--split", default="train", help="rl: of the lab's problems (default: %(default)s)")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="go on with this adapter, or that of this run")
     parser.add_argument("--sink", nargs="+", default=[], metavar="NAME", help="tensorboard, wandb, mlflow, trackio")
@@ -65,6 +68,7 @@ def main(run: Run) -> None:
     args, tests = run.args, tests_of(run.args)
     start = adapter_directory(args.adapter) if args.adapter is not None else None
     rows, again, problems = rows_of(args), read_examples(args.replay) if args.replay else [], problems_of(args)
+    hints = hints_for(args, problems)
     before = measured_before(run, tests, start) if tests else None
     if args.method == "sft":
         from stepwise.training.supervised import sft_in
@@ -77,7 +81,7 @@ def main(run: Run) -> None:
     else:
         from stepwise.training.reinforce import grpo_in
 
-        adapter = grpo_in(run.directory, problems, run.config, adapter=start, sinks=args.sink)
+        adapter = grpo_in(run.directory, problems, run.config, adapter=start, hints=hints, sinks=args.sink)
     if tests:
         after = evaluate(run.config, tests, adapter, args.samples)
         add_evaluation(adapter, before=before, after=after)
@@ -115,6 +119,17 @@ def problems_of(args: argparse.Namespace) -> list[Problem]:
     if args.method != "rl":
         return []
     return read_problems(args.problems) if args.problems is not None else _lab(args.split, args.lab or 100)
+
+
+def hints_for(args: argparse.Namespace, problems: list[Problem]) -> Mapping[str, tuple[str, ...]]:
+    """Prefix and intervention of the first row of each problem that --hints has."""
+    from stepwise.training.hints import hints_of
+
+    if args.hints is None:
+        return {}
+    if args.method != "rl":
+        raise DataError("--hints are for rl; sft and dpo take --dataset")
+    return hints_of(read_examples(args.hints), problems)
 
 
 def tests_of(args: argparse.Namespace) -> list[Problem]:

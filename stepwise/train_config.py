@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from stepwise.config_base import FrozenConfig
 
 Scheme = Literal[
-    "outcome", "first_error", "vppo", "vineppo", "capo", "pure_min", "oppo", "shuffled"
+    "outcome", "first_error", "vppo", "vineppo", "capo", "pure_min", "oppo", "distill", "shuffled"
 ]  # keys of stepwise.credit.SCHEMES
 
 
@@ -108,6 +108,8 @@ class CreditConfig(FrozenConfig):
     """capo: how many critiques must name a step"""
     evidence_clip: float = Field(default=1.0, gt=0)
     """oppo: largest size of the log-likelihood ratio of one token"""
+    distill_clip: float = Field(default=5.0, gt=0)
+    """distill: largest size of a token's advantage, in nats"""
 
 
 class RlConfig(FrozenConfig):

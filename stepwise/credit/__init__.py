@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from stepwise.credit.group import Array, Group, has_signal, step_advantages
-from stepwise.credit.schemes import capo, first_error, oppo, outcome, pure_min, shuffled, vineppo, vppo
+from stepwise.credit.schemes import capo, distill, first_error, oppo, outcome, pure_min, shuffled, vineppo, vppo
 from stepwise.train_config import CreditConfig
 
 SchemeFunction = Callable[[Group, CreditConfig, int], Array]
@@ -24,6 +24,7 @@ SCHEMES: Mapping[str, SchemeFunction] = MappingProxyType(
         "capo": lambda group, cfg, seed: capo(group, agree=cfg.agree, scale=cfg.scale),
         "pure_min": lambda group, cfg, seed: pure_min(group),
         "oppo": lambda group, cfg, seed: oppo(group, evidence_clip=cfg.evidence_clip),
+        "distill": lambda group, cfg, seed: distill(group, clip=cfg.distill_clip),
         "shuffled": lambda group, cfg, seed: shuffled(group, blame=cfg.blame, seed=seed),
     }
 )
@@ -38,6 +39,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "capo": ("critiques",),
         "pure_min": ("scores",),
         "oppo": ("evidence",),
+        "distill": ("teacher",),
         "shuffled": ("first_error",),
     }
 )
@@ -45,7 +47,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def advantages(group: Group, cfg: CreditConfig, seed: int = 0) -> Array:
-    """Advantages (B, T) of `group` under `cfg.scheme`; 0 on padding, forced tokens and rollouts without a reward.
+    """Advantages (B, T) of `group` under `cfg.scheme`; 0 on padding, forced tokens and, but for `distill`, rollouts
+    without a reward.
 
     `seed` >= 0 is read by `shuffled` alone. Raises `DataError` where the group lacks a field that the scheme needs.
     """
@@ -58,6 +61,7 @@ __all__ = [
     "Group",
     "advantages",
     "capo",
+    "distill",
     "first_error",
     "has_signal",
     "oppo",

@@ -16,12 +16,14 @@ Bools = NDArray[np.bool_]
 Known = TypeVar("Known")
 
 _NOISE = 1e-12  # means of equal floats differ from them by less than this
+_PER_TOKEN = ("evidence", "teacher")
 _SOURCES = {
     "scores": "score every step, one probability each",
     "first_error": "locate the first error of every rollout, None where none was found",
     "values": "estimate the success rate at every step boundary, from fresh rollouts",
     "critiques": "have every rollout criticized, and give the steps that each critique calls wrong",
     "evidence": "give log p(token | oracle) - log p(token) of every sampled token",
+    "teacher": "give log p(token) of the teacher less the student's, of every sampled token",
 }
 
 
@@ -33,7 +35,8 @@ class Group:
     are needed by some schemes only (`NEEDS`), and are not read for rollouts without a reward.
 
     Attributes:
-        rewards: (B,), 1.0 right, 0.0 wrong, nan for a rollout without a reward (it has no advantage and is in no mean).
+        rewards: (B,), 1.0 right, 0.0 wrong, nan for a rollout without a reward (it is in no mean, and nothing but
+            `teacher` can give it an advantage).
         mask: (B, T) bool, tokens that the policy sampled; False for padding and for forced tokens.
         spans: per rollout, the tokens [start, stop) of each step, in order; every sampled token is in one, and every
             step has a sampled token.
@@ -43,6 +46,8 @@ class Group:
             the prompt, last the outcome, which equals the reward.
         critiques: per rollout, one or more critiques, each the indices of the steps that it calls wrong.
         evidence: (B, T), log p(token | oracle) - log p(token) in nats; read at sampled tokens.
+        teacher: (B, T), log p(token) of the teacher less that of the student, in nats; read at sampled tokens, also of
+            rollouts without a reward, where nan says that it is not known.
     """
 
     rewards: Array
@@ -53,9 +58,10 @@ class Group:
     values: tuple[tuple[float, ...], ...] | None = None
     critiques: tuple[tuple[tuple[int, ...], ...], ...] | None = None
     evidence: Array | None = None
+    teacher: Array | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rewards", "evidence"):
+        for name in ("rewards", *_PER_TOKEN):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
         _check_arrays(self)
@@ -74,7 +80,7 @@ class Group:
 
     @property
     def tokens(self) -> Bools:
-        """(B, T), sampled tokens of rollouts with a reward: the only ones that can have an advantage."""
+        """(B, T), sampled tokens of rollouts with a reward: the only ones that an outcome can give an advantage."""
         return self.mask & self.rewarded[:, None]
 
 
@@ -118,12 +124,13 @@ def _check_arrays(group: Group) -> None:
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2 or len(mask) != len(rewards):
         found = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
         raise DataError(f"group.mask is {found} for {len(rewards)} rewards; give a bool array, one row per rollout")
-    if group.evidence is None:
-        return
-    if group.evidence.shape != mask.shape:
-        raise DataError(f"group.evidence has shape {group.evidence.shape}, group.mask {mask.shape}; give one per token")
-    for i, t in np.argwhere(group.tokens & ~np.isfinite(group.evidence)):
-        _refuse("evidence", int(i), f"{group.evidence[i, t]} at token {t}", "score every sampled token, or reward nan")
+    for name in _PER_TOKEN:
+        if (values := getattr(group, name)) is None:
+            continue
+        if values.shape != mask.shape:
+            raise DataError(f"group.{name} has shape {values.shape}, group.mask {mask.shape}; give one per token")
+        for i, t in np.argwhere(group.tokens & ~np.isfinite(values)):
+            _refuse(name, int(i), f"{values[i, t]} at token {t}", "score every sampled token, or reward nan")
 
 
 def _check_spans(group: Group) -> None:

@@ -1,7 +1,7 @@
 """Credit schemes: pure functions from a group of rollouts to advantages per token, (B, T) float64.
 
 R_i is the reward of rollout i, o_i its sampled tokens, k(t) the step of token t. Means over rollouts leave out those
-without a reward; they, padding and forced tokens have advantage 0. What differs from the papers:
+without a reward; they (but for `distill`), padding and forced tokens have advantage 0. What differs from the papers:
 1. Nothing is divided by a standard deviation unless `scale` is set (GRPO and CAPO).
 2. `first_error` and `shuffled` are not from a paper.
 3. VPPO's prefix is shortened by a share of the rollout, not by the prompt's length; where a wrong rollout has no
@@ -9,6 +9,8 @@ without a reward; they, padding and forced tokens have advantage 0. What differs
 4. CAPO's weights are fixed at the best published ones, 2 and 1.
 5. In PURE the outcome is always part of the advantage, at weight 1.
 6. OPPO's value follows log odds, not Bayes' rule (see there), and has no direction anchoring.
+7. `distill` is on-policy distillation (GKD, MiniLLM) as a credit: the divergence is estimated at the sampled token
+   alone, not over the vocabulary, and what a token does to later ones is left out, as in GKD.
 """
 
 from __future__ import annotations
@@ -191,6 +193,19 @@ def oppo(group: Group, *, evidence_clip: float = 1.0) -> Array:
             value[-1] = group.rewards[i]
         advantage[i, group.mask[i]] = np.diff(value)
     return advantage
+
+
+def distill(group: Group, *, clip: float = 5.0) -> Array:
+    """A_t = log p_teacher(y_t | prefix) - log p_student(y_t | prefix), clipped to +-`clip` > 0 nats; no baseline.
+
+    On the student's own samples its mean is minus the reverse divergence KL(student || teacher) of each next token,
+    and the policy gradient with it is that divergence's, the prefix held fixed: GKD, arXiv 2306.13649, eq. 3 with all
+    data on-policy and reverse KL. MiniLLM (arXiv 2306.08543, section 2.2) adds the sum over later tokens, which has
+    more variance. The outcome is not read, so that rollouts without a reward are trained on too; only tokens of which
+    nothing is known (nan) are not.
+    """
+    gaps = needed(group.teacher, "teacher")
+    return np.where(group.mask & ~np.isnan(gaps), np.clip(gaps, -clip, clip), 0.0)
 
 
 def _rewarded(group: Group) -> list[int]:

@@ -50,7 +50,7 @@ PLOTS: tuple[Plot, ...] = (
     Plot(
         "Groups without spread", "share of groups whose rewards are all equal", (("no_spread", "share"),), span=_SHARE
     ),
-    Plot("Masked rollouts", "without a reward", (("masked", "masked"),)),
+    Plot("Masked rollouts", "without a reward or other credit", (("masked", "masked"),)),
     Plot("Length", "mean tokens of a rollout", (("length", "length"),)),
     Plot("Entropy", "of the next token, nats", (("entropy", "entropy"),)),
     Plot("Divergence", "from the base model, nats per token", (("kl", "divergence"),)),
@@ -262,13 +262,16 @@ def _steps(row: RlRollout, strongest: float) -> Iterator[StepView]:
 def _meta(run: Mapping[str, Any], name: str) -> dict[str, str]:
     config, how = run.get("config", {}), run.get("arguments", {})
     section = config.get(name, {})
+    scheme = section.get("credit", {}).get("scheme")
     meta = {
         "configuration": run.get("config_hash"),
         "model": config.get("models", {}).get("weak", {}).get("model"),
         "starts from": how.get("adapter"),
         "problems": how.get("problems"),
         "rows": how.get("rows"),
-        "credit": section.get("credit", {}).get("scheme"),
+        "hinted problems": how.get("hints"),
+        "credit": scheme,
+        "teacher": config.get("models", {}).get("strong", {}).get("model") if scheme == "distill" else None,
         "loss": section.get("loss"),
         "rollouts of a problem": section.get("group"),
         "beta": section.get("beta"),

@@ -145,6 +145,7 @@ def _card(adapter: Path, facts: CardFacts) -> dict[str, Any]:
     config = facts.config.model_dump(mode="json")
     own_prompts = facts.method == "dspy"  # those of the program's signatures
     sections = ("seed", *(() if own_prompts else ("prompt", "sampling")), "lora", *_SECTIONS[facts.method])
+    roles = ("weak", "strong") if facts.method == "grpo" and facts.config.rl.credit.scheme == "distill" else ("weak",)
     lora = described(adapter)
     return {
         "method": facts.method,
@@ -153,7 +154,7 @@ def _card(adapter: Path, facts: CardFacts) -> dict[str, Any]:
         "adapter": {"rank": lora.get("r"), "alpha": lora.get("lora_alpha")},
         "prompt_hash": None if own_prompts else facts.config.prompt.hash,
         "config_hash": facts.config.hash,
-        "config": {key: config[key] for key in sections} | {"models": {"weak": config["models"]["weak"]}},
+        "config": {key: config[key] for key in sections} | {"models": {role: config["models"][role] for role in roles}},
         "data": [_plain(data) for data in facts.data],
         "curves": {key: _curve(points) for key, points in (facts.curves or {}).items() if points},
         "evaluation": {"before": _measured(facts.before), "after": _measured(facts.after)},

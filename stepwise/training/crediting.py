@@ -29,9 +29,9 @@ class Known:
     """What is known of one rollout's steps besides its outcome; a field that the scheme does not need stays None.
 
     One entry per step of the rollout's text, one for a text without steps: `scores`, `critiques` (the steps that each
-    critique calls wrong); `values` has one more, see `credit.Group`; `evidence` (T,) has one per token. `first_error`
-    None means that none was found, or none was looked for. `failed` says why nothing can be known: then the rollout is
-    masked.
+    critique calls wrong); `values` has one more, see `credit.Group`; `evidence` and `teacher` (T,) have one per token.
+    `first_error` None means that none was found, or none was looked for. `failed` says why nothing can be known: then
+    the rollout is masked.
     """
 
     first_error: int | None = None
@@ -39,6 +39,7 @@ class Known:
     values: tuple[float, ...] | None = None
     critiques: tuple[tuple[int, ...], ...] | None = None
     evidence: Array | None = None
+    teacher: Array | None = None
     failed: str = ""
 
 
@@ -46,8 +47,9 @@ class Known:
 class Credited:
     """The rollouts of a step with their credit. `advantages` has one array per rollout, one entry per token.
 
-    `kept` says of each rollout whether its group is trained on: whether any token of the group has an advantage.
-    `groups` of them there are, in `kept_groups` is a signal, in `no_spread` all known outcomes are equal.
+    `kept` says of each rollout whether it is trained on: whether any token of its group has an advantage, and it has a
+    reward or an advantage itself. `groups` of them there are, in `kept_groups` is a signal, in `no_spread` all known
+    outcomes are equal.
     """
 
     rollouts: list[RlRollout]
@@ -92,7 +94,7 @@ def credit_groups(
         for row, what, line in zip(rows, known[start:stop], found, strict=True):
             mine = line[: len(row.token_ids)]
             parts.advantages.append(mine)
-            parts.kept.append(signal)
+            parts.kept.append(signal and (row.reward is not None or credit.has_signal(mine)))
             parts.rollouts.append(_told(row, what, mine))
     return Credited(parts.rollouts, parts.advantages, parts.kept, groups, kept_groups, no_spread)
 
@@ -102,19 +104,12 @@ def make_group(rows: Sequence[RlRollout], known: Sequence[Known]) -> Group:
 
     Fields that are None for a rollout with a reward are None in the group.
     """
-    lengths = [len(row.token_ids) if row.reward is not None else 0 for row in rows]
-    width = max(map(len, (row.token_ids for row in rows)))
-    mask = np.arange(width)[None, :] < np.array(lengths)[:, None]
+    lengths = np.array([len(row.token_ids) for row in rows])
+    mask = np.arange(max(lengths))[None, :] < lengths[:, None]
     rewards = np.array([np.nan if row.reward is None else row.reward for row in rows])
     merged = [_merged(row, what) for row, what in zip(rows, known, strict=True)]
     spans = tuple(spans for spans, _ in merged)
     found = [what for _, what in merged]
-    evidence = None
-    if any(what.evidence is not None for what in found):
-        evidence = np.zeros(mask.shape)
-        for i, what in enumerate(found):
-            if what.evidence is not None:
-                evidence[i, : len(what.evidence)] = what.evidence
     return Group(
         rewards,
         mask,
@@ -123,7 +118,8 @@ def make_group(rows: Sequence[RlRollout], known: Sequence[Known]) -> Group:
         first_error=tuple(what.first_error for what in found),
         values=_column([what.values for what in found], rewards),
         critiques=_column([what.critiques for what in found], rewards),
-        evidence=evidence,
+        evidence=_padded([what.evidence for what in found], rewards, mask.shape),
+        teacher=_padded([what.teacher for what in found], rewards, mask.shape),
     )
 
 
@@ -149,16 +145,25 @@ def _masked(row: RlRollout, what: Known) -> RlRollout:
 
 def _column(cells: list[T | None], rewards: Array) -> tuple[T, ...] | None:
     """All cells, () in place of those of rollouts without a reward; None where one with a reward has none."""
-    if all(np.isnan(rewards)) or any(
-        cell is None and not np.isnan(reward) for cell, reward in zip(cells, rewards, strict=True)
-    ):
+    if any(cell is None and not np.isnan(reward) for cell, reward in zip(cells, rewards, strict=True)):
         return None
     return tuple(cast(T, ()) if cell is None else cell for cell in cells)
 
 
+def _padded(cells: list[Array | None], rewards: Array, shape: tuple[int, ...]) -> Array | None:
+    """Cells (T,) as rows of one array, nan elsewhere; None where there are rewards, and no cell."""
+    if all(cell is None for cell in cells) and not np.isnan(rewards).all():
+        return None
+    out = np.full(shape, np.nan)
+    for line, cell in zip(out, cells, strict=True):
+        if cell is not None:
+            line[: len(cell)] = cell
+    return out
+
+
 def _merged(row: RlRollout, what: Known) -> tuple[Spans, Known]:
-    """Spans that are not empty, and what is known of them; nothing for a rollout without a reward."""
-    if row.reward is None:
+    """Spans that are not empty, and what is known of them; nothing for a rollout without tokens."""
+    if not row.token_ids:
         return (), Known()
     if not row.steps:
         return ((0, len(row.token_ids)),), what
@@ -181,7 +186,7 @@ def _merged(row: RlRollout, what: Known) -> tuple[Spans, Known]:
 
 def _told(row: RlRollout, what: Known, advantages: Array) -> RlRollout:
     """The rollout as it is kept on disk."""
-    if row.reward is None:
+    if row.reward is None and not advantages.any():
         return row
     means = tuple(float(advantages[a:b].mean()) if a < b else None for a, b in row.spans)
     return dataclasses.replace(row, first_error=what.first_error, step_scores=what.scores or (), step_advantages=means)

@@ -7,6 +7,7 @@ A rollout about which nothing can be found out (its judge failed) is masked. Wha
    error names that step alone.
 3. OPPO (2605.21851): the oracle is the reference solution, or the answer where there is none, after the question in the
    prompt of the policy itself.
+4. Distillation: the student's log-probabilities are the sampler's, as it wrote.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from stepwise import credit
 from stepwise.errors import BackendError, DataError
@@ -26,6 +29,7 @@ from stepwise.training.learner import Learner
 from stepwise.training.policy import Floats, forward
 from stepwise.training.rendering import prompt_ids
 from stepwise.training.rollouts import RlRollout
+from stepwise.training.teacher import read_logprobs
 from stepwise.types import Problem, Usage
 
 if TYPE_CHECKING:
@@ -258,6 +262,22 @@ def oracle_prompt(run: Learner, problem: Problem) -> list[int]:
     return prompt_ids(run.trainee.tokenizer, run.cfg.prompt, f"{problem.question}\n\n{told}")
 
 
+def teacher_gaps(run: Learner, rollouts: Sequence[RlRollout]) -> Found:
+    """Log p(token) of the teacher less the sampler's, for each rollout with tokens, whether it has a reward or not."""
+    engine = run.judges.teacher
+    places = [i for i, row in enumerate(rollouts) if row.token_ids and row.finish != "error"]
+    rows = [rollouts[i] for i in places]
+    made, evaluated = read_logprobs(engine, [(run.prompts[row.problem], row.token_ids) for row in rows])
+    errors = [one for one in made if isinstance(one, str)]
+    if 2 * len(errors) > len(made):
+        raise BackendError(f"{engine.name} failed for {len(errors)} of {len(made)} rollouts, first: {errors[0]}")
+    found = [
+        Known(failed=one) if isinstance(one, str) else Known(teacher=one - np.array(row.logprobs))
+        for one, row in zip(made, rows, strict=True)
+    ]
+    return _put([Known() for _ in rollouts], places, found), Cost.of(engine.parameters, 0, evaluated)
+
+
 def _places(
     rollouts: Sequence[RlRollout], need: str, *, wrong: bool = False, stepless: bool = False
 ) -> tuple[list[int], list[Known]]:
@@ -287,4 +307,5 @@ _FINDERS: dict[str, Callable[[Learner, Sequence[RlRollout]], Found]] = {
     "scores": step_scores,
     "values": boundary_values,
     "critiques": critiques,
+    "teacher": teacher_gaps,
 }

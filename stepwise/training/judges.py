@@ -1,4 +1,6 @@
-"""Who says where a rollout goes wrong, for the credit schemes that ask: the scorer, the critic, or a function."""
+"""Who says where a rollout goes wrong, for the credit schemes that ask: the scorer, the critic, or a function. And the
+teacher, who reads it along.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepwise import credit
 from stepwise.errors import ConfigError
+from stepwise.training.teacher import load_teacher
 from stepwise.types import Problem
 
 if TYPE_CHECKING:
@@ -27,23 +30,25 @@ class Judges:
     scorer: Any = None
     critic: Any = None
     locate: Locate | None = None
+    teacher: Any = None
     critic_size: int | None = None
     forget: Callable[[], None] = lambda: None
     close: Callable[[], None] = lambda: None
 
 
 def asked(cfg: Config) -> str:
-    """Whom the scheme of `cfg` asks: "scorer", "critic", "locate", or "" where it asks nobody."""
+    """Whom the scheme of `cfg` asks: "scorer", "critic", "locate", "teacher", or "" where it asks nobody."""
     how = cfg.rl.credit
     if "first_error" in credit.NEEDS[how.scheme]:
         return "locate" if how.first_error == "given" else how.first_error
-    return {"scores": "scorer", "critiques": "critic"}.get("".join(credit.NEEDS[how.scheme]), "")
+    return {"scores": "scorer", "critiques": "critic", "teacher": "teacher"}.get("".join(credit.NEEDS[how.scheme]), "")
 
 
 def load_judges(cfg: Config, scorer: Any = None, critic: Any = None, locate: Locate | None = None) -> Judges:
-    """The judge that the scheme asks: the one given, else the scorer or critic that the configuration describes.
+    """The judge that the scheme asks: the one given, else the scorer, critic or teacher that the configuration has.
 
-    Raises ConfigError where `locate` is needed and missing, or given and not asked; what loading raises.
+    Raises ConfigError where `locate` is needed and missing, or a judge is given and not asked, or the teacher is not
+    local; what loading raises.
     """
     who, how = asked(cfg), cfg.rl.credit
     given = {"scorer": scorer, "critic": critic, "locate": locate}
@@ -64,6 +69,9 @@ def load_judges(cfg: Config, scorer: Any = None, critic: Any = None, locate: Loc
         return Judges(scorer=scorer, forget=_forgets(scorer)) if scorer is not None else _own_scorer(cfg)
     if who == "critic":
         return Judges(critic=critic) if critic is not None else _own_critic(cfg)
+    if who == "teacher":
+        teacher = load_teacher(cfg)
+        return Judges(teacher=teacher, forget=teacher.forget, close=teacher.close)
     return Judges()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.config import Config
+from stepwise.training.hints import Hints
 from stepwise.training.judges import Judges
 from stepwise.training.lora import Trainee
 from stepwise.training.policy import PolicyRow
@@ -21,7 +22,8 @@ from stepwise.types import Problem
 
 @dataclass
 class Learner:
-    """Models, optimizer, problems and prompts (by problem id, in the order given) of a run.
+    """Models, optimizer, problems and prompts (by problem id, in the order given) of a run; a prompt ends with the
+    problem's hint where `hints` has one.
 
     `failed` is where a batch goes whose loss is not finite. `mark` is LaSeR's token, None where LaSeR is off;
     `constant` its mean log-probability under the base, None until the first step has measured it.
@@ -35,6 +37,7 @@ class Learner:
     problems: Mapping[str, Problem]
     prompts: Mapping[str, tuple[int, ...]]
     failed: Path
+    hints: Hints = field(default_factory=dict)
     mark: int | None = None
     constant: float | None = None
 

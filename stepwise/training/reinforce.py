@@ -14,7 +14,7 @@ differs from GRPO (arXiv 2402.03300) and the trainers that have it:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from stepwise.call_cache import key_of
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
+from stepwise.training.hints import Hints, check_hints
 from stepwise.training.judges import Locate, load_judges
 from stepwise.training.learner import Learner
 from stepwise.training.lora import base_directory, load_trainee
@@ -30,6 +31,7 @@ from stepwise.training.rl_step import rl_step
 from stepwise.training.rollouts import rollouts_name, write_rollouts
 from stepwise.training.sampler import Sampler, exact_weights
 from stepwise.training.state import claim_state, load_state, save_state
+from stepwise.training.teacher import check_teacher
 from stepwise.types import Problem, to_json
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def grpo(
     scorer: Any = None,
     critic: Any = None,
     locate: Locate | None = None,
+    hints: Mapping[str, Sequence[str]] | None = None,
     sinks: Sequence[str] = (),
 ) -> Path:
     """Train an adapter of `models.weak` on problems with answers; returns the adapter's directory, `out`/adapter.
@@ -54,24 +57,42 @@ def grpo(
     `adapter` is a directory of an earlier adapter to go on with. What the credit scheme needs beside outcomes comes
     from `scorer` (a `stepwise.scorers.Scorer`; None: the one that [scorer] describes), `critic` (an ErrorLocalizer;
     None: the one that [critic] describes), or `locate(problem, steps)`, which returns the index of the first wrong step
-    or None. `sinks` are names for `stepwise.training.sinks`. The same call goes on where it was stopped.
+    or None; the teacher of "distill" is models.strong. `sinks` are names for `stepwise.training.sinks`. The same call
+    goes on where it was stopped.
+
+    `hints` are steps by problem id that are written ahead of every rollout of that problem, such as the right prefix of
+    an attempt and its intervention. They are part of what is graded and nothing on them is trained; schemes "outcome"
+    and "distill" take them.
 
     `out`/metrics.jsonl has a row per step, `out`/rollouts the rollouts with their credit. Raises, before anything is
-    computed, DataError for problems that cannot be used and an adapter of another base, ConfigError for models,
-    settings or a missing judge; later BackendError where sampler and trainer disagree, or memory runs out, and
+    computed, DataError for problems or hints that cannot be used and an adapter of another base, ConfigError for
+    models, settings or a missing judge; later BackendError where sampler and trainer disagree, or memory runs out, and
     DataError where the loss is not finite.
     """
     from stepwise.rundir import own_directory
 
     known = check_trainable(problems)
-    with own_directory(out, program="grpo", config=cfg, arguments=describe(known, adapter)) as directory:
-        return grpo_in(directory, known, cfg, adapter=adapter, scorer=scorer, critic=critic, locate=locate, sinks=sinks)
+    hints = check_hints(hints or {}, known, cfg.rl.credit)
+    with own_directory(out, program="grpo", config=cfg, arguments=describe(known, adapter, hints)) as directory:
+        return grpo_in(
+            directory,
+            known,
+            cfg,
+            adapter=adapter,
+            scorer=scorer,
+            critic=critic,
+            locate=locate,
+            hints=hints,
+            sinks=sinks,
+        )
 
 
-def describe(problems: Sequence[Problem], adapter: str | Path | None) -> dict[str, Any]:
-    """What makes a run the same run: a hash of its problems and where it starts."""
-    digest = key_of({"problems": [to_json(problem) for problem in problems]})
-    return {"problems": len(problems), "data": digest, "adapter": str(adapter) if adapter else None}
+def describe(problems: Sequence[Problem], adapter: str | Path | None, hints: Hints | None = None) -> dict[str, Any]:
+    """What makes a run the same run: a hash of its problems and their hints, and where it starts."""
+    told = {name: list(steps) for name, steps in (hints or {}).items()}
+    digest = key_of({"problems": [to_json(problem) for problem in problems], **({"hints": told} if told else {})})
+    made = {"problems": len(problems), "data": digest, "adapter": str(adapter) if adapter else None}
+    return made | ({"hints": len(told)} if told else {})
 
 
 def check_trainable(problems: Iterable[Problem]) -> list[Problem]:
@@ -96,6 +117,7 @@ def grpo_in(
     scorer: Any = None,
     critic: Any = None,
     locate: Locate | None = None,
+    hints: Mapping[str, Sequence[str]] | None = None,
     sinks: Sequence[str] = (),
 ) -> Path:
     """`grpo` in a directory that is open already, as a program's is."""
@@ -103,6 +125,7 @@ def grpo_in(
     from stepwise.training.identity import check_adapter
 
     problems = check_trainable(problems)
+    hints = check_hints(hints or {}, problems, cfg.rl.credit)
     if adapter is not None:
         check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
     with ExitStack() as stack:
@@ -110,17 +133,20 @@ def grpo_in(
         stack.callback(judges.close)
         sampler = stack.enter_context(Sampler(cfg))
         trainee = load_trainee(cfg, adapter=adapter)
+        if judges.teacher is not None:
+            check_teacher(judges.teacher, sampler.engine, problems, sampler.prompts(problems, trainee), cfg)
         run = Learner(
             cfg, trainee, make_optimizer(trainee, cfg.rl.learning_rate), sampler, judges,
-            {problem.id: problem for problem in problems}, sampler.prompts(problems, trainee),
-            directory.claim("failed-batch.jsonl"), _mark(cfg, trainee),
+            {problem.id: problem for problem in problems}, sampler.prompts(problems, trainee, hints),
+            directory.claim("failed-batch.jsonl"), hints, _mark(cfg, trainee),
         )  # fmt: skip
-        _steps(run, directory, sinks)
-        return finish(directory, trainee, cfg, method="grpo", data=[("problems", problems)])
+        _steps(run, directory, sinks, data=str(describe(problems, adapter, hints)["data"]))
+        told = [{"problem": name, "steps": list(steps)} for name, steps in hints.items()]
+        return finish(directory, trainee, cfg, method="grpo", data=[("problems", problems), ("hints", told)])
 
 
-def _steps(run: Learner, directory: RunDirectory, sinks: Sequence[str]) -> None:
-    """All steps from the last checkpoint on."""
+def _steps(run: Learner, directory: RunDirectory, sinks: Sequence[str], *, data: str) -> None:
+    """All steps from the last checkpoint on, which names `data` (a hash); DataError where it names other data."""
     from stepwise.jsonl import append_rows
     from stepwise.progress import progress
     from stepwise.training.sinks import open_sinks
@@ -128,6 +154,8 @@ def _steps(run: Learner, directory: RunDirectory, sinks: Sequence[str]) -> None:
     cfg, out = run.cfg, directory.made()
     checkpoint, metrics = claim_state(directory), directory.claim("metrics.jsonl")
     done, kept = load_state(checkpoint, run.trainee, run.optimizer) or (0, {})
+    if kept.get("data", data) != data:
+        raise DataError(f"{checkpoint} belongs to other data than was given now; give another --out, or --overwrite")
     run.constant = kept.get("laser_constant")
     keep_rows(metrics, done)
     with ExitStack() as stack:
@@ -142,7 +170,7 @@ def _steps(run: Learner, directory: RunDirectory, sinks: Sequence[str]) -> None:
             bar.note(note(row))
             bar(1)
             if step % cfg.rl.save_every == 0 or step == cfg.rl.steps:
-                save_state(checkpoint, step, run.trainee, run.optimizer, {"laser_constant": run.constant})
+                save_state(checkpoint, step, run.trainee, run.optimizer, {"laser_constant": run.constant, "data": data})
 
 
 def note(row: dict[str, Any]) -> str:

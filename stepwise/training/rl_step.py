@@ -59,7 +59,9 @@ def rl_step(run: Learner, step: int) -> tuple[dict[str, Any], list[RlRollout]]:
     run.sampler.attach(run.trainee)
     run.judges.forget()
     batch = [run.problems[name] for name in batch_of(list(run.problems), rl.problems, cfg.seed, step)]
-    rollouts, prompted = sample_groups(batch, run.prompts, run.sampler.engine, rl, seed=cfg.seed, step=step)
+    rollouts, prompted = sample_groups(
+        batch, run.prompts, run.sampler.engine, rl, seed=cfg.seed, step=step, hints=run.hints
+    )
     rollouts = grade_rollouts(rollouts, run.problems, rl.no_answer)
     sampled = time.monotonic()
     with memory_errors(cfg.lora):
@@ -111,7 +113,7 @@ def _look(run: Learner, rollouts: Sequence[RlRollout], step: int) -> Looked:
 def _train(
     run: Learner, credited: Credited, looked: Looked, step: int
 ) -> tuple[UpdateResult | None, losses.Mismatch | None, int]:
-    """The updates on the rollouts whose groups are kept; None where there is none. With how far the trainer was from
+    """The updates on the rollouts that are kept; None where there is none. With how far the trainer was from
     the sampler, and how many tokens passes without gradients took.
     """
     cfg, rl = run.cfg, run.cfg.rl
@@ -119,7 +121,7 @@ def _train(
     of_class = losses.class_weights([row.reward for row in credited.rollouts]) if run.mark is not None else None
     chosen = [
         i for i, row in enumerate(credited.rollouts)
-        if row.reward is not None and (credited.kept[i] or of_class is not None)
+        if credited.kept[i] or (of_class is not None and row.reward is not None)
     ]  # fmt: skip
     rows = [
         run.row(credited.rollouts[i], credited.advantages[i], weights[i], of_class[i] if of_class else 0.0)
@@ -178,12 +180,13 @@ def _mismatch(trainer: Sequence[Floats], rows: Sequence[PolicyRow]) -> losses.Mi
 
 def _about_rollouts(credited: Credited) -> dict[str, Any]:
     rewards = [row.reward for row in credited.rollouts if row.reward is not None]
+    lost = [row.reward is None and not kept for row, kept in zip(credited.rollouts, credited.kept, strict=True)]
     return {
         "reward": float(np.mean(rewards)) if rewards else None,
         "groups": credited.groups,
         "kept_groups": credited.kept_groups,
         "no_spread": credited.no_spread / credited.groups,
-        "masked": len(credited.rollouts) - len(rewards),
+        "masked": sum(lost),
         "verdicts": dict(sorted(Counter(str(row.verdict or NOT_GENERATED) for row in credited.rollouts).items())),
         "length": float(np.mean([len(row.token_ids) for row in credited.rollouts])),
     }

@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 from stepwise.errors import BackendError, DataError
 from stepwise.grading import Verdict, grade_many
 from stepwise.jsonl import append_rows, read_rows
-from stepwise.steps import extract_answer, next_fence, split_steps
+from stepwise.steps import SEPARATOR, extract_answer, next_fence, split_steps
 from stepwise.types import Finish, Problem
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class RlRollout:
     included, `logprobs` the sampler's, one per id; `spans` gives the tokens [start, stop) of each of `steps`. `verdict`
     is None where there is no text. `reward` is 1 or 0, None for a rollout that carries none (it is masked). What the
     credit scheme did not ask for is None or empty: `first_error` (0-based), `step_scores`, and `step_advantages`, the
-    mean advantage of each step's tokens (None for a step without a token of its own).
+    mean advantage of each step's tokens (None for a step without a token of its own). `hint` has the steps that were
+    written ahead of it: they are in none of the other fields.
     """
 
     id: str
@@ -63,6 +64,12 @@ class RlRollout:
     first_error: int | None = None
     step_scores: tuple[float, ...] = ()
     step_advantages: tuple[float | None, ...] = ()
+    hint: tuple[str, ...] = ()
+
+    @property
+    def solution(self) -> str:
+        """Hint and text as one: what is graded."""
+        return SEPARATOR.join((*self.hint, self.text))
 
 
 def step_ranges(data: bytes) -> list[tuple[int, int]]:
@@ -110,11 +117,13 @@ def sample_groups(
     *,
     seed: int,
     step: int,
+    hints: Mapping[str, tuple[str, ...]] | None = None,
 ) -> tuple[list[RlRollout], int]:
     """`rl.group` solutions of each problem, not graded yet, and how many prompt tokens were evaluated for them.
 
-    `prompts` are token ids by problem id. The random numbers follow from `seed`, `step`, the problem's id and the
-    sample's number alone. A prompt is evaluated once for its group. Raises BackendError where most rollouts fail.
+    `prompts` are token ids by problem id, and end with the problem's hint where `hints` has one. The random numbers
+    follow from `seed`, `step`, the problem's id and the sample's number alone. A prompt is evaluated once for its
+    group. Raises BackendError where most rollouts fail.
     """
     from stepwise.engine import GenerationJob
     from stepwise.interventions.stages import seed_for
@@ -130,11 +139,12 @@ def sample_groups(
     errors = [one.error for one in made if one.finish == "error"]
     if 2 * len(errors) > len(made):
         raise BackendError(f"{engine.name} failed for {len(errors)} of {len(made)} rollouts, first: {errors[0]}")
-    rows = [_rollout(one, problems[one.job], engine, step) for one in made]
+    told = [(hints or {}).get(problem.id, ()) for problem in problems]
+    rows = [_rollout(one, problems[one.job], engine, step, told[one.job]) for one in made]
     return rows, sum(one.evaluated_tokens for one in made)
 
 
-def _rollout(made: Generation, problem: Problem, engine: Engine, step: int) -> RlRollout:
+def _rollout(made: Generation, problem: Problem, engine: Engine, step: int, hint: tuple[str, ...]) -> RlRollout:
     pieces = [engine.token_bytes(token) for token in made.ids]
     end = made.end if made.cut else None
     steps = tuple(split_steps(made.text))
@@ -145,7 +155,7 @@ def _rollout(made: Generation, problem: Problem, engine: Engine, step: int) -> R
         )
     return RlRollout(
         f"{problem.id}/s{step}/r{made.sample}", step, problem.id, problem.question, made.sample, made.text, steps,
-        spans, made.ids, made.logprobs, made.finish,
+        spans, made.ids, made.logprobs, made.finish, hint=hint,
     )  # fmt: skip
 
 
@@ -160,7 +170,7 @@ def grade_rollouts(
     missing = next((row for row in rollouts if row.problem not in problems), None)
     if missing is not None:
         raise DataError(f"rollout {missing.id!r}: its problem {missing.problem!r} is not among the problems given")
-    verdicts = grade_many([(extract_answer(row.text), problems[row.problem].answer) for row in rollouts])
+    verdicts = grade_many([(extract_answer(row.solution), problems[row.problem].answer) for row in rollouts])
     wrong = (Verdict.WRONG, Verdict.NO_ANSWER) if no_answer == "wrong" else (Verdict.WRONG,)
     graded = []
     for row, verdict in zip(rollouts, verdicts, strict=True):

@@ -14,10 +14,12 @@ from typing import Any
 from stepwise.backends.base import Request
 from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError, DataError
+from stepwise.steps import SEPARATOR
+from stepwise.training.hints import Hints
 from stepwise.training.lora import Trainee, base_directory
 from stepwise.training.losses import Mismatch
-from stepwise.training.rendering import prompt_ids
-from stepwise.types import Problem
+from stepwise.training.rendering import prompt_ids, text_ids
+from stepwise.types import Problem, Step
 
 EXACT = 1e-3
 """Largest mean difference of log-probabilities, in nats, where everything is computed in 32 bits."""
@@ -81,11 +83,13 @@ class Sampler:
         self.backend.forget()
         self._attached += 1
 
-    def prompts(self, problems: Iterable[Problem], trainee: Trainee) -> dict[str, tuple[int, ...]]:
-        """The prompt's token ids of each problem, by its id.
+    def prompts(
+        self, problems: Iterable[Problem], trainee: Trainee, hints: Hints | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        """The token ids of each problem's prompt, and of its hint where `hints` has one, by the problem's id.
 
         Raises DataError, naming the problem, for one that leaves no room in the context, and ConfigError for a context
-        that the model has not, and where the two chat templates differ.
+        that the model has not, and where the two chat templates or tokenizers differ.
         """
         room, found = self.engine.context, {}
         if room > trainee.context:
@@ -93,16 +97,21 @@ class Sampler:
                 f"models.weak.context is {room}, but {trainee.base} has {trainee.context} positions; lower the context"
             )
         for problem in problems:
-            ids = tuple(self.backend.prefix_ids(Request(problem)))
+            steps = (hints or {}).get(problem.id, ())
+            ids = tuple(self.backend.prefix_ids(Request(problem, tuple(Step(text, "hint") for text in steps))))
             theirs = tuple(prompt_ids(trainee.tokenizer, self._prompt, problem.question))
+            for text in steps:
+                where = f"the hint of problem {problem.id!r}"
+                theirs += tuple(text_ids(trainee.tokenizer, text + SEPARATOR, where))
             if ids != theirs:
                 raise ConfigError(
-                    f"problem {problem.id!r}: the GGUF's chat template gives {len(ids)} tokens and that of "
-                    f"{trainee.base} {len(theirs)}, or others; make the GGUF from that directory"
+                    f"problem {problem.id!r}: the GGUF's chat template and tokenizer give {len(ids)} tokens and those "
+                    f"of {trainee.base} {len(theirs)}, or others; make the GGUF from that directory"
                 )
             if len(ids) >= room:
+                what = "prompt and hint have" if steps else "prompt has"
                 raise DataError(
-                    f"problem {problem.id!r}: its prompt has {len(ids)} tokens, which leaves no room in the context of "
+                    f"problem {problem.id!r}: its {what} {len(ids)} tokens, which leaves no room in the context of "
                     f"{room}; raise models.weak.context, or leave the problem out"
                 )
             found[problem.id] = ids

@@ -25,6 +25,8 @@ CONFIGS = [
     CreditConfig(scheme="pure_min"),
     CreditConfig(scheme="oppo"),
     CreditConfig(scheme="oppo", evidence_clip=10.0),
+    CreditConfig(scheme="distill"),
+    CreditConfig(scheme="distill", distill_clip=0.5),
     CreditConfig(scheme="shuffled"),
     CreditConfig(scheme="shuffled", blame="rest"),
 ]
@@ -48,6 +50,7 @@ def by_hand(**changes) -> Group:
         "evidence": np.full((4, 10), NAN),
     }
     fields["evidence"][:3] = 0.0
+    fields["teacher"] = np.where(fields["mask"], 0.25, NAN)
     return Group(**{**fields, **changes})
 
 
@@ -62,6 +65,7 @@ def all_wrong(**changes) -> Group:
         "values": ((0.5, 0.5, 0.0),) * 3,
         "critiques": (((1,),),) * 3,
         "evidence": np.tile([0.2, 0.0, 0.1, -0.9, -0.3], (3, 1)),
+        "teacher": np.tile([0.2, 0.0, 0.1, -0.9, -0.3], (3, 1)),
     }
     return Group(**{**fields, **changes})
 
@@ -92,6 +96,7 @@ def groups(draw, rewards=OUTCOMES, most: int = 5) -> Group:
             for row in spans
         ),
         evidence=np.where(mask, rng.normal(0, 2, mask.shape), NAN),
+        teacher=np.where(mask, rng.normal(0, 2, mask.shape), NAN),
     )
 
 

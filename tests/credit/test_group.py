@@ -49,6 +49,8 @@ SPANS = (((0, 3), (3, 5)),)
         ({"critiques": (((1,),), ((0,), (5,)), ((1,),))}, r"group\.critiques: rollout 1 has step 5"),
         ({"evidence": np.zeros((3, 4))}, r"group\.evidence has shape \(3, 4\), group\.mask \(3, 5\)"),
         ({"evidence": np.full((3, 5), NAN)}, r"group\.evidence: rollout 0 has nan at token 0"),
+        ({"teacher": np.zeros((3, 4))}, r"group\.teacher has shape \(3, 4\), group\.mask \(3, 5\)"),
+        ({"teacher": np.full((3, 5), -np.inf)}, r"group\.teacher: rollout 0 has -inf at token 0"),
     ],
 )
 def test_a_group_that_does_not_fit_together_is_refused_by_field_and_rollout(changes, message) -> None:

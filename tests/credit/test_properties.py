@@ -29,7 +29,7 @@ def test_advantages_are_finite_and_nothing_falls_on_padding_forced_tokens_or_rol
         assert got.dtype == np.float64
         assert np.isfinite(got).all()
         assert not got[~group.mask].any(), cfg.scheme
-        assert not got[np.isnan(group.rewards)].any(), cfg.scheme
+        assert cfg.scheme == "distill" or not got[np.isnan(group.rewards)].any(), cfg.scheme
 
 
 @few
@@ -53,8 +53,10 @@ def test_a_rollout_without_a_reward_changes_nothing_for_the_others(group: Group)
 @given(group=groups())
 def test_padding_changes_nothing(group: Group) -> None:
     assert group.evidence is not None
+    assert group.teacher is not None
     wide = ((0, 0), (0, 3))
-    wider = replace(group, mask=np.pad(group.mask, wide), evidence=np.pad(group.evidence, wide))
+    padded = {name: np.pad(getattr(group, name), wide) for name in ("mask", "evidence", "teacher")}
+    wider = replace(group, **padded)
     for cfg in CONFIGS:
         close(advantages(wider, cfg, 2)[:, : group.mask.shape[1]], advantages(group, cfg, 2))
 
@@ -62,10 +64,10 @@ def test_padding_changes_nothing(group: Group) -> None:
 @few
 @given(group=groups())
 def test_the_group_is_left_as_it_was_and_gives_the_same_again(group: Group) -> None:
-    before = [np.array(field) for field in (group.rewards, group.mask, group.evidence)]
+    before = [np.array(field) for field in (group.rewards, group.mask, group.evidence, group.teacher)]
     for cfg in CONFIGS:
         np.testing.assert_array_equal(advantages(group, cfg, 3), advantages(group, cfg, 3))
-    for was, field in zip(before, (group.rewards, group.mask, group.evidence), strict=True):
+    for was, field in zip(before, (group.rewards, group.mask, group.evidence, group.teacher), strict=True):
         np.testing.assert_array_equal(was, field)
 
 
@@ -87,6 +89,15 @@ def test_oppos_tokens_add_up_to_the_reward_less_what_the_others_led_one_to_expec
     for i in np.flatnonzero(group.tokens.any(axis=1)):
         others = (rewards.sum() - group.rewards[i]) / (n - 1) if n > 1 else 0.5
         close(got[i].sum(), group.rewards[i] - np.clip(others, 0.5 / n, 1 - 0.5 / n))
+
+
+@few
+@given(group=groups())
+def test_a_teacher_that_is_the_student_gives_no_signal_and_outcomes_change_nothing(group: Group) -> None:
+    own = np.where(group.mask, -0.7, np.nan)
+    assert not credit.distill(replace(group, teacher=own - own)).any()
+    blind = replace(group, rewards=np.full(len(group.rewards), np.nan))
+    close(credit.distill(blind), credit.distill(group))
 
 
 @few

@@ -198,6 +198,18 @@ def test_oppo_stays_a_probability_under_much_evidence() -> None:
     assert np.abs(np.cumsum(got, axis=1) + 1 / 6).max() <= 1
 
 
+def test_distill_is_the_clipped_gap_on_every_sampled_token_whatever_the_outcome() -> None:
+    teacher = np.full((4, 10), NAN)
+    teacher[0, :4] = math.log(0.9 / 0.3), math.log(0.01 / 0.5), 0.0, -9.0
+    teacher[1, :10], teacher[2, :6] = 99.0, 0.5
+    teacher[3, :2] = 2.0, -0.5  # no reward, and nothing known of its last three tokens
+    got = credit.distill(by_hand(teacher=teacher), clip=4.0)
+    close(got[0], [1.0986122886681098, -3.912023005428146, 0, -4, 0, 0, 0, 0, 0, 0])
+    close(got[1], [4, 4, 4, 4, 0, 4, 4, 4, 4, 4])  # the fifth is forced
+    close(got[2], [0.5] * 6 + [0] * 4)
+    close(got[3], [2, -0.5] + [0] * 8)
+
+
 def test_shuffled_moves_the_blamed_stretch_and_nothing_else() -> None:
     blamed = [credit.shuffled(by_hand(), seed=seed) for seed in range(40)]
     assert {tuple(got[2, :6]) for got in blamed} == {(-1, -1, 0, 0, 0, 0), (0, 0, 0, 0, -1, -1)}
@@ -218,6 +230,7 @@ def test_shuffled_follows_from_its_seed_and_differs_between_rollouts() -> None:
         values=None,
         critiques=None,
         evidence=None,
+        teacher=None,
     )
     close(credit.shuffled(many, seed=4), credit.shuffled(many, seed=4))
     assert (credit.shuffled(many, seed=4) != credit.shuffled(many, seed=5)).any()
@@ -243,7 +256,7 @@ def test_every_scheme_of_the_configuration_exists_and_says_what_it_needs() -> No
 
 @pytest.mark.parametrize("cfg", CONFIGS, ids=str)
 def test_a_scheme_reads_exactly_the_fields_that_it_says_it_needs(cfg) -> None:
-    optional = {"scores", "first_error", "values", "critiques", "evidence"}
+    optional = {"scores", "first_error", "values", "critiques", "evidence", "teacher"}
     needs = set(NEEDS[cfg.scheme])
     bare = by_hand(**dict.fromkeys(optional - needs))
     close(advantages(bare, cfg, 3), advantages(by_hand(), cfg, 3))
@@ -263,6 +276,7 @@ def test_a_scheme_reads_exactly_the_fields_that_it_says_it_needs(cfg) -> None:
         ),
         (CreditConfig(scheme="capo", agree="union", scale=True), lambda g: credit.capo(g, agree="union", scale=True)),
         (CreditConfig(scheme="oppo", evidence_clip=0.1), lambda g: credit.oppo(g, evidence_clip=0.1)),
+        (CreditConfig(scheme="distill", distill_clip=0.1), lambda g: credit.distill(g, clip=0.1)),
         (CreditConfig(scheme="shuffled", blame="rest"), lambda g: credit.shuffled(g, blame="rest", seed=7)),
     ],
     ids=str,

@@ -11,7 +11,7 @@ from stepwise.interventions.data import write_examples
 from stepwise.interventions.pairs import write_pairs
 from stepwise.jsonl import append_rows, read_rows
 from stepwise.types import Problem
-from tests.training.sft_world import row
+from tests.training.sft_world import ROW, row
 
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
 
@@ -71,6 +71,17 @@ def test_rl_goes_on_from_the_run_that_sft_made(toml: str, rows: str, problems: s
     assert main([*again, "--overwrite"]) == 0
 
 
+def test_interventions_begin_the_rollouts_of_their_problems(toml: str, rows: str, tmp_path: Path) -> None:
+    given = [Problem(name, ROW.question, ROW.answer) for name in ("p0", "copy")]
+    append_rows(tmp_path / "asked.jsonl", given)
+    write_examples(tmp_path / "hints.jsonl", [ROW], card={})
+    out = tmp_path / "rl"
+    asked, hints = str(tmp_path / "asked.jsonl"), str(tmp_path / "hints.jsonl")
+    assert main(["rl", "--config", toml, "--problems", asked, "--hints", hints, "--out", str(out)]) == 0
+    found = {made["problem"]: made["hint"] for made in read_rows(out / "rollouts" / "step-00001.jsonl")}
+    assert found == {"p0": [*ROW.prefix, ROW.intervention], "copy": []}
+
+
 def test_dpo_trains_on_pairs_and_leaves_a_card_and_a_page(toml: str, tmp_path: Path) -> None:
     made = row(1)
     texts = {"prompt": made.question, "chosen": made.target, "rejected": f"{made.prefix[0]}\n\nThere are 9 coins."}
@@ -107,6 +118,8 @@ def test_another_dataset_under_the_same_name_is_refused(toml: str, rows: str, tm
         (["dpo", "--dataset", "ROWS", "--lab", "3"], "dpo trains on a dataset; give --dataset FILE"),
         (["dpo", "--dataset", "ROWS", "--replay", "ROWS"], "--replay is for sft"),
         (["dpo", "--dataset", "ROWS"], "row 1, field prompt is None; give a text"),
+        (["sft", "--dataset", "ROWS", "--hints", "ROWS"], "--hints are for rl"),
+        (["rl", "--lab", "2", "--hints", "ROWS"], "no row of the hints belongs to any of the problems"),
         (["sft", "--dataset", "nowhere.jsonl"], "no such file"),
         (["rl", "--lab", "2", "--adapter", "nowhere"], "adapter nowhere has no adapter_config.json"),
         (["rl", "--lab", "2", "--set", "rl.credit.schem=vppo"], 'did you mean "rl.credit.scheme"?'),

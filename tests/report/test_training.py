@@ -121,13 +121,24 @@ def test_outcomes_are_right_wrong_or_why_there_is_no_reward(out: Path) -> None:
     page = Elements(training_html(out))
     outcomes = [a["data-outcome"] for a in page.named("article") if str(a["aria-label"]).startswith("mixed/s1")]
     assert outcomes == ["right", "wrong", "no answer"]
-    assert "1 of 2 right, 1 masked" in page.text
+    assert "1 of 2 right, 1 without a reward" in page.text
 
 
 def test_a_credit_of_zero_is_told_from_one_that_is_not_known(out: Path) -> None:
     page = training_html(out)
     even = next(part for part in page.split("<article ")[1:] if "even/s1/r0" in part)
     assert even.count('<b class="credit none">0</b>') == 3
+
+
+def test_a_hint_stands_ahead_of_the_steps_and_is_none_of_them(tmp_path: Path) -> None:
+    rows = [rollout(1, "p", 0, 1.0, hint=("Given <first>.", "Then."))]
+    append_rows(tmp_path / "metrics.jsonl", [{"step": 1, **METRICS}])
+    (tmp_path / "rollouts").mkdir()
+    write_rollouts(tmp_path / rollouts_name(1), rows)
+    page = training_html(tmp_path)
+    ahead, steps = page.split('<ol class="steps">')
+    assert "Given &lt;first&gt;.\n\nThen." in ahead
+    assert steps.count("<li ") == 3
 
 
 def test_groups_with_an_advantage_come_first_and_short_room_keeps_every_outcome() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from stepwise.steps import split_steps
-from stepwise.train_config import CreditConfig
+from stepwise.train_config import CreditConfig, Scheme
 from stepwise.training.crediting import Known, credit_groups, make_group, mixed_advantages
 from stepwise.training.rollouts import RlRollout, token_spans
 
@@ -35,7 +35,7 @@ def credited(rows: list[RlRollout], known: list[Known] | None = None, **more: An
 def test_outcome_credit_has_one_advantage_per_token_and_none_on_masked_rollouts() -> None:
     made = credited([RIGHT, WRONG, MASKED])
     assert [line.tolist() for line in made.advantages] == [[0.5] * 4, [-0.5] * 3, [0.0]]
-    assert made.kept == [True, True, True]
+    assert made.kept == [True, True, False]
     assert (made.groups, made.kept_groups, made.no_spread) == (1, 1, 0)
     assert [row.step_advantages for row in made.rollouts] == [(0.5, 0.5), (-0.5, -0.5), ()]
 
@@ -56,6 +56,25 @@ def test_a_rollout_that_its_judge_failed_on_is_masked() -> None:
     made = credited([RIGHT, WRONG], [Known(), Known(failed="timeout")])
     assert made.rollouts[1].reward is None
     assert made.kept == [False, False]  # one known outcome is no spread
+
+
+@pytest.mark.parametrize("scheme", get_args(Scheme))
+def test_a_group_without_any_reward_is_dropped_whatever_the_scheme_asks_for(scheme: Any) -> None:
+    made = credited([MASKED, MASKED], scheme=scheme)
+    assert made.kept == [False, False]
+    assert (made.groups, made.kept_groups, made.no_spread) == (1, 0, 1)
+
+
+def test_distillation_trains_on_rollouts_without_a_reward_and_drops_what_the_teacher_agrees_with() -> None:
+    failed = rollout(3, ["A"], None)
+    gaps = [np.array([1.0, 0.0, -9.0, 2.0]), np.zeros(3), np.array([0.5])]
+    known = [*(Known(teacher=gap) for gap in gaps), Known(failed="too long")]
+    made = credited([RIGHT, WRONG, MASKED, failed], known, scheme="distill")
+    assert [line.tolist() for line in made.advantages] == [[1.0, 0.0, -5.0, 2.0], [0.0] * 3, [0.5], [0.0]]
+    assert made.kept == [True, True, True, False]
+    assert [row.step_advantages for row in made.rollouts] == [(0.5, -1.5), (0.0, 0.0), (0.5,), ()]
+    agreed = [Known(teacher=np.zeros(len(row.token_ids))) for row in (RIGHT, WRONG, MASKED)]
+    assert credited([RIGHT, WRONG, MASKED], agreed, scheme="distill").kept == [False] * 3
 
 
 def test_a_step_inside_another_steps_token_is_counted_with_the_step_before_it() -> None:
