@@ -103,11 +103,13 @@ def prepare(run: Run, cfg: Config, scale: Scale, names: list[str]) -> None:
     kinds = {ARMS[name].data for name in names} - {""}
     if any(ARMS[name].sft.get("replay") for name in names):
         kinds.add("rejection")
+    if any(ARMS[name].hints for name in names):
+        kinds.add("intervention")
     if not kinds:
         return
     if kinds & COLLECTED:
         gather(cfg, scale, run.out)
-    for kind in sorted(kinds):
+    for kind in sorted(kinds - {"pairs"}):
         rows = dataset(kind, cfg, scale, run.out)
         run.say(f"{kind}: {len(rows)} rows of {len({row.question for row in rows})} problems")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from stepwise.config import Config
 from stepwise.interventions import CollectSettings, collect
 from stepwise.interventions.baselines import write_dataset
 from stepwise.interventions.data import read_examples
+from stepwise.interventions.pairs import pairs
 from stepwise.interventions.pipeline import read_stage
 from stepwise.interventions.rows import Example
 from stepwise.interventions.stages import unique
@@ -23,7 +24,8 @@ from stepwise.jsonl import read_rows
 from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem
 from stepwise.lab.references import Granularity, reference
-from stepwise.training import grpo, sft
+from stepwise.training import dpo, grpo, sft
+from stepwise.training.hints import hints_of
 from stepwise.training.lora import base_directory
 from stepwise.training.rendering import render_all
 from stepwise.types import Problem
@@ -34,10 +36,11 @@ RARE, OFTEN = 0.005, 0.05  # shares of right uses: up to RARE a sample almost ne
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: supervised on the dataset `data` ("" for none), then reinforcement or not.
+    """One way to train: supervised on the dataset `data` ("" for none; "pairs": DPO), then reinforcement or not.
 
     `sft` and `rl` are settings of their sections beside the common ones. `alone` spends the tokens of both phases in
     the one that it has. `truth`: first errors come from the problems' own checker, and are moved by `shift` steps.
+    `hints`: problems that have an intervention are also begun with the kept prefix and it.
     `labels` names what it uses that costs something beside tokens.
     """
 
@@ -47,6 +50,7 @@ class Arm:
     alone: bool = False
     truth: bool = False
     shift: int = 0
+    hints: bool = False
     labels: str = ""
 
     @property
@@ -73,7 +77,11 @@ PAPER: dict[str, Arm] = {
     "int+rl": Arm("intervention", rl={}, labels="refs"),
     "int+replay+rl": Arm("intervention", rl={}, sft={"replay": 0.5}, labels="refs"),
     "true step+rl": Arm("true_step", rl={}, labels="truth"),
+    "dpo": Arm("pairs", labels="refs"),
+    "dpo+rl": Arm("pairs", rl={}, labels="refs"),
     "rl, groups of 32": Arm(rl={"group": 32, "problems": 2}, alone=True),
+    "distill": Arm(rl=_credit("distill"), alone=True, labels="strong"),
+    "rl, hints": Arm(rl={}, alone=True, hints=True, labels="refs"),
 }
 CLONED: dict[str, Arm] = {
     "reference": Arm("reference", labels="refs"),
@@ -108,7 +116,7 @@ DEFAULT = [
     "first_error, true", "first_error, scorer", "vppo, true", "vppo, scorer", "vineppo",
 ]  # fmt: skip
 """What three seeds of fit into about three hours on two idle cores."""
-COLLECTED = {"true_step", "intervention", "suffix", "unfiltered", "moved", "rejection", "reflection"}
+COLLECTED = {"pairs", "true_step", "intervention", "suffix", "unfiltered", "moved", "rejection", "reflection"}
 """Datasets that are made from the collection."""
 
 
@@ -134,6 +142,7 @@ class Scale:
         values = cfg.model_dump()
         values["seed"] = seed
         values["sft"] |= {"tokens": tokens, "learning_rate": self.sft_rate, **arm.sft}
+        values["dpo"] |= {"tokens": tokens, "learning_rate": DPO_RATE * self.sft_rate, "batch": PAIRS_OF_A_STEP}
         own = {"steps": steps, "problems": self.rl_problems, "learning_rate": self.rl_rate, "max_tokens": 256}
         given = arm.rl or {}
         credit = values["rl"]["credit"] | given.get("credit", {})
@@ -143,6 +152,8 @@ class Scale:
 
 TOKENS_OF_A_SOLUTION = 100  # of the lab, about
 STEP_TOKENS = 2000  # with a loss, in one optimizer step of supervised training
+PAIRS_OF_A_STEP = 50  # the same number of tokens, of both steps together
+DPO_RATE = 0.1  # of supervised training's learning rate
 
 
 def pool_of(n: int) -> list[LabProblem]:
@@ -179,6 +190,7 @@ def gather(cfg: Config, scale: Scale, out: Path) -> Path:
 
 def dataset(kind: str, cfg: Config, scale: Scale, out: Path) -> list[Example]:
     """The rows of one dataset (a key of the builder's kinds, or a granularity of references), made where missing."""
+    assert kind != "pairs", "they are no rows of a dataset: see `preferences`"
     pool, folder = pool_of(scale.pool), out / "data" / kind
     if kind == "intervention":
         return read_examples(out / "collection" / "dataset.jsonl")
@@ -211,6 +223,11 @@ def true_steps(cfg: Config, pool: Sequence[LabProblem], collection: Path) -> lis
     return unique(rows)
 
 
+def preferences(collection: Path) -> list[dict[str, Any]]:
+    """Each intervention of the collection against the wrong step that it stands for."""
+    return pairs(read_stage(collection, "examples"), read_stage(collection, "failures"))
+
+
 def _with_reference(made: LabProblem, kind: Granularity) -> Problem:
     plain = made.problem
     return Problem(plain.id, plain.question, plain.answer, reference(made, kind), plain.source)
@@ -223,6 +240,8 @@ def supervise(name: str, cfg: Config, scale: Scale, seed: int, out: Path) -> Pat
     the same number of optimizer steps.
     """
     arm, own = ARMS[name], scale.config(cfg, ARMS[name], seed)
+    if arm.data == "pairs":
+        return dpo(preferences(out / "collection"), own, sft_folder(out, name, seed))
     rows = dataset(arm.data, cfg, scale, out)
     replay = dataset("rejection", cfg, scale, out) if own.sft.replay else None
     own = own.model_copy(update={"sft": own.sft.model_copy(update={"batch": rows_of_a_step(rows, replay, own)})})
@@ -252,8 +271,20 @@ def train(name: str, cfg: Config, scale: Scale, seed: int, out: Path) -> Path | 
         adapter = supervise(name, cfg, scale, seed, out)
     if arm.rl is not None:
         pool, folder = pool_of(scale.pool), run_folder(out, name, seed) / "rl"
-        adapter = grpo([p.problem for p in pool], own, folder, adapter=adapter, locate=locate_in(pool, arm))
+        problems, hints = [p.problem for p in pool], {}
+        if arm.hints:
+            problems, hints = hinted(problems, dataset("intervention", cfg, scale, out))
+        adapter = grpo(problems, own, folder, adapter=adapter, locate=locate_in(pool, arm), hints=hints)
     return adapter
+
+
+def hinted(problems: Sequence[Problem], rows: Sequence[Example]) -> tuple[list[Problem], dict[str, tuple[str, ...]]]:
+    """The problems, and once more those that have an intervention, begun with the kept prefix and it: their hints."""
+    again = [replace(problem, id=f"{problem.id}/hinted") for problem in problems]
+    hints = hints_of(rows, problems)
+    return [*problems, *(copy for copy, one in zip(again, problems, strict=True) if one.id in hints)], {
+        f"{name}/hinted": steps for name, steps in hints.items()
+    }
 
 
 def locate_in(pool: Sequence[LabProblem], arm: Arm) -> Any:

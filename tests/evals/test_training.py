@@ -128,6 +128,19 @@ def test_tables_fit_80_columns_and_say_that_few_seeds_are_a_smoke_run(tmp_path: 
     assert "vppo, scorer, all problems: " in page
 
 
+def test_hinted_copies_begin_with_the_intervention_and_the_problems_stay() -> None:
+    problems = [made.problem for made in arms.pool_of(10)[:3]]
+    row = arms.Example(
+        "r", problems[1].question, problems[1].answer or "", ("One.",), "Two.", "intervention",
+        {"problem": problems[1].id}, {}, "h", "c", 0, 0, 0,
+    )  # fmt: skip
+    pool, hints = arms.hinted(problems, [row])
+    assert pool[:3] == problems
+    assert [problem.question for problem in pool[3:]] == [problems[1].question]
+    assert hints == {pool[3].id: ("One.", "Two.")}
+    assert pool[3].id not in {problem.id for problem in problems}
+
+
 def test_an_unknown_arm_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from evals.training import main
 
