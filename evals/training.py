@@ -151,7 +151,7 @@ def side_by_side(run: Run, label: str, total: int, done: int) -> Iterator[tuple[
     context, waiting = multiprocessing.get_context("spawn"), []
     with (
         progress(label, total) as advance,
-        ProcessPoolExecutor(run.args.workers, context) as pool,
+        ProcessPoolExecutor(run.args.workers, context, max_tasks_per_child=8) as pool,
     ):
         advance(done)
 

@@ -27,6 +27,8 @@ BATCH = 512
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 _KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 _MOST_STREAMS = 256
+KEPT_ADAPTERS = 8
+"""Adapters that stay loaded; training attaches one after the other."""
 _DECODE_ERRORS = {1: "no room in the key-value cache", 2: "aborted", -1: "invalid batch"}
 _LOG_ERROR = 4  # ggml.h; llama_cpp's own table of levels is one off
 _log_lock = threading.Lock()
@@ -241,10 +243,14 @@ class LlamaContext:
                 raise BackendError(
                     f"adapter {path} does not fit {self.path} ({_reason(lines)}); give a GGUF LoRA made for it"
                 )
-            self._adapters[digest] = adapter
         pointers, scales = (self.lib.llama_adapter_lora_p_ctypes * 1)(adapter), (ctypes.c_float * 1)(scale)
         if self.lib.llama_set_adapters_lora(self.ctx, pointers, 1, scales):
             raise BackendError(f"adapter {path} could not be attached to {self.path}")
+        # The last used stands last. Others are freed only now: at the place of the one that was attached until now, a
+        # new adapter would pass for it.
+        self._adapters = {**{k: v for k, v in self._adapters.items() if k != digest}, digest: adapter}
+        while len(self._adapters) > KEPT_ADAPTERS:
+            self.lib.llama_adapter_lora_free(self._adapters.pop(next(iter(self._adapters))))
 
     def close(self) -> None:
         """Free context and model; calling it twice does nothing. The model frees its adapters."""

@@ -34,7 +34,6 @@ OF_OTHER_WEIGHTS = 0.2
 """For weights of fewer bits, which were not measured."""
 OF_TRAINER = 0.02
 """For a trainer that computes in 16 bits, which was not measured."""
-_RENEWED_AFTER = 16  # adapters; llama.cpp keeps every one that was attached until its model is freed
 
 
 class Sampler:
@@ -45,6 +44,7 @@ class Sampler:
 
     def __init__(self, cfg: Config):
         from stepwise.backends.llamacpp import LlamaCppBackend
+        from stepwise.engine import load_engine
 
         self._model = cfg.models.weak
         if not self._model.local:
@@ -59,29 +59,17 @@ class Sampler:
             )
         self._prompt = cfg.prompt
         self._folder = tempfile.TemporaryDirectory()
-        self._attached = 0
-        self.backend = LlamaCppBackend(self._load(), cfg.prompt)
+        self.backend = LlamaCppBackend(load_engine(self._model), cfg.prompt)
 
     @property
     def engine(self) -> Any:
         """The engine, with the adapter of the last `attach`."""
         return self.backend.engine
 
-    def _load(self) -> Any:
-        from stepwise.engine import load_engine
-
-        return load_engine(self._model)
-
     def attach(self, trainee: Trainee) -> None:
         """Sample with the adapter as it is now, from a cold cache. Raises BackendError where it does not fit."""
-        from stepwise.backends.llamacpp import LlamaCppBackend
-
-        if self._attached == _RENEWED_AFTER:
-            self.backend.close()
-            self.backend, self._attached = LlamaCppBackend(self._load(), self._prompt), 0
         self.backend.set_adapter(trainee.export(Path(self._folder.name) / "adapter.gguf"))
         self.backend.forget()
-        self._attached += 1
 
     def prompts(
         self, problems: Iterable[Problem], trainee: Trainee, hints: Hints | None = None

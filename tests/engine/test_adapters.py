@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stepwise.engine import Engine, GenerationJob
+from stepwise.engine import Engine, GenerationJob, context
 from stepwise.errors import BackendError
 from tests.engine.conftest import LoadEngine
 
@@ -53,6 +54,31 @@ def test_attaching_detaching_and_attaching_again_gives_what_fresh_engines_give(l
     assert half is not None
     np.testing.assert_allclose(half, rows_at_half, atol=1e-4)
     assert engine.counters.adapter_switches == 4
+
+
+def test_of_many_adapters_only_the_last_stay_loaded_and_each_computes_what_it_should(
+    load: LoadEngine, tiny_gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stepwise.training import export_lora_gguf
+    from tests.training.test_export_lora import random_adapter
+
+    monkeypatch.setattr(context, "KEPT_ADAPTERS", 2)
+    engine = load()
+    ids = engine.tokenize("Mia has 12 apples and buys 5 more.\n\n")
+    freed: list[int] = []
+    free = engine._context.lib.llama_adapter_lora_free
+    monkeypatch.setattr(engine._context.lib, "llama_adapter_lora_free", lambda one: (freed.append(1), free(one)))
+    paths = []
+    for alpha in (4, 8, 16, 32):
+        random_adapter(tiny_gguf_path.parent / "qwen3", tmp_path / f"{alpha}", lora_alpha=alpha)
+        paths.append(export_lora_gguf(tmp_path / f"{alpha}", tmp_path / f"{alpha}.gguf"))
+    expected = [rows(load(adapter=path), ids) for path in paths]
+    assert all(np.abs(a - b).max() > 1e-2 for a, b in itertools.pairwise(expected))
+    for which in (0, 1, 2, 3, 2, 0, 1, 0, 3):
+        engine.set_adapter(paths[which])
+        np.testing.assert_allclose(rows(engine, ids), expected[which], atol=1e-4)
+        assert len(engine._context._adapters) <= 2
+    assert len(freed) == 5  # loaded 0 1 2 3, then 0 1 3: seven, of which two are left
 
 
 def test_what_was_known_under_an_adapter_is_known_again_when_it_comes_back(load: LoadEngine, adapter: Path) -> None:

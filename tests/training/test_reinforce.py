@@ -14,6 +14,7 @@ import pytest
 
 from stepwise import lab
 from stepwise.config import Config, ModelConfig
+from stepwise.engine import context
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.training.rl_step import batch_of
 from stepwise.training.rollouts import read_rollouts
@@ -117,9 +118,7 @@ def test_a_run_killed_at_any_moment_gives_the_same_adapter_and_rows(whole: Path,
 def test_what_came_after_the_checkpoint_is_dropped_and_done_again(
     whole: Path, tmp_path: Path, exact: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stepwise.training import sampler
-
-    monkeypatch.setattr(sampler, "_RENEWED_AFTER", 1)  # nor does it matter when the engine is loaded anew
+    monkeypatch.setattr(context, "KEPT_ADAPTERS", 1)  # nor does it matter when adapters of earlier steps are freed
     half = exact.model_copy(update={"rl": exact.rl.model_copy(update={"steps": 3})})
     grpo(problems(), half, tmp_path / "half", locate=locate)
     shutil.copytree(tmp_path / "half", tmp_path / "out")
