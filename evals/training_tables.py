@@ -58,7 +58,7 @@ def accuracy_table(title: str, names: Sequence[str], by_arm: dict[str, list[Meas
         found, cells = by_arm[name], [name, _percent(_mean(scores(by_arm[name], 1)))]
         if CONTROL in by_arm and name != CONTROL:
             mean, low, high = interval(found, by_arm[CONTROL], everything)
-            cells.append(f"{100 * mean:+.1f} ({100 * low:+.0f}, {100 * high:+.0f})")
+            cells.append(f"{100 * mean:+.1f} ({100 * low:+.0f},{100 * high:+.0f})")
         else:
             cells.append("")
         cells += [_percent(_mean(scores(found, 1)[:, masks[key]])) for key in STRATA]
