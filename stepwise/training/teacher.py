@@ -97,8 +97,9 @@ def read_logprobs(
 def _logprobs(logits: NDArray[np.float32], ids: Sequence[int]) -> NDArray[np.float64]:
     """Of each row of `logits` (T, V), the log-probability of its token of `ids` (T,)."""
     logits -= logits.max(axis=1, keepdims=True)
-    chosen = logits[np.arange(len(ids)), list(ids)].astype(np.float64)
-    return chosen - np.log(np.exp(logits).sum(axis=1, dtype=np.float64))
+    total: NDArray[np.float64] = np.exp(logits).sum(axis=1, dtype=np.float64)
+    found: NDArray[np.float64] = logits[np.arange(len(ids)), list(ids)].astype(np.float64) - np.log(total)
+    return found
 
 
 def _parts(lengths: Sequence[int], most: int) -> Iterator[list[tuple[int, int, int]]]:
