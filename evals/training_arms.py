@@ -271,7 +271,7 @@ def train(name: str, cfg: Config, scale: Scale, seed: int, out: Path) -> Path | 
         adapter = supervise(name, cfg, scale, seed, out)
     if arm.rl is not None:
         pool, folder = pool_of(scale.pool), run_folder(out, name, seed) / "rl"
-        problems, hints = [p.problem for p in pool], {}
+        problems, hints = [p.problem for p in pool], dict[str, tuple[str, ...]]()
         if arm.hints:
             problems, hints = hinted(problems, dataset("intervention", cfg, scale, out))
         adapter = grpo(problems, own, folder, adapter=adapter, locate=locate_in(pool, arm), hints=hints)
