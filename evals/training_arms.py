@@ -113,9 +113,9 @@ ARMS = {**PAPER, **CLONED, **CREDIT}
 DEFAULT = [
     "sham", "rl", "rft+rl", "reference+rl", "reflection+rl", "strong+rl", "int", "int+rl",
     "int, suffix", "int, no prefix", "int, no filter",
-    "first_error, true", "first_error, scorer", "vppo, true", "vppo, scorer", "vineppo",
+    "vineppo", "first_error, true", "first_error, scorer", "vppo, true", "vppo, scorer",
 ]  # fmt: skip
-"""What three seeds of fit into about three hours on two idle cores."""
+"""What three seeds of fit into about three hours on two idle cores; the longest is not the last."""
 COLLECTED = {"pairs", "true_step", "intervention", "suffix", "unfiltered", "moved", "rejection", "reflection"}
 """Datasets that are made from the collection."""
 
