@@ -13,7 +13,7 @@ from stepwise.lab.problems import LabProblem
 from stepwise.report.shell import write_page
 from stepwise.run import Run
 
-from .training_arms import ARMS
+from .training_arms import ARMS, CLONED, CREDIT, PAPER
 from .training_measures import SAMPLES, STRATA, Measured, interval, scores, strata
 from .training_page import CONTROL, GROUPS, training_page
 
@@ -33,6 +33,10 @@ def show(run: Run, rows: Sequence[Measured], problems: Sequence[LabProblem], ref
         run.console.print(side_table(title, shown, by_arm))
     run.console.print(family_table(by_arm, problems))
     run.console.print(length_table(by_arm, problems))
+    over = differences(by_arm)
+    if over:
+        run.console.print(difference_table(over))
+    summary["differences"] = {f"{one} over {other}": value for (one, other), value in over.items()}
     for name, found in by_arm.items():
         summary["arms"][name] = _summary(name, found, by_arm, masks)
     path = write_page(run.path("training.html"), training_page(by_arm, problems, masks))
@@ -65,6 +69,29 @@ def accuracy_table(title: str, names: Sequence[str], by_arm: dict[str, list[Meas
         cells.append(_percent(_mean(scores(found, SAMPLES))))
         known = [row.on_training for row in found if row.on_training is not None]
         table.add_row(*cells, *([_percent(_mean(known))] if seen else []))
+    return table
+
+
+Differences = dict[tuple[str, str], tuple[float, float, float]]
+
+
+def differences(by_arm: dict[str, list[Measured]]) -> Differences:
+    """Mean differences in pass@1 with intervals: InT followed by RL over the other arms with RL, what is cloned over InT
+    alone, each credit scheme over outcomes.
+    """
+    pairs = [("int+rl", name) for name, arm in PAPER.items() if arm.rl is not None and name != "int+rl"]
+    pairs += [(name, "int") for name in CLONED if name.startswith("int, ")]
+    pairs += [(name, "rl") for name in CREDIT]
+    known = [(one, other) for one, other in pairs if one in by_arm and other in by_arm]
+    everything = np.ones(len(next(iter(by_arm.values()))[0].right), bool)
+    return {(one, other): interval(by_arm[one], by_arm[other], everything) for one, other in known}
+
+
+def difference_table(found: Differences) -> Table:
+    """The differences in points, with 95 % intervals."""
+    table = _table("Differences: pass@1, points", ("arm", "over", "difference", "95 %"))
+    for (one, other), (mean, low, high) in found.items():
+        table.add_row(one, other, f"{100 * mean:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}")
     return table
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import copy
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -92,12 +93,13 @@ class Asking(dspy.Module):  # type: ignore[misc]
 
             self.set_lm(load(lm) if isinstance(lm, str | ModelConfig) else lm)
 
+    @abstractmethod
     def _make_predictors(self) -> None:
-        raise NotImplementedError
+        """Give the module its predictors, from `settings`."""
 
+    @abstractmethod
     def plan(self, **inputs: Any) -> Plan:
         """What is asked, batch by batch; the return value is the prediction."""
-        raise NotImplementedError
 
     def setting(self, name: str) -> Any:
         """One of the settings that are saved with the module."""

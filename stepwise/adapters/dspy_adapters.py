@@ -13,6 +13,7 @@ What differs from DSPy's own:
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -54,15 +55,16 @@ def takes_grammar(lm: Any) -> bool:
     return str(getattr(lm, "model", "")).startswith("llamacpp/") or bool(getattr(lm, "supports_grammar", False))
 
 
-class _Repairing:
+class _Repairing(ABC):
     """One call, and where its reply cannot be read, one more that says why."""
 
+    @abstractmethod
     def constrain(self, lm: Any, lm_kwargs: dict[str, Any], signature: Any) -> None:
         """Put into `lm_kwargs` what holds the model to the format, where `lm` takes it."""
 
+    @abstractmethod
     def read(self, signature: Any, completion: str) -> dict[str, Any]:
         """The typed values of a reply; raises DataError naming the first field that is missing or wrong."""
-        raise NotImplementedError
 
     def __call__(
         self, lm: Any, lm_kwargs: dict[str, Any], signature: Any, demos: list[Any], inputs: dict[str, Any]
@@ -155,9 +157,9 @@ class _Headed(_Repairing):
         shown = {name: _FORGED.sub("[[", v) if isinstance(v, str) else v for name, v in inputs.items()}
         return super().format_user_message_content(signature, shown, *args, **kwargs)  # type: ignore[misc,no-any-return]
 
+    @abstractmethod
     def written(self, completion: str) -> Mapping[str, Any]:
         """What stands in a reply, by field: texts or plain JSON."""
-        raise NotImplementedError
 
     def read(self, signature: Any, completion: str) -> dict[str, Any]:
         """See the base class."""

@@ -13,6 +13,7 @@ What differs from TRIM-POMDP (arXiv 2601.10245):
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -78,7 +79,7 @@ class _OnBelief:
 
 
 @dataclass(frozen=True, config=_FROZEN, repr=False)
-class _Filtered(_OnBelief):
+class _Filtered(_OnBelief, ABC):
     """`history` and `strong_law` are those of `StepFilter`; "memoryless" gets the true prior of each step under this
     policy.
     """
@@ -100,9 +101,9 @@ class _Filtered(_OnBelief):
     def _bare(self) -> StepFilter:
         return StepFilter(self.law, self.model.p_weak, self.model.p_strong, self.history, self.strong_law)
 
+    @abstractmethod
     def _writer(self, step: int, belief: Belief) -> int:
         """0 to keep a draft of usual length, 1 to have the strong model write it."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, config=_FROZEN, repr=False)

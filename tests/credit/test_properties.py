@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -16,8 +18,9 @@ few = settings(max_examples=40)
 FIXED = [cfg for cfg in CONFIGS if cfg.scheme != "shuffled"]  # a shuffled order hangs on the rollout's index
 
 
-def close(got, wanted) -> None:
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-9)
+def near(wanted: Any) -> Any:
+    """Equal to `wanted` up to 1e-9."""
+    return pytest.approx(wanted, rel=0, abs=1e-9)
 
 
 @few
@@ -37,7 +40,7 @@ def test_advantages_are_finite_and_nothing_falls_on_padding_forced_tokens_or_rol
 def test_the_order_of_the_rollouts_does_not_matter(group: Group, data) -> None:
     order = data.draw(st.permutations(range(len(group.rewards))))
     for cfg in FIXED:
-        close(advantages(take(group, order), cfg), advantages(group, cfg)[order])
+        assert advantages(take(group, order), cfg) == near(advantages(group, cfg)[order])
 
 
 @few
@@ -46,7 +49,7 @@ def test_a_rollout_without_a_reward_changes_nothing_for_the_others(group: Group)
     kept = np.flatnonzero(group.rewarded).tolist()
     assume(kept)
     for cfg in FIXED:
-        close(advantages(take(group, kept), cfg), advantages(group, cfg)[kept])
+        assert advantages(take(group, kept), cfg) == near(advantages(group, cfg)[kept])
 
 
 @few
@@ -58,7 +61,7 @@ def test_padding_changes_nothing(group: Group) -> None:
     padded = {name: np.pad(getattr(group, name), wide) for name in ("mask", "evidence", "teacher")}
     wider = replace(group, **padded)
     for cfg in CONFIGS:
-        close(advantages(wider, cfg, 2)[:, : group.mask.shape[1]], advantages(group, cfg, 2))
+        assert advantages(wider, cfg, 2)[:, : group.mask.shape[1]] == near(advantages(group, cfg, 2))
 
 
 @few
@@ -77,7 +80,7 @@ def test_vineppos_steps_add_up_to_the_reward_less_the_value_of_the_prompt(group:
     steps = step_advantages(credit.vineppo(group), group)
     for i in np.flatnonzero(group.rewarded):
         if group.spans[i]:
-            close(sum(steps[i]), group.rewards[i] - group.values[i][0])
+            assert sum(steps[i]) == near(group.rewards[i] - group.values[i][0])
 
 
 @few
@@ -88,7 +91,7 @@ def test_oppos_tokens_add_up_to_the_reward_less_what_the_others_led_one_to_expec
     n = len(rewards)
     for i in np.flatnonzero(group.tokens.any(axis=1)):
         others = (rewards.sum() - group.rewards[i]) / (n - 1) if n > 1 else 0.5
-        close(got[i].sum(), group.rewards[i] - np.clip(others, 0.5 / n, 1 - 0.5 / n))
+        assert got[i].sum() == near(group.rewards[i] - np.clip(others, 0.5 / n, 1 - 0.5 / n))
 
 
 @few
@@ -97,7 +100,7 @@ def test_a_teacher_that_is_the_student_gives_no_signal_and_outcomes_change_nothi
     own = np.where(group.mask, -0.7, np.nan)
     assert not credit.distill(replace(group, teacher=own - own)).any()
     blind = replace(group, rewards=np.full(len(group.rewards), np.nan))
-    close(credit.distill(blind), credit.distill(group))
+    assert credit.distill(blind) == near(credit.distill(group))
 
 
 @few
@@ -106,16 +109,17 @@ def test_rloo_is_outcome_stretched_and_outcome_adds_up_to_nothing(group: Group) 
     n = int(group.rewarded.sum())
     assume(n > 1)
     plain = credit.outcome(group)
-    close(credit.outcome(group, leave_one_out=True), plain * n / (n - 1))
+    assert credit.outcome(group, leave_one_out=True) == near(plain * n / (n - 1))
     if group.tokens.any(axis=1)[group.rewarded].all():
-        close(sum(row[sampled][0] for row, sampled in zip(plain, group.tokens, strict=True) if sampled.any()), 0)
+        firsts = [row[sampled][0] for row, sampled in zip(plain, group.tokens, strict=True) if sampled.any()]
+        assert sum(firsts) == near(0)
 
 
 @few
 @given(group=groups(), blame=st.sampled_from(["step", "rest"]), seed=st.integers(0, 9))
 def test_shuffling_keeps_every_rollouts_advantages_and_their_number(group: Group, blame, seed) -> None:
     got, plain = credit.shuffled(group, blame=blame, seed=seed), credit.first_error(group, blame=blame)
-    close(np.sort(got, axis=1), np.sort(plain, axis=1))
+    assert np.sort(got, axis=1) == near(np.sort(plain, axis=1))
 
 
 @few
@@ -129,14 +133,14 @@ def test_first_error_gives_a_signal_in_an_all_wrong_group_wherever_an_error_is_l
 def test_vppos_response_means_add_up_to_nothing(group: Group, alpha: float, shorten: float) -> None:
     assume(group.mask.any(axis=1)[group.rewarded].all())
     got = credit.vppo(group, alpha=alpha, shorten=shorten)
-    close(sum(row[sampled].mean() for row, sampled in zip(got, group.tokens, strict=True) if sampled.any()), 0)
+    assert sum(row[sampled].mean() for row, sampled in zip(got, group.tokens, strict=True) if sampled.any()) == near(0)
 
 
 @few
 @given(group=groups(), agree=st.sampled_from(["intersection", "majority", "union"]), scale=st.booleans())
 def test_capos_tokens_add_up_to_nothing_and_none_is_above_a_clean_one_of_its_outcome(group, agree, scale) -> None:
     got = credit.capo(group, agree=agree, scale=scale)
-    close(got.sum(), 0)
+    assert got.sum() == near(0)
     assert has_signal(got) or len({*group.rewards[group.tokens.any(axis=1)]}) <= 1
 
 
@@ -148,5 +152,5 @@ def test_pure_min_of_identical_rollouts_starts_at_nothing_and_falls_by_what_a_st
     r = 2 * np.array(group.scores[0]) - 1
     share = np.exp(-r / 0.1) / np.exp(-r / 0.1).sum() * r
     tokens = np.array([group.mask[0, start:stop].sum() for start, stop in group.spans[0]])
-    close(got[0], 0)
-    close(-np.diff(got), (share - share.sum() / tokens.sum() * tokens)[:-1])
+    assert got[0] == near(0)
+    assert -np.diff(got) == near((share - share.sum() / tokens.sum() * tokens)[:-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction as F
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,15 +21,15 @@ def rows(*wanted: list) -> np.ndarray:
     return np.array([[*map(float, row), *[0.0] * (10 - len(row))] for row in [*wanted, []]])
 
 
-def close(got: np.ndarray, wanted: np.ndarray) -> None:
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+def near(wanted: Any) -> Any:
+    """Equal to `wanted` up to 1e-12."""
+    return pytest.approx(wanted, rel=0, abs=1e-12)
 
 
 def test_outcome_is_the_reward_less_the_mean_of_the_rollouts_that_have_one() -> None:
     third = -1 / 3
-    close(
-        credit.outcome(by_hand()),
-        rows([2 / 3] * 4, [third, third, third, third, 0, third, third, third, third, third], [third] * 6),
+    assert credit.outcome(by_hand()) == near(
+        rows([2 / 3] * 4, [third, third, third, third, 0, third, third, third, third, third], [third] * 6)
     )
 
 
@@ -59,20 +59,19 @@ def test_one_rollout_with_a_reward_has_nothing_to_be_compared_with() -> None:
 
 
 def test_first_error_blames_the_error_step_alone() -> None:
-    close(credit.first_error(by_hand()), rows([2 / 3] * 4, [0, 0, 0, -1], [-1, -1]))
+    assert credit.first_error(by_hand()) == near(rows([2 / 3] * 4, [0, 0, 0, -1], [-1, -1]))
 
 
 def test_first_error_may_blame_all_from_the_error_on() -> None:
-    close(
-        credit.first_error(by_hand(), blame="rest"),
-        rows([2 / 3] * 4, [0, 0, 0, -1, 0, -1, -1, -1, -1, -1], [-1] * 6),
+    assert credit.first_error(by_hand(), blame="rest") == near(
+        rows([2 / 3] * 4, [0, 0, 0, -1, 0, -1, -1, -1, -1, -1], [-1] * 6)
     )
 
 
 def test_first_error_treats_an_unlocated_wrong_rollout_and_a_located_right_one_as_outcome_does() -> None:
     group = by_hand(first_error=(0, None, 0, None))
     got, plain = credit.first_error(group), credit.outcome(group)
-    close(got[:2], plain[:2])
+    assert got[:2] == near(plain[:2])
     assert got[2].tolist() == [-1, -1] + [0] * 8
 
 
@@ -84,9 +83,8 @@ def test_first_error_gives_all_wrong_groups_the_same_blame_and_nothing_to_unloca
 def test_vppo_rewards_the_shortened_prefix_and_subtracts_the_mean_of_the_rollouts() -> None:
     # |o_1| = 9, three good tokens, round(.9) = 1 cut: two at .5, so 1/9; rollout 2 has none. Mean (1 + 1/9) / 3.
     good, rest = F(1, 2) - F(10, 27), -F(10, 27)
-    close(
-        credit.vppo(by_hand()),
-        rows([F(17, 27)] * 4, [good, good, rest, rest, 0, rest, rest, rest, rest, rest], [rest] * 6),
+    assert credit.vppo(by_hand()) == near(
+        rows([F(17, 27)] * 4, [good, good, rest, rest, 0, rest, rest, rest, rest, rest], [rest] * 6)
     )
 
 
@@ -95,30 +93,29 @@ def test_vppo_with_relu_has_no_negative_advantage_on_the_prefix_and_keeps_the_re
     mean = (1 + 0.2 * 2 / 9) / 3
     assert plain[1, :2] == pytest.approx([0.2 - mean] * 2)
     assert relu[1, :2].tolist() == [0, 0]
-    close(relu[:, 2:], plain[:, 2:])
-    close(relu[2], plain[2])
+    assert relu[:, 2:] == near(plain[:, 2:])
+    assert relu[2] == near(plain[2])
 
 
 @pytest.mark.parametrize(("alpha", "shorten", "kept"), [(0.5, 0.0, 3), (0.5, 0.2, 2), (0.3, 0.4, 1), (0.5, 0.9, 0)])
 def test_vppo_of_identical_wrong_rollouts_is_alpha_less_its_share_on_the_prefix(alpha, shorten, kept) -> None:
     got = credit.vppo(all_wrong(), alpha=alpha, shorten=shorten)
     share = kept / 5
-    close(got, np.tile([alpha * (1 - share)] * kept + [-alpha * share] * (5 - kept), (3, 1)))
+    assert got == near(np.tile([alpha * (1 - share)] * kept + [-alpha * share] * (5 - kept), (3, 1)))
 
 
 def test_vppo_rewards_nothing_of_a_wrong_rollout_without_a_located_error() -> None:
     got = credit.vppo(by_hand(first_error=(None, None, None, None)))
-    close(got, credit.outcome(by_hand()))
+    assert got == near(credit.outcome(by_hand()))
 
 
 def test_vineppo_is_the_change_of_value_on_every_token_of_the_step() -> None:
-    close(
-        credit.vineppo(by_hand()),
+    assert credit.vineppo(by_hand()) == near(
         rows(
             [0.25, 0.25, 0.5, 0.5],
             [0.25, 0.25, 0.25, -0.375, 0, -0.125, -0.125, -0.125, -0.125, -0.125],
             [-0.25, -0.25],
-        ),
+        )
     )
 
 
@@ -133,16 +130,16 @@ def test_capo_takes_one_off_every_step_that_is_called_wrong(agree, wrong) -> Non
         for k, (start, stop) in enumerate(spans):
             reward[i, start:stop] = (2 if i == 0 else 0) - ((i, k) in wrong)
     reward = np.where(group.tokens, reward, 0.0)
-    close(credit.capo(group, agree=agree), np.where(group.tokens, reward - reward.sum() / 19, 0.0))
+    assert credit.capo(group, agree=agree) == near(np.where(group.tokens, reward - reward.sum() / 19, 0.0))
 
 
 def test_capo_by_hand_and_divided_by_the_deviation_over_tokens() -> None:
     # 2, 2, 1, 1; then one -1 among nine; then six 0: 5 in all over 19 tokens
     m = F(5, 19)
     right, wrong = [2 - m, 2 - m, 1 - m, 1 - m], [-m, -m, -m, -1 - m, 0, -m, -m, -m, -m, -m]
-    close(credit.capo(by_hand()), rows(right, wrong, [-m] * 6))
+    assert credit.capo(by_hand()) == near(rows(right, wrong, [-m] * 6))
     deviation = math.sqrt((4 + 4 + 1 + 1 + 1 - 25 / 19) / 18) + 1e-4
-    close(credit.capo(by_hand(), scale=True), credit.capo(by_hand()) / deviation)
+    assert credit.capo(by_hand(), scale=True) == near(credit.capo(by_hand()) / deviation)
 
 
 def test_half_of_the_critiques_is_no_majority() -> None:
@@ -158,13 +155,12 @@ def test_pure_min_adds_up_the_softly_lowest_scores_from_the_step_on_less_the_oth
     c = [x / (1 + e12) for x in (-0.8, 0.4 * e12)]
     of_a, of_b, of_c = (sum(b) + sum(c)) / 15, (sum(a) + sum(c)) / 10, (sum(a) + sum(b)) / 13  # per token
     b1 = sum(b) - 9 * of_b - 0.5, sum(b[1:]) - 6 * of_b - 0.5, b[2] - 5 * of_b - 0.5
-    close(
-        credit.pure_min(by_hand()),
+    assert credit.pure_min(by_hand()) == near(
         rows(
             [sum(a) - 4 * of_a + 1] * 2 + [a[1] - 2 * of_a + 1] * 2,
             [b1[0]] * 3 + [b1[1], 0] + [b1[2]] * 5,
             [sum(c) - 6 * of_c - 0.5] * 2 + [c[1] - 4 * of_c - 0.5] * 4,
-        ),
+        )
     )
 
 
@@ -179,7 +175,9 @@ def test_oppo_moves_the_log_odds_by_the_clipped_evidence_and_ends_at_the_reward(
     got = credit.oppo(by_hand(evidence=evidence))
     raised = 1 / (1 + 5 * math.exp(-1))  # no other is right: V_0 is 1 / (2 x 3), odds 1 to 5; 5 is clipped to 1
     odds_form = 0.9 / 1.4  # .643 where Bayes' rule would say .9
-    close(got, rows([0, raised - 1 / 6, 0, 1 - raised], [odds_form - 0.5, *[0] * 8, -odds_form], [*[0] * 5, -0.5]))
+    assert got == near(
+        rows([0, raised - 1 / 6, 0, 1 - raised], [odds_form - 0.5, *[0] * 8, -odds_form], [*[0] * 5, -0.5])
+    )
     assert round(odds_form, 3) == 0.643
 
 
@@ -204,10 +202,10 @@ def test_distill_is_the_clipped_gap_on_every_sampled_token_whatever_the_outcome(
     teacher[1, :10], teacher[2, :6] = 99.0, 0.5
     teacher[3, :2] = 2.0, -0.5  # no reward, and nothing known of its last three tokens
     got = credit.distill(by_hand(teacher=teacher), clip=4.0)
-    close(got[0], [1.0986122886681098, -3.912023005428146, 0, -4, 0, 0, 0, 0, 0, 0])
-    close(got[1], [4, 4, 4, 4, 0, 4, 4, 4, 4, 4])  # the fifth is forced
-    close(got[2], [0.5] * 6 + [0] * 4)
-    close(got[3], [2, -0.5] + [0] * 8)
+    assert got[0] == near([1.0986122886681098, -3.912023005428146, 0, -4, 0, 0, 0, 0, 0, 0])
+    assert got[1] == near([4, 4, 4, 4, 0, 4, 4, 4, 4, 4])  # the fifth is forced
+    assert got[2] == near([0.5] * 6 + [0] * 4)
+    assert got[3] == near([2, -0.5] + [0] * 8)
 
 
 def test_shuffled_moves_the_blamed_stretch_and_nothing_else() -> None:
@@ -215,7 +213,7 @@ def test_shuffled_moves_the_blamed_stretch_and_nothing_else() -> None:
     assert {tuple(got[2, :6]) for got in blamed} == {(-1, -1, 0, 0, 0, 0), (0, 0, 0, 0, -1, -1)}
     assert {tuple(np.flatnonzero(got[1])) for got in blamed} == {(0,), (3,), (6,), (9,)}  # orders of steps 3, 1, 5
     for got in blamed:
-        close(got[0], credit.first_error(by_hand())[0])
+        assert got[0] == near(credit.first_error(by_hand())[0])
         assert not got[1, 4]
         assert not got[3].any()
 
@@ -232,7 +230,7 @@ def test_shuffled_follows_from_its_seed_and_differs_between_rollouts() -> None:
         evidence=None,
         teacher=None,
     )
-    close(credit.shuffled(many, seed=4), credit.shuffled(many, seed=4))
+    assert credit.shuffled(many, seed=4) == near(credit.shuffled(many, seed=4))
     assert (credit.shuffled(many, seed=4) != credit.shuffled(many, seed=5)).any()
     assert len(np.unique(credit.shuffled(many, seed=4), axis=0)) == 2
 
@@ -259,7 +257,7 @@ def test_a_scheme_reads_exactly_the_fields_that_it_says_it_needs(cfg) -> None:
     optional = {"scores", "first_error", "values", "critiques", "evidence", "teacher"}
     needs = set(NEEDS[cfg.scheme])
     bare = by_hand(**dict.fromkeys(optional - needs))
-    close(advantages(bare, cfg, 3), advantages(by_hand(), cfg, 3))
+    assert advantages(bare, cfg, 3) == near(advantages(by_hand(), cfg, 3))
     for name in needs:
         with pytest.raises(DataError, match=rf"group\.{name} is None"):
             advantages(by_hand(**{name: None}), cfg)
@@ -283,7 +281,7 @@ def test_a_scheme_reads_exactly_the_fields_that_it_says_it_needs(cfg) -> None:
 )
 def test_every_option_of_the_configuration_reaches_its_scheme(cfg, same) -> None:
     group = by_hand(evidence=np.full((4, 10), 0.5))
-    close(advantages(group, cfg, 7), same(group))
+    assert advantages(group, cfg, 7) == near(same(group))
     plain = advantages(group, CreditConfig(scheme=cfg.scheme), 0)
     assert not np.allclose(advantages(group, cfg, 7), plain)
 

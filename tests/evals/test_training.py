@@ -122,6 +122,9 @@ def test_tables_fit_80_columns_and_say_that_few_seeds_are_a_smoke_run(tmp_path: 
     assert "…" not in text.getvalue()
     assert any("smoke run: 1 seed" in line for line in said)
     assert summary["arms"]["sham"]["over sham"] == (0.0, 0.0, 0.0)
+    assert summary["differences"]["int, suffix over int"][0] == pytest.approx(
+        summary["arms"]["int, suffix"]["pass@k"][1] - summary["arms"]["int"]["pass@k"][1]
+    )
     page = (tmp_path / "training.html").read_text()
     assert page.count("<svg") == 3
     assert all(f"<th>{len_}" in page for len_ in sorted({len(made.operations) for made in problems}))

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stepwise.config import Config
 from stepwise.interventions.rows import Example
+from stepwise.jsonl import read_rows
 
 ROW = Example(
     "p0/r0/c0", "Mia has 3 apples and buys 4 more. How many apples does Mia have now?", "7",
@@ -38,3 +43,39 @@ def copied(tiny_gguf_path: Path, folder: Path, **changes: object) -> Path:
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     return folder
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics, without what differs from run to run."""
+    timed = ("seconds", "peak_bytes")
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_rows(out / "metrics.jsonl")]
+
+
+def whole_and_killed(train: Callable[[str, str], None], gguf: Path, folder: Path) -> tuple[Path, Path]:
+    """The directories of a run that is left alone and of one that is killed in and after its second step, and gone on
+    with. `train(gguf, out)` is the run, in a process of its own.
+    """
+    # Not of the test session's own process, which may have threads of its own: children begin where imports are done.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "stepwise.training.preference", "torch", "peft"])
+
+    def start(out: Path) -> Any:
+        process = context.Process(target=train, args=(str(gguf), str(out)))
+        process.start()
+        return process
+
+    whole, killed = folder / "whole", folder / "killed"
+    start(whole).join()
+    lines, kills = killed / "metrics.jsonl", 0
+    for after in (2, 10):
+        child = start(killed)
+        while child.is_alive() and (not lines.exists() or lines.read_bytes().count(b"\n") < after):
+            time.sleep(0.01)
+        kills += child.is_alive()
+        child.kill()
+        child.join()
+    assert kills
+    last = start(killed)
+    last.join()
+    assert last.exitcode == 0
+    return whole, killed

@@ -1,6 +1,4 @@
 import math
-import multiprocessing
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +7,7 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
 from stepwise.interventions.pairs import read_pairs, write_pairs
-from stepwise.jsonl import read_rows
-from tests.training.sft_world import config
+from tests.training.sft_world import config, metrics, whole_and_killed
 
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
@@ -43,11 +40,6 @@ def pair(number: int = 0, **changes: object) -> dict[str, Any]:
 
 
 PAIRS = [pair(i) for i in range(6)]
-
-
-def metrics(out: Path) -> list[dict[str, Any]]:
-    timed = ("seconds", "peak_bytes")
-    return [{k: v for k, v in line.items() if k not in timed} for line in read_rows(out / "metrics.jsonl")]
 
 
 def disturb(trainee: Trainee) -> None:
@@ -200,10 +192,6 @@ def test_lists_of_messages_are_read_and_the_same_pair_counts_once() -> None:
     assert read_pairs([chat])[0].id == "row 1"
 
 
-CHILDREN = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload(["tests.training.sft_world", "stepwise.training.preference", "torch", "peft"])
-
-
 def train(gguf: str, out: str) -> None:
     """A whole run, for another process."""
     torch.set_num_threads(1)
@@ -213,25 +201,7 @@ def train(gguf: str, out: str) -> None:
 def test_a_run_that_is_killed_and_gone_on_with_equals_the_uninterrupted_one(
     tiny_gguf_path: Path, tmp_path: Path
 ) -> None:
-    def start(name: str) -> Any:
-        process = CHILDREN.Process(target=train, args=(str(tiny_gguf_path), str(tmp_path / name)))
-        process.start()
-        return process
-
-    start("whole").join()
-    lines, kills = tmp_path / "killed" / "metrics.jsonl", 0
-    for after in (2, 10):
-        child = start("killed")
-        while child.is_alive() and (not lines.exists() or lines.read_bytes().count(b"\n") < after):
-            time.sleep(0.01)
-        kills += child.is_alive()
-        child.kill()
-        child.join()
-    assert kills
-    last = start("killed")
-    last.join()
-    assert last.exitcode == 0
-    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    whole, killed = whole_and_killed(train, tiny_gguf_path, tmp_path)
+    assert metrics(killed) == metrics(whole)
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter.gguf", "reference.json"):
-        paths = [tmp_path / run / name for run in ("killed", "whole")]
-        assert paths[0].read_bytes() == paths[1].read_bytes()
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()

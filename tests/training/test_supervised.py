@@ -1,6 +1,4 @@
 import json
-import multiprocessing
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from stepwise.interventions.data import write_examples
 from stepwise.jsonl import read_rows
 from stepwise.train_config import LoraConfig, SftConfig
 from stepwise.training.rendering import TokenRow
-from tests.training.sft_world import config, copied, row
+from tests.training.sft_world import config, copied, metrics, row, whole_and_killed
 
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
@@ -27,11 +25,6 @@ QUICK = ("sft.batch=2", "sft.epochs=2", "sft.save_every=2", "sft.learning_rate=1
 
 def tokens(n: int, length: int = 3) -> TokenRow:
     return TokenRow((n,) * (length + 1), 1, (1.0,) * length)
-
-
-def metrics(out: Path) -> list[dict[str, Any]]:
-    timed = ("seconds", "peak_bytes")
-    return [{k: v for k, v in line.items() if k not in timed} for line in read_rows(out / "metrics.jsonl")]
 
 
 def test_loss_and_gradients_are_those_of_full_logits_in_float64(tiny_gguf_path: Path) -> None:
@@ -177,10 +170,6 @@ def test_a_lack_of_memory_names_the_settings_to_lower(
         sft(ROWS, config(tiny_gguf_path, *QUICK), tmp_path / "run")
 
 
-CHILDREN = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload(["tests.training.sft_world", "stepwise.training.supervised", "torch", "peft"])
-
-
 def train(gguf: str, out: str) -> None:
     """A whole run, for another process."""
     torch.set_num_threads(1)
@@ -191,25 +180,7 @@ def train(gguf: str, out: str) -> None:
 def test_a_run_that_is_killed_and_gone_on_with_equals_the_uninterrupted_one(
     tiny_gguf_path: Path, tmp_path: Path
 ) -> None:
-    def start(name: str) -> Any:
-        process = CHILDREN.Process(target=train, args=(str(tiny_gguf_path), str(tmp_path / name)))
-        process.start()
-        return process
-
-    start("whole").join()
-    lines, kills = tmp_path / "killed" / "metrics.jsonl", 0
-    for after in (2, 10):
-        child = start("killed")
-        while child.is_alive() and (not lines.exists() or lines.read_bytes().count(b"\n") < after):
-            time.sleep(0.01)
-        kills += child.is_alive()
-        child.kill()
-        child.join()
-    assert kills
-    last = start("killed")
-    last.join()
-    assert last.exitcode == 0
-    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
-    for name in ("adapter_model.safetensors", "adapter.gguf"):
-        paths = [tmp_path / run / "adapter" / name for run in ("killed", "whole")]
-        assert paths[0].read_bytes() == paths[1].read_bytes()
+    whole, killed = whole_and_killed(train, tiny_gguf_path, tmp_path)
+    assert metrics(killed) == metrics(whole)
+    for name in ("adapter/adapter_model.safetensors", "adapter/adapter.gguf"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
