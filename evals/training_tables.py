@@ -76,8 +76,8 @@ Differences = dict[tuple[str, str], tuple[float, float, float]]
 
 
 def differences(by_arm: dict[str, list[Measured]]) -> Differences:
-    """Mean differences in pass@1 with intervals: InT followed by RL over the other arms with RL, what is cloned over InT
-    alone, each credit scheme over outcomes.
+    """Mean differences in pass@1 with intervals: InT and RL over the other arms with RL, what is cloned over InT alone,
+    each credit scheme over outcomes.
     """
     pairs = [("int+rl", name) for name, arm in PAPER.items() if arm.rl is not None and name != "int+rl"]
     pairs += [(name, "int") for name in CLONED if name.startswith("int, ")]

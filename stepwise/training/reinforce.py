@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from stepwise.call_cache import key_of
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
+from stepwise.training.fitting import check_same
 from stepwise.training.hints import Hints, check_hints
 from stepwise.training.judges import Locate, load_judges
 from stepwise.training.learner import Learner
@@ -154,8 +155,7 @@ def _steps(run: Learner, directory: RunDirectory, sinks: Sequence[str], *, data:
     cfg, out = run.cfg, directory.made()
     checkpoint, metrics = claim_state(directory), directory.claim("metrics.jsonl")
     done, kept = load_state(checkpoint, run.trainee, run.optimizer) or (0, {})
-    if kept.get("data", data) != data:
-        raise DataError(f"{checkpoint} belongs to other data than was given now; give another --out, or --overwrite")
+    check_same(checkpoint, kept.get("data", data), data)
     run.constant = kept.get("laser_constant")
     keep_rows(metrics, done)
     with ExitStack() as stack:
