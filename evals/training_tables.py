@@ -43,7 +43,7 @@ def show(run: Run, rows: Sequence[Measured], problems: Sequence[LabProblem], ref
     run.say(f"Page: {path.resolve().as_uri()}")
     run.say(
         "pass@1 in percent; over sham: difference with a 95 % interval, problems and seeds drawn again together. "
-        "failed by base: none of 16 other samples of the base is right. train: on the problems of the pool. "
+        "failed by base: none of 16 other samples of the base is right. pool: on the training problems. "
         "Lab figures: a test bed, no benchmark."
     )
     seeds = min(len(found) for found in by_arm.values())
@@ -55,7 +55,7 @@ def show(run: Run, rows: Sequence[Measured], problems: Sequence[LabProblem], ref
 def accuracy_table(title: str, names: Sequence[str], by_arm: dict[str, list[Measured]], masks: Any) -> Table:
     """pass@1 of each arm: all problems, over sham, by stratum, and pass@16."""
     seen = title != "Credit" and any(row.on_training is not None for name in names for row in by_arm[name])
-    columns = ("arm", "all", "over sham", "no trap", "one", "two", "failed", "@16", *(["train"] if seen else []))
+    columns = ("arm", "all", "over sham", "no trap", "one", "two", "failed", "@16", *(["pool"] if seen else []))
     table = _table(f"{title}: pass@1, %", columns)
     everything = np.ones(len(next(iter(masks.values()))), bool)
     for name in names:
