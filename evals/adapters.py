@@ -27,18 +27,17 @@ from typing import Any, get_args
 import dspy
 from pydantic import TypeAdapter, ValidationError
 
-from stepwise import signatures
-from stepwise.adapters import Format, adapter
-from stepwise.adapters.field_format import constrained
-from stepwise.asking import Ask, Asking, Plan, critic_lm, run_all
+from stepwise.critics import ErrorLocalizer, signatures
+from stepwise.critics.asking import Ask, Asking, Plan, critic_lm, run_all
+from stepwise.critics.formats import Format, adapter
+from stepwise.critics.formats.field_format import constrained
+from stepwise.critics.inputs import at_most_rows, bounded
 from stepwise.errors import BackendError, DataError, MissingDependencyError
-from stepwise.inputs import at_most_rows, bounded
 from stepwise.lab import generate
 from stepwise.lab.corpus import slipped
 from stepwise.lab.problems import LabProblem
 from stepwise.lab.references import reference
-from stepwise.modules import ErrorLocalizer
-from stepwise.run import Run, positive, program
+from stepwise.runs.shell import Run, positive, program
 
 Rows = dict[str, Any]
 CONTEXT = 16_384
@@ -71,7 +70,7 @@ def main(run: Run) -> int:
 
 def _random_model(folder: Path) -> Path:
     try:
-        from tests.models import tiny_gguf
+        from tests.tiny_models import tiny_gguf
     except ImportError as error:
         raise MissingDependencyError(
             f'a random model is made in a checkout, with "stepwise[train]" ({error}); give --model'

@@ -20,17 +20,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepwise import localization as loc
-from stepwise.asking import run_all
-from stepwise.backends import load_backend
+from stepwise.critics import ErrorLocalizer, InterventionProposer
+from stepwise.critics.asking import run_all
+from stepwise.data import localization as loc
+from stepwise.data.processbench import Example
 from stepwise.lab.critic import result_of
 from stepwise.lab.families import CRITIC_WITHHELD
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.lab.references import Granularity, reference
-from stepwise.modules import ErrorLocalizer, InterventionProposer
-from stepwise.processbench import Example
-from stepwise.run import Run, program
-from stepwise.scorers import load_scorer
+from stepwise.models import load_backend
+from stepwise.models.scorers import load_scorer
+from stepwise.runs.shell import Run, program
 from stepwise.types import Intervention, Localization, Problem, Step, Trace
 
 from .conditioning_tables import show
@@ -54,7 +54,7 @@ class Attempt(NamedTuple):
         return Problem(given.id, given.question, given.answer, reference(self.lab, granularity), given.source)
 
     def example(self) -> Example:
-        """As the functions of `stepwise.localization` take it."""
+        """As the functions of `stepwise.data.localization` take it."""
         trace = Trace(self.problem(), tuple(Step(text, "weak") for text in self.steps))
         return Example(self.problem(), trace, Localization(self.first_error))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stepwise.run import Run
+from stepwise.runs.shell import Run
 
 from .lab_tables import table
 

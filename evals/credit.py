@@ -32,8 +32,8 @@ from rich import box
 from rich.table import Table
 
 from stepwise.config import Config
-from stepwise.progress import progress
-from stepwise.run import Run, positive, program
+from stepwise.runs.progress import progress
+from stepwise.runs.shell import Run, positive, program
 from stepwise.training.sampler import Sampler, exact_weights
 from stepwise.types import Problem
 

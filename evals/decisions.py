@@ -28,7 +28,7 @@ from stepwise.routing.belief import ObservationLaw, StepFilter
 from stepwise.routing.planned import BeliefThreshold, Planned, Published
 from stepwise.routing.policy import Policy, View
 from stepwise.routing.simple import Threshold
-from stepwise.run import Run, positive, program
+from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Step, Usage
 
 from .pomdp import load

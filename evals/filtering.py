@@ -28,7 +28,7 @@ from stepwise.interventions.guiding import Wanted, chosen, counts_of, guided_by
 from stepwise.interventions.pipeline import collect_in, read_stage
 from stepwise.interventions.rows import Candidate, GuidedRollout, Made
 from stepwise.interventions.settings import CollectSettings
-from stepwise.run import Run, positive, program
+from stepwise.runs.shell import Run, positive, program
 
 if TYPE_CHECKING:
     from rich.table import Table

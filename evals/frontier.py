@@ -39,11 +39,11 @@ from evals.frontier_reference import REFERENCE, ROUNDING
 from evals.frontier_worlds import World, exact, pooled_pairs
 from evals.pages import page
 from evals.pomdp import load
-from stepwise.progress import progress
 from stepwise.report.shell import write_page
 from stepwise.routing.belief import ObservationLaw
 from stepwise.routing.metrics import OperatingPoint
-from stepwise.run import Run, positive, program
+from stepwise.runs.progress import progress
+from stepwise.runs.shell import Run, positive, program
 
 BUDGETS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
 SIGMAS = 3.0

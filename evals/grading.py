@@ -27,12 +27,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from stepwise.data.processbench import read_rows
 from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION, Verdict, check_gold, grade
 from stepwise.grading.answers import Answer, compare, read
 from stepwise.grading.text import Unreadable, clean
-from stepwise.processbench import read_rows
-from stepwise.run import Run, program
+from stepwise.runs.shell import Run, program
 from stepwise.types import Problem
 
 QUESTIONS = {"gsm8k": "question", "math500": "problem", "aime24": "problem"}

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.progress import progress
 from stepwise.routing.belief import ObservationLaw
 from stepwise.routing.fit_data import FitTrace, unlabelled
 from stepwise.routing.fit_em import Learned, Padded, Parameters, expect, learn, pad, smoothed
 from stepwise.routing.fit_simulate import simulate
-from stepwise.run import Run, positive, program
+from stepwise.runs.progress import progress
+from stepwise.runs.shell import Run, positive, program
 
 BINS, FRESH = 8, 1000
 P_WEAK, P_STRONG, ESCALATE = 0.87, 0.95, 0.1

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from stepwise.backends.base import Backend, Request
 from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem, generate
-from stepwise.progress import progress
+from stepwise.models.base import Backend, Request
 from stepwise.routing.fit_check import auroc
-from stepwise.routing.metrics import wilson
-from stepwise.run import Run, program
+from stepwise.runs.progress import progress
+from stepwise.runs.shell import Run, program
+from stepwise.stats import wilson
 from stepwise.steps import split_steps
 from stepwise.types import Step
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepwise.lab.families import FAMILIES
-from stepwise.run import Run
+from stepwise.runs.shell import Run
 
 
 def gates(f: dict[str, Any]) -> list[dict[str, Any]]:

@@ -19,9 +19,9 @@ from typing import Any
 
 from stepwise.errors import DataError
 from stepwise.interventions.leaks import LeakVerdict, check_leak
-from stepwise.jsonl import read_rows
-from stepwise.routing.metrics import wilson
-from stepwise.run import Run, program
+from stepwise.io import read_rows
+from stepwise.runs.shell import Run, program
+from stepwise.stats import wilson
 
 from .lab_tables import table
 

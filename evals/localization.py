@@ -28,14 +28,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepwise import localization as loc
 from stepwise.config import Config
+from stepwise.data import localization as loc
+from stepwise.data.localization import Localizer, Outcome
+from stepwise.data.processbench import Example, read_rows
 from stepwise.errors import DataError
-from stepwise.jsonl import read_rows as read_lines
-from stepwise.localization import Localizer, Outcome
-from stepwise.plan import Planned
-from stepwise.processbench import Example, read_rows
-from stepwise.run import Run, positive, program
+from stepwise.io import read_rows as read_lines
+from stepwise.runs.plan import Planned
+from stepwise.runs.shell import Run, positive, program
 
 from .localization_models import by_module, planned, with_scores  # evals is stepwise.evals once installed
 

@@ -12,12 +12,12 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from stepwise.config import Config
-from stepwise.localization import Localizer, Outcome
-from stepwise.plan import Planned, plan_localizing
-from stepwise.processbench import Example
-from stepwise.progress import progress
-from stepwise.run import Run
-from stepwise.scorers import Scorer, score_items
+from stepwise.data.localization import Localizer, Outcome
+from stepwise.data.processbench import Example
+from stepwise.models.scorers import Scorer, score_items
+from stepwise.runs.plan import Planned, plan_localizing
+from stepwise.runs.progress import progress
+from stepwise.runs.shell import Run
 from stepwise.types import Usage
 
 BATCH = 16  # attempts that are scored together
@@ -85,7 +85,7 @@ def by_module(run: Run, module: Any, sets: Mapping[str, Sequence[Example]], thre
     Attempts of which an earlier start knows the outcome are not asked for again, unless it was a failure. DSPy's cache
     is not asked, so that usage is what the work costs.
     """
-    from stepwise.asking import run_all
+    from stepwise.critics.asking import run_all
 
     for predictor in getattr(module, "predictors", list)():
         predictor.lm = predictor.lm and predictor.lm.copy(cache=False)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.config import Config
+from stepwise.config.training import SftConfig
 from stepwise.interventions.baselines import KINDS
 from stepwise.interventions.pipeline import Models
 from stepwise.interventions.pipeline import work as collected_rows
@@ -28,8 +29,7 @@ from stepwise.interventions.settings import CollectSettings
 from stepwise.interventions.work import BuildSettings, Work, Writers
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.lab.references import Granularity, reference
-from stepwise.run import Run, positive, program
-from stepwise.train_config import SftConfig
+from stepwise.runs.shell import Run, positive, program
 
 from .lab_tables import table
 

@@ -23,7 +23,7 @@ import numpy as np
 from stepwise.errors import DataError
 from stepwise.routing.difficulty import DifficultyPomdp
 from stepwise.routing.pomdp import RoutingPomdp
-from stepwise.run import Run, program
+from stepwise.runs.shell import Run, program
 
 GAP, ONE, EIGHT = 1e-3, 1.0, 5.0  # the bars: points, and processor seconds for one price and for eight
 TRIES = 3

@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.errors import DataError
-from stepwise.jsonl import read_rows
-from stepwise.progress import progress
+from stepwise.io import read_rows
 from stepwise.routing.fit_check import auroc, log_likelihood
 from stepwise.routing.fit_data import EARLIER, NOW, RIGHT, FitTrace, from_row, lag_correlation
-from stepwise.run import Run, positive, program
+from stepwise.runs.progress import progress
+from stepwise.runs.shell import Run, positive, program
 
 from .replay_arms import BELIEFS, SCORE, WORLDS, Arm, Array, Seen, arms, cumulative_sum, law_of, seen_of, worlds
 

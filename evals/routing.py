@@ -20,13 +20,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepwise.progress import progress
 from stepwise.report import Report, write_report
 from stepwise.report.table import percent
 from stepwise.routing.compare import judge
 from stepwise.routing.router_fit import FitCard
 from stepwise.routing.simple import Threshold
-from stepwise.run import Run, positive, program
+from stepwise.runs.progress import progress
+from stepwise.runs.shell import Run, positive, program
 
 from .routing_arms import NAMES as ARM_NAMES
 from .routing_arms import Arm, Material, chosen

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from stepwise.models.scorers import Item, score_items
 from stepwise.routing.compare import label_of
 from stepwise.routing.policy import Policy
-from stepwise.scorers import Item, score_items
 from stepwise.types import Problem
 
 from .routing_world import World

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from stepwise.errors import DataError
 from stepwise.routing.estimates import Estimate, Outcomes, estimate
 from stepwise.routing.metrics import cheapest, frontier_area, pgr
-from stepwise.run import Run, program
+from stepwise.runs.shell import Run, program
 
 from .routing import material_of, measured, sizes
 from .routing_arms import NAMES as ARM_NAMES

@@ -12,7 +12,8 @@ from stepwise.errors import DataError
 from stepwise.report.model import PolicyRow
 from stepwise.routing.compare import Measured
 from stepwise.routing.estimates import Outcomes
-from stepwise.routing.metrics import usage_by_author, wilson
+from stepwise.routing.metrics import usage_by_author
+from stepwise.stats import wilson
 from stepwise.types import Usage
 
 HINDSIGHT = "cheapest right, in hindsight"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from stepwise.backends.base import Continuation, Request
-from stepwise.progress import progress
-from stepwise.routing.policy import stable_hash
-from stepwise.scorers import Scored, score_items
+from stepwise.models.base import Continuation, Request
+from stepwise.models.scorers import Scored, score_items
+from stepwise.runs.progress import progress
+from stepwise.seeds import stable_hash
 from stepwise.steps import extract_answer, split_steps
 from stepwise.types import Problem, Usage
 

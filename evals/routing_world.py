@@ -10,16 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stepwise.backends import load_backend
-from stepwise.backends.cached import CachedBackend
-from stepwise.call_cache import CallCache
 from stepwise.config import Config
 from stepwise.lab.problems import generate, make
-from stepwise.routing.policy import Policy, stable_hash
+from stepwise.models import load_backend
+from stepwise.models.cached import CachedBackend
+from stepwise.models.scorers import Item, Scored, load_scorer, score_items
+from stepwise.models.scorers.cached import CachedScorer
+from stepwise.models.scorers.simple import PerfectScorer
+from stepwise.models.store import CallCache
+from stepwise.routing.policy import Policy
 from stepwise.routing.router import StepRouter
-from stepwise.scorers import Item, Scored, load_scorer, score_items
-from stepwise.scorers.cached import CachedScorer
-from stepwise.scorers.simple import PerfectScorer
+from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Trace
 
 NOISE, HEAT, BIAS = 2.0, 3.0, 2.0

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.errors import MissingDependencyError
-from stepwise.training.export import Quantization, export_gguf
+from stepwise.export.gguf import Quantization, export_gguf
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": {
@@ -75,7 +75,7 @@ def write_checkpoint(config: Mapping[str, Any], model_dir: Path, *, seed: int = 
     from safetensors.numpy import save_file
 
     try:
-        from tests.models import train_tokenizer, write_tokenizer
+        from tests.tiny_models import train_tokenizer, write_tokenizer
     except ImportError as error:
         raise MissingDependencyError(
             f"random shapes are made in a checkout of the repository only ({error})"

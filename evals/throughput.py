@@ -25,11 +25,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from stepwise.engine import Engine, GenerationJob
 from stepwise.errors import DataError
 from stepwise.lab import MODELS, model_path
+from stepwise.models.engine import Engine, GenerationJob
 from stepwise.prompt import SolvePrompt
-from stepwise.run import Run, program
+from stepwise.runs.shell import Run, program
 
 TEMPERATURE = 0.7
 AIMS = {"lockstep / per call": 3.0, "lockstep / straight": 1.0, "one / straight": 0.85}

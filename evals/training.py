@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 from stepwise.config import Config
 from stepwise.errors import ConfigError
 from stepwise.lab.problems import LabProblem, generate
-from stepwise.progress import progress
-from stepwise.run import Run, positive, program
+from stepwise.runs.progress import progress
+from stepwise.runs.shell import Run, positive, program
 
 from .training_arms import (
     ARMS,

@@ -20,7 +20,7 @@ from stepwise.interventions.pipeline import read_stage
 from stepwise.interventions.rows import Example
 from stepwise.interventions.stages import unique
 from stepwise.interventions.work import BuildSettings
-from stepwise.jsonl import read_rows
+from stepwise.io import read_rows
 from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem
 from stepwise.lab.references import Granularity, reference

@@ -11,16 +11,16 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from stepwise.backends.base import Continuation, Request
 from stepwise.config import Config
 from stepwise.errors import BackendError
 from stepwise.grading import Verdict, grade_many
 from stepwise.lab.problems import LabProblem
+from stepwise.models.base import Continuation, Request
 from stepwise.training.evaluation import with_adapter
 from stepwise.types import Problem
 
 if TYPE_CHECKING:
-    from stepwise.backends.llamacpp import LlamaCppBackend
+    from stepwise.models.llamacpp import LlamaCppBackend
 
 SAMPLES = 16
 TEMPERATURE = 0.7
@@ -72,8 +72,8 @@ def surprise_of(cfg: Config, problems: Sequence[LabProblem], adapter: Path, seed
 
 
 def _loaded(cfg: Config, adapter: Path | None) -> LlamaCppBackend:
-    from stepwise.backends.llamacpp import LlamaCppBackend
-    from stepwise.engine import load_engine
+    from stepwise.models.engine import load_engine
+    from stepwise.models.llamacpp import LlamaCppBackend
 
     return LlamaCppBackend(load_engine(with_adapter(cfg.models.weak, adapter)), cfg.prompt)
 

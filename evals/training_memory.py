@@ -33,7 +33,7 @@ from pydantic import TypeAdapter
 
 from stepwise.errors import DataError, MissingDependencyError
 from stepwise.lab import MODELS, model_path
-from stepwise.run import Run, positive, program
+from stepwise.runs.shell import Run, positive, program
 
 from .shapes import SHAPES, write_checkpoint
 from .training_memory_worker import Base, Case, Job, Side

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from stepwise.config import Config
-from stepwise.train_config import LoraConfig
+from stepwise.config.training import LoraConfig
 
 from .training_memory_meter import Meter
 

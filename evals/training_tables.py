@@ -11,7 +11,7 @@ from rich.table import Table
 
 from stepwise.lab.problems import LabProblem
 from stepwise.report.shell import write_page
-from stepwise.run import Run
+from stepwise.runs.shell import Run
 
 from .training_arms import ARMS, CLONED, CREDIT, PAPER
 from .training_measures import SAMPLES, STRATA, Measured, interval, scores, strata

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from stepwise.errors import BackendError, DataError
-from stepwise.run import positive
+from stepwise.runs.shell import positive
 from stepwise.types import Problem, Trace, Usage, as_problem, from_json
 
 FORMS = """FILE (or standard input) holds one attempt:
@@ -102,7 +102,7 @@ def plain(value: Any) -> Any:
 
 
 def _plain(parts: list[str], where: str) -> Attempt:
-    from stepwise.inputs import as_steps
+    from stepwise.critics.inputs import as_steps
 
     if not 2 <= len(parts) <= 3:
         raise DataError(
@@ -138,7 +138,7 @@ def _rows(text: str, where: str) -> list[Any]:
 
 
 def _from_row(row: Any, where: str) -> Attempt:
-    from stepwise.inputs import as_steps, encodable
+    from stepwise.critics.inputs import as_steps, encodable
 
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is {str(row)[:80]!r}; it must be an object with question and steps")

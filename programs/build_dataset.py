@@ -25,8 +25,8 @@ from stepwise.interventions.from_routing import from_routing_in, plan_from_routi
 from stepwise.interventions.pairs import pairs, write_pairs
 from stepwise.interventions.pipeline import read_stage
 from stepwise.interventions.work import BuildSettings
-from stepwise.plan import Planned
-from stepwise.run import Run, positive, program
+from stepwise.runs.plan import Planned
+from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Trace
 
 

@@ -11,16 +11,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from stepwise.call_cache import CallCache
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
-from stepwise.plan import Planned
+from stepwise.models.store import CallCache
 from stepwise.routing import Always, Never, StepRouter, policy_from_config
 from stepwise.routing.calibration import Calibrated, calibrate
 from stepwise.routing.compare import plan_routing
 from stepwise.routing.estimates import Estimate
 from stepwise.routing.saved import load_policy
-from stepwise.run import Run, positive, program
+from stepwise.runs.plan import Planned
+from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem
 
 from .route import problems_of

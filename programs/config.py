@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 
-from stepwise.run import Run, program
+from stepwise.runs.shell import Run, program
 
 
 @program(doc=__doc__)
 def main(run: Run) -> None:
     if run.args.config is None and not run.args.set:
-        print(files("stepwise").joinpath("lab.toml").read_text(encoding="utf-8"), end="")
+        print(files("stepwise.config").joinpath("lab.toml").read_text(encoding="utf-8"), end="")
         return
     print(json.dumps({"hash": run.config.hash, **run.config.model_dump(mode="json")}, indent=1))
 

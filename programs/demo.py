@@ -12,12 +12,12 @@ from dataclasses import asdict
 
 from stepwise.config import Config
 from stepwise.grading import GRADER_VERSION
-from stepwise.plan import Planned
 from stepwise.report import Report, TraceView, summary_table, write_report
 from stepwise.routing import Always, Never, Policy, Random, StepRouter, Threshold
 from stepwise.routing.compare import Measured, in_words, measure, plan_routing
 from stepwise.routing.estimates import by_family
-from stepwise.run import Run, positive, program
+from stepwise.runs.plan import Planned
+from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem
 
 POLICIES: tuple[Policy, ...] = (

@@ -17,9 +17,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
-from stepwise.run import Run, program
+from stepwise.export.gguf import Quantization, export_gguf, export_lora_gguf
+from stepwise.runs.shell import Run, program
 from stepwise.training.cards import base_name, front_matter, markdown_table
-from stepwise.training.export import Quantization, export_gguf, export_lora_gguf
 from stepwise.training.identity import adapter_directory, base_of, check_adapter, fingerprint, read_card
 
 

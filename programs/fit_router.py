@@ -20,15 +20,15 @@ from pydantic import ValidationError
 
 from stepwise.config import Config
 from stepwise.errors import DataError
-from stepwise.jsonl import read_rows
-from stepwise.plan import Planned
+from stepwise.io import read_rows
 from stepwise.report.calibration import calibration_svg
 from stepwise.routing.fit import fit_router
 from stepwise.routing.fit_data import STATES, FitTrace, from_lab_trace, from_row, from_trace, unlabelled
 from stepwise.routing.policy import Policy
 from stepwise.routing.router_fit import RouterFit
 from stepwise.routing.simple import Never, Random
-from stepwise.run import Run, positive, program
+from stepwise.runs.plan import Planned
+from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Step, Trace, from_json
 
 _STRONG_SHARE = 0.3  # of the steps in the traces that p_strong is counted on
@@ -169,7 +169,7 @@ def _with_scores(trace: Trace, scores: Sequence[float]) -> tuple[Step, ...]:
 
 
 def _scorer(run: Run) -> Any:
-    from stepwise.scorers import load_scorer
+    from stepwise.models.scorers import load_scorer
 
     return load_scorer(run.config.scorer, prompt=run.config.prompt)
 

@@ -18,9 +18,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from stepwise.budget import Ledger
 from stepwise.config import Config
-from stepwise.config_errors import explain
+from stepwise.config.errors import explain
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
 from stepwise.interventions.account import Account
 from stepwise.interventions.caps import Caps, any_cap
@@ -36,10 +35,11 @@ from stepwise.interventions.pipeline import ROWS, collect_in, funnel, read_stage
 from stepwise.interventions.rows import by_id
 from stepwise.interventions.settings import CollectSettings, uncapped
 from stepwise.lab.problems import is_lab_question
-from stepwise.plan import Planned, plan_collecting
+from stepwise.models.budget import Ledger
 from stepwise.report.collection import write_collection_report
 from stepwise.report.funnel import as_table, first_of_each, side_by_side
-from stepwise.run import Run, positive, program
+from stepwise.runs.plan import Planned, plan_collecting
+from stepwise.runs.shell import Run, positive, program
 
 SHOWN = 3
 _KINDS: dict[Any, str] = {bool: "true|false", float: "X", CollectSettings.model_fields["keep"].annotation: "HOW"}

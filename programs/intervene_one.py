@@ -13,8 +13,8 @@ from typing import Any
 
 from stepwise.config import Config
 from stepwise.errors import DataError
-from stepwise.plan import Planned, plan_localizing, plan_proposing
-from stepwise.run import Run, program
+from stepwise.runs.plan import Planned, plan_localizing, plan_proposing
+from stepwise.runs.shell import Run, program
 
 from . import attempts
 from .attempts import FORMS, Attempt, asked, notes, plain, read_attempt

@@ -12,8 +12,8 @@ from typing import Any
 
 from stepwise.config import Config
 from stepwise.lab.problems import is_lab_question
-from stepwise.plan import Planned, plan_localizing
-from stepwise.run import Run, program
+from stepwise.runs.plan import Planned, plan_localizing
+from stepwise.runs.shell import Run, program
 
 from .attempts import FORMS, Attempt, arguments, asked, notes, plain, read_attempt
 

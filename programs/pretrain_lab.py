@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwise.progress import progress
-from stepwise.run import Run, program
+from stepwise.runs.progress import progress
+from stepwise.runs.shell import Run, program
 
 if TYPE_CHECKING:
     from stepwise.lab.pretrain import Recipe
@@ -95,9 +95,9 @@ def _make(run: Run, name: str, recipe: Recipe) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from stepwise.export.gguf import export_gguf, export_lora_gguf
+    from stepwise.export.safetensors import read_json
     from stepwise.lab.pretrain import Shape, new_model, spread_unused
-    from stepwise.training.checkpoint import read_json
-    from stepwise.training.export import export_gguf, export_lora_gguf
 
     begin = START_FROM[name]
     tokenizer = AutoTokenizer.from_pretrained(_base(run) / (begin or "tokenizer"))

@@ -15,12 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stepwise.call_cache import CallCache
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION, check_gold
-from stepwise.jsonl import parse_rows, read_rows
-from stepwise.plan import Planned
+from stepwise.io import parse_rows, read_rows
+from stepwise.models.store import CallCache
 from stepwise.report import Report, summary_table, write_report
 from stepwise.report.terminal import StepStream, show_trace
 from stepwise.routing import Policy, RoutingInterrupted, StepRouter, policy_from_config
@@ -28,7 +27,8 @@ from stepwise.routing.compare import judge, plan_routing, verdict_of
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.saved import PolicyCard, SavedPolicy, load_policy, save_policy
 from stepwise.routing.savings import savings
-from stepwise.run import Run, positive, program
+from stepwise.runs.plan import Planned
+from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Trace, as_problem
 
 

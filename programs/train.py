@@ -22,8 +22,8 @@ from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.interventions.data import read_examples, read_problems
 from stepwise.interventions.pairs import read_pairs
-from stepwise.plan import Planned
-from stepwise.run import Run, positive, program
+from stepwise.runs.plan import Planned
+from stepwise.runs.shell import Run, positive, program
 from stepwise.training.evaluation import Evaluated, evaluate
 from stepwise.training.identity import adapter_directory
 from stepwise.types import Problem

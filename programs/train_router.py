@@ -16,15 +16,15 @@ from pathlib import Path
 
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
-from stepwise.jsonl import read_rows
-from stepwise.plan import Planned
-from stepwise.progress import progress
+from stepwise.io import read_rows
 from stepwise.routing.learned import FOR_GOOD, Learned, Pair, files_of
 from stepwise.routing.learning import train
 from stepwise.routing.ppo import PpoSettings
 from stepwise.routing.router_fit import RouterFit
 from stepwise.routing.simulator import RouterSimulator
-from stepwise.run import Run, positive, program
+from stepwise.runs.plan import Planned
+from stepwise.runs.progress import progress
+from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Trace
 
 _PRICES = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3)

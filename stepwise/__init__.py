@@ -10,10 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stepwise import lab
-    from stepwise.backends import load_backend
-    from stepwise.backends.base import Backend, Capabilities, Continuation, Request
-    from stepwise.backends.provider import lm, register_litellm
-    from stepwise.budget import Ledger
     from stepwise.config import (
         BudgetConfig,
         CapsConfig,
@@ -25,6 +21,7 @@ if TYPE_CHECKING:
         SamplingConfig,
         ScorerConfig,
     )
+    from stepwise.critics import ErrorLocalizer, InterventionProposer, StepJudge
     from stepwise.errors import (
         BackendError,
         BudgetExceededError,
@@ -38,20 +35,23 @@ if TYPE_CHECKING:
         StepwiseError,
     )
     from stepwise.grading import Verdict, grade
-    from stepwise.modules import ErrorLocalizer, InterventionProposer, StepJudge
+    from stepwise.models import load_backend
+    from stepwise.models.base import Backend, Capabilities, Continuation, Request
+    from stepwise.models.budget import Ledger
+    from stepwise.models.provider import lm, register_litellm
+    from stepwise.models.scorers import Scorer, load_scorer
     from stepwise.prompt import SolvePrompt
     from stepwise.routing.router import StepRouter
-    from stepwise.scorers import Scorer, load_scorer
     from stepwise.steps import extract_answer, normalize_text, split_steps
     from stepwise.types import Intervention, Localization, Problem, Step, Trace, Usage
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "stepwise.backends": "load_backend",
-    "stepwise.backends.base": "Backend Capabilities Continuation Request",
-    "stepwise.backends.provider": "lm register_litellm",
-    "stepwise.budget": "Ledger",
+    "stepwise.models": "load_backend",
+    "stepwise.models.base": "Backend Capabilities Continuation Request",
+    "stepwise.models.provider": "lm register_litellm",
+    "stepwise.models.budget": "Ledger",
     "stepwise.config": (
         "BudgetConfig CapsConfig Config CriticConfig ModelConfig ModelsConfig RoutingConfig SamplingConfig ScorerConfig"
     ),
@@ -60,10 +60,10 @@ _HOME = {
         "MissingDependencyError ScorerError StepwiseError"
     ),
     "stepwise.grading": "Verdict grade",
-    "stepwise.modules": "ErrorLocalizer InterventionProposer StepJudge",
+    "stepwise.critics": "ErrorLocalizer InterventionProposer StepJudge",
     "stepwise.prompt": "SolvePrompt",
     "stepwise.routing.router": "StepRouter",
-    "stepwise.scorers": "Scorer load_scorer",
+    "stepwise.models.scorers": "Scorer load_scorer",
     "stepwise.steps": "extract_answer normalize_text split_steps",
     "stepwise.types": "Intervention Localization Problem Step Trace Usage",
 }

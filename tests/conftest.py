@@ -24,6 +24,6 @@ def tiny_gguf_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random-weight Qwen3 in F32 with Qwen2's pre-tokenizer; its transformers form is in `.parent / "qwen3"`."""
     pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
     pytest.importorskip("gguf", reason='needs pip install "stepwise[train]"')
-    from tests.models import tiny_gguf
+    from tests.tiny_models import tiny_gguf
 
     return tiny_gguf(tmp_path_factory.mktemp("tiny"))

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stepwise.backends.base import Capabilities, Continuation, Request
 from stepwise.errors import BackendError
+from stepwise.models.base import Capabilities, Continuation, Request
 from stepwise.types import Finish, Problem, Usage, as_problem
 
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepwise.budget import Ledger
 from stepwise.config import BudgetConfig, CapsConfig, Config
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
+from stepwise.models.budget import Ledger
 from stepwise.types import Usage
 
 

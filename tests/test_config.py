@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stepwise.config import Config, LoadConfig, ModelConfig, ScorerConfig
-from stepwise.config_errors import explain, merge
+from stepwise.config.errors import explain, merge
 from stepwise.errors import ConfigError
 
 SECRET = "sk-abcdefghijklmnop123456"
@@ -28,7 +28,7 @@ def message(path: Path | None, *overrides: str) -> str:
 
 
 def test_the_annotated_file_is_the_lab_and_names_every_key() -> None:
-    text = files("stepwise").joinpath("lab.toml").read_text(encoding="utf-8")
+    text = files("stepwise.config").joinpath("lab.toml").read_text(encoding="utf-8")
     assert Config.model_validate(merge(Config().model_dump(), tomllib.loads(text))) == Config.lab()
     for model in (LoadConfig, ScorerConfig, *(field.annotation for field in Config.model_fields.values())):
         for name in getattr(model, "model_fields", ()):

@@ -7,9 +7,9 @@ from typing import Any
 import dspy
 import pytest
 
+from stepwise.critics.feedback import first_error_metric, training_examples
+from stepwise.data.processbench import Example
 from stepwise.errors import DataError
-from stepwise.feedback import first_error_metric, training_examples
-from stepwise.processbench import Example
 from stepwise.types import Localization, Problem, Step, Trace
 
 WRONG = 'The first wrong step is 1. It says: "41 - 4 = 39."'

@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from stepwise.http import HttpFailure, Server, retry_after
+from stepwise.models.http import HttpFailure, Server, retry_after
 from tests.scorers.stand_in import Answer, in_turn, serving
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from stepwise import BackendError, ConfigError, MissingDependencyError, ModelConfig, load_backend
-from stepwise.backends.base import Request
-from stepwise.hub import fetch, gguf_path
+from stepwise.models.base import Request
+from stepwise.models.hub import fetch, gguf_path
 from stepwise.types import Problem
 
 hub = pytest.importorskip("huggingface_hub")

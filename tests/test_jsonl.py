@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepwise.errors import DataError
-from stepwise.jsonl import append_rows, read_rows
+from stepwise.io import append_rows, read_rows
 from stepwise.types import Problem, Step, Trace
 
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepwise.errors import DataError
-from stepwise.localization import (
+from stepwise.data.localization import (
     Counts,
     Outcome,
     absent_number,
@@ -27,7 +26,8 @@ from stepwise.localization import (
     random_guess,
     refuse_shared,
 )
-from stepwise.processbench import Example
+from stepwise.data.processbench import Example
+from stepwise.errors import DataError
 from stepwise.types import Localization, Problem, Step, Trace, Usage
 
 

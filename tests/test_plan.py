@@ -8,7 +8,7 @@ from rich.console import Console
 
 from stepwise.config import Config, ModelConfig
 from stepwise.interventions.settings import CollectSettings
-from stepwise.plan import Planned, money, plan_collecting, seconds, show_plan
+from stepwise.runs.plan import Planned, money, plan_collecting, seconds, show_plan
 from stepwise.types import Problem
 
 PLANNED = Planned("strong", calls=10, prompt_tokens=1_000_000, generated_tokens=500_000)

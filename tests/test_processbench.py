@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from stepwise.data.processbench import Example, from_row, read_rows, to_row, write_rows
 from stepwise.errors import DataError
-from stepwise.processbench import Example, from_row, read_rows, to_row, write_rows
 from stepwise.types import Localization, Problem, Step, Trace
 
 ROW = {

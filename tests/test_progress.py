@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from stepwise.progress import progress
+from stepwise.runs.progress import progress
 
 
 def test_elsewhere_than_on_a_terminal_the_start_and_the_end_are_lines() -> None:
@@ -50,7 +50,7 @@ def test_a_note_ends_the_plain_line_until_there_is_another() -> None:
 
 def test_a_note_comes_by_itself_when_the_bar_has_not_moved_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("stepwise.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("stepwise.runs.progress.time.monotonic", lambda: now)
     text = io.StringIO()
     with progress("collecting", 2, console=Console(file=text)) as advance:
         now = 9.0

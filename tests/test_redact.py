@@ -1,6 +1,6 @@
 import pytest
 
-from stepwise.redact import REDACTED, redact
+from stepwise.errors import REDACTED, redact
 
 
 @pytest.mark.parametrize(

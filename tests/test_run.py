@@ -13,9 +13,9 @@ import pytest
 
 from stepwise.config import Config
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
-from stepwise.plan import Planned
-from stepwise.run import Main, Run, positive, program
-from stepwise.rundir import RunDirectory
+from stepwise.runs.directory import RunDirectory
+from stepwise.runs.plan import Planned
+from stepwise.runs.shell import Main, Run, positive, program
 
 SECRET = "sk-abcdefghijklmnop123456"
 
@@ -251,7 +251,7 @@ def test_a_pipe_that_is_closed_early_is_no_traceback(tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent(
             """
-            from stepwise.run import Run, program
+            from stepwise.runs.shell import Run, program
 
             @program(doc="Talk.")
             def main(run: Run) -> None:
@@ -319,7 +319,7 @@ def test_ctrl_c_ends_a_real_process_with_130_and_its_rows_on_disk(tmp_path: Path
             '''
             """Wait."""
             import time
-            from stepwise.run import Run, program
+            from stepwise.runs.shell import Run, program
 
             @program(doc=__doc__)
             def main(run: Run) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from stepwise.config.training import CreditConfig
 from stepwise.credit.group import Array, Group, has_signal, step_advantages
 from stepwise.credit.schemes import capo, distill, first_error, oppo, outcome, pure_min, shuffled, vineppo, vppo
-from stepwise.train_config import CreditConfig
 
 SchemeFunction = Callable[[Group, CreditConfig, int], Array]
 

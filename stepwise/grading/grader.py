@@ -91,7 +91,7 @@ def grade_many(
     """`grade` for every (prediction, gold), in order, on all workers at once; `progress=True` shows a bar."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from stepwise.progress import progress as progress_bar
+    from stepwise.runs.progress import progress as progress_bar
 
     items = list(pairs)
     verdicts = []

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stepwise.budget import Ledger
 from stepwise.config import Config
 from stepwise.grading import Verdict
+from stepwise.models.budget import Ledger
 from stepwise.types import Usage
 
 STAGES = ("rollouts", "located", "candidates", "guided")

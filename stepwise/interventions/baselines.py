@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwise.call_cache import key_of
 from stepwise.config import Config
 from stepwise.errors import BudgetExceededError, DataError
 from stepwise.grading import GRADER_VERSION
@@ -23,12 +22,13 @@ from stepwise.interventions.pipeline import ROWS
 from stepwise.interventions.rows import Example
 from stepwise.interventions.settings import uncapped
 from stepwise.interventions.work import BuildSettings, Truth, Work, Writers, collected_for, problems_of
-from stepwise.plan import Planned, plan_localizing, plan_proposing
-from stepwise.progress import progress
+from stepwise.models.store import key_of
+from stepwise.runs.plan import Planned, plan_localizing, plan_proposing
+from stepwise.runs.progress import progress
 from stepwise.types import Problem, to_json
 
 if TYPE_CHECKING:
-    from stepwise.rundir import RunDirectory
+    from stepwise.runs.directory import RunDirectory
 
 Source = str | Path | Iterable[Problem]
 """The directory of a collection, or problems."""
@@ -109,7 +109,7 @@ def write_dataset(
     directory of another run; OSError where the disk is full, BudgetExceededError where the next chunk would pass a cap
     of `budget`: what was sealed before stays.
     """
-    from stepwise.rundir import own_directory
+    from stepwise.runs.directory import own_directory
 
     settings = settings or BuildSettings()
     given = Ingredients(kind, source, cfg, settings, problems, truth)

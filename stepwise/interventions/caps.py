@@ -14,12 +14,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwise.backends.base import Backend, Continuation, Request
-from stepwise.budget import Ledger, Reservation
 from stepwise.config import CapsConfig, Config
 from stepwise.errors import BudgetExceededError
-from stepwise.jsonl import append_rows, read_rows
-from stepwise.plan import Planned, plan_localizing, plan_proposing
+from stepwise.io import append_rows, read_rows
+from stepwise.models.base import Backend, Continuation, Request
+from stepwise.models.budget import Ledger, Reservation
+from stepwise.runs.plan import Planned, plan_localizing, plan_proposing
 from stepwise.types import Usage, as_problem
 
 if TYPE_CHECKING:

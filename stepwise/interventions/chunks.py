@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stepwise.interventions.caps import Caps, any_cap
-from stepwise.jsonl import append_rows, read_rows
-from stepwise.progress import progress
+from stepwise.io import append_rows, read_rows
+from stepwise.runs.progress import progress
 
 if TYPE_CHECKING:
     from stepwise.config import Config
-    from stepwise.rundir import RunDirectory
+    from stepwise.runs.directory import RunDirectory
 
 T = TypeVar("T")
 _OPEN = ".open"

@@ -11,13 +11,13 @@ from typing import Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from stepwise.backends.base import Backend
 from stepwise.config import Config
 from stepwise.grading import Verdict, grade
 from stepwise.interventions import stages
 from stepwise.interventions.rows import Candidate, Failure, GuidedRollout
 from stepwise.interventions.settings import CollectSettings
 from stepwise.interventions.work import every
+from stepwise.models.base import Backend
 from stepwise.steps import boxed, extract_answer
 from stepwise.types import Problem
 

@@ -19,7 +19,7 @@ from stepwise.errors import DataError, MissingDependencyError
 from stepwise.grading import check_gold
 from stepwise.interventions.rows import Example
 from stepwise.interventions.stages import unique
-from stepwise.jsonl import read_rows
+from stepwise.io import read_rows, write_text
 from stepwise.steps import boxed, extract_answer
 from stepwise.types import Problem, as_problem, from_json, to_json
 
@@ -125,8 +125,8 @@ def write_examples(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row_of(example, question, answer), ensure_ascii=False) + "\n" for example in examples)
-    replace_text(path, "".join(lines))
-    replace_text(path.with_suffix(".md"), card_text(path.stem, examples, card, licence))
+    write_text(path, "".join(lines))
+    write_text(path.with_suffix(".md"), card_text(path.stem, examples, card, licence))
     return path
 
 
@@ -236,13 +236,6 @@ def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str | Non
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(f"{where}, field {given[0]}: it is {value!r:.60}; write it as a text")
     return str(value).encode("utf-8", "replace").decode().strip()  # a lone surrogate becomes "?"
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all."""
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(text, encoding="utf-8", errors="replace")
-    draft.replace(path)
 
 
 def _first(error: ValueError) -> str:

@@ -19,8 +19,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwise.backends.base import Backend
-from stepwise.call_cache import key_of
 from stepwise.config import Config
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
 from stepwise.grading import GRADER_VERSION, Verdict, grade_many
@@ -33,13 +31,15 @@ from stepwise.interventions.leaks import LeakVerdict
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Made, by_id
 from stepwise.interventions.settings import CollectSettings, uncapped
 from stepwise.interventions.work import checked
-from stepwise.jsonl import read_rows
-from stepwise.plan import Planned
+from stepwise.io import read_rows
+from stepwise.models.base import Backend
+from stepwise.models.store import key_of
+from stepwise.runs.plan import Planned
 from stepwise.steps import extract_answer
 from stepwise.types import Step, Trace, to_json
 
 if TYPE_CHECKING:
-    from stepwise.rundir import RunDirectory
+    from stepwise.runs.directory import RunDirectory
 
 
 FILES = ("failures", "candidates", "guided", "comparisons", "examples", "distillation", "counts", "spent")
@@ -117,7 +117,7 @@ def from_routing(
     used, and for a directory of another run; BackendError where the model is gone, OSError where the disk is full, and
     BudgetExceededError where the next chunk would pass a cap of `budget`: what was sealed before stays.
     """
-    from stepwise.rundir import own_directory
+    from stepwise.runs.directory import own_directory
 
     settings = settings or CollectSettings()
     given = read_traces(traces)
@@ -174,7 +174,7 @@ def from_routing_in(
         def work(chunk: Sequence[tuple[str, Trace]]) -> dict[str, Sequence[Any]]:
             nonlocal own
             if own is None:
-                from stepwise.backends import load_backend
+                from stepwise.models import load_backend
 
                 own = load_backend(cfg.models.weak, prompt=cfg.prompt)
             getattr(own, "forget", lambda: None)()

@@ -12,8 +12,9 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import DataError
-from stepwise.interventions.data import replace_text, rows_in
+from stepwise.interventions.data import rows_in
 from stepwise.interventions.rows import Example, Failure, by_id, parent
+from stepwise.io import write_text
 from stepwise.steps import SEPARATOR, split_steps
 
 _TEXTS = ("prompt", "chosen", "rejected")
@@ -68,7 +69,7 @@ def write_pairs(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write pairs as JSON Lines, whole or not at all; returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
 
 

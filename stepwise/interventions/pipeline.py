@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwise.backends.base import Backend
-from stepwise.call_cache import key_of
 from stepwise.config import Config
 from stepwise.errors import BudgetExceededError, DataError
 from stepwise.grading import GRADER_VERSION
@@ -30,12 +28,14 @@ from stepwise.interventions.leaks import LeakVerdict
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Rollout, by_id
 from stepwise.interventions.settings import CollectSettings, uncapped
 from stepwise.interventions.telling import in_words
-from stepwise.jsonl import append_rows, read_rows
-from stepwise.progress import progress
+from stepwise.io import read_rows, write_rows
+from stepwise.models.base import Backend
+from stepwise.models.store import key_of
+from stepwise.runs.progress import progress
 from stepwise.types import Problem, to_json
 
 if TYPE_CHECKING:
-    from stepwise.rundir import RunDirectory
+    from stepwise.runs.directory import RunDirectory
 
 ROWS: dict[str, Any] = {
     "rollouts": Rollout,
@@ -63,8 +63,8 @@ class Models:
     @classmethod
     def from_config(cls, config: Config) -> Models:
         """Those that the configuration names; raises what loading them raises."""
-        from stepwise.backends import load_backend
-        from stepwise.modules import ErrorLocalizer, InterventionProposer
+        from stepwise.critics import ErrorLocalizer, InterventionProposer
+        from stepwise.models import load_backend
 
         how = config.critic
         warm = how.temperature or (0.7 if how.candidates > 1 else 0.0)  # greedy candidates would all be the same
@@ -72,7 +72,7 @@ class Models:
         weak = load_backend(config.models.weak, prompt=config.prompt)
 
         def forget() -> None:
-            from stepwise.backends.engines import shared_engine
+            from stepwise.models.shared import shared_engine
 
             getattr(weak, "forget", lambda: None)()
             if config.models.critic.local:
@@ -100,7 +100,7 @@ def collect(
     OSError where the disk is full; BudgetExceededError where a cap of `budget` would be passed: what was sealed before
     stays. Caps do not make it another run: it goes on when they are raised.
     """
-    from stepwise.rundir import own_directory
+    from stepwise.runs.directory import own_directory
 
     settings = settings or CollectSettings()
     checked = check_problems(problems)
@@ -194,10 +194,7 @@ def _remember(own: RunDirectory, problems: Sequence[Problem]) -> None:
     """Write the problems down, or compare them with those that the run began with: a file may have been changed."""
     path = own.claim("problems.jsonl")
     if not path.exists():
-        draft = path.with_suffix(".new")
-        draft.unlink(missing_ok=True)
-        append_rows(draft, problems)
-        draft.replace(path)
+        write_rows(path, problems)
     elif read_rows(path, Problem) != list(problems):
         raise DataError(f"{path}: the run began with other problems; give another --out, or --overwrite to begin anew")
 

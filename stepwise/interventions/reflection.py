@@ -18,6 +18,7 @@ from stepwise.interventions.critic import ask_all, model_name
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, by_id
 from stepwise.interventions.soundness import false_equations
 from stepwise.interventions.work import Work, continued, every, one_candidate
+from stepwise.seeds import seed_for
 from stepwise.steps import SEPARATOR, boxed, extract_answer, normalize_text, split_steps
 from stepwise.types import Usage
 
@@ -34,7 +35,7 @@ def reflections(work: Work) -> list[Example]:
 
 def _rewritten(work: Work, failures: Sequence[Failure]) -> list[Example]:
     items = [{"problem": work.problems[f.problem], "steps": list(f.steps)} for f in failures]
-    seeds = [stages.seed_for(work.config.seed, f.id, "rewrite") for f in failures]
+    seeds = [seed_for(work.config.seed, f.id, "rewrite") for f in failures]
     rewriter = work.writers.rewriter
     found = ask_all(rewriter, items, seeds, work.settings.collect, "rewriting")
     work.pay("critic", sum((made.usage for made in found), Usage()))

@@ -14,12 +14,10 @@ What differs from the published notebooks:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stepwise.backends.base import Backend, Continuation, Request
 from stepwise.errors import BackendError
 from stepwise.grading import Verdict, grade_many
 from stepwise.interventions.critic import ask_all, model_name
@@ -28,6 +26,8 @@ from stepwise.interventions.leaks import LeakVerdict, answer_due, check_leak
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Made, Rollout, parent
 from stepwise.interventions.settings import CollectSettings
 from stepwise.interventions.soundness import false_equations
+from stepwise.models.base import Backend, Continuation, Request
+from stepwise.seeds import seed_for
 from stepwise.steps import split_steps
 from stepwise.types import Problem, Usage
 
@@ -35,12 +35,6 @@ if TYPE_CHECKING:
     from stepwise.config import Config
 
 AnyRollout = TypeVar("AnyRollout", bound=Rollout)
-
-
-def seed_for(seed: int, *names: object) -> int:
-    """A seed that depends on the run's seed and on what it is for: 31 bits, the same on every machine."""
-    text = "|".join(map(str, (seed, *names)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
 
 
 def sample_rollouts(

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from stepwise.backends.base import Backend
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.interventions import stages
@@ -21,6 +20,7 @@ from stepwise.interventions.data import read_problems
 from stepwise.interventions.pipeline import ROWS, read_stage
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Origin, Rollout, by_id
 from stepwise.interventions.settings import CollectSettings, uncapped
+from stepwise.models.base import Backend
 from stepwise.types import Problem, Usage
 
 Truth = Callable[[Problem, Sequence[str]], "int | None"]
@@ -93,21 +93,21 @@ class Writers:
     @functools.cached_property
     def localizer(self) -> Any:
         """Finds first errors."""
-        from stepwise.modules import ErrorLocalizer
+        from stepwise.critics import ErrorLocalizer
 
         return self._given.get("localizer") or ErrorLocalizer.from_config(self._config)
 
     @functools.cached_property
     def proposer(self) -> Any:
         """Writes a step in place of an error."""
-        from stepwise.modules import InterventionProposer
+        from stepwise.critics import InterventionProposer
 
         return self._given.get("proposer") or InterventionProposer.from_config(one_candidate(self._config))
 
     @functools.cached_property
     def rewriter(self) -> Any:
         """Writes a failed attempt anew."""
-        from stepwise.modules.rewriter import SolutionRewriter
+        from stepwise.critics.rewriter import SolutionRewriter
 
         return self._given.get("rewriter") or SolutionRewriter.from_config(self._config)
 
@@ -115,7 +115,7 @@ class Writers:
         if role in self._given:
             backend: Backend = self._given[role]
             return backend
-        from stepwise.backends import load_backend
+        from stepwise.models import load_backend
 
         self._loaded.append(load_backend(getattr(self._config.models, role), prompt=self._config.prompt))
         return self._loaded[-1]
@@ -126,7 +126,7 @@ class Writers:
         for backend in used:
             getattr(backend, "forget", lambda: None)()
         if {"localizer", "proposer", "rewriter"} & (vars(self).keys() - self._given.keys()):
-            from stepwise.backends.engines import shared_engine
+            from stepwise.models.shared import shared_engine
 
             if self._config.models.critic.local:
                 shared_engine(self._config.models.critic).forget()

@@ -258,8 +258,8 @@ def continue_on_own_corpus(model_dir: Path, tokens: int, out: Path, seed: int = 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from stepwise.export.gguf import export_gguf
     from stepwise.lab.corpus import solved
-    from stepwise.training.export import export_gguf
 
     recipe = Recipe(tokens, seed=seed, muon_rate=0.005, adam_rate=7.5e-4)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)

@@ -8,8 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from stepwise.errors import DataError
-from stepwise.redact import redact
+from stepwise.errors import DataError, redact
 from stepwise.report import collection_facts as facts_of
 from stepwise.report.charts import bars_svg, stage_svg
 from stepwise.report.collection_facts import Card, Facts, Stage
@@ -68,7 +67,7 @@ def collection_html(out: str | Path, *, problems: Iterable[Problem] = (), max_ca
 def read_facts(out: Path, run: Mapping[str, Any], problems: Iterable[Problem] = ()) -> Facts:
     """The rows of all stages in `out`; raises DataError where there is none."""
     from stepwise.interventions.pipeline import ROWS, read_stage
-    from stepwise.jsonl import read_rows
+    from stepwise.io import read_rows
 
     rows = {name: read_stage(out, name) for name in ROWS}
     if not rows["rollouts"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from stepwise.redact import redact
+from stepwise.errors import redact
 from stepwise.report.model import FINISH_WORDS, TraceView, author_kind, author_letter, verdict_word
 from stepwise.report.templates import environment, resource
 from stepwise.routing.metrics import cost_of

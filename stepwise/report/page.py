@@ -12,8 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from stepwise.errors import DataError
-from stepwise.redact import redact
+from stepwise.errors import DataError, redact
 from stepwise.report import shell
 from stepwise.report.html import view_html
 from stepwise.report.model import (

@@ -9,15 +9,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from stepwise.errors import DataError
-from stepwise.redact import redact
+from stepwise.errors import DataError, redact
+from stepwise.io import write_text
 from stepwise.report.model import LAB_NOTICE
 from stepwise.report.templates import environment, resource
 
@@ -61,13 +60,7 @@ def render(
 def write_page(path: str | Path, text: str) -> Path:
     """Write a page to `path` and return the path; missing folders are made. The file appears whole or not at all."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8", newline="\n")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(target, text)
     return target
 
 

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from stepwise.redact import redact
+from stepwise.errors import redact
 from stepwise.report.model import (
     FINISH_WORDS,
     LAB_NOTICE,

@@ -164,7 +164,7 @@ def training_html(out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> str:
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """The rows of out/metrics.jsonl by step, the last of each; raises DataError where there is none."""
-    from stepwise.jsonl import read_rows
+    from stepwise.io import read_rows
 
     rows = {row["step"]: row for row in read_rows(out / "metrics.jsonl") if isinstance(row.get("step"), int)}
     if not rows:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
-from stepwise.call_cache import CallCache
 from stepwise.errors import ConfigError, DataError
+from stepwise.models.store import CallCache
 from stepwise.routing.compare import Measured, measure
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
 from stepwise.routing.metrics import pgr

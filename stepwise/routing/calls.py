@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from stepwise.backends.base import Backend, Continuation, Request
-from stepwise.budget import Ledger, Reservation
 from stepwise.config import SamplingConfig
 from stepwise.errors import BackendError, BudgetExceededError, CapabilityError
+from stepwise.models.base import Backend, Continuation, Request
+from stepwise.models.budget import Ledger, Reservation
+from stepwise.models.scorers import Scorer, score_items
 from stepwise.prompt import SolvePrompt
 from stepwise.routing.open import OpenProblem
-from stepwise.routing.policy import stable_hash
-from stepwise.scorers import Scorer, score_items
+from stepwise.seeds import stable_hash
 from stepwise.types import Step, Usage
 
 Role = Literal["weak", "strong"]

@@ -11,10 +11,11 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.config import Config
 from stepwise.errors import DataError
-from stepwise.plan import Planned
 from stepwise.report.model import PolicyRow, TraceView
-from stepwise.routing.metrics import Cost, OperatingPoint, cpt, pgr, wilson
+from stepwise.routing.metrics import Cost, OperatingPoint, cpt, pgr
 from stepwise.routing.policy import Policy, needs_scorer
+from stepwise.runs.plan import Planned
+from stepwise.stats import wilson
 from stepwise.types import Problem, Trace
 
 if TYPE_CHECKING:

@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from stepwise.backends.base import Continuation, Request
-from stepwise.budget import Reservation
+from stepwise.models.base import Continuation, Request
+from stepwise.models.budget import Reservation
+from stepwise.models.scorers.judge import parse
 from stepwise.routing.calls import Asked, Calls, Role
 from stepwise.routing.open import OpenProblem
-from stepwise.routing.policy import Look, stable_hash
-from stepwise.scorers.judge import parse
+from stepwise.routing.policy import Look
+from stepwise.seeds import stable_hash
 from stepwise.steps import SEPARATOR
 from stepwise.types import Problem, Step, Usage
 

@@ -14,8 +14,8 @@ from stepwise.routing.fit import Estimate, estimate
 from stepwise.routing.fit_data import NOW, RIGHT, FitTrace
 from stepwise.routing.fit_em import pad
 from stepwise.routing.kernel_law import kernel_law
-from stepwise.routing.metrics import Interval, wilson
 from stepwise.routing.router_fit import CalibrationBin, Difficulty, HeldOut
+from stepwise.stats import Interval, wilson
 
 Array = NDArray[np.float64]
 BINS = (4, 6, 8, 12, 16)  # numbers of score bins to choose from

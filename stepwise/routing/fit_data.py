@@ -115,7 +115,7 @@ def from_row(row: Mapping[str, Any], where: str, prm: str | None = None) -> FitT
 
     A row whose `label` is missing or null is taken without labels. Raises `DataError` naming `where` and the field.
     """
-    from stepwise.processbench import from_row as labelled_row
+    from stepwise.data.processbench import from_row as labelled_row
 
     known = row.get("label") is not None
     example = labelled_row(row if known else {**row, "label": -1}, where)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from stepwise.adapters import Format
+from stepwise.critics.formats import Format
 from stepwise.errors import BackendError
 from stepwise.routing.policy import Action, Escalate, Keep, Look, View, When
 
@@ -35,7 +35,7 @@ class Judged:
         api_base: address of an OpenAI-compatible endpoint, with `lm`.
         api_key_env: name of the environment variable that holds the key, with `lm`.
         temperature: of the decisions, with `lm`; None: the model's default.
-        format: how it is asked (see `stepwise.adapters`).
+        format: how it is asked (see `stepwise.critics.formats`).
         scored: whether a scorer is called before each decision (and paid for); without one the model sees the scores
             of earlier steps where there are some.
 
@@ -91,8 +91,8 @@ class Judged:
 @lru_cache(maxsize=8)
 def _decider(policy: Judged) -> Any:
     """The module that asks, made at the first decision: a policy is loaded and saved without its model."""
-    from stepwise.backends.provider import lm as load
-    from stepwise.modules.decider import StepDecider
+    from stepwise.critics.decider import StepDecider
+    from stepwise.models.provider import lm as load
 
     if policy.lm is None:
         return StepDecider(adapter=policy.format)

@@ -306,7 +306,7 @@ def read_card(path: Path) -> LearnedCard:
 def read_weights(path: Path) -> dict[str, Array]:
     """All tensors of a safetensors file, in double precision; raises `ConfigError` where they cannot be read."""
     from stepwise.errors import ExportError
-    from stepwise.training.checkpoint import Checkpoint
+    from stepwise.export.safetensors import Checkpoint
 
     try:
         file = Checkpoint([path])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stepwise.errors import ConfigError
+from stepwise.io import write_text
 from stepwise.routing.learned import (
     Array,
     Figures,
@@ -28,9 +29,9 @@ from stepwise.routing.learned import (
     forward,
     read_card,
 )
-from stepwise.routing.policy import stable_hash
 from stepwise.routing.ppo import Learner, PpoSettings, rewards, save_tensors, settings_as_json
 from stepwise.routing.simulator import Act, Drafts, RouterSimulator
+from stepwise.seeds import stable_hash
 from stepwise.types import to_json
 
 if TYPE_CHECKING:
@@ -126,6 +127,4 @@ def write_policy(directory: str | Path, card: LearnedCard, weights: Weights) -> 
 
     weights_file, card_file = files_of(directory, card.price)
     save_tensors(weights_file, {name: torch.as_tensor(value, dtype=torch.float32) for name, value in weights.items()})
-    draft = card_file.with_suffix(".tmp")
-    draft.write_text(to_json(card) + "\n", encoding="utf-8")
-    draft.replace(card_file)
+    write_text(card_file, to_json(card) + "\n")

@@ -21,8 +21,8 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from stepwise.budget import Ledger
 from stepwise.errors import ConfigError
+from stepwise.models.budget import Ledger
 from stepwise.routing.calls import Calls, Models, RouteSettings
 from stepwise.routing.evidence import gather
 from stepwise.routing.open import OpenProblem

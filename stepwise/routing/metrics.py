@@ -10,10 +10,9 @@ Intervals of these figures over problems are in `estimates`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -118,57 +117,9 @@ def frontier_area(points: Iterable[OperatingPoint], weak: OperatingPoint, strong
     return raw / ((strong.cost - weak.cost) * (strong.accuracy - weak.accuracy))
 
 
-class Interval(NamedTuple):
-    """An estimate with the ends of its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def wilson(correct: int, n: int, confidence: float = 0.95) -> Interval:
-    """Share of `correct` among `n` with Wilson's score interval; raises `DataError` unless 0 <= correct <= n > 0."""
-    from statistics import NormalDist
-
-    if not 0 <= correct <= n or n == 0:
-        raise DataError(f"wilson: {correct} correct of {n}; the count must lie in 0..n, and n must be at least 1")
-    z = NormalDist().inv_cdf(0.5 + _confidence(confidence) / 2)
-    share, scale = correct / n, 1 + z * z / n
-    middle = (share + z * z / (2 * n)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Interval(share, 0.0 if correct == 0 else middle - half, 1.0 if correct == n else middle + half)
-
-
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], *, samples: int = 2000, confidence: float = 0.95, seed: int = 0
-) -> Interval:
-    """Mean of a - b over the same problems in the same order, with a percentile bootstrap interval over problems.
-
-    Raises `DataError` when the two are empty or of unequal length. Deterministic for a given `seed`.
-    """
-    import numpy as np
-
-    if len(a) != len(b) or not a:
-        raise DataError(
-            f"paired_difference: {len(a)} and {len(b)} values; give one value per problem for both, at least one"
-        )
-    gaps = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    means = np.array([gaps[rng.integers(0, len(gaps), len(gaps))].mean() for _ in range(samples)])
-    tail = (1 - _confidence(confidence)) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(gaps.mean()), float(low), float(high))
-
-
 def _share_of_gap(x: float) -> None:
     if not 0 < x <= 1:
         raise DataError(f"cpt: x is {x}; it is the share of the gap to recover and must lie in (0, 1], for example 0.8")
-
-
-def _confidence(value: float) -> float:
-    if not 0 < value < 1:
-        raise DataError(f"confidence is {value}; it must lie strictly between 0 and 1, for example 0.95")
-    return value
 
 
 @dataclass(frozen=True)

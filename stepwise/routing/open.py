@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 
-from stepwise.budget import Ledger
+from stepwise.models.budget import Ledger
 from stepwise.types import Problem, Step, Trace, TraceFinish, Usage
 
 

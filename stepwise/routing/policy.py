@@ -8,7 +8,6 @@ protocol.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import reprlib
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import ConfigError
+from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Step, TraceFinish
 
 When = Literal["question", "before", "after", "solution"]
@@ -176,12 +176,6 @@ def check_models(policy: Policy, names: Mapping[str, str | None]) -> None:
     check = getattr(policy, "check", None)
     if callable(check):  # a field of that name is something else
         check(**names)
-
-
-def stable_hash(*parts: object) -> int:
-    """A number in [0, 2**63), the same in every process and on every machine, from the parts' order and texts."""
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def policy_to_dict(policy: Policy) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -23,9 +22,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import ConfigError, MissingDependencyError
+from stepwise.io import whole_file
 from stepwise.routing.learned import HEADS, LAYERS, Array, Kind, actions, features, pairs, positions
-from stepwise.routing.policy import stable_hash
 from stepwise.routing.simulator import Decisions, Ints
+from stepwise.seeds import stable_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -293,9 +293,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], **notes: str) -> None:
     """Write a safetensors file, whole or not at all."""
     from safetensors.torch import save_file
 
-    draft = path.with_name(f"{path.name}.tmp")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, draft, metadata=notes)
-    os.replace(draft, path)
+    with whole_file(path) as draft:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, draft, metadata=notes)
 
 
 def settings_as_json(settings: PpoSettings) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import DataError
+from stepwise.models.scorers.judge import parse
 from stepwise.routing.policy import Action, HandOver, Keep, Look, View, When
-from stepwise.scorers.judge import parse
 from stepwise.types import Trace
 
 _FROZEN = ConfigDict(extra="forbid", allow_inf_nan=False)

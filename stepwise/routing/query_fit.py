@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stepwise.errors import DataError
-from stepwise.routing.policy import stable_hash
 from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom, buckets
 from stepwise.routing.signal_policies import threshold_at
+from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Trace
 
 if TYPE_CHECKING:

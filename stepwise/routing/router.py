@@ -11,22 +11,22 @@ from typing import Any, Self
 
 import dspy
 
-from stepwise.backends import load_backend
-from stepwise.backends.base import Backend, Continuation, Request
-from stepwise.backends.cached import CachedBackend
-from stepwise.budget import Ledger
-from stepwise.call_cache import CallCache
 from stepwise.config import BudgetConfig, Config, LoadConfig, ModelConfig, SamplingConfig, ScorerConfig
+from stepwise.critics.parameters import OwnState
 from stepwise.errors import ConfigError, DataError
-from stepwise.parameters import OwnState
+from stepwise.models import load_backend
+from stepwise.models.base import Backend, Continuation, Request
+from stepwise.models.budget import Ledger
+from stepwise.models.cached import CachedBackend
+from stepwise.models.scorers import Item, Scored, Scorer, load_scorer, score_items
+from stepwise.models.scorers.cached import CachedScorer
+from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
 from stepwise.routing.lockstep import Models, OnTrace, RouteSettings, RoutingInterrupted, route_all
 from stepwise.routing.metrics import Cost, cost_of, usage_by_author
 from stepwise.routing.policy import Policy, needs_scorer, policy_from_config, policy_from_dict, policy_to_dict
 from stepwise.routing.saved import PolicyCard
 from stepwise.routing.simple import Threshold
-from stepwise.scorers import Item, Scored, Scorer, load_scorer, score_items
-from stepwise.scorers.cached import CachedScorer
 from stepwise.types import Problem, Trace, Usage, as_problem
 
 
@@ -169,7 +169,7 @@ class StepRouter(dspy.Module):
         again; another one's problem is begun anew, and what it cost counts for the caps on its problem (what the cache
         says of it, where replays from there are free). Ctrl-C raises `RoutingInterrupted` with the traces so far.
         """
-        from stepwise.progress import progress as bar
+        from stepwise.runs.progress import progress as bar
 
         asked = [as_problem(problem) for problem in problems]
         earlier = list(resume)

@@ -9,9 +9,10 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import ConfigError, DataError
+from stepwise.io import write_text
 from stepwise.routing.belief import ObservationLaw
-from stepwise.routing.metrics import Interval
 from stepwise.routing.pomdp import RoutingPomdp
+from stepwise.stats import Interval
 
 if TYPE_CHECKING:
     from stepwise.routing.difficulty import DifficultyPomdp
@@ -142,7 +143,7 @@ class RouterFit:
         """Write one JSON object."""
         from stepwise.types import to_json
 
-        Path(path).write_text(to_json(self) + "\n", encoding="utf-8")
+        write_text(path, to_json(self) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> RouterFit:

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
+from stepwise.io import write_text
 from stepwise.routing.learned import Learned, Pair
 from stepwise.routing.policy import Policy, needs_scorer, policy_from_dict, policy_to_dict
 from stepwise.routing.router_fit import FitCard, RouterFit
@@ -65,7 +66,7 @@ def save_policy(path: str | Path, policy: Policy, card: PolicyCard | None = None
         "card": shown,
         **more,
     }
-    Path(path).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(row, indent=1) + "\n")
 
 
 def load_policy(path: str | Path) -> SavedPolicy:

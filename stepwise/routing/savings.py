@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stepwise.budget import Ledger, Prices
 from stepwise.errors import DataError
+from stepwise.models.budget import Ledger, Prices
 from stepwise.routing.metrics import cost_of, usage_by_author
 from stepwise.types import Trace, Usage
 

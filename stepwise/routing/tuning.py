@@ -19,9 +19,10 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.routing.learned import Array, Figures, Kind, Learned, Weights, action_of, files_of, forward, seen, softmax
 from stepwise.routing.learning import Advance, figures_of, write_policy
 from stepwise.routing.metrics import usage_by_author
-from stepwise.routing.policy import Action, View, When, stable_hash
+from stepwise.routing.policy import Action, View, When
 from stepwise.routing.ppo import Learner, PpoSettings, rewards, settings_as_json
 from stepwise.routing.simulator import Decisions
+from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Trace, Usage, to_json
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@
 with credit per step; all return the directory of an adapter, in PEFT's layout and as GGUF, with its card.
 """
 
-from stepwise.training.export import export_gguf, export_lora_gguf
+from stepwise.export.gguf import export_gguf, export_lora_gguf
 from stepwise.training.preference import dpo
 from stepwise.training.reinforce import grpo
 from stepwise.training.supervised import sft

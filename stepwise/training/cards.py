@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 import re
 from collections import Counter
@@ -27,6 +26,7 @@ from stepwise import __version__
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION
+from stepwise.io import write_text
 from stepwise.training.evaluation import Evaluated
 from stepwise.training.identity import CARD, fingerprint, read_card
 from stepwise.training.lora import check_layout, described
@@ -209,16 +209,9 @@ def _license(base: Path) -> str:
 
 def _write(adapter: Path, card: Mapping[str, Any]) -> Path:
     readme = adapter / "README.md"
-    _replace(adapter / CARD, json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    _replace(readme, _readme(card))
+    write_text(adapter / CARD, json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(readme, _readme(card))
     return readme
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or as it was."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def _readme(card: Mapping[str, Any]) -> str:

@@ -15,10 +15,10 @@ from typing import TypeVar, cast
 import numpy as np
 
 from stepwise import credit
+from stepwise.config.training import CreditConfig
 from stepwise.credit import Group
 from stepwise.credit.group import Array
-from stepwise.interventions.stages import seed_for
-from stepwise.train_config import CreditConfig
+from stepwise.seeds import seed_for
 from stepwise.training.rollouts import RlRollout, Spans
 
 T = TypeVar("T")

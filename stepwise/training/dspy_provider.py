@@ -31,18 +31,18 @@ from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from stepwise.backends.engines import close_engines, identity, shared_engine
-from stepwise.backends.provider import declare
-from stepwise.call_cache import key_of
 from stepwise.config import Config, ModelConfig
-from stepwise.config_base import FrozenConfig
-from stepwise.config_errors import explain
-from stepwise.engine.engine import LOAD_FIELDS
+from stepwise.config.base import FrozenConfig
+from stepwise.config.errors import explain
+from stepwise.config.training import LoraConfig, SftConfig
 from stepwise.errors import ConfigError, DataError
-from stepwise.hub import gguf_path
+from stepwise.models.engine.engine import LOAD_FIELDS
+from stepwise.models.hub import gguf_path
+from stepwise.models.provider import declare
+from stepwise.models.shared import close_engines, identity, shared_engine
+from stepwise.models.store import key_of
 from stepwise.prompt import SolvePrompt
-from stepwise.rundir import own_directory
-from stepwise.train_config import LoraConfig, SftConfig
+from stepwise.runs.directory import own_directory
 from stepwise.training.cards import data_facts
 from stepwise.training.finishing import finish
 from stepwise.training.lora import base_directory, check_layout, load_trainee

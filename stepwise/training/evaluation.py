@@ -9,11 +9,11 @@ from pathlib import Path
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from stepwise.backends.base import Request
 from stepwise.config import Config, ModelConfig
 from stepwise.errors import DataError
 from stepwise.grading import Verdict, grade_many
-from stepwise.progress import progress
+from stepwise.models.base import Request
+from stepwise.runs.progress import progress
 from stepwise.types import Problem
 
 NOT_GENERATED = "NOT_GENERATED"
@@ -72,8 +72,8 @@ def evaluate(
     DataError for a problem without an answer, ConfigError for a model that is not local, BackendError where model or
     adapter cannot be loaded.
     """
-    from stepwise.backends.llamacpp import LlamaCppBackend
-    from stepwise.engine import load_engine
+    from stepwise.models.engine import load_engine
+    from stepwise.models.llamacpp import LlamaCppBackend
 
     for problem in problems:
         if problem.answer is None:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stepwise import credit
+from stepwise.data.localization import first_below
 from stepwise.errors import BackendError, DataError
 from stepwise.interventions import stages
-from stepwise.localization import first_below
+from stepwise.seeds import seed_for
 from stepwise.steps import extract_answer
 from stepwise.training.crediting import Known
 from stepwise.training.learner import Learner
@@ -33,8 +34,8 @@ from stepwise.training.teacher import read_logprobs
 from stepwise.types import Problem, Usage
 
 if TYPE_CHECKING:
-    from stepwise.engine import GenerationJob
     from stepwise.grading import Verdict
+    from stepwise.models.engine import GenerationJob
 
 Found = tuple[list[Known], "Cost"]
 _NO_STEPS: Mapping[str, Any] = {"first_error": 0, "scores": (0.0,), "critiques": ((0,),)}  # a text without steps
@@ -92,7 +93,7 @@ def step_scores(run: Learner, rollouts: Sequence[RlRollout]) -> Found:
 
 
 def _scored(run: Learner, rows: Sequence[RlRollout]) -> Found:
-    from stepwise.scorers.base import score_items
+    from stepwise.models.scorers.base import score_items
 
     scorer = run.judges.scorer
     made = score_items(scorer, [(run.problems[row.problem], row.steps) for row in rows])
@@ -153,7 +154,7 @@ def critiques(run: Learner, rollouts: Sequence[RlRollout]) -> Found:
     number, rows = run.cfg.rl.credit.critiques, [rollouts[i] for i in places]
     asked = [(row, k) for row in rows for k in range(number)]
     items = [{"problem": run.problems[row.problem], "steps": list(row.steps)} for row, _ in asked]
-    seeds = [stages.seed_for(run.cfg.seed, row.id, "critique", k) for row, k in asked]
+    seeds = [seed_for(run.cfg.seed, row.id, "critique", k) for row, k in asked]
     made = ask_all(run.judges.critic, items, seeds, CollectSettings(), "criticizing")
     usage = sum((one.usage for one in made), Usage())
     found = []
@@ -226,10 +227,10 @@ def _success(
 
 
 def _continuation(run: Learner, ids: tuple[int, ...], row: RlRollout, start: int) -> GenerationJob:
-    from stepwise.engine import GenerationJob
+    from stepwise.models.engine import GenerationJob
 
     rl = run.cfg.rl
-    seed = stages.seed_for(run.cfg.seed, row.id, "value", start)
+    seed = seed_for(run.cfg.seed, row.id, "value", start)
     return GenerationJob(
         ids, max_tokens=max(1, rl.max_tokens - start), n=rl.credit.continuations, temperature=rl.temperature,
         top_p=rl.top_p, top_k=rl.top_k, seed=seed, stop="solution",

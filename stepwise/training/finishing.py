@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepwise.config import Config
-from stepwise.jsonl import read_rows
+from stepwise.io import read_rows
 from stepwise.training.cards import CardFacts, Method, curves_of, data_facts, write_card
 from stepwise.training.lora import LAYOUT, Trainee
 
 if TYPE_CHECKING:
-    from stepwise.rundir import RunDirectory
+    from stepwise.runs.directory import RunDirectory
 
 FOLDER = "adapter"
 FILES = (*LAYOUT, "adapter.gguf", "README.md", "card.json")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from stepwise.config import Config
+from stepwise.config.training import FitConfig, LoraConfig
 from stepwise.errors import DataError
-from stepwise.train_config import FitConfig, LoraConfig
 from stepwise.training.batches import micro_batches, pad
 from stepwise.training.lora import Trainee
 from stepwise.training.optimizing import (
@@ -33,7 +33,7 @@ from stepwise.training.rendering import TokenRow
 from stepwise.training.state import claim_state, load_state, save_state
 
 if TYPE_CHECKING:
-    from stepwise.rundir import RunDirectory
+    from stepwise.runs.directory import RunDirectory
 
 
 class Trainable(Protocol):
@@ -119,8 +119,8 @@ def fit(
     a checkpoint there names other data, and for a loss that is not finite, with the batch on disk; BackendError where
     memory runs out.
     """
-    from stepwise.jsonl import append_rows
-    from stepwise.progress import progress
+    from stepwise.io import append_rows
+    from stepwise.runs.progress import progress
     from stepwise.training.sinks import STATE, open_sinks
 
     settings, out = objective.settings, directory.made()

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from stepwise.config.training import CreditConfig
 from stepwise.errors import ConfigError, DataError
 from stepwise.interventions.rows import Example
 from stepwise.steps import SEPARATOR, next_fence, split_steps
-from stepwise.train_config import CreditConfig
 from stepwise.types import Problem
 
 Hints = Mapping[str, tuple[str, ...]]

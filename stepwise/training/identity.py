@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from stepwise.errors import ConfigError, DataError
-from stepwise.hub import PREFIX, fetch
+from stepwise.export.safetensors import Checkpoint, read_json
+from stepwise.models.hub import PREFIX, fetch
 from stepwise.prompt import SolvePrompt
-from stepwise.training.checkpoint import Checkpoint, read_json
 from stepwise.training.lora import LAYOUT, check_layout, described
 
 CARD = "card.json"

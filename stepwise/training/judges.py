@@ -76,7 +76,7 @@ def load_judges(cfg: Config, scorer: Any = None, critic: Any = None, locate: Loc
 
 
 def _own_scorer(cfg: Config) -> Judges:
-    from stepwise.scorers import load_scorer
+    from stepwise.models.scorers import load_scorer
 
     scorer = load_scorer(cfg.scorer, prompt=cfg.prompt)
     return Judges(scorer=scorer, forget=_forgets(scorer), close=getattr(scorer, "close", lambda: None))
@@ -88,7 +88,7 @@ def _forgets(scorer: Any) -> Callable[[], None]:
 
 
 def _own_critic(cfg: Config) -> Judges:
-    from stepwise.modules import ErrorLocalizer
+    from stepwise.critics import ErrorLocalizer
 
     how = cfg.critic
     if "critiques" in credit.NEEDS[cfg.rl.credit.scheme] and cfg.rl.credit.critiques > 1 and not how.temperature:
@@ -96,7 +96,7 @@ def _own_critic(cfg: Config) -> Judges:
     critic = ErrorLocalizer.from_config(cfg)
     if not cfg.models.critic.local:
         return Judges(critic=critic)
-    from stepwise.backends.engines import shared_engine
+    from stepwise.models.shared import shared_engine
 
     engine = shared_engine(cfg.models.critic)
     return Judges(critic=critic, critic_size=engine.parameters, forget=engine.forget)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepwise.config import Config, ModelConfig, Roles
+from stepwise.config.training import LoraConfig
 from stepwise.errors import ConfigError, DataError, ExportError, MissingDependencyError
-from stepwise.train_config import LoraConfig
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ class Trainee:
         """Write the adapter as a LoRA adapter in GGUF, which the engine attaches; returns the path."""
         import tempfile
 
-        from stepwise.training.export import export_lora_gguf
+        from stepwise.export.gguf import export_lora_gguf
 
         with tempfile.TemporaryDirectory() as folder:
             return export_lora_gguf(self.save(Path(folder) / "adapter"), path, self.base)  # its name is in the file
@@ -153,8 +153,8 @@ def check_layout(adapter: str | Path) -> None:
 
 def check_tokens(model: ModelConfig, base: Path) -> None:
     """Raise ConfigError unless a local GGUF and the weights it is trained from speak the same tokens."""
-    from stepwise.hub import gguf_path
-    from stepwise.tokenizer_check import check_train_from
+    from stepwise.models.hub import gguf_path
+    from stepwise.training.tokenizer_check import check_train_from
 
     if not model.local:
         return

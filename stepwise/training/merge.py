@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from stepwise.errors import DataError, ExportError
-from stepwise.training.checkpoint import Checkpoint
+from stepwise.export.safetensors import Checkpoint
 from stepwise.training.identity import base_of, check_adapter
 from stepwise.training.lora import LAYOUT, quiet, require_training
 

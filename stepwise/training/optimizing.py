@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepwise.config.training import LoraConfig
 from stepwise.errors import BackendError, DataError
-from stepwise.jsonl import append_rows, read_rows
-from stepwise.train_config import LoraConfig
+from stepwise.io import append_rows, read_rows, write_rows
 from stepwise.training.lora import Trainee
 
 if TYPE_CHECKING:
@@ -77,10 +77,7 @@ def keep_rows(path: Path, steps: int) -> None:
     rows = read_rows(path)
     kept = [row for row in rows if row.get("step", 0) <= steps]
     if len(kept) < len(rows):
-        draft = path.with_name(path.name + ".new")
-        draft.unlink(missing_ok=True)
-        append_rows(draft, kept)
-        draft.replace(path)
+        write_rows(path, kept)
 
 
 def peak_bytes(device: str) -> int:

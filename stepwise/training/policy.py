@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.train_config import RlConfig
+from stepwise.config.training import RlConfig
 from stepwise.training import losses
 from stepwise.training.batches import micro_batches, pad
 from stepwise.training.logprobs import token_logprobs

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwise.call_cache import key_of
 from stepwise.config import Config
 from stepwise.errors import DataError
-from stepwise.interventions.data import replace_text
 from stepwise.interventions.pairs import Pair, read_pairs
+from stepwise.io import write_text
+from stepwise.models.store import key_of
 from stepwise.prompt import SolvePrompt
 from stepwise.training.batches import micro_batches
 from stepwise.training.fitting import Objective, check_same, fit, plan_steps, weighted_logprobs
@@ -34,7 +34,7 @@ from stepwise.training.supervised import describe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stepwise.rundir import RunDirectory
+    from stepwise.runs.directory import RunDirectory
 
 REFERENCE = "reference.json"
 
@@ -59,7 +59,7 @@ def dpo(
     `logp_chosen` and `logp_rejected` in nats per step. Raises DataError, naming the row, for pairs that cannot be
     trained on, ConfigError for weights or settings, BackendError where memory runs out.
     """
-    from stepwise.rundir import own_directory
+    from stepwise.runs.directory import own_directory
 
     known = read_pairs(pairs)
     with own_directory(out, program="dpo", config=cfg, arguments=describe(known, (), adapter)) as directory:
@@ -146,7 +146,7 @@ def reference(
     """
     import torch
 
-    from stepwise.progress import progress
+    from stepwise.runs.progress import progress
 
     path = directory.claim(REFERENCE)
     if path.is_file():
@@ -160,7 +160,7 @@ def reference(
             for i, value in zip(part, sums.tolist(), strict=True):
                 found[i] = value
             bar(len(part))
-    replace_text(path, json.dumps({"data": data, "logprobs": found}) + "\n")
+    write_text(path, json.dumps({"data": data, "logprobs": found}) + "\n")
     return found
 
 

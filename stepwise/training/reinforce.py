@@ -19,9 +19,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwise.call_cache import key_of
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
+from stepwise.models.store import key_of
 from stepwise.training.fitting import check_same
 from stepwise.training.hints import Hints, check_hints
 from stepwise.training.judges import Locate, load_judges
@@ -36,7 +36,7 @@ from stepwise.training.teacher import check_teacher
 from stepwise.types import Problem, to_json
 
 if TYPE_CHECKING:
-    from stepwise.rundir import RunDirectory
+    from stepwise.runs.directory import RunDirectory
 
 __all__ = ["describe", "exact_weights", "grpo", "grpo_in"]
 
@@ -56,7 +56,7 @@ def grpo(
     """Train an adapter of `models.weak` on problems with answers; returns the adapter's directory, `out`/adapter.
 
     `adapter` is a directory of an earlier adapter to go on with. What the credit scheme needs beside outcomes comes
-    from `scorer` (a `stepwise.scorers.Scorer`; None: the one that [scorer] describes), `critic` (an ErrorLocalizer;
+    from `scorer` (a `Scorer`; None: the one that [scorer] describes), `critic` (an ErrorLocalizer;
     None: the one that [critic] describes), or `locate(problem, steps)`, which returns the index of the first wrong step
     or None; the teacher of "distill" is models.strong. `sinks` are names for `stepwise.training.sinks`. The same call
     goes on where it was stopped.
@@ -70,7 +70,7 @@ def grpo(
     models, settings or a missing judge; later BackendError where sampler and trainer disagree, or memory runs out, and
     DataError where the loss is not finite.
     """
-    from stepwise.rundir import own_directory
+    from stepwise.runs.directory import own_directory
 
     known = check_trainable(problems)
     hints = check_hints(hints or {}, known, cfg.rl.credit)
@@ -148,8 +148,8 @@ def grpo_in(
 
 def _steps(run: Learner, directory: RunDirectory, sinks: Sequence[str], *, data: str) -> None:
     """All steps from the last checkpoint on, which names `data` (a hash); DataError where it names other data."""
-    from stepwise.jsonl import append_rows
-    from stepwise.progress import progress
+    from stepwise.io import append_rows
+    from stepwise.runs.progress import progress
     from stepwise.training.sinks import open_sinks
 
     cfg, out = run.cfg, directory.made()

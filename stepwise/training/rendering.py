@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stepwise.config.training import SftConfig
 from stepwise.errors import ConfigError, DataError
 from stepwise.interventions.rows import Example
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR, split_steps
-from stepwise.train_config import SftConfig
 
 
 @dataclass(frozen=True)

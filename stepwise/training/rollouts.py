@@ -11,7 +11,6 @@ token hold a whole step besides the end of the one before, that step has no toke
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -24,13 +23,13 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.errors import BackendError, DataError
 from stepwise.grading import Verdict, grade_many
-from stepwise.jsonl import append_rows, read_rows
+from stepwise.io import read_rows, write_rows
 from stepwise.steps import SEPARATOR, extract_answer, next_fence, split_steps
 from stepwise.types import Finish, Problem
 
 if TYPE_CHECKING:
-    from stepwise.engine import Engine, Generation
-    from stepwise.train_config import RlConfig
+    from stepwise.config.training import RlConfig
+    from stepwise.models.engine import Engine, Generation
 
 Spans = tuple[tuple[int, int], ...]
 _LINE_END = re.compile(rb"\r\n|\r|\n|\Z")
@@ -125,8 +124,8 @@ def sample_groups(
     follow from `seed`, `step`, the problem's id and the sample's number alone. A prompt is evaluated once for its
     group. Raises BackendError where most rollouts fail.
     """
-    from stepwise.engine import GenerationJob
-    from stepwise.interventions.stages import seed_for
+    from stepwise.models.engine import GenerationJob
+    from stepwise.seeds import seed_for
 
     jobs = [
         GenerationJob(
@@ -186,10 +185,7 @@ def rollouts_name(step: int) -> str:
 
 def write_rollouts(path: Path, rollouts: Sequence[RlRollout]) -> None:
     """Write a step's rollouts as JSON Lines; the file has its name once it is whole."""
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    append_rows(draft, rollouts)
-    os.replace(draft, path)
+    write_rows(path, rollouts)
 
 
 def read_rollouts(path: str | Path) -> list[RlRollout]:

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stepwise.backends.base import Request
 from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError, DataError
+from stepwise.models.base import Request
 from stepwise.steps import SEPARATOR
 from stepwise.training.hints import Hints
 from stepwise.training.lora import Trainee, base_directory
@@ -43,8 +43,8 @@ class Sampler:
     """
 
     def __init__(self, cfg: Config):
-        from stepwise.backends.llamacpp import LlamaCppBackend
-        from stepwise.engine import load_engine
+        from stepwise.models.engine import load_engine
+        from stepwise.models.llamacpp import LlamaCppBackend
 
         self._model = cfg.models.weak
         if not self._model.local:
@@ -122,7 +122,7 @@ def exact_weights(cfg: Config, folder: str | Path) -> Config:
 
     The GGUF is made from the trainer's own weights, as `folder`/base-f32.gguf, where it is not there yet.
     """
-    from stepwise.training.export import export_gguf
+    from stepwise.export.gguf import export_gguf
 
     base = base_directory(cfg.models.weak)
     path = Path(folder) / "base-f32.gguf"
@@ -138,7 +138,7 @@ def sampler_weights(cfg: Config) -> str:
     """The type of the weights in the GGUF of `models.weak`, by its name in GGUF, such as "MOSTLY_Q8_0"."""
     from gguf import GGUFReader, LlamaFileType
 
-    from stepwise.hub import gguf_path
+    from stepwise.models.hub import gguf_path
 
     field = GGUFReader(gguf_path(cfg.models.weak.model.partition("/")[2])).fields.get("general.file_type")
     kind = -1 if field is None else int(field.contents())

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from stepwise.errors import ConfigError, MissingDependencyError
-from stepwise.redact import redact
+from stepwise.errors import ConfigError, MissingDependencyError, redact
+from stepwise.io import write_text
 
 STATE = "sinks.json"
 """In the run's directory: the names under which W&B, MLflow and trackio know the run, for going on with it."""
@@ -254,7 +254,4 @@ def _remembered(out: Path, name: str) -> str | None:
 def _remember(out: Path, name: str, value: str) -> None:
     path = out / STATE
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    out.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(json.dumps({**known, name: value}, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_text(path, json.dumps({**known, name: value}, indent=1) + "\n")

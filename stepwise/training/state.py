@@ -16,7 +16,7 @@ from stepwise.errors import DataError
 from stepwise.training.lora import LAYOUT, Trainee
 
 if TYPE_CHECKING:
-    from stepwise.rundir import RunDirectory
+    from stepwise.runs.directory import RunDirectory
 
 FOLDER = "checkpoint"
 _FILES = ("state.json", "optimizer.pt", *(f"adapter/{name}" for name in LAYOUT))

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwise.call_cache import key_of
 from stepwise.config import Config
+from stepwise.config.training import SftConfig
 from stepwise.errors import DataError
 from stepwise.interventions.data import read_examples
 from stepwise.interventions.rows import Example
-from stepwise.train_config import SftConfig
+from stepwise.models.store import key_of
 from stepwise.training.fitting import (
     Objective,
     StepResult,
@@ -33,7 +33,7 @@ from stepwise.training.rendering import TokenRow, render_all
 from stepwise.types import to_json
 
 if TYPE_CHECKING:
-    from stepwise.rundir import RunDirectory
+    from stepwise.runs.directory import RunDirectory
 
 
 def sft(
@@ -53,7 +53,7 @@ def sft(
     naming the row, for rows that cannot be trained on, ConfigError for weights or settings, BackendError where memory
     runs out.
     """
-    from stepwise.rundir import own_directory
+    from stepwise.runs.directory import own_directory
 
     rows, again = _examples(dataset), _examples(replay) if replay is not None else []
     arguments = describe(rows, again, adapter)

@@ -17,7 +17,7 @@ from stepwise.errors import ConfigError
 from stepwise.types import Problem
 
 if TYPE_CHECKING:
-    from stepwise.engine import Engine
+    from stepwise.models.engine import Engine
 
 MOST_LOGITS = 1 << 25
 """Numbers that one call brings back at most (128 MB): a whole vocabulary for every token that is read."""
@@ -26,7 +26,7 @@ _OTHER = "a teacher reads the student's token ids: give a models.strong of the s
 
 def load_teacher(cfg: Config) -> Engine:
     """models.strong on an engine of its own; ConfigError where it is not local, and what `load_engine` raises."""
-    from stepwise.engine import load_engine
+    from stepwise.models.engine import load_engine
 
     strong = cfg.models.strong
     if not strong.local:

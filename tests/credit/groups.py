@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+from stepwise.config.training import CreditConfig
 from stepwise.credit import Group
-from stepwise.train_config import CreditConfig
 
 NAN = float("nan")
 OUTCOMES = st.sampled_from([0.0, 1.0, NAN])

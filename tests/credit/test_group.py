@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stepwise.config.training import CreditConfig
 from stepwise.credit import Group, advantages, has_signal, step_advantages
 from stepwise.errors import DataError
-from stepwise.train_config import CreditConfig
 from tests.credit.groups import NAN, all_wrong, by_hand, tokens
 
 SPANS = (((0, 3), (3, 5)),)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from stepwise import credit
+from stepwise.config.training import CreditConfig, Scheme
 from stepwise.credit import NEEDS, SCHEMES, advantages, has_signal
 from stepwise.errors import DataError
-from stepwise.train_config import CreditConfig, Scheme
 from tests.credit.groups import CONFIGS, NAN, all_wrong, by_hand, tokens
 
 
@@ -277,7 +277,6 @@ def test_a_scheme_reads_exactly_the_fields_that_it_says_it_needs(cfg) -> None:
         (CreditConfig(scheme="distill", distill_clip=0.1), lambda g: credit.distill(g, clip=0.1)),
         (CreditConfig(scheme="shuffled", blame="rest"), lambda g: credit.shuffled(g, blame="rest", seed=7)),
     ],
-    ids=str,
 )
 def test_every_option_of_the_configuration_reaches_its_scheme(cfg, same) -> None:
     group = by_hand(evidence=np.full((4, 10), 0.5))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stepwise.engine import Engine
+from stepwise.models.engine import Engine
 
 LoadEngine = Callable[..., Engine]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepwise.engine import Engine, GenerationJob, context
 from stepwise.errors import BackendError
+from stepwise.models.engine import Engine, GenerationJob, context
 from tests.engine.conftest import LoadEngine
 
 pytest.importorskip("peft")

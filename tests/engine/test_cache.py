@@ -8,8 +8,8 @@ from array import array
 import numpy as np
 import pytest
 
-from stepwise.engine.cache import Blob, Path, PrefixCache
-from stepwise.engine.tree import PrefixTree, common_prefix, ids_array
+from stepwise.models.engine.cache import Blob, Path, PrefixCache
+from stepwise.models.engine.tree import PrefixTree, common_prefix, ids_array
 
 
 class Streams:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepwise.engine import Engine, Generation, GenerationJob
 from stepwise.errors import BackendError
+from stepwise.models.engine import Engine, Generation, GenerationJob
 from tests.engine.conftest import LoadEngine
 
 PROMPTS = [
@@ -229,7 +229,7 @@ def test_an_interrupted_caller_leaves_a_usable_engine(load: LoadEngine, monkeypa
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("stepwise.engine.jobs.threading.Event", Interrupted)
+        patch.setattr("stepwise.models.engine.jobs.threading.Event", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.generate([job(engine, PROMPTS[0], n=8, max_tokens=200, ignore_end=True)])
     item = job(engine, PROMPTS[1], max_tokens=10, temperature=0.0)
@@ -251,7 +251,7 @@ def test_a_closed_engine_says_so_and_closing_twice_does_nothing(load: LoadEngine
 
 def test_an_engine_that_was_never_closed_ends_silently_with_the_interpreter(tiny_gguf_path: Path) -> None:
     code = (
-        "import sys; from stepwise.engine import Engine, GenerationJob\n"
+        "import sys; from stepwise.models.engine import Engine, GenerationJob\n"
         "engine = Engine.load(sys.argv[1], context=256, sequences=2)\n"
         "print(len(engine.generate([GenerationJob((1, 2, 3), max_tokens=4, ignore_end=True)])[0].ids))"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stepwise.engine.sampling import Draws, stream_key, uniforms
+from stepwise.models.engine.sampling import Draws, stream_key, uniforms
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.125, 0.0625, 0.0625], np.float32))
 

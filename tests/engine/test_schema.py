@@ -15,9 +15,9 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel, Field, TypeAdapter
 
-from stepwise.engine import Engine, GenerationJob, schema_grammar
-from stepwise.engine.schema import integers
 from stepwise.errors import DataError
+from stepwise.models.engine import Engine, GenerationJob, schema_grammar
+from stepwise.models.engine.schema import integers
 
 
 class Colour(Enum):

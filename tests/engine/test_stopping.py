@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stepwise.engine.stopping import Ending, StopRule, clean_text, open_fence, repeats
+from stepwise.models.engine.stopping import Ending, StopRule, clean_text, open_fence, repeats
 from stepwise.steps import split_steps
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stepwise.engine import Engine, Generation, GenerationJob
+from stepwise.models.engine import Engine, Generation, GenerationJob
 from tests.engine.conftest import LoadEngine
 
 QUESTION = "Mia has 12 apples and buys 5 more. How many apples does Mia have now?\n\n"

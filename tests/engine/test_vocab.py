@@ -10,7 +10,7 @@ import pytest
 from stepwise.errors import BackendError, ConfigError
 from stepwise.prompt import SolvePrompt
 from tests.engine.conftest import LoadEngine
-from tests.models import tiny_gguf
+from tests.tiny_models import tiny_gguf
 
 MESSAGES = [
     [{"role": "user", "content": "Mia has 12 apples.\n\nHow many?"}],

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from stepwise.engine.jobs import Call
-from stepwise.engine.worker import Control, Worker
 from stepwise.errors import BackendError
+from stepwise.models.engine.jobs import Call
+from stepwise.models.engine.worker import Control, Worker
 
 
 class Scheduler:

@@ -11,8 +11,8 @@ import pytest
 from pydantic import Field
 
 from evals.adapters import invalid, main, tasks
-from stepwise.backends.engines import close_engines
 from stepwise.lab import generate
+from stepwise.models.shared import close_engines
 
 
 def test_it_compares_the_formats_and_goes_on_where_it_was(

@@ -12,7 +12,7 @@ import pytest
 
 from evals.localization import main
 from evals.localization_models import key_of
-from stepwise.processbench import from_row
+from stepwise.data.processbench import from_row
 from stepwise.types import Usage
 from tests.fakes import ScriptedScorer
 
@@ -200,7 +200,7 @@ def by_module(monkeypatch):
     pytest.importorskip("dspy")
 
     def put(module: Module) -> Module:
-        monkeypatch.setattr("stepwise.modules.ErrorLocalizer.from_config", lambda config: module)
+        monkeypatch.setattr("stepwise.critics.ErrorLocalizer.from_config", lambda config: module)
         return module
 
     return put

@@ -24,9 +24,9 @@ from evals.routing_samples import best, majority
 from evals.routing_tables import compared, sentences
 from evals.routing_world import ChangedScorer
 from stepwise.errors import DataError
+from stepwise.models.scorers import Scored
 from stepwise.routing.estimates import Outcomes
 from stepwise.routing.metrics import OperatingPoint
-from stepwise.scorers import Scored
 from stepwise.types import Problem, Usage
 from tests.fakes import ScriptedScorer
 from tests.routing.lab_world import LabWorld

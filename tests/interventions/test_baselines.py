@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.critics.critic import asked
 
-from stepwise import signatures
-from stepwise.adapters.compact_format import write_fields
+from stepwise.critics import signatures
+from stepwise.critics.formats.compact_format import write_fields
+from stepwise.critics.rewriter import SolutionRewriter
 from stepwise.errors import BackendError, DataError
 from stepwise.interventions.baselines import KINDS, NEED_COLLECTION, build, write_dataset
 from stepwise.interventions.chunks import sealed_rows
@@ -21,13 +23,11 @@ from stepwise.interventions.pairs import pairs, write_pairs
 from stepwise.interventions.pipeline import collect, read_stage
 from stepwise.interventions.rows import Example, Failure, by_id
 from stepwise.interventions.work import BuildSettings, Writers
-from stepwise.modules.rewriter import SolutionRewriter
 from stepwise.steps import extract_answer
 from stepwise.types import Problem
 from tests.fakes import Line, ScriptedBackend
 from tests.interventions import world
 from tests.interventions.world import CONFIG, SETTINGS, SUM
-from tests.modules.critic import asked
 from tests.scripted_lm import Messages, ScriptedLM
 
 N = 6

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from stepwise.backends.base import Continuation, Request
 from stepwise.config import Config
 from stepwise.errors import BudgetExceededError, ConfigError
 from stepwise.interventions.caps import Caps, Spent
 from stepwise.interventions.data import read_examples
 from stepwise.interventions.pipeline import ROWS, collect, read_stage
-from stepwise.jsonl import append_rows, read_rows
+from stepwise.io import append_rows, read_rows
+from stepwise.models.base import Continuation, Request
 from stepwise.types import Usage
 from tests.fakes import ScriptedBackend
 from tests.interventions import world

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.critics.critic import wanted
 
 from stepwise.config import Config
 from stepwise.errors import BackendError, BudgetExceededError, DataError
@@ -22,7 +23,6 @@ from stepwise.types import Problem
 from tests.fakes import ScriptedBackend
 from tests.interventions import world
 from tests.interventions.world import CONFIG, SETTINGS
-from tests.modules.critic import wanted
 
 N = 12
 

@@ -17,7 +17,7 @@ from stepwise.interventions.comparing import Comparison, more_often
 from stepwise.interventions.data import mix, read_examples
 from stepwise.interventions.from_routing import escalations, from_routing, read_traces
 from stepwise.interventions.rows import Example
-from stepwise.jsonl import append_rows
+from stepwise.io import append_rows
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.fakes import ScriptedBackend
 from tests.interventions import world

@@ -104,7 +104,7 @@ def test_a_bundle_has_the_loss_of_its_examples() -> None:
 
 def test_the_shipped_adapter_finds_first_errors_and_its_steps_come_to_the_right_result() -> None:
     from stepwise import Config, ErrorLocalizer, InterventionProposer
-    from stepwise.asking import run_all
+    from stepwise.critics.asking import run_all
     from stepwise.lab.critic import result_of
 
     config = Config.lab()

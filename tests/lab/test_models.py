@@ -12,7 +12,7 @@ from stepwise.lab.problems import generate
 from stepwise.routing import Threshold
 from stepwise.routing.fit_check import auroc
 from stepwise.steps import split_steps
-from stepwise.tokenizer_check import check_train_from
+from stepwise.training.tokenizer_check import check_train_from
 
 llama_cpp = pytest.importorskip("llama_cpp")
 

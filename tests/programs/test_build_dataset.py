@@ -11,7 +11,7 @@ import pytest
 from programs.build_dataset import main
 from stepwise.interventions import collect
 from stepwise.interventions.data import read_examples
-from stepwise.jsonl import append_rows
+from stepwise.io import append_rows
 from stepwise.lab.problems import generate
 from stepwise.lab.references import reference
 from stepwise.steps import extract_answer

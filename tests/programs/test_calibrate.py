@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from programs import calibrate, route
-from stepwise.jsonl import append_rows, read_rows
+from stepwise.io import append_rows, read_rows
 from stepwise.routing.calibration import Calibrated
 from stepwise.types import Trace
 from tests.routing.lab_world import LabWorld

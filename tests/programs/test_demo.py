@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from programs import demo
-from stepwise.jsonl import read_rows
+from stepwise.io import read_rows
 from stepwise.report import TraceView
 from stepwise.report.model import LAB_NOTICE
 from stepwise.routing import Never, StepRouter, Threshold

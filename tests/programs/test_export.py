@@ -10,10 +10,10 @@ import pytest
 
 from programs.export import main
 from stepwise.config import Config
-from stepwise.engine import Engine
+from stepwise.export.gguf import export_gguf
+from stepwise.models.engine import Engine
 from stepwise.training.cards import CardFacts, write_card
-from stepwise.training.export import export_gguf
-from tests.models import tiny_model
+from tests.tiny_models import tiny_model
 from tests.training.parity import llama_logits, random_ids, transformers_logits
 from tests.training.test_export_lora import random_adapter
 

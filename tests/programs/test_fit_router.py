@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from programs import fit_router, route
-from stepwise.jsonl import append_rows, read_rows
+from stepwise.io import append_rows, read_rows
 from stepwise.routing.fit_data import from_lab_trace, from_trace
 from stepwise.routing.router_fit import RouterFit
 from stepwise.types import Problem, Step, Trace, Usage
@@ -136,7 +136,7 @@ def test_what_is_wrong_with_a_file_is_said_with_its_row(tmp_path: Path, capsys) 
 def test_routed_traces_with_a_label_column_are_scored_where_asked(
     world: LabWorld, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stepwise.scorers.load_scorer", lambda *_, **__: world.scorer)
+    monkeypatch.setattr("stepwise.models.scorers.load_scorer", lambda *_, **__: world.scorer)
     assert route.main(["--out", str(tmp_path / "run"), "--split", "train", "--n", "150", *_policy("random")]) == 0
     rows = read_rows(tmp_path / "run" / "traces.jsonl")
     for row in rows:

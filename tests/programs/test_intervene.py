@@ -19,7 +19,7 @@ from stepwise.interventions import chunks, pipeline
 from stepwise.interventions.data import read_examples
 from stepwise.interventions.pipeline import funnel
 from stepwise.interventions.settings import CollectSettings
-from stepwise.jsonl import append_rows, read_rows
+from stepwise.io import append_rows, read_rows
 from stepwise.types import Problem
 from tests.fakes import ScriptedBackend
 from tests.interventions import world

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.critics.critic import UNREADABLE, fields, numbers, prompts, verified
 
 from programs import intervene_one, localize
 from stepwise import cli
-from stepwise.jsonl import append_rows
+from stepwise.io import append_rows
 from stepwise.lab.problems import generate
 from stepwise.types import Problem, Step, Trace
-from tests.modules.critic import UNREADABLE, fields, numbers, prompts, verified
 from tests.scripted_lm import ScriptedLM
 
 STEPS = ["There are 41.", "41 - 4 = 39.", "So \\boxed{39}."]
@@ -29,7 +29,7 @@ class Critic:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lm = ScriptedLM([])
         self.models: list[str] = []
-        monkeypatch.setattr("stepwise.backends.provider.lm", self._load)
+        monkeypatch.setattr("stepwise.models.provider.lm", self._load)
 
     def says(self, *replies: str) -> ScriptedLM:
         self.lm = ScriptedLM(replies)

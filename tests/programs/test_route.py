@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from programs import route
-from stepwise.jsonl import append_rows, read_rows
+from stepwise.io import append_rows, read_rows
 from stepwise.routing import Never, Random, Threshold
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.saved import PolicyCard, load_policy, save_policy

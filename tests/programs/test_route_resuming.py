@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from programs import route
-from stepwise.call_cache import CallCache
-from stepwise.jsonl import append_rows, read_rows
+from stepwise.io import append_rows, read_rows
+from stepwise.models.store import CallCache
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Problem, Trace
 from tests.fakes import Line

@@ -9,7 +9,7 @@ import pytest
 
 from stepwise.interventions.data import write_examples
 from stepwise.interventions.pairs import write_pairs
-from stepwise.jsonl import append_rows, read_rows
+from stepwise.io import append_rows, read_rows
 from stepwise.types import Problem
 from tests.training.sft_world import ROW, row
 

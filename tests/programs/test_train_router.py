@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from programs import route, train_router
-from stepwise.jsonl import read_rows
+from stepwise.io import read_rows
 from stepwise.routing.learned import FOR_GOOD, Learned, files_of
 from stepwise.routing.router_fit import FitCard, RouterFit
 from tests.routing.lab_world import LabWorld

@@ -9,7 +9,7 @@ from typing import Any
 from stepwise.interventions.leaks import LeakVerdict
 from stepwise.interventions.pipeline import ROWS
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Made, Rollout
-from stepwise.jsonl import append_rows
+from stepwise.io import append_rows
 from stepwise.types import Problem, Usage
 
 MADE = Made("weak-model@1", "p", "c", 7)

@@ -8,7 +8,7 @@ import pytest
 
 from stepwise.errors import DataError
 from stepwise.interventions import funnel
-from stepwise.jsonl import append_rows
+from stepwise.io import append_rows
 from stepwise.report import collection_facts as facts_of
 from stepwise.report.collection import collection_html, read_facts, write_collection_report
 from stepwise.report.collection_facts import Facts

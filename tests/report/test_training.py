@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stepwise.errors import DataError
-from stepwise.jsonl import append_rows
+from stepwise.io import append_rows
 from stepwise.report.model import LAB_NOTICE
 from stepwise.report.training import PLOTS, figures, pick, read_metrics, spaced, training_html, write_training_report
 from stepwise.training.rollouts import RlRollout, rollouts_name, write_rollouts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from stepwise.backends.base import Capabilities, Continuation, Request
+from stepwise.models.base import Capabilities, Continuation, Request
 from stepwise.types import Problem
 from tests.fakes import Line, Script, ScriptedBackend
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stepwise.call_cache import CallCache
 from stepwise.config import Config
 from stepwise.lab.problems import generate
+from stepwise.models.store import CallCache
 from stepwise.routing import Never, Policy, StepRouter, Threshold
 from stepwise.routing.compare import Measured, measure
 from stepwise.routing.metrics import usage_by_author

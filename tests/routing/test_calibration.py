@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from stepwise.call_cache import CallCache
 from stepwise.config import BudgetConfig, CapsConfig, SamplingConfig
 from stepwise.errors import ConfigError, DataError
+from stepwise.models.store import CallCache
 from stepwise.routing import Always, Models, Never, Policy, Random, Signalled, StepRouter, Threshold
 from stepwise.routing.calibration import Calibrated, calibrate
 from stepwise.routing.compare import measure

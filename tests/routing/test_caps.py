@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepwise.budget import Ledger
 from stepwise.config import BudgetConfig, CapsConfig, SamplingConfig
+from stepwise.models.budget import Ledger
 from stepwise.routing import Always, Models, Never, Policy, RouteSettings, RoutingInterrupted, StepRouter, Threshold
 from stepwise.routing import route_all as route
 from stepwise.routing.metrics import cost_of

@@ -12,16 +12,16 @@ from typing import Any
 
 import dspy
 import pytest
+from tests.critics.critic import UNREADABLE, fields, prompts
 
-from stepwise.adapters.compact_format import write_fields
-from stepwise.backends.engines import close_engines
 from stepwise.config import BudgetConfig
+from stepwise.critics import StepDecider
+from stepwise.critics.formats.compact_format import write_fields
+from stepwise.critics.signatures import DecideStep
 from stepwise.errors import BackendError, ConfigError
-from stepwise.modules import StepDecider
+from stepwise.models.shared import close_engines
 from stepwise.routing import Escalate, Judged, Keep, Look, StepRouter, View, policy_from_dict, policy_to_dict
-from stepwise.signatures import DecideStep
 from stepwise.types import Problem, Step
-from tests.modules.critic import UNREADABLE, fields, prompts
 from tests.routing import world
 from tests.scripted_lm import Messages, ScriptedLM
 

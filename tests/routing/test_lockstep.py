@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepwise.backends.base import Request
 from stepwise.config import SamplingConfig
 from stepwise.errors import BackendError, ConfigError, ScorerError
+from stepwise.models.base import Request
 from stepwise.routing import (
     Always,
     Escalate,
@@ -34,7 +34,7 @@ from tests.routing.scripted import P, one
 
 def alone(backend: ScriptedBackend, role: str, problem: Problem, seed: int = 0) -> list[str]:
     """One model alone, one request at a time, with the seeds that the loop documents."""
-    from stepwise.routing.policy import stable_hash
+    from stepwise.seeds import stable_hash
 
     texts: list[Step] = []
     for index in range(30):

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepwise.budget import Ledger
 from stepwise.config import BudgetConfig, SamplingConfig
 from stepwise.errors import BackendError
+from stepwise.models.budget import Ledger
 from stepwise.routing import (
     Action,
     Always,

@@ -19,11 +19,10 @@ from stepwise.routing.metrics import (
     delta_ibc,
     frontier,
     frontier_area,
-    paired_difference,
     pgr,
     usage_by_author,
-    wilson,
 )
+from stepwise.stats import paired_difference, wilson
 from stepwise.types import Problem, Step, Trace, Usage
 
 # TRIM's public run files: Qwen2.5-1.5B -> 7B on MATH-500, target tokens per problem and accuracy in percent.

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from stepwise.backends import load_backend
 from stepwise.config import ModelConfig, SamplingConfig, ScorerConfig
+from stepwise.models import load_backend
+from stepwise.models.scorers import LabelTokenScorer, load_scorer
 from stepwise.routing import Models, Never, RouteSettings, StepRouter, Threshold, route_all
 from stepwise.routing.compare import measure
 from stepwise.routing.metrics import usage_by_author
-from stepwise.scorers import LabelTokenScorer, load_scorer
 from stepwise.types import Problem, Step, Usage
 
 pytest.importorskip("llama_cpp")
@@ -82,8 +82,8 @@ def test_scores_are_those_that_transformers_computes(exact: dict[str, object], t
 
 
 def test_never_is_the_weak_model_alone_on_the_engine(models: Models) -> None:
-    from stepwise.backends.base import Request
-    from stepwise.routing.policy import stable_hash
+    from stepwise.models.base import Request
+    from stepwise.seeds import stable_hash
 
     routed = route_all(PROBLEMS[:3], models, Never(), RouteSettings(SAMPLING, max_steps=4))
     for trace in routed:

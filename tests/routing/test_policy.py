@@ -26,8 +26,8 @@ from stepwise.routing import (
     policy_from_dict,
     policy_to_dict,
 )
-from stepwise.routing.policy import stable_hash
 from stepwise.routing.simple import POLICIES
+from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Step, Usage
 
 P = Problem("p", "How many?")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from stepwise.budget import Ledger
 from stepwise.config import BudgetConfig
 from stepwise.errors import DataError
+from stepwise.models.budget import Ledger
 from stepwise.routing import (
     Always,
     Cascade,

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from stepwise.budget import Ledger
 from stepwise.config import BudgetConfig, Config
 from stepwise.errors import CapabilityError, ConfigError
+from stepwise.models.budget import Ledger
 from stepwise.routing import (
     Action,
     Agreement,

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.models import CHAT_TEMPLATE, tiny_model
+from tests.tiny_models import CHAT_TEMPLATE, tiny_model
 
 Layout = Literal["qwen", "skywork"]
 MARK = "<extra_0>"

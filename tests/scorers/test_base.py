@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from stepwise.errors import BackendError, ScorerError
-from stepwise.scorers import score_items, validate_scores
-from stepwise.scorers.base import Workers
+from stepwise.models.scorers import score_items, validate_scores
+from stepwise.models.scorers.base import Workers
 from stepwise.types import Problem, Usage
 from tests.fakes import ScriptedScorer
 

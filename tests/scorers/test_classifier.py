@@ -12,8 +12,8 @@ import pytest
 
 from stepwise.config import ScorerConfig
 from stepwise.errors import BackendError, ConfigError, ScorerError
-from stepwise.scorers import ClassifierScorer, load_scorer
-from stepwise.scorers.pooling import QWEN_PRM_SYSTEM
+from stepwise.models.scorers import ClassifierScorer, load_scorer
+from stepwise.models.scorers.pooling import QWEN_PRM_SYSTEM
 from stepwise.types import Problem
 from tests.scorers.prm_models import MARK, golden_scores, save_prm
 

@@ -11,10 +11,10 @@ import pytest
 
 from stepwise.config import ScorerConfig
 from stepwise.errors import BackendError, ConfigError, ScorerError
-from stepwise.http import Server
+from stepwise.models.http import Server
+from stepwise.models.scorers import LabelTokenScorer, load_scorer
+from stepwise.models.scorers.completions import CompletionsReader, chatml
 from stepwise.prompt import SolvePrompt
-from stepwise.scorers import LabelTokenScorer, load_scorer
-from stepwise.scorers.completions import CompletionsReader, chatml
 from stepwise.types import Problem
 from tests.scorers.stand_in import Answer, Answers, StandIn, serving
 

@@ -10,8 +10,8 @@ import pytest
 
 from stepwise.config import ScorerConfig
 from stepwise.errors import BackendError, ScorerError
-from stepwise.scorers import JudgeScorer, load_scorer
-from stepwise.scorers.judge import Ask, Message, api_completion, messages, parse
+from stepwise.models.scorers import JudgeScorer, load_scorer
+from stepwise.models.scorers.judge import Ask, Message, api_completion, messages, parse
 from stepwise.types import Problem, Usage
 from tests.scorers.stand_in import Answer, in_turn, serving
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepwise.errors import ConfigError, ScorerError
+from stepwise.models.scorers import LabelTokenScorer
 from stepwise.prompt import SolvePrompt
-from stepwise.scorers import LabelTokenScorer
 from stepwise.types import Problem, Usage
 
 P = Problem("p", "How many?", "4")

@@ -8,7 +8,7 @@ import pytest
 
 from stepwise.config import Config, ScorerConfig
 from stepwise.errors import BackendError, ConfigError
-from stepwise.scorers import ConstantScorer, LabelTokenScorer, Scorer, load_scorer
+from stepwise.models.scorers import ConstantScorer, LabelTokenScorer, Scorer, load_scorer
 
 
 def refusal(tmp_path: Path, lines: str) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import stepwise.scorers
-from stepwise.scorers.memory import decoder_parameters, kv_bytes
-from tests.models import tiny_model
+import stepwise.models.scorers
+from stepwise.models.scorers.memory import decoder_parameters, kv_bytes
+from tests.tiny_models import tiny_model
 
 QWEN_15B = {"model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
             "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936}  # fmt: skip
@@ -46,7 +46,7 @@ def test_the_cache_holds_keys_and_values_of_every_layer() -> None:
     ],
 )
 def test_the_table_says_what_the_formula_gives(name: str, config: dict[str, int], head: int) -> None:
-    row = re.search(rf"^\| {re.escape(name)} \|.*$", stepwise.scorers.__doc__ or "", re.MULTILINE)
+    row = re.search(rf"^\| {re.escape(name)} \|.*$", stepwise.models.scorers.__doc__ or "", re.MULTILINE)
     assert row is not None
     _, _, _, parameters, weights, cache, *_ = (cell.strip() for cell in row[0].split("|"))
     count = decoder_parameters(config) + head

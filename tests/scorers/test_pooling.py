@@ -9,8 +9,8 @@ import pytest
 
 from stepwise.config import ScorerConfig
 from stepwise.errors import ConfigError, ScorerError
-from stepwise.http import Server
-from stepwise.scorers import PoolingScorer, load_scorer, score_items
+from stepwise.models.http import Server
+from stepwise.models.scorers import PoolingScorer, load_scorer, score_items
 from stepwise.types import Problem, Usage
 from tests.scorers.stand_in import Answer, StandIn, in_turn, serving
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stepwise.errors import ScorerError
-from stepwise.scorers import ConstantScorer, PerfectScorer, Scorer
+from stepwise.models.scorers import ConstantScorer, PerfectScorer, Scorer
 from stepwise.types import Problem
 from tests.fakes import ScriptedScorer
 

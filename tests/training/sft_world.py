@@ -13,7 +13,7 @@ from typing import Any
 
 from stepwise.config import Config
 from stepwise.interventions.rows import Example
-from stepwise.jsonl import read_rows
+from stepwise.io import read_rows
 
 ROW = Example(
     "p0/r0/c0", "Mia has 3 apples and buys 4 more. How many apples does Mia have now?", "7",

@@ -40,7 +40,7 @@ ROWS = [
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A base and an adapter of it."""
-    from tests.models import tiny_model
+    from tests.tiny_models import tiny_model
     from tests.training.test_export_lora import random_adapter
 
     folder = tmp_path_factory.mktemp("cards")
@@ -165,7 +165,7 @@ def test_data_hashes_depend_on_rows_and_order() -> None:
 def test_the_fingerprint_sees_one_changed_weight_but_not_the_sharding(made: tuple[Path, Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from tests.models import tiny_model
+    from tests.tiny_models import tiny_model
 
     sharded = tiny_model(tmp_path / "sharded", max_shard_size="200KB")
     assert len(list(sharded.glob("*.safetensors"))) > 1
@@ -188,7 +188,7 @@ def test_an_adapter_of_its_own_base_and_prompt_passes(made: tuple[Path, Path], a
 def test_an_adapter_of_other_weights_of_the_same_shape_is_refused(
     made: tuple[Path, Path], adapter: Path, tmp_path: Path
 ) -> None:
-    from tests.models import tiny_model
+    from tests.tiny_models import tiny_model
 
     other = tiny_model(tmp_path / "other", seed=1)
     assert check_adapter(adapter, other) is None
@@ -208,7 +208,7 @@ def test_an_adapter_of_other_weights_of_the_same_shape_is_refused(
 def test_a_base_of_another_shape_is_refused_without_a_card(
     adapter: Path, tmp_path: Path, change: dict[str, int], message: str
 ) -> None:
-    from tests.models import tiny_model
+    from tests.tiny_models import tiny_model
 
     with pytest.raises(DataError, match=message):
         check_adapter(adapter, tiny_model(tmp_path / "other", **change))

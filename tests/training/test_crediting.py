@@ -7,8 +7,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from stepwise.config.training import CreditConfig, Scheme
 from stepwise.steps import split_steps
-from stepwise.train_config import CreditConfig, Scheme
 from stepwise.training.crediting import Known, credit_groups, make_group, mixed_advantages
 from stepwise.training.rollouts import RlRollout, token_spans
 

@@ -16,10 +16,10 @@ from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import infer_data_format
 
 import stepwise as sw
-from stepwise.backends.engines import close_engines, shared_engine
 from stepwise.config import Config, ModelConfig
 from stepwise.errors import ConfigError, DataError
 from stepwise.lab import model_path
+from stepwise.models.shared import close_engines, shared_engine
 from stepwise.training import dspy_provider
 from stepwise.training.dspy_provider import LoraJob, LoraProvider, chat_row, train_settings
 from stepwise.training.identity import check_adapter, read_card
@@ -175,7 +175,7 @@ def test_a_row_has_the_ids_that_are_served_and_the_loss_on_reply_and_end(tuned: 
 
 
 def test_rows_of_the_adapters_that_bootstrap_finetune_takes_are_taken() -> None:
-    from stepwise.adapters import adapter as ours
+    from stepwise.critics.formats import adapter as ours
 
     tokenizer = load_tokenizer(model_path("lab-weak", "safetensors"))
     for adapter in (dspy.ChatAdapter(), ours("chat"), ours("json")):

@@ -12,7 +12,7 @@ import pytest
 
 from stepwise.errors import ExportError, MissingDependencyError
 from stepwise.training import export_gguf
-from tests.models import tiny_model
+from tests.tiny_models import tiny_model
 from tests.training.parity import difference, llama_logits, random_ids
 
 for _package in ("torch", "transformers", "gguf", "llama_cpp"):
@@ -246,7 +246,7 @@ def test_rope_factors_equal_those_of_transformers() -> None:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    from stepwise.training.gguf_config import GgufConfig
+    from stepwise.export.config import GgufConfig
 
     rope = {**LLAMA3_ROPE, "original_max_position_embeddings": 8192}
     config = GgufConfig("llama", Path(), 2048, 8192, 16, 32, 8, 64, 131072, 1e-5, True, False, False, rope)

@@ -10,7 +10,7 @@ import pytest
 
 from stepwise.errors import ExportError
 from stepwise.training import export_gguf, export_lora_gguf
-from tests.models import tiny_model
+from tests.tiny_models import tiny_model
 from tests.training.parity import difference, random_ids, transformers_logits
 
 for _package in ("torch", "transformers", "peft", "gguf", "llama_cpp"):

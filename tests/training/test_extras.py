@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from stepwise.config import Config
-from stepwise.engine import Generation
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.grading import Verdict
-from stepwise.scorers.base import Scored
+from stepwise.models.engine import Generation
+from stepwise.models.scorers.base import Scored
 from stepwise.steps import split_steps
 from stepwise.training.rollouts import RlRollout, token_spans
 from stepwise.types import Problem, Usage
@@ -211,7 +211,7 @@ def test_evidence_compares_the_policy_with_itself_shown_the_reference(tmp_path: 
     from stepwise.training.extras import oracle_prompt
     from stepwise.training.lora import load_trainee
     from stepwise.training.policy import forward
-    from tests.models import tiny_model
+    from tests.tiny_models import tiny_model
 
     run = learner("oppo")
     base = tiny_model(tmp_path / "base")

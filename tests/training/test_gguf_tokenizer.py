@@ -13,7 +13,7 @@ import pytest
 
 from stepwise.errors import ExportError
 from stepwise.training import export_gguf
-from tests.models import SPECIAL_TOKENS, tiny_model, train_tokenizer
+from tests.tiny_models import SPECIAL_TOKENS, tiny_model, train_tokenizer
 
 for _package in ("torch", "transformers", "gguf", "llama_cpp"):
     pytest.importorskip(_package)

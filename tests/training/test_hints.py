@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 import pytest
 
+from stepwise.config.training import CreditConfig, Scheme
 from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict
 from stepwise.steps import split_steps
-from stepwise.train_config import CreditConfig, Scheme
 from stepwise.training.hints import SCHEMES, check_hints, hints_of
 from stepwise.training.rollouts import RlRollout, grade_rollouts, read_rollouts
 from stepwise.types import Problem

@@ -11,7 +11,7 @@ from evals.training_memory_meter import count_tensors
 from stepwise.errors import DataError
 from stepwise.training import logprobs as logprobs_module
 from stepwise.training.logprobs import token_logprobs
-from tests.models import Arch, tiny_model
+from tests.tiny_models import Arch, tiny_model
 
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')

@@ -10,7 +10,7 @@ import pytest
 
 from stepwise.config import Config, ModelConfig
 from stepwise.training.losses import LASER_BETA, importance_weights
-from tests.models import tiny_model
+from tests.tiny_models import tiny_model
 
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')

@@ -142,7 +142,7 @@ def test_the_reference_is_the_adapter_that_training_goes_on_with(tiny_gguf_path:
 
 
 def test_a_reference_on_disk_is_taken_and_one_of_other_data_refused(tiny_gguf_path: Path, tmp_path: Path) -> None:
-    from stepwise.rundir import own_directory
+    from stepwise.runs.directory import own_directory
 
     cfg = config(tiny_gguf_path)
     trainee = load_trainee(cfg)

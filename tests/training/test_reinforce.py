@@ -14,8 +14,8 @@ import pytest
 
 from stepwise import lab
 from stepwise.config import Config, ModelConfig
-from stepwise.engine import context
 from stepwise.errors import BackendError, ConfigError, DataError
+from stepwise.models.engine import context
 from stepwise.training.rl_step import batch_of
 from stepwise.training.rollouts import read_rollouts
 from stepwise.types import Problem
@@ -246,7 +246,7 @@ def test_models_and_adapters_that_cannot_be_trained_are_refused(tmp_path: Path) 
 
 
 def test_an_adapter_of_another_base_is_refused(whole: Path, tmp_path: Path) -> None:
-    from tests.models import tiny_model
+    from tests.tiny_models import tiny_model
 
     base = tiny_model(tmp_path / "tiny")
     cfg = rl_world.config()

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 import pytest
 
 from stepwise.config import Config
+from stepwise.config.training import SftConfig
 from stepwise.errors import ConfigError, DataError
-from stepwise.train_config import SftConfig
 from stepwise.training.rendering import prompt_ids, render
 from tests.training.sft_world import ROW, config, row
 
@@ -52,8 +52,8 @@ def test_loss_weights_go_by_role(tokenizer: Any) -> None:
 
 def test_prompt_and_target_are_the_ids_that_the_engine_holds(tokenizer: Any, tiny_gguf_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    from stepwise.backends import load_backend
-    from stepwise.backends.base import Request
+    from stepwise.models import load_backend
+    from stepwise.models.base import Request
     from stepwise.types import Problem, Step
 
     steps = tuple(Step(text, "weak") for text in (*ROW.prefix, ROW.intervention))

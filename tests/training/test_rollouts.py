@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepwise.config import Config
-from stepwise.engine import Engine
 from stepwise.errors import DataError
 from stepwise.grading import Verdict
+from stepwise.models.engine import Engine
 from stepwise.steps import split_steps
 from stepwise.training.rollouts import (
     RlRollout,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from stepwise.config import Config
-from stepwise.engine.jobs import Scored
 from stepwise.errors import BackendError, ConfigError
+from stepwise.models.engine.jobs import Scored
 from stepwise.training import teacher
 from stepwise.training.rollouts import read_rollouts
 from stepwise.training.teacher import check_teacher, read_logprobs

@@ -1,0 +1,340 @@
+"""What a run uses, as small frozen models read from TOML: one per concept, each also usable on its own.
+
+Every field has a default, and `Config()` is the embedded lab, so a file holds only what differs from it. A key that
+does not exist or a value of the wrong type is a `ConfigError` that names the file, the key, the nearest valid key and
+the remedy. An API key is never a value here: `api_key_env` names the environment variable that holds it, and it is read
+when it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from stepwise.config import errors as config_errors
+from stepwise.config.base import FrozenConfig
+from stepwise.config.training import DpoConfig, LoraConfig, RlConfig, SftConfig
+from stepwise.errors import ConfigError
+from stepwise.prompt import SolvePrompt
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S.*$")]
+Roles = Literal["weak", "strong", "critic", "scorer"]
+_ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+_LAB_CRITIC = "llamacpp/lab-critic"
+_UPPERCASE_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{12,}")
+
+
+class LoadConfig(FrozenConfig):
+    """How a model is loaded and what it costs; shared by generating models and scorers."""
+
+    model: ModelName
+    """provider/name: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", "hf:ORG/REPO/FILE.gguf", "openai/NAME", ..."""
+    context: int = Field(default=2048, ge=64)
+    """longest sequence in tokens, prompt and solution together"""
+    sequences: int = Field(default=64, ge=1)
+    """most sequences decoded in one batch (llamacpp), or most requests in flight (API)"""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads; more than the free cores is much slower than one, unless OMP_WAIT_POLICY=passive is set"""
+    gpu_layers: int = Field(default=0, ge=-1)
+    """layers kept on the GPU, -1 for all; needs a CUDA, Metal or Vulkan build of llama-cpp-python"""
+    kv_type: Literal["f16", "f32", "q8_0"] = "f16"
+    """type of the key-value cache"""
+    flash_attention: bool = True
+    """false only for exact numerical comparisons"""
+    adapter: str | None = None
+    """LoRA adapter in GGUF, attached to the model: "lab-critic", "hf:...", a path; for a llama-server, its number"""
+    train_from: str | None = None
+    """directory with the transformers weights that belong to a GGUF: what training starts from"""
+    api_base: str | None = None
+    """address of an OpenAI-compatible endpoint"""
+    api_key_env: str | None = None
+    """NAME of the environment variable that holds the API key, for example OPENAI_API_KEY"""
+    price_in: float | None = Field(default=None, ge=0)
+    """money per million prompt tokens"""
+    price_out: float | None = Field(default=None, ge=0)
+    """money per million generated tokens"""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _hub_files_run_here(cls, value: Any) -> Any:
+        return f"llamacpp/{value}" if isinstance(value, str) and value.startswith("hf:") else value
+
+    @field_validator("model")
+    @classmethod
+    def _names_its_provider(cls, value: str) -> str:
+        if value.endswith(".gguf") and not value.startswith(("llamacpp/", "hf:")):
+            raise ValueError(f'a GGUF is named "llamacpp/" and its path: "llamacpp/{value}"')
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        if value is not None and (not _ENV_NAME.fullmatch(value) or _UPPERCASE_KEY.match(value)):
+            raise ValueError(
+                "this does not look like the name of an environment variable (capitals, digits, underscores), so it is "
+                "not shown here; put the key in the environment and write its name, for example "
+                'api_key_env = "OPENAI_API_KEY"'
+            )
+        return value
+
+    @field_validator("api_base")
+    @classmethod
+    def _holds_no_secret(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError('expected an address such as "http://localhost:8080/v1"')
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "the address must hold no user, password or query; name the variable of a key in api_key_env"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _has_both_prices_or_none(self) -> Self:
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("price_in and price_out go together; give both (0 for what is free) or neither")
+        return self
+
+    @property
+    def local(self) -> bool:
+        """True for a model that llama.cpp runs in this process."""
+        return self.model.startswith("llamacpp/")
+
+    @property
+    def lora(self) -> str | None:
+        """The adapter to attach: `adapter`, or the one that "llamacpp/lab-critic" stands for."""
+        return self.adapter or ("lab-critic" if self.model == _LAB_CRITIC else None)
+
+    @property
+    def prices(self) -> tuple[float, float] | None:
+        """Money per million (prompt, generated) tokens, None when unknown; a local model without prices costs none."""
+        if self.price_in is None or self.price_out is None:
+            return (0.0, 0.0) if self.local else None
+        return self.price_in, self.price_out
+
+    def api_key(self) -> str | None:
+        """The key itself, for the call that needs it; raises ConfigError when `api_key_env` names an unset variable."""
+        if self.api_key_env is None:
+            return None
+        key = os.environ.get(self.api_key_env)
+        if not key:
+            raise ConfigError(
+                f"the environment variable {self.api_key_env} (api_key_env of {self.model}) is not set; "
+                "export it before the run"
+            )
+        return key
+
+
+class ModelConfig(LoadConfig):
+    """A model that writes text."""
+
+    continuation: Literal["probe", "prefill", "raw", "prompt"] = "probe"
+    """how an API continues a solution: "probe" finds out with a few short calls, the others are taken as given"""
+    chat_template: str | None = None
+    """API only: file of the Jinja chat template; with it a server of raw completions can continue a solution"""
+    timeout: float = Field(default=120.0, gt=0)
+    """API only: seconds for one request"""
+
+
+class ScorerConfig(LoadConfig):
+    """What says of each step whether it is right; `stepwise.models.scorers` describes the kinds."""
+
+    model: ModelName = "llamacpp/lab-scorer"
+    """as for a model; kind "classifier": transformers/DIRECTORY; kind "pooling": vllm/NAME ON THE SERVER"""
+    kind: Literal["label_token", "classifier", "pooling", "judge", "constant"] = "label_token"
+    """how a score is read: from label tokens, a classification head, vLLM's /pooling, a language model's answer"""
+    marker: str | None = None
+    """token after each step, where the score is read; unset: <|score|> for label tokens, else as the model has it"""
+    good: str = "<|good|>"
+    """kind "label_token": token that stands for a right step"""
+    bad: str = "<|bad|>"
+    """kind "label_token": token that stands for a wrong step"""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """kind "classifier": type of the weights in memory"""
+    device: str = "cpu"
+    """kind "classifier": cpu, cuda, cuda:1, mps"""
+    ask: Literal["probability", "verdict"] = "probability"
+    """kind "judge": a number from 0 to 1, or yes or no"""
+    value: float = Field(default=0.5, ge=0, le=1)
+    """kind "constant": the score of every step"""
+
+    @model_validator(mode="after")
+    def _has_only_keys_of_its_kind(self) -> Self:
+        for key, kinds in _KINDS_OF_KEY.items():
+            if self.kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f'"{key}" is set, but means nothing to a scorer of kind "{self.kind}" (only to '
+                    f"{' and '.join(kinds)}); remove it or set kind"
+                )
+        if self.kind == "pooling" and self.api_base is None:
+            raise ValueError('kind "pooling" asks a server; set its address, api_base = "http://localhost:8000"')
+        return self
+
+    @property
+    def prices(self) -> tuple[float, float] | None:
+        """As for a model; a scorer that runs in this process costs nothing where no price is given."""
+        known = super().prices
+        return (0.0, 0.0) if known is None and self.kind in ("classifier", "constant") else known
+
+
+_KINDS_OF_KEY = {
+    "marker": ("label_token", "classifier", "pooling"),
+    "good": ("label_token",),
+    "bad": ("label_token",),
+    "dtype": ("classifier",),
+    "device": ("classifier",),
+    "ask": ("judge",),
+    "value": ("constant",),
+    "api_base": ("label_token", "pooling", "judge"),
+}
+
+
+class ModelsConfig(FrozenConfig):
+    """The models by role."""
+
+    weak: ModelConfig = ModelConfig(model="llamacpp/lab-weak")
+    """writes every step at first"""
+    strong: ModelConfig = ModelConfig(model="llamacpp/lab-strong")
+    """writes the steps that are escalated"""
+    critic: ModelConfig = ModelConfig(model=_LAB_CRITIC)
+    """finds first errors and proposes interventions"""
+
+
+class CriticConfig(FrozenConfig):
+    """How first errors are found and interventions proposed by models.critic."""
+
+    format: Literal["compact", "chat", "json"] = "compact"
+    """form of prompts and replies; compact is for small models"""
+    bare: bool | None = None
+    """format "compact": no instructions in the prompt, for a model trained on it; unset: only for lab-critic"""
+    method: Literal["one_pass", "vote", "bisect", "scorer"] = "one_pass"
+    """how the first error is found; "scorer" asks the scorer instead of the critic"""
+    samples: int = Field(default=5, ge=1)
+    """method "vote": passes of which the majority counts"""
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """method "scorer": the first step scored below this is the first error"""
+    temperature: float = Field(default=0.0, ge=0)
+    """of all that the critic writes; 0 is greedy (votes and several candidates need more)"""
+    solve_first: bool = False
+    """have the critic solve the problem by the reference before it proposes, as InT does; not for lab-critic"""
+    revisions: int = Field(default=0, ge=0)
+    """how often a proposal that fails InT's self-check is rewritten; not for lab-critic"""
+    candidates: int = Field(default=1, ge=1)
+    """interventions proposed for each error"""
+    max_tokens: int = Field(default=1024, ge=16)
+    """most tokens of one reply"""
+
+
+class SamplingConfig(FrozenConfig):
+    """How steps are drawn, by every model."""
+
+    temperature: float = Field(default=0.7, ge=0)
+    """0 is greedy"""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """1 switches it off"""
+    top_k: int = Field(default=0, ge=0)
+    """0 switches it off"""
+    max_step_tokens: int = Field(default=128, ge=1)
+    """most tokens of one step; a step that reaches it is cut"""
+
+
+class RoutingConfig(FrozenConfig):
+    """Which steps the strong model writes."""
+
+    policy: Literal["never", "always", "random", "threshold"] = "threshold"
+    """who decides on an escalation"""
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """policy "threshold": a draft scored below this is written again by the strong model"""
+    probability: float = Field(default=0.3, ge=0, le=1)
+    """policy "random": share of steps that are escalated"""
+    max_steps: int = Field(default=30, ge=1)
+    """most steps of one solution"""
+
+
+class CapsConfig(FrozenConfig):
+    """Hard caps; no cap where None. Nothing is started that could pass one."""
+
+    strong_tokens: int | None = Field(default=None, ge=0)
+    """tokens generated by the strong model"""
+    total_tokens: int | None = Field(default=None, ge=0)
+    """tokens generated by all models, discarded drafts included"""
+    calls: int | None = Field(default=None, ge=0)
+    """continuations asked of all models, one per sample; scoring is not counted"""
+    money: float | None = Field(default=None, ge=0)
+    """in the unit of the prices; needs price_in and price_out for every model behind an API"""
+
+
+class BudgetConfig(CapsConfig):
+    """Hard caps for a whole run, and, in `problem`, the same caps for each of its problems."""
+
+    problem: CapsConfig = CapsConfig()
+    """caps on what one problem may take, whatever is left for the run"""
+
+
+class Config(FrozenConfig):
+    """Everything a run depends on. `Config()` is the embedded lab."""
+
+    seed: int = Field(default=0, ge=0)
+    """everything random in a run follows from it"""
+    prompt: SolvePrompt = SolvePrompt()
+    models: ModelsConfig = ModelsConfig()
+    scorer: ScorerConfig = ScorerConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    routing: RoutingConfig = RoutingConfig()
+    critic: CriticConfig = CriticConfig()
+    budget: BudgetConfig = BudgetConfig()
+    lora: LoraConfig = LoraConfig()
+    sft: SftConfig = SftConfig()
+    dpo: DpoConfig = DpoConfig()
+    rl: RlConfig = RlConfig()
+
+    @classmethod
+    def lab(cls) -> Self:
+        """The embedded models and their settings; `stepwise config` prints the same as an annotated file."""
+        return cls()
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Self:
+        """Read a TOML file (None for the lab) and apply `overrides`.
+
+        An override is "dotted.key=value"; the value is TOML, or a bare word that is taken as a string. Raises
+        ConfigError for a file that cannot be read, an unknown key, a wrong type or a value out of range.
+        """
+        file = "the built-in configuration" if path is None else str(path)
+        data = {} if path is None else config_errors.read_toml(Path(path))
+        for override in overrides:
+            config_errors.apply_override(data, override)
+        try:
+            return cls.model_validate(config_errors.merge(cls().model_dump(), data))
+        except ValidationError as error:
+            raise ConfigError(config_errors.explain(error, cls, file, overrides)) from None
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits; equal configurations have equal hashes."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    def role(self, name: Roles) -> LoadConfig:
+        """How to load the model of a role."""
+        found: LoadConfig = self.scorer if name == "scorer" else getattr(self.models, name)
+        return found
+
+    @property
+    def critic_is_bare(self) -> bool:
+        """Whether the critic's prompts leave the instructions out."""
+        bare = self.models.critic.model == _LAB_CRITIC if self.critic.bare is None else self.critic.bare
+        return bare and self.critic.format == "compact"

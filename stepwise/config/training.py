@@ -1,0 +1,176 @@
+"""How a model is trained: the sections [lora], [sft], [dpo] and [rl] of the configuration."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from stepwise.config.base import FrozenConfig
+
+Scheme = Literal[
+    "outcome", "first_error", "vppo", "vineppo", "capo", "pure_min", "oppo", "distill", "shuffled"
+]  # keys of stepwise.credit.SCHEMES
+
+
+class LoraConfig(FrozenConfig):
+    """The LoRA adapter that training changes; the base model stays as it is."""
+
+    rank: int = Field(default=16, ge=1)
+    """rank of the adapter, on every linear layer but the head"""
+    alpha: float = Field(default=32.0, gt=0)
+    """the adapter's output is scaled by alpha / rank"""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """on the adapter's input, in supervised training only"""
+    base: Literal["auto", "float32", "bfloat16", "4bit"] = "auto"
+    """how the frozen base lies in memory; auto: float32 on a CPU, bfloat16 on a GPU; 4bit needs bitsandbytes"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto: a CUDA device where there is one"""
+    checkpointing: bool = False
+    """gradient checkpointing: less memory, about a third more time; turn it on for models of billions"""
+    micro_tokens: int = Field(default=8192, ge=16)
+    """most tokens, padding included, in one forward and backward pass: the first knob where memory runs out"""
+    tile: int = Field(default=1024, ge=1)
+    """positions whose logits are in memory at a time, for 8,192 tokens of the vocabulary"""
+
+
+class FitConfig(FrozenConfig):
+    """Passes over a dataset: what supervised and preference training share."""
+
+    epochs: int = Field(default=4, ge=1)
+    """passes over the dataset"""
+    tokens: int | None = Field(default=None, ge=1)
+    """instead of epochs: stop after so many tokens with a loss; comparisons at equal tokens need it"""
+    batch: int = Field(default=64, ge=1)
+    """rows in one step of the optimizer"""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """at its peak; it falls as a cosine to a tenth"""
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    """share of the steps in which the learning rate rises"""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's"""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """largest norm of the gradient"""
+    save_every: int = Field(default=20, ge=1)
+    """steps between checkpoints: what a crash costs at most"""
+
+
+class SftConfig(FitConfig):
+    """Supervised training on prefix and intervention (InT, arXiv 2601.14209)."""
+
+    prefix_weight: float = Field(default=1.0, ge=0)
+    """loss weight of the kept prefix's tokens; 0 leaves them out"""
+    intervention_weight: float = Field(default=1.0, ge=0)
+    """loss weight of the intervention's tokens"""
+    suffix_weight: float = Field(default=1.0, ge=0)
+    """loss weight of what follows it, in rows that have a suffix"""
+    replay: float = Field(default=0.0, ge=0, lt=1)
+    """share of the rows that are the model's own right solutions, against forgetting; needs such rows"""
+
+
+class DpoConfig(FitConfig):
+    """Preference training on interventions against wrong steps (DPO, arXiv 2305.18290)."""
+
+    learning_rate: float = Field(default=2e-5, gt=0)
+    """at its peak; it falls as a cosine to a tenth; lower than supervised training's"""
+    beta: float = Field(default=0.1, gt=0)
+    """how strongly the model is held to where it started: rewards are beta times log-ratios"""
+    nll: float = Field(default=0.0, ge=0)
+    """weight of the chosen step's loss in nats per token, as in RPO (arXiv 2404.19733); 0 leaves it out"""
+
+
+class CreditConfig(FrozenConfig):
+    """What each step of a rollout is credited with; `stepwise.credit` has the formulas."""
+
+    scheme: Scheme = "outcome"
+    """how outcomes become advantages per token"""
+    first_error: Literal["scorer", "critic", "given"] = "scorer"
+    """who finds first errors: the scorer, the critic (shown the reference), or a function given to grpo"""
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """a step that the scorer puts below this is wrong"""
+    scale: bool = False
+    """outcome, capo: divide by the standard deviation, as GRPO does"""
+    leave_one_out: bool = False
+    """outcome: the mean of the other rollouts as baseline, as RLOO does"""
+    blame: Literal["step", "rest"] = "step"
+    """first_error: the error step alone, or all from it on"""
+    alpha: float = Field(default=0.5, ge=0)
+    """vppo: reward of the tokens of the good prefix"""
+    shorten: float = Field(default=0.1, ge=0, lt=1)
+    """vppo: the good prefix is shortened by this share of the rollout"""
+    relu: bool = False
+    """vppo: no negative advantage on the good prefix"""
+    continuations: int = Field(default=4, ge=1)
+    """vineppo: fresh rollouts from every step boundary"""
+    critiques: int = Field(default=4, ge=1)
+    """capo: critiques of each rollout"""
+    agree: Literal["intersection", "majority", "union"] = "majority"
+    """capo: how many critiques must name a step"""
+    evidence_clip: float = Field(default=1.0, gt=0)
+    """oppo: largest size of the log-likelihood ratio of one token"""
+    distill_clip: float = Field(default=5.0, gt=0)
+    """distill: largest size of a token's advantage, in nats"""
+
+
+class RlConfig(FrozenConfig):
+    """Reinforcement learning on groups of rollouts, on-policy."""
+
+    steps: int = Field(default=100, ge=1)
+    """optimizer steps, if updates = 1; else batches of rollouts"""
+    problems: int = Field(default=16, ge=1)
+    """problems in one batch"""
+    group: int = Field(default=8, ge=2)
+    """rollouts of each problem"""
+    max_tokens: int = Field(default=1024, ge=1)
+    """most tokens of one rollout"""
+    temperature: float = Field(default=1.0, gt=0)
+    """of the rollouts; anything but 1 is another distribution than the one trained, and refused with a correction"""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """1 switches it off; truncated sampling is refused with a correction"""
+    top_k: int = Field(default=0, ge=0)
+    """0 switches it off; truncated sampling is refused with a correction"""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """constant after the warm-up"""
+    warmup: int = Field(default=0, ge=0)
+    """steps in which the learning rate rises"""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """largest norm of the gradient"""
+    loss: Literal["grpo", "dr_grpo", "dapo", "grpo_lambda"] = "dr_grpo"
+    """how token losses are added up: per rollout, by a constant, over all tokens; or GRPO-lambda's traces"""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """the ratio counts down to 1 - clip_low"""
+    clip_high: float = Field(default=0.2, gt=0)
+    """and up to 1 + clip_high; DAPO takes 0.28"""
+    kl: float = Field(default=0.0, ge=0)
+    """weight of the divergence from the base model, which is the disabled adapter"""
+    updates: int = Field(default=1, ge=1)
+    """optimizer steps on each batch of rollouts"""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """grpo_lambda: discount"""
+    trace: float = Field(default=0.99, ge=0, le=1)
+    """grpo_lambda: decay of the trace"""
+    laser: float = Field(default=0.0, ge=0)
+    """weight of LaSeR's self-scoring loss; 0 switches it off"""
+    laser_mix: float = Field(default=0.1, ge=0, le=1)
+    """LaSeR: share of the self-score's advantage"""
+    no_answer: Literal["mask", "wrong"] = "mask"
+    """a rollout without an answer carries no reward, or that of a wrong one"""
+    correction: Literal["none", "truncate", "mask"] = "none"
+    """where the sampler is not the trainer (quantized weights): weigh tokens by the truncated ratio, or mask them"""
+    correction_cap: float = Field(default=2.0, gt=1)
+    """where the ratio is cut, or beyond which a token is masked"""
+    tolerance: float | None = Field(default=None, gt=0)
+    """largest mean difference of log-probabilities of sampler and trainer at step 1; unset: by weights and cache"""
+    save_every: int = Field(default=5, ge=1)
+    """steps between checkpoints: what a crash costs at most"""
+    credit: CreditConfig = CreditConfig()
+
+    @model_validator(mode="after")
+    def _corrects_what_can_be_corrected(self) -> Self:
+        truncated = self.temperature != 1.0 or self.top_p < 1.0 or self.top_k > 0
+        if self.correction != "none" and truncated:
+            raise ValueError(
+                "the ratio of a correction is biased where sampling is truncated or tempered; "
+                'set temperature = 1.0, top_p = 1.0 and top_k = 0, or correction = "none"'
+            )
+        return self

@@ -1,0 +1,19 @@
+"""ErrorLocalizer, InterventionProposer, StepJudge, StepDecider: DSPy modules, one idea each.
+
+What differs from InT's pipeline (arXiv 2601.14209):
+1. Verification and intervention are two modules with typed outputs, so that each can be measured, optimized and
+   replaced alone; the solution the paper's model writes first is an input of the second one (`solve_first`).
+2. The self-check is a call of its own (`revisions`), and what it finds goes back to the model as advice.
+3. A reply that cannot be read, or names a step that does not exist, is asked for once more and then is a failure that
+   is kept, not a row that is dropped.
+4. An input that is too long loses its middle, never the end of the attempt.
+"""
+
+from __future__ import annotations
+
+from stepwise.critics.decider import StepDecider
+from stepwise.critics.judge import StepJudge
+from stepwise.critics.localizer import ErrorLocalizer
+from stepwise.critics.proposer import InterventionProposer
+
+__all__ = ["ErrorLocalizer", "InterventionProposer", "StepDecider", "StepJudge"]

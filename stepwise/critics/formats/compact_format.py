@@ -1,0 +1,100 @@
+"""The compact format: a short mark before each field, tables as rows, text as it is.
+
+    #checks:
+    0 | 41 | 41 | right
+    1 | 39 | 37 | wrong
+    #first_error: 1
+    #content: Ana is left with
+    41 - 4 = 37.
+
+A mark counts at the beginning of a line only. A line of a text that begins with one (after blanks, or none) is written
+with one more blank before it, which is taken away when a reply is read: so texts come back as they were, and no text
+can pass for a field. Under the grammar no line of a text begins with a blank or a mark.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from stepwise.critics.formats.field_format import MARK, FieldFormat
+from stepwise.errors import DataError
+from stepwise.models.engine.schema import SchemaRules, literal
+
+# A line may end in all the ways that Unicode knows; "->" is how a request ends.
+_FORGED = re.compile(rf"(?<=[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])(?={MARK}|->)")
+
+
+def write_fields(signature: Any, values: Mapping[str, Any]) -> str:
+    """An assistant's message: every output field of `signature` that `values` has, in the signature's order."""
+    lines = []
+    for name, field in signature.output_fields.items():
+        if name in values:
+            text = re.sub(rf"\n(?= *{MARK})", "\n ", FieldFormat.of(name, field).write(values[name]))
+            lines.append(f"{MARK}{name}:" + (text if text.startswith("\n") or not text else f" {text}"))
+    return "\n".join(lines)
+
+
+def read_fields(signature: Any, completion: str) -> dict[str, Any]:
+    """The values of a message in this format; raises DataError naming the first field that is missing or wrong.
+
+    Marks are found from the end, each at its last place, so that a text cannot pass for the fields that follow it.
+    """
+    rest, texts = completion.lstrip(), {}
+    for name in reversed(signature.output_fields):
+        places = list(re.finditer(rf"^{MARK}{re.escape(name)}:", rest, re.MULTILINE))
+        if places:
+            texts[name] = re.sub(rf"\n (?= *{MARK})", "\n", rest[places[-1].end() :])
+            rest = rest[: places[-1].start()]
+    return typed(signature, texts)
+
+
+def typed(signature: Any, raw: Mapping[str, Any], *, tables: bool = True) -> dict[str, Any]:
+    """The values of the output fields, each from its text or from plain JSON; raises DataError naming the first field
+    that is missing or wrong.
+
+    A field that may be None must be there too, unless it has a default: a reply that was cut off says nothing.
+    """
+    values = {}
+    for name, field in signature.output_fields.items():
+        if name in raw:
+            form = FieldFormat.of(name, field)
+            text = raw[name]
+            values[name] = form.read(text, table=tables) if isinstance(text, str) else form.valid(text)
+        elif field.is_required():
+            raise DataError(f"the field {name} is missing")
+        else:
+            values[name] = field.get_default(call_default_factory=True)
+    return values
+
+
+def fields_grammar(signature: Any) -> str:
+    """GBNF whose texts `read_fields` takes, every one; and if the last field is text without max_length, every
+    beginning of one that reaches into that text.
+    """
+    rules = SchemaRules()
+    lines = []
+    last = list(signature.output_fields)[-1]
+    for name, field in signature.output_fields.items():
+        value = FieldFormat.of(name, field).grammar(rules, last=name == last)
+        lines.append(f"{literal(f'{MARK}{name}:')} {value}")
+    root = r' "\n" '.join(lines)
+    return "\n".join([f"root ::= {root}", *rules.lines()])
+
+
+def write_request(signature: Any, inputs: Mapping[str, Any]) -> str:
+    """A user's message: the inputs, marked as the outputs are, and what is asked for.
+
+    A line of an input that begins with a mark is moved by a blank, so that no text can pass for a field, nor for the
+    end of the request.
+    """
+    from pydantic_core import to_json
+
+    lines = []
+    for name in signature.input_fields:
+        if inputs.get(name) is not None:
+            value = inputs[name]
+            text = value if isinstance(value, str) else to_json(value, fallback=str).decode()
+            lines.append(f"{MARK}{name}: " + _FORGED.sub(" ", text.strip()))
+    return "\n".join([*lines, "-> " + " ".join(MARK + name for name in signature.output_fields)])

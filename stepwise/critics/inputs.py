@@ -1,0 +1,116 @@
+"""What goes into a module's prompt: steps, question and reference of an attempt, checked and made to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args
+
+from pydantic import Field
+
+from stepwise.critics.signatures import without_reference
+from stepwise.errors import DataError
+from stepwise.steps import split_steps
+from stepwise.types import Problem, Trace
+
+Steps = Sequence[str] | Trace | str
+"""An attempt: its steps, a trace, or a whole solution, which is split."""
+
+
+def as_steps(steps: Steps) -> list[str]:
+    """The texts of the steps of an attempt; a whole solution is split. Raises DataError where there are none."""
+    if isinstance(steps, Trace):
+        found = [step.text for step in steps.steps]
+    elif isinstance(steps, str):
+        found = split_steps(steps)
+    elif isinstance(steps, Sequence):
+        found = list(steps)
+    else:
+        raise DataError(f"steps is {steps!r}; give the texts of the steps, a Trace, or the whole solution as one text")
+    for index, text in enumerate(found):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"steps[{index}] is {text!r}; give the text of a step")
+    if not found:
+        raise DataError("steps is empty: there is nothing to check; give at least one step")
+    return [encodable(text) for text in found]
+
+
+def encodable(text: str) -> str:
+    """`text` with "?" for each lone surrogate, which no model takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def question_and_reference(problem: Problem | str, reference: str | None) -> tuple[str, str | None]:
+    """The texts that go into a prompt; `reference` defaults to the problem's own. Raises DataError for no question."""
+    question = problem.question if isinstance(problem, Problem) else problem
+    if not isinstance(question, str) or not question.strip():
+        raise DataError(f"problem is {question!r}; give the text of a problem")
+    if reference is None and isinstance(problem, Problem):
+        reference = problem.reference
+    if not isinstance(reference, str | None):
+        raise DataError(f"reference is {reference!r}; give the text of a right solution, or None")
+    return _lines(question), _lines(reference) if reference is not None and reference.strip() else None
+
+
+def _lines(text: str) -> str:
+    """`text` with one kind of line end, so that what a format does at line beginnings misses none."""
+    return "\n".join(encodable(text).splitlines())
+
+
+def fitting(signature: Any, given: dict[str, Any]) -> Any:
+    """`signature`, or its form without a reference where `given` has none."""
+    return signature if "reference" in given else without_reference(signature)
+
+
+def bounded(signature: Any, **highest: int) -> Any:
+    """`signature` with its whole-number outputs limited to 0..highest, None still allowed where it was."""
+    for name, most in highest.items():
+        limited = Annotated[int, Field(ge=0, le=most)]
+        optional = type(None) in get_args(signature.output_fields[name].annotation)
+        signature = signature.with_updated_fields(name, type_=limited | None if optional else limited)
+    return signature
+
+
+def at_most_rows(signature: Any, name: str, most: int) -> Any:
+    """`signature` with its list output `name` limited to 1..most items: a model cannot list steps without end."""
+    items: Any = signature.output_fields[name].annotation
+    limited: Any = Annotated[items, Field(min_length=1, max_length=most)]
+    return signature.with_updated_fields(name, type_=limited)
+
+
+def cut_middle(text: str, longest: int, name: str, warnings: list[str]) -> str:
+    """`text`, or its beginning and end with a mark between them, and a line in `warnings`."""
+    if len(text) <= longest:
+        return text
+    kept = max(0, longest - 40)
+    left_out = len(text) - kept
+    warnings.append(f"{name} has {len(text)} characters; {left_out} in its middle were left out")
+    return f"{text[: kept - kept // 2]} [... {left_out} characters left out ...] {text[len(text) - kept // 2 :]}"
+
+
+def fitted(
+    question: str, reference: str | None, steps: Sequence[str], longest: int
+) -> tuple[str, str | None, list[str], list[str]]:
+    """The three parts within `longest` characters in all, and warnings of what was left out.
+
+    First the middle of the reference goes, then that of the longest steps, last that of the question; every step keeps
+    its place, its number and its end. What is too long even so is left, with a warning.
+    """
+    warnings: list[str] = []
+    kept = list(steps)
+    overflow = len(question) + len(reference or "") + sum(map(len, kept)) - longest
+    if overflow > 0 and reference is not None:
+        shorter = cut_middle(reference, max(len(reference) - overflow, longest // 4), "the reference", warnings)
+        overflow -= len(reference) - len(shorter)
+        reference = shorter
+    while overflow > 0 and max(map(len, kept)) > 200:
+        place = max(range(len(kept)), key=lambda i: len(kept[i]))
+        shorter = cut_middle(kept[place], max(200, len(kept[place]) - max(overflow, 100)), f"step {place}", warnings)
+        overflow -= len(kept[place]) - len(shorter)
+        kept[place] = shorter
+    if overflow > 0:
+        shorter = cut_middle(question, max(400, len(question) - overflow), "the problem", warnings)
+        overflow -= len(question) - len(shorter)
+        question = shorter
+    if overflow > 0:
+        warnings.append(f"what is left has {longest + overflow} characters, more than max_chars={longest}; it is sent")
+    return question, reference, kept, warnings

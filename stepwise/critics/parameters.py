@@ -1,0 +1,84 @@
+"""What modules save and load: settings, predictors that keep their language models, a state of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dspy
+from dspy.predict.parameter import Parameter
+
+from stepwise.config import ModelConfig
+from stepwise.errors import ConfigError
+
+
+class Settings(Parameter):  # type: ignore[misc]
+    """A module's own settings, saved and loaded with its predictors wherever the module stands in a program.
+
+    Those named in `fixed` decide which predictors and models there are: they must be what they were when it was saved.
+    """
+
+    def __init__(self, fixed: Sequence[str] = (), **values: Any) -> None:
+        self.fixed, self.values = tuple(fixed), values
+
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """The settings as plain JSON."""
+        return dict(self.values)
+
+    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> Settings:
+        """Take over saved settings. Raises ConfigError where they are those of another kind of module."""
+        for name in self.fixed:
+            saved, own = state.get(name), self.values[name]
+            if saved != own:
+                raise ConfigError(
+                    f"this state was saved with {name} = {saved!r}, the module has {own!r}; make it with the same"
+                )
+        self.values = {**self.values, **state}
+        return self
+
+    def reset(self) -> None:
+        """Nothing is learned here that could be reset."""
+
+
+class Predictor(dspy.Predict):  # type: ignore[misc]
+    """A dspy.Predict that does not lose its language model: not when an optimizer resets it, nor when it is loaded into
+    a process where models that run here are not yet known to LiteLLM.
+    """
+
+    def reset(self) -> None:
+        """Forget examples and traces; DSPy's own also forgets the language model."""
+        lm = getattr(self, "lm", None)
+        super().reset()
+        self.lm = lm
+
+    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> Predictor:
+        """See DSPy."""
+        super().load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
+        if self.lm is not None and self.lm.model.startswith("llamacpp/"):
+            from stepwise.models.provider import declare, register_litellm
+
+            register_litellm()
+            declare(self.lm.model, None, self.lm.kwargs.get("context", ModelConfig.model_fields["context"].default))
+        return self
+
+
+class OwnState(Parameter):  # type: ignore[misc]
+    """The state of a module that is not made of predictors, for programs that it is part of: DSPy's `save` looks into a
+    program for parameters alone, and would leave the module out without a word.
+    """
+
+    def __init__(self, module: dspy.Module) -> None:
+        self.module = module
+
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """The module's."""
+        state: dict[str, Any] = self.module.dump_state(json_mode)
+        return state
+
+    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> OwnState:
+        """See the module."""
+        self.module.load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
+        return self
+
+    def reset(self) -> None:
+        """Nothing is learned here that could be reset."""

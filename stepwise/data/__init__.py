@@ -1,0 +1,1 @@
+"""Data that methods read and write: problems, examples, first errors, ProcessBench columns."""

@@ -1,0 +1,135 @@
+"""Rows in the columns of ProcessBench (arXiv 2412.06559), read and written at the boundary.
+
+A row has `id`, `generator`, `problem`, `steps`, `final_answer_correct` and `label`: the 0-based index of the earliest
+wrong step, -1 where there is none. Files are one JSON array or JSON Lines. Two columns more are read where they are
+there: `reference`, a solution of the problem, and `scores`, which maps names of scorers to one score per step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stepwise.errors import DataError
+from stepwise.io import write_text
+from stepwise.types import Localization, Problem, Step, Trace
+
+
+class Example(NamedTuple):
+    """One annotated solution. `final_answer_correct` is None where the row does not say."""
+
+    problem: Problem
+    trace: Trace
+    localization: Localization
+    final_answer_correct: bool | None = None
+
+
+def from_row(row: Mapping[str, Any], where: str = "row", *, scores: str | None = None) -> Example:
+    """One row as library types; step texts are kept to the letter. Raises DataError naming `where`, field and value.
+
+    The generator becomes the author of every step. A label of -1 becomes `first_error=None`. `scores` names the scorer
+    whose published scores become those of the steps.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} is {row!r}; it must be an object with problem, steps and label")
+    steps = _field(row, "steps", list, where)
+    if not steps:
+        raise DataError(f"{where}, field steps: it is empty; an attempt has at least one step")
+    for i, step in enumerate(steps):
+        if not isinstance(step, str) or not step.strip():
+            raise DataError(f"{where}, field steps[{i}]: {step!r} is no step; it must be a text, and not blank")
+    label = _field(row, "label", int, where)
+    if not -1 <= label < len(steps):
+        raise DataError(f"{where}, field label: {label!r}; it must lie in -1..{len(steps) - 1} (-1: no wrong step)")
+    correct = _field(row, "final_answer_correct", bool, where, optional=True)
+    problem = Problem(
+        _field(row, "id", str, where, optional=True) or where,
+        _field(row, "problem", str, where),
+        reference=_field(row, "reference", str, where, optional=True),
+        source="processbench",
+    )
+    author = _field(row, "generator", str, where, optional=True) or "unknown"
+    values = [None] * len(steps) if scores is None else _scores(row, scores, len(steps), where)
+    written = (Step(step, author, score) for step, score in zip(steps, values, strict=True))
+    trace = Trace(problem, tuple(written), "eos")
+    if trace.answer is not None:
+        trace = Trace(problem, trace.steps, "answer")
+    return Example(problem, trace, Localization(None if label < 0 else label), correct)
+
+
+def to_row(example: Example) -> dict[str, Any]:
+    """The inverse of `from_row` without scores. Raises DataError for a trace without steps and an index that is no
+    step.
+    """
+    problem, trace, localization, correct = example
+    if not trace.steps:
+        raise DataError(f"problem {problem.id!r}, field steps: the trace has none; an attempt has at least one step")
+    error = localization.first_error
+    if error is not None and not 0 <= error < len(trace.steps):
+        raise DataError(
+            f"problem {problem.id!r}, field first_error: {error!r}; it must be None or lie in 0..{len(trace.steps) - 1}"
+        )
+    row = {
+        "id": problem.id,
+        "generator": trace.steps[0].author,
+        "problem": problem.question,
+        "steps": [step.text for step in trace.steps],
+        "label": -1 if error is None else error,
+    }
+    extra = {"final_answer_correct": correct, "reference": problem.reference}
+    return row | {key: value for key, value in extra.items() if value is not None}
+
+
+def read_rows(path: str | Path, *, scores: str | None = None) -> list[Example]:
+    """All rows of a file, as `from_row` reads them. Raises DataError naming file, row (counted from 1) and field."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error}); save it as UTF-8 JSON or JSON Lines") from None
+    if text.lstrip().startswith("["):
+        rows = _loads(text, str(path))
+    else:
+        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+        rows = [_loads(line, f"{path}, line {i}") for i, line in lines]
+    return [from_row(row, f"{path}, row {i}", scores=scores) for i, row in enumerate(rows, 1)]
+
+
+def write_rows(path: str | Path, examples: Iterable[Example]) -> None:
+    """Write JSON Lines; `datasets.load_dataset("json", ...)` reads them."""
+    lines = [json.dumps(to_row(example), ensure_ascii=False) + "\n" for example in examples]
+    write_text(path, "".join(lines))
+
+
+def _loads(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not JSON: {error}") from error
+
+
+def _scores(row: Mapping[str, Any], name: str, steps: int, where: str) -> list[float]:
+    """The published scores of one scorer: one per step, each in [0, 1]."""
+    from stepwise.models.scorers.base import scores_fault
+
+    published = _field(row, "scores", dict, where)
+    if name not in published:
+        raise DataError(f"{where}, field scores: there is no {name!r}; there are {', '.join(published) or 'none'}")
+    values = published[name]
+    fault = scores_fault(values, steps) if isinstance(values, list) else f"{values!r} is no list"
+    if fault:
+        raise DataError(f"{where}, field scores.{name}: {fault}")
+    return [float(value) for value in values]
+
+
+def _field(row: Mapping[str, Any], name: str, kind: type, where: str, *, optional: bool = False) -> Any:
+    """The value of one column, of exactly that type (True is not a label)."""
+    value = row.get(name)
+    if value is None and optional:
+        return None
+    if type(value) is not kind:
+        problem = "is missing" if name not in row else f"is {value!r}, a {type(value).__name__}"
+        raise DataError(f"{where}, field {name}: it {problem}; it must be {kind.__name__}")
+    return value

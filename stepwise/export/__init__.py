@@ -1,0 +1,1 @@
+"""Models and adapters out of transformers' layout: GGUF, safetensors read without torch."""

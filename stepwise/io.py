@@ -1,0 +1,118 @@
+"""Files that survive a crash: JSON Lines on disk when the call returns, and files written whole or not at all."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from pydantic import ValidationError
+
+from stepwise.errors import DataError
+from stepwise.types import from_json, to_json
+
+T = TypeVar("T")
+
+
+def append_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Add rows (the library's types, or dictionaries) at the end of `path`, flushed and synced to disk as one chunk.
+
+    A last line that an earlier crash left without its line end is cut off first. Parent directories are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(to_json(row) + "\n" for row in rows)
+    with path.open("ab") as file:
+        file.truncate(_whole_bytes(path))
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yields the path of a draft beside `path` to write to; it is synced and takes the name once the block has ended.
+
+    Where the block raises, the draft is removed and what stood at `path` stays. Parent directories are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` in UTF-8, whole or not at all; a lone surrogate becomes "?"."""
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+
+
+def write_rows(path: str | Path, rows: Iterable[Any]) -> None:
+    """Write JSON Lines (see `append_rows`), whole or not at all."""
+    write_text(path, "".join(to_json(row) + "\n" for row in rows))
+
+
+@overload
+def read_rows(path: Path, *, finished: bool = False) -> list[dict[str, Any]]: ...
+@overload
+def read_rows(path: Path, cls: type[T], *, finished: bool = False) -> list[T]: ...
+def read_rows(path: Path, cls: type[Any] | None = None, *, finished: bool = False) -> list[Any]:
+    """Every whole row of `path` as `cls` (None: dictionaries); a missing file has no rows.
+
+    A last line without its line end was being written when the program died, and is left out. `finished` is for a file
+    that nobody is writing, such as one that a person made: its last line counts without a line end, and blank lines and
+    a byte order mark are passed over. Any other line that is not JSON, or does not fit `cls`, raises DataError with its
+    number.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    return parse_rows(data if finished else data[: _whole_bytes(path)], str(path), cls, finished=finished)
+
+
+def parse_rows(data: bytes, where: str, cls: type[Any] | None = None, *, finished: bool = False) -> list[Any]:
+    """The rows in `data`, which is called `where` in errors; see `read_rows`."""
+    data = data.removeprefix(codecs.BOM_UTF8) if finished else data
+    rows = []
+    for number, line in enumerate(data.split(b"\n") if finished else data.split(b"\n")[:-1], start=1):
+        if finished and not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line) if cls is None else from_json(cls, line))
+        except ValueError as error:
+            raise DataError(
+                f"{where}, line {number}: not a valid row ({_reason(error)}); mend or remove that line"
+            ) from None
+    return rows
+
+
+def _reason(error: ValueError) -> str:
+    """One line: what is wrong with which field, and what was there."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc'])) or 'row'}: {e['msg']}, not {e['input']!r:.60}" for e in error.errors()[:3]
+    )
+
+
+def _whole_bytes(path: Path) -> int:
+    """Length of the file up to and including its last line end."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65536)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0

@@ -1,0 +1,44 @@
+"""What turns a prefix into text, behind one protocol."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stepwise.errors import ConfigError
+from stepwise.prompt import SolvePrompt
+
+if TYPE_CHECKING:
+    from stepwise.config import ModelConfig
+    from stepwise.models.base import Backend
+
+
+def load_backend(spec: str | ModelConfig | Backend, *, prompt: SolvePrompt | None = None, **overrides: Any) -> Backend:
+    """The backend that `spec` names: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", "hf:ORG/REPO/FILE.gguf", any
+    model that LiteLLM reaches ("openai/...", "anthropic/...", with api_base for a server), a ModelConfig, or a backend
+    as it is.
+
+    `prompt` is put around every question. `overrides` replace fields of the ModelConfig (context=512,
+    adapter="a.gguf"). Each call loads the model anew. Raises ConfigError for a wrong spec, BackendError where the model
+    cannot be loaded.
+    """
+    from stepwise.config import ModelConfig
+
+    if isinstance(spec, str):
+        spec = ModelConfig(model=spec, **overrides)
+    elif isinstance(spec, ModelConfig):
+        spec = ModelConfig(**{**spec.model_dump(), **overrides})
+    else:
+        if overrides:
+            raise ConfigError(f"{spec.name} is loaded already; {', '.join(overrides)} cannot be changed on it")
+        return spec
+    if not spec.local:
+        from stepwise.models.litellm import LiteLLMBackend
+
+        return LiteLLMBackend(spec, prompt)
+    from stepwise.models.engine import load_engine
+    from stepwise.models.llamacpp import LlamaCppBackend
+
+    return LlamaCppBackend(load_engine(spec), prompt)
+
+
+__all__ = ["load_backend"]

@@ -1,0 +1,16 @@
+"""llama.cpp in this process, on token ids: batched, with shared prefixes, grammars and adapters."""
+
+from stepwise.models.engine.engine import Counters, Engine, load_engine
+from stepwise.models.engine.jobs import Generation, GenerationJob, Scored
+from stepwise.models.engine.schema import BoundedGrammar, schema_grammar
+
+__all__ = [
+    "BoundedGrammar",
+    "Counters",
+    "Engine",
+    "Generation",
+    "GenerationJob",
+    "Scored",
+    "load_engine",
+    "schema_grammar",
+]

@@ -1,0 +1,322 @@
+"""The engine: a GGUF model in this process, on token ids, shared by any number of threads."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from stepwise.errors import BackendError, ConfigError
+from stepwise.models.engine.cache import PrefixCache
+from stepwise.models.engine.context import LlamaContext
+from stepwise.models.engine.jobs import Call, Drawn, Generation, GenerationJob, Prompt, Scored, Unit
+from stepwise.models.engine.sampling import stream_key
+from stepwise.models.engine.scheduler import Scheduler
+from stepwise.models.engine.vocab import Vocabulary
+from stepwise.models.engine.worker import Control, Worker
+from stepwise.models.hub import adapter_path, gguf_path
+from stepwise.prompt import SolvePrompt
+
+if TYPE_CHECKING:
+    from stepwise.config import LoadConfig
+
+GIB = 1 << 30
+LOAD_FIELDS = ("context", "sequences", "threads", "gpu_layers", "kv_type", "flash_attention", "adapter")
+"""What of a model's configuration its engine depends on, besides the weights."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Counters:
+    """What an engine has done since it was loaded.
+
+    `evaluated_tokens` went through the model; `distinct_tokens` of them are different nodes of the token trie (per
+    adapter): what any engine would have had to evaluate at least. `cache_hits` counts sequences that found a part of
+    their prompt known.
+    """
+
+    evaluated_tokens: int = 0
+    distinct_tokens: int = 0
+    generated_tokens: int = 0
+    decode_calls: int = 0
+    cache_hits: int = 0
+    adapter_switches: int = 0
+
+
+class Engine:
+    """A loaded model that generates and scores on token ids. Thread safe; close it, or use it as a context manager."""
+
+    def __init__(self, context: LlamaContext, cache_memory: int):
+        self.path = context.path
+        self.context, self.parameters, self.sequences = context.context, context.parameters, context.streams
+        self.vocabulary = Vocabulary(context)
+        self._context = context
+        self._cache = PrefixCache(context, cache_memory)
+        self._scheduler = Scheduler(context, self.vocabulary, self._cache)
+        self._worker = Worker(self._scheduler)
+        self._switches = 0
+        self._adapter = ""
+        # Also runs at interpreter exit, while ctypes still works.
+        self._finalizer = weakref.finalize(self, _shut_down, self._worker, self.vocabulary, context)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        context: int = 2048,
+        sequences: int = 64,
+        threads: int = 1,
+        gpu_layers: int = 0,
+        kv_type: str = "f16",
+        flash_attention: bool = True,
+        adapter: str | Path | None = None,
+        kv_memory: int = 2 * GIB,
+        cache_memory: int = GIB // 2,
+    ) -> Engine:
+        """Load a GGUF model.
+
+        `context`: longest sequence in tokens. `sequences`: most decoded at once; fewer where the key-value cache would
+        take more than `kv_memory` bytes (`engine.sequences` says). `cache_memory`: bytes of main memory for prefixes
+        whose sequence was needed for another. `kv_type` is "f16", "f32" or "q8_0". Raises BackendError with the path,
+        llama.cpp's reason and a remedy.
+        """
+        loaded = LlamaContext(
+            Path(path),
+            context=context,
+            sequences=sequences,
+            threads=threads,
+            gpu_layers=gpu_layers,
+            kv_type=kv_type,
+            flash_attention=flash_attention,
+            kv_memory=kv_memory,
+        )
+        engine = cls(loaded, cache_memory)
+        if adapter is not None:
+            try:
+                engine.set_adapter(adapter)
+            except BackendError:
+                engine.close()
+                raise
+        return engine
+
+    def close(self) -> None:
+        """Stop the thread and free the model; twice does nothing. Calls in progress fail with BackendError."""
+        self._finalizer()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ----- identity
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights file, in hex."""
+        return _digest(self.path)
+
+    @property
+    def name(self) -> str:
+        """File name and eight digits of the fingerprint, and the adapter's: one name, one distribution."""
+        stem = self.path.parent.name if self.path.stem == "model" else self.path.stem
+        return f"{stem}@{self.fingerprint[:8]}" + (f"+{self._adapter}" if self._adapter else "")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Weights and key-value cache; work buffers and prefixes saved to main memory come on top."""
+        return self._context.memory_bytes
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Equal for two models whose tokenizers are equal."""
+        return self.vocabulary.fingerprint()
+
+    @property
+    def counters(self) -> Counters:
+        """A snapshot."""
+        s = self._scheduler
+        return Counters(s.evaluated, self._cache.distinct, s.generated, s.calls, s.hits, self._switches)
+
+    # ----- text
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Ids of `text` in Unicode NFC, without a beginning-of-sequence token; see `Vocabulary.tokenize`."""
+        return self.vocabulary.tokenize(text, special)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, none for a control token."""
+        return self.vocabulary.token_bytes(token)
+
+    def detokenize(self, ids: Sequence[int]) -> bytes:
+        """The bytes of `ids`."""
+        return self.vocabulary.detokenize(ids)
+
+    def token_id(self, text: str) -> int:
+        """Id of a special token; raises ConfigError when the vocabulary has none with that text."""
+        return self.vocabulary.special_id(text)
+
+    def chat_ids(self, messages: Sequence[Mapping[str, str]], **template_args: Any) -> list[int]:
+        """Ids of the chat up to where the assistant's message begins; see `Vocabulary.chat_ids`."""
+        return self.vocabulary.chat_ids(messages, **template_args)
+
+    def prompt_ids(self, prompt: SolvePrompt, question: str) -> list[int]:
+        """Ids of the chat of `prompt` up to where the assistant's solution begins."""
+        return self.chat_ids(prompt.messages(question), **prompt.template_args)
+
+    def step_ids(self, text: str) -> list[int]:
+        """Ids of a step's text with the blank line after it."""
+        return self.tokenize(text + "\n\n")
+
+    # ----- work
+
+    def generate(self, jobs: Sequence[GenerationJob]) -> list[Generation]:
+        """All samples of all jobs in order, `n` per job, in common batches with whoever else is calling.
+
+        A job that cannot be done comes back with finish "error"; raises BackendError only where the whole engine fails.
+        """
+        call = Call(sum(job.n for job in jobs))
+        results: list[Generation] = self._do(call, self._units(jobs, call))
+        return results
+
+    def stream(self, job: GenerationJob) -> Iterator[Drawn | Generation]:
+        """Every token of every sample as it is drawn, and each sample's Generation after its last token.
+
+        Closing the iterator drops what is not done yet. Raises BackendError where the whole engine fails.
+        """
+        feed: SimpleQueue[Any] = SimpleQueue()
+        call = Call(job.n, feed)
+        units = self._units([job], call)
+        if units:
+            self._worker.submit(units)
+        try:
+            while (item := feed.get()) is not None:
+                yield item
+            if call.failure is not None:
+                raise call.failure
+        finally:
+            if not call.done.is_set():
+                self._worker.cancel(call)
+
+    def _units(self, jobs: Sequence[GenerationJob], call: Call) -> list[Unit]:
+        units: list[Unit] = []
+        place = 0
+        for number, job in enumerate(jobs):
+            prompt = Prompt(job.ids, job.n)
+            problem = self._problem(job.ids)
+            for index in range(job.n):
+                if problem:
+                    call.put(place, Generation(number, index, "", "error", error=problem))
+                else:
+                    key = stream_key(job.seed, index)
+                    units.append(Unit(call, place, prompt).generates(job, number, index, key))
+                place += 1
+        return units
+
+    def score(
+        self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
+    ) -> list[Scored]:
+        """Raw logits of `token_ids` after each of `positions` of each sequence, (positions, tokens), and what each
+        cost.
+
+        Position p asks for the logits that follow from ids 0..p; positions ascend. A known prefix is not evaluated
+        again, as far as it lies before the first position asked for. A sequence that cannot be scored comes back with
+        an error.
+        """
+        columns = np.asarray(token_ids, np.int64)
+        call = Call(len(sequences))
+        units = []
+        for place, (ids, wanted) in enumerate(zip(sequences, positions, strict=True)):
+            problem = self._problem(ids) or _wrong_positions(wanted, len(ids))
+            if problem or not wanted:
+                call.put(place, Scored(np.empty((0, len(columns)), np.float32), 0, problem))
+            else:
+                needed = ids[: wanted[-1] + 1]  # nothing after the last position changes its logits
+                units.append(Unit(call, place, Prompt(needed, 1)).scores(wanted, columns))
+        results: list[Scored] = self._do(call, units)
+        return results
+
+    def _problem(self, ids: Sequence[int]) -> str:
+        if not ids:
+            return "the prompt has no tokens"
+        if len(ids) > self.context:
+            return (
+                f"the prompt has {len(ids)} tokens, more than the context of {self.context}; load with a larger context"
+            )
+        if min(ids) < 0 or max(ids) >= self.vocabulary.size:
+            return f"a token id lies outside the vocabulary of {self.vocabulary.size} tokens"
+        return ""
+
+    def _do(self, call: Call, units: list[Unit]) -> list[Any]:
+        if not self._finalizer.alive:
+            raise BackendError(f"the engine of {self.path} is closed; load it again")
+        return self._worker.do(units, call) if units else call.results
+
+    def forget(self) -> None:
+        """Drop every cached prefix once the calls in progress have ended: what follows is measured from cold."""
+        control = Control(self._cache.clear)
+        self._worker.do(control, control)
+
+    def set_adapter(self, path: str | Path | None, scale: float = 1.0) -> None:
+        """Attach a LoRA adapter (GGUF) for all calls that follow, or none; calls in progress end first.
+
+        What was computed under one adapter is never used under another. Raises BackendError where it does not fit.
+        """
+        digest = ""
+        if path is not None:
+            path = adapter_path(path)
+            if not path.is_file():
+                raise BackendError(f"adapter {path}: no such file; give the path of a LoRA adapter in GGUF")
+            digest = _digest(path)
+        identity = digest[:8] + (f"*{scale:g}" if digest and scale != 1.0 else "")
+
+        def act() -> None:
+            if identity == self._adapter:
+                return
+            self._context.set_adapter(path and Path(path), digest, scale)
+            self._scheduler.adapter = identity
+            self._adapter = identity
+            self._switches += 1
+
+        control = Control(act)
+        self._worker.do(control, control)
+
+
+def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
+    """The engine of a model or scorer configuration: "llamacpp/NAME", where NAME is a lab model, the path of a GGUF, or
+    "hf:ORG/REPO/FILE.gguf".
+
+    `overrides` go to `Engine.load`. Raises ConfigError for another provider, DataError or BackendError where the
+    model cannot be loaded.
+    """
+    provider, _, name = config.model.partition("/")
+    if provider != "llamacpp":
+        raise ConfigError(f'model is "{config.model}"; the engine runs GGUF files: write "llamacpp/path/to/model.gguf"')
+    settings = {field: getattr(config, field) for field in LOAD_FIELDS} | {"adapter": config.lora} | overrides
+    return Engine.load(gguf_path(name), **settings)
+
+
+def _shut_down(worker: Worker, vocabulary: Vocabulary, context: LlamaContext) -> None:
+    worker.stop()
+    vocabulary.close()
+    context.close()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _wrong_positions(positions: Sequence[int], n: int) -> str:
+    if all(0 <= p < n for p in positions) and all(a < b for a, b in pairwise(positions)):
+        return ""
+    return f"positions {list(positions)[:8]} are not ascending places of a sequence of {n} tokens"

@@ -1,0 +1,179 @@
+"""What the engine is asked for and what it gives back, on token ids."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked
+
+from stepwise.models.engine.stopping import Stop, StopRule
+from stepwise.models.engine.tree import ids_array
+from stepwise.types import Finish
+
+Ranked = tuple[tuple[int, float], ...]  # the likeliest tokens with their log-probabilities, likeliest first
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
+class GenerationJob:
+    """Continue `ids` in `n` samples; the random numbers of sample i depend on (`seed`, i) alone.
+
+    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch truncation off. `stop`: "step" and "solution" as in
+    `Request`, "none" runs to the end of the message or `max_tokens`. `grammar` is GBNF with the rule `root`. `fence`:
+    the mark of a code fence that the prompt left open. `ignore_end` runs on over end-of-sequence tokens (for
+    measurements). `stop_strings` end a sample with finish "step" where one of them was written, what stands before it
+    counts. `top_logprobs`: how many of the likeliest tokens are told at each position.
+    """
+
+    ids: tuple[int, ...] = Field(min_length=1)
+    max_tokens: int = Field(default=256, ge=1)
+    n: int = Field(default=1, ge=1)
+    temperature: float = Field(default=0.7, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    stop: Stop = "none"
+    grammar: str | None = None
+    fence: str = ""
+    ignore_end: bool = False
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    top_logprobs: int = Field(default=0, ge=0, le=100)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sample of job number `job` (0-based position in the call).
+
+    `ids` as sampled, the end-of-sequence token included; `logprobs` one per id, of the untempered, untruncated and
+    unconstrained distribution. `data` is all bytes written, `text` the cleaned text before the stop. `cut` says that
+    the last token ran past the stop: then `end` bytes of `data` count. `evaluated_tokens`: of the prompt, what this
+    sample had evaluated.
+    """
+
+    job: int
+    sample: int
+    text: str
+    finish: Finish
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    data: bytes = b""
+    cut: bool = False
+    end: int = 0
+    evaluated_tokens: int = 0
+    error: str = ""
+    top: tuple[Ranked, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One token as soon as it is drawn, of sample number `sample` of the call (0-based over all jobs).
+
+    `top` is what `GenerationJob.top_logprobs` asked for.
+    """
+
+    sample: int
+    token: int
+    logprob: float
+    top: Ranked = ()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Logits (positions, tokens) of one sequence of `Engine.score`, and how many tokens were evaluated for them."""
+
+    logits: npt.NDArray[np.float32]
+    evaluated_tokens: int = 0
+    error: str = ""
+
+
+class Call:
+    """One caller's jobs: their results as they come, and an event that is set when all are there.
+
+    A caller who wants to see them at once gives a queue `feed`: it gets each `Drawn` token and each result, and None
+    at the end.
+    """
+
+    def __init__(self, size: int, feed: SimpleQueue[Any] | None = None):
+        self.feed = feed
+        self.results: list[Any] = [None] * size
+        self.missing = size
+        self.done = threading.Event()
+        self.cancelled = False
+        self.failure: Exception | None = None
+
+    def put(self, place: int, result: Any) -> None:
+        """Store one result; the last one wakes the caller."""
+        self.results[place] = result
+        self.missing -= 1
+        if self.feed is not None:
+            self.feed.put(result)
+        if not self.missing:
+            self._end()
+
+    def fail(self, error: Exception) -> None:
+        """The whole call is impossible."""
+        self.failure = error
+        self._end()
+
+    def _end(self) -> None:
+        self.done.set()
+        if self.feed is not None:
+            self.feed.put(None)
+
+
+class Prompt:
+    """Shared by the samples of one job: the ids, and the logits after the last of them once they are known."""
+
+    __slots__ = ("busy", "ids", "left", "row")
+
+    def __init__(self, ids: Sequence[int], samples: int):
+        self.ids: array[int] = ids_array(ids)
+        self.left = samples  # not started yet
+        self.row: npt.NDArray[np.float32] | None = None
+        self.busy = False  # a sample is evaluating it
+
+
+class Unit:
+    """What runs on one stream: a sample of a generation, or a sequence to be scored.
+
+    `ids` is what the stream holds or will hold: the prompt, then what was sampled; `at` is how many of them are
+    evaluated.
+    """
+
+    __slots__ = (
+        "at", "call", "constraint", "evaluated", "ids", "job", "key", "logprobs", "number", "out", "path", "place",
+        "prompt", "rows", "rule", "sample", "shape", "token_ids", "top", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, call: Call, place: int, prompt: Prompt):
+        self.call, self.place, self.prompt = call, place, prompt
+        self.ids = prompt.ids
+        self.at = 0
+        self.path: Any = None
+        self.evaluated = 0
+        self.job: GenerationJob | None = None
+        self.wanted: array[int] = ids_array()
+        self.rows: list[npt.NDArray[np.float32]] = []
+
+    def generates(self, job: GenerationJob, number: int, sample: int, key: int) -> Unit:
+        """Make it sample `sample` of `job`, the call's number `number`."""
+        self.job, self.number, self.sample, self.key = job, number, sample, key
+        self.out: list[int] = []
+        self.logprobs: list[float] = []
+        self.top: list[Ranked] = []
+        self.rule = StopRule(job.stop, job.fence.encode(), [text.encode() for text in job.stop_strings])
+        self.constraint: Any = None
+        return self
+
+    def scores(self, wanted: Sequence[int], token_ids: npt.NDArray[np.int64]) -> Unit:
+        """Make it a sequence whose logits of `token_ids` are wanted after each of the positions `wanted`, ascending."""
+        self.wanted = ids_array(wanted)
+        self.token_ids = token_ids
+        return self

@@ -1,0 +1,225 @@
+"""Text to token ids and back, as the GGUF's own tokenizer and chat template have it.
+
+Text is normalised to Unicode NFC at this door: Qwen's tokenizer does so and llama.cpp's copy of it does not. A
+special token that somebody typed into a message stays text; only the template's own marks become control tokens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import threading
+import unicodedata
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepwise.errors import BackendError, ConfigError
+from stepwise.models.engine.context import LlamaContext
+
+_CONTROL, _USER_DEFINED = 1 << 3, 1 << 4
+_PROBES = (
+    "It's we'll 12345 and 6.7%\n\n  x\r\n\t(a+b)=c",
+    "na\u00efve \u65e5\u672c\u8a9e \u041f\u0440\u0438 \U0001f600",
+    "...\n\n\nfor i in x:  ",
+)
+
+
+class Vocabulary:
+    """The tokens of one model. Thread safe: the vocabulary does not change."""
+
+    def __init__(self, context: LlamaContext):
+        self._lib, self._vocab, self._path = context.lib, context.vocab, context.path
+        self._lock = threading.Lock()
+        self._open = True
+        self.size = context.vocabulary
+        self.starts: npt.NDArray[np.bool_] | None = (
+            None  # for grammars: which tokens are whole characters from the start
+        )
+        self._pieces: dict[int, bytes] = {}
+        self._template: Any = None
+        source = self._lib.llama_model_chat_template(context.model, None)
+        self._template_source: str | None = source.decode("utf-8", "replace") if source else None
+        attributes = [self._lib.llama_vocab_get_attr(self._vocab, t) for t in range(self.size)]
+        self.control = [t for t, a in enumerate(attributes) if a & _CONTROL]
+        self._special = {self.text(t): t for t, a in enumerate(attributes) if a & (_CONTROL | _USER_DEFINED)}
+        self._special_texts = [s for t in self.control if (s := self.text(t))]
+        self.end_tokens = frozenset(t for t in range(self.size) if self._lib.llama_vocab_is_eog(self._vocab, t))
+
+    def _ask(self, function: str, *arguments: Any) -> Any:
+        """Call llama.cpp about the vocabulary, which goes with the model: after `close` that is an error, not a
+        crash.
+        """
+        with self._lock:
+            if not self._open:
+                raise BackendError(f"the engine of {self._path} is closed; load it again")
+            return getattr(self._lib, function)(self._vocab, *arguments)
+
+    def close(self) -> None:
+        """To be called before the model is freed."""
+        with self._lock:
+            self._open = False
+
+    def text(self, token: int) -> str:
+        """The token as the vocabulary spells it: a control token's name, byte-level characters for others."""
+        text: bytes = self._ask("llama_vocab_get_text", token)
+        return text.decode("utf-8", "replace") if text else ""
+
+    def special_id(self, text: str) -> int:
+        """The id of a special token; raises ConfigError where the vocabulary has none with that text."""
+        if text not in self._special:
+            known = ", ".join(list(self._special)[:12])
+            raise ConfigError(f"{self._path}: the vocabulary has no special token {text!r}; it has {known}")
+        return self._special[text]
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Ids of `text` without a beginning-of-sequence token; with `special`, special tokens in it become control
+        tokens.
+        """
+        data = unicodedata.normalize("NFC", text).encode("utf-8", "replace")
+        room = len(data) + 8
+        ids = (ctypes.c_int32 * room)()
+        n = self._ask("llama_tokenize", data, len(data), ids, room, False, special)
+        if n < 0:
+            ids = (ctypes.c_int32 * -n)()
+            n = self._ask("llama_tokenize", data, len(data), ids, -n, False, special)
+        return list(ids[:n])
+
+    def raw_ids(self, text: str) -> list[int]:
+        """Ids of a text that no template was put around: special tokens in it become control tokens, and a
+        beginning-of-sequence token comes first where the model wants one and the text has none.
+        """
+        ids, bos = self.tokenize(text, special=True), self._token("bos")
+        return [bos, *ids] if self._ask("llama_vocab_get_add_bos") and ids[:1] != [bos] else ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for; none for a control token. Raises BackendError for an id outside the
+        vocabulary.
+        """
+        piece = self._pieces.get(token)
+        if piece is None:
+            if not 0 <= token < self.size:
+                raise BackendError(f"token id {token} is outside the vocabulary of {self.size} tokens of {self._path}")
+            buffer = ctypes.create_string_buffer(64)
+            n = self._ask("llama_token_to_piece", token, buffer, len(buffer), 0, False)
+            if n < 0:
+                buffer = ctypes.create_string_buffer(-n)
+                n = self._ask("llama_token_to_piece", token, buffer, len(buffer), 0, False)
+            piece = self._pieces[token] = buffer.raw[:n]
+        return piece
+
+    def detokenize(self, ids: Sequence[int]) -> bytes:
+        """The bytes of `ids`, control tokens left out."""
+        return b"".join(map(self.token_bytes, ids))
+
+    def chat_ids(self, messages: Sequence[Mapping[str, str]], **template_args: Any) -> list[int]:
+        """Ids of the chat up to where the assistant's message begins, by the model's own template.
+
+        The same ids as transformers' `apply_chat_template(..., add_generation_prompt=True)`, except that special tokens
+        typed into a message stay text. Raises BackendError where the model has no template or the template refuses.
+        """
+        mark = self._unused_mark(messages)
+        guarded = [{key: self._guard(value, mark) for key, value in message.items()} for message in messages]
+        text = self._render(guarded, template_args)
+        ids: list[int] = []
+        at = 0
+        for start, end, typed in self._guarded_spans(text, mark):
+            ids += self.tokenize(text[at:start], special=True) + self.tokenize(typed)
+            at = end
+        return ids + self.tokenize(text[at:], special=True)
+
+    @staticmethod
+    def _unused_mark(messages: Sequence[Mapping[str, str]]) -> str:
+        """A private-use character that no message holds."""
+        used = set("".join(value for message in messages for value in message.values()))
+        return next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in used)
+
+    def _guard(self, text: str, mark: str) -> str:
+        """`text` in NFC, with `mark` after the first character of every special token typed into it."""
+        text = unicodedata.normalize("NFC", text)
+        for special in self._special_texts:
+            if special in text:
+                text = text.replace(special, special[0] + mark + special[1:])
+        return text
+
+    def _guarded_spans(self, text: str, mark: str) -> list[tuple[int, int, str]]:
+        spans, at = [], text.find(mark)
+        while at >= 0:
+            candidates = [s for s in self._special_texts if s[0] == text[at - 1] and text.startswith(s[1:], at + 1)]
+            special = max(candidates, key=len, default=text[at - 1])
+            spans.append((at - 1, at + len(special), special))
+            at = text.find(mark, at + 1)
+        return spans
+
+    def _render(self, messages: Sequence[Mapping[str, str]], template_args: Mapping[str, Any]) -> str:
+        import jinja2
+
+        def refuse(message: str) -> None:
+            raise jinja2.TemplateError(message)
+
+        if self._template is None:
+            if not self._template_source:
+                raise BackendError(
+                    f"{self._path} has no chat template (tokenizer.chat_template); export the model with one"
+                )
+            self._template = chat_environment().from_string(self._template_source)
+        bos, eos = (self.text(t) if t >= 0 else "" for t in (self._token("bos"), self._token("eos")))
+        try:
+            rendered: str = self._template.render(
+                messages=messages,
+                add_generation_prompt=True,
+                bos_token=bos,
+                eos_token=eos,
+                raise_exception=refuse,
+                **template_args,
+            )
+        except jinja2.TemplateError as error:
+            raise BackendError(f"the chat template of {self._path} refuses these messages: {error}") from error
+        return rendered
+
+    def _token(self, name: str) -> int:
+        return int(self._ask(f"llama_vocab_{name}"))
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits: equal where tokens, their kinds and the way text is split into them are equal.
+
+        The merges show in how the probe texts are split: llama.cpp does not give them out.
+        """
+        tokens = [self.text(t) for t in range(self.size)]
+        splits = [
+            self.tokenize(text)
+            for text in (*_PROBES, "".join(t for t in tokens if t.isascii() and t.isalpha())[:20000])
+        ]
+        text = json.dumps([tokens, sorted(self._special.values()), splits])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def chat_environment() -> Any:
+    """A sandboxed jinja environment with what transformers gives to chat templates."""
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(jinja2.ext.Extension):
+        """transformers' {% generation %} block, which marks the assistant's tokens for training: here it passes
+        through.
+        """
+
+        tags = {"generation"}  # noqa: RUF012 (jinja2 declares it as an attribute of the instance)
+
+        def parse(self, parser: Any) -> Any:
+            parser.stream.skip(1)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, Generation]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment

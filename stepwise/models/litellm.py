@@ -1,0 +1,305 @@
+r"""Solutions continued by any model that LiteLLM reaches: hosted APIs and OpenAI-compatible servers.
+
+A server ends a step at the stop string "\n\n"; what it sends is cut here too, by the engine's own rules. Where its
+reply ends inside reasoning or a code fence, or is empty because it began with a blank line, the call is made once more
+without the stop string, and both are counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stepwise.errors import ConfigError, DataError
+from stepwise.models import dialects
+from stepwise.models.api import Answer, Api, CallFailed, Choice, Told
+from stepwise.models.base import Capabilities, Continuation, Request, check_question
+from stepwise.models.engine.stopping import StopRule, clean_text, open_fence, repeats
+from stepwise.models.probe import Findings, Template, probe, probe_bound
+from stepwise.prompt import SolvePrompt
+from stepwise.steps import SEPARATOR
+from stepwise.types import Finish, Usage
+
+if TYPE_CHECKING:
+    from stepwise.config import ModelConfig
+
+_THINKING = re.compile(r"\A\s*<think>.*?</think>|\A(?:(?!<think>).)*</think>", re.DOTALL)
+_MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<\uff5c[^\uff5c]{1,40}\uff5c>")
+
+
+class _Text(NamedTuple):
+    """What counts of one reply: cleaned text, how it ended, and whether it must be asked for again without a stop."""
+
+    text: str
+    finish: Finish
+    again: bool
+
+
+class LiteLLMBackend:
+    """Continues solutions under `prompt` through LiteLLM. Thread safe; at most `config.sequences` requests are in
+    flight.
+
+    What the model can do is found by a few short calls before the first request (or when `capabilities` is first read),
+    unless `config.continuation` says it; they count in `usage`, which is all that this backend has spent, and `prepare`
+    tells a ledger of them. `calls_per_sample` is the most calls that one sample takes. `attempts` and `backoff` as in
+    `Api`. Raises ConfigError for a key that is not set, BackendError where the model does not
+    answer at all.
+    """
+
+    def __init__(
+        self, config: ModelConfig, prompt: SolvePrompt | None = None, *, attempts: int = 5, backoff: float = 0.5
+    ):
+        self.config = config
+        self.prompt = prompt or SolvePrompt()
+        where = f"@{config.api_base.rstrip('/').removesuffix('/v1')}" if config.api_base else ""
+        self.name = f"{config.model}{where}" + (f"+{config.adapter}" if config.adapter else "")
+        self.parameters: int | None = None
+        self.dialect = dialects.dialect(config.model, config.api_base, config.adapter, self.prompt)
+        self.api = Api(config, self.name, attempts=attempts, backoff=backoff)
+        self.calls_per_sample = 2 if self.dialect.blank_stop else 1
+        self._template = Template(config)
+        self._probing = threading.Lock()
+        self._probe_usage = Usage()
+        self._pool = ThreadPoolExecutor(config.sequences, thread_name_prefix="stepwise-api")
+
+    @cached_property
+    def findings(self) -> Findings:
+        """How solutions are continued, and what else the model can do."""
+        with self._probing:
+            if "findings" not in self.__dict__:
+                found = self.__dict__["findings"] = probe(self.api, self.dialect, self.prompt, self._template)
+                self._probe_usage = self.api.usage  # nothing else is sent before it
+                if found.continuation == "prompt" and self.config.continuation == "probe":
+                    warnings.warn(
+                        f"{self.config.model} does not continue a message of its own: it is shown the steps and "
+                        "asked for the next, which only an instructed model understands. Where the server takes raw "
+                        'completions, chat_template = FILE lets it continue; continuation = "prompt" accepts this',
+                        stacklevel=3,
+                    )
+            return self.__dict__["findings"]  # type: ignore[no-any-return]
+
+    @property
+    def probe_bound(self) -> Usage:
+        """The most that `prepare` may spend now; nothing once the model is known."""
+        return Usage() if "findings" in self.__dict__ else probe_bound(self.api, self.dialect, self.prompt)
+
+    def prepare(self) -> Usage:
+        """Probe, unless that is done. What it cost is told once, to whoever asks first; afterwards it is nothing."""
+        _ = self.findings
+        with self._probing:
+            spent, self._probe_usage = self._probe_usage, Usage()
+        return spent
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """As the probe found them; raw completion counts as prefill, since it continues where the text stands."""
+        found = self.findings
+        return Capabilities(
+            prefill=found.continuation != "prompt",
+            logprobs=found.logprobs and found.continuation != "raw",  # raw answers have another shape
+            grammar=found.schema,
+            batch=self.config.sequences > 1,
+            adapters=self.config.adapter is not None,
+        )
+
+    @property
+    def usage(self) -> Usage:
+        """All that was spent through this backend, the probe included."""
+        return self.api.usage
+
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+        """A flat list in request order, `n` per request; a request that fails is answered with finish "error"."""
+        futures = self._submit(requests)
+        try:
+            return [made for future in futures for made in future.result()]
+        finally:  # interrupted, what has not begun must not be paid for
+            for future in futures:
+                future.cancel()
+
+    async def acontinue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+        """`continue_solutions` for asyncio."""
+        futures = await asyncio.to_thread(self._submit, requests)
+        return [made for part in await asyncio.gather(*map(asyncio.wrap_future, futures)) for made in part]
+
+    def stream_steps(self, request: Request) -> Iterator[Continuation]:
+        """The steps of one sample, each as soon as it is complete; the last one ends the solution and carries the cost
+        of all. A failure is a last item with finish "error". Closing the iterator ends the request.
+        """
+        told, rule = Told(), StopRule("step", open_fence(request.prefix[-1].text) if request.prefix else b"")
+        try:
+            self._check(request)
+            prompt, settings = self._prompt(request, range(1), stop=False)
+            pieces = self.api.stream(prompt, told, **settings)
+            for text in _without_thoughts(pieces):
+                ending = rule.push(text.encode("utf-8", "replace"))
+                while ending is not None:
+                    step = clean_text(bytes(rule.data[: ending.content]))
+                    if ending.finish == "answer":
+                        pieces.close()  # type: ignore[attr-defined]
+                        yield Continuation(0, 0, step, "answer", usage=told.usage)
+                        return
+                    yield Continuation(0, 0, step, "step", usage=Usage(self.name))
+                    left = bytes(rule.data[ending.end :])
+                    rule = StopRule("step")
+                    ending = rule.push(left)
+        except (CallFailed, ConfigError, DataError) as failed:
+            usage = told.usage if told.usage.calls else Usage(self.name, 1)
+            yield Continuation(0, 0, "", "error", usage=usage, error=str(failed))
+            return
+        ending = rule.last("length" if told.ended == "length" else "eos")
+        yield Continuation(0, 0, clean_text(bytes(rule.data)), ending.finish, usage=told.usage)
+
+    def close(self) -> None:
+        """Wait for the requests in flight and end the threads; calling it twice does nothing."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> LiteLLMBackend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(self, requests: Sequence[Request]) -> list[Future[list[Continuation]]]:
+        several = self.findings.several  # probes, before anything else is in flight
+        futures = []
+        for number, request in enumerate(requests):
+            parts = [range(request.n)] if several else [range(i, i + 1) for i in range(request.n)]
+            futures += [self._pool.submit(self._part, number, request, part) for part in parts]
+        return futures
+
+    def _part(self, number: int, request: Request, samples: range) -> list[Continuation]:
+        """Some samples of one request, by one call, and by more where fewer came than were asked for."""
+        made: list[Continuation] = []
+        try:
+            self._check(request)
+            while len(made) < len(samples):
+                rest = samples[len(made) :]
+                answer = self._ask(request, rest, stop=True)
+                for sample, choice, usage in zip(rest, answer.choices, answer.usages, strict=False):
+                    made.append(self._finished(number, request, sample, choice, usage))
+        except (CallFailed, ConfigError, DataError) as failed:
+            usage = failed.usage if isinstance(failed, CallFailed) else Usage(self.name)
+            for sample in samples[len(made) :]:
+                made.append(Continuation(number, sample, "", "error", usage=usage, error=str(failed)))
+                usage = Usage(self.name, cost=usage.cost)
+        return made
+
+    def _check(self, request: Request) -> None:
+        """Refuse what a model could not answer sensibly. Raises DataError."""
+        check_question(request)
+        if self.findings.continuation == "raw":
+            texts = (request.problem.question, *(step.text for step in request.prefix))
+            mark = next((found for text in texts if (found := _MARK.search(text))), None)
+            if mark:
+                raise DataError(
+                    f"problem {request.problem.id!r} holds {mark[0]!r}, which a raw completion would take as a control "
+                    "token; take it out, or use a server that continues messages"
+                )
+
+    def _finished(self, number: int, request: Request, sample: int, choice: Choice, usage: Usage) -> Continuation:
+        read = self._read(request, choice)
+        if read.again:
+            try:
+                answer = self._ask(request, range(sample, sample + 1), stop=False)
+            except CallFailed as failed:  # the first call has been paid for
+                return Continuation(number, sample, "", "error", usage=usage + failed.usage, error=str(failed))
+            choice, usage = answer.choices[0], usage + answer.usages[0]
+            read = self._read(request, choice)
+        logprobs = choice.logprobs if choice.text == read.text else None  # of what was cut off they would be wrong
+        top = choice.top if request.top_logprobs and not _THINKING.match(choice.text) else None
+        return Continuation(number, sample, read.text, read.finish, (), logprobs, usage, top_logprobs=top)
+
+    def _ask(self, request: Request, samples: range, *, stop: bool) -> Answer:
+        """One call for `samples`."""
+        prompt, settings = self._prompt(request, samples, stop=stop)
+        if isinstance(prompt, str):
+            return self.api.text(prompt, **settings)
+        return self.api.chat(prompt, **settings)
+
+    def _prompt(
+        self, request: Request, samples: range, *, stop: bool
+    ) -> tuple[str | list[dict[str, Any]], dict[str, Any]]:
+        """What is sent, so that the prefix is continued in the way that the probe found: raw text or messages, and
+        settings.
+        """
+        found = self.findings
+        text = "".join(step.text + SEPARATOR for step in request.prefix)
+        fence = open_fence(request.prefix[-1].text) if request.prefix else b""
+        settings: dict[str, Any] = {"max_tokens": request.max_tokens, "temperature": request.temperature}
+        if request.top_p < 1:
+            settings["top_p"] = request.top_p
+        if stop and request.stop == "step" and self.dialect.blank_stop and not fence:
+            settings["stop"] = [SEPARATOR]
+        if found.seed:
+            settings["seed"] = (request.seed + 1_000_003 * samples[0]) % 2**31
+        if len(samples) > 1:
+            settings["n"] = len(samples)
+        body = dialects.merge(found.body, settings, self._top_k(request.top_k))
+        if found.continuation == "raw":
+            prompt = self._template.text(self.prompt, request.problem.question) + text
+            return _clean(prompt), body
+        how = found.prefill
+        if found.logprobs:
+            body |= {"logprobs": True, "top_logprobs": max(1, request.top_logprobs)}  # llama_cpp.server: none for 0
+        messages = dialects.chat(self.prompt, request.problem.question, text, how, whole=request.stop == "solution")
+        extra = how.body if how is not None and text else {}
+        messages = [{**message, "content": _clean(message["content"])} for message in messages]
+        return messages, dialects.merge(body, extra)
+
+    def _top_k(self, top_k: int) -> dict[str, Any]:
+        if not top_k:
+            return {}
+        return {"extra_body": {"top_k": top_k}} if self.dialect.raw else {"top_k": top_k}
+
+    def _read(self, request: Request, choice: Choice) -> _Text:
+        """Thinking stripped, cut at the step's or the answer's end as the engine would."""
+        text, open_thought = _THINKING.sub("", choice.text), False
+        if text.lstrip().startswith("<think>"):
+            text, open_thought = "", True
+        if self.findings.continuation == "prompt" or request.stop == "step":
+            text = text.lstrip("\r\n")
+        fence = open_fence(request.prefix[-1].text) if request.prefix else b""
+        rule = StopRule(request.stop, fence)
+        ending = rule.push(text.encode("utf-8", "replace"))
+        stopped = choice.ended == "stop" and choice.stopped != ""
+        if ending is None:
+            finish: Finish = "eos" if choice.ended == "stop" else "length"
+            if stopped and request.stop == "step" and text.strip() and self.dialect.blank_stop:
+                finish = "step"  # a server that names no stop string may mean the message's end: the next step shows it
+            if finish == "length" and repeats(list(text.encode("utf-8", "replace"))):
+                finish = "repeat"
+            ending = rule.last(finish)
+        cut = clean_text(bytes(rule.data[: ending.content]))
+        asked = request.stop == "step" and self.dialect.blank_stop and not fence
+        again = asked and stopped and (open_thought or rule.in_fence or (not cut and choice.stopped == SEPARATOR))
+        return _Text(cut, ending.finish, again)
+
+
+def _without_thoughts(pieces: Iterator[str]) -> Iterator[str]:
+    """`pieces` without a leading <think>...</think>; nothing comes until it is closed."""
+    held: str | None = ""
+    for piece in pieces:
+        if held is None:
+            yield piece
+            continue
+        held += piece
+        start = held.lstrip()
+        if "</think>" in held:
+            rest, held = held.partition("</think>")[2], None
+            yield rest
+        elif not "<think>".startswith(start[:7]):
+            rest, held = held, None
+            yield rest
+    if held and not held.lstrip().startswith("<think>"):
+        yield held
+
+
+def _clean(text: str) -> str:
+    """Lone surrogates, which no request can carry, as question marks."""
+    return text.encode("utf-8", "replace").decode()

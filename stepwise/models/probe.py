@@ -1,0 +1,192 @@
+"""What a model behind an API can do, found out by a few short calls instead of believed.
+
+Whether a message is continued is tested on the model's own words: it answers a question that holds a nonce, greedily;
+half of that answer is then given as a prefix. Only a server that continues it gives the other half: one that starts a
+new message begins again, and one that answers to the prefix says something else.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from stepwise.errors import BackendError, ConfigError
+from stepwise.models import dialects
+from stepwise.models.api import Answer, Api, CallFailed
+from stepwise.models.dialects import Dialect, Prefill
+from stepwise.prompt import SolvePrompt
+from stepwise.types import Usage
+
+if TYPE_CHECKING:
+    from stepwise.config import ModelConfig
+
+PROBE_TOKENS = 32  # most that one call of the probe generates
+_LEAST = 6  # characters of the other half that must come
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Findings:
+    """How a solution is continued: "prefill" (then `prefill` says in which way), "raw" text, or a "prompt" that shows
+    it and asks for the next step; and whether logprobs, several samples in one call, a seed and a schema work.
+
+    `body` is what goes into every request: the dialect's, or nothing where the server refused it.
+    """
+
+    continuation: Literal["prefill", "raw", "prompt"]
+    prefill: Prefill | None = None
+    body: Mapping[str, Any] = Field(default_factory=dict)
+    logprobs: bool = False
+    several: bool = False
+    seed: bool = True
+    schema: bool = False
+
+
+class Template:
+    """The chat template for raw completions: `chat_template` of the configuration, or what llama-server applies."""
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        self._source: str | None = None
+        if config.chat_template is not None:
+            path = Path(config.chat_template).expanduser()
+            try:
+                self._source = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"chat_template {path}: cannot be read ({error}); give a Jinja file") from error
+        self._served = lru_cache(maxsize=4096)(self._apply)
+
+    def text(self, prompt: SolvePrompt, question: str) -> str:
+        """The chat as text up to where the solution begins. Raises ConfigError where there is no template."""
+        if self._source is not None:
+            return dialects.render(self._source, prompt.messages(question), prompt.template_args)
+        return self._served(prompt, question)
+
+    def _apply(self, prompt: SolvePrompt, question: str) -> str:
+        """Ask llama-server's /apply-template."""
+        from stepwise.models.http import HttpFailure, Server
+
+        if self.config.api_base is None:
+            raise ConfigError("raw completion needs api_base and chat_template")
+        server = Server(self.config.api_base, key=self.config.api_key(), timeout=self.config.timeout, attempts=2)
+        body = {"messages": prompt.messages(question), "chat_template_kwargs": prompt.template_args}
+        try:
+            found = server.post("/apply-template", body).data
+        except HttpFailure as error:
+            raise ConfigError(f"no chat template: {error}; give the file of one as chat_template") from None
+        if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
+            raise ConfigError("/apply-template gave no prompt; give the file of a template as chat_template")
+        return str(found["prompt"])
+
+
+def probe_bound(api: Api, dialect: Dialect, prompt: SolvePrompt) -> Usage:
+    """The most that `probe` spends; nothing where the configuration says how a solution is continued."""
+    if api.config.continuation != "probe":
+        return Usage()
+    calls = 6 + len(dialect.prefills) + dialect.raw  # the first twice, logprobs, schema, and two samples count as two
+    read = len(prompt.model_dump_json().encode()) + 1024  # bytes bound tokens: the question, half an answer, a schema
+    return Usage(api.name, calls, calls * read, calls * read, calls * PROBE_TOKENS)
+
+
+def probe(api: Api, dialect: Dialect, prompt: SolvePrompt, template: Template) -> Findings:
+    """Find out what the model behind `api` can do. Raises BackendError where it does not answer at all."""
+    given = api.config.continuation
+    if given != "probe":
+        first = dialect.prefills[0] if dialect.prefills else Prefill({}, {})
+        return Findings(given, first if given == "prefill" else None, dialect.body, seed=_takes_seed(api))
+    nonce = ", ".join(str(secrets.randbelow(90) + 10) for _ in range(6))
+    question = f"Write these numbers in words, in this order: {nonce}."
+    messages = prompt.messages(question)
+    seed = _takes_seed(api)
+    settings: dict[str, Any] = {"temperature": 0.0, **({"seed": 1} if seed else {})}
+    body, answer = _first_answer(api, messages, settings, dialect.body)
+    begun, rest = _halves(answer.choices[0].text)
+
+    def works(**more: Any) -> Any:
+        try:
+            return api.chat(messages, **dialects.merge(settings, body, more)).choices
+        except CallFailed:
+            return ()
+
+    logprobs = works(max_tokens=1, logprobs=True, top_logprobs=1)
+    word = f"w{secrets.randbelow(10**6)}"
+    properties = {"word": {"enum": [word]}}
+    schema = {"type": "object", "properties": properties, "required": ["word"], "additionalProperties": False}
+    wanted = {"type": "json_schema", "json_schema": {"name": "word", "schema": schema, "strict": True}}
+    held = works(max_tokens=PROBE_TOKENS, response_format=wanted)
+    continuation, how = "prompt", None
+    if rest:
+        begin = dialects.merge(settings, body, {"max_tokens": PROBE_TOKENS})
+        continuation, how = _continuation(api, dialect, prompt, template, question, begun, rest, begin)
+    return Findings(
+        continuation,  # type: ignore[arg-type]
+        how,
+        body,
+        logprobs=bool(logprobs) and logprobs[0].logprobs is not None,
+        several=len(works(max_tokens=1, n=2)) == 2,
+        seed=seed,
+        schema=bool(held) and word in held[0].text,
+    )
+
+
+def _continuation(
+    api: Api, dialect: Dialect, prompt: SolvePrompt, template: Template, question: str, begun: str, rest: str,
+    settings: dict[str, Any],
+) -> tuple[str, Prefill | None]:  # fmt: skip
+    """The first way that gives the other half of the model's own answer."""
+    for how in dialect.prefills:
+        messages = dialects.chat(prompt, question, begun, how, whole=True)
+        try:
+            answer = api.chat(messages, **dialects.merge(settings, how.body))
+        except CallFailed:
+            continue
+        if _goes_on(answer.choices[0].text, rest):
+            return "prefill", how
+    if dialect.raw:
+        try:
+            answer = api.text(template.text(prompt, question) + begun, **settings)
+        except (CallFailed, ConfigError):
+            return "prompt", None
+        if _goes_on(answer.choices[0].text, rest):
+            return "raw", None
+    return "prompt", None
+
+
+def _first_answer(
+    api: Api, messages: list[dict[str, str]], settings: dict[str, Any], body: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Answer]:
+    """What the model says, and the `body` it says it to: none where it refuses the dialect's."""
+    try:
+        try:
+            return body, api.chat(messages, max_tokens=PROBE_TOKENS, **dialects.merge(settings, body))
+        except CallFailed as error:
+            if not error.refused or not body:
+                raise
+            return {}, api.chat(messages, max_tokens=PROBE_TOKENS, **settings)
+    except CallFailed as error:
+        raise BackendError(f"{error}; check model, api_base and api_key_env") from None
+
+
+def _halves(text: str) -> tuple[str, str]:
+    """`text` cut before a space near its middle; ("", "") where that would prove nothing."""
+    at = text.find(" ", len(text) // 2)
+    begun, rest = text[:at], text[at:]
+    if at <= 0 or len(rest.strip()) < _LEAST or begun.lstrip().startswith(rest.strip()[:_LEAST]):
+        return "", ""
+    return begun, rest
+
+
+def _goes_on(text: str, rest: str) -> bool:
+    size = min(len(rest.strip()), 12)
+    return text.strip()[:size] == rest.strip()[:size]
+
+
+def _takes_seed(api: Api) -> bool:
+    from stepwise.models.provider import import_litellm
+
+    return "seed" in (import_litellm().get_supported_openai_params(model=api.config.model) or ())

@@ -1,0 +1,185 @@
+"""A language model that is asked about each step: no process reward model, but any model behind any door.
+
+It is a judge, not a measurement: its numbers are what it writes, coarse and seldom calibrated, and each step costs a
+call that reads the whole prefix. Compare it with `ConstantScorer` before trusting it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from stepwise.errors import BackendError, StepwiseError, redact
+from stepwise.models.scorers.base import PrefixScorer, Scored, Task, Workers
+from stepwise.types import Usage
+
+if TYPE_CHECKING:
+    from stepwise.config import ScorerConfig
+    from stepwise.models.engine import Engine
+
+Message = dict[str, str]
+Complete = Callable[[list[Message]], tuple[str, Usage]]
+"""Answers a chat: the text, and what it cost. It may raise any `StepwiseError`, which becomes the item's error."""
+Ask = Literal["probability", "verdict"]
+
+GRAMMARS: Mapping[str, str] = {
+    "probability": 'root ::= "0." [0-9] [0-9] | "1.00"',
+    "verdict": 'root ::= "yes" | "no"',
+}
+"""What the engine may write, as GBNF; a model behind an API is asked for the same in words."""
+_FORMS = {
+    "probability": 'Answer with the probability that it is correct, one number from 0 to 1, for example "0.85".',
+    "verdict": 'Answer with one word: "yes" if it is correct, "no" if it is not.',
+}
+_SYSTEM = (
+    "You check one step of a solution. A step is correct if what it says is true and useful, given the problem and the "
+    "steps before it as they are written. Write nothing but the answer."
+)
+_NUMBER = re.compile(r'\{?\s*(?:"?(?:p|probability)"?\s*[:=]\s*)?([0-9]*\.?[0-9]+)\s*(%?)\s*\}?\.?', re.IGNORECASE)
+_WORD = re.compile(r"\W*(yes|no)\W*", re.IGNORECASE)
+
+
+def messages(question: str, steps: Sequence[str], ask: Ask) -> list[Message]:
+    """The chat that asks about the last of `steps`."""
+    before = "\n\n".join(f"Step {number}: {text}" for number, text in enumerate(steps[:-1], start=1))
+    asked = (
+        f"Problem:\n{question}\n\nSteps before:\n{before or '(none)'}\n\nThe step to check (step {len(steps)}):\n"
+        f"{steps[-1]}\n\nIs this step correct? {_FORMS[ask]}"
+    )
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": asked}]
+
+
+def parse(text: str, ask: Ask) -> float | None:
+    """The score in an answer, None where it is not what was asked for. What a model thinks aloud does not count."""
+    answer = text.rpartition("</think>")[2].strip()
+    if ask == "verdict":
+        word = _WORD.fullmatch(answer)
+        return None if word is None else float(word[1].lower() == "yes")
+    number = _NUMBER.fullmatch(answer)
+    if number is None:
+        return None
+    value = float(number[1]) / (100 if number[2] else 1)
+    return value if 0 <= value <= 1 else None
+
+
+class JudgeScorer(PrefixScorer):
+    """Scores what a language model answers when it is asked about each step, given the problem and the steps before.
+
+    `ask` is "probability" (a number from 0 to 1) or "verdict" (yes or no: 1.0 or 0.0). An answer that cannot be read is
+    asked for once more, counted as a retry; if that fails too, the item's error holds the raw text. `requests` calls of
+    `complete` are in flight at once.
+    """
+
+    def __init__(
+        self,
+        complete: Complete,
+        name: str,
+        *,
+        ask: Ask = "probability",
+        requests: int = 8,
+        memory: int = 200_000,
+        memory_bytes: int | None = None,
+        parameters: int | None = None,
+        close: Callable[[], None] | None = None,
+    ):
+        super().__init__(f"judge {name}", memory=memory)
+        self.complete, self.ask = complete, ask
+        self.memory_bytes, self.parameters = memory_bytes, parameters
+        self._workers = Workers(self.name, requests)
+        self._close = close
+
+    def measure(self, tasks: Sequence[Task]) -> list[Scored]:
+        """See `PrefixScorer.measure`; every step of every task is a call of its own."""
+        asked = [
+            (place, task, index) for place, task in enumerate(tasks) for index in range(task.first, len(task.steps))
+        ]
+        answers = self._workers.map(lambda one: self._one(one[1].question, one[1].steps[: one[2] + 1]), asked)
+        results = [Scored([], Usage()) for _ in tasks]
+        for (place, _, index), (score, usage, error) in zip(asked, answers, strict=True):
+            scores, spent, failed = results[place]
+            problem = failed or (f"step {index}: {error}" if error else "")
+            results[place] = Scored([*scores, score], spent + usage, problem)
+        return results
+
+    def close(self) -> None:
+        """End the threads and free a model that was loaded for this scorer; calling it twice does nothing."""
+        super().close()
+        self._workers.close()
+        if self._close is not None:
+            self._close()
+
+    def _one(self, question: str, steps: Sequence[str]) -> tuple[float, Usage, str]:
+        chat, spent = messages(question, steps, self.ask), Usage()
+        text = ""
+        for attempt in range(2):
+            try:
+                text, usage = self.complete(chat)
+            except StepwiseError as error:
+                usage = getattr(error, "usage", Usage())
+                return math.nan, spent + _named(usage, self.name, attempt), str(error)
+            spent += _named(usage, self.name, attempt)
+            score = parse(text, self.ask)
+            if score is not None:
+                return score, spent, ""
+            again = f"That is not the form asked for. {_FORMS[self.ask]} Write nothing else."
+            chat = [*chat, {"role": "assistant", "content": text}, {"role": "user", "content": again}]
+        shown = redact(text[:200])
+        return math.nan, spent, f"the judge was asked twice and answered {shown!r}; {_FORMS[self.ask]}"
+
+
+def _named(usage: Usage, name: str, retries: int) -> Usage:
+    return Usage(
+        name,
+        max(usage.calls, 1),
+        usage.prompt_tokens,
+        usage.evaluated_tokens,
+        usage.generated_tokens,
+        usage.retries + retries,
+        usage.cost,
+    )
+
+
+def engine_completion(engine: Engine, ask: Ask) -> Complete:
+    """Completion by the engine, greedy, under the grammar of `ask`: the answer is always one that can be read."""
+    from stepwise.models.engine.jobs import GenerationJob
+
+    def complete(chat: list[Message]) -> tuple[str, Usage]:
+        ids = tuple(engine.chat_ids(chat, enable_thinking=False))
+        job = GenerationJob(ids, max_tokens=8, temperature=0.0, grammar=GRAMMARS[ask])
+        (made,) = engine.generate([job])
+        if made.finish == "error":
+            raise BackendError(made.error)
+        return made.text, Usage(engine.name, 1, len(ids), made.evaluated_tokens, len(made.ids))
+
+    return complete
+
+
+def api_completion(config: ScorerConfig, *, attempts: int = 5, backoff: float = 0.5) -> Complete:
+    """Completion by a model behind an API, through LiteLLM, greedy; errors that may pass are tried again and counted.
+
+    The completion raises `BackendError` where the API refuses or stays away.
+    """
+    from stepwise.config import LoadConfig, ModelConfig
+    from stepwise.models.api import Api, CallFailed
+
+    fields = {name: getattr(config, name) for name in LoadConfig.model_fields}
+    api = Api(ModelConfig(**fields), config.model, attempts=attempts, backoff=backoff)
+
+    def complete(chat: list[Message]) -> tuple[str, Usage]:
+        try:
+            answer = api.chat(chat, temperature=0.0)
+        except CallFailed as failed:
+            error = _ApiFailed(str(failed))
+            error.usage = failed.usage
+            raise error from None
+        return answer.choices[0].text, answer.usages[0]
+
+    return complete
+
+
+class _ApiFailed(BackendError):
+    """A `BackendError` that knows what the failed call cost."""
+
+    usage = Usage()

@@ -1,0 +1,148 @@
+"""Scores read from label tokens.
+
+What `LabelTokenScorer` does differently from Math-Shepherd (arXiv 2312.08935):
+1. One marker token stands after every step, at the end of its blank line, and stays in the context.
+2. The score is the softmax over two label tokens alone, read at the marker; the label itself is never written.
+3. A step appended to a known prefix costs its own tokens and the marker on the engine: the prefix is in its cache and
+   the scores are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+from stepwise.models.scorers.base import PrefixScorer, Scored, Task
+from stepwise.prompt import SolvePrompt
+from stepwise.types import Usage
+
+
+class Reading(Protocol):
+    """Logits or log-probabilities of the chosen tokens, a numpy array (positions, tokens), or an error.
+
+    A reading may also have `usage`; without it, the solution counts as one call on all of its tokens.
+    """
+
+    @property
+    def logits(self) -> Any:
+        """Array (positions, tokens); a constant per row does not matter."""
+
+    @property
+    def evaluated_tokens(self) -> int:
+        """Tokens that the model had to run through."""
+
+    @property
+    def error(self) -> str:
+        """Why there is nothing to read, "" where there is."""
+
+
+class PrefixReader(Protocol):
+    """A model that says how likely chosen tokens are after given prefixes: the engine, or a completions server.
+
+    A sequence is a list of pieces; what a piece is (a token id, a text) is the reader's own affair.
+    """
+
+    @property
+    def name(self) -> str:
+        """One name, one distribution: it identifies weights and adapter."""
+
+    @property
+    def parameters(self) -> int | None:
+        """Number of weights, None if unknown."""
+
+    def token_id(self, text: str) -> Any:
+        """The piece that is one token with this text; raises `ConfigError` when the vocabulary has none."""
+
+    def prompt_ids(self, prompt: SolvePrompt, question: str) -> list[Any]:
+        """Pieces up to where the solution begins."""
+
+    def step_ids(self, text: str) -> list[Any]:
+        """Pieces of a step with the blank line after it."""
+
+    def score(
+        self, sequences: Sequence[Sequence[Any]], positions: Sequence[Sequence[int]], token_ids: Sequence[Any]
+    ) -> Sequence[Reading]:
+        """What follows after pieces 0..p of each sequence, for each p of its `positions`, which ascend."""
+
+    def close(self) -> None:
+        """Free the model; calling it twice does nothing."""
+
+
+class LabelTokenScorer(PrefixScorer):
+    """P(step is right) from two label tokens, read at a marker after each step (Math-Shepherd's way).
+
+    A solution is scored as: the solve prompt, then each step with the blank line after it and one marker token. The
+    score is softmax over the logits of `good` and `bad` at the marker. `incremental` says whether `engine` keeps
+    prefixes, as the engine does; a server need not. Raises `ConfigError` when the vocabulary lacks one of the three
+    tokens.
+    """
+
+    def __init__(
+        self,
+        engine: PrefixReader,
+        *,
+        prompt: SolvePrompt | None = None,
+        marker: str = "<|score|>",
+        good: str = "<|good|>",
+        bad: str = "<|bad|>",
+        memory: int = 200_000,
+        incremental: bool = True,
+    ):
+        super().__init__(engine.name, memory=memory)
+        self.incremental = incremental
+        self.parameters = engine.parameters
+        self.memory_bytes = getattr(engine, "memory_bytes", None)
+        self.prompt = prompt or SolvePrompt()
+        self.engine = engine
+        self._marker, self._good, self._bad = (engine.token_id(token) for token in (marker, good, bad))
+        self._step_ids = lru_cache(maxsize=16_384)(engine.step_ids)
+        self._prompt_ids = lru_cache(maxsize=1_024)(lambda question: engine.prompt_ids(self.prompt, question))
+
+    @property
+    def identity(self) -> str:
+        """The reader's name of now: an adapter may have been attached since."""
+        return self.engine.name
+
+    def measure(self, tasks: Sequence[Task]) -> list[Scored]:
+        """See `PrefixScorer.measure`; all tasks go to the reader in one call."""
+        sequences = [self._sequence(task) for task in tasks]
+        read = self.engine.score(
+            [ids for ids, _ in sequences],
+            [markers[task.first :] for task, (_, markers) in zip(tasks, sequences, strict=True)],
+            [self._good, self._bad],
+        )
+        return [self._scored(len(ids), found) for (ids, _), found in zip(sequences, read, strict=True)]
+
+    def forget(self) -> None:
+        """Drop every score and cached prefix, so that what follows is measured from cold."""
+        super().forget()
+        drop = getattr(self.engine, "forget", None)
+        if drop is not None:
+            drop()
+
+    def close(self) -> None:
+        """Free the reader; calling it twice does nothing."""
+        super().forget()
+        self.engine.close()
+
+    def _scored(self, length: int, found: Reading) -> Scored:
+        usage = getattr(found, "usage", None) or Usage(self.name, 1, length, found.evaluated_tokens)
+        if found.error:
+            return Scored([], usage, found.error)
+        return Scored([_share(good, bad) for good, bad in found.logits.tolist()], usage)
+
+    def _sequence(self, task: Task) -> tuple[list[Any], list[int]]:
+        """The whole solution, and the position of the marker after each step."""
+        ids, markers = list(self._prompt_ids(task.question)), []
+        for text in task.steps:
+            ids += [*self._step_ids(text), self._marker]
+            markers.append(len(ids) - 1)
+        return ids, markers
+
+
+def _share(good: float, bad: float) -> float:
+    """Softmax of `good` among the two."""
+    gap = bad - good
+    return 1 / (1 + math.exp(gap)) if gap < 0 else math.exp(-gap) / (1 + math.exp(-gap))

@@ -1,0 +1,1 @@
+"""What a run is: its directory, its shell, its plan, its progress."""

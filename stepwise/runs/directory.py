@@ -1,0 +1,204 @@
+"""The directory a run writes to: whose it is, what belongs to it, and how it ended."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from stepwise import __version__
+from stepwise.config import Config
+from stepwise.errors import DataError
+from stepwise.io import write_text
+
+_CARD = "run.json"
+
+
+def _other(key: str) -> str:
+    return f"{'other' if key.endswith('s') else 'another'} {key.replace('_', ' ')}"
+
+
+class RunDirectory:
+    """Holds `run.json` (program, version, configuration and its hash, arguments, status, files) beside the run's files.
+
+    A directory belongs to one program with one configuration and one set of arguments, and to one process at a time.
+    """
+
+    def __init__(self, path: Path, *, program: str, config: Config, arguments: Mapping[str, Any]) -> None:
+        self.path = path
+        self._lock: int | None = None  # descriptor of the locked directory
+        self._mine = False  # whether the card in the directory is this run's
+        self._began = time.time()
+        self._card: dict[str, Any] = {
+            "program": program,
+            "version": __version__,
+            "config_hash": config.hash,
+            "arguments": json.loads(json.dumps(dict(arguments), default=str)),
+            "config": config.model_dump(mode="json"),
+            "status": "running",
+            "files": [],
+        }
+
+    def check(self, *, overwrite: bool) -> None:
+        """Raise DataError, with the remedy, when the directory holds another run or files that are no run's."""
+        found = self._read()
+        if found is None:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise DataError(
+                    f"--out {self.path} exists and is no directory of a run; give a new or an empty directory"
+                )
+            return
+        if overwrite:
+            return
+        for key in ("program", "config_hash", "arguments"):
+            if found.get(key) != self._card[key]:
+                raise DataError(
+                    f"--out {self.path} holds a run with {_other(key)} ({found.get(key)}, now "
+                    f"{self._card[key]}); give another --out, or --overwrite to remove that run's files first"
+                )
+
+    def open(self, *, anew: bool) -> bool:
+        """Take over what an earlier run left, True if there is any; with `anew` remove that run's files instead.
+
+        Raises DataError where another process is at work in the directory.
+        """
+        if self.path.is_dir():
+            self._take()
+        found = self._read()
+        if found is None:
+            return False
+        files = [str(name) for name in found.get("files", [])]
+        if anew:
+            for name in files:
+                self._remove(name)
+            (self.path / _CARD).unlink()
+            return False
+        self._card["files"] = files
+        self._write()
+        self._mine = True
+        return True
+
+    def made(self) -> Path:
+        """The directory, which exists from now on, with the run's card in it; DataError where another run began it."""
+        if not self._mine:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take()
+            if (self.path / _CARD).exists():
+                raise DataError(f"another run began in --out {self.path} in the meantime; give another --out")
+            self._write()
+            self._mine = True
+        return self.path
+
+    def _take(self) -> None:
+        """Lock the directory until `close`, or the end of the process whatever ends it."""
+        with suppress(ImportError):  # Windows has no such locks
+            fcntl = importlib.import_module("fcntl")
+            if self._lock is None:
+                self._lock = os.open(self.path, os.O_RDONLY)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._release()
+                raise DataError(
+                    f"another process is at work in --out {self.path}; wait for it or give another"
+                ) from None
+            except OSError:
+                return  # a file system without locks
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def claim(self, name: str, *, folder: bool = True) -> Path:
+        """Path of the run's own file `name` (relative, inside the directory).
+
+        Its parent directory exists; with `folder` False it may be missing, and is left to the caller.
+        """
+        path = self._inside(name)
+        if name not in self._card["files"]:
+            self.made()
+            if folder:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._card["files"].append(name)
+            self._write()
+        return path
+
+    def close(self, status: Literal["finished", "interrupted", "failed"]) -> None:
+        """Write down how the run ended and how long this start of it took, in seconds; nothing if it left no files."""
+        self._card |= {"status": status, "seconds": round(time.time() - self._began, 3)}
+        try:
+            if self._mine:
+                self._write()
+        finally:
+            self._release()
+
+    def summary(self) -> str:
+        """What is there so far, for the line after an interruption."""
+        rows: dict[str, int] = {}
+        for name in self._card["files"]:
+            path = self.path / name
+            if path.suffix == ".jsonl" and path.exists():
+                head, *inner = Path(name).parts
+                shown = "/".join((head, *("*" for _ in inner[:-1]), *inner[-1:]))  # the like files of chunks as one
+                rows[shown] = rows.get(shown, 0) + path.read_bytes().count(b"\n")
+        sizes = [f"{name} with {count} rows" for name, count in rows.items()]
+        return f"{self.path} holds {', '.join(sizes)}" if sizes else f"{self.path} holds no rows yet"
+
+    def _remove(self, name: str) -> None:
+        """Remove the run's file `name`, and the directories inside that are empty without it."""
+        path = self._inside(name)
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty, or gone already
+            for folder in path.parents:
+                if folder == self.path:
+                    break
+                folder.rmdir()
+
+    def _inside(self, name: str) -> Path:
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path.resolve()) or name == _CARD:
+            raise DataError(f'"{name}" is no name for a file of a run; give a relative path inside {self.path}')
+        return path
+
+    def _read(self) -> dict[str, Any] | None:
+        path = self.path / _CARD
+        if not path.exists():
+            return None
+        try:
+            card = json.loads(path.read_text(encoding="utf-8"))
+            return dict(card)
+        except (ValueError, TypeError):
+            raise DataError(f"{path} is not readable as the card of a run; remove it or give another --out") from None
+
+    def _write(self) -> None:
+        write_text(self.path / _CARD, json.dumps(self._card, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def own_directory(
+    path: str | Path, *, program: str, config: Config, arguments: Mapping[str, Any]
+) -> Iterator[RunDirectory]:
+    """The directory of a run that a function of the library makes, gone on with where it is this run's already.
+
+    How the block ends becomes the run's status. Raises DataError for a directory of another run, or of a process that
+    is at work in it.
+    """
+    directory = RunDirectory(Path(path), program=program, config=config, arguments=arguments)
+    directory.check(overwrite=False)
+    directory.open(anew=False)
+    status: Literal["finished", "interrupted", "failed"] = "failed"
+    try:
+        yield directory
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        with suppress(OSError):  # a full disk may be the very failure, which must not be hidden by a second one
+            directory.close(status)

@@ -1,0 +1,91 @@
+"""Intervals: one Wilson interval, one percentile bootstrap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from stepwise.errors import DataError
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(correct: int, n: int, confidence: float = 0.95) -> Interval:
+    """Share of `correct` among `n` with Wilson's score interval; raises `DataError` unless 0 <= correct <= n > 0."""
+    from statistics import NormalDist
+
+    if not 0 <= correct <= n or n == 0:
+        raise DataError(f"wilson: {correct} correct of {n}; the count must lie in 0..n, and n must be at least 1")
+    z = NormalDist().inv_cdf(0.5 + _confidence(confidence) / 2)
+    share, scale = correct / n, 1 + z * z / n
+    middle = (share + z * z / (2 * n)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(share, 0.0 if correct == 0 else middle - half, 1.0 if correct == n else middle + half)
+
+
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], *, samples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Mean of a - b over the same problems in the same order, with a percentile bootstrap interval over problems.
+
+    Raises `DataError` when the two are empty or of unequal length. Deterministic for a given `seed`.
+    """
+    import numpy as np
+
+    if len(a) != len(b) or not a:
+        raise DataError(
+            f"paired_difference: {len(a)} and {len(b)} values; give one value per problem for both, at least one"
+        )
+    gaps = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    found = bootstrap(
+        lambda rows: float(gaps[rows].mean()), len(gaps), samples=samples, confidence=confidence, seed=seed
+    )
+    assert found is not None
+    return found
+
+
+def bootstrap(
+    statistic: Callable[[Any], float | None],
+    n: int,
+    *,
+    samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval | None:
+    """`statistic` of indices 0..n-1, with its percentile bootstrap interval over resamples of them.
+
+    `statistic` takes an array (n,) of indices and returns a number, None where it has none; such resamples are left
+    out. None where the whole sample has none. Raises DataError for n = 0. Deterministic for a given `seed`.
+    """
+    import numpy as np
+
+    if n < 1:
+        raise DataError(f"bootstrap: n is {n}; give at least one value")
+    value = statistic(np.arange(n))
+    if value is None:
+        return None
+    rng = np.random.default_rng(seed)
+    drawn = [statistic(rng.integers(0, n, n)) for _ in range(samples)]
+    return percentile([value, *(found for found in drawn if found is not None)], confidence)
+
+
+def percentile(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The first of `values` with the interval between the quantiles of the others (of itself where it is alone)."""
+    import numpy as np
+
+    tail = (1 - _confidence(confidence)) / 2
+    low, high = np.nanquantile(values[1:] or values, [tail, 1 - tail])
+    return Interval(float(values[0]), float(low), float(high))
+
+
+def _confidence(value: float) -> float:
+    if not 0 < value < 1:
+        raise DataError(f"confidence is {value}; it must lie strictly between 0 and 1, for example 0.95")
+    return value

@@ -1,0 +1,286 @@
+"""Saving and loading: every module and setting, alone and inside programs, with its models, here and elsewhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from tests.critics.critic import judged, proposed, reviewed, verified, wanted
+from tests.critics.programs import Panel, Repair
+from tests.critics.sums import imitator, sums
+
+import stepwise as sw
+from stepwise import ErrorLocalizer, InterventionProposer, StepJudge, StepRouter, routing
+from stepwise.config import ScorerConfig
+from stepwise.critics.feedback import first_error_metric
+from stepwise.errors import ConfigError
+from stepwise.models.shared import close_engines
+from tests.routing import world
+from tests.scripted_lm import Messages, ScriptedLM
+
+EXACT = {"context": 2048, "sequences": 4, "kv_type": "f32", "flash_attention": False, "temperature": 0.0}
+HALF = ScorerConfig(kind="constant", value=0.4)
+STEPS = ["There are 41.", "41 - 4 = 39.", "So 39."]
+ATTEMPT = {"problem": "How many are left?", "steps": STEPS}
+FOUND = {**ATTEMPT, "first_error": 1}
+
+
+def reply(messages: Messages) -> str:
+    """Compact replies to every signature of the library."""
+    match wanted(messages[-1]["content"]):
+        case ["checks", *_]:
+            return verified(1)
+        case ["reason", "right"]:
+            return judged(len(messages[-1]["content"]) % 2 == 0)
+        case ["location", "content"]:
+            return proposed(1, "41 - 4 = 37.")
+        case ["solution"]:
+            return "#solution: 41 - 4 = 37"
+        case _:
+            return reviewed(insight=True, advice="Name the idea.")
+
+
+def used(program: Any, inputs: dict[str, Any]) -> tuple[Any, list[Messages]]:
+    """The prediction and all that was asked, with the model that DSPy is configured with."""
+    lm = ScriptedLM(reply)
+    with dspy.context(lm=lm):
+        return program(**inputs), lm.calls
+
+
+SETTINGS: list[tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = [
+    (ErrorLocalizer, {"temperature": 0.3, "max_chars": 100}, ATTEMPT),
+    (ErrorLocalizer, {"method": "vote", "samples": 3, "temperature": 0.7}, {**ATTEMPT, "reference": "37"}),
+    (ErrorLocalizer, {"method": "bisect", "adapter": "compact", "bare": True}, ATTEMPT),
+    (ErrorLocalizer, {"method": "scorer", "scorer": HALF, "threshold": 0.3}, ATTEMPT),
+    (StepJudge, {"max_chars": 60}, ATTEMPT),
+    (InterventionProposer, {"candidates": 2, "temperature": 0.9, "revisions": 2}, {**FOUND, "answer": "37"}),
+    (InterventionProposer, {"solve_first": False, "revisions": 0}, FOUND),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "settings", "inputs"), SETTINGS)
+def test_a_module_loaded_asks_and_answers_as_the_one_that_was_saved(
+    make: Any, settings: dict[str, Any], inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    saved = make(**settings)
+    for predictor in saved.predictors():
+        predictor.signature = predictor.signature.with_instructions(
+            f"Mind the units. {predictor.signature.instructions}"
+        )
+    saved.save(tmp_path / "module.json")
+    alike = {name: settings[name] for name in ("method", "scorer", "solve_first", "revisions") if name in settings}
+    loaded = make(**alike)
+    loaded.load(tmp_path / "module.json")
+    assert loaded.settings.values == saved.settings.values
+    assert used(loaded, inputs) == used(saved, inputs)
+    assert loaded.dump_state() == saved.dump_state()
+
+
+@pytest.mark.parametrize("form", ["compact", "chat", "json"])
+def test_the_format_is_saved_with_the_module(form: Any, tmp_path: Path) -> None:
+    StepJudge(adapter=form).save(tmp_path / "judge.json")
+    loaded = StepJudge()
+    loaded.load(tmp_path / "judge.json")
+    replies = {
+        "compact": judged(True),
+        "chat": "[[ ## reason ## ]]\nbecause\n\n[[ ## right ## ]]\ntrue\n\n[[ ## completed ## ]]",
+        "json": '{"reason": "because", "right": true}',
+    }
+    with dspy.context(lm=ScriptedLM([replies[form]])):
+        assert loaded(**ATTEMPT).right is True
+
+
+@pytest.mark.parametrize(
+    ("saved", "other", "message"),
+    [
+        (ErrorLocalizer(method="bisect"), ErrorLocalizer(), "saved with method = 'bisect', the module has 'one_pass'"),
+        (InterventionProposer(), InterventionProposer(solve_first=False), "solve_first = True"),
+        (
+            ErrorLocalizer(method="scorer", scorer=HALF),
+            ErrorLocalizer(method="scorer", scorer=ScorerConfig(kind="constant", value=0.6)),
+            "scorer",
+        ),
+    ],
+)
+def test_a_state_of_another_kind_of_module_is_refused_and_changes_nothing(
+    saved: Any, other: Any, message: str, tmp_path: Path
+) -> None:
+    before = other.dump_state()
+    with pytest.raises(ConfigError, match=message):
+        other.load_state(saved.dump_state())
+    assert other.dump_state() == before
+
+
+def test_modules_inside_a_program_of_the_user_are_saved_with_it(tmp_path: Path) -> None:
+    saved, loaded = Panel("compact"), Panel()
+    saved.judges[1].settings.values["max_chars"] = 30
+    saved.by_name["vote"].settings.values["temperature"] = 0.4
+    saved.repair.propose.propose.signature = saved.repair.propose.propose.signature.with_instructions("Be short.")
+    saved.save(tmp_path / "panel.json")
+    loaded.load(tmp_path / "panel.json")
+    assert loaded.dump_state() == saved.dump_state()
+    assert used(loaded, ATTEMPT) == used(saved, ATTEMPT)
+    assert used(Panel(), ATTEMPT)[1] != used(saved, ATTEMPT)[1]
+
+
+@pytest.mark.parametrize("method", ["one_pass", "bisect"])
+def test_a_compiled_program_loaded_shows_the_same_examples(method: Any, tmp_path: Path) -> None:
+    train, test = sums([0, 0, 1, None]), sums([1, 2, None], seed=9)
+    with dspy.context(lm=imitator()):
+        optimizer = dspy.BootstrapFewShot(metric=first_error_metric, max_bootstrapped_demos=1, max_labeled_demos=2)
+        alone = optimizer.compile(ErrorLocalizer(method=method), trainset=train)
+        within = optimizer.compile(Repair(method=method), trainset=train)
+    for name, saved, loaded in [("a", alone, ErrorLocalizer(method=method)), ("w", within, Repair(method=method))]:
+        saved.save(tmp_path / f"{name}.json")
+        loaded.load(tmp_path / f"{name}.json")
+        assert len(loaded.predictors()[0].demos) == 2
+        for example in test:
+            asked = []
+            for program in (saved, loaded):
+                with dspy.context(lm=(lm := imitator())):
+                    asked.append(((program.find if name == "w" else program)(**example.inputs()), lm.calls))
+            assert asked[0] == asked[1]
+            assert asked[0][0].first_error == example.first_error
+
+
+def test_copies_that_dspy_makes_share_scorer_and_adapter_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
+    class Unique:
+        name = "unique"
+
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise TypeError("a model in memory is not copied")
+
+    scorer = Unique()
+    localizer = ErrorLocalizer(method="scorer", scorer=scorer)
+    assert localizer.deepcopy().scorer is scorer
+    judge = StepJudge(adapter=(adapter := dspy.ChatAdapter()))
+    copied = judge.deepcopy()
+    assert copied._adapter is adapter
+    assert copied.settings is not judge.settings
+    assert copied.judge is not judge.judge
+    assert "Failed to deep copy" not in capfd.readouterr().err
+
+
+@pytest.fixture
+def _no_engine_is_left() -> Iterator[None]:
+    yield
+    close_engines()
+
+
+def local(path: Path, **settings: Any) -> Any:
+    return sw.lm(f"llamacpp/{path}", **{**EXACT, **settings}, max_tokens=900, cache=False)
+
+
+@pytest.mark.usefixtures("_no_engine_is_left")
+def test_two_models_of_one_program_are_saved_and_found_again(tiny_gguf_path: Path, tmp_path: Path) -> None:
+    from tests.tiny_models import tiny_gguf
+
+    other = tiny_gguf(tmp_path / "other", seed=7)
+    saved, loaded = Repair(local(tiny_gguf_path), local(other)), Repair()
+    saved.save(tmp_path / "program.json")
+    names = [predictor.lm.model for predictor in saved.predictors()]
+    assert len({name.rpartition("@")[2] for name in names}) == 2
+    found = saved(**ATTEMPT)
+    close_engines()
+    loaded.load(tmp_path / "program.json")
+    assert [predictor.lm.model for predictor in loaded.predictors()] == names
+    assert [predictor.lm.kwargs for predictor in loaded.predictors()] == [p.lm.kwargs for p in saved.predictors()]
+    assert loaded(**ATTEMPT) == found
+    assert found.failure is None
+
+
+def test_an_address_is_loaded_from_a_trusted_file_only_and_a_key_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "value-of-the-key")
+    where = {"api_base": "http://localhost:1/v1", "api_key_env": "SOME_KEY"}
+    saved = Repair(sw.lm("openai/critic", **where), sw.lm("openai/author", temperature=0.3, **where))
+    saved.save(tmp_path / "program.json")
+    assert "value-of-the-key" not in (tmp_path / "program.json").read_text()
+    for trusted in (False, True):
+        loaded = Repair()
+        loaded.load(tmp_path / "program.json", allow_unsafe_lm_state=trusted)
+        models = [predictor.lm for predictor in loaded.predictors()]
+        assert [lm.model for lm in models] == ["openai/critic", "openai/author"]
+        assert [lm.kwargs.get("api_base") for lm in models] == [where["api_base"] if trusted else None] * 2
+        assert models[1].kwargs["temperature"] == 0.3
+        assert {lm.engine for lm in models} == {"litellm"}
+
+
+ELSEWHERE = """
+import json, sys
+import dspy
+
+class Own(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        from stepwise import StepJudge
+        self.parts = [StepJudge()]
+
+    def forward(self, **attempt):
+        return self.parts[0](**attempt)
+
+if __name__ == "__main__":
+    program = Own()
+    program.load(sys.argv[1])
+    found = program(**json.loads(sys.argv[2]))
+    asked = program.predictors()[0].lm.history[-1]["kwargs"]["response_format"]
+    print(json.dumps([found.failure, found.right, found.reason, asked["type"]]))
+"""
+
+
+@pytest.mark.usefixtures("_no_engine_is_left")
+def test_another_process_finds_the_model_of_a_module_inside_a_users_program(
+    tiny_gguf_path: Path, tmp_path: Path
+) -> None:
+    program = dspy.Module()
+    program.parts = [StepJudge(local(tiny_gguf_path, context=4096), adapter="json")]
+    program.save(tmp_path / "program.json")
+    found = program.parts[0](**ATTEMPT)
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
+    run = subprocess.run(
+        [sys.executable, str(tmp_path / "elsewhere.py"), str(tmp_path / "program.json"), json.dumps(ATTEMPT)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    # a schema is sent, not a plea for JSON: the model is known for what it is
+    assert json.loads(run.stdout.splitlines()[-1]) == [None, found.right, found.reason, "json_schema"]
+
+
+POLICIES = [
+    routing.Random(0.25, seed=3),
+    routing.Threshold(0.61),
+    routing.Judged("openai/x", api_key_env="SOME_KEY", scored=True),
+    routing.Signalled(routing.StepScore(), 0.4),
+    routing.Cascade("least_score", 0.3),
+]
+
+
+class Routed(dspy.Module):  # type: ignore[misc]
+    """A router, and a judge of what it wrote."""
+
+    def __init__(self, policy: Any = None, **settings: Any) -> None:
+        super().__init__()
+        made = world.models()
+        self.parts = {"router": StepRouter(made.weak, made.strong, made.scorer, policy, **settings)}
+        self.judge = StepJudge()
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+def test_a_router_inside_a_program_of_the_user_is_saved_with_its_policy(policy: Any, tmp_path: Path) -> None:
+    saved, loaded = Routed(policy, seed=4, max_steps=12), Routed()
+    saved.save(tmp_path / "routed.json")
+    loaded.load(tmp_path / "routed.json")
+    assert (loaded.parts["router"].policy, loaded.parts["router"].settings.seed) == (policy, 4)
+    assert loaded.dump_state() == saved.dump_state()
+    copied = saved.deepcopy()
+    copied.parts["router"].load_state({**saved.parts["router"].dump_state(), "seed": 5})
+    assert saved.parts["router"].settings.seed == 4
+    assert copied.dump_state() != saved.dump_state() == saved.reset_copy().dump_state()
+    assert saved.parts["router"].dump_state()["policy"]["policy"] == policy.name

@@ -1,0 +1,79 @@
+"""A real OpenAI-compatible server and the engine in this process write the same solution."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from tests.models.server import llama_server
+
+from stepwise import Step, split_steps
+from stepwise.config import ModelConfig
+from stepwise.lab import model_path
+from stepwise.lab.problems import generate
+from stepwise.models.base import Request
+from stepwise.models.engine import Engine
+from stepwise.models.litellm import LiteLLMBackend
+from stepwise.models.llamacpp import LlamaCppBackend
+
+pytest.importorskip("litellm")
+LAB = [example.problem for example in generate("test", 3)]
+PREFIX = tuple(Step(text, "strong") for text in split_steps(LAB[0].reference or "")[:1])
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with llama_server(model_path("lab-weak"), tmp_path_factory.mktemp("server") / "log") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def served(address: str) -> Iterator[LiteLLMBackend]:
+    template = model_path("lab-weak", "safetensors") / "chat_template.jinja"
+    config = ModelConfig(model="openai/served", api_base=address, chat_template=str(template), sequences=4)
+    with LiteLLMBackend(config) as backend:
+        yield backend
+
+
+def test_the_probe_finds_what_this_server_can_do(served: LiteLLMBackend) -> None:
+    found = served.findings
+    assert found.continuation == "raw"  # it closes an assistant's message and begins another
+    assert not found.several  # it takes n and gives one choice
+    assert not found.schema  # json_schema is an error 500 there
+    assert found.logprobs
+    assert served.capabilities.prefill
+    assert 3 < served.usage.calls < 20
+    assert served.usage.cost is None
+
+
+def test_a_greedy_solution_is_the_same_as_in_process(served: LiteLLMBackend) -> None:
+    requests = [Request(problem, max_tokens=200, temperature=0.0, stop="solution") for problem in LAB]
+    requests += [Request(problem, max_tokens=60, temperature=0.0) for problem in LAB]
+    requests += [Request(LAB[0], PREFIX, max_tokens=60, temperature=0.0)]
+    with LlamaCppBackend(Engine.load(model_path("lab-weak"), flash_attention=False)) as local:
+        expected = local.continue_solutions(requests)
+    made = served.continue_solutions(requests)
+    assert [one.text for one in made] == [one.text for one in expected]
+    assert [one.finish for one in made] == [one.finish for one in expected]
+    assert [one.usage.prompt_tokens for one in made] == [one.usage.prompt_tokens for one in expected]
+    assert {one.finish for one in made} == {"step", "answer"}
+    assert asyncio.run(served.acontinue_solutions(requests[:2])) == made[:2]
+
+
+def test_samples_of_a_server_that_gives_one_at_a_time_are_all_there_and_differ(served: LiteLLMBackend) -> None:
+    made = served.continue_solutions([Request(LAB[0], n=4, max_tokens=60, temperature=1.5, seed=3)])
+    assert [one.sample for one in made] == [0, 1, 2, 3]
+    assert len({one.text for one in made}) > 1
+    again = served.continue_solutions([Request(LAB[0], n=2, max_tokens=60, temperature=1.5, seed=3)])
+    assert [one.text for one in again] == [one.text for one in made[:2]]
+
+
+def test_without_a_template_the_next_step_is_asked_for_in_words(address: str) -> None:
+    config = ModelConfig(model="openai/served", api_base=address, sequences=2)
+    with LiteLLMBackend(config) as backend:
+        assert backend.findings.continuation == "prompt"
+        assert not backend.capabilities.prefill
+        made = backend.continue_solutions([Request(LAB[0], PREFIX, max_tokens=12, temperature=0.0)])
+    assert made[0].error == ""
+    assert made[0].text
