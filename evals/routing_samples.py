@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from stepwise.models.base import Continuation, Request
+from stepwise.models.base import Completion, Request
 from stepwise.models.scorers import Scored, score_items
 from stepwise.runs.progress import progress
 from stepwise.seeds import stable_hash
@@ -80,7 +80,7 @@ def best(scored: Sequence[Scored]) -> int:
     return worth.index(max(worth))
 
 
-def _samples(world: World, problems: Sequence[Problem], seed: int, n: int) -> list[list[Continuation]]:
+def _samples(world: World, problems: Sequence[Problem], seed: int, n: int) -> list[list[Completion]]:
     sampling = world.config.sampling
     requests = [
         Request(
@@ -99,7 +99,7 @@ def _samples(world: World, problems: Sequence[Problem], seed: int, n: int) -> li
     return [[one for one in made if one.request == place] for place in range(len(problems))]
 
 
-def _scored(scorer: object, problem: Problem, samples: Sequence[Continuation]) -> list[Scored]:
+def _scored(scorer: object, problem: Problem, samples: Sequence[Completion]) -> list[Scored]:
     """Without a step there is nothing to score."""
     steps = [split_steps(one.text) for one in samples]
     asked = [(problem, each) for each in steps if each]

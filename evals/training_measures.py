@@ -15,7 +15,7 @@ from stepwise.config import Config
 from stepwise.errors import BackendError
 from stepwise.grading import Verdict, grade_many
 from stepwise.lab.problems import LabProblem
-from stepwise.models.base import Continuation, Request
+from stepwise.models.base import Completion, Request
 from stepwise.training.evaluation import with_adapter
 from stepwise.types import Problem
 
@@ -84,7 +84,7 @@ def _surprise(backend: LlamaCppBackend, problems: Sequence[Problem], seed: int) 
     return sum(surprise) / max(1, len(surprise))
 
 
-def _right(problems: Sequence[Problem], drawn: Sequence[Continuation]) -> list[int]:
+def _right(problems: Sequence[Problem], drawn: Sequence[Completion]) -> list[int]:
     verdicts = grade_many([(made.text, problems[made.request].answer) for made in drawn])
     right = [0] * len(problems)
     for made, verdict in zip(drawn, verdicts, strict=True):
@@ -96,7 +96,7 @@ def _request(problem: Problem, seed: int, n: int, temperature: float) -> Request
     return Request(problem, (), "solution", max_tokens=300, n=n, temperature=temperature, seed=1_000_003 * (seed + 1))
 
 
-def _drawn(backend: LlamaCppBackend, requests: Sequence[Request]) -> list[Continuation]:
+def _drawn(backend: LlamaCppBackend, requests: Sequence[Request]) -> list[Completion]:
     made = backend.continue_solutions(requests)
     failed = next((one for one in made if one.finish == "error"), None)
     if failed is not None:

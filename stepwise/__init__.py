@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     )
     from stepwise.grading import Verdict, grade
     from stepwise.models import load_backend
-    from stepwise.models.base import Backend, Capabilities, Continuation, Request
+    from stepwise.models.base import Backend, Capabilities, Completion, Request
     from stepwise.models.budget import Ledger
     from stepwise.models.provider import lm, register_litellm
     from stepwise.models.scorers import Scorer, load_scorer
@@ -49,7 +49,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "stepwise.models": "load_backend",
-    "stepwise.models.base": "Backend Capabilities Continuation Request",
+    "stepwise.models.base": "Backend Capabilities Completion Request",
     "stepwise.models.provider": "lm register_litellm",
     "stepwise.models.budget": "Ledger",
     "stepwise.config": (
@@ -78,9 +78,9 @@ __all__ = [
     "Capabilities",
     "CapabilityError",
     "CapsConfig",
+    "Completion",
     "Config",
     "ConfigError",
-    "Continuation",
     "CriticConfig",
     "DataError",
     "ErrorLocalizer",

@@ -45,6 +45,14 @@ class BackendError(StepwiseError, RuntimeError):
     """A model could not be loaded, or a whole call to it failed."""
 
 
+class RequestRefusedError(BackendError):
+    """A model refuses this one request (too long, filtered, malformed); others may go on."""
+
+
+class RetryLaterError(BackendError):
+    """A model is busy or was not reached: a later try may succeed."""
+
+
 class CapabilityError(BackendError):
     """The backend cannot do what was asked of it (prefill, grammar, adapters, ...)."""
 

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.steps import SEPARATOR, extract_answer
 
-Finish = Literal["step", "answer", "eos", "length", "repeat", "error"]
+Finish = Literal["step", "answer", "eos", "length", "repeat", "error", "budget"]
 TraceFinish = Literal["", "answer", "eos", "length", "repeat", "error", "steps", "budget", "interrupted"]
 _FROZEN = ConfigDict(extra="forbid")
 T = TypeVar("T")
@@ -31,6 +31,26 @@ class Problem:
     answer: str | None = None
     reference: str | None = None
     source: str = ""
+
+
+FailureKind = Literal["refused", "gone", "again", "budget"]
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Failure:
+    """Why a model gave nothing, as an object: nobody reads it out of a text.
+
+    `kind` is "refused" (this request alone cannot be done; others go on), "gone" (the model is not there: stop, and
+    resume when it is), "again" (a later try may succeed) or "budget" (the cap with the key `cap` would be passed).
+    `reason` is one line for a person, without secrets.
+    """
+
+    kind: FailureKind
+    reason: str
+    cap: str = ""
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 @dataclass(frozen=True, config=_FROZEN)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stepwise.errors import BackendError
-from stepwise.models.base import Capabilities, Continuation, Request
+from stepwise.models.base import Capabilities, Completion, Request
 from stepwise.types import Finish, Problem, Usage, as_problem
 
 
@@ -57,14 +57,14 @@ class ScriptedBackend:
         """Every request so far, in order."""
         return [request for batch in self.batches for request in batch]
 
-    def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         with self._lock:
             if self.broken:
                 raise BackendError(f"{self.name} was told to fail")
             self.batches.append(list(requests))
             return [self._one(at, sample, r) for at, r in enumerate(requests) for sample in range(r.n)]
 
-    def _one(self, at: int, sample: int, request: Request) -> Continuation:
+    def _one(self, at: int, sample: int, request: Request) -> Completion:
         prefix = tuple(step.text for step in request.prefix)
         line = self._script(request.problem, prefix, request.seed + sample)
         line = line if isinstance(line, Line) else Line(line)
@@ -74,16 +74,14 @@ class ScriptedBackend:
         known.update(texts[: i + 1] for i in range(len(texts)))
         prompt = sum(map(n_tokens, texts))
         if line.finish == "error" or line.error:
-            return Continuation(
-                at, sample, "", "error", usage=Usage(self.name, 1, prompt), error=line.error or "failed"
-            )
+            return Completion(at, sample, "", "error", usage=Usage(self.name, 1, prompt), error=line.error or "failed")
         text, finish = line.text, line.finish or ("answer" if "\\boxed{" in line.text else "step")
         words = n_tokens(text)
         if words > request.max_tokens:
             text, finish, words = " ".join(text.split()[: request.max_tokens]), "length", request.max_tokens
         known.add((*texts, text))
         usage = Usage(self.name, 1, prompt, fresh, words, cost=0.0)
-        return Continuation(at, sample, text, finish, tuple(range(words)), None, usage)
+        return Completion(at, sample, text, finish, tuple(range(words)), None, usage)
 
     def close(self) -> None:
         self.closed += 1

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stepwise.config import CapsConfig, Config
 from stepwise.errors import BudgetExceededError
 from stepwise.io import append_rows, read_rows
-from stepwise.models.base import Backend, Continuation, Request
+from stepwise.models.base import Backend, Completion, Request
 from stepwise.models.budget import Ledger, Reservation
 from stepwise.runs.plan import Planned, plan_localizing, plan_proposing
 from stepwise.types import Usage, as_problem
@@ -106,9 +106,9 @@ class _CappedBackend:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         self._prepare()
-        waiting, found = list(enumerate(requests)), list[Continuation]()
+        waiting, found = list(enumerate(requests)), list[Completion]()
         while waiting:
             with ExitStack() as stack:
                 taken, refused = list[tuple[int, Reservation]](), None

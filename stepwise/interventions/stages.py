@@ -26,7 +26,7 @@ from stepwise.interventions.leaks import LeakVerdict, answer_due, check_leak
 from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Made, Rollout, parent
 from stepwise.interventions.settings import CollectSettings
 from stepwise.interventions.soundness import false_equations
-from stepwise.models.base import Backend, Continuation, Request
+from stepwise.models.base import Backend, Completion, Request
 from stepwise.seeds import seed_for
 from stepwise.steps import split_steps
 from stepwise.types import Problem, Usage
@@ -274,7 +274,7 @@ def _request(problem: Problem, prefix: Any, seed: int, n: int, config: Config, s
     )  # fmt: skip
 
 
-def _asked(backend: Backend, requests: Sequence[Request]) -> list[tuple[Continuation, Request]]:
+def _asked(backend: Backend, requests: Sequence[Request]) -> list[tuple[Completion, Request]]:
     """Every continuation with its request; a backend that fails for most of them counts as gone."""
     written = backend.continue_solutions(requests)
     errors = [made.error for made in written if made.finish == "error"]

@@ -6,6 +6,7 @@ Backends know nothing of routing or training. A model that fails for one item an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import DataError
-from stepwise.types import Finish, Problem, Step, Usage
+from stepwise.types import Failure, Finish, Problem, Step, Usage
 
 _FROZEN = ConfigDict(extra="forbid")
 
@@ -64,7 +65,7 @@ def check_question(request: Request) -> None:
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Continuation:
+class Completion:
     """One sample for request number `request` (0-based position in the call), sample number `sample`.
 
     `text` has no blank line at its end. `token_ids` are the ids as sampled, the blank line's or the end-of-sequence
@@ -72,7 +73,9 @@ class Continuation:
     backend has them. `top_logprobs` (of the same distribution, likeliest first) has an entry for each token drawn,
     those cut off included; None where they were not asked for or are not known. `finish`: "step" at a blank line;
     "answer" once a box is closed; "eos" at the end of the message
-    without a box; "length"; "repeat" where the text repeats itself; "error", with what happened in `error`.
+    without a box; "length"; "repeat" where the text repeats itself; "error" and "budget", with what happened in `error`
+    for a person and in `failure` for the program. `rest` are the other samples of the same request, as `generate` gives
+    them; each has a usage of its own.
     """
 
     request: int
@@ -84,6 +87,31 @@ class Continuation:
     usage: Usage = Usage()
     error: str = ""
     top_logprobs: tuple[tuple[float, ...], ...] | None = None
+    failure: Failure | None = None
+    rest: tuple[Completion, ...] = ()
+
+    @property
+    def samples(self) -> tuple[Completion, ...]:
+        """All that the request asked for: itself and `rest`."""
+        return (self, *self.rest)
+
+    @property
+    def failed(self) -> Failure | None:
+        """Why there is no text, None where there is one; a model that gives no reason refused the request."""
+        if self.finish not in ("error", "budget"):
+            return None
+        return self.failure or Failure("refused", self.error or "no reason given")
+
+    @classmethod
+    def of_failure(cls, failure: Failure, usage: Usage | None = None, *, request: int = 0, n: int = 1) -> Completion:
+        """What answers a request of `n` samples that could not be done; the first sample carries `usage`."""
+        finish: Finish = "budget" if failure.kind == "budget" else "error"
+        first, *rest = (
+            cls(request, i, "", finish, usage=(usage or Usage()) if not i else Usage(), error=failure.reason,
+                failure=failure)
+            for i in range(n)
+        )  # fmt: skip
+        return dataclasses.replace(first, rest=tuple(rest))
 
 
 @runtime_checkable
@@ -100,7 +128,7 @@ class Backend(Protocol):
         """What it can do; a model behind an API may be asked for it only now."""
         ...
 
-    def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         """A flat list in request order, `n` per request; never raises for one item."""
         ...
 

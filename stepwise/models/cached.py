@@ -15,12 +15,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from stepwise.errors import BackendError, DataError
-from stepwise.models.base import Backend, Continuation, Request
+from stepwise.models.base import Backend, Completion, Request
 from stepwise.models.engine.tree import PrefixTree, ids_array
 from stepwise.models.store import Answer, CallCache, key_of
 from stepwise.types import Usage
 
-_KEPT = TypeAdapter(list[Continuation])
+_KEPT = TypeAdapter(list[Completion])
 _NOT_IN_KEY = ("problem", "prefix", "top_logprobs")
 
 
@@ -59,7 +59,7 @@ class CachedBackend:
         """Requests under this role that went to the backend."""
         return self.cache.misses.get(self.role, 0)
 
-    def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         """As the backend would, which is asked for what is not known; raises `BackendError` as it does."""
         ids = [self._ids(request) for request in requests]
         keys = [self._key(request, own) for request, own in zip(requests, ids, strict=True)]
@@ -89,9 +89,9 @@ class CachedBackend:
         with self._lock:
             self._seen = PrefixTree()
 
-    def _ask(self, wanted: dict[str, Request]) -> dict[str, list[Continuation]]:
+    def _ask(self, wanted: dict[str, Request]) -> dict[str, list[Completion]]:
         fresh = iter(self.backend.continue_solutions(list(wanted.values())))
-        made: dict[str, list[Continuation]] = {}
+        made: dict[str, list[Completion]] = {}
         rows = []
         for key, request in wanted.items():
             own = list(islice(fresh, request.n))
@@ -113,13 +113,13 @@ class CachedBackend:
         self.cache.add(rows)
         return made
 
-    def _find(self, key: str, request: Request) -> list[Continuation] | None:
+    def _find(self, key: str, request: Request) -> list[Completion] | None:
         value = self.cache.find(key)
         if value is None or value["top"] < request.top_logprobs:
             return None
         return _KEPT.validate_python(value["made"])
 
-    def _told(self, number: int, one: Continuation, request: Request, ids: list[int]) -> Continuation:
+    def _told(self, number: int, one: Completion, request: Request, ids: list[int]) -> Completion:
         """A continuation as the answer to request `number`."""
         top, usage = one.top_logprobs, one.usage
         if top is not None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from stepwise.errors import ConfigError, DataError
 from stepwise.models import dialects
 from stepwise.models.api import Answer, Api, CallFailed, Choice, Told
-from stepwise.models.base import Capabilities, Continuation, Request, check_question
+from stepwise.models.base import Capabilities, Completion, Request, check_question
 from stepwise.models.engine.stopping import StopRule, clean_text, open_fence, repeats
 from stepwise.models.probe import Findings, Template, probe, probe_bound
 from stepwise.prompt import SolvePrompt
@@ -113,7 +113,7 @@ class LiteLLMBackend:
         """All that was spent through this backend, the probe included."""
         return self.api.usage
 
-    def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         """A flat list in request order, `n` per request; a request that fails is answered with finish "error"."""
         futures = self._submit(requests)
         try:
@@ -122,12 +122,12 @@ class LiteLLMBackend:
             for future in futures:
                 future.cancel()
 
-    async def acontinue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+    async def acontinue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         """`continue_solutions` for asyncio."""
         futures = await asyncio.to_thread(self._submit, requests)
         return [made for part in await asyncio.gather(*map(asyncio.wrap_future, futures)) for made in part]
 
-    def stream_steps(self, request: Request) -> Iterator[Continuation]:
+    def stream_steps(self, request: Request) -> Iterator[Completion]:
         """The steps of one sample, each as soon as it is complete; the last one ends the solution and carries the cost
         of all. A failure is a last item with finish "error". Closing the iterator ends the request.
         """
@@ -142,18 +142,18 @@ class LiteLLMBackend:
                     step = clean_text(bytes(rule.data[: ending.content]))
                     if ending.finish == "answer":
                         pieces.close()  # type: ignore[attr-defined]
-                        yield Continuation(0, 0, step, "answer", usage=told.usage)
+                        yield Completion(0, 0, step, "answer", usage=told.usage)
                         return
-                    yield Continuation(0, 0, step, "step", usage=Usage(self.name))
+                    yield Completion(0, 0, step, "step", usage=Usage(self.name))
                     left = bytes(rule.data[ending.end :])
                     rule = StopRule("step")
                     ending = rule.push(left)
         except (CallFailed, ConfigError, DataError) as failed:
             usage = told.usage if told.usage.calls else Usage(self.name, 1)
-            yield Continuation(0, 0, "", "error", usage=usage, error=str(failed))
+            yield Completion(0, 0, "", "error", usage=usage, error=str(failed))
             return
         ending = rule.last("length" if told.ended == "length" else "eos")
-        yield Continuation(0, 0, clean_text(bytes(rule.data)), ending.finish, usage=told.usage)
+        yield Completion(0, 0, clean_text(bytes(rule.data)), ending.finish, usage=told.usage)
 
     def close(self) -> None:
         """Wait for the requests in flight and end the threads; calling it twice does nothing."""
@@ -165,7 +165,7 @@ class LiteLLMBackend:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(self, requests: Sequence[Request]) -> list[Future[list[Continuation]]]:
+    def _submit(self, requests: Sequence[Request]) -> list[Future[list[Completion]]]:
         several = self.findings.several  # probes, before anything else is in flight
         futures = []
         for number, request in enumerate(requests):
@@ -173,9 +173,9 @@ class LiteLLMBackend:
             futures += [self._pool.submit(self._part, number, request, part) for part in parts]
         return futures
 
-    def _part(self, number: int, request: Request, samples: range) -> list[Continuation]:
+    def _part(self, number: int, request: Request, samples: range) -> list[Completion]:
         """Some samples of one request, by one call, and by more where fewer came than were asked for."""
-        made: list[Continuation] = []
+        made: list[Completion] = []
         try:
             self._check(request)
             while len(made) < len(samples):
@@ -186,7 +186,7 @@ class LiteLLMBackend:
         except (CallFailed, ConfigError, DataError) as failed:
             usage = failed.usage if isinstance(failed, CallFailed) else Usage(self.name)
             for sample in samples[len(made) :]:
-                made.append(Continuation(number, sample, "", "error", usage=usage, error=str(failed)))
+                made.append(Completion(number, sample, "", "error", usage=usage, error=str(failed)))
                 usage = Usage(self.name, cost=usage.cost)
         return made
 
@@ -202,18 +202,18 @@ class LiteLLMBackend:
                     "token; take it out, or use a server that continues messages"
                 )
 
-    def _finished(self, number: int, request: Request, sample: int, choice: Choice, usage: Usage) -> Continuation:
+    def _finished(self, number: int, request: Request, sample: int, choice: Choice, usage: Usage) -> Completion:
         read = self._read(request, choice)
         if read.again:
             try:
                 answer = self._ask(request, range(sample, sample + 1), stop=False)
             except CallFailed as failed:  # the first call has been paid for
-                return Continuation(number, sample, "", "error", usage=usage + failed.usage, error=str(failed))
+                return Completion(number, sample, "", "error", usage=usage + failed.usage, error=str(failed))
             choice, usage = answer.choices[0], usage + answer.usages[0]
             read = self._read(request, choice)
         logprobs = choice.logprobs if choice.text == read.text else None  # of what was cut off they would be wrong
         top = choice.top if request.top_logprobs and not _THINKING.match(choice.text) else None
-        return Continuation(number, sample, read.text, read.finish, (), logprobs, usage, top_logprobs=top)
+        return Completion(number, sample, read.text, read.finish, (), logprobs, usage, top_logprobs=top)
 
     def _ask(self, request: Request, samples: range, *, stop: bool) -> Answer:
         """One call for `samples`."""

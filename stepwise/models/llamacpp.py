@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from stepwise.errors import BackendError, DataError
-from stepwise.models.base import Capabilities, Continuation, Request, check_question
+from stepwise.models.base import Capabilities, Completion, Request, check_question
 from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.models.engine.stopping import clean_text, open_fence
 from stepwise.prompt import SolvePrompt
@@ -46,7 +46,7 @@ class LlamaCppBackend:
             prefill=prefill, logprobs=True, grammar=True, batch=self.engine.sequences > 1, adapters=True, token_ids=True
         )
 
-    def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         """A flat list in request order, `n` per request; a request that fails is answered with finish "error"."""
         name = self.name = self.engine.name  # another adapter may have been attached to the engine
         jobs: list[GenerationJob] = []
@@ -61,7 +61,7 @@ class LlamaCppBackend:
         results = []
         for number, request in enumerate(requests):
             if number in errors:
-                results += [Continuation(number, i, "", "error", error=errors[number]) for i in range(request.n)]
+                results += [Completion(number, i, "", "error", error=errors[number]) for i in range(request.n)]
                 continue
             length = len(next(left).ids)
             results += [self._continuation(number, next(done), length, name) for _ in range(request.n)]
@@ -106,13 +106,13 @@ class LlamaCppBackend:
             ids += self.engine.tokenize("\n" if data.endswith(b"\n") else SEPARATOR)
         return tuple(ids)
 
-    def _continuation(self, number: int, made: Generation, prompt_tokens: int, name: str) -> Continuation:
+    def _continuation(self, number: int, made: Generation, prompt_tokens: int, name: str) -> Completion:
         ids, logprobs = made.ids, made.logprobs or None
         if made.cut:
             ids, logprobs = self._cut(made), None
         usage = Usage(name, 1, prompt_tokens, made.evaluated_tokens, len(made.ids))
         top = tuple(tuple(logprob for _, logprob in ranked) for ranked in made.top) or None
-        return Continuation(number, made.sample, made.text, made.finish, ids, logprobs, usage, made.error, top)
+        return Completion(number, made.sample, made.text, made.finish, ids, logprobs, usage, made.error, top)
 
     def _cut(self, made: Generation) -> tuple[int, ...]:
         """Ids of what counts where the last token ran past the stop: the others as sampled, its part tokenized

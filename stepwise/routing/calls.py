@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.config import SamplingConfig
 from stepwise.errors import BackendError, BudgetExceededError, CapabilityError
-from stepwise.models.base import Backend, Continuation, Request
+from stepwise.models.base import Backend, Completion, Request
 from stepwise.models.budget import Ledger, Reservation
 from stepwise.models.scorers import Scorer, score_items
 from stepwise.prompt import SolvePrompt
@@ -183,7 +183,7 @@ class Calls:
         text = "".join([item.problem.question, *item.texts])
         return len(text.encode("utf-8", "replace")) + len(self.settings.prompt.model_dump_json()) + 64
 
-    def ask(self, role: Role, requests: Sequence[Request]) -> list[Continuation]:
+    def ask(self, role: Role, requests: Sequence[Request]) -> list[Completion]:
         """The continuations, as many as were asked for. Raises `CapabilityError` where the model gives no
         log-probabilities, `BackendError` where it answers another number of requests.
         """

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from stepwise.models.base import Continuation, Request
+from stepwise.models.base import Completion, Request
 from stepwise.models.budget import Reservation
 from stepwise.models.scorers.judge import parse
 from stepwise.routing.calls import Asked, Calls, Role
@@ -75,7 +75,7 @@ class _Kind(NamedTuple):
 
     role: Role
     request: Callable[[Calls, Look, OpenProblem], Request]
-    keep: Callable[[OpenProblem, Sequence[Continuation]], list[str]]
+    keep: Callable[[OpenProblem, Sequence[Completion]], list[str]]
 
 
 def _asked(calls: Calls, look: Look, kind: _Kind, asked: Sequence[Asked]) -> None:
@@ -96,7 +96,7 @@ def _glimpse(calls: Calls, look: Look, item: OpenProblem) -> Request:
     return dataclasses.replace(request, max_tokens=1, top_logprobs=min(look.n, 20))
 
 
-def _keep_glimpse(item: OpenProblem, made: Sequence[Continuation]) -> list[str]:
+def _keep_glimpse(item: OpenProblem, made: Sequence[Completion]) -> list[str]:
     top = made[0].top_logprobs
     item.looked.first_token = top[0] if top else ()
     return ["a glimpse at it" if top else "no log-probabilities came with it"]
@@ -107,7 +107,7 @@ def _samples(calls: Calls, look: Look, item: OpenProblem) -> Request:
     return dataclasses.replace(calls.step_request("weak", item), n=look.n, seed=seed, top_logprobs=0)
 
 
-def _keep_samples(item: OpenProblem, made: Sequence[Continuation]) -> list[str]:
+def _keep_samples(item: OpenProblem, made: Sequence[Completion]) -> list[str]:
     item.looked.resamples = tuple(Step(one.text, "weak") for one in made if one.finish != "error")
     return ["to compare with the draft"] * len(made)
 
@@ -118,7 +118,7 @@ def _rating(calls: Calls, look: Look, item: OpenProblem) -> Request:
     return Request(Problem(item.problem.id, question), stop="solution", max_tokens=8, temperature=0.0)
 
 
-def _keep_rating(item: OpenProblem, made: Sequence[Continuation]) -> list[str]:
+def _keep_rating(item: OpenProblem, made: Sequence[Completion]) -> list[str]:
     item.looked.rating = read_rating(made[0].text)
     return ["cannot be read" if item.looked.rating is None else f"{item.looked.rating} of 9"]
 
@@ -132,7 +132,7 @@ def _verification(calls: Calls, look: Look, item: OpenProblem) -> Request:
     )
 
 
-def _keep_verification(item: OpenProblem, made: Sequence[Continuation]) -> list[str]:
+def _keep_verification(item: OpenProblem, made: Sequence[Completion]) -> list[str]:
     read = [parse(one.text, "verdict") for one in made]
     item.looked.verification = tuple(None if value is None else value > 0 for value in read)
     words = {None: "cannot be read", True: "right", False: "wrong"}

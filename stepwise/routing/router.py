@@ -15,7 +15,7 @@ from stepwise.config import BudgetConfig, Config, LoadConfig, ModelConfig, Sampl
 from stepwise.critics.parameters import OwnState
 from stepwise.errors import ConfigError, DataError
 from stepwise.models import load_backend
-from stepwise.models.base import Backend, Continuation, Request
+from stepwise.models.base import Backend, Completion, Request
 from stepwise.models.budget import Ledger
 from stepwise.models.cached import CachedBackend
 from stepwise.models.scorers import Item, Scored, Scorer, load_scorer, score_items
@@ -339,7 +339,7 @@ class _Reported:
 
 
 class _ReportedBackend(_Reported):
-    def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         return self._call(lambda: self._model.continue_solutions(requests), requests)
 
 

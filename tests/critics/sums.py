@@ -7,11 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tests.critics.critic import judged, verified
-
 from stepwise.critics.feedback import training_examples
 from stepwise.data.processbench import Example
 from stepwise.types import Localization, Problem, Step, Trace
+from tests.critics.critic import judged, verified
 from tests.scripted_lm import Messages, ScriptedLM
 
 SECRET = "Work out every sum again."

@@ -8,7 +8,6 @@ from typing import Any
 
 import dspy
 import pytest
-from tests.critics.critic import MeasuredLM, asked, fields, judged, numbers, prompts, proposed, verified, wanted
 
 from stepwise import ErrorLocalizer, InterventionProposer, StepJudge
 from stepwise.critics.asking import arun_all, run_all
@@ -16,6 +15,7 @@ from stepwise.critics.inputs import fitted
 from stepwise.critics.signatures import numbered
 from stepwise.errors import ConfigError
 from stepwise.types import Problem, Step, Trace
+from tests.critics.critic import MeasuredLM, asked, fields, judged, numbers, prompts, proposed, verified, wanted
 from tests.scripted_lm import ScriptedLM
 
 WAYS = ("threads", "tasks")

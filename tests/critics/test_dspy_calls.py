@@ -11,11 +11,11 @@ from typing import Any
 import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
-from tests.critics.critic import UNREADABLE, judged, proposed, reviewed, verified, wanted
 
 import stepwise as sw
 from stepwise import ErrorLocalizer, InterventionProposer, StepJudge
 from stepwise.models.shared import close_engines
+from tests.critics.critic import UNREADABLE, judged, proposed, reviewed, verified, wanted
 from tests.scripted_lm import Messages, ScriptedLM
 
 ATTEMPT = {"problem": "How many are left?", "steps": ["There are 41.", "41 - 4 = 39.", "So 39."]}

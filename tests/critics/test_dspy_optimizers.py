@@ -7,12 +7,12 @@ from typing import Any
 
 import dspy
 import pytest
-from tests.critics.critic import UNREADABLE, proposed
-from tests.critics.programs import Repair
-from tests.critics.sums import SECRET, answer, first_wrong, follower, imitator, proposer, sums, teacher
 
 from stepwise import ErrorLocalizer
 from stepwise.critics.feedback import first_error_metric
+from tests.critics.critic import UNREADABLE, proposed
+from tests.critics.programs import Repair
+from tests.critics.sums import SECRET, answer, first_wrong, follower, imitator, proposer, sums, teacher
 from tests.scripted_lm import Messages, ScriptedLM
 
 TRAIN = sums([0, 1, 2, 3, None, 0, 2, 1])

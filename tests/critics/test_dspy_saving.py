@@ -11,9 +11,6 @@ from typing import Any
 
 import dspy
 import pytest
-from tests.critics.critic import judged, proposed, reviewed, verified, wanted
-from tests.critics.programs import Panel, Repair
-from tests.critics.sums import imitator, sums
 
 import stepwise as sw
 from stepwise import ErrorLocalizer, InterventionProposer, StepJudge, StepRouter, routing
@@ -21,6 +18,9 @@ from stepwise.config import ScorerConfig
 from stepwise.critics.feedback import first_error_metric
 from stepwise.errors import ConfigError
 from stepwise.models.shared import close_engines
+from tests.critics.critic import judged, proposed, reviewed, verified, wanted
+from tests.critics.programs import Panel, Repair
+from tests.critics.sums import imitator, sums
 from tests.routing import world
 from tests.scripted_lm import Messages, ScriptedLM
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.critics.critic import UNREADABLE, fields, judged, numbers, prompts, wanted
 
 from stepwise import StepJudge
+from tests.critics.critic import UNREADABLE, fields, judged, numbers, prompts, wanted
 from tests.scripted_lm import ScriptedLM
 
 

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.critics.critic import UNREADABLE, MeasuredLM, fields, judged, numbers, prompts, verified, wanted
 
 from stepwise import ErrorLocalizer
 from stepwise.critics.asking import Answer
 from stepwise.errors import ConfigError, DataError
 from stepwise.models.scorers.base import Scored
 from stepwise.types import Localization, Problem, Trace, Usage
+from tests.critics.critic import UNREADABLE, MeasuredLM, fields, judged, numbers, prompts, verified, wanted
 from tests.scripted_lm import ScriptedLM
 
 STEPS = ["There are 0.", "Then there is 1.", "So 2."]  # each says the number that replies quote of it

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.critics.critic import UNREADABLE, MeasuredLM, asked, fields, numbers, prompts, proposed, reviewed, wanted
 
 from stepwise import InterventionProposer
 from stepwise.critics.formats.compact_format import write_fields
 from stepwise.critics.signatures import SolveByReference
 from stepwise.errors import ConfigError, DataError
 from stepwise.types import Intervention, Problem
+from tests.critics.critic import UNREADABLE, MeasuredLM, asked, fields, numbers, prompts, proposed, reviewed, wanted
 from tests.scripted_lm import ScriptedLM
 
 STEPS = ["There are 41.", "41 - 4 = 39.", "So 39."]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.critics.critic import asked
 
 from stepwise.critics import signatures
 from stepwise.critics.formats.compact_format import write_fields
@@ -25,6 +24,7 @@ from stepwise.interventions.rows import Example, Failure, by_id
 from stepwise.interventions.work import BuildSettings, Writers
 from stepwise.steps import extract_answer
 from stepwise.types import Problem
+from tests.critics.critic import asked
 from tests.fakes import Line, ScriptedBackend
 from tests.interventions import world
 from tests.interventions.world import CONFIG, SETTINGS, SUM

@@ -15,7 +15,7 @@ from stepwise.interventions.caps import Caps, Spent
 from stepwise.interventions.data import read_examples
 from stepwise.interventions.pipeline import ROWS, collect, read_stage
 from stepwise.io import append_rows, read_rows
-from stepwise.models.base import Continuation, Request
+from stepwise.models.base import Completion, Request
 from stepwise.types import Usage
 from tests.fakes import ScriptedBackend
 from tests.interventions import world
@@ -32,7 +32,7 @@ class Weak(ScriptedBackend):
     def __init__(self) -> None:
         super().__init__(world.written, "weak")
 
-    def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         made = super().continue_solutions(requests)
         return [dataclasses.replace(one, usage=dataclasses.replace(one.usage, cost=None)) for one in made]
 

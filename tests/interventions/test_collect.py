@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.critics.critic import wanted
 
 from stepwise.config import Config
 from stepwise.errors import BackendError, BudgetExceededError, DataError
@@ -20,6 +19,7 @@ from stepwise.interventions.data import read_examples
 from stepwise.interventions.pipeline import ROWS, collect, funnel, read_stage
 from stepwise.interventions.settings import CollectSettings
 from stepwise.types import Problem
+from tests.critics.critic import wanted
 from tests.fakes import ScriptedBackend
 from tests.interventions import world
 from tests.interventions.world import CONFIG, SETTINGS

@@ -7,13 +7,12 @@ import re
 import time
 from typing import Any
 
-from tests.critics.critic import proposed, verified, wanted
-
 from stepwise.config import Config
 from stepwise.critics import ErrorLocalizer, InterventionProposer
 from stepwise.interventions.pipeline import Models
 from stepwise.interventions.settings import CollectSettings
 from stepwise.types import Problem
+from tests.critics.critic import proposed, verified, wanted
 from tests.fakes import ScriptedBackend
 from tests.scripted_lm import Messages, ScriptedLM
 

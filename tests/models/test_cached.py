@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stepwise.errors import BackendError, DataError
-from stepwise.models.base import Continuation, Request
+from stepwise.models.base import Completion, Request
 from stepwise.models.cached import CachedBackend
 from stepwise.models.scorers import PrefixScorer, Scored, Scorer
 from stepwise.models.scorers.base import Task
@@ -137,10 +137,10 @@ class _Telling:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         self.asked += [request.top_logprobs for request in requests]
         return [
-            Continuation(i, 0, "x", "step", top_logprobs=(tuple(-float(j) for j in range(r.top_logprobs)),))
+            Completion(i, 0, "x", "step", top_logprobs=(tuple(-float(j) for j in range(r.top_logprobs)),))
             for i, r in enumerate(requests)
         ]
 
@@ -162,7 +162,7 @@ def test_more_log_probabilities_answer_a_request_for_fewer_but_not_the_other_way
 
 def test_a_backend_that_leaves_requests_unanswered_is_refused() -> None:
     class Silent(ScriptedBackend):
-        def continue_solutions(self, requests: Sequence[Request]) -> list[Continuation]:
+        def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
             return super().continue_solutions(requests)[:-1]
 
     with pytest.raises(BackendError, match="without an answer"):

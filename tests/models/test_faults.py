@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.models.test_litellm import JSON, PROBLEM, behind, error, one, reply
 
 from stepwise import BackendError, Problem, Step, load_backend
 from stepwise.models.base import Request
+from tests.models.test_litellm import JSON, PROBLEM, behind, error, one, reply
 from tests.scorers.stand_in import Answer, in_turn
 
 GOOD = reply("fine")

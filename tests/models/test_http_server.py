@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from tests.models.server import llama_server
 
 from stepwise import Step, split_steps
 from stepwise.config import ModelConfig
@@ -16,6 +15,7 @@ from stepwise.models.base import Request
 from stepwise.models.engine import Engine
 from stepwise.models.litellm import LiteLLMBackend
 from stepwise.models.llamacpp import LlamaCppBackend
+from tests.models.server import llama_server
 
 pytest.importorskip("litellm")
 LAB = [example.problem for example in generate("test", 3)]

@@ -14,7 +14,7 @@ from stepwise.config import ModelConfig
 from stepwise.errors import BackendError, ConfigError
 from stepwise.lab.problems import generate
 from stepwise.models import load_backend
-from stepwise.models.base import Backend, Continuation, Request
+from stepwise.models.base import Backend, Completion, Request
 from stepwise.models.engine import Generation, GenerationJob
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.prompt import SolvePrompt
@@ -30,7 +30,7 @@ def backend(tiny_gguf_path: Path) -> Iterator[LlamaCppBackend]:
         yield made
 
 
-def step_of(made: Continuation, author: str = "weak") -> Step:
+def step_of(made: Completion, author: str = "weak") -> Step:
     return Step(made.text, author, usage=made.usage, token_ids=made.token_ids)
 
 

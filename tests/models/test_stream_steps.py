@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from tests.models.test_litellm import PREFIX, PROBLEM, behind, error
 
 from stepwise.models.base import Request
+from tests.models.test_litellm import PREFIX, PROBLEM, behind, error
 from tests.scorers.stand_in import Answer, in_turn
 
 pytest.importorskip("litellm")

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.models.test_litellm import behind, one, reply
 
 from stepwise.models import load_backend
 from stepwise.models.base import Request
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.types import Problem
+from tests.models.test_litellm import behind, one, reply
 from tests.scorers.stand_in import Answer
 
 PROBLEM = Problem("p", "Mia has 12 apples and buys 5 more. How many?")

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.critics.critic import UNREADABLE, fields, prompts, proposed, reviewed, verified
 
 from programs import intervene_one
+from tests.critics.critic import UNREADABLE, fields, prompts, proposed, reviewed, verified
 from tests.programs.test_localize import STEPS, Critic, critic, written
 
 __all__ = ["critic"]

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.critics.critic import UNREADABLE, fields, numbers, prompts, verified
 
 from programs import intervene_one, localize
 from stepwise import cli
 from stepwise.io import append_rows
 from stepwise.lab.problems import generate
 from stepwise.types import Problem, Step, Trace
+from tests.critics.critic import UNREADABLE, fields, numbers, prompts, verified
 from tests.scripted_lm import ScriptedLM
 
 STEPS = ["There are 41.", "41 - 4 = 39.", "So \\boxed{39}."]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from stepwise.models.base import Capabilities, Continuation, Request
+from stepwise.models.base import Capabilities, Completion, Request
 from stepwise.types import Problem
 from tests.fakes import Line, Script, ScriptedBackend
 
@@ -29,7 +29,7 @@ class TellingBackend(ScriptedBackend):
         self.capabilities = Capabilities(prefill=True, batch=True, token_ids=True, logprobs=True)
         self._solve, self._unsure, self._answers = self._script, unsure, answers or {}
 
-    def _one(self, at: int, sample: int, request: Request) -> Continuation:
+    def _one(self, at: int, sample: int, request: Request) -> Completion:
         replies = [replies for part, replies in self._answers.items() if part in request.problem.question]
 
         def script(problem: Problem, prefix: tuple[str, ...], seed: int) -> str | Line:

@@ -12,7 +12,6 @@ from typing import Any
 
 import dspy
 import pytest
-from tests.critics.critic import UNREADABLE, fields, prompts
 
 from stepwise.config import BudgetConfig
 from stepwise.critics import StepDecider
@@ -22,6 +21,7 @@ from stepwise.errors import BackendError, ConfigError
 from stepwise.models.shared import close_engines
 from stepwise.routing import Escalate, Judged, Keep, Look, StepRouter, View, policy_from_dict, policy_to_dict
 from stepwise.types import Problem, Step
+from tests.critics.critic import UNREADABLE, fields, prompts
 from tests.routing import world
 from tests.scripted_lm import Messages, ScriptedLM
 

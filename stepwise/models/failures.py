@@ -1,0 +1,63 @@
+"""What went wrong with a call to a model: exceptions of any library become a `Failure`, by class and status.
+
+The taxonomy is `Failure.kind`: this request is refused, the model is gone, try again, out of budget. Messages are for
+people; no text is ever parsed.
+"""
+
+from __future__ import annotations
+
+from stepwise.errors import (
+    BackendError,
+    BudgetExceededError,
+    DataError,
+    RequestRefusedError,
+    RetryLaterError,
+    ScorerError,
+    StepwiseError,
+    redact,
+)
+from stepwise.types import Failure
+
+PASSING_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+"""HTTP statuses after which another try may succeed."""
+_OF_ONE_REQUEST = frozenset({400, 413, 414, 415, 422})
+_REFUSED = frozenset({"LMInvalidRequestError", "LMUnsupportedFeatureError", "ContextWindowExceededError",
+                      "ContentPolicyViolationError", "BadRequestError"})  # fmt: skip
+_ERRORS = {"refused": RequestRefusedError, "gone": BackendError, "again": RetryLaterError}
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What `error`, raised by a model's client, means.
+
+    Statuses count where the exception has one (`status_code`, `status`, `code`); then its class and bases, of LiteLLM,
+    DSPy, httpx and the standard library. What nobody knows says that the model is gone: it stops a run, and loses
+    nothing.
+    """
+    carried = getattr(error, "failure", None)
+    if isinstance(carried, Failure):
+        return carried
+    reason = redact(f"{type(error).__name__}: {error}" if not isinstance(error, StepwiseError) else str(error))
+    if isinstance(error, BudgetExceededError):
+        return Failure("budget", reason, error.cap)
+    if isinstance(error, RequestRefusedError | DataError | ScorerError):
+        return Failure("refused", reason)
+    if isinstance(error, RetryLaterError):
+        return Failure("again", reason)
+    if isinstance(error, StepwiseError):
+        return Failure("gone", reason)
+    found = [getattr(error, name, None) for name in ("status_code", "status", "code")]
+    status = next((value for value in found if isinstance(value, int)), 0)
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if status in _OF_ONE_REQUEST or (status < 400 and names & _REFUSED):
+        return Failure("refused", reason)
+    if status in PASSING_STATUS or isinstance(error, TimeoutError | ConnectionError):
+        return Failure("again", reason)
+    return Failure("gone", reason)
+
+
+def error_of(failure: Failure, where: str = "") -> StepwiseError:
+    """The exception that says what `failure` says; `where` stands before the reason."""
+    message = f"{where}: {failure.reason}" if where else failure.reason
+    if failure.kind == "budget":
+        return BudgetExceededError(message, cap=failure.cap)
+    return _ERRORS[failure.kind](message)
