@@ -13,7 +13,7 @@ import pytest
 
 from stepwise.config import Config
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
-from stepwise.runs.directory import RunDirectory
+from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.plan import Planned
 from stepwise.runs.shell import Main, Run, positive, program
 
@@ -348,3 +348,16 @@ def test_ctrl_c_ends_a_real_process_with_130_and_its_rows_on_disk(tmp_path: Path
     assert said.startswith("interrupted; ")
     assert "Traceback" not in said
     assert rows(out) == [0]
+
+
+def test_a_function_opens_a_path_itself_and_uses_a_directory_that_is_open_as_it_is(out: Path) -> None:
+    config = Config()
+    with opened(out, program="outer", config=config, arguments={}) as directory:
+        directory.claim("rows.jsonl")
+        with opened(directory, program="inner", config=config, arguments={"other": 1}) as same:
+            assert same is directory
+        assert card(out)["status"] == "running"
+    assert card(out)["program"] == "outer"
+    assert card(out)["status"] == "finished"
+    with pytest.raises(DataError, match="another program"), opened(out, program="inner", config=config, arguments={}):
+        pass

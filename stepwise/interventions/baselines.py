@@ -109,11 +109,11 @@ def write_dataset(
     directory of another run; OSError where the disk is full, BudgetExceededError where the next chunk would pass a cap
     of `budget`: what was sealed before stays.
     """
-    from stepwise.runs.directory import own_directory
+    from stepwise.runs.directory import opened
 
     settings = settings or BuildSettings()
     given = Ingredients(kind, source, cfg, settings, problems, truth)
-    with own_directory(out, program="build_dataset", config=uncapped(cfg), arguments=given.arguments()) as directory:
+    with opened(out, program="build_dataset", config=uncapped(cfg), arguments=given.arguments()) as directory:
         return write_in(directory, given, writers, licence)
 
 

@@ -117,11 +117,11 @@ def from_routing(
     used, and for a directory of another run; BackendError where the model is gone, OSError where the disk is full, and
     BudgetExceededError where the next chunk would pass a cap of `budget`: what was sealed before stays.
     """
-    from stepwise.runs.directory import own_directory
+    from stepwise.runs.directory import opened
 
     settings = settings or CollectSettings()
     given = read_traces(traces)
-    with own_directory(
+    with opened(
         out, program="from_routing", config=uncapped(cfg), arguments=arguments_of(given, settings, confident)
     ) as own:
         return from_routing_in(own, given, cfg, settings, confident, weak, licence)

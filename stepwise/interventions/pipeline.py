@@ -100,13 +100,13 @@ def collect(
     OSError where the disk is full; BudgetExceededError where a cap of `budget` would be passed: what was sealed before
     stays. Caps do not make it another run: it goes on when they are raised.
     """
-    from stepwise.runs.directory import own_directory
+    from stepwise.runs.directory import opened
 
     settings = settings or CollectSettings()
     checked = check_problems(problems)
     digest = key_of({"problems": [to_json(p) for p in checked.problems], "excluded": sorted(checked.excluded)})
     arguments = {**settings.model_dump(), "problems": digest}
-    with own_directory(out, program="collect", config=uncapped(cfg), arguments=arguments) as directory:
+    with opened(out, program="collect", config=uncapped(cfg), arguments=arguments) as directory:
         return collect_in(directory, checked, cfg, settings, models, licence, on_chunk)
 
 

@@ -181,15 +181,18 @@ class RunDirectory:
 
 
 @contextmanager
-def own_directory(
-    path: str | Path, *, program: str, config: Config, arguments: Mapping[str, Any]
+def opened(
+    out: str | Path | RunDirectory, *, program: str, config: Config, arguments: Mapping[str, Any]
 ) -> Iterator[RunDirectory]:
-    """The directory of a run that a function of the library makes, gone on with where it is this run's already.
+    """The directory of a run that a function of the library makes: `out`, gone on with where it is this run's already.
 
-    How the block ends becomes the run's status. Raises DataError for a directory of another run, or of a process that
-    is at work in it.
+    How the block ends becomes the run's status. A RunDirectory that is open already, as a program's is, is used as it
+    is and stays open. Raises DataError for a directory of another run, or of a process that is at work in it.
     """
-    directory = RunDirectory(Path(path), program=program, config=config, arguments=arguments)
+    if isinstance(out, RunDirectory):
+        yield out
+        return
+    directory = RunDirectory(Path(out), program=program, config=config, arguments=arguments)
     directory.check(overwrite=False)
     directory.open(anew=False)
     status: Literal["finished", "interrupted", "failed"] = "failed"

@@ -42,7 +42,7 @@ from stepwise.models.provider import declare
 from stepwise.models.shared import close_engines, identity, shared_engine
 from stepwise.models.store import key_of
 from stepwise.prompt import SolvePrompt
-from stepwise.runs.directory import own_directory
+from stepwise.runs.directory import opened
 from stepwise.training.cards import data_facts
 from stepwise.training.finishing import finish
 from stepwise.training.lora import base_directory, check_layout, load_trainee
@@ -217,7 +217,7 @@ class LoraProvider(Provider):  # type: ignore[misc]
         digest = data_facts(data, name).sha256
         arguments = {"rows": len(data), "data": digest, "adapter": str(start) if start else None}
         out = self.out / key_of({"config": cfg.hash, **arguments})[:12]
-        with own_directory(out, program="dspy", config=cfg, arguments=arguments) as directory:
+        with opened(out, program="dspy", config=cfg, arguments=arguments) as directory:
             trainee = load_trainee(cfg, adapter=start, dropout=True)
             prompt_ids(trainee.tokenizer, SolvePrompt(), "1 + 1 = ?")  # refuses a template that begins no reply
             rows = [chat_row(chat, trainee.tokenizer, trainee.context, place) for place, chat in enumerate(chats)]

@@ -59,10 +59,10 @@ def dpo(
     `logp_chosen` and `logp_rejected` in nats per step. Raises DataError, naming the row, for pairs that cannot be
     trained on, ConfigError for weights or settings, BackendError where memory runs out.
     """
-    from stepwise.runs.directory import own_directory
+    from stepwise.runs.directory import opened
 
     known = read_pairs(pairs)
-    with own_directory(out, program="dpo", config=cfg, arguments=describe(known, (), adapter)) as directory:
+    with opened(out, program="dpo", config=cfg, arguments=describe(known, (), adapter)) as directory:
         return dpo_in(directory, known, cfg, adapter=adapter, sinks=sinks)
 
 

@@ -70,11 +70,11 @@ def grpo(
     models, settings or a missing judge; later BackendError where sampler and trainer disagree, or memory runs out, and
     DataError where the loss is not finite.
     """
-    from stepwise.runs.directory import own_directory
+    from stepwise.runs.directory import opened
 
     known = check_trainable(problems)
     hints = check_hints(hints or {}, known, cfg.rl.credit)
-    with own_directory(out, program="grpo", config=cfg, arguments=describe(known, adapter, hints)) as directory:
+    with opened(out, program="grpo", config=cfg, arguments=describe(known, adapter, hints)) as directory:
         return grpo_in(
             directory,
             known,

@@ -53,11 +53,11 @@ def sft(
     naming the row, for rows that cannot be trained on, ConfigError for weights or settings, BackendError where memory
     runs out.
     """
-    from stepwise.runs.directory import own_directory
+    from stepwise.runs.directory import opened
 
     rows, again = _examples(dataset), _examples(replay) if replay is not None else []
     arguments = describe(rows, again, adapter)
-    with own_directory(out, program="sft", config=cfg, arguments=arguments) as directory:
+    with opened(out, program="sft", config=cfg, arguments=arguments) as directory:
         return sft_in(directory, rows, cfg, adapter=adapter, replay=again, sinks=sinks)
 
 

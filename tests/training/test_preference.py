@@ -142,12 +142,12 @@ def test_the_reference_is_the_adapter_that_training_goes_on_with(tiny_gguf_path:
 
 
 def test_a_reference_on_disk_is_taken_and_one_of_other_data_refused(tiny_gguf_path: Path, tmp_path: Path) -> None:
-    from stepwise.runs.directory import own_directory
+    from stepwise.runs.directory import opened
 
     cfg = config(tiny_gguf_path)
     trainee = load_trainee(cfg)
     sides = [side for row in rows(trainee, cfg) for side in (row.chosen, row.rejected)]
-    with own_directory(tmp_path / "run", program="dpo", config=cfg, arguments={}) as directory:
+    with opened(tmp_path / "run", program="dpo", config=cfg, arguments={}) as directory:
         found = reference(directory, trainee, sides, cfg, "a")
         disturb(trainee)
         assert reference(directory, trainee, sides, cfg, "a") == found

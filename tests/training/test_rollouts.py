@@ -116,7 +116,7 @@ def test_rollouts_come_back_from_their_file_and_a_torn_one_is_overwritten(tmp_pa
     assert path.name == "step-00012.jsonl"
     rows = [row(0, "a\n\nb", verdict=Verdict.WRONG, reward=0.0, step_advantages=(0.25, None), step_scores=(0.5, 1.0))]
     path.parent.mkdir()
-    path.with_name(path.name + ".new").write_text("torn")
+    path.write_text('{"id": "of an earlier start", "torn')
     write_rollouts(path, rows)
     assert read_rollouts(path) == rows
     assert [found.name for found in path.parent.iterdir()] == [path.name]
