@@ -23,7 +23,7 @@ import numpy as np
 from stepwise.critics import ErrorLocalizer, InterventionProposer
 from stepwise.critics.asking import run_all
 from stepwise.data import localization as loc
-from stepwise.data.processbench import Example
+from stepwise.data.processbench import ProcessBenchRow
 from stepwise.lab.critic import result_of
 from stepwise.lab.families import CRITIC_WITHHELD
 from stepwise.lab.problems import LabProblem, generate
@@ -53,10 +53,10 @@ class Attempt(NamedTuple):
         given = self.lab.problem
         return Problem(given.id, given.question, given.answer, reference(self.lab, granularity), given.source)
 
-    def example(self) -> Example:
+    def example(self) -> ProcessBenchRow:
         """As the functions of `stepwise.data.localization` take it."""
         trace = Trace(self.problem(), tuple(Step(text, "weak") for text in self.steps))
-        return Example(self.problem(), trace, Localization(self.first_error))
+        return ProcessBenchRow(self.problem(), trace, Localization(self.first_error))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwise.data.problems import check_problems
 from stepwise.grading import Verdict
-from stepwise.interventions.data import check_problems
 from stepwise.interventions.filtering import INT_PRIOR, Beta, StopRule, fit_beta, ranked, replay
 from stepwise.interventions.guiding import Wanted, chosen, counts_of, guided_by
 from stepwise.interventions.pipeline import collect_in, read_stage

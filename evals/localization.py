@@ -31,7 +31,7 @@ import numpy as np
 from stepwise.config import Config
 from stepwise.data import localization as loc
 from stepwise.data.localization import Localizer, Outcome
-from stepwise.data.processbench import Example, read_rows
+from stepwise.data.processbench import ProcessBenchRow, read_rows
 from stepwise.errors import DataError
 from stepwise.io import read_rows as read_lines
 from stepwise.runs.plan import Planned
@@ -52,8 +52,8 @@ class Arm(NamedTuple):
     """A localizer before anything is chosen: its name, the rows as it needs them, by subset, and for tuning."""
 
     name: str
-    test: dict[str, list[Example]]
-    tuning: list[Example]
+    test: dict[str, list[ProcessBenchRow]]
+    tuning: list[ProcessBenchRow]
     fixed: Localizer | None = None  # where nothing is to be chosen
 
 
@@ -120,7 +120,7 @@ def _arm(run: Run, name: str) -> Arm:
     return Arm(name, test, tuning, loc.absent_number if name == "absent-number" else None)
 
 
-def _sets(args: argparse.Namespace, name: str) -> tuple[dict[str, list[Example]], list[Example]]:
+def _sets(args: argparse.Namespace, name: str) -> tuple[dict[str, list[ProcessBenchRow]], list[ProcessBenchRow]]:
     """The subsets to measure on, and the rows of --tune; raises `DataError` for what localizer `name` cannot do."""
     published = name.startswith("scores:")
     if not published and name not in (*TUNED, *FIXED):
@@ -132,7 +132,7 @@ def _sets(args: argparse.Namespace, name: str) -> tuple[dict[str, list[Example]]
         )
     scores = name.removeprefix("scores:") if published else None
     references = _references(args.references)
-    test: dict[str, list[Example]] = {}
+    test: dict[str, list[ProcessBenchRow]] = {}
     for path in args.data:
         if path.stem in test:
             raise DataError(f"--data has two files named {path.stem}; rename one, or measure one after the other")
@@ -151,7 +151,7 @@ def _sets(args: argparse.Namespace, name: str) -> tuple[dict[str, list[Example]]
     return test, tuning
 
 
-def _load(path: Path, scores: str | None, references: dict[str, str], only: bool) -> list[Example]:
+def _load(path: Path, scores: str | None, references: dict[str, str], only: bool) -> list[ProcessBenchRow]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a JSON or JSON Lines file with the columns problem, steps, label")
     rows = []
@@ -180,7 +180,7 @@ def _references(paths: Sequence[Path]) -> dict[str, str]:
     return found
 
 
-def _chosen(arm: Arm, tuning: Sequence[Example]) -> tuple[Localizer, float | None]:
+def _chosen(arm: Arm, tuning: Sequence[ProcessBenchRow]) -> tuple[Localizer, float | None]:
     """The localizer with what was chosen on `tuning`, None where there was nothing to choose."""
     if arm.fixed is not None:
         return arm.fixed, None
@@ -205,7 +205,7 @@ def _measure(arm: Arm, args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(name: str, subset: str, counts: Sequence[loc.Counts], seed: int) -> dict[str, Any]:
+def _row(name: str, subset: str, counts: Sequence[loc.LocalizationCounts], seed: int) -> dict[str, Any]:
     interval = loc.mean_f1(counts, seed=seed)
     one = counts[0] if len(counts) == 1 else None
     return {
@@ -258,7 +258,7 @@ def _over_splits(arm: Arm, subset: str, args: argparse.Namespace) -> dict[str, A
     return result | _spent([localizer(row) for row in rows])
 
 
-def _prior(rows: Sequence[Example]) -> dict[str, Any]:
+def _prior(rows: Sequence[ProcessBenchRow]) -> dict[str, Any]:
     shares = loc.position_prior(rows)
     best = max(shares, default=None)
     wrong = sum(row.localization.first_error is not None for row in rows)

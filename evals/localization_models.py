@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.config import Config
 from stepwise.data.localization import Localizer, Outcome
-from stepwise.data.processbench import Example
+from stepwise.data.processbench import ProcessBenchRow
 from stepwise.models.scorers import Scorer, score_items
 from stepwise.runs.plan import Planned, plan_localizing
 from stepwise.runs.progress import progress
@@ -41,14 +41,16 @@ class OutcomeRow:
     outcome: Outcome
 
 
-def key_of(example: Example) -> str:
+def key_of(example: ProcessBenchRow) -> str:
     """The same for rows that are the same to whoever reads them: question, reference and steps."""
     problem = example.problem
     texts = (problem.question, repr(problem.reference), *(step.text for step in example.trace.steps))
     return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:32]
 
 
-def with_scores(run: Run, scorer: Scorer, sets: Mapping[str, Sequence[Example]]) -> dict[str, list[Example]]:
+def with_scores(
+    run: Run, scorer: Scorer, sets: Mapping[str, Sequence[ProcessBenchRow]]
+) -> dict[str, list[ProcessBenchRow]]:
     """The examples with `scorer`'s scores in their steps, or the error in the note of their trace.
 
     Scores are kept in scores.jsonl: attempts that an earlier start scored are not scored again, unless that failed.
@@ -70,7 +72,7 @@ def with_scores(run: Run, scorer: Scorer, sets: Mapping[str, Sequence[Example]])
     return {name: [_scored(example, known[key_of(example)]) for example in rows] for name, rows in sets.items()}
 
 
-def _scored(example: Example, row: ScoredRow) -> Example:
+def _scored(example: ProcessBenchRow, row: ScoredRow) -> ProcessBenchRow:
     steps = example.trace.steps
     if not row.error:
         steps = tuple(dataclasses.replace(step, score=s) for step, s in zip(steps, row.scores, strict=True))
@@ -79,7 +81,7 @@ def _scored(example: Example, row: ScoredRow) -> Example:
     )
 
 
-def by_module(run: Run, module: Any, sets: Mapping[str, Sequence[Example]], threads: int) -> Localizer:
+def by_module(run: Run, module: Any, sets: Mapping[str, Sequence[ProcessBenchRow]], threads: int) -> Localizer:
     """What `module(problem=, steps=)` says of each example, `threads` at a time; kept in outcomes.jsonl as they finish.
 
     Attempts of which an earlier start knows the outcome are not asked for again, unless it was a failure. DSPy's cache
@@ -106,7 +108,7 @@ def by_module(run: Run, module: Any, sets: Mapping[str, Sequence[Example]], thre
     return lambda example: known[key_of(example)]
 
 
-def planned(config: Config, name: str, examples: Sequence[Example]) -> list[Planned]:
+def planned(config: Config, name: str, examples: Sequence[ProcessBenchRow]) -> list[Planned]:
     """The most that localizer `name` could ask about `examples`."""
     if name not in ("scorer", "module"):
         return []

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from stepwise.config import Config
 from stepwise.config.training import SftConfig
+from stepwise.data.examples import Example
 from stepwise.interventions.baselines import KINDS
 from stepwise.interventions.pipeline import Models
 from stepwise.interventions.pipeline import work as collected_rows
-from stepwise.interventions.rows import Example, by_id
+from stepwise.interventions.rows import by_id
 from stepwise.interventions.settings import CollectSettings
 from stepwise.interventions.work import BuildSettings, Work, Writers
 from stepwise.lab.problems import LabProblem, generate

@@ -12,13 +12,11 @@ from pydantic.dataclasses import dataclass as checked
 
 from stepwise import lab
 from stepwise.config import Config
+from stepwise.data.examples import Example, read_examples, unique
 from stepwise.interventions import CollectSettings, collect
 from stepwise.interventions.baselines import write_dataset
-from stepwise.interventions.data import read_examples
 from stepwise.interventions.pairs import pairs
 from stepwise.interventions.pipeline import read_stage
-from stepwise.interventions.rows import Example
-from stepwise.interventions.stages import unique
 from stepwise.interventions.work import BuildSettings
 from stepwise.io import read_rows
 from stepwise.lab.families import FAMILIES

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from stepwise.config import Config
+from stepwise.data.examples import read_examples, write_pairs
+from stepwise.data.problems import read_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.interventions.baselines import KINDS, NEED_COLLECTION, Ingredients, write_in
-from stepwise.interventions.data import read_examples, read_problems
 from stepwise.interventions.from_routing import from_routing_in, plan_from_routing, read_traces
-from stepwise.interventions.pairs import pairs, write_pairs
+from stepwise.interventions.pairs import pairs
 from stepwise.interventions.pipeline import read_stage
 from stepwise.interventions.work import BuildSettings
 from stepwise.runs.plan import Planned

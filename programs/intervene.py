@@ -20,17 +20,11 @@ from pydantic import ValidationError
 
 from stepwise.config import Config
 from stepwise.config.errors import explain
+from stepwise.data.examples import AnswerColumn, QuestionColumn, read_examples
+from stepwise.data.problems import Checked, check_problems, read_problems
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
 from stepwise.interventions.account import Account
 from stepwise.interventions.caps import Caps, any_cap
-from stepwise.interventions.data import (
-    AnswerColumn,
-    Checked,
-    QuestionColumn,
-    check_problems,
-    read_examples,
-    read_problems,
-)
 from stepwise.interventions.pipeline import ROWS, collect_in, funnel, read_stage
 from stepwise.interventions.rows import by_id
 from stepwise.interventions.settings import CollectSettings, uncapped

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from stepwise.config import Config
+from stepwise.data.examples import read_examples, read_pairs
+from stepwise.data.problems import read_problems
 from stepwise.errors import DataError
-from stepwise.interventions.data import read_examples, read_problems
-from stepwise.interventions.pairs import read_pairs
 from stepwise.runs.plan import Planned
 from stepwise.runs.shell import Run, positive, program
 from stepwise.training.evaluation import Evaluated, evaluate
@@ -96,7 +96,7 @@ def main(run: Run) -> None:
 
 def rows_of(args: argparse.Namespace) -> list[Any]:
     """The rows of all files, those with the same texts once: examples, or pairs for dpo."""
-    from stepwise.interventions.stages import unique
+    from stepwise.data.examples import unique
 
     if args.method == "rl":
         if args.dataset or args.replay:

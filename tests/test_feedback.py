@@ -8,7 +8,7 @@ import dspy
 import pytest
 
 from stepwise.critics.feedback import first_error_metric, training_examples
-from stepwise.data.processbench import Example
+from stepwise.data.processbench import ProcessBenchRow
 from stepwise.errors import DataError
 from stepwise.types import Localization, Problem, Step, Trace
 
@@ -94,7 +94,7 @@ def test_a_gold_that_names_no_step_is_refused(first: Any, message: str) -> None:
 def test_annotated_rows_become_examples_whose_inputs_are_those_of_the_localizer() -> None:
     steps = tuple(Step(text, "weak") for text in STEPS)
     problems = [Problem("p", "How many?", reference=reference) for reference in ("37", None)]
-    rows = [Example(problem, Trace(problem, steps), Localization(1)) for problem in problems]
+    rows = [ProcessBenchRow(problem, Trace(problem, steps), Localization(1)) for problem in problems]
     known, unknown = training_examples(rows)
     assert known.inputs().toDict() == {"problem": "How many?", "steps": STEPS, "reference": "37"}
     assert unknown.inputs().toDict() == {"problem": "How many?", "steps": STEPS}

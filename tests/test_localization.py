@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepwise.data.localization import (
-    Counts,
+    LocalizationCounts,
     Outcome,
     absent_number,
     below,
@@ -26,45 +26,47 @@ from stepwise.data.localization import (
     random_guess,
     refuse_shared,
 )
-from stepwise.data.processbench import Example
+from stepwise.data.processbench import ProcessBenchRow
 from stepwise.errors import DataError
 from stepwise.types import Localization, Problem, Step, Trace, Usage
 
 
-def example(label: int | None, scores=(0.9, 0.9, 0.9), *, name: str = "p", correct: bool | None = None) -> Example:
+def example(
+    label: int | None, scores=(0.9, 0.9, 0.9), *, name: str = "p", correct: bool | None = None
+) -> ProcessBenchRow:
     problem = Problem(name, f"Question {name}?")
     steps = tuple(Step(f"Step {i + 1}: {name}", "x", score) for i, score in enumerate(scores))
-    return Example(problem, Trace(problem, steps, "eos"), Localization(label), correct)
+    return ProcessBenchRow(problem, Trace(problem, steps, "eos"), Localization(label), correct)
 
 
-def attempt(question: str, reference: str | None, *steps: str) -> Example:
+def attempt(question: str, reference: str | None, *steps: str) -> ProcessBenchRow:
     problem = Problem("p", question, reference=reference)
-    return Example(problem, Trace(problem, tuple(Step(step, "x") for step in steps)), Localization(None))
+    return ProcessBenchRow(problem, Trace(problem, tuple(Step(step, "x") for step in steps)), Localization(None))
 
 
 def test_the_metric_is_the_harmonic_mean_of_both_classes_in_percent():
     rows = [example(0), example(1), example(2), example(2), example(None), example(None)]
     said = [Outcome(0), Outcome(2), Outcome(2), Outcome(None), Outcome(None), Outcome(1)]
     counts = count(said, rows)
-    assert counts == Counts(found=2, wrong=4, cleared=1, right=2)
+    assert counts == LocalizationCounts(found=2, wrong=4, cleared=1, right=2)
     assert (counts.acc_err, counts.acc_cor, counts.f1) == (50.0, 50.0, pytest.approx(50.0))
-    assert Counts(3, 4, 1, 4).f1 == pytest.approx(2 * 75 * 25 / 100)
+    assert LocalizationCounts(3, 4, 1, 4).f1 == pytest.approx(2 * 75 * 25 / 100)
 
 
 def test_a_right_answer_with_a_wrong_step_is_a_wrong_attempt():
-    assert count([Outcome(1)], [example(1, correct=True)]) == Counts(1, 1, 0, 0)
+    assert count([Outcome(1)], [example(1, correct=True)]) == LocalizationCounts(1, 1, 0, 0)
 
 
 def test_a_failure_is_a_miss_in_either_class_even_where_it_would_have_been_right():
     rows = [example(1), example(None)]
-    assert count([Outcome(1, "no JSON"), Outcome(None, "no JSON")], rows) == Counts(0, 1, 0, 1)
+    assert count([Outcome(1, "no JSON"), Outcome(None, "no JSON")], rows) == LocalizationCounts(0, 1, 0, 1)
 
 
 def test_a_class_that_is_missing_leaves_no_f1_and_one_that_is_always_missed_makes_it_zero():
-    assert Counts(0, 0, 1, 2).f1 is None
-    assert Counts(0, 0, 1, 2).acc_err is None
-    assert Counts(0, 3, 0, 2).f1 == 0
-    assert mean_f1([Counts(1, 2, 1, 2), Counts(1, 2, 0, 0)]) is None
+    assert LocalizationCounts(0, 0, 1, 2).f1 is None
+    assert LocalizationCounts(0, 0, 1, 2).acc_err is None
+    assert LocalizationCounts(0, 3, 0, 2).f1 == 0
+    assert mean_f1([LocalizationCounts(1, 2, 1, 2), LocalizationCounts(1, 2, 0, 0)]) is None
     assert mean_f1([]) is None
 
 
@@ -74,7 +76,7 @@ def test_outcomes_must_be_as_many_as_attempts():
 
 
 def test_the_interval_is_that_of_drawing_rows_again():
-    counts = Counts(60, 100, 150, 200)
+    counts = LocalizationCounts(60, 100, 150, 200)
     rng, rows = np.random.default_rng(3), np.repeat([0, 1, 2, 3], [60, 40, 150, 50])
     values = []
     for _ in range(4000):
@@ -89,14 +91,14 @@ def test_the_interval_is_that_of_drawing_rows_again():
 
 
 def test_the_mean_over_subsets_weighs_them_alike_and_is_surer_than_each():
-    small, large = Counts(6, 10, 8, 10), Counts(300, 1000, 700, 1000)
+    small, large = LocalizationCounts(6, 10, 8, 10), LocalizationCounts(300, 1000, 700, 1000)
     mean, one = mean_f1([small, large]), mean_f1([small])
     assert mean.value == pytest.approx((small.f1 + large.f1) / 2)
     assert mean.high - mean.low < one.high - one.low
 
 
 def test_draws_without_one_of_the_classes_do_not_spoil_the_interval():
-    value, low, high = mean_f1([Counts(1, 1, 1, 1)])
+    value, low, high = mean_f1([LocalizationCounts(1, 1, 1, 1)])
     assert (value, low, high) == (100.0, 100.0, 100.0)
 
 

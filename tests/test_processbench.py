@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from stepwise.data.processbench import Example, from_row, read_rows, to_row, write_rows
+from stepwise.data.processbench import ProcessBenchRow, from_row, read_rows, to_row, write_rows
 from stepwise.errors import DataError
 from stepwise.types import Localization, Problem, Step, Trace
 
@@ -116,8 +116,8 @@ def test_what_is_no_json_or_no_object_is_refused(tmp_path):
 
 
 def test_an_error_index_beyond_the_trace_is_not_written():
-    example = Example(Problem("p", "q"), Trace(Problem("p", "q"), (Step("a", "weak"),)), Localization(1))
+    example = ProcessBenchRow(Problem("p", "q"), Trace(Problem("p", "q"), (Step("a", "weak"),)), Localization(1))
     with pytest.raises(DataError, match="first_error: 1"):
         to_row(example)
     with pytest.raises(DataError, match="field steps: the trace has none"):
-        to_row(Example(Problem("p", "q"), Trace(Problem("p", "q")), Localization(None)))
+        to_row(ProcessBenchRow(Problem("p", "q"), Trace(Problem("p", "q")), Localization(None)))

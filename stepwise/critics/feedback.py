@@ -17,13 +17,13 @@ import dspy
 
 from stepwise.critics.inputs import as_steps
 from stepwise.critics.signatures import numbered
-from stepwise.data.processbench import Example
+from stepwise.data.processbench import ProcessBenchRow
 from stepwise.errors import DataError
 
 _SHOWN = re.compile(r"^\[\d+\] ", re.MULTILINE)  # as `numbered` begins each step
 
 
-def training_examples(examples: Iterable[Example]) -> list[dspy.Example]:
+def training_examples(examples: Iterable[ProcessBenchRow]) -> list[dspy.Example]:
     """`dspy.Example`s for `ErrorLocalizer`: problem, steps and (if known) reference as inputs, first_error as the gold.
 
     They also hold the attempt as prompts show it, so that DSPy's few-shot optimizers can show labelled examples too.

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from stepwise.data.processbench import Example
+from stepwise.data.processbench import ProcessBenchRow
 from stepwise.errors import DataError
 from stepwise.stats import Interval
 from stepwise.types import Usage
@@ -47,10 +47,10 @@ class Outcome:
     usage: Usage = Usage()
 
 
-Localizer = Callable[[Example], Outcome]
+Localizer = Callable[[ProcessBenchRow], Outcome]
 
 
-class Counts(NamedTuple):
+class LocalizationCounts(NamedTuple):
     """Attempts of one subset: the wrong ones, those among them whose first error was `found`; the right ones, those
     among them that were `cleared`.
     """
@@ -78,7 +78,7 @@ class Counts(NamedTuple):
         return float(_f1(np.array(self.found / self.wrong), np.array(self.cleared / self.right)))
 
 
-def count(outcomes: Sequence[Outcome], examples: Sequence[Example]) -> Counts:
+def count(outcomes: Sequence[Outcome], examples: Sequence[ProcessBenchRow]) -> LocalizationCounts:
     """Compare outcomes with labels, in the same order; raises `DataError` when there are not equally many."""
     if len(outcomes) != len(examples):
         raise DataError(f"count: {len(outcomes)} outcomes for {len(examples)} attempts; give one per attempt, in order")
@@ -89,11 +89,11 @@ def count(outcomes: Sequence[Outcome], examples: Sequence[Example]) -> Counts:
         wrong += first is not None
         found += hit and first is not None
         cleared += hit and first is None
-    return Counts(found, wrong, cleared, len(examples) - wrong)
+    return LocalizationCounts(found, wrong, cleared, len(examples) - wrong)
 
 
 def mean_f1(
-    subsets: Sequence[Counts], *, samples: int = 10_000, confidence: float = 0.95, seed: int = 0
+    subsets: Sequence[LocalizationCounts], *, samples: int = 10_000, confidence: float = 0.95, seed: int = 0
 ) -> Interval | None:
     """Mean of the subsets' F1 in percent (of one subset: its F1), with a percentile bootstrap interval over attempts.
 
@@ -124,7 +124,7 @@ def _f1(acc_err: np.ndarray, acc_cor: np.ndarray) -> np.ndarray:
     return np.asarray(200 * acc_err * acc_cor / np.where(total == 0, 1, total))
 
 
-def position_prior(examples: Iterable[Example]) -> tuple[float, ...]:
+def position_prior(examples: Iterable[ProcessBenchRow]) -> tuple[float, ...]:
     """Share of the wrong attempts, in percent, whose first error is at step 0, 1, ...; empty without wrong attempts.
 
     The largest is what the best constant guess reaches on wrong attempts.
@@ -151,7 +151,7 @@ def first_below(scores: Sequence[float], threshold: float) -> int | None:
     return next((i for i, score in enumerate(scores) if score < threshold), None)
 
 
-def best_threshold(scores: Sequence[Sequence[float] | None], examples: Sequence[Example]) -> float:
+def best_threshold(scores: Sequence[Sequence[float] | None], examples: Sequence[ProcessBenchRow]) -> float:
     """The threshold in [0, 1] with which `first_below` has the highest F1 on `examples`; of several, the middle one.
 
     None in place of a solution's scores is a miss at every threshold. Raises `DataError` when wrong or right attempts
@@ -184,7 +184,7 @@ def best_threshold(scores: Sequence[Sequence[float] | None], examples: Sequence[
     return float(thresholds[best[len(best) // 2]])
 
 
-def best_constant(examples: Sequence[Example]) -> int:
+def best_constant(examples: Sequence[ProcessBenchRow]) -> int:
     """The place at which most first errors of `examples` are; of several, the earliest. Raises `DataError` like
     `best_threshold`.
     """
@@ -193,7 +193,7 @@ def best_constant(examples: Sequence[Example]) -> int:
     return prior.index(max(prior))
 
 
-def refuse_shared(tuning: Sequence[Example], test: Sequence[Example], name: str) -> None:
+def refuse_shared(tuning: Sequence[ProcessBenchRow], test: Sequence[ProcessBenchRow], name: str) -> None:
     """Raise `DataError` when an attempt of `test` (question and steps, blanks aside) is in `tuning` too."""
     known = {fingerprint(example): example.problem.id for example in tuning}
     shared = [example.problem.id for example in test if fingerprint(example) in known]
@@ -204,13 +204,13 @@ def refuse_shared(tuning: Sequence[Example], test: Sequence[Example], name: str)
         )
 
 
-def fingerprint(example: Example) -> str:
+def fingerprint(example: ProcessBenchRow) -> str:
     """The same for two rows with the same question and steps, blanks aside, whatever their ids."""
     texts = (example.problem.question, *(step.text for step in example.trace.steps))
     return hashlib.sha256("\0".join(" ".join(text.split()) for text in texts).encode("utf-8", "replace")).hexdigest()
 
 
-def scores_of(example: Example) -> list[float] | None:
+def scores_of(example: ProcessBenchRow) -> list[float] | None:
     """`Step.score` of each step; None where a step has none, or where the trace's note says that scoring failed."""
     scores = [step.score for step in example.trace.steps if step.score is not None]
     return None if example.trace.note or len(scores) < len(example.trace.steps) else scores
@@ -219,7 +219,7 @@ def scores_of(example: Example) -> list[float] | None:
 def below(threshold: float) -> Localizer:
     """Names the first step whose `Step.score` is under `threshold`; fails where `scores_of` is None."""
 
-    def localize(example: Example) -> Outcome:
+    def localize(example: ProcessBenchRow) -> Outcome:
         scores, spent = scores_of(example), example.trace.scorer_usage
         if scores is None:
             return Outcome(None, example.trace.note or "not every step has a score", usage=spent)
@@ -236,14 +236,14 @@ def constant_guess(index: int) -> Localizer:
 def random_guess(seed: int) -> Localizer:
     """Says "no error" with probability one half, else names any step alike; the same row gets the same guess."""
 
-    def localize(example: Example) -> Outcome:
+    def localize(example: ProcessBenchRow) -> Outcome:
         rng = random.Random(f"{seed} {fingerprint(example)}")
         return Outcome(None if rng.random() < 0.5 else rng.randrange(len(example.trace.steps)))
 
     return localize
 
 
-def absent_number(example: Example) -> Outcome:
+def absent_number(example: ProcessBenchRow) -> Outcome:
     """Names the first step with a number that is neither in the question nor in the reference solution.
 
     A baseline for whoever localizes with a reference: a method must find more than such a string match. Signs are left
@@ -262,7 +262,7 @@ def _numbers(text: str) -> set[tuple[str, str]]:
     return {(whole.lstrip("0") or "0", decimals.rstrip("0")) for whole, _, decimals in parts}
 
 
-def _both_classes(examples: Sequence[Example]) -> None:
+def _both_classes(examples: Sequence[ProcessBenchRow]) -> None:
     wrong = sum(example.localization.first_error is not None for example in examples)
     if not wrong or wrong == len(examples):
         raise DataError(

@@ -17,7 +17,7 @@ from stepwise.io import write_text
 from stepwise.types import Localization, Problem, Step, Trace
 
 
-class Example(NamedTuple):
+class ProcessBenchRow(NamedTuple):
     """One annotated solution. `final_answer_correct` is None where the row does not say."""
 
     problem: Problem
@@ -26,7 +26,7 @@ class Example(NamedTuple):
     final_answer_correct: bool | None = None
 
 
-def from_row(row: Mapping[str, Any], where: str = "row", *, scores: str | None = None) -> Example:
+def from_row(row: Mapping[str, Any], where: str = "row", *, scores: str | None = None) -> ProcessBenchRow:
     """One row as library types; step texts are kept to the letter. Raises DataError naming `where`, field and value.
 
     The generator becomes the author of every step. A label of -1 becomes `first_error=None`. `scores` names the scorer
@@ -56,10 +56,10 @@ def from_row(row: Mapping[str, Any], where: str = "row", *, scores: str | None =
     trace = Trace(problem, tuple(written), "eos")
     if trace.answer is not None:
         trace = Trace(problem, trace.steps, "answer")
-    return Example(problem, trace, Localization(None if label < 0 else label), correct)
+    return ProcessBenchRow(problem, trace, Localization(None if label < 0 else label), correct)
 
 
-def to_row(example: Example) -> dict[str, Any]:
+def to_row(example: ProcessBenchRow) -> dict[str, Any]:
     """The inverse of `from_row` without scores. Raises DataError for a trace without steps and an index that is no
     step.
     """
@@ -82,7 +82,7 @@ def to_row(example: Example) -> dict[str, Any]:
     return row | {key: value for key, value in extra.items() if value is not None}
 
 
-def read_rows(path: str | Path, *, scores: str | None = None) -> list[Example]:
+def read_rows(path: str | Path, *, scores: str | None = None) -> list[ProcessBenchRow]:
     """All rows of a file, as `from_row` reads them. Raises DataError naming file, row (counted from 1) and field."""
     path = Path(path)
     try:
@@ -97,7 +97,7 @@ def read_rows(path: str | Path, *, scores: str | None = None) -> list[Example]:
     return [from_row(row, f"{path}, row {i}", scores=scores) for i, row in enumerate(rows, 1)]
 
 
-def write_rows(path: str | Path, examples: Iterable[Example]) -> None:
+def write_rows(path: str | Path, examples: Iterable[ProcessBenchRow]) -> None:
     """Write JSON Lines; `datasets.load_dataset("json", ...)` reads them."""
     lines = [json.dumps(to_row(example), ensure_ascii=False) + "\n" for example in examples]
     write_text(path, "".join(lines))

@@ -5,9 +5,10 @@ an intervention does not give the answer away, `data` reads problems and writes 
 interventions of routed traces, `build` (`baselines`) the datasets that they are compared with.
 """
 
+from stepwise.data.examples import mix, read_examples, to_dataset, write_examples
+from stepwise.data.problems import check_problems, read_problems
 from stepwise.interventions.account import Progress
 from stepwise.interventions.baselines import build, write_dataset
-from stepwise.interventions.data import check_problems, mix, read_examples, read_problems, to_dataset, write_examples
 from stepwise.interventions.filtering import StopRule
 from stepwise.interventions.leaks import LeakCheck, LeakVerdict, answer_due, check_leak
 from stepwise.interventions.pipeline import Models, collect, funnel, read_stage

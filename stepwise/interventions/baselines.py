@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepwise.config import Config
+from stepwise.data.examples import Example, unique, write_examples
+from stepwise.data.problems import Checked, check_problems
 from stepwise.errors import BudgetExceededError, DataError
 from stepwise.grading import GRADER_VERSION
 from stepwise.interventions import controls, reflection, solutions, stages
 from stepwise.interventions.caps import Spent
 from stepwise.interventions.chunks import run_chunks, sealed_rows
-from stepwise.interventions.data import Checked, check_problems, write_examples
 from stepwise.interventions.pipeline import ROWS
-from stepwise.interventions.rows import Example
 from stepwise.interventions.settings import uncapped
 from stepwise.interventions.work import BuildSettings, Truth, Work, Writers, collected_for, problems_of
 from stepwise.models.store import key_of
@@ -88,7 +88,7 @@ def build(
     finally:
         if writers is None:
             own.close()
-    return stages.unique(rows)
+    return unique(rows)
 
 
 def write_dataset(
@@ -241,7 +241,7 @@ def _dataset(own: RunDirectory, given: Ingredients, licence: str) -> Path:
     counts: Counter[str] = Counter()
     for row in sealed_rows(own.path, "counts", dict):
         counts.update(row)
-    examples = stages.unique(sealed_rows(own.path, "examples", Example))
+    examples = unique(sealed_rows(own.path, "examples", Example))
     written = {
         name: sealed_rows(own.path, name, ROWS[name]) for name in ("rollouts", "located", "candidates", "guided")
     }

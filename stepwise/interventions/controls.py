@@ -12,9 +12,10 @@ import random
 from collections import defaultdict
 from collections.abc import Callable
 
+from stepwise.data.examples import Example
 from stepwise.grading import Verdict
 from stepwise.interventions import stages
-from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, by_id
+from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Located, by_id
 from stepwise.interventions.work import Work, checked, lab_truth
 
 

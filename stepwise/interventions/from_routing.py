@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepwise.config import Config
+from stepwise.data.examples import Example, unique, write_examples
+from stepwise.data.problems import check_problems
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
 from stepwise.grading import GRADER_VERSION, Verdict, grade_many
 from stepwise.interventions import stages
 from stepwise.interventions.caps import Spent
 from stepwise.interventions.chunks import run_chunks, sealed_rows
 from stepwise.interventions.comparing import Kind, compare
-from stepwise.interventions.data import check_problems, write_examples
 from stepwise.interventions.leaks import LeakVerdict
-from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Made, by_id
+from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Made, by_id
 from stepwise.interventions.settings import CollectSettings, uncapped
 from stepwise.interventions.work import checked
 from stepwise.io import read_rows
@@ -252,7 +253,7 @@ def _write(
     for stage, name in (("distillation", "distillation"), ("examples", "dataset")):
         paths[name] = own.claim(f"{name}.jsonl")
         own.claim(f"{name}.md")
-        write_examples(paths[name], stages.unique(sealed_rows(own.path, stage, Example)), card=card, licence=licence)
+        write_examples(paths[name], unique(sealed_rows(own.path, stage, Example)), card=card, licence=licence)
     return paths["dataset"]
 
 

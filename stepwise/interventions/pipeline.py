@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepwise.config import Config
+from stepwise.data.examples import AnswerColumn, Example, QuestionColumn, unique, write_examples
+from stepwise.data.problems import Checked, check_problems
 from stepwise.errors import BudgetExceededError, DataError
 from stepwise.grading import GRADER_VERSION
 from stepwise.interventions import stages
 from stepwise.interventions.account import STAGES, Account, OnChunk
 from stepwise.interventions.caps import Caps, any_cap
 from stepwise.interventions.chunks import chunk_folder, seal, sealed_rows
-from stepwise.interventions.data import AnswerColumn, Checked, QuestionColumn, check_problems, write_examples
 from stepwise.interventions.leaks import LeakVerdict
-from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Rollout, by_id
+from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Located, Rollout, by_id
 from stepwise.interventions.settings import CollectSettings, uncapped
 from stepwise.interventions.telling import in_words
 from stepwise.io import read_rows, write_rows
@@ -167,7 +168,7 @@ def read_stage(out: str | Path, stage: str) -> list[Any]:
 def funnel(out: str | Path) -> dict[str, int]:
     """How many rows reached each stage, of the sealed chunks of `out`."""
     rollouts, located, candidates = (read_stage(out, name) for name in ("rollouts", "located", "candidates"))
-    guided, examples = read_stage(out, "guided"), stages.unique(read_stage(out, "examples"))
+    guided, examples = read_stage(out, "guided"), unique(read_stage(out, "examples"))
     leaks = Counter(row.leak for row in candidates)
     return {
         "rollouts": len(rollouts),
@@ -261,7 +262,7 @@ def _dataset(
     columns: tuple[QuestionColumn, AnswerColumn],
 ) -> Path:
     out = own.path
-    examples = stages.unique(read_stage(out, "examples"))
+    examples = unique(read_stage(out, "examples"))
     writers = {name: read_stage(out, name) for name in STAGES}
     card = {
         "funnel": funnel(out),

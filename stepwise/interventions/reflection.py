@@ -12,10 +12,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from stepwise.data.examples import Example
 from stepwise.grading import Verdict, grade_many
 from stepwise.interventions import stages
 from stepwise.interventions.critic import ask_all, model_name
-from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, by_id
+from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, by_id
 from stepwise.interventions.soundness import false_equations
 from stepwise.interventions.work import Work, continued, every, one_candidate
 from stepwise.seeds import seed_for

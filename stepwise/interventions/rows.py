@@ -20,10 +20,6 @@ from stepwise.steps import extract_answer, split_steps
 from stepwise.types import Finish, Intervention, Problem, Step, Trace, Usage
 
 _FROZEN = ConfigDict(extra="forbid")
-_BESIDE = ConfigDict(extra="ignore")
-Origin = Literal[
-    "intervention", "routing", "reference", "reflection", "strong", "rejection", "first_tokens", "own_corpus"
-]
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -143,50 +139,6 @@ class Candidate:
         if failure.id != self.failure:
             raise DataError(f"candidate {self.id!r} is for the attempt {self.failure!r}, not {failure.id!r}")
         return Intervention(self.location, self.content).apply(failure.trace(problem))
-
-
-# `ignore` lets a dataset have columns beside these, such as those of another loader.
-@dataclass(frozen=True, config=_BESIDE)
-class Example:
-    """One row of the dataset: after `prefix` (steps of the attempt), the model is to write `intervention`.
-
-    `origin` says where the text comes from: a critic's step (intervention), an escalated step that was needed
-    (routing), a reference solution, a rewrite with the reference in view (reflection), the strong model (strong: a
-    whole solution, or an escalated step that was not needed), the model's own right solutions (rejection), the first
-    tokens of its solutions whatever they end in (first_tokens), or the corpus that it was pretrained on (own_corpus).
-    `variant` names the form of it, where a builder of datasets knows several ("" is the plain one).
-
-    `complete`: the text is a whole solution, `prefix` is empty, and the end of the message is trained after it.
-    `suffix` is what followed the intervention, where that is trained too. `successes` of `guided` rollouts from here
-    ended right; 0 of 0 where none were made. `parents` are the ids of the problem, the attempt, the candidate or the
-    rollout behind it; `models` the names of those who wrote by role.
-    """
-
-    id: str
-    question: str
-    answer: str
-    prefix: tuple[str, ...]
-    intervention: str
-    origin: Origin
-    parents: dict[str, str]
-    models: dict[str, str]
-    prompt_hash: str
-    config_hash: str
-    seed: int
-    successes: int = Field(ge=0)
-    guided: int = Field(ge=0)
-    with_reference: bool = True
-    source: str = ""
-    complete: bool = False
-    suffix: str = ""
-    variant: str = ""
-
-    @property
-    def target(self) -> str:
-        """Prefix and intervention as one text, nothing after it (InT, arXiv 2601.14209, the section on SFT) but the
-        `suffix` of a row that has one.
-        """
-        return "\n\n".join((*self.prefix, self.intervention, *filter(None, (self.suffix,))))
 
 
 class _Identified(Protocol):

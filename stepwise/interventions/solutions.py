@@ -13,9 +13,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+from stepwise.data.examples import Example
 from stepwise.grading import Verdict, grade
 from stepwise.interventions import stages
-from stepwise.interventions.rows import Example, Rollout
+from stepwise.interventions.rows import Rollout
 from stepwise.interventions.work import Work, most
 from stepwise.steps import SEPARATOR, boxed, extract_answer, normalize_text
 

@@ -18,12 +18,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from stepwise.data.examples import Example, unique
 from stepwise.errors import BackendError
 from stepwise.grading import Verdict, grade_many
 from stepwise.interventions.critic import ask_all, model_name
 from stepwise.interventions.guiding import Wanted, chosen, counts_of, guided_by
 from stepwise.interventions.leaks import LeakVerdict, answer_due, check_leak
-from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Made, Rollout, parent
+from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Located, Made, Rollout, parent
 from stepwise.interventions.settings import CollectSettings
 from stepwise.interventions.soundness import false_equations
 from stepwise.models.base import Backend, Completion, Request
@@ -235,14 +236,6 @@ def select(
         for row in chosen(candidates, guided, settings)
     ]  # fmt: skip
     return unique(rows)
-
-
-def unique(examples: Sequence[Example]) -> list[Example]:
-    """Examples without those whose question and target occurred before."""
-    kept: dict[tuple[str, str], Example] = {}
-    for example in examples:
-        kept.setdefault((example.question, example.target), example)
-    return list(kept.values())
 
 
 def _example(

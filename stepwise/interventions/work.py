@@ -14,11 +14,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from stepwise.config import Config
+from stepwise.data.examples import Example, Origin
+from stepwise.data.problems import read_problems
 from stepwise.errors import DataError
 from stepwise.interventions import stages
-from stepwise.interventions.data import read_problems
 from stepwise.interventions.pipeline import ROWS, read_stage
-from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Origin, Rollout, by_id
+from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Rollout, by_id
 from stepwise.interventions.settings import CollectSettings, uncapped
 from stepwise.models.base import Backend
 from stepwise.types import Problem, Usage

@@ -90,7 +90,7 @@ def outcome(rollouts: Sequence[GuidedRollout]) -> tuple[int, int]:
 
 def fates(facts: Facts) -> dict[str, str]:
     """What became of every candidate, by id."""
-    from stepwise.interventions.stages import unique
+    from stepwise.data.examples import unique
 
     guided, examples = facts.guided(), unique(facts.rows["examples"])
     made, served = {row.id for row in examples}, {row.parents.get("failure") for row in examples}

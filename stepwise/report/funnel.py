@@ -10,7 +10,8 @@ from stepwise.report.terminal import COLOURS, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from stepwise.interventions.rows import Example, Failure
+    from stepwise.data.examples import Example
+    from stepwise.interventions.rows import Failure
 
 _OF = {
     "rollouts without a text": "rollouts",

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from stepwise.config.training import CreditConfig
+from stepwise.data.examples import Example
 from stepwise.errors import ConfigError, DataError
-from stepwise.interventions.rows import Example
 from stepwise.steps import SEPARATOR, next_fence, split_steps
 from stepwise.types import Problem
 

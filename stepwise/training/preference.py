@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepwise.config import Config
+from stepwise.data.examples import PreferencePair, read_pairs
 from stepwise.errors import DataError
-from stepwise.interventions.pairs import Pair, read_pairs
 from stepwise.io import write_text
 from stepwise.models.store import key_of
 from stepwise.prompt import SolvePrompt
@@ -68,7 +68,7 @@ def dpo(
 
 def dpo_in(
     directory: RunDirectory,
-    pairs: Sequence[Pair],
+    pairs: Sequence[PreferencePair],
     cfg: Config,
     *,
     adapter: str | Path | None = None,
@@ -123,7 +123,7 @@ class PairRow:
 
 
 def render_pair(
-    pair: Pair, tokenizer: Any, prompt: SolvePrompt, context: int | None = None
+    pair: PreferencePair, tokenizer: Any, prompt: SolvePrompt, context: int | None = None
 ) -> tuple[TokenRow, TokenRow]:
     """The chosen and the rejected continuation as ids; DataError, naming the pair, as `rendering.render`."""
     where = f"pair {pair.id!r}"

@@ -98,7 +98,7 @@ def describe(problems: Sequence[Problem], adapter: str | Path | None, hints: Hin
 
 def check_trainable(problems: Iterable[Problem]) -> list[Problem]:
     """The problems, if all of them can be graded; DataError with those that cannot."""
-    from stepwise.interventions.data import check_problems
+    from stepwise.data.problems import check_problems
 
     checked = check_problems(problems)
     if checked.excluded:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepwise.config.training import SftConfig
+from stepwise.data.examples import Example
 from stepwise.errors import ConfigError, DataError
-from stepwise.interventions.rows import Example
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR, split_steps
 

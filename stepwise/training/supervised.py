@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from stepwise.config import Config
 from stepwise.config.training import SftConfig
+from stepwise.data.examples import Example, read_examples
 from stepwise.errors import DataError
-from stepwise.interventions.data import read_examples
-from stepwise.interventions.rows import Example
 from stepwise.models.store import key_of
 from stepwise.training.fitting import (
     Objective,

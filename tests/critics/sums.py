@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepwise.critics.feedback import training_examples
-from stepwise.data.processbench import Example
+from stepwise.data.processbench import ProcessBenchRow
 from stepwise.types import Localization, Problem, Step, Trace
 from tests.critics.critic import judged, verified
 from tests.scripted_lm import Messages, ScriptedLM
@@ -25,7 +25,7 @@ def sums(first_errors: Sequence[int | None], *, seed: int = 0, steps: int = 4) -
         texts = [f"{a} + {b} = {a + b + (i == first)}." for i, (a, b) in enumerate(numbers)]
         problem = Problem(f"p{row}", f"Add the numbers of row {seed}.{row}.")
         trace = Trace(problem, tuple(Step(text, "weak") for text in texts))
-        made.append(Example(problem, trace, Localization(first)))
+        made.append(ProcessBenchRow(problem, trace, Localization(first)))
     return training_examples(made)
 
 

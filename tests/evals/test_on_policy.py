@@ -12,8 +12,8 @@ import pytest
 from evals.on_policy import CONTENT, WHOLE, Tokens, bootstrap, main, measured, measured_apart, summarize
 from stepwise import lab
 from stepwise.config import Config
+from stepwise.data.examples import Example
 from stepwise.interventions.baselines import build
-from stepwise.interventions.rows import Example
 from stepwise.lab.problems import generate
 from stepwise.steps import SEPARATOR
 

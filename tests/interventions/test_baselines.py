@@ -13,14 +13,14 @@ import pytest
 from stepwise.critics import signatures
 from stepwise.critics.formats.compact_format import write_fields
 from stepwise.critics.rewriter import SolutionRewriter
+from stepwise.data.examples import Example, read_examples, write_pairs
 from stepwise.errors import BackendError, DataError
 from stepwise.interventions.baselines import KINDS, NEED_COLLECTION, build, write_dataset
 from stepwise.interventions.chunks import sealed_rows
-from stepwise.interventions.data import read_examples
 from stepwise.interventions.leaks import LeakVerdict
-from stepwise.interventions.pairs import pairs, write_pairs
+from stepwise.interventions.pairs import pairs
 from stepwise.interventions.pipeline import collect, read_stage
-from stepwise.interventions.rows import Example, Failure, by_id
+from stepwise.interventions.rows import Failure, by_id
 from stepwise.interventions.work import BuildSettings, Writers
 from stepwise.steps import extract_answer
 from stepwise.types import Problem

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from stepwise.config import Config
+from stepwise.data.examples import read_examples
 from stepwise.errors import BudgetExceededError, ConfigError
 from stepwise.interventions.caps import Caps, Spent
-from stepwise.interventions.data import read_examples
 from stepwise.interventions.pipeline import ROWS, collect, read_stage
 from stepwise.io import append_rows, read_rows
 from stepwise.models.base import Completion, Request

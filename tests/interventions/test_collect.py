@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from stepwise.config import Config
+from stepwise.data.examples import read_examples
 from stepwise.errors import BackendError, BudgetExceededError, DataError
 from stepwise.interventions.account import STAGES, Progress
-from stepwise.interventions.data import read_examples
 from stepwise.interventions.pipeline import ROWS, collect, funnel, read_stage
 from stepwise.interventions.settings import CollectSettings
 from stepwise.types import Problem

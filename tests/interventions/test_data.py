@@ -9,17 +9,9 @@ from typing import Any, get_args
 
 import pytest
 
+from stepwise.data.examples import Example, Origin, read_examples, row_of, to_dataset, write_examples
+from stepwise.data.problems import check_problems, problem_of, read_problems
 from stepwise.errors import DataError, MissingDependencyError
-from stepwise.interventions.data import (
-    check_problems,
-    problem_of,
-    read_examples,
-    read_problems,
-    row_of,
-    to_dataset,
-    write_examples,
-)
-from stepwise.interventions.rows import Example, Origin
 from stepwise.types import Problem
 
 CARD = {"models": {"weak": "w@1"}, "settings": {"rollouts": 4}}

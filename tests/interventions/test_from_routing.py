@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
+from stepwise.data.examples import Example, mix, read_examples
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
 from stepwise.interventions.baselines import build
 from stepwise.interventions.chunks import sealed_rows
 from stepwise.interventions.comparing import Comparison, more_often
-from stepwise.interventions.data import mix, read_examples
 from stepwise.interventions.from_routing import escalations, from_routing, read_traces
-from stepwise.interventions.rows import Example
 from stepwise.io import append_rows
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.fakes import ScriptedBackend

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from stepwise.config import Config
+from stepwise.data.examples import unique
 from stepwise.errors import BackendError, DataError
 from stepwise.grading import Verdict
 from stepwise.interventions import stages
@@ -67,7 +68,7 @@ def test_equal_candidates_and_equal_targets_count_once() -> None:
     assert len(clean) == 2 * len(kept) > 0  # the scripted critic says the same twice
     targets = [(row.question, row.target) for row in found["examples"]]
     assert len(targets) == len(set(targets))
-    assert stages.unique([*found["examples"], *found["examples"]]) == found["examples"]
+    assert unique([*found["examples"], *found["examples"]]) == found["examples"]
 
 
 def test_failures_are_wrong_or_without_an_answer_and_the_same_text_is_kept_once() -> None:

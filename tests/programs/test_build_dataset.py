@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from programs.build_dataset import main
+from stepwise.data.examples import read_examples
 from stepwise.interventions import collect
-from stepwise.interventions.data import read_examples
 from stepwise.io import append_rows
 from stepwise.lab.problems import generate
 from stepwise.lab.references import reference

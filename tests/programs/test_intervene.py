@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from programs import intervene
+from stepwise.data.examples import read_examples
 from stepwise.interventions import chunks, pipeline
-from stepwise.interventions.data import read_examples
 from stepwise.interventions.pipeline import funnel
 from stepwise.interventions.settings import CollectSettings
 from stepwise.io import append_rows, read_rows

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stepwise.interventions.data import write_examples
-from stepwise.interventions.pairs import write_pairs
+from stepwise.data.examples import write_examples, write_pairs
 from stepwise.io import append_rows, read_rows
 from stepwise.types import Problem
 from tests.training.sft_world import ROW, row

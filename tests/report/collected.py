@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stepwise.data.examples import Example
 from stepwise.interventions.leaks import LeakVerdict
 from stepwise.interventions.pipeline import ROWS
-from stepwise.interventions.rows import Candidate, Example, Failure, GuidedRollout, Located, Made, Rollout
+from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Located, Made, Rollout
 from stepwise.io import append_rows
 from stepwise.types import Problem, Usage
 

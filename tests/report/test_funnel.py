@@ -5,8 +5,9 @@ import io
 
 from rich.console import Console
 
+from stepwise.data.examples import Example
 from stepwise.grading import Verdict
-from stepwise.interventions.rows import Example, Failure
+from stepwise.interventions.rows import Failure
 from stepwise.report.funnel import as_table, first_of_each, shortened, side_by_side
 
 FAILURE = Failure("p0/r3", "p0", ("1 + 2 = 3.", "3 * \x1b[31m[bold]2 = 5.", "So 5."), "5", Verdict.WRONG)

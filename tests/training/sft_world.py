@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stepwise.config import Config
-from stepwise.interventions.rows import Example
+from stepwise.data.examples import Example
 from stepwise.io import read_rows
 
 ROW = Example(

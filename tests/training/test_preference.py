@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from stepwise.config import Config
+from stepwise.data.examples import read_pairs, write_pairs
 from stepwise.errors import ConfigError, DataError
-from stepwise.interventions.pairs import read_pairs, write_pairs
 from tests.training.sft_world import config, metrics, whole_and_killed
 
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from stepwise.config.training import LoraConfig, SftConfig
+from stepwise.data.examples import write_examples
 from stepwise.errors import DataError
-from stepwise.interventions.data import write_examples
 from stepwise.io import read_rows
 from stepwise.training.rendering import TokenRow
 from tests.training.sft_world import config, copied, metrics, row, whole_and_killed

@@ -1,30 +1,24 @@
-r"""Problems in, dataset out: JSON Lines and `datasets.Dataset`, with either common pair of column names.
+r"""Problems from JSON Lines or a `datasets.Dataset`, with either common pair of column names.
 
-Columns of problems: `question` or `problem`; `answer`; `solution` or `reference`; `id` and `source` where there are
-any. GSM8K keeps solution and answer in `answer`, with `####` between them. A `solution` without an `answer` beside it
-holds the answer in its last box, or is the answer where it has no box and is one short line.
+Columns: `question` or `problem`; `answer`; `solution` or `reference`; `id` and `source` where there are any. GSM8K
+keeps solution and answer in `answer`, with `####` between them. A `solution` without an `answer` beside it holds the
+answer in its last box, or is the answer where it has no box and is one short line.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from stepwise.errors import DataError, MissingDependencyError
+from stepwise.errors import DataError
 from stepwise.grading import check_gold
-from stepwise.interventions.rows import Example
-from stepwise.interventions.stages import unique
-from stepwise.io import read_rows, write_text
+from stepwise.io import read_rows
 from stepwise.steps import boxed, extract_answer
-from stepwise.types import Problem, as_problem, from_json, to_json
+from stepwise.types import Problem, as_problem
 
-QuestionColumn = Literal["question", "problem"]
-AnswerColumn = Literal["answer", "solution"]
 _ANSWER = 60  # characters of the longest text that counts as an answer where nothing says that it is one
 
 
@@ -108,103 +102,6 @@ def check_problems(problems: Iterable[Problem]) -> Checked:
     return Checked(tuple(good), excluded, bare)
 
 
-def write_examples(
-    path: str | Path,
-    examples: Sequence[Example],
-    *,
-    card: Mapping[str, Any],
-    licence: str = "other",
-    question: QuestionColumn = "question",
-    answer: AnswerColumn = "answer",
-) -> Path:
-    """Write the dataset as JSON Lines, and its card beside it (same name, ending .md); returns the path.
-
-    `card` holds counts, models and settings; `licence` is the licence's short name. Both files are whole or not there:
-    they are written under another name first.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(row_of(example, question, answer), ensure_ascii=False) + "\n" for example in examples)
-    write_text(path, "".join(lines))
-    write_text(path.with_suffix(".md"), card_text(path.stem, examples, card, licence))
-    return path
-
-
-def row_of(example: Example, question: QuestionColumn = "question", answer: AnswerColumn = "answer") -> dict[str, Any]:
-    """An example as plain JSON, under the column names asked for."""
-    row: dict[str, Any] = json.loads(to_json(example))
-    return {{"question": question, "answer": answer}.get(name, name): value for name, value in row.items()}
-
-
-def read_examples(source: str | Path | Any) -> list[Example]:
-    """The inverse of `write_examples`, also for a `datasets.Dataset`; either column names.
-
-    Raises DataError naming file, row and field.
-    """
-    rows, where = rows_in(source)
-    found = []
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, Mapping):
-            raise DataError(
-                f"{where}, row {number} is {row!r:.60}; it must be an object, as `write_examples` writes them"
-            )
-        names = {"problem": "question", "solution": "answer"}
-        plain = {names.get(name, name): value for name, value in row.items() if value is not None}
-        # `datasets` gives every row all keys that any row has, None where the row has not.
-        for name in ("parents", "models"):
-            if isinstance(plain.get(name), Mapping):
-                plain[name] = {key: value for key, value in plain[name].items() if value is not None}
-        try:
-            found.append(from_json(Example, json.dumps(plain)))
-        except ValueError as error:
-            raise DataError(f"{where}, row {number}: not a row of examples ({_first(error)})") from None
-    return found
-
-
-def mix(*datasets: Iterable[Example]) -> list[Example]:
-    """Several datasets as one, such as interventions of a critic and of a router; `origin` tells them apart.
-
-    The same question and target occur once, from the first dataset that has them. Raises DataError for rows of
-    different prompts, which no one model can be trained on.
-    """
-    kept = unique(list(itertools.chain(*datasets)))
-    if len(prompts := {example.prompt_hash for example in kept}) > 1:
-        raise DataError(f"the rows were made under different prompts ({', '.join(sorted(prompts))}); mix those of one")
-    return kept
-
-
-def to_dataset(
-    examples: Sequence[Example], *, question: QuestionColumn = "question", answer: AnswerColumn = "answer"
-) -> Any:
-    """The examples as a `datasets.Dataset`; raises MissingDependencyError without that package."""
-    try:
-        import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except ImportError as error:
-        raise MissingDependencyError(
-            "a datasets.Dataset needs the package datasets; install it with: pip install datasets"
-        ) from error
-    return datasets.Dataset.from_list([row_of(example, question, answer) for example in examples])
-
-
-def card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], licence: str) -> str:
-    """Markdown, with the fields that dataset hubs read in front: licence, size, where the rows come from."""
-    origins = {origin: sum(e.origin == origin for e in examples) for origin in sorted({e.origin for e in examples})}
-    counts = {
-        "examples": len(examples),
-        "problems": len({e.parents.get("problem", e.question) for e in examples}),
-        "by origin": origins,
-        "made without a reference solution": sum(not e.with_reference for e in examples),
-    }
-    front = f"---\nlicense: {json.dumps(licence)}\nconfigs:\n- config_name: default\n  data_files: {name}.jsonl\n---\n"
-    body = json.dumps({"counts": counts, **card}, indent=2, ensure_ascii=False, default=str)
-    return (
-        f"{front}\n# {name}\n\nInterventions: after `prefix`, a model is to write `intervention` as its next step "
-        "(InT, arXiv 2601.14209). `successes` of `guided` continuations from there ended right. Rows that are "
-        "`complete` are whole solutions.\n\n"
-        f"```json\n{body}\n```\n"
-    )
-
-
 def rows_in(source: str | Path | Any) -> tuple[list[Any], str]:
     """The rows of a file or a dataset as they stand, and what to call it; DataError where there are none to read."""
     if isinstance(source, Mapping):
@@ -236,8 +133,3 @@ def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str | Non
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(f"{where}, field {given[0]}: it is {value!r:.60}; write it as a text")
     return str(value).encode("utf-8", "replace").decode().strip()  # a lone surrogate becomes "?"
-
-
-def _first(error: ValueError) -> str:
-    lines = str(error).splitlines()
-    return " ".join(line.strip() for line in lines[1:3]) or str(error)

@@ -1,0 +1,243 @@
+"""The rows that models are trained on, as JSON Lines and from datasets: examples (supervised), pairs (preference)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from stepwise.data.problems import rows_in
+from stepwise.errors import DataError, MissingDependencyError
+from stepwise.io import write_text
+from stepwise.steps import split_steps
+from stepwise.types import from_json, to_json
+
+Origin = Literal[
+    "intervention", "routing", "reference", "reflection", "strong", "rejection", "first_tokens", "own_corpus"
+]
+QuestionColumn = Literal["question", "problem"]
+AnswerColumn = Literal["answer", "solution"]
+_TEXTS = ("prompt", "chosen", "rejected")
+
+
+# `ignore` lets a dataset have columns beside these, such as those of another loader.
+@dataclass(frozen=True, config=ConfigDict(extra="ignore"))
+class Example:
+    """One row of the dataset: after `prefix` (steps of the attempt), the model is to write `intervention`.
+
+    `origin` says where the text comes from: a critic's step (intervention), an escalated step that was needed
+    (routing), a reference solution, a rewrite with the reference in view (reflection), the strong model (strong: a
+    whole solution, or an escalated step that was not needed), the model's own right solutions (rejection), the first
+    tokens of its solutions whatever they end in (first_tokens), or the corpus that it was pretrained on (own_corpus).
+    `variant` names the form of it, where a builder of datasets knows several ("" is the plain one).
+
+    `complete`: the text is a whole solution, `prefix` is empty, and the end of the message is trained after it.
+    `suffix` is what followed the intervention, where that is trained too. `successes` of `guided` rollouts from here
+    ended right; 0 of 0 where none were made. `parents` are the ids of the problem, the attempt, the candidate or the
+    rollout behind it; `models` the names of those who wrote by role.
+    """
+
+    id: str
+    question: str
+    answer: str
+    prefix: tuple[str, ...]
+    intervention: str
+    origin: Origin
+    parents: dict[str, str]
+    models: dict[str, str]
+    prompt_hash: str
+    config_hash: str
+    seed: int
+    successes: int = Field(ge=0)
+    guided: int = Field(ge=0)
+    with_reference: bool = True
+    source: str = ""
+    complete: bool = False
+    suffix: str = ""
+    variant: str = ""
+
+    @property
+    def target(self) -> str:
+        """Prefix and intervention as one text, nothing after it (InT, arXiv 2601.14209, the section on SFT) but the
+        `suffix` of a row that has one.
+        """
+        return "\n\n".join((*self.prefix, self.intervention, *filter(None, (self.suffix,))))
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class PreferencePair:
+    """Two continuations of the same correct prefix, in steps; `prompt` is the question.
+
+    `prompt_hash` is that of the prompt under which the attempt was made, None where the row does not say.
+    """
+
+    id: str
+    prompt: str
+    prefix: tuple[str, ...]
+    chosen: tuple[str, ...]
+    rejected: tuple[str, ...]
+    prompt_hash: str | None = None
+
+
+def unique(examples: Sequence[Example]) -> list[Example]:
+    """Examples without those whose question and target occurred before."""
+    kept: dict[tuple[str, str], Example] = {}
+    for example in examples:
+        kept.setdefault((example.question, example.target), example)
+    return list(kept.values())
+
+
+def write_examples(
+    path: str | Path,
+    examples: Sequence[Example],
+    *,
+    card: Mapping[str, Any],
+    licence: str = "other",
+    question: QuestionColumn = "question",
+    answer: AnswerColumn = "answer",
+) -> Path:
+    """Write the dataset as JSON Lines, and its card beside it (same name, ending .md); returns the path.
+
+    `card` holds counts, models and settings; `licence` is the licence's short name. Both files are whole or not there:
+    they are written under another name first.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row_of(example, question, answer), ensure_ascii=False) + "\n" for example in examples)
+    write_text(path, "".join(lines))
+    write_text(path.with_suffix(".md"), card_text(path.stem, examples, card, licence))
+    return path
+
+
+def row_of(example: Example, question: QuestionColumn = "question", answer: AnswerColumn = "answer") -> dict[str, Any]:
+    """An example as plain JSON, under the column names asked for."""
+    row: dict[str, Any] = json.loads(to_json(example))
+    return {{"question": question, "answer": answer}.get(name, name): value for name, value in row.items()}
+
+
+def read_examples(source: str | Path | Any) -> list[Example]:
+    """The inverse of `write_examples`, also for a `datasets.Dataset`; either column names.
+
+    Raises DataError naming file, row and field.
+    """
+    rows, where = rows_in(source)
+    found = []
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"{where}, row {number} is {row!r:.60}; it must be an object, as `write_examples` writes them"
+            )
+        names = {"problem": "question", "solution": "answer"}
+        plain = {names.get(name, name): value for name, value in row.items() if value is not None}
+        # `datasets` gives every row all keys that any row has, None where the row has not.
+        for name in ("parents", "models"):
+            if isinstance(plain.get(name), Mapping):
+                plain[name] = {key: value for key, value in plain[name].items() if value is not None}
+        try:
+            found.append(from_json(Example, json.dumps(plain)))
+        except ValueError as error:
+            raise DataError(f"{where}, row {number}: not a row of examples ({_first(error)})") from None
+    return found
+
+
+def mix(*datasets: Iterable[Example]) -> list[Example]:
+    """Several datasets as one, such as interventions of a critic and of a router; `origin` tells them apart.
+
+    The same question and target occur once, from the first dataset that has them. Raises DataError for rows of
+    different prompts, which no one model can be trained on.
+    """
+    kept = unique(list(itertools.chain(*datasets)))
+    if len(prompts := {example.prompt_hash for example in kept}) > 1:
+        raise DataError(f"the rows were made under different prompts ({', '.join(sorted(prompts))}); mix those of one")
+    return kept
+
+
+def to_dataset(
+    examples: Sequence[Example], *, question: QuestionColumn = "question", answer: AnswerColumn = "answer"
+) -> Any:
+    """The examples as a `datasets.Dataset`; raises MissingDependencyError without that package."""
+    try:
+        import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError as error:
+        raise MissingDependencyError(
+            "a datasets.Dataset needs the package datasets; install it with: pip install datasets"
+        ) from error
+    return datasets.Dataset.from_list([row_of(example, question, answer) for example in examples])
+
+
+def card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], licence: str) -> str:
+    """Markdown, with the fields that dataset hubs read in front: licence, size, where the rows come from."""
+    origins = {origin: sum(e.origin == origin for e in examples) for origin in sorted({e.origin for e in examples})}
+    counts = {
+        "examples": len(examples),
+        "problems": len({e.parents.get("problem", e.question) for e in examples}),
+        "by origin": origins,
+        "made without a reference solution": sum(not e.with_reference for e in examples),
+    }
+    front = f"---\nlicense: {json.dumps(licence)}\nconfigs:\n- config_name: default\n  data_files: {name}.jsonl\n---\n"
+    body = json.dumps({"counts": counts, **card}, indent=2, ensure_ascii=False, default=str)
+    return (
+        f"{front}\n# {name}\n\nInterventions: after `prefix`, a model is to write `intervention` as its next step "
+        "(InT, arXiv 2601.14209). `successes` of `guided` continuations from there ended right. Rows that are "
+        "`complete` are whole solutions.\n\n"
+        f"```json\n{body}\n```\n"
+    )
+
+
+def write_pairs(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write pairs as JSON Lines, whole or not at all; returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def read_pairs(*sources: str | Path | Any) -> list[PreferencePair]:
+    """Pairs, those of the same texts once. A source is a JSON Lines file that `write_pairs` or the dataset builder
+    wrote, a `datasets.Dataset`, or rows with the texts `prompt`, `chosen` and `rejected`.
+
+    The prefix is the longest run of steps that `chosen` and `rejected` begin with. Raises DataError naming file, row
+    and field: for a field without a text, and for texts of which one is, or begins with, the other.
+    """
+    found: dict[tuple[Any, ...], PreferencePair] = {}
+    for rows, where in map(rows_in, sources):
+        for number, row in enumerate(rows, 1):
+            pair = pair_of(row, f"{where}, row {number}", f"row {number}")
+            found.setdefault((pair.prompt, pair.prefix, pair.chosen, pair.rejected), pair)
+    return list(found.values())
+
+
+def pair_of(row: Any, where: str, name: str) -> PreferencePair:
+    """One row as a pair, called `name` where it has no id; DataError names `where` and the field."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} is {row!r:.60}; it must be an object with prompt, chosen and rejected")
+    prompt, chosen, rejected = (_pair_text(row.get(field), f"{where}, field {field}") for field in _TEXTS)
+    one, other = split_steps(chosen), split_steps(rejected)
+    shared = len(list(takewhile(lambda steps: steps[0] == steps[1], zip(one, other, strict=False))))
+    if shared == min(len(one), len(other)):
+        short = "chosen" if len(one) <= len(other) else "rejected"
+        what = "chosen equals rejected" if len(one) == len(other) else f"{short} is only the beginning of the other"
+        raise DataError(f"{where}: {what}, so there is no step to prefer; leave the row out")
+    steps = (tuple(one[:shared]), tuple(one[shared:]), tuple(other[shared:]))
+    made_under = row.get("prompt_hash")
+    return PreferencePair(str(row.get("id") or name), prompt, *steps, None if made_under is None else str(made_under))
+
+
+def _pair_text(value: Any, where: str) -> str:
+    """A text as `pairs` writes it, as it is or as the one message of a list."""
+    if isinstance(value, Sequence) and len(value) == 1 and isinstance(value[0], Mapping):
+        value = value[0].get("content")
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where} is {value!r:.60}; give a text, or a list with one message that has one")
+    return value
+
+
+def _first(error: ValueError) -> str:
+    lines = str(error).splitlines()
+    return " ".join(line.strip() for line in lines[1:3]) or str(error)
