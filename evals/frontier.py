@@ -181,8 +181,8 @@ def plot(world: World, frontiers: dict[str, Frontier], episodes: int) -> Markup:
     """The world's heading, legend and plot, as HTML."""
     import numpy as np
 
-    from stepwise.report.model import PolicyRow
     from stepwise.report.plot import NARROW, WIDE, Cost, legend, plot_svg
+    from stepwise.routing.compare import PolicyRow
 
     def row(name: str, family: str, point: OperatingPoint) -> PolicyRow:
         calls = round(point.cost * episodes)

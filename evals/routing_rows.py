@@ -9,8 +9,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import DataError
-from stepwise.report.model import PolicyRow
-from stepwise.routing.compare import Measured
+from stepwise.routing.compare import Measured, PolicyRow
 from stepwise.routing.estimates import Outcomes
 from stepwise.routing.metrics import usage_by_author
 from stepwise.stats import wilson

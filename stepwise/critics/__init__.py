@@ -11,9 +11,25 @@ What differs from InT's pipeline (arXiv 2601.14209):
 
 from __future__ import annotations
 
-from stepwise.critics.decider import StepDecider
-from stepwise.critics.judge import StepJudge
-from stepwise.critics.localizer import ErrorLocalizer
-from stepwise.critics.proposer import InterventionProposer
+import importlib
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from stepwise.critics.decider import StepDecider
+    from stepwise.critics.judge import StepJudge
+    from stepwise.critics.localizer import ErrorLocalizer
+    from stepwise.critics.proposer import InterventionProposer
+
+_HOME = {
+    "ErrorLocalizer": "localizer",
+    "InterventionProposer": "proposer",
+    "StepDecider": "decider",
+    "StepJudge": "judge",
+}
 __all__ = ["ErrorLocalizer", "InterventionProposer", "StepDecider", "StepJudge"]
+
+
+def __getattr__(name: str) -> Any:  # DSPy is imported when a module is first used
+    if name not in _HOME:
+        raise AttributeError(f"module 'stepwise.critics' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"stepwise.critics.{_HOME[name]}"), name)

@@ -1,22 +1,18 @@
-"""What a report shows: one `PolicyRow` per policy and setting, one `TraceView` per routed problem, and their words.
+"""What a report shows: `PolicyRow` and `TraceView` of `stepwise.routing.compare` on one page, and words for them.
 
 Nothing is measured here: the caller does, fills these in, and hands a `Report` to `write_report` or `summary_table`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from stepwise.types import Trace
+from stepwise.routing.compare import PolicyRow, TraceView
 
 _FROZEN = ConfigDict(extra="forbid", allow_inf_nan=False)
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
-
 AuthorKind = Literal["weak", "strong", "intervention", "other"]
 _KINDS: dict[str, AuthorKind] = {"weak": "weak", "strong": "strong", "intervention": "intervention"}
 
@@ -47,57 +43,6 @@ VERDICT_WORDS: dict[str, str] = {
     "timeout": "grading timed out",
     "error": "grading failed",
 }
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class PolicyRow:
-    """One operating point: a policy at one setting, measured on `n` problems.
-
-    `family` groups the points that one line of the plot joins; the families "never" and "always" are drawn as the weak
-    and the strong model's own points. `accuracy` and its 95 % interval are fractions in [0, 1], as is `strong_share`,
-    the share of the kept tokens that the strong model wrote. Tokens, calls, seconds and parameter-tokens (number of
-    weights times tokens, scorer and prefill included) are totals over the `n` problems. None means not known, never 0.
-    """
-
-    policy: str
-    family: str
-    setting: float | None
-    accuracy: Fraction | None
-    accuracy_low: Fraction | None
-    accuracy_high: Fraction | None
-    strong_share: Fraction | None
-    strong_tokens: Count
-    generated_tokens: Count
-    parameter_tokens: Amount | None
-    calls: Count
-    seconds: Amount | None
-    n: Annotated[int, Field(ge=1)]
-
-    @property
-    def anchor(self) -> Literal["", "weak", "strong"]:
-        """Which model alone this row is: "weak" for the family "never", "strong" for "always", else ""."""
-        if self.family == "never":
-            return "weak"
-        return "strong" if self.family == "always" else ""
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class TraceView:
-    """One trace to show: under which policy it was made, and its verdict.
-
-    `verdict` is the value of a `stepwise.grading.Verdict`, "" where it was not graded. `parameter_tokens` is what the
-    trace cost in weights times tokens, None where that is not known; tokens and calls are read from the trace itself.
-    """
-
-    trace: Trace
-    policy: str = ""
-    verdict: str = ""
-    parameter_tokens: Amount | None = None
-
-    @property
-    def escalated(self) -> bool:
-        """Whether the strong model wrote at least one of the steps that were kept."""
-        return any(step.author == "strong" for step in self.trace.steps)
 
 
 @dataclass(frozen=True, config=_FROZEN)

@@ -15,17 +15,11 @@ from markupsafe import Markup
 from stepwise.errors import DataError, redact
 from stepwise.report import shell
 from stepwise.report.html import view_html
-from stepwise.report.model import (
-    FINISH_WORDS,
-    Report,
-    TraceView,
-    author_kind,
-    author_letter,
-    verdict_word,
-)
+from stepwise.report.model import FINISH_WORDS, Report, author_kind, author_letter, verdict_word
 from stepwise.report.plot import COSTS, NARROW, WIDE, legend, plot_svg
 from stepwise.report.shell import first_of_each, render, write_page
 from stepwise.report.table import COLUMNS, caption, quantity
+from stepwise.routing.compare import TraceView
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Problem, Step
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from stepwise.report.model import PolicyRow
 from stepwise.report.svg import family_style, marker, tag
 from stepwise.report.table import count, interval, percent, quantity
+from stepwise.routing.compare import PolicyRow
 
 Box = tuple[float, float, float, float]
 BAR_HALF = 4.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from stepwise.report.model import PolicyRow
+from stepwise.routing.compare import PolicyRow
 
 MISSING = "–"
 

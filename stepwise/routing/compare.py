@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.config import Config
 from stepwise.errors import DataError
-from stepwise.report.model import PolicyRow, TraceView
+from stepwise.grading import grade
 from stepwise.routing.metrics import Cost, OperatingPoint, cpt, pgr
 from stepwise.routing.policy import Policy, needs_scorer
 from stepwise.runs.plan import Planned
@@ -21,7 +21,62 @@ from stepwise.types import Problem, Trace
 if TYPE_CHECKING:
     from stepwise.routing.router import StepRouter
 
+_FROZEN = ConfigDict(extra="forbid", allow_inf_nan=False)
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+_Amount = Annotated[float, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0)]
 NAMES = {"never": "Never (weak alone)", "always": "Always (strong alone)"}
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class PolicyRow:
+    """One operating point: a policy at one setting, measured on `n` problems.
+
+    `family` groups the points that one line of the plot joins; the families "never" and "always" are drawn as the weak
+    and the strong model's own points. `accuracy` and its 95 % interval are fractions in [0, 1], as is `strong_share`,
+    the share of the kept tokens that the strong model wrote. Tokens, calls, seconds and parameter-tokens (number of
+    weights times tokens, scorer and prefill included) are totals over the `n` problems. None means not known, never 0.
+    """
+
+    policy: str
+    family: str
+    setting: float | None
+    accuracy: _Fraction | None
+    accuracy_low: _Fraction | None
+    accuracy_high: _Fraction | None
+    strong_share: _Fraction | None
+    strong_tokens: _Count
+    generated_tokens: _Count
+    parameter_tokens: _Amount | None
+    calls: _Count
+    seconds: _Amount | None
+    n: Annotated[int, Field(ge=1)]
+
+    @property
+    def anchor(self) -> Literal["", "weak", "strong"]:
+        """Which model alone this row is: "weak" for the family "never", "strong" for "always", else ""."""
+        if self.family == "never":
+            return "weak"
+        return "strong" if self.family == "always" else ""
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class TraceView:
+    """One trace to show: under which policy it was made, and its verdict.
+
+    `verdict` is the value of a `stepwise.grading.Verdict`, "" where it was not graded. `parameter_tokens` is what the
+    trace cost in weights times tokens, None where that is not known; tokens and calls are read from the trace itself.
+    """
+
+    trace: Trace
+    policy: str = ""
+    verdict: str = ""
+    parameter_tokens: _Amount | None = None
+
+    @property
+    def escalated(self) -> bool:
+        """Whether the strong model wrote at least one of the steps that were kept."""
+        return any(step.author == "strong" for step in self.trace.steps)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -92,8 +147,6 @@ def label_of(policy: Policy) -> str:
 
 def verdict_of(trace: Trace) -> str:
     """The verdict on a trace's answer as its value ("CORRECT", "WRONG", ...), "" without a gold answer."""
-    from stepwise.grading import grade
-
     return "" if trace.problem.answer is None else grade(trace.answer or "", trace.problem.answer).value
 
 

@@ -6,7 +6,8 @@ import json
 from html.parser import HTMLParser
 from typing import Any
 
-from stepwise.report.model import PolicyRow, Report, TraceView
+from stepwise.report.model import Report
+from stepwise.routing.compare import PolicyRow, TraceView
 from stepwise.types import Problem, Step, Trace, Usage
 
 HOSTILE = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from stepwise.report.model import PolicyRow, Report, TraceView
+from stepwise.report.model import Report
+from stepwise.routing.compare import PolicyRow, TraceView
 from stepwise.types import Problem, Step, Trace, Usage
 
 FRUIT = ("apples", "pears", "plums", "figs", "limes")

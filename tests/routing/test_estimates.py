@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from stepwise.errors import DataError
-from stepwise.report.model import TraceView
-from stepwise.routing.compare import Measured
+from stepwise.routing.compare import Measured, TraceView
 from stepwise.routing.estimates import COSTS, Estimate, Outcomes, by_family, estimate, figures, split_cpt
 from stepwise.routing.metrics import OperatingPoint, cost_of, cpt, cpt_interpolated, delta_ibc, frontier_area, pgr
 from stepwise.types import Problem, Step, Trace, Usage
