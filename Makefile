@@ -29,7 +29,7 @@ demo: $(VENV)/.core
 	@$(BIN)/python -m programs.demo --overwrite
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist worksteal
 
 test-slow: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m slow
@@ -39,6 +39,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check || failed=1; \
 	$(BIN)/ruff format --check || failed=1; \
 	$(BIN)/mypy || failed=1; \
+	$(BIN)/lint-imports --no-cache --no-logo || failed=1; \
 	exit $$failed
 
 lab: $(VENV)/.dev

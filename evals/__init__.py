@@ -1,4 +1,1 @@
-"""Benchmarks that print a table and write JSON.
-
-`python -m evals.NAME` in a checkout, `stepwise evals.NAME` once installed.
-"""
+"""Benchmarks that print a table and write JSON: `python -m evals.NAME` in a checkout."""

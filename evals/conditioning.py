@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from programs.lab_critic import result_of
 from stepwise.critics import ErrorLocalizer, InterventionProposer
 from stepwise.critics.asking import run_all
 from stepwise.data import localization as loc
 from stepwise.data.processbench import ProcessBenchRow
-from stepwise.lab.critic import result_of
 from stepwise.lab.families import CRITIC_WITHHELD
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.lab.references import Granularity, reference

@@ -16,8 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from programs.lab_training import Recipe, pack, train
+from stepwise.export.gguf import export_gguf
+from stepwise.lab.corpus import solved
 from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem, generate
+from stepwise.models import load_backend
 from stepwise.models.base import Backend, Request
 from stepwise.routing.fit_check import auroc
 from stepwise.runs.progress import progress
@@ -79,8 +83,6 @@ def _folder(run: Run, name: str) -> Path:
 
 
 def _load(run: Run, name: str) -> Backend:
-    from stepwise import load_backend
-
     return load_backend(f"llamacpp/{_folder(run, name) / 'model.gguf'}")
 
 
@@ -258,14 +260,26 @@ def _scorer(run: Run, weak: Backend) -> dict[str, Any]:
 
 def _sham(run: Run, before: float) -> dict[str, Any]:
     """lab-weak, trained on more of its own corpus: what "more pretraining" alone would give any method."""
-    from stepwise import load_backend
-    from stepwise.lab.pretrain import continue_on_own_corpus
-
     path = continue_on_own_corpus(_folder(run, "lab-weak"), run.args.sham, run.out / "sham")
     problems = generate("test", run.args.problems)
     with_more = load_backend(f"llamacpp/{path}")
     results = [right(p, s[0]) for p, s in zip(problems, sample(with_more, problems, label="sham"), strict=True)]
     return {**_rate(results), "tokens": run.args.sham, "before": before, "gain": float(np.mean(results)) - before}
+
+
+def continue_on_own_corpus(model_dir: Path, tokens: int, out: Path, seed: int = 7) -> Path:
+    """The sham control: lab-weak trained for `tokens` more on fresh draws of its own corpus; the GGUF's path."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    recipe = Recipe(tokens, seed=seed, muon_rate=0.005, adam_rate=7.5e-4)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    batches = pack(solved(tokenizer, misled=True, seed=100 + seed), recipe.rows, recipe.row, tokenizer.pad_token_id)
+    train(model, batches, recipe, out)
+    model.to(torch.bfloat16).save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+    return export_gguf(out / "model", out / "model.gguf", quantization="q8_0")
 
 
 def _write_cards(run: Run, figures: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ from stepwise.io import read_rows as read_lines
 from stepwise.runs.plan import Planned
 from stepwise.runs.shell import Run, positive, program
 
-from .localization_models import by_module, planned, with_scores  # evals is stepwise.evals once installed
+from .localization_models import by_module, planned, with_scores
 
 HEADS = ("acc_err", "acc_cor", "prior", "failed", "calls", "tokens")
 TUNED = ("scorer", "constant")

@@ -77,7 +77,7 @@ def main(run: Run) -> None:
 
 def _model(run: Run) -> Path:
     if run.args.shape:
-        from .shapes import random_model  # evals is stepwise.evals once installed
+        from .shapes import random_model
 
         return random_model(run.args.shape, run.out)
     return model_path(run.args.model) if run.args.model in MODELS else Path(run.args.model)

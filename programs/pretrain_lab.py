@@ -12,13 +12,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from stepwise.export.gguf import export_gguf, export_lora_gguf
+from stepwise.export.safetensors import read_json
+from stepwise.lab import corpus
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, program
 
-if TYPE_CHECKING:
-    from stepwise.lab.pretrain import Recipe
+from .lab_critic import criticized, repaired
+from .lab_training import Recipe, Shape, new_model, pack, spread_unused, train
 
 TOKENS = {"lab-weak": 9_000_000, "lab-strong": 4_500_000, "lab-scorer": 2_500_000, "lab-critic": 24_000_000}
 START_FROM = {"lab-weak": None, "lab-strong": "lab-weak", "lab-scorer": "lab-weak", "lab-critic": "lab-weak"}
@@ -50,9 +53,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(run: Run) -> None:
     import torch
 
-    from stepwise.lab import corpus
-    from stepwise.lab.pretrain import Recipe
-
     torch.set_num_threads(run.args.threads)
     folder = _base(run) / "tokenizer"
     if "lab-weak" in run.args.only and not (folder / "tokenizer.json").exists():
@@ -82,10 +82,8 @@ def _base(run: Run) -> Path:
 
 
 def _examples(name: str, tokenizer: Any, seed: int) -> Iterator[Any]:
-    from stepwise.lab import corpus, critic
-
     if name == "lab-critic":
-        return critic.criticized(tokenizer, seed=10 * seed + 4)
+        return criticized(tokenizer, seed=10 * seed + 4)
     if name == "lab-scorer":
         return corpus.scored(tokenizer, seed=10 * seed + 3)
     return corpus.solved(tokenizer, misled=name == "lab-weak", seed=10 * seed + (1 if name == "lab-weak" else 2))
@@ -94,10 +92,6 @@ def _examples(name: str, tokenizer: Any, seed: int) -> Iterator[Any]:
 def _make(run: Run, name: str, recipe: Recipe) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from stepwise.export.gguf import export_gguf, export_lora_gguf
-    from stepwise.export.safetensors import read_json
-    from stepwise.lab.pretrain import Shape, new_model, spread_unused
 
     begin = START_FROM[name]
     tokenizer = AutoTokenizer.from_pretrained(_base(run) / (begin or "tokenizer"))
@@ -110,8 +104,6 @@ def _make(run: Run, name: str, recipe: Recipe) -> None:
     if adapted is None or run.args.critic is None:
         losses = _train(run, name, model, recipe, _examples(name, tokenizer, recipe.seed), tokenizer.pad_token_id)
     if adapted is not None and run.args.repair:
-        from stepwise.lab.critic import repaired
-
         rate = recipe.muon_rate / 8
         recipe = replace(recipe, tokens=run.args.repair, row=1400, rows=4, restart=1.0, muon_rate=rate)
         examples = repaired(tokenizer, seed=10 * recipe.seed + 5)
@@ -144,8 +136,6 @@ def _make(run: Run, name: str, recipe: Recipe) -> None:
 
 def _train(run: Run, name: str, model: Any, recipe: Recipe, examples: Iterator[Any], padding: int) -> list[float]:
     """One part of a model's training, from its last checkpoint on; the losses of its steps."""
-    from stepwise.lab.pretrain import pack, train
-
     losses: list[float] = []
     with progress(name, recipe.steps) as advance:
 

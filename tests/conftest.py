@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 # Before any import of torch or llama_cpp: spinning OpenMP threads bring a busy machine to a halt.
@@ -17,6 +18,16 @@ from hypothesis import settings
 # A machine that trains in the background is slow now and then: no property test has a deadline.
 settings.register_profile("stepwise", deadline=None)
 settings.load_profile("stepwise")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--order", type=int, metavar="SEED", help="run the tests in a random order, the same for a seed")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.getoption("--order")
+    if seed is not None:
+        random.Random(seed).shuffle(items)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
+import importlib
 import json
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,30 +15,47 @@ from stepwise.config import Config
 ROOT = Path(__file__).parent.parent
 
 
-def test_help_lists_every_program_and_benchmark_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def runnable(folder: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / folder).glob("*.py") if "@program(" in path.read_text())
+
+
+def test_help_lists_every_program_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(cli.PROGRAMS) == runnable("programs")
+    assert {"config", "demo", "route", "pretrain_lab"} <= set(cli.PROGRAMS)
     assert cli.main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    runnable = [
-        path
-        for folder in ("programs", "evals")
-        for path in (ROOT / folder).glob("*.py")
-        if "@program(" in path.read_text()
-    ]
-    expected = {path.stem if path.parent.name == "programs" else f"evals.{path.stem}" for path in runnable}
-    assert {"config", "demo", "route", "pretrain_lab", "evals.lab"} <= expected
-    for name in expected:
+    for name in cli.PROGRAMS:
         (line,) = [line for line in lines if line.split()[:1] == [name]]
-        assert len(line.split()) > 3, f"{name} has no description"
+        assert len(line.split()) > 3
+        assert len(line) <= 120
 
 
-@pytest.mark.parametrize("name", cli.available())
-def test_every_program_answers_for_its_options(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "stepwise.cli", name, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def help_of(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str], *names: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([*names, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", runnable("programs"))
+def test_every_program_answers_for_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(cli.main, capsys, name)
+    assert text.startswith(f"usage: stepwise {name} ")
+    assert "--dry-run" in text
+
+
+@pytest.mark.parametrize("name", runnable("evals"))
+def test_every_benchmark_answers_for_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(importlib.import_module(f"evals.{name}").main, capsys)
+    assert text.startswith(f"usage: python -m evals.{name} ")
+    assert "--dry-run" in text
+
+
+def test_the_command_runs_as_a_process_of_its_own() -> None:
+    command = [sys.executable, "-m", "stepwise.cli", "config", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: stepwise {name} ")
-    assert "--dry-run" in done.stdout
+    assert done.stdout.startswith("usage: stepwise config ")
 
 
 def test_a_wrong_name_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

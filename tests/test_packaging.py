@@ -13,7 +13,7 @@ CONSTRAINTS = [line for line in (ROOT / "constraints.txt").read_text().splitline
 
 def test_every_package_of_the_checkout_is_installed() -> None:
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "stepwise").rglob("*.py")}
-    assert set(PROJECT["tool"]["setuptools"]["packages"]) == found | {"stepwise.programs", "stepwise.evals"}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == found | {"stepwise.programs"}
 
 
 def test_every_file_that_is_no_code_is_package_data() -> None:

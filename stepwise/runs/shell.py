@@ -124,7 +124,7 @@ def program(
     def decorate(function: Callable[[Run], int | None]) -> Main:
         file = Path(function.__code__.co_filename)
         name = file.stem
-        command = f"evals.{name}" if file.parent.name == "evals" else name
+        command = f"python -m evals.{name}" if file.parent.name == "evals" else f"stepwise {name}"
 
         @functools.wraps(function)
         def main(argv: Sequence[str] | None = None) -> int:
@@ -150,7 +150,7 @@ def positive(text: str) -> int:
 
 def _parser(name: str, command: str, doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"stepwise {command}",
+        prog=command,
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stepwise.critics.formats.compact_format import write_fields, write_request
+from stepwise.critics.signatures import ProposeIntervention, StepCheck, VerifyAttempt, numbered
 from stepwise.lab.corpus import END, IGNORE, Bundle, Example, bundle, problems, prompt_text, slipped
 from stepwise.lab.families import CRITIC_WITHHELD
 from stepwise.lab.problems import LabProblem
@@ -32,8 +33,6 @@ VERIFICATIONS_LATER = 0.2
 
 def localization(problem: LabProblem, steps: Sequence[str]) -> dict[str, Any]:
     """The true output of VerifyAttempt: checks up to the first wrong step, the earliest and the critical error."""
-    from stepwise.critics.signatures import StepCheck
-
     first = problem.first_error(steps)
     checks = []
     for i, text in enumerate(steps[: len(steps) if first is None else first + 1]):
@@ -64,8 +63,6 @@ def example(request: str, reply: str, tokenizer: PreTrainedTokenizerFast) -> Exa
 
 def criticized(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Example]:
     """The corpus of the first part of lab-critic's training."""
-    from stepwise.critics.signatures import ProposeIntervention
-
     rng = random.Random(f"critic|{seed}")
     for problem, steps, inputs in _attempts(seed, rng):
         found = localization(problem, steps)
@@ -83,8 +80,6 @@ def repaired(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Bundle]:
     """The corpus of the second part: for each attempt the right step in place of every one of its steps, and for some
     the verification. In the first part hardly any of the loss is on steps, since verifications are ten times as long.
     """
-    from stepwise.critics.signatures import ProposeIntervention
-
     rng = random.Random(f"repair|{seed}")
     for problem, steps, inputs in _attempts(seed, rng):
         found = []
@@ -101,8 +96,6 @@ def repaired(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Bundle]:
 
 def _attempts(seed: int, rng: random.Random) -> Iterator[tuple[LabProblem, list[str], dict[str, str]]]:
     """Problems without the withheld families, an attempt at each, and what the critic is shown."""
-    from stepwise.critics.signatures import numbered
-
     for problem in problems(seed, long_share=0.08):
         if set(problem.traps) & set(CRITIC_WITHHELD):
             continue
@@ -117,6 +110,4 @@ def _attempts(seed: int, rng: random.Random) -> Iterator[tuple[LabProblem, list[
 
 
 def _verification(inputs: dict[str, str], found: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Example:
-    from stepwise.critics.signatures import VerifyAttempt
-
     return example(write_request(VerifyAttempt, inputs), write_fields(VerifyAttempt, found), tokenizer)

@@ -251,21 +251,3 @@ def _restore(folder: Path, model: Any, optimizers: list[Any], recipe: Recipe) ->
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     return int(state["step"])
-
-
-def continue_on_own_corpus(model_dir: Path, tokens: int, out: Path, seed: int = 7) -> Path:
-    """The sham control: lab-weak trained for `tokens` more on fresh draws of its own corpus; the GGUF's path."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from stepwise.export.gguf import export_gguf
-    from stepwise.lab.corpus import solved
-
-    recipe = Recipe(tokens, seed=seed, muon_rate=0.005, adam_rate=7.5e-4)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    batches = pack(solved(tokenizer, misled=True, seed=100 + seed), recipe.rows, recipe.row, tokenizer.pad_token_id)
-    train(model, batches, recipe, out)
-    model.to(torch.bfloat16).save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
-    return export_gguf(out / "model", out / "model.gguf", quantization="q8_0")
