@@ -17,9 +17,8 @@ from pathlib import Path
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
 from stepwise.io import read_rows
-from stepwise.routing.learned import FOR_GOOD, Learned, Pair, files_of
-from stepwise.routing.learning import train
-from stepwise.routing.ppo import PpoSettings
+from stepwise.routing.learned import FOR_GOOD, Learned, ModelNames, files_of
+from stepwise.routing.ppo import PpoSettings, train
 from stepwise.routing.router_fit import RouterFit
 from stepwise.routing.simulator import RouterSimulator
 from stepwise.runs.plan import Planned
@@ -76,7 +75,7 @@ def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
 def main(run: Run) -> None:
     args, config = run.args, run.config
     fit = RouterFit.load(args.fit)
-    pair = Pair(fit.card.weak, fit.card.strong, fit.card.scorer, fit.card.config)
+    pair = ModelNames(fit.card.weak, fit.card.strong, fit.card.scorer, fit.card.config)
     if len(set(args.prices)) < len(args.prices):
         raise DataError(f"--prices has {args.prices}; give each price once")
     world = RouterSimulator.from_fit(fit, tokens=tokens_of(args.traces))
@@ -89,7 +88,7 @@ def main(run: Run) -> None:
         show_tuned(run, tuned(run, policies))
 
 
-def train_one(run: Run, world: RouterSimulator, pair: Pair, price: float) -> Learned:
+def train_one(run: Run, world: RouterSimulator, pair: ModelNames, price: float) -> Learned:
     """The policy for one price; gone on with, or taken as it is, where it is there."""
     args = run.args
     try:

@@ -1,7 +1,10 @@
-"""Policies learned by reinforcement in a simulator of the routing problem: TRIM-Agg and TRIM-Seq, run without torch.
+"""TRIM-Agg and TRIM-Seq, policies learned by reinforcement: the networks in numpy, and the files that hold them.
 
-What differs from TRIM (arXiv 2601.10245, the method's section on learned policies, and its published code):
-1. Training is in a simulator fitted to traces (`simulator`), then, if wanted, with the models themselves (`tuning`).
+TRIM (arXiv 2601.10245, the method's section on learned policies) maximises E[right - lambda * tokens of the strong
+model's steps]. TRIM-Agg decides from five numbers (`features`), TRIM-Seq from all scores and tokens so far (`pairs`);
+training is in `ppo`. What differs from the paper and its published code:
+
+1. Training is in a simulator fitted to traces, then, if wanted, with the models themselves.
 2. Actions may be wider: besides keeping a draft and having the strong model write the step, the strong model may write
    several steps on end or all that are left. Drafts may have a price, without which wider actions cannot pay.
 3. TRIM-Seq is not in the published code. Here: a transformer of two layers, 32 units and four heads, without dropout,
@@ -14,36 +17,38 @@ What differs from TRIM (arXiv 2601.10245, the method's section on learned polici
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from stepwise.errors import ConfigError
+from stepwise.errors import ConfigError, ExportError
+from stepwise.export.safetensors import Checkpoint
+from stepwise.io import whole_file, write_text
 from stepwise.routing.policy import Action, Escalate, HandOver, Keep, View, When
-from stepwise.types import Step
+from stepwise.routing.simple import BasePolicy
+from stepwise.types import from_json, to_json
 
 Array = NDArray[np.float64]
 Kind = Literal["agg", "seq"]
 Weights = Mapping[str, Array]
 FOR_GOOD = 2**31  # a run of the strong model that no solution outlasts
-TOKENS, STEPS = 300.0, 30.0  # what TRIM divides a step's tokens and its index by
 LAYERS, HEADS = 2, 4  # of TRIM-Seq
+_TOKENS, _STEPS = 300.0, 30.0  # what TRIM divides a step's tokens and its index by
 _FROZEN = ConfigDict(extra="forbid")
 _STEM = "learned-"
-_MAKE = "train it with python -m programs.train_router"
+_REMEDY = "train it with python -m programs.train_router"
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Pair:
-    """Names of the models that a policy was made for, as the configuration names them, and the configuration's hash."""
+class ModelNames:
+    """Names of the models that a policy is for, as the configuration names them, and the configuration's hash."""
 
     weak: str
     strong: str
@@ -53,25 +58,23 @@ class Pair:
     def check(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
         """Raise `ConfigError` where one of the models is another; None is not checked.
 
-        A model that was loaded tells its name without the kind of backend and with a hash of its weights
+        A model that was loaded has a name without the kind of backend and with a hash of its weights
         ("lab-weak@11989165" for "llamacpp/lab-weak"); what either side does not say is not checked.
         """
-        for role, name in (("weak", weak), ("strong", strong), ("scorer", scorer)):
+        for role, theirs in (("weak", weak), ("strong", strong), ("scorer", scorer)):
             ours = getattr(self, role)
-            if name is not None and not _same(ours, name):
+            if theirs is None:
+                continue
+            (name, _, weights), (name2, _, weights2) = (x.rpartition("/")[2].partition("@") for x in (ours, theirs))
+            if name != name2 or (weights and weights2 and weights != weights2):
                 raise ConfigError(
-                    f"the learned policy is for the {role} model {ours!r}, the router has {name!r}; {_MAKE} for these "
-                    "models, or force it"
+                    f"the learned policy is for the {role} model {ours!r}, the router has {theirs!r}; {_REMEDY} for "
+                    "these models, or force it"
                 )
 
 
-def _same(one: str, other: str) -> bool:
-    (name, _, mark), (name2, _, mark2) = (model.rpartition("/")[2].partition("@") for model in (one, other))
-    return name == name2 and (not mark or not mark2 or mark == mark2)
-
-
 @dataclass(frozen=True, config=_FROZEN)
-class Figures:
+class Performance:
     """What a policy did on `n` episodes or problems: share right, tokens for each, and the objective with its standard
     error.
     """
@@ -82,6 +85,15 @@ class Figures:
     draft_tokens: float
     objective: float
     error: float
+
+    @classmethod
+    def of(cls, right: Any, strong: Any, draft: Any, price: float, draft_share: float) -> Performance:
+        """Means over episodes, from what each of them was and took, (n,) each."""
+        right, strong, draft = (np.asarray(values, dtype=float) for values in (right, strong, draft))
+        objective = right - price * (strong + draft_share * draft)
+        accuracy, strong_tokens, draft_tokens, mean = (float(v.mean()) for v in (right, strong, draft, objective))
+        error = float(objective.std() / math.sqrt(len(right)))
+        return cls(len(right), accuracy, strong_tokens, draft_tokens, mean, error)
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -94,7 +106,7 @@ class LearnedCard:
         runs: its actions: how many steps the strong model writes, 0 to keep the draft.
         draft_share: price of a drafted and scored token, as a share of a strong one's.
         pair: the models it is for.
-        settings: of the training; `batches`: after how many the best weights were found.
+        settings: of the training; `batches`: after how many the best weights were reached.
         simulated: in the simulator, on episodes that neither training nor the choice of weights has seen.
         live: on the held-out problems that weights were chosen by, before and after training with the models; none
             where there was no such training.
@@ -104,15 +116,15 @@ class LearnedCard:
     price: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     runs: tuple[int, ...]
     draft_share: float
-    pair: Pair
+    pair: ModelNames
     settings: dict[str, Any]
     batches: int
-    simulated: Figures | None = None
-    live: tuple[Figures, Figures] | None = None
+    simulated: Performance | None = None
+    live: tuple[Performance, Performance] | None = None
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Learned:
+class Learned(BasePolicy):
     """A trained policy: TRIM-Agg or TRIM-Seq, for one of the prices that were trained.
 
     Args:
@@ -120,7 +132,7 @@ class Learned:
         price: lambda, one of the trained; None where only one was.
         force: use it for other models than it was trained for.
 
-    Raises a ValueError where there is no such policy; `check` says whether it is for a pair of models.
+    Raises a ValueError where there is no such policy; `check` says whether it is for the router's models.
     """
 
     path: str
@@ -130,36 +142,41 @@ class Learned:
     name: ClassVar[str] = "learned"
     when: ClassVar[When] = "after"
     needs_scores: ClassVar[bool] = True
+    dial: ClassVar[str] = "price"
 
     def __post_init__(self) -> None:
-        trained = self.prices
-        if self.price is None and len(trained) == 1:
-            object.__setattr__(self, "price", trained[0])
-        near = [x for x in trained if self.price is not None and math.isclose(x, self.price, rel_tol=1e-9)]
-        if not near:
-            raise ConfigError(
-                f"routing.price is {self.price!r}; {self.path} has policies for {', '.join(f'{x:g}' for x in trained)}"
-            )
+        wanted, trained = self.price, self.prices
+        near = [x for x in trained if wanted is None or math.isclose(x, wanted, rel_tol=1e-9)]
+        if len(near) != 1:
+            listed = ", ".join(f"{x:g}" for x in trained)
+            raise ConfigError(f"routing.price is {wanted!r}; {self.path} has policies for {listed}")
+        object.__setattr__(self, "price", near[0])
 
     @cached_property
     def prices(self) -> tuple[float, ...]:
         """The operating points that were trained, by size: those that `at` takes."""
-        found = [_price_of(card) for card in sorted(Path(self.path).glob(f"{_STEM}*.json"))]
-        if not found:
-            raise ConfigError(f"routing.path is {self.path!r}, where there is no learned policy; {_MAKE}")
-        return tuple(sorted(found))
+        names = [card.stem.removeprefix(_STEM) for card in Path(self.path).glob(f"{_STEM}*.json")]
+        if not names:
+            raise ConfigError(f"routing.path is {self.path!r}, where there is no learned policy; {_REMEDY}")
+        try:
+            return tuple(sorted(map(float, names)))
+        except ValueError as error:
+            raise ConfigError(f"a card in {self.path} is not named after a price ({error}); {_REMEDY}") from None
 
     @cached_property
     def card(self) -> LearnedCard:
         """What it is good for."""
-        assert self.price is not None
         return read_card(files_of(self.path, self.price)[1])
 
     @cached_property
     def weights(self) -> dict[str, Array]:
-        """The network's, in double precision."""
-        assert self.price is not None
-        return read_weights(files_of(self.path, self.price)[0])
+        """All tensors of the network, in double precision; raises `ConfigError` where they cannot be read."""
+        path, _ = files_of(self.path, self.price)
+        try:
+            file = Checkpoint([path])
+            return {name: file.read(name).astype(np.float64) for name in file.places}
+        except (OSError, ExportError) as error:
+            raise ConfigError(f"{path} holds no weights of a learned policy ({error}); {_REMEDY}") from error
 
     def check(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
         """Raise `ConfigError` unless these are the models it was trained for, or `force` is set."""
@@ -173,15 +190,6 @@ class Learned:
         best = int(share.argmax())
         return action_of(self.card.runs[best], f"probability {share[best]:.2f}, of keeping {share[0]:.2f}")
 
-    @property
-    def point(self) -> float | None:
-        """The price."""
-        return self.price
-
-    def at(self, x: float) -> Self:
-        """The policy trained for price `x`; raises a ValueError that lists the trained ones where `x` is none."""
-        return dataclasses.replace(self, price=x)
-
 
 def action_of(run: int, reason: str) -> Action:
     """The action that has the strong model write `run` steps, none for 0."""
@@ -190,22 +198,16 @@ def action_of(run: int, reason: str) -> Action:
     return Escalate(run, reason) if run else Keep(reason)
 
 
-def actions(stay: Sequence[int] = (), hand_over: bool = False) -> tuple[int, ...]:
-    """Keep, one strong step, `stay` steps, all that are left: as numbers of strong steps."""
-    return (0, 1, *sorted(set(stay)), *([FOR_GOOD] if hand_over else []))
-
-
 def seen(view: View) -> tuple[Array, Array]:
     """Scores and tokens of the committed steps and the draft, (T,) each; NaN where a step has no score."""
     steps = (*view.steps, *([view.draft] if view.draft else ()))
     scores = np.array([np.nan if step.score is None else step.score for step in steps], dtype=float)
     if view.draft is not None and view.draft.score is None and not view.draft.text.strip():
         scores[-1] = 0.0
-    return scores, np.array([_tokens(step) for step in steps], dtype=float)
+    return scores, np.array([step.usage.generated_tokens for step in steps], dtype=float)
 
 
-def _tokens(step: Step) -> int:
-    return step.usage.generated_tokens
+# --- the networks; weights are named as `ppo.initial` names them ------------------------------------------------------
 
 
 def features(scores: Array, tokens: Array) -> Array:
@@ -214,13 +216,27 @@ def features(scores: Array, tokens: Array) -> Array:
     """
     known = np.where(np.isnan(scores), 1.0, scores)
     earlier = np.concatenate([np.ones((len(known), 1)), known[:, :-1]], axis=1)
-    index = np.full(len(known), (known.shape[1] - 1) / STEPS)
-    return np.stack([earlier.min(1), earlier.prod(1), known[:, -1], tokens[:, -1] / TOKENS, index], axis=1)
+    index = np.full(len(known), (known.shape[1] - 1) / _STEPS)
+    return np.stack([earlier.min(1), earlier.prod(1), known[:, -1], tokens[:, -1] / _TOKENS, index], axis=1)
 
 
 def pairs(scores: Array, tokens: Array) -> Array:
     """TRIM-Seq's input, (B, T, 2): score and tokens / 300 of each step."""
-    return np.stack([np.where(np.isnan(scores), 1.0, scores), tokens / TOKENS], axis=2)
+    return np.stack([np.where(np.isnan(scores), 1.0, scores), tokens / _TOKENS], axis=2)
+
+
+def encoded(kind: Kind, step: NDArray[np.int64], scores: Array, tokens: Array) -> Array:
+    """The input for D decisions at once, (D, 5) for "agg", (D, T, 2) for "seq", T the longest. `step` (D,) is the index
+    of the draft; scores and tokens (D, N) are padded after it.
+    """
+    if kind == "seq":
+        longest = int(step.max()) + 1
+        return pairs(scores[:, :longest], tokens[:, :longest])
+    x = np.empty((len(step), 5))
+    for index in np.unique(step):
+        at = step == index
+        x[at] = features(scores[at, : index + 1], tokens[at, : index + 1])
+    return x
 
 
 def positions(length: int, width: int) -> Array:
@@ -231,18 +247,14 @@ def positions(length: int, width: int) -> Array:
 
 def forward(kind: Kind, weights: Weights, scores: Array, tokens: Array) -> Array:
     """Logits of the actions, (B, A), for scores and tokens (B, T) of committed steps and a draft."""
-    if kind == "agg":
-        hidden = _aggregate(weights, features(scores, tokens))
-    else:
-        hidden = _sequence(weights, pairs(scores, tokens))
+    hidden = _aggregate(weights, features(scores, tokens)) if kind == "agg" else _last(weights, pairs(scores, tokens))
     return _linear(weights, "actor.1", np.tanh(_linear(weights, "actor.0", hidden)))
 
 
 def softmax(logits: Array) -> Array:
     """Probabilities along the last axis."""
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
-    result: Array = shifted / shifted.sum(-1, keepdims=True)
-    return result
+    return np.asarray(shifted / shifted.sum(-1, keepdims=True))
 
 
 def _aggregate(weights: Weights, x: Array) -> Array:
@@ -251,68 +263,59 @@ def _aggregate(weights: Weights, x: Array) -> Array:
     return x
 
 
-def _sequence(weights: Weights, x: Array) -> Array:
-    """What the transformer makes of the last place, (B, width)."""
+def _last(weights: Weights, x: Array) -> Array:
+    """What the transformer makes of the last place, (B, width), of pairs (B, T, 2)."""
     h = _linear(weights, "embed", x)
     batch, length, width = h.shape
     h = h + positions(length, width)
-    for layer in range(LAYERS):
-        name = f"layer.{layer}"
-        parts = _linear(weights, f"{name}.qkv", _norm(weights, f"{name}.norm", h))
+    for layer in (f"layer.{i}" for i in range(LAYERS)):
+        parts = _linear(weights, f"{layer}.qkv", _norm(weights, f"{layer}.norm", h))
         q, k, v = parts.reshape(batch, length, 3, HEADS, width // HEADS).transpose(2, 0, 3, 1, 4)
-        attention = softmax(q @ k.swapaxes(2, 3) / math.sqrt(width // HEADS))
+        attention = softmax(q @ k.swapaxes(2, 3) / math.sqrt(width // HEADS))  # (B, heads, T, T)
         mixed = (attention @ v).transpose(0, 2, 1, 3).reshape(batch, length, width)
-        h = h + _linear(weights, f"{name}.mix", mixed)
-        inner = _linear(weights, f"{name}.up", _norm(weights, f"{name}.norm2", h))
-        h = h + _linear(weights, f"{name}.down", np.maximum(inner, 0.0))
+        h = h + _linear(weights, f"{layer}.mix", mixed)
+        inner = _linear(weights, f"{layer}.up", _norm(weights, f"{layer}.norm2", h))
+        h = h + _linear(weights, f"{layer}.down", np.maximum(inner, 0.0))
     return _norm(weights, "norm", h[:, -1])
 
 
 def _linear(weights: Weights, name: str, x: Array) -> Array:
-    result: Array = x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-    return result
+    return np.asarray(x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"])
 
 
 def _norm(weights: Weights, name: str, x: Array) -> Array:
     centred = x - x.mean(-1, keepdims=True)
     scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-    result: Array = scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-    return result
+    return np.asarray(scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"])
 
 
-def files_of(directory: str | Path, price: float) -> tuple[Path, Path]:
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def files_of(directory: str | Path, price: float | None) -> tuple[Path, Path]:
     """Weights and card of the policy for `price`."""
     stem = f"{_STEM}{price!r}"
     return Path(directory) / f"{stem}.safetensors", Path(directory) / f"{stem}.json"
 
 
-def _price_of(card: Path) -> float:
-    try:
-        return float(card.stem.removeprefix(_STEM))
-    except ValueError:
-        raise ConfigError(f"{card} is not named after a price; {_MAKE}") from None
+def write_policy(directory: str | Path, card: LearnedCard, weights: Weights, force: bool = False) -> Learned:
+    """Write the weights, then the card, which says that the policy is there; a checkpoint of its training goes."""
+    from safetensors.numpy import save_file
+
+    weights_file, card_file = files_of(directory, card.price)
+    with whole_file(weights_file) as draft:
+        save_file({name: value.astype(np.float32) for name, value in weights.items()}, draft, metadata={})
+    write_text(card_file, to_json(card) + "\n")
+    card_file.with_suffix(".checkpoint").unlink(missing_ok=True)
+    return Learned(str(directory), card.price, force)
 
 
 def read_card(path: Path) -> LearnedCard:
     """The card in a JSON file; raises `ConfigError` where there is none that can be read."""
-    from stepwise.types import from_json
-
     try:
         return from_json(LearnedCard, path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no card of a learned policy ({str(error).splitlines()[0]}); {_MAKE}") from error
-
-
-def read_weights(path: Path) -> dict[str, Array]:
-    """All tensors of a safetensors file, in double precision; raises `ConfigError` where they cannot be read."""
-    from stepwise.errors import ExportError
-    from stepwise.export.safetensors import Checkpoint
-
-    try:
-        file = Checkpoint([path])
-        return {name: file.read(name).astype(np.float64) for name in file.places}
-    except (OSError, ExportError) as error:
-        raise ConfigError(f"{path} holds no weights of a learned policy ({error}); {_MAKE}") from error
+        raise ConfigError(f"{path} is no card of a learned policy ({str(error).splitlines()[0]}); {_REMEDY}") from error
 
 
 POLICIES: dict[str, Any] = {Learned.name: Learned}

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
 from stepwise.io import write_text
-from stepwise.routing.learned import Learned, Pair
+from stepwise.routing.learned import Learned, ModelNames
 from stepwise.routing.policy import Policy, needs_scorer, policy_from_dict, policy_to_dict
 from stepwise.routing.router_fit import FitCard, RouterFit
 
@@ -45,11 +45,11 @@ class SavedPolicy(NamedTuple):
     """What a file holds: `card` is None where it says nothing of models."""
 
     policy: Policy
-    card: PolicyCard | FitCard | Pair | None
+    card: PolicyCard | FitCard | ModelNames | None
 
     def check(self, config: Config, card: PolicyCard) -> None:
         """Raise `ConfigError` where the policy is for other models than those of `config`, whose card is `card`."""
-        if isinstance(self.card, FitCard | Pair):
+        if isinstance(self.card, FitCard | ModelNames):
             names = {"weak": config.models.weak.model, "strong": config.models.strong.model}
             self.card.check(**names, scorer=config.scorer.model)
         elif self.card is not None:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field
@@ -18,24 +19,26 @@ _FROZEN = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class _Alone:
-    """One model for everything: decided before a draft is written, with nothing to set."""
+class BasePolicy:
+    """What the library's policies share; see `Policy`. `dial` names the field that is the operating point, if any."""
 
     when: ClassVar[When] = "before"
     needs_scores: ClassVar[bool] = False
+    dial: ClassVar[str] = ""
 
     @property
     def point(self) -> float | None:
-        """None: there is nothing to set."""
-        return None
+        """The operating point, None where there is nothing to set."""
+        value: float | None = getattr(self, self.dial, None)
+        return value
 
     def at(self, x: float) -> Self:
-        """Itself: there is nothing to set."""
-        return self
+        """The policy with operating point `x`; itself where there is nothing to set."""
+        return dataclasses.replace(self, **{self.dial: x}) if self.dial else self
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Never(_Alone):
+class Never(BasePolicy):
     """The weak model alone."""
 
     name: ClassVar[str] = "never"
@@ -46,7 +49,7 @@ class Never(_Alone):
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Always(_Alone):
+class Always(BasePolicy):
     """The strong model alone; the weak one writes nothing."""
 
     name: ClassVar[str] = "always"
@@ -57,7 +60,7 @@ class Always(_Alone):
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Random:
+class Random(BasePolicy):
     """Each step goes to the strong model with probability `p`, decided before the weak model drafts it.
 
     With one seed the draws are shared between rates: a step escalated at p = 0.2 is also escalated at p = 0.4, at the
@@ -68,8 +71,7 @@ class Random:
     seed: int = 0
 
     name: ClassVar[str] = "random"
-    when: ClassVar[When] = "before"
-    needs_scores: ClassVar[bool] = False
+    dial: ClassVar[str] = "p"
 
     def decide(self, view: View) -> Action:
         """Escalate this step with probability `p`."""
@@ -77,18 +79,9 @@ class Random:
         reason = f"draw {draw:.2f} {'<' if draw < self.p else '>='} {self.p:.2f}"
         return Escalate(reason=reason) if draw < self.p else Keep(reason)
 
-    @property
-    def point(self) -> float | None:
-        """The rate `p`."""
-        return self.p
-
-    def at(self, x: float) -> Self:
-        """The same draws at rate `x`."""
-        return type(self)(p=x, seed=self.seed)
-
 
 @dataclass(frozen=True, config=_FROZEN)
-class Threshold:
+class Threshold(BasePolicy):
     """TRIM-Thr (arXiv 2601.10245): the strong model rewrites a drafted step iff its score is below `threshold`.
 
     Strictly below: 0 never escalates, and 1 keeps only steps scored exactly 1.0, so use anything above 1 (say 1.01) for
@@ -100,6 +93,7 @@ class Threshold:
     name: ClassVar[str] = "threshold"
     when: ClassVar[When] = "after"
     needs_scores: ClassVar[bool] = True
+    dial: ClassVar[str] = "threshold"
 
     def decide(self, view: View) -> Action:
         """Escalate iff the draft's score is below the threshold."""
@@ -109,15 +103,6 @@ class Threshold:
         shown = "empty draft, counted as 0.00" if score is None else f"score {score:.{digits}f}"
         reason = f"{shown} {'<' if below else '>='} {self.threshold:.{digits}f}"
         return Escalate(reason=reason) if below else Keep(reason)
-
-    @property
-    def point(self) -> float | None:
-        """The threshold."""
-        return self.threshold
-
-    def at(self, x: float) -> Self:
-        """The policy with threshold `x`."""
-        return type(self)(threshold=x)
 
 
 POLICIES: dict[str, Any] = {cls.name: cls for cls in (Never, Always, Random, Threshold)}

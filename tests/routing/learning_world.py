@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from stepwise.routing.belief import ObservationLaw, StepFilter
-from stepwise.routing.learned import Learned, Pair
-from stepwise.routing.learning import train
+from stepwise.routing.learned import Learned, ModelNames
 from stepwise.routing.pomdp import RoutingPomdp
-from stepwise.routing.ppo import PpoSettings
+from stepwise.routing.ppo import PpoSettings, train
 from stepwise.routing.simulator import Drafts, RouterSimulator
 
 MODEL = RoutingPomdp(
@@ -25,7 +24,7 @@ MODEL = RoutingPomdp(
 )
 LAW = ObservationLaw((0.0, 0.25, 0.5, 0.75, 1.0), MODEL.observation)
 WORLD = RouterSimulator(MODEL, LAW, token_spread=0.0, strong_scored=False)
-PAIR = Pair("llamacpp/lab-weak", "llamacpp/lab-strong", "llamacpp/lab-scorer")
+PAIR = ModelNames("llamacpp/lab-weak", "llamacpp/lab-strong", "llamacpp/lab-scorer")
 
 
 def trained(directory: Path, world: RouterSimulator = WORLD, **settings: Any) -> Learned:

@@ -11,9 +11,8 @@ import pytest
 
 from stepwise.errors import ConfigError, DataError
 from stepwise.routing import Learned, StepRouter
-from stepwise.routing.learned import FOR_GOOD, Pair, files_of
-from stepwise.routing.learning import likeliest, train
-from stepwise.routing.ppo import Learner, PpoSettings
+from stepwise.routing.learned import FOR_GOOD, ModelNames, files_of
+from stepwise.routing.ppo import PpoLearner, PpoSettings, acting, train
 from stepwise.routing.simulator import Drafts
 from stepwise.routing.tuning import Explorer, tune
 from stepwise.types import Trace
@@ -27,7 +26,7 @@ QUICK = {"rate": 1e-3, "problems": 256, "epochs": 8, "dropout": 0.0, "validate_e
 
 def worth(policy: Learned, price: float) -> float:
     """Mean objective in episodes that training has not seen, which are the same for all."""
-    act = likeliest(policy.card.kind, policy.weights)
+    act = acting(policy.card.kind, policy.weights)
     return float(SCORED.play(act, 4000, runs=policy.card.runs, seed=99).objective(price).mean())
 
 
@@ -70,7 +69,7 @@ def test_the_sequence_policy_learns_too(tmp_path: Path) -> None:
 def test_where_drafts_have_a_price_it_learns_to_hand_over(tmp_path: Path) -> None:
     price, share = 0.002, 1.0
     wide = trained(tmp_path, **{**QUICK, "price": price, "draft_share": share, "hand_over": True, "batches": 150})
-    made = WORLD.play(likeliest("agg", wide.weights), 4000, runs=wide.card.runs, seed=99)
+    made = WORLD.play(acting("agg", wide.weights), 4000, runs=wide.card.runs, seed=99)
     narrow = MODEL.solve(price, cost_per_draft_token=price * share).root_value[1]
     assert wide.card.runs == (0, 1, FOR_GOOD)
     assert made.objective(price, share).mean() > narrow + 0.02
@@ -117,7 +116,7 @@ def test_a_finished_policy_is_taken_as_it_is_and_other_settings_are_refused(tmp_
     assert (trained(tmp_path).card, files_of(tmp_path, 8e-4)[0].stat().st_mtime_ns) == (card, weights)
     with pytest.raises(ConfigError, match="is of a policy with other settings"):
         trained(tmp_path, batches=7)
-    learner = Learner(PpoSettings())
+    learner = PpoLearner(PpoSettings())
     learner.save(files_of(tmp_path, 0.5)[1].with_suffix(".checkpoint"), {}, mark="0", found="0.0", at="0")
     with pytest.raises(ConfigError, match="checkpoint is of other settings"):
         trained(tmp_path, price=0.5)
@@ -125,7 +124,7 @@ def test_a_finished_policy_is_taken_as_it_is_and_other_settings_are_refused(tmp_
 
 def router_and_policy(tmp_path: Path, n: int) -> tuple[LabWorld, StepRouter, Learned]:
     world = LabWorld(n, "train")
-    pair = Pair("scripted-weak", "scripted-strong", "scripted-scorer")
+    pair = ModelNames("scripted-weak", "scripted-strong", "scripted-scorer")
     settings = PpoSettings(batches=6, problems=16, stay=(2,), validate_every=3, validation=30, test=30, price=0.001)
     policy = train(WORLD, settings, pair, tmp_path / "simulated")
     return world, StepRouter(world.weak, world.strong, world.scorer), policy
@@ -198,5 +197,5 @@ def test_a_strong_model_that_is_worse_than_the_weak_one_is_not_paid_for(tmp_path
     def never(drafts: Drafts) -> Any:
         return np.zeros(len(drafts.scores))
 
-    made = world.play(likeliest("agg", policy.weights), 2000, seed=5)
+    made = world.play(acting("agg", policy.weights), 2000, seed=5)
     assert made.objective(0.005).mean() >= world.play(never, 2000, seed=5).objective(0.005).mean()

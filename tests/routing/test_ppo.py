@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from stepwise.errors import ConfigError
-from stepwise.routing.learned import features, forward
+from stepwise.routing.learned import encoded, features, forward
 from stepwise.routing.ppo import (
-    Learner,
+    PpoLearner,
     PpoSettings,
     advantages,
-    encoded,
     initial,
     network,
     policy_loss,
@@ -35,7 +34,9 @@ def some(n: int = 30, seed: int = 0) -> Any:
 
 
 def inputs(kind: Any, decisions: Decisions) -> tuple[Any, Any]:
-    return torch.as_tensor(encoded(kind, decisions)), torch.as_tensor(decisions.step)
+    return torch.as_tensor(encoded(kind, decisions.step, decisions.scores, decisions.tokens)), torch.as_tensor(
+        decisions.step
+    )
 
 
 def test_advantages_are_the_exponentially_weighted_sums_of_temporal_differences() -> None:
@@ -124,7 +125,7 @@ def test_the_five_features_are_trims() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_first_step_of_an_update_follows_the_whole_losss_gradient_cut_to_its_norm(kind: Any) -> None:
     settings = PpoSettings(kind=kind, stay=(2,), epochs=1, dropout=0.0, price=0.01)
-    learner, made = Learner(settings), some(64)
+    learner, made = PpoLearner(settings), some(64)
     earned = rewards(made.decisions, made.right, settings.price)
     weights = {name: value.detach().clone().requires_grad_() for name, value in learner.weights.items()}
     x, last = inputs(kind, made.decisions)
@@ -148,7 +149,7 @@ def test_the_first_step_of_an_update_follows_the_whole_losss_gradient_cut_to_its
 
 def test_rate_and_entropy_fall_over_the_batches_and_dropout_repeats() -> None:
     settings, made = PpoSettings(batches=4, stay=(2,)), some()
-    twins = [Learner(settings) for _ in range(2)]
+    twins = [PpoLearner(settings) for _ in range(2)]
     for learner in twins:
         for _ in range(2):
             torch.rand(3)  # whatever else is drawn does not matter
@@ -162,7 +163,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / "c.checkpoint"
     path.write_bytes(b"no tensors")
     with pytest.raises(ConfigError, match=r"c\.checkpoint is no checkpoint"):
-        Learner.load(path, PpoSettings())
+        PpoLearner.begin(path, PpoSettings(), "")
 
 
 @pytest.mark.parametrize(
