@@ -47,6 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, default=250, help="problems per data set for made answers (default: %(default)s)"
     )
+    parser.add_argument("--repeats", type=int, default=5, help="of what is timed (default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="print every disagreement, not the first few of a change")
 
 
@@ -70,8 +71,8 @@ def main(run: Run) -> None:
         change: _summary([row for row in rows if row["change"] == change]) for change in _changes(rows)
     }
     result["real"] = _real(run.args.data, [problem for golds in found.values() for problem in golds])
-    result["times_ms"] = _times(rows) | {"kill": _kill_ms()}
-    result["per_second"] = _rates()
+    result["times_ms"] = _times(rows) | {"kill": _kill_ms(run.args.repeats)}
+    result["per_second"] = _rates(run.args.repeats)
     result["disagreements"] = [row for row in rows if (row["verdict"] == Verdict.CORRECT) != row["plain"]]
     result["our_failures"] = [row for row in rows if not row["ours_right"]]
     run.path("grading.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -244,10 +245,10 @@ def _times(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def _kill_ms() -> float:
-    """Median time from the end of the timeout to the verdict, worker dead: five hanging answers."""
+def _kill_ms(repeats: int) -> float:
+    """Median time from the end of the timeout to the verdict, worker dead: hanging answers, so many."""
     late = []
-    for i in range(5):
+    for i in range(repeats):
         verdict, ms = _timed(lambda i=i: grade(SLOW, f"\\sqrt{{{2 + i}}}", timeout=1))  # type: ignore[misc]
         if verdict is not Verdict.TIMEOUT:
             raise DataError(f"the slow answer was graded {verdict}; nothing was killed")
@@ -256,10 +257,12 @@ def _kill_ms() -> float:
     return statistics.median(late)
 
 
-def _rates() -> dict[str, float]:
+def _rates(repeats: int) -> dict[str, float]:
     """Grades per second from THREADS threads; no pair comes twice, so that nothing is remembered."""
-    numbers = [(f"{n}/{n % 7 + 2}" if n % 3 else f"{n:,}.5", str(n + n % 2)) for n in range(2000, 12_000)]
-    formulas = [(f"x+{n}+x", f"2x+{n + n % 2}") for n in range(400)]
+    numbers = [
+        (f"{n}/{n % 7 + 2}" if n % 3 else f"{n:,}.5", str(n + n % 2)) for n in range(2000, 2000 + 2000 * repeats)
+    ]
+    formulas = [(f"x+{n}+x", f"2x+{n + n % 2}") for n in range(80 * repeats)]
     rates = {}
     for name, pairs in (("plain numbers", numbers), ("algebra", formulas)):
         with ThreadPoolExecutor(THREADS) as threads:

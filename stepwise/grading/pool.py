@@ -20,6 +20,7 @@ from typing import Any
 from stepwise.errors import GradingError
 
 START_SECONDS = 120.0
+GRACE_SECONDS = 5.0  # after its timeout a worker whose parent is gone is ended by an alarm of its own
 
 
 class WorkerTimeout(Exception):
@@ -33,7 +34,7 @@ class WorkerDied(Exception):
 class Worker:
     """One child process. Not shared between threads: the pool lends it to one caller at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float = GRACE_SECONDS) -> None:
         if not sys.executable:
             raise GradingError("sys.executable is empty, so no worker can be started; use an ordinary interpreter")
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
@@ -48,6 +49,7 @@ class Worker:
             env=os.environ | {"PYTHONPATH": path},
         )
         self.count = 0
+        self.grace = grace
         self._rest = b""
         try:
             self._read(START_SECONDS)
@@ -67,7 +69,7 @@ class Worker:
         """The reply to one request. Raises WorkerTimeout or WorkerDied; the worker must then be killed."""
         assert self.process.stdin is not None
         self.count += 1
-        line = json.dumps(request | {"id": self.count, "timeout": timeout}) + "\n"
+        line = json.dumps(request | {"id": self.count, "alarm": timeout + self.grace}) + "\n"
         try:
             self.process.stdin.write(line.encode("ascii"))
         except OSError as error:
@@ -139,9 +141,11 @@ class Pool:
     def close(self) -> None:
         """Kill every worker; the next `ask` starts fresh ones."""
         with self._lock:
-            workers, self._all, self._idle = self._all, set(), []
-        for worker in workers:
+            workers, idle, self._all, self._idle = self._all, self._idle, set(), []
+        for worker in idle:
             worker.kill()
+        for worker in workers.difference(idle):
+            worker.process.kill()  # whoever waits at its pipes sees them end, and closes them
 
     def _take(self) -> Worker:
         while True:

@@ -11,14 +11,19 @@ import logging
 import os
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-GRACE = 5.0
+if TYPE_CHECKING:
+    from stepwise.grading.answers import Algebra
+
 MEMORY = 4 << 30
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """One reply: {"equal": bool}, {"unreadable": role, "reason": ...}, {"timeout": ...} or {"error": ...}."""
+def answer(request: dict[str, Any], algebra: Algebra | None = None) -> dict[str, Any]:
+    """One reply: {"equal": bool}, {"unreadable": role, "reason": ...}, {"timeout": ...} or {"error": ...}.
+
+    `algebra` decides what is neither a number nor a word; None: `algebra.equal`.
+    """
     from math_verify.errors import TimeoutException
 
     from stepwise.grading.algebra import equal
@@ -26,7 +31,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     from stepwise.grading.text import Unreadable
 
     try:
-        return {"equal": compare(request["prediction"], request["gold"], equal, shortcut=request["shortcut"])}
+        return {
+            "equal": compare(request["prediction"], request["gold"], algebra or equal, shortcut=request["shortcut"])
+        }
     except Unreadable as error:
         return {"unreadable": error.role, "reason": error.reason}
     except TimeoutException as error:  # a BaseException of math-verify's, which `except Exception` would miss
@@ -55,7 +62,7 @@ def main() -> None:
     _send(replies, {"ready": os.getpid()})
     for line in sys.stdin:
         request = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, request["timeout"] + GRACE)
+        signal.setitimer(signal.ITIMER_REAL, request["alarm"])
         reply = answer(request)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _send(replies, reply | {"id": request["id"]})

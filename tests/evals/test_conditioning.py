@@ -13,16 +13,16 @@ pytest.importorskip("dspy")
 def test_it_measures_every_arm_on_held_out_problems_and_goes_on_where_it_was(tmp_path: Path, capsys) -> None:
     from evals.conditioning import main
 
-    arguments = ["--problems", "12", "--samples", "4", "--out", str(tmp_path / "out")]
+    arguments = ["--problems", "8", "--samples", "3", "--out", str(tmp_path / "out")]
     main(arguments)
     found = json.loads((tmp_path / "out" / "conditioning.json").read_text())
     located = found["localization"]
     critic = located["lab-critic, full"]
-    assert critic["wrong"] + critic["right"] == 12
-    assert critic["calls"] == 12
+    assert critic["wrong"] + critic["right"] == 8
+    assert critic["calls"] == 8
     assert critic["acc_err"] > located["random"]["acc_err"]
     table = found["conditioning"]
-    assert 0 < table["hard"] <= 12
+    assert 0 < table["hard"] <= 8
     assert {row["of"] for row in table["rows"].values()} == {table["hard"]}
     rows = {name.strip(): row["accuracy"] for name, row in table["rows"].items()}
     assert rows["+ prefix, original wrong step"] <= rows["+ prefix, intervention"]

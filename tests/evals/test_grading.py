@@ -40,7 +40,7 @@ def test_the_benchmark_writes_what_both_graders_said(tmp_path):
         "final_answer_correct": True,
     }
     (tmp_path / "processbench" / "gsm8k.json").write_text(json.dumps([solution]))
-    assert main(["--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert main(["--data", str(tmp_path), "--repeats", "1", "--out", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "grading.json").read_text())
     assert result["sets"]["gsm8k"]["gold_failed"] == []
     assert result["sets"]["math500"]["made"] > 3

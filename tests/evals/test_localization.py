@@ -1,6 +1,4 @@
-"""The benchmark on small made files: what it chooses, refuses, counts and takes up again; and on the published scores,
-where they are beside the checkout.
-"""
+"""The benchmark on small made files: what it chooses, refuses, counts and takes up again; and on published scores."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ from evals.localization_models import key_of
 from stepwise.data.processbench import from_row
 from stepwise.types import Usage
 from tests.fakes import ScriptedScorer
-
-PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "mr_gsm8k_prm_scores.jsonl"
+from tests.published import write_scores
 
 
 def row(name: str, label: int, scores=(0.9, 0.9, 0.9), **columns) -> dict:
@@ -245,9 +242,15 @@ def test_a_dry_run_says_what_scorer_and_module_would_be_asked_and_asks_nothing(f
     assert not (files / "out").exists()
 
 
-@pytest.mark.skipif(not PUBLISHED.is_file(), reason=f"the published scores are not at {PUBLISHED}")
 def test_math_shepherds_published_scores_give_the_known_f1(tmp_path, capsys):
-    args = ["--data", str(PUBLISHED), "--localizer", "scores:math-shepherd_mistral-7b", "--tune-rows", "200"]
+    args = [
+        "--data",
+        str(write_scores(tmp_path)),
+        "--localizer",
+        "scores:math-shepherd_mistral-7b",
+        "--tune-rows",
+        "200",
+    ]
     (one,) = measured(tmp_path, *args, "--splits", "50")["rows"]
     assert one["f1"] == pytest.approx(64, abs=4)
     assert 1 < one["f1_sd"] < 4

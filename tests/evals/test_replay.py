@@ -13,8 +13,8 @@ from evals import replay
 from evals.replay_arms import WORLDS, Seen, arms, cumulative_sum, given_least, law_of, worlds
 from stepwise.routing.belief import ObservationLaw
 from stepwise.routing.fit_simulate import simulate
+from tests.published import write_scores
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "mr_gsm8k_prm_scores.jsonl"
 BINS = 10
 X = (np.arange(BINS) + 0.5) / BINS
 
@@ -124,9 +124,8 @@ def test_a_missing_file_and_missing_scores_are_clear_errors(tmp_path: Path, caps
     assert "no scores by the name of a reward model" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not DATA.is_file(), reason="mr_gsm8k_prm_scores.jsonl is not beside this checkout")
-def test_real_scores_correlate_within_a_state_and_a_filter_counts_the_least_twice() -> None:
-    own = replay.load(DATA)
+def test_real_scores_correlate_within_a_state_and_a_filter_counts_the_least_twice(tmp_path: Path) -> None:
+    own = replay.load(write_scores(tmp_path))
     lags = [replay.lag_correlation(found) for found in own.values()]
     assert lags == pytest.approx([0.865, 0.363, 0.633], abs=0.001)
     for found in own.values():
