@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from stepwise.models.http import HttpFailure, Server, retry_after
+from stepwise.models.http import CallFailed, Server, retry_after
 from tests.scorers.stand_in import Answer, in_turn, serving
 
 
@@ -37,7 +37,7 @@ def test_what_may_pass_is_tried_again_and_counted(bad: Answer) -> None:
         assert (reply.data, reply.retries) == ({"data": 7}, 2)
         assert [body for _, body, _ in stand_in.requests] == [{"a": 1}] * 3
     with serving(in_turn(bad)) as stand_in:
-        with pytest.raises(HttpFailure) as failed:
+        with pytest.raises(CallFailed) as failed:
             server(stand_in.url).post("/x", {})
         assert failed.value.retries == 2
         assert stand_in.url + "/x" in str(failed.value)
@@ -56,7 +56,7 @@ def test_what_may_pass_is_tried_again_and_counted(bad: Answer) -> None:
 )
 def test_what_will_not_pass_fails_at_once(bad: Answer, message: str) -> None:
     with serving(in_turn(bad)) as stand_in:
-        with pytest.raises(HttpFailure, match=message) as failed:
+        with pytest.raises(CallFailed, match=message) as failed:
             server(stand_in.url).post("/x", {})
         assert failed.value.retries == 0
         assert len(stand_in.requests) == 1
@@ -66,7 +66,7 @@ def test_a_server_that_is_not_there_is_named() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(HttpFailure, match=f"{url}/x: no answer .*is the server up") as failed:
+    with pytest.raises(CallFailed, match=f"{url}/x: no answer .*is the server up") as failed:
         server(url, attempts=2).post("/x", {})
     assert failed.value.retries == 1
 
@@ -76,14 +76,14 @@ def test_a_server_that_never_answers_is_given_up() -> None:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
         asked = Server(f"http://127.0.0.1:{deaf.getsockname()[1]}", attempts=2, backoff=0.0, timeout=0.2)
-        with pytest.raises(HttpFailure, match="timed out"):
+        with pytest.raises(CallFailed, match="timed out"):
             asked.post("/x", {})
 
 
 def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     key = "sk-verysecret123456"
     with serving(lambda path, body: Answer({"message": f"wrong key {key}"}, 401)) as stand_in:
-        with pytest.raises(HttpFailure) as failed:
+        with pytest.raises(CallFailed) as failed:
             server(stand_in.url, key=key).post("/x", {})
         assert stand_in.requests[0][2]["Authorization"] == f"Bearer {key}"
     assert key not in str(failed.value)

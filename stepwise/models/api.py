@@ -1,4 +1,4 @@
-"""One call to a model through LiteLLM: retries that are counted, errors in one line, and one shape for all answers."""
+"""One call to a model through LiteLLM: retries that are counted, errors in one line, and one shape for all replies."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stepwise.errors import REDACTED, redact
+from stepwise.models.failures import failure_of
+from stepwise.models.http import CallFailed, retried, retry_after
 from stepwise.models.provider import import_litellm
-from stepwise.types import Usage
+from stepwise.types import Failure, FailureKind, Usage
 
 if TYPE_CHECKING:
     from stepwise.config import ModelConfig
-
-_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-_LONGEST_WAIT = 60.0
 
 
 class Choice(NamedTuple):
@@ -31,7 +30,7 @@ class Choice(NamedTuple):
     top: tuple[tuple[float, ...], ...] | None = None
 
 
-class Answer(NamedTuple):
+class Samples(NamedTuple):
     """The samples of one call; `usages` one for each, exact in the sum."""
 
     choices: tuple[Choice, ...]
@@ -39,25 +38,15 @@ class Answer(NamedTuple):
 
 
 @dataclass
-class Told:
+class StreamEnd:
     """What is known of a streamed sample once it has ended: how, and what it cost."""
 
     ended: str = ""
     usage: Usage = field(default_factory=Usage)
 
 
-class CallFailed(Exception):
-    """A call that got no usable answer, in one line without secrets. It stays inside this package."""
-
-    def __init__(self, message: str, usage: Usage, *, refused: bool = False):
-        super().__init__(message)
-        self.usage, self.refused = usage, refused
-
-
 class Api:
-    """Calls to one model. `attempts` in all for each; waits double from `backoff` seconds, and a Retry-After counts
-    where it is longer (60 s at most). Thread safe; `usage` is all that was spent.
-    """
+    """Calls to one model; `attempts` and `backoff` as in `http.retried`. Thread safe; `usage` is all that was spent."""
 
     def __init__(self, config: ModelConfig, name: str, *, attempts: int = 5, backoff: float = 0.5):
         self.config, self.name, self.attempts, self.backoff = config, name, attempts, backoff
@@ -65,90 +54,75 @@ class Api:
         self.usage = Usage()
         self._lock = threading.Lock()
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Answer:
-        """A chat completion. Raises CallFailed."""
-        return self._call(
-            import_litellm().completion, {"messages": list(messages), "model": self.config.model, **settings}
-        )
+    def ask(self, prompt: str | Sequence[Mapping[str, Any]], **settings: Any) -> Samples:
+        """Samples after raw text (by the OpenAI-compatible /v1/completions) or messages. Raises CallFailed."""
+        response, retries = self._open(prompt, settings)
+        found = [_choice(choice) for choice in getattr(response, "choices", None) or []]
+        choices = tuple(choice for choice in found if choice is not None)
+        if not choices:
+            inside = getattr(response, "error", None)
+            said = f"an error inside: {str(inside)[:200]}" if inside else "no text in it"
+            raise self._failed("refused", f"HTTP 200 with {said}", retries)
+        usages = self._usages(getattr(response, "usage", None), choices, prompt, settings, retries)
+        self._spend(usages)
+        return Samples(choices, usages)
 
-    def text(self, prompt: str, **settings: Any) -> Answer:
-        """A completion of raw text, by the OpenAI-compatible /v1/completions. Raises CallFailed."""
-        request = {"prompt": prompt, "model": self._text_model, **settings}
-        return self._call(import_litellm().text_completion, request)
-
-    @property
-    def _text_model(self) -> str:
-        return f"text-completion-openai/{self.config.model.partition('/')[2]}"
-
-    def stream(self, prompt: str | Sequence[Mapping[str, Any]], told: Told, **settings: Any) -> Iterator[str]:
-        """Pieces of one sample as they come, from messages or raw text; `told` is filled in at the end, or when the
-        caller closes the iterator. Raises CallFailed; after the first piece nothing is sent again.
+    def stream(self, prompt: str | Sequence[Mapping[str, Any]], end: StreamEnd, **settings: Any) -> Iterator[str]:
+        """Pieces of one sample as they come; `end` is filled in at the end, or when the caller closes the iterator.
+        Raises CallFailed; after the first piece nothing is sent again.
         """
         from openai import OpenAIError
 
-        litellm = import_litellm()
-        raw = isinstance(prompt, str)
-        request: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, **settings}
-        request |= (
-            {"prompt": prompt, "model": self._text_model} if raw else {"messages": prompt, "model": self.config.model}
-        )
-        response, retries = self._open(litellm.text_completion if raw else litellm.completion, request)
+        settings = {"stream": True, "stream_options": {"include_usage": True}, **settings}
+        response, retries = self._open(prompt, settings)
         text, said = "", None
         try:
             for chunk in response:
                 said = getattr(chunk, "usage", None) or said
                 for choice in chunk.choices:
-                    told.ended = choice.finish_reason or told.ended
-                    piece = (choice.text if raw else choice.delta.content) or ""
+                    end.ended = choice.finish_reason or end.ended
+                    piece = (choice.text if isinstance(prompt, str) else choice.delta.content) or ""
                     text += piece
                     if piece:
                         yield piece
         except OpenAIError as error:
-            raise CallFailed(self._line(_reason(error)), Usage(self.name)) from None
+            failure = Failure(failure_of(error).kind, self._line(_reason(error)))
+            raise CallFailed(failure, Usage(self.name)) from None
         finally:
-            told.usage = self._usages(said, [Choice(text, told.ended, None, None)], request, retries)[0]
-            self._spend([told.usage])
+            (end.usage,) = self._usages(said, [Choice(text, end.ended, None, None)], prompt, settings, retries)
+            self._spend([end.usage])
 
-    def _call(self, function: Any, request: dict[str, Any]) -> Answer:
-        response, retries = self._open(function, request)
-        answer = self._read(response, request, retries)
-        self._spend(answer.usages)
-        return answer
-
-    def _open(self, function: Any, request: dict[str, Any]) -> tuple[Any, int]:
-        """LiteLLM's response, and how often the request had to be sent again."""
+    def _open(self, prompt: str | Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> tuple[Any, int]:
+        """LiteLLM's response, and how often the call had to be tried again."""
         from openai import OpenAIError
-        from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-        def wait(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            doubled: float = self.backoff * 2.0 ** (state.attempt_number - 1)
-            return max(min(_retry_after(error), _LONGEST_WAIT), doubled)
+        litellm = import_litellm()
+        where = {"api_key": self.key} if self.key else {}
+        if self.config.api_base is not None:
+            where = {"api_base": self.config.api_base, "api_key": self.key or "none-needed"}
+        request = {"max_retries": 0, "num_retries": 0, "timeout": self.config.timeout, **where, **settings}
 
-        retrying = Retrying(
-            stop=stop_after_attempt(self.attempts), wait=wait, retry=retry_if_exception(_passing), reraise=True
-        )
-        common = {"max_retries": 0, "num_retries": 0, "timeout": self.config.timeout, **self._where()}
-        retries = 0
+        def once() -> Any:
+            try:
+                if isinstance(prompt, str):
+                    name = f"text-completion-openai/{self.config.model.partition('/')[2]}"
+                    return litellm.text_completion(prompt=prompt, model=name, **request)
+                return litellm.completion(messages=list(prompt), model=self.config.model, **request)
+            except OpenAIError as error:
+                headers = getattr(error, "litellm_response_headers", None) or {}
+                wait = retry_after(headers.get("retry-after")) or 0.0
+                raise CallFailed(Failure(failure_of(error).kind, _reason(error)), wait=wait) from None
+
         try:
-            for attempt in retrying:
-                retries = attempt.retry_state.attempt_number - 1
-                with attempt:
-                    response = function(**common, **request)
-        except OpenAIError as error:
-            raise self._failed(_reason(error), retries, refused=not _passing(error)) from None
-        return response, retries
+            return retried(once, attempts=self.attempts, backoff=self.backoff)
+        except CallFailed as failed:
+            raise self._failed(failed.failure.kind, str(failed), failed.retries) from None
 
-    def _where(self) -> dict[str, Any]:
-        if self.config.api_base is None:
-            return {"api_key": self.key} if self.key else {}
-        return {"api_base": self.config.api_base, "api_key": self.key or "none-needed"}
-
-    def _failed(self, message: str, retries: int, *, refused: bool) -> CallFailed:
+    def _failed(self, kind: FailureKind, message: str, retries: int) -> CallFailed:
         usage = Usage(self.name, 1, retries=retries, cost=None if self.config.prices is None else 0.0)
         self._spend([usage])
         tries = f" ({retries + 1} tries)" if retries else ""
-        return CallFailed(self._line(message + tries), usage, refused=refused)
+        return CallFailed(Failure(kind, self._line(message + tries)), usage)
 
     def _line(self, message: str) -> str:
         """`message` with the model and its address before it, and without secrets."""
@@ -160,43 +134,40 @@ class Api:
         with self._lock:
             self.usage = sum(usages, self.usage)
 
-    def _read(self, response: Any, request: Mapping[str, Any], retries: int) -> Answer:
-        found = [_choice(choice) for choice in getattr(response, "choices", None) or []]
-        choices = tuple(choice for choice in found if choice is not None)
-        if not choices:
-            inside = getattr(response, "error", None)
-            said = f"an error inside: {str(inside)[:200]}" if inside else "no text in it"
-            raise self._failed(f"HTTP 200 with {said}", retries, refused=False)
-        return Answer(choices, self._usages(getattr(response, "usage", None), choices, request, retries))
-
     def _usages(
-        self, said: Any, choices: Sequence[Choice], request: Mapping[str, Any], retries: int
+        self,
+        said: Any,
+        choices: Sequence[Choice],
+        prompt: str | Sequence[Mapping[str, Any]],
+        settings: Mapping[str, Any],
+        retries: int,
     ) -> tuple[Usage, ...]:
         """The prompt goes to the first sample, what was generated to all in equal parts: a server tells the sum only.
 
         A server that tells nothing is taken to have used a token for each byte, or `max_tokens` where that is less:
         it cannot have exceeded either.
         """
-        sizes = [len(choice.text.encode("utf-8", "replace")) for choice in choices]
-        prompt, generated = getattr(said, "prompt_tokens", 0) or 0, getattr(said, "completion_tokens", 0) or 0
-        if not prompt:
-            prompt = sum(len(str(part.get("content", "")).encode("utf-8", "replace")) for part in
-                         request.get("messages", [{"content": request.get("prompt", "")}]))  # fmt: skip
+        read, generated = getattr(said, "prompt_tokens", 0) or 0, getattr(said, "completion_tokens", 0) or 0
+        if not read:
+            texts = [prompt] if isinstance(prompt, str) else [str(part.get("content", "")) for part in prompt]
+            read = sum(map(_num_bytes, texts))
         if not generated:
-            most = request.get("max_tokens")
-            generated = sum(size if most is None else min(size, most) for size in sizes)
-        details = getattr(said, "prompt_tokens_details", None)
-        cached = min(getattr(details, "cached_tokens", 0) or 0, prompt)
+            sizes = [_num_bytes(choice.text) for choice in choices]
+            generated = sum(min(size, settings.get("max_tokens", size)) for size in sizes)
+        cached = min(getattr(getattr(said, "prompt_tokens_details", None), "cached_tokens", 0) or 0, read)
         each, rest = divmod(generated, len(choices))
         usages = []
         for i in range(len(choices)):
-            read, written = prompt if i == 0 else 0, each + (i < rest)
-            cost = None
+            written, cost = each + (i < rest), None
             if self.config.prices is not None:
                 cost = (self.config.prices[0] * read + self.config.prices[1] * written) / 1e6
-            evaluated = read - cached if i == 0 else 0
-            usages.append(Usage(self.name, 1, read, evaluated, written, retries if i == 0 else 0, cost))
+            usages.append(Usage(self.name, 1, read, read - cached, written, retries, cost))
+            read = cached = retries = 0
         return tuple(usages)
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _choice(choice: Any) -> Choice | None:
@@ -220,20 +191,7 @@ def _top(content: Any) -> tuple[tuple[float, ...], ...] | None:
     rows = [getattr(entry, "top_logprobs", None) for entry in content or ()]
     if not rows or not all(rows):
         return None
-    return tuple(tuple(sorted((float(one.logprob) for one in row), reverse=True)) for row in rows if row)
-
-
-def _passing(error: BaseException | None) -> bool:
-    """Whether another try may succeed: too many requests, a server's failure, a timeout, a lost connection."""
-    return getattr(error, "status_code", None) in _PASSING
-
-
-def _retry_after(error: BaseException | None) -> float:
-    """Seconds that the server asks to wait, 0 where it does not."""
-    from stepwise.models.http import retry_after
-
-    headers = getattr(error, "litellm_response_headers", None) or {}
-    return retry_after(headers.get("retry-after")) or 0.0
+    return tuple(tuple(sorted((float(entry.logprob) for entry in row), reverse=True)) for row in rows if row)
 
 
 def _reason(error: Exception) -> str:

@@ -16,14 +16,20 @@ from stepwise.errors import (
     StepwiseError,
     redact,
 )
-from stepwise.types import Failure
+from stepwise.types import Failure, FailureKind
 
-PASSING_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-"""HTTP statuses after which another try may succeed."""
+_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _OF_ONE_REQUEST = frozenset({400, 413, 414, 415, 422})
 _REFUSED = frozenset({"LMInvalidRequestError", "LMUnsupportedFeatureError", "ContextWindowExceededError",
                       "ContentPolicyViolationError", "BadRequestError"})  # fmt: skip
 _ERRORS = {"refused": RequestRefusedError, "gone": BackendError, "again": RetryLaterError}
+
+
+def kind_of_status(status: int) -> FailureKind:
+    """What an HTTP status that is no success means: this request is refused, another try may succeed, or neither."""
+    if status in _PASSING:
+        return "again"
+    return "refused" if status in _OF_ONE_REQUEST else "gone"
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -48,11 +54,11 @@ def failure_of(error: BaseException) -> Failure:
     found = [getattr(error, name, None) for name in ("status_code", "status", "code")]
     status = next((value for value in found if isinstance(value, int)), 0)
     names = {kind.__name__ for kind in type(error).__mro__}
-    if status in _OF_ONE_REQUEST or (status < 400 and names & _REFUSED):
+    if status >= 400:
+        return Failure(kind_of_status(status), reason)
+    if names & _REFUSED:
         return Failure("refused", reason)
-    if status in PASSING_STATUS or isinstance(error, TimeoutError | ConnectionError):
-        return Failure("again", reason)
-    return Failure("gone", reason)
+    return Failure("again" if isinstance(error, TimeoutError | ConnectionError) else "gone", reason)
 
 
 def error_of(failure: Failure, where: str = "") -> StepwiseError:

@@ -1,20 +1,24 @@
-"""POST of JSON to a server: what went wrong is said in one line, and what may pass is tried again."""
+"""Calls over HTTP: POST of JSON to a server, and what every hosted call shares: what may pass is tried again, and what
+went wrong is said in one line.
+"""
 
 from __future__ import annotations
 
 import email.utils
-import http.client
 import json
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from stepwise.errors import redact
+import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+from stepwise.errors import redact
+from stepwise.models.failures import kind_of_status
+from stepwise.types import Failure, FailureKind, Usage
+
+T = TypeVar("T")
 _LONGEST_WAIT = 60.0
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _REMEDIES = {
@@ -26,6 +30,44 @@ _REMEDIES = {
 }
 
 
+class CallFailed(Exception):
+    """A call that got no usable answer. It stays inside this library.
+
+    `wait`: seconds that the server asks to wait before another try; `retries`: how often the call was sent again;
+    `usage`: what all of it cost, where the client counts that.
+    """
+
+    def __init__(self, failure: Failure, usage: Usage | None = None, *, wait: float = 0.0):
+        super().__init__(failure.reason)
+        self.failure, self.usage, self.wait, self.retries = failure, usage or Usage(), wait, 0
+
+
+def retried(call: Callable[[], T], *, attempts: int, backoff: float) -> tuple[T, int]:
+    """What `call` gives, and how often it had to be tried again: at most `attempts` times in all, where it raises
+    CallFailed of kind "again".
+
+    `backoff` seconds pass before the second try, twice as many before each further one; what the server asks for counts
+    where it is longer (60 s at most).
+    """
+
+    def wait(state: RetryCallState) -> float:
+        failed = state.outcome.exception() if state.outcome else None
+        asked = failed.wait if isinstance(failed, CallFailed) else 0.0
+        doubled: float = backoff * 2.0 ** (state.attempt_number - 1)
+        return max(min(asked, _LONGEST_WAIT), doubled)
+
+    def passing(error: BaseException) -> bool:
+        return isinstance(error, CallFailed) and error.failure.kind == "again"
+
+    retrying = Retrying(stop=stop_after_attempt(attempts), wait=wait, retry=retry_if_exception(passing), reraise=True)
+    try:
+        result = retrying(call)
+    except CallFailed as failed:
+        failed.retries = retrying.statistics["attempt_number"] - 1
+        raise
+    return result, retrying.statistics["attempt_number"] - 1
+
+
 class Reply(NamedTuple):
     """The JSON value that came back, and how often the request had to be sent again."""
 
@@ -33,92 +75,53 @@ class Reply(NamedTuple):
     retries: int
 
 
-class HttpFailure(Exception):
-    """A request that got no usable answer; `retries` as in `Reply`. It stays inside this library."""
-
-    def __init__(self, message: str, *, passing: bool = False, wait: float | None = None):
-        super().__init__(message)
-        self.passing, self.wait, self.retries = passing, wait, 0
-
-
 class Server:
-    """One server. `attempts` in all for a request, `timeout` seconds for each, `backoff` seconds before the second,
-    doubled before each further one; a Retry-After of the server counts where it is longer (60 s at most).
+    """One server. `timeout` in seconds for each try, `attempts` and `backoff` as in `retried`.
+
+    Redirects are not followed: the key would go with them.
     """
 
     def __init__(
-        self,
-        api_base: str,
-        *,
-        key: str | None = None,
-        timeout: float = 120.0,
-        attempts: int = 4,
-        backoff: float = 0.5,
+        self, api_base: str, *, key: str | None = None, timeout: float = 120.0, attempts: int = 4, backoff: float = 0.5
     ):
         self.root = api_base.rstrip("/").removesuffix("/v1")
-        self.attempts, self.timeout, self.backoff = attempts, timeout, backoff
-        self._key = key
+        self.attempts, self.backoff = attempts, backoff
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         # A proxy that stands in the environment knows nothing of servers on this machine.
         local = urlsplit(self.root).hostname in _LOOPBACK
-        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
+        self._client = httpx.Client(headers=headers, timeout=timeout, follow_redirects=False, trust_env=not local)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Reply:
-        """The answer to `body` at `path`; raises `HttpFailure` when there is none that can be used."""
-        from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
-
-        def wait(state: RetryCallState) -> float:
-            failure = state.outcome.exception() if state.outcome else None
-            asked = (failure.wait or 0.0) if isinstance(failure, HttpFailure) else 0.0
-            doubled: float = self.backoff * 2.0 ** (state.attempt_number - 1)
-            return max(min(asked, _LONGEST_WAIT), doubled)
-
-        retrying = Retrying(
-            stop=stop_after_attempt(self.attempts),
-            wait=wait,
-            retry=retry_if_exception(lambda error: isinstance(error, HttpFailure) and error.passing),
-            reraise=True,
-        )
-        retries = 0
-        try:
-            for attempt in retrying:
-                retries = attempt.retry_state.attempt_number - 1
-                with attempt:
-                    return Reply(self._once(path, body), retries)
-        except HttpFailure as failure:
-            failure.retries = retries
-            raise
-        raise AssertionError("tenacity gives at least one attempt")
+        """The answer to `body` at `path`; raises `CallFailed` when there is none that can be used."""
+        return Reply(*retried(lambda: self._once(path, body), attempts=self.attempts, backoff=self.backoff))
 
     def _once(self, path: str, body: Mapping[str, Any]) -> Any:
         url = self.root + path
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        # A lone surrogate in a text is sent as the escape that JSON has for it.
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 (api_base is http or https)
         try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                raw = response.read()
-        except urllib.error.HTTPError as error:
-            passing = error.code in _PASSING
-            message = f"{url}: HTTP {error.code}: {_shown(error.read())}{_REMEDIES.get(error.code, '')}"
-            raise HttpFailure(message, passing=passing, wait=retry_after(error.headers.get("Retry-After"))) from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = redact(str(getattr(error, "reason", None) or error or type(error).__name__))
-            raise HttpFailure(f"{url}: no answer ({reason}); is the server up?", passing=True) from None
+            # A lone surrogate in a text is sent as the escape that JSON has for it.
+            response = self._client.post(url, content=json.dumps(body).encode())
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            reason = redact(str(error) or type(error).__name__)
+            raise _failed("again", f"{url}: no answer ({reason}); is the server up?") from None
+        status, raw = response.status_code, response.content
+        if not response.is_success:
+            remedy = "; write the address that it leads to as api_base" if response.is_redirect else ""
+            message = f"{url}: HTTP {status}: {_shown(raw)}{_REMEDIES.get(status, remedy)}"
+            raise _failed(kind_of_status(status), message, retry_after(response.headers.get("Retry-After")))
         try:
             data = json.loads(raw)
         except ValueError:
-            raise HttpFailure(
-                f"{url}: HTTP 200, but the body is not JSON: {_shown(raw)}; is api_base this kind of server?",
-                passing=True,
-            ) from None
+            message = f"{url}: HTTP 200, but the body is not JSON: {_shown(raw)}; is api_base this kind of server?"
+            raise _failed("again", message) from None
         if isinstance(data, dict) and data.get("error"):
-            raise HttpFailure(f"{url}: HTTP 200 with an error inside: {_shown(raw)}", passing=_code(data) in _PASSING)
+            inside = data["error"].get("code") if isinstance(data["error"], dict) else data.get("code")
+            kind = kind_of_status(inside) if isinstance(inside, int) else "refused"
+            raise _failed(kind, f"{url}: HTTP 200 with an error inside: {_shown(raw)}")
         return data
 
 
-def _code(data: Mapping[str, Any]) -> Any:
-    error = data["error"]
-    return error.get("code") if isinstance(error, dict) else data.get("code")
+def _failed(kind: FailureKind, message: str, wait: float | None = None) -> CallFailed:
+    return CallFailed(Failure(kind, message), wait=wait or 0.0)
 
 
 def _shown(raw: bytes) -> str:
@@ -129,13 +132,11 @@ def _shown(raw: bytes) -> str:
 
 def retry_after(value: str | None) -> float | None:
     """Seconds, from a number or a date; None where there is neither."""
-    if not value:
-        return None
     try:
-        return max(0.0, float(value))
+        return max(0.0, float(value or ""))
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(value or "").timestamp() - time.time())
     except ValueError:
         return None

@@ -8,19 +8,22 @@ without the stop string, and both are counted.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from stepwise.errors import ConfigError, DataError
 from stepwise.models import dialects
-from stepwise.models.api import Answer, Api, CallFailed, Choice, Told
+from stepwise.models.api import Api, Choice, Samples, StreamEnd
 from stepwise.models.base import Capabilities, Completion, Request, check_question
 from stepwise.models.engine.stopping import StopRule, clean_text, open_fence, repeats
+from stepwise.models.failures import failure_of
+from stepwise.models.http import CallFailed
 from stepwise.models.probe import Findings, Template, probe, probe_bound
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR
@@ -31,14 +34,6 @@ if TYPE_CHECKING:
 
 _THINKING = re.compile(r"\A\s*<think>.*?</think>|\A(?:(?!<think>).)*</think>", re.DOTALL)
 _MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<\uff5c[^\uff5c]{1,40}\uff5c>")
-
-
-class _Text(NamedTuple):
-    """What counts of one reply: cleaned text, how it ended, and whether it must be asked for again without a stop."""
-
-    text: str
-    finish: Finish
-    again: bool
 
 
 class LiteLLMBackend:
@@ -122,38 +117,39 @@ class LiteLLMBackend:
             for future in futures:
                 future.cancel()
 
-    async def acontinue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
-        """`continue_solutions` for asyncio."""
-        futures = await asyncio.to_thread(self._submit, requests)
-        return [made for part in await asyncio.gather(*map(asyncio.wrap_future, futures)) for made in part]
+    async def generate(self, request: Request) -> Completion:
+        """The samples of one request, the first with the others as its `rest`; a failure has finish "error"."""
+        futures = await asyncio.to_thread(self._submit, [request])
+        first, *rest = [made for part in await asyncio.gather(*map(asyncio.wrap_future, futures)) for made in part]
+        return dataclasses.replace(first, rest=tuple(rest))
 
     def stream_steps(self, request: Request) -> Iterator[Completion]:
         """The steps of one sample, each as soon as it is complete; the last one ends the solution and carries the cost
         of all. A failure is a last item with finish "error". Closing the iterator ends the request.
         """
-        told, rule = Told(), StopRule("step", open_fence(request.prefix[-1].text) if request.prefix else b"")
+        end, rule = StreamEnd(), StopRule("step", _fence(request))
         try:
             self._check(request)
             prompt, settings = self._prompt(request, range(1), stop=False)
-            pieces = self.api.stream(prompt, told, **settings)
+            pieces = self.api.stream(prompt, end, **settings)
             for text in _without_thoughts(pieces):
                 ending = rule.push(text.encode("utf-8", "replace"))
                 while ending is not None:
                     step = clean_text(bytes(rule.data[: ending.content]))
                     if ending.finish == "answer":
                         pieces.close()  # type: ignore[attr-defined]
-                        yield Completion(0, 0, step, "answer", usage=told.usage)
+                        yield Completion(0, 0, step, "answer", usage=end.usage)
                         return
                     yield Completion(0, 0, step, "step", usage=Usage(self.name))
                     left = bytes(rule.data[ending.end :])
                     rule = StopRule("step")
                     ending = rule.push(left)
-        except (CallFailed, ConfigError, DataError) as failed:
-            usage = told.usage if told.usage.calls else Usage(self.name, 1)
-            yield Completion(0, 0, "", "error", usage=usage, error=str(failed))
+        except (CallFailed, ConfigError, DataError) as error:
+            usage = end.usage if end.usage.calls else Usage(self.name, 1)
+            yield Completion.of_failure(failure_of(error), usage)
             return
-        ending = rule.last("length" if told.ended == "length" else "eos")
-        yield Completion(0, 0, clean_text(bytes(rule.data)), ending.finish, usage=told.usage)
+        ending = rule.last("length" if end.ended == "length" else "eos")
+        yield Completion(0, 0, clean_text(bytes(rule.data)), ending.finish, usage=end.usage)
 
     def close(self) -> None:
         """Wait for the requests in flight and end the threads; calling it twice does nothing."""
@@ -180,14 +176,13 @@ class LiteLLMBackend:
             self._check(request)
             while len(made) < len(samples):
                 rest = samples[len(made) :]
-                answer = self._ask(request, rest, stop=True)
-                for sample, choice, usage in zip(rest, answer.choices, answer.usages, strict=False):
+                reply = self._ask(request, rest, stop=True)
+                for sample, choice, usage in zip(rest, reply.choices, reply.usages, strict=False):
                     made.append(self._finished(number, request, sample, choice, usage))
-        except (CallFailed, ConfigError, DataError) as failed:
-            usage = failed.usage if isinstance(failed, CallFailed) else Usage(self.name)
-            for sample in samples[len(made) :]:
-                made.append(Completion(number, sample, "", "error", usage=usage, error=str(failed)))
-                usage = Usage(self.name, cost=usage.cost)
+        except (CallFailed, ConfigError, DataError) as error:
+            spent = error.usage if isinstance(error, CallFailed) else Usage(self.name)
+            failed = Completion.of_failure(failure_of(error), spent, request=number, n=len(samples) - len(made))
+            made += map(_as_sample, failed.samples, samples[len(made) :])
         return made
 
     def _check(self, request: Request) -> None:
@@ -203,24 +198,23 @@ class LiteLLMBackend:
                 )
 
     def _finished(self, number: int, request: Request, sample: int, choice: Choice, usage: Usage) -> Completion:
-        read = self._read(request, choice)
-        if read.again:
+        text, finish, again = self._read(request, choice)
+        if again:
             try:
-                answer = self._ask(request, range(sample, sample + 1), stop=False)
-            except CallFailed as failed:  # the first call has been paid for
-                return Completion(number, sample, "", "error", usage=usage + failed.usage, error=str(failed))
-            choice, usage = answer.choices[0], usage + answer.usages[0]
-            read = self._read(request, choice)
-        logprobs = choice.logprobs if choice.text == read.text else None  # of what was cut off they would be wrong
+                reply = self._ask(request, range(sample, sample + 1), stop=False)
+            except CallFailed as error:  # the first call has been paid for
+                failed = Completion.of_failure(error.failure, usage + error.usage, request=number)
+                return _as_sample(failed, sample)
+            choice, usage = reply.choices[0], usage + reply.usages[0]
+            text, finish, _ = self._read(request, choice)
+        logprobs = choice.logprobs if choice.text == text else None  # of what was cut off they would be wrong
         top = choice.top if request.top_logprobs and not _THINKING.match(choice.text) else None
-        return Completion(number, sample, read.text, read.finish, (), logprobs, usage, top_logprobs=top)
+        return Completion(number, sample, text, finish, (), logprobs, usage, top_logprobs=top)
 
-    def _ask(self, request: Request, samples: range, *, stop: bool) -> Answer:
+    def _ask(self, request: Request, samples: range, *, stop: bool) -> Samples:
         """One call for `samples`."""
         prompt, settings = self._prompt(request, samples, stop=stop)
-        if isinstance(prompt, str):
-            return self.api.text(prompt, **settings)
-        return self.api.chat(prompt, **settings)
+        return self.api.ask(prompt, **settings)
 
     def _prompt(
         self, request: Request, samples: range, *, stop: bool
@@ -228,44 +222,41 @@ class LiteLLMBackend:
         """What is sent, so that the prefix is continued in the way that the probe found: raw text or messages, and
         settings.
         """
-        found = self.findings
+        found, question = self.findings, request.problem.question
         text = "".join(step.text + SEPARATOR for step in request.prefix)
-        fence = open_fence(request.prefix[-1].text) if request.prefix else b""
         settings: dict[str, Any] = {"max_tokens": request.max_tokens, "temperature": request.temperature}
         if request.top_p < 1:
             settings["top_p"] = request.top_p
-        if stop and request.stop == "step" and self.dialect.blank_stop and not fence:
+        if request.top_k:
+            settings |= {"extra_body": {"top_k": request.top_k}} if self.dialect.raw else {"top_k": request.top_k}
+        if stop and self._stops_at_blank_lines(request):
             settings["stop"] = [SEPARATOR]
         if found.seed:
             settings["seed"] = (request.seed + 1_000_003 * samples[0]) % 2**31
         if len(samples) > 1:
             settings["n"] = len(samples)
-        body = dialects.merge(found.body, settings, self._top_k(request.top_k))
         if found.continuation == "raw":
-            prompt = self._template.text(self.prompt, request.problem.question) + text
-            return _clean(prompt), body
-        how = found.prefill
-        if found.logprobs:
-            body |= {"logprobs": True, "top_logprobs": max(1, request.top_logprobs)}  # llama_cpp.server: none for 0
-        messages = dialects.chat(self.prompt, request.problem.question, text, how, whole=request.stop == "solution")
-        extra = how.body if how is not None and text else {}
+            return _clean(self._template.text(self.prompt, question) + text), dialects.merge(found.body, settings)
+        if found.logprobs:  # llama_cpp.server gives none where top_logprobs is 0
+            settings |= {"logprobs": True, "top_logprobs": max(1, request.top_logprobs)}
+        messages = dialects.chat(self.prompt, question, text, found.prefill, whole=request.stop == "solution")
         messages = [{**message, "content": _clean(message["content"])} for message in messages]
-        return messages, dialects.merge(body, extra)
+        extra = found.prefill.body if found.prefill is not None and text else {}
+        return messages, dialects.merge(found.body, settings, extra)
 
-    def _top_k(self, top_k: int) -> dict[str, Any]:
-        if not top_k:
-            return {}
-        return {"extra_body": {"top_k": top_k}} if self.dialect.raw else {"top_k": top_k}
+    def _stops_at_blank_lines(self, request: Request) -> bool:
+        return request.stop == "step" and self.dialect.blank_stop and not _fence(request)
 
-    def _read(self, request: Request, choice: Choice) -> _Text:
-        """Thinking stripped, cut at the step's or the answer's end as the engine would."""
+    def _read(self, request: Request, choice: Choice) -> tuple[str, Finish, bool]:
+        """What counts of a reply: its text without thoughts, cut at the step's or the answer's end as the engine would;
+        how it ended; and whether it must be asked for again without a stop string.
+        """
         text, open_thought = _THINKING.sub("", choice.text), False
         if text.lstrip().startswith("<think>"):
             text, open_thought = "", True
         if self.findings.continuation == "prompt" or request.stop == "step":
             text = text.lstrip("\r\n")
-        fence = open_fence(request.prefix[-1].text) if request.prefix else b""
-        rule = StopRule(request.stop, fence)
+        rule = StopRule(request.stop, _fence(request))
         ending = rule.push(text.encode("utf-8", "replace"))
         stopped = choice.ended == "stop" and choice.stopped != ""
         if ending is None:
@@ -276,9 +267,17 @@ class LiteLLMBackend:
                 finish = "repeat"
             ending = rule.last(finish)
         cut = clean_text(bytes(rule.data[: ending.content]))
-        asked = request.stop == "step" and self.dialect.blank_stop and not fence
-        again = asked and stopped and (open_thought or rule.in_fence or (not cut and choice.stopped == SEPARATOR))
-        return _Text(cut, ending.finish, again)
+        too_early = open_thought or rule.in_fence or (not cut and choice.stopped == SEPARATOR)
+        return cut, ending.finish, self._stops_at_blank_lines(request) and stopped and too_early
+
+
+def _fence(request: Request) -> bytes:
+    """The code fence that the prefix leaves open, if any."""
+    return open_fence(request.prefix[-1].text) if request.prefix else b""
+
+
+def _as_sample(completion: Completion, sample: int) -> Completion:
+    return dataclasses.replace(completion, sample=sample, rest=())
 
 
 def _without_thoughts(pieces: Iterator[str]) -> Iterator[str]:

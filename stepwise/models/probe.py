@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,8 +19,10 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models import dialects
-from stepwise.models.api import Answer, Api, CallFailed
+from stepwise.models.api import Api, Choice, Samples
 from stepwise.models.dialects import Dialect, Prefill
+from stepwise.models.http import CallFailed, Server
+from stepwise.models.provider import import_litellm
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Usage
 
@@ -69,15 +72,13 @@ class Template:
 
     def _apply(self, prompt: SolvePrompt, question: str) -> str:
         """Ask llama-server's /apply-template."""
-        from stepwise.models.http import HttpFailure, Server
-
         if self.config.api_base is None:
             raise ConfigError("raw completion needs api_base and chat_template")
         server = Server(self.config.api_base, key=self.config.api_key(), timeout=self.config.timeout, attempts=2)
         body = {"messages": prompt.messages(question), "chat_template_kwargs": prompt.template_args}
         try:
             found = server.post("/apply-template", body).data
-        except HttpFailure as error:
+        except CallFailed as error:
             raise ConfigError(f"no chat template: {error}; give the file of one as chat_template") from None
         if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
             raise ConfigError("/apply-template gave no prompt; give the file of a template as chat_template")
@@ -95,79 +96,66 @@ def probe_bound(api: Api, dialect: Dialect, prompt: SolvePrompt) -> Usage:
 
 def probe(api: Api, dialect: Dialect, prompt: SolvePrompt, template: Template) -> Findings:
     """Find out what the model behind `api` can do. Raises BackendError where it does not answer at all."""
-    given = api.config.continuation
-    if given != "probe":
+    seed = "seed" in (import_litellm().get_supported_openai_params(model=api.config.model) or ())
+    if api.config.continuation != "probe":
         first = dialect.prefills[0] if dialect.prefills else Prefill({}, {})
-        return Findings(given, first if given == "prefill" else None, dialect.body, seed=_takes_seed(api))
+        given = api.config.continuation
+        return Findings(given, first if given == "prefill" else None, dialect.body, seed=seed)
     nonce = ", ".join(str(secrets.randbelow(90) + 10) for _ in range(6))
     question = f"Write these numbers in words, in this order: {nonce}."
     messages = prompt.messages(question)
-    seed = _takes_seed(api)
     settings: dict[str, Any] = {"temperature": 0.0, **({"seed": 1} if seed else {})}
-    body, answer = _first_answer(api, messages, settings, dialect.body)
-    begun, rest = _halves(answer.choices[0].text)
+    body, reply = _first_reply(api, messages, settings, dialect.body)
+    begun, rest = _halves(reply.choices[0].text)
 
-    def works(**more: Any) -> Any:
+    def tried(prompt: Any = messages, max_tokens: int = PROBE_TOKENS, **more: Any) -> tuple[Choice, ...]:
         try:
-            return api.chat(messages, **dialects.merge(settings, body, more)).choices
+            return api.ask(prompt, **dialects.merge(settings, body, {"max_tokens": max_tokens}, more)).choices
         except CallFailed:
             return ()
 
-    logprobs = works(max_tokens=1, logprobs=True, top_logprobs=1)
+    def goes_on(prompt: Any, **more: Any) -> bool:
+        size = min(len(rest.strip()), 12)
+        return any(choice.text.strip()[:size] == rest.strip()[:size] for choice in tried(prompt, **more)[:1])
+
+    def continuation() -> tuple[Literal["prefill", "raw", "prompt"], Prefill | None]:
+        """The first way that gives the other half of the model's own reply."""
+        for prefill in dialect.prefills if rest else ():
+            if goes_on(dialects.chat(prompt, question, begun, prefill, whole=True), **prefill.body):
+                return "prefill", prefill
+        with suppress(ConfigError):  # where there is no template
+            if rest and dialect.raw and goes_on(template.text(prompt, question) + begun):
+                return "raw", None
+        return "prompt", None
+
+    logprobs = tried(max_tokens=1, logprobs=True, top_logprobs=1)
     word = f"w{secrets.randbelow(10**6)}"
     properties = {"word": {"enum": [word]}}
     schema = {"type": "object", "properties": properties, "required": ["word"], "additionalProperties": False}
-    wanted = {"type": "json_schema", "json_schema": {"name": "word", "schema": schema, "strict": True}}
-    held = works(max_tokens=PROBE_TOKENS, response_format=wanted)
-    continuation, how = "prompt", None
-    if rest:
-        begin = dialects.merge(settings, body, {"max_tokens": PROBE_TOKENS})
-        continuation, how = _continuation(api, dialect, prompt, template, question, begun, rest, begin)
+    held = tried(
+        response_format={"type": "json_schema", "json_schema": {"name": "word", "schema": schema, "strict": True}}
+    )
     return Findings(
-        continuation,  # type: ignore[arg-type]
-        how,
+        *continuation(),
         body,
-        logprobs=bool(logprobs) and logprobs[0].logprobs is not None,
-        several=len(works(max_tokens=1, n=2)) == 2,
+        logprobs=any(choice.logprobs is not None for choice in logprobs[:1]),
+        several=len(tried(max_tokens=1, n=2)) == 2,
         seed=seed,
-        schema=bool(held) and word in held[0].text,
+        schema=any(word in choice.text for choice in held[:1]),
     )
 
 
-def _continuation(
-    api: Api, dialect: Dialect, prompt: SolvePrompt, template: Template, question: str, begun: str, rest: str,
-    settings: dict[str, Any],
-) -> tuple[str, Prefill | None]:  # fmt: skip
-    """The first way that gives the other half of the model's own answer."""
-    for how in dialect.prefills:
-        messages = dialects.chat(prompt, question, begun, how, whole=True)
-        try:
-            answer = api.chat(messages, **dialects.merge(settings, how.body))
-        except CallFailed:
-            continue
-        if _goes_on(answer.choices[0].text, rest):
-            return "prefill", how
-    if dialect.raw:
-        try:
-            answer = api.text(template.text(prompt, question) + begun, **settings)
-        except (CallFailed, ConfigError):
-            return "prompt", None
-        if _goes_on(answer.choices[0].text, rest):
-            return "raw", None
-    return "prompt", None
-
-
-def _first_answer(
+def _first_reply(
     api: Api, messages: list[dict[str, str]], settings: dict[str, Any], body: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], Answer]:
+) -> tuple[Mapping[str, Any], Samples]:
     """What the model says, and the `body` it says it to: none where it refuses the dialect's."""
     try:
         try:
-            return body, api.chat(messages, max_tokens=PROBE_TOKENS, **dialects.merge(settings, body))
+            return body, api.ask(messages, max_tokens=PROBE_TOKENS, **dialects.merge(settings, body))
         except CallFailed as error:
-            if not error.refused or not body:
+            if error.failure.kind == "again" or not body:
                 raise
-            return {}, api.chat(messages, max_tokens=PROBE_TOKENS, **settings)
+            return {}, api.ask(messages, max_tokens=PROBE_TOKENS, **settings)
     except CallFailed as error:
         raise BackendError(f"{error}; check model, api_base and api_key_env") from None
 
@@ -179,14 +167,3 @@ def _halves(text: str) -> tuple[str, str]:
     if at <= 0 or len(rest.strip()) < _LEAST or begun.lstrip().startswith(rest.strip()[:_LEAST]):
         return "", ""
     return begun, rest
-
-
-def _goes_on(text: str, rest: str) -> bool:
-    size = min(len(rest.strip()), 12)
-    return text.strip()[:size] == rest.strip()[:size]
-
-
-def _takes_seed(api: Api) -> bool:
-    from stepwise.models.provider import import_litellm
-
-    return "seed" in (import_litellm().get_supported_openai_params(model=api.config.model) or ())

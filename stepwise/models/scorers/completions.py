@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stepwise.errors import BackendError, ConfigError
-from stepwise.models.http import HttpFailure, Server
+from stepwise.models.http import CallFailed, Server
 from stepwise.models.scorers.base import Workers
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Usage
@@ -148,7 +148,7 @@ class CompletionsReader:
         }
         try:
             reply = self.server.post("/v1/completions", body)
-        except HttpFailure as failure:
+        except CallFailed as failure:
             return math.nan, Usage(self.name, 1, retries=failure.retries), str(failure)
         try:
             counted = reply.data["usage"]
@@ -182,7 +182,7 @@ class CompletionsReader:
             try:
                 ids, empty = self._ids(path, text), self._ids(path, "")
                 return ids[len(empty) :] if ids[: len(empty)] == empty else ids
-            except HttpFailure as failure:
+            except CallFailed as failure:
                 failures.append(str(failure))
             except (KeyError, TypeError, ValueError):
                 failures.append(f"{self.server.root}{path}: no list of tokens")

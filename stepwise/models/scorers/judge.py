@@ -162,14 +162,15 @@ def api_completion(config: ScorerConfig, *, attempts: int = 5, backoff: float = 
     The completion raises `BackendError` where the API refuses or stays away.
     """
     from stepwise.config import LoadConfig, ModelConfig
-    from stepwise.models.api import Api, CallFailed
+    from stepwise.models.api import Api
+    from stepwise.models.http import CallFailed
 
     fields = {name: getattr(config, name) for name in LoadConfig.model_fields}
     api = Api(ModelConfig(**fields), config.model, attempts=attempts, backoff=backoff)
 
     def complete(chat: list[Message]) -> tuple[str, Usage]:
         try:
-            answer = api.chat(chat, temperature=0.0)
+            answer = api.ask(chat, temperature=0.0)
         except CallFailed as failed:
             error = _ApiFailed(str(failed))
             error.usage = failed.usage

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stepwise.models.http import HttpFailure, Server
+from stepwise.models.http import CallFailed, Server
 from stepwise.models.scorers.base import PrefixScorer, Scored, Task, Workers
 from stepwise.types import Usage
 
@@ -60,7 +60,7 @@ class PoolingScorer(PrefixScorer):
         body = {"model": self.model, "messages": messages, "encoding_format": "float"}
         try:
             data, retries = self.server.post("/pooling", body)
-        except HttpFailure as failure:
+        except CallFailed as failure:
             return Scored([], Usage(self.name, 1, retries=failure.retries), str(failure))
         tokens = _prompt_tokens(data)
         usage = Usage(self.name, 1, tokens, tokens, retries=retries)
