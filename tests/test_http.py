@@ -62,6 +62,29 @@ def test_what_will_not_pass_fails_at_once(bad: Answer, message: str) -> None:
         assert len(stand_in.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        (Answer({}, 400), "refused"), (Answer({}, 413), "refused"), (Answer({"error": "bad input"}), "refused"),
+        (Answer({}, 401), "gone"), (Answer({}, 404), "gone"), (Answer({"error": {"code": 403}}), "gone"),
+        (Answer({}, 503), "again"), (Answer(b"<html>"), "again"), (Answer({"error": {"code": 429}}), "again"),
+    ],
+)  # fmt: skip
+def test_a_failure_says_whether_the_request_the_server_or_the_moment_is_wrong(bad: Answer, kind: str) -> None:
+    with serving(in_turn(bad)) as stand_in, pytest.raises(CallFailed) as failed:
+        server(stand_in.url, attempts=1).post("/x", {})
+    assert failed.value.failure.kind == kind
+    assert failed.value.failure.reason == str(failed.value)
+
+
+def test_a_redirect_is_not_followed_since_the_key_would_go_with_it() -> None:
+    with serving(in_turn(Answer({"data": 7}))) as other:
+        sent_on = Answer({}, 307, {"Location": f"{other.url}/x"})
+        with serving(in_turn(sent_on)) as stand_in, pytest.raises(CallFailed, match=r"HTTP 307.*as api_base"):
+            server(stand_in.url, key="sk-verysecret123456").post("/x", {})
+        assert other.requests == []
+
+
 def test_a_server_that_is_not_there_is_named() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -80,7 +103,7 @@ def test_a_server_that_never_answers_is_given_up() -> None:
             asked.post("/x", {})
 
 
-def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_sent_and_never_shown() -> None:
     key = "sk-verysecret123456"
     with serving(lambda path, body: Answer({"message": f"wrong key {key}"}, 401)) as stand_in:
         with pytest.raises(CallFailed) as failed:
@@ -102,7 +125,7 @@ def test_an_address_may_end_in_v1_and_text_may_hold_a_lone_surrogate() -> None:
         assert stand_in.requests[0][:2] == ("/pooling", {"text": "\ud800"})
 
 
-def testretry_after_is_read_as_seconds_or_as_a_date() -> None:
+def test_retry_after_is_read_as_seconds_or_as_a_date() -> None:
     assert retry_after("2.5") == 2.5
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
     assert 90 < (retry_after(soon) or 0) <= 100

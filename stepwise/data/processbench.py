@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from stepwise.errors import DataError
 from stepwise.io import write_text
+from stepwise.models.scorers.base import scores_fault
 from stepwise.types import Localization, Problem, Step, Trace
 
 
@@ -112,8 +113,6 @@ def _loads(text: str, where: str) -> Any:
 
 def _scores(row: Mapping[str, Any], name: str, steps: int, where: str) -> list[float]:
     """The published scores of one scorer: one per step, each in [0, 1]."""
-    from stepwise.models.scorers.base import scores_fault
-
     published = _field(row, "scores", dict, where)
     if name not in published:
         raise DataError(f"{where}, field scores: there is no {name!r}; there are {', '.join(published) or 'none'}")

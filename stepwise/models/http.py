@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-from stepwise.errors import redact
+from stepwise.errors import BackendError, redact
 from stepwise.models.failures import kind_of_status
 from stepwise.types import Failure, FailureKind, Usage
 
@@ -30,8 +30,8 @@ _REMEDIES = {
 }
 
 
-class CallFailed(Exception):
-    """A call that got no usable answer. It stays inside this library.
+class CallFailed(BackendError):
+    """A call that got no usable answer.
 
     `wait`: seconds that the server asks to wait before another try; `retries`: how often the call was sent again;
     `usage`: what all of it cost, where the client counts that.

@@ -70,7 +70,7 @@ class Calls:
     def _scored(self, asked: Sequence[Asked]) -> None:
         assert self.models.scorer is not None
         results = score_items(self.models.scorer, [(item.problem, item.texts) for item, _ in asked])
-        for (item, held), (scores, usage, error) in zip(asked, results, strict=True):
+        for (item, held), (scores, usage, error, _) in zip(asked, results, strict=True):
             if not self.paid("scorer", item.problem, item.texts):
                 held.settle(usage)
             item.scorer_usage += usage

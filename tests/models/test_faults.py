@@ -49,6 +49,16 @@ def test_what_the_caller_must_change_is_not_tried_again(status: int) -> None:
         assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(("status", "kind"), [(400, "refused"), (422, "refused"), (401, "gone"), (503, "again")])
+def test_a_failure_says_what_it_means_for_the_run(status: int, kind: str) -> None:
+    with behind(in_turn(error(status))) as (backend, _):
+        made = one(backend)
+        assert made.failure.kind == kind
+        assert made.failure.reason == made.error
+        (streamed,) = backend.stream_steps(Request(PROBLEM))
+        assert streamed.failure.kind == kind
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -106,6 +116,7 @@ def test_an_empty_question_costs_nothing_and_is_named() -> None:
         made = backend.continue_solutions([Request(Problem("void", " \n")), Request(PROBLEM)])
         assert [item.finish for item in made] == ["error", "step"]
         assert "'void': the question is empty" in made[0].error
+        assert made[0].failure.kind == "refused"
         assert len(server.requests) == 1
 
 

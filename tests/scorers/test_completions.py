@@ -13,7 +13,7 @@ from stepwise.config import ScorerConfig
 from stepwise.errors import BackendError, ConfigError, ScorerError
 from stepwise.models.http import Server
 from stepwise.models.scorers import LabelTokenScorer, load_scorer
-from stepwise.models.scorers.completions import CompletionsReader, chatml
+from stepwise.models.scorers.completions import CompletionsReader, ServedLabelScorer, chatml
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Problem
 from tests.scorers.stand_in import Answer, Answers, StandIn, serving
@@ -122,7 +122,7 @@ def scripted(logprobs: Any, usage: Any = None) -> Answers:
 
 def reader_scorer(stand_in: StandIn) -> LabelTokenScorer:
     reader = CompletionsReader(Server(stand_in.url, attempts=2, backoff=0.0), "m", requests=2)
-    return LabelTokenScorer(reader, incremental=False)
+    return ServedLabelScorer(reader)
 
 
 @pytest.mark.parametrize("shape", ["openai", "llama-server"])

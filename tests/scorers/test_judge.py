@@ -102,6 +102,8 @@ def test_a_model_that_fails_fails_its_item_only() -> None:
     made = judge(Script(BackendError("the API is down"), "0.5"))
     bad, fine = made.score_detailed([(P, ["a"]), (Problem("q", "Another?"), ["a"])])
     assert "step 0: the API is down" in bad.error
+    assert bad.failed is not None
+    assert bad.failed.kind == "gone"
     assert (fine.scores, fine.error) == ([0.5], "")
 
 

@@ -36,6 +36,7 @@ class FakeEngine:
 
     name: str = "fake"
     parameters: int = 7
+    memory_bytes: int = 0
     calls: list[int] = field(default_factory=list)
     known: set[tuple[int, ...]] = field(default_factory=set)
     context: int = 10_000
@@ -68,6 +69,9 @@ class FakeEngine:
         fresh = len(prefixes - self.known)
         self.known |= prefixes
         return Read(np.array([logits_at(ids[: p + 1]) for p in wanted], np.float32).reshape(-1, 2), fresh)
+
+    def forget(self) -> None:
+        self.known.clear()
 
     def close(self) -> None:
         self.closed += 1

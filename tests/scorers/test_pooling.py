@@ -10,7 +10,7 @@ import pytest
 from stepwise.config import ScorerConfig
 from stepwise.errors import ConfigError, ScorerError
 from stepwise.models.http import Server
-from stepwise.models.scorers import PoolingScorer, load_scorer, score_items
+from stepwise.models.scorers import PoolingScorer, Scored, load_scorer, score_items
 from stepwise.types import Problem, Usage
 from tests.scorers.stand_in import Answer, StandIn, in_turn, serving
 
@@ -135,7 +135,7 @@ def test_text_that_cannot_be_scored_is_refused_before_it_is_sent(question: str, 
         with pytest.raises(ScorerError, match=message):
             made.score(question, steps)
         assert stand_in.requests == []
-        assert made.score_detailed([("How?", [])]) == [([], Usage(made.name), "")]
+        assert made.score_detailed([("How?", [])]) == [Scored([], Usage(made.name))]
 
 
 def test_threads_share_one_scorer_and_requests_in_flight_are_bounded() -> None:

@@ -9,8 +9,8 @@
 | constant | `ConstantScorer` | none | one value for every step |
 | (code only) | `PerfectScorer` | none | a checker that knows |
 
-What well-known process reward models take, in GB of 10^9 bytes, computed from parameter counts (`scorers.memory`, the
-published config.json), not run here. Weights are without the language-modelling head where it is not used, the cache is
+What well-known process reward models take, in GB of 10^9 bytes, computed from parameter counts of the
+published config.json, not run here. Weights are without the language-modelling head where it is not used, the cache is
 of one sequence of 4,096 tokens in 16 bits.
 
 | model | kind | parameters | weights in bf16 | cache | beside a 4B model in 24 GB |
@@ -22,7 +22,7 @@ of one sequence of 4,096 tokens in 16 bits.
 A 4B model (Qwen3-4B, 4.02e9 parameters) takes 8.0 in bf16 or 4.3 in Q8_0, and 0.60 of cache per sequence.
 """
 
-from stepwise.models.scorers.base import Item, PrefixScorer, Scored, Scorer, score_items, validate_scores
+from stepwise.models.scorers.base import BaseScorer, Item, PrefixScorer, Scored, Scorer, score_items, validate_scores
 from stepwise.models.scorers.classifier import ClassifierScorer
 from stepwise.models.scorers.judge import JudgeScorer
 from stepwise.models.scorers.label_token import LabelTokenScorer
@@ -31,6 +31,7 @@ from stepwise.models.scorers.pooling import PoolingScorer
 from stepwise.models.scorers.simple import ConstantScorer, PerfectScorer
 
 __all__ = [
+    "BaseScorer",
     "ClassifierScorer",
     "ConstantScorer",
     "Item",

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from stepwise.errors import BackendError, ScorerError
-from stepwise.types import Problem, Usage, as_problem
+from stepwise.types import Failure, Problem, Usage, as_problem
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -24,8 +24,8 @@ class Scorer(Protocol):
     """One probability per step. `incremental`: a step appended to a solution scored before costs its own tokens only.
 
     `usage` is what this scorer has spent since it was loaded; `parameters` is the number of weights, None if unknown.
-    The scorers of this package also have `memory_bytes`: an estimate of what the model takes on this machine, weights
-    and key-value cache or activations, None where it runs elsewhere. Calls may come from several threads at once.
+    Calls may come from several threads at once. A scorer of one's own may have these alone; `BaseScorer` gives all but
+    one method.
     """
 
     name: str
@@ -43,17 +43,83 @@ class Scorer(Protocol):
 
 
 class Scored(NamedTuple):
-    """Scores of one solution, and what scoring it cost; `error` says what happened where it could not be scored."""
+    """Scores of one solution, and what scoring it cost; where it could not be scored, `error` says why for a person and
+    `failure` for the program.
+    """
 
     scores: list[float]
     usage: Usage
     error: str = ""
+    failure: Failure | None = None
+
+    @property
+    def failed(self) -> Failure | None:
+        """Why there are no scores, None where there are; a scorer that gives no object refused the solution."""
+        return self.failure or (Failure("refused", self.error) if self.error else None)
+
+    @classmethod
+    def of_failure(cls, failure: Failure, usage: Usage) -> Scored:
+        """What stands for the scores of a solution that could not be scored."""
+        return cls([], usage, failure.reason, failure)
 
     def checked(self, name: str, problem: Problem | str, steps: Sequence[str]) -> list[float]:
         """The scores; raises `ScorerError` for an error, and for what `validate_scores` refuses."""
         if self.error:
             raise ScorerError(f"scorer {name!r}, problem {as_problem(problem).id!r}{_joint(self.error)}{self.error}")
         return validate_scores(name, problem, steps, self.scores)
+
+
+@runtime_checkable
+class _Itemizes(Protocol):
+    """A scorer that says itself what each solution cost, and has checked its scores."""
+
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]: ...
+
+
+class BaseScorer(ABC):
+    """A scorer of which only `score_detailed` is to be written.
+
+    `memory_bytes`: an estimate of what the model takes on this machine, weights and key-value cache or activations,
+    None where it runs elsewhere.
+    """
+
+    incremental: bool = False
+    parameters: int | None = None
+    memory_bytes: int | None = None
+
+    def __init__(self, name: str):
+        self.name = name
+        self.usage = Usage(name)
+
+    @property
+    def identity(self) -> str:
+        """Scores made under one identity are never used under another."""
+        return self.name
+
+    @abstractmethod
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
+        """Scores and cost of each item; where one cannot be scored, its `error` says why."""
+
+    def score_batch(self, items: Sequence[Item]) -> list[list[float]]:
+        """Scores in [0, 1] for each (problem, steps); raises `ScorerError` where one cannot be scored."""
+        results = self.score_detailed(items)
+        return [scored.checked(self.name, *item) for item, scored in zip(items, results, strict=True)]
+
+    def score(self, problem: Problem | str, steps: Sequence[str]) -> list[float]:
+        """`score_batch` for one solution."""
+        return self.score_batch([(problem, steps)])[0]
+
+    def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:
+        """Take over scores that this scorer gave before, perhaps in another process."""
+        return
+
+    def forget(self) -> None:
+        """Drop what is kept of earlier calls, so that what follows is measured from cold."""
+        return
+
+    def close(self) -> None:
+        """Free what the scorer holds; calling it twice does nothing."""
+        self.forget()
 
 
 def validate_scores(name: str, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> list[float]:
@@ -99,19 +165,15 @@ def text_fault(question: str, steps: Sequence[str], marker: str = "") -> str:
 def score_items(scorer: Scorer, items: Sequence[Item]) -> list[Scored]:
     """Validated scores (or an error) and the cost of each item, from any scorer; how the library asks for scores.
 
-    A scorer with a method `score_detailed(items) -> list[Scored]` says itself what each item cost. For another, what
-    its `usage` grew by is divided over the items: exact in the sum, as long as no other thread uses the scorer
-    meanwhile.
+    For a scorer that does not itemize, what its `usage` grew by is divided over the items: exact in the sum, as long as
+    no other thread uses the scorer meanwhile.
     """
-    detailed: Callable[[Sequence[Item]], list[Scored]] | None = getattr(scorer, "score_detailed", None)
-    if detailed is not None:
-        results = detailed(items)
+    if isinstance(scorer, _Itemizes):
+        results = scorer.score_detailed(items)
     else:
         before = scorer.usage
         rows = scorer.score_batch(items)
-        results = [
-            Scored(row, usage) for row, usage in zip(rows, _shares(before, scorer.usage, len(rows)), strict=True)
-        ]
+        results = list(map(Scored, rows, _shares(before, scorer.usage, len(rows))))
     if len(results) != len(items):
         raise ScorerError(
             f"scorer {scorer.name!r}: {len(results)} results for {len(items)} solutions; return one list per solution"
@@ -141,21 +203,17 @@ class Task(NamedTuple):
     first: int
 
 
-class PrefixScorer(ABC):
+class PrefixScorer(BaseScorer):
     """A scorer whose score of a step depends on the question and the steps up to it alone.
 
     Scores are kept by prefix, up to `memory` of them, so a known solution costs nothing. What cannot be scored becomes
     the `error` of that one item; the others go on. Thread safe, where `measure` is.
     """
 
-    incremental: bool = False
-    parameters: int | None = None
-    memory_bytes: int | None = None
     marker_text: str = ""
 
     def __init__(self, name: str, *, memory: int = 200_000):
-        self.name = name
-        self.usage = Usage(name)
+        super().__init__(name)
         self.memory = memory
         self._known: OrderedDict[bytes, float] = OrderedDict()
         self._lock = Lock()
@@ -164,48 +222,31 @@ class PrefixScorer(ABC):
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:
         """Scores of the steps from `first` on, cost and error, for each task; never raises for one task."""
 
-    @property
-    def identity(self) -> str:
-        """Scores made under one identity are never used under another."""
-        return self.name
-
     def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
         """Scores and cost of each item; where one cannot be scored, its `error` says why."""
         asked = [(_encodable(as_problem(problem).question), [*map(_encodable, steps)]) for problem, steps in items]
-        results: list[Scored] = []
         rows = [self._keys(question, steps) for question, steps in asked]
         with self._lock:
-            for row, (question, steps) in zip(rows, asked, strict=True):
-                known = [self._known[key] for key in takewhile(self._known.__contains__, row)]
-                results.append(Scored(known, Usage(self.name), text_fault(question, steps, self.marker_text)))
-        todo = [
-            place for place, made in enumerate(results) if not made.error and len(made.scores) < len(asked[place][1])
+            known = [[self._known[key] for key in takewhile(self._known.__contains__, row)] for row in rows]
+        results = [
+            Scored(scores, Usage(self.name), text_fault(question, steps, self.marker_text))
+            for scores, (question, steps) in zip(known, asked, strict=True)
         ]
-        fresh = self.measure([Task(*asked[place], len(results[place].scores)) for place in todo]) if todo else []
+        todo = [i for i, scored in enumerate(results) if not scored.error and len(known[i]) < len(rows[i])]
+        fresh = self.measure([Task(*asked[i], len(known[i])) for i in todo]) if todo else []
         with self._lock:
-            for place, (scores, usage, error) in zip(todo, fresh, strict=True):
-                known = results[place].scores
-                error = error or scores_fault(scores, len(rows[place]), len(known))
-                if not error:
-                    self._known.update(zip(rows[place][len(known) :], scores, strict=True))
-                results[place] = Scored([*known, *([] if error else scores)], usage, error)
-                self.usage = usage if self.usage == Usage(self.name) else self.usage + usage
+            for i, scored in zip(todo, fresh, strict=True):
+                error = scored.error or scores_fault(scored.scores, len(rows[i]), len(known[i]))
+                new = [] if error else scored.scores
+                self._known.update(zip(rows[i][len(known[i]) :], new, strict=not error))
+                results[i] = Scored([*known[i], *new], scored.usage, error, scored.failure)
+                self.usage = scored.usage if self.usage == Usage(self.name) else self.usage + scored.usage
             while len(self._known) > self.memory:
                 self._known.popitem(last=False)
         return results
 
-    def score_batch(self, items: Sequence[Item]) -> list[list[float]]:
-        """Scores in [0, 1] for each (problem, steps); raises `ScorerError` where one cannot be scored."""
-        return [
-            scored.checked(self.name, *item) for item, scored in zip(items, self.score_detailed(items), strict=True)
-        ]
-
-    def score(self, problem: Problem | str, steps: Sequence[str]) -> list[float]:
-        """`score_batch` for one solution."""
-        return self.score_batch([(problem, steps)])[0]
-
     def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:
-        """Take over scores that this scorer gave before, perhaps in another process."""
+        """See the base class."""
         keys = self._keys(_encodable(as_problem(problem).question), [*map(_encodable, steps)])
         with self._lock:
             self._known.update(zip(keys, scores, strict=True))
@@ -214,10 +255,6 @@ class PrefixScorer(ABC):
         """Drop every kept score, so that what follows is measured from cold."""
         with self._lock:
             self._known.clear()
-
-    def close(self) -> None:
-        """Free what the scorer holds; calling it twice does nothing."""
-        self.forget()
 
     def _keys(self, question: str, steps: Sequence[str]) -> list[bytes]:
         """A key for each prefix of the solution."""

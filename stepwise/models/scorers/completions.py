@@ -22,9 +22,10 @@ import numpy as np
 
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.http import CallFailed, Server
-from stepwise.models.scorers.base import Workers
+from stepwise.models.scorers.base import Scored, Workers
+from stepwise.models.scorers.label_token import LabelTokenScorer, label_scores
 from stepwise.prompt import SolvePrompt
-from stepwise.types import Usage
+from stepwise.types import Failure, Usage
 
 _FORCE = 100.0  # as far as the interface goes
 
@@ -37,16 +38,22 @@ class Piece(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Log-probabilities (positions, tokens) and what they cost; see `label_token.Reading`."""
+    """Log-probabilities (positions, tokens), or why there are none, and what they cost."""
 
     logits: Any
     usage: Usage
-    error: str = ""
+    failure: Failure | None = None
 
-    @property
-    def evaluated_tokens(self) -> int:
-        """As many as were sent: a server does not say what it had cached."""
-        return self.usage.evaluated_tokens
+
+class ServedLabelScorer(LabelTokenScorer):
+    """`LabelTokenScorer` over a `CompletionsReader`: each reading says what it cost; no prefix need be kept."""
+
+    incremental = False
+
+    def _scored(self, length: int, reading: Any) -> Scored:
+        if reading.failure is not None:
+            return Scored.of_failure(reading.failure, reading.usage)
+        return Scored(label_scores(reading.logits), reading.usage)
 
 
 def chatml(prompt: SolvePrompt, question: str) -> str:
@@ -56,7 +63,7 @@ def chatml(prompt: SolvePrompt, question: str) -> str:
 
 
 class CompletionsReader:
-    """A `PrefixReader` over /v1/completions; give it to `LabelTokenScorer` with `incremental=False`.
+    """A `PrefixReader` over /v1/completions, for `ServedLabelScorer`.
 
     `render` writes the chat up to where the solution begins. `requests` are in flight at once. Raises `ConfigError`
     where a label is not one token of the server's vocabulary, `BackendError` where the server does not answer at all.
@@ -109,68 +116,47 @@ class CompletionsReader:
             if not fault
             for label in token_ids
         ]
-        answers = iter(self._workers.map(lambda job: self._ask(*job), jobs))
+        replies = iter(self._workers.map(lambda job: self._ask(*job), jobs))
         results = []
         for wanted, fault in zip(positions, faults, strict=True):
-            rows = [] if fault else [[next(answers) for _ in token_ids] for _ in wanted]
-            results.append(self._read(rows, fault, len(token_ids)))
+            if fault:
+                results.append(Read(None, Usage(self.name), Failure("refused", fault)))
+            else:
+                results.append(_read([[next(replies) for _ in token_ids] for _ in wanted]))
         return results
+
+    def forget(self) -> None:
+        """Nothing is kept here, and a server's cache cannot be dropped."""
 
     def close(self) -> None:
         """End the threads; calling it twice does nothing."""
         self._workers.close()
 
     def _fault(self, pieces: Sequence[Piece]) -> str:
-        for piece in pieces:
-            hit = next((text for text in self._special if piece.token is None and text in piece.text), None)
-            if hit is not None:
-                return (
-                    f"the question or a step contains the token {hit!r}, which the server would read as one; remove it"
-                )
-        return ""
+        plain = "\n".join(piece.text for piece in pieces if piece.token is None)
+        hit = next((text for text in self._special if text in plain), None)
+        if hit is None:
+            return ""
+        return f"the question or a step contains the token {hit!r}, which the server would read as one; remove it"
 
-    def _read(self, rows: list[list[tuple[float, Usage, str]]], fault: str, width: int) -> Read:
-        usage = sum((usage for row in rows for _, usage, _ in row), Usage())
-        values = np.array([[value for value, _, _ in row] for row in rows], np.float64).reshape(len(rows), width)
-        error = fault or next((error for row in rows for _, _, error in row if error), "")
-        if not error:
-            error = next((f for row in values.tolist() if (f := _implausible(row))), "")
-        return Read(values, usage if usage != Usage() else Usage(self.name), error)
-
-    def _ask(self, prompt: str, label: Piece) -> tuple[float, Usage, str]:
-        body = {
-            "model": self.model,
-            "prompt": prompt,
-            "max_tokens": 1,
-            "temperature": 0,
-            "logprobs": 1,
-            "logit_bias": {str(label.token): _FORCE},
-        }
+    def _ask(self, prompt: str, label: Piece) -> tuple[float, Usage, Failure | None]:
+        """The log-probability of one label after `prompt`."""
+        body = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 1}
         try:
-            reply = self.server.post("/v1/completions", body)
-        except CallFailed as failure:
-            return math.nan, Usage(self.name, 1, retries=failure.retries), str(failure)
+            data, retries = self.server.post("/v1/completions", {**body, "logit_bias": {str(label.token): _FORCE}})
+        except CallFailed as error:
+            return math.nan, Usage(self.name, 1, retries=error.retries), error.failure
         try:
-            counted = reply.data["usage"]
-            usage = Usage(
-                self.name,
-                1,
-                counted["prompt_tokens"],
-                counted["prompt_tokens"],
-                counted["completion_tokens"],
-                reply.retries,
-            )
-            told = reply.data["choices"][0]["logprobs"]
-            value = told["token_logprobs"][0] if "token_logprobs" in told else told["content"][0]["logprob"]
-            return float(value), usage, ""
+            read, written = data["usage"]["prompt_tokens"], data["usage"]["completion_tokens"]
+            said = data["choices"][0]["logprobs"]
+            value = said["token_logprobs"][0] if "token_logprobs" in said else said["content"][0]["logprob"]
+            return float(value), Usage(self.name, 1, read, read, written, retries), None
         except (KeyError, IndexError, TypeError, ValueError):
-            shown = repr(reply.data)[:200]
-            return (
-                math.nan,
-                Usage(self.name, 1, retries=reply.retries),
-                f"{self.server.root}/v1/completions gave no log-probability: {shown}; start it with log-probabilities "
-                "(llama_cpp.server: --logits_all true)",
+            fault = (
+                f"{self.server.root}/v1/completions gave no log-probability: {repr(data)[:200]}; start it with "
+                "log-probabilities (llama_cpp.server: --logits_all true)"
             )
+            return math.nan, Usage(self.name, 1, retries=retries), Failure("gone", fault)
 
     def _tokenize(self, text: str) -> list[int]:
         """The server's ids, without a beginning-of-sequence token that it may put first.
@@ -192,6 +178,15 @@ class CompletionsReader:
         body = {"model": self.model, "add_special_tokens": False, "add_special": False, "parse_special": True}
         tokens = self.server.post(path, body | {"prompt": text, "content": text, "input": text}).data["tokens"]
         return [int(token) for token in tokens]
+
+
+def _read(rows: Sequence[Sequence[tuple[float, Usage, Failure | None]]]) -> Read:
+    """One reading of what was said of each label at each position."""
+    usage = sum((usage for row in rows for _, usage, _ in row), Usage())
+    values = np.array([[value for value, _, _ in row] for row in rows], np.float64)
+    failure = next((failure for row in rows for _, _, failure in row if failure), None)
+    fault = "" if failure else next((fault for row in values.tolist() if (fault := _implausible(row))), "")
+    return Read(values, usage, failure or (Failure("gone", fault) if fault else None))
 
 
 def _implausible(logprobs: Sequence[float]) -> str:

@@ -6,18 +6,20 @@ call that reads the whole prefix. Compare it with `ConstantScorer` before trusti
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from stepwise.errors import BackendError, StepwiseError, redact
+from stepwise.config import LoadConfig, ModelConfig, ScorerConfig
+from stepwise.errors import RequestRefusedError, StepwiseError, redact
+from stepwise.models.api import Api
+from stepwise.models.engine import Engine, GenerationJob
+from stepwise.models.failures import failure_of
+from stepwise.models.http import CallFailed
 from stepwise.models.scorers.base import PrefixScorer, Scored, Task, Workers
-from stepwise.types import Usage
-
-if TYPE_CHECKING:
-    from stepwise.config import ScorerConfig
-    from stepwise.models.engine import Engine
+from stepwise.types import Failure, Usage
 
 Message = dict[str, str]
 Complete = Callable[[list[Message]], tuple[str, Usage]]
@@ -92,15 +94,14 @@ class JudgeScorer(PrefixScorer):
 
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:
         """See `PrefixScorer.measure`; every step of every task is a call of its own."""
-        asked = [
-            (place, task, index) for place, task in enumerate(tasks) for index in range(task.first, len(task.steps))
-        ]
-        answers = self._workers.map(lambda one: self._one(one[1].question, one[1].steps[: one[2] + 1]), asked)
+        asked = [(i, task, step) for i, task in enumerate(tasks) for step in range(task.first, len(task.steps))]
+        replies = self._workers.map(lambda job: self._one(job[1].question, job[1].steps[: job[2] + 1]), asked)
         results = [Scored([], Usage()) for _ in tasks]
-        for (place, _, index), (score, usage, error) in zip(asked, answers, strict=True):
-            scores, spent, failed = results[place]
-            problem = failed or (f"step {index}: {error}" if error else "")
-            results[place] = Scored([*scores, score], spent + usage, problem)
+        for (i, _, step), (score, usage, failure) in zip(asked, replies, strict=True):
+            scored = results[i]._replace(scores=[*results[i].scores, score], usage=results[i].usage + usage)
+            if failure is not None and not scored.error:
+                scored = scored._replace(error=f"step {step}: {failure.reason}", failure=failure)
+            results[i] = scored
         return results
 
     def close(self) -> None:
@@ -110,47 +111,37 @@ class JudgeScorer(PrefixScorer):
         if self._close is not None:
             self._close()
 
-    def _one(self, question: str, steps: Sequence[str]) -> tuple[float, Usage, str]:
-        chat, spent = messages(question, steps, self.ask), Usage()
-        text = ""
+    def _one(self, question: str, steps: Sequence[str]) -> tuple[float, Usage, Failure | None]:
+        chat, spent, text = messages(question, steps, self.ask), Usage(), ""
         for attempt in range(2):
             try:
                 text, usage = self.complete(chat)
             except StepwiseError as error:
-                usage = getattr(error, "usage", Usage())
-                return math.nan, spent + _named(usage, self.name, attempt), str(error)
-            spent += _named(usage, self.name, attempt)
+                usage = error.usage if isinstance(error, CallFailed) else Usage()
+                return math.nan, spent + self._named(usage, attempt), failure_of(error)
+            spent += self._named(usage, attempt)
             score = parse(text, self.ask)
             if score is not None:
-                return score, spent, ""
+                return score, spent, None
             again = f"That is not the form asked for. {_FORMS[self.ask]} Write nothing else."
             chat = [*chat, {"role": "assistant", "content": text}, {"role": "user", "content": again}]
-        shown = redact(text[:200])
-        return math.nan, spent, f"the judge was asked twice and answered {shown!r}; {_FORMS[self.ask]}"
+        fault = f"the judge was asked twice and answered {redact(text[:200])!r}; {_FORMS[self.ask]}"
+        return math.nan, spent, Failure("refused", fault)
 
-
-def _named(usage: Usage, name: str, retries: int) -> Usage:
-    return Usage(
-        name,
-        max(usage.calls, 1),
-        usage.prompt_tokens,
-        usage.evaluated_tokens,
-        usage.generated_tokens,
-        usage.retries + retries,
-        usage.cost,
-    )
+    def _named(self, usage: Usage, retries: int) -> Usage:
+        calls = max(usage.calls, 1)
+        return dataclasses.replace(usage, model=self.name, calls=calls, retries=usage.retries + retries)
 
 
 def engine_completion(engine: Engine, ask: Ask) -> Complete:
     """Completion by the engine, greedy, under the grammar of `ask`: the answer is always one that can be read."""
-    from stepwise.models.engine.jobs import GenerationJob
 
     def complete(chat: list[Message]) -> tuple[str, Usage]:
         ids = tuple(engine.chat_ids(chat, enable_thinking=False))
         job = GenerationJob(ids, max_tokens=8, temperature=0.0, grammar=GRAMMARS[ask])
         (made,) = engine.generate([job])
         if made.finish == "error":
-            raise BackendError(made.error)
+            raise RequestRefusedError(made.error)
         return made.text, Usage(engine.name, 1, len(ids), made.evaluated_tokens, len(made.ids))
 
     return complete
@@ -161,26 +152,11 @@ def api_completion(config: ScorerConfig, *, attempts: int = 5, backoff: float = 
 
     The completion raises `BackendError` where the API refuses or stays away.
     """
-    from stepwise.config import LoadConfig, ModelConfig
-    from stepwise.models.api import Api
-    from stepwise.models.http import CallFailed
-
     fields = {name: getattr(config, name) for name in LoadConfig.model_fields}
     api = Api(ModelConfig(**fields), config.model, attempts=attempts, backoff=backoff)
 
     def complete(chat: list[Message]) -> tuple[str, Usage]:
-        try:
-            answer = api.ask(chat, temperature=0.0)
-        except CallFailed as failed:
-            error = _ApiFailed(str(failed))
-            error.usage = failed.usage
-            raise error from None
-        return answer.choices[0].text, answer.usages[0]
+        reply = api.ask(chat, temperature=0.0)
+        return reply.choices[0].text, reply.usages[0]
 
     return complete
-
-
-class _ApiFailed(BackendError):
-    """A `BackendError` that knows what the failed call cost."""
-
-    usage = Usage()

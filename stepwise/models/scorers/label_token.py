@@ -19,25 +19,6 @@ from stepwise.prompt import SolvePrompt
 from stepwise.types import Usage
 
 
-class Reading(Protocol):
-    """Logits or log-probabilities of the chosen tokens, a numpy array (positions, tokens), or an error.
-
-    A reading may also have `usage`; without it, the solution counts as one call on all of its tokens.
-    """
-
-    @property
-    def logits(self) -> Any:
-        """Array (positions, tokens); a constant per row does not matter."""
-
-    @property
-    def evaluated_tokens(self) -> int:
-        """Tokens that the model had to run through."""
-
-    @property
-    def error(self) -> str:
-        """Why there is nothing to read, "" where there is."""
-
-
 class PrefixReader(Protocol):
     """A model that says how likely chosen tokens are after given prefixes: the engine, or a completions server.
 
@@ -52,6 +33,10 @@ class PrefixReader(Protocol):
     def parameters(self) -> int | None:
         """Number of weights, None if unknown."""
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """What the model takes on this machine, None where it runs elsewhere."""
+
     def token_id(self, text: str) -> Any:
         """The piece that is one token with this text; raises `ConfigError` when the vocabulary has none."""
 
@@ -63,8 +48,14 @@ class PrefixReader(Protocol):
 
     def score(
         self, sequences: Sequence[Sequence[Any]], positions: Sequence[Sequence[int]], token_ids: Sequence[Any]
-    ) -> Sequence[Reading]:
-        """What follows after pieces 0..p of each sequence, for each p of its `positions`, which ascend."""
+    ) -> Sequence[Any]:
+        """What follows after pieces 0..p of each sequence, for each p of its `positions`, which ascend: readings with
+        `logits` (or log-probabilities) of the chosen tokens, a numpy array (positions, tokens) in which a constant per
+        row does not matter, `evaluated_tokens`, and `error`, why there is nothing to read.
+        """
+
+    def forget(self) -> None:
+        """Drop every cached prefix."""
 
     def close(self) -> None:
         """Free the model; calling it twice does nothing."""
@@ -74,10 +65,11 @@ class LabelTokenScorer(PrefixScorer):
     """P(step is right) from two label tokens, read at a marker after each step (Math-Shepherd's way).
 
     A solution is scored as: the solve prompt, then each step with the blank line after it and one marker token. The
-    score is softmax over the logits of `good` and `bad` at the marker. `incremental` says whether `engine` keeps
-    prefixes, as the engine does; a server need not. Raises `ConfigError` when the vocabulary lacks one of the three
-    tokens.
+    score is softmax over the logits of `good` and `bad` at the marker. Raises `ConfigError` when the vocabulary lacks
+    one of the three tokens.
     """
+
+    incremental = True
 
     def __init__(
         self,
@@ -88,12 +80,9 @@ class LabelTokenScorer(PrefixScorer):
         good: str = "<|good|>",
         bad: str = "<|bad|>",
         memory: int = 200_000,
-        incremental: bool = True,
     ):
         super().__init__(engine.name, memory=memory)
-        self.incremental = incremental
-        self.parameters = engine.parameters
-        self.memory_bytes = getattr(engine, "memory_bytes", None)
+        self.parameters, self.memory_bytes = engine.parameters, engine.memory_bytes
         self.prompt = prompt or SolvePrompt()
         self.engine = engine
         self._marker, self._good, self._bad = (engine.token_id(token) for token in (marker, good, bad))
@@ -118,20 +107,19 @@ class LabelTokenScorer(PrefixScorer):
     def forget(self) -> None:
         """Drop every score and cached prefix, so that what follows is measured from cold."""
         super().forget()
-        drop = getattr(self.engine, "forget", None)
-        if drop is not None:
-            drop()
+        self.engine.forget()
 
     def close(self) -> None:
         """Free the reader; calling it twice does nothing."""
         super().forget()
         self.engine.close()
 
-    def _scored(self, length: int, found: Reading) -> Scored:
-        usage = getattr(found, "usage", None) or Usage(self.name, 1, length, found.evaluated_tokens)
-        if found.error:
-            return Scored([], usage, found.error)
-        return Scored([_share(good, bad) for good, bad in found.logits.tolist()], usage)
+    def _scored(self, length: int, reading: Any) -> Scored:
+        """The scores of a solution of `length` pieces, whose reading counts as one call on all of them."""
+        usage = Usage(self.name, 1, length, reading.evaluated_tokens)
+        if reading.error:
+            return Scored([], usage, reading.error)
+        return Scored(label_scores(reading.logits), usage)
 
     def _sequence(self, task: Task) -> tuple[list[Any], list[int]]:
         """The whole solution, and the position of the marker after each step."""
@@ -140,6 +128,11 @@ class LabelTokenScorer(PrefixScorer):
             ids += [*self._step_ids(text), self._marker]
             markers.append(len(ids) - 1)
         return ids, markers
+
+
+def label_scores(logits: Any) -> list[float]:
+    """Softmax of the first of two labels, (positions,) from logits (positions, 2)."""
+    return [_share(good, bad) for good, bad in logits.tolist()]
 
 
 def _share(good: float, bad: float) -> float:

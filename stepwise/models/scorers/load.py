@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from stepwise.config import ScorerConfig
 from stepwise.errors import ConfigError
+from stepwise.models.engine import load_engine
+from stepwise.models.http import Server
 from stepwise.models.scorers.base import Scorer
+from stepwise.models.scorers.classifier import ClassifierScorer
+from stepwise.models.scorers.completions import CompletionsReader, ServedLabelScorer
+from stepwise.models.scorers.judge import JudgeScorer, api_completion, engine_completion
+from stepwise.models.scorers.label_token import LabelTokenScorer, PrefixReader
+from stepwise.models.scorers.pooling import QWEN_PRM_MARKER, PoolingScorer
+from stepwise.models.scorers.simple import ConstantScorer
 from stepwise.prompt import SolvePrompt
-
-if TYPE_CHECKING:
-    from stepwise.config import ScorerConfig
-    from stepwise.models.http import Server
 
 
 def load_scorer(spec: str | ScorerConfig | Scorer, *, prompt: SolvePrompt | None = None) -> Scorer:
@@ -21,66 +24,43 @@ def load_scorer(spec: str | ScorerConfig | Scorer, *, prompt: SolvePrompt | None
     their own. Raises `ConfigError` for a model that does not go with its kind and for a vocabulary without the label
     tokens or the marker; `BackendError` when the model cannot be loaded.
     """
-    from stepwise.config import ScorerConfig
-
     if isinstance(spec, str):
         spec = ScorerConfig(model=spec)
     if not isinstance(spec, ScorerConfig):
         return spec
     if spec.kind == "constant":
-        from stepwise.models.scorers.simple import ConstantScorer
-
         return ConstantScorer(spec.value)
     if spec.kind == "classifier":
-        from stepwise.models.scorers.classifier import ClassifierScorer
-
         directory = _after("transformers", spec, "the directory of a model with a classification head")
         return ClassifierScorer(
             directory, marker=spec.marker, context=spec.context, dtype=spec.dtype, device=spec.device
         )
     if spec.kind == "pooling":
-        from stepwise.models.scorers.pooling import QWEN_PRM_MARKER, PoolingScorer
-
         name, marker = _after("vllm", spec, "the model's name on the server"), spec.marker or QWEN_PRM_MARKER
         return PoolingScorer(_server(spec), name, marker=marker, requests=spec.sequences)
     return _judge(spec) if spec.kind == "judge" else _label_token(spec, prompt)
 
 
 def _label_token(spec: ScorerConfig, prompt: SolvePrompt | None) -> Scorer:
-    from stepwise.models.scorers.label_token import LabelTokenScorer
-
-    marker = spec.marker or "<|score|>"
-    if spec.local:
-        from stepwise.models.engine import load_engine
-
-        engine = load_engine(spec)
-        try:
-            return LabelTokenScorer(engine, prompt=prompt, marker=marker, good=spec.good, bad=spec.bad)
-        except ConfigError:
-            engine.close()
-            raise
-    if spec.api_base is None:
+    if not spec.local and spec.api_base is None:
         raise ConfigError(
             f'scorer.model is "{spec.model}"; label tokens are read from a local model or from a completions server: '
             'write model = "llamacpp/path.gguf", or add api_base, or choose kind = "judge" for a model behind an API'
         )
-    from stepwise.models.scorers.completions import CompletionsReader
-
-    reader = CompletionsReader(_server(spec), spec.model.partition("/")[2], requests=spec.sequences)
+    kind = LabelTokenScorer if spec.local else ServedLabelScorer
+    name = spec.model.partition("/")[2]
+    reader: PrefixReader
+    reader = load_engine(spec) if spec.local else CompletionsReader(_server(spec), name, requests=spec.sequences)
     try:
-        return LabelTokenScorer(reader, prompt=prompt, marker=marker, good=spec.good, bad=spec.bad, incremental=False)
+        return kind(reader, prompt=prompt, marker=spec.marker or "<|score|>", good=spec.good, bad=spec.bad)
     except ConfigError:
         reader.close()
         raise
 
 
 def _judge(spec: ScorerConfig) -> Scorer:
-    from stepwise.models.scorers.judge import JudgeScorer, api_completion, engine_completion
-
     if not spec.local:
         return JudgeScorer(api_completion(spec), spec.model, ask=spec.ask, requests=spec.sequences)
-    from stepwise.models.engine import load_engine
-
     engine = load_engine(spec)
     return JudgeScorer(
         engine_completion(engine, spec.ask),
@@ -94,8 +74,6 @@ def _judge(spec: ScorerConfig) -> Scorer:
 
 
 def _server(spec: ScorerConfig) -> Server:
-    from stepwise.models.http import Server
-
     return Server(spec.api_base or "", key=spec.api_key())
 
 

@@ -12,11 +12,12 @@ With pooling over all tokens the number of rows is that of the tokens, which is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from stepwise.models.http import CallFailed, Server
 from stepwise.models.scorers.base import PrefixScorer, Scored, Task, Workers
-from stepwise.types import Usage
+from stepwise.types import Failure, Usage
 
 QWEN_PRM_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 """What Qwen2.5-Math-PRM was trained with, according to its model card."""
@@ -51,33 +52,24 @@ class PoolingScorer(PrefixScorer):
         self._workers.close()
 
     def _one(self, task: Task) -> Scored:
-        messages = [
-            {"role": "user", "content": task.question},
-            {"role": "assistant", "content": "".join(text + self.marker_text for text in task.steps)},
-        ]
-        if self.system:
-            messages.insert(0, {"role": "system", "content": self.system})
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        solution = "".join(text + self.marker_text for text in task.steps)
+        messages += [{"role": "user", "content": task.question}, {"role": "assistant", "content": solution}]
         body = {"model": self.model, "messages": messages, "encoding_format": "float"}
         try:
             data, retries = self.server.post("/pooling", body)
-        except CallFailed as failure:
-            return Scored([], Usage(self.name, 1, retries=failure.retries), str(failure))
-        tokens = _prompt_tokens(data)
-        usage = Usage(self.name, 1, tokens, tokens, retries=retries)
-        try:
+        except CallFailed as error:
+            return Scored.of_failure(error.failure, Usage(self.name, 1, retries=error.retries))
+        tokens, rows = 0, None
+        with suppress(KeyError, TypeError, ValueError):
+            tokens = max(0, int(data["usage"]["prompt_tokens"]))
+        with suppress(KeyError, IndexError, TypeError):
             rows = data["data"][0]["data"]
-        except (KeyError, IndexError, TypeError):
-            rows = None
+        usage = Usage(self.name, 1, tokens, tokens, retries=retries)
         scores, fault = _right_class(rows, len(task.steps), tokens)
-        where = f"{self.server.root}/pooling: "
-        return Scored([] if fault else scores[task.first :], usage, where + fault if fault else "")
-
-
-def _prompt_tokens(data: Any) -> int:
-    try:
-        return max(0, int(data["usage"]["prompt_tokens"]))
-    except (KeyError, TypeError, ValueError):
-        return 0
+        if fault:
+            return Scored.of_failure(Failure("refused", f"{self.server.root}/pooling: {fault}"), usage)
+        return Scored(scores[task.first :], usage)
 
 
 def _right_class(rows: Any, steps: int, tokens: int) -> tuple[list[float], str]:

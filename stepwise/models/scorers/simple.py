@@ -1,14 +1,14 @@
-"""Scorers without a model: a control and a bound for experiments."""
+"""Scorers without a model: a control and a bound for experiments. Both are free of cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from stepwise.models.scorers.base import Item, validate_scores
+from stepwise.models.scorers.base import BaseScorer, Item, Scored, validate_scores
 from stepwise.types import Problem, Usage, as_problem
 
 
-class ConstantScorer:
+class ConstantScorer(BaseScorer):
     """Gives every step the score `p`: a control, and a stand-in where a scorer is asked for but not wanted."""
 
     incremental = True
@@ -16,25 +16,20 @@ class ConstantScorer:
     memory_bytes: int | None = 0
 
     def __init__(self, p: float):
-        self.name = f"constant {p}"
-        self.usage = Usage(self.name)
+        super().__init__(f"constant {p}")
         self.p = validate_scores(self.name, "", [""], [p])[0]
 
-    def score_batch(self, items: Sequence[Item]) -> list[list[float]]:
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
         """`p` for each step."""
-        return [[self.p] * len(steps) for _, steps in items]
-
-    def score(self, problem: Problem | str, steps: Sequence[str]) -> list[float]:
-        """`score_batch` for one solution."""
-        return self.score_batch([(problem, steps)])[0]
+        return [Scored([self.p] * len(steps), Usage(self.name)) for _, steps in items]
 
 
-class PerfectScorer:
+class PerfectScorer(BaseScorer):
     """Knows which steps are right: the bound that no scorer beats, where a checker exists (the lab's problems have
     one).
 
     `check(problem, steps)` says of each step whether it is right given the problem and the steps before it as
-    written; a right step scores 1.0, a wrong one 0.0. Free of cost.
+    written; a right step scores 1.0, a wrong one 0.0.
     """
 
     incremental = True
@@ -42,17 +37,12 @@ class PerfectScorer:
     memory_bytes: int | None = 0
 
     def __init__(self, check: Callable[[Problem, Sequence[str]], Sequence[bool]], name: str = "perfect"):
-        self.name = name
-        self.usage = Usage(name)
+        super().__init__(name)
         self.check = check
 
-    def score_batch(self, items: Sequence[Item]) -> list[list[float]]:
-        """1.0 for each right step, 0.0 for each wrong one; raises `ScorerError` when the checker's verdicts do not
-        fit.
-        """
-        rows = [[1.0 if right else 0.0 for right in self.check(as_problem(problem), steps)] for problem, steps in items]
-        return [validate_scores(self.name, *item, row) for item, row in zip(items, rows, strict=True)]
-
-    def score(self, problem: Problem | str, steps: Sequence[str]) -> list[float]:
-        """`score_batch` for one solution."""
-        return self.score_batch([(problem, steps)])[0]
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
+        """1.0 for each right step, 0.0 for each wrong one."""
+        return [
+            Scored([float(bool(right)) for right in self.check(as_problem(problem), steps)], Usage(self.name))
+            for problem, steps in items
+        ]
