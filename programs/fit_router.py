@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.io import read_rows
-from stepwise.report.calibration import calibration_svg
+from stepwise.report.charts import calibration_svg
 from stepwise.routing.fit import fit_router
 from stepwise.routing.fit_data import STATES, FitTrace, from_lab_trace, from_row, from_trace, unlabelled
 from stepwise.routing.policy import Policy

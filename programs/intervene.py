@@ -31,7 +31,8 @@ from stepwise.interventions.settings import CollectSettings, uncapped
 from stepwise.lab.problems import is_lab_question
 from stepwise.models.budget import Ledger
 from stepwise.report.collection import write_collection_report
-from stepwise.report.funnel import as_table, first_of_each, side_by_side
+from stepwise.report.funnel import as_table, side_by_side
+from stepwise.report.shell import first_of_each
 from stepwise.runs.plan import Planned, plan_collecting
 from stepwise.runs.shell import Run, positive, program
 
@@ -176,7 +177,8 @@ def show(run: Run) -> None:
     run.say(ledger_of(run).summary())
     failures = by_id(read_stage(run.out, "failures"))
     if examples:
-        run.console.print(side_by_side(first_of_each(examples, SHOWN), failures))
+        shown = first_of_each(examples, SHOWN, lambda row: row.parents.get("problem", row.question))
+        run.console.print(side_by_side(shown, failures))
     elif not counts["failed attempts"]:
         run.say("No example came out, since no attempt ended wrong: take harder problems, or more --rollouts.")
     else:

@@ -9,6 +9,9 @@ from typing import Any
 from markupsafe import Markup
 
 from stepwise.errors import DataError, redact
+from stepwise.interventions.pipeline import ROWS, funnel, read_stage
+from stepwise.interventions.stages import spent
+from stepwise.io import read_rows
 from stepwise.report import collection_facts as facts_of
 from stepwise.report.charts import bars_svg, stage_svg
 from stepwise.report.collection_facts import Card, Facts, Stage
@@ -32,8 +35,6 @@ def write_collection_report(
 
 def collection_html(out: str | Path, *, problems: Iterable[Problem] = (), max_cards: int = MAX_CARDS) -> str:
     """The text of the page that `write_collection_report` writes."""
-    from stepwise.interventions.pipeline import funnel
-
     if max_cards < 0:
         raise DataError(f"max_cards is {max_cards}; it must be 0 or more")
     out = Path(out)
@@ -66,9 +67,6 @@ def collection_html(out: str | Path, *, problems: Iterable[Problem] = (), max_ca
 
 def read_facts(out: Path, run: Mapping[str, Any], problems: Iterable[Problem] = ()) -> Facts:
     """The rows of all stages in `out`; raises DataError where there is none."""
-    from stepwise.interventions.pipeline import ROWS, read_stage
-    from stepwise.io import read_rows
-
     rows = {name: read_stage(out, name) for name in ROWS}
     if not rows["rollouts"]:
         raise DataError(f"{out} holds no sealed chunk of a collection; give the directory that `collect` wrote")
@@ -99,15 +97,13 @@ def _errors(facts: Facts) -> Markup | None:
     return bars_svg(bars, "step of the first error, counted from 0", summary, "f3")
 
 
-def _meta(run: Mapping[str, Any], facts: Facts) -> dict[str, str]:
-    from stepwise.interventions.stages import spent
-
+def _meta(run: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     config, how = run.get("config", {}), run.get("arguments", {})
     written = {
         name: spent(facts.rows[name]).generated_tokens for name in ("rollouts", "located", "candidates", "guided")
     }
     models = {name: sorted({row.made.model for row in facts.rows[name]}) for name in ("rollouts", "candidates")}
-    meta = {
+    return {
         "configuration": run.get("config_hash", ""),
         "weak model": ", ".join(models["rollouts"]),
         "critic": ", ".join(models["candidates"] or sorted({row.made.model for row in facts.rows["located"]})),
@@ -117,7 +113,6 @@ def _meta(run: Mapping[str, Any], facts: Facts) -> dict[str, str]:
         "tokens generated": f"{sum(written.values()):,}",
         "status": "" if run.get("status") == "finished" else run.get("status", ""),
     }
-    return {name: str(value) for name, value in meta.items() if value not in (None, "")}
 
 
 def _notes(run: Mapping[str, Any], facts: Facts, stages: list[Stage]) -> list[str]:

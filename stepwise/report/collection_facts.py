@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from stepwise.data.examples import unique
+from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Located
 from stepwise.report.charts import Bar
 from stepwise.types import Problem
-
-if TYPE_CHECKING:
-    from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Located
 
 EXAMPLE, OUTDONE, TWIN = "became an example", "passed over for another candidate", "same example as another"
 NO_SUCCESS, SAME_STEP = "without a guided success", "same step as another candidate"
@@ -90,8 +89,6 @@ def outcome(rollouts: Sequence[GuidedRollout]) -> tuple[int, int]:
 
 def fates(facts: Facts) -> dict[str, str]:
     """What became of every candidate, by id."""
-    from stepwise.data.examples import unique
-
     guided, examples = facts.guided(), unique(facts.rows["examples"])
     made, served = {row.id for row in examples}, {row.parents.get("failure") for row in examples}
     targets = {(row.parents.get("problem"), row.target) for row in examples}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
+from rich import box
+from rich.table import Table
+
+from stepwise.data.examples import Example
+from stepwise.interventions.rows import Failure
 from stepwise.report.terminal import COLOURS, printable
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from stepwise.data.examples import Example
-    from stepwise.interventions.rows import Failure
 
 _OF = {
     "rollouts without a text": "rollouts",
@@ -31,10 +29,7 @@ _LONGEST = 160  # characters of a step that is shown in short
 
 def as_table(counts: Mapping[str, int]) -> Table:
     """The funnel with the share of each stage in the one it comes from."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title="What became of the attempts", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = _table("What became of the attempts")
     table.add_column("stage")
     table.add_column("rows", justify="right")
     table.add_column("share", justify="right")
@@ -47,10 +42,7 @@ def as_table(counts: Mapping[str, int]) -> Table:
 
 def side_by_side(examples: Iterable[Example], failures: Mapping[str, Failure]) -> Table:
     """Each example in short: the step that was wrong, and the intervention in its place."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title="Wrong step and intervention", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = _table("Wrong step and intervention")
     table.add_column("attempt", overflow="fold")
     table.add_column("step", justify="right")
     table.add_column("wrong step", ratio=1)
@@ -66,15 +58,11 @@ def side_by_side(examples: Iterable[Example], failures: Mapping[str, Failure]) -
     return table
 
 
-def first_of_each(examples: Sequence[Example], most: int) -> list[Example]:
-    """The first example of each problem, `most` of them."""
-    kept: dict[str, Example] = {}
-    for example in examples:
-        kept.setdefault(example.parents.get("problem", example.question), example)
-    return list(kept.values())[:most]
-
-
 def shortened(text: str, most: int = _LONGEST) -> str:
     """`text` on one line, cut behind `most` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)

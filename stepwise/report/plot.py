@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from stepwise.report.svg import family_style, marker, tag
 from stepwise.report.table import count, interval, percent, quantity
+from stepwise.report.templates import draw
 from stepwise.routing.compare import PolicyRow
 
 Box = tuple[float, float, float, float]
@@ -105,14 +106,7 @@ def legend(rows: Sequence[PolicyRow]) -> list[tuple[Markup, str]]:
         style: {"weak": "weak model alone", "strong": "strong model alone"}[style] for style, row in found if row.anchor
     }
     named = [(family_style(i), name) for i, name in enumerate(names)] + sorted(entries.items(), reverse=True)
-    return [(_swatch(style), name) for style, name in named]
-
-
-def _swatch(style: str) -> Markup:
-    line = () if style in ("weak", "strong") else (tag("path", d="M1 10H33", class_=f"series {style}"),)
-    return tag(
-        "svg", *line, marker(style, 17.0, 10.0, 4.0), viewBox="0 0 34 20", width=34, height=20, aria_hidden="true"
-    )
+    return [(draw("swatch", style=style, marker=marker(style, 17.0, 10.0, 4.0)), name) for style, name in named]
 
 
 def plot_svg(rows: Sequence[PolicyRow], cost: Cost, canvas: Canvas = WIDE) -> Markup:
@@ -138,16 +132,20 @@ def plot_svg(rows: Sequence[PolicyRow], cost: Cost, canvas: Canvas = WIDE) -> Ma
         low, high = (None if end is None else down(end) for end in ends)
         points.append(Point(row, style_of(row, names), across(x), down(row.accuracy or 0.0), low, high))
     runs = _runs(points)
-    body = [
-        *_grid(canvas, [(across(t), t) for t in x_axis.ticks], [(down(t), t) for t in y_axis.ticks], cost),
-        *(_line(*run) for run in runs),
-        *(_point(point, cost) for point in points),
-        *_labels(points, runs, canvas),
-    ]
-    summary = f"Accuracy against {cost.axis}, {len(points)} operating points; the table below holds the same figures."
-    box = f"0 0 {canvas.width} {canvas.height}"
-    shape = "wide" if canvas.width > 500 else "narrow"
-    return tag("svg", *body, viewBox=box, class_=f"plot {shape}", role="img", aria_label=summary)
+    digits = 0 if all(abs(100 * t - round(100 * t)) < 1e-6 for t in y_axis.ticks) else 1
+    return draw(
+        "plot",
+        canvas=canvas,
+        shape="wide" if canvas.width > 500 else "narrow",
+        xs=[(across(t), quantity(t) if t >= 1000 else f"{t:.4g}") for t in x_axis.ticks],
+        ys=[(down(t), f"{100 * t:.{digits}f}") for t in y_axis.ticks],
+        axis=cost.axis,
+        lines=[(kind, [(p.x, p.y) for p in run]) for kind, run in runs],
+        points=[(point, _title(point.row, cost), marker(point.style, point.x, point.y)) for point in points],
+        labels=_labels(points, runs, canvas),
+        summary=f"Accuracy against {cost.axis}, {len(points)} operating points; the table below holds the same "
+        "figures.",
+    )
 
 
 def _axes(placed: Sequence[tuple[PolicyRow, float]], canvas: Canvas) -> tuple[Axis, Axis]:
@@ -162,32 +160,6 @@ def _axes(placed: Sequence[tuple[PolicyRow, float]], canvas: Canvas) -> tuple[Ax
     return Axis(low, high, x_ticks), Axis(y_ticks[0], y_ticks[-1], y_ticks)
 
 
-def _grid(
-    canvas: Canvas, xs: Sequence[tuple[float, float]], ys: Sequence[tuple[float, float]], cost: Cost
-) -> list[Markup]:
-    right, base = canvas.width - canvas.right, canvas.height - canvas.bottom
-    digits = 0 if all(abs(100 * t - round(100 * t)) < 1e-6 for _, t in ys) else 1
-    out = []
-    for y, value in ys:
-        out.append(tag("path", d=f"M{canvas.left} {y:.1f}H{right}", class_="grid"))
-        out.append(
-            tag("text", f"{100 * value:.{digits}f}", x=canvas.left - 8, y=y + 4, text_anchor="end", class_="tick")
-        )
-    for x, value in xs:
-        out.append(tag("path", d=f"M{x:.1f} {canvas.top}V{base}", class_="grid"))
-        out.append(tag("text", _tick(value), x=x, y=base + 18, text_anchor="middle", class_="tick"))
-    out.append(tag("path", d=f"M{canvas.left} {canvas.top}V{base}H{right}", class_="axis"))
-    middle = (canvas.left + right) / 2
-    out.append(tag("text", cost.axis, x=middle, y=canvas.height - 10, text_anchor="middle", class_="axis-name"))
-    turn = f"translate(14 {(canvas.top + base) / 2:.1f}) rotate(-90)"
-    out.append(tag("text", "accuracy (%)", transform=turn, text_anchor="middle", class_="axis-name"))
-    return out
-
-
-def _tick(value: float) -> str:
-    return quantity(value) if value >= 1000 else f"{value:.4g}"
-
-
 def _runs(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
     """What is joined by a line, as (CSS classes, points from left to right): each family's points, and the two models.
 
@@ -200,30 +172,24 @@ def _runs(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
     return [(kind, own) for kind, own in ordered if len(own) > 1]
 
 
-def _line(kind: str, run: Sequence[Point]) -> Markup:
-    return tag("path", d="M" + "L".join(f"{p.x:.1f} {p.y:.1f}" for p in run), class_=kind)
-
-
-def _point(point: Point, cost: Cost) -> Markup:
-    row = point.row
-    title = f"{row.policy}: {percent(row.accuracy)}"
-    if point.low is not None:
-        title += f" ({interval(row)})"
+def _title(row: PolicyRow, cost: Cost) -> str:
+    """What hovering over a row's point says."""
     value = cost.value(row) or 0.0
-    title += f", {quantity(round(value, 1)) if value >= 1000 else f'{value:.1f}'} {cost.axis}"
-    title += f", {percent(row.strong_share)} strong, {count(row.n)} problems"
-    parts = [tag("title", title)]
-    if point.low is not None and point.high is not None:
-        x = point.x
-        bar = f"M{x:.1f} {point.high:.1f}V{point.low:.1f}M{x - 3:.1f} {point.high:.1f}h6M{x - 3:.1f} {point.low:.1f}h6"
-        parts.append(tag("path", d=bar, class_=f"interval {point.style}"))
-    parts.append(marker(point.style, point.x, point.y))
-    parts.append(tag("circle", cx=point.x, cy=point.y, r=14, class_="hit"))
-    return tag("g", *parts, class_="point")
+    spread = "" if row.accuracy_low is None else f" ({interval(row)})"
+    spent = quantity(round(value, 1)) if value >= 1000 else f"{value:.1f}"
+    return (
+        f"{row.policy}: {percent(row.accuracy)}{spread}, {spent} {cost.axis}, {percent(row.strong_share)} strong, "
+        f"{count(row.n)} problems"
+    )
 
 
-def _labels(points: Sequence[Point], runs: Sequence[tuple[str, list[Point]]], canvas: Canvas) -> list[Markup]:
-    """The settings beside their points, each at the first of six places where it covers nothing, else left out."""
+def _labels(
+    points: Sequence[Point], runs: Sequence[tuple[str, list[Point]]], canvas: Canvas
+) -> list[tuple[str, float, float, str]]:
+    """The settings beside their points, each at the first of six places where it covers nothing, else left out.
+
+    As (text, x, y, style of its point).
+    """
     taken: list[Box] = [(p.x - 7, p.y - 7, p.x + 7, p.y + 7) for p in points]
     taken += [
         (p.x - BAR_HALF, p.high, p.x + BAR_HALF, p.low) for p in points if p.low is not None and p.high is not None
@@ -240,7 +206,7 @@ def _labels(points: Sequence[Point], runs: Sequence[tuple[str, list[Point]]], ca
             inside = box[0] > canvas.left and box[2] < canvas.width - 2 and box[1] > 0
             if inside and box[3] < canvas.height - canvas.bottom and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                out.append(tag("text", text, x=box[0], y=point.y + dy, class_=f"setting {point.style}"))
+                out.append((text, box[0], point.y + dy, point.style))
                 break
     return out
 

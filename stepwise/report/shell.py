@@ -28,7 +28,7 @@ def render(
     *,
     title: str,
     subtitle: str = "",
-    meta: Mapping[str, str],
+    meta: Mapping[str, Any],
     notes: Sequence[str] = (),
     lab: bool = False,
     scripts: Sequence[str],
@@ -37,7 +37,8 @@ def render(
 ) -> str:
     """The text of a page: `template` extends base.html.jinja; the files `scripts` become one script in one scope.
 
-    `lab` says that the figures come from the embedded test bed; the page then says so.
+    Facts in `meta` that are None or empty are left out. `lab` says that the figures come from the embedded test bed;
+    the page then says so.
     """
     script = '"use strict";\n(() => {\n' + "\n".join(resource(name) for name in scripts) + "})();\n"
     return (
@@ -46,7 +47,7 @@ def render(
         .render(
             title=title,
             subtitle=subtitle,
-            meta={name: redact(value) for name, value in meta.items()},
+            meta={name: redact(str(value)) for name, value in meta.items() if value not in (None, "")},
             notes=[redact(note) for note in notes],
             lab_notice=LAB_NOTICE if lab else "",
             css=Markup("".join(resource(name) for name in styles)),  # noqa: S704

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
+from stepwise.report.templates import pixels
+
 SHAPES = 6
 
 
 def tag(name: str, /, *inner: str | Markup, **attributes: object) -> Markup:
     """An element whose attributes and text are escaped; `_` at the end of a name is dropped, inside it becomes `-`."""
     pairs = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(_attribute(value))}"' for key, value in attributes.items()
+        f' {key.rstrip("_").replace("_", "-")}="{escape(pixels(value) if isinstance(value, float) else value)}"'
+        for key, value in attributes.items()
     )
     return Markup(f"<{name}{pairs}>") + Markup("").join(escape(part) for part in inner) + Markup(f"</{name}>")  # noqa: S704
-
-
-def _attribute(value: object) -> str:
-    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def marker(style: str, x: float, y: float, size: float = 5.0) -> Markup:

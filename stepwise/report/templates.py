@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -16,7 +19,24 @@ def environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("stepwise.report", "templates")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"px": pixels, "fixed": "{:.1f}".format, "joined": _joined}
+    return made
+
+
+def draw(figure: str, /, **values: Any) -> Markup:
+    """The drawing of that name in figures.svg.jinja."""
+    return Markup(getattr(environment().get_template("figures.svg.jinja").module, figure)(**values))  # noqa: S704
+
+
+def pixels(value: float) -> str:
+    """A coordinate with one digit behind the point, and none where it is 0."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _joined(points: Iterable[tuple[float, float]]) -> str:
+    """The places of a line in a path, without the `M` before the first."""
+    return "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
 def resource(name: str) -> str:

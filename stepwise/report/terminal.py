@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from stepwise.errors import redact
 from stepwise.report.model import (
@@ -18,11 +23,6 @@ from stepwise.report.table import COLUMNS, caption
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Problem, Step, Trace
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.table import Table
-    from rich.text import Text
-
 COLOURS = {"weak": "color(33)", "strong": "color(208)", "intervention": "color(36)", "other": "color(245)"}
 BAR_CELLS = 8
 FULL_WIDTH = 124  # the whole table, with the longest names of the built-in policies
@@ -33,11 +33,7 @@ def show_trace(trace: Trace, console: Console | None = None) -> None:
 
     Lines wrap at the console's width. Control characters in model output are shown, never sent to the terminal.
     """
-    from rich.console import Console
-
-    out = console if console is not None else Console()
-    for part in _parts(trace):
-        out.print(part, markup=False, highlight=False, soft_wrap=False)
+    print_all(console or Console(), _parts(trace))
 
 
 class StepStream:
@@ -48,9 +44,7 @@ class StepStream:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        from rich.console import Console
-
-        self._out = console if console is not None else Console()
+        self._out = console or Console()
         self._problem: Problem | None = None
         self._shown: tuple[Step, ...] = ()
 
@@ -67,8 +61,7 @@ class StepStream:
             new += _step(index, trace.steps[index])
         if trace.finish:
             new += [*_drafts(trace.abandoned, "abandoned draft"), _ending(trace), ""]
-        for part in new:
-            self._out.print(part, markup=False, highlight=False, soft_wrap=False)
+        print_all(self._out, new)
         self._problem, self._shown = trace.problem, trace.steps
 
 
@@ -77,9 +70,6 @@ def summary_table(report: Report, width: int | None = None) -> Table:
 
     On a console narrower than `FULL_WIDTH` columns (`width`), only the columns that matter most.
     """
-    from rich import box
-    from rich.table import Table
-
     below = caption(report.rows) + (f" {LAB_NOTICE}" if report.lab else "")
     table = Table(title=printable(report.title), caption=below, box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
     table.caption_style, table.caption_justify = "dim", "left"
@@ -100,66 +90,68 @@ def _parts(trace: Trace) -> Iterator[RenderableType]:
 
 
 def _question(problem: Problem) -> Iterator[RenderableType]:
-    from rich.padding import Padding
-
     yield printable(problem.id, "bold")
     yield Padding(printable(problem.question), (0, 0, 1, 2))
 
 
 def _step(index: int, step: Step) -> Iterator[RenderableType]:
-    from rich.padding import Padding
-
     yield from _drafts(step.discarded, "discarded draft")
     yield _heading(step, f"step {index}")
-    yield Padding(printable(step.text, COLOURS[author_kind(step.author)]), (0, 0, 0, 4))
+    yield indented(step.text, COLOURS[author_kind(step.author)])
     if step.decision:
-        yield Padding(printable(step.decision, "dim italic"), (0, 0, 0, 4))
+        yield indented(step.decision, "dim italic")
 
 
 def _drafts(drafts: Sequence[Step], what: str) -> Iterator[RenderableType]:
-    from rich.padding import Padding
-
     for draft in drafts:
         yield _heading(draft, what, dim=True)
-        yield Padding(printable(draft.text, "dim strike"), (0, 0, 0, 4))
+        yield indented(draft.text, "dim strike")
 
 
 def _heading(step: Step, what: str, dim: bool = False) -> Text:
     """Badge, author, model and score of a step on one line."""
     colour = COLOURS[author_kind(step.author)] + (" dim" if dim else "")
-    line = printable("")  # a style given here would run through everything that is appended
-    line.append_text(printable(f" {author_letter(step.author)} ", f"{colour} reverse bold"))
-    line.append_text(printable(f" {step.author}", colour))
-    line.append_text(printable(f"  {what}", "dim"))
+    parts = [(f" {author_letter(step.author)} ", f"{colour} reverse bold"), (f" {step.author}", colour)]
+    parts.append((f"  {what}", "dim"))
     if step.usage.model:
-        line.append_text(printable(f"  {step.usage.model}", "dim"))
+        parts.append((f"  {step.usage.model}", "dim"))
     if step.score is not None:
         filled = round(BAR_CELLS * step.score)
         bar = "█" * filled + "░" * (BAR_CELLS - filled)
-        line.append_text(printable(f"  {bar} {step.score:.2f}", "dim" if dim else ""))
-    return line
+        parts.append((f"  {bar} {step.score:.2f}", "dim" if dim else ""))
+    return _line(parts)
 
 
 def _ending(trace: Trace) -> Text:
     cost = cost_of([trace])
-    line = printable("")
-    line.append_text(printable(f"finish: {trace.finish or 'open'} ({FINISH_WORDS[trace.finish]})", "bold"))
-    answer, gold = trace.answer, trace.problem.answer
-    if answer is not None:
-        line.append_text(printable(f"  answer {answer}"))
-    if gold is not None:
-        line.append_text(printable(f"  gold {gold}"))
+    parts = [(f"finish: {trace.finish or 'open'} ({FINISH_WORDS[trace.finish]})", "bold")]
+    if trace.answer is not None:
+        parts.append((f"  answer {trace.answer}", ""))
+    if trace.problem.answer is not None:
+        parts.append((f"  gold {trace.problem.answer}", ""))
     spent = f"  strong tokens {cost.strong_tokens}, all tokens {cost.all_tokens}, calls {cost.calls}"
-    line.append_text(printable(spent, "dim"))
-    if trace.note:
-        line.append_text(printable(f"  {redact(trace.note)}", "dim"))
-    return line
+    note = f"  {redact(trace.note)}" if trace.note else ""
+    return _line([*parts, (spent, "dim"), (note, "dim")])
+
+
+def _line(parts: Iterable[tuple[str, str]]) -> Text:
+    """Texts with their styles, side by side."""
+    return Text.assemble(*(printable(text, style) for text, style in parts))
+
+
+def print_all(console: Console, parts: Iterable[RenderableType]) -> None:
+    """Print what a trace or an attempt is shown as: without markup, wrapped at the console's width."""
+    for part in parts:
+        console.print(part, markup=False, highlight=False, soft_wrap=False)
+
+
+def indented(value: str, style: str = "") -> Padding:
+    """`printable`, under the heading of its step."""
+    return Padding(printable(value, style), (0, 0, 0, 4), expand=False)
 
 
 def printable(value: str, style: str = "") -> Text:
     """`value` for rich, without markup; its control characters, save line feed and tab, as visible escapes."""
-    from rich.text import Text
-
     # A model must not drive the terminal.
     safe = (c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in value)
     return Text("".join(safe), style=style)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from stepwise.errors import DataError
+from stepwise.io import read_rows
 from stepwise.report.charts import Line, curves_svg, line_swatch, number
 from stepwise.report.model import FINISH_WORDS, verdict_word
 from stepwise.report.shell import first_of_each, of_the_lab, read_card, render, write_page
-
-if TYPE_CHECKING:
-    from stepwise.training.rollouts import RlRollout
+from stepwise.training.rollouts import RlRollout, read_rollouts
 
 MAX_ROLLOUTS = 120
 _FILES = 15  # steps from which rollouts are shown, at most
@@ -96,30 +94,6 @@ class Figure(NamedTuple):
     curves: tuple[tuple[Markup | None, str, str, str], ...]
 
 
-@dataclass(frozen=True)
-class StepView:
-    """One step of a rollout. `depth` is how strong its colour is, in percent; `words` is its advantage as written."""
-
-    text: str
-    kind: str
-    words: str
-    depth: int
-    score: float | None
-    wrong: bool
-
-
-@dataclass(frozen=True)
-class RolloutView:
-    """One rollout as it is shown; `group` is (right, with a reward, all) of the rollouts of its problem in its step."""
-
-    row: RlRollout
-    steps: tuple[StepView, ...]
-    group: tuple[int, int, int]
-    outcome: str
-    credit: str
-    finish: str
-
-
 def write_training_report(path: str | Path, out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> Path:
     """Write the page of the training run in the directory `out` (of `sft`, `dpo`, `grpo`) to `path`; returns the path.
 
@@ -138,7 +112,7 @@ def training_html(out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> str:
     rows, run = read_metrics(out), read_card(out)
     files = sorted((out / "rollouts").glob("step-*.jsonl"))
     views = rollout_views(files, max_rollouts)
-    strongest = max((abs(a) for view in views for a in view.row.step_advantages if a is not None), default=0.0)
+    strongest = max((abs(a) for view in views for a in view["row"].step_advantages if a is not None), default=0.0)
     config = run.get("config", {})
     steps, planned = rows[-1]["step"], config.get("rl", {}).get("steps") if files else None
     if files or "reward" in rows[-1]:
@@ -164,8 +138,6 @@ def training_html(out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> str:
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """The rows of out/metrics.jsonl by step, the last of each; raises DataError where there is none."""
-    from stepwise.io import read_rows
-
     rows = {row["step"]: row for row in read_rows(out / "metrics.jsonl") if isinstance(row.get("step"), int)}
     if not rows:
         raise DataError(f"{out} has no metrics.jsonl with a step in it; give the directory that sft, dpo or grpo wrote")
@@ -185,10 +157,8 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
     return drawn
 
 
-def rollout_views(files: Sequence[Path], most: int) -> list[RolloutView]:
+def rollout_views(files: Sequence[Path], most: int) -> list[dict[str, Any]]:
     """At most `most` rollouts of evenly spaced `files`, whole groups as far as there is room."""
-    from stepwise.training.rollouts import read_rollouts
-
     chosen = spaced(files, min(_FILES, most))
     rows = [row for file in chosen for row in pick(read_rollouts(file), max(1, most // len(chosen)))]
     strongest = max((abs(a) for row, _ in rows for a in row.step_advantages if a is not None), default=0.0)
@@ -221,11 +191,8 @@ def pick(rows: Sequence[RlRollout], most: int) -> list[tuple[RlRollout, tuple[in
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str, unit: float) -> list[tuple[float, float | None]]:
     values = ((row["step"], row.get(key)) for row in rows)
-    numbers = (int, float)
-    return [
-        (step, value / unit if isinstance(value, numbers) and not isinstance(value, bool) else None)
-        for step, value in values
-    ]
+    return [(step, value / unit if isinstance(value, int | float) and not isinstance(value, bool) else None)
+            for step, value in values]  # fmt: skip
 
 
 def _figure(plot: Plot, lines: Sequence[Line]) -> Figure:
@@ -239,31 +206,35 @@ def _figure(plot: Plot, lines: Sequence[Line]) -> Figure:
     return Figure(plot.title, plot.hint, curves_svg(lines, f"{plot.title}: {said}.", plot.span), tuple(curves))
 
 
-def _view(row: RlRollout, group: tuple[int, int, int], strongest: float) -> RolloutView:
+def _view(row: RlRollout, group: tuple[int, int, int], strongest: float) -> dict[str, Any]:
+    """A rollout as it is shown; `group` is (right, with a reward, all) of the rollouts of its problem in its step."""
     outcome = "no reward" if row.reward is None else "right" if row.reward > 0 else "wrong"
+    if outcome == "no reward":
+        outcome = verdict_word(str(row.verdict)) if row.verdict else "no text"
     signs = {"plus" if a > 0 else "minus" for a in row.step_advantages if a}
     credit = {0: "none", 2: "plus and minus"}.get(len(signs), f"only {next(iter(signs), '')}")
-    word = verdict_word(str(row.verdict)) if row.verdict else "no text"
-    shown = word if outcome == "no reward" else outcome
-    return RolloutView(row, tuple(_steps(row, strongest)), group, shown, credit, FINISH_WORDS[row.finish])
+    steps = [_step(row, i, strongest) for i in range(len(row.steps))]
+    finish = FINISH_WORDS[row.finish]
+    return {"row": row, "steps": steps, "group": group, "outcome": outcome, "credit": credit, "finish": finish}
 
 
-def _steps(row: RlRollout, strongest: float) -> Iterator[StepView]:
-    for i, text in enumerate(row.steps):
-        credit = row.step_advantages[i] if i < len(row.step_advantages) else None
-        score = row.step_scores[i] if i < len(row.step_scores) else None
-        kind = "none" if not credit else "plus" if credit > 0 else "minus"
-        sign = {"plus": "▲ +", "minus": "▼ −"}.get(kind, "")
-        words = "no credit known" if credit is None else f"{sign}{number(abs(credit))}"
-        depth = round(8 + 40 * abs(credit) / strongest) if credit and strongest else 0
-        yield StepView(text, kind, words, depth, score, row.first_error == i)
+def _step(row: RlRollout, i: int, strongest: float) -> dict[str, Any]:
+    """A step as it is shown: `depth` is how strong its colour is, in percent; `words` its advantage as written."""
+    credit = row.step_advantages[i] if i < len(row.step_advantages) else None
+    score = row.step_scores[i] if i < len(row.step_scores) else None
+    kind = "none" if not credit else "plus" if credit > 0 else "minus"
+    sign = {"plus": "▲ +", "minus": "▼ −"}.get(kind, "")
+    words = "no credit known" if credit is None else f"{sign}{number(abs(credit))}"
+    depth = round(8 + 40 * abs(credit) / strongest) if credit and strongest else 0
+    wrong = row.first_error == i
+    return {"text": row.steps[i], "kind": kind, "words": words, "depth": depth, "score": score, "wrong": wrong}
 
 
-def _meta(run: Mapping[str, Any], name: str) -> dict[str, str]:
+def _meta(run: Mapping[str, Any], name: str) -> dict[str, Any]:
     config, how = run.get("config", {}), run.get("arguments", {})
     section = config.get(name, {})
     scheme = section.get("credit", {}).get("scheme")
-    meta = {
+    return {
         "configuration": run.get("config_hash"),
         "model": config.get("models", {}).get("weak", {}).get("model"),
         "starts from": how.get("adapter"),
@@ -281,4 +252,3 @@ def _meta(run: Mapping[str, Any], name: str) -> dict[str, str]:
         "seed": config.get("seed"),
         "status": None if run.get("status") == "finished" else run.get("status"),
     }
-    return {name: str(value) for name, value in meta.items() if value not in (None, "")}

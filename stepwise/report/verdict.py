@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import count, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stepwise.report.terminal import COLOURS, printable
+from rich.console import Console, RenderableType
+
+from stepwise.report.terminal import COLOURS, indented, print_all, printable
 from stepwise.types import Intervention
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
 
 RIGHT, WRONG, UNKNOWN = "color(34)", "color(160)", "dim"
 _MARKS = {True: ("✓", "right", RIGHT), False: ("✗", "wrong", WRONG), None: ("·", "not checked", UNKNOWN)}
-_INDENT = (0, 0, 0, 4)
 
 
 def show_localization(steps: Sequence[str], found: Any, console: Console) -> None:
@@ -22,22 +20,15 @@ def show_localization(steps: Sequence[str], found: Any, console: Console) -> Non
 
     `found` is the prediction of an ErrorLocalizer without a failure.
     """
-    _print(console, _verdicts(steps, found))
+    print_all(console, _verdicts(steps, found))
 
 
 def show_intervention(steps: Sequence[str], made: Intervention, review: Any, console: Console) -> None:
     """Print a proposed step, what its self-check said (None: there was none), and the attempt repaired up to there."""
-    _print(console, _repair(steps, made, review))
-
-
-def _print(console: Console, parts: Iterator[RenderableType]) -> None:
-    for part in parts:
-        console.print(part, markup=False, highlight=False)
+    print_all(console, _repair(steps, made, review))
 
 
 def _verdicts(steps: Sequence[str], found: Any) -> Iterator[RenderableType]:
-    from rich.padding import Padding
-
     first, checks = found.first_error, _by_step(found.checks)
     scores = found.get("scores")
     for index, step in enumerate(steps):
@@ -50,12 +41,12 @@ def _verdicts(steps: Sequence[str], found: Any) -> Iterator[RenderableType]:
             word += ", critical error"
         score = f"  {scores[index]:.2f}" if scores else ""
         yield printable(f"{mark} step {index}  {word}{score}", style)
-        yield Padding(printable(step, "" if index == first or known else "dim"), _INDENT, expand=False)
+        yield indented(step, "" if index == first or known else "dim")
         row = checks.get(index)
         if row is not None and row.verdict == "wrong":
-            yield Padding(printable(f"it says {row.quote}; it should be {row.expected}", style), _INDENT, expand=False)
+            yield indented(f"it says {row.quote}; it should be {row.expected}", style)
         elif index == first and found.localization.reason:
-            yield Padding(printable(found.localization.reason, style), _INDENT, expand=False)
+            yield indented(found.localization.reason, style)
         if index == first:
             yield printable("")
     if first is None:
@@ -77,16 +68,14 @@ def _weight(found: Any) -> str:
 
 
 def _repair(steps: Sequence[str], made: Intervention, review: Any) -> Iterator[RenderableType]:
-    from rich.padding import Padding
-
     style = COLOURS["intervention"]
     yield printable("")
     yield printable(f"The attempt up to there, with a new step {made.location}:", "bold")
     for index, step in enumerate(steps[: made.location]):
         yield printable(f"  step {index}", "dim")
-        yield Padding(printable(step), _INDENT, expand=False)
+        yield indented(step)
     yield printable(f"→ step {made.location}  intervention", f"{style} bold")
-    yield Padding(printable(made.content, style), _INDENT, expand=False)
+    yield indented(made.content, style)
     if review is not None:
         told = {
             "holds the final answer": review.contains_answer,
@@ -94,4 +83,4 @@ def _repair(steps: Sequence[str], made: Intervention, review: Any) -> Iterator[R
             "comes too late": review.too_late,
         }
         said = ", ".join(f"{what}: {'yes' if is_so else 'no'}" for what, is_so in told.items())
-        yield Padding(printable(f"self-check: {said}", WRONG if any(told.values()) else "dim"), _INDENT, expand=False)
+        yield indented(f"self-check: {said}", WRONG if any(told.values()) else "dim")

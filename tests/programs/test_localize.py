@@ -263,8 +263,8 @@ def test_a_dry_run_says_what_it_would_ask_and_asks_nothing(critic: Critic, capsy
 
 
 def test_the_command_lists_both_programs() -> None:
-    assert {"localize", "intervene_one"} <= set(cli.available())
-    assert "attempts" not in cli.available()
+    assert {"localize", "intervene_one"} <= set(cli.PROGRAMS)
+    assert "attempts" not in cli.PROGRAMS
 
 
 def test_lab_critic_gives_a_verdict_that_can_be_read_of_any_text(

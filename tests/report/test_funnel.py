@@ -8,7 +8,8 @@ from rich.console import Console
 from stepwise.data.examples import Example
 from stepwise.grading import Verdict
 from stepwise.interventions.rows import Failure
-from stepwise.report.funnel import as_table, first_of_each, shortened, side_by_side
+from stepwise.report.funnel import as_table, shortened, side_by_side
+from stepwise.report.shell import first_of_each
 
 FAILURE = Failure("p0/r3", "p0", ("1 + 2 = 3.", "3 * \x1b[31m[bold]2 = 5.", "So 5."), "5", Verdict.WRONG)
 EXAMPLE = Example(
@@ -44,7 +45,8 @@ def test_the_wrong_step_stands_beside_the_intervention_and_drives_no_terminal() 
 
 def test_examples_of_different_problems_are_shown() -> None:
     others = [dataclasses.replace(EXAMPLE, id=f"x{i}", parents={"problem": f"p{i // 2}"}) for i in range(8)]
-    assert [example.id for example in first_of_each(others, 3)] == ["x0", "x2", "x4"]
+    shown = first_of_each(others, 3, lambda row: row.parents["problem"])
+    assert [example.id for example in shown] == ["x0", "x2", "x4"]
 
 
 def test_a_long_step_is_cut_and_stays_on_one_line() -> None:
