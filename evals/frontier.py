@@ -40,8 +40,8 @@ from evals.frontier_worlds import World, exact, pooled_pairs
 from evals.pages import page
 from evals.pomdp import load
 from stepwise.report.shell import write_page
-from stepwise.routing.belief import ObservationLaw
 from stepwise.routing.metrics import OperatingPoint
+from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, positive, program
 

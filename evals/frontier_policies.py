@@ -17,7 +17,7 @@ import numpy as np
 from evals.frontier_worlds import Actions, Decide, Episodes, World, exact, simulate
 from stepwise.routing.metrics import OperatingPoint
 from stepwise.routing.pomdp import Plan, RoutingPomdp
-from stepwise.routing.sandwich import Array
+from stepwise.routing.pomdp.solve import Array
 
 SWEEP = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95, 1.1)  # prices per token
 DENSE = (0.0, 0.005, 0.01, 0.02, 0.03, 0.04, *(round(0.05 + 0.025 * i, 3) for i in range(65)))  # up to 1.65

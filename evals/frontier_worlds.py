@@ -15,10 +15,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.routing.belief import ObservationLaw
 from stepwise.routing.metrics import OperatingPoint
 from stepwise.routing.pomdp import RoutingPomdp
-from stepwise.routing.sandwich import Array
+from stepwise.routing.pomdp.filter import ObservationLaw
+from stepwise.routing.pomdp.solve import Array
 
 Actions = NDArray[np.bool_]
 Decide = Callable[[int, Array, Actions], Actions]

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.routing.belief import ObservationLaw
-from stepwise.routing.fit_data import FitTrace, unlabelled
-from stepwise.routing.fit_em import Learned, Padded, Parameters, expect, learn, pad, smoothed
-from stepwise.routing.fit_simulate import simulate
+from evals.simulated_traces import simulate
+from stepwise.routing.pomdp.estimate import Padded, Parameters, count, expect, learn, pad, smoothed
+from stepwise.routing.pomdp.filter import ObservationLaw
+from stepwise.routing.pomdp.fit_data import FitTrace, unlabelled
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, positive, program
 
@@ -83,7 +83,7 @@ def one(world: str, n: int, seed: int) -> dict[str, dict[str, float]]:
     traces, law = draw(world, n, seed)
     fresh = [trace for trace in draw(world, FRESH, 10_000 + seed)[0] if trace.first_error is not None]
     recovery = WORLDS[world].get("recovery", 0.0)
-    arms: dict[str, Callable[[], Learned]] = {
+    arms: dict[str, Callable[[], Parameters]] = {
         "all labels": lambda: learn(pad(traces, law.edges[1:-1]), BINS, monotone=False, strength=BINS),
         "no labels": lambda: _some(traces, law, 0),
         "no labels, laws not ordered": lambda: _some(traces, law, 0, monotone=False),
@@ -98,12 +98,12 @@ def one(world: str, n: int, seed: int) -> dict[str, dict[str, float]]:
     asked = asked._replace(solved=np.zeros_like(asked.solved))
     errors = np.asarray([trace.first_error for trace in fresh])
     truth = np.asarray(law.rows)
-    return {arm: figures(make().parameters, truth, asked, errors) for arm, make in arms.items()}
+    return {arm: figures(make(), truth, asked, errors) for arm, make in arms.items()}
 
 
 def _some(
     traces: Sequence[FitTrace], law: ObservationLaw, labelled: int, *, alone: bool = False, **settings: Any
-) -> Learned:
+) -> Parameters:
     """EM with the labels of `labelled` wrong and as many right traces; `alone`: wrong laws are counted on those."""
     left = {True: labelled, False: labelled}
     mixed, known = list[FitTrace](), list[FitTrace]()
@@ -115,8 +115,7 @@ def _some(
         known += [trace] if keep else []
     rows = None
     if alone:
-        uniform = Parameters(0.5, 0.5, np.full((3, BINS), 1 / BINS))
-        rows = smoothed(expect(pad(known, law.edges[1:-1]), uniform)[0].rows, BINS)[1:]
+        rows = smoothed(count(pad(known, law.edges[1:-1]), BINS).rows, BINS)[1:]
     return learn(pad(mixed, law.edges[1:-1]), BINS, strength=BINS, wrong_rows=rows, **settings)
 
 

@@ -23,7 +23,7 @@ from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.models import load_backend
 from stepwise.models.base import Backend, Request
-from stepwise.routing.fit_check import auroc
+from stepwise.routing.pomdp.fit_check import auroc
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, program
 from stepwise.stats import wilson

@@ -3,9 +3,7 @@
 --data is TRIM's published parameters as plain JSON; without it, a stand-in of the same size (30 steps, 400
 observations). For one price per token and for eight: processor seconds, nodes, and the gap of the proven bounds over
 all steps and beliefs, in points (100 is one solved problem). Other work on the machine adds to processor seconds, so a
-measurement over the bar is repeated, up to three times in all, and the least counts. A second table has the generic
-solver on the current score, for problems of one to three classes of difficulty: its interval of the value at the root
-(the exact one beside it where there is one class), and seconds. Writes pomdp.json.
+measurement over the bar is repeated, up to three times in all, and the least counts. Writes pomdp.json.
 """
 
 from __future__ import annotations
@@ -21,13 +19,11 @@ from typing import Any, Literal
 import numpy as np
 
 from stepwise.errors import DataError
-from stepwise.routing.difficulty import DifficultyPomdp
 from stepwise.routing.pomdp import RoutingPomdp
 from stepwise.runs.shell import Run, program
 
 GAP, ONE, EIGHT = 1e-3, 1.0, 5.0  # the bars: points, and processor seconds for one price and for eight
 TRIES = 3
-SHIFT = 0.08  # between the classes of the generic solver's problems, in the weak model's chance of a right step
 PRICES = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
 
 
@@ -45,16 +41,9 @@ def main(run: Run) -> None:
             for prices in ((0.25,), PRICES):
                 row = measure(model, prices, run.args.eps, published)
                 rows.append({"observation": name, "published_hazard": published, **row})
-    others = [generic(load(run.args.data, "score"), classes, eps) for classes, eps in ((1, 0.01), (2, 0.1), (3, 0.5))]
-    result = {
-        "data": "published" if run.args.data else "stand-in",
-        "eps": run.args.eps,
-        "rows": rows,
-        "generic": others,
-    }
+    result = {"data": "published" if run.args.data else "stand-in", "eps": run.args.eps, "rows": rows}
     run.path("pomdp.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     _print(run, rows)
-    _print_generic(run, others)
 
 
 def load(path: Path | None, observation: Literal["pair", "score"], bins: int = 20) -> RoutingPomdp:
@@ -94,42 +83,6 @@ def measure(model: RoutingPomdp, prices: Sequence[float], eps: float, published:
         "root_values": [plan.root_value for plan in plans],
         "held": gap <= GAP * model.reward / 100 and cpu <= bar,
     }
-
-
-def generic(model: RoutingPomdp, classes: int, eps: float) -> dict[str, Any]:
-    """The point-based solver on classes of difficulty around `model`, at a quarter of a point per token."""
-    shifts = SHIFT * (np.arange(classes) - (classes - 1) / 2)
-    mixture = DifficultyPomdp(
-        base=model,
-        shares=(1 / classes,) * classes,
-        p_weak=tuple((model.p_weak + shifts).tolist()),
-        p_strong=(tuple((model.p_strong[0] + shifts / 4).tolist()),),
-    )
-    began = time.process_time()
-    plan = mixture.solve(0.25, eps)
-    cpu = time.process_time() - began
-    return {
-        "classes": classes,
-        "root_value": plan.root_value,
-        "exact": model.solve(0.25).root_value if classes == 1 else None,
-        "gap": plan.gap,
-        "points": len(plan.solution.points),
-        "cpu_s": cpu,
-    }
-
-
-def _print_generic(run: Run, rows: Sequence[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    table = Table(title="Generic solver, classes of difficulty, current score", title_justify="left")
-    for column in ("classes", "points", "value at the root", "gap", "exact", "CPU s"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        low, high = row["root_value"]
-        exact = "" if row["exact"] is None else f"{sum(row['exact']) / 2:.4f}"
-        figures = (f"{low:.4f} to {high:.4f}", f"{row['gap']:.3f}", exact, f"{row['cpu_s']:.2f}")
-        table.add_row(str(row["classes"]), f"{row['points']:,}", *figures)
-    run.console.print(table)
 
 
 def _print(run: Run, rows: list[dict[str, Any]]) -> None:

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from stepwise.errors import DataError
 from stepwise.io import read_rows
-from stepwise.routing.fit_check import auroc, log_likelihood
-from stepwise.routing.fit_data import EARLIER, NOW, RIGHT, FitTrace, from_row, lag_correlation
+from stepwise.routing.pomdp.fit_check import auroc, log_likelihood
+from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, FitTrace, from_row, lag_correlation
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, positive, program
 

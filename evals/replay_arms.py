@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.routing.belief import ObservationLaw, StepFilter
-from stepwise.routing.fit_check import POWERS, log_likelihood
-from stepwise.routing.fit_data import EARLIER, NOW, RIGHT, FitTrace
-from stepwise.routing.fit_em import smoothed, tempered
-from stepwise.routing.kernel_law import BINS, kernel_law, law_from
+from stepwise.routing.pomdp.estimate import law_of as law_with
+from stepwise.routing.pomdp.estimate import smoothed, tempered
+from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
+from stepwise.routing.pomdp.fit_check import BINS, EDGES, POWERS, kernel_law, log_likelihood
+from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, FitTrace
 
 Array = NDArray[np.float64]
 
@@ -59,7 +59,7 @@ def law_of(traces: Sequence[Seen], *, pair: bool = False, smoothing: str = "kern
     column = column + BINS * np.searchsorted(inner, least, side="right") if pair else column
     size = BINS**2 if pair else BINS
     counts = np.stack([np.bincount(column[states == s], minlength=size) for s in (RIGHT, EARLIER, NOW)])
-    return law_from(smoothed(counts.astype(float), size), pair)
+    return law_with(EDGES, smoothed(counts.astype(float), size), pair)
 
 
 def given_least(law: ObservationLaw) -> ObservationLaw:
@@ -67,7 +67,7 @@ def given_least(law: ObservationLaw) -> ObservationLaw:
     score is as likely in every state: so a filter learns of the state from the current score alone, in its light.
     """
     rows = np.asarray(law.rows).reshape(3, law.bins, law.bins)
-    return law_from((rows / rows.sum(axis=2, keepdims=True) / law.bins).reshape(3, -1), pair=True)
+    return law_with(EDGES, (rows / rows.sum(axis=2, keepdims=True) / law.bins).reshape(3, -1), pair=True)
 
 
 def p_weak_of(traces: Sequence[Seen]) -> float:
@@ -119,7 +119,7 @@ def best_power(traces: Sequence[Seen], smoothing: str) -> float:
 
 
 def _weakened(law: ObservationLaw, power: float) -> ObservationLaw:
-    return law_from(tempered(np.asarray(law.rows), power), pair=False)
+    return law_with(EDGES, tempered(np.asarray(law.rows), power), pair=False)
 
 
 def _drop(seen: Seen) -> Signal:

@@ -15,15 +15,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from stepwise.errors import DataError
-from stepwise.routing.belief import ObservationLaw
-from stepwise.routing.fit import fit_router
-from stepwise.routing.fit_data import FitTrace, from_lab_trace
-from stepwise.routing.kernel_law import kernel_law
-from stepwise.routing.planned import BeliefThreshold, Planned, Published
 from stepwise.routing.policy import Policy
+from stepwise.routing.pomdp.filter import ObservationLaw
+from stepwise.routing.pomdp.fit import RouterFit, fit_router
+from stepwise.routing.pomdp.fit_check import kernel_law
+from stepwise.routing.pomdp.fit_data import FitTrace, from_lab_trace
+from stepwise.routing.pomdp.policies import BeliefThreshold, Planned, Published
 from stepwise.routing.query import Cascade, QueryRandom
 from stepwise.routing.query_fit import calibrated, fit_query_classifier
-from stepwise.routing.router_fit import RouterFit
 from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
 from stepwise.routing.signals import (
     Agreement,

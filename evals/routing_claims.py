@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from stepwise.routing.estimates import Estimate, Outcomes, estimate
 from stepwise.routing.metrics import OperatingPoint, cheapest, cpt_interpolated, frontier, pgr
-from stepwise.routing.router_fit import FitCard
+from stepwise.routing.pomdp.fit import FitCard
 
 from .routing_rows import Curves, Row
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from stepwise.routing.estimates import LEVELS, Estimate, Outcomes, estimate
 from stepwise.routing.metrics import cpt_interpolated, frontier_area, pgr
-from stepwise.routing.router_fit import FitCard
+from stepwise.routing.pomdp.fit import FitCard
 from stepwise.runs.shell import Run
 
 from .routing_claims import (

@@ -22,10 +22,9 @@ from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.io import read_rows
 from stepwise.report.charts import calibration_svg
-from stepwise.routing.fit import fit_router
-from stepwise.routing.fit_data import STATES, FitTrace, from_lab_trace, from_row, from_trace, unlabelled
 from stepwise.routing.policy import Policy
-from stepwise.routing.router_fit import RouterFit
+from stepwise.routing.pomdp.fit import RouterFit, fit_router
+from stepwise.routing.pomdp.fit_data import STATES, FitTrace, from_lab_trace, from_row, from_trace, unlabelled
 from stepwise.routing.simple import Never, Random
 from stepwise.runs.plan import Planned
 from stepwise.runs.shell import Run, positive, program
@@ -50,7 +49,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--p-strong", type=float, metavar="P", help="chance of a right strong step, where it is known")
     parser.add_argument("--tokens-per-step", type=float, metavar="N", help="where the traces do not say")
     parser.add_argument("--bins", type=positive, metavar="N", help="of the score; default: chosen by held-out labels")
-    parser.add_argument("--difficulty", type=positive, default=1, metavar="K", help="classes of problems to try")
     parser.add_argument("--recovery", type=float, metavar="P", help="share of wrong traces that end right (no labels)")
 
 
@@ -83,7 +81,6 @@ def main(run: Run) -> None:
         bins=args.bins,
         max_steps=config.routing.max_steps,
         recovery=args.recovery,
-        difficulty=args.difficulty,
         seed=config.seed,
     )
     found.save(run.path("fit.json"))
@@ -226,13 +223,6 @@ def show(run: Run, found: RouterFit) -> None:
         run.path("calibration.svg").write_text(svg, encoding="utf-8")
     else:
         run.say("Too few labels to measure the filter on held-out problems.")
-    if mixture := card.difficulty:
-        classes = ", ".join(f"{share:.0%} with {chance:.3f}" for share, chance in mixture.classes)
-        value, low, high = mixture.gain
-        run.say(
-            f"Classes of problems and their chance of a right draft: {classes}; gain over one class on held-out "
-            f"problems {value:+.4f} nats each ({low:+.4f} to {high:+.4f})."
-        )
     run.metrics(fit=str(run.path("fit.json")), p_weak=found.p_weak, p_strong=found.p_strong[0], traces=card.traces)
     run.say(f"The fit: {run.path('fit.json')}")
 

@@ -18,9 +18,9 @@ from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
 from stepwise.io import read_rows
 from stepwise.routing.learned import FOR_GOOD, Learned, ModelNames, files_of
+from stepwise.routing.pomdp.fit import RouterFit
+from stepwise.routing.pomdp.simulator import RouterSimulator
 from stepwise.routing.ppo import PpoSettings, train
-from stepwise.routing.router_fit import RouterFit
-from stepwise.routing.simulator import RouterSimulator
 from stepwise.runs.plan import Planned
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, positive, program
@@ -158,26 +158,21 @@ def tokens_of(files: Sequence[Path]) -> list[int]:
 
 
 def show(run: Run, fit: RouterFit, policies: Sequence[Learned]) -> None:
-    """What the policies do in the simulator, beside the exact optimum of the fit for one class of problems."""
+    """What the policies do in the simulator, beside the exact optimum of the fit where drafts are free."""
     from rich.table import Table
 
-    args = run.args
     table = Table(title=f"In the simulator, {policies[0].card.settings['test']} episodes", title_justify="left")
     for column in ("price", "right", "strong tokens", "worth", "error", "exact plan", "best batch"):
         table.add_column(column, justify="right")
-    runs = [1, *args.stay, *([len(fit.hazard)] if args.hand_over else [])]
     for policy in policies:
         price, card = policy.card.price, policy.card
         assert card.simulated is not None
-        solved = fit.pomdp(1.0).solve(price, 1e-5, runs=runs, cost_per_draft_token=price * args.draft_share)
-        exact, found = sum(solved.root_value) / 2, card.simulated
+        exact, found = sum(fit.pomdp(1.0).solve(price, 1e-5).root_value) / 2, card.simulated
         cells = (f"{price:g}", f"{found.accuracy:.3f}", f"{found.strong_tokens:.1f}", f"{found.objective:.4f}")
         table.add_row(*cells, f"{found.error:.4f}", f"{exact:.4f}", str(card.batches))
         names = ["keep" if r == 0 else "hand over" if r >= FOR_GOOD else str(r) for r in card.runs]
         run.metrics(**vars(found), price=price, kind=card.kind, actions=names, exact_plan=exact, batches=card.batches)
     run.console.print(table)
-    if fit.card.difficulty is not None:
-        run.say("The simulator has the fit's classes of problems; the exact plan is for one class, and no bound on it.")
     run.say(f"The policies: {run.out / 'policies'}; route with python -m programs.route --policy CARD.json")
 
 

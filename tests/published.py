@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 SCORES = Path(__file__).parent / "data" / "mr_gsm8k_scores.jsonl"
+TRIM = Path(__file__).parent / "data" / "trim_pomdp_math_train.json"  # parameters of TRIM-POMDP
 REWARD_MODELS = ("math-shepherd_mistral-7b", "reasoneval_wizardmath-7b-v1.1", "reasoneval_llemma-34b")
 
 

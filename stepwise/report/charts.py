@@ -13,7 +13,7 @@ from stepwise.report.plot import ticks
 from stepwise.report.svg import tag
 from stepwise.report.table import quantity
 from stepwise.report.templates import draw
-from stepwise.routing.router_fit import CalibrationBin
+from stepwise.routing.pomdp.fit_check import CalibrationBin
 
 _HOVER = 200  # points up to which each has a place to hover over
 

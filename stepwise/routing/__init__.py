@@ -24,13 +24,19 @@ from stepwise.routing.policy import (
 from stepwise.routing.simple import Always, Never, Random, Threshold
 
 if TYPE_CHECKING:
-    from stepwise.routing.belief import ObservationLaw, StepFilter
     from stepwise.routing.calibration import Calibrated, calibrate
     from stepwise.routing.judged import Judged
     from stepwise.routing.learned import Learned
     from stepwise.routing.lockstep import Models, RouteSettings, RoutingInterrupted, route_all
-    from stepwise.routing.planned import BeliefThreshold, Planned, Published
-    from stepwise.routing.pomdp import Plan, RoutingPomdp
+    from stepwise.routing.pomdp import (
+        BeliefThreshold,
+        ObservationLaw,
+        Plan,
+        Planned,
+        Published,
+        RoutingPomdp,
+        StepFilter,
+    )
     from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom
     from stepwise.routing.query_fit import calibrated, fit_query_classifier
     from stepwise.routing.router import StepRouter
@@ -51,7 +57,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Agreement": "signals",
-    "BeliefThreshold": "planned",
+    "BeliefThreshold": "pomdp",
     "Calibrated": "calibration",
     "Cascade": "query",
     "CumulativeSum": "signals",
@@ -61,10 +67,10 @@ _LAZY = {
     "MaxLogitMixture": "signals",
     "Learned": "learned",
     "Models": "lockstep",
-    "ObservationLaw": "belief",
+    "ObservationLaw": "pomdp",
     "Plan": "pomdp",
-    "Planned": "planned",
-    "Published": "planned",
+    "Planned": "pomdp",
+    "Published": "pomdp",
     "QueryClassifier": "query",
     "QueryRandom": "query",
     "RouteSettings": "lockstep",
@@ -73,7 +79,7 @@ _LAZY = {
     "ScoreDrop": "signals",
     "Signal": "signals",
     "Signalled": "signal_policies",
-    "StepFilter": "belief",
+    "StepFilter": "pomdp",
     "StepRouter": "router",
     "StepScore": "signals",
     "StrongRating": "signals",

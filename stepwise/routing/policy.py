@@ -23,8 +23,9 @@ from stepwise.types import Problem, Step, TraceFinish
 When = Literal["question", "before", "after", "solution"]
 Evidence = Literal["draft", "scores", "first_token", "logprobs", "resamples", "rating", "verification"]
 _FROZEN = ConfigDict(extra="forbid")
+_REMOVED = ("stay", "hand_over", "strong_law")  # options of policies on the belief that were saved by version 0.1
 _FAMILIES = tuple(  # modules with POLICIES, the cheap to import first
-    f"stepwise.routing.{name}" for name in ("simple", "query", "signal_policies", "judged", "planned", "learned")
+    f"stepwise.routing.{name}" for name in ("simple", "query", "signal_policies", "judged", "pomdp.policies", "learned")
 )
 
 
@@ -191,6 +192,11 @@ def policy_from_dict(settings: Mapping[str, Any]) -> Policy:
     """
     name = str(settings.get("policy", ""))
     cls = _policy_class(name)
+    if removed := [key for key in _REMOVED if settings.get(key)]:
+        raise ConfigError(
+            f"routing.{removed[0]} is {settings[removed[0]]!r}: a policy of version 0.1 ({name!r}), whose option "
+            f"{removed[0]!r} is gone; set the policy again without it"
+        )
     fields = {field.name for field in dataclasses.fields(cls)}
     try:
         policy: Policy = cls(**{key: value for key, value in settings.items() if key in fields})

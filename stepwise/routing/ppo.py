@@ -47,7 +47,7 @@ from stepwise.routing.learned import (
     read_card,
     write_policy,
 )  # fmt: skip
-from stepwise.routing.simulator import Act, Decisions, Drafts, Ints, RouterSimulator
+from stepwise.routing.pomdp.simulator import Act, Decisions, Drafts, Ints, RouterSimulator
 from stepwise.seeds import stable_hash
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.io import write_text
 from stepwise.routing.learned import Learned, ModelNames
 from stepwise.routing.policy import Policy, needs_scorer, policy_from_dict, policy_to_dict
-from stepwise.routing.router_fit import FitCard, RouterFit
+from stepwise.routing.pomdp.fit import FitCard, RouterFit
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -84,7 +84,7 @@ def load_policy(path: str | Path) -> SavedPolicy:
             f"{path} is not JSON ({error}); give a saved policy, or the fit.json of programs.fit_router"
         ) from None
     if isinstance(row, Mapping) and "p_weak" in row:
-        from stepwise.routing.planned import Planned
+        from stepwise.routing.pomdp.policies import Planned
 
         fit = RouterFit.load(path)
         return SavedPolicy(Planned(fit.pomdp(), fit.law), fit.card)

@@ -25,8 +25,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import DataError
-from stepwise.routing.belief import ObservationLaw
 from stepwise.routing.policy import Look, View
+from stepwise.routing.pomdp.filter import ObservationLaw
 
 _FROZEN = ConfigDict(extra="forbid", allow_inf_nan=False)
 _LEAST = 1e-12  # likelihood where a law has none

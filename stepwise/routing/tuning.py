@@ -33,9 +33,9 @@ from stepwise.routing.learned import (
 )  # fmt: skip
 from stepwise.routing.metrics import usage_by_author
 from stepwise.routing.policy import Action, View, When
+from stepwise.routing.pomdp.simulator import Decisions
 from stepwise.routing.ppo import PpoLearner, PpoSettings, rewards
 from stepwise.routing.simple import BasePolicy
-from stepwise.routing.simulator import Decisions
 from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Trace, Usage, to_json
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,15 +26,14 @@ from evals.frontier_policies import (
 )
 from evals.frontier_reference import REFERENCE, ROUNDING
 from evals.frontier_worlds import Kind, World, exact, pooled_pairs, simulate
-from stepwise.routing.belief import StepFilter
 from stepwise.routing.metrics import OperatingPoint
-from stepwise.routing.planned import Published
 from stepwise.routing.policy import Escalate, View
+from stepwise.routing.pomdp.filter import StepFilter
+from stepwise.routing.pomdp.policies import Published
 from stepwise.types import Problem, Step, Usage
+from tests.published import TRIM
 from tests.routing.pomdp_world import SMALL
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "trim_pomdp_math_train.json"
-PUBLISHED = pytest.mark.skipif(not DATA.is_file(), reason=f"TRIM's published parameters are not at {DATA}")
 Call = Callable[[int, float, float, bool], bool]
 BINS, PRICE = 4, 0.5
 
@@ -175,10 +173,9 @@ def test_the_published_rule_without_its_table_is_the_librarys_policy_with_an_ope
     assert published(here, plans, 0.0).points == (exact(here, np.zeros_like(actions)),)
 
 
-@PUBLISHED
 @pytest.mark.parametrize("kind", ["drawn", "carried"])
 def test_known_rows_that_need_no_simulation_are_reproduced(kind: Kind) -> None:
-    here = replace(world_of(DATA, published_hazard=True), kind=kind)
+    here = replace(world_of(TRIM, published_hazard=True), kind=kind)
     plans = solve(here, here.model, SWEEP)
     rows = {
         "threshold": threshold(here),
@@ -240,10 +237,9 @@ def test_the_benchmark_runs_without_data_and_its_checks_hold(tmp_path) -> None:
     assert "filter on pair, tau" in page
 
 
-@PUBLISHED
 @pytest.mark.slow
 def test_all_known_figures_are_reproduced_within_their_error(tmp_path) -> None:
-    assert main(["--data", str(DATA), "--out", str(tmp_path / "out")]) == 0
+    assert main(["--data", str(TRIM), "--out", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "frontier.json").read_text())
     checks = [check for here in result["worlds"].values() for check in here["checks"]]
     assert len(checks) > 90

@@ -11,8 +11,8 @@ import pytest
 
 from evals import replay
 from evals.replay_arms import WORLDS, Seen, arms, cumulative_sum, given_least, law_of, worlds
-from stepwise.routing.belief import ObservationLaw
-from stepwise.routing.fit_simulate import simulate
+from evals.simulated_traces import simulate
+from stepwise.routing.pomdp.filter import ObservationLaw
 from tests.published import write_scores
 
 BINS = 10

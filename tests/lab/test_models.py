@@ -10,7 +10,7 @@ from stepwise.errors import DataError
 from stepwise.lab import ADAPTERS, MODELS, card, model_path
 from stepwise.lab.problems import generate
 from stepwise.routing import Threshold
-from stepwise.routing.fit_check import auroc
+from stepwise.routing.pomdp.fit_check import auroc
 from stepwise.steps import split_steps
 from stepwise.training.tokenizer_check import check_train_from
 

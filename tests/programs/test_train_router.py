@@ -9,7 +9,7 @@ import pytest
 from programs import route, train_router
 from stepwise.io import read_rows
 from stepwise.routing.learned import FOR_GOOD, Learned, files_of
-from stepwise.routing.router_fit import FitCard, RouterFit
+from stepwise.routing.pomdp.fit import FitCard, RouterFit
 from tests.routing.lab_world import LabWorld
 from tests.routing.learning_world import LAW, MODEL
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from stepwise.routing.belief import ObservationLaw, StepFilter
 from stepwise.routing.learned import Learned, ModelNames
 from stepwise.routing.pomdp import RoutingPomdp
+from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
+from stepwise.routing.pomdp.simulator import Drafts, RouterSimulator
 from stepwise.routing.ppo import PpoSettings, train
-from stepwise.routing.simulator import Drafts, RouterSimulator
 
 MODEL = RoutingPomdp(
     p_weak=0.8,

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 
 import numpy as np
 import pytest
 
+from evals.simulated_traces import simulate
 from stepwise.errors import ConfigError, DataError
-from stepwise.routing import fit_em
-from stepwise.routing.belief import ObservationLaw, StepFilter
-from stepwise.routing.fit import check_enough, estimate, fit_router, hazard_of
-from stepwise.routing.fit_check import auroc, calibration, compare_difficulty, held_out, log_likelihood
-from stepwise.routing.fit_data import FitStep, FitTrace, lag_correlation, trace_of, unlabelled
-from stepwise.routing.fit_simulate import simulate
 from stepwise.routing.pomdp import RoutingPomdp
-from stepwise.routing.router_fit import RouterFit
+from stepwise.routing.pomdp.estimate import (
+    Parameters,
+    estimate,
+    expect,
+    hazard_of,
+    learn,
+    ordered,
+    pad,
+    smoothed,
+    tempered,
+)
+from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
+from stepwise.routing.pomdp.fit import RouterFit, check_enough, fit_router
+from stepwise.routing.pomdp.fit_check import auroc, calibration, held_out, log_likelihood
+from stepwise.routing.pomdp.fit_data import FitStep, FitTrace, lag_correlation, trace_of, unlabelled
 
 EDGES = tuple(i / 5 for i in range(6))
 LAW = ObservationLaw(EDGES, ((0.02, 0.05, 0.13, 0.3, 0.5), (0.5, 0.25, 0.15, 0.07, 0.03), (0.3, 0.3, 0.2, 0.12, 0.08)))
@@ -32,7 +42,7 @@ def drawn(n: int, **settings: object) -> list[FitTrace]:
 
 @pytest.fixture(scope="module")
 def fitted() -> RouterFit:
-    return fit_router(drawn(900), **NAMES, bins=6, samples=60, difficulty=2)
+    return fit_router(drawn(900), **NAMES, bins=6, samples=60)
 
 
 def test_what_traces_were_drawn_from_lies_in_the_intervals(fitted: RouterFit) -> None:
@@ -62,6 +72,13 @@ def test_held_out_beliefs_beat_those_without_scores_and_are_calibrated(fitted: R
 def test_a_fit_is_saved_and_loaded_and_refuses_other_models(fitted: RouterFit, tmp_path) -> None:
     fitted.save(tmp_path / "fit.json")
     assert RouterFit.load(tmp_path / "fit.json") == fitted
+    row = json.loads((tmp_path / "fit.json").read_text())
+    row["card"]["difficulty"] = {
+        "classes": [[0.6, 0.7], [0.4, 1.0]],
+        "gain": [0.3, 0.2, 0.4],
+    }  # as version 0.1 wrote it
+    (tmp_path / "old.json").write_text(json.dumps(row))
+    assert RouterFit.load(tmp_path / "old.json") == fitted
     fitted.card.check(**NAMES)
     with pytest.raises(ConfigError, match=r"fit is for the strong model 's', the router has 'other'; fit again"):
         fitted.card.check(**{**NAMES, "strong": "other"})
@@ -109,7 +126,7 @@ def test_the_e_step_agrees_with_a_sum_over_all_hidden_states() -> None:
                 weak_right += chance * right
                 error_here[first] += chance
         trace = FitTrace("p", steps, solved=solved, labelled=False)
-        counts, value, found = fit_em.expect(fit_em.pad([trace], EDGES[1:-1]), fit_em.Parameters(p, q, rows), recovery)
+        counts, value, found = expect(pad([trace], EDGES[1:-1]), Parameters(p, q, rows), recovery)
         assert value == pytest.approx(math.log(total), abs=1e-9)
         assert counts.weak_right == pytest.approx(weak_right / total, abs=1e-9)
         assert found[0] == pytest.approx(error_here / total, abs=1e-9)
@@ -147,7 +164,7 @@ def test_em_without_labels_goes_astray_on_correlated_scores_and_fifty_labels_men
     def off(rows: np.ndarray) -> float:
         return float(np.abs(rows[1:] - truth[1:]).sum() / 4)
 
-    everything = fit_em.learn(fit_em.pad([unlabelled(t) for t in labelled], EDGES[1:-1]), 5).parameters.rows
+    everything = learn(pad([unlabelled(t) for t in labelled], EDGES[1:-1]), 5).rows
     wrong = [t for t in labelled if t.first_error is not None][:60]
     mixed = [t if t in wrong else unlabelled(t) for t in labelled]
     mended = estimate(mixed, edges=EDGES).rows
@@ -230,27 +247,11 @@ def test_a_score_never_seen_in_fitting_says_nothing_of_the_state() -> None:
 
 def test_ordered_laws_have_a_likelihood_ratio_that_never_rises_with_the_score() -> None:
     counts = np.asarray([[5.0, 9, 4, 30, 60], [40, 30, 45, 5, 9], [20, 5, 30, 4, 8]])
-    rows = fit_em.ordered(fit_em.smoothed(counts, 5.0), counts)
+    rows = ordered(smoothed(counts, 5.0), counts)
     assert rows.sum(axis=1) == pytest.approx(np.ones(3))
     assert (np.diff(rows[1:] / rows[0], axis=1) <= 1e-12).all()
     already = np.asarray(LAW.rows)
-    assert fit_em.ordered(already, counts) == pytest.approx(already)
-
-
-def test_classes_of_difficulty_gain_where_problems_differ_and_not_where_they_do_not() -> None:
-    differ = compare_difficulty(drawn(900, p_weak=((0.5, 0.6), (0.5, 0.98))), 2)
-    assert differ.gain.low > 0
-    assert [chance for _, chance in differ.classes] == pytest.approx([0.6, 0.98], abs=0.08)
-    assert compare_difficulty(drawn(600), 2).gain.low <= 0.005
-
-
-def test_a_fit_with_classes_gives_the_model_for_the_generic_solver(fitted: RouterFit) -> None:
-    model = fitted.difficulty_pomdp()
-    assert sum(model.shares) == pytest.approx(1)
-    assert len(model.p_weak) == 2
-    without = dataclasses.replace(fitted, card=dataclasses.replace(fitted.card, difficulty=None))
-    with pytest.raises(DataError, match="fit with difficulty=2"):
-        without.difficulty_pomdp()
+    assert ordered(already, counts) == pytest.approx(already)
 
 
 def test_correlation_within_a_state_is_seen_and_is_none_where_scores_are_drawn_alone() -> None:
@@ -267,8 +268,8 @@ def test_laws_are_tempered_where_scores_repeat_one_another_and_only_there(fitted
     bare = held_out(repeating, 6)
     assert found.card.held_out.log_likelihood > bare.log_likelihood + 0.002
     rows = np.asarray(LAW.rows)
-    assert fit_em.tempered(rows, 1.0) == pytest.approx(rows)
-    weaker = np.log(fit_em.tempered(rows, 0.5))
+    assert tempered(rows, 1.0) == pytest.approx(rows)
+    weaker = np.log(tempered(rows, 0.5))
     bins = np.diff(weaker[0] - weaker[2])
     assert bins == pytest.approx(np.diff(np.log(rows[0] / rows[2])) / 2)
 

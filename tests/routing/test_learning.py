@@ -12,8 +12,8 @@ import pytest
 from stepwise.errors import ConfigError, DataError
 from stepwise.routing import Learned, StepRouter
 from stepwise.routing.learned import FOR_GOOD, ModelNames, files_of
+from stepwise.routing.pomdp.simulator import Drafts
 from stepwise.routing.ppo import PpoLearner, PpoSettings, acting, train
-from stepwise.routing.simulator import Drafts
 from stepwise.routing.tuning import Explorer, tune
 from stepwise.types import Trace
 from tests.routing.lab_world import LabWorld
@@ -70,7 +70,8 @@ def test_where_drafts_have_a_price_it_learns_to_hand_over(tmp_path: Path) -> Non
     price, share = 0.002, 1.0
     wide = trained(tmp_path, **{**QUICK, "price": price, "draft_share": share, "hand_over": True, "batches": 150})
     made = WORLD.play(acting("agg", wide.weights), 4000, runs=wide.card.runs, seed=99)
-    narrow = MODEL.solve(price, cost_per_draft_token=price * share).root_value[1]
+    drafts = MODEL.tokens_per_step * np.cumprod([1 - h for h in MODEL.hazard])[:-1].sum()  # one for each step
+    narrow = MODEL.solve(price).root_value[1] - price * share * drafts
     assert wide.card.runs == (0, 1, FOR_GOOD)
     assert made.objective(price, share).mean() > narrow + 0.02
     assert (made.decisions.action == 2).sum() > 1000

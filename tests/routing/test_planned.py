@@ -19,7 +19,6 @@ from stepwise.routing import (
     Always,
     BeliefThreshold,
     Escalate,
-    HandOver,
     Keep,
     Never,
     ObservationLaw,
@@ -33,7 +32,7 @@ from stepwise.routing import (
     policy_to_dict,
 )
 from stepwise.routing.compare import Measured, measure
-from stepwise.routing.planned import ends
+from stepwise.routing.pomdp.policies import ends
 from stepwise.types import Problem, Step, Usage
 from tests.fakes import ScriptedScorer
 from tests.routing.lab_world import LabWorld
@@ -47,10 +46,9 @@ POLICIES: list[Any] = [
     BeliefThreshold(MODEL, LAW, history="memoryless"),
     Planned(MODEL, LAW, 0.3),
     Planned(MODEL, LAW, 0.3, history="memoryless"),
-    Planned(MODEL, LAW, strong_law=LAW),
+    Planned(MODEL, LAW, history="published"),
     Published(MODEL, LAW, 0.2, gate=0.5),
     Published(MODEL, PAIR),
-    Planned(MODEL, LAW, 0.3, stay=(2, 3), hand_over=True, draft_share=0.4),
 ]
 
 
@@ -142,26 +140,6 @@ def test_scores_that_are_missing_leave_the_prior_and_an_empty_draft_counts_as_ze
         assert policy.decide(empty).reason == policy.decide(view(0.0)).reason
 
 
-def test_the_lookup_of_one_belief_is_the_plans() -> None:
-    edges = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
-    for policy in (POLICIES[2], POLICIES[7]):
-        nodes = [(float(x), 1 - float(x), 0.0) for curve in policy.plan.curves for x in (*curve.nodes, *curve.crossing)]
-        for belief in (*edges, *nodes, *map(tuple, np.random.default_rng(0).dirichlet(np.ones(3) / 2, 200).tolist())):
-            for step, last in ((0, False), (3, False), (50, False), (2, True)):
-                values = policy.plan.action_values(step, belief, 17.0, last=last)[: 2 if last else None]
-                assert policy._worth(step, belief, 17.0, last) == pytest.approx(values, abs=1e-10)
-
-
-def test_with_priced_drafts_it_stays_with_the_strong_model_and_hands_over() -> None:
-    model = replace(MODEL, p_weak=0.5, p_strong=(0.99,))
-    wide = Planned(model, LAW, 0.2, hand_over=True, draft_share=1.0)
-    assert wide.decide(view(0.3)) == HandOver()
-    assert wide.decide(view(0.3)).reason.startswith("worth")
-    assert replace(wide, hand_over=False, stay=(2,)).decide(view(0.3)) == Escalate(2)
-    assert wide.decide(view(0.3, finish="answer")) == Escalate(1)  # nothing is left to hand over
-    assert replace(wide, draft_share=0.0).decide(view(0.3)) == Escalate(1)
-
-
 # As values
 
 
@@ -176,6 +154,14 @@ def test_policies_on_the_belief_survive_a_dictionary_as_json(policy: Any) -> Non
         policy.law = LAW
 
 
+def test_a_plan_saved_by_version_0_1_is_read_unless_it_used_an_option_that_is_gone() -> None:
+    state = {**policy_to_dict(POLICIES[2]), "stay": [], "hand_over": False, "draft_share": 0.4, "strong_law": None}
+    assert policy_from_dict(state) == POLICIES[2]
+    for key, value in (("stay", [2, 3]), ("hand_over", True), ("strong_law", {"edges": [0, 1]})):
+        with pytest.raises(ConfigError, match=rf"routing\.{key} .*version 0\.1.*set the policy again without it"):
+            policy_from_dict({**state, key: value})
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_at_moves_the_operating_point_and_nothing_else(policy: Any) -> None:
     moved = policy.at(0.15)
@@ -185,7 +171,6 @@ def test_at_moves_the_operating_point_and_nothing_else(policy: Any) -> None:
 
 def test_they_print_their_settings_and_not_their_tables() -> None:
     assert repr(POLICIES[0]) == ("BeliefThreshold(history='filter', tau=0.4, p_weak=0.85, p_strong=0.95, law=<4 bins>)")
-    assert repr(POLICIES[4]).endswith("law=<4 bins>, strong_law=...)")
     assert repr(POLICIES[6]) == (
         "Published(cost_per_token=0.25, gate=0.4, p_weak=0.85, p_strong=0.95, "
         "law=<2 x 2 bins of (least earlier, current) score>)"
@@ -200,13 +185,10 @@ def test_they_print_their_settings_and_not_their_tables() -> None:
         (lambda: Planned(MODEL, LAW, cost_per_token=-1), "cost_per_token"),
         (lambda: Published(MODEL, LAW, cost_per_token=float("inf")), "cost_per_token"),
         (lambda: Published(MODEL, LAW, gate=-0.1), "gate"),
-        (lambda: Planned(MODEL, LAW, stay=(1,)), "stay"),
-        (lambda: Planned(MODEL, LAW, draft_share=-1), "draft_share"),
         (lambda: Planned(SMALL, LAW), r"p_strong has 2 entries.*one strong model"),
         (lambda: Planned(MODEL, replace(LAW, rows=LAW.rows[::-1])), r"model\.observation is not law\.rows"),
         (lambda: Published(MODEL, PAIR.score_only()), r"model\.observation is not law\.rows"),
         (lambda: BeliefThreshold(MODEL, LAW, history="none"), "history"),  # type: ignore[arg-type]
-        (lambda: BeliefThreshold(MODEL, LAW, history="memoryless", strong_law=LAW), "strong_law needs"),
     ],
 )
 def test_settings_that_make_no_policy_are_refused(make: Any, message: str) -> None:

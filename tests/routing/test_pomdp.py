@@ -1,7 +1,6 @@
 """The exact solver against known answers on TRIM's published parameters, a model of our own, and full tree expansion.
 
-The published parameters are not part of the library; the tests on them read ../shared/data beside the checkout and are
-skipped where it is missing. Known answers there are for the published hazard, from independent solvers.
+Known answers on the published parameters (tests/data) are for the published hazard, from independent solvers.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,16 +16,15 @@ from hypothesis import strategies as st
 
 from stepwise.errors import DataError
 from stepwise.routing.pomdp import Plan, RoutingPomdp
+from tests.published import TRIM
 from tests.routing.pomdp_world import SMALL, SMALL_PRICES, expand, random_model, simulate
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "trim_pomdp_math_train.json"
-published = pytest.mark.skipif(not DATA.is_file(), reason=f"TRIM's published parameters are not at {DATA}")
 PLACES = np.linspace(0, 1, 201)
 
 
 @cache
 def parameters() -> dict:
-    return json.loads(DATA.read_text())
+    return json.loads(TRIM.read_text())
 
 
 @cache
@@ -64,7 +61,6 @@ ROOTS = [  # cost per token, root value with the published hazard (known), with 
 ]
 
 
-@published
 @pytest.mark.parametrize("case", PUBLISHED, ids=str)
 def test_values_of_both_actions_are_the_known_ones(case: tuple) -> None:
     step, belief, keep, strong, tokens = case
@@ -75,7 +71,6 @@ def test_values_of_both_actions_are_the_known_ones(case: tuple) -> None:
         assert low - 6e-6 <= known <= high + 6e-6
 
 
-@published
 @pytest.mark.parametrize("case", CORRECTED, ids=str)
 def test_values_with_the_corrected_hazard_stay_what_they_are(case: tuple) -> None:
     step, belief, keep, strong, tokens = case
@@ -84,7 +79,6 @@ def test_values_with_the_corrected_hazard_stay_what_they_are(case: tuple) -> Non
     assert corrected.critical_tokens(step, belief) == pytest.approx(tokens, abs=2e-3)
 
 
-@published
 def test_every_published_bound_of_the_continuation_overlaps_with_ours() -> None:
     rows = parameters()["reference_values"]["continuation"]
     assert len(rows) == 30
@@ -95,7 +89,6 @@ def test_every_published_bound_of_the_continuation_overlaps_with_ours() -> None:
             assert low - 1e-6 <= ours[1], (row["step"], x)
 
 
-@published
 @pytest.mark.parametrize(("cost", "known", "corrected"), ROOTS)
 def test_root_values_are_the_known_ones_at_every_price(cost: float, known: float, corrected: float) -> None:
     for value, hazard in ((known, True), (corrected, False)):
@@ -104,7 +97,6 @@ def test_root_values_are_the_known_ones_at_every_price(cost: float, known: float
         assert high - low < 1e-4
 
 
-@published
 @pytest.mark.parametrize("published_hazard", [True, False])
 @pytest.mark.parametrize("cost", [0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75])
 def test_the_proven_gap_is_a_thousandth_of_a_point_at_every_published_price(
@@ -113,7 +105,6 @@ def test_the_proven_gap_is_a_thousandth_of_a_point_at_every_published_price(
     assert 0 < plan(cost, published_hazard, 3e-4).gap <= 1e-3
 
 
-@published
 def test_a_dear_strong_model_leaves_the_weak_one_alone() -> None:
     model = RoutingPomdp.from_dict(parameters())
     assert model.solve(1e4, published_hazard=True).root_value[1] == pytest.approx(31.784, abs=1e-3)
@@ -127,20 +118,17 @@ def accuracy_and_calls(model: RoutingPomdp, cost: float) -> tuple[float, float]:
     return (free + cost * model.tokens_per_step * calls) / model.reward, calls
 
 
-@published
 def test_without_observations_a_cheap_strong_model_is_always_called() -> None:
     blind = replace(RoutingPomdp.from_dict(parameters()), observation=((1.0,),) * 3, discount=1.0)
     assert accuracy_and_calls(blind, 1e-3) == pytest.approx((0.771834, 8.839341), abs=2e-6)
 
 
-@published
 def test_with_the_state_in_sight_the_strong_model_is_called_at_first_errors_only() -> None:
     sight = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
     seeing = replace(RoutingPomdp.from_dict(parameters()), observation=sight, discount=1.0)
     assert accuracy_and_calls(seeing, 1e-3) == pytest.approx((0.965598, 1.162245), abs=2e-6)
 
 
-@published
 def test_published_models_and_hazards_are_found_by_name() -> None:
     model = RoutingPomdp.from_dict(
         parameters(), hazard="llm", weak="qwen2.5-7b-instruct", strong=["qwen3-8b", 0.999], observation="score"
@@ -154,14 +142,12 @@ def test_published_models_and_hazards_are_found_by_name() -> None:
         RoutingPomdp.from_dict(parameters(), hazard="none")
 
 
-@published
 def test_the_current_score_alone_is_worth_no_more_than_the_pair() -> None:
     score = RoutingPomdp.from_dict(parameters(), observation="score").solve(published_hazard=True)
     assert score.gap <= 1e-3
     assert score.root_value[0] < plan().root_value[1]
 
 
-@published
 def test_following_the_plan_earns_the_root_value_on_published_parameters() -> None:
     solved = plan(published_hazard=False)
     mean, error = simulate(solved, 60_000, seed=3)

@@ -11,6 +11,7 @@ import pytest
 
 from stepwise.errors import ConfigError
 from stepwise.routing.learned import encoded, features, forward
+from stepwise.routing.pomdp.simulator import Decisions
 from stepwise.routing.ppo import (
     PpoLearner,
     PpoSettings,
@@ -21,7 +22,6 @@ from stepwise.routing.ppo import (
     rewards,
     value_loss,
 )
-from stepwise.routing.simulator import Decisions
 from tests.routing.learning_world import WORLD
 
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')

@@ -27,8 +27,8 @@ from stepwise.routing import (
     policy_to_dict,
     route_all,
 )
-from stepwise.routing.fit_check import auroc
 from stepwise.routing.metrics import cost_of, usage_by_author
+from stepwise.routing.pomdp.fit_check import auroc
 from stepwise.routing.query import buckets
 from stepwise.routing.query_fit import question_key, refuse_overlap
 from stepwise.types import Problem, Step, Trace

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from stepwise.errors import DataError
-from stepwise.routing.simulator import FOR_GOOD, Drafts, RouterSimulator
+from stepwise.routing.learned import FOR_GOOD
+from stepwise.routing.pomdp.simulator import Drafts, RouterSimulator
 from tests.routing.learning_world import LAW, MODEL, WORLD, Optimal
 from tests.routing.pomdp_world import SMALL, transitions
 
@@ -105,17 +106,15 @@ def test_what_is_seen_of_a_rewritten_step_is_the_strong_models_own_score_or_none
 
 
 def test_one_seed_gives_all_policies_the_same_problems_and_first_drafts() -> None:
-    world = replace(WORLD, classes=((0.5, 0.6), (0.5, 1.0)), token_spread=0.5)
+    world = replace(WORLD, token_spread=0.5)
     one, other = world.play(never, 50, seed=7), world.play(by_chance, 50, seed=7)
     assert (one.steps == other.steps).all()
     assert (one.decisions.scores[:50, 0] == other.decisions.scores[:50, 0]).all()
     assert (one.objective(0.0) != world.play(never, 50, seed=8).objective(0.0)).any()
 
 
-def test_classes_and_token_counts_are_those_given() -> None:
-    world = replace(WORLD, classes=((1.0, 0.0), (3.0, 1.0)), tokens=(7, 30))
-    made = world.play(never, 4000)
-    assert made.right.mean() == pytest.approx(0.75, abs=0.03)
+def test_token_counts_are_those_given() -> None:
+    made = replace(WORLD, tokens=(7, 30)).play(never, 4000)
     assert set(made.decisions.tokens[:, 0]) == {7.0, 30.0}
     spread = replace(WORLD, token_spread=0.5).play(never, 4000).decisions.tokens[:4000, 0]
     assert (spread.mean(), spread.std()) == (pytest.approx(20, rel=0.05), pytest.approx(10, rel=0.1))
@@ -127,7 +126,6 @@ def test_classes_and_token_counts_are_those_given() -> None:
         (lambda: RouterSimulator(SMALL, LAW), "p_strong has 2 entries"),
         (lambda: replace(WORLD, tokens=(5, 0)), "tokens has 0"),
         (lambda: replace(WORLD, token_spread=-1.0), "token_spread is -1"),
-        (lambda: replace(WORLD, classes=((0.0, 0.5),)), "classes is"),
         (lambda: WORLD.play(never, 0), "n is 0"),
         (lambda: WORLD.play(never, 1, runs=(0, -1)), "runs is"),
     ],

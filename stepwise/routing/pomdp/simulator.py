@@ -21,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.errors import DataError
-from stepwise.routing.belief import ObservationLaw
-from stepwise.routing.learned import FOR_GOOD as FOR_GOOD
-from stepwise.routing.pomdp import RoutingPomdp
-from stepwise.routing.router_fit import RouterFit
+from stepwise.routing.pomdp.filter import ObservationLaw
+from stepwise.routing.pomdp.fit import RouterFit
+from stepwise.routing.pomdp.solve import RoutingPomdp
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -103,7 +102,6 @@ class RouterSimulator:
     Args:
         model: chances of a right step, with one strong model, and the hazard.
         law: of the current score; a score is spread evenly over its bin.
-        classes: of problems, each with its share and its chance of a right draft; none: `model.p_weak` for all.
         tokens: token counts of steps to draw from. Without any, they are drawn around `model.tokens_per_step`.
         token_spread: standard deviation over mean of those (gamma); 0: all steps are equally long.
         strong_scored: whether the strong model's own steps are scored.
@@ -113,7 +111,6 @@ class RouterSimulator:
 
     model: RoutingPomdp
     law: ObservationLaw
-    classes: tuple[tuple[float, float], ...] = ()
     tokens: tuple[int, ...] = field(default=(), repr=False)
     token_spread: float = 0.5
     strong_scored: bool = True
@@ -130,18 +127,14 @@ class RouterSimulator:
             raise DataError(f"token_spread is {self.token_spread!r}; give a finite number of at least 0")
         if any(not count > 0 for count in self.tokens):
             raise DataError(f"tokens has {min(self.tokens)}; give token counts of steps, each above 0")
-        if any(not (share > 0 and 0 <= chance <= 1) for share, chance in self.classes):
-            raise DataError(f"classes is {self.classes!r}; give (share above 0, chance of a right draft) for each")
 
     @classmethod
-    def from_fit(cls, fit: RouterFit, *, tokens: Sequence[int] = (), classes: bool = True, **settings: Any) -> Self:
-        """The simulator of a fit; `classes` False leaves out the classes of problems that it may have."""
-        mixture = fit.card.difficulty if classes else None
-        found = mixture.classes if mixture else ()
-        return cls(fit.pomdp(1.0), fit.law, classes=found, tokens=tuple(tokens), **settings)
+    def from_fit(cls, fit: RouterFit, *, tokens: Sequence[int] = (), **settings: Any) -> Self:
+        """The simulator of a fit."""
+        return cls(fit.pomdp(1.0), fit.law, tokens=tuple(tokens), **settings)
 
     @property
-    def most_steps(self) -> int:
+    def max_steps(self) -> int:
         """No solution is longer."""
         return len(self.model.hazard) - 1
 
@@ -149,7 +142,7 @@ class RouterSimulator:
         """`n` episodes under `act`.
 
         `act(drafts)` gives, for each draft, the index of an action in `runs`: the number of steps that the strong model
-        writes, 0 to keep the draft, `FOR_GOOD` to hand over. `seed` is anything that numpy's `default_rng` takes; with
+        writes, 0 to keep the draft. `seed` is anything that numpy's `default_rng` takes; with
         one seed, all policies meet the same problems, drafts and scores as long as they do the same.
         """
         if n < 1:
@@ -163,55 +156,50 @@ class _Play:
     """Episodes under way, all at the same step; those in which the strong model is writing on are not asked."""
 
     def __init__(self, world: RouterSimulator, n: int, runs: Ints, rng: np.random.Generator) -> None:
-        self.world, self.runs, self.n = world, runs, n
-        most = world.most_steps
-        self.ends = (*world.model.hazard[1:], 1.0)
+        self.world, self.runs = world, runs
+        num_steps = world.max_steps
         self.cumulative = np.cumsum(np.asarray(world.law.rows), axis=1)
         self.cumulative /= self.cumulative[:, -1:]
         self.edges = np.asarray(world.law.edges)
-        # All random numbers are drawn beforehand, so that they do not depend on what is done.
-        self.weak, self.strong, self.end, self.bin, self.place, self.own_bin, self.own_place = rng.random((7, most, n))
-        self.draft_length, self.strong_length = self._lengths((2, most, n), rng)
-        self.chance = np.full(n, world.model.p_weak)
-        if world.classes:
-            shares, chances = np.asarray(world.classes).T
-            self.chance = rng.choice(chances, size=n, p=shares / shares.sum())
-        self.scores, self.tokens = np.full((n, most), np.nan), np.zeros((n, most))
+        # All random numbers are drawn beforehand, (steps, n) each, so that they do not depend on what is done.
+        drawn = rng.random((7, num_steps, n))
+        self.weak, self.strong, self.end, self.bin, self.place, self.own_bin, self.own_place = drawn
+        self.draft_length, self.strong_length = self._lengths((2, num_steps, n), rng)
+        self.scores, self.tokens = np.full((n, num_steps), np.nan), np.zeros((n, num_steps))
         self.clean, self.alive = np.ones(n, dtype=bool), np.ones(n, dtype=bool)
         self.left = np.zeros(n, dtype=np.int64)  # steps that the strong model still writes
-        self.cause = np.full(n, -1)  # the decision that brought this about
         self.steps, self.strong_steps = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
-        self.strong_tokens, self.draft_tokens = np.zeros(n), np.zeros(n)
-        self.asked = list[tuple[Ints, Ints, Ints, Array, Array]]()
-        self.paid, self.next = list[Array](), list[Array]()
+        # What was written because of the decision at each step, (steps, n), and the step of the latest decision.
+        self.paid, self.drafted = np.zeros((num_steps, n)), np.zeros((num_steps, n))
+        self.cause = np.full(n, -1)
+        self.draft_tokens = np.zeros(n)
+        self.decided = list[tuple[Ints, Ints, Ints, Array, Array]]()  # at each step: fields of `Decisions`
 
     def all(self, act: Act) -> Episodes:
-        for step in range(self.world.most_steps):
+        ends = (*self.world.model.hazard[1:], 1.0)
+        for step in range(self.world.max_steps):
             if not self.alive.any():
                 break
-            self._step(step, act)
-        done = (self.clean, self.steps, self.strong_tokens, self.strong_steps, self.draft_tokens)
-        return Episodes(*done, self._decisions())
+            self._step(step, self.end[step] < ends[step], act)
+        episode, step_of, action, scores, tokens = (np.concatenate(parts) for parts in zip(*self.decided, strict=True))
+        paid, drafted = self.paid[step_of, episode], self.drafted[step_of, episode]
+        decisions = Decisions(episode, step_of, action, paid, drafted, scores, tokens)
+        return Episodes(self.clean, self.steps, self.paid.sum(0), self.strong_steps, self.draft_tokens, decisions)
 
-    def _step(self, step: int, act: Act) -> None:
-        last = self.end[step] < self.ends[step]
+    def _step(self, step: int, last: NDArray[np.bool_], act: Act) -> None:
         drafting = np.flatnonzero(self.alive & (self.left == 0))
-        state = np.where(~self.clean, 1, np.where(self.weak[step] < self.chance, 0, 2))
+        state = np.where(~self.clean, 1, np.where(self.weak[step] < self.world.model.p_weak, 0, 2))
         self.tokens[:, step] = self.draft_length[step]
         self.scores[:, step] = self._score(state, self.bin[step], self.place[step])  # those of a run are set below
         if len(drafting):
-            self.draft_tokens[drafting] += self.tokens[drafting, step]
-            followed = drafting[self.cause[drafting] >= 0]
-            self._add(self.next, followed, self.tokens[followed, step])
             scores, tokens = self.scores[drafting], self.tokens[drafting]  # copies, and nothing is after this step yet
+            self.draft_tokens[drafting] += tokens[:, step]
+            if step:
+                self.drafted[self.cause[drafting], drafting] = tokens[:, step]
             seen = Drafts(scores[:, : step + 1], tokens[:, : step + 1], step, last[drafting], state[drafting])
             action = np.asarray(act(seen), dtype=np.int64)
-            self.left[drafting] = self.runs[action]
-            before = sum(map(len, self.paid))
-            self.cause[drafting] = before + np.arange(len(drafting))
-            self.asked.append((drafting, np.full(len(drafting), step), action, scores, tokens))
-            self.paid.append(np.zeros(len(drafting)))
-            self.next.append(np.zeros(len(drafting)))
+            self.left[drafting], self.cause[drafting] = self.runs[action], step
+            self.decided.append((drafting, np.full(len(drafting), step), action, scores, tokens))
         self._strong(step, state, np.flatnonzero(self.alive & (self.left > 0)), drafting)
         self.clean &= ~self.alive | (state == 0)
         self.steps += self.alive
@@ -219,25 +207,20 @@ class _Play:
 
     def _strong(self, step: int, state: Ints, writing: Ints, drafting: Ints) -> None:
         """The strong model's steps: of the draft's tokens where there is one, else of their own."""
-        if not len(writing):
-            return
         on_end = np.setdiff1d(writing, drafting)
         self.tokens[on_end, step] = self.strong_length[step, on_end]
         right = self.strong[step, writing] < self.world.model.p_strong[0]
         state[writing] = np.where(~self.clean[writing], 1, np.where(right, 0, 2))
         own = self._score(state[writing], self.own_bin[step, writing], self.own_place[step, writing])
         self.scores[writing, step] = own if self.world.strong_scored else np.nan
-        written = self.tokens[writing, step]
-        self.strong_tokens[writing] += written
+        self.paid[self.cause[writing], writing] += self.tokens[writing, step]
         self.strong_steps[writing] += 1
-        self._add(self.paid, writing, written)
         self.left[writing] -= 1
 
     def _score(self, state: Ints, which: Array, place: Array) -> Array:
         bins = (which[:, None] >= self.cumulative[state]).sum(1)
         low = self.edges[bins]
-        score: Array = low + place * (self.edges[bins + 1] - low)
-        return score
+        return np.asarray(low + place * (self.edges[bins + 1] - low))
 
     def _lengths(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         mean, spread = self.world.model.tokens_per_step, self.world.token_spread
@@ -246,15 +229,3 @@ class _Play:
         if not spread:
             return np.full(shape, mean)
         return np.maximum(rng.gamma(spread**-2, mean * spread**2, size=shape), 1.0)
-
-    def _add(self, to: list[Array], episodes: Ints, values: Array) -> None:
-        """Count `values` for the decisions that brought them about."""
-        first = 0
-        for part in to:
-            mine = (self.cause[episodes] >= first) & (self.cause[episodes] < first + len(part))
-            part[self.cause[episodes[mine]] - first] += values[mine]
-            first += len(part)
-
-    def _decisions(self) -> Decisions:
-        episode, step, action, scores, tokens = (np.concatenate(parts) for parts in zip(*self.asked, strict=True))
-        return Decisions(episode, step, action, np.concatenate(self.paid), np.concatenate(self.next), scores, tokens)

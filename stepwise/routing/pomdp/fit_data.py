@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
+from stepwise.data import processbench
 from stepwise.errors import DataError
+from stepwise.grading import Verdict, grade
+from stepwise.lab.problems import SPLITS, LabProblem, make
 from stepwise.types import Step, Trace
 
 RIGHT, EARLIER, NOW = 0, 1, 2  # states, in the order of a belief
@@ -31,7 +36,6 @@ class FitStep:
         replaced: whether the strong model wrote the step that stands.
         strong_right: the same as `draft_right` for that step.
         tokens: of the step that stands; None where that is not known.
-        draft_tokens: of the draft.
     """
 
     drafted: bool = True
@@ -40,7 +44,6 @@ class FitStep:
     replaced: bool = False
     strong_right: bool | None = None
     tokens: int | None = None
-    draft_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.score is not None and not 0 <= self.score <= 1:
@@ -103,11 +106,11 @@ def trace_of(
     """
     if first_error is not None and not 0 <= first_error < len(scores):
         raise DataError(f"trace of {problem!r}: first_error is {first_error}; it has steps 0..{len(scores) - 1}")
-    steps = []
-    for i, score in enumerate(scores):
-        right = None if first_error is not None and i > first_error else i != first_error
-        steps.append(FitStep(score=_score(score, f"trace of {problem!r}, step {i}"), draft_right=right))
-    return FitTrace(problem, tuple(steps), ended, solved)
+    steps = tuple(
+        FitStep(score=_score(score, f"trace of {problem!r}, step {i}"), draft_right=_truth(i, first_error))
+        for i, score in enumerate(scores)
+    )
+    return FitTrace(problem, steps, ended, solved)
 
 
 def from_row(row: Mapping[str, Any], where: str, prm: str | None = None) -> FitTrace:
@@ -115,10 +118,8 @@ def from_row(row: Mapping[str, Any], where: str, prm: str | None = None) -> FitT
 
     A row whose `label` is missing or null is taken without labels. Raises `DataError` naming `where` and the field.
     """
-    from stepwise.data.processbench import from_row as labelled_row
-
     known = row.get("label") is not None
-    example = labelled_row(row if known else {**row, "label": -1}, where)
+    example = processbench.from_row(row if known else {**row, "label": -1}, where)
     scores = row.get("scores")
     if isinstance(scores, Mapping):
         if prm not in scores:
@@ -150,11 +151,7 @@ def from_trace(trace: Trace, *, first_error: int | None = None, labelled: bool =
             f"trace of {trace.problem.id!r} has drafts thrown away, of which a label of the first error says nothing; "
             "label traces of the policies never, always or random, or lab traces (--labels lab)"
         )
-
-    def truth(i: int) -> bool | None:
-        return None if not labelled or (first_error is not None and i > first_error) else i != first_error
-
-    steps = tuple(_step(step, truth(i), None) for i, step in enumerate(trace.steps))
+    steps = tuple(_step(step, _truth(i, first_error) if labelled else None, None) for i, step in enumerate(trace.steps))
     return FitTrace(trace.problem.id, steps, trace.finish in _NATURAL, _solved(trace), labelled)
 
 
@@ -163,15 +160,14 @@ def from_lab_trace(trace: Trace) -> FitTrace:
 
     Raises `DataError` for a problem that is none of the lab's, or was made with knobs of its own.
     """
-    made = _lab_problem(trace)
+    lab_problem = _lab_problem(trace)
     texts = [step.text for step in trace.steps]
-    verdicts = made.check(texts)
     drafts = [
-        made.check([*texts[:i], step.discarded[0].text])[-1] if step.discarded else None
+        lab_problem.check([*texts[:i], step.discarded[0].text])[-1] if step.discarded else None
         for i, step in enumerate(trace.steps)
     ]
-    steps = tuple(map(_step, trace.steps, verdicts, drafts))
-    return FitTrace(trace.problem.id, steps, trace.finish in _NATURAL, trace.answer == made.problem.answer)
+    steps = tuple(map(_step, trace.steps, lab_problem.check(texts), drafts))
+    return FitTrace(trace.problem.id, steps, trace.finish in _NATURAL, trace.answer == lab_problem.problem.answer)
 
 
 def unlabelled(trace: FitTrace) -> FitTrace:
@@ -195,10 +191,10 @@ def check_scored(traces: Sequence[FitTrace]) -> None:
 
 def states_of(traces: Sequence[FitTrace]) -> tuple[int, int, int]:
     """Number of drafts in each state, in labelled traces."""
-    found = Counter(
+    drafts = Counter(
         state for trace in traces for state, step in zip(trace.states, trace.steps, strict=True) if step.drafted
     )
-    return found[RIGHT], found[EARLIER], found[NOW]
+    return drafts[RIGHT], drafts[EARLIER], drafts[NOW]
 
 
 def lag_correlation(traces: Sequence[FitTrace], state: int = RIGHT) -> float | None:
@@ -207,8 +203,6 @@ def lag_correlation(traces: Sequence[FitTrace], state: int = RIGHT) -> float | N
     The routing model takes scores as independent given the state, so 0 is what it expects. A solved trace without
     labels counts as right throughout.
     """
-    import numpy as np
-
     pairs = []
     for trace in traces:
         if not trace.labelled and not trace.solved:
@@ -223,6 +217,11 @@ def lag_correlation(traces: Sequence[FitTrace], state: int = RIGHT) -> float | N
     return float(np.corrcoef(first, second)[0, 1]) if first.std() and second.std() else None
 
 
+def _truth(i: int, first_error: int | None) -> bool | None:
+    """Whether step i is right, None after the first error."""
+    return None if first_error is not None and i > first_error else i != first_error
+
+
 def _step(step: Step, right: bool | None, draft_right: bool | None) -> FitStep:
     """A step of the router. Of several drafts only the first is taken: the others were asked for by a policy."""
     replaced = step.author == "strong"
@@ -234,7 +233,6 @@ def _step(step: Step, right: bool | None, draft_right: bool | None) -> FitStep:
         replaced=replaced,
         strong_right=right if replaced else None,
         tokens=step.usage.generated_tokens or None,
-        draft_tokens=(draft.usage.generated_tokens or None) if draft else None,
     )
 
 
@@ -246,20 +244,17 @@ def _score_of(draft: Step | None) -> float | None:
 
 
 def _solved(trace: Trace) -> bool | None:
-    from stepwise.routing.compare import verdict_of
+    """Whether the answer is right, None without a gold answer."""
+    gold = trace.problem.answer
+    return None if gold is None else grade(trace.answer or "", gold) is Verdict.CORRECT
 
-    verdict = verdict_of(trace)
-    return None if not verdict else verdict == "CORRECT"
 
-
-def _lab_problem(trace: Trace) -> Any:
-    from stepwise.lab.problems import SPLITS, make
-
+def _lab_problem(trace: Trace) -> LabProblem:
     parts = trace.problem.id.split("/")
     if len(parts) == 3 and parts[0] == "lab" and parts[1] in SPLITS and parts[2].isdecimal():
-        made = make(parts[1], int(parts[2]))
-        if made.problem.question == trace.problem.question:
-            return made
+        problem = make(parts[1], int(parts[2]))
+        if problem.problem.question == trace.problem.question:
+            return problem
     raise DataError(
         f"problem {trace.problem.id!r} is none of the lab's own, so its checker has no truth for it; "
         "give a label column (--labels column) or fit without labels (--labels none)"

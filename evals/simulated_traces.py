@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.errors import DataError
-from stepwise.routing.belief import ObservationLaw
-from stepwise.routing.fit_data import EARLIER, NOW, RIGHT, FitStep, FitTrace
+from stepwise.routing.pomdp.filter import ObservationLaw
+from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, FitStep, FitTrace
 
 
 def simulate(

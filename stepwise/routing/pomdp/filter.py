@@ -7,26 +7,23 @@ What differs from the published code (arXiv 2601.10245):
 2. The observation is the current score by default. Published is the pair (least earlier score, current score) as if
    drawn anew at every step; the least earlier score is carried along, so a filter on the pair counts it at each step.
 3. A score's likelihood is its bin's, found by bisection; published is a kernel density, evaluated at every decision.
-4. The score of a strong model's own step can be an observation (`strong_law`). The solver knows nothing of it.
 """
 
 from __future__ import annotations
 
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from stepwise.errors import DataError
 from stepwise.types import Step
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 Belief = tuple[float, float, float]
 History = Literal["filter", "memoryless", "published"]
@@ -67,7 +64,11 @@ class ObservationLaw:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any], observation: Literal["pair", "score"] = "pair") -> ObservationLaw:
-        """The law in TRIM's published parameters, as `RoutingPomdp.from_dict` reads it."""
+        """The law in TRIM's published parameters, as plain JSON: of (least earlier score, current score), as published,
+        or of the current score alone.
+        """
+        if observation not in ("pair", "score"):
+            raise DataError(f'observation is {observation!r}; give "pair" or "score"')
         table = next((part for key, part in d.items() if key.startswith("observation")), None)
         if not table:
             raise DataError("the parameters have no 'observation'; give TRIM's published layout")
@@ -95,8 +96,8 @@ class ObservationLaw:
 
         Raises `DataError` where a score is not in [0, 1].
         """
-        if not (0 <= score <= 1 and 0 <= least <= 1):
-            raise _no_score(least if 0 <= score <= 1 else score)
+        _check_score(score)
+        _check_score(least)
         bins = len(self.edges) - 1
         column = bisect_right(self.edges, score, 1, bins) - 1
         return column + bins * (bisect_right(self.edges, least, 1, bins) - 1) if self.pair else column
@@ -125,8 +126,6 @@ class StepFilter:
         p_strong: q_j for each strong model; may be empty where none ever writes.
         history: "filter" is the above; "memoryless" takes x from `priors`, so that earlier scores do not matter, and
             "published" takes the normalised likelihoods alone (uniform prior), as TRIM's published code does.
-        strong_law: of the score of a strong model's own step, as one more observation; None leaves it unused, as the
-            solver's reduction needs.
         priors: of "memoryless": x before each step, the last one for all steps after it; see `with_priors`. Without
             any, x follows from who wrote the steps before (p or q_j for each).
 
@@ -141,7 +140,6 @@ class StepFilter:
     p_weak: float
     p_strong: Row = ()
     history: History = "filter"
-    strong_law: ObservationLaw | None = None
     priors: Row = ()
 
     def __post_init__(self) -> None:
@@ -151,8 +149,6 @@ class StepFilter:
                 check_probabilities(name, getattr(self, name))
         if self.history not in ("filter", "memoryless", "published"):
             raise DataError(f'history is {self.history!r}; give "filter", "memoryless" or "published"')
-        if self.strong_law is not None and self.history != "filter":
-            raise DataError(f'strong_law needs history="filter"; {self.history!r} looks at no step but the current one')
         if self.priors and self.history != "memoryless":
             raise DataError(f'priors need history="memoryless"; with {self.history!r} nothing reads them')
         if self.law.pair and self.history == "filter":
@@ -174,23 +170,17 @@ class StepFilter:
             scores: of the drafts, None where one was not scored (or not written).
             writers: of the steps that stand: 0 where the draft was kept, j where strong model j (1-based) wrote it
                 anew; None: every draft was kept. The last one has no effect.
-            own_scores: of the steps that strong models wrote, None where unknown; used by `strong_law` and, with a law
-                of pairs, for the least earlier score.
+            own_scores: of the steps that strong models wrote, None where unknown; with a law of pairs they count
+                for the least earlier score.
 
         Raises `DataError` where lengths differ, a score is not in [0, 1] or there is no such strong model.
         """
-        import numpy as np
-
         writers = [0] * len(scores) if writers is None else writers
         own_scores = [None] * len(scores) if own_scores is None else own_scores
         if not len(scores) == len(writers) == len(own_scores):
             lengths = f"{len(scores)} scores, {len(writers)} writers and {len(own_scores)} own_scores"
             raise DataError(f"there are {lengths}; give one of each for every step")
-        x, least, made = self._start, 1.0, np.empty((len(scores), 3))
-        for step, seen in enumerate(zip(scores, writers, own_scores, strict=True)):
-            made[step] = self.drafted(x, seen[0], least)
-            x, least = self._next(step, x, least, seen)
-        return made
+        return np.array(list(self._walk(zip(scores, writers, own_scores, strict=True)))).reshape(-1, 3)
 
     def belief(self, steps: Sequence[Step], draft: Step | None) -> Belief:
         """The belief at `draft` after `steps` of a trace; without a draft, the prior of one.
@@ -199,27 +189,38 @@ class StepFilter:
         score of the draft it replaced, the last of `discarded`; drafts drawn again before that are not looked at. An
         empty draft cannot be scored and counts as 0.0 here.
         """
-        x, least = self._start, 1.0
-        for index, step in enumerate(steps):
-            x, least = self._next(index, x, least, _seen(step))
-        return self.drafted(x, None if draft is None else _score(draft), least)
+        *_, last = self._walk([*map(_seen, steps), (None if draft is None else _score(draft), 0, None)])
+        return last
+
+    def _walk(self, seen: Iterable[Seen]) -> Iterator[Belief]:
+        """The belief at each drafted step, from what is seen at them in turn."""
+        x, least = self.priors[0] if self.priors else 1.0, 1.0
+        for following, (score, writer, own) in enumerate(seen, start=1):
+            belief = self.drafted(x, score, least)
+            yield belief
+            if self.history == "filter":
+                x = self.committed(belief, writer)
+            elif self.priors:
+                x = self.priors[min(following, len(self.priors) - 1)]
+            elif self.history == "memoryless":
+                x = self.committed(self.drafted(x, None), writer)
+            stands = own if writer else score
+            if stands is not None:
+                _check_score(stands)
+                least = min(least, stands)
 
     def drafted(self, x: float, score: float | None, least: float = 1.0) -> Belief:
         """The belief at a draft with `score`, where all steps before are right with chance `x` and the worst of them
         scored `least`.
         """
-        p = self.p_weak
-        prior = _UNIFORM if self.history == "published" else (p * x, 1.0 - x, (1.0 - p) * x)
+        prior = _UNIFORM if self.history == "published" else self._prior(x)
         if score is None:
             return prior
-        likelihoods = self.law.likelihoods(score, least)
-        right, earlier, now = prior[0] * likelihoods[0], prior[1] * likelihoods[1], prior[2] * likelihoods[2]
-        mass = right + earlier + now
-        return (right / mass, earlier / mass, now / mass) if mass > 0 else prior
+        return _posterior(prior, self.law.likelihoods(score, least))[0]
 
-    def committed(self, belief: Belief, writer: int = 0, score: float | None = None, least: float = 1.0) -> float:
+    def committed(self, belief: Belief, writer: int = 0) -> float:
         """The chance that all steps are right once the one with `belief` is kept (0) or written by strong model
-        `writer` (1-based); `score` is that of the strong model's step, used by `strong_law` alone.
+        `writer` (1-based).
         """
         if not writer:
             return belief[0]
@@ -227,13 +228,7 @@ class StepFilter:
             raise DataError(
                 f"writer is {writer}, but p_strong has {len(self.p_strong)} entries; give one for each model"
             )
-        q, open_ = self.p_strong[writer - 1], belief[0] + belief[2]
-        if self.strong_law is None or score is None:
-            return q * open_
-        likelihoods = self.strong_law.likelihoods(score, least)
-        right = q * open_ * likelihoods[0]
-        mass = right + belief[1] * likelihoods[1] + (1 - q) * open_ * likelihoods[2]
-        return right / mass if mass > 0 else q * open_
+        return self.p_strong[writer - 1] * (belief[0] + belief[2])
 
     def with_priors(self, rule: Callable[[int, Belief], int], steps: int) -> StepFilter:
         """The memoryless filter with the true prior of each step, for when `rule` decides at every step.
@@ -241,44 +236,29 @@ class StepFilter:
         `rule(step, belief)` is the writer (see `beliefs`). Under a memoryless rule the share of solutions that are
         right before each step follows from the model alone; observations are drawn from `law` anew at each step.
         """
-        made = replace(self, history="memoryless", strong_law=None, priors=())
         x, priors = 1.0, list[float]()
         for step in range(steps):
             priors.append(x)
-            before, x = x, 0.0
+            prior, x = self._prior(x), 0.0
             for likelihoods in self.law.columns:
-                prior = (self.p_weak * before, 1.0 - before, (1.0 - self.p_weak) * before)
-                joint = [chance * likelihood for chance, likelihood in zip(prior, likelihoods, strict=True)]
-                if (mass := sum(joint)) > 0:
-                    belief = (joint[0] / mass, joint[1] / mass, joint[2] / mass)
-                    x += mass * made.committed(belief, rule(step, belief))
+                belief, chance = _posterior(prior, likelihoods)
+                x += chance * self.committed(belief, rule(step, belief))
             x = min(x, 1.0)
-        return replace(made, priors=tuple(priors))
+        return replace(self, history="memoryless", priors=tuple(priors))
 
-    @property
-    def _start(self) -> float:
-        return self.priors[0] if self.priors else 1.0
-
-    def _next(self, step: int, x: float, least: float, seen: Seen) -> tuple[float, float]:
-        """From x and the least score before `step`, and what was seen at it, those before the next."""
-        score, writer, own = seen
-        if self.history == "filter":
-            belief = self.drafted(x, score, least)
-            x = self.committed(belief, writer, own, least) if writer else belief[0]
-        elif self.priors:
-            x = self.priors[min(step + 1, len(self.priors) - 1)]
-        elif self.history == "memoryless":
-            x = self.committed(self.drafted(x, None), writer)
-        stands = own if writer else score
-        if stands is None:
-            return x, least
-        if not 0 <= stands <= 1:
-            raise _no_score(stands)
-        return x, stands if stands < least else least
+    def _prior(self, x: float) -> Belief:
+        return self.p_weak * x, 1.0 - x, (1.0 - self.p_weak) * x
 
 
-Seen = tuple[float | None, int, float | None]
+Seen = tuple[float | None, int, float | None]  # score of the draft, who wrote the step that stands, its own score
 _UNIFORM: Belief = (1 / 3, 1 / 3, 1 / 3)
+
+
+def _posterior(prior: Belief, likelihoods: Belief) -> tuple[Belief, float]:
+    """The belief after an observation, and the chance of that observation; the prior where it has none."""
+    right, earlier, now = prior[0] * likelihoods[0], prior[1] * likelihoods[1], prior[2] * likelihoods[2]
+    mass = right + earlier + now
+    return ((right / mass, earlier / mass, now / mass) if mass > 0 else prior), mass
 
 
 def _seen(step: Step) -> Seen:
@@ -313,5 +293,6 @@ def check_rows(name: str, rows: Sequence[Sequence[float]]) -> None:
             )
 
 
-def _no_score(value: float) -> DataError:
-    return DataError(f"score is {value!r}; give a probability in [0, 1], or None where a step was not scored")
+def _check_score(value: float) -> None:
+    if not 0 <= value <= 1:
+        raise DataError(f"score is {value!r}; give a probability in [0, 1], or None where a step was not scored")
