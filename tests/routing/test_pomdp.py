@@ -298,6 +298,11 @@ def test_questions_that_have_no_answer_are_refused() -> None:
         RoutingPomdp.from_dict({"observation": {}})
 
 
+def test_a_belief_that_rounding_put_just_outside_is_taken() -> None:
+    inside, rounded = (small().action_values(0, belief, 20) for belief in ((1, 0, 0), (1 + 2e-16, -2e-16, 0.0)))
+    assert rounded == pytest.approx(inside)
+
+
 def test_steps_beyond_the_hazard_are_taken_as_the_last_one_it_knows() -> None:
     belief = (0.5, 0.2, 0.3)
     assert small().action_values(40, belief, 20) == small().action_values(4, belief, 20)

@@ -34,7 +34,7 @@ from stepwise.routing.pomdp.filter import ObservationLaw, Row, check_probabiliti
 
 Array = NDArray[np.float64]
 Bounds = tuple[float, float]
-_SUM = 1e-6  # how far probabilities may be from adding up to 1
+_SUM = 1e-6  # how far probabilities may be from adding up to 1, and from [0, 1]: a filter rounds
 _CLOSEST = 1e-9  # nodes nearer than this to each other would only resolve rounding
 _SHARE = 0.75  # of eps at each step: errors add up over steps; so the default meets evals.pomdp's bar at every price
 
@@ -234,9 +234,9 @@ class Plan:
         right, _, now = _checked(belief)
         if not (math.isfinite(tokens) and tokens >= 0):
             raise DataError(f"tokens is {tokens!r}; give a number of at least 0")
-        bounds = [self.continuation(step, min(right, 1.0), last=last)]
+        bounds = [self.continuation(step, _clipped(right), last=last)]
         for q, price in zip(self.model.p_strong, self.prices, strict=True):
-            low, high = self.continuation(step, min(q * (right + now), 1.0), last=last)
+            low, high = self.continuation(step, _clipped(q * (right + now)), last=last)
             bounds.append((low - price * tokens, high - price * tokens))
         return tuple(bounds)
 
@@ -344,10 +344,14 @@ def _meet(nodes: Array, lower: Array, slope: Array) -> tuple[Array, Array]:
 
 
 def _checked(belief: Sequence[float]) -> tuple[float, float, float]:
-    if len(belief) != 3 or not all(b >= 0 for b in belief) or not abs(sum(belief) - 1.0) <= _SUM:
+    if len(belief) != 3 or not all(b >= -_SUM for b in belief) or not abs(sum(belief) - 1.0) <= _SUM:
         text = f"belief is {tuple(belief)!r}; give the chances of right, wrong earlier, wrong just now, adding up to 1"
         raise DataError(text)
     return belief[0], belief[1], belief[2]
+
+
+def _clipped(x: float) -> float:
+    return min(max(x, 0.0), 1.0)
 
 
 def _part(d: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
