@@ -17,10 +17,9 @@ share of all groups with a signal. A lab figure: a test bed, no benchmark.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,12 @@ from rich.table import Table
 from stepwise.config import Config
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, positive, program
+from stepwise.training.crediting import credit_groups, groups_of
+from stepwise.training.labels import Labeller
+from stepwise.training.lora import Trainee, load_trainee
+from stepwise.training.policy import PolicyRow
+from stepwise.training.reinforce import update
+from stepwise.training.rollouts import RlRollout, grade_rollouts
 from stepwise.training.sampler import Sampler, exact_weights
 from stepwise.types import Problem
 
@@ -105,65 +110,64 @@ def credited(
     cfg: Config, problems: Sequence[Problem], continuations: int, adapter: Path | None
 ) -> tuple[dict[str, Told], NDArray[np.float64]]:
     """Every way, the truth first, on the same rollouts; and the share of right rollouts of each group."""
-    from stepwise.training.judges import Judges
-    from stepwise.training.learner import Learner
-    from stepwise.training.lora import load_trainee
-    from stepwise.training.rollouts import grade_rollouts, sample_groups
-
     truth = Way({"scheme": "vineppo", "continuations": continuations})
     with ExitStack() as stack:
         sampler, trainee = stack.enter_context(Sampler(cfg)), load_trainee(cfg, adapter=adapter)
         prompts = sampler.prompts(problems, trainee)
         sampler.attach(trainee)
         known = {problem.id: problem for problem in problems}
-        run = Learner(cfg, trainee, None, sampler, Judges(), known, prompts, Path("unused"))
-        drawn, _ = sample_groups(problems, prompts, sampler.engine, cfg.rl, seed=cfg.seed, step=1)
+        drawn, _ = sampler.sample(problems, prompts, step=1)
         rollouts = grade_rollouts(drawn, known, cfg.rl.no_answer)
         found = {}
         with progress("credit schemes", len(WAYS) + 1) as advance:
             for name, way in {TRUTH: truth, **WAYS}.items():
                 # Another seed for the truth: an estimate from the same continuations would look better than it is.
                 seed = cfg.seed + (name == TRUTH)
-                found[name] = told(run, rollouts, way, seed)
+                found[name] = told(cfg, known, prompts, sampler, trainee, rollouts, way, seed)
                 advance(1)
     groups = [rollouts[at : at + cfg.rl.group] for at in range(0, len(rollouts), cfg.rl.group)]
     return found, np.array([np.mean([row.reward == 1 for row in group]) for group in groups])
 
 
-def told(run: Any, rollouts: Sequence[Any], way: Way, seed: int) -> Told:
+def told(
+    cfg: Config,
+    problems: Mapping[str, Problem],
+    prompts: Mapping[str, tuple[int, ...]],
+    sampler: Sampler,
+    trainee: Trainee,
+    rollouts: Sequence[RlRollout],
+    way: Way,
+    seed: int,
+) -> Told:
     """One way's credit, and the gradient of each group under it."""
-    from stepwise.training.crediting import credit_groups
-    from stepwise.training.extras import gather
-    from stepwise.training.judges import load_judges
-
-    values = run.cfg.model_dump()
+    values = cfg.model_dump()
     values["rl"]["credit"] |= way.credit
     cfg = Config.model_validate({**values, "seed": seed})
-    judges = load_judges(cfg, locate=None if way.shift is None else located(way.shift, run))
-    try:
-        judged = dataclasses.replace(run, cfg=cfg, judges=judges)
-        known, cost = gather(judged, rollouts, None)
-        made = credit_groups(rollouts, known, cfg.rl.credit, seed)
-    finally:
-        judges.close()
-    size = cfg.rl.group
-    parts = [range(at, at + size) for at in range(0, len(rollouts), size)]
-    rows = [[run.row(made.rollouts[i], made.advantages[i], 1.0) for i in part if made.kept[i]] for part in parts]
-    gradients = np.stack([gradient(run.trainee, group, cfg) for group in rows])
+    locate = None if way.shift is None else located(way.shift, len(problems))
+    with Labeller(cfg, problems, prompts, sampler, trainee, locate=locate) as labeller:
+        labels, cost = labeller.label(rollouts)
+    _, advantages, kept = credit_groups(rollouts, labels, cfg.rl.credit, seed)
+    rows = [
+        [
+            PolicyRow(prompts[rollouts[i].problem], rollouts[i].token_ids, advantages=advantages[i], weight=1.0)
+            for i in group
+            if kept[i]
+        ]
+        for group in groups_of(rollouts)
+    ]
+    gradients = np.stack([gradient(trainee, group, cfg) for group in rows])
     return Told(gradients, np.array([bool(group) for group in rows]), cost.generated + cost.evaluated)
 
 
-def located(shift: int, run: Any) -> Any:
+def located(shift: int, num_problems: int) -> Any:
     """First errors by the problems' own checker, moved by `shift` steps."""
     from .training_arms import Arm, locate_in
 
-    return locate_in(pool_of(len(run.problems)), Arm(truth=True, shift=shift))
+    return locate_in(pool_of(num_problems), Arm(truth=True, shift=shift))
 
 
 def gradient(trainee: Any, rows: Sequence[Any], cfg: Config) -> Vectors:
     """Of the policy loss of one group, all weights of the adapter in one vector; zeros of no rows."""
-    from stepwise.training.policy import Reference, update
-
     weights = [weight for weight in trainee.model.parameters() if weight.requires_grad]
     if not rows:
         return np.zeros(sum(weight.numel() for weight in weights), np.float32)
@@ -174,7 +178,7 @@ def gradient(trainee: Any, rows: Sequence[Any], cfg: Config) -> Vectors:
         trainee.model.zero_grad(set_to_none=True)
         return 0.0
 
-    update(trainee, rows, cfg, Reference(), take, lambda part, values: None)
+    update(trainee, rows, cfg, take)
     return taken[0]
 
 

@@ -106,9 +106,9 @@ def measured(rows: Sequence[Example], trainee: Trainee, config: Config, role: fl
     """Every row's tokens, or those with the weight `role` alone."""
     import torch
 
-    from stepwise.training.batches import micro_batches, pad
     from stepwise.training.logprobs import token_logprobs
     from stepwise.training.rendering import render_all
+    from stepwise.training.trainer import micro_batches, pad
 
     given = render_all(rows, trainee.tokenizer, config.prompt, _ROLES, trainee.context)
     wanted = []

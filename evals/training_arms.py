@@ -23,9 +23,9 @@ from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem
 from stepwise.lab.references import Granularity, reference
 from stepwise.training import dpo, grpo, sft
-from stepwise.training.hints import hints_of
 from stepwise.training.lora import base_directory
 from stepwise.training.rendering import render_all
+from stepwise.training.rollouts import hints_of
 from stepwise.types import Problem
 
 _FROZEN = ConfigDict(extra="forbid")

@@ -11,7 +11,6 @@ import importlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,10 +115,11 @@ def _ours(job: Job, data: Data, meter: Meter) -> tuple[float, float]:
     """Steps of the library's own functions."""
     from stepwise.training.lora import load_trainee
     from stepwise.training.losses import rollout_weights
-    from stepwise.training.optimizing import apply_gradients, make_optimizer
-    from stepwise.training.policy import PolicyRow, Reference, update
+    from stepwise.training.policy import PolicyRow
+    from stepwise.training.reinforce import update
     from stepwise.training.rendering import TokenRow
     from stepwise.training.supervised import train_step
+    from stepwise.training.trainer import apply_gradients, make_optimizer
 
     case, cfg = job.case, _config(job)
     trainee = load_trainee(cfg)
@@ -129,17 +129,17 @@ def _ours(job: Job, data: Data, meter: Meter) -> tuple[float, float]:
 
     def supervised() -> tuple[float, float]:
         rows = [TokenRow(tuple(line), case.prompt, tuple(ones.tolist())) for line in data.ids.tolist()]
-        made = train_step(trainee, optimizer, rows, cfg, RATE, job.seed)
-        return made.loss, made.grad_norm
+        return train_step(trainee, optimizer, rows, cfg, RATE, job.seed)
 
     def reinforced() -> tuple[float, float]:
         rows = [
-            PolicyRow(tuple(line[: case.prompt]), tuple(line[case.prompt :]), 0 * ones, advantage * ones, weight)
+            PolicyRow(
+                tuple(line[: case.prompt]), tuple(line[case.prompt :]), advantages=advantage * ones, weight=weight
+            )
             for line, advantage, weight in zip(data.ids.tolist(), data.advantages, weights, strict=True)
         ]
-        apply: Callable[[], float] = lambda: apply_gradients(trainee, optimizer, RATE, 1.0)  # noqa: E731
-        made = update(trainee, rows, cfg, Reference(), apply, lambda part, values: None)
-        return made.loss, made.grad_norm
+        figures, _ = update(trainee, rows, cfg, lambda: apply_gradients(trainee, optimizer, RATE, 1.0))
+        return figures["loss"], figures["grad_norm"]
 
     found = []
     for _ in range(meter.steps):

@@ -19,8 +19,8 @@ from typing import Any, get_args
 
 from stepwise.export.gguf import Quantization, export_gguf, export_lora_gguf
 from stepwise.runs.shell import Run, program
+from stepwise.training.adapters import adapter_directory, base_of, check_adapter, fingerprint, read_card
 from stepwise.training.cards import base_name, front_matter, markdown_table
-from stepwise.training.identity import adapter_directory, base_of, check_adapter, fingerprint, read_card
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def main(run: Run) -> None:
 
 
 def merged_gguf(run: Run, adapter: Path, base: Path) -> Path:
-    from stepwise.training.merge import merge
+    from stepwise.training.adapters import merge
 
     with TemporaryDirectory(dir=run.out, prefix=".merging-") as folder:
         merged = merge(adapter, Path(folder) / base_name(base).rpartition("/")[2], base)

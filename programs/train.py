@@ -19,13 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from stepwise.config import Config
-from stepwise.data.examples import read_examples, read_pairs
+from stepwise.data.examples import read_examples, read_pairs, unique
 from stepwise.data.problems import read_problems
 from stepwise.errors import DataError
+from stepwise.report import write_training_report
 from stepwise.runs.plan import Planned
 from stepwise.runs.shell import Run, positive, program
+from stepwise.training import dpo, grpo, sft
+from stepwise.training.adapters import adapter_directory
+from stepwise.training.cards import add_evaluation
 from stepwise.training.evaluation import Evaluated, evaluate
-from stepwise.training.identity import adapter_directory
+from stepwise.training.rollouts import hints_of
 from stepwise.types import Problem
 
 MEASURED_BEFORE = "before.jsonl"
@@ -62,26 +66,17 @@ def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
 
 @program(doc=__doc__, arguments=arguments, plan=plan)
 def main(run: Run) -> None:
-    from stepwise.report import write_training_report
-    from stepwise.training.cards import add_evaluation
-
     args, tests = run.args, tests_of(run.args)
     start = adapter_directory(args.adapter) if args.adapter is not None else None
     rows, again, problems = rows_of(args), read_examples(args.replay) if args.replay else [], problems_of(args)
     hints = hints_for(args, problems)
     before = measured_before(run, tests, start) if tests else None
     if args.method == "sft":
-        from stepwise.training.supervised import sft_in
-
-        adapter = sft_in(run.directory, rows, run.config, adapter=start, replay=again, sinks=args.sink)
+        adapter = sft(rows, run.config, run.directory, adapter=start, replay=again, sinks=args.sink)
     elif args.method == "dpo":
-        from stepwise.training.preference import dpo_in
-
-        adapter = dpo_in(run.directory, rows, run.config, adapter=start, sinks=args.sink)
+        adapter = dpo(rows, run.config, run.directory, adapter=start, sinks=args.sink)
     else:
-        from stepwise.training.reinforce import grpo_in
-
-        adapter = grpo_in(run.directory, problems, run.config, adapter=start, hints=hints, sinks=args.sink)
+        adapter = grpo(problems, run.config, run.directory, adapter=start, hints=hints, sinks=args.sink)
     if tests:
         after = evaluate(run.config, tests, adapter, args.samples)
         add_evaluation(adapter, before=before, after=after)
@@ -96,8 +91,6 @@ def main(run: Run) -> None:
 
 def rows_of(args: argparse.Namespace) -> list[Any]:
     """The rows of all files, those with the same texts once: examples, or pairs for dpo."""
-    from stepwise.data.examples import unique
-
     if args.method == "rl":
         if args.dataset or args.replay:
             raise DataError("rl trains on problems; give --problems FILE or --lab N, and --dataset to sft and dpo")
@@ -123,8 +116,6 @@ def problems_of(args: argparse.Namespace) -> list[Problem]:
 
 def hints_for(args: argparse.Namespace, problems: list[Problem]) -> Mapping[str, tuple[str, ...]]:
     """Prefix and intervention of the first row of each problem that --hints has."""
-    from stepwise.training.hints import hints_of
-
     if args.hints is None:
         return {}
     if args.method != "rl":

@@ -32,7 +32,7 @@ _PLAIN_LORA: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("modules_to_save", "target_parameters"), (None, [])),
     **dict.fromkeys(("trainable_token_indices", "layer_replication", "alora_invocation_tokens"), (None, [], {})),
 }
-_MERGE = "merge it with stepwise.training.merge.merge (or stepwise export --merge), and use export_gguf"
+_MERGE = "merge it with stepwise.training.adapters.merge (or stepwise export --merge), and use export_gguf"
 
 
 class _Tensor(NamedTuple):

@@ -3,7 +3,7 @@
     write_card("out/adapter", CardFacts("sft", config, base, data=(data_facts(rows, "int.jsonl"),), curves=curves))
 
 It says what the adapter was made from (base, data, prompt, configuration, versions), how training went, and what it was
-measured to do before and after; what was not measured is said to be so. `identity.check_adapter` reads it again.
+measured to do before and after; what was not measured is said to be so. `adapters.check_adapter` reads it again.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION
 from stepwise.io import write_text
+from stepwise.training.adapters import CARD, fingerprint, read_card
 from stepwise.training.evaluation import Evaluated
-from stepwise.training.identity import CARD, fingerprint, read_card
 from stepwise.training.lora import check_layout, described
 from stepwise.types import to_json
 

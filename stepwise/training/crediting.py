@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import numpy as np
 
 from stepwise import credit
 from stepwise.config.training import CreditConfig
-from stepwise.credit import Group
-from stepwise.credit.group import Array
+from stepwise.credit.group import Array, Group
 from stepwise.seeds import seed_for
 from stepwise.training.rollouts import RlRollout, Spans
 
@@ -25,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Known:
+class Labels:
     """What is known of one rollout's steps besides its outcome; a field that the scheme does not need stays None.
 
     One entry per step of the rollout's text, one for a text without steps: `scores`, `critiques` (the steps that each
@@ -43,63 +42,52 @@ class Known:
     failed: str = ""
 
 
-@dataclass(frozen=True)
-class Credited:
-    """The rollouts of a step with their credit. `advantages` has one array per rollout, one entry per token.
-
-    `kept` says of each rollout whether it is trained on: whether any token of its group has an advantage, and it has a
-    reward or an advantage itself. `groups` of them there are, in `kept_groups` is a signal, in `no_spread` all known
-    outcomes are equal.
-    """
-
-    rollouts: list[RlRollout]
-    advantages: list[Array]
-    kept: list[bool]
-    groups: int
-    kept_groups: int
-    no_spread: int
-
-
-@dataclass
-class _Parts:
-    rollouts: list[RlRollout] = field(default_factory=list)
-    advantages: list[Array] = field(default_factory=list)
-    kept: list[bool] = field(default_factory=list)
-
-
 def credit_groups(
     rollouts: Sequence[RlRollout],
-    known: Sequence[Known],
+    labels: Sequence[Labels],
     cfg: CreditConfig,
     seed: int,
     *,
     self_scores: Sequence[float] | None = None,
     share: float = 0.0,
-) -> Credited:
-    """Advantages of all groups of a step; the rollouts of a problem stand together.
+) -> tuple[list[RlRollout], list[Array], list[bool]]:
+    """The rollouts of a step with their credit, the advantages (T,) of each, and whether it is trained on.
 
-    `self_scores` are LaSeR's, one per rollout, which take the `share` of the advantage. Raises DataError where what
-    the scheme needs is not `known`.
+    The rollouts of a problem stand together. One is trained on where any token of its group has an advantage, and it
+    has a reward or an advantage itself. `self_scores` are LaSeR's, one per rollout, which take the `share` of the
+    advantage. Raises DataError where what the scheme needs is not in `labels`.
     """
-    parts, groups, kept_groups, no_spread = _Parts(), 0, 0, 0
-    for start, stop in _groups(rollouts):
-        rows = [_masked(row, what) for row, what in zip(rollouts[start:stop], known[start:stop], strict=True)]
-        group = make_group(rows, known[start:stop])
-        found = credit.advantages(group, cfg, seed_for(seed, rows[0].problem, "credit", rows[0].step))
+    credited: list[RlRollout] = []
+    advantages: list[Array] = []
+    kept: list[bool] = []
+    for places in groups_of(rollouts):
+        known = [labels[i] for i in places]
+        rows = [dataclasses.replace(rollouts[i], reward=None) if labels[i].failed else rollouts[i] for i in places]
+        group = make_group(rows, known)
+        of_group = credit.advantages(group, cfg, seed_for(seed, rows[0].problem, "credit", rows[0].step))  # (B, T)
         if self_scores is not None:
-            found = mixed_advantages(found, group, np.asarray(self_scores[start:stop]), share)
-        signal = credit.has_signal(found)
-        rewards = {row.reward for row in rows if row.reward is not None}
-        groups, kept_groups, no_spread = groups + 1, kept_groups + signal, no_spread + (len(rewards) < 2)
-        for row, what, line in zip(rows, known[start:stop], found, strict=True):
+            of_group = mixed_advantages(of_group, group, np.array([self_scores[i] for i in places]), share)
+        signal = credit.has_signal(of_group)
+        for row, label, line in zip(rows, known, of_group, strict=True):
             mine = line[: len(row.token_ids)]
-            parts.advantages.append(mine)
-            parts.kept.append(signal and (row.reward is not None or credit.has_signal(mine)))
-            parts.rollouts.append(_told(row, what, mine))
-    return Credited(parts.rollouts, parts.advantages, parts.kept, groups, kept_groups, no_spread)
+            advantages.append(mine)
+            kept.append(signal and (row.reward is not None or credit.has_signal(mine)))
+            if row.reward is not None or mine.any():
+                means = tuple(float(mine[a:b].mean()) if a < b else None for a, b in row.spans)
+                row = dataclasses.replace(
+                    row, first_error=label.first_error, step_scores=label.scores or (), step_advantages=means
+                )
+            credited.append(row)
+    return credited, advantages, kept
 
 
-def make_group(rows: Sequence[RlRollout], known: Sequence[Known]) -> Group:
+def groups_of(rollouts: Sequence[RlRollout]) -> list[range]:
+    """The places of each problem's rollouts, which stand together."""
+    starts = [i for i, row in enumerate(rollouts) if not i or row.problem != rollouts[i - 1].problem]
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(rollouts)], strict=True)]
+
+
+def make_group(rows: Sequence[RlRollout], labels: Sequence[Labels]) -> Group:
     """One problem's rollouts (B) as credit schemes take them; T is the most tokens of one.
 
     Fields that are None for a rollout with a reward are None in the group.
@@ -107,19 +95,18 @@ def make_group(rows: Sequence[RlRollout], known: Sequence[Known]) -> Group:
     lengths = np.array([len(row.token_ids) for row in rows])
     mask = np.arange(max(lengths))[None, :] < lengths[:, None]
     rewards = np.array([np.nan if row.reward is None else row.reward for row in rows])
-    merged = [_merged(row, what) for row, what in zip(rows, known, strict=True)]
-    spans = tuple(spans for spans, _ in merged)
-    found = [what for _, what in merged]
+    merged = [_merged(row, label) for row, label in zip(rows, labels, strict=True)]
+    known = [label for _, label in merged]
     return Group(
         rewards,
         mask,
-        spans,
-        scores=_column([what.scores for what in found], rewards),
-        first_error=tuple(what.first_error for what in found),
-        values=_column([what.values for what in found], rewards),
-        critiques=_column([what.critiques for what in found], rewards),
-        evidence=_padded([what.evidence for what in found], rewards, mask.shape),
-        teacher=_padded([what.teacher for what in found], rewards, mask.shape),
+        tuple(spans for spans, _ in merged),
+        scores=_column([label.scores for label in known], rewards),
+        first_error=tuple(label.first_error for label in known),
+        values=_column([label.values for label in known], rewards),
+        critiques=_column([label.critiques for label in known], rewards),
+        evidence=_padded([label.evidence for label in known], rewards, mask.shape),
+        teacher=_padded([label.teacher for label in known], rewards, mask.shape),
     )
 
 
@@ -134,15 +121,6 @@ def mixed_advantages(advantages: Array, group: Group, scores: Array, share: floa
     return (1 - share) * advantages + share * np.where(group.tokens, own[:, None], 0.0)
 
 
-def _groups(rollouts: Sequence[RlRollout]) -> list[tuple[int, int]]:
-    starts = [i for i, row in enumerate(rollouts) if not i or row.problem != rollouts[i - 1].problem]
-    return list(zip(starts, [*starts[1:], len(rollouts)], strict=True))
-
-
-def _masked(row: RlRollout, what: Known) -> RlRollout:
-    return dataclasses.replace(row, reward=None) if what.failed else row
-
-
 def _column(cells: list[T | None], rewards: Array) -> tuple[T, ...] | None:
     """All cells, () in place of those of rollouts without a reward; None where one with a reward has none."""
     if any(cell is None and not np.isnan(reward) for cell, reward in zip(cells, rewards, strict=True)):
@@ -154,39 +132,32 @@ def _padded(cells: list[Array | None], rewards: Array, shape: tuple[int, ...]) -
     """Cells (T,) as rows of one array, nan elsewhere; None where there are rewards, and no cell."""
     if all(cell is None for cell in cells) and not np.isnan(rewards).all():
         return None
-    out = np.full(shape, np.nan)
-    for line, cell in zip(out, cells, strict=True):
+    padded = np.full(shape, np.nan)
+    for line, cell in zip(padded, cells, strict=True):
         if cell is not None:
             line[: len(cell)] = cell
-    return out
+    return padded
 
 
-def _merged(row: RlRollout, what: Known) -> tuple[Spans, Known]:
+def _merged(row: RlRollout, label: Labels) -> tuple[Spans, Labels]:
     """Spans that are not empty, and what is known of them; nothing for a rollout without tokens."""
     if not row.token_ids:
-        return (), Known()
+        return (), Labels()
     if not row.steps:
-        return ((0, len(row.token_ids)),), what
+        return ((0, len(row.token_ids)),), label
     place = np.cumsum([start < stop for start, stop in row.spans]) - 1  # of each step among those that have a token
     if place[-1] == len(row.spans) - 1:
-        return row.spans, what
+        return row.spans, label
     first = [int(i) for i in np.flatnonzero(np.diff(place, prepend=-1))]  # the step that each of those begins with
-    spans = tuple(row.spans[i] for i in first)
     ends = [*first[1:], len(row.spans)]
-    return spans, dataclasses.replace(
-        what,
-        first_error=None if what.first_error is None else int(place[what.first_error]),
-        scores=None if what.scores is None else tuple(min(what.scores[a:b]) for a, b in zip(first, ends, strict=True)),
-        values=None if what.values is None else (*(what.values[i] for i in first), what.values[-1]),
-        critiques=None
-        if what.critiques is None
-        else tuple(tuple(sorted({int(place[i]) for i in said})) for said in what.critiques),
-    )
-
-
-def _told(row: RlRollout, what: Known, advantages: Array) -> RlRollout:
-    """The rollout as it is kept on disk."""
-    if row.reward is None and not advantages.any():
-        return row
-    means = tuple(float(advantages[a:b].mean()) if a < b else None for a, b in row.spans)
-    return dataclasses.replace(row, first_error=what.first_error, step_scores=what.scores or (), step_advantages=means)
+    first_error, scores, values, critiques = label.first_error, label.scores, label.values, label.critiques
+    if first_error is not None:
+        first_error = int(place[first_error])
+    if scores is not None:
+        scores = tuple(min(scores[a:b]) for a, b in zip(first, ends, strict=True))
+    if values is not None:
+        values = (*(values[i] for i in first), values[-1])
+    if critiques is not None:
+        critiques = tuple(tuple(sorted({int(place[i]) for i in said})) for said in critiques)
+    spans = tuple(row.spans[i] for i in first)
+    return spans, dataclasses.replace(label, first_error=first_error, scores=scores, values=values, critiques=critiques)

@@ -44,10 +44,10 @@ from stepwise.models.store import key_of
 from stepwise.prompt import SolvePrompt
 from stepwise.runs.directory import opened
 from stepwise.training.cards import data_facts
-from stepwise.training.finishing import finish
 from stepwise.training.lora import base_directory, check_layout, load_trainee
 from stepwise.training.rendering import TokenRow, chat_ids, check_plain, prompt_ids, text_ids
 from stepwise.training.supervised import schedule, train_rows
+from stepwise.training.trainer import finish
 
 _LOCAL = "llamacpp/"
 _IDENTITY = re.compile(r"@([0-9a-f]{8})(?:\+([0-9a-f]{8}\S*))?$")
@@ -223,7 +223,7 @@ class LoraProvider(Provider):  # type: ignore[misc]
             rows = [chat_row(chat, trainee.tokenizer, trainee.context, place) for place, chat in enumerate(chats)]
             plan = schedule(rows, [], cfg.sft, cfg.seed)
             train_rows(trainee, [[rows[i] for i in batch] for batch in plan], cfg, directory, label="fine-tuning")
-            return finish(directory, trainee, cfg, method="dspy", data=[(name, data)])
+            return finish(directory, trainee, cfg, "dspy", {name: data})
 
 
 def chat_row(chat: Sequence[Mapping[str, str]], tokenizer: Any, context: int, place: int = 0) -> TokenRow:

@@ -19,12 +19,14 @@ TRL 1.16. What is done differently:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stepwise.errors import DataError
+from stepwise.training.lora import Trainee
+from stepwise.training.rendering import TokenRow
+from stepwise.training.trainer import pad
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype, nn
@@ -33,8 +35,7 @@ _PLAIN_HEADS = ("llama", "qwen2", "qwen3")  # model types whose logits are one m
 _BLOCK = 8192  # tokens of the vocabulary whose logits are in memory at a time
 
 
-@dataclass(frozen=True, eq=False)
-class LogProbs:
+class LogProbs(NamedTuple):
     """What `token_logprobs` found; zero where it was not asked. Shapes (B, T)."""
 
     logprobs: Tensor
@@ -71,6 +72,20 @@ def token_logprobs(
         logprobs=empty.index_copy(0, chosen, found).view_as(ids),
         entropy=empty.index_copy(0, chosen, spread).view_as(ids) if entropy else None,
     )
+
+
+def weighted_logprobs(trainee: Trainee, rows: Sequence[TokenRow], tile: int) -> Tensor:
+    """Each token's w * log p, (B, T) in nats, 0 on prompts and padding."""
+    import torch
+
+    def tensor(values: Any) -> Tensor:
+        return torch.from_numpy(values).to(trainee.device)
+
+    ids = tensor(pad([row.ids for row in rows], trainee.tokenizer.eos_token_id))  # (B, T)
+    attention = tensor(pad([[True] * len(row.ids) for row in rows], False))
+    weights = tensor(pad([[0.0] * row.prompt + list(row.weights) for row in rows], 0.0))
+    logprobs = token_logprobs(trainee.model, ids, attention, weights > 0, tile=tile).logprobs
+    return logprobs * weights.to(logprobs.dtype)
 
 
 def _check(ids: Tensor, attention: Tensor, wanted: Tensor, tile: int) -> None:

@@ -16,12 +16,15 @@ What differs from the papers:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from stepwise.errors import DataError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
+
+    ArrayLike = Tensor | NDArray[Any]
 
 Loss = Literal["grpo", "dr_grpo", "dapo", "grpo_lambda"]
 Correction = Literal["none", "truncate", "mask"]
@@ -141,7 +144,7 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     return torch.expm1(difference) - difference
 
 
-def importance_weights(trainer: Tensor, sampler: Tensor, how: Correction, cap: float) -> Tensor:
+def importance_weights(trainer: ArrayLike, sampler: ArrayLike, how: Correction, cap: float) -> Tensor:
     """Weights that make up for a sampler that is not the trainer, from the log-probabilities of both; any shape.
 
     w = p_trainer / p_sampler: "truncate" cuts it at `cap` (truncated importance sampling, Ionides 2008), "mask" sets it
@@ -150,17 +153,19 @@ def importance_weights(trainer: Tensor, sampler: Tensor, how: Correction, cap: f
     """
     import torch
 
-    ratio = (trainer - sampler).detach().exp()
+    ratio = (torch.as_tensor(trainer) - torch.as_tensor(sampler)).detach().exp()
     if how == "truncate":
         return ratio.clamp(max=cap)
     return torch.where(ratio > cap, 0.0, ratio) if how == "mask" else torch.ones_like(ratio)
 
 
-def mismatch(trainer: Tensor, sampler: Tensor) -> Mismatch:
+def mismatch(trainer: ArrayLike, sampler: ArrayLike) -> Mismatch:
     """The `Mismatch` of log-probabilities (N,) of the same sampled tokens; raises DataError without any."""
-    if not trainer.numel():
+    import torch
+
+    difference = torch.as_tensor(trainer).detach().double() - torch.as_tensor(sampler).detach().double()
+    if not difference.numel():
         raise DataError("there are no tokens to compare sampler and trainer on")
-    difference = trainer.detach().double() - sampler.detach().double()
     ratio = difference.exp()
     return Mismatch(
         mean=float(difference.abs().mean()),

@@ -11,8 +11,10 @@ What differs from the papers:
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,25 +26,37 @@ from stepwise.errors import DataError
 from stepwise.io import write_text
 from stepwise.models.store import key_of
 from stepwise.prompt import SolvePrompt
-from stepwise.training.batches import micro_batches
-from stepwise.training.fitting import Objective, check_same, fit, plan_steps, weighted_logprobs
+from stepwise.runs.directory import RunDirectory, opened
+from stepwise.runs.progress import progress
+from stepwise.training.adapters import check_adapter
+from stepwise.training.logprobs import weighted_logprobs
 from stepwise.training.lora import LAYOUT, Trainee, base_directory, load_trainee
-from stepwise.training.optimizing import memory_errors
 from stepwise.training.rendering import TokenRow, check_prompt, prompt_ids, token_row
 from stepwise.training.supervised import describe
+from stepwise.training.trainer import (
+    Trainer,
+    apply_gradients,
+    check_finite,
+    check_same,
+    cosine,
+    finish,
+    make_optimizer,
+    memory_errors,
+    micro_batches,
+    peak_bytes,
+    plan_steps,
+    split,
+    try_largest,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stepwise.runs.directory import RunDirectory
-
-REFERENCE = "reference.json"
-
 
 def dpo(
-    pairs: str | Path | Sequence[Mapping[str, Any]] | Any,
+    pairs: str | Path | Sequence[Mapping[str, Any]] | Sequence[PreferencePair] | Any,
     cfg: Config,
-    out: str | Path,
+    out: str | Path | RunDirectory,
     *,
     adapter: str | Path | None = None,
     sinks: Sequence[str] = (),
@@ -50,49 +64,32 @@ def dpo(
     """Train an adapter of `models.weak` to prefer interventions; returns the adapter's directory, `out`/adapter.
 
     `pairs` is a file that the dataset builder wrote (kind pairs), a `datasets.Dataset`, or rows with `prompt` (the
-    question), `chosen` and `rejected` (solutions that begin with the same steps). `adapter` is a directory of an
-    earlier adapter to go on with, which is then the reference, else the base is. `sinks` are names for
-    `stepwise.training.sinks`. The same call goes on where it was stopped.
+    question), `chosen` and `rejected` (solutions that begin with the same steps), or what `read_pairs` makes of them.
+    `out` is a directory, or one that is open already. `adapter` is a directory of an earlier adapter to go on with,
+    which is then the reference, else the base is. `sinks` are names for `stepwise.training.sinks`. The same call goes
+    on where it was stopped.
 
     `out`/metrics.jsonl has a row per step with means over its pairs: `loss`; `margin`, beta times the change of
     log p(chosen) - log p(rejected) since the start; `accuracy`, the share of pairs with a margin above 0;
     `logp_chosen` and `logp_rejected` in nats per step. Raises DataError, naming the row, for pairs that cannot be
     trained on, ConfigError for weights or settings, BackendError where memory runs out.
     """
-    from stepwise.runs.directory import opened
-
-    known = read_pairs(pairs)
-    with opened(out, program="dpo", config=cfg, arguments=describe(known, (), adapter)) as directory:
-        return dpo_in(directory, known, cfg, adapter=adapter, sinks=sinks)
-
-
-def dpo_in(
-    directory: RunDirectory,
-    pairs: Sequence[PreferencePair],
-    cfg: Config,
-    *,
-    adapter: str | Path | None = None,
-    sinks: Sequence[str] = (),
-) -> Path:
-    """`dpo` in a directory that is open already, as a program's is."""
-    from stepwise.training.finishing import finish
-    from stepwise.training.identity import check_adapter
-
-    if not pairs:
-        raise DataError("there are no pairs; make some with python -m programs.build_dataset --kind pairs")
-    if adapter is not None:
-        check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
-    trainee = load_trainee(cfg, adapter=adapter)
-    sides = [render_pair(pair, trainee.tokenizer, cfg.prompt, trainee.context) for pair in pairs]
-    begun = None if adapter is None else hashlib.sha256((Path(adapter) / LAYOUT[1]).read_bytes()).hexdigest()
-    data = key_of({**describe(pairs, (), adapter), "begun": begun})
-    before = reference(directory, trainee, [side for both in sides for side in both], cfg, data)
-    rows = [PairRow(*both, before[2 * i], before[2 * i + 1]) for i, both in enumerate(sides)]
-    plan = plan_steps([row.trained for row in rows], cfg.dpo, f"{cfg.seed}|dpo", lambda _: list(range(len(rows))))
-    objective = Objective[PairRow](cfg.dpo, lambda trained, part: pair_losses(trained, part, cfg))
-    batches = [[rows[i] for i in batch] for batch in plan]
-    fit(trainee, batches, objective, cfg, directory, data=data, sinks=sinks, label="preference training")
-    return finish(directory, trainee, cfg, method="dpo", data=[("pairs", pairs)])
+    ready = isinstance(pairs, Sequence) and pairs and all(isinstance(pair, PreferencePair) for pair in pairs)
+    read: list[PreferencePair] = [*pairs] if ready else read_pairs(pairs)  # type: ignore[misc]
+    arguments = describe(read, (), adapter)
+    with opened(out, program="dpo", config=cfg, arguments=arguments) as directory:
+        if not read:
+            raise DataError("there are no pairs; make some with python -m programs.build_dataset --kind pairs")
+        if adapter is not None:
+            check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
+        trainee = load_trainee(cfg, adapter=adapter)
+        sides = [render_pair(pair, trainee.tokenizer, cfg.prompt, trainee.context) for pair in read]
+        begun = None if adapter is None else hashlib.sha256((Path(adapter) / LAYOUT[1]).read_bytes()).hexdigest()
+        data = key_of({**arguments, "begun": begun})
+        before = reference(directory, trainee, [side for both in sides for side in both], cfg, data)
+        rows = [PairRow(*both, before[2 * i], before[2 * i + 1]) for i, both in enumerate(sides)]
+        _train(trainee, rows, cfg, directory, data, sinks)
+        return finish(directory, trainee, cfg, "dpo", {"pairs": read})
 
 
 @dataclass(frozen=True)
@@ -110,11 +107,6 @@ class PairRow:
     def size(self) -> int:
         """Tokens of both, padding included."""
         return 2 * max(self.chosen.size, self.rejected.size)
-
-    @property
-    def share(self) -> float:
-        """Every pair counts the same."""
-        return 1.0
 
     @property
     def trained(self) -> int:
@@ -146,22 +138,68 @@ def reference(
     """
     import torch
 
-    from stepwise.runs.progress import progress
-
-    path = directory.claim(REFERENCE)
+    path = directory.claim("reference.json")
     if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        check_same(path, kept["data"], data)
-        return [float(value) for value in kept["logprobs"]]
-    found = [0.0] * len(rows)
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        check_same(path, saved["data"], data)
+        return [float(value) for value in saved["logprobs"]]
+    logprobs = [0.0] * len(rows)
     with torch.no_grad(), memory_errors(cfg.lora), progress("reference", len(rows)) as bar:
         for part in micro_batches([row.size for row in rows], cfg.lora.micro_tokens):
             sums = weighted_logprobs(trainee, [rows[i] for i in part], cfg.lora.tile).sum(1)
             for i, value in zip(part, sums.tolist(), strict=True):
-                found[i] = value
+                logprobs[i] = value
             bar(len(part))
-    write_text(path, json.dumps({"data": data, "logprobs": found}) + "\n")
-    return found
+    write_text(path, json.dumps({"data": data, "logprobs": logprobs}) + "\n")
+    return logprobs
+
+
+def _train(
+    trainee: Trainee, rows: Sequence[PairRow], cfg: Config, directory: RunDirectory, data: str, sinks: Sequence[str]
+) -> None:
+    """All optimizer steps, from the last checkpoint in `directory` on."""
+    settings = cfg.dpo
+    plan = plan_steps([row.trained for row in rows], settings, f"{cfg.seed}|dpo")
+    optimizer = make_optimizer(trainee, settings.learning_rate, settings.weight_decay)
+    with Trainer(
+        directory, trainee, cfg, optimizer,
+        num_steps=len(plan), save_every=settings.save_every, data=data, label="preference training", sinks=sinks,
+    ) as run:  # fmt: skip
+        batches = [[rows[i] for i in batch] for batch in plan[run.done :]]
+        try_largest(trainee, batches, lambda part: pair_losses(trainee, part, cfg)[0], cfg.lora)
+        for step in range(run.done, len(plan)):
+            began, rate = time.monotonic(), cosine(step, len(plan), settings.learning_rate, settings.warmup)
+            batch = [rows[i] for i in plan[step]]
+            means, grad_norm = train_step(trainee, optimizer, batch, cfg, rate)
+            pairs = [dataclasses.asdict(row) for row in batch]
+            check_finite({"loss": means["loss"], "grad_norm": grad_norm}, pairs, run.failed)
+            run.state["tokens"] = run.state.get("tokens", 0) + sum(row.trained for row in batch)
+            row = {
+                "step": step + 1,
+                **means,
+                "tokens": run.state["tokens"],
+                "grad_norm": grad_norm,
+                "learning_rate": rate,
+                "rows": len(batch),
+                "seconds": round(time.monotonic() - began, 4),
+                "peak_bytes": peak_bytes(trainee.device),
+            }
+            run.log(row, f"loss {means['loss']:.3f}, {row['tokens']:,} tokens")
+
+
+def train_step(
+    trainee: Trainee, optimizer: Any, rows: Sequence[PairRow], cfg: Config, rate: float
+) -> tuple[dict[str, float], float]:
+    """One optimizer step on `rows`: means over them of the loss and what is logged beside it, the gradient's norm."""
+    means: dict[str, float] = {}
+    with memory_errors(cfg.lora):
+        for part in split(rows, cfg.lora):
+            total, figures = pair_losses(trainee, part, cfg)
+            piece = total / len(rows)  # the pieces' gradients add up to the batch's
+            piece.backward()  # type: ignore[no-untyped-call]
+            shares = {"loss": float(piece.detach())} | {name: value / len(rows) for name, value in figures.items()}
+            means = {name: means.get(name, 0.0) + share for name, share in shares.items()}
+        return means, apply_gradients(trainee, optimizer, rate, cfg.dpo.clip_norm)
 
 
 def pair_losses(trainee: Trainee, rows: Sequence[PairRow], cfg: Config) -> tuple[Tensor, dict[str, float]]:

@@ -14,37 +14,55 @@ differs from GRPO (arXiv 2402.03300) and the trainers that have it:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from stepwise.config import Config
-from stepwise.errors import ConfigError, DataError
+from stepwise.config.training import RlConfig
+from stepwise.data.problems import check_problems
+from stepwise.errors import DataError
+from stepwise.io import write_rows
 from stepwise.models.store import key_of
-from stepwise.training.fitting import check_same
-from stepwise.training.hints import Hints, check_hints
-from stepwise.training.judges import Locate, load_judges
-from stepwise.training.learner import Learner
-from stepwise.training.lora import base_directory, load_trainee
-from stepwise.training.optimizing import keep_rows, make_optimizer
-from stepwise.training.rl_step import rl_step
-from stepwise.training.rollouts import rollouts_name, write_rollouts
-from stepwise.training.sampler import Sampler, exact_weights
-from stepwise.training.state import claim_state, load_state, save_state
+from stepwise.runs.directory import RunDirectory, opened
+from stepwise.training import losses
+from stepwise.training.adapters import check_adapter
+from stepwise.training.crediting import credit_groups, groups_of
+from stepwise.training.evaluation import NOT_GENERATED
+from stepwise.training.labels import Labeller, Locate, judge_asked
+from stepwise.training.lora import Trainee, base_directory, load_trainee
+from stepwise.training.policy import Batch, Floats, PolicyRow, forward, laser_token, parts_of
+from stepwise.training.rollouts import Hints, RlRollout, check_hints, grade_rollouts, rollouts_name
+from stepwise.training.sampler import Sampler, check_agreement, mismatch_of
 from stepwise.training.teacher import check_teacher
+from stepwise.training.trainer import (
+    Trainer,
+    apply_gradients,
+    check_finite,
+    finish,
+    make_optimizer,
+    memory_errors,
+    peak_bytes,
+)
 from stepwise.types import Problem, to_json
 
 if TYPE_CHECKING:
-    from stepwise.runs.directory import RunDirectory
+    from torch import Tensor
 
-__all__ = ["describe", "exact_weights", "grpo", "grpo_in"]
+T = TypeVar("T")
 
 
 def grpo(
     problems: Iterable[Problem],
     cfg: Config,
-    out: str | Path,
+    out: str | Path | RunDirectory,
     *,
     adapter: str | Path | None = None,
     scorer: Any = None,
@@ -55,11 +73,11 @@ def grpo(
 ) -> Path:
     """Train an adapter of `models.weak` on problems with answers; returns the adapter's directory, `out`/adapter.
 
-    `adapter` is a directory of an earlier adapter to go on with. What the credit scheme needs beside outcomes comes
-    from `scorer` (a `Scorer`; None: the one that [scorer] describes), `critic` (an ErrorLocalizer;
-    None: the one that [critic] describes), or `locate(problem, steps)`, which returns the index of the first wrong step
-    or None; the teacher of "distill" is models.strong. `sinks` are names for `stepwise.training.sinks`. The same call
-    goes on where it was stopped.
+    `out` is a directory, or one that is open already. `adapter` is a directory of an earlier adapter to go on with.
+    What the credit scheme needs beside outcomes comes from `scorer` (a `Scorer`; None: the one that [scorer]
+    describes), `critic` (an ErrorLocalizer; None: the one that [critic] describes), or `locate(problem, steps)`, which
+    returns the index of the first wrong step or None; the teacher of "distill" is models.strong. `sinks` are names for
+    `stepwise.training.sinks`. The same call goes on where it was stopped.
 
     `hints` are steps by problem id that are written ahead of every rollout of that problem, such as the right prefix of
     an attempt and its intervention. They are part of what is graded and nothing on them is trained; schemes "outcome"
@@ -70,110 +88,279 @@ def grpo(
     models, settings or a missing judge; later BackendError where sampler and trainer disagree, or memory runs out, and
     DataError where the loss is not finite.
     """
-    from stepwise.runs.directory import opened
-
-    known = check_trainable(problems)
-    hints = check_hints(hints or {}, known, cfg.rl.credit)
-    with opened(out, program="grpo", config=cfg, arguments=describe(known, adapter, hints)) as directory:
-        return grpo_in(
-            directory,
-            known,
-            cfg,
-            adapter=adapter,
-            scorer=scorer,
-            critic=critic,
-            locate=locate,
-            hints=hints,
-            sinks=sinks,
-        )
-
-
-def describe(problems: Sequence[Problem], adapter: str | Path | None, hints: Hints | None = None) -> dict[str, Any]:
-    """What makes a run the same run: a hash of its problems and their hints, and where it starts."""
-    told = {name: list(steps) for name, steps in (hints or {}).items()}
-    digest = key_of({"problems": [to_json(problem) for problem in problems], **({"hints": told} if told else {})})
-    made = {"problems": len(problems), "data": digest, "adapter": str(adapter) if adapter else None}
-    return made | ({"hints": len(told)} if told else {})
-
-
-def check_trainable(problems: Iterable[Problem]) -> list[Problem]:
-    """The problems, if all of them can be graded; DataError with those that cannot."""
-    from stepwise.data.problems import check_problems
-
     checked = check_problems(problems)
     if checked.excluded:
         shown = "; ".join(f"{name}: {why}" for name, why in list(checked.excluded.items())[:3])
         raise DataError(
             f"{len(checked.excluded)} problems cannot be graded ({shown}); leave them out, or mend their answers"
         )
-    return list(checked.problems)
-
-
-def grpo_in(
-    directory: RunDirectory,
-    problems: Sequence[Problem],
-    cfg: Config,
-    *,
-    adapter: str | Path | None = None,
-    scorer: Any = None,
-    critic: Any = None,
-    locate: Locate | None = None,
-    hints: Mapping[str, Sequence[str]] | None = None,
-    sinks: Sequence[str] = (),
-) -> Path:
-    """`grpo` in a directory that is open already, as a program's is."""
-    from stepwise.training.finishing import finish
-    from stepwise.training.identity import check_adapter
-
-    problems = check_trainable(problems)
-    hints = check_hints(hints or {}, problems, cfg.rl.credit)
-    if adapter is not None:
-        check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
-    with ExitStack() as stack:
-        judges = load_judges(cfg, scorer, critic, locate)
-        stack.callback(judges.close)
+    by_id = {problem.id: problem for problem in checked.problems}
+    hints = check_hints(hints or {}, checked.problems, cfg.rl.credit)
+    arguments = describe(checked.problems, adapter, hints)
+    with opened(out, program="grpo", config=cfg, arguments=arguments) as directory, ExitStack() as stack:
+        if adapter is not None:
+            check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
+        judge_asked(cfg, scorer=scorer, critic=critic, locate=locate)
         sampler = stack.enter_context(Sampler(cfg))
         trainee = load_trainee(cfg, adapter=adapter)
-        if judges.teacher is not None:
-            check_teacher(judges.teacher, sampler.engine, problems, sampler.prompts(problems, trainee), cfg)
-        run = Learner(
-            cfg, trainee, make_optimizer(trainee, cfg.rl.learning_rate), sampler, judges,
-            {problem.id: problem for problem in problems}, sampler.prompts(problems, trainee, hints),
-            directory.claim("failed-batch.jsonl"), hints, _mark(cfg, trainee),
-        )  # fmt: skip
-        _steps(run, directory, sinks, data=str(describe(problems, adapter, hints)["data"]))
-        told = [{"problem": name, "steps": list(steps)} for name, steps in hints.items()]
-        return finish(directory, trainee, cfg, method="grpo", data=[("problems", problems), ("hints", told)])
+        prompts = sampler.prompts(checked.problems, trainee, hints)
+        labeller = Labeller(cfg, by_id, prompts, sampler, trainee, scorer=scorer, critic=critic, locate=locate)
+        stack.callback(labeller.close)
+        if labeller.teacher is not None:
+            plain = sampler.prompts(checked.problems, trainee)
+            check_teacher(labeller.teacher, sampler.engine, checked.problems, plain, cfg)
+        learner = Learner(cfg, by_id, prompts, hints, sampler, trainee, labeller)
+        with Trainer(
+            directory, trainee, cfg, learner.optimizer, num_steps=cfg.rl.steps, save_every=cfg.rl.save_every,
+            data=str(arguments["data"]), label="reinforcement learning", sinks=sinks,
+        ) as run:  # fmt: skip
+            learner.laser_constant = run.state.setdefault("laser_constant", None)
+            for step in range(run.done + 1, cfg.rl.steps + 1):
+                row, rollouts = learner.step(step, run.failed)
+                write_rows(directory.claim(rollouts_name(step)), rollouts)
+                run.state["laser_constant"] = learner.laser_constant
+                run.log(row, note(row))
+        hinted = [{"problem": name, "steps": list(steps)} for name, steps in hints.items()]
+        return finish(directory, trainee, cfg, "grpo", {"problems": checked.problems, "hints": hinted})
 
 
-def _steps(run: Learner, directory: RunDirectory, sinks: Sequence[str], *, data: str) -> None:
-    """All steps from the last checkpoint on, which names `data` (a hash); DataError where it names other data."""
-    from stepwise.io import append_rows
-    from stepwise.runs.progress import progress
-    from stepwise.training.sinks import open_sinks
-
-    cfg, out = run.cfg, directory.made()
-    checkpoint, metrics = claim_state(directory), directory.claim("metrics.jsonl")
-    done, kept = load_state(checkpoint, run.trainee, run.optimizer) or (0, {})
-    check_same(checkpoint, kept.get("data", data), data)
-    run.constant = kept.get("laser_constant")
-    keep_rows(metrics, done)
-    with ExitStack() as stack:
-        others = stack.enter_context(open_sinks(sinks, out, out.name, cfg.model_dump(mode="json")))
-        bar = stack.enter_context(progress("reinforcement learning", cfg.rl.steps))
-        bar(done)
-        for step in range(done + 1, cfg.rl.steps + 1):
-            row, rollouts = rl_step(run, step)
-            write_rollouts(directory.claim(rollouts_name(step)), rollouts)
-            append_rows(metrics, [row])
-            others.log(step, row)
-            bar.note(note(row))
-            bar(1)
-            if step % cfg.rl.save_every == 0 or step == cfg.rl.steps:
-                save_state(checkpoint, step, run.trainee, run.optimizer, {"laser_constant": run.constant, "data": data})
+def describe(problems: Sequence[Problem], adapter: str | Path | None, hints: Hints | None = None) -> dict[str, Any]:
+    """What makes a run the same run: a hash of its problems and their hints, and where it starts."""
+    hinted = {"hints": {name: list(steps) for name, steps in hints.items()}} if hints else {}
+    digest = key_of({"problems": [to_json(problem) for problem in problems], **hinted})
+    arguments = {"problems": len(problems), "data": digest, "adapter": str(adapter) if adapter else None}
+    return arguments | ({"hints": len(hints)} if hints else {})
 
 
-def note(row: dict[str, Any]) -> str:
+@dataclass
+class Learner:
+    """A policy and all that a step of learning works with: problems, prompts (token ids) and hints by problem id."""
+
+    cfg: Config
+    problems: Mapping[str, Problem]
+    prompts: Mapping[str, tuple[int, ...]]
+    hints: Hints
+    sampler: Sampler
+    trainee: Trainee
+    labeller: Labeller
+    laser_constant: float | None = None
+    """LaSeR: mean log-probability of its token under the base, None until the first step has measured it"""
+
+    def __post_init__(self) -> None:
+        self.optimizer = make_optimizer(self.trainee, self.cfg.rl.learning_rate)
+        self.mark = laser_token(self.cfg, self.trainee)
+
+    def step(self, step: int, failed: Path) -> tuple[dict[str, Any], list[RlRollout]]:
+        """Step `step` (from 1 on): the row of its metrics, and its rollouts.
+
+        Raises BackendError where the sampler fails, where it does not agree with the trainer at the first step, or
+        where memory runs out; DataError for a loss that is not finite, with its rollouts in `failed`.
+        """
+        cfg, rl = self.cfg, self.cfg.rl
+        began = time.monotonic()
+
+        # Sample: a group of solutions of each problem, from the policy as it is now.
+        self.sampler.attach(self.trainee)
+        self.labeller.reset_cache()
+        batch = batch_of(list(self.problems.values()), rl.problems, cfg.seed, step)
+        rollouts, prompted = self.sampler.sample(batch, self.prompts, step, self.hints)
+
+        # Grade: reward 1 or 0, None for what could not be judged.
+        rollouts = grade_rollouts(rollouts, self.problems, rl.no_answer)
+        sampled = time.monotonic()
+
+        # Label: what the credit scheme wants to know of each step.
+        with memory_errors(cfg.lora):
+            own, self_scores, evaluated = self._own_pass(rollouts, step)
+            labels, cost = self.labeller.label(rollouts, own)
+
+        # Credit: outcomes and labels become advantages per token, (T,) for each rollout.
+        rollouts, advantages, kept = credit_groups(
+            rollouts, labels, rl.credit, cfg.seed, self_scores=self_scores, share=rl.laser_mix
+        )
+        labelled = time.monotonic()
+
+        # Update: one or a few steps of the optimizer on the rollouts that are kept (with LaSeR all that have a reward).
+        weights = losses.rollout_weights([len(row.token_ids) for row in rollouts], rl.loss, rl.max_tokens)
+        classes = [0.0] * len(rollouts) if self.mark is None else losses.class_weights([row.reward for row in rollouts])
+        chosen = [i for i in range(len(rollouts)) if kept[i] or classes[i]]
+        rows = [self.row(rollouts[i], advantages[i], weights[i], classes[i]) for i in chosen]
+        mismatch = None if own is None else mismatch_of(own, rollouts)
+        figures: dict[str, float] = {}
+        if rows:
+            with memory_errors(cfg.lora):
+                evaluated += self._references(rows, None if own is None else [own[i] for i in chosen])
+                figures, first = update(
+                    self.trainee,
+                    rows,
+                    cfg,
+                    lambda: apply_gradients(self.trainee, self.optimizer, rate(cfg, step), rl.clip_norm),
+                    lambda part, values: check_finite(values, [rollouts[chosen[i]] for i in part], failed),
+                    None if self.mark is None else (self.mark, self.laser_constant or 0.0),
+                )
+            old = [line if row.old is None else row.old for row, line in zip(rows, first, strict=True)]
+            mismatch = mismatch or mismatch_of(old, [rollouts[i] for i in chosen])
+        done = time.monotonic()
+
+        # Tokens by what was done with them, and the floating-point operations of all of it: 2 per parameter and token
+        # that is decoded or evaluated, 6 where it is trained (None where a judge's size is not known).
+        generated, trained = sum(len(row.token_ids) for row in rollouts), rl.updates * sum(row.length for row in rows)
+        size = self.sampler.engine.parameters
+        own_flops = 2 * size * (generated + prompted + evaluated) + 6 * size * trained
+        row = {
+            "step": step,
+            **_about_rollouts(rollouts, kept),
+            **{name: figures.get(name) for name in ("entropy", "loss", "grad_norm", "clip_share")},
+            "kl": figures.get("kl") if rl.kl else None,
+            "mismatch": mismatch and mismatch.mean,
+            "mismatch_kl": mismatch and mismatch.kl,
+            "ess": mismatch and mismatch.ess,
+            "generated_tokens": generated,
+            "evaluated_tokens": prompted + evaluated,
+            "trained_tokens": rl.updates * sum(len(row.ids) for row in rows),
+            "extra_tokens": cost.generated + cost.evaluated,
+            "flops": None if cost.flops is None else own_flops + cost.flops,
+            "learning_rate": rate(cfg, step),
+            "generate_seconds": round(sampled - began, 4),
+            "extra_seconds": round(labelled - sampled, 4),
+            "train_seconds": round(done - labelled, 4),
+            "peak_bytes": peak_bytes(self.trainee.device),
+        }
+        return row, rollouts
+
+    def row(self, rollout: RlRollout, *advantages_and_weights: Any) -> PolicyRow:
+        """A rollout as the trainer takes it; its advantages are not needed for a pass without gradients."""
+        prompt, reward = self.prompts[rollout.problem], rollout.reward or 0.0
+        return PolicyRow(prompt, rollout.token_ids, np.array(rollout.logprobs), reward, *advantages_and_weights)
+
+    def _own_pass(
+        self, rollouts: Sequence[RlRollout], step: int
+    ) -> tuple[list[Floats] | None, list[float] | None, int]:
+        """The trainer's own log-probabilities of all rollouts, where anything needs them, LaSeR's self-scores, and how
+        many tokens went through the model for both; at the first step it checks the sampler.
+        """
+        cfg, laser = self.cfg, self.mark is not None
+        if step > 1 and not laser and cfg.rl.credit.scheme != "oppo":
+            return None, None, 0
+        rows = [self.row(row) for row in rollouts]
+        evaluated = sum(row.length for row in rows)
+        own, marks = forward(self.trainee, rows, cfg, mark=self.mark)
+        if step == 1 and cfg.rl.correction == "none":
+            check_agreement(mismatch_of(own, rollouts), cfg, self.trainee)
+        if not laser:
+            return own, None, evaluated
+        if self.laser_constant is None:
+            _, of_base = forward(self.trainee, rows, cfg, mark=self.mark, base=True)
+            self.laser_constant, evaluated = float(np.mean(of_base)), 2 * evaluated
+        return own, [losses.LASER_BETA * (mark - self.laser_constant) for mark in marks], evaluated
+
+    def _references(self, rows: Sequence[PolicyRow], own: Sequence[Floats] | None) -> int:
+        """Give `rows` what the loss compares with; returns how many tokens that took. `own` is their own pass."""
+        cfg, rl, evaluated = self.cfg, self.cfg.rl, 0
+        if own is None and (rl.updates > 1 or rl.correction != "none"):
+            own, _ = forward(self.trainee, rows, cfg)
+            evaluated += sum(row.length for row in rows)
+        if own is not None:
+            for row, old in zip(rows, own, strict=True):
+                # With one update the loss's own log-probabilities are the old ones, to the last digit.
+                row.old = old if rl.updates > 1 else None
+                if rl.correction != "none":
+                    row.correction = losses.importance_weights(
+                        old, row.sampler, rl.correction, rl.correction_cap
+                    ).numpy()
+        if rl.kl:
+            of_base, _ = forward(self.trainee, rows, cfg, base=True)
+            evaluated += sum(row.length for row in rows)
+            for row, base in zip(rows, of_base, strict=True):
+                row.base = base
+        return evaluated
+
+
+def update(
+    trainee: Trainee,
+    rows: Sequence[PolicyRow],
+    cfg: Config,
+    apply: Callable[[], float],
+    check: Callable[[Sequence[int], Mapping[str, float]], None] = lambda part, values: None,
+    laser: tuple[int, float] | None = None,
+) -> tuple[dict[str, float], list[Floats]]:
+    """`rl.updates` optimizer steps on `rows`; `apply` makes one from the gradients and returns their norm.
+
+    Micro-batches go longest first, and their gradients add up to those of the batch. `check` is called with the members
+    (indices of rows) and the numbers of every micro-batch, and may raise. `laser` is LaSeR's token and constant.
+    Returns means over the updates (`loss`, `grad_norm`) and over tokens (`clip_share`: those without a gradient because
+    of the clip; `kl`, from the base; `entropy` in the first update, in nats), and the log-probabilities of the first
+    update, (T,) per row.
+    """
+    n, clipped = cfg.rl.updates, 0
+    loss = grad_norm = entropy = divergence = 0.0
+    first = [np.zeros(0)] * len(rows)
+    for number in range(n):
+        for part in parts_of(rows, cfg):
+            batch = Batch(trainee, [rows[i] for i in part], laser and laser[0])
+            logprobs, entropies = batch.logprobs(cfg.lora.tile, entropy=number == 0)  # (B, T)
+            piece = _loss(batch, logprobs, cfg.rl, laser)
+            value = float(piece.total.detach())
+            check(part, {"loss": value})
+            piece.total.backward()  # type: ignore[no-untyped-call]
+            loss += value
+            clipped += int(piece.clipped)
+            divergence += float(piece.divergence)
+            if entropies is not None:
+                entropy += float(entropies[batch.mask].sum())
+                for i, line in zip(part, batch.of_rows(logprobs), strict=True):
+                    first[i] = line
+        norm = apply()
+        check(range(len(rows)), {"grad_norm": norm})
+        grad_norm += norm
+    tokens = sum(len(row.ids) for row in rows)
+    figures = {"loss": loss / n, "grad_norm": grad_norm / n, "entropy": entropy / tokens}
+    return figures | {"clip_share": clipped / (n * tokens), "kl": divergence / (n * tokens)}, first
+
+
+def _loss(batch: Batch, logprobs: Tensor, rl: RlConfig, laser: tuple[int, float] | None) -> losses.PolicyLoss:
+    """The part of the loss of all rows that those of `batch` make up; `logprobs` (B, T)."""
+    rows = batch.rows
+    old = batch.per_token([row.old for row in rows], logprobs)
+    piece = losses.policy_loss(
+        logprobs,
+        logprobs.detach() if old is None else old,
+        batch.per_token([row.advantages for row in rows], logprobs),  # type: ignore[arg-type]  # every row has some
+        batch.mask,
+        logprobs.new_tensor([row.weight for row in rows]),
+        loss=rl.loss,
+        clip_low=rl.clip_low,
+        clip_high=rl.clip_high,
+        decay=rl.gamma * rl.trace,
+        correction=batch.per_token([row.correction for row in rows], logprobs),
+        reference=batch.per_token([row.base for row in rows], logprobs),
+        kl=rl.kl,
+    )
+    if laser is None:
+        return piece
+    scores = losses.self_scores(batch.at_mark(logprobs), laser[1])
+    rewards = logprobs.new_tensor([row.reward for row in rows])
+    weights = logprobs.new_tensor([row.class_weight for row in rows])
+    return piece._replace(total=piece.total + rl.laser * losses.self_score_loss(scores, rewards, weights))
+
+
+def batch_of(items: Sequence[T], size: int, seed: int, step: int) -> list[T]:
+    """The problems of step `step` (from 1 on): every pass over `items` is shuffled anew, and what is left of it over
+    whole batches is passed over, so that no problem is twice in a batch.
+    """
+    size = min(size, len(items))
+    epoch, place = divmod(step - 1, len(items) // size)
+    order = list(items)
+    random.Random(f"{seed}|rl|{epoch}").shuffle(order)
+    return order[place * size : (place + 1) * size]
+
+
+def rate(cfg: Config, step: int) -> float:
+    """Learning rate of step `step` (from 1 on)."""
+    return cfg.rl.learning_rate * min(1.0, step / (cfg.rl.warmup + 1))
+
+
+def note(row: Mapping[str, Any]) -> str:
     """How a step went, in one short line."""
 
     def speed(tokens: str, seconds: str) -> str:
@@ -190,19 +377,16 @@ def note(row: dict[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _mark(cfg: Config, trainee: Any) -> int | None:
-    """LaSeR's token: a reserved one that no text has; None where LaSeR is off."""
-    if not cfg.rl.laser:
-        return None
-    for name in RESERVED:
-        found = trainee.tokenizer.convert_tokens_to_ids(name)
-        if found is not None and found != trainee.tokenizer.unk_token_id:
-            return int(found)
-    raise ConfigError(
-        f"rl.laser is {cfg.rl.laser}, but the tokenizer in {trainee.base} has none of the tokens "
-        f"{', '.join(RESERVED)}; set rl.laser = 0"
-    )
-
-
-RESERVED = ("<|reserved_0|>", "<|vision_pad|>", "<|reserved_special_token_0|>", "<|fim_pad|>")
-"""Tokens of the lab, Qwen and Llama 3 that solutions never hold, in the order of preference."""
+def _about_rollouts(rollouts: Sequence[RlRollout], kept: Sequence[bool]) -> dict[str, Any]:
+    rewards = [row.reward for row in rollouts if row.reward is not None]
+    groups = groups_of(rollouts)
+    spreads = [{rollouts[i].reward for i in group} - {None} for group in groups]
+    return {
+        "reward": float(np.mean(rewards)) if rewards else None,
+        "groups": len(groups),
+        "kept_groups": sum(any(kept[i] for i in group) for group in groups),
+        "no_spread": sum(len(spread) < 2 for spread in spreads) / len(groups),
+        "masked": sum(row.reward is None and not k for row, k in zip(rollouts, kept, strict=True)),
+        "verdicts": dict(sorted(Counter(str(row.verdict or NOT_GENERATED) for row in rollouts).items())),
+        "length": float(np.mean([len(row.token_ids) for row in rollouts])),
+    }

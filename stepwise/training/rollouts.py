@@ -1,5 +1,5 @@
-r"""Groups of rollouts as the trainer needs them: token ids with their log-probabilities, steps as spans of tokens, and
-what the grader says.
+r"""Rollouts as the trainer needs them: token ids with their log-probabilities, steps as spans of tokens, what the
+grader says, and the hints that they begin with.
 
 Steps are those of `stepwise.steps.split_steps`. Which step a token belongs to is decided by bytes: the step that holds
 the first of its bytes that lies in any step. So the blank line after a step is the step's own, a token such as
@@ -13,25 +13,28 @@ from __future__ import annotations
 import dataclasses
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from stepwise.errors import BackendError, DataError
+from stepwise.config.training import CreditConfig
+from stepwise.data.examples import Example
+from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict, grade_many
-from stepwise.io import read_rows, write_rows
+from stepwise.io import read_rows
 from stepwise.steps import SEPARATOR, extract_answer, next_fence, split_steps
 from stepwise.types import Finish, Problem
 
-if TYPE_CHECKING:
-    from stepwise.config.training import RlConfig
-    from stepwise.models.engine import Engine, Generation
-
 Spans = tuple[tuple[int, int], ...]
+Hints = Mapping[str, tuple[str, ...]]
+"""Steps by problem id that are written ahead of every rollout of that problem."""
+HINTED_SCHEMES = ("outcome", "distill")
+"""Credit schemes that ask nothing about single steps: others would be asked about steps that nobody sampled."""
+_BOXES = ("\\boxed", "\\fbox", "<think>", "</think>")
 _LINE_END = re.compile(rb"\r\n|\r|\n|\Z")
 
 
@@ -108,56 +111,6 @@ def token_spans(pieces: Sequence[bytes], end: int | None = None) -> Spans:
     return tuple(pairwise([*(bisect_left(owners, step) for step in range(len(ranges))), len(pieces)]))
 
 
-def sample_groups(
-    problems: Sequence[Problem],
-    prompts: Mapping[str, Sequence[int]],
-    engine: Engine,
-    rl: RlConfig,
-    *,
-    seed: int,
-    step: int,
-    hints: Mapping[str, tuple[str, ...]] | None = None,
-) -> tuple[list[RlRollout], int]:
-    """`rl.group` solutions of each problem, not graded yet, and how many prompt tokens were evaluated for them.
-
-    `prompts` are token ids by problem id, and end with the problem's hint where `hints` has one. The random numbers
-    follow from `seed`, `step`, the problem's id and the sample's number alone. A prompt is evaluated once for its
-    group. Raises BackendError where most rollouts fail.
-    """
-    from stepwise.models.engine import GenerationJob
-    from stepwise.seeds import seed_for
-
-    jobs = [
-        GenerationJob(
-            tuple(prompts[problem.id]), max_tokens=rl.max_tokens, n=rl.group, temperature=rl.temperature,
-            top_p=rl.top_p, top_k=rl.top_k, seed=seed_for(seed, problem.id, "rl", step), stop="solution",
-        )
-        for problem in problems
-    ]  # fmt: skip
-    made = engine.generate(jobs)
-    errors = [one.error for one in made if one.finish == "error"]
-    if 2 * len(errors) > len(made):
-        raise BackendError(f"{engine.name} failed for {len(errors)} of {len(made)} rollouts, first: {errors[0]}")
-    told = [(hints or {}).get(problem.id, ()) for problem in problems]
-    rows = [_rollout(one, problems[one.job], engine, step, told[one.job]) for one in made]
-    return rows, sum(one.evaluated_tokens for one in made)
-
-
-def _rollout(made: Generation, problem: Problem, engine: Engine, step: int, hint: tuple[str, ...]) -> RlRollout:
-    pieces = [engine.token_bytes(token) for token in made.ids]
-    end = made.end if made.cut else None
-    steps = tuple(split_steps(made.text))
-    spans = token_spans(pieces, end)
-    if len(spans) != len(steps):  # would give credit to the wrong tokens
-        raise BackendError(
-            f"a rollout of problem {problem.id!r} has {len(steps)} steps, but {len(spans)} spans of tokens"
-        )
-    return RlRollout(
-        f"{problem.id}/s{step}/r{made.sample}", step, problem.id, problem.question, made.sample, made.text, steps,
-        spans, made.ids, made.logprobs, made.finish, hint=hint,
-    )  # fmt: skip
-
-
 def grade_rollouts(
     rollouts: Sequence[RlRollout], problems: Mapping[str, Problem], no_answer: Literal["mask", "wrong"]
 ) -> list[RlRollout]:
@@ -183,14 +136,69 @@ def rollouts_name(step: int) -> str:
     return f"rollouts/step-{step:05d}.jsonl"
 
 
-def write_rollouts(path: Path, rollouts: Sequence[RlRollout]) -> None:
-    """Write a step's rollouts as JSON Lines; the file has its name once it is whole."""
-    write_rows(path, rollouts)
-
-
 def read_rollouts(path: str | Path) -> list[RlRollout]:
     """The rows of `write_rollouts`; raises DataError for a missing file, and for a line that is no rollout."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} does not exist; give a file that grpo wrote, such as OUT/{rollouts_name(1)}")
     return read_rows(path, RlRollout)
+
+
+def check_hints(hints: Mapping[str, Sequence[str]], problems: Iterable[Problem], cfg: CreditConfig) -> Hints:
+    """The hints, by problem id, in the form of `split_steps`.
+
+    What differs from POPE (arXiv 2601.18779): a hint is forced text of the solution itself, not an instruction in the
+    prompt, so nothing on it is trained; and which problems of a run have one is for the caller to say (a hinted copy of
+    a problem is a problem with another id). Raises ConfigError for a credit scheme that judges steps; DataError, naming
+    the problem, for an id that no problem has, an empty hint, one that is a text instead of steps, one that holds an
+    answer, and an open code fence.
+    """
+    if hints and cfg.scheme not in HINTED_SCHEMES:
+        raise ConfigError(
+            f'rl.credit.scheme is "{cfg.scheme}", which judges steps, and those of a hint are not the policy\'s; with '
+            f"hints set {' or '.join(HINTED_SCHEMES)}"
+        )
+    known, checked = {problem.id for problem in problems}, {}
+    for name, steps in hints.items():
+        where = f"the hint of problem {name!r}"
+        if name not in known:
+            raise DataError(f"hints name the problem {name!r}, which is not among the problems; leave it out")
+        if isinstance(steps, str):
+            raise DataError(f"{where} is a text ({steps!r:.60}); give its steps, such as split_steps(text)")
+        text, fence = SEPARATOR.join(steps), ""
+        if not (hint := tuple(split_steps(text))):
+            raise DataError(f"{where} has no text ({list(steps)!r:.60}); give at least one step, or leave it out")
+        if held := next((mark for mark in _BOXES if mark in text), None):
+            raise DataError(f"{where} holds {held} ({hint[-1]!r:.60}); end it before the answer, and without reasoning")
+        for line in text.split("\n"):
+            fence = next_fence(fence, line)
+        if fence:
+            raise DataError(f"{where} leaves a code fence open ({fence}); close it")
+        checked[name] = hint
+    return checked
+
+
+def hints_of(rows: Iterable[Example], problems: Iterable[Problem]) -> dict[str, tuple[str, ...]]:
+    """Prefix and intervention of the first row of each problem that has one, by problem id; rows of others are left.
+
+    Raises DataError where no row belongs to any of the problems, for a row of a whole solution or of first tokens, and
+    for one whose question is not that of the problem with its id.
+    """
+    known, hints = {problem.id: problem for problem in problems}, dict[str, tuple[str, ...]]()
+    for row in rows:
+        name = row.parents.get("problem", "")
+        if name not in known or name in hints:
+            continue
+        if row.complete or row.origin == "first_tokens":
+            raise DataError(
+                f"row {row.id!r} is no step to go on from (origin {row.origin}); give hints as interventions"
+            )
+        if row.question != known[name].question:
+            raise DataError(
+                f"row {row.id!r}: its question is not that of problem {name!r} ({row.question!r:.60}); give the "
+                "problems that the interventions were made from"
+            )
+        hints[name] = (*row.prefix, *split_steps(row.intervention))
+    if not hints:
+        raise DataError("no row of the hints belongs to any of the problems (parents.problem); give rows of theirs")
+    return hints

@@ -7,18 +7,25 @@ that compute the same thing: whether they agree is measured on the tokens of the
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError, DataError
+from stepwise.export.gguf import export_gguf
 from stepwise.models.base import Request
-from stepwise.steps import SEPARATOR
-from stepwise.training.hints import Hints
+from stepwise.models.engine import Engine, Generation, GenerationJob, load_engine
+from stepwise.models.hub import gguf_path
+from stepwise.models.llamacpp import LlamaCppBackend
+from stepwise.seeds import seed_for
+from stepwise.steps import SEPARATOR, split_steps
 from stepwise.training.lora import Trainee, base_directory
-from stepwise.training.losses import Mismatch
+from stepwise.training.losses import Mismatch, mismatch
+from stepwise.training.policy import Floats
 from stepwise.training.rendering import prompt_ids, text_ids
+from stepwise.training.rollouts import Hints, RlRollout, token_spans
 from stepwise.types import Problem, Step
 
 EXACT = 1e-3
@@ -39,30 +46,27 @@ OF_TRAINER = 0.02
 class Sampler:
     """`models.weak` on an engine of its own; `attach` gives it the trainee's adapter and empty caches.
 
-    Raises ConfigError for a model that is not local, or that has a GGUF adapter already; what `load_engine` raises.
+    `backend` is one that is loaded already. Raises ConfigError for a model that is not local, or that has a GGUF
+    adapter already; what `load_engine` raises.
     """
 
-    def __init__(self, cfg: Config):
-        from stepwise.models.engine import load_engine
-        from stepwise.models.llamacpp import LlamaCppBackend
-
-        self._model = cfg.models.weak
-        if not self._model.local:
+    def __init__(self, cfg: Config, backend: LlamaCppBackend | None = None) -> None:
+        self._cfg, weak = cfg, cfg.models.weak
+        if not weak.local:
             raise ConfigError(
-                f'models.weak.model is "{self._model.model}"; grpo samples with the in-process engine: write '
+                f'models.weak.model is "{weak.model}"; grpo samples with the in-process engine: write '
                 '"llamacpp/PATH.gguf", and the directory it was made from in train_from'
             )
-        if self._model.lora is not None:
+        if weak.lora is not None:
             raise ConfigError(
-                f"models.weak.adapter is {self._model.lora}, which cannot be trained on; give its directory in PEFT's "
+                f"models.weak.adapter is {weak.lora}, which cannot be trained on; give its directory in PEFT's "
                 "layout as the adapter to go on with, and leave models.weak.adapter out"
             )
-        self._prompt = cfg.prompt
         self._folder = tempfile.TemporaryDirectory()
-        self.backend = LlamaCppBackend(load_engine(self._model), cfg.prompt)
+        self.backend = LlamaCppBackend(load_engine(weak), cfg.prompt) if backend is None else backend
 
     @property
-    def engine(self) -> Any:
+    def engine(self) -> Engine:
         """The engine, with the adapter of the last `attach`."""
         return self.backend.engine
 
@@ -70,6 +74,64 @@ class Sampler:
         """Sample with the adapter as it is now, from a cold cache. Raises BackendError where it does not fit."""
         self.backend.set_adapter(trainee.export(Path(self._folder.name) / "adapter.gguf"))
         self.backend.forget()
+
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], *, num_samples: int, max_tokens: Sequence[int], seeds: Sequence[int]
+    ) -> list[Generation]:
+        """`num_samples` ends of solutions after each of `prompts` (token ids), in order, as [rl] has them drawn.
+
+        `max_tokens` and `seeds` are one per prompt. A prompt is evaluated once for its samples. All that is sampled in
+        training is sampled here.
+        """
+        rl = self._cfg.rl
+        jobs = [
+            GenerationJob(
+                ids, max_tokens=room, n=num_samples, temperature=rl.temperature, top_p=rl.top_p, top_k=rl.top_k,
+                seed=seed, stop="solution",
+            )
+            for ids, room, seed in zip(prompts, max_tokens, seeds, strict=True)
+        ]  # fmt: skip
+        return self.engine.generate(jobs)
+
+    def sample(
+        self,
+        problems: Sequence[Problem],
+        prompts: Mapping[str, tuple[int, ...]],
+        step: int,
+        hints: Hints | None = None,
+    ) -> tuple[list[RlRollout], int]:
+        """`rl.group` solutions of each problem, not graded yet, and how many prompt tokens were evaluated for them.
+
+        `prompts` are token ids by problem id, and end with the problem's hint where `hints` has one. The random numbers
+        follow from the seed, `step`, the problem's id and the sample's number alone. Raises BackendError where most
+        rollouts fail.
+        """
+        rl, seed = self._cfg.rl, self._cfg.seed
+        results = self.generate(
+            [prompts[problem.id] for problem in problems],
+            num_samples=rl.group,
+            max_tokens=[rl.max_tokens] * len(problems),
+            seeds=[seed_for(seed, problem.id, "rl", step) for problem in problems],
+        )
+        errors = [result.error for result in results if result.finish == "error"]
+        if 2 * len(errors) > len(results):
+            name = self.engine.name
+            raise BackendError(f"{name} failed for {len(errors)} of {len(results)} rollouts, first: {errors[0]}")
+        rows = [self._rollout(result, problems[result.job], step, hints or {}) for result in results]
+        return rows, sum(result.evaluated_tokens for result in results)
+
+    def _rollout(self, result: Generation, problem: Problem, step: int, hints: Hints) -> RlRollout:
+        pieces = [self.engine.token_bytes(token) for token in result.ids]
+        steps = tuple(split_steps(result.text))
+        spans = token_spans(pieces, result.end if result.cut else None)
+        if len(spans) != len(steps):  # would give credit to the wrong tokens
+            raise BackendError(
+                f"a rollout of problem {problem.id!r} has {len(steps)} steps, but {len(spans)} spans of tokens"
+            )
+        return RlRollout(
+            f"{problem.id}/s{step}/r{result.sample}", step, problem.id, problem.question, result.sample, result.text,
+            steps, spans, result.ids, result.logprobs, result.finish, hint=hints.get(problem.id, ()),
+        )  # fmt: skip
 
     def prompts(
         self, problems: Iterable[Problem], trainee: Trainee, hints: Hints | None = None
@@ -79,7 +141,7 @@ class Sampler:
         Raises DataError, naming the problem, for one that leaves no room in the context, and ConfigError for a context
         that the model has not, and where the two chat templates or tokenizers differ.
         """
-        room, found = self.engine.context, {}
+        room, prompts = self.engine.context, {}
         if room > trainee.context:
             raise ConfigError(
                 f"models.weak.context is {room}, but {trainee.base} has {trainee.context} positions; lower the context"
@@ -87,7 +149,7 @@ class Sampler:
         for problem in problems:
             steps = (hints or {}).get(problem.id, ())
             ids = tuple(self.backend.prefix_ids(Request(problem, tuple(Step(text, "hint") for text in steps))))
-            theirs = tuple(prompt_ids(trainee.tokenizer, self._prompt, problem.question))
+            theirs = tuple(prompt_ids(trainee.tokenizer, self._cfg.prompt, problem.question))
             for text in steps:
                 where = f"the hint of problem {problem.id!r}"
                 theirs += tuple(text_ids(trainee.tokenizer, text + SEPARATOR, where))
@@ -102,8 +164,8 @@ class Sampler:
                     f"problem {problem.id!r}: its {what} {len(ids)} tokens, which leaves no room in the context of "
                     f"{room}; raise models.weak.context, or leave the problem out"
                 )
-            found[problem.id] = ids
-        return found
+            prompts[problem.id] = ids
+        return prompts
 
     def close(self) -> None:
         """Free the engine; calling it twice does nothing."""
@@ -122,8 +184,6 @@ def exact_weights(cfg: Config, folder: str | Path) -> Config:
 
     The GGUF is made from the trainer's own weights, as `folder`/base-f32.gguf, where it is not there yet.
     """
-    from stepwise.export.gguf import export_gguf
-
     base = base_directory(cfg.models.weak)
     path = Path(folder) / "base-f32.gguf"
     if not path.is_file():
@@ -137,8 +197,6 @@ def exact_weights(cfg: Config, folder: str | Path) -> Config:
 def sampler_weights(cfg: Config) -> str:
     """The type of the weights in the GGUF of `models.weak`, by its name in GGUF, such as "MOSTLY_Q8_0"."""
     from gguf import GGUFReader, LlamaFileType
-
-    from stepwise.models.hub import gguf_path
 
     field = GGUFReader(gguf_path(cfg.models.weak.model.partition("/")[2])).fields.get("general.file_type")
     kind = -1 if field is None else int(field.contents())
@@ -154,6 +212,12 @@ def tolerance(cfg: Config, weights: str, trainer: str) -> float:
     cache = "f16" if cfg.models.weak.flash_attention and cfg.models.weak.kv_type == "f32" else cfg.models.weak.kv_type
     rough = OF_WEIGHTS.get(weights, OF_OTHER_WEIGHTS) + OF_CACHE[cache]
     return EXACT + rough + (0.0 if trainer == "float32" else OF_TRAINER)
+
+
+def mismatch_of(logprobs: Sequence[Floats], rollouts: Sequence[RlRollout]) -> Mismatch:
+    """How far the trainer, with `logprobs` (T,) of each of `rollouts`, is from the sampler that wrote them."""
+    sampler = np.concatenate([np.array(row.logprobs) for row in rollouts])
+    return mismatch(np.concatenate(list(logprobs)), sampler)
 
 
 def check_agreement(found: Mismatch, cfg: Config, trainee: Trainee) -> None:

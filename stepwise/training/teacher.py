@@ -6,7 +6,8 @@ is sampled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,22 +20,8 @@ from stepwise.types import Problem
 if TYPE_CHECKING:
     from stepwise.models.engine import Engine
 
-MOST_LOGITS = 1 << 25
-"""Numbers that one call brings back at most (128 MB): a whole vocabulary for every token that is read."""
+_MAX_LOGITS = 1 << 25  # numbers that one call brings back at most (128 MB): a whole vocabulary for every token read
 _OTHER = "a teacher reads the student's token ids: give a models.strong of the same family as models.weak"
-
-
-def load_teacher(cfg: Config) -> Engine:
-    """models.strong on an engine of its own; ConfigError where it is not local, and what `load_engine` raises."""
-    from stepwise.models.engine import load_engine
-
-    strong = cfg.models.strong
-    if not strong.local:
-        raise ConfigError(
-            f'models.strong.model is "{strong.model}", but rl.credit.scheme = "distill" needs the log-probabilities of '
-            'every token, from the in-process engine; write "llamacpp/PATH.gguf", or choose another scheme'
-        )
-    return load_engine(strong)
 
 
 def check_teacher(
@@ -68,29 +55,32 @@ def check_teacher(
 
 
 def read_logprobs(
-    engine: Engine, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]
+    engine: Engine, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], max_logits: int = _MAX_LOGITS
 ) -> tuple[list[NDArray[np.float64] | str], int]:
     """Log p(token | all before it) of every token of each (prompt, rollout), neither empty: (T,) per rollout, or why
     it could not be read. With how many tokens were evaluated.
 
-    Of all calls together no more than `MOST_LOGITS` logits are in memory at once; each goes on in the cache of the one
+    Of all calls together no more than `max_logits` logits are in memory at once; each goes on in the cache of the one
     before.
     """
-    size = engine.vocabulary.size
+    size, evaluated = engine.vocabulary.size, 0
     found: list[NDArray[np.float64] | str] = [np.zeros(len(ids)) for _, ids in sequences]
-    evaluated = 0
-    for part in _parts([len(ids) for _, ids in sequences], max(1, MOST_LOGITS // size)):
-        whole = [(*sequences[i][0], *sequences[i][1]) for i, _, _ in part]
+    tokens = [(i, t) for i, (_, ids) in enumerate(sequences) for t in range(len(ids))]
+    per_call = max(1, max_logits // size)
+    for first in range(0, len(tokens), per_call):
+        grouped = groupby(tokens[first : first + per_call], key=lambda token: token[0])
+        part = [(i, [t for _, t in group]) for i, group in grouped]
+        whole = [(*sequences[i][0], *sequences[i][1]) for i, _ in part]
         # The logits of a token stand at the position before it.
-        wanted = [range(len(sequences[i][0]) + a - 1, len(sequences[i][0]) + b - 1) for i, a, b in part]
-        made = engine.score(whole, [list(places) for places in wanted], range(size))
-        evaluated += sum(one.evaluated_tokens for one in made)
-        for (i, start, stop), one in zip(part, made, strict=True):
+        positions = [[len(sequences[i][0]) + t - 1 for t in places] for i, places in part]
+        results = engine.score(whole, positions, range(size))
+        evaluated += sum(result.evaluated_tokens for result in results)
+        for (i, places), result in zip(part, results, strict=True):
             values = found[i]
-            if one.error:
-                found[i] = one.error
+            if result.error:
+                found[i] = result.error
             elif not isinstance(values, str):
-                values[start:stop] = _logprobs(one.logits, sequences[i][1][start:stop])
+                values[places] = _logprobs(result.logits, [sequences[i][1][t] for t in places])
     return found, evaluated
 
 
@@ -98,22 +88,5 @@ def _logprobs(logits: NDArray[np.float32], ids: Sequence[int]) -> NDArray[np.flo
     """Of each row of `logits` (T, V), the log-probability of its token of `ids` (T,)."""
     logits -= logits.max(axis=1, keepdims=True)
     total: NDArray[np.float64] = np.exp(logits).sum(axis=1, dtype=np.float64)
-    found: NDArray[np.float64] = logits[np.arange(len(ids)), list(ids)].astype(np.float64) - np.log(total)
-    return found
-
-
-def _parts(lengths: Sequence[int], most: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Calls of at most `most` tokens each: (index, start, stop) of what is read of the sequences of these lengths."""
-    part: list[tuple[int, int, int]] = []
-    room = most
-    for i, length in enumerate(lengths):
-        start = 0
-        while start < length:
-            stop = min(length, start + room)
-            part.append((i, start, stop))
-            room, start = room - (stop - start), stop
-            if not room:
-                yield part
-                part, room = [], most
-    if part:
-        yield part
+    chosen: NDArray[np.float64] = logits[np.arange(len(ids)), list(ids)].astype(np.float64) - np.log(total)
+    return chosen

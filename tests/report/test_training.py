@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from stepwise.errors import DataError
-from stepwise.io import append_rows
+from stepwise.io import append_rows, write_rows
 from stepwise.report.model import LAB_NOTICE
 from stepwise.report.training import PLOTS, figures, pick, read_metrics, spaced, training_html, write_training_report
-from stepwise.training.rollouts import RlRollout, rollouts_name, write_rollouts
+from stepwise.training.rollouts import RlRollout, rollouts_name
 from tests.report.browsing import BROWSER, played
 from tests.report.markup import HOSTILE, Elements
 
@@ -52,7 +52,7 @@ def written(out: Path, *, model: str = "llamacpp/some.gguf", steps: int = 3, rol
             *group(step, "even", [0.0, 0.0], step_advantages=(0.0, 0.0, 0.0)),
             *group(step, "mixed", [1.0, 0.0, None], first_error=1, step_scores=(0.9, 0.2, 0.4)),
         ]
-        write_rollouts(out / rollouts_name(step), rows)
+        write_rows(out / rollouts_name(step), rows)
     return out
 
 
@@ -134,7 +134,7 @@ def test_a_hint_stands_ahead_of_the_steps_and_is_none_of_them(tmp_path: Path) ->
     rows = [rollout(1, "p", 0, 1.0, hint=("Given <first>.", "Then."))]
     append_rows(tmp_path / "metrics.jsonl", [{"step": 1, **METRICS}])
     (tmp_path / "rollouts").mkdir()
-    write_rollouts(tmp_path / rollouts_name(1), rows)
+    write_rows(tmp_path / rollouts_name(1), rows)
     page = training_html(tmp_path)
     ahead, steps = page.split('<ol class="steps">')
     assert "Given &lt;first&gt;.\n\nThen." in ahead
@@ -215,7 +215,7 @@ def test_no_string_of_a_rollout_can_become_markup(tmp_path: Path) -> None:
         dataclasses.replace(rollout(1, bad, i, 0.0), question=bad, steps=(bad, bad, bad), id=bad)
         for i, bad in enumerate(HOSTILE)
     ]
-    write_rollouts(out / rollouts_name(1), rows)
+    write_rows(out / rollouts_name(1), rows)
     append_rows(out / "metrics.jsonl", [{"step": 2, **dict.fromkeys(HOSTILE, 1.0)}])
     page = Elements(training_html(out))
     assert {tag for tag, _ in page.found} <= harmless

@@ -13,6 +13,7 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.prompt import SolvePrompt
+from stepwise.training.adapters import base_of, check_adapter, fingerprint, read_card
 from stepwise.training.cards import (
     CardFacts,
     add_evaluation,
@@ -23,7 +24,6 @@ from stepwise.training.cards import (
     write_card,
 )
 from stepwise.training.evaluation import Evaluated, adapter_gguf, evaluate
-from stepwise.training.identity import base_of, check_adapter, fingerprint, read_card
 from stepwise.types import Problem
 
 for _package in ("torch", "transformers", "peft", "gguf", "llama_cpp"):

@@ -21,8 +21,8 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.lab import model_path
 from stepwise.models.shared import close_engines, shared_engine
 from stepwise.training import dspy_provider
+from stepwise.training.adapters import check_adapter, read_card
 from stepwise.training.dspy_provider import LoraJob, LoraProvider, chat_row, train_settings
-from stepwise.training.identity import check_adapter, read_card
 from stepwise.training.lora import load_tokenizer
 from tests.scripted_lm import Messages, ScriptedLM
 

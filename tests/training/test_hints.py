@@ -13,8 +13,14 @@ from stepwise.config.training import CreditConfig, Scheme
 from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict
 from stepwise.steps import split_steps
-from stepwise.training.hints import SCHEMES, check_hints, hints_of
-from stepwise.training.rollouts import RlRollout, grade_rollouts, read_rollouts
+from stepwise.training.rollouts import (
+    HINTED_SCHEMES,
+    RlRollout,
+    check_hints,
+    grade_rollouts,
+    hints_of,
+    read_rollouts,
+)
 from stepwise.types import Problem
 from tests.training import rl_world
 from tests.training.rl_world import problems, untimed
@@ -49,7 +55,7 @@ def test_what_cannot_be_a_hint_is_refused_by_problem(hints: Any, said: str) -> N
 
 @pytest.mark.parametrize("scheme", get_args(Scheme))
 def test_schemes_that_judge_steps_take_no_hints(scheme: Any) -> None:
-    if scheme in SCHEMES:
+    if scheme in HINTED_SCHEMES:
         assert check_hints({"p0": ["One."]}, [P], CreditConfig(scheme=scheme))
         return
     with pytest.raises(ConfigError, match=f'"{scheme}", which judges steps.*set outcome or distill'):

@@ -12,7 +12,7 @@ import pytest
 from stepwise.errors import DataError
 from stepwise.models.engine import Engine
 from stepwise.training import export_gguf, export_lora_gguf
-from stepwise.training.merge import merge
+from stepwise.training.adapters import merge
 from tests.tiny_models import tiny_model
 from tests.training.parity import llama_logits, random_ids, transformers_logits
 from tests.training.test_export_lora import random_adapter

@@ -12,18 +12,17 @@ from hypothesis import strategies as st
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.grading import Verdict
-from stepwise.models.engine import Engine
+from stepwise.io import write_rows
 from stepwise.steps import split_steps
 from stepwise.training.rollouts import (
     RlRollout,
     grade_rollouts,
     read_rollouts,
     rollouts_name,
-    sample_groups,
     step_ranges,
     token_spans,
-    write_rollouts,
 )
+from stepwise.training.sampler import Sampler
 from stepwise.types import Problem
 
 TEXT = st.lists(
@@ -117,7 +116,7 @@ def test_rollouts_come_back_from_their_file_and_a_torn_one_is_overwritten(tmp_pa
     rows = [row(0, "a\n\nb", verdict=Verdict.WRONG, reward=0.0, step_advantages=(0.25, None), step_scores=(0.5, 1.0))]
     path.parent.mkdir()
     path.write_text('{"id": "of an earlier start", "torn')
-    write_rollouts(path, rows)
+    write_rows(path, rows)
     assert read_rollouts(path) == rows
     assert [found.name for found in path.parent.iterdir()] == [path.name]
     with pytest.raises(DataError, match="does not exist"):
@@ -125,15 +124,17 @@ def test_rollouts_come_back_from_their_file_and_a_torn_one_is_overwritten(tmp_pa
 
 
 def test_groups_are_drawn_from_seed_step_and_problem_alone(tiny_gguf_path: Path) -> None:
-    rl = Config().rl.model_copy(update={"group": 3, "max_tokens": 12})
+    cfg = Config.load(
+        None, [f"models.weak.model=llamacpp/{tiny_gguf_path}", "rl.group=3", "rl.max_tokens=12", "seed=5"]
+    )
     problems = [Problem("a", "1 + 1 = ?", "2"), Problem("b", "Two?", "2")]
-    with Engine.load(tiny_gguf_path, kv_type="f32", flash_attention=False) as engine:
-        prompts = {problem.id: engine.tokenize(problem.question) for problem in problems}
-        rows, evaluated = sample_groups(problems, prompts, engine, rl, seed=5, step=2)
+    with Sampler(cfg) as sampler:
+        prompts = {problem.id: tuple(sampler.engine.tokenize(problem.question)) for problem in problems}
+        rows, evaluated = sampler.sample(problems, prompts, step=2)
         assert [made.id for made in rows] == [f"{name}/s2/r{i}" for name in "ab" for i in range(3)]
         assert evaluated == sum(map(len, prompts.values()))  # one prefill for a group
         assert all(len(made.token_ids) == len(made.logprobs) for made in rows)
-        alone, _ = sample_groups(problems[1:], prompts, engine, rl, seed=5, step=2)
-        other, _ = sample_groups(problems[1:], prompts, engine, rl, seed=5, step=3)
+        alone, _ = sampler.sample(problems[1:], prompts, step=2)
+        other, _ = sampler.sample(problems[1:], prompts, step=3)
     assert [made.token_ids for made in alone] == [made.token_ids for made in rows[3:]]
     assert [made.token_ids for made in other] != [made.token_ids for made in rows[3:]]

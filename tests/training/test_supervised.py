@@ -1,10 +1,9 @@
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from stepwise.config.training import LoraConfig, SftConfig
+from stepwise.config.training import SftConfig
 from stepwise.data.examples import write_examples
 from stepwise.errors import DataError
 from stepwise.io import read_rows
@@ -58,7 +57,7 @@ def test_micro_batches_do_not_change_a_step(tiny_gguf_path: Path, budget: int) -
     done = train_step(trainee, torch.optim.SGD(trainee.trainable(), lr=1.0), made, cfg, 1.0, 0)
     alone = load_trainee(config(tiny_gguf_path, "lora.micro_tokens=16"))
     same = train_step(alone, torch.optim.SGD(alone.trainable(), lr=1.0), made, cfg, 1.0, 0)
-    assert done.loss == pytest.approx(same.loss, abs=1e-6)
+    assert done[0] == pytest.approx(same[0], abs=1e-6)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(trainee.trainable(), alone.trainable(), strict=True))
 
 
@@ -145,29 +144,10 @@ def test_a_bad_row_stops_before_any_step(tiny_gguf_path: Path, tmp_path: Path) -
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_batch_on_disk(
-    tiny_gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from stepwise.training import supervised
-
-    monkeypatch.setattr(supervised, "weighted_nll", lambda *given: weighted_nll(*given) * float("nan"))
+def test_a_loss_that_is_not_finite_stops_with_the_batch_on_disk(tiny_gguf_path: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"loss is nan.*failed-batch\.jsonl"):
-        sft(ROWS, config(tiny_gguf_path, *QUICK), tmp_path / "run")
+        sft(ROWS, config(tiny_gguf_path, *QUICK, "sft.learning_rate=1e30"), tmp_path / "run")  # the second step's is
     assert len(read_rows(tmp_path / "run" / "failed-batch.jsonl")) == 2
-
-
-def test_a_lack_of_memory_names_the_settings_to_lower(
-    tiny_gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from stepwise.errors import BackendError
-    from stepwise.training import supervised
-
-    def full(*_: Any) -> Any:
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    monkeypatch.setattr(supervised, "weighted_nll", full)
-    with pytest.raises(BackendError, match=rf"lora\.micro_tokens \(now {LoraConfig().micro_tokens}\)"):
-        sft(ROWS, config(tiny_gguf_path, *QUICK), tmp_path / "run")
 
 
 def train(gguf: str, out: str) -> None:

@@ -14,12 +14,12 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine.jobs import Scored
-from stepwise.training import teacher
 from stepwise.training.rollouts import read_rollouts
 from stepwise.training.teacher import check_teacher, read_logprobs
 from stepwise.types import Problem
 from tests.training import rl_world
 from tests.training.rl_world import problems, untimed
+from tests.training.test_labels import GROUP, labeller
 
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
@@ -57,13 +57,10 @@ def expected(ids: tuple[int, ...], start: int) -> list[float]:
 
 
 @pytest.mark.parametrize("most", [1, 3, 7, 1000])
-def test_every_token_is_read_after_all_before_it_however_few_fit_into_a_call(
-    most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(teacher, "MOST_LOGITS", 256 * most)
+def test_every_token_is_read_after_all_before_it_however_few_fit_into_a_call(most: int) -> None:
     reader = Reader()
     pairs = [((1, 2), (3, 4, 5, 6)), ((9,), (8,)), ((1,) * 99, (2, 3)), ((1, 2), tuple(range(7)))]
-    found, evaluated = read_logprobs(reader, pairs)  # type: ignore[arg-type]
+    found, evaluated = read_logprobs(reader, pairs, 256 * most)  # type: ignore[arg-type]
     for (prompt, ids), values in zip(pairs, found, strict=True):
         if len(prompt) > 90:
             assert values == "too long"
@@ -75,12 +72,10 @@ def test_every_token_is_read_after_all_before_it_however_few_fit_into_a_call(
 
 
 def test_gaps_are_taken_of_every_rollout_with_tokens_and_counted_as_cost() -> None:
-    from tests.training.test_extras import GROUP, gather, judges, learner
-
     reader = Reader()
     broken = dataclasses.replace(GROUP[2], finish="error", id="broken")
-    run = learner("distill", judges(teacher=reader))
-    known, cost = gather(run, [*GROUP, broken])
+    run = labeller("distill", teacher=reader)
+    known, cost = run.label([*GROUP, broken])
     for row, what in zip(GROUP, known, strict=False):
         read = expected((*run.prompts["p"], *row.token_ids), len(run.prompts["p"]))
         np.testing.assert_allclose(what.teacher, np.array(read) + 0.5, atol=1e-5)
@@ -90,7 +85,7 @@ def test_gaps_are_taken_of_every_rollout_with_tokens_and_counted_as_cost() -> No
     assert (cost.generated, cost.evaluated, cost.flops) == (0, tokens, 2.0 * 50 * tokens)
     reader.context = 5
     with pytest.raises(BackendError, match="reader failed for 4 of 4 rollouts, first: too long"):
-        gather(run, GROUP)
+        run.label(GROUP)
 
 
 def test_a_teacher_with_other_tokens_prompts_or_too_little_room_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Which base model and which prompt an adapter belongs to, and whether those at hand are the same.
+"""Adapters on disk: which base model and which prompt one belongs to, and merging it into a copy of its base.
 
 The weights of a model directory are identified by a hash over every tensor's name, type, shape and bytes: it does not
 depend on how they are spread over files.
@@ -9,20 +9,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from stepwise.errors import ConfigError, DataError
+from stepwise import lab
+from stepwise.errors import ConfigError, DataError, ExportError
 from stepwise.export.safetensors import Checkpoint, read_json
 from stepwise.models.hub import PREFIX, fetch
 from stepwise.prompt import SolvePrompt
-from stepwise.training.lora import LAYOUT, check_layout, described
+from stepwise.training.lora import LAYOUT, check_layout, described, quiet, require_training
 
 CARD = "card.json"
+DType = Literal["float32", "bfloat16"]
 _CHUNK = 1 << 22
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+# Tokenizer and chat template are copied as they are: a tokenizer that is loaded and saved again may come out otherwise.
+_BESIDE = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+           "chat_template*", "generation_config.json")  # fmt: skip
 
 
 def base_of(adapter: str | Path, base: str | Path | None = None) -> Path:
@@ -31,8 +37,6 @@ def base_of(adapter: str | Path, base: str | Path | None = None) -> Path:
     Either is a directory, "hf:ORG/REPO" or the name of a lab model. Raises DataError, with the remedy, where it is no
     directory in transformers' layout.
     """
-    from stepwise import lab
-
     named = str(base or described(adapter).get("base_model_name_or_path") or "")
     if named in lab.MODELS:
         return lab.model_path(named, "safetensors")
@@ -45,13 +49,20 @@ def base_of(adapter: str | Path, base: str | Path | None = None) -> Path:
     return folder
 
 
+def adapter_directory(name: str | Path) -> Path:
+    """The directory that a name stands for: a lab adapter, a run that trained one, or the directory itself."""
+    if name in lab.ADAPTERS:
+        return lab.model_path(str(name), "safetensors")
+    inside = Path(name) / "adapter"
+    return inside if (inside / "adapter_config.json").is_file() else Path(name)
+
+
 def fingerprint(base: str | Path) -> str:
     """Sixteen hex digits that stand for the weights in a model directory. Reads all of them once per process.
 
     Raises ExportError for a directory without safetensors.
     """
-    places = Checkpoint.of_model(Path(base)).places
-    files = sorted({place.file.resolve() for place in places.values()})
+    files = sorted({place.file.resolve() for place in Checkpoint.of_model(Path(base)).places.values()})
     return _fingerprint(Path(base), tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
@@ -84,16 +95,6 @@ def read_card(adapter: str | Path) -> dict[str, Any] | None:
     return card
 
 
-def adapter_directory(name: str | Path) -> Path:
-    """The directory that a name stands for: a lab adapter, a run that trained one, or the directory itself."""
-    from stepwise.lab import ADAPTERS, model_path
-
-    if name in ADAPTERS:
-        return model_path(str(name), "safetensors")
-    inside = Path(name) / "adapter"
-    return inside if (inside / "adapter_config.json").is_file() else Path(name)
-
-
 def check_adapter(
     adapter: str | Path, base: str | Path | None = None, prompt: SolvePrompt | None = None
 ) -> dict[str, Any] | None:
@@ -111,10 +112,10 @@ def check_adapter(
     if card is None:
         return None
     made_for = card.get("base") or {}
-    known = made_for.get("fingerprint")
-    if known is not None and known != fingerprint(folder):
+    weights = made_for.get("fingerprint")
+    if weights is not None and weights != fingerprint(folder):
         raise DataError(
-            f"adapter {adapter} was trained on other weights: {made_for.get('name')} with fingerprint {known}, but "
+            f"adapter {adapter} was trained on other weights: {made_for.get('name')} with fingerprint {weights}, but "
             f"{folder} has {fingerprint(folder)}; give that base, or train the adapter anew on this one"
         )
     trained_under = card.get("prompt_hash")
@@ -128,9 +129,8 @@ def check_adapter(
 
 def _misfits(adapter: Path, base: Path) -> Iterator[str]:
     """What does not fit: A is (rank, inputs), B (outputs, rank), of a matrix (outputs, inputs)."""
-    weights = Checkpoint.of_model(base)
+    weights, factors = Checkpoint.of_model(base), Checkpoint([adapter / LAYOUT[1]])
     tied = bool(read_json(base / "config.json").get("tie_word_embeddings", False))
-    factors = Checkpoint([adapter / LAYOUT[1]])
     for name in sorted(factors.places):
         match = _FACTOR.fullmatch(name)
         if not match:
@@ -141,6 +141,59 @@ def _misfits(adapter: Path, base: Path) -> Iterator[str]:
             yield f"it changes {module}, which the base has not"
             continue
         outputs, inputs = weights.shape(f"{stored}.weight")
-        wanted, found = (inputs, factors.shape(name)[1]) if side == "A" else (outputs, factors.shape(name)[0])
-        if wanted != found:
-            yield f"{module} is ({outputs}, {inputs}), and the adapter's {side} is for {found} instead of {wanted}"
+        wanted, actual = (inputs, factors.shape(name)[1]) if side == "A" else (outputs, factors.shape(name)[0])
+        if wanted != actual:
+            yield f"{module} is ({outputs}, {inputs}), and the adapter's {side} is for {actual} instead of {wanted}"
+
+
+def merge(
+    adapter_dir: str | Path, out_dir: str | Path, base: str | Path | None = None, *, dtype: DType = "float32"
+) -> Path:
+    """Write base plus adapter in transformers' layout, with tokenizer and chat template, to `out_dir`; returns it.
+
+    `adapter_dir` is in PEFT's layout; `base` is its base's directory, "hf:ORG/REPO" or a lab model (None: the one that
+    adapter_config.json names). What PEFT can merge is merged: DoRA and trained embeddings too, which a LoRA GGUF cannot
+    hold. The sum is taken in float32, and needs main memory for that: adding to bfloat16 weights, and taking it off
+    again, leaves a drift behind. `dtype` is that of the written weights; bfloat16 rounds the sum once.
+    `export_gguf(out_dir, ...)` makes a GGUF of it. Raises DataError for an adapter of another base and for an `out_dir`
+    that is not empty, ExportError for a merge with infinite or undefined weights.
+    """
+    adapter, out = Path(adapter_dir), Path(out_dir)
+    if dtype not in get_args(DType):
+        raise DataError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(DType))}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists and is not empty; give a new directory for the merged model")
+    require_training()
+    folder = base_of(adapter, base)
+    check_adapter(adapter, folder)
+    draft = out.with_name(f".{out.name}.new")
+    shutil.rmtree(draft, ignore_errors=True)
+    with quiet():
+        _merged(adapter, folder, dtype).save_pretrained(draft)
+    for pattern in _BESIDE:
+        for file in folder.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, draft / file.name)
+    if out.exists():
+        out.rmdir()
+    draft.rename(out)
+    return out
+
+
+def _merged(adapter: Path, base: Path, dtype: DType) -> Any:
+    """The merged model, on the CPU."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
+    changed = Checkpoint([adapter / LAYOUT[1]]).places
+    if model.config.tie_word_embeddings and any("lm_head" in name or "embed_tokens" in name for name in changed):
+        # One matrix is embedding and head. The adapter changes one of them only, so that they part here.
+        model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
+        model.config.tie_word_embeddings = False
+    try:
+        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise ExportError(f"adapter {adapter} cannot be merged ({error!s:.200}); train it again") from error
+    return merged.to(getattr(torch, dtype))

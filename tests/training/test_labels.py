@@ -15,8 +15,13 @@ from stepwise.grading import Verdict
 from stepwise.models.engine import Generation
 from stepwise.models.scorers.base import Scored
 from stepwise.steps import split_steps
+from stepwise.training.labels import Labeller, judge_asked
+from stepwise.training.lora import load_trainee
+from stepwise.training.policy import PolicyRow, forward
 from stepwise.training.rollouts import RlRollout, token_spans
+from stepwise.training.sampler import Sampler
 from stepwise.types import Problem, Usage
+from tests.tiny_models import tiny_model
 
 pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
@@ -58,22 +63,15 @@ class Engine:
         return made
 
 
-def learner(scheme: str, judges: Any = None, engine: Any = None, **credit: Any) -> Any:
-    from stepwise.training.judges import Judges
-    from stepwise.training.learner import Learner
-
+def labeller(scheme: str, engine: Any = None, trainee: Any = None, weak: Any = None, **more: Any) -> Labeller:
     cfg = Config()
-    rl = cfg.rl.model_copy(update={"credit": cfg.rl.credit.model_copy(update={"scheme": scheme, **credit})})
+    given = {name: more.pop(name) for name in ("scorer", "critic", "locate", "teacher") if name in more}
+    rl = cfg.rl.model_copy(update={"credit": cfg.rl.credit.model_copy(update={"scheme": scheme, **more})})
+    models = cfg.models.model_copy(update={"weak": weak or cfg.models.weak})
+    cfg = cfg.model_copy(update={"rl": rl, "models": models})
+    backend: Any = SimpleNamespace(engine=engine or Engine())
     prompts = {name: tuple(problem.question.encode()) for name, problem in PROBLEMS.items()}
-    sampler: Any = SimpleNamespace(engine=engine or Engine())
-    made = cfg.model_copy(update={"rl": rl})
-    return Learner(made, None, None, sampler, judges or Judges(), PROBLEMS, prompts, Path("x"))  # type: ignore[arg-type]
-
-
-def gather(run: Any, rows: Any = GROUP, own: Any = None) -> Any:
-    from stepwise.training.extras import gather
-
-    return gather(run, rows, own)
+    return Labeller(cfg, PROBLEMS, prompts, Sampler(cfg, backend), trainee, **given)
 
 
 class Scorer:
@@ -88,26 +86,20 @@ class Scorer:
         return [Scored([0.1 if "BAD" in step else 0.9 for step in steps], cost) for _, steps in items]
 
 
-def judges(**given: Any) -> Any:
-    from stepwise.training.judges import Judges
-
-    return Judges(**given)
-
-
 def test_outcome_asks_nobody_and_costs_nothing() -> None:
-    known, cost = gather(learner("outcome"))
+    known, cost = labeller("outcome").label(GROUP)
     assert [what.first_error for what in known] == [None] * 4
     assert (cost.generated, cost.evaluated, cost.flops) == (0, 0, 0.0)
 
 
 def test_the_scorer_finds_first_errors_of_wrong_rollouts_alone() -> None:
     scorer = Scorer()
-    known, cost = gather(learner("first_error", judges(scorer=scorer)))
+    known, cost = labeller("first_error", scorer=scorer).label(GROUP)
     assert [what.first_error for what in known] == [None, 1, None, 0]  # the last has no step at all
     assert [steps for _, steps in scorer.asked] == [GROUP[1].steps]
     assert known[1].scores == (0.9, 0.1, 0.9)
     assert (cost.evaluated, cost.flops) == (7, 2.0 * 100 * 7)
-    found, _ = gather(learner("first_error", judges(scorer=scorer), threshold=0.05))
+    found, _ = labeller("first_error", scorer=scorer, threshold=0.05).label(GROUP)
     assert found[1].first_error is None
 
 
@@ -117,20 +109,20 @@ def test_scores_are_asked_for_every_rollout_with_a_reward_and_a_failure_stays_wi
             rows = super().score_detailed(items)
             return [row if i else Scored([], Usage(), "too long") for i, row in enumerate(rows)]
 
-    known, _ = gather(learner("pure_min", judges(scorer=Failing())))
+    known, _ = labeller("pure_min", scorer=Failing()).label(GROUP)
     assert known[0].failed == "too long"
     assert known[1].scores == (0.9, 0.1, 0.9)
     assert (known[2].scores, known[3].scores) == (None, (0.0,))
     with pytest.raises(BackendError, match="failed for 1 of 1 rollouts, first: too long"):
-        gather(learner("pure_min", judges(scorer=Failing())), GROUP[:1])
+        labeller("pure_min", scorer=Failing()).label(GROUP[:1])
 
 
 def test_a_function_tells_the_truth_within_the_steps_there_are() -> None:
-    run = learner("vppo", judges(locate=lambda problem, steps: steps.index("BAD")), first_error="given")
-    assert [what.first_error for what in gather(run)[0]] == [None, 1, None, 0]
-    beyond = learner("vppo", judges(locate=lambda problem, steps: 3), first_error="given")
+    run = labeller("vppo", locate=lambda problem, steps: steps.index("BAD"), first_error="given")
+    assert [what.first_error for what in run.label(GROUP)[0]] == [None, 1, None, 0]
+    beyond = labeller("vppo", locate=lambda problem, steps: 3, first_error="given")
     with pytest.raises(DataError, match=r"step 3 of rollout 'p/s1/r1', which has 3"):
-        gather(beyond)
+        beyond.label(GROUP)
 
 
 class Critic:
@@ -159,11 +151,13 @@ class Critic:
 
 def test_the_critic_finds_first_errors_shown_the_reference() -> None:
     critic = Critic([True, False])
-    known, cost = gather(learner("first_error", judges(critic=critic, critic_size=1000), first_error="critic"))
+    run = labeller("first_error", critic=critic, first_error="critic")
+    run.critic_size = 1000
+    known, cost = run.label(GROUP)
     assert [what.first_error for what in known] == [None, 1, None, 0]
     assert critic.asked == [(PROBLEMS["p"].reference, ["two", "BAD", "\\boxed{5}."])]
     assert (cost.generated, cost.evaluated, cost.flops) == (5, 20, 2.0 * 1000 * 25)
-    failed, cost = gather(learner("first_error", judges(critic=Critic("no reply")), first_error="critic"))
+    failed, cost = labeller("first_error", critic=Critic("no reply"), first_error="critic").label(GROUP)
     assert failed[1].failed == "no reply"
     assert cost.flops is None  # of unknown size
 
@@ -171,7 +165,7 @@ def test_the_critic_finds_first_errors_shown_the_reference() -> None:
 def test_critiques_vote_and_those_that_failed_are_left_out() -> None:
     said = ([True, True, True], "no", [True, False, False], [True, True, False], "no", "no")
     rows = [GROUP[0], GROUP[1], GROUP[3], rollout(WRONG, 0.0, 4)]
-    known, cost = gather(learner("capo", judges(critic=Critic(*said), critic_size=1), critiques=2), rows)
+    known, cost = labeller("capo", critic=Critic(*said), critiques=2).label(rows)
     assert [what.critiques for what in known] == [((),), ((1, 2), (2,)), ((0,),), None]
     assert known[3].failed == "no"
     assert cost.generated == 6 * 5
@@ -179,8 +173,7 @@ def test_critiques_vote_and_those_that_failed_are_left_out() -> None:
 
 def test_values_are_the_success_of_fresh_continuations_from_every_boundary() -> None:
     engine = Engine()
-    run = learner("vineppo", engine=engine, continuations=3)
-    known, cost = gather(run)
+    known, cost = labeller("vineppo", engine=engine, continuations=3).label(GROUP)
     assert known[0].values == (1.0, 1.0, 1.0, 1.0)
     assert known[1].values == (1.0, 1.0, 0.0, 0.0)
     assert known[2].values is None
@@ -201,65 +194,55 @@ def test_a_boundary_that_could_not_be_continued_has_the_value_before_it() -> Non
             broken = [b"and" in bytes(jobs[one.job].ids) for one in made]
             return [Generation(m.job, m.sample, "", "error") if b else m for m, b in zip(made, broken, strict=True)]
 
-    known, _ = gather(learner("vineppo", engine=Broken()), [GROUP[0]])
+    known, _ = labeller("vineppo", engine=Broken()).label([GROUP[0]])
     assert known[0].values == (1.0, 1.0, 1.0, 1.0)
 
 
 def test_evidence_compares_the_policy_with_itself_shown_the_reference(tmp_path: Path) -> None:
     import torch
 
-    from stepwise.training.extras import oracle_prompt
-    from stepwise.training.lora import load_trainee
-    from stepwise.training.policy import forward
-    from tests.tiny_models import tiny_model
-
-    run = learner("oppo")
     base = tiny_model(tmp_path / "base")
-    weak = run.cfg.models.weak.model_copy(
-        update={"model": "llamacpp/none.gguf", "train_from": str(base), "context": 150}
-    )
-    run.cfg = run.cfg.model_copy(update={"models": run.cfg.models.model_copy(update={"weak": weak})})
+    changed = {"model": "llamacpp/none.gguf", "train_from": str(base), "context": 150}
+    run = labeller("oppo", weak=Config().models.weak.model_copy(update=changed))
     run.trainee = load_trainee(run.cfg)
     rows = [GROUP[0], GROUP[2], rollout("x" * 140, 0.0, 5, "q")]
-    own = forward(run.trainee, [run.row(row) for row in rows], run.cfg)
-    known, cost = gather(run, rows, own.logprobs)
-    told = oracle_prompt(run, PROBLEMS["p"])
+    own, _ = forward(run.trainee, [PolicyRow(run.prompts[row.problem], row.token_ids) for row in rows], run.cfg)
+    known, cost = run.label(rows, own)
+    told = run.oracle_prompt(PROBLEMS["p"])
     text = run.trainee.tokenizer.decode(told)
     assert "2 + 2?\n\nReference solution:\nTwo and two are" in text
     ids = torch.tensor([[*told, *rows[0].token_ids]])
     with torch.no_grad():
         found = run.trainee.model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]).squeeze(1)
-    expected = found.numpy()[len(told) - 1 :] - own.logprobs[0]
+    expected = found.numpy()[len(told) - 1 :] - own[0]
     np.testing.assert_allclose(known[0].evidence, expected, atol=1e-4)
     assert known[1].evidence is None
     assert "longer than the context of 150" in known[2].failed
-    assert "The answer is 2." in run.trainee.tokenizer.decode(oracle_prompt(run, PROBLEMS["q"]))
+    assert "The answer is 2." in run.trainee.tokenizer.decode(run.oracle_prompt(PROBLEMS["q"]))
     assert cost.evaluated == ids.shape[1]
     with pytest.raises(DataError, match="no log-probabilities"):
-        gather(run, rows)
+        run.label(rows)
 
 
 def test_judges_are_loaded_where_the_scheme_asks_them_and_none_is_given() -> None:
-    from stepwise.training.judges import asked, load_judges
-
-    def cfg(**credit: Any) -> Config:
-        return learner(credit.pop("scheme", "outcome"), **credit).cfg  # type: ignore[no-any-return]
+    def asked(scheme: str, first_error: str = "scorer") -> str:
+        given: dict[str, Any] = {"locate": len} if first_error == "given" else {}
+        return judge_asked(
+            Config.load(None, [f"rl.credit.scheme={scheme}", f"rl.credit.first_error={first_error}"]), **given
+        )
 
     who = [("outcome", ""), ("pure_min", "scorer"), ("capo", "critic"), ("vineppo", ""), ("oppo", "")]
-    assert [asked(cfg(scheme=scheme)) for scheme, _ in who] == [name for _, name in who]
-    assert [asked(cfg(scheme="vppo", first_error=by)) for by in ("scorer", "critic", "given")] == [
-        "scorer", "critic", "locate",
-    ]  # fmt: skip
-    assert load_judges(cfg()).scorer is None
+    assert [asked(scheme) for scheme, _ in who] == [name for _, name in who]
+    assert [asked("vppo", by) for by in ("scorer", "critic", "given")] == ["scorer", "critic", "locate"]
+    assert labeller("outcome").scorer is None
     mine = Scorer()
-    assert load_judges(cfg(scheme="pure_min"), scorer=mine).scorer is mine
-    own = load_judges(cfg(scheme="shuffled"))
-    assert own.scorer.name.startswith("lab-scorer")
-    own.forget()
-    own.close()
-    warm = load_judges(cfg(scheme="capo"))
+    assert labeller("pure_min", scorer=mine).scorer is mine
+    with labeller("shuffled") as own:
+        assert own.scorer.name.startswith("lab-scorer")
+        own.reset_cache()
+    warm = labeller("capo")
     assert warm.critic.setting("temperature") == 0.7
     assert (warm.critic_size or 0) > 10**6
-    assert load_judges(cfg(scheme="vppo", first_error="critic")).critic.setting("temperature") is None
+    assert labeller("vppo", first_error="critic").critic.setting("temperature") is None
     with pytest.raises(ConfigError, match=r"critic is given, but .* asks scorer"):
-        load_judges(cfg(scheme="vppo"), critic=object())
+        labeller("vppo", critic=object())

@@ -1,0 +1,338 @@
+"""What credit schemes need besides outcomes (`credit.NEEDS`), who says it, and what that costs.
+
+A rollout about which nothing can be found out (its judge failed) is masked. What differs from the papers:
+1. VinePPO (arXiv 2410.01679): rollouts that begin alike share the estimates of what they have in common, and a
+   continuation that comes to no answer has not succeeded.
+2. CAPO (2508.02298): a critique is one pass of an ErrorLocalizer, shown the reference; one that stops at the first
+   error names that step alone.
+3. OPPO (2605.21851): the oracle is the reference solution, or the answer where there is none, after the question in the
+   prompt of the policy itself.
+4. Distillation: the student's log-probabilities are the sampler's, as it wrote.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stepwise import credit, critics
+from stepwise.config import Config
+from stepwise.data.localization import first_below
+from stepwise.errors import BackendError, ConfigError, DataError
+from stepwise.grading import Verdict, grade_many
+from stepwise.interventions.critic import ask_all
+from stepwise.interventions.settings import CollectSettings
+from stepwise.models.engine import load_engine
+from stepwise.models.scorers import load_scorer
+from stepwise.models.scorers.base import score_items
+from stepwise.models.shared import shared_engine
+from stepwise.seeds import seed_for
+from stepwise.steps import extract_answer
+from stepwise.training.crediting import Labels
+from stepwise.training.lora import Trainee
+from stepwise.training.policy import Floats, PolicyRow, forward
+from stepwise.training.rendering import prompt_ids
+from stepwise.training.rollouts import RlRollout
+from stepwise.training.sampler import Sampler
+from stepwise.training.teacher import read_logprobs
+from stepwise.types import Problem, Usage
+
+Locate = Callable[[Problem, Sequence[str]], int | None]
+_WARM = 0.7  # temperature of the critic where several critiques of a rollout are asked for and none is set
+_NO_STEPS: Mapping[str, Any] = {"first_error": 0, "scores": (0.0,), "critiques": ((0,),)}  # a text without steps
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Tokens that were generated and evaluated besides the rollouts, and the floating-point operations that takes: 2
+    per parameter and token, None where a model does not say its size.
+    """
+
+    generated: int = 0
+    evaluated: int = 0
+    flops: float | None = 0.0
+
+    @classmethod
+    def of(cls, size: int | None, usage: Usage) -> Cost:
+        """What a model of `size` parameters spent."""
+        generated, evaluated = usage.generated_tokens, usage.evaluated_tokens
+        return cls(generated, evaluated, None if size is None else 2.0 * size * (generated + evaluated))
+
+
+def judge_asked(cfg: Config, **given: Any) -> str:
+    """Whom the scheme of `cfg` asks: "scorer", "critic", "locate", "teacher", or "" where it asks nobody.
+
+    Raises ConfigError where a judge is `given` (by these names) and not asked, `locate` is asked and not given, or the
+    teacher is not local.
+    """
+    settings, strong = cfg.rl.credit, cfg.models.strong
+    needs = credit.NEEDS[settings.scheme]
+    who = {"scores": "scorer", "critiques": "critic", "teacher": "teacher"}.get("".join(needs), "")
+    if "first_error" in needs:
+        who = "locate" if settings.first_error == "given" else settings.first_error
+    for name, judge in given.items():
+        if judge is not None and name != who:
+            raise ConfigError(
+                f'{name} is given, but rl.credit.scheme = "{settings.scheme}" with first_error = '
+                f'"{settings.first_error}" asks {who or "nobody"}; leave it out, or change the scheme'
+            )
+    if who == "locate" and given.get("locate") is None:
+        raise ConfigError(
+            'rl.credit.first_error is "given", but no function was; give grpo locate(problem, steps), or set '
+            'first_error to "scorer" or "critic"'
+        )
+    if who == "teacher" and not strong.local:
+        raise ConfigError(
+            f'models.strong.model is "{strong.model}", but rl.credit.scheme = "distill" needs the log-probabilities of '
+            'every token, from the in-process engine; write "llamacpp/PATH.gguf", or choose another scheme'
+        )
+    return who
+
+
+class Labeller:
+    """Finds out what `rl.credit.scheme` wants to know of each rollout: by the judge given, else by the scorer, critic
+    or teacher (models.strong) that the configuration has. `problems` and `prompts` are by problem id.
+
+    `reset_cache` empties the caches of judges, so that what they say does not depend on steps before; `close` frees
+    those that were loaded here. Raises what `judge_asked` and loading raise.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        problems: Mapping[str, Problem],
+        prompts: Mapping[str, tuple[int, ...]],
+        sampler: Sampler,
+        trainee: Trainee,
+        *,
+        scorer: Any = None,
+        critic: Any = None,
+        locate: Locate | None = None,
+        teacher: Any = None,
+    ) -> None:
+        self.cfg, self.problems, self.prompts, self.sampler, self.trainee = cfg, problems, prompts, sampler, trainee
+        self.scorer, self.critic, self.locate, self.teacher = scorer, critic, locate, teacher
+        self.critic_size: int | None = None
+        self._loaded: Any = None
+        self._cached = scorer if teacher is None else teacher
+        who = judge_asked(cfg, scorer=scorer, critic=critic, locate=locate, teacher=teacher)
+        if who == "scorer" and scorer is None:
+            self.scorer = self._loaded = self._cached = load_scorer(cfg.scorer, prompt=cfg.prompt)
+        elif who == "teacher" and teacher is None:
+            self.teacher = self._loaded = self._cached = load_engine(cfg.models.strong)
+        elif who == "critic" and critic is None:
+            self.critic = _load_critic(cfg)
+            if cfg.models.critic.local:
+                self._cached = shared_engine(cfg.models.critic)
+                self.critic_size = self._cached.parameters
+
+    def reset_cache(self) -> None:
+        """Forget what was read; a scorer that keeps nothing has nothing to forget."""
+        if hasattr(self._cached, "forget"):
+            self._cached.forget()
+
+    def close(self) -> None:
+        """Free the judge that was loaded here."""
+        if hasattr(self._loaded, "close"):
+            self._loaded.close()
+
+    def __enter__(self) -> Labeller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def label(self, rollouts: Sequence[RlRollout], own: Sequence[Floats] | None = None) -> tuple[list[Labels], Cost]:
+        """The labels of each rollout, and what they cost.
+
+        `own` has the trainer's log-probabilities of each rollout's tokens, for the scheme that compares them. Raises
+        BackendError where a judge is not there, DataError for a step that `locate` names and the rollout has not.
+        """
+        labels, asked = [Labels() for _ in rollouts], []
+        need = "".join(credit.NEEDS[self.cfg.rl.credit.scheme])
+        if not need:
+            return labels, Cost()
+        for i, row in enumerate(rollouts):
+            wanted = row.reward is not None and not (need == "first_error" and row.reward)
+            if need == "teacher":
+                wanted = bool(row.token_ids) and row.finish != "error"
+            if wanted and not row.steps and need in _NO_STEPS:  # wrong as a whole, which needs no judge
+                labels[i] = Labels(**{need: _NO_STEPS[need]})
+            elif wanted:
+                asked.append(i)
+        rows = [rollouts[i] for i in asked]
+        if need == "evidence":
+            if own is None:
+                raise DataError("there are no log-probabilities of the trainer to compare with; give those of a pass")
+            found, cost = self._evidence(rows, [own[i] for i in asked])
+        else:
+            find = {
+                "first_error": self._first_errors,
+                "scores": self._scores,
+                "values": self._values,
+                "critiques": self._critiques,
+                "teacher": self._teacher_gaps,
+            }[need]
+            found, cost = find(rows)
+        for i, label in zip(asked, found, strict=True):
+            labels[i] = label
+        return labels, cost
+
+    def _first_errors(self, rows: Sequence[RlRollout]) -> tuple[list[Labels], Cost]:
+        """The first error of each wrong rollout, by the judge that `rl.credit.first_error` names."""
+        settings = self.cfg.rl.credit
+        if settings.first_error == "scorer":
+            labels, cost = self._scores(rows)
+            firsts = [
+                None if label.scores is None else first_below(label.scores, settings.threshold) for label in labels
+            ]
+            return [dataclasses.replace(label, first_error=i) for label, i in zip(labels, firsts, strict=True)], cost
+        if settings.first_error == "critic":
+            predictions, cost = self._ask_critic([(row, ("locate",)) for row in rows], "locating")
+            return [
+                Labels(failed=said.failure) if said.failure else Labels(said.first_error) for said in predictions
+            ], cost
+        assert self.locate is not None
+        labels = []
+        for row in rows:
+            place = self.locate(self.problems[row.problem], row.steps)
+            if place is not None and not 0 <= place < len(row.steps):
+                raise DataError(
+                    f"locate named step {place} of rollout {row.id!r}, which has {len(row.steps)}; it must return a "
+                    "0-based step, or None"
+                )
+            labels.append(Labels(place))
+        return labels, Cost()
+
+    def _scores(self, rows: Sequence[RlRollout]) -> tuple[list[Labels], Cost]:
+        """The scorer's probability that each step is right."""
+        scored = score_items(self.scorer, [(self.problems[row.problem], row.steps) for row in rows])
+        _check_failures(f"scorer {self.scorer.name!r}", [result.error for result in scored])
+        usage = sum((result.usage for result in scored), Usage())
+        labels = [
+            Labels(failed=result.error) if result.error else Labels(scores=tuple(result.scores)) for result in scored
+        ]
+        return labels, Cost.of(self.scorer.parameters, usage)
+
+    def _critiques(self, rows: Sequence[RlRollout]) -> tuple[list[Labels], Cost]:
+        """`rl.credit.critiques` critiques of each rollout; those that failed are left out."""
+        number, labels = self.cfg.rl.credit.critiques, []
+        asked = [(row, ("critique", k)) for row in rows for k in range(number)]
+        predictions, cost = self._ask_critic(asked, "criticizing")
+        for first in range(0, len(asked), number):
+            said = predictions[first : first + number]
+            votes = tuple(_wrong_steps(one) for one in said if one.failure is None)
+            labels.append(Labels(critiques=votes) if votes else Labels(failed=str(said[0].failure)))
+        return labels, cost
+
+    def _ask_critic(self, asked: Sequence[tuple[RlRollout, tuple[Any, ...]]], label: str) -> tuple[list[Any], Cost]:
+        """The critic's prediction about each rollout; what stands beside it is for its seed."""
+        items = [{"problem": self.problems[row.problem], "steps": list(row.steps)} for row, _ in asked]
+        seeds = [seed_for(self.cfg.seed, row.id, *name) for row, name in asked]
+        predictions = ask_all(self.critic, items, seeds, CollectSettings(), label)
+        return predictions, Cost.of(self.critic_size, sum((said.usage for said in predictions), Usage()))
+
+    def _values(self, rows: Sequence[RlRollout]) -> tuple[list[Labels], Cost]:
+        """The share of `rl.credit.continuations` fresh continuations that end right, from the prompt, from behind each
+        step but the last, and the outcome itself.
+
+        A boundary of which nothing could be judged has the value of the one before it (the prompt: 1/2).
+        """
+        prefixes: dict[tuple[int, ...], tuple[RlRollout, int]] = {}  # token ids -> whose they are, how many are sampled
+        for row in rows:
+            for start, _ in row.spans:
+                prefixes.setdefault((*self.prompts[row.problem], *row.token_ids[:start]), (row, start))
+        shares, cost = self._success(prefixes)
+        labels = []
+        for row in rows:
+            values = [0.5]
+            for start, _ in row.spans or ((0, 0),):
+                share = shares.get((*self.prompts[row.problem], *row.token_ids[:start]))
+                values.append(values[-1] if share is None else share)
+            labels.append(Labels(values=(*values[1:], row.reward or 0.0)))
+        return labels, cost
+
+    def _success(
+        self, prefixes: Mapping[tuple[int, ...], tuple[RlRollout, int]]
+    ) -> tuple[dict[tuple[int, ...], float | None], Cost]:
+        """The share of fresh continuations of each prefix that end right, None where none could be judged."""
+        rl, engine, owners = self.cfg.rl, self.sampler.engine, list(prefixes.values())
+        results = self.sampler.generate(
+            list(prefixes),
+            num_samples=rl.credit.continuations,
+            max_tokens=[max(1, rl.max_tokens - start) for _, start in owners],
+            seeds=[seed_for(self.cfg.seed, row.id, "value", start) for row, start in owners],
+        )
+        answers = []
+        for result in results:
+            row, start = owners[result.job]
+            written = engine.detokenize(row.token_ids[:start]).decode("utf-8", "replace") + result.text
+            answers.append((extract_answer(written), self.problems[row.problem].answer))
+        judged: list[list[Verdict]] = [[] for _ in owners]
+        for result, verdict in zip(results, grade_many(answers), strict=True):
+            if result.finish != "error" and (verdict.carries_reward or verdict is Verdict.NO_ANSWER):
+                judged[result.job].append(verdict)
+        shares = [verdicts.count(Verdict.CORRECT) / len(verdicts) if verdicts else None for verdicts in judged]
+        usage = Usage(
+            generated_tokens=sum(len(result.ids) for result in results),
+            evaluated_tokens=sum(result.evaluated_tokens for result in results),
+        )
+        return dict(zip(prefixes, shares, strict=True)), Cost.of(engine.parameters, usage)
+
+    def _evidence(self, rows: Sequence[RlRollout], own: Sequence[Floats]) -> tuple[list[Labels], Cost]:
+        """Log p(token | oracle) - log p(token) under the policy as it is."""
+        room = self.trainee.context
+        failed = Labels(failed=f"with the oracle in its prompt it is longer than the context of {room} tokens")
+        prompts = {name: self.oracle_prompt(self.problems[name]) for name in {row.problem for row in rows}}
+        told = [PolicyRow(tuple(prompts[row.problem]), row.token_ids) for row in rows]
+        labels, fits = [failed] * len(rows), [i for i, row in enumerate(told) if row.length <= room]
+        if not fits:
+            return labels, Cost()
+        logprobs, _ = forward(self.trainee, [told[i] for i in fits], self.cfg)
+        for i, line in zip(fits, logprobs, strict=True):
+            labels[i] = Labels(evidence=line - own[i])
+        usage = Usage(evaluated_tokens=sum(told[i].length for i in fits))
+        return labels, Cost.of(self.sampler.engine.parameters, usage)
+
+    def oracle_prompt(self, problem: Problem) -> list[int]:
+        """Token ids of the prompt with the reference solution, or the answer, after the question."""
+        oracle = (
+            f"Reference solution:\n{problem.reference}" if problem.reference else f"The answer is {problem.answer}."
+        )
+        return prompt_ids(self.trainee.tokenizer, self.cfg.prompt, f"{problem.question}\n\n{oracle}")
+
+    def _teacher_gaps(self, rows: Sequence[RlRollout]) -> tuple[list[Labels], Cost]:
+        """Log p(token) of the teacher less the sampler's, of rollouts with and without a reward."""
+        read, evaluated = read_logprobs(self.teacher, [(self.prompts[row.problem], row.token_ids) for row in rows])
+        _check_failures(self.teacher.name, [line if isinstance(line, str) else "" for line in read])
+        labels = [
+            Labels(failed=line) if isinstance(line, str) else Labels(teacher=line - np.array(row.logprobs))
+            for line, row in zip(read, rows, strict=True)
+        ]
+        return labels, Cost.of(self.teacher.parameters, Usage(evaluated_tokens=evaluated))
+
+
+def _load_critic(cfg: Config) -> critics.ErrorLocalizer:
+    several = "critiques" in credit.NEEDS[cfg.rl.credit.scheme] and cfg.rl.credit.critiques > 1
+    if several and not cfg.critic.temperature:
+        cfg = cfg.model_copy(update={"critic": cfg.critic.model_copy(update={"temperature": _WARM})})
+    return critics.ErrorLocalizer.from_config(cfg)
+
+
+def _wrong_steps(said: Any) -> tuple[int, ...]:
+    """The steps that an ErrorLocalizer's prediction calls wrong: the first error, and what its checks say after it."""
+    if said.first_error is None:
+        return ()
+    later = (i for i, right in enumerate(said.verdicts) if not right and i > said.first_error)
+    return (int(said.first_error), *later)
+
+
+def _check_failures(who: str, errors: Sequence[str]) -> None:
+    """Raise BackendError where most of the rollouts failed; `errors` has "" for the others."""
+    failed = [error for error in errors if error]
+    if 2 * len(failed) > len(errors):
+        raise BackendError(f"{who} failed for {len(failed)} of {len(errors)} rollouts, first: {failed[0]}")

@@ -1,0 +1,314 @@
+"""What the methods share: one optimizer step, one checkpoint, one metrics file, and the end of a run.
+
+Nothing random is carried from step to step: random numbers follow from the run's seed and the step, so that a run that
+is killed goes on from its last checkpoint as it would have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwise.config import Config
+from stepwise.config.training import FitConfig, LoraConfig
+from stepwise.errors import BackendError, DataError
+from stepwise.io import append_rows, read_rows, write_rows
+from stepwise.runs.directory import RunDirectory
+from stepwise.runs.progress import progress
+from stepwise.training.cards import CardFacts, Method, curves_of, data_facts, write_card
+from stepwise.training.lora import LAYOUT, Trainee
+from stepwise.training.sinks import STATE, open_sinks
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+T = TypeVar("T", int, float, bool)
+
+
+class _Sized(Protocol):
+    @property
+    def size(self) -> int:
+        """Tokens that go through the model, padding included."""
+
+
+Row = TypeVar("Row", bound=_Sized)
+_METRICS, _CHECKPOINT, _ADAPTER = "metrics.jsonl", "checkpoint", "adapter"
+_CHECKPOINT_FILES = ("state.json", "optimizer.pt", *(f"adapter/{name}" for name in LAYOUT))
+_ADAPTER_FILES = (*LAYOUT, "adapter.gguf", "README.md", "card.json")
+
+
+class Trainer:
+    """The files of a training run, gone on with from its last checkpoint; used in a `with` block.
+
+    `done` is the number of optimizer steps that the checkpoint has, `state` what the method keeps in it beside the
+    adapter and the optimizer (plain JSON). `data` is a hash of what is trained on: DataError for a checkpoint of other
+    data. `failed` is where a batch goes whose loss is not finite.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        trainee: Trainee,
+        cfg: Config,
+        optimizer: torch.optim.Optimizer,
+        *,
+        num_steps: int,
+        save_every: int,
+        data: str,
+        label: str,
+        sinks: Sequence[str] = (),
+    ) -> None:
+        self.trainee, self.optimizer, self.num_steps, self._save_every = trainee, optimizer, num_steps, save_every
+        out = directory.made()
+        for folder in (_CHECKPOINT, f"{_CHECKPOINT}.old"):  # claimed, so that --overwrite removes them
+            for name in _CHECKPOINT_FILES:
+                directory.claim(f"{folder}/{name}")
+        self._checkpoint, self._metrics = out / _CHECKPOINT, directory.claim(_METRICS)
+        self.failed = directory.claim("failed-batch.jsonl")
+        directory.claim(STATE)
+        self.done, self.state = load_checkpoint(self._checkpoint, trainee, optimizer)
+        check_same(self._checkpoint, self.state.setdefault("data", data), data)
+        _drop_rows_after(self._metrics, self.done)
+        self._stack = ExitStack()
+        self._sinks = self._stack.enter_context(open_sinks(sinks, out, out.name, cfg.model_dump(mode="json")))
+        self._bar = self._stack.enter_context(progress(label, num_steps))
+        self._bar(self.done)
+
+    def log(self, row: Mapping[str, Any], note: str) -> None:
+        """The end of a step: write the row of its metrics, and a checkpoint where it is time for one."""
+        step = int(row["step"])
+        append_rows(self._metrics, [row])
+        self._sinks.log(step, row)
+        self._bar(1, note)
+        if step % self._save_every == 0 or step == self.num_steps:
+            save_checkpoint(self._checkpoint, step, self.trainee, self.optimizer, self.state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+
+def finish(
+    directory: RunDirectory, trainee: Trainee, cfg: Config, method: Method, data: Mapping[str, Sequence[Any]]
+) -> Path:
+    """Write the adapter (PEFT's layout and GGUF) with its card to the run's folder adapter; returns the folder.
+
+    `data` has the rows that were trained on by name; curves are read from metrics.jsonl.
+    """
+    for name in _ADAPTER_FILES:
+        directory.claim(f"{_ADAPTER}/{name}")
+    folder = trainee.save(directory.path / _ADAPTER)
+    trainee.export(folder / "adapter.gguf")
+    facts = tuple(data_facts(rows, name) for name, rows in data.items() if rows)
+    curves = curves_of(read_rows(directory.path / _METRICS))
+    write_card(folder, CardFacts(method, cfg, trainee.base, data=facts, curves=curves))
+    return folder
+
+
+# ---- one step of the optimizer ----
+
+
+def make_optimizer(trainee: Trainee, rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """AdamW over the adapter's weights."""
+    import torch
+
+    return torch.optim.AdamW(trainee.trainable(), lr=rate, weight_decay=weight_decay)
+
+
+def apply_gradients(trainee: Trainee, optimizer: Any, rate: float, clip_norm: float) -> float:
+    """One step at the learning rate `rate`; returns the norm of the gradient before clipping."""
+    import torch
+
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    norm = float(torch.nn.utils.clip_grad_norm_(trainee.trainable(), clip_norm))
+    if math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def cosine(step: int, steps: int, peak: float, warmup: float, final: float = 0.1) -> float:
+    """Learning rate of step `step` (0-based) of `steps`: up in a line, then down as a cosine to `final` of the peak."""
+    up = warmup * steps
+    if step < up:
+        return peak * (step + 1) / (up + 1)
+    share = (step - up) / max(1.0, steps - up)
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+def plan_steps(
+    trained: Sequence[int], settings: FitConfig, name: str, members: Callable[[random.Random], list[int]] | None = None
+) -> list[list[int]]:
+    """Which rows make up each optimizer step, as positions in `trained`, their tokens with a loss.
+
+    `members` gives the rows of an epoch (None: all of them), which is shuffled anew by a seed made of `name` and its
+    number. With `tokens` set, as many epochs as that takes, and the last step is the one that reaches it.
+    """
+    plan: list[list[int]] = []
+    seen, epoch = 0, 0
+    while settings.tokens is not None or epoch < settings.epochs:
+        rng = random.Random(f"{name}|{epoch}")
+        order = list(range(len(trained))) if members is None else members(rng)
+        rng.shuffle(order)
+        for first in range(0, len(order), settings.batch):
+            plan.append(order[first : first + settings.batch])
+            seen += sum(trained[i] for i in plan[-1])
+            if settings.tokens is not None and seen >= settings.tokens:
+                return plan
+        epoch += 1
+    return plan
+
+
+def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Positions of `lengths` in groups, longest first; the padded tokens of a group (members times the longest) are at
+    most `budget`.
+
+    One sequence that is longer than `budget` makes a group of its own: it cannot be split.
+    """
+    if budget < 1:
+        raise DataError(f"budget is {budget}; lora.micro_tokens must be at least 1")
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= budget:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def split(rows: Sequence[Row], lora: LoraConfig) -> list[list[Row]]:
+    """`rows` in micro-batches of at most `lora.micro_tokens`."""
+    groups = micro_batches([row.size for row in rows], lora.micro_tokens)
+    return [[rows[i] for i in group] for group in groups]
+
+
+def try_largest(
+    trainee: Trainee, batches: Sequence[Sequence[Row]], loss: Callable[[Sequence[Row]], Tensor], lora: LoraConfig
+) -> None:
+    """Forward and backward over the largest micro-batch of `batches`: a lack of memory shows before the work."""
+    parts = [part for rows in batches for part in split(rows, lora)]
+    if parts:
+        with memory_errors(lora):
+            loss(max(parts, key=lambda part: len(part) * max(row.size for row in part))).backward()  # type: ignore[no-untyped-call]
+        trainee.model.zero_grad(set_to_none=True)
+
+
+def pad(rows: Sequence[Sequence[T]], fill: T) -> NDArray[np.generic]:
+    """Rows of unequal length as one array (B, T), filled on the right."""
+    width = max((len(row) for row in rows), default=0)
+    padded = np.full((len(rows), width), fill)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = row
+    return padded
+
+
+@contextmanager
+def memory_errors(lora: LoraConfig) -> Iterator[None]:
+    """Turn a lack of memory into a BackendError that names the settings to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).lower()
+        if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
+            raise
+        raise BackendError(
+            f"out of memory in training; lower lora.micro_tokens (now {lora.micro_tokens}), then lora.tile (now "
+            f"{lora.tile}), and set lora.checkpointing = true (now {str(lora.checkpointing).lower()})"
+        ) from error
+
+
+def check_finite(values: Mapping[str, float], batch: Sequence[Any], path: Path) -> None:
+    """Raise DataError where one of `values` is not finite, after writing the rows of `batch` to `path`."""
+    wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        write_rows(path, batch)
+        raise DataError(
+            f"training stopped: {', '.join(wrong)}; the batch is in {path}: look at it, or lower the learning rate"
+        )
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory in use so far: a CUDA device's, else the process's own."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# ---- checkpoints: a directory that gets its name once it is whole; until then the one before it stays ----
+
+
+def check_same(path: Path, known: Any, data: str) -> None:
+    """Raise DataError where what lies at `path` was made from other data (a hash) than `data`."""
+    if known != data:
+        raise DataError(f"{path} belongs to other data than was given now; give another --out, or --overwrite")
+
+
+def save_checkpoint(folder: Path, step: int, trainee: Trainee, optimizer: Any, state: Mapping[str, Any]) -> None:
+    """Make what there is after `step` steps the checkpoint `folder`."""
+    import torch
+
+    draft, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    trainee.save(draft / "adapter")
+    torch.save(optimizer.state_dict(), draft / "optimizer.pt")
+    (draft / "state.json").write_text(json.dumps({"step": step, "extra": state}) + "\n")
+    for path in draft.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if _is_whole(folder):
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(draft, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path, trainee: Trainee, optimizer: Any) -> tuple[int, dict[str, Any]]:
+    """Put the checkpoint `folder` into trainee and optimizer; its step and state, 0 and nothing where there is none."""
+    import torch
+
+    if not _is_whole(folder):
+        folder = folder.with_name(folder.name + ".old")
+    if not _is_whole(folder):
+        return 0, {}
+    try:
+        saved = json.loads((folder / "state.json").read_text())
+        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True, map_location=trainee.device))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder} is damaged ({error!s:.100}); remove it, and the run begins anew") from None
+    trainee.load_adapter_weights(folder / "adapter")
+    return int(saved["step"]), dict(saved["extra"])
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _CHECKPOINT_FILES)
+
+
+def _drop_rows_after(path: Path, steps: int) -> None:
+    """Drop the rows of a metrics file that a step after the first `steps` wrote: it will be done again."""
+    rows = read_rows(path)
+    kept = [row for row in rows if row.get("step", 0) <= steps]
+    if len(kept) < len(rows):
+        write_rows(path, kept)
