@@ -11,21 +11,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import DataError
-from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Resample, View, When
+from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Resample, View
 from stepwise.routing.signals import Signal, as_signal, looks_for
+from stepwise.routing.simple import BasePolicy
 
 _FROZEN = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 AnySignal = Annotated[Any, BeforeValidator(as_signal)]
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Signalled:
+class Signalled(BasePolicy):
     """Acts on a step iff its signal is worse than `threshold`, strictly. A signal that is missing keeps the step.
 
     A signal that acts before the draft saves the draft of every step that it flags.
@@ -48,8 +49,7 @@ class Signalled:
     last: Literal["keep", "escalate"] = "keep"
 
     name: ClassVar[str] = "signal"
-    when: ClassVar[When] = "before"
-    needs_scores: ClassVar[bool] = False
+    dial: ClassVar[str] = "threshold"
 
     def __post_init__(self) -> None:
         if self.action == "resample" and self.signal.when == "before":
@@ -76,10 +76,9 @@ class Signalled:
 
     def decide(self, view: View) -> Action | Look:
         """Look for what the signal needs, then act."""
-        look = missing(self.signal, view)
-        if look is not None:
+        if look := _missing(self.signal, view):
             return look
-        flagged, reason = compared(self.signal, view, self.threshold)
+        flagged, reason = _compared(self.signal, view, self.threshold)
         if not flagged:
             return Keep(reason)
         if self.action == "resample":
@@ -89,18 +88,9 @@ class Signalled:
             return Escalate(reason=spent) if self.last == "escalate" else Keep(spent)
         return Escalate(self.steps, reason) if self.action == "escalate" else HandOver(reason)
 
-    @property
-    def point(self) -> float | None:
-        """The threshold."""
-        return self.threshold
-
-    def at(self, x: float) -> Self:
-        """The policy with threshold `x`."""
-        return dataclasses.replace(self, threshold=x)
-
 
 @dataclass(frozen=True, config=_FROZEN)
-class TwoStage:
+class TwoStage(BasePolicy):
     """A signal before the draft decides where it is sure; elsewhere the draft is written and a second signal decides.
 
     Worse than `bad` escalates at once, without a draft; no worse than `good` keeps the draft unseen, without the cost
@@ -124,8 +114,7 @@ class TwoStage:
     threshold: float
 
     name: ClassVar[str] = "two_stage"
-    when: ClassVar[When] = "before"
-    needs_scores: ClassVar[bool] = False
+    dial: ClassVar[str] = "threshold"
 
     def __post_init__(self) -> None:
         if self.before.when != "before" or self.after.when != "after":
@@ -153,39 +142,28 @@ class TwoStage:
     def decide(self, view: View) -> Action | Look:
         """Ask the first signal until it is sure or there is a draft, then the second."""
         if view.draft is None:
-            look = missing(self.before, view)
-            if look is not None:
+            if look := _missing(self.before, view):
                 return look
-            worse, reason = compared(self.before, view, self.bad)
+            worse, reason = _compared(self.before, view, self.bad)
             if worse:
                 return Escalate(reason=reason)
             value = self.before.value(view)
             if value is not None and not _worse(self.before, value, self.good):
                 return Keep(f"{self.before.name} {value:.3g} is no worse than {self.good:.3g}")
-        look = missing(self.after, view)
-        if look is not None:
+        if look := _missing(self.after, view):
             return look
-        flagged, reason = compared(self.after, view, self.threshold)
+        flagged, reason = _compared(self.after, view, self.threshold)
         return Escalate(reason=reason) if flagged else Keep(reason)
 
-    @property
-    def point(self) -> float | None:
-        """The threshold of the second signal."""
-        return self.threshold
 
-    def at(self, x: float) -> Self:
-        """The policy with the second signal's threshold `x`."""
-        return dataclasses.replace(self, threshold=x)
-
-
-def missing(signal: Signal, view: View) -> Look | None:
+def _missing(signal: Signal, view: View) -> Look | None:
     """What `signal` still has to look for, None when it has all."""
     if signal.when == "after" and view.draft is None:
         return Look("draft")
     return next((look for look in signal.needs if look.what not in view.looked), None)
 
 
-def compared(signal: Signal, view: View, threshold: float) -> tuple[bool, str]:
+def _compared(signal: Signal, view: View, threshold: float) -> tuple[bool, str]:
     """Whether the signal is worse than `threshold`, and that in words."""
     value = signal.value(view)
     if value is None:
@@ -207,19 +185,16 @@ def _calls(looks: Mapping[str, str], needs: Sequence[Look], drafts: int) -> dict
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch:
+class Watch(BasePolicy):
     """The weak model alone, with the signal noted at every step in `values`, by problem; for calibration.
 
-    It is the one policy that writes something down,
-    which no decision depends on; it is not meant for JSON.
+    It is the one policy that writes something down, which no decision depends on; it is not meant for JSON.
     """
 
     signal: Signal
     values: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
     name: ClassVar[str] = "watch"
-    when: ClassVar[When] = "before"
-    needs_scores: ClassVar[bool] = False
 
     @property
     def looks(self) -> Mapping[str, str]:
@@ -233,22 +208,12 @@ class Watch:
 
     def decide(self, view: View) -> Action | Look:
         """Keep, and note the value where there is one."""
-        look = missing(self.signal, view)
-        if look is not None:
+        if look := _missing(self.signal, view):
             return look
         value = self.signal.value(view)
         if value is not None:
             self.values.setdefault(view.problem.id, []).append(value)
         return Keep("watching")
-
-    @property
-    def point(self) -> float | None:
-        """None: there is nothing to set."""
-        return None
-
-    def at(self, x: float) -> Self:
-        """Itself."""
-        return self
 
 
 def threshold_at(worse: Literal["high", "low"], values: Iterable[float], share: float) -> float:
@@ -257,13 +222,13 @@ def threshold_at(worse: Literal["high", "low"], values: Iterable[float], share: 
     `Watch` notes the values of a signal; take other problems than those to measure on. At most that share: among equal
     values all are flagged or none. Raises `DataError` for no values and a share outside [0, 1].
     """
-    found = sorted(values, reverse=worse == "high")  # the worst first
-    if not found or not 0 <= share <= 1:
-        raise DataError(f"threshold_at: share is {share} of {len(found)} values; give a share in [0, 1] and values")
-    flagged = int(share * len(found) + 1e-9)
-    if flagged < len(found):
-        return found[flagged]
-    return math.nextafter(found[-1], -math.inf if worse == "high" else math.inf)
+    worst_first = sorted(values, reverse=worse == "high")
+    if not worst_first or not 0 <= share <= 1:
+        raise DataError(f"threshold_at: share is {share} of {len(worst_first)} values; give a share in [0, 1] and some")
+    flagged = int(share * len(worst_first) + 1e-9)
+    if flagged < len(worst_first):
+        return worst_first[flagged]
+    return math.nextafter(worst_first[-1], -math.inf if worse == "high" else math.inf)
 
 
 POLICIES: dict[str, Any] = {cls.name: cls for cls in (Signalled, TwoStage)}

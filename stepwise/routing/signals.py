@@ -21,11 +21,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import DataError
-from stepwise.routing.policy import Look, View
+from stepwise.routing.policy import Evidence, Look, View
 from stepwise.routing.pomdp.filter import ObservationLaw
 
 _FROZEN = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -34,39 +35,30 @@ _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
 class Signal(Protocol):
-    """One number per step.
-
-    `name` (a field with one possible value, so that it stands in JSON). `when`: whether it needs the draft. `worse`:
-    which values call for the strong model. `needs`: the evidence it wants to see, "draft" left out.
-    """
-
-    @property
-    def name(self) -> str:
-        """The key in `SIGNALS`."""
-        ...
-
-    when: ClassVar[Literal["before", "after"]]
-    worse: ClassVar[Literal["high", "low"]]
-
-    @property
-    def needs(self) -> tuple[Look, ...]:
-        """What to look for, in this order."""
-        ...
-
-    def value(self, view: View) -> float | None:
-        """The number, None where the evidence is missing (it failed, or could not be read or afforded)."""
-        ...
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class StepScore:
-    """The scorer's probability that the draft is correct; an empty draft counts as 0."""
-
-    name: Literal["score"] = "score"
+    """One number per step. `when`: whether it needs the draft. `worse`: which values call for the strong model."""
 
     when: ClassVar[Literal["before", "after"]] = "after"
     worse: ClassVar[Literal["high", "low"]] = "low"
-    needs: ClassVar[tuple[Look, ...]] = (Look("scores"),)
+    evidence: ClassVar[Evidence] = "scores"
+
+    @property
+    def name(self) -> str:
+        """The key in `SIGNALS`; in a class a field with one possible value, so that it stands in JSON."""
+
+    @property
+    def needs(self) -> tuple[Look, ...]:
+        """What to look for, in this order, "draft" left out."""
+        return (Look(self.evidence),)
+
+    def value(self, view: View) -> float | None:
+        """The number, None where the evidence is missing (it failed, or could not be read or afforded)."""
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class StepScore(Signal):
+    """The scorer's probability that the draft is correct; an empty draft counts as 0."""
+
+    name: Literal["score"] = "score"
 
     def value(self, view: View) -> float | None:
         """In [0, 1]."""
@@ -74,24 +66,21 @@ class StepScore:
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class ScoreDrop:
+class ScoreDrop(Signal):
     """How far the draft's score lies below that of the step before it; the first step is compared with 1."""
 
     name: Literal["score_drop"] = "score_drop"
 
-    when: ClassVar[Literal["before", "after"]] = "after"
     worse: ClassVar[Literal["high", "low"]] = "high"
-    needs: ClassVar[tuple[Look, ...]] = (Look("scores"),)
 
     def value(self, view: View) -> float | None:
         """In [-1, 1]."""
-        scores = view.scores
-        before = scores[-2] if len(scores) > 1 else 1.0
-        return None if before is None else before - (scores[-1] or 0.0)
+        before, score = (1.0, *view.scores)[-2:]
+        return None if before is None else before - (score or 0.0)
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class CumulativeSum:
+class CumulativeSum(Signal):
     """Page's statistic: log P(score | wrong just now) - log P(score | right), summed over the steps, never below 0.
 
     It starts again from 0 after a step by the strong model, which is what an alarm leads to.
@@ -103,24 +92,21 @@ class CumulativeSum:
     law: ObservationLaw
     name: Literal["cumulative_sum"] = "cumulative_sum"
 
-    when: ClassVar[Literal["before", "after"]] = "after"
     worse: ClassVar[Literal["high", "low"]] = "high"
-    needs: ClassVar[tuple[Look, ...]] = (Look("scores"),)
 
     def value(self, view: View) -> float | None:
         """At least 0, in nats."""
         law, total = self.law.score_only(), 0.0
         for step in (*view.steps, *((view.draft,) if view.draft else ())):
-            if step.author == "strong":
-                total = 0.0
-                continue
             right, _, wrong = law.likelihoods(step.score or 0.0)
             total = max(0.0, total + math.log(max(wrong, _LEAST) / max(right, _LEAST)))
+            if step.author == "strong":
+                total = 0.0
         return total
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class FirstTokenEntropy:
+class FirstTokenEntropy(Signal):
     """Entropy of the weak model's first token of the step, before it writes the step, from its `top` likeliest."""
 
     top: int = Field(default=20, ge=2, le=20)
@@ -144,14 +130,12 @@ class FirstTokenEntropy:
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class MaxLogit:
+class MaxLogit(Signal):
     """How certain the weak model was: mean log-probability of the likeliest token over the tokens of the draft."""
 
     name: Literal["max_logit"] = "max_logit"
 
-    when: ClassVar[Literal["before", "after"]] = "after"
-    worse: ClassVar[Literal["high", "low"]] = "low"
-    needs: ClassVar[tuple[Look, ...]] = (Look("logprobs"),)
+    evidence: ClassVar[Evidence] = "logprobs"
 
     def value(self, view: View) -> float | None:
         """At most 0."""
@@ -160,7 +144,7 @@ class MaxLogit:
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class MaxLogitMixture:
+class MaxLogitMixture(Signal):
     """Chance that the draft comes from the less certain of two kinds of step, by its `MaxLogit`.
 
     The `MaxLogit` of all drafts is taken as a mixture of two normal distributions, the less certain first;
@@ -175,9 +159,8 @@ class MaxLogitMixture:
     deviations: tuple[float, float]
     name: Literal["max_logit_mixture"] = "max_logit_mixture"
 
-    when: ClassVar[Literal["before", "after"]] = "after"
     worse: ClassVar[Literal["high", "low"]] = "high"
-    needs: ClassVar[tuple[Look, ...]] = (Look("logprobs"),)
+    evidence: ClassVar[Evidence] = "logprobs"
 
     def __post_init__(self) -> None:
         if (
@@ -193,15 +176,15 @@ class MaxLogitMixture:
 
     def value(self, view: View) -> float | None:
         """In [0, 1]."""
-        found = MaxLogit().value(view)
-        return None if found is None else self.chance(found)
+        mean = MaxLogit().value(view)
+        return None if mean is None else self.chance(mean)
 
-    def chance(self, found: float) -> float:
+    def chance(self, mean: float) -> float:
         """P(less certain kind | `MaxLogit`)."""
-        x = min(max(found, self.means[0]), self.means[1])
+        x = min(max(mean, self.means[0]), self.means[1])
         logs = [
-            math.log(weight / deviation) - 0.5 * ((x - mean) / deviation) ** 2
-            for weight, mean, deviation in zip(self.weights, self.means, self.deviations, strict=True)
+            math.log(weight / deviation) - 0.5 * ((x - center) / deviation) ** 2
+            for weight, center, deviation in zip(self.weights, self.means, self.deviations, strict=True)
         ]
         return 1.0 / (1.0 + math.exp(min(logs[1] - logs[0], 700.0)))
 
@@ -213,8 +196,6 @@ def fit_mixture(values: Iterable[float], *, rounds: int = 500) -> MaxLogitMixtur
     component on one value alone would be infinitely likely. Raises `DataError` for fewer than 20 values or none that
     differ.
     """
-    import numpy as np
-
     x = np.sort(np.asarray(list(values), dtype=np.float64))
     if len(x) < 20 or not np.isfinite(x).all() or x[0] == x[-1]:
         raise DataError(
@@ -244,14 +225,12 @@ def fit_mixture(values: Iterable[float], *, rounds: int = 500) -> MaxLogitMixtur
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class StrongRating:
+class StrongRating(Signal):
     """The strong model's rating of the draft, one digit; SpecReason's example accepts from 7 on."""
 
     name: Literal["rating"] = "rating"
 
-    when: ClassVar[Literal["before", "after"]] = "after"
-    worse: ClassVar[Literal["high", "low"]] = "low"
-    needs: ClassVar[tuple[Look, ...]] = (Look("rating"),)
+    evidence: ClassVar[Evidence] = "rating"
 
     def value(self, view: View) -> float | None:
         """0 to 9."""
@@ -259,7 +238,7 @@ class StrongRating:
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Agreement:
+class Agreement(Signal):
     """Share of `k` other samples of the step that say the same as the draft.
 
     Args:
@@ -270,9 +249,6 @@ class Agreement:
     k: int = Field(default=3, ge=1, le=64)
     by: Literal["result", "text"] = "result"
     name: Literal["agreement"] = "agreement"
-
-    when: ClassVar[Literal["before", "after"]] = "after"
-    worse: ClassVar[Literal["high", "low"]] = "low"
 
     @property
     def needs(self) -> tuple[Look, ...]:
