@@ -21,8 +21,7 @@ from stepwise.routing.pomdp.fit import RouterFit, fit_router
 from stepwise.routing.pomdp.fit_check import kernel_law
 from stepwise.routing.pomdp.fit_data import FitTrace, from_lab_trace
 from stepwise.routing.pomdp.policies import BeliefThreshold, Planned, Published
-from stepwise.routing.query import Cascade, QueryRandom
-from stepwise.routing.query_fit import calibrated, fit_query_classifier
+from stepwise.routing.query import Cascade, QueryRandom, calibrated, fit_query_classifier
 from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
 from stepwise.routing.signals import (
     Agreement,

@@ -37,8 +37,7 @@ if TYPE_CHECKING:
         RoutingPomdp,
         StepFilter,
     )
-    from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom
-    from stepwise.routing.query_fit import calibrated, fit_query_classifier
+    from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom, calibrated, fit_query_classifier
     from stepwise.routing.router import StepRouter
     from stepwise.routing.saved import load_policy, save_policy
     from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
@@ -86,9 +85,9 @@ _LAZY = {
     "TwoStage": "signal_policies",
     "Watch": "signal_policies",
     "calibrate": "calibration",
-    "calibrated": "query_fit",
+    "calibrated": "query",
     "fit_mixture": "signals",
-    "fit_query_classifier": "query_fit",
+    "fit_query_classifier": "query",
     "load_policy": "saved",
     "route_all": "lockstep",
     "save_policy": "saved",

@@ -16,7 +16,7 @@ from stepwise.routing.compare import Measured, measure
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
 from stepwise.routing.metrics import pgr
 from stepwise.routing.policy import Policy, policy_from_dict, policy_to_dict
-from stepwise.routing.query_fit import question_key, refuse_overlap
+from stepwise.routing.query import question_key, refuse_overlap
 from stepwise.routing.saved import PolicyCard, save_policy
 from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
 from stepwise.routing.simple import Always, Never
@@ -77,7 +77,7 @@ class Calibrated:
         reached: whether its cost on the calibration problems is within the budget; `note` says what is special.
         curve: every setting measured on the calibration problems, by rising cost. The setting was picked there, so the
             bands are those of each point, not of the best.
-        calibrated_on: keys of the calibration questions (`query_fit.question_key`).
+        calibrated_on: keys of the calibration questions (`query.question_key`).
         achieved: on other problems.
     """
 

@@ -8,6 +8,7 @@ What differs from the papers:
    strong model solves the problem anew. AutoMix's check has three examples in its prompt and its router may be a POMDP;
    here the check has none and the router is the threshold. The scorer's least score is a second kind of check.
 3. The weak model's discarded solution is paid for, in tokens and in parameter-tokens.
+4. Fits and operating points are always of other problems than those to measure on (`refuse_overlap`).
 """
 
 from __future__ import annotations
@@ -16,58 +17,54 @@ import dataclasses
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import DataError
 from stepwise.models.scorers.judge import parse
+from stepwise.routing.compare import verdict_of
 from stepwise.routing.policy import Action, HandOver, Keep, Look, View, When
-from stepwise.types import Trace
+from stepwise.routing.signal_policies import threshold_at
+from stepwise.routing.simple import BasePolicy, Random
+from stepwise.seeds import stable_hash
+from stepwise.types import Problem, Trace
 
 _FROZEN = ConfigDict(extra="forbid", allow_inf_nan=False)
 _WORD = re.compile(r"\d+|[^\W\d]+|\S")
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+_FOLDS = 5
+_Query = TypeVar("_Query", "QueryRandom", "QueryClassifier", "Cascade")
+_Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class QueryRandom:
+class QueryRandom(Random):
     """Each problem goes to the strong model whole with probability `p`; with one seed a higher rate only adds."""
-
-    p: float = Field(default=0.3, ge=0, le=1)
-    seed: int = 0
 
     name: ClassVar[str] = "query_random"
     when: ClassVar[When] = "question"
-    needs_scores: ClassVar[bool] = False
 
     def decide(self, view: View) -> Action:
         """Hand over with probability `p`."""
-        draw = view.uniform(self.seed)
-        reason = f"draw {draw:.2f} {'<' if draw < self.p else '>='} {self.p:.2f}"
-        return HandOver(reason) if draw < self.p else Keep(reason)
-
-    @property
-    def point(self) -> float | None:
-        """The rate `p`."""
-        return self.p
-
-    def at(self, x: float) -> Self:
-        """The same draws at rate `x`."""
-        return dataclasses.replace(self, p=x)
+        action = super().decide(view)
+        return action if isinstance(action, Keep) else HandOver(action.reason)
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class QueryClassifier:
+class QueryClassifier(BasePolicy):
     """Hands a problem over iff its chance to need the strong model, by its question, is above `threshold`, strictly.
 
     Args:
-        weights: of the hashed n-grams, one for each bucket; `query_fit.fit_query_classifier` makes them.
+        weights: of the hashed n-grams, one for each bucket; `fit_query_classifier` makes them.
         bias: added to their sum.
         threshold: in [0, 1]; the operating point.
-        fitted_on: keys of the questions that the weights were fitted on; see `query_fit.refuse_overlap`.
+        fitted_on: keys of the questions that the weights were fitted on; see `refuse_overlap`.
         calibrated_on: likewise of those that the threshold was chosen on.
     """
 
@@ -79,7 +76,7 @@ class QueryClassifier:
 
     name: ClassVar[str] = "query_classifier"
     when: ClassVar[When] = "question"
-    needs_scores: ClassVar[bool] = False
+    dial: ClassVar[str] = "threshold"
 
     def chance(self, question: str) -> float:
         """The chance that this question needs the strong model, in [0, 1]."""
@@ -94,18 +91,9 @@ class QueryClassifier:
         reason = f"needs the strong model with {chance:.3f} {'>' if above else '<='} {self.threshold:.3f}"
         return HandOver(reason) if above else Keep(reason)
 
-    @property
-    def point(self) -> float | None:
-        """The threshold."""
-        return self.threshold
-
-    def at(self, x: float) -> Self:
-        """The policy with threshold `x`."""
-        return dataclasses.replace(self, threshold=x)
-
 
 @dataclass(frozen=True, config=_FROZEN)
-class Cascade:
+class Cascade(BasePolicy):
     """The weak model solves; a solution whose check is below `threshold`, strictly, or that has no answer is handed
     over: the strong model solves the problem anew.
 
@@ -114,7 +102,7 @@ class Cascade:
             that cannot be read count as no), or "least_score", the least of the scorer's scores.
         threshold: in [0, 1.01]; the operating point. Above 1 everything is handed over.
         samples: of the verification.
-        calibrated_on: keys of the questions that the threshold was chosen on; see `query_fit.refuse_overlap`.
+        calibrated_on: keys of the questions that the threshold was chosen on; see `refuse_overlap`.
     """
 
     check: Literal["verification", "least_score"] = "verification"
@@ -124,7 +112,7 @@ class Cascade:
 
     name: ClassVar[str] = "cascade"
     when: ClassVar[When] = "solution"
-    needs_scores: ClassVar[bool] = False
+    dial: ClassVar[str] = "threshold"
 
     @property
     def looks(self) -> Mapping[str, str]:
@@ -141,61 +129,186 @@ class Cascade:
         """What a comparison calls it at any threshold."""
         return f"{self.name} by {self.check.replace('_', ' ')}"
 
-    def value(self, view: View) -> float | None:
-        """The check of a whole solution, None before it was looked for."""
-        if next(iter(self.looks)) not in view.looked:
-            return None
-        if self.check == "verification":
-            return sum(said is True for said in view.verification) / self.samples
-        return min((score for score in view.scores if score is not None), default=0.0)
-
     def checked(self, trace: Trace) -> float:
-        """The check of the weak model's solution as a trace of this cascade at threshold 0 tells it; -1 without an
+        """The check of the weak model's solution as a trace of this cascade at threshold 0 has it; -1 without an
         answer. Raises `DataError` where there is none.
         """
         if trace.finish != "answer" or any(step.author == "strong" for step in trace.steps):
             return -1.0
-        scores = [step.score for step in trace.steps if step.score is not None]
-        said = [parse(part.text, "verdict") for part in trace.abandoned if part.decision.startswith("verification")]
-        if not (scores if self.check == "least_score" else said):
+        if self.check == "least_score":
+            values = [step.score for step in trace.steps if step.score is not None]
+        else:
+            texts = [part.text for part in trace.abandoned if part.decision.startswith("verification")]
+            values = [float(parse(text, "verdict") == 1.0) for text in texts]
+        if not values:
             raise DataError(
                 f"the trace of problem {trace.problem.id!r} has no {self.check.replace('_', ' ')}; make it with this "
                 "cascade at threshold 0"
             )
-        return min(scores) if self.check == "least_score" else sum(value == 1.0 for value in said) / self.samples
+        return min(values) if self.check == "least_score" else sum(values) / self.samples
 
     def decide(self, view: View) -> Action | Look:
         """Check the solution, then keep it or hand the problem over."""
         if view.ended != "answer":
             return HandOver(f"the weak model's solution ended in {view.ended!r}")
-        value = self.value(view)
-        if value is None:
+        if not view.looked.issuperset(self.looks):
             return Look("verification", self.samples) if self.check == "verification" else Look("scores")
+        if self.check == "verification":
+            value = sum(said is True for said in view.verification) / self.samples
+        else:
+            value = min((score for score in view.scores if score is not None), default=0.0)
         below = value < self.threshold
         reason = f"{self.check.replace('_', ' ')} {value:.3f} {'<' if below else '>='} {self.threshold:.3f}"
         return HandOver(reason) if below else Keep(reason)
 
-    @property
-    def point(self) -> float | None:
-        """The threshold."""
-        return self.threshold
-
-    def at(self, x: float) -> Self:
-        """The policy with threshold `x`."""
-        return dataclasses.replace(self, threshold=x)
-
 
 POLICIES: dict[str, Any] = {cls.name: cls for cls in (QueryRandom, QueryClassifier, Cascade)}
+
+
+def question_key(problem: Problem) -> str:
+    """Twelve hex digits of the words of a question: the same problem under another id is the same problem."""
+    return f"{stable_hash(' '.join(problem.question.lower().split())):016x}"[:12]
+
+
+def refuse_overlap(fitted_on: Iterable[str], problems: Iterable[Problem], what: str = "this policy") -> None:
+    """Raises `DataError` where a problem's question is among those that `what` was fitted on (their `question_key`)."""
+    known = set(fitted_on)
+    shared = [problem.id for problem in problems if question_key(problem) in known]
+    if shared:
+        raise DataError(f"{what} was fitted on {len(shared)} of these problems, such as {shared[0]!r}; take others")
+
+
+def fit_query_classifier(
+    weak: Sequence[Trace],
+    strong: Sequence[Trace] | None = None,
+    *,
+    measured_on: Iterable[Problem] = (),
+    size: int = 1024,
+) -> QueryClassifier:
+    """A `QueryClassifier` from traces of the weak model alone and, where there are any, of the strong model alone.
+
+    A problem needs the strong model iff the weak one's answer is wrong and, with `strong`, the strong one's right. The
+    strength of the ridge penalty is that which foretells held-out fifths of these problems best.
+
+    Args:
+        weak: by "never", one or more for each problem.
+        strong: by "always", for the same problems.
+        measured_on: problems that the policy will be compared on; none of them may be among those of the traces.
+        size: number of buckets.
+
+    Raises `DataError` for an overlap, for problems without a gold answer, for a problem of `weak` that `strong` lacks,
+    for fewer than 20 problems and where all or none of them need the strong model.
+    """
+    keys = [question_key(trace.problem) for trace in weak]
+    fitted_on = sorted(set(keys))
+    refuse_overlap(fitted_on, measured_on, "the classifier")
+    needed = _needed(weak, strong)
+    if len(fitted_on) < 20 or len(set(needed)) < 2:
+        raise DataError(
+            f"{len(fitted_on)} problems, of which {sum(needed)} of {len(needed)} traces need the strong model, are too "
+            "few to tell apart: give at least 20 problems, some of them needing it and some not"
+        )
+    x, y = np.zeros((len(weak), size)), np.asarray(needed, dtype=np.float64)
+    for row, trace in zip(x, weak, strict=True):
+        where, height = buckets(trace.problem.question, size)
+        row[where] = height
+    fold = np.asarray([stable_hash(key, "fold") % _FOLDS for key in keys])
+    penalty = min(_PENALTIES, key=lambda penalty: _held_out_loss(x, y, fold, penalty))
+    weights, bias = _logistic(x, y, penalty)
+    rounded = tuple(round(float(value), 6) for value in weights)
+    return QueryClassifier(rounded, round(bias, 6), fitted_on=tuple(fitted_on))
+
+
+def calibrated(policy: _Query, traces: Sequence[Trace], share: float, *, measured_on: Iterable[Problem] = ()) -> _Query:
+    """The policy at the operating point that hands about `share` of the problems of `traces` over, at most that.
+
+    Args:
+        policy: a random mix, a classifier, or a cascade.
+        traces: of other problems than those to measure on; for a cascade made by itself at threshold 0, so that the
+            checks of its solutions are in them (a solution without an answer is handed over at any threshold). For the
+            other two any traces of these problems, for a classifier other problems than it was fitted on.
+        share: of the problems, in [0, 1].
+        measured_on: problems that the policy will be compared on.
+
+    Raises `DataError` for an overlap, a share out of range, no traces, and traces without the cascade's check.
+    """
+    problems = [trace.problem for trace in traces]
+    keys = tuple(sorted({question_key(problem) for problem in problems}))
+    refuse_overlap(keys, measured_on, "the operating point")
+    if not traces or not 0 <= share <= 1:
+        raise DataError(f"calibrated: share is {share} of {len(traces)} traces; give a share in [0, 1] and traces")
+    if isinstance(policy, QueryRandom):
+        return policy.at(share)
+    if isinstance(policy, QueryClassifier):
+        refuse_overlap(policy.fitted_on, problems, "the classifier")  # its chances there are bolder than elsewhere
+        least = threshold_at("high", [policy.chance(problem.question) for problem in problems], share)
+        return dataclasses.replace(policy, threshold=min(1.0, max(0.0, least)), calibrated_on=keys)
+    least = threshold_at("low", [policy.checked(trace) for trace in traces], share)
+    return dataclasses.replace(policy, threshold=min(1.01, max(0.0, least)), calibrated_on=keys)
 
 
 def buckets(question: str, size: int) -> tuple[list[int], float]:
     """Which of `size` buckets the 1- and 2-grams of a question's words fall into, and the height 1 / sqrt(how many).
 
     Words are taken in lower case and numbers by their count of digits, so that it is the kind of question that counts.
-    The numbers of sentences and of numbers are n-grams too: they tell how long a solution will be.
+    The numbers of sentences and of numbers are n-grams too: they say how long a solution will be.
     """
     words = [f"<{len(word)} digits>" if word.isdigit() else word for word in _WORD.findall(question.lower())]
     grams = {*words, *(f"{a} {b}" for a, b in pairwise(words))}
     grams |= {f"<{sum(word.endswith('digits>') for word in words)} numbers>", f"<{words.count('.')} sentences>"}
-    found = sorted({zlib.crc32(gram.encode("utf-8", "replace")) % size for gram in grams})
-    return found, 1.0 / math.sqrt(len(found))
+    where = sorted({zlib.crc32(gram.encode("utf-8", "replace")) % size for gram in grams})
+    return where, 1.0 / math.sqrt(len(where))
+
+
+def _needed(weak: Sequence[Trace], strong: Sequence[Trace] | None) -> list[bool]:
+    """For each weak trace, whether its problem needs the strong model."""
+    solved: dict[str, bool] = {}
+    for trace in strong or ():
+        key = question_key(trace.problem)
+        solved[key] = _right(trace) or solved.get(key, False)
+    lacking = [trace.problem.id for trace in weak if strong is not None and question_key(trace.problem) not in solved]
+    if lacking:
+        raise DataError(f"{len(lacking)} problems, such as {lacking[0]!r}, have no trace of the strong model; add them")
+    return [not _right(trace) and solved.get(question_key(trace.problem), True) for trace in weak]
+
+
+def _right(trace: Trace) -> bool:
+    verdict = verdict_of(trace)
+    if not verdict:
+        raise DataError(f"problem {trace.problem.id!r} has no gold answer; a fit needs to know which answers are right")
+    return verdict == "CORRECT"
+
+
+def _logistic(x: _Array, y: _Array, penalty: float) -> tuple[_Array, float]:
+    """Weights and bias of the ridge-penalised logistic regression: mean loss + penalty / 2 |weights|^2.
+
+    By Newton's method in the span of the rows, since there are fewer problems than buckets: weights = x.T a.
+    """
+    n = len(y)
+    gram = x @ x.T
+    a, bias = np.zeros(n), 0.0
+    for _ in range(100):
+        p = 1.0 / (1.0 + np.exp(-np.clip(gram @ a + bias, -500, 500)))
+        # At the optimum a = (y - p) / (n penalty); the step solves the linearised conditions.
+        w = np.maximum(p * (1 - p), 1e-9)
+        system = np.block([[gram * w[:, None] + n * penalty * np.eye(n), w[:, None]], [w[None] @ gram, w.sum()]])
+        wrong = np.concatenate([y - p - n * penalty * a, [(y - p).sum()]])
+        move = np.linalg.solve(system, wrong)
+        scale = min(1.0, 5.0 / (np.abs(gram @ move[:-1] + move[-1]).max() + 1e-12))
+        a, bias = a + scale * move[:-1], bias + scale * float(move[-1])
+        if np.abs(wrong).max() < 1e-9:
+            break
+    return x.T @ a, bias
+
+
+def _held_out_loss(x: _Array, y: _Array, fold: NDArray[np.int64], penalty: float) -> float:
+    """Mean negative log-likelihood, nats, of each fold under a fit to the others."""
+    loss = 0.0
+    for number in range(_FOLDS):
+        out = fold == number
+        if not out.any() or out.all():
+            continue
+        weights, bias = _logistic(x[~out], y[~out], penalty)
+        z = x[out] @ weights + bias
+        loss += float((np.logaddexp(0, z) - y[out] * z).sum())
+    return loss / len(y)

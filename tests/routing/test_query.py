@@ -29,8 +29,7 @@ from stepwise.routing import (
 )
 from stepwise.routing.metrics import cost_of, usage_by_author
 from stepwise.routing.pomdp.fit_check import auroc
-from stepwise.routing.query import buckets
-from stepwise.routing.query_fit import question_key, refuse_overlap
+from stepwise.routing.query import buckets, question_key, refuse_overlap
 from stepwise.types import Problem, Step, Trace
 from tests.fakes import Line, ScriptedBackend, ScriptedScorer, n_tokens
 from tests.routing import world
