@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from stepwise import critics
 from stepwise.critics.formats import Format
 from stepwise.errors import BackendError
+from stepwise.models.provider import lm
 from stepwise.routing.policy import Action, Escalate, Keep, Look, View, When
+from stepwise.routing.simple import BasePolicy
 
 _FROZEN = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Judged:
+class Judged(BasePolicy):
     """Escalates a drafted step where a language model says so (the signature `DecideStep`).
 
     The model sees the problem, the steps so far and the draft, their scores and what is left of the strong model's
@@ -51,7 +54,6 @@ class Judged:
 
     name: ClassVar[str] = "judged"
     when: ClassVar[When] = "after"
-    needs_scores: ClassVar[bool] = False
 
     @property
     def looks(self) -> Mapping[str, str]:
@@ -69,36 +71,22 @@ class Judged:
 
         steps = [step.text for step in (*view.steps, view.draft)]
         try:
-            found = _decider(self)(view.problem, steps, view.scores, view.strong_tokens_left)
+            answer = _decider(self)(view.problem, steps, view.scores, view.strong_tokens_left)
         except dspy.LMError as error:
             if not is_retryable_lm_error(error) and not isinstance(error, dspy.ContextWindowExceededError):
                 raise BackendError(f"the judge {self.lm or 'that DSPy is configured with'}: {error}") from error
             return Keep(f"the judge did not answer: {_line(str(error))}")
-        if found.failure is not None:
-            return Keep(f"the judge's answer cannot be read: {_line(found.failure)}")
-        return (Escalate if found.decision == "escalate" else Keep)(reason=f"the judge: {_line(found.reason)}")
-
-    @property
-    def point(self) -> float | None:
-        """None: there is nothing to set."""
-        return None
-
-    def at(self, x: float) -> Self:
-        """Itself: there is nothing to set."""
-        return self
+        if answer.failure is not None:
+            return Keep(f"the judge's answer cannot be read: {_line(answer.failure)}")
+        return (Escalate if answer.decision == "escalate" else Keep)(reason=f"the judge: {_line(answer.reason)}")
 
 
 @lru_cache(maxsize=8)
 def _decider(policy: Judged) -> Any:
     """The module that asks, made at the first decision: a policy is loaded and saved without its model."""
-    from stepwise.critics.decider import StepDecider
-    from stepwise.models.provider import lm as load
-
-    if policy.lm is None:
-        return StepDecider(adapter=policy.format)
-    names = ("api_base", "api_key_env", "temperature")
-    settings = {name: getattr(policy, name) for name in names if getattr(policy, name) is not None}
-    return StepDecider(load(policy.lm, **settings), adapter=policy.format)
+    settings = {"api_base": policy.api_base, "api_key_env": policy.api_key_env, "temperature": policy.temperature}
+    given = {name: value for name, value in settings.items() if value is not None}
+    return critics.StepDecider(lm(policy.lm, **given) if policy.lm is not None else None, adapter=policy.format)
 
 
 def _line(text: str) -> str:
