@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from stepwise.errors import DataError
@@ -64,24 +64,34 @@ def bootstrap(
     `statistic` takes an array (n,) of indices and returns a number, None where it has none; such resamples are left
     out. None where the whole sample has none. Raises DataError for n = 0. Deterministic for a given `seed`.
     """
-    import numpy as np
-
     if n < 1:
         raise DataError(f"bootstrap: n is {n}; give at least one value")
-    value = statistic(np.arange(n))
+    value, *drawn = map(statistic, resamples(n, samples, seed))
     if value is None:
         return None
+    return percentile([value, *(x for x in drawn if x is not None)], confidence)
+
+
+def resamples(n: int, samples: int = 2000, seed: int = 0) -> Iterator[Any]:
+    """The indices 0..n-1, (n,), then `samples` times as many of them drawn with replacement."""
+    import numpy as np
+
+    yield np.arange(n)
     rng = np.random.default_rng(seed)
-    drawn = [statistic(rng.integers(0, n, n)) for _ in range(samples)]
-    return percentile([value, *(found for found in drawn if found is not None)], confidence)
+    for _ in range(samples):
+        yield rng.integers(0, n, n)
 
 
 def percentile(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The first of `values` with the interval between the quantiles of the others (of itself where it is alone)."""
+    """The first of `values` with the interval between the quantiles of the others (of itself where it is alone).
+
+    An end that lies beside an infinite value is infinite or NaN.
+    """
     import numpy as np
 
     tail = (1 - _confidence(confidence)) / 2
-    low, high = np.nanquantile(values[1:] or values, [tail, 1 - tail])
+    with np.errstate(invalid="ignore"):
+        low, high = np.nanquantile(values[1:] or values, [tail, 1 - tail])
     return Interval(float(values[0]), float(low), float(high))
 
 

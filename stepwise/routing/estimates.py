@@ -14,9 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import numpy as np
 
 from stepwise.errors import DataError
+from stepwise.routing.compare import Measured
 from stepwise.routing.metrics import (
     OperatingPoint,
     cheapest,
@@ -27,9 +30,7 @@ from stepwise.routing.metrics import (
     frontier_area,
     pgr,
 )
-
-if TYPE_CHECKING:
-    from stepwise.routing.compare import Measured
+from stepwise.stats import percentile, resamples
 
 CostName = Literal["strong_tokens", "all_tokens", "parameter_tokens"]
 COSTS: tuple[CostName, ...] = ("strong_tokens", "all_tokens", "parameter_tokens")
@@ -104,7 +105,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Figures:
+class RouterFigures:
     """All figures of one router at one cost: by setting, by level of the gap recovered, and of its whole frontier."""
 
     problems: int
@@ -125,7 +126,7 @@ def figures(
     samples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> Figures:
+) -> RouterFigures:
     """The figures of a router's `settings` against its two models alone, all on the same problems in the same order.
 
     Costs are in the unit of the outcomes. With the same `samples` and `seed` the same problems are drawn again for any
@@ -140,7 +141,7 @@ def figures(
     def of(values: list[float | None], none_is_dear: bool = False) -> Estimate:
         return _interval(values, confidence, none_is_dear)
 
-    return Figures(
+    return RouterFigures(
         problems=len(weak.correct),
         pgr={label: of([pgr(p[i], p[0], p[1]) for p in drawn]) for label, i in each.items()},
         delta_ibc={label: of([delta_ibc(p[i], p[0], p[1]) for p in drawn]) for label, i in each.items()},
@@ -151,26 +152,24 @@ def figures(
     )
 
 
-def by_family(measured: Sequence[Measured], *, samples: int = 1000) -> dict[str, dict[CostName, Figures | None]]:
-    """The figures of every family of policies that `compare.measure` found, at each of the three costs.
+def by_family(measured: Sequence[Measured], *, samples: int = 1000) -> dict[str, dict[CostName, RouterFigures | None]]:
+    """The figures of every family of policies that `compare.measure` measured, at each of the three costs.
 
     None for parameter-tokens where a model's size is not known. Empty unless "never" and "always" are among them and
     all problems have a gold answer.
     """
-    ends = {m.family: m for m in measured if m.family in ("never", "always")}
-    if len(ends) < 2 or any(m.accuracy is None for m in measured):
+    arms: dict[str, list[Measured]] = {}
+    for m in measured:
+        arms.setdefault(m.family, []).append(m)
+    if not {"never", "always"} <= arms.keys() or any(m.accuracy is None for m in measured):
         return {}
-    families = dict.fromkeys(m.family for m in measured if m.family not in ends)
-    found: dict[str, dict[CostName, Figures | None]] = {}
-    for family in families:
-        found[family] = {}
-        for cost in COSTS:
-            own = [m for m in measured if m.family == family]
-            arms = [Outcomes.of(m, cost) for m in (ends["never"], ends["always"], *own)]
-            known = [arm for arm in arms if arm is not None]
-            whole = len(known) == len(arms)
-            found[family][cost] = figures(known[2:], known[0], known[1], samples=samples) if whole else None
-    return found
+
+    def at(cost: CostName, family: str) -> RouterFigures | None:
+        outcomes = [Outcomes.of(m, cost) for m in (arms["never"][-1], arms["always"][-1], *arms[family])]
+        known = [each for each in outcomes if each is not None]
+        return figures(known[2:], known[0], known[1], samples=samples) if len(known) == len(outcomes) else None
+
+    return {family: {cost: at(cost, family) for cost in COSTS} for family in arms if family not in ("never", "always")}
 
 
 def estimate(
@@ -199,51 +198,37 @@ def split_cpt(
 
     None where no setting does, or there are fewer than two problems.
     """
-    import numpy as np
-
     order = np.random.default_rng(seed).permutation(len(weak.correct)).tolist()
     half = len(order) // 2
     if not half:
         return None
-    here, there = order[:half], order[half:]
-    best = cheapest([s.part(here).point for s in settings], weak.part(here).point, strong.part(here).point, x)
+    chosen_on, others = (
+        [arm.part(part).point for arm in (weak, strong, *settings)] for part in (order[:half], order[half:])
+    )
+    best = cheapest(chosen_on[2:], chosen_on[0], chosen_on[1], x)
     if best is None:
         return None
-    point = settings[best].part(there).point
-    return Chosen(settings[best].label, point.cost, pgr(point, weak.part(there).point, strong.part(there).point))
+    point = others[2:][best]
+    return Chosen(settings[best].label, point.cost, pgr(point, others[0], others[1]))
 
 
 def _drawn(arms: Sequence[Outcomes], samples: int, seed: int) -> list[list[OperatingPoint]]:
     """The arms' points on all problems, then on each of `samples` resamples of them."""
-    import numpy as np
-
     sizes = {len(arm.correct) for arm in arms}
     if len(sizes) != 1:
         raise DataError(f"the arms have {sorted(sizes)} problems; give at least one, all on the same problems")
     if samples < 1:
         raise DataError(f"samples is {samples}; give at least 1, for example 1000")
-    (count,) = sizes
-    weights = np.random.default_rng(seed).multinomial(count, [1 / count] * count, samples) / count
-    weights = np.vstack([np.full(count, 1 / count), weights])
-    # Rounded, so that arms that did the same are equal whatever the order of the sums.
-    costs = np.round(weights @ np.array([arm.cost for arm in arms]).T, 9)
-    shares = np.round(weights @ np.array([arm.correct for arm in arms]).T, 12)
-    return [list(map(OperatingPoint, *rows)) for rows in zip(costs.tolist(), shares.tolist(), strict=True)]
+    values = np.array([(arm.cost, arm.correct) for arm in arms])  # (arms, 2, problems)
+    means = (values[:, :, rows].mean(2) for rows in resamples(sizes.pop(), samples, seed))
+    return [[OperatingPoint(cost, correct) for cost, correct in each.tolist()] for each in means]
 
 
 def _interval(values: Sequence[float | None], confidence: float, none_is_dear: bool = False) -> Estimate:
     """The first of `values` with the interval that the others give."""
-    import numpy as np
-
-    if not 0 < confidence < 1:
-        raise DataError(f"confidence is {confidence}; it must lie strictly between 0 and 1, for example 0.95")
     value, *others = values
-    known = [other for other in others if other is not None]
-    counted = [math.inf if other is None else other for other in others] if none_is_dear else known
-    low = high = None
-    if counted:
-        tail = (1 - confidence) / 2
-        low = float(np.quantile(counted, tail, method="lower"))
-        high = float(np.quantile(counted, 1 - tail, method="higher"))
-    ends = [None if end is None or math.isinf(end) else end for end in (low, high)]
-    return Estimate(value, ends[0], ends[1], len(known) / len(others))
+    known = [x for x in others if x is not None]
+    counted = [math.inf if x is None else x for x in others] if none_is_dear else known
+    _, *ends = percentile([0.0, *(counted or [math.inf])], confidence)
+    low, high = (end if math.isfinite(end) else None for end in ends)
+    return Estimate(value, low, high, len(known) / len(others))

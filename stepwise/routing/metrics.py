@@ -133,20 +133,14 @@ class Cost:
     discarded_tokens: int
     calls: int
     strong_calls: int
-    money: float | None = None
 
     @property
     def strong_tokens_per_problem(self) -> float:
         """TRIM's cost C: tokens that the strong model generated, mean per problem."""
         return self.strong_tokens / self.problems
 
-    @property
-    def all_tokens_per_problem(self) -> float:
-        """Tokens that any model generated, discarded drafts included, mean per problem."""
-        return self.all_tokens / self.problems
 
-
-def written(trace: Trace) -> Iterable[Step]:
+def _written(trace: Trace) -> Iterable[Step]:
     """Every piece of text a model wrote for a trace: steps, discarded drafts, evidence, and abandoned ones."""
     for step in trace.steps:
         yield from step.evidence
@@ -158,7 +152,7 @@ def written(trace: Trace) -> Iterable[Step]:
 def usage_by_author(trace: Trace) -> dict[str, Usage]:
     """What each author spent on one trace, discarded drafts included, and the scorer under "scorer"."""
     spent: dict[str, Usage] = {}
-    for step in written(trace):
+    for step in _written(trace):
         spent[step.author] = spent.get(step.author, Usage()) + step.usage
     if trace.scorer_usage != Usage():
         spent["scorer"] = trace.scorer_usage
@@ -174,7 +168,10 @@ def cost_of(traces: Sequence[Trace], *, weak: Any = None, strong: Any = None, sc
     """
     if not traces:
         raise DataError("cost_of: no traces; route at least one problem first")
-    sizes = {"weak": _size(weak), "strong": _size(strong), "scorer": _size(scorer)}
+    models = {"weak": weak, "strong": strong, "scorer": scorer}
+    sizes: dict[str, Any] = {
+        role: m if isinstance(m, int | float | None) else m.parameters for role, m in models.items()
+    }
     totals: dict[str, Usage] = {}
     for trace in traces:
         for author, usage in usage_by_author(trace).items():
@@ -182,22 +179,12 @@ def cost_of(traces: Sequence[Trace], *, weak: Any = None, strong: Any = None, sc
     run = {author: usage.evaluated_tokens + usage.generated_tokens for author, usage in totals.items()}
     known = all(sizes.get(author) is not None for author, tokens in run.items() if tokens)
     discarded = (d for t in traces for d in (*(d for s in t.steps for d in s.discarded), *t.abandoned))
-    everything = sum(totals.values(), Usage())
     return Cost(
         problems=len(traces),
         strong_tokens=totals.get("strong", Usage()).generated_tokens,
-        all_tokens=everything.generated_tokens,
-        parameter_tokens=float(sum((sizes.get(author) or 0) * tokens for author, tokens in run.items()))
-        if known
-        else None,
+        all_tokens=sum(usage.generated_tokens for usage in totals.values()),
+        parameter_tokens=float(sum(sizes[author] * run[author] for author in run if run[author])) if known else None,
         discarded_tokens=sum(d.usage.generated_tokens for d in discarded),
         calls=sum(usage.calls for author, usage in totals.items() if author != "scorer"),
         strong_calls=totals.get("strong", Usage()).calls,
-        money=everything.cost,
     )
-
-
-def _size(model: Any) -> int | None:
-    if model is None or isinstance(model, int | float):
-        return None if model is None else int(model)
-    return getattr(model, "parameters", None)

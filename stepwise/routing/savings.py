@@ -42,12 +42,14 @@ class Savings:
 
     def in_words(self) -> list[str]:
         """One line for tokens, and one for money where anything costs any; both say that it is an estimate."""
-        if self.tokens_saved is None:
+        saved = self.tokens_saved
+        if saved is None:
             return []
+        share = f"{saved:.0%} saved" if saved >= 0 else f"{-saved:.0%} more"
         length = f"the strong model's own {self.own_steps} here" if self.own_steps else "they are: it wrote none here"
         lines = [
             f"Strong tokens: {self.strong_tokens:,} here, about {self.strong_only_tokens:,.0f} by the strong model "
-            f"alone, {_share(self.tokens_saved)} (estimated: as many steps as here, each as long as {length})."
+            f"alone, {share} (estimated: as many steps as here, each as long as {length})."
         ]
         if self.money_saved is not None and (self.money or self.strong_only_money):
             lines.append(
@@ -65,12 +67,13 @@ def savings(traces: Sequence[Trace], prices: Mapping[str, Prices | None] | None 
     own = [step.usage.generated_tokens for step in steps if step.author == "strong"]
     other = [step.usage.generated_tokens for step in steps if step.author != "strong"]
     alone = float(sum(own) + (len(other) * sum(own) / len(own) if own else sum(other)))
-    read = sum(min(prompts, default=0) for prompts in map(_prompts, traces))
-    price = (prices or {}).get("strong")
-    spent = Ledger(None, prices)
+    read, spent = 0, Ledger(None, prices)
     for trace in traces:
+        usages = [step.usage for step in trace.steps or trace.abandoned]
+        read += min((usage.prompt_tokens for usage in usages if usage != Usage()), default=0)  # least: the question
         for role, usage in usage_by_author(trace).items():
             spent.record(role, usage)
+    price = (prices or {}).get("strong")
     return Savings(
         problems=len(traces),
         own_steps=len(own),
@@ -79,13 +82,3 @@ def savings(traces: Sequence[Trace], prices: Mapping[str, Prices | None] | None 
         money=spent.usage().cost,
         strong_only_money=None if price is None else (price[0] * read + price[1] * alone) / 1_000_000,
     )
-
-
-def _prompts(trace: Trace) -> list[int]:
-    """How many tokens were read for the steps of a trace; the least is the question."""
-    written = [step.usage for step in trace.steps] or [step.usage for step in trace.abandoned]
-    return [usage.prompt_tokens for usage in written if usage != Usage()]
-
-
-def _share(saved: float) -> str:
-    return f"{saved:.0%} saved" if saved >= 0 else f"{-saved:.0%} more"

@@ -199,7 +199,6 @@ def test_cost_three_ways_by_hand() -> None:
     assert cost.parameter_tokens == 2 * (2 * (20 + 10 + 5 + 11 + 8 + 1) + 10 * (30 + 7) + 3 * 31)
     assert (cost.calls, cost.strong_calls, cost.problems) == (2 * 4, 2, 2)
     assert cost.strong_tokens_per_problem == 7
-    assert cost.money is None
 
 
 def test_parameter_tokens_are_unknown_where_a_size_is_unknown() -> None:
