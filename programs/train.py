@@ -132,7 +132,7 @@ def tests_of(args: argparse.Namespace) -> list[Problem]:
 
 def measured_before(run: Run, tests: list[Problem], start: Path | None) -> Evaluated:
     """The measurement before training; an interrupted run has it on disk."""
-    known = run.rows(MEASURED_BEFORE, Evaluated)
+    known: list[Evaluated] = run.rows(MEASURED_BEFORE, Evaluated)
     if not known:
         known = [evaluate(run.config, tests, start, run.args.samples)]
         run.write(MEASURED_BEFORE, *known)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from stepwise.config import Config
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.plan import Planned
-from stepwise.runs.shell import Main, Run, positive, program
+from stepwise.runs.shell import Run, positive, program
 
 SECRET = "sk-abcdefghijklmnop123456"
 
@@ -29,7 +30,7 @@ def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
     return [Planned("weak", args.count, 100 * args.count, 10 * args.count)]
 
 
-def counting(error: type[BaseException] = KeyboardInterrupt, *, resumable: bool = True) -> Main:
+def counting(error: type[BaseException] = KeyboardInterrupt, *, resumable: bool = True) -> Callable[..., int]:
     """A program that writes the rows 0..count-1, going on after those that are there, and fails at a row if told to."""
 
     @program(doc="Count.", arguments=arguments, plan=plan, resumable=resumable)
@@ -125,6 +126,11 @@ def test_a_directory_with_other_files_is_never_written_to(out: Path, capsys: pyt
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
+def close(directory: RunDirectory) -> None:
+    with directory.ending():
+        pass
+
+
 def in_chunks(out: Path) -> RunDirectory:
     directory = RunDirectory(out, program="chunks", config=Config(), arguments={})
     for chunk in ("00000", "00001"):
@@ -134,14 +140,14 @@ def in_chunks(out: Path) -> RunDirectory:
 
 
 def test_starting_anew_removes_directories_that_are_empty_then_and_no_others(out: Path) -> None:
-    in_chunks(out).close("finished")
+    close(in_chunks(out))
     (out / "chunks" / "00001" / "notes.txt").write_text("mine")
     again = RunDirectory(out, program="chunks", config=Config(), arguments={})
     again.open(anew=True)
     assert [str(path.relative_to(out)) for path in sorted(out.rglob("*"))] == [
         "chunks", "chunks/00001", "chunks/00001/notes.txt",
     ]  # fmt: skip
-    again.close("finished")
+    close(again)
 
 
 def test_like_files_of_chunks_are_summed_up(out: Path) -> None:
@@ -149,7 +155,7 @@ def test_like_files_of_chunks_are_summed_up(out: Path) -> None:
     assert directory.summary() == f"{out} holds chunks/*/rows.jsonl with 6 rows, rows.jsonl with 1 rows"
     directory.claim("chunks/00002/rows.jsonl", folder=False)
     assert not (out / "chunks" / "00002").exists()
-    directory.close("finished")
+    close(directory)
 
 
 def test_what_same_run_leaves_out_of_the_configuration_may_change(out: Path) -> None:
@@ -237,13 +243,13 @@ def test_two_processes_never_write_to_one_directory(out: Path) -> None:
         with pytest.raises(DataError, match="another process is at work"):
             begin()
     assert card(out)["files"] == ["rows.jsonl"]
-    first.close("finished")
+    close(first)
     with pytest.raises(DataError, match="another run began"):
         late.made()
-    late.close("failed")
+    close(late)
     assert card(out)["status"] == "finished"
     assert second.open(anew=False)
-    second.close("finished")
+    close(second)
 
 
 def test_a_pipe_that_is_closed_early_is_no_traceback(tmp_path: Path) -> None:

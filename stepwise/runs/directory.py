@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from stepwise import __version__
 from stepwise.config import Config
@@ -31,6 +30,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, *, program: str, config: Config, arguments: Mapping[str, Any]) -> None:
         self.path = path
+        self.failed = False
         self._lock: int | None = None  # descriptor of the locked directory
         self._mine = False  # whether the card in the directory is this run's
         self._began = time.time()
@@ -96,19 +96,19 @@ class RunDirectory:
 
     def _take(self) -> None:
         """Lock the directory until `close`, or the end of the process whatever ends it."""
-        with suppress(ImportError):  # Windows has no such locks
-            fcntl = importlib.import_module("fcntl")
-            if self._lock is None:
-                self._lock = os.open(self.path, os.O_RDONLY)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._release()
-                raise DataError(
-                    f"another process is at work in --out {self.path}; wait for it or give another"
-                ) from None
-            except OSError:
-                return  # a file system without locks
+        try:
+            import fcntl
+        except ImportError:  # Windows has no such locks
+            return
+        if self._lock is None:
+            self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._release()
+            raise DataError(f"another process is at work in --out {self.path}; wait for it or give another") from None
+        except OSError:
+            return  # a file system without locks
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -129,14 +129,29 @@ class RunDirectory:
             self._write()
         return path
 
-    def close(self, status: Literal["finished", "interrupted", "failed"]) -> None:
-        """Write down how the run ended and how long this start of it took, in seconds; nothing if it left no files."""
-        self._card |= {"status": status, "seconds": round(time.time() - self._began, 3)}
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """When the block ends, write down how, and how long this start of the run took, in seconds; then let go.
+
+        The block may set `failed`. Where the run left no files, nothing is written.
+        """
+        status = "failed"
         try:
-            if self._mine:
-                self._write()
+            yield
+            status = "failed" if self.failed else "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
         finally:
-            self._release()
+            self._card |= {"status": status, "seconds": round(time.time() - self._began, 3)}
+            try:
+                if self._mine:
+                    self._write()
+            except OSError:
+                if status == "finished":  # else a full disk may be the very failure, not to be hidden by a second one
+                    raise
+            finally:
+                self._release()
 
     def summary(self) -> str:
         """What is there so far, for the line after an interruption."""
@@ -195,13 +210,5 @@ def opened(
     directory = RunDirectory(Path(out), program=program, config=config, arguments=arguments)
     directory.check(overwrite=False)
     directory.open(anew=False)
-    status: Literal["finished", "interrupted", "failed"] = "failed"
-    try:
+    with directory.ending():
         yield directory
-        status = "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        with suppress(OSError):  # a full disk may be the very failure, which must not be hidden by a second one
-            directory.close(status)

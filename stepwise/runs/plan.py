@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
+from stepwise import lab
 from stepwise.config import Config, LoadConfig, Roles
 from stepwise.errors import DataError
+from stepwise.types import Problem
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from stepwise.interventions.settings import CollectSettings
-    from stepwise.types import Problem
 
 # Round assumptions of an estimate, all stated in its footnote: a local model reads its weights once per token and
 # batches eight sequences a time; a small one is bound by arithmetic instead.
@@ -162,9 +164,6 @@ def seconds(planned: Planned, model: LoadConfig) -> float | None:
 
 def show_plan(plan: Sequence[Planned], config: Config, console: Console) -> None:
     """Print the table: role, model, calls, tokens, money, time."""
-    from rich import box
-    from rich.table import Table
-
     if not plan:
         console.print("This program asks no model for anything.")
         return
@@ -203,8 +202,6 @@ def _cells(plan: Sequence[Planned], config: Config) -> list[str]:
 def _file_size(name: str) -> int | None:
     path = Path(name)
     if path.suffix != ".gguf":
-        from stepwise import lab
-
         if name not in (*lab.MODELS, *lab.ADAPTERS):
             return None
         try:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from rich import progress as parts
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 _PLAIN_SECONDS = 10.0
 
@@ -45,9 +43,6 @@ def progress(description: str, total: int, *, console: Console | None = None) ->
 
 @contextmanager
 def _bar(description: str, total: int, console: Console) -> Iterator[Advance]:
-    from rich import progress as parts
-    from rich.text import Text
-
     columns = (
         parts.TextColumn("{task.description}"),
         parts.BarColumn(),

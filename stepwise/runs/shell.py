@@ -20,21 +20,17 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import Any
+
+from rich.console import Console
 
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError, StepwiseError, redact
 from stepwise.io import append_rows, read_rows
 from stepwise.runs.directory import RunDirectory
+from stepwise.runs.plan import Planned, show_plan
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from stepwise.runs.plan import Planned
-
-T = TypeVar("T")
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _NO_SETTINGS = (
     "config",
@@ -51,14 +47,6 @@ _NO_SETTINGS = (
 )  # these do not change what is computed
 
 
-class Main(Protocol):
-    """Entry point of a program."""
-
-    def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Run with the arguments `argv` (None: those of the command line); returns the exit code."""
-        ...
-
-
 class Run:
     """What a program gets: its configuration, its own arguments, a console (standard output), an output directory."""
 
@@ -66,33 +54,25 @@ class Run:
         self.config = config
         self.args = args
         self.console = console
-        self._directory = directory
-
-    @property
-    def directory(self) -> RunDirectory:
-        """The same as an object, for the library's functions that work in an open directory."""
-        return self._directory
+        self.directory = directory
+        """For the library's functions that work in an open directory."""
 
     @property
     def out(self) -> Path:
         """The output directory; it is made when it is first asked for."""
-        return self._directory.made()
+        return self.directory.made()
 
     def path(self, name: str) -> Path:
         """Where the run's file `name` belongs; the file counts as the run's own, and `--overwrite` removes it."""
-        return self._directory.claim(name)
+        return self.directory.claim(name)
 
     def write(self, name: str, *rows: Any) -> None:
         """Append rows (the library's types, or dictionaries) to the JSON Lines file `name`; then they are on disk."""
         append_rows(self.path(name), rows)
 
-    @overload
-    def rows(self, name: str) -> list[dict[str, Any]]: ...
-    @overload
-    def rows(self, name: str, cls: type[T]) -> list[T]: ...
     def rows(self, name: str, cls: type[Any] | None = None) -> list[Any]:
         """What an earlier, interrupted start of this same run already wrote to `name`: empty at the first start."""
-        path = self._directory.path / name
+        path = self.directory.path / name
         return read_rows(path) if cls is None else read_rows(path, cls)
 
     def metrics(self, **values: Any) -> None:
@@ -112,7 +92,7 @@ def program(
     resumable: bool = True,
     same_run: Callable[[Config], Config] = lambda config: config,
     neutral: Sequence[str] = (),
-) -> Callable[[Callable[[Run], int | None]], Main]:
+) -> Callable[[Callable[[Run], int | None]], Callable[..., int]]:
     """Turn `function(run)` into `main(argv=None) -> exit code`. The file's name is the program's name.
 
     `doc` is the module's docstring, shown by --help. `arguments` adds the program's own options. `plan` says what the
@@ -121,19 +101,42 @@ def program(
     out of the configuration what may change between the starts of one run, and `neutral` names such arguments.
     """
 
-    def decorate(function: Callable[[Run], int | None]) -> Main:
+    def decorate(function: Callable[[Run], int | None]) -> Callable[..., int]:
         file = Path(function.__code__.co_filename)
         name = file.stem
         command = f"python -m evals.{name}" if file.parent.name == "evals" else f"stepwise {name}"
 
+        def start(args: argparse.Namespace) -> int:
+            config = Config.load(args.config, args.set)
+            own = {key: value for key, value in vars(args).items() if key not in (*_NO_SETTINGS, *neutral)}
+            console = Console(stderr=getattr(args, "json", False))  # with --json, standard output is for a program
+            directory = RunDirectory(args.out, program=name, config=same_run(config), arguments=own)
+            directory.check(overwrite=args.overwrite)
+            if args.dry_run:
+                show_plan(plan(config, args) if plan else [], config, console)
+                return 0
+            going_on = directory.open(anew=args.overwrite or not resumable)
+            run = Run(config, args, directory, console)
+            if going_on:
+                run.say(f"going on with the run in {args.out} (--overwrite starts anew)")
+            try:
+                with directory.ending():
+                    code = function(run) or 0
+                    directory.failed = bool(code)
+            except KeyboardInterrupt:
+                remedy = "the same command goes on from there" if resumable else "the same command starts anew"
+                _complain(f"interrupted; {directory.summary()}; {remedy}")
+                return 130
+            return code
+
         @functools.wraps(function)
         def main(argv: Sequence[str] | None = None) -> int:
             os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-            parser = _parser(name, command, doc)
+            options = _parser(name, command, doc)
             if arguments is not None:
-                arguments(parser)
-            args = parser.parse_args(argv)
-            return _guarded(lambda: _start(name, args, function, plan, resumable, same_run, neutral), debug=args.debug)
+                arguments(options)
+            args = options.parse_args(argv)
+            return _guarded(lambda: start(args), debug=args.debug)
 
         return main
 
@@ -171,46 +174,6 @@ def _parser(name: str, command: str, doc: str | None) -> argparse.ArgumentParser
     shared.add_argument("--overwrite", action="store_true", help="remove the files of an earlier run in DIR first")
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
-
-
-def _start(
-    name: str,
-    args: argparse.Namespace,
-    function: Callable[[Run], int | None],
-    plan: Callable[[Config, argparse.Namespace], Sequence[Planned]] | None,
-    resumable: bool,
-    same_run: Callable[[Config], Config],
-    neutral: Sequence[str],
-) -> int:
-    from rich.console import Console
-
-    config = Config.load(args.config, args.set)
-    own = {key: value for key, value in vars(args).items() if key not in (*_NO_SETTINGS, *neutral)}
-    console = Console(stderr=getattr(args, "json", False))  # with --json, standard output is for a program to read
-    directory = RunDirectory(args.out, program=name, config=same_run(config), arguments=own)
-    directory.check(overwrite=args.overwrite)
-    if args.dry_run:
-        from stepwise.runs.plan import show_plan
-
-        show_plan(plan(config, args) if plan else [], config, console)
-        return 0
-    going_on = directory.open(anew=args.overwrite or not resumable)
-    run = Run(config, args, directory, console)
-    if going_on:
-        run.say(f"going on with the run in {args.out} (--overwrite starts anew)")
-    try:
-        code = function(run)
-    except KeyboardInterrupt:
-        directory.close("interrupted")
-        remedy = "the same command goes on from there" if resumable else "the same command starts anew"
-        _complain(f"interrupted; {directory.summary()}; {remedy}")
-        return 130
-    except BaseException:
-        with suppress(OSError):  # a full disk may be the very failure, which must not be hidden by a second one
-            directory.close("failed")
-        raise
-    directory.close("finished" if not code else "failed")
-    return code or 0
 
 
 def _guarded(work: Callable[[], int], *, debug: bool) -> int:
