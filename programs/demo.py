@@ -30,21 +30,21 @@ MOST_SHOWN = 2
 MOST_FIRST = 20
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--problems", type=positive, default=200, metavar="N", help="problems to route (default: %(default)s)"
     )
     parser.add_argument("--show", type=int, default=MOST_SHOWN, metavar="N", help="repaired solutions to print")
 
 
-def problems_of(args: argparse.Namespace) -> list[Problem]:
+def _problems_of(args: argparse.Namespace) -> list[Problem]:
     from stepwise.lab.problems import generate
 
     return [made.problem for made in generate("test", args.problems)]
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
-    return plan_routing(config, POLICIES, problems_of(args))
+def _plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    return plan_routing(config, POLICIES, _problems_of(args))
 
 
 def repaired(measured: list[Measured]) -> list[TraceView]:
@@ -60,20 +60,20 @@ def repaired(measured: list[Measured]) -> list[TraceView]:
     return [view for _, view in sorted(found.values(), key=lambda pair: pair[0])]
 
 
-def first_repairs(measured: list[Measured]) -> list[TraceView]:
+def _first_repairs(measured: list[Measured]) -> list[TraceView]:
     """Every trace, those first in which few strong steps made the difference."""
     repairs = repaired(measured)[:MOST_FIRST] if any(m.family == "never" for m in measured) else []
     first = {id(view) for view in repairs}
     return [*repairs, *(view for m in reversed(measured) for view in m.views if id(view) not in first)]
 
 
-def save(run: Run, measured: list[Measured]) -> Report:
+def _save(run: Run, measured: list[Measured]) -> Report:
     """Write the figures and the page; also of a part, after Ctrl-C."""
     report = Report(
         title="Routing lab problems step by step",
         subtitle="A small model that slips, a larger one that repairs single steps, and what each policy saves.",
         rows=tuple(m.row for m in measured),
-        traces=tuple(first_repairs(measured)),
+        traces=tuple(_first_repairs(measured)),
         meta={
             "weak model": run.config.models.weak.model,
             "strong model": run.config.models.strong.model,
@@ -96,9 +96,9 @@ def save(run: Run, measured: list[Measured]) -> Report:
     return report
 
 
-@program(doc=__doc__, arguments=arguments, plan=plan, resumable=False)
+@program(doc=__doc__, arguments=_arguments, plan=_plan, resumable=False)
 def main(run: Run) -> None:
-    problems = problems_of(run.args)
+    problems = _problems_of(run.args)
     run.say(f"Routing {len(problems)} held-out lab problems under {len(POLICIES)} policies.")
     measured: list[Measured] = []
 
@@ -111,9 +111,9 @@ def main(run: Run) -> None:
             measure(router, POLICIES, problems, told=told)
     except KeyboardInterrupt:
         if measured:
-            save(run, measured)
+            _save(run, measured)
         raise
-    report = save(run, measured)
+    report = _save(run, measured)
     for view in repaired(measured)[: run.args.show]:
         run.say(f"\nSolved with {view.policy}; the weak model alone gets it wrong:")
         view.trace.show()

@@ -23,7 +23,7 @@ from stepwise.training.adapters import adapter_directory, base_of, check_adapter
 from stepwise.training.cards import base_name, front_matter, markdown_table
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", metavar="ADAPTER", help="the adapter's directory")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--adapter-only", action="store_true", help="write adapter.gguf, in F32")
@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@program(doc=__doc__, arguments=arguments, resumable=False)
+@program(doc=__doc__, arguments=_arguments, resumable=False)
 def main(run: Run) -> None:
     args = run.args
     adapter = adapter_directory(args.adapter)
@@ -47,12 +47,12 @@ def main(run: Run) -> None:
     if args.adapter_only:
         file = export_lora_gguf(adapter, run.path("adapter.gguf"), base)
     else:
-        file = merged_gguf(run, adapter, base)
-    write_cards(run, adapter, base, file)
+        file = _merged_gguf(run, adapter, base)
+    _write_cards(run, adapter, base, file)
     run.say(f"{file} ({file.stat().st_size / 1e6:,.1f} MB)")
 
 
-def merged_gguf(run: Run, adapter: Path, base: Path) -> Path:
+def _merged_gguf(run: Run, adapter: Path, base: Path) -> Path:
     from stepwise.training.adapters import merge
 
     with TemporaryDirectory(dir=run.out, prefix=".merging-") as folder:
@@ -64,7 +64,7 @@ def merged_gguf(run: Run, adapter: Path, base: Path) -> Path:
     return file
 
 
-def write_cards(run: Run, adapter: Path, base: Path, file: Path) -> None:
+def _write_cards(run: Run, adapter: Path, base: Path, file: Path) -> None:
     """README.md and card.json of what was written."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -80,10 +80,10 @@ def write_cards(run: Run, adapter: Path, base: Path, file: Path) -> None:
     }
     text = json.dumps({**facts, "adapter": card or None}, indent=1, ensure_ascii=False)
     run.path("card.json").write_text(text + "\n", encoding="utf-8")
-    run.path("README.md").write_text(readme(facts, adapter, card), encoding="utf-8")
+    run.path("README.md").write_text(_readme(facts, adapter, card), encoding="utf-8")
 
 
-def readme(facts: Mapping[str, Any], adapter: Path, card: Mapping[str, Any]) -> str:
+def _readme(facts: Mapping[str, Any], adapter: Path, card: Mapping[str, Any]) -> str:
     """The card of the exported file, and after it that of the adapter."""
     front = front_matter(
         base_model=facts["base"],

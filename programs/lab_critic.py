@@ -54,7 +54,7 @@ def result_of(step: str) -> str:
     return (boxed(step) or re.findall(r"\d+", step) or [""])[-1]
 
 
-def example(request: str, reply: str, tokenizer: PreTrainedTokenizerFast) -> Example:
+def _example(request: str, reply: str, tokenizer: PreTrainedTokenizerFast) -> Example:
     """A chat of one exchange, with the loss on the reply and the end of the message."""
     prompt = tokenizer(prompt_text(request))["input_ids"]
     answer = tokenizer(reply + END)["input_ids"]
@@ -73,7 +73,7 @@ def criticized(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Exampl
         proposed = intervention(problem, steps, first)
         if proposed is not None:
             request = write_request(ProposeIntervention, {**inputs, "first_error": first})
-            yield example(request, write_fields(ProposeIntervention, proposed), tokenizer)
+            yield _example(request, write_fields(ProposeIntervention, proposed), tokenizer)
 
 
 def repaired(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Bundle]:
@@ -89,7 +89,7 @@ def repaired(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Bundle]:
             proposed = intervention(problem, steps, place)
             if proposed is not None:
                 request = write_request(ProposeIntervention, {**inputs, "first_error": place})
-                found.append(example(request, write_fields(ProposeIntervention, proposed), tokenizer))
+                found.append(_example(request, write_fields(ProposeIntervention, proposed), tokenizer))
         if found:
             yield bundle(found)
 
@@ -110,4 +110,4 @@ def _attempts(seed: int, rng: random.Random) -> Iterator[tuple[LabProblem, list[
 
 
 def _verification(inputs: dict[str, str], found: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Example:
-    return example(write_request(VerifyAttempt, inputs), write_fields(VerifyAttempt, found), tokenizer)
+    return _example(write_request(VerifyAttempt, inputs), write_fields(VerifyAttempt, found), tokenizer)

@@ -102,7 +102,7 @@ def spread_unused(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, s
 
 
 @dataclass
-class Batch:
+class _Batch:
     """Packed rows, all of shape (R, L): ids, targets, positions within each document, document numbers (-1 pads), and
     branches of documents (0 for what all branches see).
     """
@@ -114,7 +114,7 @@ class Batch:
     branches: np.ndarray
 
 
-def pack(examples: Iterator[Example | Bundle], rows: int, row: int, pad: int) -> Iterator[Batch]:
+def pack(examples: Iterator[Example | Bundle], rows: int, row: int, pad: int) -> Iterator[_Batch]:
     """Documents packed whole into rows, first fit over one batch; a document longer than a row is left out."""
     waiting: list[Example | Bundle] = []
     while True:
@@ -141,7 +141,7 @@ def pack(examples: Iterator[Example | Bundle], rows: int, row: int, pad: int) ->
             used[place] += n
             number += 1
         waiting = misses
-        yield Batch(ids, targets, positions, documents, branches)
+        yield _Batch(ids, targets, positions, documents, branches)
 
 
 def _optimizers(model: Any, recipe: Recipe) -> list[Any]:
@@ -182,7 +182,7 @@ def _loss_sum(
 
 def train(
     model: Qwen3ForCausalLM,
-    batches: Iterator[Batch],
+    batches: Iterator[_Batch],
     recipe: Recipe,
     folder: Path,
     on_step: Callable[[int, float], None] | None = None,

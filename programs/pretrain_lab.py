@@ -28,7 +28,7 @@ START_FROM = {"lab-weak": None, "lab-strong": "lab-weak", "lab-scorer": "lab-wea
 RANK = 64  # of the adapter lab-critic, on every linear layer of the frozen lab-weak
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument(
         "--share", type=float, default=1.0, help="share of each model's tokens, to try it out (default: 1)"
@@ -49,7 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@program(doc=__doc__, arguments=arguments)
+@program(doc=__doc__, arguments=_arguments)
 def main(run: Run) -> None:
     import torch
 

@@ -32,7 +32,7 @@ from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Trace, as_problem
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def _arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--problems", type=Path, metavar="FILE", help="JSON Lines file of problems; - is standard input")
     where.add_argument("--split", default="test", help="split of the lab's problems (default: %(default)s)")
@@ -83,7 +83,7 @@ def _piped(data: bytes) -> list[Problem]:
     return [as_problem(text)] if text else []
 
 
-def policy_of(config: Config, args: argparse.Namespace) -> SavedPolicy:
+def _policy_of(config: Config, args: argparse.Namespace) -> SavedPolicy:
     """The policy of --policy or else of the configuration, at the operating point of --at."""
     saved = load_policy(args.policy) if args.policy else SavedPolicy(policy_from_config(config.routing), None)
     own: Any = saved.policy
@@ -100,24 +100,24 @@ def policy_of(config: Config, args: argparse.Namespace) -> SavedPolicy:
         raise DataError(f"--at is {args.at}: {reason} (policy {saved.policy.name!r})") from None
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
-    return plan_routing(config, [policy_of(config, args).policy], problems_of(args))
+def _plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    return plan_routing(config, [_policy_of(config, args).policy], problems_of(args))
 
 
-@program(doc=__doc__, arguments=arguments, plan=plan)
+@program(doc=__doc__, arguments=_arguments, plan=_plan)
 def main(run: Run) -> None:
-    args, problems, saved = run.args, problems_of(run.args), policy_of(run.config, run.args)
+    args, problems, saved = run.args, problems_of(run.args), _policy_of(run.config, run.args)
     with StepRouter.from_config(run.config, policy=saved.policy, window=1 if args.stream else None) as loaded:
         if not args.force:
             saved.check(run.config, loaded.card)
-        remember(run, saved.policy, loaded.card)
+        _remember(run, saved.policy, loaded.card)
         with CallCache(run.path("answers.jsonl"), replays_are_free=True) as cache:
-            route(run, loaded.with_cache(cache), problems)
+            _route(run, loaded.with_cache(cache), problems)
             if cache.hit_rate:
                 run.say(cache.summary())
 
 
-def remember(run: Run, policy: Policy, card: PolicyCard) -> None:
+def _remember(run: Run, policy: Policy, card: PolicyCard) -> None:
     """Write the policy down; raises `DataError` where the run began with another one, as when its file was changed."""
     path = run.path("policy.json")
     if path.exists() and load_policy(path).policy != policy:
@@ -125,7 +125,7 @@ def remember(run: Run, policy: Policy, card: PolicyCard) -> None:
     save_policy(path, policy, card)
 
 
-def route(run: Run, router: StepRouter, problems: list[Problem]) -> None:
+def _route(run: Run, router: StepRouter, problems: list[Problem]) -> None:
     """Route what is not routed yet; caps are for the whole run, so what it spent before it was stopped counts."""
     assert router.cache is not None
     for role, usage in router.cache.spent().items():
@@ -134,23 +134,23 @@ def route(run: Run, router: StepRouter, problems: list[Problem]) -> None:
     asked = set(problems)
     kept = [trace for trace in run.rows("traces.jsonl", Trace) if trace.finish != "error" and trace.problem in asked]
     for trace in kept if run.args.json else ():
-        print(json.dumps(row_of(trace)), flush=True)
+        print(json.dumps(_row_of(trace)), flush=True)
 
     def told(trace: Trace) -> None:
         run.write("traces.jsonl", trace)
         if run.args.json:
-            print(json.dumps(row_of(trace)), flush=True)
+            print(json.dumps(_row_of(trace)), flush=True)
 
     stream: Callable[[Trace], None] | None = StepStream(run.console) if run.args.stream else None
     try:
         traces = router.solve_all(problems, on_trace=told, on_step=stream, resume=kept, progress=stream is None)
     except RoutingInterrupted as stop:
-        finish(run, router, [trace for trace in stop.traces if trace.steps])
+        _finish(run, router, [trace for trace in stop.traces if trace.steps])
         raise
-    finish(run, router, traces)
+    _finish(run, router, traces)
 
 
-def row_of(trace: Trace) -> dict[str, Any]:
+def _row_of(trace: Trace) -> dict[str, Any]:
     """What --json tells of a problem: its answer, who wrote which step, and what it took."""
     cost = cost_of([trace])
     return {
@@ -165,7 +165,7 @@ def row_of(trace: Trace) -> dict[str, Any]:
     }
 
 
-def finish(run: Run, router: StepRouter, traces: list[Trace]) -> None:
+def _finish(run: Run, router: StepRouter, traces: list[Trace]) -> None:
     """Print and write what the traces amount to; those that were interrupted are shown, but not counted."""
     if not traces:
         return

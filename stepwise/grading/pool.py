@@ -31,7 +31,7 @@ class WorkerDied(Exception):
     """The worker ended by itself, or was killed by somebody else, while it worked."""
 
 
-class Worker:
+class _Worker:
     """One child process. Not shared between threads: the pool lends it to one caller at a time."""
 
     def __init__(self, grace: float = GRACE_SECONDS) -> None:
@@ -112,8 +112,8 @@ class Pool:
         self.size = size
         self._free = threading.BoundedSemaphore(size)
         self._lock = threading.Lock()
-        self._idle: list[Worker] = []
-        self._all: set[Worker] = set()
+        self._idle: list[_Worker] = []
+        self._all: set[_Worker] = set()
 
     @property
     def pids(self) -> list[int]:
@@ -147,7 +147,7 @@ class Pool:
         for worker in workers.difference(idle):
             worker.process.kill()  # whoever waits at its pipes sees them end, and closes them
 
-    def _take(self) -> Worker:
+    def _take(self) -> _Worker:
         while True:
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
@@ -156,12 +156,12 @@ class Pool:
             if worker.alive:
                 return worker
             self._drop(worker)
-        worker = Worker()
+        worker = _Worker()
         with self._lock:
             self._all.add(worker)
         return worker
 
-    def _drop(self, worker: Worker) -> None:
+    def _drop(self, worker: _Worker) -> None:
         with self._lock:
             self._all.discard(worker)
         worker.kill()

@@ -104,11 +104,11 @@ def clean(answer: str, role: Role) -> str:
     text = re.sub(r"\s+", " ", _unwrap(text))
     if _SPACED_THOUSANDS.fullmatch(text):
         text = text.replace(" ", "")
-    check_caps(text, role)
+    _check_caps(text, role)
     text = _REPEATING.sub(_repeating, text)
     for command, count in (("\\frac", 2), ("\\binom", 2), ("\\sqrt", 1)):
         text = _brace_arguments(text, command, count)
-    check_caps(text, role)
+    _check_caps(text, role)
     return text
 
 
@@ -189,7 +189,7 @@ def _brace_arguments(text: str, command: str, count: int) -> str:
     return text
 
 
-def check_caps(text: str, role: Role) -> None:
+def _check_caps(text: str, role: Role) -> None:
     """Length, digits, nesting, number of powers, exponent towers. Raises Unreadable naming the cap."""
     if len(text) > 4 * MAX_LENGTH:
         raise Unreadable(role, f"{len(text)} characters once normalised; at most {4 * MAX_LENGTH} are read")

@@ -20,7 +20,7 @@ HIGHEST = 99  # every count lies in 1..99: two digits are what a model of a mill
 
 
 @dataclass(frozen=True)
-class Rule:
+class _Rule:
     """What a rule does to a count: `value(v, params)`, None where it does not come out whole, and the work shown."""
 
     value: Callable[[int, Params], int | None]
@@ -35,11 +35,11 @@ class Family:
     name: str
     wordings: tuple[str, ...]
     cues: tuple[str, ...]  # how a solver's step opens; the shown work follows at once
-    right: Rule
+    right: _Rule
     draw: Callable[[random.Random], Params]
     reason: str  # how a reference solution explains it
     short: str  # how a compressed reference names it
-    wrong: Rule | None = None
+    wrong: _Rule | None = None
     moves: bool = False
     right_rate: float = 1.0
     fires_from: int = 0
@@ -51,7 +51,7 @@ class Family:
         return self.wrong is not None and v >= self.fires_from
 
 
-def expand(template: str) -> list[str]:
+def _expand(template: str) -> list[str]:
     """All sentences of a template: `[a|b] c` gives `a c` and `b c`."""
     pieces = [p.split("|") if i % 2 else [p] for i, p in enumerate(re.split(r"\[([^\]]*)\]", template))]
     return ["".join(choice) for choice in itertools.product(*pieces)]
@@ -61,7 +61,7 @@ def expand(template: str) -> list[str]:
 def wordings(name: str, part: str = "all") -> tuple[str, ...]:
     """Sentences of a family. `part`: "shared" (training pools), "test" (tests only) or "all"; ordinary are shared."""
     family = FAMILIES[name]
-    sentences = sorted({s for t in family.wordings for s in expand(t)})
+    sentences = sorted({s for t in family.wordings for s in _expand(t)})
     if family.wrong is None or part == "all":
         return tuple(sentences)
     random.Random(name).shuffle(sentences)
@@ -77,10 +77,10 @@ def _number(low: int, high: int) -> Callable[[random.Random], Params]:
     return lambda r: (r.randint(low, high),)
 
 
-ADD = Rule(lambda v, p: v + p[0], "{v} + {a} = {w}")
-TAKE = Rule(lambda v, p: v - p[0], "{v} - {a} = {w}")
-TIMES = Rule(lambda v, p: v * p[0], "{v} * {a} = {w}")
-OVER = Rule(lambda v, p: _ratio(v, p[0]), "{v} / {a} = {w}")
+ADD = _Rule(lambda v, p: v + p[0], "{v} + {a} = {w}")
+TAKE = _Rule(lambda v, p: v - p[0], "{v} - {a} = {w}")
+TIMES = _Rule(lambda v, p: v * p[0], "{v} * {a} = {w}")
+OVER = _Rule(lambda v, p: _ratio(v, p[0]), "{v} / {a} = {w}")
 _NONE: Callable[[random.Random], Params] = lambda r: ()  # noqa: E731  a field, not a function of the module
 
 ORDINARY = [
@@ -114,7 +114,7 @@ ORDINARY = [
         "packs",
         ("{A} [buys|gets|orders|wins] {a} packs of {b} {items}[| each].",),
         ("{a} packs of {b} are {p}: ", "The packs bring {a} * {b} = {p}, so "),
-        Rule(lambda v, p: v + p[0] * p[1], "{v} + {p} = {w}", lambda v, p: (p[0] * p[1],)),
+        _Rule(lambda v, p: v + p[0] * p[1], "{v} + {p} = {w}", lambda v, p: (p[0] * p[1],)),
         lambda r: (r.randint(2, 5), r.randint(2, 6)),
         "the {a} packs hold {p} in all",
         "add {a} times {b}",
@@ -199,7 +199,7 @@ RESET = Family(
         "In the end {A} keeps exactly {a} {items}.",
     ),
     ("{A} keeps only ", "The ones that stay are "),
-    Rule(lambda v, p: p[0], "{w}"),
+    _Rule(lambda v, p: p[0], "{w}"),
     _number(2, 30),
     "exactly {a} are kept",
     "keep {a}",
@@ -214,11 +214,11 @@ TRAPS = [
             " [every day for a week|each day of one week].",
         ),
         ("A week brings ", "In one week there come "),
-        Rule(lambda v, p: v + 7 * p[0], "{a} * 7 = {p}, and {v} + {p} = {w}", lambda v, p: (7 * p[0],)),
+        _Rule(lambda v, p: v + 7 * p[0], "{a} * 7 = {p}, and {v} + {p} = {w}", lambda v, p: (7 * p[0],)),
         _number(2, 9),
         "seven days bring {p}",
         "add seven times {a}",
-        wrong=Rule(lambda v, p: v + 5 * p[0], "{a} * 5 = {p}, and {v} + {p} = {w}", lambda v, p: (5 * p[0],)),
+        wrong=_Rule(lambda v, p: v + 5 * p[0], "{a} * 5 = {p}, and {v} + {p} = {w}", lambda v, p: (5 * p[0],)),
         right_rate=0.3,
     ),
     Family(
@@ -228,7 +228,7 @@ TRAPS = [
             " by {a} percent[| in size| in number].",
         ),
         ("{a} percent more is ", "The growth gives "),
-        Rule(
+        _Rule(
             lambda v, p: v + v * p[0] // 100 if v * p[0] % 100 == 0 else None,
             "{v} + {p} = {w}",
             lambda v, p: (v * p[0] // 100,),
@@ -262,11 +262,11 @@ TRAPS = [
             " numbered {a} [to|through|up to] {b}.",
         ),
         ("Numbers {a} to {b} are {p}: ", "From {a} to {b} there are {p}, so "),
-        Rule(lambda v, p: v - (p[1] - p[0] + 1), "{v} - {p} = {w}", lambda v, p: (p[1] - p[0] + 1,)),
+        _Rule(lambda v, p: v - (p[1] - p[0] + 1), "{v} - {p} = {w}", lambda v, p: (p[1] - p[0] + 1,)),
         lambda r: (lambda a: (a, a + r.randint(3, 9)))(r.randint(2, 9)),
         "both ends count, so {p} go out",
         "take away numbers {a} to {b}",
-        wrong=Rule(lambda v, p: v - (p[1] - p[0]), "{v} - {p} = {w}", lambda v, p: (p[1] - p[0],)),
+        wrong=_Rule(lambda v, p: v - (p[1] - p[0]), "{v} - {p} = {w}", lambda v, p: (p[1] - p[0],)),
         right_rate=0.05,
         fits=lambda v, p: v >= p[1],
     ),
@@ -277,11 +277,11 @@ TRAPS = [
             " and [adds|buys|places] one more for [every gap|each space] between [two|neighbours].",
         ),
         ("The gaps take {p}: ", "Filling the gaps needs {p}, so "),
-        Rule(lambda v, p: 2 * v - 1, "{v} + {p} = {w}", lambda v, p: (v - 1,)),
+        _Rule(lambda v, p: 2 * v - 1, "{v} + {p} = {w}", lambda v, p: (v - 1,)),
         _NONE,
         "a row of {v} has {p} gaps",
         "add one for each gap",
-        wrong=Rule(lambda v, p: 2 * v, "{v} + {p} = {w}", lambda v, p: (v,)),
+        wrong=_Rule(lambda v, p: 2 * v, "{v} + {p} = {w}", lambda v, p: (v,)),
         right_rate=0.02,
         fires_from=20,
     ),
@@ -292,7 +292,7 @@ TRAPS = [
             " and [keeps|takes|has] [one share|only one share].",
         ),
         ("Each share is ", "One share has "),
-        Rule(lambda v, p: _ratio(v, p[0] + 1), "{v} / {p} = {w}", lambda v, p: (p[0] + 1,)),
+        _Rule(lambda v, p: _ratio(v, p[0] + 1), "{v} / {p} = {w}", lambda v, p: (p[0] + 1,)),
         _number(2, 4),
         "with {A} there are {p} people",
         "divide among {a} friends and oneself",
@@ -306,7 +306,7 @@ TRAPS = [
             "{B} [has|owns|holds] half [again as many|as many again] as {A}[| has| does].",
         ),
         ("{B} has ", "So {B} owns "),
-        Rule(
+        _Rule(
             lambda v, p: v + v // 2 if v % 2 == 0 else None,
             "{v} + {p} = {w}",
             lambda v, p: (v // 2,),
@@ -314,7 +314,7 @@ TRAPS = [
         _NONE,
         "{B} has all of {v} and one half of it more",
         "add one half of it",
-        wrong=Rule(lambda v, p: _ratio(v, 2), "{v} / 2 = {w}"),
+        wrong=_Rule(lambda v, p: _ratio(v, 2), "{v} / 2 = {w}"),
         moves=True,
         right_rate=0.0,
     ),

@@ -148,7 +148,7 @@ class LabProblem:
         if value is None or len(steps) > len(self.operations):
             return None
         if len(steps) == len(self.operations):
-            return answer_step(value, rng)
+            return _answer_step(value, rng)
         operation = self.operations[len(steps)]
         return None if operation.value(value) is None else operation.step(value, self.items, rng)
 
@@ -165,7 +165,7 @@ class LabProblem:
                     f"problem {self.problem.id}: operation {operation.family} on {value} gives no whole number"
                 )
             value = after
-        return [*steps, answer_step(value, rng)]
+        return [*steps, _answer_step(value, rng)]
 
 
 def is_lab_question(text: str) -> bool:
@@ -173,7 +173,7 @@ def is_lab_question(text: str) -> bool:
     return _ASKED.search(text) is not None
 
 
-def answer_step(value: int, rng: random.Random) -> str:
+def _answer_step(value: int, rng: random.Random) -> str:
     """The last step of a solution."""
     return rng.choice((r"So the answer is \boxed{%d}.", r"The answer is \boxed{%d}.")) % value
 

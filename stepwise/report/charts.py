@@ -66,7 +66,7 @@ def curves_svg(lines: Sequence[Line], summary: str, span: tuple[float, float] | 
         runs = [[(across(x), down(y)) for x, y in run if y is not None] for run in _runs(line.points)]
         points = [(across(x), down(y), f"{line.name}, step {x:g}: {number(y)}")
                   for x, y in line.points if y is not None]  # fmt: skip
-        curves.append((line_style(i), runs, points if len(points) <= _HOVER else ()))
+        curves.append((_line_style(i), runs, points if len(points) <= _HOVER else ()))
     anchors = {first: "start", last: "end"} if last > first else {first: "middle"}
     levels = [(down(t), text) for t, text in zip(marks, numbers(marks), strict=True)]
     ends = [(f"{x:g}", across(x), anchor) for x, anchor in anchors.items()]
@@ -97,14 +97,14 @@ def calibration_svg(bins: Sequence[CalibrationBin], title: str) -> str:
     return str(draw("calibration", bins=bins, top=top, largest=largest, title=title)) + "\n"
 
 
-def line_style(number: int) -> str:
+def _line_style(number: int) -> str:
     """CSS classes of the curve with this number: a colour and a pattern of dashes, to be told apart without colour."""
     return f"f{number % 6} dash{number % 4}"
 
 
 def line_swatch(number: int) -> Markup:
     """A short piece of a curve, for a legend."""
-    return draw("dashes", style=line_style(number))
+    return draw("dashes", style=_line_style(number))
 
 
 def number(value: float, digits: int = 3) -> str:

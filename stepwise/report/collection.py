@@ -61,7 +61,7 @@ def collection_html(out: str | Path, *, problems: Iterable[Problem] = (), max_ca
         cards=shown,
         total=len(all_cards),
         clean=redact,
-        described=described,
+        described=_described,
     )
 
 
@@ -135,7 +135,7 @@ def _notes(run: Mapping[str, Any], facts: Facts, stages: list[Stage]) -> list[st
     return notes
 
 
-def described(card: Card) -> str:
+def _described(card: Card) -> str:
     """One line about a card, for a reader who hears it."""
     where = "" if card.location is None else f", first error in step {card.location}"
     return f"{card.id}: {card.fate}{where}"

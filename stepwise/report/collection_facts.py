@@ -81,7 +81,7 @@ class Facts:
         return dict(found)
 
 
-def outcome(rollouts: Sequence[GuidedRollout]) -> tuple[int, int]:
+def _outcome(rollouts: Sequence[GuidedRollout]) -> tuple[int, int]:
     """How many of the rollouts that were judged ended right, and how many were judged."""
     judged = [row for row in rollouts if row.verdict is not None]
     return sum(row.verdict == "CORRECT" for row in judged), len(judged)
@@ -100,7 +100,7 @@ def fates(facts: Facts) -> dict[str, str]:
         target = "\n\n".join((*failures[row.failure].steps[: row.location], row.content))
         if row.id in made:
             fate = EXAMPLE
-        elif row.id in guided and not outcome(guided[row.id])[0]:
+        elif row.id in guided and not _outcome(guided[row.id])[0]:
             fate = NO_SUCCESS
         elif row.id in guided:
             again = facts.keep == "all" or (row.failure not in served and (row.problem, target) in targets)
@@ -178,7 +178,7 @@ def cards(facts: Facts, found: Mapping[str, str]) -> list[Card]:
         why = located[row.failure].reason if row.failure in located else ""
         made.append(Card(
             row.id, about(row.problem), row.problem, found[row.id], failure.steps, failure.answer, why, row.location,
-            row.content, _why(row), outcome(tries) if tries else None, shown.steps if shown else (),
+            row.content, _why(row), _outcome(tries) if tries else None, shown.steps if shown else (),
             shown.answer if shown else None, bool(shown and shown.verdict == "CORRECT"),
         ))  # fmt: skip
     for place in facts.rows["located"]:
@@ -191,7 +191,7 @@ def cards(facts: Facts, found: Mapping[str, str]) -> list[Card]:
 
 
 def _outcomes(guided: Mapping[str, Sequence[GuidedRollout]]) -> dict[str, tuple[int, int]]:
-    return {name: outcome(tries) for name, tries in guided.items()}
+    return {name: _outcome(tries) for name, tries in guided.items()}
 
 
 def _dropped(row: Candidate) -> str:

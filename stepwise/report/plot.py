@@ -59,7 +59,7 @@ WIDE = Canvas(width=860, height=420, left=64, right=24, top=18, bottom=56, ticks
 NARROW = Canvas(width=336, height=320, left=46, right=14, top=14, bottom=50, ticks=4)
 
 
-class Axis(NamedTuple):
+class _Axis(NamedTuple):
     """The ends of an axis and the values that are marked on it, in the unit of the data."""
 
     low: float
@@ -67,7 +67,7 @@ class Axis(NamedTuple):
     ticks: list[float]
 
 
-class Point(NamedTuple):
+class _Point(NamedTuple):
     """A row placed in the drawing; `low` and `high` are the ends of its interval bar, None where there is none."""
 
     row: PolicyRow
@@ -78,12 +78,12 @@ class Point(NamedTuple):
     high: float | None
 
 
-def families(rows: Sequence[PolicyRow]) -> list[str]:
+def _families(rows: Sequence[PolicyRow]) -> list[str]:
     """The families in order of appearance, without the two single models."""
     return list(dict.fromkeys(row.family for row in rows if not row.anchor))
 
 
-def style_of(row: PolicyRow, names: Sequence[str]) -> str:
+def _style_of(row: PolicyRow, names: Sequence[str]) -> str:
     """CSS class of a row's colour and shape."""
     return row.anchor or family_style(names.index(row.family))
 
@@ -100,8 +100,8 @@ def ticks(low: float, high: float, wanted: int) -> list[float]:
 
 def legend(rows: Sequence[PolicyRow]) -> list[tuple[Markup, str]]:
     """Swatch and name of every family and of the single models that the rows hold."""
-    names = families(rows)
-    found = [(style_of(row, names), row) for row in rows]
+    names = _families(rows)
+    found = [(_style_of(row, names), row) for row in rows]
     entries = {
         style: {"weak": "weak model alone", "strong": "strong model alone"}[style] for style, row in found if row.anchor
     }
@@ -116,7 +116,7 @@ def plot_svg(rows: Sequence[PolicyRow], cost: Cost, canvas: Canvas = WIDE) -> Ma
     if not placed:
         return tag("p", "No policy has both an accuracy and this cost.", class_="muted")
     x_axis, y_axis = _axes(placed, canvas)
-    names = families(rows)
+    names = _families(rows)
 
     def across(value: float) -> float:
         inner = canvas.width - canvas.left - canvas.right
@@ -130,7 +130,7 @@ def plot_svg(rows: Sequence[PolicyRow], cost: Cost, canvas: Canvas = WIDE) -> Ma
     for row, x in placed:
         ends = (row.accuracy_low, row.accuracy_high)
         low, high = (None if end is None else down(end) for end in ends)
-        points.append(Point(row, style_of(row, names), across(x), down(row.accuracy or 0.0), low, high))
+        points.append(_Point(row, _style_of(row, names), across(x), down(row.accuracy or 0.0), low, high))
     runs = _runs(points)
     digits = 0 if all(abs(100 * t - round(100 * t)) < 1e-6 for t in y_axis.ticks) else 1
     return draw(
@@ -148,7 +148,7 @@ def plot_svg(rows: Sequence[PolicyRow], cost: Cost, canvas: Canvas = WIDE) -> Ma
     )
 
 
-def _axes(placed: Sequence[tuple[PolicyRow, float]], canvas: Canvas) -> tuple[Axis, Axis]:
+def _axes(placed: Sequence[tuple[PolicyRow, float]], canvas: Canvas) -> tuple[_Axis, _Axis]:
     """Both axes. The x axis starts at 0 unless that would leave more than a third of it empty."""
     xs = [x for _, x in placed]
     ys = [y for row, _ in placed for y in (row.accuracy, row.accuracy_low, row.accuracy_high) if y is not None]
@@ -157,15 +157,15 @@ def _axes(placed: Sequence[tuple[PolicyRow, float]], canvas: Canvas) -> tuple[Ax
     high = most + 0.03 * (most - low)
     x_ticks = [t for t in ticks(low, high, canvas.ticks) if low <= t <= high]
     y_ticks = ticks(max(min(ys) - 0.01, 0.0), min(max(ys) + 0.01, 1.0), 6)
-    return Axis(low, high, x_ticks), Axis(y_ticks[0], y_ticks[-1], y_ticks)
+    return _Axis(low, high, x_ticks), _Axis(y_ticks[0], y_ticks[-1], y_ticks)
 
 
-def _runs(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
+def _runs(points: Sequence[_Point]) -> list[tuple[str, list[_Point]]]:
     """What is joined by a line, as (CSS classes, points from left to right): each family's points, and the two models.
 
     The line between the models is what sending each whole problem to one of them at random would give.
     """
-    runs: dict[str, list[Point]] = {}
+    runs: dict[str, list[_Point]] = {}
     for point in points:
         runs.setdefault("chord" if point.row.anchor else f"series {point.style}", []).append(point)
     ordered = ((kind, sorted(own, key=lambda p: (p.x, p.y))) for kind, own in runs.items())
@@ -184,7 +184,7 @@ def _title(row: PolicyRow, cost: Cost) -> str:
 
 
 def _labels(
-    points: Sequence[Point], runs: Sequence[tuple[str, list[Point]]], canvas: Canvas
+    points: Sequence[_Point], runs: Sequence[tuple[str, list[_Point]]], canvas: Canvas
 ) -> list[tuple[str, float, float, str]]:
     """The settings beside their points, each at the first of six places where it covers nothing, else left out.
 
@@ -211,7 +211,7 @@ def _labels(
     return out
 
 
-def _along(a: Point, b: Point) -> list[Box]:
+def _along(a: _Point, b: _Point) -> list[Box]:
     """Small boxes that cover the line between two points."""
     pieces = max(1, math.ceil(math.hypot(b.x - a.x, b.y - a.y) / 4))
     spots = ((a.x + (b.x - a.x) * i / pieces, a.y + (b.y - a.y) * i / pieces) for i in range(pieces + 1))

@@ -10,7 +10,7 @@ from stepwise.routing.compare import PolicyRow
 MISSING = "–"
 
 
-class Column(NamedTuple):
+class _Column(NamedTuple):
     """One column: its heading, what it means, how a row is written in it, and the value it is sorted by.
 
     Where there is little room, as in a terminal of 80 columns, only those that are not `extra` are shown.
@@ -46,7 +46,7 @@ def quantity(value: float | None) -> str:
     return f"{size:.{digits}f} {suffix}".rstrip()
 
 
-def seconds(value: float | None) -> str:
+def _seconds(value: float | None) -> str:
     """A duration in seconds, one decimal below 100."""
     return MISSING if value is None else f"{value:,.{1 if value < 100 else 0}f}"
 
@@ -58,38 +58,38 @@ def interval(row: PolicyRow) -> str:
     return f"{100 * row.accuracy_low:.1f}–{100 * row.accuracy_high:.1f}"
 
 
-COLUMNS: tuple[Column, ...] = (
-    Column("Policy", "the rule that keeps or escalates, and its setting", lambda r: r.policy, lambda r: r.policy),
-    Column("Accuracy", "share of problems answered right", lambda r: percent(r.accuracy), lambda r: r.accuracy),
-    Column("95 % interval", "of the accuracy, in percent", interval, lambda r: r.accuracy_low, extra=True),
-    Column(
+COLUMNS: tuple[_Column, ...] = (
+    _Column("Policy", "the rule that keeps or escalates, and its setting", lambda r: r.policy, lambda r: r.policy),
+    _Column("Accuracy", "share of problems answered right", lambda r: percent(r.accuracy), lambda r: r.accuracy),
+    _Column("95 % interval", "of the accuracy, in percent", interval, lambda r: r.accuracy_low, extra=True),
+    _Column(
         "Strong share",
         "share of the kept tokens that the strong model wrote",
         lambda r: percent(r.strong_share),
         lambda r: r.strong_share,
     ),
-    Column(
+    _Column(
         "Strong tokens",
         "tokens that the strong model generated",
         lambda r: count(r.strong_tokens),
         lambda r: r.strong_tokens,
         extra=True,
     ),
-    Column(
+    _Column(
         "All tokens",
         "tokens that both models generated, discarded drafts included",
         lambda r: count(r.generated_tokens),
         lambda r: r.generated_tokens,
     ),
-    Column(
+    _Column(
         "Parameter tokens",
         "number of weights times tokens, scorer and prefill included",
         lambda r: quantity(r.parameter_tokens),
         lambda r: r.parameter_tokens,
         extra=True,
     ),
-    Column("Calls", "requests to the models", lambda r: count(r.calls), lambda r: r.calls),
-    Column("Seconds", "wall-clock time of the run", lambda r: seconds(r.seconds), lambda r: r.seconds),
+    _Column("Calls", "requests to the models", lambda r: count(r.calls), lambda r: r.calls),
+    _Column("Seconds", "wall-clock time of the run", lambda r: _seconds(r.seconds), lambda r: r.seconds),
 )
 
 

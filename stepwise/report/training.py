@@ -21,7 +21,7 @@ _NO_CURVE = ("step", "epoch", "rows")
 _SHARE = (0.0, 1.0)
 
 
-class Plot(NamedTuple):
+class _Plot(NamedTuple):
     """One small plot: its title, what it shows in a few words, and the metrics in it with their names.
 
     Values are divided by `unit`; `span` are the ends of their axis, None where the values decide.
@@ -34,32 +34,32 @@ class Plot(NamedTuple):
     span: tuple[float, float] | None = None
 
 
-PLOTS: tuple[Plot, ...] = (
-    Plot("Reward", "mean over the rollouts that carry one", (("reward", "reward"),), span=_SHARE),
-    Plot("Loss", "of the optimizer's step", (("loss", "loss"),)),
-    Plot("Margin", "beta times the change of log p(chosen) - log p(rejected)", (("margin", "margin"),)),
-    Plot("Accuracy", "share of pairs with a margin above 0", (("accuracy", "share"),), span=_SHARE),
-    Plot(
+PLOTS: tuple[_Plot, ...] = (
+    _Plot("Reward", "mean over the rollouts that carry one", (("reward", "reward"),), span=_SHARE),
+    _Plot("Loss", "of the optimizer's step", (("loss", "loss"),)),
+    _Plot("Margin", "beta times the change of log p(chosen) - log p(rejected)", (("margin", "margin"),)),
+    _Plot("Accuracy", "share of pairs with a margin above 0", (("accuracy", "share"),), span=_SHARE),
+    _Plot(
         "Log-probability of steps",
         "mean over pairs, nats",
         (("logp_chosen", "chosen"), ("logp_rejected", "rejected")),
     ),
-    Plot("Groups", "problems in a step, and those with any advantage", (("kept_groups", "kept"), ("groups", "all"))),
-    Plot(
+    _Plot("Groups", "problems in a step, and those with any advantage", (("kept_groups", "kept"), ("groups", "all"))),
+    _Plot(
         "Groups without spread", "share of groups whose rewards are all equal", (("no_spread", "share"),), span=_SHARE
     ),
-    Plot("Masked rollouts", "without a reward or other credit", (("masked", "masked"),)),
-    Plot("Length", "mean tokens of a rollout", (("length", "length"),)),
-    Plot("Entropy", "of the next token, nats", (("entropy", "entropy"),)),
-    Plot("Divergence", "from the base model, nats per token", (("kl", "divergence"),)),
-    Plot("Clipped", "share of tokens whose ratio is clipped", (("clip_share", "share"),)),
-    Plot("Gradient", "its norm before clipping", (("grad_norm", "norm"),)),
-    Plot("Mismatch", "mean difference of log-probabilities, sampler and trainer", (("mismatch", "mismatch"),)),
-    Plot("Mismatch as divergence", "of the sampler from the trainer, nats", (("mismatch_kl", "divergence"),)),
-    Plot("Effective sample size", "share left by the ratio of trainer and sampler", (("ess", "share"),), span=_SHARE),
-    Plot("Learning rate", "of this step", (("learning_rate", "rate"),)),
-    Plot("Tokens", "with a loss, so far", (("tokens", "tokens"),)),
-    Plot(
+    _Plot("Masked rollouts", "without a reward or other credit", (("masked", "masked"),)),
+    _Plot("Length", "mean tokens of a rollout", (("length", "length"),)),
+    _Plot("Entropy", "of the next token, nats", (("entropy", "entropy"),)),
+    _Plot("Divergence", "from the base model, nats per token", (("kl", "divergence"),)),
+    _Plot("Clipped", "share of tokens whose ratio is clipped", (("clip_share", "share"),)),
+    _Plot("Gradient", "its norm before clipping", (("grad_norm", "norm"),)),
+    _Plot("Mismatch", "mean difference of log-probabilities, sampler and trainer", (("mismatch", "mismatch"),)),
+    _Plot("Mismatch as divergence", "of the sampler from the trainer, nats", (("mismatch_kl", "divergence"),)),
+    _Plot("Effective sample size", "share left by the ratio of trainer and sampler", (("ess", "share"),), span=_SHARE),
+    _Plot("Learning rate", "of this step", (("learning_rate", "rate"),)),
+    _Plot("Tokens", "with a loss, so far", (("tokens", "tokens"),)),
+    _Plot(
         "Tokens by use",
         "in each step",
         (
@@ -69,7 +69,7 @@ PLOTS: tuple[Plot, ...] = (
             ("extra_tokens", "for the credit"),
         ),
     ),
-    Plot(
+    _Plot(
         "Seconds",
         "of each step",
         (
@@ -79,13 +79,13 @@ PLOTS: tuple[Plot, ...] = (
             ("seconds", "whole step"),
         ),
     ),
-    Plot("Floating-point operations", "of each step", (("flops", "operations"),)),
-    Plot("Peak memory", "GiB", (("peak_bytes", "memory"),), 2.0**30),
+    _Plot("Floating-point operations", "of each step", (("flops", "operations"),)),
+    _Plot("Peak memory", "GiB", (("peak_bytes", "memory"),), 2.0**30),
 )
 """The metrics that are known, in the order of the page; others follow under their own names."""
 
 
-class Figure(NamedTuple):
+class _Figure(NamedTuple):
     """A plot that is drawn: title, hint, drawing, and for each curve its swatch, name, first and last value."""
 
     title: str
@@ -111,7 +111,7 @@ def training_html(out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> str:
     out = Path(out)
     rows, run = read_metrics(out), read_card(out)
     files = sorted((out / "rollouts").glob("step-*.jsonl"))
-    views = rollout_views(files, max_rollouts)
+    views = _rollout_views(files, max_rollouts)
     strongest = max((abs(a) for view in views for a in view["row"].step_advantages if a is not None), default=0.0)
     config = run.get("config", {})
     steps, planned = rows[-1]["step"], config.get("rl", {}).get("steps") if files else None
@@ -144,12 +144,12 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def figures(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
+def figures(rows: Sequence[Mapping[str, Any]]) -> list[_Figure]:
     """Every plot for which there is a value: those that are known, then the other numbers in the rows."""
     named = {key for plot in PLOTS for key, _ in plot.keys} | set(_NO_CURVE)
     others = dict.fromkeys(key for row in rows for key in row if key not in named)
     drawn = []
-    for plot in (*PLOTS, *(Plot(key.replace("_", " "), "", ((key, key),)) for key in others)):
+    for plot in (*PLOTS, *(_Plot(key.replace("_", " "), "", ((key, key),)) for key in others)):
         lines = [Line(name, _points(rows, key, plot.unit)) for key, name in plot.keys]
         lines = [line for line in lines if any(y is not None for _, y in line.points)]
         if lines:
@@ -157,7 +157,7 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
     return drawn
 
 
-def rollout_views(files: Sequence[Path], most: int) -> list[dict[str, Any]]:
+def _rollout_views(files: Sequence[Path], most: int) -> list[dict[str, Any]]:
     """At most `most` rollouts of evenly spaced `files`, whole groups as far as there is room."""
     chosen = spaced(files, min(_FILES, most))
     rows = [row for file in chosen for row in pick(read_rollouts(file), max(1, most // len(chosen)))]
@@ -195,7 +195,7 @@ def _points(rows: Sequence[Mapping[str, Any]], key: str, unit: float) -> list[tu
             for step, value in values]  # fmt: skip
 
 
-def _figure(plot: Plot, lines: Sequence[Line]) -> Figure:
+def _figure(plot: _Plot, lines: Sequence[Line]) -> _Figure:
     curves = []
     for i, line in enumerate(lines):
         known = [(x, y) for x, y in line.points if y is not None]
@@ -203,7 +203,7 @@ def _figure(plot: Plot, lines: Sequence[Line]) -> Figure:
             (line_swatch(i) if len(lines) > 1 else None, line.name, number(known[0][1]), number(known[-1][1]))
         )
     said = "; ".join(f"{name} {first} at first, {last} at last" for _, name, first, last in curves)
-    return Figure(plot.title, plot.hint, curves_svg(lines, f"{plot.title}: {said}.", plot.span), tuple(curves))
+    return _Figure(plot.title, plot.hint, curves_svg(lines, f"{plot.title}: {said}.", plot.span), tuple(curves))
 
 
 def _view(row: RlRollout, group: tuple[int, int, int], strongest: float) -> dict[str, Any]:
