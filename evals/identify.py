@@ -94,7 +94,7 @@ def one(world: str, n: int, seed: int) -> dict[str, dict[str, float]]:
     }
     if recovery:
         arms["no labels, recovery known"] = lambda: _some(traces, law, 0, recovery=recovery)
-    asked = pad([unlabelled(trace) for trace in fresh], law.edges[1:-1], outcomes=False)
+    asked = pad([unlabelled(trace) for trace in fresh], law.edges[1:-1])
     asked = asked._replace(solved=np.zeros_like(asked.solved))
     errors = np.asarray([trace.first_error for trace in fresh])
     truth = np.asarray(law.rows)

@@ -17,18 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from rich.table import Table
 
 from stepwise.config import Config
 from stepwise.errors import DataError
-from stepwise.io import read_rows
+from stepwise.io import read_rows, write_text
+from stepwise.lab.problems import generate
+from stepwise.models.scorers import load_scorer
 from stepwise.report.charts import calibration_svg
+from stepwise.routing.compare import plan_routing
 from stepwise.routing.policy import Policy
 from stepwise.routing.pomdp.fit import RouterFit, fit_router
 from stepwise.routing.pomdp.fit_data import STATES, FitTrace, from_lab_trace, from_row, from_trace, unlabelled
+from stepwise.routing.router import StepRouter
 from stepwise.routing.simple import Never, Random
 from stepwise.runs.plan import Planned
 from stepwise.runs.shell import Run, positive, program
-from stepwise.types import Problem, Step, Trace, from_json
+from stepwise.types import Problem, Trace, from_json
 
 _STRONG_SHARE = 0.3  # of the steps in the traces that p_strong is counted on
 _CHUNK = 64  # traces scored at a time
@@ -55,8 +60,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
     if args.lab is None:
         return []
-    from stepwise.routing.compare import plan_routing
-
     planned = plan_routing(config, _policies(config), _problems(args))
     weak = next(part for part in planned if part.role == "weak")
     return [*planned, replace(weak, role="scorer", generated_tokens=0)]
@@ -69,7 +72,7 @@ def main(run: Run) -> None:
     if labels is None:
         raise DataError("--traces needs --labels: lab, column or none")
     traces = collected(run) if args.lab else list(read(run, args.traces, labels))
-    found = fit_router(
+    fit = fit_router(
         traces,
         weak=config.models.weak.model,
         strong=config.models.strong.model,
@@ -83,28 +86,25 @@ def main(run: Run) -> None:
         recovery=args.recovery,
         seed=config.seed,
     )
-    found.save(run.path("fit.json"))
-    show(run, found)
+    fit.save(run.path("fit.json"))
+    show(run, fit)
 
 
 def collected(run: Run) -> list[FitTrace]:
     """Scored traces of lab problems, by the weak model alone and with strong steps at random places."""
-    from stepwise.routing.router import StepRouter
-
-    problems = _problems(run.args)
+    traces = list[Trace]()
     for policy in _policies(run.config):
         name = f"traces_{policy.name}.jsonl"
         done = {trace.problem.id for trace in run.rows(name, Trace)}
-        todo = [problem for problem in problems if problem.id not in done]
-        if not todo:
-            continue
-        with StepRouter.from_config(run.config) as loaded:
-            router = loaded.with_policy(policy)
-            for low in range(0, len(todo), _CHUNK):
-                part = todo[low : low + _CHUNK]
-                place = f"{policy.name}, {low + 1} to {low + len(part)} of {len(todo)}"
-                run.write(name, *scored(router.models.scorer, router.solve_all(part, description=place)))
-    traces = [trace for policy in _policies(run.config) for trace in run.rows(f"traces_{policy.name}.jsonl", Trace)]
+        todo = [problem for problem in _problems(run.args) if problem.id not in done]
+        if todo:
+            with StepRouter.from_config(run.config) as loaded:
+                router = loaded.with_policy(policy)
+                for low in range(0, len(todo), _CHUNK):
+                    part = todo[low : low + _CHUNK]
+                    place = f"{policy.name}, {low + 1} to {low + len(part)} of {len(todo)}"
+                    run.write(name, *scored(router.models.scorer, router.solve_all(part, description=place)))
+        traces += run.rows(name, Trace)
     return [from_lab_trace(trace) for trace in traces if trace.steps]
 
 
@@ -118,14 +118,15 @@ def read(run: Run, files: Sequence[Path], labels: str) -> Iterable[FitTrace]:
         truths = {i: rows[i].pop("label", None) for i in routed}
         traces = {i: _trace(rows[i], f"{path}, row {i + 1}") for i in routed}
         if run.args.score and traces:
-            traces = dict(zip(traces, scored(_scorer(run), list(traces.values())), strict=True))
+            scorer = load_scorer(run.config.scorer, prompt=run.config.prompt)
+            traces = dict(zip(traces, scored(scorer, list(traces.values())), strict=True))
         for i, row in enumerate(rows):
             where = f"{path}, row {i + 1}"
             if i not in traces:
                 if labels == "lab":
                     raise DataError(f"{where}: it is no row of a routing run, so the lab cannot check it")
-                found = from_row(row, where, run.args.prm)
-                yield found if labels == "column" else unlabelled(found)
+                trace = from_row(row, where, run.args.prm)
+                yield trace if labels == "column" else unlabelled(trace)
             elif traces[i].steps and traces[i].finish != "interrupted":
                 yield _labelled(traces[i], labels, truths[i], where)
 
@@ -152,23 +153,14 @@ def _labelled(trace: Trace, labels: str, truth: Any, where: str) -> FitTrace:
 
 def scored(scorer: Any, traces: Sequence[Trace]) -> list[Trace]:
     """The traces with a score for every step that has none."""
-    open_ = [trace for trace in traces if any(step.score is None for step in trace.steps)]
-    asked = [(trace.problem, [step.text for step in trace.steps]) for trace in open_]
-    found = dict(zip(map(id, open_), scorer.score_batch(asked) if asked else [], strict=True))
-    return [
-        replace(trace, steps=_with_scores(trace, found[id(trace)])) if id(trace) in found else trace for trace in traces
-    ]
-
-
-def _with_scores(trace: Trace, scores: Sequence[float]) -> tuple[Step, ...]:
-    pairs = zip(trace.steps, scores, strict=True)
-    return tuple(step if step.score is not None else replace(step, score=score) for step, score in pairs)
-
-
-def _scorer(run: Run) -> Any:
-    from stepwise.models.scorers import load_scorer
-
-    return load_scorer(run.config.scorer, prompt=run.config.prompt)
+    result = list(traces)
+    missing = [i for i, trace in enumerate(traces) if any(step.score is None for step in trace.steps)]
+    items = [(traces[i].problem, [step.text for step in traces[i].steps]) for i in missing]
+    for i, scores in zip(missing, scorer.score_batch(items) if items else [], strict=True):
+        pairs = zip(traces[i].steps, scores, strict=True)
+        steps = (step if step.score is not None else replace(step, score=score) for step, score in pairs)
+        result[i] = replace(traces[i], steps=tuple(steps))
+    return result
 
 
 def _policies(config: Config) -> list[Policy]:
@@ -176,33 +168,28 @@ def _policies(config: Config) -> list[Policy]:
 
 
 def _problems(args: argparse.Namespace) -> list[Problem]:
-    from stepwise.lab.problems import generate
-
-    return [made.problem for made in generate(args.split, args.lab)]
+    return [lab_problem.problem for lab_problem in generate(args.split, args.lab)]
 
 
-def show(run: Run, found: RouterFit) -> None:
+def show(run: Run, fit: RouterFit) -> None:
     """Print the figures with their intervals, and draw the calibration plot."""
-    from rich.table import Table
-
-    card = found.card
+    card = fit.card
     title = f"Fitted to {card.traces} traces of {card.problems} problems (configuration {card.config})"
-    table = Table(title=title, title_justify="left")
-    for column in ("", "value", "95 %"):
-        table.add_column(column, justify="right" if column else "left")
-    names = {
-        "p_weak": "chance of a right draft after right steps",
-        "p_strong": "chance of a right strong step after right steps",
-        "steps": "steps of a solution",
-        "tokens_per_step": "tokens of a step",
-        "auroc": "AUROC of the score, wrong just now against right",
-    }
-    plain = {"p_weak": found.p_weak, "p_strong": found.p_strong[0], "tokens_per_step": found.tokens_per_step}
-    for key, name in names.items():
-        known = card.intervals.get(key)
-        value = known.value if known else plain.get(key)
-        shown = "" if value is None else f"{value:.3f}"
-        table.add_row(name, shown, f"{known.low:.3f} to {known.high:.3f}" if known else "given")
+    table = Table("", title=title, title_justify="left")
+    table.add_column("value", justify="right")
+    table.add_column("95 %", justify="right")
+    for key, name, given in (
+        ("p_weak", "chance of a right draft after right steps", fit.p_weak),
+        ("p_strong", "chance of a right strong step after right steps", fit.p_strong[0]),
+        ("steps", "steps of a solution", None),
+        ("tokens_per_step", "tokens of a step", fit.tokens_per_step),
+        ("auroc", "AUROC of the score, wrong just now against right", None),
+    ):
+        if key in card.intervals:
+            value, low, high = card.intervals[key]
+            table.add_row(name, f"{value:.3f}", f"{low:.3f} to {high:.3f}")
+        else:
+            table.add_row(name, "" if given is None else f"{given:.3f}", "given")
     run.console.print(table)
     counts = ", ".join(f"{n} {state}" for n, state in zip(card.drafts, STATES, strict=True))
     run.say(f"Labelled drafts: {counts}; {card.strong_steps} strong steps after right ones.")
@@ -219,11 +206,10 @@ def show(run: Run, found: RouterFit) -> None:
                 f"There the memoryless belief on (least earlier score, score) has log-likelihood "
                 f"{pair.log_likelihood:.3f} and AUROC {pair.auroc:.3f}."
             )
-        svg = calibration_svg(held.calibration, "Calibration on held-out problems")
-        run.path("calibration.svg").write_text(svg, encoding="utf-8")
+        write_text(run.path("calibration.svg"), calibration_svg(held.calibration, "Calibration on held-out problems"))
     else:
         run.say("Too few labels to measure the filter on held-out problems.")
-    run.metrics(fit=str(run.path("fit.json")), p_weak=found.p_weak, p_strong=found.p_strong[0], traces=card.traces)
+    run.metrics(fit=str(run.path("fit.json")), p_weak=fit.p_weak, p_strong=fit.p_strong[0], traces=card.traces)
     run.say(f"The fit: {run.path('fit.json')}")
 
 

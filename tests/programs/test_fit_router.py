@@ -132,10 +132,8 @@ def test_what_is_wrong_with_a_file_is_said_with_its_row(tmp_path: Path, capsys) 
     assert "--traces needs --labels" in fault(capsys)
 
 
-def test_routed_traces_with_a_label_column_are_scored_where_asked(
-    world: LabWorld, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stepwise.models.scorers.load_scorer", lambda *_, **__: world.scorer)
+def test_routed_traces_with_a_label_column_are_scored_where_asked(world: LabWorld, tmp_path: Path, capsys) -> None:
+    constant = ("--score", "--set", "scorer.kind=constant")
     assert route.main(["--out", str(tmp_path / "run"), "--split", "train", "--n", "150", *_policy("random")]) == 0
     rows = read_rows(tmp_path / "run" / "traces.jsonl")
     for row in rows:
@@ -145,14 +143,14 @@ def test_routed_traces_with_a_label_column_are_scored_where_asked(
     data = write(tmp_path / "labelled.jsonl", rows)
     assert start(tmp_path / "a", "--traces", data, "--labels", "column", "--bins", 4) == 2
     assert "have no score" in fault(capsys)
-    assert start(tmp_path / "b", "--traces", data, "--labels", "column", "--bins", 4, "--score") == 0
+    assert start(tmp_path / "b", "--traces", data, "--labels", "column", "--bins", 4, *constant) == 0
     found = RouterFit.load(tmp_path / "b" / "fit.json")
     assert 0.76 < found.p_weak < 0.86
     assert found.card.strong_steps > 30
     rows[0]["label"] = 99
-    assert start(tmp_path / "c", "--traces", write(data, rows), "--labels", "column", "--score") == 2
+    assert start(tmp_path / "c", "--traces", write(data, rows), "--labels", "column", *constant) == 2
     assert "row 1, field label: 99" in fault(capsys)
-    assert start(tmp_path / "d", "--traces", data, "--labels", "none", "--score") == 2
+    assert start(tmp_path / "d", "--traces", data, "--labels", "none", *constant) == 2
     assert "give recovery" in fault(capsys)
 
 

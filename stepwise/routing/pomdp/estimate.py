@@ -3,8 +3,8 @@
 The chain goes from left to right: drafts are right with p_weak until the first wrong step that stands; a strong step in
 a draft's place is right with p_strong; a draft's score depends on its state alone. A trace is solved iff no step that
 stands is wrong (but for `recovery`). What a policy did on seeing the scores needs no model: it follows from what is
-seen. With labels for all, one E-step counts and the estimate is the closed one; `evals/identify.py` shows what is found
-without.
+seen. With labels for all, one E-step counts and the estimate is the closed one; `evals/identify.py` shows what can be
+told without.
 """
 
 from __future__ import annotations
@@ -178,28 +178,29 @@ class Counts(NamedTuple):
     @property
     def p_weak(self) -> float:
         """Share of right drafts; nan without drafts."""
-        total = self.weak_right + self.weak_wrong
-        return self.weak_right / total if total else float("nan")
+        return _share(self.weak_right, self.weak_wrong)
 
     @property
     def p_strong(self) -> float:
         """Share of right strong steps; nan without strong steps."""
-        total = self.strong_right + self.strong_wrong
-        return self.strong_right / total if total else float("nan")
+        return _share(self.strong_right, self.strong_wrong)
 
 
-def pad(traces: Sequence[FitTrace], edges: Sequence[float], *, outcomes: bool = True) -> Padded:
+def _share(right: float, wrong: float) -> float:
+    return right / (right + wrong) if right + wrong else float("nan")
+
+
+def pad(traces: Sequence[FitTrace], edges: Sequence[float]) -> Padded:
     """Traces as arrays; scores are binned at `edges` (inner ones, a score on an edge lies in the upper bin).
 
-    Labels are used where a trace has them. `outcomes` False: whether it was solved is left out, as for labelled traces
-    always: there the labels say more.
+    Labels are used where a trace has them; else whether it was solved is, as labels say more than that.
     """
     shape = (len(traces), max(len(trace.steps) for trace in traces))
     here, drafted, replaced = (np.zeros(shape, dtype=bool) for _ in range(3))
     bins, draft, strong = (np.full(shape, -1) for _ in range(3))
     solved = np.full(len(traces), -1)
     for n, trace in enumerate(traces):
-        if outcomes and not trace.labelled and trace.solved is not None:
+        if not trace.labelled and trace.solved is not None:
             solved[n] = trace.solved
         known = trace.labelled
         for t, step in enumerate(trace.steps):

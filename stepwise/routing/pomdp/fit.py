@@ -183,8 +183,8 @@ def fit_router(
         "recovery": recovery,
         "power": power,
     }
-    found = estimate(traces, bins=bins, **given)
-    intervals = intervals_of(traces, found.edges, samples=samples, seed=seed, **given)
+    fitted = estimate(traces, bins=bins, **given)
+    intervals = intervals_of(traces, fitted.edges, samples=samples, seed=seed, **given)
     card = FitCard(
         weak,
         strong,
@@ -194,7 +194,7 @@ def fit_router(
         problems=len({trace.problem for trace in traces}),
         traces=len(traces),
         drafts=states_of(labelled),
-        strong_steps=round(found.counts.strong_right + found.counts.strong_wrong),
+        strong_steps=round(fitted.counts.strong_right + fitted.counts.strong_wrong),
         p_strong_given=p_strong is not None,
         intervals={name: value for name, value in intervals.items() if given.get(name) is None},
         lag_correlation=lag_correlation(labelled),
@@ -203,7 +203,7 @@ def fit_router(
         held_out_pair=held_out(labelled, bins, seed=seed, pair=True) if measurable else None,
     )
     pair = pair_law(labelled) if measurable else None
-    return RouterFit(found.p_weak, (found.p_strong,), found.hazard, found.law, found.tokens_per_step, card, pair)
+    return RouterFit(fitted.p_weak, (fitted.p_strong,), fitted.hazard, fitted.law, fitted.tokens_per_step, card, pair)
 
 
 def check_enough(traces: Sequence[FitTrace], *, p_strong: float | None = None, recovery: float | None = None) -> None:

@@ -94,12 +94,12 @@ def _predicted(
     """Beliefs (drafts, 3) and true states (drafts,) of all drafts, each from a fit on other problems."""
     beliefs, states = [], []
     for fitted_on, measured_on in _folds(traces, seed):
-        found = estimate(fitted_on, bins=bins, tokens_per_step=1.0, max_steps=10**6, power=power)
-        strong = (1.0 if np.isnan(found.p_strong) else found.p_strong,)  # without strong steps it is never asked
+        fitted = estimate(fitted_on, bins=bins, tokens_per_step=1.0, max_steps=10**6, power=power)
+        strong = (1.0 if np.isnan(fitted.p_strong) else fitted.p_strong,)  # without strong steps it is never asked
         if pair:
-            belief = StepFilter(pair_law(fitted_on), found.p_weak, strong, "memoryless")
+            belief = StepFilter(pair_law(fitted_on), fitted.p_weak, strong, "memoryless")
         else:
-            belief = StepFilter(found.law, found.p_weak, strong)
+            belief = StepFilter(fitted.law, fitted.p_weak, strong)
         for trace in measured_on:
             scores = [step.score if scored else None for step in trace.steps]
             drafted = np.asarray([step.drafted for step in trace.steps])
@@ -163,20 +163,20 @@ def intervals_of(
     def resampled(drawn: bytes) -> tuple[Estimate, dict[str, float]]:
         rows = [number for i in np.frombuffer(drawn, dtype=np.int64) for number in problems[i]]
         padded = Padded(*(part[rows] for part in data))  # type: ignore[arg-type]
-        found = estimate([traces[i] for i in rows], edges=edges, padded=padded, **settings)
-        return found, _figures(found)
+        fitted = estimate([traces[i] for i in rows], edges=edges, padded=padded, **settings)
+        return fitted, _figures(fitted)
 
     def figure(drawn: Ints, name: str) -> float | None:
         value = resampled(drawn.tobytes())[1][name]
         return None if np.isnan(value) else value
 
-    found, figures = resampled(np.arange(len(problems)).tobytes())
+    fitted, figures = resampled(np.arange(len(problems)).tobytes())
     out = {}
     for name in figures:
         interval = bootstrap(partial(figure, name=name), len(problems), samples=samples, seed=seed)
         if interval is not None:
             out[name] = interval
-    counts = found.counts
+    counts = fitted.counts
     for name, right, wrong in (
         ("p_weak", counts.weak_right, counts.weak_wrong),
         ("p_strong", counts.strong_right, counts.strong_wrong),
@@ -186,15 +186,15 @@ def intervals_of(
     return out
 
 
-def _figures(found: Estimate) -> dict[str, float]:
-    low, high = found.counts.rows[NOW], found.counts.rows[RIGHT]  # scores by bin
+def _figures(fitted: Estimate) -> dict[str, float]:
+    low, high = fitted.counts.rows[NOW], fitted.counts.rows[RIGHT]  # scores by bin
     above = np.cumsum(high[::-1])[::-1] - high
     pairs = low.sum() * high.sum()
     return {
-        "p_weak": found.p_weak,
-        "p_strong": found.p_strong,
-        "steps": float(np.cumprod([1.0 - h for h in found.hazard]).sum()),
-        "tokens_per_step": found.tokens_per_step,
+        "p_weak": fitted.p_weak,
+        "p_strong": fitted.p_strong,
+        "steps": float(np.cumprod([1.0 - h for h in fitted.hazard]).sum()),
+        "tokens_per_step": fitted.tokens_per_step,
         "auroc": float((low * (above + high / 2)).sum() / pairs) if pairs else float("nan"),
     }
 

@@ -139,93 +139,76 @@ class RouterSimulator:
         return len(self.model.hazard) - 1
 
     def play(self, act: Act, n: int, *, runs: Sequence[int] = (0, 1), seed: Any = 0) -> Episodes:
-        """`n` episodes under `act`.
+        """`n` episodes under `act`, all at the same step; those in which the strong model is writing on are not asked.
 
         `act(drafts)` gives, for each draft, the index of an action in `runs`: the number of steps that the strong model
-        writes, 0 to keep the draft. `seed` is anything that numpy's `default_rng` takes; with
-        one seed, all policies meet the same problems, drafts and scores as long as they do the same.
+        writes, 0 to keep the draft. `seed` is anything that numpy's `default_rng` takes; with one seed, all policies
+        meet the same problems, drafts and scores as long as they do the same.
         """
         if n < 1:
             raise DataError(f"n is {n}; play at least one episode")
         if not runs or any(run < 0 for run in runs):
             raise DataError(f"runs is {tuple(runs)!r}; give numbers of steps, 0 to keep the draft")
-        return _Play(self, n, np.asarray(runs, dtype=np.int64), np.random.default_rng(seed)).all(act)
-
-
-class _Play:
-    """Episodes under way, all at the same step; those in which the strong model is writing on are not asked."""
-
-    def __init__(self, world: RouterSimulator, n: int, runs: Ints, rng: np.random.Generator) -> None:
-        self.world, self.runs = world, runs
-        num_steps = world.max_steps
-        self.cumulative = np.cumsum(np.asarray(world.law.rows), axis=1)
-        self.cumulative /= self.cumulative[:, -1:]
-        self.edges = np.asarray(world.law.edges)
+        num_steps, rng = self.max_steps, np.random.default_rng(seed)
         # All random numbers are drawn beforehand, (steps, n) each, so that they do not depend on what is done.
-        drawn = rng.random((7, num_steps, n))
-        self.weak, self.strong, self.end, self.bin, self.place, self.own_bin, self.own_place = drawn
-        self.draft_length, self.strong_length = self._lengths((2, num_steps, n), rng)
-        self.scores, self.tokens = np.full((n, num_steps), np.nan), np.zeros((n, num_steps))
-        self.clean, self.alive = np.ones(n, dtype=bool), np.ones(n, dtype=bool)
-        self.left = np.zeros(n, dtype=np.int64)  # steps that the strong model still writes
-        self.steps, self.strong_steps = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
-        # What was written because of the decision at each step, (steps, n), and the step of the latest decision.
-        self.paid, self.drafted = np.zeros((num_steps, n)), np.zeros((num_steps, n))
-        self.cause = np.full(n, -1)
-        self.draft_tokens = np.zeros(n)
-        self.decided = list[tuple[Ints, Ints, Ints, Array, Array]]()  # at each step: fields of `Decisions`
-
-    def all(self, act: Act) -> Episodes:
-        ends = (*self.world.model.hazard[1:], 1.0)
-        for step in range(self.world.max_steps):
-            if not self.alive.any():
+        weak, strong, end, draft_bin, draft_place, own_bin, own_place = rng.random((7, num_steps, n))
+        draft_length, strong_length = self._lengths((2, num_steps, n), rng)
+        scores, tokens = np.full((n, num_steps), np.nan), np.zeros((n, num_steps))
+        clean, alive = np.ones(n, dtype=bool), np.ones(n, dtype=bool)
+        left, steps, strong_steps = (np.zeros(n, dtype=np.int64) for _ in range(3))  # left: of the strong model's run
+        # What was written because of the decision at each step, (steps, n); cause: the step of the latest decision.
+        paid, next_draft, cause = np.zeros((num_steps, n)), np.zeros((num_steps, n)), np.full(n, -1)
+        strong_tokens, draft_tokens = np.zeros(n), np.zeros(n)
+        decided = []
+        for step in range(num_steps):
+            if not alive.any():
                 break
-            self._step(step, self.end[step] < ends[step], act)
-        episode, step_of, action, scores, tokens = (np.concatenate(parts) for parts in zip(*self.decided, strict=True))
-        paid, drafted = self.paid[step_of, episode], self.drafted[step_of, episode]
-        decisions = Decisions(episode, step_of, action, paid, drafted, scores, tokens)
-        return Episodes(self.clean, self.steps, self.paid.sum(0), self.strong_steps, self.draft_tokens, decisions)
+            last = end[step] < self.model.hazard[step + 1]
+            drafting = np.flatnonzero(alive & (left == 0))
+            state = np.where(~clean, 1, np.where(weak[step] < self.model.p_weak, 0, 2))
+            tokens[:, step] = draft_length[step]
+            scores[:, step] = self._scores(state, draft_bin[step], draft_place[step])  # those of a run are set below
+            if len(drafting):
+                seen_scores, seen_tokens = scores[drafting], tokens[drafting]  # copies; nothing is after this step yet
+                draft_tokens[drafting] += seen_tokens[:, step]
+                if step:
+                    next_draft[cause[drafting], drafting] = seen_tokens[:, step]
+                shown = (seen_scores[:, : step + 1], seen_tokens[:, : step + 1])
+                action = np.asarray(act(Drafts(*shown, step, last[drafting], state[drafting])), dtype=np.int64)
+                left[drafting], cause[drafting] = np.asarray(runs, dtype=np.int64)[action], step
+                decided.append((drafting, np.full(len(drafting), step), action, seen_scores, seen_tokens))
+            # The strong model's steps: of the draft's tokens where there is one, else of their own.
+            writing = np.flatnonzero(alive & (left > 0))
+            on_end = np.setdiff1d(writing, drafting)
+            tokens[on_end, step] = strong_length[step, on_end]
+            right = strong[step, writing] < self.model.p_strong[0]
+            state[writing] = np.where(~clean[writing], 1, np.where(right, 0, 2))
+            own = self._scores(state[writing], own_bin[step, writing], own_place[step, writing])
+            scores[writing, step] = own if self.strong_scored else np.nan
+            paid[cause[writing], writing] += tokens[writing, step]
+            strong_tokens[writing] += tokens[writing, step]
+            strong_steps[writing] += 1
+            left[writing] -= 1
+            clean &= ~alive | (state == 0)
+            steps += alive
+            alive &= ~last
+        episode, at, action, all_scores, all_tokens = (np.concatenate(parts) for parts in zip(*decided, strict=True))
+        written = (paid[at, episode], next_draft[at, episode])
+        decisions = Decisions(episode, at, action, *written, all_scores, all_tokens)
+        return Episodes(clean, steps, strong_tokens, strong_steps, draft_tokens, decisions)
 
-    def _step(self, step: int, last: NDArray[np.bool_], act: Act) -> None:
-        drafting = np.flatnonzero(self.alive & (self.left == 0))
-        state = np.where(~self.clean, 1, np.where(self.weak[step] < self.world.model.p_weak, 0, 2))
-        self.tokens[:, step] = self.draft_length[step]
-        self.scores[:, step] = self._score(state, self.bin[step], self.place[step])  # those of a run are set below
-        if len(drafting):
-            scores, tokens = self.scores[drafting], self.tokens[drafting]  # copies, and nothing is after this step yet
-            self.draft_tokens[drafting] += tokens[:, step]
-            if step:
-                self.drafted[self.cause[drafting], drafting] = tokens[:, step]
-            seen = Drafts(scores[:, : step + 1], tokens[:, : step + 1], step, last[drafting], state[drafting])
-            action = np.asarray(act(seen), dtype=np.int64)
-            self.left[drafting], self.cause[drafting] = self.runs[action], step
-            self.decided.append((drafting, np.full(len(drafting), step), action, scores, tokens))
-        self._strong(step, state, np.flatnonzero(self.alive & (self.left > 0)), drafting)
-        self.clean &= ~self.alive | (state == 0)
-        self.steps += self.alive
-        self.alive &= ~last
-
-    def _strong(self, step: int, state: Ints, writing: Ints, drafting: Ints) -> None:
-        """The strong model's steps: of the draft's tokens where there is one, else of their own."""
-        on_end = np.setdiff1d(writing, drafting)
-        self.tokens[on_end, step] = self.strong_length[step, on_end]
-        right = self.strong[step, writing] < self.world.model.p_strong[0]
-        state[writing] = np.where(~self.clean[writing], 1, np.where(right, 0, 2))
-        own = self._score(state[writing], self.own_bin[step, writing], self.own_place[step, writing])
-        self.scores[writing, step] = own if self.world.strong_scored else np.nan
-        self.paid[self.cause[writing], writing] += self.tokens[writing, step]
-        self.strong_steps[writing] += 1
-        self.left[writing] -= 1
-
-    def _score(self, state: Ints, which: Array, place: Array) -> Array:
-        bins = (which[:, None] >= self.cumulative[state]).sum(1)
-        low = self.edges[bins]
-        return np.asarray(low + place * (self.edges[bins + 1] - low))
+    def _scores(self, state: Ints, which: Array, place: Array) -> Array:
+        """Scores in these states, (n,), from numbers in [0, 1) that choose the bin and the place in it."""
+        cumulative = np.cumsum(np.asarray(self.law.rows), axis=1)
+        cumulative /= cumulative[:, -1:]
+        edges = np.asarray(self.law.edges)
+        bins = (which[:, None] >= cumulative[state]).sum(1)
+        return np.asarray(edges[bins] + place * (edges[bins + 1] - edges[bins]))
 
     def _lengths(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-        mean, spread = self.world.model.tokens_per_step, self.world.token_spread
-        if self.world.tokens:
-            return rng.choice(np.asarray(self.world.tokens, dtype=float), size=shape)
+        mean, spread = self.model.tokens_per_step, self.token_spread
+        if self.tokens:
+            return rng.choice(np.asarray(self.tokens, dtype=float), size=shape)
         if not spread:
             return np.full(shape, mean)
         return np.maximum(rng.gamma(spread**-2, mean * spread**2, size=shape), 1.0)
