@@ -23,7 +23,7 @@ from stepwise.types import Problem, Step, TraceFinish
 When = Literal["question", "before", "after", "solution"]
 Evidence = Literal["draft", "scores", "first_token", "logprobs", "resamples", "rating", "verification"]
 _FROZEN = ConfigDict(extra="forbid")
-_REMOVED = ("stay", "hand_over", "strong_law")  # options of policies on the belief that were saved by version 0.1
+_REMOVED = ("stay", "hand_over", "strong_law")  # of policies on the belief, before 0.1.0
 _FAMILIES = tuple(  # modules with POLICIES, the cheap to import first
     f"stepwise.routing.{name}" for name in ("simple", "query", "signal_policies", "judged", "pomdp.policies", "learned")
 )
@@ -194,8 +194,8 @@ def policy_from_dict(settings: Mapping[str, Any]) -> Policy:
     cls = _policy_class(name)
     if removed := [key for key in _REMOVED if settings.get(key)]:
         raise ConfigError(
-            f"routing.{removed[0]} is {settings[removed[0]]!r}: a policy of version 0.1 ({name!r}), whose option "
-            f"{removed[0]!r} is gone; set the policy again without it"
+            f"routing.{removed[0]} is {settings[removed[0]]!r}: {name!r} had this option in a version before 0.1.0 and "
+            "has it no more; set the policy again without it"
         )
     fields = {field.name for field in dataclasses.fields(cls)}
     try:

@@ -73,10 +73,7 @@ def test_a_fit_is_saved_and_loaded_and_refuses_other_models(fitted: RouterFit, t
     fitted.save(tmp_path / "fit.json")
     assert RouterFit.load(tmp_path / "fit.json") == fitted
     row = json.loads((tmp_path / "fit.json").read_text())
-    row["card"]["difficulty"] = {
-        "classes": [[0.6, 0.7], [0.4, 1.0]],
-        "gain": [0.3, 0.2, 0.4],
-    }  # as version 0.1 wrote it
+    row["card"]["difficulty"] = {"classes": [[0.6, 0.7], [0.4, 1.0]], "gain": [0.3, 0.2, 0.4]}  # as before 0.1.0
     (tmp_path / "old.json").write_text(json.dumps(row))
     assert RouterFit.load(tmp_path / "old.json") == fitted
     fitted.card.check(**NAMES)

@@ -154,11 +154,13 @@ def test_policies_on_the_belief_survive_a_dictionary_as_json(policy: Any) -> Non
         policy.law = LAW
 
 
-def test_a_plan_saved_by_version_0_1_is_read_unless_it_used_an_option_that_is_gone() -> None:
+def test_a_plan_saved_by_an_earlier_version_is_read_unless_it_used_an_option_that_is_gone() -> None:
     state = {**policy_to_dict(POLICIES[2]), "stay": [], "hand_over": False, "draft_share": 0.4, "strong_law": None}
     assert policy_from_dict(state) == POLICIES[2]
     for key, value in (("stay", [2, 3]), ("hand_over", True), ("strong_law", {"edges": [0, 1]})):
-        with pytest.raises(ConfigError, match=rf"routing\.{key} .*version 0\.1.*set the policy again without it"):
+        with pytest.raises(
+            ConfigError, match=rf"routing\.{key} .*version before 0\.1\.0.*set the policy again without it"
+        ):
             policy_from_dict({**state, key: value})
 
 

@@ -116,7 +116,7 @@ class RouterFit:
         try:
             row = json.loads(Path(path).read_text(encoding="utf-8"))
             if isinstance(row, dict) and isinstance(row.get("card"), dict):
-                row["card"].pop("difficulty", None)  # version 0.1 also fitted classes of problems, for another solver
+                row["card"].pop("difficulty", None)  # before 0.1.0 it held classes of problems, for another solver
             return from_json(cls, json.dumps(row))
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; make one with python -m programs.fit_router") from None
