@@ -28,10 +28,9 @@ import dspy
 from pydantic import TypeAdapter, ValidationError
 
 from stepwise.critics import ErrorLocalizer, signatures
-from stepwise.critics.asking import Ask, Asking, Plan, critic_lm, run_all
 from stepwise.critics.formats import Format, adapter
 from stepwise.critics.formats.field_format import constrained
-from stepwise.critics.inputs import at_most_rows, bounded
+from stepwise.critics.module import CriticModule, critic_lm, run_all
 from stepwise.errors import BackendError, DataError, MissingDependencyError
 from stepwise.lab import generate
 from stepwise.lab.corpus import slipped
@@ -78,23 +77,16 @@ def _random_model(folder: Path) -> Path:
     return tiny_gguf(folder, max_position_embeddings=CONTEXT)
 
 
-class OneCall(Asking):
+class OneCall(CriticModule):
     """Any signature, asked once; values that are not what the signature says are a failure too."""
 
-    def _make_predictors(self) -> None:
-        self.ask = dspy.Predict("question -> answer")
+    def __init__(self, lm: Any, adapter: Any) -> None:
+        super().__init__({"ask": "question -> answer"}, lm, adapter, bare=False)
 
-    def plan(self, **inputs: Any) -> Plan:
-        """See `Asking.plan`."""
-        (answer,) = yield [Ask(self.ask, inputs["given"], inputs["signature"], inputs["config"])]
-        made = answer.prediction
-        wrong = [] if made is None else invalid(inputs["signature"], made)
-        failure = answer.failure or ("; ".join(wrong) or None)
-        return dspy.Prediction(failure=failure, warnings=[])
-
-    def forward(self, **inputs: Any) -> dspy.Prediction:
+    async def run(self, given: Rows, signature: Any, config: Rows) -> dspy.Prediction:
         """One call."""
-        return self.run(self.plan(**inputs))
+        wrong = invalid(signature, await self.call(self.ask, given, signature, config))
+        return dspy.Prediction(failure="; ".join(wrong) or None)
 
 
 def invalid(signature: Any, prediction: Any) -> list[str]:
@@ -120,9 +112,9 @@ def tasks(problems: Sequence[LabProblem], seed: int = 0) -> Iterator[tuple[str, 
             draft = {"location": first, "content": steps[first], "answer": problem.problem.answer}
             short = {name: given[name] for name in ("problem", "attempt")}
             located = {**given, "first_error": first}
-            verify = at_most_rows(signatures.VerifyAttempt, "checks", last + 1)
-            yield "verify", bounded(verify, first_error=last, critical_error=last), given
-            yield "propose", bounded(signatures.ProposeIntervention, location=first), located
+            verify = signatures.at_most_rows(signatures.VerifyAttempt, "checks", last + 1)
+            yield "verify", signatures.bounded(verify, first_error=last, critical_error=last), given
+            yield "propose", signatures.bounded(signatures.ProposeIntervention, location=first), located
             yield "review", signatures.ReviewIntervention, {**located, **draft}
             yield "judge", signatures.JudgeStep, given
             yield "solve", signatures.SolveByReference, {name: given[name] for name in ("problem", "reference")}
@@ -167,7 +159,8 @@ def _adapter(form: Format, held: bool, *, bare: bool = False) -> Any:
 
 
 def _called(module: OneCall, items: list[Rows], threads: int) -> Iterator[Rows]:
-    for item, made in zip(items, run_all(module, items, concurrency=threads), strict=True):
+    given = [{key: item[key] for key in ("given", "signature", "config")} for item in items]
+    for item, made in zip(items, run_all(module, given, concurrency=threads), strict=True):
         yield {
             "signature": item["name"], "failure": made.failure, "repairs": len(made.repairs),
             "calls": made.usage.calls, "prompt": made.usage.prompt_tokens, "generated": made.usage.generated_tokens,

@@ -22,7 +22,7 @@ import numpy as np
 
 from programs.lab_critic import result_of
 from stepwise.critics import ErrorLocalizer, InterventionProposer
-from stepwise.critics.asking import run_all
+from stepwise.critics.module import run_all
 from stepwise.data import localization as loc
 from stepwise.data.processbench import ProcessBenchRow
 from stepwise.lab.families import CRITIC_WITHHELD

@@ -87,7 +87,7 @@ def by_module(run: Run, module: Any, sets: Mapping[str, Sequence[ProcessBenchRow
     Attempts of which an earlier start knows the outcome are not asked for again, unless it was a failure. DSPy's cache
     is not asked, so that usage is what the work costs.
     """
-    from stepwise.critics.asking import run_all
+    from stepwise.critics.module import run_all
 
     for predictor in getattr(module, "predictors", list)():
         predictor.lm = predictor.lm and predictor.lm.copy(cache=False)

@@ -15,15 +15,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stepwise.critics.decider import StepDecider
-    from stepwise.critics.judge import StepJudge
+    from stepwise.critics.judge import StepDecider, StepJudge
     from stepwise.critics.localizer import ErrorLocalizer
     from stepwise.critics.proposer import InterventionProposer
 
 _HOME = {
     "ErrorLocalizer": "localizer",
     "InterventionProposer": "proposer",
-    "StepDecider": "decider",
+    "StepDecider": "judge",
     "StepJudge": "judge",
 }
 __all__ = ["ErrorLocalizer", "InterventionProposer", "StepDecider", "StepJudge"]

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, get_args
 
-from pydantic import Field
-
-from stepwise.critics.signatures import without_reference
 from stepwise.errors import DataError
 from stepwise.steps import split_steps
 from stepwise.types import Problem, Trace
@@ -56,28 +52,7 @@ def _lines(text: str) -> str:
     return "\n".join(encodable(text).splitlines())
 
 
-def fitting(signature: Any, given: dict[str, Any]) -> Any:
-    """`signature`, or its form without a reference where `given` has none."""
-    return signature if "reference" in given else without_reference(signature)
-
-
-def bounded(signature: Any, **highest: int) -> Any:
-    """`signature` with its whole-number outputs limited to 0..highest, None still allowed where it was."""
-    for name, most in highest.items():
-        limited = Annotated[int, Field(ge=0, le=most)]
-        optional = type(None) in get_args(signature.output_fields[name].annotation)
-        signature = signature.with_updated_fields(name, type_=limited | None if optional else limited)
-    return signature
-
-
-def at_most_rows(signature: Any, name: str, most: int) -> Any:
-    """`signature` with its list output `name` limited to 1..most items: a model cannot list steps without end."""
-    items: Any = signature.output_fields[name].annotation
-    limited: Any = Annotated[items, Field(min_length=1, max_length=most)]
-    return signature.with_updated_fields(name, type_=limited)
-
-
-def cut_middle(text: str, longest: int, name: str, warnings: list[str]) -> str:
+def _cut_middle(text: str, longest: int, name: str, warnings: list[str]) -> str:
     """`text`, or its beginning and end with a mark between them, and a line in `warnings`."""
     if len(text) <= longest:
         return text
@@ -99,16 +74,16 @@ def fitted(
     kept = list(steps)
     overflow = len(question) + len(reference or "") + sum(map(len, kept)) - longest
     if overflow > 0 and reference is not None:
-        shorter = cut_middle(reference, max(len(reference) - overflow, longest // 4), "the reference", warnings)
+        shorter = _cut_middle(reference, max(len(reference) - overflow, longest // 4), "the reference", warnings)
         overflow -= len(reference) - len(shorter)
         reference = shorter
     while overflow > 0 and max(map(len, kept)) > 200:
         place = max(range(len(kept)), key=lambda i: len(kept[i]))
-        shorter = cut_middle(kept[place], max(200, len(kept[place]) - max(overflow, 100)), f"step {place}", warnings)
+        shorter = _cut_middle(kept[place], max(200, len(kept[place]) - max(overflow, 100)), f"step {place}", warnings)
         overflow -= len(kept[place]) - len(shorter)
         kept[place] = shorter
     if overflow > 0:
-        shorter = cut_middle(question, max(400, len(question) - overflow), "the problem", warnings)
+        shorter = _cut_middle(question, max(400, len(question) - overflow), "the problem", warnings)
         overflow -= len(question) - len(shorter)
         question = shorter
     if overflow > 0:

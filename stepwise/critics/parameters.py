@@ -10,6 +10,7 @@ from dspy.predict.parameter import Parameter
 
 from stepwise.config import ModelConfig
 from stepwise.errors import ConfigError
+from stepwise.models import provider
 
 
 class Settings(Parameter):  # type: ignore[misc]
@@ -47,7 +48,7 @@ class Predictor(dspy.Predict):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget examples and traces; DSPy's own also forgets the language model."""
-        lm = getattr(self, "lm", None)
+        lm = vars(self).get("lm")  # not there yet when it is made
         super().reset()
         self.lm = lm
 
@@ -55,10 +56,10 @@ class Predictor(dspy.Predict):  # type: ignore[misc]
         """See DSPy."""
         super().load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
         if self.lm is not None and self.lm.model.startswith("llamacpp/"):
-            from stepwise.models.provider import declare, register_litellm
-
-            register_litellm()
-            declare(self.lm.model, None, self.lm.kwargs.get("context", ModelConfig.model_fields["context"].default))
+            provider.register_litellm()
+            provider.declare(
+                self.lm.model, None, self.lm.kwargs.get("context", ModelConfig.model_fields["context"].default)
+            )
         return self
 
 

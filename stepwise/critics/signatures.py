@@ -13,8 +13,8 @@ The instructions are short on purpose: an adapter adds what its format needs, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
 
 import dspy
 from pydantic import BaseModel, ConfigDict, Field
@@ -180,6 +180,27 @@ def without_reference(signature: Any) -> Any:
     for sentence in _OF_REFERENCE:
         instructions = instructions.replace(sentence, "").replace("\n\n\n", "\n\n").strip()
     return signature.delete("reference").with_instructions(instructions)
+
+
+def fitting(signature: Any, given: Mapping[str, Any]) -> Any:
+    """`signature`, or its form without a reference where `given` has none."""
+    return signature if "reference" in given else without_reference(signature)
+
+
+def bounded(signature: Any, **highest: int) -> Any:
+    """`signature` with its whole-number outputs limited to 0..highest, None still allowed where it was."""
+    for name, most in highest.items():
+        limited = Annotated[int, Field(ge=0, le=most)]
+        optional = type(None) in get_args(signature.output_fields[name].annotation)
+        signature = signature.with_updated_fields(name, type_=limited | None if optional else limited)
+    return signature
+
+
+def at_most_rows(signature: Any, name: str, most: int) -> Any:
+    """`signature` with its list output `name` limited to 1..most items: a model cannot list steps without end."""
+    items: Any = signature.output_fields[name].annotation
+    limited: Any = Annotated[items, Field(min_length=1, max_length=most)]
+    return signature.with_updated_fields(name, type_=limited)
 
 
 def numbered(steps: Sequence[str], first: int = 0) -> str:

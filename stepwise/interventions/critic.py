@@ -33,7 +33,7 @@ def ask_all(
     """
     if not items:
         return []
-    from stepwise.critics.asking import run_all
+    from stepwise.critics.module import run_all
 
     cold = greedy or [False] * len(items)
     given = [

@@ -13,8 +13,7 @@ from pydantic import BaseModel, Field
 
 from stepwise.critics.formats.compact_format import read_fields, write_fields, write_request
 from stepwise.critics.formats.field_format import FieldFormat
-from stepwise.critics.inputs import at_most_rows, bounded
-from stepwise.critics.signatures import ProposeIntervention, StepCheck, VerifyAttempt, numbered
+from stepwise.critics.signatures import ProposeIntervention, StepCheck, VerifyAttempt, at_most_rows, bounded, numbered
 from stepwise.errors import DataError
 
 

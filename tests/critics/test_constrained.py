@@ -15,10 +15,10 @@ from pydantic import BaseModel, Field
 import stepwise as sw
 from evals.adapters import OneCall, invalid, tasks
 from stepwise.config import ModelConfig
-from stepwise.critics.asking import run_all
 from stepwise.critics.formats import adapter
 from stepwise.critics.formats.chat_grammar import chat_grammar
 from stepwise.critics.formats.compact_format import fields_grammar, read_fields, write_fields
+from stepwise.critics.module import run_all
 from stepwise.critics.signatures import JudgeStep, ProposeIntervention, numbered
 from stepwise.lab import generate
 from stepwise.models.engine import Engine, GenerationJob

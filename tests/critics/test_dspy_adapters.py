@@ -13,7 +13,7 @@ from dspy.utils.exceptions import AdapterParseError
 from pydantic import BaseModel, Field
 
 from stepwise.critics.formats import adapter
-from stepwise.critics.formats.dspy_adapters import recorded_repairs, response_schema
+from stepwise.critics.formats.dspy_adapters import held, repair_reasons, response_schema
 from stepwise.critics.signatures import VerifyAttempt
 from stepwise.errors import ConfigError
 from tests.scripted_lm import ScriptedLM
@@ -75,7 +75,7 @@ BROKEN: dict[str, Callable[[str], str]] = {
 def test_a_repair_shows_the_model_its_own_output_and_the_error(form: str, broken: str) -> None:
     raw = BROKEN[broken](form)
     lm = ScriptedLM([raw, reply(form, GOOD)])
-    with dspy.track_usage() as tracker, recorded_repairs() as repairs:
+    with dspy.track_usage() as tracker, held(repair_reasons, []) as repairs:
         assert dict(ask(form, lm)) == GOOD
     first, second = lm.calls
     assert second[: len(first)] == first
@@ -91,7 +91,7 @@ def test_a_repair_shows_the_model_its_own_output_and_the_error(form: str, broken
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_reason_names_field_value_and_what_was_expected(form: str) -> None:
-    with recorded_repairs() as repairs:
+    with held(repair_reasons, []) as repairs:
         ask(form, ScriptedLM([reply(form, {**GOOD, "location": 17}), reply(form, GOOD)]))
     assert repairs == ["location is '17', expected 0 to 3: Input should be less than or equal to 3"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from math import ceil, log2
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 
 from stepwise import ErrorLocalizer
-from stepwise.critics.asking import Answer
 from stepwise.errors import ConfigError, DataError
 from stepwise.models.scorers.base import Scored
 from stepwise.types import Localization, Problem, Trace, Usage
@@ -80,23 +80,28 @@ def test_failures_do_not_vote_and_where_all_fail_the_vote_fails() -> None:
 
 
 def test_bisecting_finds_every_first_error_in_log2_calls() -> None:
-    localizer = ErrorLocalizer(method="bisect")
-    for n in range(1, 41):
-        for first in [None, *range(n)]:
-            plan = localizer.plan(problem="?", steps=["step"] * n, reference=None)
-            asks, calls = next(plan), 0
-            while True:
-                (ask,), calls = asks, calls + 1
-                shown = len(numbers("\n" + ask.inputs["attempt"]))
-                right = first is None or shown <= first
-                try:
-                    asks = plan.send([Answer(SimpleNamespace(right=right, reason=f"{shown}"))])
-                except StopIteration as stop:
-                    found = stop.value
-                    break
-            assert found.first_error == first, (n, first)
-            assert found.verdicts == ([True] * n if first is None else [True] * first + [False])
-            assert calls <= ceil(log2(n)) + 1, (n, first, calls)
+    class Oracle(ErrorLocalizer):
+        """Knows the first error, and counts how often it is asked."""
+
+        async def call(self, predictor: Any, inputs: Any, signature: Any = None, config: Any = None) -> Any:
+            self.calls += 1
+            shown = len(numbers("\n" + inputs["attempt"]))
+            return SimpleNamespace(right=self.first is None or shown <= self.first, reason=f"{shown}")
+
+    async def located(n: int, first: int | None) -> None:
+        localizer.first, localizer.calls = first, 0
+        found = await localizer.aforward(problem="?", steps=["step"] * n)
+        assert found.first_error == first, (n, first)
+        assert found.verdicts == ([True] * n if first is None else [True] * first + [False])
+        assert localizer.calls <= ceil(log2(n)) + 1, (n, first, localizer.calls)
+
+    async def all_located() -> None:
+        for n in range(1, 41):
+            for first in [None, *range(n)]:
+                await located(n, first)
+
+    localizer = Oracle(method="bisect")
+    asyncio.run(all_located())
 
 
 def test_bisecting_shows_prefixes_and_gives_the_reason_of_the_prefix_that_is_wrong() -> None:

@@ -140,7 +140,7 @@ def test_k_candidates_are_k_calls_of_each_stage_that_no_cache_can_merge() -> Non
     assert made.intervention == made.candidates[0]
     assert {stage: said.count(stage) for stage in said} == {"solve": 3, "propose": 3, "review": 3}
     assert made.usage.calls == 9
-    assert [kwargs["rollout_id"] for kwargs in lm.settings[-3:]] == [1, 2, 3]
+    assert sorted(kwargs["rollout_id"] for kwargs in lm.settings) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert {kwargs["temperature"] for kwargs in lm.settings} == {0.7}
 
 

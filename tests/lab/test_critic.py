@@ -105,7 +105,7 @@ def test_a_bundle_has_the_loss_of_its_examples() -> None:
 def test_the_shipped_adapter_finds_first_errors_and_its_steps_come_to_the_right_result() -> None:
     from programs.lab_critic import result_of
     from stepwise import Config, ErrorLocalizer, InterventionProposer
-    from stepwise.critics.asking import run_all
+    from stepwise.critics.module import run_all
 
     config = Config.lab()
     localizer, proposer = ErrorLocalizer.from_config(config), InterventionProposer.from_config(config)

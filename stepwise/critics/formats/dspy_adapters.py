@@ -35,18 +35,18 @@ _SIZES = (
     *("minLength", "maxLength", "minItems", "maxItems"),
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
 )
-_repairs: ContextVar[list[str] | None] = ContextVar("stepwise_repairs", default=None)
+repair_reasons: ContextVar[list[str] | None] = ContextVar("stepwise_repairs", default=None)
+"""Where it is a list, the reason of every repair is added to it."""
 
 
 @contextmanager
-def recorded_repairs() -> Iterator[list[str]]:
-    """Collects the reason of every repair that is asked for inside the block."""
-    reasons: list[str] = []
-    token = _repairs.set(reasons)
+def held(variable: ContextVar[Any], value: Any) -> Iterator[Any]:
+    """`variable` has `value` inside the block."""
+    token = variable.set(value)
     try:
-        yield reasons
+        yield value
     finally:
-        _repairs.reset(token)
+        variable.reset(token)
 
 
 def takes_grammar(lm: Any) -> bool:
@@ -134,7 +134,7 @@ def _parse_error(adapter: Any, signature: Any, completion: str, message: str) ->
 
 def _asked_again(inputs: Mapping[str, Any], error: AdapterParseError) -> dict[str, Any]:
     reason = _reason(error)
-    reasons = _repairs.get()
+    reasons = repair_reasons.get()
     if reasons is not None:
         reasons.append(reason)
     return {**inputs, _REPAIR: (_written(error) or "(nothing)", reason)}

@@ -8,10 +8,11 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy.utils.exceptions import ContextWindowExceededError, LMAuthError, LMInvalidRequestError, LMServerError
 
 from stepwise import ErrorLocalizer, InterventionProposer, StepJudge
-from stepwise.critics.asking import arun_all, run_all
 from stepwise.critics.inputs import fitted
+from stepwise.critics.module import arun_all, run_all
 from stepwise.critics.signatures import numbered
 from stepwise.errors import ConfigError
 from stepwise.types import Problem, Step, Trace
@@ -69,6 +70,43 @@ def test_what_a_model_raises_is_the_failure_of_that_item(way: str) -> None:
     assert "refused" in bad.failure
     assert "abcdefgh" not in bad.failure
     assert (bad.first_error, bad.localization, good.first_error) == (None, None, 0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (LMInvalidRequestError("no such field", status=400), "refused"),
+        (ContextWindowExceededError(model="m"), "refused"),
+        (LMServerError("down", status=503), "again"),
+        (LMAuthError("who are you?", status=401), "gone"),
+        (RuntimeError("what nobody knows"), "gone"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_model_raises_says_what_it_means_for_the_others(way: str, raised: Exception, kind: str) -> None:
+    def script(messages: Any) -> str:
+        if "#problem: bad" in asked(messages):
+            raise raised
+        return "no" if "#problem: x" in asked(messages) else verified(0)
+
+    module = ErrorLocalizer(ScriptedLM(script))
+    bad, good, unread = all_of(way, module, [item("bad"), item("good"), item("x")])
+    assert (bad.error.kind, good.error, unread.error.kind) == (kind, None, "refused")
+    assert unread.error.reason == unread.failure
+
+
+def test_a_module_can_be_called_where_a_loop_is_running() -> None:
+    async def notebook() -> tuple[Any, Any]:
+        lm = ScriptedLM(marked)
+        with dspy.context(lm=lm), dspy.track_usage() as tracker:
+            found = ErrorLocalizer(method="vote", samples=2)(**item("3"))
+            several = run_all(ErrorLocalizer(), [item("1"), item("2")])
+        assert len(tracker.usage_data["scripted"]) == len(lm.calls) == 4
+        return found, several
+
+    found, several = asyncio.run(notebook())
+    assert (found.first_error, [each.first_error for each in several]) == (3, [1, 2])
 
 
 @pytest.mark.parametrize("way", WAYS)

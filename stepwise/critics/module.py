@@ -1,0 +1,288 @@
+"""What the modules share: one coroutine each, run for callers who wait and for asyncio; batches; failures as data.
+
+A module is `__init__` and the coroutine `run`, which calls predictors by `await self.call(...)`. A caller who waits
+(`module(...)`, `run_all`) has the coroutine run in a loop of its own, and every call of a model in a thread, by the
+model's synchronous side; `module.acall(...)` and `arun_all` await the asynchronous one. Either way what is set by
+`dspy.context`, callbacks, traces and usage trackers reach every call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from contextvars import ContextVar, copy_context
+from functools import partial
+from typing import Any, Self, TypeVar
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError
+
+from stepwise.config import Config, ModelConfig
+from stepwise.critics.formats import Format, adapter
+from stepwise.critics.formats.dspy_adapters import held, repair_reasons
+from stepwise.critics.inputs import Steps, as_steps, fitted, question_and_reference
+from stepwise.critics.parameters import Predictor, Settings
+from stepwise.errors import ConfigError, redact
+from stepwise.models import provider
+from stepwise.models.failures import failure_of
+from stepwise.runs.progress import progress as progress_bar
+from stepwise.types import Failure, Problem, Usage
+
+T = TypeVar("T")
+CONCURRENCY = 8
+OnResult = Callable[[int, dspy.Prediction], None]
+# What the calls in flight go through: a pool of threads (synchronous callers) or a semaphore of the running loop.
+_gate: ContextVar[ThreadPoolExecutor | asyncio.Semaphore | None] = ContextVar("stepwise_gate", default=None)
+# Of one run: the calls whose replies could not be read, as DSPy's traces have calls; what was cut from the prompt.
+_unread: ContextVar[list[tuple[Any, dict[str, Any], dspy.Prediction]]] = ContextVar("stepwise_unread")
+_cut: ContextVar[list[str]] = ContextVar("stepwise_cut")
+
+
+class CriticModule(dspy.Module):  # type: ignore[misc]
+    """Base of the modules. `lm` is a model's name, a ModelConfig or a dspy.LM; None: the one DSPy is configured with.
+
+    `adapter` is a format ("compact", "chat", "json") or a dspy.Adapter, None for the one DSPy is configured with, and
+    the compact one where there is none; `bare` as in `formats.adapter`. What goes into a prompt is cut to `max_chars`.
+    Every prediction has `failure` (None, or why there is no result) and `error` (the same as a `Failure`), `repairs`
+    (reasons of second calls), `warnings` (what was cut) and `usage`.
+
+    `save` writes prompts, examples, settings and the names of language models; make the module as it was made, then
+    `load`. Not in the file: keys of APIs (they must be in the environment), a scorer (only its name, which must be the
+    same) and an adapter that is an object. An address (`api_base`) is in the file, but DSPy drops it, with no more than
+    a line in the log, unless the file is trusted: `load(path, allow_unsafe_lm_state=True)`; without it a model behind
+    an address of its own would be asked for at its provider's public one. What an optimizer returns is frozen, to DSPy:
+    as part of a larger program it is not saved with it, so optimize the larger program, or save the part alone.
+    """
+
+    scorer: Any = None
+
+    def __init__(
+        self,
+        predictors: Mapping[str, Any],
+        lm: Any = None,
+        adapter: Format | Any | None = None,
+        fixed: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        form = adapter if adapter is None or isinstance(adapter, str) else None
+        self.settings = Settings(fixed, adapter=form, **settings)
+        self._adapter = None if isinstance(adapter, str) else adapter
+        for name, signature in predictors.items():
+            setattr(self, name, Predictor(signature))
+        if lm is not None:
+            self.set_lm(provider.lm(lm) if isinstance(lm, str | ModelConfig) else lm)
+
+    @abstractmethod
+    async def run(self, *args: Any, **kwargs: Any) -> dspy.Prediction:
+        """The prediction: what a module is called with, and what it does. A reply that cannot be read may be raised."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> dspy.Prediction:
+        """What `run` gives, for callers who wait, within a running loop or without one."""
+        return _waited(self.aforward(*args, **kwargs))
+
+    async def aforward(self, *args: Any, **kwargs: Any) -> dspy.Prediction:
+        """What `run` gives, with `failure`, `error`, `repairs` and `usage`."""
+        gate = _gate.get() or asyncio.Semaphore(CONCURRENCY)
+        with (
+            dspy.context(adapter=self._format()),
+            dspy.track_usage() as tracker,
+            held(repair_reasons, []) as repairs,
+            held(_unread, []) as unread,
+            held(_cut, []) as cut,
+            held(_gate, gate),
+        ):
+            try:
+                prediction = await self.run(*args, **kwargs)
+            except AdapterParseError as error:
+                prediction = failed(str(error))
+            if prediction.failure is not None and dspy.settings.trace is not None:
+                dspy.settings.trace.extend(unread)  # else no optimizer would ever see what failed
+        prediction.error, prediction.warnings = prediction.get("error"), [*cut, *prediction.get("warnings", [])]
+        prediction.repairs = list(repairs)
+        prediction.usage = prediction.get("usage", Usage()) + _usage_of(tracker)
+        return prediction
+
+    def setting(self, name: str) -> Any:
+        """One of the settings that are saved with the module."""
+        return self.settings.values[name]
+
+    async def call(
+        self, predictor: Any, inputs: Mapping[str, Any], signature: Any = None, config: Mapping[str, Any] | None = None
+    ) -> dspy.Prediction:
+        """What `predictor` says, asked once more where its reply could not be read; AdapterParseError where that failed
+        too. `signature` replaces the predictor's own for this call, `config` goes to the model.
+        """
+        arguments = {**inputs, "config": dict(config or {}), **({} if signature is None else {"signature": signature})}
+        gate = _gate.get()
+        try:
+            if isinstance(gate, ThreadPoolExecutor):
+                call = partial(copy_context().run, predictor, **arguments)
+                return await asyncio.get_running_loop().run_in_executor(gate, call)
+            async with gate or nullcontext():
+                return await predictor.acall(**arguments)
+        except AdapterParseError as error:
+            _unread.get().append((predictor, dict(inputs), dspy.Prediction(unreadable=str(error))))
+            raise
+
+    def prepared(
+        self, problem: Problem | str, steps: Steps, reference: str | None = None
+    ) -> tuple[dict[str, str], list[str]]:
+        """Problem and reference (where there is one) as inputs of a signature, and the texts of the steps, cut to
+        `max_chars`; raises DataError for an empty attempt or question.
+        """
+        texts = as_steps(steps)
+        question, solution = question_and_reference(problem, reference)
+        question, solution, texts, warnings = fitted(question, solution, texts, self.setting("max_chars"))
+        _cut.get().extend(warnings)
+        return {"problem": question, **({} if solution is None else {"reference": solution})}, texts
+
+    def sampling(self, number: int | None = None, temperature: float = 0.0) -> dict[str, Any]:
+        """Settings of a call: those of sample `number`, by default at `temperature`; of a single call where it is None.
+
+        Rollout ids keep DSPy's cache from making one sample of many.
+        """
+        own = self.setting("temperature")
+        if number is None:
+            return {} if own is None else {"temperature": own}
+        return {"temperature": temperature if own is None else own, "rollout_id": number + 1}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy with the same scorer and adapter: DSPy copies modules to load and to optimize them."""
+        for shared in (self._adapter, self.scorer):
+            memo[id(shared)] = shared
+        other: Self = type(self).__new__(type(self))
+        memo[id(self)] = other
+        other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return other
+
+    def _format(self) -> Any:
+        form, bare = self.setting("adapter"), self.setting("bare")
+        if form is not None:
+            return adapter(form, bare=bare)
+        return self._adapter or dspy.settings.adapter or adapter("compact", bare=bare)
+
+
+async def caught(work: Awaitable[T]) -> T | AdapterParseError:
+    """What `work` gives, or the error of a reply that could not be read."""
+    try:
+        return await work
+    except AdapterParseError as error:
+        return error
+
+
+def critic_lm(config: Config) -> Any:
+    """The dspy.LM of models.critic, at the temperature and length of [critic]."""
+    model = config.role("critic")
+    return provider.lm(model, temperature=config.critic.temperature, max_tokens=config.critic.max_tokens)
+
+
+def failed(reason: str, error: Failure | None = None, **values: Any) -> dspy.Prediction:
+    """A prediction without a result: every field that a module documents is there, None or empty."""
+    names = ("localization", "first_error", "critical_error", "intervention", "right", "reason", "decision", "solution")
+    empty: dict[str, Any] = dict.fromkeys(names)
+    empty |= {name: [] for name in ("verdicts", "checks", "candidates", "reviews", "warnings", "repairs")}
+    error = error or Failure("refused", reason)
+    return dspy.Prediction(**{**empty, "usage": Usage(), **values}, failure=reason, error=error)
+
+
+def run_all(
+    module: Callable[..., dspy.Prediction],
+    items: Iterable[dict[str, Any]],
+    *,
+    concurrency: int = CONCURRENCY,
+    progress: str | None = None,
+    on_result: OnResult | None = None,
+) -> list[dspy.Prediction]:
+    """`module(**item)` for every item, in order; whatever one meets (an error, bad input) is that item's `failure`.
+
+    At most `concurrency` items are at work, and of these modules as many calls in flight. `progress` names the bar to
+    show; `on_result` hears of each item as it is done (index and prediction), never twice at a time.
+    """
+
+    async def work() -> list[dspy.Prediction]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(concurrency))
+        return await _all(partial(asyncio.to_thread, module), items, concurrency, progress, on_result)
+
+    _check_concurrency(concurrency)
+    return _waited(work(), concurrency)
+
+
+async def arun_all(
+    module: dspy.Module,
+    items: Iterable[dict[str, Any]],
+    *,
+    concurrency: int = CONCURRENCY,
+    progress: str | None = None,
+    on_result: OnResult | None = None,
+) -> list[dspy.Prediction]:
+    """`run_all` for asyncio: `await module.acall(**item)`."""
+    _check_concurrency(concurrency)
+    with held(_gate, asyncio.Semaphore(concurrency)):
+        return await _all(module.acall, items, concurrency, progress, on_result)
+
+
+def _check_concurrency(concurrency: int) -> None:
+    if concurrency < 1:
+        raise ConfigError(f"concurrency is {concurrency}; give at least 1")
+
+
+async def _all(
+    call: Callable[..., Awaitable[dspy.Prediction]],
+    items: Iterable[dict[str, Any]],
+    concurrency: int,
+    progress: str | None,
+    on_result: OnResult | None,
+) -> list[dspy.Prediction]:
+    given, slots = list(items), asyncio.Semaphore(concurrency)
+    with progress_bar(progress, len(given)) if progress else nullcontext(lambda _: None) as advance:
+
+        async def one(index: int, item: dict[str, Any]) -> dspy.Prediction:
+            async with slots:
+                try:
+                    result = await call(**item)
+                except Exception as error:
+                    result = failed(f"{type(error).__name__}: {redact(str(error))}", failure_of(error))
+            if on_result is not None:
+                on_result(index, result)
+            advance(1)
+            return result
+
+        return list(await asyncio.gather(*(one(index, item) for index, item in enumerate(given))))
+
+
+def _waited(work: Coroutine[Any, Any, T], concurrency: int | None = None) -> T:
+    """What `work` gives, run in a loop of its own: in this thread, or in another where this one has a running loop.
+
+    `concurrency` calls of models may be in flight, by default as many as whoever is waited for already allows.
+    """
+
+    def run() -> T:
+        if concurrency is None and isinstance(_gate.get(), ThreadPoolExecutor):
+            return asyncio.run(work)
+        with ThreadPoolExecutor(concurrency or CONCURRENCY, thread_name_prefix="stepwise-critic") as pool:
+            _gate.set(pool)
+            return asyncio.run(work)
+
+    context = copy_context()
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return context.run(run)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(context.run, run).result()
+
+
+def _usage_of(tracker: Any) -> Usage:
+    """The library's usage from DSPy's tracker; answers from DSPy's cache cost nothing and are not in it."""
+    total = Usage()
+    for model, entries in tracker.usage_data.items():
+        for entry in entries:
+            prompt, details = int(entry.get("prompt_tokens") or 0), entry.get("prompt_tokens_details") or {}
+            evaluated = prompt - int(details.get("cached_tokens") or 0)
+            total += Usage(model, 1, prompt, evaluated, int(entry.get("completion_tokens") or 0))
+    return total
