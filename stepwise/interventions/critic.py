@@ -7,9 +7,7 @@ from typing import Any
 
 from stepwise.errors import BackendError, BudgetExceededError
 from stepwise.interventions.settings import CollectSettings
-
-# What one input alone can bring about; any other error of a model means that the model is not there.
-_OF_ONE_ITEM = ("DataError", "ContextWindowExceededError", "BadRequestError")
+from stepwise.models.failures import failure_of
 
 
 def model_name(module: Any) -> str:
@@ -41,19 +39,14 @@ def ask_all(
     ]
     found = run_all(_until_gone(_seeded(module)), given, concurrency=settings.concurrency)
     for made in found:
-        kind, _, reason = (made.failure or "").partition(": ")
-        if kind == "BudgetExceededError":
-            raise BudgetExceededError(reason)
-        if _is_gone(kind):
+        error = made.get("error")
+        if error is not None and error.kind == "budget":
+            raise BudgetExceededError(error.reason, cap=error.cap)
+        if error is not None and error.kind != "refused":
             raise BackendError(
                 f"{label}: {model_name(module)} failed, so nothing of this chunk is kept: {made.failure}"
             )
     return found
-
-
-def _is_gone(kind: str) -> bool:
-    """Whether an error of this name says that the model is not there."""
-    return kind.endswith(("Error", "Exception", "Timeout")) and kind.isidentifier() and kind not in _OF_ONE_ITEM
 
 
 def _until_gone(ask: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,7 +59,7 @@ def _until_gone(ask: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return ask(**given)
         except Exception as error:
-            if _is_gone(type(error).__name__):
+            if failure_of(error).kind != "refused":
                 gone.append(error)
             raise
 
