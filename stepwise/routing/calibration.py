@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +19,7 @@ from stepwise.routing.compare import Measured, measure
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
 from stepwise.routing.metrics import pgr
 from stepwise.routing.policy import Policy, policy_from_dict, policy_to_dict
+from stepwise.routing.pomdp.policies import Planned, Published
 from stepwise.routing.query import question_key, refuse_overlap
 from stepwise.routing.saved import PolicyCard, save_policy
 from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
@@ -36,6 +40,7 @@ _BOUNDS = {  # of the operating point, where it is the policy's own
     "cascade": (0.0, 1.01),
 }
 _CHEAP = 1e-5  # of the reward: a price per token at which almost everything is escalated that could gain
+_Dial = Callable[[float], Policy]
 _NEAR = 0.02  # a setting that leaves no more than this share of the budget unspent is not improved further
 
 
@@ -99,17 +104,13 @@ class Calibrated:
 
     def save(self, path: str | Path) -> None:
         """Write one JSON object."""
-        from pydantic import TypeAdapter
-
-        row = TypeAdapter(Calibrated).dump_python(self, mode="json")
+        row = dataclasses.asdict(self)
         del row["settings"], row["card"]
         save_policy(path, self.policy, self.card, **row)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibrated:
         """The inverse of `save`; raises `DataError` for a file that is missing or holds no calibration."""
-        import json
-
         try:
             row = json.loads(Path(path).read_text(encoding="utf-8"))
             return from_json(cls, json.dumps({"settings": row.pop("policy"), **row}))
@@ -162,14 +163,14 @@ def calibrate(
     Raises `DataError` for a budget out of range, problems that are in both sets (under whatever id) or that the policy
     was fitted on, and problems without answers; `ConfigError` for a policy whose bounds are not known.
     """
-    _checked(policy, problems, budget, measure_on, unit)
+    _check(policy, problems, budget, measure_on, unit)
     router = router if router.cache is not None else router.with_cache(CallCache())
 
-    def run(one: Policy, arm: StepRouter = router, on: Sequence[Problem] = problems) -> Measured:
-        return measure(arm, [one], on, progress=progress)[0]
+    def run(policy: Policy, arm: StepRouter = router, on: Sequence[Problem] = problems) -> Measured:
+        return measure(arm, [policy], on, progress=progress)[0]
 
     def of(statistic: Statistic, *arms: Measured) -> Estimate:
-        known = [found for arm in arms if (found := Outcomes.of(arm)) is not None]
+        known = [outcomes for arm in arms if (outcomes := Outcomes.of(arm)) is not None]
         return estimate(statistic, known, samples=samples, confidence=confidence, seed=seed)
 
     weak, strong = run(Never()), run(Always())
@@ -180,8 +181,8 @@ def calibrate(
         tried = [run(policy.at(x)) for x in dict.fromkeys(given)]
     else:
         tried = _search(_dial(policy, bounds, run), run, limit, rounds if gap else 0)
-    tried.sort(key=lambda one: (one.point.cost, one.point.accuracy))
-    within = [one for one in tried if one.point.cost <= limit]
+    tried.sort(key=lambda m: (m.point.cost, m.point.accuracy))
+    within = [m for m in tried if m.point.cost <= limit]
     chosen = within[-1] if within and gap else tried[0]
     best = policy if chosen.setting is None else policy.at(chosen.setting)
     arm = router.with_policy(best)
@@ -189,7 +190,7 @@ def calibrate(
         caps, most = router.budget, int(limit * len(measure_on))
         own = most if caps.strong_tokens is None else min(caps.strong_tokens, most)
         arm.budget = caps.model_copy(update={"strong_tokens": own})
-    ends = run(Never(), on=measure_on), run(Always(), on=measure_on)
+    arms = run(Never(), on=measure_on), run(Always(), on=measure_on), run(best, arm, measure_on)
     return Calibrated(
         settings=policy_to_dict(best),
         card=router.card,
@@ -198,19 +199,25 @@ def calibrate(
         limit=limit,
         reached=bool(within),
         note=_note(gap, within, tried, limit),
-        curve=tuple(
-            CurvePoint(one.setting, of(lambda p: p[0].cost, one), of(lambda p: p[0].accuracy, one)) for one in tried
-        ),
+        curve=tuple(CurvePoint(m.setting, of(lambda p: p[0].cost, m), of(lambda p: p[0].accuracy, m)) for m in tried),
         calibrated_on=tuple(sorted(map(question_key, problems))),
-        achieved=_achieved(run(best, arm, measure_on), *ends, of),
+        achieved=Achieved(
+            problems=len(measure_on),
+            cost=of(lambda p: p[2].cost, *arms),
+            share=of(lambda p: p[2].cost / p[1].cost if p[1].cost else None, *arms),
+            accuracy=of(lambda p: p[2].accuracy, *arms),
+            pgr=of(lambda p: pgr(p[2], p[0], p[1]), *arms),
+            weak_accuracy=of(lambda p: p[0].accuracy, *arms),
+            strong_accuracy=of(lambda p: p[1].accuracy, *arms),
+            strong_cost=of(lambda p: p[1].cost, *arms),
+        ),
     )
 
 
-def _checked(
+def _check(
     policy: Policy, problems: Sequence[Problem], budget: float, measure_on: Sequence[Problem], unit: Unit
 ) -> None:
-    most = 1.0 if unit == "share" else math.inf
-    if not (math.isfinite(budget) and 0 <= budget <= most):
+    if not 0 <= budget <= (1.0 if unit == "share" else sys.float_info.max):
         raise DataError(
             f"calibrate: budget is {budget} with unit {unit!r}; give strong tokens per problem, at least 0, or a share "
             "in [0, 1]"
@@ -226,21 +233,16 @@ def _checked(
     refuse_overlap(getattr(policy, "fitted_on", ()), [*problems, *measure_on])
 
 
-_Run = Callable[[Policy], Measured]
-_Dial = Callable[[float], Policy]
-
-
-def _dial(policy: Policy, bounds: tuple[float, float] | None, run: _Run) -> _Dial:
+def _dial(policy: Policy, bounds: tuple[float, float] | None, run: Callable[[Policy], Measured]) -> _Dial:
     """From [0, 1] to settings of the policy; raises `ConfigError` where its bounds are not known."""
     if policy.point is None:
         return lambda _: policy
     if bounds is None and isinstance(policy, Signalled | TwoStage):
-        signal = policy.signal if isinstance(policy, Signalled) else policy.after
-        watch = Watch(signal)
+        watch = Watch(policy.signal if isinstance(policy, Signalled) else policy.after)
         run(watch)
         values = [value for own in watch.values.values() for value in own]
-        return lambda u: policy.at(threshold_at(signal.worse, values, u))
-    if bounds is None and hasattr(policy, "model") and policy.name in ("planned", "published"):
+        return lambda u: policy.at(threshold_at(watch.signal.worse, values, u))
+    if bounds is None and isinstance(policy, Planned | Published):
         bounds = (_CHEAP * policy.model.reward, policy.model.reward)
     low, high = bounds or _BOUNDS.get(policy.name, (math.nan, math.nan))
     if not low < high:
@@ -248,10 +250,9 @@ def _dial(policy: Policy, bounds: tuple[float, float] | None, run: _Run) -> _Dia
             f"calibrate: bounds are {bounds} for policy {policy.name!r}; give bounds=(low, high) of its operating "
             "point, or settings=[...] to try"
         )
-    geometric = low > 0 and high / low > 100
 
     def at(u: float) -> Policy:
-        x = low * (high / low) ** u if geometric else low + u * (high - low)
+        x = low * (high / low) ** u if low > 0 and high / low > 100 else low + u * (high - low)
         try:
             return policy.at(x)
         except ValidationError as error:
@@ -261,30 +262,30 @@ def _dial(policy: Policy, bounds: tuple[float, float] | None, run: _Run) -> _Dia
     return at
 
 
-def _search(dial: _Dial, run: _Run, limit: float, rounds: int) -> list[Measured]:
+def _search(dial: _Dial, run: Callable[[Policy], Measured], limit: float, rounds: int) -> list[Measured]:
     """The settings that were tried: both ends, and halvings towards the limit."""
-    low, high = run(dial(0.0)), run(dial(1.0))
-    tried = [low] if low.setting == high.setting else [low, high]
-    rising = low.point.cost <= high.point.cost
-    cheap, dear = (0.0, 1.0) if rising else (1.0, 0.0)
-    spent, most = sorted((low.point.cost, high.point.cost))
-    if spent > limit or most <= limit:
-        return tried
+    tried: dict[float | None, Measured] = {}  # equal values of a signal have one setting
+
+    def cost(u: float) -> float:
+        policy = dial(u)
+        if policy.point not in tried:
+            tried[policy.point] = run(policy)
+        return tried[policy.point].point.cost
+
+    ends = cost(0.0), cost(1.0)
+    cheap, expensive = (0.0, 1.0) if ends[0] <= ends[1] else (1.0, 0.0)
+    spent = min(ends)
+    if not spent <= limit < max(ends):
+        return list(tried.values())
     for _ in range(rounds):
         if limit - spent <= _NEAR * limit:
             break
-        middle = (cheap + dear) / 2
-        policy = dial(middle)
-        if any(one.setting == policy.point for one in tried):  # equal values of a signal have one setting
-            found = next(one for one in tried if one.setting == policy.point)
+        middle = (cheap + expensive) / 2
+        if cost(middle) <= limit:
+            cheap, spent = middle, max(spent, cost(middle))
         else:
-            found = run(policy)
-            tried.append(found)
-        if found.point.cost <= limit:
-            cheap, spent = middle, max(spent, found.point.cost)
-        else:
-            dear = middle
-    return tried
+            expensive = middle
+    return list(tried.values())
 
 
 def _note(gap: bool, within: Sequence[Measured], tried: Sequence[Measured], limit: float) -> str:
@@ -299,17 +300,3 @@ def _note(gap: bool, within: Sequence[Measured], tried: Sequence[Measured], limi
     if tried[-1].point.cost < limit * (1 - _NEAR):
         return f"the budget of {limit:.1f} cannot be used up; the dearest setting takes {tried[-1].point.cost:.1f}"
     return ""
-
-
-def _achieved(chosen: Measured, weak: Measured, strong: Measured, of: Callable[..., Estimate]) -> Achieved:
-    arms = (chosen, weak, strong)
-    return Achieved(
-        problems=len(chosen.views),
-        cost=of(lambda p: p[0].cost, *arms),
-        share=of(lambda p: p[0].cost / p[2].cost if p[2].cost else None, *arms),
-        accuracy=of(lambda p: p[0].accuracy, *arms),
-        pgr=of(lambda p: pgr(p[0], p[1], p[2]), *arms),
-        weak_accuracy=of(lambda p: p[1].accuracy, *arms),
-        strong_accuracy=of(lambda p: p[2].accuracy, *arms),
-        strong_cost=of(lambda p: p[2].cost, *arms),
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from stepwise.io import write_text
 from stepwise.routing.learned import Learned, ModelNames
 from stepwise.routing.policy import Policy, needs_scorer, policy_from_dict, policy_to_dict
 from stepwise.routing.pomdp.fit import FitCard, RouterFit
+from stepwise.routing.pomdp.policies import Planned
+
+_REMEDY = "give a saved policy, or the fit.json of programs.fit_router"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -58,15 +62,8 @@ class SavedPolicy(NamedTuple):
 
 def save_policy(path: str | Path, policy: Policy, card: PolicyCard | None = None, **more: Any) -> None:
     """Write one JSON object with `policy`, `card` and whatever else is given, which must be plain JSON."""
-    from pydantic import TypeAdapter
-
-    shown = None if card is None else TypeAdapter(PolicyCard).dump_python(card)
-    row = {
-        "policy": TypeAdapter(dict[str, Any]).dump_python(policy_to_dict(policy), mode="json"),
-        "card": shown,
-        **more,
-    }
-    write_text(path, json.dumps(row, indent=1) + "\n")
+    shown = None if card is None else dataclasses.asdict(card)
+    write_text(path, json.dumps({"policy": policy_to_dict(policy), "card": shown, **more}, indent=1) + "\n")
 
 
 def load_policy(path: str | Path) -> SavedPolicy:
@@ -78,25 +75,20 @@ def load_policy(path: str | Path) -> SavedPolicy:
     try:
         row = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give a saved policy, or the fit.json of programs.fit_router") from None
+        raise DataError(f"{path}: no such file; {_REMEDY}") from None
     except ValueError as error:
-        raise DataError(
-            f"{path} is not JSON ({error}); give a saved policy, or the fit.json of programs.fit_router"
-        ) from None
-    if isinstance(row, Mapping) and "p_weak" in row:
-        from stepwise.routing.pomdp.policies import Planned
-
+        raise DataError(f"{path} is not JSON ({error}); {_REMEDY}") from None
+    row = row if isinstance(row, dict) else {}
+    if "p_weak" in row:
         fit = RouterFit.load(path)
         return SavedPolicy(Planned(fit.pomdp(), fit.law), fit.card)
-    if isinstance(row, Mapping) and "runs" in row:
+    if "runs" in row:
         learned = Learned(str(Path(path).parent), row.get("price"))
         return SavedPolicy(learned, learned.card.pair)
-    settings = row.get("policy") if isinstance(row, Mapping) else None
-    if isinstance(settings, str):
-        settings = row
+    settings, card = row.get("policy"), row.get("card")
+    settings = row if isinstance(settings, str) else settings
     if not isinstance(settings, Mapping):
-        raise DataError(f"{path} holds no policy; give a saved policy, or the fit.json of programs.fit_router")
-    card = row.get("card")
+        raise DataError(f"{path} holds no policy; {_REMEDY}")
     try:
         return SavedPolicy(policy_from_dict(settings), None if card is None else PolicyCard(**card))
     except (ValidationError, TypeError) as error:
