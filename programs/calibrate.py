@@ -14,7 +14,7 @@ from pathlib import Path
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
 from stepwise.models.store import CallCache
-from stepwise.routing import Always, Never, StepRouter, policy_from_config
+from stepwise.routing import Always, Never, Policy, StepRouter, policy_from_config
 from stepwise.routing.calibration import Calibrated, calibrate
 from stepwise.routing.compare import plan_routing
 from stepwise.routing.estimates import Estimate
@@ -45,6 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sets(args: argparse.Namespace) -> tuple[list[Problem], list[Problem]]:
+    """The problems to pick on, and those to measure on."""
     if (args.problems is None) != (args.measure_on is None):
         raise DataError("--problems and --measure-on go together: give both files, or none for the lab's")
     pairs = ((args.problems, "val"), (args.measure_on, "test"))
@@ -52,62 +53,66 @@ def sets(args: argparse.Namespace) -> tuple[list[Problem], list[Problem]]:
     return first, others
 
 
+def policy_of(config: Config, args: argparse.Namespace) -> Policy:
+    """The policy of --policy, or else of the configuration."""
+    return load_policy(args.policy).policy if args.policy else policy_from_config(config.routing)
+
+
 def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
-    policy = load_policy(args.policy).policy if args.policy else policy_from_config(config.routing)
     first, others = sets(args)
-    return plan_routing(config, [Never(), Always(), *[policy] * (args.rounds + 2)], [*first, *others])
+    return plan_routing(config, [Never(), Always(), *[policy_of(config, args)] * (args.rounds + 2)], [*first, *others])
 
 
 @program(doc=__doc__, arguments=arguments, plan=plan)
 def main(run: Run) -> None:
-    args = run.args
-    first, others = sets(args)
-    policy = load_policy(args.policy).policy if args.policy else policy_from_config(run.config.routing)
+    args, (first, others), policy = run.args, sets(run.args), policy_of(run.config, run.args)
     if policy.point is None:
         raise ConfigError(f"policy {policy.name!r} has no operating point; give another routing.policy, or --policy")
-    with CallCache(run.path("answers.jsonl")) as cache:
-        with StepRouter.from_config(run.config, policy=policy, cache=cache) as router:
-            made = calibrate(
-                policy,
-                first,
-                budget=args.budget,
-                router=router,
-                measure_on=others,
-                unit="share" if args.share else "strong_tokens",
-                bounds=tuple(args.bounds) if args.bounds else None,
-                rounds=args.rounds,
-                hard=args.hard,
-                seed=run.config.seed,
-            )
-        path = run.path("calibrated.json")
-        made.save(path)
-        show(run, made, len(first))
-        run.say(cache.summary())
-        run.say(f"Use it: stepwise route --policy {path}")
+    with (
+        CallCache(run.path("answers.jsonl")) as cache,
+        StepRouter.from_config(run.config, policy=policy, cache=cache) as router,
+    ):
+        result = calibrate(
+            policy,
+            first,
+            budget=args.budget,
+            router=router,
+            measure_on=others,
+            unit="share" if args.share else "strong_tokens",
+            bounds=tuple(args.bounds) if args.bounds else None,
+            rounds=args.rounds,
+            hard=args.hard,
+            seed=run.config.seed,
+        )
+    path = run.path("calibrated.json")
+    result.save(path)
+    show(run, result, len(first))
+    run.say(cache.summary())
+    run.say(f"Use it: stepwise route --policy {path}")
 
 
-def show(run: Run, made: Calibrated, picked_on: int) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=f"{made.policy.name} on {picked_on} problems", box=box.SIMPLE_HEAD, title_style="bold")
-    for title in ("Setting", "Strong tokens per problem", "Accuracy"):
-        table.add_column(title, justify="right")
-    for point in made.curve:
-        mark = " *" if point.setting == made.policy.point else ""
+def show(run: Run, result: Calibrated, picked_on: int) -> None:
+    """Every setting with its band, and what the one that was picked does on the other problems."""
+    rows = []
+    for point in result.curve:
+        mark = " *" if point.setting == result.policy.point else ""
         setting = "-" if point.setting is None else f"{point.setting:.4g}"
-        table.add_row(setting + mark, band(point.cost, ".1f"), band(point.accuracy, ".1%"))
-    run.console.print(table)
-    if made.note:
-        run.say(f"Note: {made.note}.")
-    got = made.achieved
-    run.say(f"On {got.problems} other problems, with 95 % intervals:")
-    run.say(f"  strong tokens per problem {band(got.cost, '.1f')}, budget {made.limit:.1f}")
-    run.say(f"  their share of the strong model alone {band(got.share, '.1%')}")
-    run.say(f"  accuracy {band(got.accuracy, '.1%')}")
-    run.say(f"  weak model alone {band(got.weak_accuracy, '.1%')}, strong {band(got.strong_accuracy, '.1%')}")
-    run.say(f"  gap recovered {band(got.pgr, '.0%')}")
-    run.metrics(setting=made.policy.point, limit=made.limit, cost=got.cost.value, accuracy=got.accuracy.value)
+        rows.append((setting + mark, band(point.cost, ".1f"), band(point.accuracy, ".1%")))
+    columns = ("Setting", "Strong tokens per problem", "Accuracy")
+    run.table(f"{result.policy.name} on {picked_on} problems", columns, rows)
+    if result.note:
+        run.say(f"Note: {result.note}.")
+    got = result.achieved
+    for line in (
+        f"On {got.problems} other problems, with 95 % intervals:",
+        f"  strong tokens per problem {band(got.cost, '.1f')}, budget {result.limit:.1f}",
+        f"  their share of the strong model alone {band(got.share, '.1%')}",
+        f"  accuracy {band(got.accuracy, '.1%')}",
+        f"  weak model alone {band(got.weak_accuracy, '.1%')}, strong {band(got.strong_accuracy, '.1%')}",
+        f"  gap recovered {band(got.pgr, '.0%')}",
+    ):
+        run.say(line)
+    run.metrics(setting=result.policy.point, limit=result.limit, cost=got.cost.value, accuracy=got.accuracy.value)
 
 
 def band(figure: Estimate, form: str) -> str:

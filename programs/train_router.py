@@ -10,6 +10,7 @@ goes on where it was.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,14 @@ from pathlib import Path
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
 from stepwise.io import read_rows
+from stepwise.lab.problems import generate
+from stepwise.routing import StepRouter, Threshold
+from stepwise.routing.compare import plan_routing, verdict_of
 from stepwise.routing.learned import FOR_GOOD, Learned, ModelNames, files_of
 from stepwise.routing.pomdp.fit import RouterFit
 from stepwise.routing.pomdp.simulator import RouterSimulator
 from stepwise.routing.ppo import PpoSettings, train
+from stepwise.routing.tuning import tune
 from stepwise.runs.plan import Planned
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, positive, program
@@ -31,14 +36,7 @@ _PRICES = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3)
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit", type=Path, required=True, metavar="FILE", help="fit.json of programs.fit_router")
-    parser.add_argument(
-        "--traces",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="routed traces to draw token counts from",
-    )
+    parser.add_argument("--traces", type=Path, nargs="+", default=[], metavar="FILE", help="to draw token counts from")
     parser.add_argument("--kind", choices=("agg", "seq"), default="agg", help="TRIM-Agg or TRIM-Seq (default: agg)")
     parser.add_argument(
         "--prices", type=float, nargs="+", default=list(_PRICES), metavar="P", help="of a strong token (default: six)"
@@ -61,34 +59,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
     if args.tune is None:
         return []
-    from stepwise.routing.compare import plan_routing
-    from stepwise.routing.simple import Threshold
-
     problems = _problems(args)
-    looks = len(problems) // 10 * (args.tune_batches + 1)
-    batch = min(args.size, len(problems) - len(problems) // 10)
-    times = -(-(looks + batch * args.tune_batches) // len(problems)) * len(args.prices)
+    held = len(problems) // 10
+    solved = held * (args.tune_batches + 1) + min(args.size, len(problems) - held) * args.tune_batches
+    times = -(-solved // len(problems)) * len(args.prices)
     return plan_routing(config, [Threshold(0.5)] * times, problems)
 
 
 @program(doc=__doc__, arguments=arguments, plan=plan)
 def main(run: Run) -> None:
-    args, config = run.args, run.config
-    fit = RouterFit.load(args.fit)
-    pair = ModelNames(fit.card.weak, fit.card.strong, fit.card.scorer, fit.card.config)
+    args, fit = run.args, RouterFit.load(run.args.fit)
+    models = ModelNames(fit.card.weak, fit.card.strong, fit.card.scorer, fit.card.config)
     if len(set(args.prices)) < len(args.prices):
         raise DataError(f"--prices has {args.prices}; give each price once")
     world = RouterSimulator.from_fit(fit, tokens=tokens_of(args.traces))
-    policies = [train_one(run, world, pair, price) for price in args.prices]
+    policies = [train_one(run, world, models, price) for price in args.prices]
     show(run, fit, policies)
     if args.tune:
-        names = {"weak": config.models.weak.model, "strong": config.models.strong.model, "scorer": config.scorer.model}
-        if not args.force:
-            policies[0].check(**names)
-        show_tuned(run, tuned(run, policies))
+        tune_all(run, policies)
 
 
-def train_one(run: Run, world: RouterSimulator, pair: ModelNames, price: float) -> Learned:
+def train_one(run: Run, world: RouterSimulator, models: ModelNames, price: float) -> Learned:
     """The policy for one price; gone on with, or taken as it is, where it is there."""
     args = run.args
     try:
@@ -107,33 +98,49 @@ def train_one(run: Run, world: RouterSimulator, pair: ModelNames, price: float) 
     except ValueError as error:
         raise DataError(" ".join(str(error).split("\n")[1:3])) from None
     with progress(f"training at {price:g} per token", args.batches) as advance:
-        return train(world, settings, pair, folder(run, "policies", price), advance=advance)
+        return train(world, settings, models, folder(run, "policies", price), advance=advance)
 
 
-def tuned(run: Run, policies: Sequence[Learned]) -> list[Learned]:
-    """The policies trained on with the configured models."""
-    from dataclasses import replace
+def show(run: Run, fit: RouterFit, policies: Sequence[Learned]) -> None:
+    """What the policies do in the simulator, beside the exact optimum of the fit where drafts are free."""
+    rows = []
+    for card in (policy.card for policy in policies):
+        exact, done = sum(fit.pomdp(1.0).solve(card.price, 1e-5).root_value) / 2, vars(card.simulated)
+        names = ["keep" if r == 0 else "hand over" if r >= FOR_GOOD else str(r) for r in card.runs]
+        run.metrics(**done, price=card.price, kind=card.kind, actions=names, exact_plan=exact, batches=card.batches)
+        form = "{price:g} {accuracy:.3f} {strong_tokens:.1f} {objective:.4f} {error:.4f} {exact:.4f} {batches}"
+        rows.append(form.format(**done, price=card.price, exact=exact, batches=card.batches).split())
+    columns = ("price", "right", "strong tokens", "worth", "error", "exact plan", "best batch")
+    run.table(f"In the simulator, {run.args.test} episodes", columns, rows)
+    run.say(f"The policies: {run.out / 'policies'}; route with python -m programs.route --policy CARD.json")
 
-    from stepwise.routing.compare import verdict_of
-    from stepwise.routing.router import StepRouter
-    from stepwise.routing.tuning import tune
 
-    args, made = run.args, []
+def tune_all(run: Run, policies: Sequence[Learned]) -> None:
+    """Train the policies on with the configured models, and show what they did before and after."""
+    args, problems, rows = run.args, _problems(run.args), []
     with StepRouter.from_config(run.config, policy=policies[0]) as router:
         for policy in policies:
-            with progress(f"tuning at {policy.price:g} per token", args.tune_batches) as advance:
-                made.append(
-                    tune(
-                        replace(policy, force=args.force),
-                        router,
-                        _problems(args),
-                        folder(run, "tuned", policy.card.price),
-                        verdict=lambda trace: verdict_of(trace) == "CORRECT",
-                        batches=args.tune_batches,
-                        advance=advance,
-                    )
+            policy, price = dataclasses.replace(policy, force=args.force), policy.card.price
+            with progress(f"tuning at {price:g} per token", args.tune_batches) as advance:
+                tuned = tune(
+                    policy,
+                    router,
+                    problems,
+                    folder(run, "tuned", price),
+                    verdict=lambda trace: verdict_of(trace) == "CORRECT",
+                    batches=args.tune_batches,
+                    advance=advance,
                 )
-    return made
+            assert tuned.card.live is not None
+            before, after = tuned.card.live
+            run.metrics(price=price, tuned=True, before=vars(before), after=vars(after))
+            worth = (f"{before.objective:.4f}", f"{after.objective:.4f}")
+            rows.append(
+                (f"{price:g}", str(after.n), *worth, f"{before.strong_tokens:.1f}", f"{after.strong_tokens:.1f}")
+            )
+    columns = ("price", "problems", "worth before", "after", "strong tokens before", "after")
+    run.table("With the models, on the held-out problems that weights were chosen by", columns, rows)
+    run.say(f"The tuned policies: {run.out / 'tuned'}")
 
 
 def folder(run: Run, name: str, price: float) -> Path:
@@ -146,61 +153,20 @@ def folder(run: Run, name: str, price: float) -> Path:
 
 def tokens_of(files: Sequence[Path]) -> list[int]:
     """Token counts of the steps in files of traces that are there, drafts thrown away left out."""
-    counts: list[int] = []
     for path in files:
         if not path.is_file():
             raise DataError(f"--traces {path}: no such file; make one with python -m programs.fit_router --lab N")
-        for trace in read_rows(path, Trace, finished=True):
-            counts += [step.usage.generated_tokens for step in trace.steps if step.usage.generated_tokens]
+    traces = [trace for path in files for trace in read_rows(path, Trace, finished=True)]
+    counts = [step.usage.generated_tokens for trace in traces for step in trace.steps if step.usage.generated_tokens]
     if files and not counts:
         raise DataError("--traces: no step says how many tokens it has; leave --traces out")
     return counts
 
 
-def show(run: Run, fit: RouterFit, policies: Sequence[Learned]) -> None:
-    """What the policies do in the simulator, beside the exact optimum of the fit where drafts are free."""
-    from rich.table import Table
-
-    table = Table(title=f"In the simulator, {policies[0].card.settings['test']} episodes", title_justify="left")
-    for column in ("price", "right", "strong tokens", "worth", "error", "exact plan", "best batch"):
-        table.add_column(column, justify="right")
-    for policy in policies:
-        price, card = policy.card.price, policy.card
-        assert card.simulated is not None
-        exact, found = sum(fit.pomdp(1.0).solve(price, 1e-5).root_value) / 2, card.simulated
-        cells = (f"{price:g}", f"{found.accuracy:.3f}", f"{found.strong_tokens:.1f}", f"{found.objective:.4f}")
-        table.add_row(*cells, f"{found.error:.4f}", f"{exact:.4f}", str(card.batches))
-        names = ["keep" if r == 0 else "hand over" if r >= FOR_GOOD else str(r) for r in card.runs]
-        run.metrics(**vars(found), price=price, kind=card.kind, actions=names, exact_plan=exact, batches=card.batches)
-    run.console.print(table)
-    run.say(f"The policies: {run.out / 'policies'}; route with python -m programs.route --policy CARD.json")
-
-
-def show_tuned(run: Run, policies: Sequence[Learned]) -> None:
-    """Before and after training with the models."""
-    from rich.table import Table
-
-    table = Table(title="With the models, on the held-out problems that weights were chosen by", title_justify="left")
-    for column in ("price", "problems", "worth before", "after", "strong tokens before", "after"):
-        table.add_column(column, justify="right")
-    for policy in policies:
-        assert policy.card.live is not None
-        before, after = policy.card.live
-        worth = (f"{before.objective:.4f}", f"{after.objective:.4f}")
-        table.add_row(
-            f"{policy.card.price:g}", str(after.n), *worth, f"{before.strong_tokens:.1f}", f"{after.strong_tokens:.1f}"
-        )
-        run.metrics(price=policy.card.price, tuned=True, before=vars(before), after=vars(after))
-    run.console.print(table)
-    run.say(f"The tuned policies: {run.out / 'tuned'}")
-
-
 def _problems(args: argparse.Namespace) -> list[Problem]:
-    from stepwise.lab.problems import generate
-
     if args.tune < 10:
         raise ConfigError(f"--tune is {args.tune}; give at least 10 problems")
-    return [made.problem for made in generate(args.split, args.tune)]
+    return [lab_problem.problem for lab_problem in generate(args.split, args.tune)]
 
 
 if __name__ == "__main__":

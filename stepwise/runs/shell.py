@@ -19,11 +19,12 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError, StepwiseError, redact
@@ -78,6 +79,15 @@ class Run:
     def metrics(self, **values: Any) -> None:
         """Append one row to metrics.jsonl."""
         self.write("metrics.jsonl", values)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Print a table, every column aligned to the right."""
+        table = Table(title=title, title_justify="left")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
 
     def say(self, text: str) -> None:
         """Print a line to the console, without markup and without secrets."""
