@@ -26,7 +26,7 @@ from stepwise.types import Problem
 from .route import problems_of
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, required=True, metavar="X", help="strong tokens per problem")
     parser.add_argument(
         "--share", action="store_true", help="the budget is a share of what the strong model alone takes"
@@ -44,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sets(args: argparse.Namespace) -> tuple[list[Problem], list[Problem]]:
+def _sets(args: argparse.Namespace) -> tuple[list[Problem], list[Problem]]:
     """The problems to pick on, and those to measure on."""
     if (args.problems is None) != (args.measure_on is None):
         raise DataError("--problems and --measure-on go together: give both files, or none for the lab's")
@@ -53,19 +53,19 @@ def sets(args: argparse.Namespace) -> tuple[list[Problem], list[Problem]]:
     return first, others
 
 
-def policy_of(config: Config, args: argparse.Namespace) -> Policy:
+def _policy_of(config: Config, args: argparse.Namespace) -> Policy:
     """The policy of --policy, or else of the configuration."""
     return load_policy(args.policy).policy if args.policy else policy_from_config(config.routing)
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
-    first, others = sets(args)
-    return plan_routing(config, [Never(), Always(), *[policy_of(config, args)] * (args.rounds + 2)], [*first, *others])
+def _plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    first, others = _sets(args)
+    return plan_routing(config, [Never(), Always(), *[_policy_of(config, args)] * (args.rounds + 2)], [*first, *others])
 
 
-@program(doc=__doc__, arguments=arguments, plan=plan)
+@program(doc=__doc__, arguments=_arguments, plan=_plan)
 def main(run: Run) -> None:
-    args, (first, others), policy = run.args, sets(run.args), policy_of(run.config, run.args)
+    args, (first, others), policy = run.args, _sets(run.args), _policy_of(run.config, run.args)
     if policy.point is None:
         raise ConfigError(f"policy {policy.name!r} has no operating point; give another routing.policy, or --policy")
     with (
@@ -86,18 +86,18 @@ def main(run: Run) -> None:
         )
     path = run.path("calibrated.json")
     result.save(path)
-    show(run, result, len(first))
+    _show(run, result, len(first))
     run.say(cache.summary())
     run.say(f"Use it: stepwise route --policy {path}")
 
 
-def show(run: Run, result: Calibrated, picked_on: int) -> None:
+def _show(run: Run, result: Calibrated, picked_on: int) -> None:
     """Every setting with its band, and what the one that was picked does on the other problems."""
     rows = []
     for point in result.curve:
         mark = " *" if point.setting == result.policy.point else ""
         setting = "-" if point.setting is None else f"{point.setting:.4g}"
-        rows.append((setting + mark, band(point.cost, ".1f"), band(point.accuracy, ".1%")))
+        rows.append((setting + mark, _band(point.cost, ".1f"), _band(point.accuracy, ".1%")))
     columns = ("Setting", "Strong tokens per problem", "Accuracy")
     run.table(f"{result.policy.name} on {picked_on} problems", columns, rows)
     if result.note:
@@ -105,17 +105,17 @@ def show(run: Run, result: Calibrated, picked_on: int) -> None:
     got = result.achieved
     for line in (
         f"On {got.problems} other problems, with 95 % intervals:",
-        f"  strong tokens per problem {band(got.cost, '.1f')}, budget {result.limit:.1f}",
-        f"  their share of the strong model alone {band(got.share, '.1%')}",
-        f"  accuracy {band(got.accuracy, '.1%')}",
-        f"  weak model alone {band(got.weak_accuracy, '.1%')}, strong {band(got.strong_accuracy, '.1%')}",
-        f"  gap recovered {band(got.pgr, '.0%')}",
+        f"  strong tokens per problem {_band(got.cost, '.1f')}, budget {result.limit:.1f}",
+        f"  their share of the strong model alone {_band(got.share, '.1%')}",
+        f"  accuracy {_band(got.accuracy, '.1%')}",
+        f"  weak model alone {_band(got.weak_accuracy, '.1%')}, strong {_band(got.strong_accuracy, '.1%')}",
+        f"  gap recovered {_band(got.pgr, '.0%')}",
     ):
         run.say(line)
     run.metrics(setting=result.policy.point, limit=result.limit, cost=got.cost.value, accuracy=got.accuracy.value)
 
 
-def band(figure: Estimate, form: str) -> str:
+def _band(figure: Estimate, form: str) -> str:
     """A figure with its interval, "-" where there is none."""
     if figure.value is None:
         return "-"

@@ -34,7 +34,7 @@ from stepwise.types import Problem, Trace
 _PRICES = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3)
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit", type=Path, required=True, metavar="FILE", help="fit.json of programs.fit_router")
     parser.add_argument("--traces", type=Path, nargs="+", default=[], metavar="FILE", help="to draw token counts from")
     parser.add_argument("--kind", choices=("agg", "seq"), default="agg", help="TRIM-Agg or TRIM-Seq (default: agg)")
@@ -56,7 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="tune with other models than those of the fit")
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+def _plan(config: Config, args: argparse.Namespace) -> list[Planned]:
     if args.tune is None:
         return []
     problems = _problems(args)
@@ -66,20 +66,20 @@ def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
     return plan_routing(config, [Threshold(0.5)] * times, problems)
 
 
-@program(doc=__doc__, arguments=arguments, plan=plan)
+@program(doc=__doc__, arguments=_arguments, plan=_plan)
 def main(run: Run) -> None:
     args, fit = run.args, RouterFit.load(run.args.fit)
     models = ModelNames(fit.card.weak, fit.card.strong, fit.card.scorer, fit.card.config)
     if len(set(args.prices)) < len(args.prices):
         raise DataError(f"--prices has {args.prices}; give each price once")
-    world = RouterSimulator.from_fit(fit, tokens=tokens_of(args.traces))
-    policies = [train_one(run, world, models, price) for price in args.prices]
-    show(run, fit, policies)
+    world = RouterSimulator.from_fit(fit, tokens=_tokens_of(args.traces))
+    policies = [_train_one(run, world, models, price) for price in args.prices]
+    _show(run, fit, policies)
     if args.tune:
-        tune_all(run, policies)
+        _tune_all(run, policies)
 
 
-def train_one(run: Run, world: RouterSimulator, models: ModelNames, price: float) -> Learned:
+def _train_one(run: Run, world: RouterSimulator, models: ModelNames, price: float) -> Learned:
     """The policy for one price; gone on with, or taken as it is, where it is there."""
     args = run.args
     try:
@@ -98,10 +98,10 @@ def train_one(run: Run, world: RouterSimulator, models: ModelNames, price: float
     except ValueError as error:
         raise DataError(" ".join(str(error).split("\n")[1:3])) from None
     with progress(f"training at {price:g} per token", args.batches) as advance:
-        return train(world, settings, models, folder(run, "policies", price), advance=advance)
+        return train(world, settings, models, _folder(run, "policies", price), advance=advance)
 
 
-def show(run: Run, fit: RouterFit, policies: Sequence[Learned]) -> None:
+def _show(run: Run, fit: RouterFit, policies: Sequence[Learned]) -> None:
     """What the policies do in the simulator, beside the exact optimum of the fit where drafts are free."""
     rows = []
     for card in (policy.card for policy in policies):
@@ -115,7 +115,7 @@ def show(run: Run, fit: RouterFit, policies: Sequence[Learned]) -> None:
     run.say(f"The policies: {run.out / 'policies'}; route with python -m programs.route --policy CARD.json")
 
 
-def tune_all(run: Run, policies: Sequence[Learned]) -> None:
+def _tune_all(run: Run, policies: Sequence[Learned]) -> None:
     """Train the policies on with the configured models, and show what they did before and after."""
     args, problems, rows = run.args, _problems(run.args), []
     with StepRouter.from_config(run.config, policy=policies[0]) as router:
@@ -126,7 +126,7 @@ def tune_all(run: Run, policies: Sequence[Learned]) -> None:
                     policy,
                     router,
                     problems,
-                    folder(run, "tuned", price),
+                    _folder(run, "tuned", price),
                     verdict=lambda trace: verdict_of(trace) == "CORRECT",
                     batches=args.tune_batches,
                     advance=advance,
@@ -143,7 +143,7 @@ def tune_all(run: Run, policies: Sequence[Learned]) -> None:
     run.say(f"The tuned policies: {run.out / 'tuned'}")
 
 
-def folder(run: Run, name: str, price: float) -> Path:
+def _folder(run: Run, name: str, price: float) -> Path:
     """The folder `name` of the output directory; the files of the policy for `price` in it are the run's own."""
     weights, card = files_of(name, price)
     for file in (weights, card, card.with_suffix(".checkpoint")):
@@ -151,7 +151,7 @@ def folder(run: Run, name: str, price: float) -> Path:
     return run.out / name
 
 
-def tokens_of(files: Sequence[Path]) -> list[int]:
+def _tokens_of(files: Sequence[Path]) -> list[int]:
     """Token counts of the steps in files of traces that are there, drafts thrown away left out."""
     for path in files:
         if not path.is_file():
