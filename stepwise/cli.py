@@ -13,9 +13,10 @@ from stepwise import __version__
 
 PROGRAMS = {
     "build_dataset": "Make a dataset to train on: interventions in another form, or what they are compared with.",
-    "calibrate": "Set a routing policy for a budget: the operating point is picked and measured on different problems.",
+    "calibrate": "Set a routing policy for a budget: its operating point is picked and measured apart.",
     "config": "Print the annotated default configuration.",
     "demo": "Watch the lab's weak model solve problems with the strong one called in only where it is needed.",
+    "evaluate_localizer": "Measure how often localizers name the first error, on ProcessBench's columns.",
     "export": "Write a trained adapter as GGUF: the adapter alone, or merged into its base as one model.",
     "fit_router": "Fit the routing model to traces: chances of a right step, lengths, what scores mean.",
     "intervene": "Collect interventions from a model's failed attempts (InT): problems in, a dataset to train on out.",
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print("usage: stepwise PROGRAM [options]\n\nPrograms (`stepwise PROGRAM --help` for the options of one):")
         for program, line in PROGRAMS.items():
-            print(f"  {program:<13}  {line}")
+            print(f"  {program:<18}  {line}")
         return 0
     if name == "--version":
         print(f"stepwise {__version__}")

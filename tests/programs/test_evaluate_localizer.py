@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from evals.localization import main
-from evals.localization_models import key_of
+from programs.evaluate_localizer import arguments, evaluate, key_of, main, plan
 from stepwise.data.processbench import from_row
+from stepwise.runs.shell import program
 from stepwise.types import Usage
 from tests.fakes import ScriptedScorer
 from tests.published import write_scores
@@ -40,7 +41,7 @@ def files(tmp_path):
     return tmp_path
 
 
-def measured(folder: Path, *args: str, out: str = "out") -> dict:
+def measured(folder: Path, *args: str, out: str = "out", main=main) -> dict:
     assert main([*args, "--out", str(folder / out)]) == 0
     return json.loads((folder / out / "localization.json").read_text())
 
@@ -80,18 +81,6 @@ def test_several_files_are_subsets_with_a_mean(files):
     assert result["prior"]["other"]["shares"] == pytest.approx([100 / 3] * 3)
 
 
-def test_a_rule_that_is_right_scores_a_hundred_over_all_splits(tmp_path):
-    rows = [row(f"w{i}", i % 3, [0.1 if j == i % 3 else 0.9 for j in range(3)]) for i in range(20)]
-    rows += [row(f"r{i}", -1) for i in range(20)]
-    (tmp_path / "easy.json").write_text(json.dumps(rows))
-    args = ["--data", str(tmp_path / "easy.json"), "--localizer", "scores:prm", "random", "--tune-rows", "15"]
-    scores, random = measured(tmp_path, *args, "--splits", "5")["rows"]
-    assert (scores["f1"], scores["f1_sd"], scores["measured_on"]) == (100.0, 0.0, 25)
-    assert 0 < random["f1"] < 60
-    assert random["f1_sd"] > 0
-    assert scores["held"] is None
-
-
 def test_references_come_from_a_column_or_by_question_from_a_file(files):
     rows = [row("a", 1, reference="0 and 2"), row("b", -1), row("c", 0)]
     (files / "rows.json").write_text(json.dumps(rows))
@@ -104,7 +93,6 @@ def test_references_come_from_a_column_or_by_question_from_a_file(files):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--tune-rows", "7"], "leaves none of the 7 rows of test"),
         (["--localizer", "scores:prm"], "give other rows with --tune FILE"),
         (["--localizer", "oracle"], "there is no such localizer"),
         (["--seed", "-1"], "--seed is -1"),
@@ -121,9 +109,6 @@ def test_rows_that_something_was_chosen_on_are_not_measured_on(files, capsys):
     twins = [row("x", 0), *json.loads((files / "test.json").read_text())[:1]]
     (files / "twins.json").write_text(json.dumps(twins))
     assert "1 of 7 attempts" in refused(capsys, "--data", files / "test.json", "--tune", files / "twins.json", *args)
-    (files / "twice.json").write_text(json.dumps([row("x", 0)] * 30))
-    said = refused(capsys, "--data", files / "twice.json", "--tune-rows", "9", *args)
-    assert "are in the tuning split too" in said
 
 
 @pytest.mark.parametrize(
@@ -153,11 +138,11 @@ def test_files_that_are_not_there_are_empty_or_have_no_references_are_named(file
     assert "7 rows have none" in said
 
 
-def test_a_scorer_is_asked_once_and_what_failed_is_a_counted_miss_that_is_tried_again(files, monkeypatch):
+def test_a_scorer_is_asked_once_and_what_failed_is_a_counted_miss_that_is_tried_again(files):
     scorer = ScriptedScorer({"Step 1: a is 0": 0.1, "Step 2: t0 is 1": 0.1, "Step 1: t1 is 0": 0.1})
-    monkeypatch.setattr("stepwise.load_scorer", lambda spec: scorer)
+    main = program(doc="", arguments=arguments, plan=plan)(lambda run: evaluate(run, scorer=lambda _: scorer))
     args = ["--data", str(files / "test.json"), "--tune", str(files / "tune.json"), "--localizer", "scorer"]
-    (one,) = measured(files, *args)["rows"]
+    (one,) = measured(files, *args, main=main)["rows"]
     assert (one["acc_err"], one["acc_cor"], one["failed"], one["calls"]) == (25.0, 100.0, 0, 7)
     assert one["prompt_tokens"] > 0
     assert len(scorer.batches) == 1
@@ -165,9 +150,9 @@ def test_a_scorer_is_asked_once_and_what_failed_is_a_counted_miss_that_is_tried_
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == 10
     (failing,) = [line for line in lines if line["key"] == key_of(from_row(row("e", -1)))]
-    failing |= {"scores": [], "error": "too long"}
+    failing |= {"scores": [], "outcome": failing["outcome"] | {"error": "too long"}}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    again = measured(files, *args)["rows"][0]
+    again = measured(files, *args, main=main)["rows"][0]
     assert [problem.id for batch in scorer.batches[1:] for problem, _ in batch] == ["e"]
     assert (again["acc_err"], again["acc_cor"]) == (25.0, 100.0)
 
@@ -192,22 +177,17 @@ class Module:
         return SimpleNamespace(first_error=None if failure else said, failure=failure, repairs=repairs, usage=used)
 
 
-@pytest.fixture
-def by_module(monkeypatch):
-    pytest.importorskip("dspy")
-
-    def put(module: Module) -> Module:
-        monkeypatch.setattr("stepwise.critics.ErrorLocalizer.from_config", lambda config: module)
-        return module
-
-    return put
+def by_module(module: Module):
+    return program(doc="", arguments=arguments, plan=plan)(lambda run: evaluate(run, module=lambda _: module))
 
 
-def test_a_modules_failures_repairs_calls_and_tokens_are_counted(files, by_module, capsys):
-    by_module(
+def test_a_modules_failures_repairs_calls_and_tokens_are_counted(files, capsys):
+    main = by_module(
         Module({"a": 0, "b": "no JSON\n in it", "c": 1, "d": ValueError("too long"), "e": None, "f": 2, "g": "x"})
     )
-    (one,) = measured(files, "--data", str(files / "test.json"), "--localizer", "module", "--threads", "3")["rows"]
+    (one,) = measured(files, "--data", str(files / "test.json"), "--localizer", "module", "--threads", "3", main=main)[
+        "rows"
+    ]
     assert (one["acc_err"], one["acc_cor"]) == (50.0, pytest.approx(100 / 3))
     assert (one["failed"], one["repairs"], one["calls"]) == (3, 2, 8)
     assert (one["prompt_tokens"], one["generated_tokens"]) == (60, 30)
@@ -215,13 +195,13 @@ def test_a_modules_failures_repairs_calls_and_tokens_are_counted(files, by_modul
     assert "2 replies could not be read and were asked for again" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_module_that_was_stopped_goes_on_and_is_asked_again_only_for_what_failed(files, by_module):
+def test_a_module_that_was_stopped_goes_on_and_is_asked_again_only_for_what_failed(files):
     args = ["--data", str(files / "test.json"), "--localizer", "module", "--threads", "1", "--out", str(files / "out")]
-    stopped = by_module(Module({"b": "no JSON"}, stop=4))
-    assert main(args) == 130
+    stopped = Module({"b": "no JSON"}, stop=4)
+    assert by_module(stopped)(args) == 130
     assert stopped.calls[:4] == ["a", "b", "c", "d"]  # another may have begun by then
-    resumed = by_module(Module({"b": 2}))
-    (one,) = measured(files, *args[:-2])["rows"]
+    resumed = Module({"b": 2})
+    (one,) = measured(files, *args[:-2], main=by_module(resumed))["rows"]
     assert resumed.calls == ["b", "d", *(name for name in "efg" if name not in stopped.calls)]
     assert (one["acc_err"], one["acc_cor"], one["failed"], one["calls"]) == (25.0, 100.0, 0, 7)
 
@@ -242,17 +222,11 @@ def test_a_dry_run_says_what_scorer_and_module_would_be_asked_and_asks_nothing(f
     assert not (files / "out").exists()
 
 
-def test_math_shepherds_published_scores_give_the_known_f1(tmp_path, capsys):
-    args = [
-        "--data",
-        str(write_scores(tmp_path)),
-        "--localizer",
-        "scores:math-shepherd_mistral-7b",
-        "--tune-rows",
-        "200",
-    ]
-    (one,) = measured(tmp_path, *args, "--splits", "50")["rows"]
+def test_math_shepherds_published_scores_give_the_known_f1(tmp_path):
+    lines = write_scores(tmp_path).read_text().splitlines(keepends=True)
+    random.Random(0).shuffle(lines)
+    for name, part in (("tune", lines[:200]), ("rest", lines[200:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+    args = ["--data", str(tmp_path / "rest.jsonl"), "--tune", str(tmp_path / "tune.jsonl")]
+    (one,) = measured(tmp_path, *args, "--localizer", "scores:math-shepherd_mistral-7b")["rows"]
     assert one["f1"] == pytest.approx(64, abs=4)
-    assert 1 < one["f1_sd"] < 4
-    assert (one["measured_on"], one["held"]) == (465, True)
-    assert "F1 64 +- 4 expected: ok" in capsys.readouterr().out

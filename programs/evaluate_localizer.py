@@ -1,0 +1,356 @@
+"""How often localizers name the first error, on files with ProcessBench's columns, with the guess by position beside.
+
+--data takes files of `problem`, `steps`, `label` (-1: no wrong step), each a subset of its own. --localizer takes
+
+  scores:NAME    the first step under a threshold, of the scores that the file's column `scores` has under NAME
+  scorer         the same with the scores of the scorer in the configuration ([scorer])
+  module         ErrorLocalizer as [critic] and [models.critic] describe it
+  absent-number  the first step with a number that is neither in the question nor in the reference
+  constant       always the same step
+  random         "no error" half of the time, else any step
+
+What is chosen (threshold, constant) is chosen on the rows of --tune FILE, which are never those it is measured on.
+References are taken from the column `reference`, or by question from --references (columns `question` or `problem`,
+`solution` or `answer`). Writes localization.json; what a scorer or a module said is kept row by row, and is not asked
+for again when the same command is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from rich import box
+from rich.table import Table
+
+from stepwise.config import Config
+from stepwise.critics import ErrorLocalizer
+from stepwise.critics.module import run_all
+from stepwise.data import localization as loc
+from stepwise.data.localization import Localizer, Outcome
+from stepwise.data.processbench import ProcessBenchRow, read_rows
+from stepwise.errors import DataError
+from stepwise.io import read_rows as read_lines
+from stepwise.models.scorers import load_scorer, score_items
+from stepwise.runs.plan import Planned, plan_localizing
+from stepwise.runs.progress import progress
+from stepwise.runs.shell import Run, positive, program
+
+BATCH = 16  # attempts that are scored together
+SHOWN = 160  # characters of an error
+Rows = Sequence[ProcessBenchRow]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class AskedRow:
+    """What a scorer (`scores`, one per step) or a module said of the attempt with this `key_of`."""
+
+    key: str
+    outcome: Outcome
+    scores: tuple[float, ...] = ()
+
+
+Ask = Callable[[dict[str, ProcessBenchRow], Callable[[AskedRow], None]], object]
+"""Asks about attempts, by key, and hands on what is said of each as it comes."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help="rows to be measured on")
+    parser.add_argument(
+        "--localizer", nargs="+", default=["random"], metavar="NAME", help="see above (default: random)"
+    )
+    parser.add_argument("--tune", type=Path, metavar="FILE", help="rows to choose on; none of them may be in --data")
+    parser.add_argument("--references", type=Path, nargs="+", default=[], metavar="FILE", help="reference solutions")
+    parser.add_argument("--with-reference", action="store_true", help="leave out rows that have no reference")
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N rows of each file")
+    parser.add_argument("--seed", type=int, default=0, help="of intervals and guesses (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=8, help="attempts at a time (default: %(default)s)")
+
+
+def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+    parts = []
+    for name in dict.fromkeys(args.localizer):
+        test, tuning = _sets(args, name)
+        rows = [row for subset in test.values() for row in subset]
+        if name == "scorer":
+            critic = config.critic.model_copy(update={"method": "scorer"})
+            parts += plan_localizing(config.model_copy(update={"critic": critic}), _sizes([*tuning, *rows]))
+        elif name == "module":
+            parts += plan_localizing(config, _sizes(rows))
+    return parts
+
+
+def _sizes(rows: Rows) -> list[tuple[int, int]]:
+    """Bytes of all texts and number of steps of each attempt."""
+    texts = [(row.problem.question, row.problem.reference or "", *(s.text for s in row.trace.steps)) for row in rows]
+    return [(len("".join(parts).encode("utf-8", "replace")), len(parts) - 2) for parts in texts]
+
+
+def evaluate(
+    run: Run,
+    scorer: Callable[[Any], Any] = load_scorer,
+    module: Callable[[Config], Any] = ErrorLocalizer.from_config,
+) -> None:
+    """Measure every localizer on every file; `scorer` and `module` load what the configuration names."""
+    args = run.args
+    if args.seed < 0:
+        raise DataError(f"--seed is {args.seed}; give a whole number of at least 0")
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(args.localizer):
+        test, tuning = _sets(args, name)
+        subsets = [row for part in test.values() for row in part]
+        if name == "scorer":
+            said = _remembered(run, "scores.jsonl", [*tuning, *subsets], _scoring(scorer(run.config.scorer)))
+            test = {subset: [_scored(row, said[key_of(row)]) for row in part] for subset, part in test.items()}
+            tuning = [_scored(row, said[key_of(row)]) for row in tuning]
+        elif name == "module":
+            said = _remembered(run, "outcomes.jsonl", subsets, _localizing(module(run.config), args.threads))
+        localizer, chosen = _chosen(name, tuning, args.seed, said if name == "module" else {})
+        rows += _measure(name, localizer, chosen, test, args.seed)
+    result = {
+        "data": [str(path) for path in args.data],
+        "seed": args.seed,
+        "tune": str(args.tune) if args.tune else None,
+        "prior": {subset: _prior(part) for subset, part in test.items()},
+        "rows": rows,
+    }
+    run.path("localization.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _show(run, result)
+
+
+@program(doc=__doc__, arguments=arguments, plan=plan)
+def main(run: Run) -> None:
+    evaluate(run)
+
+
+def _sets(args: argparse.Namespace, name: str) -> tuple[dict[str, list[ProcessBenchRow]], list[ProcessBenchRow]]:
+    """The subsets to measure on, and the rows of --tune; raises `DataError` for what localizer `name` cannot do."""
+    scores = name.removeprefix("scores:") if name.startswith("scores:") else None
+    if scores is None and name not in ("scorer", "constant", "module", "absent-number", "random"):
+        raise DataError(f"--localizer {name}: there is no such localizer; see --help for their names")
+    if (scores is not None or name in ("scorer", "constant")) and not args.tune:
+        raise DataError(
+            f"--localizer {name} has something to choose, and never on the rows it is measured on: "
+            "give other rows with --tune FILE"
+        )
+    references = _references(args.references)
+    test: dict[str, list[ProcessBenchRow]] = {}
+    for path in args.data:
+        if path.stem in test:
+            raise DataError(f"--data has two files named {path.stem}; rename one, or measure one after the other")
+        test[path.stem] = _load(path, scores, references, args.with_reference)[: args.limit]
+    tuning = _load(args.tune, scores, references, args.with_reference) if args.tune else []
+    for subset, rows in test.items():
+        loc.refuse_shared(tuning, rows, subset)
+    missing = sum(row.problem.reference is None for rows in test.values() for row in rows)
+    if missing and name == "absent-number":
+        raise DataError(
+            f"--localizer {name} compares with reference solutions, and {missing} rows have none: add a column "
+            "reference, name files with --references, or leave these rows out with --with-reference"
+        )
+    return test, tuning
+
+
+def _load(path: Path, scores: str | None, references: dict[str, str], only: bool) -> list[ProcessBenchRow]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give a JSON or JSON Lines file with the columns problem, steps, label")
+    rows = []
+    for row in read_rows(path, scores=scores):
+        reference = row.problem.reference or references.get(" ".join(row.problem.question.split()))
+        if reference is not None or not only:
+            rows.append(row._replace(problem=dataclasses.replace(row.problem, reference=reference)))
+    if not rows:
+        raise DataError(f"{path} holds no rows{' that have a reference' if only else ''}; there is nothing to measure")
+    return rows
+
+
+def _references(paths: Sequence[Path]) -> dict[str, str]:
+    """Question, blanks aside -> its solution; a `solution` goes before an `answer`, which may hold the answer alone."""
+    found = {}
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"--references {path}: no such file; give JSON Lines with questions and their solutions")
+        for number, row in enumerate(read_lines(path, finished=True), 1):
+            question, solution = row.get("question", row.get("problem")), row.get("solution", row.get("answer"))
+            if not isinstance(question, str) or not isinstance(solution, str):
+                raise DataError(
+                    f"{path}, row {number}: fields question (or problem) and solution (or answer) must be texts"
+                )
+            found[" ".join(question.split())] = solution
+    return found
+
+
+def key_of(row: ProcessBenchRow) -> str:
+    """The same for rows that are the same to whoever reads them: question, reference and steps."""
+    texts = (row.problem.question, repr(row.problem.reference), *(step.text for step in row.trace.steps))
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def _remembered(run: Run, file: str, rows: Rows, ask: Ask) -> dict[str, AskedRow]:
+    """What is said of every attempt, by key: of those that an earlier start asked about, what it wrote to `file`.
+
+    A failure is asked about again.
+    """
+    known: dict[str, AskedRow] = {row.key: row for row in run.rows(file, AskedRow) if not row.outcome.error}
+    todo, lock = {key_of(row): row for row in rows if key_of(row) not in known}, Lock()
+
+    def keep(row: AskedRow) -> None:
+        with lock:
+            known[row.key] = row
+            run.write(file, row)
+
+    if todo:
+        ask(todo, keep)
+    return known
+
+
+def _scoring(scorer: Any) -> Ask:
+    def ask(todo: dict[str, ProcessBenchRow], keep: Callable[[AskedRow], None]) -> None:
+        keys = list(todo)
+        with progress(f"scoring with {scorer.name}", len(keys)) as advance:
+            for start in range(0, len(keys), BATCH):
+                batch = keys[start : start + BATCH]
+                items = [(todo[key].problem, [step.text for step in todo[key].trace.steps]) for key in batch]
+                for key, scored in zip(batch, score_items(scorer, items), strict=True):
+                    keep(AskedRow(key, Outcome(None, scored.error, usage=scored.usage), tuple(scored.scores)))
+                advance(len(batch))
+
+    return ask
+
+
+def _scored(row: ProcessBenchRow, said: AskedRow) -> ProcessBenchRow:
+    """`row` with the scores in its steps, or the error in the note of its trace."""
+    steps = row.trace.steps
+    if not said.outcome.error:
+        steps = tuple(dataclasses.replace(step, score=s) for step, s in zip(steps, said.scores, strict=True))
+    spent, error = said.outcome.usage, said.outcome.error
+    return row._replace(trace=dataclasses.replace(row.trace, steps=steps, scorer_usage=spent, note=error))
+
+
+def _localizing(module: Any, threads: int) -> Ask:
+    """Asks `module(problem=, steps=)`, and not DSPy's cache, so that usage is what the work costs."""
+    for predictor in getattr(module, "predictors", list)():
+        predictor.lm = predictor.lm and predictor.lm.copy(cache=False)
+
+    def ask(todo: dict[str, ProcessBenchRow], keep: Callable[[AskedRow], None]) -> None:
+        keys = list(todo)
+
+        def on_result(index: int, made: Any) -> None:
+            error = " ".join((made.failure or "").split())
+            first = None if error else made.first_error
+            keep(AskedRow(keys[index], Outcome(first, error, len(made.repairs), made.usage)))
+
+        items = [{"problem": row.problem, "steps": [step.text for step in row.trace.steps]} for row in todo.values()]
+        run_all(module, items, concurrency=threads, progress="localizing", on_result=on_result)
+
+    return ask
+
+
+def _chosen(name: str, tuning: Rows, seed: int, said: dict[str, AskedRow]) -> tuple[Localizer, float | None]:
+    """The localizer with what was chosen on `tuning`, None where there was nothing to choose."""
+    if name == "module":
+        return lambda row: said[key_of(row)].outcome, None
+    if name in ("random", "absent-number"):
+        return loc.random_guess(seed) if name == "random" else loc.absent_number, None
+    if name == "constant":
+        index = loc.best_constant(tuning)
+        return loc.constant_guess(index), index
+    threshold = loc.best_threshold([loc.scores_of(row) for row in tuning], tuning)
+    return loc.below(threshold), threshold
+
+
+def _measure(
+    name: str, localizer: Localizer, chosen: float | None, test: dict[str, list[ProcessBenchRow]], seed: int
+) -> list[dict[str, Any]]:
+    """A row per subset, and one for their mean where there are several."""
+    outcomes = {subset: [localizer(row) for row in rows] for subset, rows in test.items()}
+    counts = {subset: loc.count(outcomes[subset], rows) for subset, rows in test.items()}
+    parts = {subset: [subset] for subset in test}
+    if len(test) > 1:
+        parts["mean"] = list(test)
+    rows = []
+    for subset, names in parts.items():
+        own = [counts[part] for part in names]
+        f1 = loc.mean_f1(own, seed=seed)
+        value, low, high = f1 or (None, None, None)
+        rows.append({
+            "localizer": name, "subset": subset, "chosen": chosen,
+            "wrong": sum(c.wrong for c in own), "right": sum(c.right for c in own),
+            "f1": value, "f1_low": low, "f1_high": high,
+            "acc_err": own[0].acc_err if len(own) == 1 else None, "acc_cor": own[0].acc_cor if len(own) == 1 else None,
+            **_spent([outcome for part in names for outcome in outcomes[part]]),
+        })  # fmt: skip
+    return rows
+
+
+def _spent(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    errors = Counter(outcome.error[:SHOWN] for outcome in outcomes if outcome.error)
+    usages = [outcome.usage for outcome in outcomes]
+    return {
+        "failed": errors.total(),
+        "errors": dict(errors.most_common(5)),
+        "repairs": sum(outcome.repairs for outcome in outcomes),
+        "calls": sum(usage.calls for usage in usages),
+        "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
+        "generated_tokens": sum(usage.generated_tokens for usage in usages),
+    }
+
+
+def _prior(rows: Rows) -> dict[str, Any]:
+    shares = loc.position_prior(rows)
+    best = max(shares, default=None)
+    wrong = sum(row.localization.first_error is not None for row in rows)
+    return {
+        "wrong": wrong,
+        "right": len(rows) - wrong,
+        "shares": shares,
+        "best": best,
+        "index": None if best is None else shares.index(best),
+        "blind_f1": loc.blind_f1(shares),
+    }
+
+
+def _show(run: Run, result: dict[str, Any]) -> None:
+    """One table per localizer, in percent; then the guess by position, and what failed."""
+    for name in dict.fromkeys(row["localizer"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["localizer"] == name]
+        chosen = rows[0]["chosen"]
+        setting = "" if chosen is None else f", step {chosen}" if name == "constant" else f", threshold {chosen:.3f}"
+        table = Table(title=name + setting, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in ("subset", "F1", "95 %", "acc_err", "acc_cor", "prior", "failed", "calls", "tokens"):
+            table.add_column(column, justify="left" if column == "subset" else "right", overflow="fold")
+        for row in rows:
+            prior = result["prior"].get(row["subset"], {}).get("best")
+            f1, low, high, *shares = (
+                "" if value is None else f"{value:.1f}"
+                for value in (row["f1"], row["f1_low"], row["f1_high"], row["acc_err"], row["acc_cor"], prior)
+            )
+            tokens = row["prompt_tokens"] + row["generated_tokens"]
+            spent = (f"{count:,}" for count in (row["failed"], row["calls"], tokens))
+            table.add_row(row["subset"], f1, f"{low}-{high}", *shares, *spent)
+        run.console.print(table)
+        for row in rows:
+            if row["repairs"]:
+                run.say(f"{row['subset']}: {row['repairs']} replies could not be read and were asked for again")
+            if row["errors"]:
+                run.say(f"{row['subset']}: {row['failed']} failed, for example: {next(iter(row['errors']))}")
+    for subset, prior in result["prior"].items():
+        if prior["best"] is not None:
+            run.say(
+                f"{subset}, {prior['wrong']} wrong and {prior['right']} right attempts: {prior['best']:.1f} % of the "
+                f"first errors are at step {prior['index']} (prior); a guess by position alone has an F1 of at most "
+                f"{prior['blind_f1']:.1f}"
+            )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
