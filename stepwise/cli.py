@@ -19,7 +19,7 @@ PROGRAMS = {
     "evaluate_localizer": "Measure how often localizers name the first error, on ProcessBench's columns.",
     "export": "Write a trained adapter as GGUF: the adapter alone, or merged into its base as one model.",
     "fit_router": "Fit the routing model to traces: chances of a right step, lengths, what scores mean.",
-    "intervene": "Collect interventions from a model's failed attempts (InT): problems in, a dataset to train on out.",
+    "intervene": "Collect interventions from a model's failed attempts (InT): problems in, a dataset out.",
     "intervene_one": "Find the first error of one attempt, and propose a step to put in its place (InT).",
     "localize": "Find the first error of an attempt at a problem, and show what is said of each step.",
     "pretrain_lab": "Make the lab's models from nothing.",
