@@ -1,88 +1,70 @@
 """Other places that a run's metrics go to: TensorBoard, W&B, MLflow, trackio, each an optional package.
 
-metrics.jsonl is the record of a run and is written by the trainer itself. What is here is for watching: a sink that
-fails while the run goes on is named in a warning, once, and the run goes on.
+metrics.jsonl is the record of a run and is written by the trainer itself. What is here is for watching, by accelerate's
+trackers: one that fails while the run goes on is named in a warning, once, and the run goes on.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
 import math
 import os
 import secrets
-import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from stepwise.errors import ConfigError, MissingDependencyError, redact
 from stepwise.io import write_text
 
 STATE = "sinks.json"
 """In the run's directory: the names under which W&B, MLflow and trackio know the run, for going on with it."""
-PROJECT = "stepwise"
-"""The project (W&B, trackio) or experiment (MLflow) that runs are put in."""
+NAMES = ("tensorboard", "wandb", "mlflow", "trackio")
+"""What `open_sinks` knows."""
+_PROJECT = "stepwise"  # the project (W&B, trackio) or experiment (MLflow) that runs are put in
 _PATIENCE = 3  # failures in a row, after which a sink is asked no more: each may take a network's time-out
 
 
-class Sink(Protocol):
-    """One of them. Both methods may raise anything."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the values of one step."""
-
-    def close(self, *, finished: bool) -> None:
-        """Write what is still open; `finished` is False where the run failed or was interrupted."""
-
-
 class Sinks:
-    """All sinks of one run behind one door; without any, every call does nothing."""
+    """All trackers of one run behind one door; without any, every call does nothing."""
 
-    def __init__(self, sinks: Mapping[str, Sink]) -> None:
-        self._sinks = dict(sinks)
-        self._failed: dict[str, int] = {}  # failures in a row, by name
-        self._told: set[str] = set()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The sinks that are still written to."""
-        return tuple(self._sinks)
+    def __init__(self, trackers: Mapping[str, Any]) -> None:
+        self._trackers = dict(trackers)
+        self._failures = Counter[str]()  # in a row, by name
+        self._warned: set[str] = set()
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
-        """Hand the numbers of a metrics row to every sink; what is no finite number (None, text) is left out."""
+        """Hand the numbers of a metrics row to every tracker; what is no finite number (None, text) is left out."""
         values = numbers(row)
-        for name, sink in list(self._sinks.items()):
-            if self._tried(name, partial(sink.log, step, values)):
-                self._failed[name] = 0
-                continue
-            self._failed[name] = self._failed.get(name, 0) + 1
-            if self._failed[name] >= _PATIENCE:
-                del self._sinks[name]
+        for name, tracker in list(self._trackers.items()):
+            failed = not self._try(name, partial(tracker.log, values, step=step))
+            self._failures[name] = self._failures[name] + 1 if failed else 0
+            if self._failures[name] >= _PATIENCE:
+                del self._trackers[name]
 
     def close(self, *, finished: bool = True) -> None:
-        """Close every sink; a second call does nothing."""
-        while self._sinks:
-            name, sink = self._sinks.popitem()
-            self._tried(name, partial(sink.close, finished=finished))
+        """Close every tracker; `finished` is False where the run failed or was interrupted. Again: does nothing."""
+        while self._trackers:
+            name, tracker = self._trackers.popitem()
+            self._try(name, partial(_end, name, tracker, finished))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(finished=kind is None)
 
-    def _tried(self, name: str, call: Callable[[], None]) -> bool:
+    def _try(self, name: str, call: Callable[[], None]) -> bool:
         """Whether `call` went through; the first time it does not, a warning says so."""
         try:
             call()
         except Exception as error:  # whatever a package or a network can raise: hours of training weigh more
-            if name not in self._told:
-                self._told.add(name)
+            if name not in self._warned:
+                self._warned.add(name)
                 warnings.warn(
                     f"the sink {name!r} failed ({type(error).__name__}: {redact(str(error))}); training goes on and "
                     f"metrics.jsonl has every row. After {_PATIENCE} failures in a row it is left out; said once",
@@ -92,25 +74,26 @@ class Sinks:
         return True
 
 
-def open_sinks(names: Sequence[str], out: str | Path, run_name: str, config: Mapping[str, Any]) -> Sinks:
-    """The sinks called `names` (of `NAMES`) for the run in the directory `out`; a run that is gone on with stays one.
+def open_sinks(names: Sequence[str], out: Path, config: Mapping[str, Any], step: int = 1) -> Sinks:
+    """The sinks called `names` (of `NAMES`) for the run in the directory `out`, whose next step is `step`; a run that
+    is gone on with stays one.
 
     `config` is shown beside the curves. Raises ConfigError for an unknown name and where a sink cannot be opened (no
     login, no server), MissingDependencyError where its package is missing: both before anything is computed.
     """
     for name in names:
-        if name not in _OPENERS:
+        if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, n=1)
             hint = f'; did you mean "{near[0]}"?' if near else ""
             raise ConfigError(f'sinks: "{name}" is none of {", ".join(NAMES)}{hint}')
-    folder, opened = Path(out), Sinks({})
+    trackers: dict[str, Any] = {}
     try:
         for name in dict.fromkeys(names):
-            opened._sinks[name] = _opened(name, folder, run_name, config)
+            trackers[name] = _started(name, out, config, step)
     except BaseException:
-        opened.close(finished=False)
+        Sinks(trackers).close(finished=False)
         raise
-    return opened
+    return Sinks(trackers)
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
@@ -124,134 +107,62 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as one level, `rl.credit.scheme`, each value as text."""
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            settings |= flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value, default=str)
-    return found
+            settings[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return settings
 
 
-def _opened(name: str, out: Path, run_name: str, config: Mapping[str, Any]) -> Sink:
-    module, package, opener = _OPENERS[name]
+def _started(name: str, out: Path, config: Mapping[str, Any], step: int) -> Any:
+    """A tracker at work; its run is a new one, or that of an earlier start of the run in `out`."""
+    from accelerate import PartialState, tracking
+
+    PartialState()  # accelerate's own log wants it
+    path, settings = out / STATE, flat(config)
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    given = known.get(name)
+    # trackio tells runs apart by name, so the name gets an ending: two directories may be called alike.
+    run = given or {"wandb": secrets.token_hex(8), "trackio": f"{out.name}-{secrets.token_hex(3)}"}.get(name)
+    project = os.environ.get("WANDB_PROJECT", _PROJECT)
+    tracker = {
+        # Steps from `step` on that an earlier process wrote, after its last checkpoint, are hidden by purge_step.
+        "tensorboard": lambda: tracking.TensorBoardTracker("tensorboard", out, purge_step=step),
+        "wandb": lambda: tracking.WandBTracker(
+            project, name=out.name, id=run, resume="allow", dir=str(out), config=dict(config), reinit="create_new"
+        ),
+        "mlflow": lambda: tracking.MLflowTracker(_PROJECT, run_id=run, run_name=out.name),
+        "trackio": lambda: tracking.TrackioTracker(_PROJECT, name=run, config=settings, resume="allow", embed=False),
+    }[name]()
     try:
-        loaded = importlib.import_module(module)
+        tracker.start()
+        if name == "tensorboard":
+            text = "\n".join(f"    {key} = {value}" for key, value in settings.items())  # Markdown's code
+            tracker.log({"config": f"{out.name}\n\n{text}"}, step=step)
+        elif name == "mlflow" and not given:
+            run = str(tracker.tracker.info.run_id)
+            tracker.store_init_configuration({key: value[:500] for key, value in settings.items()})
     except ImportError as error:
         raise MissingDependencyError(
-            f'the sink "{name}" needs the package {package} ({error}); install it with: pip install {package}'
+            f'the sink "{name}" needs the package {name} ({error}); install it with: pip install {name}'
         ) from error
-    try:
-        return opener(loaded, out, run_name, config)
     except Exception as error:
         reason = f"{type(error).__name__}: {redact(str(error))}"
         raise ConfigError(f'the sink "{name}" cannot be opened ({reason}); mend that, or leave it out') from error
+    if run and not given:
+        write_text(path, json.dumps({**known, name: run}, indent=1) + "\n")
+    return tracker
 
 
-class _TensorBoard:
-    """Event files in `out`/tensorboard."""
+def _end(name: str, tracker: Any, finished: bool) -> None:
+    """Write what is still open, and how the run ended where that can be said."""
+    if name == "wandb":
+        tracker.tracker.finish(exit_code=0 if finished else 1)
+    elif name == "mlflow" and not finished:
+        import mlflow
 
-    def __init__(self, module: Any, out: Path, run_name: str, config: Mapping[str, Any]) -> None:
-        self._open, self._folder = module.SummaryWriter, out / "tensorboard"
-        self._writer: Any = None
-        self._settings = "\n".join(f"    {name} = {value}" for name, value in flat(config).items())  # Markdown's code
-        self._name = run_name
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        if self._writer is None:
-            # Steps from this one on that an earlier process wrote, after its last checkpoint, are hidden by purge_step.
-            self._writer = self._open(log_dir=str(self._folder), purge_step=step)
-            self._writer.add_text("config", f"{self._name}\n\n{self._settings}", step)
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self, *, finished: bool) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-class _Wandb:
-    """A run of Weights & Biases; WANDB_MODE, WANDB_PROJECT and so on count as they do everywhere."""
-
-    def __init__(self, module: Any, out: Path, run_name: str, config: Mapping[str, Any]) -> None:
-        known = _remembered(out, "wandb") or secrets.token_hex(8)
-        _remember(out, "wandb", known)
-        project = os.environ.get("WANDB_PROJECT", PROJECT)
-        self._run = module.init(
-            project=project, name=run_name, id=known, resume="allow", dir=str(out), config=dict(config),
-            reinit="create_new",
-        )  # fmt: skip
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def close(self, *, finished: bool) -> None:
-        self._run.finish(exit_code=0 if finished else 1)
-
-
-class _Mlflow:
-    """A run of MLflow, where MLFLOW_TRACKING_URI says; a client of our own, so that no active run is touched."""
-
-    def __init__(self, module: Any, out: Path, run_name: str, config: Mapping[str, Any]) -> None:
-        self._entities, self._client = importlib.import_module("mlflow.entities"), module.MlflowClient()
-        known = _remembered(out, "mlflow")
-        if known:
-            self._id = known
-            self._client.update_run(known, status="RUNNING")
-            return
-        where = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        found = self._client.get_experiment_by_name(where)
-        experiment = found.experiment_id if found else self._client.create_experiment(where)
-        self._id = str(self._client.create_run(experiment, run_name=run_name).info.run_id)
-        _remember(out, "mlflow", self._id)
-        settings = [self._entities.Param(name, value[:500]) for name, value in flat(config).items()]
-        for first in range(0, len(settings), 100):  # most parameters that one call may have
-            self._client.log_batch(self._id, params=settings[first : first + 100])
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        now = int(1000 * time.time())
-        metrics = [self._entities.Metric(name, float(value), now, step) for name, value in values.items()]
-        self._client.log_batch(self._id, metrics=metrics)
-
-    def close(self, *, finished: bool) -> None:
-        self._client.set_terminated(self._id, status="FINISHED" if finished else "FAILED")
-
-
-class _Trackio:
-    """A run of trackio; TRACKIO_SPACE_ID and so on count as they do everywhere."""
-
-    def __init__(self, module: Any, out: Path, run_name: str, config: Mapping[str, Any]) -> None:
-        known = _remembered(out, "trackio")
-        # trackio tells runs apart by name, so the name gets an ending: two directories may be called alike.
-        name = known or f"{run_name}-{secrets.token_hex(3)}"
-        _remember(out, "trackio", name)
-        self._run = module.init(project=PROJECT, name=name, config=flat(config), resume="allow", embed=False)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def close(self, *, finished: bool) -> None:
-        self._run.finish()
-
-
-_OPENERS: dict[str, tuple[str, str, Callable[[Any, Path, str, Mapping[str, Any]], Sink]]] = {
-    "tensorboard": ("torch.utils.tensorboard", "tensorboard", _TensorBoard),
-    "wandb": ("wandb", "wandb", _Wandb),
-    "mlflow": ("mlflow", "mlflow", _Mlflow),
-    "trackio": ("trackio", "trackio", _Trackio),
-}
-NAMES: tuple[str, ...] = tuple(_OPENERS)
-"""What `open_sinks` knows."""
-
-
-def _remembered(out: Path, name: str) -> str | None:
-    path = out / STATE
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return known.get(name)
-
-
-def _remember(out: Path, name: str, value: str) -> None:
-    path = out / STATE
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_text(path, json.dumps({**known, name: value}, indent=1) + "\n")
+        mlflow.end_run(status="FAILED")
+    else:
+        tracker.finish()

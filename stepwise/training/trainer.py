@@ -81,7 +81,7 @@ class Trainer:
         check_same(self._checkpoint, self.state.setdefault("data", data), data)
         _drop_rows_after(self._metrics, self.done)
         self._stack = ExitStack()
-        self._sinks = self._stack.enter_context(open_sinks(sinks, out, out.name, cfg.model_dump(mode="json")))
+        self._sinks = self._stack.enter_context(open_sinks(sinks, out, cfg.model_dump(mode="json"), self.done + 1))
         self._bar = self._stack.enter_context(progress(label, num_steps))
         self._bar(self.done)
 
