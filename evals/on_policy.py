@@ -121,8 +121,8 @@ def measured(rows: Sequence[Example], trainee: Trainee, config: Config, role: fl
         ids = torch.tensor(pad([given[i].ids for i in group], 0), device=trainee.device)
         there = torch.tensor(pad([[True] * len(given[i].ids) for i in group], False), device=trainee.device)
         asked = torch.tensor(pad([wanted[i] for i in group], False), device=trainee.device)
-        with torch.no_grad(), trainee.base_alone() as model:
-            made = token_logprobs(model, ids, there, asked, tile=config.lora.tile, entropy=True)
+        with torch.no_grad(), trainee.model.disable_adapter():
+            made = token_logprobs(trainee.model, ids, there, asked, tile=config.lora.tile, entropy=True)
         assert made.entropy is not None
         for place, i in enumerate(group):
             own = asked[place]

@@ -16,7 +16,7 @@ from stepwise.errors import BackendError
 from stepwise.grading import Verdict, grade_many
 from stepwise.lab.problems import LabProblem
 from stepwise.models.base import Completion, Request
-from stepwise.training.evaluation import with_adapter
+from stepwise.training.adapters import with_adapter
 from stepwise.types import Problem
 
 if TYPE_CHECKING:

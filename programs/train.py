@@ -26,9 +26,8 @@ from stepwise.report import write_training_report
 from stepwise.runs.plan import Planned
 from stepwise.runs.shell import Run, positive, program
 from stepwise.training import dpo, grpo, sft
-from stepwise.training.adapters import adapter_directory
+from stepwise.training.adapters import Evaluated, adapter_directory, evaluate
 from stepwise.training.cards import add_evaluation
-from stepwise.training.evaluation import Evaluated, evaluate
 from stepwise.training.rollouts import hints_of
 from stepwise.types import Problem
 

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.errors import ExportError
-from stepwise.export.safetensors import read_json
+from stepwise.export.safetensors import check, read_json
 
 _ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-SUPPORTED = f"supported are {', '.join(_ARCHITECTURES)}"
+_LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor")
+_SUPPORTED = f"supported are {', '.join(_ARCHITECTURES)}"
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,22 @@ class GgufConfig:
 
     def write(self, writer: Any, vocab_size: int) -> None:
         """Add all keys to a `gguf.GGUFWriter`."""
-        writer.add_context_length(self.context)
-        writer.add_embedding_length(self.hidden_size)
-        writer.add_block_count(self.layers)
-        writer.add_feed_forward_length(self.intermediate_size)
-        writer.add_head_count(self.heads)
-        writer.add_head_count_kv(self.kv_heads)
-        writer.add_key_length(self.head_dim)
-        writer.add_value_length(self.head_dim)
-        writer.add_layer_norm_rms_eps(self.rms_norm_eps)
-        writer.add_vocab_size(vocab_size)
-        writer.add_rope_dimension_count(self.head_dim)
-        writer.add_rope_freq_base(self.rope["rope_theta"])
+        sizes = {
+            "context_length": self.context,
+            "embedding_length": self.hidden_size,
+            "block_count": self.layers,
+            "feed_forward_length": self.intermediate_size,
+            "head_count": self.heads,
+            "head_count_kv": self.kv_heads,
+            "key_length": self.head_dim,
+            "value_length": self.head_dim,
+            "layer_norm_rms_eps": self.rms_norm_eps,
+            "vocab_size": vocab_size,
+            "rope_dimension_count": self.head_dim,
+            "rope_freq_base": self.rope["rope_theta"],
+        }
+        for name, value in sizes.items():
+            getattr(writer, f"add_{name}")(value)
         self._write_rope_scaling(writer)
 
     def _write_rope_scaling(self, writer: Any) -> None:
@@ -76,7 +81,7 @@ class GgufConfig:
         """
         if self.rope["rope_type"] != "llama3":
             return None
-        factor, low, high = (float(self.rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+        factor, low, high = (float(self.rope[key]) for key in _LLAMA3_KEYS)
         exponents = np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim
         wavelengths = 2 * math.pi * float(self.rope["rope_theta"]) ** exponents
         periods = float(self.rope["original_max_position_embeddings"]) / wavelengths
@@ -115,30 +120,28 @@ def read_config(model_dir: Path) -> GgufConfig:
     path = model_dir / "config.json"
     config = read_json(path)
     names = config.get("architectures") or [None]
-    arch = _ARCHITECTURES.get(str(names[0]))
-    if arch is None:
-        raise ExportError(f"{path}: architectures is {config.get('architectures')!r}; {SUPPORTED}")
-    if config.get("quantization_config"):
-        raise ExportError(f"{path}: quantization_config is set; export the unquantized model, then quantize to GGUF")
-    if config.get("hidden_act", "silu") != "silu":
-        raise ExportError(f"{path}: hidden_act is {config['hidden_act']!r}; llama.cpp's {arch} has silu only")
-    if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or []):
-        raise ExportError(f"{path}: sliding-window attention is on; llama.cpp's {arch} has full attention only")
+    arch = _ARCHITECTURES.get(str(names[0]), "")
+    check(arch, f"{path}: architectures is {config.get('architectures')!r}; {_SUPPORTED}")
+    quantized, activation = config.get("quantization_config"), config.get("hidden_act", "silu")
+    check(not quantized, f"{path}: quantization_config is set; export the unquantized model, then quantize to GGUF")
+    check(activation == "silu", f"{path}: hidden_act is {activation!r}; llama.cpp's {arch} has silu only")
+    sliding = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or [])
+    check(not sliding, f"{path}: sliding-window attention is on; llama.cpp's {arch} has full attention only")
     attention_bias = arch == "qwen2" or bool(config.get("attention_bias"))
-    if arch == "qwen3" and attention_bias:
-        raise ExportError(f"{path}: attention_bias is true; llama.cpp's qwen3 has no such tensors")
+    biased = arch == "qwen3" and attention_bias
+    check(not biased, f"{path}: attention_bias is true; llama.cpp's qwen3 has no such tensors")
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         rope = _read_rope(path, config)
-        if arch != "llama" and rope["rope_type"] == "llama3":
-            raise ExportError(
-                f"{path}: rope type 'llama3' is set; llama.cpp's {arch} has no factors of rope frequencies"
-            )
+        check(
+            arch == "llama" or rope["rope_type"] != "llama3",
+            f"{path}: rope type 'llama3' is set; llama.cpp's {arch} has no factors of rope frequencies",
+        )
         head_dim = int(config.get("head_dim") or (128 if arch == "qwen3" else hidden // heads))
-        if arch == "qwen2" and head_dim * heads != hidden:
-            raise ExportError(
-                f"{path}: head_dim is {head_dim}; llama.cpp's qwen2 has hidden_size / num_attention_heads"
-            )
+        check(
+            arch != "qwen2" or head_dim * heads == hidden,
+            f"{path}: head_dim is {head_dim}; llama.cpp's qwen2 has hidden_size / num_attention_heads",
+        )
         return GgufConfig(
             arch=arch,
             path=path,
@@ -170,23 +173,18 @@ def _read_rope(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope = {"rope_theta": config.get("rope_theta", 10000.0), **scaling}
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    if rope["rope_type"] not in _ROPE_TYPES:
-        raise ExportError(
-            f"{path}: rope type {rope['rope_type']!r} is not supported; supported are {', '.join(_ROPE_TYPES)}"
-        )
-    if (rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise ExportError(f"{path}: partial_rotary_factor is not 1; only rotation of the whole head is supported")
-    needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"), "yarn": ("factor",)}
-    for key in needed.get(rope["rope_type"], ()):
-        if rope.get(key) is None:
-            raise ExportError(f"{path}: rope type {rope['rope_type']!r} needs {key}, which is missing")
+    kind = rope["rope_type"]
+    check(kind in _ROPE_TYPES, f"{path}: rope type {kind!r} is not supported; supported are {', '.join(_ROPE_TYPES)}")
+    partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    check(partial == 1.0, f"{path}: partial_rotary_factor is not 1; only rotation of the whole head is supported")
+    for key in {"linear": ("factor",), "llama3": _LLAMA3_KEYS, "yarn": ("factor",)}.get(kind, ()):
+        check(rope.get(key) is not None, f"{path}: rope type {kind!r} needs {key}, which is missing")
     rope["original_max_position_embeddings"] = (
         rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
     )
-    if rope["rope_type"] == "yarn":
-        for key, default in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
-            if rope.get(key) not in (None, default):
-                raise ExportError(f"{path}: YaRN with {key}={rope[key]} is not supported; only {default} is")
+    for key, default in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
+        sound = kind != "yarn" or rope.get(key) in (None, default)
+        check(sound, f"{path}: YaRN with {key}={rope.get(key)} is not supported; only {default} is")
     return rope
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stepwise.errors import ExportError, MissingDependencyError
 from stepwise.export.config import GgufConfig, read_config
-from stepwise.export.safetensors import Checkpoint, read_json
+from stepwise.export.safetensors import Checkpoint, check, read_json
 from stepwise.export.tokenizer import read_tokenizer
 from stepwise.io import whole_file
 
@@ -53,8 +53,8 @@ def export_gguf(model_dir: str | Path, out_path: str | Path, quantization: Quant
     installed.
     """
     gguf = _import_gguf()
-    if quantization not in get_args(Quantization):
-        raise ExportError(f"quantization is {quantization!r}; it must be one of {', '.join(get_args(Quantization))}")
+    known = get_args(Quantization)
+    check(quantization in known, f"quantization is {quantization!r}; it must be one of {', '.join(known)}")
     model_dir, out_path = Path(model_dir), Path(out_path)
     config, checkpoint = read_config(model_dir), Checkpoint.of_model(model_dir)
     tensors = list(_model_tensors(gguf, config, checkpoint, quantization))
@@ -83,10 +83,10 @@ def export_lora_gguf(adapter_dir: str | Path, out_path: str | Path, base_dir: st
     adapter = read_json(adapter_dir / "adapter_config.json")
     _check_plain_lora(adapter_dir / "adapter_config.json", adapter)
     base = Path(base_dir or adapter.get("base_model_name_or_path") or "")
-    if not (base / "config.json").is_file():
-        raise ExportError(
-            f"the adapter's base model {str(base)!r} is no directory with a config.json; give it as base_dir"
-        )
+    check(
+        (base / "config.json").is_file(),
+        f"the adapter's base model {str(base)!r} is no directory with a config.json; give it as base_dir",
+    )
     config, checkpoint = read_config(base), Checkpoint([adapter_dir / "adapter_model.safetensors"])
     tensors = list(_lora_tensors(gguf, config, checkpoint, adapter))
     with _writing(gguf, out_path, config.arch) as writer:
@@ -113,13 +113,15 @@ def _model_tensors(
     """The model's tensors, embedding first; ExportError where one is missing or not known to the architecture."""
     where, expected = config.path.parent, config.tensor_names()
     missing = [name for name in expected if name not in checkpoint.places]
-    if missing:
-        raise ExportError(f"{where} lacks {len(missing)} tensors, first {missing[0]}; save the whole model again")
+    check(
+        not missing, f"{where} lacks {len(missing)} tensors, first {''.join(missing[:1])}; save the whole model again"
+    )
     # A tied head may be stored as well; old checkpoints also store rotary frequencies, which follow from the config.
     harmless = re.compile(r"lm_head\.weight|.*\.inv_freq")
     unknown = [name for name in sorted(checkpoint.places.keys() - set(expected)) if not harmless.fullmatch(name)]
-    if unknown:
-        raise ExportError(f"{where} has {len(unknown)} tensors that no {config.arch} model has, first {unknown[0]}")
+    check(
+        not unknown, f"{where} has {len(unknown)} tensors that no {config.arch} model has, first {''.join(unknown[:1])}"
+    )
     name_map = _name_map(gguf, config)
     for name in expected:
         shape = checkpoint.shape(name)
@@ -147,8 +149,7 @@ def _name_map(gguf: Any, config: GgufConfig) -> Callable[[str], str]:
 
     def to_gguf_name(name: str) -> str:
         mapped = table.get_name(name, try_suffixes=(".weight", ".bias"))
-        if mapped is None:
-            raise ExportError(f"tensor {name} has no counterpart in llama.cpp's {config.arch}")
+        check(mapped, f"tensor {name} has no counterpart in llama.cpp's {config.arch}")
         return str(mapped)
 
     return to_gguf_name
@@ -156,15 +157,12 @@ def _name_map(gguf: Any, config: GgufConfig) -> Callable[[str], str]:
 
 def _check_plain_lora(path: Path, adapter: Mapping[str, Any]) -> None:
     for key, harmless in _PLAIN_LORA.items():
-        if adapter.get(key, harmless[0]) not in harmless:
-            raise ExportError(f"{path}: {key} is {adapter[key]!r}, which a GGUF adapter cannot hold; {_MERGE}")
-    start = adapter.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "corda", "loftq")):
-        raise ExportError(f"{path}: init_lora_weights={start!r} also changed the base model's weights; {_MERGE}")
-    if not isinstance(adapter.get("r"), int) or not adapter.get("lora_alpha"):
-        raise ExportError(
-            f"{path}: r is {adapter.get('r')!r} and lora_alpha {adapter.get('lora_alpha')!r}; both must be set"
-        )
+        value = adapter.get(key, harmless[0])
+        check(value in harmless, f"{path}: {key} is {value!r}, which a GGUF adapter cannot hold; {_MERGE}")
+    start, rank, alpha = adapter.get("init_lora_weights"), adapter.get("r"), adapter.get("lora_alpha")
+    changing = str(start).lower().startswith(("pissa", "olora", "corda", "loftq"))
+    check(not changing, f"{path}: init_lora_weights={start!r} also changed the base model's weights; {_MERGE}")
+    check(isinstance(rank, int) and alpha, f"{path}: r is {rank!r} and lora_alpha {alpha!r}; both must be set")
 
 
 def _lora_tensors(
@@ -188,10 +186,10 @@ def _lora_tensors(
         gguf_name = f"{name_map(f'{module}.weight')}.lora_{match[2].lower()}"
         yield _Tensor(gguf_name, place.shape, "F32", partial(_load, config, checkpoint, name, scale))
     half = sorted(module for module, sides in pairs.items() if len(sides) != 2)
-    if half or not pairs:
-        raise ExportError(
-            f"the adapter has no complete pair of lora_A and lora_B for {half or 'any module'}; save it again"
-        )
+    check(
+        pairs and not half,
+        f"the adapter has no complete pair of lora_A and lora_B for {half or 'any module'}; save it again",
+    )
 
 
 def _by_module(pattern: Mapping[str, float] | None, module: str, default: float) -> float:

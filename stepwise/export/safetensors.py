@@ -28,18 +28,22 @@ class TensorPlace(NamedTuple):
     stop: int
 
 
+def check(sound: object, message: str) -> None:
+    """Raise ExportError with `message` unless `sound`."""
+    if not sound:
+        raise ExportError(message)
+
+
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     """The JSON object in `path`; {} for a missing file if `optional`. Raises ExportError for anything else."""
-    if not path.is_file():
-        if optional:
-            return {}
-        raise ExportError(f"{path} does not exist; a model in transformers format has it: {_SAVE}")
+    if optional and not path.is_file():
+        return {}
+    check(path.is_file(), f"{path} does not exist; a model in transformers format has it: {_SAVE}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ExportError(f"{path} is not valid JSON ({error}); {_SAVE}") from error
-    if not isinstance(value, dict):
-        raise ExportError(f"{path} holds a JSON {type(value).__name__}, not an object; {_SAVE}")
+    check(type(value) is dict, f"{path} holds a JSON {type(value).__name__}, not an object; {_SAVE}")
     return value
 
 
@@ -56,13 +60,13 @@ class Checkpoint:
         """model.safetensors, or the shards that model.safetensors.index.json names."""
         index = model_dir / "model.safetensors.index.json"
         if index.is_file():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise ExportError(f"{index} has no object 'weight_map'; {_SAVE}")
+            weight_map: Any = read_json(index).get("weight_map")
+            check(isinstance(weight_map, dict), f"{index} has no object 'weight_map'; {_SAVE}")
             return cls([model_dir / name for name in sorted(set(weight_map.values()))])
-        if not (model_dir / "model.safetensors").is_file() and list(model_dir.glob("pytorch_model*.bin")):
-            raise ExportError(f"{model_dir} holds pickled weights (pytorch_model.bin), which are not read; {_SAVE}")
-        return cls([model_dir / "model.safetensors"])
+        whole = model_dir / "model.safetensors"
+        pickled = not whole.is_file() and list(model_dir.glob("pytorch_model*.bin"))
+        check(not pickled, f"{model_dir} holds pickled weights (pytorch_model.bin), which are not read; {_SAVE}")
+        return cls([whole])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor that the files hold."""
@@ -71,16 +75,16 @@ class Checkpoint:
     def read(self, name: str) -> NDArray[np.float32]:
         """The tensor as float32, whatever it is stored as (F32, F16 or BF16)."""
         place = self.places[name]
-        if place.dtype not in _DTYPES:
-            raise ExportError(
-                f"tensor {name} in {place.file} is stored as {place.dtype}; supported are {', '.join(_DTYPES)}: "
-                "load the model with dtype='bfloat16' and save it again"
-            )
+        check(
+            place.dtype in _DTYPES,
+            f"tensor {name} in {place.file} is stored as {place.dtype}; supported are {', '.join(_DTYPES)}: "
+            "load the model with dtype='bfloat16' and save it again",
+        )
         with place.file.open("rb") as file:
             file.seek(place.start)
             raw = np.frombuffer(file.read(place.stop - place.start), dtype=_DTYPES[place.dtype])
-        if raw.size != math.prod(place.shape):
-            raise ExportError(f"tensor {name} in {place.file} is cut short; copy or save the file again")
+        sound = raw.size == math.prod(place.shape)
+        check(sound, f"tensor {name} in {place.file} is cut short; copy or save the file again")
         if place.dtype == "BF16":
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
         return raw.astype(np.float32, copy=False).reshape(place.shape)
@@ -88,14 +92,12 @@ class Checkpoint:
 
 def _read_header(path: Path) -> dict[str, TensorPlace]:
     """Header of a safetensors file: 8 bytes of length, then JSON with offsets counted from its end."""
-    if not path.is_file():
-        raise ExportError(f"{path} does not exist; {_SAVE}")
+    check(path.is_file(), f"{path} does not exist; {_SAVE}")
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        if 8 + length > size:
-            raise ExportError(f"{path} is no safetensors file, or is cut short; {_SAVE}")
+        check(8 + length <= size, f"{path} is no safetensors file, or is cut short; {_SAVE}")
         try:
             header = json.loads(file.read(length))
             places = {}

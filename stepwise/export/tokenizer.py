@@ -1,18 +1,25 @@
-"""The tokenizer of a transformers model as GGUF metadata: byte-level BPE, with a pre-tokenizer that llama.cpp knows.
+"""The tokenizer of a transformers model as GGUF metadata: byte-level BPE, with a pre-tokenizer that llama.cpp knows;
+and whether a GGUF and the directory that training starts from (`train_from`) speak the same tokens.
 
 What llama.cpp does not do: the NFC normalisation of Qwen (stepwise normalises text at its door), and tokens that strip
 the spaces beside them (refused).
+
+Token ids sampled by llama.cpp are trained on as they are, so one differing token, merge or split would silently train
+on other text than was seen. Lists are compared first; then both tokenizers run on probe texts, since the rule that
+splits text before merging is code in llama.cpp and a pattern in transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepwise.errors import ExportError
-from stepwise.export.safetensors import read_json
+from stepwise.errors import ConfigError, MissingDependencyError
+from stepwise.export.safetensors import check, read_json
+from stepwise.models.engine.context import captured_log
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -26,7 +33,17 @@ _PRE_TOKENIZERS = {
     (_LLAMA3, True): "llama-bpe",
     (_LLAMA3, False): "smaug-bpe",
 }
-SUPPORTED = (
+_UNUSED = 5  # llama.cpp's token type for padding rows of the embedding
+_PROBES = (
+    "Mia has 12 apples and buys 345.67 more.\n\nSo 12 + 345.67 = 357.67.\n\n",
+    "  two  spaces\tand a tab, then\n\n\n three lines",
+    "It's we'll I'D 'tis don't",
+    "\\boxed{\\frac{1}{2}} $x^2 - 3x + 2 = 0$ <= 10%",
+    "na\u00efve caf\u00e9 \u00bd \u2211 \u65e5\u672c\u8a9e \u041f\u0440\u0438\u0432\u0435\u0442 \U0001f600\u200d\u2764",
+    "1 22 333 4444 55555 1,000,000",
+    "for (int i=0;i<n;i++) { a[i] += 1; }  // ok\r\n",
+)
+_SUPPORTED = (
     "supported are byte-level BPE tokenizers (a tokenizer.json) with the pre-tokenizer of GPT-2, of Llama 3 "
     "(numbers in groups of up to three digits) or of Qwen2 and Qwen3 (single digits)"
 )
@@ -64,10 +81,10 @@ class GgufTokenizer:
 def read_tokenizer(model_dir: Path, vocab_size: int) -> GgufTokenizer:
     """The tokenizer in `model_dir`, padded with unused tokens to `vocab_size`; ExportError if it cannot be written."""
     path = model_dir / "tokenizer.json"
-    if not path.is_file() and (model_dir / "tokenizer.model").is_file():
-        raise ExportError(
-            f"{model_dir} has a SentencePiece tokenizer (tokenizer.model) and no tokenizer.json; {SUPPORTED}"
-        )
+    check(
+        path.is_file() or not (model_dir / "tokenizer.model").is_file(),
+        f"{model_dir} has a SentencePiece tokenizer (tokenizer.model) and no tokenizer.json; {_SUPPORTED}",
+    )
     spec = read_json(path)
     model = spec.get("model") or {}
     _check_model(path, model)
@@ -79,7 +96,7 @@ def read_tokenizer(model_dir: Path, vocab_size: int) -> GgufTokenizer:
     special_ids = _special_ids(model_dir, config, ids)
     add_bos, add_eos = _added_by_post_processor(path, spec.get("post_processor"), special_ids, ids)
     return GgufTokenizer(
-        pre=detect_pre_tokenizer(path, spec),
+        pre=_pre_tokenizer(path, spec),
         tokens=tokens,
         types=types,
         merges=tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]),
@@ -90,7 +107,7 @@ def read_tokenizer(model_dir: Path, vocab_size: int) -> GgufTokenizer:
     )
 
 
-def detect_pre_tokenizer(path: Path, spec: Mapping[str, Any]) -> str:
+def _pre_tokenizer(path: Path, spec: Mapping[str, Any]) -> str:
     """The `tokenizer.ggml.pre` that splits as the tokenizer.json `spec` does; raises ExportError if there is none."""
     pre = spec.get("pre_tokenizer") or {}
     stages = pre.get("pretokenizers", []) if pre.get("type") == "Sequence" else [pre]
@@ -102,34 +119,34 @@ def detect_pre_tokenizer(path: Path, spec: Mapping[str, Any]) -> str:
         split = stages[0]
         if split.get("behavior") == "Isolated" and not split.get("invert", False):
             regex = split.get("pattern", {}).get("Regex")
-    if stages and stages[-1].get("add_prefix_space", False):
-        raise ExportError(f"{path}: pre_tokenizer has add_prefix_space, which llama.cpp does not do; {SUPPORTED}")
+    prefixed = stages and stages[-1].get("add_prefix_space", False)
+    check(not prefixed, f"{path}: pre_tokenizer has add_prefix_space, which llama.cpp does not do; {_SUPPORTED}")
     ignore_merges = bool(spec["model"].get("ignore_merges", False))
-    name = _PRE_TOKENIZERS.get((regex or "", ignore_merges))
-    if name is None:
-        raise ExportError(
-            f"{path}: llama.cpp has no counterpart of the pre_tokenizer {' + '.join(map(str, kinds))} "
-            f"with regex {regex!r} and ignore_merges={ignore_merges}; {SUPPORTED}"
-        )
+    name = _PRE_TOKENIZERS.get((regex or "", ignore_merges), "")
+    check(
+        name,
+        f"{path}: llama.cpp has no counterpart of the pre_tokenizer {' + '.join(map(str, kinds))} "
+        f"with regex {regex!r} and ignore_merges={ignore_merges}; {_SUPPORTED}",
+    )
     return name
 
 
 def _check_model(path: Path, model: Mapping[str, Any]) -> None:
-    if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
-        raise ExportError(f"{path}: model.type is {model.get('type')!r}; {SUPPORTED}")
-    if not isinstance(model.get("merges"), list) or not model["merges"]:
-        raise ExportError(f"{path}: model.merges is missing or empty; train the tokenizer on some text")
-    if model.get("byte_fallback"):
-        raise ExportError(f"{path}: model.byte_fallback is true, so this is a SentencePiece tokenizer; {SUPPORTED}")
+    kind, vocab, merges = model.get("type"), model.get("vocab"), model.get("merges")
+    check(kind == "BPE" and isinstance(vocab, dict), f"{path}: model.type is {kind!r}; {_SUPPORTED}")
+    sound = isinstance(merges, list) and merges
+    check(sound, f"{path}: model.merges is missing or empty; train the tokenizer on some text")
+    fallback = model.get("byte_fallback")
+    check(not fallback, f"{path}: model.byte_fallback is true, so this is a SentencePiece tokenizer; {_SUPPORTED}")
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token", "dropout"):
-        if model.get(key):
-            raise ExportError(f"{path}: model.{key} is {model[key]!r}, which llama.cpp does not have; {SUPPORTED}")
+        value = model.get(key)
+        check(not value, f"{path}: model.{key} is {value!r}, which llama.cpp does not have; {_SUPPORTED}")
     missing = 256 - sum(char in model["vocab"] for char in _byte_characters())
-    if missing:
-        raise ExportError(
-            f"{path}: {missing} of the 256 byte characters are not in the vocabulary, so some text has no tokens; "
-            "train the tokenizer with initial_alphabet=ByteLevel.alphabet()"
-        )
+    check(
+        not missing,
+        f"{path}: {missing} of the 256 byte characters are not in the vocabulary, so some text has no tokens; "
+        "train the tokenizer with initial_alphabet=ByteLevel.alphabet()",
+    )
 
 
 def _byte_characters() -> list[str]:
@@ -143,10 +160,8 @@ def _check_normalizer(path: Path, normalizer: Mapping[str, Any] | None) -> None:
     if normalizer and normalizer.get("type") == "Sequence":
         stages = list(normalizer.get("normalizers", []))
     for stage in stages:
-        if stage.get("type") != "NFC":
-            raise ExportError(
-                f"{path}: normalizer {stage.get('type')!r} cannot be written; only NFC or none is. {SUPPORTED}"
-            )
+        kind = stage.get("type")
+        check(kind == "NFC", f"{path}: normalizer {kind!r} cannot be written; only NFC or none is. {_SUPPORTED}")
 
 
 def _vocabulary(
@@ -155,20 +170,19 @@ def _vocabulary(
     from gguf import TokenType
 
     largest = max([*vocab.values(), *(entry["id"] for entry in added)])
-    if largest >= vocab_size:
-        raise ExportError(
-            f"{path} has token id {largest}, but the model's embedding has {vocab_size} rows; "
-            "call model.resize_token_embeddings(len(tokenizer)) and save both again"
-        )
+    check(
+        largest < vocab_size,
+        f"{path} has token id {largest}, but the model's embedding has {vocab_size} rows; "
+        "call model.resize_token_embeddings(len(tokenizer)) and save both again",
+    )
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [int(TokenType.UNUSED)] * vocab_size
     for token, token_id in vocab.items():
         tokens[token_id], types[token_id] = token, int(TokenType.NORMAL)
     for entry in added:
         for flag in ("lstrip", "rstrip", "single_word"):
-            if entry.get(flag):
-                what = f"added token {entry['content']!r} has {flag}=true"
-                raise ExportError(f"{path}: {what}, which GGUF cannot express; set it to false")
+            what = f"added token {entry['content']!r} has {flag}=true"
+            check(not entry.get(flag), f"{path}: {what}, which GGUF cannot express; set it to false")
         tokens[entry["id"]] = entry["content"]
         types[entry["id"]] = int(TokenType.CONTROL if entry.get("special") else TokenType.USER_DEFINED)
     return tuple(tokens), tuple(types)
@@ -180,32 +194,25 @@ def _special_ids(model_dir: Path, config: Mapping[str, Any], ids: Mapping[str, i
         **read_json(model_dir / "config.json"),
         **read_json(model_dir / "generation_config.json", optional=True),
     }
-    found: dict[str, int] = {}
+    where, found = model_dir / "tokenizer_config.json", dict[str, int]()
     for role in ("bos", "eos", "pad"):
         token = config.get(f"{role}_token")
         content = token.get("content") if isinstance(token, dict) else token
         values = _as_ids(generation.get(f"{role}_token_id"))
         if content is not None:
-            if content not in ids:
-                where = model_dir / "tokenizer_config.json"
-                raise ExportError(f"{where}: {role}_token {content!r} is not in tokenizer.json; add it there")
+            check(content in ids, f"{where}: {role}_token {content!r} is not in tokenizer.json; add it there")
             found[role] = ids[content]
         elif values:
             found[role] = values[0]
-    if "eos" not in found:
-        # llama.cpp would end every text at id 11.
-        raise ExportError(f"{model_dir / 'tokenizer_config.json'}: there is no eos_token; set it")
+    check("eos" in found, f"{where}: there is no eos_token; set it")  # llama.cpp would end every text at id 11
     found.setdefault("bos", found["eos"])
     others = [token_id for token_id in _as_ids(generation.get("eos_token_id")) if token_id != found["eos"]]
     return {**found, **dict(zip(("eot", "eom"), others, strict=False))}
 
 
 def _as_ids(value: Any) -> list[int]:
-    return [
-        token_id
-        for token_id in (value if isinstance(value, list) else [value])
-        if isinstance(token_id, int) and token_id >= 0
-    ]
+    values = value if isinstance(value, list) else [value]
+    return [token_id for token_id in values if isinstance(token_id, int) and token_id >= 0]
 
 
 def _added_by_post_processor(
@@ -218,26 +225,100 @@ def _added_by_post_processor(
     if post and post.get("type") == "Sequence":
         stages = list(post.get("processors", []))
     for stage in stages:
-        if stage.get("type") == "ByteLevel":
-            continue
-        if stage.get("type") != "TemplateProcessing":
-            raise ExportError(
-                f"{path}: post_processor {stage.get('type')!r} cannot be written; ByteLevel and TemplateProcessing can"
-            )
-        side = before
-        for piece in stage["single"]:
+        kind, side = stage.get("type"), before
+        check(
+            kind in ("ByteLevel", "TemplateProcessing"),
+            f"{path}: post_processor {kind!r} cannot be written; ByteLevel and TemplateProcessing can",
+        )
+        for piece in stage["single"] if kind == "TemplateProcessing" else ():
             if "Sequence" in piece:
                 side = after
             else:
                 side.append(ids.get(piece["SpecialToken"]["id"], -1))
-    if before not in ([], [special.get("bos")]) or after not in ([], [special.get("eos")]):
-        raise ExportError(
-            f"{path}: post_processor puts tokens {before} before and {after} after a text; "
-            f"GGUF can add bos ({special.get('bos')}) and eos ({special.get('eos')}) only: set them to these tokens"
-        )
+    check(
+        before in ([], [special.get("bos")]) and after in ([], [special.get("eos")]),
+        f"{path}: post_processor puts tokens {before} before and {after} after a text; "
+        f"GGUF can add bos ({special.get('bos')}) and eos ({special.get('eos')}) only: set them to these tokens",
+    )
     return bool(before), bool(after)
 
 
 def _chat_template(model_dir: Path, config: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
     file = model_dir / "chat_template.jinja"
     return file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+
+
+def check_train_from(gguf: str | Path, directory: str | Path) -> None:
+    """Raise ConfigError, naming the first difference, unless both tokenizers agree.
+
+    Compared: the token of every id (padding rows aside), every merge in order, the end-of-sequence token, the
+    beginning-of-sequence token where the directory names one, and the ids of probe texts. Needs the `train` extra.
+    Raises ExportError where the directory holds a tokenizer that no GGUF of ours can have.
+    """
+    gguf, directory = Path(gguf), Path(directory)
+    fields = _read_gguf(gguf)
+    theirs = read_tokenizer(directory, len(fields["tokens"]))
+    remedy = f"{gguf} does not come from train_from = {directory}; point train_from at the directory it was made from"
+    ours = _used(fields["tokens"], fields.get("token_type", ()))
+    for name, mine, other in (
+        ("tokens", ours, _used(theirs.tokens, theirs.types)),
+        ("merges", fields.get("merges", ()), theirs.merges),
+    ):
+        difference = _first_difference(mine, other)
+        if difference:
+            raise ConfigError(f"tokenizers differ in their {name}: {difference}; {remedy}")
+    for name in ("eos", "bos"):
+        wanted, found = theirs.special_ids.get(name), fields.get(f"{name}_token_id")
+        if wanted is not None and wanted != found:
+            raise ConfigError(f"tokenizers differ in the id of {name}: {found} in the GGUF, {wanted}; {remedy}")
+    for text, ids, other_ids in zip(_PROBES, _ids_llama(gguf), _ids_transformers(directory), strict=True):
+        if ids != other_ids:
+            raise ConfigError(f"tokenizers split {text!r} differently: {ids} in the GGUF, {other_ids}; {remedy}")
+
+
+def _used(tokens: Sequence[str], types: Sequence[int]) -> Sequence[str]:
+    """`tokens` without the unused ones at the end."""
+    count = len(tokens)
+    while 0 < count <= len(types) and types[count - 1] == _UNUSED:
+        count -= 1
+    return tokens[:count]
+
+
+def _first_difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    for index, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
+        if mine != other:
+            return f"number {index} is {mine!r} in the GGUF, {other!r} in the directory"
+    return "" if len(ours) == len(theirs) else f"{len(ours)} in the GGUF, {len(theirs)} in the directory"
+
+
+def _read_gguf(path: Path) -> dict[str, Any]:
+    """Contents of the fields below tokenizer.ggml."""
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise MissingDependencyError('comparing tokenizers needs gguf; pip install "stepwise[train]"') from None
+    try:
+        fields = GGUFReader(path).fields
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as a GGUF file ({error}); train_from goes with a local GGUF"
+        ) from None
+    prefix = "tokenizer.ggml."
+    found = {name.removeprefix(prefix): field.contents() for name, field in fields.items() if name.startswith(prefix)}
+    if "tokens" not in found:
+        raise ConfigError(f"{path} holds no tokenizer; train_from goes with a GGUF of a whole model")
+    return found
+
+
+def _ids_llama(path: Path) -> list[list[int]]:
+    from llama_cpp import Llama
+
+    with captured_log(), closing(Llama(str(path), vocab_only=True, verbose=False)) as model:
+        return [model.tokenize(text.encode(), add_bos=False, special=False) for text in _PROBES]
+
+
+def _ids_transformers(directory: Path) -> list[list[int]]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    return [tokenizer.encode(text, add_special_tokens=False).ids for text in _PROBES]

@@ -1,4 +1,5 @@
-"""Adapters on disk: which base model and which prompt one belongs to, and merging it into a copy of its base.
+"""Adapters on disk: which base model and which prompt one belongs to, merging it into a copy of its base, and how much
+the base solves with it.
 
 The weights of a model directory are identified by a hash over every tensor's name, type, shape and bytes: it does not
 depend on how they are spread over files.
@@ -10,20 +11,34 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
 from stepwise import lab
+from stepwise.config import Config, ModelConfig
 from stepwise.errors import ConfigError, DataError, ExportError
 from stepwise.export.safetensors import Checkpoint, read_json
+from stepwise.grading import Verdict, grade_many
+from stepwise.models.base import Request
+from stepwise.models.engine import load_engine
 from stepwise.models.hub import PREFIX, fetch
+from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.prompt import SolvePrompt
+from stepwise.runs.progress import progress
 from stepwise.training.lora import LAYOUT, check_layout, described, quiet, require_training
+from stepwise.types import Problem
 
 CARD = "card.json"
 DType = Literal["float32", "bfloat16"]
+NOT_GENERATED = "NOT_GENERATED"
+_NOT_THE_MODELS_FAULT = (NOT_GENERATED, Verdict.UNPARSEABLE_GOLD, Verdict.TIMEOUT, Verdict.ERROR)
+_BATCH = 256
 _CHUNK = 1 << 22
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # Tokenizer and chat template are copied as they are: a tokenizer that is loaded and saved again may come out otherwise.
@@ -197,3 +212,95 @@ def _merged(adapter: Path, base: Path, dtype: DType) -> Any:
     except ValueError as error:
         raise ExportError(f"adapter {adapter} cannot be merged ({error!s:.200}); train it again") from error
     return merged.to(getattr(torch, dtype))
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Evaluated:
+    """Answers of one model to `problems` problems, `samples` each, drawn at `temperature` with `seed`.
+
+    `judged` answers say something about the model, of which `correct` are right: an answer that is missing or that
+    cannot be read counts as wrong, while a text that could not be generated and an answer that the grader could not
+    judge do not count at all. `verdicts` has every kind with its count. `model` is the engine's name of weights and
+    adapter.
+    """
+
+    model: str
+    problems: int
+    samples: int
+    correct: int
+    judged: int
+    verdicts: Mapping[str, int]
+    temperature: float
+    seed: int
+
+    @property
+    def accuracy(self) -> float | None:
+        """pass@1: the share of `judged` answers that are right, None where nothing was judged."""
+        return self.correct / self.judged if self.judged else None
+
+
+def adapter_gguf(adapter: str | Path) -> str:
+    """What the engine attaches for `adapter`: the adapter.gguf of a directory that training wrote, else as it is."""
+    path = Path(adapter)
+    if not path.is_dir():
+        return str(adapter)
+    if not (path / "adapter.gguf").is_file():
+        raise DataError(f"{path} has no adapter.gguf; write it with export_lora_gguf, or give the GGUF's path")
+    return str(path / "adapter.gguf")
+
+
+def with_adapter(model: ModelConfig, adapter: str | Path | None) -> ModelConfig:
+    """`model` with `adapter` (a directory, a GGUF, a lab adapter) attached to it; as it is for None."""
+    return model if adapter is None else ModelConfig(**{**model.model_dump(), "adapter": adapter_gguf(adapter)})
+
+
+def evaluate(
+    cfg: Config, problems: Sequence[Problem], adapter: str | Path | None = None, samples: int = 1
+) -> Evaluated:
+    """Solve `problems` with models.weak under `cfg.prompt`, `samples` times each, and grade the answers.
+
+    `adapter` is attached for it: a directory that training wrote, or a LoRA GGUF. Temperature and truncation are those
+    of [sampling]; a solution has at most rl.max_tokens tokens. The model runs on an engine of its own, which is closed
+    again. Equal arguments draw with equal random numbers, so that two adapters are compared on common draws. Raises
+    DataError for a problem without an answer, ConfigError for a model that is not local, BackendError where model or
+    adapter cannot be loaded.
+    """
+    for problem in problems:
+        if problem.answer is None:
+            raise DataError(f"problem {problem.id!r} has no answer, so that nothing can be graded; leave it out")
+    if not problems or samples < 1:
+        raise DataError(f"evaluate: {len(problems)} problems, samples={samples}; give at least one of each")
+    texts: list[tuple[Problem, str | None]] = []
+    with (
+        LlamaCppBackend(load_engine(with_adapter(cfg.models.weak, adapter)), cfg.prompt) as backend,
+        progress("evaluating", len(problems)) as advance,
+    ):
+        name, size, drawn = backend.name, max(1, _BATCH // samples), cfg.sampling
+        for low in range(0, len(problems), size):
+            chunk = problems[low : low + size]
+            requests = [
+                Request(
+                    problem, stop="solution", max_tokens=cfg.rl.max_tokens, n=samples, temperature=drawn.temperature,
+                    top_p=drawn.top_p, top_k=drawn.top_k, seed=cfg.seed,
+                )
+                for problem in chunk
+            ]  # fmt: skip
+            texts += [
+                (chunk[result.request], None if result.finish == "error" else result.text)
+                for result in backend.continue_solutions(requests)
+            ]
+            advance(len(chunk))
+    written = [(text, problem.answer) for problem, text in texts if text is not None]
+    verdicts = Counter(map(str, grade_many(written)))
+    verdicts[NOT_GENERATED] = len(texts) - len(written)
+    unjudged = sum(verdicts[kind] for kind in _NOT_THE_MODELS_FAULT)
+    return Evaluated(
+        model=name,
+        problems=len(problems),
+        samples=samples,
+        correct=verdicts[Verdict.CORRECT],
+        judged=len(texts) - unjudged,
+        verdicts={kind: count for kind, count in sorted(verdicts.items()) if count},
+        temperature=cfg.sampling.temperature,
+        seed=cfg.seed,
+    )

@@ -1,6 +1,6 @@
 """The card of an adapter: README.md as the Hugging Face hub has it, and the same facts as card.json.
 
-    write_card("out/adapter", CardFacts("sft", config, base, data=(data_facts(rows, "int.jsonl"),), curves=curves))
+    write_card("out/adapter", "sft", config, base, data={"int.jsonl": rows}, curves=curves)
 
 It says what the adapter was made from (base, data, prompt, configuration, versions), how training went, and what it was
 measured to do before and after; what was not measured is said to be so. `adapters.check_adapter` reads it again.
@@ -10,74 +10,44 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
-
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 
 from stepwise import __version__
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION
 from stepwise.io import write_text
-from stepwise.training.adapters import CARD, fingerprint, read_card
-from stepwise.training.evaluation import Evaluated
+from stepwise.training.adapters import CARD, Evaluated, fingerprint, read_card
 from stepwise.training.lora import check_layout, described
+from stepwise.training.sinks import numbers
 from stepwise.types import to_json
 
-_FROZEN = ConfigDict(extra="forbid")
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "gguf", "llama-cpp-python", "dspy")
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)")  # a directory in the hub's cache
-MOST_POINTS = 200
 Method = Literal["sft", "dpo", "grpo", "dspy"]
-METHODS = {
+_METHODS = {
     "sft": "supervised training on prefixes and interventions",
     "dpo": "preference training (DPO) on interventions against the steps that they stand for",
     "grpo": "reinforcement learning on groups of rollouts, with credit per step",
     "dspy": "supervised training on the traces of a DSPy program",
 }
-_SECTIONS = {"sft": ("sft",), "dpo": ("dpo",), "grpo": ("rl",), "dspy": ("sft",)}
+_SECTIONS = {"sft": "sft", "dpo": "dpo", "grpo": "rl", "dspy": "sft"}
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 
 
-@dataclass(frozen=True, config=_FROZEN)
-class DataFacts:
-    """Rows that were trained on: where they come from, how many, of which kinds, and a SHA-256 over them in order."""
-
-    name: str
-    rows: int
-    sha256: str
-    counts: Mapping[str, int]
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class CardFacts:
-    """What a card says. `base` is the directory that was trained on; `license` None takes what its own card says.
-
-    `curves` has (step, value) pairs by name, see `curves_of`. `before` and `after` are None where nothing was measured.
+def data_facts(rows: Iterable[Any], name: str) -> dict[str, Any]:
+    """Of `rows` (the library's types, or dictionaries): how many, of which origins or sources where they have one, and
+    a SHA-256 over them in order.
     """
-
-    method: Method
-    config: Config
-    base: Path
-    data: tuple[DataFacts, ...] = ()
-    curves: Curves | None = None
-    before: Evaluated | None = None
-    after: Evaluated | None = None
-    license: str | None = None
-    note: str = ""
-
-
-def data_facts(rows: Iterable[Any], name: str) -> DataFacts:
-    """Facts of `rows` (the library's types, or dictionaries), counted by their origin or source where they have one."""
     digest, counts, number = hashlib.sha256(), Counter[str](), 0
     for row in rows:
         digest.update(to_json(row).encode() + b"\n")
@@ -85,7 +55,7 @@ def data_facts(rows: Iterable[Any], name: str) -> DataFacts:
         kind = str(fields.get("origin") or fields.get("source") or "")
         counts.update([kind] if kind else [])
         number += 1
-    return DataFacts(name, number, digest.hexdigest(), dict(sorted(counts.items())))
+    return {"name": name, "rows": number, "sha256": digest.hexdigest(), "counts": dict(sorted(counts.items()))}
 
 
 def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
@@ -95,15 +65,12 @@ def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, fl
     """
     curves: dict[str, list[tuple[int, float]]] = {}
     for place, row in enumerate(rows):
-        step = int(row.get("step", place))
-        for key, value in row.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if key != "step" and number and math.isfinite(value):
-                curves.setdefault(key, []).append((step, float(value)))
+        for key, value in numbers(row).items():
+            curves.setdefault(key, []).append((int(row.get("step", place)), float(value)))
     return curves
 
 
-def thinned(points: Sequence[tuple[int, float]], most: int = MOST_POINTS) -> list[tuple[int, float]]:
+def thinned(points: Sequence[tuple[int, float]], most: int = 200) -> list[tuple[int, float]]:
     """At most `most` of the points, evenly spread, the first and the last among them."""
     if len(points) <= most:
         return list(points)
@@ -111,13 +78,43 @@ def thinned(points: Sequence[tuple[int, float]], most: int = MOST_POINTS) -> lis
     return [points[i] for i in places]
 
 
-def write_card(adapter: str | Path, facts: CardFacts) -> Path:
+def write_card(
+    adapter: str | Path,
+    method: Method,
+    config: Config,
+    base: Path,
+    *,
+    data: Mapping[str, Iterable[Any]] = MappingProxyType({}),
+    curves: Curves = MappingProxyType({}),
+    before: Evaluated | None = None,
+    after: Evaluated | None = None,
+) -> Path:
     """Write README.md and card.json into the adapter's directory; returns the README's path.
 
-    Hashing the base reads all its weights once. Raises DataError where `adapter` is not in PEFT's layout.
+    `base` is the directory that was trained on, `data` has the rows by name, `curves` pairs (step, value) by name, see
+    `curves_of`; `before` and `after` are None where nothing was measured. Hashing the base reads all its weights once.
+    Raises DataError where `adapter` is not in PEFT's layout.
     """
     check_layout(adapter)
-    return _write(Path(adapter), _card(Path(adapter), facts))
+    settings, lora = config.model_dump(mode="json"), described(adapter)
+    own_prompts = method == "dspy"  # those of the program's signatures
+    sections = ("seed", *(() if own_prompts else ("prompt", "sampling")), "lora", _SECTIONS[method])
+    roles = ("weak", "strong") if method == "grpo" and config.rl.credit.scheme == "distill" else ("weak",)
+    models = {role: settings["models"][role] for role in roles}
+    card = {
+        "method": method,
+        "base": {"name": base_name(base), "fingerprint": fingerprint(base)},
+        "license": _license(base),
+        "adapter": {"rank": lora.get("r"), "alpha": lora.get("lora_alpha")},
+        "prompt_hash": None if own_prompts else config.prompt.hash,
+        "config_hash": config.hash,
+        "config": {key: settings[key] for key in sections} | {"models": models},
+        "data": [data_facts(rows, name) for name, rows in data.items()],
+        "curves": {key: _curve(points) for key, points in curves.items() if points},
+        "evaluation": {"before": _measured(before), "after": _measured(after)},
+        "versions": _versions(),
+    }
+    return _write(Path(adapter), card)
 
 
 def add_evaluation(adapter: str | Path, *, before: Evaluated | None = None, after: Evaluated | None = None) -> Path:
@@ -141,34 +138,8 @@ def base_name(base: Path) -> str:
     return base.resolve().name
 
 
-def _card(adapter: Path, facts: CardFacts) -> dict[str, Any]:
-    config = facts.config.model_dump(mode="json")
-    own_prompts = facts.method == "dspy"  # those of the program's signatures
-    sections = ("seed", *(() if own_prompts else ("prompt", "sampling")), "lora", *_SECTIONS[facts.method])
-    roles = ("weak", "strong") if facts.method == "grpo" and facts.config.rl.credit.scheme == "distill" else ("weak",)
-    lora = described(adapter)
-    return {
-        "method": facts.method,
-        "base": {"name": base_name(facts.base), "fingerprint": fingerprint(facts.base)},
-        "license": facts.license or _license(facts.base),
-        "adapter": {"rank": lora.get("r"), "alpha": lora.get("lora_alpha")},
-        "prompt_hash": None if own_prompts else facts.config.prompt.hash,
-        "config_hash": facts.config.hash,
-        "config": {key: config[key] for key in sections} | {"models": {role: config["models"][role] for role in roles}},
-        "data": [_plain(data) for data in facts.data],
-        "curves": {key: _curve(points) for key, points in (facts.curves or {}).items() if points},
-        "evaluation": {"before": _measured(facts.before), "after": _measured(facts.after)},
-        "versions": _versions(),
-        "note": facts.note,
-    }
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(to_json(value))
-
-
-def _measured(found: Evaluated | None) -> dict[str, Any] | None:
-    return None if found is None else {"accuracy": found.accuracy, **_plain(found)}
+def _measured(result: Evaluated | None) -> dict[str, Any] | None:
+    return None if result is None else {"accuracy": result.accuracy, **json.loads(to_json(result))}
 
 
 def _curve(points: Sequence[tuple[int, float]]) -> dict[str, Any]:
@@ -183,17 +154,12 @@ def _curve(points: Sequence[tuple[int, float]]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {
-        "stepwise": __version__,
-        "grader": GRADER_VERSION,
-        "python": platform.python_version(),
-    }
+    versions: dict[str, str | None] = {"stepwise": __version__, "grader": GRADER_VERSION}
+    versions["python"] = platform.python_version()
     for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {package: versions.get(package) for package in (*versions, *_PACKAGES)}
 
 
 def _license(base: Path) -> str:
@@ -226,14 +192,17 @@ def _readme(card: Mapping[str, Any]) -> str:
     parts = [
         front,
         f"# LoRA adapter on {card['base']['name']}",
-        f"Made with stepwise {versions['stepwise']} by {METHODS[card['method']]}: rank {adapter['rank']}, alpha "
-        f"{adapter['alpha']}. {card['note']}".strip(),
+        f"Made with stepwise {versions['stepwise']} by {_METHODS[card['method']]}: rank {adapter['rank']}, alpha "
+        f"{adapter['alpha']}.",
         "## Evaluation",
         _evaluation(card["evaluation"]),
         "## Data",
         markdown_table(
             ("data", "rows", "kinds", "SHA-256"),
-            [(d["name"], d["rows"], _listed(d["counts"]), d["sha256"][:16]) for d in card["data"]],
+            [
+                (d["name"], d["rows"], ", ".join(f"{kind} {n}" for kind, n in d["counts"].items()), d["sha256"][:16])
+                for d in card["data"]
+            ],
         ),
         "## Training",
         markdown_table(
@@ -260,17 +229,12 @@ def _evaluation(found: Mapping[str, Any]) -> str:
         return "Not evaluated."
     rows = []
     for when in ("before", "after"):
-        e = found[when]
-        if e is None:
-            rows.append((when, "not measured", "", "", "", ""))
-            continue
-        accuracy = "nothing judged" if e["accuracy"] is None else f"{e['accuracy']:.3f}"
-        rows.append((when, accuracy, e["problems"], e["samples"], e["judged"], f"{e['temperature']:g}"))
+        cells = ("not measured", "", "", "", "")
+        if e := found[when]:
+            accuracy = "nothing judged" if e["accuracy"] is None else f"{e['accuracy']:.3f}"
+            cells = (accuracy, e["problems"], e["samples"], e["judged"], f"{e['temperature']:g}")
+        rows.append((when, *cells))
     return markdown_table(("", "pass@1", "problems", "samples of each", "answers judged", "temperature"), rows)
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind} {count}" for kind, count in counts.items())
 
 
 def front_matter(**fields: Any) -> str:

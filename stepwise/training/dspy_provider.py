@@ -214,7 +214,7 @@ class LoraProvider(Provider):  # type: ignore[misc]
     def _train(self, chats: Sequence[list[dict[str, str]]], cfg: Config, start: Path | None) -> Path:
         """The adapter's directory of a run on `chats`, new or gone on with."""
         name, data = "traces of a DSPy program", [{"messages": chat} for chat in chats]
-        digest = data_facts(data, name).sha256
+        digest = data_facts(data, name)["sha256"]
         arguments = {"rows": len(data), "data": digest, "adapter": str(start) if start else None}
         out = self.out / key_of({"config": cfg.hash, **arguments})[:12]
         with opened(out, program="dspy", config=cfg, arguments=arguments) as directory:

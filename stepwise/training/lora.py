@@ -1,12 +1,14 @@
 """The model in training: a frozen base of transformers' layout and a LoRA adapter on its linear layers (PEFT).
 
 The adapter is never merged into the base that is trained on: merging and taking it out again in bfloat16 leaves
-something behind each time. The base alone, as a reference model, is the same model with the adapter switched off.
+something behind each time. The base alone, as a reference model, is the same model with the adapter switched off
+(`model.disable_adapter()`).
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwise.config import Config, ModelConfig, Roles
+from stepwise import lab
+from stepwise.config import Config, ModelConfig
 from stepwise.config.training import LoraConfig
 from stepwise.errors import ConfigError, DataError, ExportError, MissingDependencyError
+from stepwise.export.gguf import export_lora_gguf
+from stepwise.export.tokenizer import check_train_from
+from stepwise.models.hub import gguf_path
 
 if TYPE_CHECKING:
     import torch
@@ -39,12 +45,6 @@ class Trainee:
         named = sorted((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
         return [parameter for _, parameter in named]
 
-    @contextmanager
-    def base_alone(self) -> Iterator[Any]:
-        """The model without its adapter: the reference of a divergence."""
-        with self.model.disable_adapter():
-            yield self.model
-
     def save(self, folder: str | Path) -> Path:
         """Write the adapter in PEFT's layout to `folder`; returns it."""
         folder = Path(folder)
@@ -54,10 +54,6 @@ class Trainee:
 
     def export(self, path: str | Path) -> Path:
         """Write the adapter as a LoRA adapter in GGUF, which the engine attaches; returns the path."""
-        import tempfile
-
-        from stepwise.export.gguf import export_lora_gguf
-
         with tempfile.TemporaryDirectory() as folder:
             return export_lora_gguf(self.save(Path(folder) / "adapter"), path, self.base)  # its name is in the file
 
@@ -82,8 +78,6 @@ def base_directory(model: ModelConfig) -> Path:
 
     Raises ConfigError where `train_from` is missing or is no such directory.
     """
-    from stepwise import lab
-
     name = model.model.partition("/")[2]
     if model.train_from is None and model.local and name in lab.MODELS:
         return lab.model_path(name, "safetensors")
@@ -98,33 +92,37 @@ def base_directory(model: ModelConfig) -> Path:
     return folder
 
 
-def load_trainee(
-    cfg: Config, *, adapter: str | Path | None = None, role: Roles = "weak", dropout: bool = False
-) -> Trainee:
-    """The base of `role` with a fresh adapter, or with that in the directory `adapter` (PEFT's layout) to go on with.
+def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: bool = False) -> Trainee:
+    """The base of `models.weak` with a fresh adapter, or with that in the directory `adapter` (PEFT's layout) to go on
+    with.
 
     `dropout` switches [lora] dropout on. The same seed gives the same adapter. Raises ConfigError, DataError or
     MissingDependencyError, before any weight is loaded where that can be told.
     """
     require_training()
+    import peft
     import torch
-    from peft import PeftModel
 
-    model = cfg.role(role)
-    if not isinstance(model, ModelConfig):
-        raise ConfigError(f"role {role!r} is no model that writes text; train weak, strong or critic")
+    model = cfg.models.weak
     base, device = base_directory(model), _device(cfg.lora)
     if adapter is not None:
         check_layout(adapter)
-    check_tokens(model, base)
+    _check_tokens(model, base)
     tokenizer = load_tokenizer(base)
     frozen = _load_base(base, cfg.lora, device)
+    fresh = peft.LoraConfig(
+        r=cfg.lora.rank,
+        lora_alpha=cfg.lora.alpha,
+        lora_dropout=cfg.lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
     torch.manual_seed(cfg.seed)  # before the adapter is made: its first weights are random
-    if adapter is None:
-        trained = _fresh(frozen, cfg.lora)
-    else:
-        with quiet():
-            trained = PeftModel.from_pretrained(frozen, str(adapter), is_trainable=True)
+    with quiet():  # adapter weights are float32 whatever the base is
+        if adapter is None:
+            trained = peft.get_peft_model(frozen, fresh)
+        else:
+            trained = peft.PeftModel.from_pretrained(frozen, str(adapter), is_trainable=True)
     for module in trained.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = cfg.lora.dropout if dropout else 0.0
@@ -151,11 +149,8 @@ def check_layout(adapter: str | Path) -> None:
         raise DataError(f"adapter {adapter} has no {' and no '.join(missing)}; give the directory that training wrote")
 
 
-def check_tokens(model: ModelConfig, base: Path) -> None:
+def _check_tokens(model: ModelConfig, base: Path) -> None:
     """Raise ConfigError unless a local GGUF and the weights it is trained from speak the same tokens."""
-    from stepwise.models.hub import gguf_path
-    from stepwise.training.tokenizer_check import check_train_from
-
     if not model.local:
         return
     gguf = gguf_path(model.model.partition("/")[2])
@@ -246,20 +241,6 @@ def four_bits(device: str) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-
-
-def _fresh(frozen: Any, how: LoraConfig) -> Any:
-    import peft
-
-    config = peft.LoraConfig(
-        r=how.rank,
-        lora_alpha=how.alpha,
-        lora_dropout=how.dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with quiet():
-        return peft.get_peft_model(frozen, config)  # adapter weights are float32 whatever the base is
 
 
 def described(adapter: str | Path) -> dict[str, Any]:

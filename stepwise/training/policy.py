@@ -121,7 +121,7 @@ def forward(
     import torch
 
     logprobs, marks = [_nothing()] * len(rows), [0.0] * len(rows)
-    alone: AbstractContextManager[Any] = trainee.base_alone() if base else nullcontext()
+    alone: AbstractContextManager[Any] = trainee.model.disable_adapter() if base else nullcontext()
     with torch.no_grad(), alone:
         for part in parts_of(rows, cfg):
             batch = Batch(trainee, [rows[i] for i in part], mark)

@@ -33,9 +33,8 @@ from stepwise.io import write_rows
 from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.training import losses
-from stepwise.training.adapters import check_adapter
+from stepwise.training.adapters import NOT_GENERATED, check_adapter
 from stepwise.training.crediting import credit_groups, groups_of
-from stepwise.training.evaluation import NOT_GENERATED
 from stepwise.training.labels import Labeller, Locate, judge_asked
 from stepwise.training.lora import Trainee, base_directory, load_trainee
 from stepwise.training.policy import Batch, Floats, PolicyRow, forward, laser_token, parts_of

@@ -25,7 +25,7 @@ from stepwise.errors import BackendError, DataError
 from stepwise.io import append_rows, read_rows, write_rows
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.progress import progress
-from stepwise.training.cards import CardFacts, Method, curves_of, data_facts, write_card
+from stepwise.training.cards import Method, curves_of, write_card
 from stepwise.training.lora import LAYOUT, Trainee
 from stepwise.training.sinks import STATE, open_sinks
 
@@ -112,9 +112,9 @@ def finish(
         directory.claim(f"{_ADAPTER}/{name}")
     folder = trainee.save(directory.path / _ADAPTER)
     trainee.export(folder / "adapter.gguf")
-    facts = tuple(data_facts(rows, name) for name, rows in data.items() if rows)
     curves = curves_of(read_rows(directory.path / _METRICS))
-    write_card(folder, CardFacts(method, cfg, trainee.base, data=facts, curves=curves))
+    given = {name: rows for name, rows in data.items() if rows}
+    write_card(folder, method, cfg, trainee.base, data=given, curves=curves)
     return folder
 
 

@@ -63,8 +63,8 @@ def test_likelihoods_and_entropies_are_those_of_the_logits(trainee: Any) -> None
     row = rows(True)[0]
     head = prompt_ids(trainee.tokenizer, CONFIG.prompt, row.question)
     body = text_ids(trainee.tokenizer, row.intervention, "the text")
-    with torch.no_grad(), trainee.base_alone() as model:
-        logits = model(torch.tensor([head + body])).logits[0, len(head) - 1 : -1].double().log_softmax(-1)
+    with torch.no_grad(), trainee.model.disable_adapter():
+        logits = trainee.model(torch.tensor([head + body])).logits[0, len(head) - 1 : -1].double().log_softmax(-1)
     found = measured([row], trainee, CONFIG)[0]
     expected = -logits.gather(1, torch.tensor(body)[:, None])[:, 0].numpy()
     assert len(found.nll) == len(body)  # the end of the message is not among them

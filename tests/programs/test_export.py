@@ -12,7 +12,7 @@ from programs.export import main
 from stepwise.config import Config
 from stepwise.export.gguf import export_gguf
 from stepwise.models.engine import Engine
-from stepwise.training.cards import CardFacts, write_card
+from stepwise.training.cards import write_card
 from tests.tiny_models import tiny_model
 from tests.training.parity import llama_logits, random_ids, transformers_logits
 from tests.training.test_export_lora import random_adapter
@@ -27,7 +27,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
     folder = tmp_path_factory.mktemp("export")
     base = tiny_model(folder / "base")
     model = random_adapter(base, folder / "run" / "adapter")
-    write_card(folder / "run" / "adapter", CardFacts("sft", Config.lab(), base, license="mit"))
+    (base / "README.md").write_text("---\nlicense: mit\n---\n")
+    write_card(folder / "run" / "adapter", "sft", Config.lab(), base)
     return base, folder / "run", model
 
 

@@ -13,9 +13,8 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.prompt import SolvePrompt
-from stepwise.training.adapters import base_of, check_adapter, fingerprint, read_card
+from stepwise.training.adapters import Evaluated, adapter_gguf, base_of, check_adapter, evaluate, fingerprint, read_card
 from stepwise.training.cards import (
-    CardFacts,
     add_evaluation,
     base_name,
     curves_of,
@@ -23,7 +22,6 @@ from stepwise.training.cards import (
     thinned,
     write_card,
 )
-from stepwise.training.evaluation import Evaluated, adapter_gguf, evaluate
 from stepwise.types import Problem
 
 for _package in ("torch", "transformers", "peft", "gguf", "llama_cpp"):
@@ -55,13 +53,10 @@ def adapter(made: tuple[Path, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(made[1], tmp_path / "adapter"))
 
 
-def facts(base: Path, **changes: Any) -> CardFacts:
+def written(adapter: Path, base: Path, **more: Any) -> Path:
+    """The README of a card of `adapter`."""
     curves = curves_of({"step": i, "loss": 1 / (i + 1)} for i in range(500))
-    return CardFacts(
-        **{"method": "sft", "config": Config.lab(), "base": base, "data": (data_facts(ROWS, "int.jsonl"),)}
-        | {"curves": curves}
-        | changes
-    )
+    return write_card(adapter, "sft", Config.lab(), base, data={"int.jsonl": ROWS}, curves=curves, **more)
 
 
 def front_matter(readme: str) -> dict[str, Any]:
@@ -70,7 +65,7 @@ def front_matter(readme: str) -> dict[str, Any]:
 
 
 def test_the_readme_has_the_hubs_form_and_says_what_was_measured(made: tuple[Path, Path], adapter: Path) -> None:
-    text = write_card(adapter, facts(made[0], before=BEFORE)).read_text()
+    text = written(adapter, made[0], before=BEFORE).read_text()
     assert front_matter(text) == {
         "base_model": "base",
         "library_name": "peft",
@@ -86,12 +81,12 @@ def test_the_readme_has_the_hubs_form_and_says_what_was_measured(made: tuple[Pat
 
 def test_the_hub_reads_the_front_matter(made: tuple[Path, Path], adapter: Path) -> None:
     hub = pytest.importorskip("huggingface_hub")
-    card = hub.ModelCard.load(write_card(adapter, facts(made[0], license="apache-2.0")))
-    assert (card.data.base_model, card.data.library_name, card.data.license) == ("base", "peft", "apache-2.0")
+    card = hub.ModelCard.load(written(adapter, made[0]))
+    assert (card.data.base_model, card.data.library_name, card.data.license) == ("base", "peft", "unknown")
 
 
 def test_the_json_holds_config_hashes_data_curves_and_versions(made: tuple[Path, Path], adapter: Path) -> None:
-    write_card(adapter, facts(made[0]))
+    written(adapter, made[0])
     card = read_card(adapter)
     assert card is not None
     config = Config.lab()
@@ -116,7 +111,7 @@ def test_an_evaluation_is_added_later_without_losing_the_earlier_one(made: tuple
             (adapter / "card.json").write_text(other)
         with pytest.raises(DataError, match=r"has no card\.json of this form; write one with write_card"):
             add_evaluation(adapter, after=BEFORE)
-    write_card(adapter, facts(made[0], before=BEFORE))
+    written(adapter, made[0], before=BEFORE)
     nothing = Evaluated("m@2", 4, 1, 0, 0, {"TIMEOUT": 4}, 0.0, 0)
     text = add_evaluation(adapter, after=nothing).read_text()
     assert "| before | 0.333 |" in text
@@ -131,9 +126,9 @@ def test_the_licence_is_the_bases_own_where_it_names_one(
 ) -> None:
     base = Path(shutil.copytree(made[0], tmp_path / "base"))
     (base / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n\nlicense: of the text\n")
-    assert front_matter(write_card(adapter, facts(base)).read_text())["license"] == "apache-2.0"
+    assert front_matter(written(adapter, base).read_text())["license"] == "apache-2.0"
     (base / "README.md").write_text("# No front matter\n\nlicense: mit\n")
-    assert front_matter(write_card(adapter, facts(base)).read_text())["license"] == "unknown"
+    assert front_matter(written(adapter, base).read_text())["license"] == "unknown"
 
 
 def test_a_base_in_the_hubs_cache_has_its_name_there(tmp_path: Path) -> None:
@@ -156,10 +151,10 @@ def test_thinning_keeps_the_ends_and_the_order() -> None:
 
 
 def test_data_hashes_depend_on_rows_and_order() -> None:
-    again = data_facts(ROWS, "other name").sha256
-    assert again == data_facts(ROWS, "int.jsonl").sha256
-    assert again != data_facts(ROWS[::-1], "int.jsonl").sha256
-    assert data_facts([Problem("1", "q", source="gsm8k")], "p").counts == {"gsm8k": 1}
+    again = data_facts(ROWS, "other name")["sha256"]
+    assert again == data_facts(ROWS, "int.jsonl")["sha256"]
+    assert again != data_facts(ROWS[::-1], "int.jsonl")["sha256"]
+    assert data_facts([Problem("1", "q", source="gsm8k")], "p")["counts"] == {"gsm8k": 1}
 
 
 def test_the_fingerprint_sees_one_changed_weight_but_not_the_sharding(made: tuple[Path, Path], tmp_path: Path) -> None:
@@ -179,7 +174,7 @@ def test_the_fingerprint_sees_one_changed_weight_but_not_the_sharding(made: tupl
 
 def test_an_adapter_of_its_own_base_and_prompt_passes(made: tuple[Path, Path], adapter: Path) -> None:
     assert check_adapter(adapter, made[0]) is None  # no card: the shapes alone were compared
-    write_card(adapter, facts(made[0]))
+    written(adapter, made[0])
     card = check_adapter(adapter, made[0], Config.lab().prompt)
     assert card is not None
     assert card["method"] == "sft"
@@ -192,7 +187,7 @@ def test_an_adapter_of_other_weights_of_the_same_shape_is_refused(
 
     other = tiny_model(tmp_path / "other", seed=1)
     assert check_adapter(adapter, other) is None
-    write_card(adapter, facts(made[0]))
+    written(adapter, made[0])
     with pytest.raises(DataError, match=r"was trained on other weights: base with fingerprint \w+.*give that base"):
         check_adapter(adapter, other)
 
@@ -217,7 +212,7 @@ def test_a_base_of_another_shape_is_refused_without_a_card(
 def test_an_adapter_of_another_prompt_is_refused_with_the_prompt_it_wants(
     made: tuple[Path, Path], adapter: Path
 ) -> None:
-    write_card(adapter, facts(made[0]))
+    written(adapter, made[0])
     with pytest.raises(ConfigError, match=r"trained under the prompt \w{12}.*set \[prompt\] as its card has it.*user"):
         check_adapter(adapter, made[0], SolvePrompt(system="Think."))
 
