@@ -31,6 +31,7 @@ from stepwise.lab.references import Granularity, reference
 from stepwise.models import load_backend
 from stepwise.models.scorers import load_scorer
 from stepwise.runs.shell import Run, program
+from stepwise.stats import bootstrap, resamples
 from stepwise.types import Intervention, Localization, Problem, Step, Trace
 
 from .conditioning_tables import show
@@ -221,22 +222,17 @@ def _applied(attempt: Attempt, intervention: Intervention | None) -> list[str]:
     return [*attempt.steps[: intervention.location], intervention.content]
 
 
-def _draws(n: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, n, size=(DRAWS, n))
-
-
 def _spread(shares: np.ndarray, covered: np.ndarray) -> Rows:
-    means = shares[_draws(len(shares))].mean(1)
+    found = bootstrap(lambda rows: float(shares[rows].mean()), len(shares), samples=DRAWS)
+    assert found is not None
     return {
-        "accuracy": float(shares.mean()), "interval": np.quantile(means, [0.025, 0.975]).tolist(),
-        "covered": int(covered.sum()), "of": len(covered),
+        "accuracy": found.value, "interval": [found.low, found.high], "covered": int(covered.sum()), "of": len(covered),
     }  # fmt: skip
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> Rows:
     """Ratio of two accuracies on the same problems; None where the lower one is 0 and the ratio has no bound."""
-    draws = _draws(len(above))
-    pairs = [(above.mean(), below.mean()), *zip(above[draws].mean(1), below[draws].mean(1), strict=True)]
+    pairs = [(above[rows].mean(), below[rows].mean()) for rows in resamples(len(above), DRAWS)]
     whole, *ratios = (a / b if b else (math.inf if a else 0.0) for a, b in pairs)
     low, high = np.quantile(ratios, [0.025, 0.975], method="lower")
     return {

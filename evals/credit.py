@@ -33,6 +33,7 @@ from rich.table import Table
 from stepwise.config import Config
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, positive, program
+from stepwise.stats import percentile
 from stepwise.training.crediting import credit_groups, groups_of
 from stepwise.training.labels import Labeller
 from stepwise.training.lora import Trainee, load_trainee
@@ -199,10 +200,10 @@ def compared(one: Told, truth: Told, right: NDArray[np.float64]) -> dict[str, An
         sizes.append(np.sqrt(own[np.ix_(at, at)].sum() / max(true[np.ix_(at, at)].sum(), 1e-30)))
     everything = np.arange(groups)
     return {
-        "same": (_cosine(inner, own, true, everything, everything), *_ends(same)),
-        "mixed": (_cosine(inner, own, true, mixed, mixed), *_ends(spread)),
-        "others": (float(np.mean(others)), *_ends(others)),
-        "size": (float(np.sqrt(own.sum() / max(true.sum(), 1e-30))), *_ends(sizes)),
+        "same": percentile([_cosine(inner, own, true, everything, everything), *same]),
+        "mixed": percentile([_cosine(inner, own, true, mixed, mixed), *spread]),
+        "others": percentile([float(np.mean(others)), *others]),
+        "size": percentile([float(np.sqrt(own.sum() / max(true.sum(), 1e-30))), *sizes]),
         "signal": float(one.signal.mean()),
         "signal where all are wrong": float(one.signal[wrong].mean()) if wrong.any() else None,
         "tokens": one.tokens,
@@ -213,11 +214,6 @@ def _cosine(inner: Any, own: Any, true: Any, ours: Any, theirs: Any) -> float:
     """Between the sums of our gradients over the groups `ours` and of the true ones over `theirs`; 0 without length."""
     length = np.sqrt(max(own[np.ix_(ours, ours)].sum(), 0.0) * max(true[np.ix_(theirs, theirs)].sum(), 0.0))
     return float(inner[np.ix_(ours, theirs)].sum() / length) if length > 0 else 0.0
-
-
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def shown(rows: dict[str, dict[str, Any]]) -> Table:

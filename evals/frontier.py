@@ -181,7 +181,7 @@ def plot(world: World, frontiers: dict[str, Frontier], episodes: int) -> Markup:
     """The world's heading, legend and plot, as HTML."""
     import numpy as np
 
-    from stepwise.report.plot import NARROW, WIDE, Cost, legend, plot_svg
+    from stepwise.report.plot import NARROW, WIDE, CostAxis, legend, plot_svg
     from stepwise.routing.compare import PolicyRow
 
     def row(name: str, family: str, point: OperatingPoint) -> PolicyRow:
@@ -195,7 +195,7 @@ def plot(world: World, frontiers: dict[str, Frontier], episodes: int) -> Markup:
     rows = [row("never", "never", ends[0])]
     for name, frontier in frontiers.items():
         rows += [row(name, name, OperatingPoint(calls, frontier.at(calls)[0])) for calls in (0.125, *BUDGETS)]
-    calls_axis = Cost("calls", "Strong calls", "strong calls per problem", lambda r: r.calls / r.n)
+    calls_axis = CostAxis("calls", "Strong calls", "strong calls per problem", lambda r: r.calls / r.n)
     key = Markup(" ").join(Markup("<span>{}{}</span>").format(swatch, text) for swatch, text in legend(rows))
     drawings = Markup("").join(plot_svg(rows, calls_axis, canvas) for canvas in (WIDE, NARROW))
     return Markup('<h2>World "{}"</h2><p>{}</p>{}').format(world.kind, key, drawings)

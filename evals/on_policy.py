@@ -31,6 +31,7 @@ from stepwise.interventions.work import BuildSettings, Work, Writers
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.lab.references import Granularity, reference
 from stepwise.runs.shell import Run, positive, program
+from stepwise.stats import bootstrap
 
 from .lab_tables import table
 
@@ -165,11 +166,11 @@ def _means(texts: Sequence[Tokens]) -> dict[str, Any]:
     parts = {"nll": [t.nll for t in texts], "entropy": [t.entropy for t in texts]}
     parts["excess"] = [nll - entropy for nll, entropy in zip(*parts.values(), strict=True)]
     problems = [text.problem for text in texts]
-    means: dict[str, Any] = {name: bootstrap(problems, values) for name, values in parts.items()}
+    means: dict[str, Any] = {name: mean_of_tokens(problems, values) for name, values in parts.items()}
     return {**means, "excess_per_text": sum(map(np.sum, parts["excess"])) / len(texts) if texts else None}
 
 
-def bootstrap(problems: Sequence[str], values: Sequence[Floats], seed: int = 0) -> list[float] | None:
+def mean_of_tokens(problems: Sequence[str], values: Sequence[Floats]) -> list[float] | None:
     """Mean over all tokens, and the ends of its 95 % interval over resampled problems.
 
     `values` (one array of tokens for each text) belong to `problems`, of which each is drawn with all its texts.
@@ -180,12 +181,12 @@ def bootstrap(problems: Sequence[str], values: Sequence[Floats], seed: int = 0) 
         place = names.index(problem)
         sums[place] += tokens.sum()
         counts[place] += len(tokens)
-    if not counts.sum():
-        return None
-    draws = np.random.default_rng(seed).integers(0, len(names), size=(DRAWS, len(names)))
-    totals = counts[draws].sum(1)
-    means = sums[draws].sum(1)[totals > 0] / totals[totals > 0]
-    return [float(sums.sum() / counts.sum()), *np.quantile(means, [0.025, 0.975]).tolist()]
+
+    def mean(rows: np.ndarray) -> float | None:
+        return float(sums[rows].sum() / counts[rows].sum()) if counts[rows].sum() else None
+
+    found = bootstrap(mean, len(names), samples=DRAWS) if names else None
+    return None if found is None else list(found)
 
 
 def show(run: Run, figures: Mapping[str, Mapping[str, Any]]) -> None:

@@ -16,6 +16,7 @@ from stepwise.errors import BackendError
 from stepwise.grading import Verdict, grade_many
 from stepwise.lab.problems import LabProblem
 from stepwise.models.base import Completion, Request
+from stepwise.stats import Interval, percentile
 from stepwise.training.adapters import with_adapter
 from stepwise.types import Problem
 
@@ -122,20 +123,19 @@ def strata(problems: Sequence[LabProblem], base: Sequence[int]) -> dict[str, np.
 
 def interval(
     rows: Sequence[Measured], against: Sequence[Measured], mask: np.ndarray, k: int = 1, draws: int = 2000
-) -> tuple[float, float, float]:
+) -> Interval:
     """Mean difference in pass@k of two arms over the masked problems, with a 95 % interval.
 
     Problems and seeds are drawn again together (paired); with one seed the interval says nothing about other seeds.
     """
     ours, theirs = scores(rows, k)[:, mask], scores(against, k)[:, mask]
     rng = np.random.default_rng(0)
-    found = []
+    found = [float(ours.mean() - theirs.mean())]
     for _ in range(draws):
         seeds, places = rng.integers(len(ours), size=len(ours)), rng.integers(ours.shape[1], size=ours.shape[1])
         other = seeds if len(theirs) == len(ours) else rng.integers(len(theirs), size=len(theirs))
         found.append(ours[np.ix_(seeds, places)].mean() - theirs[np.ix_(other, places)].mean())
-    low, high = np.quantile(found, (0.025, 0.975))
-    return float(ours.mean() - theirs.mean()), float(low), float(high)
+    return percentile(found)
 
 
 def scores(rows: Sequence[Measured], k: int) -> np.ndarray:

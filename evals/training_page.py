@@ -51,8 +51,8 @@ def _gains(by_arm: Arms, masks: dict[str, np.ndarray]) -> Markup:
         if names:
             rows.append((title, []))
         for name in names:
-            found = [interval(by_arm[name], by_arm[CONTROL], mask) for mask in whole.values() if mask.any()]
-            rows.append((name, [(100 * a, 100 * b, 100 * c) for a, b, c in found]))
+            gains = [interval(by_arm[name], by_arm[CONTROL], mask) for mask in whole.values() if mask.any()]
+            rows.append((name, [(100 * a, 100 * b, 100 * c) for a, b, c in gains]))
     ends = [value for _, found in rows for one in found for value in one]
     marks = ticks(min(0.0, *ends), max(0.0, *ends), 8)
 

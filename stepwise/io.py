@@ -8,14 +8,12 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
 from pydantic import ValidationError
 
 from stepwise.errors import DataError
 from stepwise.types import from_json, to_json
-
-T = TypeVar("T")
 
 
 def append_rows(path: Path, rows: Iterable[Any]) -> None:
@@ -61,10 +59,6 @@ def write_rows(path: str | Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(to_json(row) + "\n" for row in rows))
 
 
-@overload
-def read_rows(path: Path, *, finished: bool = False) -> list[dict[str, Any]]: ...
-@overload
-def read_rows(path: Path, cls: type[T], *, finished: bool = False) -> list[T]: ...
 def read_rows(path: Path, cls: type[Any] | None = None, *, finished: bool = False) -> list[Any]:
     """Every whole row of `path` as `cls` (None: dictionaries); a missing file has no rows.
 

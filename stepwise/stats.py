@@ -30,27 +30,6 @@ def wilson(correct: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(share, 0.0 if correct == 0 else middle - half, 1.0 if correct == n else middle + half)
 
 
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], *, samples: int = 2000, confidence: float = 0.95, seed: int = 0
-) -> Interval:
-    """Mean of a - b over the same problems in the same order, with a percentile bootstrap interval over problems.
-
-    Raises `DataError` when the two are empty or of unequal length. Deterministic for a given `seed`.
-    """
-    import numpy as np
-
-    if len(a) != len(b) or not a:
-        raise DataError(
-            f"paired_difference: {len(a)} and {len(b)} values; give one value per problem for both, at least one"
-        )
-    gaps = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    found = bootstrap(
-        lambda rows: float(gaps[rows].mean()), len(gaps), samples=samples, confidence=confidence, seed=seed
-    )
-    assert found is not None
-    return found
-
-
 def bootstrap(
     statistic: Callable[[Any], float | None],
     n: int,

@@ -22,7 +22,7 @@ Box = tuple[float, float, float, float]
 BAR_HALF = 4.0
 
 
-class Cost(NamedTuple):
+class CostAxis(NamedTuple):
     """One way to count cost: its key and name, and the value of a row per problem (None: not known)."""
 
     key: str
@@ -31,10 +31,10 @@ class Cost(NamedTuple):
     value: Callable[[PolicyRow], float | None]
 
 
-COSTS: tuple[Cost, ...] = (
-    Cost("strong", "Strong tokens", "strong tokens per problem", lambda r: r.strong_tokens / r.n),
-    Cost("all", "All tokens", "generated tokens per problem", lambda r: r.generated_tokens / r.n),
-    Cost(
+COSTS: tuple[CostAxis, ...] = (
+    CostAxis("strong", "Strong tokens", "strong tokens per problem", lambda r: r.strong_tokens / r.n),
+    CostAxis("all", "All tokens", "generated tokens per problem", lambda r: r.generated_tokens / r.n),
+    CostAxis(
         "weights",
         "Parameter-tokens",
         "parameter-tokens per problem",
@@ -109,7 +109,7 @@ def legend(rows: Sequence[PolicyRow]) -> list[tuple[Markup, str]]:
     return [(draw("swatch", style=style, marker=marker(style, 17.0, 10.0, 4.0)), name) for style, name in named]
 
 
-def plot_svg(rows: Sequence[PolicyRow], cost: Cost, canvas: Canvas = WIDE) -> Markup:
+def plot_svg(rows: Sequence[PolicyRow], cost: CostAxis, canvas: Canvas = WIDE) -> Markup:
     """One drawing of accuracy against `cost`; rows whose accuracy or cost is not known are left out."""
     known = [(row, cost.value(row)) for row in rows if row.accuracy is not None]
     placed = [(row, x) for row, x in known if x is not None]
@@ -172,7 +172,7 @@ def _runs(points: Sequence[_Point]) -> list[tuple[str, list[_Point]]]:
     return [(kind, own) for kind, own in ordered if len(own) > 1]
 
 
-def _title(row: PolicyRow, cost: Cost) -> str:
+def _title(row: PolicyRow, cost: CostAxis) -> str:
     """What hovering over a row's point says."""
     value = cost.value(row) or 0.0
     spread = "" if row.accuracy_low is None else f" ({interval(row)})"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evals.on_policy import CONTENT, WHOLE, Tokens, bootstrap, main, measured, measured_apart, summarize
+from evals.on_policy import CONTENT, WHOLE, Tokens, main, mean_of_tokens, measured, measured_apart, summarize
 from stepwise import lab
 from stepwise.config import Config
 from stepwise.data.examples import Example
@@ -75,7 +75,7 @@ def test_likelihoods_and_entropies_are_those_of_the_logits(trainee: Any) -> None
 def test_the_solvers_own_words_are_likelier_than_a_reference(trainee: Any) -> None:
     references = build("reference", [made.problem for made in generate("val", 4)], CONFIG)
     texts = [measured(examples, trainee, CONFIG) for examples in (rows(True), references)]
-    own, other = (bootstrap([t.problem for t in found], [t.nll for t in found]) for found in texts)
+    own, other = (mean_of_tokens([t.problem for t in found], [t.nll for t in found]) for found in texts)
     assert own is not None
     assert other is not None
     assert own[0] < 1 < other[0]
@@ -84,14 +84,14 @@ def test_the_solvers_own_words_are_likelier_than_a_reference(trainee: Any) -> No
 
 def test_a_mean_is_over_tokens_and_its_interval_over_problems() -> None:
     values = [np.array([1.0, 1.0, 1.0]), np.array([5.0]), np.array([1.0])]
-    found = bootstrap(["a", "b", "a"], values)
+    found = mean_of_tokens(["a", "b", "a"], values)
     assert found is not None
     assert found[0] == pytest.approx(9 / 5)
     assert found[1:] == [1.0, 5.0]  # only the one, only the other
-    same = bootstrap(["a", "b"], [np.array([2.0]), np.array([2.0, 2.0])])
+    same = mean_of_tokens(["a", "b"], [np.array([2.0]), np.array([2.0, 2.0])])
     assert same == [2.0, 2.0, 2.0]
-    assert bootstrap([], []) is None
-    assert bootstrap(["a"], [np.empty(0)]) is None
+    assert mean_of_tokens([], []) is None
+    assert mean_of_tokens(["a"], [np.empty(0)]) is None
 
 
 def test_figures_tell_the_excess_and_the_hard_problems_apart() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from stepwise.routing.metrics import (
     pgr,
     usage_by_author,
 )
-from stepwise.stats import paired_difference, wilson
+from stepwise.stats import bootstrap, wilson
 from stepwise.types import Problem, Step, Trace, Usage
 
 # TRIM's public run files: Qwen2.5-1.5B -> 7B on MATH-500, target tokens per problem and accuracy in percent.
@@ -164,16 +165,17 @@ def test_wilson_by_hand_and_at_the_ends() -> None:
         wilson(0, 0)
 
 
-def test_the_paired_bootstrap_sees_what_the_unpaired_one_could_not() -> None:
-    base = [float(i % 2) for i in range(200)]
-    better = [1.0 if i % 20 == 0 else value for i, value in enumerate(base)]
-    gap = paired_difference(better, base)
+def test_the_bootstrap_of_differences_over_the_same_problems_is_narrow_and_repeatable() -> None:
+    base = np.array([i % 2 for i in range(200)], float)
+    gaps = np.array([i % 20 == 0 and i % 2 == 0 for i in range(200)], float)
+    gap = bootstrap(lambda rows: float(gaps[rows].mean()), 200)
+    assert gap is not None
     assert gap.value == pytest.approx(0.05)
     assert 0 < gap.low < gap.value < gap.high < 0.1
-    assert paired_difference(better, base) == gap
-    assert paired_difference(base, base) == (0.0, 0.0, 0.0)
+    assert bootstrap(lambda rows: float(gaps[rows].mean()), 200) == gap
+    assert bootstrap(lambda rows: float((base - base)[rows].mean()), 200) == (0.0, 0.0, 0.0)
     with pytest.raises(DataError):
-        paired_difference([1.0], [])
+        bootstrap(lambda rows: 0.0, 0)
 
 
 def a_trace() -> Trace:
