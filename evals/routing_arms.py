@@ -304,9 +304,9 @@ def chosen(names: Sequence[str], learned: Sequence[Path] = ()) -> list[Arm]:
 
 def _learned(path: Path) -> Arm:
     """The policies trained for each price in a directory; what they were trained on is on their cards."""
-    from stepwise.routing.learned import Learned, read_card
+    from stepwise.routing.learned import Learned, LearnedCard
 
-    cards = [read_card(file) for file in sorted(path.glob("learned-*.json"))]
+    cards = [LearnedCard.read(file) for file in sorted(path.glob("learned-*.json"))]
     if not cards:
         raise DataError(f"--learned {path}: there is no learned policy; train one with python -m programs.train_router")
     prices = sorted(card.price for card in cards)

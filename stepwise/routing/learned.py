@@ -21,7 +21,7 @@ import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +122,15 @@ class LearnedCard:
     simulated: Performance | None = None
     live: tuple[Performance, Performance] | None = None
 
+    @classmethod
+    def read(cls, path: Path) -> LearnedCard:
+        """The card in a JSON file; raises `ConfigError` where there is none that can be read."""
+        try:
+            return from_json(cls, path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{path} is no card of a learned policy ({reason}); {_REMEDY}") from error
+
 
 @dataclass(frozen=True, config=_FROZEN)
 class Learned(BasePolicy):
@@ -166,7 +175,7 @@ class Learned(BasePolicy):
     @cached_property
     def card(self) -> LearnedCard:
         """What it is good for."""
-        return read_card(files_of(self.path, self.price)[1])
+        return LearnedCard.read(files_of(self.path, self.price)[1])
 
     @cached_property
     def weights(self) -> dict[str, Array]:
@@ -177,6 +186,18 @@ class Learned(BasePolicy):
             return {name: file.read(name).astype(np.float64) for name in file.places}
         except (OSError, ExportError) as error:
             raise ConfigError(f"{path} holds no weights of a learned policy ({error}); {_REMEDY}") from error
+
+    @classmethod
+    def write(cls, directory: str | Path, card: LearnedCard, weights: Weights, force: bool = False) -> Self:
+        """Write the weights, then the card, which says that the policy is there; a checkpoint of its training goes."""
+        from safetensors.numpy import save_file
+
+        weights_file, card_file = files_of(directory, card.price)
+        with whole_file(weights_file) as draft:
+            save_file({name: value.astype(np.float32) for name, value in weights.items()}, draft, metadata={})
+        write_text(card_file, to_json(card) + "\n")
+        card_file.with_suffix(".checkpoint").unlink(missing_ok=True)
+        return cls(str(directory), card.price, force)
 
     def check(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
         """Raise `ConfigError` unless these are the models it was trained for, or `force` is set."""
@@ -205,9 +226,6 @@ def seen(view: View) -> tuple[Array, Array]:
     if view.draft is not None and view.draft.score is None and not view.draft.text.strip():
         scores[-1] = 0.0
     return scores, np.array([step.usage.generated_tokens for step in steps], dtype=float)
-
-
-# --- the networks; weights are named as `ppo.initial` names them ------------------------------------------------------
 
 
 def features(scores: Array, tokens: Array) -> Array:
@@ -289,33 +307,10 @@ def _norm(weights: Weights, name: str, x: Array) -> Array:
     return np.asarray(scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"])
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
 def files_of(directory: str | Path, price: float | None) -> tuple[Path, Path]:
     """Weights and card of the policy for `price`."""
     stem = f"{_STEM}{price!r}"
     return Path(directory) / f"{stem}.safetensors", Path(directory) / f"{stem}.json"
-
-
-def write_policy(directory: str | Path, card: LearnedCard, weights: Weights, force: bool = False) -> Learned:
-    """Write the weights, then the card, which says that the policy is there; a checkpoint of its training goes."""
-    from safetensors.numpy import save_file
-
-    weights_file, card_file = files_of(directory, card.price)
-    with whole_file(weights_file) as draft:
-        save_file({name: value.astype(np.float32) for name, value in weights.items()}, draft, metadata={})
-    write_text(card_file, to_json(card) + "\n")
-    card_file.with_suffix(".checkpoint").unlink(missing_ok=True)
-    return Learned(str(directory), card.price, force)
-
-
-def read_card(path: Path) -> LearnedCard:
-    """The card in a JSON file; raises `ConfigError` where there is none that can be read."""
-    try:
-        return from_json(LearnedCard, path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no card of a learned policy ({str(error).splitlines()[0]}); {_REMEDY}") from error
 
 
 POLICIES: dict[str, Any] = {Learned.name: Learned}

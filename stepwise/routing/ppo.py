@@ -29,24 +29,8 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.errors import ConfigError, MissingDependencyError
 from stepwise.io import whole_file
-from stepwise.routing.learned import (
-    FOR_GOOD,
-    HEADS,
-    LAYERS,
-    Array,
-    Kind,
-    Learned,
-    LearnedCard,
-    ModelNames,
-    Performance,
-    Weights,
-    encoded,
-    files_of,
-    forward,
-    positions,
-    read_card,
-    write_policy,
-)  # fmt: skip
+from stepwise.routing import learned
+from stepwise.routing.learned import Array, Kind, Learned, LearnedCard, ModelNames, Performance, Weights
 from stepwise.routing.pomdp.simulator import Act, Decisions, Drafts, Ints, RouterSimulator
 from stepwise.seeds import stable_hash
 
@@ -88,7 +72,7 @@ class PpoSettings:
     @property
     def runs(self) -> tuple[int, ...]:
         """The actions, as numbers of strong steps: keep, one, those of `stay`, all that are left."""
-        return (0, 1, *sorted(set(self.stay)), *([FOR_GOOD] if self.hand_over else []))
+        return (0, 1, *sorted(set(self.stay)), *([learned.FOR_GOOD] if self.hand_over else []))
 
 
 def initial(kind: Kind, choices: int, seed: int) -> Tensors:
@@ -113,7 +97,7 @@ def initial(kind: Kind, choices: int, seed: int) -> Tensors:
             norm(f"{layer}.norm", width)
     else:
         linear("embed", width, 2)
-        for layer in (f"layer.{i}" for i in range(LAYERS)):
+        for layer in (f"layer.{i}" for i in range(learned.LAYERS)):
             norm(f"{layer}.norm", width)
             norm(f"{layer}.norm2", width)
             for part, out, into in (("qkv", 3, 1), ("mix", 1, 1), ("up", 4, 1), ("down", 1, 4)):
@@ -148,11 +132,11 @@ def network(
             h = f.dropout(norm(f"{layer}.norm", linear(layer, h)).tanh(), dropout, training=dropout > 0)
     else:
         h = linear("embed", x)
-        batch, length, width = h.shape
-        h = h + torch.as_tensor(positions(length, width), dtype=h.dtype)
+        (batch, length, width), heads = h.shape, learned.HEADS
+        h = h + torch.as_tensor(learned.positions(length, width), dtype=h.dtype)
         visible = torch.arange(length)[None] <= last[:, None]
-        for layer in (f"layer.{i}" for i in range(LAYERS)):
-            parts = linear(f"{layer}.qkv", norm(f"{layer}.norm", h)).view(batch, length, 3, HEADS, width // HEADS)
+        for layer in (f"layer.{i}" for i in range(learned.LAYERS)):
+            parts = linear(f"{layer}.qkv", norm(f"{layer}.norm", h)).view(batch, length, 3, heads, width // heads)
             q, k, v = parts.permute(2, 0, 3, 1, 4)
             mixed = f.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None, None])
             h = h + linear(f"{layer}.mix", mixed.transpose(1, 2).reshape(batch, length, width))
@@ -221,7 +205,7 @@ class PpoLearner:
         import torch
 
         settings = self.settings
-        inputs = encoded(settings.kind, decisions.step, decisions.scores, decisions.tokens)
+        inputs = learned.encoded(settings.kind, decisions.step, decisions.scores, decisions.tokens)
         x = torch.as_tensor(inputs, dtype=torch.float32)
         last, action = torch.as_tensor(decisions.step), torch.as_tensor(decisions.action)
         with torch.no_grad():
@@ -293,7 +277,7 @@ def acting(kind: Kind, weights: Weights, rng: np.random.Generator | None = None)
     """Draws actions by their probabilities; without `rng`, takes the likeliest, as `Learned` does."""
 
     def act(drafts: Drafts) -> Any:
-        logits = forward(kind, weights, drafts.scores, drafts.tokens)
+        logits = learned.forward(kind, weights, drafts.scores, drafts.tokens)
         return (logits if rng is None else logits + rng.gumbel(size=logits.shape)).argmax(1)
 
     return act
@@ -317,9 +301,10 @@ def train(
     if find_spec("torch") is None:
         raise MissingDependencyError('training a policy needs torch; install it with pip install "stepwise[train]"')
     saved, price = dataclasses.asdict(settings), settings.price
-    card_file = files_of(directory, price)[1]
+    card_file = learned.files_of(directory, price)[1]
     if card_file.is_file():
-        if read_card(card_file).settings != json.loads(json.dumps(saved)) or read_card(card_file).pair != models:
+        card = LearnedCard.read(card_file)
+        if (card.settings, card.pair) != (json.loads(json.dumps(saved)), models):
             raise ConfigError(f"{card_file} is of a policy with other settings; give another directory")
         advance(settings.batches)
         return Learned(str(directory), price)
@@ -347,4 +332,4 @@ def train(
             learner.save(checkpoint, best, mark=mark, found=repr(value), at=str(at))
     figures = play(best, settings.test, 3)
     card = LearnedCard(settings.kind, price, settings.runs, settings.draft_share, models, saved, at, figures)
-    return write_policy(directory, card, best)
+    return Learned.write(directory, card, best)

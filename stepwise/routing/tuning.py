@@ -18,19 +18,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from stepwise.errors import DataError
-from stepwise.routing.learned import (
-    Array,
-    Kind,
-    Learned,
-    Performance,
-    Weights,
-    action_of,
-    files_of,
-    forward,
-    seen,
-    softmax,
-    write_policy,
-)  # fmt: skip
+from stepwise.routing import learned
+from stepwise.routing.learned import Array, Kind, Learned, Performance, Weights
 from stepwise.routing.metrics import usage_by_author
 from stepwise.routing.policy import Action, View, When
 from stepwise.routing.pomdp.simulator import Decisions
@@ -65,14 +54,14 @@ class Explorer(BasePolicy):
 
     def decide(self, view: View) -> Action:
         """Draw an action."""
-        scores, tokens = seen(view)
-        share = softmax(forward(self.kind, self.weights, scores[None], tokens[None])[0])
+        scores, tokens = learned.seen(view)
+        share = learned.softmax(learned.forward(self.kind, self.weights, scores[None], tokens[None])[0])
         if self.salt is None:
             action = int(share.argmax())
         else:
             action = min(int(np.searchsorted(share.cumsum(), view.uniform(self.salt), side="right")), len(share) - 1)
         self.notes[view.problem.id][view.index] = scores, tokens, action
-        return action_of(self.runs[action], f"drawn with probability {share[action]:.2f}")
+        return learned.action_of(self.runs[action], f"drawn with probability {share[action]:.2f}")
 
     def decisions(self, traces: Sequence[Trace]) -> Decisions:
         """What was decided in `traces`, each an episode, with what it cost; those without a decision have none."""
@@ -117,7 +106,7 @@ def tune(
     if len(problems) < 10:
         raise DataError(f"there are {len(problems)} problems to tune on; give at least 10")
     settings = PpoSettings(**{**policy.card.settings, "rate": rate, "entropy": (0.001, 0.001), "batches": batches})
-    _, card_file = files_of(directory, settings.price)
+    _, card_file = learned.files_of(directory, settings.price)
     if card_file.is_file():
         return Learned(str(directory), settings.price, policy.force)
     held, pool = problems[: len(problems) // 10], problems[len(problems) // 10 :]
@@ -157,4 +146,4 @@ def tune(
             best, after = learner.arrays(), now
         learner.save(checkpoint, best, mark=mark, before=to_json(before), after=to_json(after))
         advance(1)
-    return write_policy(directory, dataclasses.replace(policy.card, live=(before, after)), best, policy.force)
+    return Learned.write(directory, dataclasses.replace(policy.card, live=(before, after)), best, policy.force)
