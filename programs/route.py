@@ -23,10 +23,9 @@ from stepwise.models.store import CallCache
 from stepwise.report import Report, summary_table, write_report
 from stepwise.report.terminal import StepStream, show_trace
 from stepwise.routing import Policy, RoutingInterrupted, StepRouter, policy_from_config
-from stepwise.routing.compare import judge, plan_routing, verdict_of
+from stepwise.routing.compare import judge, plan_routing, savings, verdict_of
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.saved import PolicyCard, SavedPolicy, load_policy, save_policy
-from stepwise.routing.savings import savings
 from stepwise.runs.plan import Planned
 from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Trace, as_problem
