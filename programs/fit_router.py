@@ -71,7 +71,7 @@ def main(run: Run) -> None:
     labels = "lab" if args.lab else args.labels
     if labels is None:
         raise DataError("--traces needs --labels: lab, column or none")
-    traces = collected(run) if args.lab else list(read(run, args.traces, labels))
+    traces = _collected(run) if args.lab else list(_read(run, args.traces, labels))
     fit = fit_router(
         traces,
         weak=config.models.weak.model,
@@ -87,10 +87,10 @@ def main(run: Run) -> None:
         seed=config.seed,
     )
     fit.save(run.path("fit.json"))
-    show(run, fit)
+    _show(run, fit)
 
 
-def collected(run: Run) -> list[FitTrace]:
+def _collected(run: Run) -> list[FitTrace]:
     """Scored traces of lab problems, by the weak model alone and with strong steps at random places."""
     traces = list[Trace]()
     for policy in _policies(run.config):
@@ -108,7 +108,7 @@ def collected(run: Run) -> list[FitTrace]:
     return [from_lab_trace(trace) for trace in traces if trace.steps]
 
 
-def read(run: Run, files: Sequence[Path], labels: str) -> Iterable[FitTrace]:
+def _read(run: Run, files: Sequence[Path], labels: str) -> Iterable[FitTrace]:
     """The traces of files in either form; raises `DataError` naming file and row."""
     for path in files:
         if not path.is_file():
@@ -171,7 +171,7 @@ def _problems(args: argparse.Namespace) -> list[Problem]:
     return [lab_problem.problem for lab_problem in generate(args.split, args.lab)]
 
 
-def show(run: Run, fit: RouterFit) -> None:
+def _show(run: Run, fit: RouterFit) -> None:
     """Print the figures with their intervals, and draw the calibration plot."""
     card = fit.card
     title = f"Fitted to {card.traces} traces of {card.problems} problems (configuration {card.config})"

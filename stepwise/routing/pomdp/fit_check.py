@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -16,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from stepwise.routing.pomdp.estimate import Array, Estimate, Padded, estimate, law_of, pad
 from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
 from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, FitTrace
-from stepwise.stats import Interval, bootstrap, wilson
+from stepwise.stats import Interval, percentile, resamples, wilson
 
 Ints = NDArray[np.int64]
 BINS = 20  # of a kernel law, of equal width
@@ -159,24 +158,14 @@ def intervals_of(
     problems = list(groups.values())
     data = pad(traces, edges[1:-1])
 
-    @cache  # each figure's bootstrap draws the same resamples
-    def resampled(drawn: bytes) -> tuple[Estimate, dict[str, float]]:
-        rows = [number for i in np.frombuffer(drawn, dtype=np.int64) for number in problems[i]]
+    estimates = []
+    for drawn in resamples(len(problems), samples, seed):
+        rows = [number for i in drawn for number in problems[i]]
         padded = Padded(*(part[rows] for part in data))  # type: ignore[arg-type]
-        fitted = estimate([traces[i] for i in rows], edges=edges, padded=padded, **settings)
-        return fitted, _figures(fitted)
-
-    def figure(drawn: Ints, name: str) -> float | None:
-        value = resampled(drawn.tobytes())[1][name]
-        return None if np.isnan(value) else value
-
-    fitted, figures = resampled(np.arange(len(problems)).tobytes())
-    out = {}
-    for name in figures:
-        interval = bootstrap(partial(figure, name=name), len(problems), samples=samples, seed=seed)
-        if interval is not None:
-            out[name] = interval
-    counts = fitted.counts
+        estimates.append(estimate([traces[i] for i in rows], edges=edges, padded=padded, **settings))
+    figures = [_figures(each) for each in estimates]
+    out = {name: percentile([row[name] for row in figures]) for name in figures[0] if not np.isnan(figures[0][name])}
+    counts = estimates[0].counts
     for name, right, wrong in (
         ("p_weak", counts.weak_right, counts.weak_wrong),
         ("p_strong", counts.strong_right, counts.strong_wrong),

@@ -150,21 +150,18 @@ class RoutingPomdp:
         for q, price in zip(self.p_strong, prices, strict=True):
             actions.append((q * (right + now), q * (right_slope + now_slope), price * self.tokens_per_step))
         parts = []
-        if end > 0:
-            last = []
-            for y, y_slope, fee in actions:
-                value = self.reward * y - fee * mass
-                last.append((value, value, self.reward * y_slope - fee * mass_slope))
-            parts.append((end, _best(last)))
-        if end < 1 and later is not None:
-            middle = []
-            for y, y_slope, fee in actions:
-                ratio = np.divide(y, mass, out=np.zeros_like(mass), where=mass > 0)
-                low, low_slope, high, high_slope = later.lines(ratio)
-                lower = (low - fee) * mass + low_slope * y
-                upper = (high - fee) * mass + high_slope * y
-                middle.append((lower, upper, (low - fee) * mass_slope + low_slope * y_slope))
-            parts.append((1 - end, _best(middle)))
+        for chance, curve in ((end, None), (1 - end, later)):  # None: the last step, after which F(x) = reward x
+            if chance:
+                values = []
+                for y, y_slope, fee in actions:
+                    lines: tuple[Any, ...] = (0.0, self.reward, 0.0, self.reward)
+                    if curve is not None:
+                        lines = curve.lines(np.divide(y, mass, out=np.zeros_like(mass), where=mass > 0))
+                    low, low_slope, high, high_slope = lines
+                    lower = (low - fee) * mass + low_slope * y
+                    upper = (high - fee) * mass + high_slope * y
+                    values.append((lower, upper, (low - fee) * mass_slope + low_slope * y_slope))
+                parts.append((chance, _best(values)))
         lower, upper, slope = (np.sum([chance * best[i] for chance, best in parts], axis=0) for i in range(3))
         return lower, upper, slope
 
@@ -212,13 +209,12 @@ class Plan:
 
     def continuation(self, step: int, x: float, *, last: bool = False) -> Bounds:
         """(lower, upper) of F_step(x): x is the chance that all steps up to and including this one are right."""
-        if not 0 <= x <= 1:
+        if not -_SUM <= x <= 1 + _SUM:
             raise DataError(f"x is {x!r}; it is a probability")
         if step < 0:
             raise DataError(f"step is {step}; steps are counted from 0")
-        if last:
-            return self.model.reward * x, self.model.reward * x
-        return self.curves[min(step, len(self.curves) - 1)].between(x)
+        x = min(max(x, 0.0), 1.0)
+        return (self.model.reward * x,) * 2 if last else self.curves[min(step, len(self.curves) - 1)].between(x)
 
     def action_bounds(
         self, step: int, belief: Sequence[float], tokens: float, *, last: bool = False
@@ -234,9 +230,9 @@ class Plan:
         right, _, now = _checked(belief)
         if not (math.isfinite(tokens) and tokens >= 0):
             raise DataError(f"tokens is {tokens!r}; give a number of at least 0")
-        bounds = [self.continuation(step, _clipped(right), last=last)]
+        bounds = [self.continuation(step, right, last=last)]
         for q, price in zip(self.model.p_strong, self.prices, strict=True):
-            low, high = self.continuation(step, _clipped(q * (right + now)), last=last)
+            low, high = self.continuation(step, q * (right + now), last=last)
             bounds.append((low - price * tokens, high - price * tokens))
         return tuple(bounds)
 
@@ -348,10 +344,6 @@ def _checked(belief: Sequence[float]) -> tuple[float, float, float]:
         text = f"belief is {tuple(belief)!r}; give the chances of right, wrong earlier, wrong just now, adding up to 1"
         raise DataError(text)
     return belief[0], belief[1], belief[2]
-
-
-def _clipped(x: float) -> float:
-    return min(max(x, 0.0), 1.0)
 
 
 def _part(d: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
