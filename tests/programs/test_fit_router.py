@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -24,6 +25,16 @@ def world(monkeypatch: pytest.MonkeyPatch) -> LabWorld:
     return made
 
 
+@pytest.fixture(scope="module")
+def lab_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run on 150 lab problems, only to be read."""
+    out = tmp_path_factory.mktemp("lab")
+    with pytest.MonkeyPatch.context() as patch:
+        LabWorld(150, split="train").install(patch)
+        assert start(out, "--lab", 150, "--bins", 6) == 0
+    return out
+
+
 def start(out: Path, *arguments: object) -> int:
     return fit_router.main(["--out", str(out), *map(str, arguments)])
 
@@ -32,35 +43,31 @@ def fault(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_lab_traces_are_made_labelled_scored_and_fitted(world: LabWorld, tmp_path: Path, capsys) -> None:
-    assert start(tmp_path, "--lab", 150, "--bins", 6) == 0
-    found = RouterFit.load(tmp_path / "fit.json")
-    assert 0.76 < found.p_weak < 0.86  # three in four steps, but the last one of a solution is always right
-    assert found.p_strong == (1.0,)
-    assert found.card.intervals["p_strong"].low < 1.0
-    assert (found.card.weak, found.card.scorer) == ("llamacpp/lab-weak", "llamacpp/lab-scorer")
-    assert (found.card.traces, found.card.problems, found.card.labels) == (300, 150, "lab")
-    assert found.card.held_out.log_likelihood > found.card.held_out.without_scores
-    assert found.pomdp().solve(0.1).gap < 0.01
-    svg = ElementTree.parse(tmp_path / "calibration.svg").getroot()
-    assert len(svg.findall(".//{http://www.w3.org/2000/svg}circle")) == len(found.card.held_out.calibration)
-    out = capsys.readouterr().out
-    assert "chance of a right draft after right steps" in out
-    traces = read_rows(tmp_path / "traces_random.jsonl", Trace)
+def test_lab_traces_are_made_labelled_scored_and_fitted(lab_run: Path) -> None:
+    fit = RouterFit.load(lab_run / "fit.json")
+    assert 0.76 < fit.p_weak < 0.86  # three in four steps, but the last one of a solution is always right
+    assert fit.p_strong == (1.0,)
+    assert fit.card.intervals["p_strong"].low < 1.0
+    assert (fit.card.weak, fit.card.scorer) == ("llamacpp/lab-weak", "llamacpp/lab-scorer")
+    assert (fit.card.traces, fit.card.problems, fit.card.labels) == (300, 150, "lab")
+    assert fit.card.held_out.log_likelihood > fit.card.held_out.without_scores
+    assert fit.pomdp().solve(0.1).gap < 0.01
+    svg = ElementTree.parse(lab_run / "calibration.svg").getroot()
+    assert len(svg.findall(".//{http://www.w3.org/2000/svg}circle")) == len(fit.card.held_out.calibration)
+    traces = read_rows(lab_run / "traces_random.jsonl", Trace)
     assert all(step.score is not None for trace in traces for step in trace.steps)
 
 
-def test_a_killed_collection_goes_on_and_fits_the_same(world: LabWorld, tmp_path: Path) -> None:
-    assert start(tmp_path / "whole", "--lab", 150, "--bins", 6) == 0
-    assert start(tmp_path / "killed", "--lab", 150, "--bins", 6) == 0
-    rows = (tmp_path / "killed" / "traces_never.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "killed" / "traces_never.jsonl").write_bytes(b"".join(rows[:140]) + rows[140][:50])
-    asked = len(world.weak.requests)
-    assert start(tmp_path / "killed", "--lab", 150, "--bins", 6) == 0
-    assert len({request.problem.id for request in world.weak.requests[asked:]}) == 10
-    whole, killed = (RouterFit.load(tmp_path / name / "fit.json") for name in ("whole", "killed"))
-    assert killed.p_weak == whole.p_weak
-    assert killed.law == whole.law
+def test_a_killed_collection_goes_on_and_fits_the_same(world: LabWorld, lab_run: Path, tmp_path: Path, capsys) -> None:
+    killed = shutil.copytree(lab_run, tmp_path / "killed")
+    rows = (killed / "traces_never.jsonl").read_bytes().splitlines(keepends=True)
+    (killed / "traces_never.jsonl").write_bytes(b"".join(rows[:140]) + rows[140][:50])
+    assert start(killed, "--lab", 150, "--bins", 6) == 0
+    assert len({request.problem.id for request in world.weak.requests}) == 10
+    assert "chance of a right draft after right steps" in capsys.readouterr().out
+    whole, again = (RouterFit.load(out / "fit.json") for out in (lab_run, killed))
+    assert again.p_weak == whole.p_weak
+    assert again.law == whole.law
 
 
 def test_drafts_that_a_policy_threw_away_count_where_the_checker_labels_them(
@@ -185,11 +192,10 @@ def _policy(name: str) -> tuple[str, str]:
     return "--set", f"routing.policy={name}"
 
 
-def test_rows_of_the_program_are_traces_that_other_programs_read(world: LabWorld, tmp_path: Path) -> None:
-    assert start(tmp_path / "a", "--lab", 150, "--bins", 4) == 0
+def test_rows_of_the_program_are_traces_that_other_programs_read(lab_run: Path, tmp_path: Path) -> None:
     merged = tmp_path / "all.jsonl"
     for name in ("never", "random"):
-        append_rows(merged, read_rows(tmp_path / "a" / f"traces_{name}.jsonl", Trace))
-    assert start(tmp_path / "b", "--traces", merged, "--labels", "lab", "--bins", 4) == 0
-    first, second = (RouterFit.load(tmp_path / name / "fit.json") for name in ("a", "b"))
+        append_rows(merged, read_rows(lab_run / f"traces_{name}.jsonl", Trace))
+    assert start(tmp_path / "again", "--traces", merged, "--labels", "lab", "--bins", 6) == 0
+    first, second = (RouterFit.load(out / "fit.json") for out in (lab_run, tmp_path / "again"))
     assert first.p_weak == second.p_weak
