@@ -16,8 +16,7 @@ import stepwise as sw
 from evals.adapters import OneCall, invalid, tasks
 from stepwise.config import ModelConfig
 from stepwise.critics.formats import adapter
-from stepwise.critics.formats.chat_grammar import chat_grammar
-from stepwise.critics.formats.compact_format import fields_grammar, read_fields, write_fields
+from stepwise.critics.formats.compact_format import chat_grammar, fields_grammar, read_fields, write_fields
 from stepwise.critics.module import run_all
 from stepwise.critics.signatures import JudgeStep, ProposeIntervention, numbered
 from stepwise.lab import generate

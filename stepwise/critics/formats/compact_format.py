@@ -18,6 +18,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic_core import to_json
+
 from stepwise.critics.formats.field_format import MARK, FieldFormat
 from stepwise.errors import DataError
 from stepwise.models.engine.schema import SchemaRules, literal
@@ -26,12 +28,17 @@ from stepwise.models.engine.schema import SchemaRules, literal
 _FORGED = re.compile(rf"(?<=[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])(?={MARK}|->)")
 
 
+def fields_of(signature: Any) -> dict[str, FieldFormat]:
+    """How each output field of `signature` is written and read, in its order."""
+    return {name: FieldFormat.of(name, field) for name, field in signature.output_fields.items()}
+
+
 def write_fields(signature: Any, values: Mapping[str, Any]) -> str:
     """An assistant's message: every output field of `signature` that `values` has, in the signature's order."""
     lines = []
-    for name, field in signature.output_fields.items():
+    for name, form in fields_of(signature).items():
         if name in values:
-            text = re.sub(rf"\n(?= *{MARK})", "\n ", FieldFormat.of(name, field).write(values[name]))
+            text = re.sub(rf"\n(?= *{MARK})", "\n ", form.write(values[name]))
             lines.append(f"{MARK}{name}:" + (text if text.startswith("\n") or not text else f" {text}"))
     return "\n".join(lines)
 
@@ -59,8 +66,7 @@ def typed(signature: Any, raw: Mapping[str, Any], *, tables: bool = True) -> dic
     values = {}
     for name, field in signature.output_fields.items():
         if name in raw:
-            form = FieldFormat.of(name, field)
-            text = raw[name]
+            form, text = FieldFormat.of(name, field), raw[name]
             values[name] = form.read(text, table=tables) if isinstance(text, str) else form.valid(text)
         elif field.is_required():
             raise DataError(f"the field {name} is missing")
@@ -73,14 +79,25 @@ def fields_grammar(signature: Any) -> str:
     """GBNF whose texts `read_fields` takes, every one; and if the last field is text without max_length, every
     beginning of one that reaches into that text.
     """
-    rules = SchemaRules()
-    lines = []
-    last = list(signature.output_fields)[-1]
-    for name, field in signature.output_fields.items():
-        value = FieldFormat.of(name, field).grammar(rules, last=name == last)
-        lines.append(f"{literal(f'{MARK}{name}:')} {value}")
-    root = r' "\n" '.join(lines)
-    return "\n".join([f"root ::= {root}", *rules.lines()])
+    rules, forms = SchemaRules(), fields_of(signature)
+    values = [form.grammar(rules, last=name == [*forms][-1]) for name, form in forms.items()]
+    lines = [f"{literal(f'{MARK}{name}:')} {value}" for name, value in zip(forms, values, strict=True)]
+    return "\n".join(["root ::= " + r' "\n" '.join(lines), *rules.lines()])
+
+
+def chat_grammar(signature: Any) -> str:
+    """GBNF of DSPy's chat format: each output field under its [[ ## header ## ]], texts and words as they are, all else
+    as JSON.
+    """
+    rules, forms, parts = SchemaRules(), fields_of(signature), []
+    for name, form in forms.items():
+        rules.root = form.schema
+        if "string" in form.types:
+            value = form.value_grammar(rules, "[", last=name == [*forms][-1])
+        else:
+            value = rules.visit(form.schema, f"${name}")[0]
+        parts.append(f"{literal(f'[[ ## {name} ## ]]')} {literal(chr(10))} {value} {literal(chr(10) * 2)}")
+    return "\n".join([f"root ::= {' '.join([*parts, literal('[[ ## completed ## ]]')])}", *rules.lines()])
 
 
 def write_request(signature: Any, inputs: Mapping[str, Any]) -> str:
@@ -89,8 +106,6 @@ def write_request(signature: Any, inputs: Mapping[str, Any]) -> str:
     A line of an input that begins with a mark is moved by a blank, so that no text can pass for a field, nor for the
     end of the request.
     """
-    from pydantic_core import to_json
-
     lines = []
     for name in signature.input_fields:
         if inputs.get(name) is not None:

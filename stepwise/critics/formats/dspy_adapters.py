@@ -24,8 +24,7 @@ from dspy.adapters.base import Adapter
 from dspy.utils.exceptions import AdapterParseError
 
 from stepwise.critics.formats import compact_format
-from stepwise.critics.formats.chat_grammar import chat_grammar
-from stepwise.critics.formats.field_format import MARK, MAX_REPEAT, FieldFormat, parsed_json
+from stepwise.critics.formats.field_format import MARK, MAX_REPEAT, parsed_json
 from stepwise.errors import DataError, redact
 
 _REPAIR = "__repair__"
@@ -69,27 +68,25 @@ class _Repairing(ABC):
         self, lm: Any, lm_kwargs: dict[str, Any], signature: Any, demos: list[Any], inputs: dict[str, Any]
     ) -> list[dict[str, Any]]:
         self.constrain(lm, lm_kwargs, signature)
-        try:
-            return Adapter.__call__(self, lm, dict(lm_kwargs), signature, demos, inputs)  # type: ignore[no-any-return]
-        except AdapterParseError as error:
-            again = _asked_again(inputs, error)
-        try:
-            return Adapter.__call__(self, lm, dict(lm_kwargs), signature, demos, again)  # type: ignore[no-any-return]
-        except (AdapterParseError, dspy.ContextWindowExceededError) as error:
-            raise self._unread(signature, error, again) from None
+        outputs: list[dict[str, Any]] = []
+        with _to_repair(inputs) as again:
+            outputs = Adapter.__call__(self, lm, dict(lm_kwargs), signature, demos, inputs)
+        if again:
+            with self._given_up(signature, again):
+                outputs = Adapter.__call__(self, lm, dict(lm_kwargs), signature, demos, again)
+        return outputs
 
     async def acall(
         self, lm: Any, lm_kwargs: dict[str, Any], signature: Any, demos: list[Any], inputs: dict[str, Any]
     ) -> list[dict[str, Any]]:
         self.constrain(lm, lm_kwargs, signature)
-        try:
-            return await Adapter.acall(self, lm, dict(lm_kwargs), signature, demos, inputs)  # type: ignore[no-any-return]
-        except AdapterParseError as error:
-            again = _asked_again(inputs, error)
-        try:
-            return await Adapter.acall(self, lm, dict(lm_kwargs), signature, demos, again)  # type: ignore[no-any-return]
-        except (AdapterParseError, dspy.ContextWindowExceededError) as error:
-            raise self._unread(signature, error, again) from None
+        outputs: list[dict[str, Any]] = []
+        with _to_repair(inputs) as again:
+            outputs = await Adapter.acall(self, lm, dict(lm_kwargs), signature, demos, inputs)
+        if again:
+            with self._given_up(signature, again):
+                outputs = await Adapter.acall(self, lm, dict(lm_kwargs), signature, demos, again)
+        return outputs
 
     def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """The messages of a call; of a repair too, where `inputs` says that it is one."""
@@ -107,7 +104,7 @@ class _Repairing(ABC):
         try:
             return self.read(signature, completion)
         except DataError as error:
-            raise _parse_error(self, signature, completion, str(error)) from error
+            raise AdapterParseError(type(self).__name__, signature, completion, str(error)) from error
 
     def format_finetune_data(
         self, signature: Any, demos: list[Any], inputs: dict[str, Any], outputs: dict[str, Any]
@@ -116,36 +113,40 @@ class _Repairing(ABC):
         content = self.format_assistant_message_content(signature, outputs)  # type: ignore[attr-defined]
         return {"messages": [*self.format(signature, demos, inputs), {"role": "assistant", "content": content}]}
 
-    def _unread(self, signature: Any, error: Exception, again: Mapping[str, Any]) -> AdapterParseError:
-        """What is raised after a repair that did not help."""
+    @contextmanager
+    def _given_up(self, signature: Any, again: Mapping[str, Any]) -> Iterator[None]:
+        """What is raised after a repair that did not help holds both texts."""
         raw, reason = again[_REPAIR]
         first = f"First: {redact(raw[:500])!r} ({reason})"
-        if not isinstance(error, AdapterParseError):
-            message = f"what the model wrote cannot be read, and with it the prompt is too long to ask again. {first}"
-            return _parse_error(self, signature, raw, message)
-        then = redact((error.lm_response or "")[:500])
-        message = f"asked twice, the model wrote nothing that can be read. {first}. Then: {then!r} ({_reason(error)})"
-        return _parse_error(self, signature, error.lm_response or "", message)
+        try:
+            yield
+        except dspy.ContextWindowExceededError:
+            fault = f"what the model wrote cannot be read, and with it the prompt is too long to ask again. {first}"
+        except AdapterParseError as error:
+            raw = error.lm_response or ""
+            then = f"{redact(raw[:500])!r} ({_reason(error)})"
+            fault = f"asked twice, the model wrote nothing that can be read. {first}. Then: {then}"
+        else:
+            return
+        raise AdapterParseError(type(self).__name__, signature, raw, fault)
 
 
-def _parse_error(adapter: Any, signature: Any, completion: str, message: str) -> AdapterParseError:
-    return AdapterParseError(type(adapter).__name__, signature, completion, message)
-
-
-def _asked_again(inputs: Mapping[str, Any], error: AdapterParseError) -> dict[str, Any]:
-    reason = _reason(error)
-    reasons = repair_reasons.get()
-    if reasons is not None:
-        reasons.append(reason)
-    return {**inputs, _REPAIR: (_written(error) or "(nothing)", reason)}
+@contextmanager
+def _to_repair(inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Where the reply cannot be read, what is yielded becomes the inputs of a call that shows it, with the reason."""
+    again: dict[str, Any] = {}
+    try:
+        yield again
+    except AdapterParseError as error:
+        raw = error.lm_response if isinstance(error.__cause__, DataError) else ""
+        again |= {**inputs, _REPAIR: (raw or "(nothing)", _reason(error))}
+        reasons = repair_reasons.get()
+        if reasons is not None:
+            reasons.append(_reason(error))
 
 
 def _reason(error: AdapterParseError) -> str:
     return str(error.__cause__) if isinstance(error.__cause__, DataError) else "it is empty"
-
-
-def _written(error: AdapterParseError) -> str:
-    return error.lm_response if isinstance(error.__cause__, DataError) else ""
 
 
 class _Headed(_Repairing):
@@ -175,7 +176,7 @@ class ChatAdapter(_Headed, dspy.ChatAdapter):  # type: ignore[misc]
     def constrain(self, lm: Any, lm_kwargs: dict[str, Any], signature: Any) -> None:
         """Adds the grammar of the format."""
         if takes_grammar(lm):
-            lm_kwargs["grammar"] = chat_grammar(signature)
+            lm_kwargs["grammar"] = compact_format.chat_grammar(signature)
 
     def written(self, completion: str) -> Mapping[str, Any]:
         """The text under each header, under the first where there are several of a name."""
@@ -218,8 +219,7 @@ def response_schema(signature: Any, *, sizes: bool) -> dict[str, Any] | None:
     `MAX_REPEAT` characters, of which the engine would allow fewer.
     """
     properties, definitions = {}, {}
-    for name, field in signature.output_fields.items():
-        form = FieldFormat.of(name, field)
+    for name, form in compact_format.fields_of(signature).items():
         properties[name] = dict(form.schema)
         definitions.update(properties[name].pop("$defs", {}))
         if sizes and form.is_text:
@@ -264,11 +264,10 @@ class CompactAdapter(_Repairing, Adapter):  # type: ignore[misc]
         if self.bare:
             return ""
         lines = [signature.instructions, "Reply with these fields and nothing else:"]
-        for name, field in signature.output_fields.items():
-            described = (field.json_schema_extra or {}).get("desc", "")
+        for name, form in compact_format.fields_of(signature).items():
+            described = (signature.output_fields[name].json_schema_extra or {}).get("desc", "")
             about = "" if described == f"${{{name}}}" else f"; {described}"
-            kind = FieldFormat.of(name, field).kind
-            lines.append(f"{MARK}{name}: {kind}{about}")
+            lines.append(f"{MARK}{name}: {form.kind}{about}")
         return "\n".join(lines)
 
     def format_user_message_content(

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -36,71 +36,108 @@ _BEYOND = r"\u00A0-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF"  # named, since a c
 _COLUMN_BREAK = re.compile(r"(?:^| )\|(?: |$)")
 
 
+class _Part(NamedTuple):
+    """One of the alternatives of a value's schema, references resolved.
+
+    `kind` is "null", "boolean", "integer", "number", "text", "choice" (of `texts` -> values), "format" (a text of some
+    form, such as a date) or "json".
+    """
+
+    kind: str
+    schema: Mapping[str, Any]
+    texts: Mapping[str, Any]
+
+    @property
+    def words(self) -> str:
+        """For instructions and errors: what is to be written."""
+        if self.kind == "choice":
+            written = list(dict.fromkeys(map(_scalar_text, self.texts.values())))
+            whole = all(text.isdigit() for text in written) and len(written) > 2
+            return f"{written[0]} to {written[-1]}" if whole else " or ".join(written)
+        if self.kind == "integer" and {"minimum", "maximum"} <= set(self.schema):
+            return f"{self.schema['minimum']} to {self.schema['maximum']}"
+        named = {"null": NONE, "boolean": "yes or no", "integer": "a whole number", "number": "a number",
+                 "text": "text", "format": f"a {self.schema.get('format')}"}  # fmt: skip
+        return named.get(self.kind, "JSON")
+
+    @property
+    def fits_a_cell(self) -> bool:
+        """Whether a value can stand in a table, as it is."""
+        return self.kind != "json" and all(not isinstance(v, str) or v == _cell(v) for v in self.texts.values())
+
+    def plain(self, text: str) -> Any:
+        """Text to a plain value; raises ValueError where it is none."""
+        if self.kind == "text" or self.kind == "format":
+            return text if self.kind == "text" else text.strip('"')  # dates and the like are quoted under a grammar
+        if self.kind == "choice" and text in self.texts:
+            return self.texts[text]
+        if self.kind == "boolean" and text.lower() in _TRUTHS:
+            return _TRUTHS[text.lower()]
+        if self.kind == "null" and text.lower() in _NONES:
+            return None
+        if self.kind in ("integer", "number"):
+            number = json.loads(text)
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                return number
+        if self.kind == "json":
+            value = parsed_json(text)
+            return text if value == "" else value  # types of DSPy (Code, Reasoning) take a text
+        raise ValueError(f"not {self.words}")
+
+
+def _parts(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[_Part]:
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    if "anyOf" in schema:
+        return [part for each in schema["anyOf"] for part in _parts(each, definitions)]
+    if "enum" in schema or "const" in schema:
+        values = schema.get("enum", [schema.get("const")])
+        texts = {json.dumps(value): value for value in values} | {_scalar_text(value): value for value in values}
+        return [_Part("choice", schema, texts)]
+    kind = str(schema.get("type"))
+    if kind == "string":
+        kind = "format" if "format" in schema else "text"
+    return [_Part(kind if kind in ("null", "boolean", "integer", "number", "text", "format") else "json", schema, {})]
+
+
 @dataclass(frozen=True)
 class FieldFormat:
-    """How one output field is written and read."""
+    """How one output field is written and read: `parts` are the alternatives of its value; `columns` those of each cell
+    where the field is a list of flat records of two fields or more, else None.
+    """
 
     name: str
     adapter: TypeAdapter[Any]
     schema: Mapping[str, Any]
+    parts: Sequence[_Part]
+    columns: Mapping[str, Sequence[_Part]] | None
 
     @classmethod
     def of(cls, name: str, field: Any) -> FieldFormat:
         """From a DSPy field, its annotation and constraints."""
         adapter = TypeAdapter(constrained(field))
-        return cls(name, adapter, adapter.json_schema())
-
-    @property
-    def columns(self) -> list[str] | None:
-        """Names of the columns where the field is a list of flat records of two fields or more, else None."""
-        item = self._resolved(self.schema.get("items")) if self.schema.get("type") == "array" else None
-        properties = (item or {}).get("properties") or {}
-        flat = not any(self._needs_json(value) for value in properties.values())
-        return list(properties) if flat and len(properties) > 1 else None
+        schema = adapter.json_schema()
+        definitions = schema.get("$defs", {})
+        items = _parts(schema["items"], definitions) if schema.get("type") == "array" and "items" in schema else []
+        records = items[0].schema.get("properties", {}) if len(items) == 1 else {}
+        columns = {column: _parts(each, definitions) for column, each in records.items()}
+        flat = len(columns) > 1 and all(part.fits_a_cell for parts in columns.values() for part in parts)
+        return cls(name, adapter, schema, _parts(schema, definitions), columns if flat else None)
 
     @property
     def is_text(self) -> bool:
         """Whether the value stands as it is."""
-        return _is_text(self.schema)
+        return [part.kind for part in self.parts] == ["text"]
 
     @property
-    def may_be_text(self) -> bool:
-        """Whether the value is or can be a text or one of several words."""
-        return "string" in self._types()
-
-    def _resolved(self, schema: Any) -> Any:
-        reference = schema.get("$ref") if isinstance(schema, Mapping) else None
-        return self.schema["$defs"][reference.rpartition("/")[2]] if reference else schema
-
-    def _needs_json(self, schema: Mapping[str, Any]) -> bool:
-        """Whether a value does not fit into a cell."""
-        parts = [self._resolved(part) for part in self._resolved(schema).get("anyOf", [schema])]
-        values = [value for part in parts for value in part.get("enum", [part.get("const")]) if isinstance(value, str)]
-        return any(part.get("type") in ("array", "object", None) and "enum" not in part for part in parts) or any(
-            value != _cell(value) for value in values
-        )
+    def types(self) -> set[str | None]:
+        """The JSON types that the value may have."""
+        return {part.schema.get("type") for part in self.parts}
 
     @property
     def kind(self) -> str:
         """For instructions and errors: what goes after the marker, in words."""
-        if self.columns is not None:
-            return "lines of " + " | ".join(self.columns)
-        return self._words(self.schema)
-
-    def _words(self, schema: Mapping[str, Any]) -> str:
-        schema = self._resolved(schema)
-        if "anyOf" in schema:
-            return " or ".join(map(self._words, schema["anyOf"]))
-        if "enum" in schema or "const" in schema:
-            values = [_scalar_text(value) for value in schema.get("enum", [schema.get("const")])]
-            whole = all(value.isdigit() for value in values) and len(values) > 2
-            return f"{values[0]} to {values[-1]}" if whole else " or ".join(values)
-        if schema.get("type") == "integer" and {"minimum", "maximum"} <= set(schema):
-            return f"{schema['minimum']} to {schema['maximum']}"
-        names = {"null": NONE, "boolean": "yes or no", "integer": "a whole number", "number": "a number"}
-        if "format" in schema:
-            return f"a {schema['format']}"
-        return "text" if _is_text(schema) else names.get(schema.get("type", ""), "JSON")
+        return "lines of " + " | ".join(self.columns) if self.columns is not None else _words(self.parts)
 
     def write(self, value: Any) -> str:
         """`value` as it stands after the marker, on the same line unless it is a table.
@@ -110,10 +147,9 @@ class FieldFormat:
         with suppress(ValidationError):
             value = self.adapter.validate_python(value)
         plain = self.adapter.dump_python(value, mode="json", warnings=False, fallback=str)
-        columns = self.columns
-        if columns is None or not isinstance(plain, list) or not all(isinstance(row, dict) for row in plain):
+        if self.columns is None or not isinstance(plain, list) or not all(isinstance(row, dict) for row in plain):
             return _scalar_text(plain).strip(_BLANKS)
-        rows = (" | ".join(_cell(_scalar_text(row.get(name, ""))) for name in columns) for row in plain)
+        rows = (" | ".join(_cell(_scalar_text(row.get(name, ""))) for name in self.columns) for row in plain)
         return "".join(f"\n{row}" for row in rows)
 
     def read(self, text: str, *, table: bool = True) -> Any:
@@ -121,9 +157,9 @@ class FieldFormat:
         was expected.
         """
         try:
-            columns = self.columns if table else None
-            rows = None if columns is None else self._rows(text, columns)
-            return self.adapter.validate_python(self._plain(self.schema, text.strip(_BLANKS)) if rows is None else rows)
+            if table and self.columns is not None:
+                return self.adapter.validate_python(self._rows(text, self.columns))
+            return self.adapter.validate_python(_plain(self.parts, text.strip(_BLANKS)))
         except (ValueError, RecursionError) as error:  # a ValidationError is a ValueError
             raise self._wrong(text.strip(), error) from None
 
@@ -134,76 +170,34 @@ class FieldFormat:
         if isinstance(value, str):
             return self.read(value, table=False)
         try:
-            if isinstance(value, bool) and not {"boolean", None} & self._types():
+            if isinstance(value, bool) and not {"boolean", None} & self.types:
                 raise ValueError("a truth value is no number")  # pydantic takes false for 0
             return self.adapter.validate_python(value)
         except ValueError as error:
             raise self._wrong(value, error) from None
-
-    def _types(self) -> set[str | None]:
-        parts = [self._resolved(part) for part in self._resolved(self.schema).get("anyOf", [self.schema])]
-        return {part.get("type") for part in parts}
 
     def _wrong(self, value: Any, error: Exception) -> DataError:
         reason, place = str(error) or type(error).__name__, ""
         if isinstance(error, ValidationError):
             detail = error.errors(include_url=False)[0]
             reason = detail["msg"]
-            if {"array", "object"} & self._types() and detail["loc"]:
+            if {"array", "object"} & self.types and detail["loc"]:
                 value, place = detail["input"], "".join(f"[{part!r}]" for part in detail["loc"])
         shown = str(value)
         shown = repr(shown if len(shown) <= 80 else f"{shown[:80]}...")
         return DataError(f"{self.name}{place} is {shown}, expected {self.kind}: {reason}")
 
-    def _rows(self, text: str, columns: list[str]) -> list[dict[str, Any]]:
+    def _rows(self, text: str, columns: Mapping[str, Sequence[_Part]]) -> list[dict[str, Any]]:
         rows = []
-        properties = self._resolved(self.schema["items"])["properties"]
-        for line in (line.strip("\r") for line in text.split("\n")):
-            if not line.strip(_BLANKS):
-                continue
+        for line in (line.strip("\r") for line in text.split("\n") if line.strip(_BLANKS)):
             cells = _COLUMN_BREAK.split(line)
             if len(cells) != len(columns):  # not as it is written here; anything that has as many cells will do
                 cells = line.strip(_BLANKS).split("|", len(columns) - 1)
             if len(cells) != len(columns):
                 raise ValueError(f"the row {line[:60]!r} has {len(cells)} of {len(columns)} columns")
-            pairs = zip(columns, cells, strict=True)
-            rows.append({name: self._plain(properties[name], cell.strip(_BLANKS)) for name, cell in pairs})
+            pairs = zip(columns.items(), cells, strict=True)
+            rows.append({name: _plain(parts, cell.strip(_BLANKS)) for (name, parts), cell in pairs})
         return rows
-
-    def _plain(self, schema: Mapping[str, Any], text: str) -> Any:
-        """Text to a plain value by schema; raises ValueError where it is none."""
-        schema = self._resolved(schema)
-        if "anyOf" in schema:
-            parts = [self._resolved(part) for part in schema["anyOf"]]
-            if text.lower() in _NONES and any(part.get("type") == "null" for part in parts):
-                return None
-            for part in parts:
-                try:
-                    return self._plain(part, text)
-                except ValueError:
-                    continue
-            raise ValueError(f"not {self._words(schema)}")
-        if "enum" in schema or "const" in schema:
-            values = schema.get("enum", [schema.get("const")])
-            texts = {json.dumps(value): value for value in values} | {_scalar_text(value): value for value in values}
-            if text not in texts:
-                raise ValueError(f"not {self._words(schema)}")
-            return texts[text]
-        kind = schema.get("type")
-        if kind == "string":
-            return text if _is_text(schema) else text.strip('"')  # dates and the like are quoted under a grammar
-        if kind == "boolean" and text.lower() in _TRUTHS:
-            return _TRUTHS[text.lower()]
-        if kind == "null" and text.lower() in _NONES:
-            return None
-        if kind in ("integer", "number"):
-            number = json.loads(text)
-            if isinstance(number, int | float) and not isinstance(number, bool):
-                return number
-        elif kind not in ("boolean", "null"):
-            found = parsed_json(text)
-            return text if found == "" else found  # types of DSPy (Code, Reasoning) take a text
-        raise ValueError(f"not {self._words(schema)}")
 
     def grammar(self, rules: SchemaRules, *, last: bool = True) -> str:
         """Adds the rules of this field to `rules`; gives the expression of what follows its marker.
@@ -211,12 +205,10 @@ class FieldFormat:
         Under it a text without max_length is open if it is the `last` field, and else has at most `MAX_REPEAT`
         characters and some line ends.
         """
-        rules.root = self.schema
-        columns = self.columns
-        if columns is None:
+        if self.columns is None:
             return f'" " {self.value_grammar(rules, last=last)}'
-        properties = self._resolved(self.schema["items"])["properties"]
-        cells = ' " | " '.join(self._expression(properties[name], rules, f"{MARK}|") for name in columns)
+        rules.root = self.schema
+        cells = ' " | " '.join(self._expression(parts, rules, f"{MARK}|") for parts in self.columns.values())
         row = rules.rule(rf'"\n" {cells}', 0)[0]
         least, most = self.schema.get("minItems", 0), self.schema.get("maxItems", MAX_ROWS)
         return f"{row}{{{least},{most}}}"
@@ -224,26 +216,36 @@ class FieldFormat:
     def value_grammar(self, rules: SchemaRules, mark: str = MARK, *, last: bool = True) -> str:
         """Like `grammar`, of a value that is no table; no line of a text begins with `mark`."""
         rules.root = self.schema
-        return self._expression(self.schema, rules, mark, last)
+        return self._expression(self.parts, rules, mark, last)
 
-    def _expression(self, schema: Mapping[str, Any], rules: SchemaRules, without: str, open_text: bool = False) -> str:
-        schema = self._resolved(schema)
-        if "anyOf" in schema:
-            parts = (self._expression(p, rules, without, open_text) for p in schema["anyOf"])
-            return rules.rule(" | ".join(parts), 0)[0]
-        if "enum" in schema or "const" in schema:
-            values = schema.get("enum", [schema.get("const")])
-            return rules.rule(" | ".join(literal(_scalar_text(value)) for value in values), 0)[0]
-        kind = schema.get("type")
-        if kind == "null":
-            return literal(NONE)
-        if kind == "boolean":
-            return rules.rule(" | ".join(map(literal, BOOLEANS)), 0)[0]
-        if _is_text(schema):
-            if "|" in without:
-                schema = {"maxLength": MAX_CELL, **schema}
-            return text_grammar(schema, rules, without, open_text=open_text)
-        return rules.visit(schema, f"${self.name}")[0]
+    def _expression(self, parts: Sequence[_Part], rules: SchemaRules, without: str, open_text: bool = False) -> str:
+        written = []
+        for part in parts:
+            if part.kind == "choice":
+                words = dict.fromkeys(map(_scalar_text, part.texts.values()))
+                written.append(rules.rule(" | ".join(map(literal, words)), 0)[0])
+            elif part.kind == "null":
+                written.append(literal(NONE))
+            elif part.kind == "boolean":
+                written.append(rules.rule(" | ".join(map(literal, BOOLEANS)), 0)[0])
+            elif part.kind == "text":
+                limits = {"maxLength": MAX_CELL, **part.schema} if "|" in without else part.schema
+                written.append(_text_grammar(limits, rules, without, open_text=open_text))
+            else:
+                written.append(rules.visit(part.schema, f"${self.name}")[0])
+        return written[0] if len(written) == 1 else rules.rule(" | ".join(written), 0)[0]
+
+
+def _words(parts: Sequence[_Part]) -> str:
+    return " or ".join(part.words for part in parts)
+
+
+def _plain(parts: Sequence[_Part], text: str) -> Any:
+    """Text to a plain value of the first alternative that takes it, but first None; ValueError where none does."""
+    for part in sorted(parts, key=lambda part: part.kind != "null"):
+        with suppress(ValueError):
+            return part.plain(text)
+    raise ValueError(f"not {_words(parts)}")
 
 
 def constrained(field: Any) -> Any:
@@ -269,7 +271,7 @@ def _mended(value: Any) -> Any:
     return {key: _mended(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def text_grammar(schema: Mapping[str, Any], rules: SchemaRules, without: str, *, open_text: bool) -> str:
+def _text_grammar(schema: Mapping[str, Any], rules: SchemaRules, without: str, *, open_text: bool) -> str:
     """Lines of text, none of which begins with the first character of `without` or a blank, within max_length; the
     others of `without` are nowhere in it.
 
@@ -301,10 +303,6 @@ def _visible(without: str) -> str:
         start = code + 1
     ranges = "".join(rf"\x{low:02X}-\x{high:02X}" for low, high in [*parts, (start, 0x7E)] if low <= high)
     return f"[{ranges}{_BEYOND}]"
-
-
-def _is_text(schema: Mapping[str, Any]) -> bool:
-    return schema.get("type") == "string" and "enum" not in schema and "const" not in schema and "format" not in schema
 
 
 def _scalar_text(value: Any) -> str:
