@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stepwise.errors import REDACTED, redact
@@ -37,14 +36,6 @@ class Samples(NamedTuple):
     usages: tuple[Usage, ...]
 
 
-@dataclass
-class StreamEnd:
-    """What is known of a streamed sample once it has ended: how, and what it cost."""
-
-    ended: str = ""
-    usage: Usage = field(default_factory=Usage)
-
-
 class Api:
     """Calls to one model; `attempts` and `backoff` as in `http.retried`. Thread safe; `usage` is all that was spent."""
 
@@ -56,44 +47,6 @@ class Api:
 
     def ask(self, prompt: str | Sequence[Mapping[str, Any]], **settings: Any) -> Samples:
         """Samples after raw text (by the OpenAI-compatible /v1/completions) or messages. Raises CallFailed."""
-        response, retries = self._open(prompt, settings)
-        found = [_choice(choice) for choice in getattr(response, "choices", None) or []]
-        choices = tuple(choice for choice in found if choice is not None)
-        if not choices:
-            inside = getattr(response, "error", None)
-            said = f"an error inside: {str(inside)[:200]}" if inside else "no text in it"
-            raise self._failed("refused", f"HTTP 200 with {said}", retries)
-        usages = self._usages(getattr(response, "usage", None), choices, prompt, settings, retries)
-        self._spend(usages)
-        return Samples(choices, usages)
-
-    def stream(self, prompt: str | Sequence[Mapping[str, Any]], end: StreamEnd, **settings: Any) -> Iterator[str]:
-        """Pieces of one sample as they come; `end` is filled in at the end, or when the caller closes the iterator.
-        Raises CallFailed; after the first piece nothing is sent again.
-        """
-        from openai import OpenAIError
-
-        settings = {"stream": True, "stream_options": {"include_usage": True}, **settings}
-        response, retries = self._open(prompt, settings)
-        text, said = "", None
-        try:
-            for chunk in response:
-                said = getattr(chunk, "usage", None) or said
-                for choice in chunk.choices:
-                    end.ended = choice.finish_reason or end.ended
-                    piece = (choice.text if isinstance(prompt, str) else choice.delta.content) or ""
-                    text += piece
-                    if piece:
-                        yield piece
-        except OpenAIError as error:
-            failure = Failure(failure_of(error).kind, self._line(_reason(error)))
-            raise CallFailed(failure, Usage(self.name)) from None
-        finally:
-            (end.usage,) = self._usages(said, [Choice(text, end.ended, None, None)], prompt, settings, retries)
-            self._spend([end.usage])
-
-    def _open(self, prompt: str | Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> tuple[Any, int]:
-        """LiteLLM's response, and how often the call had to be tried again."""
         from openai import OpenAIError
 
         litellm = import_litellm()
@@ -109,14 +62,21 @@ class Api:
                     return litellm.text_completion(prompt=prompt, model=name, **request)
                 return litellm.completion(messages=list(prompt), model=self.config.model, **request)
             except OpenAIError as error:
-                headers = getattr(error, "litellm_response_headers", None) or {}
-                wait = retry_after(headers.get("retry-after")) or 0.0
-                raise CallFailed(Failure(failure_of(error).kind, _reason(error)), wait=wait) from None
+                wait = retry_after((getattr(error, "litellm_response_headers", None) or {}).get("retry-after"))
+                raise CallFailed(Failure(failure_of(error).kind, _reason(error)), wait=wait or 0.0) from None
 
         try:
-            return retried(once, attempts=self.attempts, backoff=self.backoff)
+            response, retries = retried(once, attempts=self.attempts, backoff=self.backoff)
         except CallFailed as failed:
             raise self._failed(failed.failure.kind, str(failed), failed.retries) from None
+        choices = tuple(filter(None, map(_choice, getattr(response, "choices", None) or [])))
+        if not choices:
+            inside = getattr(response, "error", None)
+            said = f"an error inside: {str(inside)[:200]}" if inside else "no text in it"
+            raise self._failed("refused", f"HTTP 200 with {said}", retries)
+        usages = self._usages(getattr(response, "usage", None), choices, prompt, settings.get("max_tokens"), retries)
+        self._spend(usages)
+        return Samples(choices, usages)
 
     def _failed(self, kind: FailureKind, message: str, retries: int) -> CallFailed:
         usage = Usage(self.name, 1, retries=retries, cost=None if self.config.prices is None else 0.0)
@@ -135,25 +95,17 @@ class Api:
             self.usage = sum(usages, self.usage)
 
     def _usages(
-        self,
-        said: Any,
-        choices: Sequence[Choice],
-        prompt: str | Sequence[Mapping[str, Any]],
-        settings: Mapping[str, Any],
-        retries: int,
+        self, said: Any, choices: Sequence[Choice], prompt: Any, max_tokens: int | None, retries: int
     ) -> tuple[Usage, ...]:
         """The prompt goes to the first sample, what was generated to all in equal parts: a server tells the sum only.
 
         A server that tells nothing is taken to have used a token for each byte, or `max_tokens` where that is less:
         it cannot have exceeded either.
         """
-        read, generated = getattr(said, "prompt_tokens", 0) or 0, getattr(said, "completion_tokens", 0) or 0
-        if not read:
-            texts = [prompt] if isinstance(prompt, str) else [str(part.get("content", "")) for part in prompt]
-            read = sum(map(_num_bytes, texts))
-        if not generated:
-            sizes = [_num_bytes(choice.text) for choice in choices]
-            generated = sum(min(size, settings.get("max_tokens", size)) for size in sizes)
+        texts = [prompt] if isinstance(prompt, str) else [str(part.get("content", "")) for part in prompt]
+        sizes = [_num_bytes(choice.text) for choice in choices]
+        read = getattr(said, "prompt_tokens", 0) or sum(map(_num_bytes, texts))
+        generated = getattr(said, "completion_tokens", 0) or sum(min(size, max_tokens or size) for size in sizes)
         cached = min(getattr(getattr(said, "prompt_tokens_details", None), "cached_tokens", 0) or 0, read)
         each, rest = divmod(generated, len(choices))
         usages = []
@@ -188,10 +140,10 @@ def _choice(choice: Any) -> Choice | None:
 
 def _top(content: Any) -> tuple[tuple[float, ...], ...] | None:
     """Log-probabilities of the likeliest tokens at each position, likeliest first, as far as a chat answer has them."""
-    rows = [getattr(entry, "top_logprobs", None) for entry in content or ()]
+    rows = [getattr(entry, "top_logprobs", None) or () for entry in content or ()]
     if not rows or not all(rows):
         return None
-    return tuple(tuple(sorted((float(entry.logprob) for entry in row), reverse=True)) for row in rows if row)
+    return tuple(tuple(sorted((float(entry.logprob) for entry in row), reverse=True)) for row in rows)
 
 
 def _reason(error: Exception) -> str:

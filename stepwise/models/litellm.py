@@ -12,14 +12,14 @@ import dataclasses
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from stepwise.errors import ConfigError, DataError
 from stepwise.models import dialects
-from stepwise.models.api import Api, Choice, Samples, StreamEnd
+from stepwise.models.api import Api, Choice, Samples
 from stepwise.models.base import Capabilities, Completion, Request, check_question
 from stepwise.models.engine.stopping import StopRule, clean_text, open_fence, repeats
 from stepwise.models.failures import failure_of
@@ -122,34 +122,6 @@ class LiteLLMBackend:
         futures = await asyncio.to_thread(self._submit, [request])
         first, *rest = [made for part in await asyncio.gather(*map(asyncio.wrap_future, futures)) for made in part]
         return dataclasses.replace(first, rest=tuple(rest))
-
-    def stream_steps(self, request: Request) -> Iterator[Completion]:
-        """The steps of one sample, each as soon as it is complete; the last one ends the solution and carries the cost
-        of all. A failure is a last item with finish "error". Closing the iterator ends the request.
-        """
-        end, rule = StreamEnd(), StopRule("step", _fence(request))
-        try:
-            self._check(request)
-            prompt, settings = self._prompt(request, range(1), stop=False)
-            pieces = self.api.stream(prompt, end, **settings)
-            for text in _without_thoughts(pieces):
-                ending = rule.push(text.encode("utf-8", "replace"))
-                while ending is not None:
-                    step = clean_text(bytes(rule.data[: ending.content]))
-                    if ending.finish == "answer":
-                        pieces.close()  # type: ignore[attr-defined]
-                        yield Completion(0, 0, step, "answer", usage=end.usage)
-                        return
-                    yield Completion(0, 0, step, "step", usage=Usage(self.name))
-                    left = bytes(rule.data[ending.end :])
-                    rule = StopRule("step")
-                    ending = rule.push(left)
-        except (CallFailed, ConfigError, DataError) as error:
-            usage = end.usage if end.usage.calls else Usage(self.name, 1)
-            yield Completion.of_failure(failure_of(error), usage)
-            return
-        ending = rule.last("length" if end.ended == "length" else "eos")
-        yield Completion(0, 0, clean_text(bytes(rule.data)), ending.finish, usage=end.usage)
 
     def close(self) -> None:
         """Wait for the requests in flight and end the threads; calling it twice does nothing."""
@@ -278,25 +250,6 @@ def _fence(request: Request) -> bytes:
 
 def _as_sample(completion: Completion, sample: int) -> Completion:
     return dataclasses.replace(completion, sample=sample, rest=())
-
-
-def _without_thoughts(pieces: Iterator[str]) -> Iterator[str]:
-    """`pieces` without a leading <think>...</think>; nothing comes until it is closed."""
-    held: str | None = ""
-    for piece in pieces:
-        if held is None:
-            yield piece
-            continue
-        held += piece
-        start = held.lstrip()
-        if "</think>" in held:
-            rest, held = held.partition("</think>")[2], None
-            yield rest
-        elif not "<think>".startswith(start[:7]):
-            rest, held = held, None
-            yield rest
-    if held and not held.lstrip().startswith("<think>"):
-        yield held
 
 
 def _clean(text: str) -> str:

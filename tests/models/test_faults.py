@@ -55,8 +55,6 @@ def test_a_failure_says_what_it_means_for_the_run(status: int, kind: str) -> Non
         made = one(backend)
         assert made.failure.kind == kind
         assert made.failure.reason == made.error
-        (streamed,) = backend.stream_steps(Request(PROBLEM))
-        assert streamed.failure.kind == kind
 
 
 @pytest.mark.parametrize(

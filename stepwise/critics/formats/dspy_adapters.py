@@ -48,7 +48,7 @@ def held(variable: ContextVar[Any], value: Any) -> Iterator[Any]:
         variable.reset(token)
 
 
-def takes_grammar(lm: Any) -> bool:
+def _takes_grammar(lm: Any) -> bool:
     """Whether the model can be held to a GBNF: those that run on the engine, and doubles that say so."""
     return str(getattr(lm, "model", "")).startswith("llamacpp/") or bool(getattr(lm, "supports_grammar", False))
 
@@ -175,7 +175,7 @@ class ChatAdapter(_Headed, dspy.ChatAdapter):  # type: ignore[misc]
 
     def constrain(self, lm: Any, lm_kwargs: dict[str, Any], signature: Any) -> None:
         """Adds the grammar of the format."""
-        if takes_grammar(lm):
+        if _takes_grammar(lm):
             lm_kwargs["grammar"] = compact_format.chat_grammar(signature)
 
     def written(self, completion: str) -> Mapping[str, Any]:
@@ -194,7 +194,7 @@ class JsonAdapter(_Headed, dspy.JSONAdapter):  # type: ignore[misc]
         """Adds the response_format, a schema where possible."""
         if "response_format" not in lm.supported_params:
             return
-        schema = response_schema(signature, sizes=takes_grammar(lm))
+        schema = response_schema(signature, sizes=_takes_grammar(lm))
         if lm.supports_response_schema and schema is not None:
             outputs = {"name": "outputs", "strict": True, "schema": schema}
             lm_kwargs["response_format"] = {"type": "json_schema", "json_schema": outputs}
@@ -252,7 +252,7 @@ class CompactAdapter(_Repairing, Adapter):  # type: ignore[misc]
 
     def constrain(self, lm: Any, lm_kwargs: dict[str, Any], signature: Any) -> None:
         """Adds the grammar of the format."""
-        if takes_grammar(lm):
+        if _takes_grammar(lm):
             lm_kwargs["grammar"] = compact_format.fields_grammar(signature)
 
     def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:

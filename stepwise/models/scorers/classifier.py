@@ -35,7 +35,7 @@ _VALUE = ("v_head.summary.weight", "v_head.summary.bias")
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-class Encoded(NamedTuple):
+class _Encoded(NamedTuple):
     """Ids of a solution, and the position of each step's score."""
 
     ids: list[int]
@@ -110,14 +110,14 @@ class ClassifierScorer(PrefixScorer):
 
     # ----- text
 
-    def _encode(self, task: Task) -> Encoded:
+    def _encode(self, task: Task) -> _Encoded:
         ids = self._prompt_ids(task.question)
         positions = []
         for text in task.steps:
             ids += self._plain_ids(text)
             ids.append(self._marker)
             positions.append(len(ids) - 1)
-        return Encoded(ids, positions)
+        return _Encoded(ids, positions)
 
     def _prompt_ids(self, question: str) -> list[int]:
         if not self.chat:
@@ -141,7 +141,7 @@ class ClassifierScorer(PrefixScorer):
 
     # ----- numbers
 
-    def _batches(self, encoded: Sequence[Encoded]) -> Iterator[list[int]]:
+    def _batches(self, encoded: Sequence[_Encoded]) -> Iterator[list[int]]:
         """Places of the solutions that fit, longest first, so many at once as `batch_tokens` allows when padded."""
         fitting = [place for place, one in enumerate(encoded) if len(one.ids) <= self.context]
         fitting.sort(key=lambda place: -len(encoded[place].ids))
@@ -150,7 +150,7 @@ class ClassifierScorer(PrefixScorer):
             yield fitting[:n]
             fitting = fitting[n:]
 
-    def _probabilities(self, batch: Sequence[Encoded]) -> list[list[float]]:
+    def _probabilities(self, batch: Sequence[_Encoded]) -> list[list[float]]:
         if self._model is None:
             raise BackendError(f"scorer {self.name!r} is closed; load it again")
         torch = self._torch

@@ -30,14 +30,14 @@ from stepwise.types import Failure, Usage
 _FORCE = 100.0  # as far as the interface goes
 
 
-class Piece(NamedTuple):
+class _Piece(NamedTuple):
     """A stretch of a prompt: plain text, or one token, whose id is then known."""
 
     text: str
     token: int | None = None
 
 
-class Read(NamedTuple):
+class _Read(NamedTuple):
     """Log-probabilities (positions, tokens), or why there are none, and what they cost."""
 
     logits: Any
@@ -85,7 +85,7 @@ class CompletionsReader:
         self._workers = Workers(self.name, requests)
         self._special: list[str] = []
 
-    def token_id(self, text: str) -> Piece:
+    def token_id(self, text: str) -> _Piece:
         """The piece that is one token with this text; asks the server's tokenizer."""
         ids = self._tokenize(text)
         if len(ids) != 1:
@@ -94,19 +94,19 @@ class CompletionsReader:
                 "and scorer.bad must be one token each, as the scorer was trained with"
             )
         self._special.append(text)
-        return Piece(text, ids[0])
+        return _Piece(text, ids[0])
 
-    def prompt_ids(self, prompt: SolvePrompt, question: str) -> list[Piece]:
+    def prompt_ids(self, prompt: SolvePrompt, question: str) -> list[_Piece]:
         """The chat up to where the solution begins."""
-        return [Piece(self.render(prompt, question))]
+        return [_Piece(self.render(prompt, question))]
 
-    def step_ids(self, text: str) -> list[Piece]:
+    def step_ids(self, text: str) -> list[_Piece]:
         """The step and its blank line."""
-        return [Piece(text + "\n\n")]
+        return [_Piece(text + "\n\n")]
 
     def score(
-        self, sequences: Sequence[Sequence[Piece]], positions: Sequence[Sequence[int]], token_ids: Sequence[Piece]
-    ) -> list[Read]:
+        self, sequences: Sequence[Sequence[_Piece]], positions: Sequence[Sequence[int]], token_ids: Sequence[_Piece]
+    ) -> list[_Read]:
         """Log-probabilities of `token_ids` after each of `positions` of each sequence, (positions, tokens)."""
         faults = [self._fault(pieces) for pieces in sequences]
         jobs = [
@@ -120,7 +120,7 @@ class CompletionsReader:
         results = []
         for wanted, fault in zip(positions, faults, strict=True):
             if fault:
-                results.append(Read(None, Usage(self.name), Failure("refused", fault)))
+                results.append(_Read(None, Usage(self.name), Failure("refused", fault)))
             else:
                 results.append(_read([[next(replies) for _ in token_ids] for _ in wanted]))
         return results
@@ -132,14 +132,14 @@ class CompletionsReader:
         """End the threads; calling it twice does nothing."""
         self._workers.close()
 
-    def _fault(self, pieces: Sequence[Piece]) -> str:
+    def _fault(self, pieces: Sequence[_Piece]) -> str:
         plain = "\n".join(piece.text for piece in pieces if piece.token is None)
         hit = next((text for text in self._special if text in plain), None)
         if hit is None:
             return ""
         return f"the question or a step contains the token {hit!r}, which the server would read as one; remove it"
 
-    def _ask(self, prompt: str, label: Piece) -> tuple[float, Usage, Failure | None]:
+    def _ask(self, prompt: str, label: _Piece) -> tuple[float, Usage, Failure | None]:
         """The log-probability of one label after `prompt`."""
         body = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 1}
         try:
@@ -180,13 +180,13 @@ class CompletionsReader:
         return [int(token) for token in tokens]
 
 
-def _read(rows: Sequence[Sequence[tuple[float, Usage, Failure | None]]]) -> Read:
+def _read(rows: Sequence[Sequence[tuple[float, Usage, Failure | None]]]) -> _Read:
     """One reading of what was said of each label at each position."""
     usage = sum((usage for row in rows for _, usage, _ in row), Usage())
     values = np.array([[value for value, _, _ in row] for row in rows], np.float64)
     failure = next((failure for row in rows for _, _, failure in row if failure), None)
     fault = "" if failure else next((fault for row in values.tolist() if (fault := _implausible(row))), "")
-    return Read(values, usage, failure or (Failure("gone", fault) if fault else None))
+    return _Read(values, usage, failure or (Failure("gone", fault) if fault else None))
 
 
 def _implausible(logprobs: Sequence[float]) -> str:
