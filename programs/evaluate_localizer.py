@@ -2,17 +2,13 @@
 
 --data takes files of `problem`, `steps`, `label` (-1: no wrong step), each a subset of its own. --localizer takes
 
-  scores:NAME    the first step under a threshold, of the scores that the file's column `scores` has under NAME
-  scorer         the same with the scores of the scorer in the configuration ([scorer])
   module         ErrorLocalizer as [critic] and [models.critic] describe it
-  absent-number  the first step with a number that is neither in the question nor in the reference
-  constant       always the same step
-  random         "no error" half of the time, else any step
+  scorer         the first step under a threshold, of the scores of the scorer in the configuration ([scorer])
+  scores:NAME    the same with the scores that the file's column `scores` has under NAME
 
-What is chosen (threshold, constant) is chosen on the rows of --tune FILE, which are never those it is measured on.
-References are taken from the column `reference`, or by question from --references (columns `question` or `problem`,
-`solution` or `answer`). Writes localization.json; what a scorer or a module said is kept row by row, and is not asked
-for again when the same command is run again.
+A threshold is chosen on the rows of --tune FILE, which are never those it is measured on. References are taken from the
+column `reference`. Writes localization.json; what a scorer or a module said is kept row by row, and is not asked for
+again when the same command is run again.
 """
 
 from __future__ import annotations
@@ -36,10 +32,9 @@ from stepwise.config import Config
 from stepwise.critics import ErrorLocalizer
 from stepwise.critics.module import run_all
 from stepwise.data import localization as loc
-from stepwise.data.localization import Localizer, Outcome
+from stepwise.data.localization import Outcome
 from stepwise.data.processbench import ProcessBenchRow, read_rows
 from stepwise.errors import DataError
-from stepwise.io import read_rows as read_lines
 from stepwise.models.scorers import load_scorer, score_items
 from stepwise.runs.plan import Planned, plan_localizing
 from stepwise.runs.progress import progress
@@ -66,13 +61,11 @@ Ask = Callable[[dict[str, ProcessBenchRow], Callable[[AskedRow], None]], object]
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help="rows to be measured on")
     parser.add_argument(
-        "--localizer", nargs="+", default=["random"], metavar="NAME", help="see above (default: random)"
+        "--localizer", nargs="+", default=["module"], metavar="NAME", help="see above (default: module)"
     )
     parser.add_argument("--tune", type=Path, metavar="FILE", help="rows to choose on; none of them may be in --data")
-    parser.add_argument("--references", type=Path, nargs="+", default=[], metavar="FILE", help="reference solutions")
-    parser.add_argument("--with-reference", action="store_true", help="leave out rows that have no reference")
     parser.add_argument("--limit", type=positive, metavar="N", help="the first N rows of each file")
-    parser.add_argument("--seed", type=int, default=0, help="of intervals and guesses (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of intervals (default: %(default)s)")
     parser.add_argument("--threads", type=positive, default=8, help="attempts at a time (default: %(default)s)")
 
 
@@ -112,10 +105,14 @@ def evaluate(
             said = _remembered(run, "scores.jsonl", [*tuning, *subsets], _scoring(scorer(run.config.scorer)))
             test = {subset: [_scored(row, said[key_of(row)]) for row in part] for subset, part in test.items()}
             tuning = [_scored(row, said[key_of(row)]) for row in tuning]
-        elif name == "module":
+        if name == "module":
             said = _remembered(run, "outcomes.jsonl", subsets, _localizing(module(run.config), args.threads))
-        localizer, chosen = _chosen(name, tuning, args.seed, said if name == "module" else {})
-        rows += _measure(name, localizer, chosen, test, args.seed)
+            rows += _measure(name, None, {key: row.outcome for key, row in said.items()}, test, args.seed)
+        else:
+            threshold = loc.best_threshold([loc.scores_of(row) for row in tuning], tuning)
+            localize = loc.below(threshold)
+            outcomes = {key_of(row): localize(row) for part in test.values() for row in part}
+            rows += _measure(name, threshold, outcomes, test, args.seed)
     result = {
         "data": [str(path) for path in args.data],
         "seed": args.seed,
@@ -135,58 +132,31 @@ def main(run: Run) -> None:
 def _sets(args: argparse.Namespace, name: str) -> tuple[dict[str, list[ProcessBenchRow]], list[ProcessBenchRow]]:
     """The subsets to measure on, and the rows of --tune; raises `DataError` for what localizer `name` cannot do."""
     scores = name.removeprefix("scores:") if name.startswith("scores:") else None
-    if scores is None and name not in ("scorer", "constant", "module", "absent-number", "random"):
+    if scores is None and name not in ("scorer", "module"):
         raise DataError(f"--localizer {name}: there is no such localizer; see --help for their names")
-    if (scores is not None or name in ("scorer", "constant")) and not args.tune:
+    if name != "module" and not args.tune:
         raise DataError(
             f"--localizer {name} has something to choose, and never on the rows it is measured on: "
             "give other rows with --tune FILE"
         )
-    references = _references(args.references)
     test: dict[str, list[ProcessBenchRow]] = {}
     for path in args.data:
         if path.stem in test:
             raise DataError(f"--data has two files named {path.stem}; rename one, or measure one after the other")
-        test[path.stem] = _load(path, scores, references, args.with_reference)[: args.limit]
-    tuning = _load(args.tune, scores, references, args.with_reference) if args.tune else []
+        test[path.stem] = _load(path, scores)[: args.limit]
+    tuning = _load(args.tune, scores) if args.tune else []
     for subset, rows in test.items():
         loc.refuse_shared(tuning, rows, subset)
-    missing = sum(row.problem.reference is None for rows in test.values() for row in rows)
-    if missing and name == "absent-number":
-        raise DataError(
-            f"--localizer {name} compares with reference solutions, and {missing} rows have none: add a column "
-            "reference, name files with --references, or leave these rows out with --with-reference"
-        )
     return test, tuning
 
 
-def _load(path: Path, scores: str | None, references: dict[str, str], only: bool) -> list[ProcessBenchRow]:
+def _load(path: Path, scores: str | None) -> list[ProcessBenchRow]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a JSON or JSON Lines file with the columns problem, steps, label")
-    rows = []
-    for row in read_rows(path, scores=scores):
-        reference = row.problem.reference or references.get(" ".join(row.problem.question.split()))
-        if reference is not None or not only:
-            rows.append(row._replace(problem=dataclasses.replace(row.problem, reference=reference)))
+    rows = list(read_rows(path, scores=scores))
     if not rows:
-        raise DataError(f"{path} holds no rows{' that have a reference' if only else ''}; there is nothing to measure")
+        raise DataError(f"{path} holds no rows; there is nothing to measure")
     return rows
-
-
-def _references(paths: Sequence[Path]) -> dict[str, str]:
-    """Question, blanks aside -> its solution; a `solution` goes before an `answer`, which may hold the answer alone."""
-    found = {}
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"--references {path}: no such file; give JSON Lines with questions and their solutions")
-        for number, row in enumerate(read_lines(path, finished=True), 1):
-            question, solution = row.get("question", row.get("problem")), row.get("solution", row.get("answer"))
-            if not isinstance(question, str) or not isinstance(solution, str):
-                raise DataError(
-                    f"{path}, row {number}: fields question (or problem) and solution (or answer) must be texts"
-                )
-            found[" ".join(question.split())] = solution
-    return found
 
 
 def key_of(row: ProcessBenchRow) -> str:
@@ -255,24 +225,11 @@ def _localizing(module: Any, threads: int) -> Ask:
     return ask
 
 
-def _chosen(name: str, tuning: Rows, seed: int, said: dict[str, AskedRow]) -> tuple[Localizer, float | None]:
-    """The localizer with what was chosen on `tuning`, None where there was nothing to choose."""
-    if name == "module":
-        return lambda row: said[key_of(row)].outcome, None
-    if name in ("random", "absent-number"):
-        return loc.random_guess(seed) if name == "random" else loc.absent_number, None
-    if name == "constant":
-        index = loc.best_constant(tuning)
-        return loc.constant_guess(index), index
-    threshold = loc.best_threshold([loc.scores_of(row) for row in tuning], tuning)
-    return loc.below(threshold), threshold
-
-
 def _measure(
-    name: str, localizer: Localizer, chosen: float | None, test: dict[str, list[ProcessBenchRow]], seed: int
+    name: str, chosen: float | None, said: dict[str, Outcome], test: dict[str, list[ProcessBenchRow]], seed: int
 ) -> list[dict[str, Any]]:
-    """A row per subset, and one for their mean where there are several."""
-    outcomes = {subset: [localizer(row) for row in rows] for subset, rows in test.items()}
+    """A row per subset, and one for their mean where there are several; `said` has the outcomes by `key_of`."""
+    outcomes = {subset: [said[key_of(row)] for row in rows] for subset, rows in test.items()}
     counts = {subset: loc.count(outcomes[subset], rows) for subset, rows in test.items()}
     parts = {subset: [subset] for subset in test}
     if len(test) > 1:
@@ -324,7 +281,7 @@ def _show(run: Run, result: dict[str, Any]) -> None:
     for name in dict.fromkeys(row["localizer"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["localizer"] == name]
         chosen = rows[0]["chosen"]
-        setting = "" if chosen is None else f", step {chosen}" if name == "constant" else f", threshold {chosen:.3f}"
+        setting = "" if chosen is None else f", threshold {chosen:.3f}"
         table = Table(title=name + setting, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in ("subset", "F1", "95 %", "acc_err", "acc_cor", "prior", "failed", "calls", "tokens"):
             table.add_column(column, justify="left" if column == "subset" else "right", overflow="fold")

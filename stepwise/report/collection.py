@@ -15,7 +15,8 @@ from stepwise.io import read_rows
 from stepwise.report import collection_facts as facts_of
 from stepwise.report.charts import bars_svg, stage_svg
 from stepwise.report.collection_facts import Card, Facts, Stage
-from stepwise.report.shell import first_of_each, of_the_lab, read_card, render, write_page
+from stepwise.report.shell import first_of_each, of_the_lab, render, write_page
+from stepwise.runs.directory import read_card
 from stepwise.types import Problem
 
 MAX_CARDS = 200

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from stepwise.errors import DataError, redact
+from stepwise.errors import redact
 from stepwise.io import write_text
 from stepwise.report.model import LAB_NOTICE
 from stepwise.report.templates import environment, resource
@@ -84,17 +84,6 @@ def island(data: Any) -> Markup:
     for char in "<>&":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return Markup(text)  # noqa: S704
-
-
-def read_card(out: Path) -> dict[str, Any]:
-    """run.json of a run's directory; empty where there is none, DataError where it cannot be read."""
-    path = out / "run.json"
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise DataError(f"{path} is not readable as the card of a run; remove it, or give another directory") from None
 
 
 def of_the_lab(run: Mapping[str, Any], *roles: str) -> bool:

@@ -12,7 +12,8 @@ from stepwise.errors import DataError
 from stepwise.io import read_rows
 from stepwise.report.charts import Line, curves_svg, line_swatch, number
 from stepwise.report.model import FINISH_WORDS, verdict_word
-from stepwise.report.shell import first_of_each, of_the_lab, read_card, render, write_page
+from stepwise.report.shell import first_of_each, of_the_lab, render, write_page
+from stepwise.runs.directory import read_card
 from stepwise.training.rollouts import RlRollout, read_rollouts
 
 MAX_ROLLOUTS = 120

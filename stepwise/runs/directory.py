@@ -46,8 +46,8 @@ class RunDirectory:
 
     def check(self, *, overwrite: bool) -> None:
         """Raise DataError, with the remedy, when the directory holds another run or files that are no run's."""
-        found = self._read()
-        if found is None:
+        found = read_card(self.path)
+        if not found:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise DataError(
                     f"--out {self.path} exists and is no directory of a run; give a new or an empty directory"
@@ -69,8 +69,8 @@ class RunDirectory:
         """
         if self.path.is_dir():
             self._take()
-        found = self._read()
-        if found is None:
+        found = read_card(self.path)
+        if not found:
             return False
         files = [str(name) for name in found.get("files", [])]
         if anew:
@@ -181,18 +181,21 @@ class RunDirectory:
             raise DataError(f'"{name}" is no name for a file of a run; give a relative path inside {self.path}')
         return path
 
-    def _read(self) -> dict[str, Any] | None:
-        path = self.path / _CARD
-        if not path.exists():
-            return None
-        try:
-            card = json.loads(path.read_text(encoding="utf-8"))
-            return dict(card)
-        except (ValueError, TypeError):
-            raise DataError(f"{path} is not readable as the card of a run; remove it or give another --out") from None
-
     def _write(self) -> None:
         write_text(self.path / _CARD, json.dumps(self._card, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """run.json of a run's directory; empty where there is none, DataError where it cannot be read."""
+    path = folder / _CARD
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise DataError(
+            f"{path} is not readable as the card of a run; remove it, or give another directory (--out)"
+        ) from None
 
 
 @contextmanager

@@ -59,15 +59,13 @@ def test_a_threshold_is_chosen_on_one_file_and_measured_on_another(files, capsys
         str(files / "tune.json"),
         "--localizer",
         "scores:prm",
-        "constant",
     ]
-    scores, constant = measured(files, *args)["rows"]
+    (scores,) = measured(files, *args)["rows"]
     assert scores["chosen"] == pytest.approx(0.35)
     assert (scores["wrong"], scores["right"]) == (4, 3)
     assert (scores["acc_err"], scores["acc_cor"]) == (75.0, pytest.approx(100 * 2 / 3))
     assert scores["f1"] == pytest.approx(2 * 75 * (200 / 3) / (75 + 200 / 3))
     assert scores["f1_low"] < scores["f1"] < scores["f1_high"]
-    assert (constant["chosen"], constant["acc_err"], constant["f1"]) == (0, 25.0, 0.0)
     text = capsys.readouterr().out
     assert "scores:prm, threshold 0.350" in text
     assert "50.0 % of the first errors are at step 1 (prior)" in " ".join(text.split())
@@ -75,19 +73,11 @@ def test_a_threshold_is_chosen_on_one_file_and_measured_on_another(files, capsys
 
 def test_several_files_are_subsets_with_a_mean(files):
     (files / "other.jsonl").write_text("\n".join(json.dumps(row(f"o{i}", i - 1)) for i in range(4)))
-    result = measured(files, "--data", str(files / "test.json"), str(files / "other.jsonl"), "--localizer", "random")
+    data = ["--data", str(files / "test.json"), str(files / "other.jsonl"), "--tune", str(files / "tune.json")]
+    result = measured(files, *data, "--localizer", "scores:prm")
     assert [r["subset"] for r in result["rows"]] == ["test", "other", "mean"]
     assert result["rows"][2]["f1"] == pytest.approx((result["rows"][0]["f1"] + result["rows"][1]["f1"]) / 2)
     assert result["prior"]["other"]["shares"] == pytest.approx([100 / 3] * 3)
-
-
-def test_references_come_from_a_column_or_by_question_from_a_file(files):
-    rows = [row("a", 1, reference="0 and 2"), row("b", -1), row("c", 0)]
-    (files / "rows.json").write_text(json.dumps(rows))
-    (files / "solved.jsonl").write_text(json.dumps({"question": "What  is b?", "answer": "0, 1, 2 #### 2"}) + "\n")
-    args = ["--data", str(files / "rows.json"), "--localizer", "absent-number", "--with-reference"]
-    (one,) = measured(files, *args, "--references", str(files / "solved.jsonl"))["rows"]
-    assert (one["wrong"], one["right"], one["acc_err"], one["acc_cor"]) == (1, 1, 100.0, 100.0)
 
 
 @pytest.mark.parametrize(
@@ -129,13 +119,11 @@ def test_a_row_that_cannot_be_used_is_named(files, capsys, change, message):
     assert message in refused(capsys, "--data", files / "bad.json", *args)
 
 
-def test_files_that_are_not_there_are_empty_or_have_no_references_are_named(files, capsys):
+def test_files_that_are_not_there_or_are_empty_are_named(files, capsys):
     out = ("--out", files / "out")
     assert "none.json: no such file" in refused(capsys, "--data", files / "none.json", *out)
     (files / "empty.json").write_text("[]")
-    assert "holds no rows" in refused(capsys, "--data", files / "empty.json", *out, "--localizer", "random")
-    said = refused(capsys, "--data", files / "test.json", *out, "--localizer", "absent-number")
-    assert "7 rows have none" in said
+    assert "holds no rows" in refused(capsys, "--data", files / "empty.json", *out)
 
 
 def test_a_scorer_is_asked_once_and_what_failed_is_a_counted_miss_that_is_tried_again(files):
@@ -215,7 +203,7 @@ def test_the_module_of_the_configuration_is_what_runs(files):
 
 def test_a_dry_run_says_what_scorer_and_module_would_be_asked_and_asks_nothing(files, capsys):
     args = ["--data", str(files / "test.json"), "--tune", str(files / "tune.json"), "--out", str(files / "out")]
-    assert main([*args, "--localizer", "scorer", "module", "random", "--set=critic.method=vote", "--dry-run"]) == 0
+    assert main([*args, "--localizer", "scorer", "module", "--set=critic.method=vote", "--dry-run"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if len(line.split()) > 5}
     assert " 10 " in rows["scorer"]
     assert " 70 " in rows["critic"]  # 7 attempts, 5 votes, each read twice at most

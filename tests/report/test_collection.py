@@ -13,7 +13,7 @@ from stepwise.report import collection_facts as facts_of
 from stepwise.report.collection import collection_html, read_facts, write_collection_report
 from stepwise.report.collection_facts import Facts
 from stepwise.report.model import LAB_NOTICE
-from stepwise.report.shell import read_card
+from stepwise.runs.directory import read_card
 from tests.report import collected
 from tests.report.browsing import BROWSER, played
 from tests.report.markup import HOSTILE, Elements
