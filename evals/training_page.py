@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from stepwise.lab.problems import LabProblem
 from stepwise.report.plot import ticks
-from stepwise.report.svg import marker, tag
+from stepwise.report.shell import draw
 
-from .pages import page
+from .pages import page, tag
 from .training_arms import ARMS, CLONED, CREDIT, PAPER
 from .training_measures import SAMPLES, Measured, interval, scores
 
@@ -71,7 +71,15 @@ def _gains(by_arm: Arms, masks: dict[str, np.ndarray]) -> Markup:
             style, at = ("f0", "f3")[which], y - 4 + 8 * which
             said = f"{name}, {list(whole)[which]}: {mean:+.1f} points over sham ({low:+.1f} to {high:+.1f})"
             line = tag("path", d=f"M{across(low):.1f} {at:.1f}H{across(high):.1f}", class_=f"interval {style}")
-            body.append(tag("g", tag("title", said), line, marker(style, across(mean), at, 4.0), class_="point"))
+            body.append(
+                tag(
+                    "g",
+                    tag("title", said),
+                    line,
+                    draw("marker", style=style, x=across(mean), y=at, size=4),
+                    class_="point",
+                )
+            )
     drawing = tag("svg", *body, viewBox=f"0 0 {_WIDTH} {height}", class_="plot", role="img", aria_label="Gains")
     keys = [tag("li", _swatch(style), text) for style, text in zip(("f0", "f3"), whole, strict=True)]
     legend = tag("ul", *keys, class_="legend")
@@ -79,7 +87,14 @@ def _gains(by_arm: Arms, masks: dict[str, np.ndarray]) -> Markup:
 
 
 def _swatch(style: str) -> Markup:
-    return tag("svg", marker(style, 8, 8, 4.0), viewBox="0 0 16 16", width=16, height=16, aria_hidden="true")
+    return tag(
+        "svg",
+        draw("marker", style=style, x=8, y=8, size=4),
+        viewBox="0 0 16 16",
+        width=16,
+        height=16,
+        aria_hidden="true",
+    )
 
 
 def _shares(title: str, by_arm: Arms, masks: dict[str, np.ndarray]) -> Markup:

@@ -10,9 +10,8 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from stepwise.report.plot import ticks
-from stepwise.report.svg import tag
+from stepwise.report.shell import draw
 from stepwise.report.table import quantity
-from stepwise.report.templates import draw
 from stepwise.routing.pomdp.fit_check import CalibrationBin
 
 _HOVER = 200  # points up to which each has a place to hover over
@@ -51,7 +50,7 @@ def curves_svg(lines: Sequence[Line], summary: str, span: tuple[float, float] | 
     """
     known = [y for line in lines for _, y in line.points if y is not None]
     if not known:
-        return tag("p", "No value is known.", class_="muted")
+        return draw("nothing", words="No value is known.")
     xs = [x for line in lines for x, _ in line.points]
     first, last, marks = min(xs), max(xs), ticks(*(span or _span(known)), 4)
 

@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from stepwise.errors import redact
 from stepwise.report.model import FINISH_WORDS, author_kind, author_letter, verdict_word
-from stepwise.report.templates import environment, resource
+from stepwise.report.shell import environment, resource
 from stepwise.routing.compare import TraceView
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Trace

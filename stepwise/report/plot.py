@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from stepwise.report.svg import family_style, marker, tag
+from stepwise.report.shell import draw
 from stepwise.report.table import count, interval, percent, quantity
-from stepwise.report.templates import draw
 from stepwise.routing.compare import PolicyRow
 
 Box = tuple[float, float, float, float]
@@ -85,7 +84,12 @@ def _families(rows: Sequence[PolicyRow]) -> list[str]:
 
 def _style_of(row: PolicyRow, names: Sequence[str]) -> str:
     """CSS class of a row's colour and shape."""
-    return row.anchor or family_style(names.index(row.family))
+    return row.anchor or _family_style(names.index(row.family))
+
+
+def _family_style(number: int) -> str:
+    """CSS classes of the family with this number: six colours and shapes, filled the first time round, then hollow."""
+    return f"f{number % 6}" + (" hollow" if number >= 6 else "")
 
 
 def ticks(low: float, high: float, wanted: int) -> list[float]:
@@ -105,8 +109,8 @@ def legend(rows: Sequence[PolicyRow]) -> list[tuple[Markup, str]]:
     entries = {
         style: {"weak": "weak model alone", "strong": "strong model alone"}[style] for style, row in found if row.anchor
     }
-    named = [(family_style(i), name) for i, name in enumerate(names)] + sorted(entries.items(), reverse=True)
-    return [(draw("swatch", style=style, marker=marker(style, 17.0, 10.0, 4.0)), name) for style, name in named]
+    named = [(_family_style(i), name) for i, name in enumerate(names)] + sorted(entries.items(), reverse=True)
+    return [(draw("swatch", style=style), name) for style, name in named]
 
 
 def plot_svg(rows: Sequence[PolicyRow], cost: CostAxis, canvas: Canvas = WIDE) -> Markup:
@@ -114,7 +118,7 @@ def plot_svg(rows: Sequence[PolicyRow], cost: CostAxis, canvas: Canvas = WIDE) -
     known = [(row, cost.value(row)) for row in rows if row.accuracy is not None]
     placed = [(row, x) for row, x in known if x is not None]
     if not placed:
-        return tag("p", "No policy has both an accuracy and this cost.", class_="muted")
+        return draw("nothing", words="No policy has both an accuracy and this cost.")
     x_axis, y_axis = _axes(placed, canvas)
     names = _families(rows)
 
@@ -141,7 +145,7 @@ def plot_svg(rows: Sequence[PolicyRow], cost: CostAxis, canvas: Canvas = WIDE) -
         ys=[(down(t), f"{100 * t:.{digits}f}") for t in y_axis.ticks],
         axis=cost.axis,
         lines=[(kind, [(p.x, p.y) for p in run]) for kind, run in runs],
-        points=[(point, _title(point.row, cost), marker(point.style, point.x, point.y)) for point in points],
+        points=[(point, _title(point.row, cost)) for point in points],
         labels=_labels(points, runs, canvas),
         summary=f"Accuracy against {cost.axis}, {len(points)} operating points; the table below holds the same "
         "figures.",

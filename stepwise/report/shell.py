@@ -9,18 +9,45 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from stepwise.errors import redact
 from stepwise.io import write_text
 from stepwise.report.model import LAB_NOTICE
-from stepwise.report.templates import environment, resource
 
 T = TypeVar("T")
+
+
+@lru_cache(maxsize=1)
+def environment() -> Environment:
+    """Templates of this package with autoescape on for every file; an unknown name in a template is an error."""
+    loader = PackageLoader("stepwise.report", "templates")
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    # Coordinates: with one digit behind the point and none where it is 0, inside a path with one, and a line of places.
+    made.filters |= {"px": lambda x: f"{x:.1f}".removesuffix(".0"), "fixed": "{:.1f}".format, "joined": _joined}
+    return made
+
+
+def _joined(points: Iterable[tuple[float, float]]) -> str:
+    """The places of a line in a path, without the `M` before the first."""
+    return "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def draw(figure: str, /, **values: Any) -> Markup:
+    """The drawing of that name in figures.svg.jinja."""
+    return Markup(getattr(environment().get_template("figures.svg.jinja").module, figure)(**values))  # noqa: S704
+
+
+def resource(name: str) -> str:
+    """Text of a file that ships beside the templates (CSS or JavaScript)."""
+    return files("stepwise.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def render(

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from stepwise.report.html import trace_html
-from stepwise.report.templates import resource
+from stepwise.report.shell import resource
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.report import sample
 from tests.report.markup import HOSTILE, Elements

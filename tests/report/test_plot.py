@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evals.pages import tag
 from stepwise.report.plot import COSTS, NARROW, WIDE, Canvas, legend, plot_svg, ticks
-from stepwise.report.svg import tag
 from stepwise.routing.compare import PolicyRow
 from tests.report import sample
 from tests.report.markup import HOSTILE, Elements
