@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 from rich.table import Table
 
@@ -39,7 +40,9 @@ from evals.frontier_reference import REFERENCE, ROUNDING
 from evals.frontier_worlds import World, exact, pooled_pairs
 from evals.pages import page
 from evals.pomdp import load
+from stepwise.report.plot import NARROW, WIDE, CostAxis, legend, plot_svg
 from stepwise.report.shell import write_page
+from stepwise.routing.compare import PolicyRow
 from stepwise.routing.metrics import OperatingPoint
 from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.runs.progress import progress
@@ -179,10 +182,6 @@ def _check(what: str, reference: float, ours: float, error: float) -> dict[str, 
 
 def plot(world: World, frontiers: dict[str, Frontier], episodes: int) -> Markup:
     """The world's heading, legend and plot, as HTML."""
-    import numpy as np
-
-    from stepwise.report.plot import NARROW, WIDE, CostAxis, legend, plot_svg
-    from stepwise.routing.compare import PolicyRow
 
     def row(name: str, family: str, point: OperatingPoint) -> PolicyRow:
         calls = round(point.cost * episodes)

@@ -189,7 +189,7 @@ class StepFilter:
         score of the draft it replaced, the last of `discarded`; drafts drawn again before that are not looked at. An
         empty draft cannot be scored and counts as 0.0 here.
         """
-        *_, last = self._walk([*map(_seen, steps), (None if draft is None else _score(draft), 0, None)])
+        *_, last = self._walk([*map(_seen, steps), (None if draft is None else draft_score(draft), 0, None)])
         return last
 
     def _walk(self, seen: Iterable[Seen]) -> Iterator[Belief]:
@@ -264,10 +264,11 @@ def _posterior(prior: Belief, likelihoods: Belief) -> tuple[Belief, float]:
 def _seen(step: Step) -> Seen:
     if step.author == "weak":
         return step.score, 0, None
-    return _score(step.discarded[-1]) if step.discarded else None, 1, step.score
+    return draft_score(step.discarded[-1]) if step.discarded else None, 1, step.score
 
 
-def _score(draft: Step) -> float | None:
+def draft_score(draft: Step) -> float | None:
+    """A draft's score; an empty one cannot be scored and counts as 0.0."""
     return draft.score if draft.score is not None or draft.text.strip() else 0.0
 
 

@@ -18,6 +18,7 @@ from stepwise.data import processbench
 from stepwise.errors import DataError
 from stepwise.grading import Verdict, grade
 from stepwise.lab.problems import SPLITS, LabProblem, make
+from stepwise.routing.pomdp.filter import draft_score
 from stepwise.types import Step, Trace
 
 RIGHT, EARLIER, NOW = 0, 1, 2  # states, in the order of a belief
@@ -228,19 +229,12 @@ def _step(step: Step, right: bool | None, draft_right: bool | None) -> FitStep:
     draft = step.discarded[0] if step.discarded else None if replaced else step
     return FitStep(
         drafted=draft is not None,
-        score=_score_of(draft),
+        score=None if draft is None else draft_score(draft),
         draft_right=draft_right if step.discarded else None if replaced else right,
         replaced=replaced,
         strong_right=right if replaced else None,
         tokens=step.usage.generated_tokens or None,
     )
-
-
-def _score_of(draft: Step | None) -> float | None:
-    """Its score; an empty draft cannot be scored and counts as 0.0, as it does for the filter."""
-    if draft is None:
-        return None
-    return 0.0 if draft.score is None and not draft.text.strip() else draft.score
 
 
 def _solved(trace: Trace) -> bool | None:
