@@ -23,9 +23,19 @@ from numpy.typing import NDArray
 
 from stepwise.data.problems import check_problems
 from stepwise.grading import Verdict
-from stepwise.interventions.filtering import INT_PRIOR, Beta, StopRule, fit_beta, ranked, replay
-from stepwise.interventions.guiding import Wanted, chosen, counts_of, guided_by
-from stepwise.interventions.pipeline import collect_in, read_stage
+from stepwise.interventions.collection import collect, read_stage
+from stepwise.interventions.filtering import (
+    INT_PRIOR,
+    Beta,
+    StopRule,
+    Wanted,
+    chosen,
+    counts_of,
+    fit_beta,
+    guided_by,
+    ranked,
+    replay,
+)
 from stepwise.interventions.rows import Candidate, GuidedRollout, Made
 from stepwise.interventions.settings import CollectSettings
 from stepwise.runs.shell import Run, positive, program
@@ -108,7 +118,7 @@ def collected(run: Run) -> tuple[list[str], Outcomes]:
         check_sums=False,
     )  # fmt: skip
     problems = check_problems(made.problem for made in generate(run.args.split, run.args.lab))
-    collect_in(run.directory, problems, config, settings)
+    collect(run.directory, problems, config, settings)
     made: defaultdict[str, list[bool]] = defaultdict(list)
     for row in read_stage(run.out, "guided"):
         made[row.candidate].append(row.verdict == "CORRECT")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stepwise.errors import DataError
-from stepwise.interventions.leaks import LeakVerdict, check_leak
+from stepwise.interventions.checks.leaks import LeakVerdict, check_leak
 from stepwise.io import read_rows
 from stepwise.runs.shell import Run, program
 from stepwise.stats import wilson

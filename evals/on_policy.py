@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from stepwise.config import Config
 from stepwise.config.training import SftConfig
 from stepwise.data.examples import Example
-from stepwise.interventions.baselines import KINDS
-from stepwise.interventions.pipeline import Models
-from stepwise.interventions.pipeline import work as collected_rows
+from stepwise.interventions.building import Builder
+from stepwise.interventions.datasets import KINDS
+from stepwise.interventions.pipeline import run_stages as collected_rows
 from stepwise.interventions.rows import by_id
-from stepwise.interventions.settings import CollectSettings
-from stepwise.interventions.work import BuildSettings, Work, Writers
+from stepwise.interventions.settings import BuildSettings, CollectSettings
+from stepwise.interventions.writers import Writers
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.lab.references import Granularity, reference
 from stepwise.runs.shell import Run, positive, program
@@ -76,12 +76,12 @@ def data(config: Config, labs: Sequence[LabProblem]) -> dict[str, list[Example]]
     """Texts of every kind for the same problems, one or a few of each."""
     known = {lab.problem.id: lab.problem for lab in labs}
     settings = CollectSettings(attempts=1, guided=8, miss=0.0, max_tokens=400)
-    models = Models.from_config(config)
+    models = Writers.from_config(config)
     writers = Writers(config, weak=models.weak, localizer=models.localizer, proposer=models.proposer)
     with writers:
         rows = collected_rows(list(known.values()), config, settings, models)
         how = BuildSettings(collect=settings, per_problem=1, full_share=1.0)
-        work = Work("", known, config, how, writers, rows)
+        work = Builder("", known, config, how, writers, rows)
         made = {name: KINDS[kind](dataclasses.replace(work, kind=kind)) for name, kind in {
             WHOLE: "intervention", "rewrites by repair": "reflection", "strong's solutions": "strong",
             "own solutions": "first_tokens", "own, ended right": "rejection",

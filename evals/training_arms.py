@@ -14,10 +14,9 @@ from stepwise import lab
 from stepwise.config import Config
 from stepwise.data.examples import Example, read_examples, unique
 from stepwise.interventions import CollectSettings, collect
-from stepwise.interventions.baselines import write_dataset
-from stepwise.interventions.pairs import pairs
-from stepwise.interventions.pipeline import read_stage
-from stepwise.interventions.work import BuildSettings
+from stepwise.interventions.collection import read_stage
+from stepwise.interventions.datasets import pairs, write_dataset
+from stepwise.interventions.settings import BuildSettings
 from stepwise.io import read_rows
 from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem

@@ -17,15 +17,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from stepwise.interventions.baselines import write_in
+
 from stepwise.config import Config
 from stepwise.data.examples import read_examples, write_pairs
 from stepwise.data.problems import read_problems
 from stepwise.errors import ConfigError, DataError
-from stepwise.interventions.baselines import KINDS, NEED_COLLECTION, Ingredients, write_in
+from stepwise.interventions.collection import read_stage
+from stepwise.interventions.datasets import KINDS, NEED_COLLECTION, Recipe, pairs
 from stepwise.interventions.from_routing import from_routing_in, plan_from_routing, read_traces
-from stepwise.interventions.pairs import pairs
-from stepwise.interventions.pipeline import read_stage
-from stepwise.interventions.work import BuildSettings
+from stepwise.interventions.settings import BuildSettings
 from stepwise.runs.plan import Planned
 from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Trace
@@ -88,7 +89,7 @@ def problems_of(args: argparse.Namespace) -> list[Problem] | None:
         return None
     import dataclasses
 
-    from stepwise.interventions.work import lab_problem, problems_of
+    from stepwise.interventions.building import lab_problem, problems_of
     from stepwise.lab.problems import generate
     from stepwise.lab.references import Granularity, reference
 
@@ -101,14 +102,14 @@ def problems_of(args: argparse.Namespace) -> list[Problem] | None:
     return [dataclasses.replace(lab.problem, reference=reference(lab, kind)) for lab in made]
 
 
-def ingredients(config: Config, args: argparse.Namespace) -> Ingredients:
+def ingredients(config: Config, args: argparse.Namespace) -> Recipe:
     if args.kind in (*NEED_COLLECTION, "pairs") and args.collection is None:
         raise DataError(f"--kind {args.kind} is made from a collection; give its directory with --collection")
     given, settings = problems_of(args), settings_of(args)
     kind = "intervention" if args.kind == "pairs" else args.kind
     if args.collection is not None:
-        return Ingredients(kind, args.collection, config, settings, given)
-    return Ingredients(kind, given or (), config, settings)
+        return Recipe(kind, args.collection, config, settings, given)
+    return Recipe(kind, given or (), config, settings)
 
 
 def traces_of(args: argparse.Namespace) -> list[Trace]:

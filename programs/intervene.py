@@ -23,10 +23,9 @@ from stepwise.config.errors import explain
 from stepwise.data.examples import AnswerColumn, QuestionColumn, read_examples
 from stepwise.data.problems import Checked, check_problems, read_problems
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
-from stepwise.interventions.account import Account
 from stepwise.interventions.caps import Caps, any_cap
-from stepwise.interventions.pipeline import ROWS, collect_in, funnel, read_stage
-from stepwise.interventions.rows import by_id
+from stepwise.interventions.collection import Account, collect, funnel, read_stage
+from stepwise.interventions.rows import ROWS, by_id
 from stepwise.interventions.settings import CollectSettings, uncapped
 from stepwise.lab.problems import is_lab_question
 from stepwise.models.budget import Ledger
@@ -158,7 +157,7 @@ def main(run: Run) -> None:
     for line in notes(run.config, checked, settings):
         run.say(line)
     try:
-        collect_in(run.directory, checked, run.config, settings, licence=run.args.licence, columns=columns)
+        collect(run.directory, checked, run.config, settings, licence=run.args.licence, columns=columns)
     except BudgetExceededError:  # what is sealed has become a dataset
         done = {rollout.problem for rollout in read_stage(run.out, "rollouts")}
         if done:

@@ -18,14 +18,27 @@ if TYPE_CHECKING:
     from stepwise.critics.judge import StepDecider, StepJudge
     from stepwise.critics.localizer import ErrorLocalizer
     from stepwise.critics.proposer import InterventionProposer
+    from stepwise.critics.rewriter import SolutionRewriter
+    from stepwise.critics.seeded import ask_all, model_name
 
 _HOME = {
     "ErrorLocalizer": "localizer",
     "InterventionProposer": "proposer",
+    "SolutionRewriter": "rewriter",
     "StepDecider": "judge",
     "StepJudge": "judge",
+    "ask_all": "seeded",
+    "model_name": "seeded",
 }
-__all__ = ["ErrorLocalizer", "InterventionProposer", "StepDecider", "StepJudge"]
+__all__ = [
+    "ErrorLocalizer",
+    "InterventionProposer",
+    "SolutionRewriter",
+    "StepDecider",
+    "StepJudge",
+    "ask_all",
+    "model_name",
+]
 
 
 def __getattr__(name: str) -> Any:  # DSPy is imported when a module is first used

@@ -12,18 +12,17 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stepwise.config import CapsConfig, Config
 from stepwise.errors import BudgetExceededError
+from stepwise.interventions.writers import Writers
 from stepwise.io import append_rows, read_rows
 from stepwise.models.base import Backend, Completion, Request
 from stepwise.models.budget import Ledger, Reservation
+from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import Planned, plan_localizing, plan_proposing
 from stepwise.types import Usage, as_problem
-
-if TYPE_CHECKING:
-    from stepwise.interventions.pipeline import Models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +42,29 @@ class Caps:
     def __init__(self, config: Config, path: Path) -> None:
         self.config, self.ledger = config, Ledger.for_config(config)
         self._path, self._lock = path, threading.Lock()
-        for row in read_rows(path, Spent):
-            self.ledger.record(row.role, row.usage)
+        self.record(read_rows(path, Spent))
 
-    def capped(self, models: Models) -> Models:
-        """The same models, which raise BudgetExceededError instead of passing a cap."""
+    @classmethod
+    def of(cls, config: Config, directory: RunDirectory) -> Caps | None:
+        """Those of a run; None where there are none, so that nothing is written for them."""
+        capped = any(getattr(config.budget, name) is not None for name in CapsConfig.model_fields)
+        return cls(config, directory.claim("spent.jsonl")) if capped else None
+
+    def capped(self, writers: Writers) -> Writers:
+        """The same models for a collection, which raise BudgetExceededError instead of passing a cap."""
         locates = "scorer" if self.config.critic.method == "scorer" else "critic"
         one = self.config.model_copy(update={"critic": self.config.critic.model_copy(update={"candidates": 1})})
-        return dataclasses.replace(
-            models,
-            weak=_CappedBackend(models.weak, self),
-            localizer=_CappedModule(models.localizer, self, locates, lambda size: plan_localizing(one, [size])),
-            proposer=_CappedModule(models.proposer, self, "critic", lambda size: plan_proposing(one, [size])),
+        return Writers(
+            self.config,
+            weak=_CappedBackend(writers.weak, self),
+            localizer=_CappedModule(writers.localizer, self, locates, lambda size: plan_localizing(one, [size])),
+            proposer=_CappedModule(writers.proposer, self, "critic", lambda size: plan_proposing(one, [size])),
         )
+
+    def record(self, rows: Sequence[Spent]) -> None:
+        """Count what is written down already."""
+        for row in rows:
+            self.ledger.record(row.role, row.usage)
 
     def check(self, done: int, coming: int) -> None:
         """Raise BudgetExceededError where `coming` problems, at the mean cost of the `done` ones, would not fit.
@@ -90,11 +99,6 @@ class Caps:
         held.settle(usage)
         with self._lock:
             append_rows(self._path, [Spent(role, usage)])
-
-
-def any_cap(config: Config) -> bool:
-    """Whether [budget] caps the run."""
-    return any(getattr(config.budget, name) is not None for name in CapsConfig.model_fields)
 
 
 class _CappedBackend:

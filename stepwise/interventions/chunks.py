@@ -1,63 +1,86 @@
 """Work in chunks with fixed members, each done whole or not at all: what is on disk after a crash is what it would be.
 
-The files of a chunk are written in a directory of another name, which is renamed when all of them are on disk; one that
-was not renamed is thrown away and made again.
+A chunk begins with empty caches, since which sequences share a batch changes the last digits of logits and so, now and
+then, a token. Its files are written in a directory of another name, which is renamed when all of them are on disk; one
+that was not renamed is thrown away and made again. So whatever ends the process, the same call later gives the same
+files as if nothing had happened, as far as the models themselves repeat their answers (local ones do; with
+`concurrency` above 1 the critic's batches depend on timing).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from stepwise.interventions.caps import Caps, any_cap
+from stepwise.config import Config
+from stepwise.data.examples import AnswerColumn, Example, QuestionColumn, unique, write_examples
+from stepwise.errors import BudgetExceededError
+from stepwise.grading import GRADER_VERSION
+from stepwise.interventions.caps import Caps
+from stepwise.interventions.settings import uncapped
 from stepwise.io import append_rows, read_rows
+from stepwise.runs.directory import RunDirectory
 from stepwise.runs.progress import progress
 
-if TYPE_CHECKING:
-    from stepwise.config import Config
-    from stepwise.runs.directory import RunDirectory
-
 T = TypeVar("T")
+Columns = tuple[QuestionColumn, AnswerColumn]
+Sealed = Callable[[Path, int, bool], str | None]
+"""Hears of a chunk that is sealed: its folder, its number of members, whether an earlier start sealed it. What it
+returns stands beside the bar."""
 _OPEN = ".open"
 
 
 def run_chunks(
-    own: RunDirectory,
+    directory: RunDirectory,
     members: Sequence[T],
     size: int,
-    work: Callable[[Sequence[T]], Mapping[str, Sequence[Any]]],
     names: Sequence[str],
-    label: str,
-    config: Config,
-) -> None:
-    """Do `work` for `size` members at a time; what it returns, rows for all of the file `names`, is sealed as a chunk.
+    work: Callable[[Sequence[T]], Mapping[str, Sequence[Any]]],
+    finish: Callable[[], Path],
+    *,
+    caps: Caps | None = None,
+    label: str | None = None,
+    on_sealed: Sealed | None = None,
+) -> Path:
+    """Do `work` for `size` members at a time, then `finish`; what it returns is returned.
 
-    Chunks that are sealed already are passed over. A bar called `label` shows how many members are done. Rows of the
-    file "spent", one of the names (`caps.Spent`), say what a chunk cost: no chunk is begun that, at the mean cost of
-    those before it, would pass a cap of [budget]; then BudgetExceededError is raised. The first one is not held back.
+    What `work` returns, rows for all of the file `names`, is sealed as a chunk; chunks that are sealed already are
+    passed over. `label` names the bar to show. No chunk is begun that, at the mean cost of those before it, would pass
+    a cap: then, and where `work` itself meets one, what is sealed is finished and BudgetExceededError raised. Rows of
+    the file "spent", one of the names (`caps.Spent`), say what a chunk cost that `work` has not told the caps.
     """
-    folder = chunk_folder(own)
-    with progress(label, len(members)) as advance:
-        for first in range(0, len(members), size):
-            place = folder / f"{first // size:05d}"
-            for name in names:  # a chunk is the run's own before it is there, so that --overwrite finds it
-                own.claim(f"chunks/{place.name}/{name}.jsonl", folder=False)
-            if not place.exists():
-                if any_cap(config):
-                    Caps(config, own.claim("spent.jsonl")).check(first, len(members[first : first + size]))
-                rows = work(members[first : first + size])
-                append_rows(own.claim("spent.jsonl"), rows["spent"])  # before it is sealed: it is paid for
-                seal(place, {name: rows[name] for name in names})
-            advance(len(members[first : first + size]))
+    folder = chunk_folder(directory)
+    try:
+        with progress(label, len(members)) if label else nullcontext(lambda *_: None) as advance:
+            for first in range(0, len(members), size):
+                chunk, place = members[first : first + size], folder / f"{first // size:05d}"
+                for name in names:  # a chunk is the run's own before it is there, so that --overwrite finds it
+                    directory.claim(f"chunks/{place.name}/{name}.jsonl", folder=False)
+                before = place.exists()
+                if not before:
+                    if caps is not None:
+                        caps.check(first, len(chunk))
+                    rows = work(chunk)
+                    if "spent" in rows:  # before it is sealed: it is paid for
+                        append_rows(directory.claim("spent.jsonl"), rows["spent"])
+                        if caps is not None:
+                            caps.record(rows["spent"])
+                    seal(place, rows)
+                advance(len(chunk), on_sealed(place, len(chunk), before) if on_sealed else None)
+    except BudgetExceededError:
+        finish()
+        raise
+    return finish()
 
 
-def chunk_folder(own: RunDirectory) -> Path:
+def chunk_folder(directory: RunDirectory) -> Path:
     """Where the chunks of a run lie; what an earlier start left open is thrown away."""
-    folder = own.made() / "chunks"
+    folder = directory.made() / "chunks"
     folder.mkdir(exist_ok=True)
     for left in folder.glob(f"*{_OPEN}"):
         shutil.rmtree(left)
@@ -68,8 +91,8 @@ def seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
     """Write the files of a chunk, and give it its name once they are on disk."""
     draft = folder.with_name(folder.name + _OPEN)
     draft.mkdir()
-    for name, found in rows.items():
-        append_rows(draft / f"{name}.jsonl", found)
+    for name, part in rows.items():
+        append_rows(draft / f"{name}.jsonl", part)
     os.replace(draft, folder)
     with suppress(OSError, AttributeError):  # not every system lets a directory be synced
         place = os.open(folder.parent, os.O_RDONLY)
@@ -81,9 +104,39 @@ def seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
 
 def sealed_rows(out: str | Path, name: str, kind: type[T]) -> list[T]:
     """The rows of the file `name` (without its ending) in all sealed chunks of `out`, in order."""
-    return [row for folder in sealed_chunks(out) for row in read_rows(folder / f"{name}.jsonl", kind)]
+    folders = sorted(p for p in (Path(out) / "chunks").glob("*") if p.is_dir() and p.suffix != _OPEN)
+    return [row for folder in folders for row in read_rows(folder / f"{name}.jsonl", kind)]
 
 
-def sealed_chunks(out: str | Path) -> list[Path]:
-    """The folders of the chunks of `out` that are whole, in order."""
-    return sorted(p for p in (Path(out) / "chunks").glob("*") if p.is_dir() and p.suffix != _OPEN)
+def sealed_counts(out: str | Path) -> Counter[str]:
+    """What became of what, over all sealed chunks of `out`."""
+    counts: Counter[str] = Counter()
+    for row in sealed_rows(out, "counts", dict):
+        counts.update(row)
+    return counts
+
+
+def write_sealed(
+    directory: RunDirectory,
+    config: Config,
+    card: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    licence: str,
+    columns: Columns = ("question", "answer"),
+    stage: str = "examples",
+    name: str = "dataset",
+) -> Path:
+    """The examples of all sealed chunks as one dataset with its card; `settings` and the configuration stand in it."""
+    path = directory.claim(f"{name}.jsonl")
+    directory.claim(f"{name}.md")
+    configuration = {
+        "configuration": uncapped(config).hash,
+        "prompt": config.prompt.hash,
+        "sampling": config.sampling.model_dump(),
+        "seed": config.seed,
+        "grader": GRADER_VERSION,
+    }
+    examples = unique(sealed_rows(directory.path, stage, Example))
+    card = {**card, "settings": {**settings, **configuration}}
+    return write_examples(path, examples, card=card, licence=licence, question=columns[0], answer=columns[1])

@@ -1,4 +1,4 @@
-"""How many guided rollouts a candidate gets, and which of an attempt's candidates is the best: rules without a model.
+"""Guided rollouts: who is asked next, when a candidate has had enough, and which of an attempt's candidates is kept.
 
 What differs from InT (arXiv 2601.14209), which asks for 32 rollouts of every candidate:
 1. Where one success is enough, a candidate is asked no further after it.
@@ -11,59 +11,103 @@ What differs from InT (arXiv 2601.14209), which asks for 32 rollouts of every ca
 5. The best of several candidates is the one with the highest posterior mean rate, and rollouts that are meant to tell
    them apart go to the two best. A posterior does not depend on when one stopped, a share of successes does.
 
-The prior is a beta distribution. `INT_PRIOR` has InT's published counts: 14,766 candidates, 20,170 of 472,320 rollouts
-right, 2,213 candidates with a success in 32.
+Rules 1 to 3 are `CollectSettings.next_batch`. The prior is a beta distribution; `INT_PRIOR` has InT's published counts:
+14,766 candidates, 20,170 of 472,320 rollouts right, 2,213 candidates with a success in 32. No model is asked here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from typing import Literal
 
 from stepwise.errors import DataError
+from stepwise.grading import Verdict
+from stepwise.interventions.rows import Candidate, GuidedRollout
+from stepwise.interventions.settings import CollectSettings
 
+Phase = Literal["filter", "compare", "fresh"]
 _POINTS = 2000
 
 
 @dataclass(frozen=True)
-class StopRule:
-    """When a candidate has had enough guided rollouts; `most`, `enough`, `floor`, `miss`, `batch` as CollectSettings
-    has them.
-    """
+class Wanted:
+    """`n` guided rollouts of a candidate, the first of which is its number `first`."""
 
-    most: int = 32
-    enough: int | None = 1
-    floor: float = 0.1
-    miss: float = 0.3
-    batch: int = 8
+    candidate: Candidate
+    first: int
+    n: int
+    phase: Phase
 
-    @property
-    def drop_after(self) -> int | None:
-        """Failures, with no success, after which a candidate is given up; None where that is never."""
-        return drop_after(self.floor, self.miss)
 
-    def next_batch(self, successes: int, asked: int) -> int:
-        """How many rollouts to ask for next, of a candidate with so many `successes` in `asked`; 0: no more."""
-        end = self.most
-        if self.enough is not None and successes >= self.enough:
-            return 0
-        if not successes and self.drop_after is not None:
-            end = min(end, self.drop_after)
-        if self.enough is None and (successes or self.drop_after is None):
-            return min(self.batch, end - asked)  # all are asked for in any case
-        return max(0, min(max(2, asked), self.batch, end - asked))
+Sample = Callable[[Sequence[Wanted]], list[GuidedRollout]]
+"""Makes and grades the rollouts that are wanted, all together."""
 
-    def worst(self) -> tuple[int, int]:
-        """The most (rollouts, batches) that one candidate can take."""
-        found = []
-        for late in range(self.most):  # the batch with the first success
-            asked = batches = 0
-            while size := self.next_batch(batches > late, asked):
-                asked, batches = asked + size, batches + 1
-            found.append((asked, batches))
-        return max(rollouts for rollouts, _ in found), max(batches for _, batches in found)
+
+def guided_by(candidates: Sequence[Candidate], sample: Sample, settings: CollectSettings) -> list[GuidedRollout]:
+    """The rollouts of all candidates, one after the other: filtered, compared, measured afresh as `settings` say."""
+    rows: dict[str, list[GuidedRollout]] = {candidate.id: [] for candidate in candidates}
+
+    def ask(sizes: Mapping[str, int], phase: Phase) -> None:
+        wanted = [Wanted(row, len(rows[row.id]), sizes[row.id], phase) for row in candidates if sizes.get(row.id)]
+        for rollout in sample(wanted) if wanted else []:
+            rows[rollout.candidate].append(rollout)
+
+    def tried() -> dict[str, tuple[int, int]]:
+        """(successes, rollouts), those that could not be judged included: they are paid for."""
+        return {
+            name: (sum(row.verdict is Verdict.CORRECT for row in found), len(found)) for name, found in rows.items()
+        }
+
+    # Ask until the rule has enough of every candidate, or the chunk has had all that it may have.
+    left = None if settings.average is None else settings.average * len(rows)
+    while True:
+        counts = tried()
+        won = {row.failure for row in candidates if counts[row.id][0] and settings.keep == "first"}
+        sizes = {row.id: settings.next_batch(*counts[row.id]) for row in candidates if row.failure not in won}
+        given = shared_out({name: n for name, n in sizes.items() if n}, counts, left)
+        if not given:
+            break
+        ask(given, "filter")
+        left = None if left is None else left - sum(given.values())
+
+    # Tell rivals apart: a few more at a time for one of the two best of each attempt.
+    rivals: defaultdict[str, list[str]] = defaultdict(list)
+    for row in candidates:
+        if counts[row.id][0] and settings.keep == "best":
+            rivals[row.failure].append(row.id)
+    for done in range(0, settings.compare, settings.compare_batch):
+        counts, size = tried(), min(settings.compare_batch, settings.compare - done)
+        several = [names for names in rivals.values() if len(names) > 1]
+        ask({next_to_compare({name: counts[name] for name in names}): size for names in several}, "compare")
+
+    everything = [row for found in rows.values() for row in found]
+    if settings.fresh:
+        ask({row.id: settings.fresh for row in chosen(candidates, everything, settings)}, "fresh")
+    return [row for found in rows.values() for row in found]
+
+
+def chosen(
+    candidates: Sequence[Candidate], guided: Iterable[GuidedRollout], settings: CollectSettings
+) -> list[Candidate]:
+    """Those with a success: of each attempt the one with the highest posterior mean rate, or all (`settings.keep`)."""
+    counts = counts_of(guided)
+    good = {row.id: row for row in candidates if counts.get(row.id, (0, 0))[0]}
+    best: dict[str, str] = {}
+    for name in ranked({name: counts[name] for name in good}):
+        best.setdefault(good[name].failure, name)
+    return [row for row in good.values() if settings.keep == "all" or best[row.failure] == row.id]
+
+
+def counts_of(rows: Iterable[GuidedRollout], *, fresh: bool = False) -> dict[str, tuple[int, int]]:
+    """(successes, judged) by candidate (id): of the rollouts that chose it, or of the `fresh` ones alone."""
+    outcomes: defaultdict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        if row.verdict is not None and (row.phase == "fresh") == fresh:
+            outcomes[row.candidate].append(row.verdict is Verdict.CORRECT)
+    return {name: (sum(found), len(found)) for name, found in outcomes.items()}
 
 
 @dataclass(frozen=True)
@@ -100,22 +144,6 @@ class Beta:
     def cost(self, n: int) -> float:
         """Mean rollouts of a candidate that are asked for one by one up to a success, or to `n` failures."""
         return sum(self.fails(k) for k in range(n))
-
-
-def drop_after(floor: float, miss: float) -> int | None:
-    """The least n with (1 - floor)^n <= miss, in exact arithmetic; None for a `miss` of 0.
-
-    Raises DataError where `floor` does not lie in (0, 1) or `miss` in [0, 1).
-    """
-    if not 0 < floor < 1 or not 0 <= miss < 1:
-        raise DataError(f"floor is {floor} and miss is {miss}; floor must lie between 0 and 1, and miss in [0, 1)")
-    if miss == 0:
-        return None
-    fails, bound = 1 - Fraction(str(floor)), Fraction(str(miss))
-    n = max(1, math.floor(math.log(miss) / math.log1p(-floor)) - 1)
-    while fails**n > bound:
-        n += 1
-    return n
 
 
 def fit_beta(mean: float, found: float, most: int = 32) -> Beta:
@@ -167,13 +195,13 @@ def next_to_compare(counts: Mapping[str, tuple[int, int]], prior: Beta = INT_PRI
     return min(ranked(counts, prior)[:2], key=lambda name: counts[name][1])
 
 
-def replay(outcomes: Sequence[bool], rule: StopRule) -> tuple[int, int]:
-    """(successes, rollouts) that `rule` sees of a candidate whose rollouts end as `outcomes` say, in this order.
+def replay(outcomes: Sequence[bool], settings: CollectSettings) -> tuple[int, int]:
+    """(successes, rollouts) of a candidate whose rollouts end as `outcomes` say, in this order.
 
-    Raises DataError where there are fewer than the rule asks for.
+    Raises DataError where there are fewer than the settings ask for.
     """
     asked = successes = 0
-    while size := rule.next_batch(successes, asked):
+    while size := settings.next_batch(successes, asked):
         if asked + size > len(outcomes):
             raise DataError(f"the rule asks for {asked + size} rollouts, and {len(outcomes)} are there; give as many")
         successes += sum(outcomes[asked : asked + size])

@@ -8,51 +8,121 @@ is worse is gated DAgger's idea (SafeDAgger, arXiv 1605.06450; ThriftyDAgger, ar
 learned risk or novelty before the action, this one is the measured outcome after it.
 
 A draft stands as the failed attempt, the strong model's step as its candidate: checks, rollouts and choice are those of
-`stages`.
+`pipeline`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from stepwise.config import Config
-from stepwise.data.examples import Example, unique, write_examples
+from stepwise.data.examples import Example
 from stepwise.data.problems import check_problems
-from stepwise.errors import BudgetExceededError, ConfigError, DataError
-from stepwise.grading import GRADER_VERSION, Verdict, grade_many
-from stepwise.interventions import stages
-from stepwise.interventions.caps import Spent
-from stepwise.interventions.chunks import run_chunks, sealed_rows
-from stepwise.interventions.comparing import Kind, compare
-from stepwise.interventions.leaks import LeakVerdict
-from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Made, by_id
+from stepwise.errors import ConfigError, DataError
+from stepwise.grading import Verdict, grade, grade_many
+from stepwise.interventions.caps import Caps, Spent
+from stepwise.interventions.checks.leaks import LeakVerdict
+from stepwise.interventions.chunks import run_chunks, sealed_counts, sealed_rows, write_sealed
+from stepwise.interventions.collection import unsound
+from stepwise.interventions.pipeline import Attempts, Chunk, check_candidates, guide, select, survivors
+from stepwise.interventions.rows import Candidate, FailedAttempt, GuidedRollout, Made, by_id, spent
 from stepwise.interventions.settings import CollectSettings, uncapped
-from stepwise.interventions.work import checked
+from stepwise.interventions.writers import Writers, in_use
 from stepwise.io import read_rows
-from stepwise.models.base import Backend
 from stepwise.models.store import key_of
+from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.plan import Planned
-from stepwise.steps import extract_answer
-from stepwise.types import Step, Trace, to_json
+from stepwise.steps import boxed, extract_answer
+from stepwise.types import Trace, to_json
 
-if TYPE_CHECKING:
-    from stepwise.runs.directory import RunDirectory
+Kind = Literal["intervention", "distillation", "no success"]
+Named = tuple[str, Trace]
+"""A trace with its id."""
+_FILES = ("failures", "candidates", "guided", "comparisons", "examples", "distillation", "counts", "spent")
 
 
-FILES = ("failures", "candidates", "guided", "comparisons", "examples", "distillation", "counts", "spent")
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Comparison:
+    """What followed the strong model's step, and what followed the draft; `id` is the candidate's.
+
+    `helps` is the probability that the step's success is higher than the draft's, given the counts.
+    """
+
+    id: str
+    problem: str
+    successes: int
+    guided: int
+    draft_successes: int
+    draft_guided: int
+    helps: float
+    kind: Kind
 
 
-@dataclasses.dataclass(frozen=True)
-class Escalations:
-    """The escalated steps of some traces: drafts as failed attempts, steps as candidates, and what was left out."""
+def from_routing(
+    traces: str | Path | Iterable[Trace],
+    cfg: Config,
+    out: str | Path | RunDirectory,
+    *,
+    settings: CollectSettings | None = None,
+    confident: float = 0.95,
+    writers: Writers | None = None,
+    licence: str = "other",
+) -> Path:
+    """Make a dataset of the escalated steps of `traces` in the directory `out`; returns its path.
 
-    failures: list[Failure]
-    candidates: list[Candidate]
-    counts: Counter[str]
+    Beside it lie its card, distillation.jsonl with a card of its own (steps that succeed, but whose draft was not the
+    problem), and the rows of all stages. Going on after an interruption needs no more than the same call. `confident`
+    is how sure it must be that a step succeeds more often than its draft. Raises DataError for traces that cannot be
+    used, and for a directory of another run; BackendError where the model is gone, OSError where the disk is full, and
+    BudgetExceededError where the next chunk would pass a cap of `budget`: what was sealed before stays.
+    """
+    if not 0.5 <= confident < 1:
+        raise ConfigError(f"confident is {confident}; give a probability of at least 0.5 and below 1")
+    settings, given = settings or CollectSettings(), read_traces(traces)
+    digest = key_of({"traces": [to_json(trace) for trace in given]})
+    arguments = {**settings.model_dump(), "confident": confident, "traces": digest}
+    with (
+        opened(out, program="from_routing", config=uncapped(cfg), arguments=arguments) as directory,
+        in_use(writers, cfg) as own,
+    ):
+        problems = {trace.problem.id: trace.problem for trace in given}
+        for trace in given:
+            if trace.problem != problems[trace.problem.id]:
+                name = trace.problem.id
+                raise DataError(
+                    f"the problem id {name!r} stands for different problems; give every problem an id of its own"
+                )
+        checked = check_problems(problems.values())
+        usable = by_id(checked.problems)
+        members = [(name, trace) for name, trace in _named(given) if trace.problem.id in usable]
+
+        def work(traces: Sequence[Named]) -> dict[str, Sequence[Any]]:
+            own.reset_caches("weak")
+            return _compared(Chunk(usable, own, cfg, settings), traces, confident)
+
+        def finish() -> Path:
+            guided = sealed_rows(directory.path, "guided", GuidedRollout)
+            card = {
+                "problems": {"used": len(checked.problems), "left out": checked.excluded},
+                "what became of what": dict(sealed_counts(directory.path)),
+                "generated tokens": {"guided": spent(guided).generated_tokens},
+            }
+            shown = {**settings.model_dump(), "enough": None, "confident": confident}  # all are asked for
+            write_sealed(directory, cfg, card, shown, licence=licence, stage="distillation", name="distillation")
+            return write_sealed(directory, cfg, card, shown, licence=licence)
+
+        return run_chunks(
+            directory, members, settings.chunk, _FILES, work, finish, caps=Caps.of(cfg, directory),
+            label="comparing escalated steps",
+        )  # fmt: skip
 
 
 def read_traces(source: str | Path | Iterable[Trace]) -> list[Trace]:
@@ -72,62 +142,6 @@ def read_traces(source: str | Path | Iterable[Trace]) -> list[Trace]:
     return list(last.values())
 
 
-def escalations(traces: Sequence[tuple[str, Trace]], config: Config, settings: CollectSettings) -> Escalations:
-    """Escalated steps that replaced a draft, in traces that ended right; each trace comes with its id.
-
-    A step that was escalated before a draft was written has none to be compared with, and is counted.
-    """
-    counts: Counter[str] = Counter()
-    failures, candidates = [], []
-    verdicts = grade_many([(trace.answer, trace.problem.answer) for _, trace in traces])
-    for (name, trace), verdict in zip(traces, verdicts, strict=True):
-        counts["traces"] += 1
-        counts["traces that ended right"] += verdict is Verdict.CORRECT
-        if verdict is not Verdict.CORRECT:
-            continue
-        for place, step in enumerate(trace.steps):
-            if step.author == "weak":
-                continue
-            counts["escalated steps"] += 1
-            draft = next((d for d in reversed(step.discarded) if d.author == "weak" and d.text.strip()), None)
-            if draft is None:
-                counts["escalated before there was a draft"] += 1
-            elif draft.text == step.text:
-                counts["the same as the draft"] += 1
-            else:
-                failures.append(_failure(f"{name}/s{place}", trace, place, draft))
-                candidates.append(_candidate(f"{name}/s{place}", trace.problem.id, place, step, config, settings))
-    return Escalations(failures, candidates, counts)
-
-
-def from_routing(
-    traces: str | Path | Iterable[Trace],
-    cfg: Config,
-    out: str | Path,
-    *,
-    settings: CollectSettings | None = None,
-    confident: float = 0.95,
-    weak: Backend | None = None,
-    licence: str = "other",
-) -> Path:
-    """Make a dataset of the escalated steps of `traces` in the directory `out`; returns its path.
-
-    Beside it lie its card, distillation.jsonl with a card of its own (steps that succeed, but whose draft was not the
-    problem), and the rows of all stages. Going on after an interruption needs no more than the same call. `confident`
-    is how sure it must be that a step succeeds more often than its draft. Raises DataError for traces that cannot be
-    used, and for a directory of another run; BackendError where the model is gone, OSError where the disk is full, and
-    BudgetExceededError where the next chunk would pass a cap of `budget`: what was sealed before stays.
-    """
-    from stepwise.runs.directory import opened
-
-    settings = settings or CollectSettings()
-    given = read_traces(traces)
-    with opened(
-        out, program="from_routing", config=uncapped(cfg), arguments=arguments_of(given, settings, confident)
-    ) as own:
-        return from_routing_in(own, given, cfg, settings, confident, weak, licence)
-
-
 def plan_from_routing(traces: Sequence[Trace], settings: CollectSettings) -> list[Planned]:
     """The most that `from_routing` asks for: all escalated steps of all traces, and their drafts."""
     texts = [
@@ -140,129 +154,134 @@ def plan_from_routing(traces: Sequence[Trace], settings: CollectSettings) -> lis
     return [Planned("weak", n, sum(texts), n * settings.max_tokens)]
 
 
-def arguments_of(traces: Sequence[Trace], settings: CollectSettings, confident: float) -> dict[str, Any]:
-    """What a directory of these traces belongs to."""
-    if not 0.5 <= confident < 1:
-        raise ConfigError(f"confident is {confident}; give a probability of at least 0.5 and below 1")
-    return {**settings.model_dump(), "confident": confident, "traces": key_of({"traces": [to_json(t) for t in traces]})}
+def escalations(
+    traces: Sequence[Named], config: Config, settings: CollectSettings
+) -> tuple[list[FailedAttempt], list[Candidate], Counter[str]]:
+    """Escalated steps that replaced a draft, in traces that ended right: drafts as failed attempts, whose end is not
+    known, steps as candidates, and what was left out.
+
+    A step that was escalated before a draft was written has none to be compared with, and is counted.
+    """
+    counts: Counter[str] = Counter()
+    failures, candidates = [], []
+    verdicts = grade_many([(trace.answer, trace.problem.answer) for _, trace in traces])
+    counts["traces"] += len(traces)
+    counts["traces that ended right"] += verdicts.count(Verdict.CORRECT)
+    for (name, trace), verdict in zip(traces, verdicts, strict=True):
+        for place, step in enumerate(trace.steps if verdict is Verdict.CORRECT else ()):
+            if step.author == "weak":
+                continue
+            counts["escalated steps"] += 1
+            draft = next((d for d in reversed(step.discarded) if d.author == "weak" and d.text.strip()), None)
+            if draft is None:
+                counts["escalated before there was a draft"] += 1
+            elif draft.text == step.text:
+                counts["the same as the draft"] += 1
+            else:
+                own, problem = f"{name}/s{place}", trace.problem.id
+                steps = (*(step.text for step in trace.steps[:place]), draft.text)
+                failures.append(FailedAttempt(own, problem, steps, extract_answer(draft.text), Verdict.NO_ANSWER))
+                author = step.usage.model or step.author
+                made = Made(author, config.prompt.hash, settings.hash_with(config), config.seed)
+                candidates.append(Candidate(f"{own}/c0", problem, own, place, step.text, made, with_reference=False,
+                                            usage=step.usage))  # fmt: skip
+    return failures, candidates, counts
 
 
-def from_routing_in(
-    directory: RunDirectory,
-    traces: Sequence[Trace],
-    cfg: Config,
-    settings: CollectSettings,
-    confident: float = 0.95,
-    weak: Backend | None = None,
-    licence: str = "other",
-) -> Path:
-    """`from_routing` in a directory that is open already, as a program's is."""
+def _compared(chunk: Chunk, traces: Sequence[Named], confident: float) -> dict[str, Sequence[Any]]:
+    """The rows of every stage for some traces."""
+    failures, proposed, counts = escalations(traces, chunk.config, chunk.settings)
+    attempts = by_id(failures)
+    candidates = check_candidates(proposed, attempts, chunk)
+    kept = survivors(candidates)
+    comparisons, guided = compare(kept, attempts, chunk, confident)
+    leaks = Counter(row.leak for row in candidates)
+    counts["steps that leak"] += leaks[LeakVerdict.LEAK]
+    counts["steps with a false equation"] += unsound(candidates)
+    counts["answer steps left out"] += leaks[LeakVerdict.ANSWER_STEP]
+    counts.update(row.kind for row in comparisons)
+    kinds = {row.id: row.kind for row in comparisons}
+    rows: dict[str, list[Example]] = {"intervention": [], "distillation": []}
+    for example in select(kept, guided, attempts, chunk):
+        kind = kinds[example.parents["candidate"]]
+        routed = kind == "intervention"
+        rows[kind].append(dataclasses.replace(
+            example, origin="routing" if routed else "strong", variant="" if routed else "step",
+            models={"weak": example.models["weak"], "strong": example.models["critic"]},  # no critic had a part in it
+            parents={**example.parents, "trace": example.parents["failure"].rpartition("/")[0]},
+        ))  # fmt: skip
+    return {
+        "failures": failures, "candidates": candidates, "guided": guided, "comparisons": comparisons,
+        "examples": rows["intervention"], "distillation": rows["distillation"], "counts": [dict(counts)],
+        "spent": [Spent("weak", spent(guided))],
+    }  # fmt: skip
+
+
+def compare(
+    candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk, confident: float = 0.95
+) -> tuple[list[Comparison], list[GuidedRollout]]:
+    """Rollouts of the weak model behind each step and, where one of them ended right, behind its draft.
+
+    `settings.guided` of each, without an early end after successes, which would bias the comparison; a step without a
+    success may be given up. A draft that closes a box is graded as it is. Raises BackendError where most of a batch
+    fails.
+    """
+    number = chunk.settings.guided
+    all_of_them = dataclasses.replace(chunk, settings=chunk.settings.exactly(number))
+    guided = guide(candidates, attempts, all_of_them.but(miss=chunk.settings.miss))
+    of_steps = _outcomes(guided)
+    drafts = [
+        dataclasses.replace(row, id=f"{row.failure}/draft", content=attempts[row.failure].steps[row.location])
+        for row in candidates
+        if any(of_steps[row.id])
+    ]
+    behind = guide([draft for draft in drafts if not boxed(draft.content)], attempts, all_of_them)
+    of_drafts = _outcomes(behind)
+    for draft in drafts:
+        if boxed(draft.content):
+            right = grade(extract_answer(draft.content), chunk.problems[draft.problem].answer or "") is Verdict.CORRECT
+            of_drafts[draft.id] = [right] * number
+    rows = []
+    for row in candidates:
+        step, other = of_steps[row.id], of_drafts[f"{row.failure}/draft"]
+        helps = more_often(sum(step), len(step), sum(other), len(other))
+        kind: Kind = "intervention" if helps >= confident else "distillation"
+        rows.append(Comparison(row.id, row.problem, sum(step), len(step), sum(other), len(other), helps,
+                               kind if any(step) else "no success"))  # fmt: skip
+    return rows, [*guided, *behind]
+
+
+def more_often(successes: int, n: int, others: int, m: int) -> float:
+    """Probability that a chance with `successes` of `n` is larger than one with `others` of `m`, under uniform priors.
+
+    Exact: the sum over the first Beta's integer parameter. Raises ValueError for counts that are none.
+    """
+    if not (0 <= successes <= n and 0 <= others <= m):
+        raise ValueError(f"{successes} of {n} and {others} of {m} are no counts of successes")
+    a, b, c, d = 1 + others, 1 + m - others, 1 + successes, 1 + n - successes
+    terms = (
+        math.exp(_log_beta(a + i, b + d) - math.log(d + i) - _log_beta(1 + i, d) - _log_beta(a, b)) for i in range(c)
+    )
+    return min(1.0, math.fsum(terms))
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def _outcomes(guided: Sequence[GuidedRollout]) -> defaultdict[str, list[bool]]:
+    outcomes: defaultdict[str, list[bool]] = defaultdict(list)
+    for row in guided:
+        if row.verdict is not None:
+            outcomes[row.candidate].append(row.verdict is Verdict.CORRECT)
+    return outcomes
+
+
+def _named(traces: Sequence[Trace]) -> list[Named]:
+    """The traces with ids: the problem's, and a number where it has several."""
     seen: Counter[str] = Counter()
     named = []
     for trace in traces:
         named.append((f"{trace.problem.id}/t{seen[trace.problem.id]}", trace))
         seen[trace.problem.id] += 1
-    distinct = {trace.problem.id: trace.problem for trace in traces}
-    if other := next((t.problem.id for t in traces if t.problem != distinct[t.problem.id]), None):
-        raise DataError(f"the problem id {other!r} stands for different problems; give every problem an id of its own")
-    found = check_problems(distinct.values())
-    usable = {problem.id for problem in found.problems}
-    members = [(name, trace) for name, trace in named if trace.problem.id in usable]
-    card = {"problems": {"used": len(found.problems), "left out": found.excluded}}
-    own = weak
-    try:
-
-        def work(chunk: Sequence[tuple[str, Trace]]) -> dict[str, Sequence[Any]]:
-            nonlocal own
-            if own is None:
-                from stepwise.models import load_backend
-
-                own = load_backend(cfg.models.weak, prompt=cfg.prompt)
-            getattr(own, "forget", lambda: None)()
-            return _work(chunk, own, cfg, settings, confident)
-
-        run_chunks(directory, members, settings.chunk, work, FILES, "comparing escalated steps", cfg)
-    except BudgetExceededError:
-        _write(directory, card, cfg, settings, confident, licence)
-        raise
-    finally:
-        if own is not None and weak is None:
-            own.close()
-    return _write(directory, card, cfg, settings, confident, licence)
-
-
-def _work(
-    chunk: Sequence[tuple[str, Trace]], weak: Backend, config: Config, settings: CollectSettings, confident: float
-) -> dict[str, Sequence[Any]]:
-    """The rows of every stage for some traces."""
-    found = escalations(chunk, config, settings)
-    problems, attempts = {trace.problem.id: trace.problem for _, trace in chunk}, by_id(found.failures)
-    candidates = checked(found.candidates, attempts, problems, settings)
-    kept = stages.survivors(candidates)
-    compared, guided = compare(kept, attempts, problems, weak, config, settings, confident)
-    leaks = Counter(row.leak for row in candidates)
-    found.counts["steps that leak"] += leaks[LeakVerdict.LEAK]
-    found.counts["steps with a false equation"] += sum(
-        row.leak is LeakVerdict.CLEAN and bool(row.unsound) for row in candidates
-    )
-    found.counts["answer steps left out"] += leaks[LeakVerdict.ANSWER_STEP]
-    found.counts.update(row.kind for row in compared)
-    kinds = {row.id: row.kind for row in compared}
-    rows: dict[Kind, list[Example]] = {"intervention": [], "distillation": []}
-    for example in stages.select(kept, guided, problems, attempts, config, settings):
-        kind = kinds[example.parents["candidate"]]
-        rows[kind].append(_row(example, kind))
-    return {
-        "failures": found.failures, "candidates": candidates, "guided": guided, "comparisons": compared,
-        "examples": rows["intervention"], "distillation": rows["distillation"], "counts": [dict(found.counts)],
-        "spent": [Spent("weak", stages.spent(guided))],
-    }  # fmt: skip
-
-
-def _row(example: Example, kind: Kind) -> Example:
-    """The example as one of routing: the step is the strong model's, and no critic had a part in it."""
-    models = {"weak": example.models["weak"], "strong": example.models["critic"]}
-    parents = {**example.parents, "trace": example.parents["failure"].rpartition("/")[0]}
-    if kind == "intervention":
-        return dataclasses.replace(example, origin="routing", models=models, parents=parents)
-    return dataclasses.replace(example, origin="strong", models=models, parents=parents, variant="step")
-
-
-def _write(
-    own: RunDirectory, card: dict[str, Any], config: Config, settings: CollectSettings, confident: float, licence: str
-) -> Path:
-    counts: Counter[str] = Counter()
-    for row in sealed_rows(own.path, "counts", dict):
-        counts.update(row)
-    guided = sealed_rows(own.path, "guided", GuidedRollout)
-    card |= {
-        "what became of what": dict(counts),
-        "generated tokens": {"guided": stages.spent(guided).generated_tokens},
-        "settings": {
-            **settings.model_dump(),
-            "enough": None,  # `compare` asks for all
-            "confident": confident,
-            "configuration": uncapped(config).hash,
-            "prompt": config.prompt.hash,
-            "sampling": config.sampling.model_dump(),
-            "seed": config.seed,
-            "grader": GRADER_VERSION,
-        },
-    }
-    paths = {}
-    for stage, name in (("distillation", "distillation"), ("examples", "dataset")):
-        paths[name] = own.claim(f"{name}.jsonl")
-        own.claim(f"{name}.md")
-        write_examples(paths[name], unique(sealed_rows(own.path, stage, Example)), card=card, licence=licence)
-    return paths["dataset"]
-
-
-def _failure(name: str, trace: Trace, place: int, draft: Step) -> Failure:
-    """The attempt as it would stand with the draft; what it would have ended in is not known."""
-    steps = (*(step.text for step in trace.steps[:place]), draft.text)
-    return Failure(name, trace.problem.id, steps, extract_answer(draft.text), Verdict.NO_ANSWER)
-
-
-def _candidate(name: str, problem: str, place: int, step: Step, config: Config, settings: CollectSettings) -> Candidate:
-    made = Made(step.usage.model or step.author, config.prompt.hash, settings.hash_with(config), config.seed)
-    return Candidate(f"{name}/c0", problem, name, place, step.text, made, with_reference=False, usage=step.usage)
+    return named

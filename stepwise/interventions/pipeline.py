@@ -1,290 +1,284 @@
-"""The whole pipeline in one call, in chunks of problems that are done whole or not at all.
+"""InT's data pipeline on a page (arXiv 2601.14209, the section on collecting interventions): one chunk of problems.
 
-A chunk has fixed members and begins with empty caches, since which sequences share a batch changes the last digits of
-logits and so, now and then, a token. Its files are written in a directory of another name, which is renamed when all
-of them are on disk; one that was not renamed is thrown away and made again. So whatever ends the process, the same
-call later gives the same dataset as if nothing had happened, as far as the models themselves repeat their answers
-(local ones do; with `concurrency` above 1 the critic's batches depend on timing).
+`run_stages` is the whole of it: solve, grade, keep the failures, locate their first errors, propose a step in place of
+each, check it, guide (let the weak model go on from behind it), select. Each stage is a function from rows to rows; the
+stages stand below in their order. `collection.collect` does chunk after chunk and writes them down.
+
+What differs from the published notebooks:
+1. Locating and proposing are two calls with typed outputs; no reply is repaired by hand, and one that cannot be read
+   stays as a row that says so.
+2. The leak check is by value and by what is said (`checks.leaks`), not by substring.
+3. Guided rollouts are asked for in batches and stop as `CollectSettings` says (`filtering` has the rules); the
+   published 32 per candidate are `enough=None, miss=0`.
+4. Of several candidates the one with the most guided success is kept, not the first that can be read.
+5. A step with an equation that is false is dropped (`checks.sums`): guided success does not notice it.
+6. Where a problem has no reference solution the critic is asked without one; the row says so.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
+from stepwise import critics
 from stepwise.config import Config
-from stepwise.data.examples import AnswerColumn, Example, QuestionColumn, unique, write_examples
-from stepwise.data.problems import Checked, check_problems
-from stepwise.errors import BudgetExceededError, DataError
-from stepwise.grading import GRADER_VERSION
-from stepwise.interventions import stages
-from stepwise.interventions.account import STAGES, Account, OnChunk
-from stepwise.interventions.caps import Caps, any_cap
-from stepwise.interventions.chunks import chunk_folder, seal, sealed_rows
-from stepwise.interventions.leaks import LeakVerdict
-from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Located, Rollout, by_id
-from stepwise.interventions.settings import CollectSettings, uncapped
-from stepwise.interventions.telling import in_words
-from stepwise.io import read_rows, write_rows
-from stepwise.models.base import Backend
-from stepwise.models.store import key_of
-from stepwise.runs.progress import progress
-from stepwise.types import Problem, to_json
+from stepwise.data.examples import Example, unique
+from stepwise.errors import BackendError
+from stepwise.grading import Verdict, grade_many
+from stepwise.interventions.checks.leaks import LeakVerdict, answer_due, check_leak
+from stepwise.interventions.checks.sums import false_equations
+from stepwise.interventions.filtering import Wanted, chosen, counts_of, guided_by
+from stepwise.interventions.rows import ROWS, Candidate, FailedAttempt, GuidedRollout, Located, Made, Rollout, by_id
+from stepwise.interventions.rows import parent as parent_of
+from stepwise.interventions.settings import CollectSettings
+from stepwise.interventions.writers import Writers
+from stepwise.models.base import Backend, Completion, Request
+from stepwise.models.failures import error_of
+from stepwise.seeds import seed_for
+from stepwise.steps import split_steps
+from stepwise.types import Problem, Step
 
-if TYPE_CHECKING:
-    from stepwise.runs.directory import RunDirectory
-
-ROWS: dict[str, Any] = {
-    "rollouts": Rollout,
-    "failures": Failure,
-    "located": Located,
-    "candidates": Candidate,
-    "guided": GuidedRollout,
-    "examples": Example,
-}
-"""The stages by the names of their files, with the type of their rows."""
+AnyRollout = TypeVar("AnyRollout", bound=Rollout)
+Attempts = Mapping[str, FailedAttempt]
+"""Failed attempts by id."""
 
 
-@dataclass(frozen=True)
-class Models:
-    """Who writes: the weak model's backend, an ErrorLocalizer and an InterventionProposer with one candidate.
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Some problems by id, who writes, and how: what every stage is given."""
 
-    `forget` empties the caches of local models.
-    """
+    problems: Mapping[str, Problem]
+    writers: Writers
+    config: Config
+    settings: CollectSettings
 
-    weak: Backend
-    localizer: Any
-    proposer: Any
-    forget: Callable[[], None] = lambda: None
+    def but(self, **changes: Any) -> Chunk:
+        """The same chunk with other settings."""
+        return dataclasses.replace(self, settings=self.settings.model_copy(update=changes))
 
-    @classmethod
-    def from_config(cls, config: Config) -> Models:
-        """Those that the configuration names; raises what loading them raises."""
-        from stepwise.critics import ErrorLocalizer, InterventionProposer
-        from stepwise.models import load_backend
-
-        how = config.critic
-        warm = how.temperature or (0.7 if how.candidates > 1 else 0.0)  # greedy candidates would all be the same
-        one = config.model_copy(update={"critic": how.model_copy(update={"candidates": 1, "temperature": warm})})
-        weak = load_backend(config.models.weak, prompt=config.prompt)
-
-        def forget() -> None:
-            from stepwise.models.shared import shared_engine
-
-            getattr(weak, "forget", lambda: None)()
-            if config.models.critic.local:
-                shared_engine(config.models.critic).forget()
-
-        return cls(weak, ErrorLocalizer.from_config(config), InterventionProposer.from_config(one), forget)
+    def made(self, model: str, seed: int, draw: int = 0) -> Made:
+        """What a text by `model` comes from."""
+        return Made(model, self.config.prompt.hash, self.settings.hash_with(self.config), seed, draw)
 
 
-def collect(
-    problems: Iterable[Problem],
-    cfg: Config,
-    out: str | Path,
-    *,
-    settings: CollectSettings | None = None,
-    models: Models | None = None,
-    licence: str = "other",
-    on_chunk: OnChunk | None = None,
-) -> Path:
-    """Make the dataset of `problems` in the directory `out`; returns its path, the card is beside it.
-
-    Going on after an interruption needs no more than the same call. `out/chunks` has the rows of all stages.
-    `licence` is written into the card. `on_chunk` is called with a `Progress` after each chunk, also after
-    those that an earlier start has sealed. Raises DataError for problems that cannot be used, and for a directory with
-    other problems, settings or configuration or that another process works in; BackendError where a model is gone, and
-    OSError where the disk is full; BudgetExceededError where a cap of `budget` would be passed: what was sealed before
-    stays. Caps do not make it another run: it goes on when they are raised.
-    """
-    from stepwise.runs.directory import opened
-
-    settings = settings or CollectSettings()
-    checked = check_problems(problems)
-    digest = key_of({"problems": [to_json(p) for p in checked.problems], "excluded": sorted(checked.excluded)})
-    arguments = {**settings.model_dump(), "problems": digest}
-    with opened(out, program="collect", config=uncapped(cfg), arguments=arguments) as directory:
-        return collect_in(directory, checked, cfg, settings, models, licence, on_chunk)
-
-
-def collect_in(
-    directory: RunDirectory,
-    checked: Checked,
-    cfg: Config,
-    settings: CollectSettings,
-    models: Models | None = None,
-    licence: str = "other",
-    on_chunk: OnChunk | None = None,
-    columns: tuple[QuestionColumn, AnswerColumn] = ("question", "answer"),
-) -> Path:
-    """`collect` in a directory that is open already, as a program's is; `columns` are names in the dataset.
-
-    Where a cap of `budget` is reached, the dataset of what is sealed is written, and BudgetExceededError raised.
-
-    The problems are written to problems.jsonl; DataError where the run began with others.
-
-    Without `on_chunk` it shows a progress bar of its own; with it, showing how far it is is left to the caller.
-    """
-    _remember(directory, checked.problems)
-    try:
-        _chunks(checked.problems, cfg, settings, models, directory, on_chunk)
-    except BudgetExceededError:
-        _dataset(checked, cfg, settings, directory, licence, columns)
-        raise
-    return _dataset(checked, cfg, settings, directory, licence, columns)
-
-
-def work(
-    problems: Sequence[Problem], config: Config, settings: CollectSettings, models: Models
-) -> dict[str, Sequence[Any]]:
-    """The rows of every stage for some problems, from empty caches; nothing is written."""
-    models.forget()
-    known = by_id(problems)
-    rollouts = stages.grade_rollouts(stages.sample_rollouts(problems, models.weak, config, settings), known)
-    failures = stages.keep_failures(rollouts, settings.attempts)
+def run_stages(chunk: Chunk) -> dict[str, Sequence[Any]]:
+    """The rows of every stage (the names of `ROWS`) for the problems of a chunk; nothing is written."""
+    writers, settings = chunk.writers, chunk.settings
+    rollouts = grade_rollouts(sample_rollouts(chunk, writers.weak), chunk.problems)
+    failures = keep_failures(rollouts, settings.attempts)
     attempts = by_id(failures)
-    located = stages.locate_errors(failures, known, models.localizer, config, settings)
-    proposed = stages.propose_candidates(located, attempts, known, models.proposer, config, settings)
-    candidates = stages.check_candidates(proposed, attempts, known)
-    if settings.check_sums:
-        candidates = stages.check_sums(candidates)
-    kept = stages.survivors(candidates)
-    guided = stages.guide(kept, attempts, known, models.weak, config, settings)
-    examples = stages.select(kept, guided, known, attempts, config, settings)
+    located = locate_errors(failures, chunk)
+    candidates = check_candidates(propose_candidates(located, attempts, chunk), attempts, chunk)
+    kept = survivors(candidates)
+    guided = guide(kept, attempts, chunk)
+    examples = select(kept, guided, attempts, chunk)
     return dict(zip(ROWS, (rollouts, failures, located, candidates, guided, examples), strict=True))
 
 
-def read_stage(out: str | Path, stage: str) -> list[Any]:
-    """All rows of one stage (a name of `ROWS`) in the sealed chunks of `out`, in order."""
-    if stage not in ROWS:
-        raise DataError(f"stage {stage!r} is none of {', '.join(ROWS)}")
-    return sealed_rows(out, stage, ROWS[stage])
+def sample_rollouts(chunk: Chunk, model: Backend) -> list[Rollout]:
+    """`settings.rollouts` solutions of each problem by `model`, not graded yet. Raises BackendError where most fail."""
+    requests = [
+        _request(chunk, problem, (), seed_for(chunk.config.seed, problem.id, "rollouts"), chunk.settings.rollouts)
+        for problem in chunk.problems.values()
+    ]
+    rows = []
+    for text, request in _completed(model, requests):
+        made = chunk.made(model.name, request.seed, text.sample)
+        rows.append(Rollout(
+            f"{request.problem.id}/r{text.sample}", request.problem.id, text.sample, text.text, text.finish, made,
+            text.usage, text.token_ids, text.error, cause=text.failure,
+        ))  # fmt: skip
+    return rows
 
 
-def funnel(out: str | Path) -> dict[str, int]:
-    """How many rows reached each stage, of the sealed chunks of `out`."""
-    rollouts, located, candidates = (read_stage(out, name) for name in ("rollouts", "located", "candidates"))
-    guided, examples = read_stage(out, "guided"), unique(read_stage(out, "examples"))
-    leaks = Counter(row.leak for row in candidates)
-    return {
-        "rollouts": len(rollouts),
-        "rollouts without a text": sum(row.finish == "error" for row in rollouts),
-        "failed attempts": len(read_stage(out, "failures")),
-        "errors located": sum(row.first_error is not None for row in located),
-        "attempts that the critic finds right": sum(row.first_error is None and not row.failed for row in located),
-        "localizations that failed": sum(bool(row.failed) for row in located),
-        "candidates": len(candidates),
-        "proposals that failed": sum(bool(row.failed) for row in candidates),
-        "candidates that leak": leaks[LeakVerdict.LEAK],
-        "answer steps left out": leaks[LeakVerdict.ANSWER_STEP],
-        "candidates with a false equation": sum(
-            row.leak is LeakVerdict.CLEAN and bool(row.unsound) for row in candidates
-        ),
-        "candidates guided": len({row.candidate for row in guided}),
-        "guided rollouts": len(guided),
-        "guided rollouts that end right": sum(row.verdict == "CORRECT" for row in guided),
-        "examples": len(examples),
-    }
+def grade_rollouts(rollouts: Sequence[AnyRollout], problems: Mapping[str, Problem]) -> list[AnyRollout]:
+    """The same rollouts with verdicts; without a box it is NO_ANSWER, and those that failed stay without one."""
+    verdicts = grade_many([(row.answer, parent_of(problems, row.problem, row.id).answer) for row in rollouts])
+    return [
+        row if row.finish == "error" else dataclasses.replace(row, verdict=verdict)
+        for row, verdict in zip(rollouts, verdicts, strict=True)
+    ]
 
 
-def _remember(own: RunDirectory, problems: Sequence[Problem]) -> None:
-    """Write the problems down, or compare them with those that the run began with: a file may have been changed."""
-    path = own.claim("problems.jsonl")
-    if not path.exists():
-        write_rows(path, problems)
-    elif read_rows(path, Problem) != list(problems):
-        raise DataError(f"{path}: the run began with other problems; give another --out, or --overwrite to begin anew")
+def keep_failures(rollouts: Sequence[Rollout], most: int | None = None) -> list[FailedAttempt]:
+    """Attempts that ended wrong or without an answer, the same text once; at most `most` of each problem.
 
-
-def _chunks(
-    problems: Sequence[Problem],
-    config: Config,
-    settings: CollectSettings,
-    models: Models | None,
-    own: RunDirectory,
-    on_chunk: OnChunk | None,
-) -> None:
-    folder = chunk_folder(own)
-    account, caps, asked = Account(config, len(problems)), _caps(config, own, folder.parent), None
-    with ExitStack() as stack:
-        advance = stack.enter_context(progress("collecting", len(problems))) if on_chunk is None else None
-        for first in range(0, len(problems), settings.chunk):
-            members = problems[first : first + settings.chunk]
-            sealed = folder / f"{first // settings.chunk:05d}"
-            for name in ROWS:  # a chunk is the run's own before it is there, so that --overwrite finds it
-                own.claim(f"chunks/{sealed.name}/{name}.jsonl", folder=False)
-            before = sealed.exists()
-            if before:
-                rows = _rows(sealed)
-            else:
-                if caps is not None:
-                    caps.check(first, len(members))
-                if models is None:
-                    models = Models.from_config(config)
-                    stack.callback(models.weak.close)
-                asked = asked or (caps.capped(models) if caps is not None else models)
-                rows = work(members, config, settings, asked)
-                seal(sealed, rows)
-            now = account.add(rows, len(members), before=before)
-            if on_chunk is not None:
-                on_chunk(now)
-            if advance is not None:
-                advance(len(members), in_words(now))
-
-
-def _caps(config: Config, own: RunDirectory, out: Path) -> Caps | None:
-    """The caps of the run; None where there are none, so that nothing is written for them.
-
-    What chunks have cost that were sealed when there were none is counted now.
+    What could not be judged (see `Verdict`) is no failure of the model and is left out.
     """
-    if not any_cap(config):
-        return None
-    caps, account = Caps(config, own.claim("spent.jsonl")), Account(uncapped(config), 0)
-    account.add({name: read_stage(out, name) for name in ROWS}, 0, before=True)
-    caps.catch_up(account.ledger)
-    return caps
+    wrong = [r for r in rollouts if r.verdict in (Verdict.WRONG, Verdict.NO_ANSWER) and r.steps]
+    copies = Counter((r.problem, r.steps) for r in wrong)
+    kept: dict[tuple[str, tuple[str, ...]], FailedAttempt] = {}
+    per_problem: Counter[str] = Counter()
+    for row in wrong:
+        key = (row.problem, row.steps)
+        if key not in kept and (most is None or per_problem[row.problem] < most) and row.verdict is not None:
+            kept[key] = FailedAttempt(row.id, row.problem, row.steps, row.answer, row.verdict, copies[key])
+            per_problem[row.problem] += 1
+    return list(kept.values())
 
 
-def _rows(sealed: Path) -> dict[str, Sequence[Any]]:
-    return {name: read_rows(sealed / f"{name}.jsonl", kind) for name, kind in ROWS.items()}
+def locate_errors(failures: Sequence[FailedAttempt], chunk: Chunk) -> list[Located]:
+    """The first error of each attempt by the localizer. Raises BackendError where its model is not there."""
+    localizer = chunk.writers.localizer
+    items = [{"problem": chunk.problems[row.problem], "steps": list(row.steps)} for row in failures]
+    seeds = [seed_for(chunk.config.seed, row.id, "locate") for row in failures]
+    replies = critics.ask_all(localizer, items, seeds, label="locating", concurrency=chunk.settings.concurrency)
+    model = critics.model_name(localizer)
+    return [
+        Located(
+            f"{row.id}/l", row.problem, row.id, reply.first_error, chunk.made(model, seed),
+            reply.get("critical_error"), reply.localization.reason if reply.localization else "", reply.failure or "",
+            has_reference(chunk.problems[row.problem]), reply.usage, reply.get("error"),
+        )
+        for row, seed, reply in zip(failures, seeds, replies, strict=True)
+    ]  # fmt: skip
 
 
-def _dataset(
-    checked: Checked,
-    config: Config,
-    settings: CollectSettings,
-    own: RunDirectory,
-    licence: str,
-    columns: tuple[QuestionColumn, AnswerColumn],
-) -> Path:
-    out = own.path
-    examples = unique(read_stage(out, "examples"))
-    writers = {name: read_stage(out, name) for name in STAGES}
-    card = {
-        "funnel": funnel(out),
-        "problems": {
-            "used": len(checked.problems),
-            "left out": checked.excluded,
-            "without a reference solution": len(checked.without_reference),
-        },
-        "models": {name: sorted({row.made.model for row in rows}) for name, rows in writers.items()},
-        "generated tokens": {name: stages.spent(rows).generated_tokens for name, rows in writers.items()},
-        "settings": {
-            **settings.model_dump(),
-            "drop_after": settings.drop_after,
-            "configuration": uncapped(config).hash,
-            "prompt": config.prompt.hash,
-            "sampling": config.sampling.model_dump(),
-            "critic": config.critic.model_dump(),
-            "seed": config.seed,
-            "grader": GRADER_VERSION,
-        },
-    }
-    path = own.claim("dataset.jsonl")
-    own.claim("dataset.md")
-    question, answer = columns
-    return write_examples(path, examples, card=card, licence=licence, question=question, answer=answer)
+def propose_candidates(located: Sequence[Located], attempts: Attempts, chunk: Chunk) -> list[Candidate]:
+    """`config.critic.candidates` steps in place of each first error that was found, each with a seed of its own.
+
+    Of several candidates the first is greedy where `config.critic.temperature` is 0, and only the others are drawn at
+    the proposer's temperature. A step of several paragraphs becomes one paragraph. Raises BackendError where the
+    proposer's model is not there.
+    """
+    proposer, number = chunk.writers.proposer, chunk.config.critic.candidates
+    errors = [row for row in located if row.first_error is not None and not row.failed]
+    tasks = [(row, k) for row in errors for k in range(number)]
+    items = [
+        {
+            "problem": chunk.problems[row.problem],
+            "steps": list(attempts[row.failure].steps),
+            "first_error": row.first_error,
+        }
+        for row, _ in tasks
+    ]
+    seeds = [seed_for(chunk.config.seed, row.failure, "propose", k) for row, k in tasks]
+    greedy = [k == 0 and number > 1 and not chunk.config.critic.temperature for _, k in tasks]
+    replies = critics.ask_all(
+        proposer, items, seeds, label="proposing", concurrency=chunk.settings.concurrency, greedy=greedy
+    )
+    rows, model = [], critics.model_name(proposer)
+    for (row, k), seed, reply in zip(tasks, seeds, replies, strict=True):
+        step = reply.intervention
+        content = "" if step is None else "\n".join(split_steps(step.content))
+        rows.append(Candidate(
+            f"{row.failure}/c{k}", row.problem, row.failure, row.first_error or 0 if step is None else step.location,
+            content, chunk.made(model, seed, k), reply.failure or ("" if content else "the step is empty"),
+            with_reference=has_reference(chunk.problems[row.problem]), usage=reply.usage, cause=reply.get("error"),
+        ))  # fmt: skip
+    return rows
+
+
+def check_candidates(candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk) -> list[Candidate]:
+    """The same candidates with what the checks say that need no model; those that failed stay without."""
+    rows = []
+    for row in candidates:
+        if not row.failed:
+            attempt, problem = attempts[row.failure], chunk.problems[row.problem]
+            due = answer_due(attempt.trace(problem), row.location)
+            prefix = attempt.steps[: row.location]
+            leak = check_leak(
+                row.content, problem.answer or "", problem=problem.question, prefix=prefix, answer_due=due
+            )
+            row = dataclasses.replace(row, leak=leak.verdict, leak_reason=leak.reason, leak_text=leak.matched)
+        rows.append(row)
+    return check_sums(rows) if chunk.settings.check_sums else rows
+
+
+def check_sums(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The same candidates with the first equation in them that is false, where there is one."""
+    false = [[] if row.failed else false_equations(row.content) for row in candidates]
+    return [
+        dataclasses.replace(row, unsound=equations[0].text) if equations else row
+        for row, equations in zip(candidates, false, strict=True)
+    ]
+
+
+def survivors(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates that give nothing away and hold no false equation, the same step at the same place of an attempt
+    once.
+    """
+    kept: dict[tuple[str, int, str], Candidate] = {}
+    for row in candidates:
+        if row.leak is LeakVerdict.CLEAN and not row.unsound:
+            kept.setdefault((row.failure, row.location, row.content), row)
+    return list(kept.values())
+
+
+def guide(candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk) -> list[GuidedRollout]:
+    """Graded rollouts of the weak model from behind each candidate, in batches, until the settings say that it is
+    enough for it. Raises BackendError where most of a batch fails.
+    """
+    weak = chunk.writers.weak
+
+    def sample(wanted: Sequence[Wanted]) -> list[GuidedRollout]:
+        requests = []
+        for part in wanted:
+            row, problem = part.candidate, chunk.problems[part.candidate.problem]
+            prefix = row.splice(attempts[row.failure], problem).steps
+            seed = seed_for(chunk.config.seed, row.id, "guided", part.first)
+            requests.append(_request(chunk, problem, prefix, seed, part.n))
+        rollouts = []
+        for text, request in _completed(weak, requests):
+            part = wanted[text.request]
+            row, number = part.candidate, part.first + text.sample
+            rollouts.append(GuidedRollout(
+                f"{row.id}/g{number}", row.problem, number, text.text, text.finish,
+                chunk.made(weak.name, request.seed, text.sample), text.usage, text.token_ids, text.error,
+                cause=text.failure, candidate=row.id, phase=part.phase,
+            ))  # fmt: skip
+        return grade_rollouts(rollouts, chunk.problems)
+
+    return guided_by(candidates, sample, chunk.settings)
+
+
+def select(
+    candidates: Sequence[Candidate], guided: Sequence[GuidedRollout], attempts: Attempts, chunk: Chunk
+) -> list[Example]:
+    """Examples from the candidates with a success: of each attempt the best one, or all (`settings.keep`).
+
+    Their successes are those of the fresh rollouts, where there are any (`settings.fresh`); else of the very rollouts
+    that chose them, so that a rate is too high on average. The same question and target occur once.
+    """
+    counts = counts_of(guided) | counts_of(guided, fresh=True)
+    weak = {row.candidate: row.made.model for row in guided}
+    rows = []
+    for row in chosen(candidates, guided, chunk.settings):
+        problem = chunk.problems[row.problem]
+        rows.append(Example(
+            row.id, problem.question, problem.answer or "", attempts[row.failure].steps[: row.location], row.content,
+            "intervention", {"problem": problem.id, "failure": row.failure, "candidate": row.id},
+            {"weak": weak[row.id], "critic": row.made.model}, chunk.config.prompt.hash,
+            chunk.settings.hash_with(chunk.config), row.made.seed, *counts[row.id], row.with_reference, problem.source,
+        ))  # fmt: skip
+    return unique(rows)
+
+
+def has_reference(problem: Problem) -> bool:
+    """Whether there is a reference solution to show the critic."""
+    return bool(problem.reference and problem.reference.strip())
+
+
+def _request(chunk: Chunk, problem: Problem, prefix: Sequence[Step], seed: int, n: int) -> Request:
+    sampling = chunk.config.sampling
+    return Request(
+        problem, tuple(prefix), "solution", max_tokens=chunk.settings.max_tokens, n=n, seed=seed,
+        temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
+    )  # fmt: skip
+
+
+def _completed(model: Backend, requests: Sequence[Request]) -> list[tuple[Completion, Request]]:
+    """Every completion with its request. One request that is refused is a row; a model that is gone, or fails for most
+    of them, raises BackendError, a cap BudgetExceededError.
+    """
+    completions = model.continue_solutions(requests)
+    failures = [failure for completion in completions if (failure := completion.failed) is not None]
+    for failure in failures:
+        if failure.kind in ("gone", "budget"):
+            raise error_of(failure)
+    if 2 * len(failures) > len(completions):
+        first = failures[0].reason
+        raise BackendError(f"{model.name} failed for {len(failures)} of {len(completions)} rollouts, first: {first}")
+    return [(completion, requests[completion.request]) for completion in completions]

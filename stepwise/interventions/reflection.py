@@ -11,120 +11,119 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+from stepwise import critics
 from stepwise.data.examples import Example
 from stepwise.grading import Verdict, grade_many
-from stepwise.interventions import stages
-from stepwise.interventions.critic import ask_all, model_name
-from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, by_id
-from stepwise.interventions.soundness import false_equations
-from stepwise.interventions.work import Work, continued, every, one_candidate
+from stepwise.interventions.building import Builder
+from stepwise.interventions.checks.sums import false_equations
+from stepwise.interventions.pipeline import check_sums, guide, has_reference, locate_errors, propose_candidates
+from stepwise.interventions.rows import FailedAttempt, by_id, spent
+from stepwise.interventions.writers import one_candidate
 from stepwise.seeds import seed_for
 from stepwise.steps import SEPARATOR, boxed, extract_answer, normalize_text, split_steps
-from stepwise.types import Usage
 
 
-def reflections(work: Work) -> list[Example]:
+def reflections(builder: Builder) -> list[Example]:
     """Rewrites of the weak model's failed attempts, at most `per_problem` of a problem."""
-    how = work.settings.reflection
-    if how == "auto":
-        how = "repair" if work.config.critic_is_bare else "rewrite"
-    failures = work.failures()
-    work.counts["failed attempts"] += len(failures)
-    return _rewritten(work, failures) if how == "rewrite" else _repaired(work, failures)
+    form = builder.options.reflection
+    if form == "auto":
+        form = "repair" if builder.config.critic_is_bare else "rewrite"
+    failures = builder.failures()
+    builder.counts["failed attempts"] += len(failures)
+    return _rewritten(builder, failures) if form == "rewrite" else _repaired(builder, failures)
 
 
-def _rewritten(work: Work, failures: Sequence[Failure]) -> list[Example]:
-    items = [{"problem": work.problems[f.problem], "steps": list(f.steps)} for f in failures]
-    seeds = [seed_for(work.config.seed, f.id, "rewrite") for f in failures]
-    rewriter = work.writers.rewriter
-    found = ask_all(rewriter, items, seeds, work.settings.collect, "rewriting")
-    work.pay("critic", sum((made.usage for made in found), Usage()))
-    texts = [normalize_text(made.solution or "") for made in found]
-    verdicts = grade_many([(extract_answer(t), work.problems[f.problem].answer)
-                           for t, f in zip(texts, failures, strict=True)])  # fmt: skip
-    rows, model, sums = [], model_name(rewriter), work.settings.collect.check_sums
+def _rewritten(builder: Builder, failures: Sequence[FailedAttempt]) -> list[Example]:
+    """Each attempt written anew in one call."""
+    items = [{"problem": builder.problems[row.problem], "steps": list(row.steps)} for row in failures]
+    seeds = [seed_for(builder.config.seed, row.id, "rewrite") for row in failures]
+    rewriter, settings = builder.writers.rewriter, builder.settings
+    replies = critics.ask_all(rewriter, items, seeds, label="rewriting", concurrency=settings.concurrency)
+    builder.pay("critic", spent(replies))
+    texts = [normalize_text(reply.get("solution") or "") for reply in replies]
+    verdicts = _graded(builder, failures, [extract_answer(text) for text in texts])
+    rows, model = [], critics.model_name(rewriter)
     for failure, seed, text, verdict in zip(failures, seeds, texts, verdicts, strict=True):
-        work.counts["rewrites that failed"] += not text
-        work.counts["rewrites that end right"] += verdict is Verdict.CORRECT
-        unsound = sums and any(false_equations(step) for step in split_steps(text))
-        work.counts["rewrites with a false equation"] += unsound
-        if text and not unsound and (verdict is Verdict.CORRECT or not work.settings.only_right):
-            rows.append(_example(work, failure, text, {"critic": model}, seed))
+        unsound = settings.check_sums and any(false_equations(step) for step in split_steps(text))
+        builder.counts["rewrites that failed"] += not text
+        builder.counts["rewrites that end right"] += verdict is Verdict.CORRECT
+        builder.counts["rewrites with a false equation"] += unsound
+        if text and not unsound and (verdict is Verdict.CORRECT or not builder.options.only_right):
+            rows.append(_example(builder, failure, text, {"critic": model}, seed))
     return rows
 
 
-@dataclasses.dataclass
-class _Repair:
-    """An attempt under repair: as it stands now, and the candidates that it has taken in."""
-
-    failure: Failure
-    now: Failure
-    candidates: tuple[Candidate, ...] = ()
-    ended: bool = False
-
-
-def _repaired(work: Work, failures: Sequence[Failure]) -> list[Example]:
+def _repaired(builder: Builder, failures: Sequence[FailedAttempt]) -> list[Example]:
     """All attempts a round further at a time, until the critic finds no more error in them or the rounds are used up.
 
     An attempt that grades as right is not asked about again, unless the answers are not looked at (`only_right`).
     """
-    repairs = [_Repair(f, dataclasses.replace(f, id=f"{f.id}/x0")) for f in failures]
-    for number in range(work.settings.rounds):
-        left = [r for r in repairs if not r.ended]
-        if left:
-            _round(work, left, number)
+    only_right, model = builder.options.only_right, builder.writers.weak.name
+    now = {row.id: dataclasses.replace(row, id=f"{row.id}/x0") for row in failures}  # each attempt as it stands
+    last: dict[str, tuple[str, str, int]] = {}  # the candidate that it took in last: its id, its model and its seed
+    pending = list(now)
+    for number in range(1, builder.options.rounds + 1):
+        repaired = _round(builder, [now[name] for name in pending], number) if pending else {}
+        for name in pending:
+            if now[name].id in repaired:
+                last[name], now[name] = repaired[now[name].id]
+        # Those without an error found, or without a step that can be used, have ended.
+        pending = [name for name in pending if now[name].id == f"{name}/x{number}"]
+        pending = [name for name in pending if not (only_right and now[name].verdict is Verdict.CORRECT)]
     rows = []
-    for repair in repairs:
-        changed = bool(repair.candidates) and repair.now.answer is not None
-        right = repair.now.verdict is Verdict.CORRECT
-        work.counts["attempts that took a repair"] += bool(repair.candidates)
-        work.counts["rewrites that end right"] += right
-        if changed and (right or not work.settings.only_right):
-            last = repair.candidates[-1]
-            models = {"critic": last.made.model, "weak": work.writers.weak.name}
-            rows.append(_example(work, repair.failure, SEPARATOR.join(repair.now.steps), models, last.made.seed,
-                                 candidate=last.id))  # fmt: skip
+    for failure in failures:
+        attempt, right = now[failure.id], now[failure.id].verdict is Verdict.CORRECT
+        builder.counts["attempts that took a repair"] += failure.id in last
+        builder.counts["rewrites that end right"] += right
+        if failure.id in last and attempt.answer is not None and (right or not only_right):
+            candidate, critic, seed = last[failure.id]
+            text, models = SEPARATOR.join(attempt.steps), {"critic": critic, "weak": model}
+            rows.append(_example(builder, failure, text, models, seed, candidate=candidate))
     return rows
 
 
-def _round(work: Work, repairs: Sequence[_Repair], number: int) -> None:
-    one, how = one_candidate(work.config), work.settings.collect
-    attempts = by_id(repair.now for repair in repairs)
-    located = stages.locate_errors(list(attempts.values()), work.problems, work.writers.localizer, work.config, how)
-    made = stages.propose_candidates(located, attempts, work.problems, work.writers.proposer, one, how)
-    made = stages.check_sums(made) if how.check_sums else made
-    work.counts["repairs with a false equation"] += sum(bool(row.unsound) for row in made)
-    usable = {row.failure: row for row in made if not row.failed and not row.unsound}
-    going_on = [row for row in usable.values() if not boxed(row.content)]
-    single = every(how, 1)
-    guided = stages.guide(going_on, attempts, work.problems, work.writers.weak, work.config, single)
-    work.keep("located", located)
-    work.keep("candidates", made)
-    work.keep("guided", guided)
+def _round(
+    builder: Builder, standing: Sequence[FailedAttempt], number: int
+) -> dict[str, tuple[tuple[str, str, int], FailedAttempt]]:
+    """The attempts that took a repair, by id: the candidate that they took in, and how they stand after it."""
+    attempts = by_id(standing)
+    one = dataclasses.replace(builder, config=one_candidate(builder.config))
+    located = locate_errors(standing, builder)
+    candidates = propose_candidates(located, attempts, one)
+    candidates = check_sums(candidates) if builder.settings.check_sums else candidates
+    usable = [row for row in candidates if not row.failed and not row.unsound]
+    single = dataclasses.replace(builder, settings=builder.settings.exactly(1))
+    guided = guide([row for row in usable if not boxed(row.content)], attempts, single)
     behind = {row.candidate: row for row in guided}
-    verdicts = dict(zip(usable, grade_many([
-        (_answer(row, behind.get(row.id)), work.problems[row.problem].answer) for row in usable.values()
-    ]), strict=True))  # fmt: skip
-    for repair in repairs:
-        row = usable.get(repair.now.id)
-        if row is None:  # no error found any more, or no step that can be used
-            repair.ended = True
-            continue
-        rollout = behind.get(row.id)
-        verdict, name = verdicts[repair.now.id], f"{repair.failure.id}/x{number + 1}"
-        repair.now = Failure(name, row.problem, continued(row, repair.now, rollout), _answer(row, rollout), verdict)
-        repair.candidates += (row,)
-        repair.ended = work.settings.only_right and verdict is Verdict.CORRECT
-    work.keep("failures", [repair.now for repair in repairs if repair.candidates])
+    answers = [behind[row.id].answer if row.id in behind else extract_answer(row.content) for row in usable]
+    verdicts = _graded(builder, usable, answers)
+    repaired = {}
+    for row, answer, verdict in zip(usable, answers, verdicts, strict=True):
+        before = attempts[row.failure]
+        rest = behind[row.id].steps if row.id in behind else ()
+        after = FailedAttempt(
+            f"{before.id.rpartition('/')[0]}/x{number}", row.problem,
+            (*before.steps[: row.location], row.content, *rest), answer, verdict,
+        )  # fmt: skip
+        repaired[before.id] = ((row.id, row.made.model, row.made.seed), after)
+    builder.counts["repairs with a false equation"] += sum(bool(row.unsound) for row in candidates)
+    for stage, rows in (("located", located), ("candidates", candidates), ("guided", guided)):
+        builder.keep(stage, rows)
+    changed = [row for row in standing if row.id in repaired or not row.id.endswith("/x0")]
+    builder.keep("failures", [repaired[row.id][1] if row.id in repaired else row for row in changed])
+    return repaired
 
 
-def _answer(row: Candidate, rollout: GuidedRollout | None) -> str | None:
-    return extract_answer(row.content) if rollout is None else rollout.answer
+def _graded(builder: Builder, rows: Sequence[Any], answers: Sequence[str | None]) -> list[Verdict]:
+    return grade_many([(a, builder.problems[row.problem].answer) for a, row in zip(answers, rows, strict=True)])
 
 
-def _example(work: Work, failure: Failure, text: str, models: dict[str, str], seed: int, **parents: str) -> Example:
-    row = work.example(f"{failure.id}/x", failure.problem, text, "reflection", models=models,
-                       parents={"failure": failure.id, **parents},
-                       with_reference=bool((work.problems[failure.problem].reference or "").strip()))  # fmt: skip
-    return dataclasses.replace(row, seed=seed)
+def _example(
+    builder: Builder, failure: FailedAttempt, text: str, models: dict[str, str], seed: int, **parents: str
+) -> Example:
+    return builder.example(
+        f"{failure.id}/x", failure.problem, text, "reflection", models=models, seed=seed,
+        parents={"failure": failure.id, **parents}, with_reference=has_reference(builder.problems[failure.problem]),
+    )  # fmt: skip

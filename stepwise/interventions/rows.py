@@ -2,24 +2,27 @@
 
 Ids are built from ids: problem `p`, its rollout number 3 `p/r3`, the candidate number 0 for that attempt `p/r3/c0`, a
 guided rollout of it `p/r3/c0/g7`, whichever stage wrote them. So an example leads back to every text behind it, with
-seed, model, prompt and configuration.
+seed, model, prompt and configuration. Where a model failed, a row says so in words (`error`, `failed`), and `cause` is
+the failure as an object.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from stepwise.data.examples import Example
 from stepwise.errors import DataError
 from stepwise.grading import Verdict
-from stepwise.interventions.leaks import LeakVerdict
+from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.steps import extract_answer, split_steps
-from stepwise.types import Finish, Intervention, Problem, Step, Trace, Usage
+from stepwise.types import Failure, Finish, Intervention, Problem, Step, Trace, Usage
 
 _FROZEN = ConfigDict(extra="forbid")
+_CAUSE: Any = Field(default=None, exclude_if=lambda value: value is None)  # files without a failure are as before
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -52,6 +55,7 @@ class Rollout:
     token_ids: tuple[int, ...] = ()
     error: str = ""
     verdict: Verdict | None = None
+    cause: Failure | None = _CAUSE
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -77,7 +81,7 @@ class GuidedRollout(Rollout):
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Failure:
+class FailedAttempt:
     """An attempt that ended wrong; its id is that of its rollout. So many `copies` of its text were among them."""
 
     id: str
@@ -95,7 +99,8 @@ class Failure:
 
 @dataclass(frozen=True, config=_FROZEN)
 class Located:
-    """Where `failure` (an id) goes wrong. `first_error` None with no `failed`: the critic finds every step right.
+    """Where `failure` (the id of a failed attempt) goes wrong. `first_error` None with no `failed`: the critic finds
+    every step right.
 
     `failed` says why there is no result; then `first_error` means nothing. `with_reference`: the critic saw one.
     """
@@ -110,11 +115,12 @@ class Located:
     failed: str = ""
     with_reference: bool = True
     usage: Usage = Usage()
+    cause: Failure | None = _CAUSE
 
 
 @dataclass(frozen=True, config=_FROZEN)
 class Candidate:
-    """A step proposed in place of step `location` of `failure` (an id) and of all that follows it.
+    """A step proposed in place of step `location` of `failure` (the id of a failed attempt) and of all that follows.
 
     `leak` None before the check; `leak_reason` and `leak_text` say what it found. `unsound` is the first equation in it
     that is false. `failed` says why there is no step; then `content` is empty.
@@ -133,12 +139,31 @@ class Candidate:
     unsound: str = ""
     with_reference: bool = True
     usage: Usage = Usage()
+    cause: Failure | None = _CAUSE
 
-    def splice(self, failure: Failure, problem: Problem) -> Trace:
+    def splice(self, attempt: FailedAttempt, problem: Problem) -> Trace:
         """The kept prefix and the candidate; raises DataError for another attempt's row, IndexError past its end."""
-        if failure.id != self.failure:
-            raise DataError(f"candidate {self.id!r} is for the attempt {self.failure!r}, not {failure.id!r}")
-        return Intervention(self.location, self.content).apply(failure.trace(problem))
+        if attempt.id != self.failure:
+            raise DataError(f"candidate {self.id!r} is for the attempt {self.failure!r}, not {attempt.id!r}")
+        return Intervention(self.location, self.content).apply(attempt.trace(problem))
+
+
+ROWS: dict[str, Any] = {
+    "rollouts": Rollout,
+    "failures": FailedAttempt,
+    "located": Located,
+    "candidates": Candidate,
+    "guided": GuidedRollout,
+    "examples": Example,
+}
+"""The stages by the names of their files, with the type of their rows."""
+WRITTEN = ("rollouts", "located", "candidates", "guided")
+"""The stages in which models write."""
+
+
+def spent(rows: Iterable[Any]) -> Usage:
+    """What the texts of these rows (or predictions) cost."""
+    return sum((row.usage for row in rows), Usage())
 
 
 class _Identified(Protocol):
@@ -151,12 +176,12 @@ Row = TypeVar("Row", bound=_Identified)
 
 def by_id(rows: Iterable[Row]) -> dict[str, Row]:
     """Rows by id; raises DataError where an id occurs twice."""
-    found: dict[str, Row] = {}
+    result: dict[str, Row] = {}
     for row in rows:
-        if row.id in found:
+        if row.id in result:
             raise DataError(f"the id {row.id!r} occurs twice; ids must differ")
-        found[row.id] = row
-    return found
+        result[row.id] = row
+    return result
 
 
 def parent(rows: Mapping[str, Row], name: str, child: str) -> Row:

@@ -1,18 +1,24 @@
-"""What a collection asks for, beside the configuration's models, prompt, sampling and critic."""
+"""What a collection and a dataset ask for, beside the configuration's models, prompt, sampling and critic."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from stepwise.config import BudgetConfig, Config
-from stepwise.interventions.filtering import StopRule
 
 
 class CollectSettings(BaseModel):
-    """How many of what. How many candidates are proposed for an attempt is `critic.candidates` of the configuration."""
+    """How many of what. How many candidates are proposed for an attempt is `critic.candidates` of the configuration.
+
+    When a candidate has had enough guided rollouts follows from `guided`, `enough`, `floor`, `miss` and `batch`; see
+    `stepwise.interventions.filtering`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
@@ -51,18 +57,41 @@ class CollectSettings(BaseModel):
     """calls of the critic at a time; with more than one, batches and so last digits of logits depend on timing"""
 
     @property
-    def rule(self) -> StopRule:
-        """When a candidate has had enough rollouts."""
-        return StopRule(self.guided, self.enough, self.floor, self.miss, self.batch)
+    def drop_after(self) -> int | None:
+        """Failures, with no success, after which a candidate is given up: the least n with (1 - floor)^n <= miss, in
+        exact arithmetic; None for a `miss` of 0, which never gives up.
+        """
+        return _drop_after(self.floor, self.miss) if self.miss else None
 
     @property
-    def drop_after(self) -> int | None:
-        """Guided rollouts after which a candidate without any success is given up; None never does."""
-        return self.rule.drop_after
+    def compare_batch(self) -> int:
+        """Rollouts of one candidate that are asked for at a time when it is compared."""
+        return max(1, self.batch // 4)
+
+    def next_batch(self, successes: int, asked: int) -> int:
+        """How many rollouts to ask for next, of a candidate with so many `successes` in `asked`; 0: no more."""
+        end = self.guided
+        if self.enough is not None and successes >= self.enough:
+            return 0
+        if not successes and self.drop_after is not None:
+            end = min(end, self.drop_after)
+        if self.enough is None and (successes or self.drop_after is None):
+            return min(self.batch, end - asked)  # all are asked for in any case
+        return max(0, min(max(2, asked), self.batch, end - asked))
+
+    def worst_filtering(self) -> tuple[int, int]:
+        """The most (rollouts, batches) that one candidate can take until it has had enough."""
+        worst = (0, 0)
+        for late in range(self.guided):  # the batch with the first success
+            asked = batches = 0
+            while size := self.next_batch(batches > late, asked):
+                asked, batches = asked + size, batches + 1
+            worst = (max(worst[0], asked), max(worst[1], batches))
+        return worst
 
     def worst_guiding(self, candidates: int) -> tuple[int, int]:
         """The most guided (rollouts, requests) of one attempt with so many candidates."""
-        rollouts, batches = self.rule.worst()
+        rollouts, batches = self.worst_filtering()
         compare = self.compare if self.keep == "best" and candidates > 1 else 0
         kept = candidates if self.keep == "all" else 1
         return (
@@ -70,14 +99,47 @@ class CollectSettings(BaseModel):
             candidates * batches - (-compare // self.compare_batch) + kept * bool(self.fresh),
         )
 
-    @property
-    def compare_batch(self) -> int:
-        """Rollouts of one candidate that are asked for at a time when it is compared."""
-        return max(1, self.batch // 4)
+    def exactly(self, guided: int) -> CollectSettings:
+        """These settings, but for exactly `guided` rollouts of each candidate, all of which are kept."""
+        alike = {"enough": None, "miss": 0.0, "average": None, "keep": "all", "compare": 0, "fresh": 0}
+        return self.model_copy(update={**alike, "guided": guided, "batch": min(guided, self.batch)})
 
     def hash_with(self, config: Config) -> str:
         """Twelve hex digits for configuration and settings: what stands in every row. Caps have no part in it."""
-        return hashlib.sha256(f"{uncapped(config).hash} {self.model_dump_json()}".encode()).hexdigest()[:12]
+        return hash_of(config, self)
+
+
+class BuildSettings(BaseModel):
+    """How many of what, for the kinds of dataset that need it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    per_problem: int = Field(default=4, ge=1)
+    """most rows of one problem: right rollouts, rewrites, solutions by the strong model"""
+    samples: int = Field(default=8, ge=1)
+    """solutions of each problem that the weak model writes where there is no collection to take them from"""
+    only_right: bool = True
+    """keep only what grades as right (references, rewrites, solutions by the strong model)"""
+    reflection: Literal["auto", "rewrite", "repair"] = "auto"
+    """a whole rewrite in one call, or repaired step by step; auto: repair where the critic knows only its own task"""
+    rounds: int = Field(default=3, ge=1)
+    """repair: most errors that are put right in one attempt"""
+    first_tokens: int = Field(default=8, ge=1)
+    """first_tokens: length of the beginnings, in tokens of the weak model"""
+    full_share: float = Field(default=0.1, ge=0, le=1)
+    """first_tokens: share of problems whose whole solution is taken instead"""
+    own_corpus: int = Field(default=1000, ge=1)
+    """own_corpus: number of solutions"""
+    chunk: int = Field(default=8, ge=1)
+    """problems that are done together, and done again together after an interruption"""
+    collect: CollectSettings = CollectSettings()
+    """what is sampled or guided anew is as here"""
+
+
+def hash_of(config: Config, settings: BaseModel, *kind: str) -> str:
+    """Twelve hex digits for a configuration without its caps, the kind of a dataset and settings."""
+    text = " ".join((uncapped(config).hash, *kind, settings.model_dump_json()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def uncapped(config: Config) -> Config:
@@ -85,3 +147,12 @@ def uncapped(config: Config) -> Config:
     it goes on in the same directory when they are raised.
     """
     return config.model_copy(update={"budget": BudgetConfig()})
+
+
+@lru_cache
+def _drop_after(floor: float, miss: float) -> int:
+    fails, bound = 1 - Fraction(str(floor)), Fraction(str(miss))
+    n = max(1, math.floor(math.log(miss) / math.log1p(-floor)) - 1)
+    while fails**n > bound:
+        n += 1
+    return n

@@ -10,116 +10,106 @@ What differs from the papers:
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable
+from itertools import islice
 
-from stepwise.data.examples import Example
+from stepwise.data.examples import Example, Origin
 from stepwise.grading import Verdict, grade
-from stepwise.interventions import stages
+from stepwise.interventions.building import Builder, first_of_each
+from stepwise.interventions.pipeline import sample_rollouts
 from stepwise.interventions.rows import Rollout
-from stepwise.interventions.work import Work, most
+from stepwise.lab import corpus
 from stepwise.steps import SEPARATOR, boxed, extract_answer, normalize_text
 
 
-def references(work: Work) -> list[Example]:
+def references(builder: Builder) -> list[Example]:
     """The reference solutions as they stand, one for each problem that has one."""
     rows = []
-    for problem in work.problems.values():
+    for problem in builder.problems.values():
         text = normalize_text(problem.reference or "")
         if not text:
-            work.counts["problems without a reference solution"] += 1
+            builder.counts["problems without a reference solution"] += 1
             continue
         if not boxed(text):
             text = SEPARATOR.join((text, rf"So the answer is \boxed{{{problem.answer}}}."))
-        if grade(extract_answer(text), problem.answer or "") is not Verdict.CORRECT:
-            work.counts["references whose answer is not the gold answer"] += 1
-            if work.settings.only_right:
-                continue
-        rows.append(work.example(f"{problem.id}/reference", problem.id, text, "reference", parents={}, models={},
-                                 with_reference=True))  # fmt: skip
+        right = grade(extract_answer(text), problem.answer or "") is Verdict.CORRECT
+        if not right:
+            builder.counts["references whose answer is not the gold answer"] += 1
+        if right or not builder.options.only_right:
+            rows.append(builder.example(f"{problem.id}/reference", problem.id, text, "reference", with_reference=True))
     return rows
 
 
-def strong(work: Work) -> list[Example]:
+def strong(builder: Builder) -> list[Example]:
     """Solutions by the strong model (distillation), right ones unless `only_right` is off."""
-    found = work.sampled(work.writers.strong, work.settings.per_problem, "strong", "strong")
-    return [
-        work.example(row.id, row.problem, normalize_text(row.text), "strong", parents={"rollout": row.id},
-                     models={"strong": row.made.model}, made=row.made)
-        for row in _kept(work, found)
-    ]  # fmt: skip
+    rollouts = builder.sampled(builder.writers.strong, builder.options.per_problem, "strong", "strong")
+    right = [row for row in rollouts if row.verdict is Verdict.CORRECT]
+    builder.counts["solutions"] += len(rollouts)
+    builder.counts["right solutions"] += len(right)
+    kept = right if builder.options.only_right else [row for row in rollouts if row.text]
+    return _whole(builder, _distinct(kept), "strong", "strong")
 
 
-def rejection(work: Work) -> list[Example]:
+def rejection(builder: Builder) -> list[Example]:
     """The model's own right solutions (RFT), at most `per_problem` of a problem, the same text once."""
-    right = list(_distinct(row for row in work.rollouts() if row.verdict is Verdict.CORRECT))
-    work.counts["right rollouts, the same text once"] += len(right)
-    work.counts["problems without a right rollout"] += len(work.problems.keys() - {row.problem for row in right})
-    return [
-        work.example(row.id, row.problem, normalize_text(row.text), "rejection", parents={"rollout": row.id},
-                     models={"weak": row.made.model}, made=row.made)
-        for row in most(right, work.settings.per_problem)
-    ]  # fmt: skip
+    right = _distinct(row for row in builder.rollouts() if row.verdict is Verdict.CORRECT)
+    builder.counts["right rollouts, the same text once"] += len(right)
+    builder.counts["problems without a right rollout"] += len(builder.problems.keys() - {row.problem for row in right})
+    return _whole(builder, first_of_each(right, builder.options.per_problem), "rejection", "weak")
 
 
-def first_tokens(work: Work) -> list[Example]:
+def first_tokens(builder: Builder) -> list[Example]:
     """The first tokens of one sample for each problem, whatever it ends in, and a share of whole ones (UPFT)."""
-    settings, rows = work.settings, []
-    whole = {name for name in work.problems if _share(work, name) < settings.full_share}
-    for complete in (False, True):
-        chosen = [p for p in work.problems.values() if (p.id in whole) is complete]
-        length = settings.collect.max_tokens if complete else settings.first_tokens
-        how = settings.collect.model_copy(update={"rollouts": 1, "max_tokens": length})
-        made = stages.sample_rollouts(chosen, work.writers.weak, work.config, how) if chosen else []
-        work.keep("rollouts", made)
+    options, rows = builder.options, []
+    drawn = {name: random.Random(f"{builder.config.seed}|{name}|whole").random() for name in builder.problems}
+    for whole in (False, True):
+        names = [name for name, draw in drawn.items() if (draw < options.full_share) is whole]
+        length = builder.settings.max_tokens if whole else options.first_tokens
+        part = dataclasses.replace(
+            builder.but(rollouts=1, max_tokens=length), problems={name: builder.problems[name] for name in names}
+        )
+        rollouts = sample_rollouts(part, builder.writers.weak) if names else []
+        builder.keep("rollouts", rollouts)
         # What is cut at its longest has no end to be trained on, so it is a beginning too.
         rows += [
-            work.example(f"{row.id}/first", row.problem, row.text, "first_tokens", parents={"rollout": row.id},
-                         models={"weak": row.made.model}, made=row.made, complete=row.finish in ("answer", "eos"),
-                         variant="whole" if complete else "")
-            for row in made
-            if row.text
+            builder.example(f"{row.id}/first", row.problem, row.text, "first_tokens", parents={"rollout": row.id},
+                            models={"weak": row.made.model}, seed=row.made.seed,
+                            complete=row.finish in ("answer", "eos"), variant="whole" if whole else "")
+            for row in rollouts if row.text
         ]  # fmt: skip
-        work.counts["whole solutions" if complete else "beginnings"] += len(made)
+        builder.counts["whole solutions" if whole else "beginnings"] += len(rollouts)
     return rows
 
 
-def own_corpus(work: Work) -> list[Example]:
+def own_corpus(builder: Builder) -> list[Example]:
     """Solutions as lab-weak was pretrained on: training on more of them is the sham that must change nothing.
 
     The lab's alone: of no other model is the corpus known. Problems are drawn as the corpus draws them, other ones than
     pretraining saw; those of the source are not used.
     """
-    import dataclasses
-    from itertools import islice
-
-    from stepwise.lab import corpus
-
-    seed = 1000 + work.config.seed
+    seed = 1000 + builder.config.seed
     rng = random.Random(f"own corpus|{seed}")
-    drawn = list(islice(corpus.problems(seed), work.settings.own_corpus))
-    work = dataclasses.replace(work, problems={lab.problem.id: lab.problem for lab in drawn})
+    drawn = {lab.problem.id: lab for lab in islice(corpus.problems(seed), builder.options.own_corpus)}
+    builder = dataclasses.replace(builder, problems={name: lab.problem for name, lab in drawn.items()})
     return [
-        work.example(f"{lab.problem.id}/own", lab.problem.id, SEPARATOR.join(lab.solution(rng, misled=True)),
-                     "own_corpus", parents={}, models={"weak": "llamacpp/lab-weak"})
-        for lab in drawn
+        builder.example(f"{name}/own", name, SEPARATOR.join(lab.solution(rng, misled=True)), "own_corpus",
+                        models={"weak": "llamacpp/lab-weak"})
+        for name, lab in drawn.items()
     ]  # fmt: skip
 
 
-def _share(work: Work, problem: str) -> float:
-    return random.Random(f"{work.config.seed}|{problem}|whole").random()
+def _whole(builder: Builder, rollouts: Iterable[Rollout], origin: Origin, role: str) -> list[Example]:
+    return [
+        builder.example(row.id, row.problem, normalize_text(row.text), origin, parents={"rollout": row.id},
+                        models={role: row.made.model}, seed=row.made.seed)
+        for row in rollouts
+    ]  # fmt: skip
 
 
-def _kept(work: Work, found: list[Rollout]) -> list[Rollout]:
-    work.counts["solutions"] += len(found)
-    work.counts["right solutions"] += sum(row.verdict is Verdict.CORRECT for row in found)
-    kept = [row for row in found if row.verdict is Verdict.CORRECT or (row.text and not work.settings.only_right)]
-    return list(_distinct(kept))
-
-
-def _distinct(rows: Iterator[Rollout] | list[Rollout]) -> Iterator[Rollout]:
-    seen: set[tuple[str, str]] = set()
+def _distinct(rows: Iterable[Rollout]) -> list[Rollout]:
+    kept: dict[tuple[str, str], Rollout] = {}
     for row in rows:
-        if (row.problem, row.text) not in seen:
-            seen.add((row.problem, row.text))
-            yield row
+        kept.setdefault((row.problem, row.text), row)
+    return list(kept.values())

@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from stepwise.errors import DataError, redact
-from stepwise.interventions.pipeline import ROWS, funnel, read_stage
-from stepwise.interventions.stages import spent
+from stepwise.interventions.collection import funnel, read_stage
+from stepwise.interventions.rows import ROWS, spent
 from stepwise.io import read_rows
 from stepwise.report import collection_facts as facts_of
 from stepwise.report.charts import bars_svg, stage_svg

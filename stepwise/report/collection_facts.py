@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stepwise.data.examples import unique
-from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Located
+from stepwise.interventions.rows import Candidate, FailedAttempt, GuidedRollout, Located
 from stepwise.report.charts import Bar
 from stepwise.types import Problem
 
@@ -162,7 +162,7 @@ def error_bars(facts: Facts) -> list[Bar]:
 
 def cards(facts: Facts, found: Mapping[str, str]) -> list[Card]:
     """All candidates and the attempts without one, examples first, then by what became of them."""
-    failures: dict[str, Failure] = {row.id: row for row in facts.rows["failures"]}
+    failures: dict[str, FailedAttempt] = {row.id: row for row in facts.rows["failures"]}
     located: dict[str, Located] = {row.failure: row for row in facts.rows["located"]}
     questions = {row.parents.get("problem", ""): row for row in facts.rows["examples"]}
     guided = facts.guided()

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from stepwise.data.examples import Example
-from stepwise.interventions.rows import Failure
+from stepwise.interventions.rows import FailedAttempt
 from stepwise.report.terminal import COLOURS, printable
 
 _OF = {
@@ -40,7 +40,7 @@ def as_table(counts: Mapping[str, int]) -> Table:
     return table
 
 
-def side_by_side(examples: Iterable[Example], failures: Mapping[str, Failure]) -> Table:
+def side_by_side(examples: Iterable[Example], failures: Mapping[str, FailedAttempt]) -> Table:
     """Each example in short: the step that was wrong, and the intervention in its place."""
     table = _table("Wrong step and intervention")
     table.add_column("attempt", overflow="fold")

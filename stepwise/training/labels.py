@@ -24,8 +24,6 @@ from stepwise.config import Config
 from stepwise.data.localization import first_below
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.grading import Verdict, grade_many
-from stepwise.interventions.critic import ask_all
-from stepwise.interventions.settings import CollectSettings
 from stepwise.models.engine import load_engine
 from stepwise.models.scorers import load_scorer
 from stepwise.models.scorers.base import score_items
@@ -233,7 +231,7 @@ class Labeller:
         """The critic's prediction about each rollout; what stands beside it is for its seed."""
         items = [{"problem": self.problems[row.problem], "steps": list(row.steps)} for row, _ in asked]
         seeds = [seed_for(self.cfg.seed, row.id, *name) for row, name in asked]
-        predictions = ask_all(self.critic, items, seeds, CollectSettings(), label)
+        predictions = critics.ask_all(self.critic, items, seeds, label=label)
         return predictions, Cost.of(self.critic_size, sum((said.usage for said in predictions), Usage()))
 
     def _values(self, rows: Sequence[RlRollout]) -> tuple[list[Labels], Cost]:

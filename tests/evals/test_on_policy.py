@@ -13,7 +13,7 @@ from evals.on_policy import CONTENT, WHOLE, Tokens, main, mean_of_tokens, measur
 from stepwise import lab
 from stepwise.config import Config
 from stepwise.data.examples import Example
-from stepwise.interventions.baselines import build
+from stepwise.interventions.datasets import build
 from stepwise.lab.problems import generate
 from stepwise.steps import SEPARATOR
 

@@ -15,13 +15,13 @@ from stepwise.critics.formats.compact_format import write_fields
 from stepwise.critics.rewriter import SolutionRewriter
 from stepwise.data.examples import Example, read_examples, write_pairs
 from stepwise.errors import BackendError, DataError
-from stepwise.interventions.baselines import KINDS, NEED_COLLECTION, build, write_dataset
+from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.interventions.chunks import sealed_rows
-from stepwise.interventions.leaks import LeakVerdict
-from stepwise.interventions.pairs import pairs
-from stepwise.interventions.pipeline import collect, read_stage
-from stepwise.interventions.rows import Failure, by_id
-from stepwise.interventions.work import BuildSettings, Writers
+from stepwise.interventions.collection import collect, read_stage
+from stepwise.interventions.datasets import KINDS, NEED_COLLECTION, build, pairs, write_dataset
+from stepwise.interventions.rows import FailedAttempt, by_id
+from stepwise.interventions.settings import BuildSettings
+from stepwise.interventions.writers import Writers
 from stepwise.steps import extract_answer
 from stepwise.types import Problem
 from tests.critics.critic import asked
@@ -214,9 +214,9 @@ def test_another_place_is_proposed_for(kind: str, distance: set[int], collection
 
 
 def _located(kind: str, collection: Path) -> list[tuple[str, Any]]:
-    from stepwise.interventions.baselines import Ingredients
+    from stepwise.interventions.datasets import Recipe
 
-    given = Ingredients(kind, collection, CONFIG, BUILD, world.problems(N))
+    given = Recipe(kind, collection, CONFIG, BUILD, world.problems(N))
     work = given.work(given.members, writers())
     KINDS[kind](work)
     return [(row.failure.rpartition("/")[0], row.first_error) for row in work.written["located"]]
@@ -302,7 +302,7 @@ def test_what_cannot_be_made_is_refused_by_name(collection: Path, tmp_path: Path
 
 
 def test_pairs_set_the_intervention_against_the_step_in_its_place(collection: Path, tmp_path: Path) -> None:
-    failures: list[Failure] = read_stage(collection, "failures")
+    failures: list[FailedAttempt] = read_stage(collection, "failures")
     examples = made("intervention", collection)
     rows = pairs(examples, failures)
     assert [row["id"] for row in rows] == [example.id for example in examples]

@@ -13,7 +13,8 @@ from stepwise.config import Config
 from stepwise.data.examples import read_examples
 from stepwise.errors import BudgetExceededError, ConfigError
 from stepwise.interventions.caps import Caps, Spent
-from stepwise.interventions.pipeline import ROWS, collect, read_stage
+from stepwise.interventions.collection import collect, read_stage
+from stepwise.interventions.rows import ROWS
 from stepwise.io import append_rows, read_rows
 from stepwise.models.base import Completion, Request
 from stepwise.types import Usage

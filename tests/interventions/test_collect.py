@@ -15,8 +15,8 @@ import pytest
 from stepwise.config import Config
 from stepwise.data.examples import read_examples
 from stepwise.errors import BackendError, BudgetExceededError, DataError
-from stepwise.interventions.account import STAGES, Progress
-from stepwise.interventions.pipeline import ROWS, collect, funnel, read_stage
+from stepwise.interventions.collection import Progress, collect, funnel, read_stage
+from stepwise.interventions.rows import ROWS, WRITTEN
 from stepwise.interventions.settings import CollectSettings
 from stepwise.types import Problem
 from tests.critics.critic import wanted
@@ -176,7 +176,7 @@ def test_a_collection_that_met_a_cap_goes_on_when_it_is_raised_and_ends_as_if_th
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "capped"
     collect(world.problems(N), capped_at(None), whole, settings=SETTINGS, models=world.models())
-    used = sum(row.usage.generated_tokens for name in STAGES for row in read_stage(whole, name))
+    used = sum(row.usage.generated_tokens for name in WRITTEN for row in read_stage(whole, name))
 
     def capped(limit: int) -> Path:
         return collect(world.problems(N), capped_at(limit), out, settings=SETTINGS, models=world.models())
@@ -202,7 +202,7 @@ def test_what_was_spent_before_there_was_a_cap_counts_under_it(tmp_path: Path) -
     gone._script = written
     with pytest.raises(BackendError, match="told to fail"):
         collect(world.problems(N), capped_at(None), tmp_path, settings=SETTINGS, models=world.models(gone))
-    used = sum(row.usage.generated_tokens for name in STAGES for row in read_stage(tmp_path, name))
+    used = sum(row.usage.generated_tokens for name in WRITTEN for row in read_stage(tmp_path, name))
     untouched = ScriptedBackend(world.written, "weak")
     with pytest.raises(BudgetExceededError, match=f"{used:,} spent"):
         collect(world.problems(N), capped_at(used + 50), tmp_path, settings=SETTINGS, models=world.models(untouched))

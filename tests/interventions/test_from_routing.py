@@ -12,10 +12,9 @@ import pytest
 
 from stepwise.data.examples import Example, mix, read_examples
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
-from stepwise.interventions.baselines import build
 from stepwise.interventions.chunks import sealed_rows
-from stepwise.interventions.comparing import Comparison, more_often
-from stepwise.interventions.from_routing import escalations, from_routing, read_traces
+from stepwise.interventions.datasets import build
+from stepwise.interventions.from_routing import Comparison, escalations, from_routing, more_often, read_traces
 from stepwise.io import append_rows
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.fakes import ScriptedBackend
@@ -219,7 +218,7 @@ def test_counts_that_are_none_are_refused() -> None:
 
 def test_a_dataset_mixes_both_sources_and_tells_them_apart(tmp_path: Path) -> None:
     routed = read_examples(run(tmp_path / "routed", traces()))
-    from stepwise.interventions.pipeline import collect
+    from stepwise.interventions.collection import collect
 
     collect(world.problems(6), CONFIG, tmp_path / "col", settings=SETTINGS, models=world.models())
     proposed = build("intervention", tmp_path / "col", CONFIG, problems=world.problems(6))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stepwise.grading import Verdict
-from stepwise.interventions.guiding import Wanted, chosen, counts_of, guided_by
+from stepwise.interventions.filtering import Wanted, chosen, counts_of, guided_by
 from stepwise.interventions.rows import Candidate, GuidedRollout, Made
 from stepwise.interventions.settings import CollectSettings
 

@@ -9,8 +9,8 @@ import pytest
 
 from evals import leaks as measured
 from stepwise.errors import DataError
-from stepwise.interventions.leaks import LeakVerdict, answer_due, check_leak
-from stepwise.interventions.mentions import mentions
+from stepwise.interventions.checks.leaks import LeakVerdict, answer_due, check_leak
+from stepwise.interventions.checks.numbers import mentions
 from stepwise.types import Problem, Step, Trace
 from tests.interventions import leak_cases
 

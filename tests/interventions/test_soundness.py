@@ -8,9 +8,9 @@ from fractions import Fraction
 import pytest
 
 from stepwise.interventions import stages
-from stepwise.interventions.leaks import LeakVerdict
+from stepwise.interventions.checks.leaks import LeakVerdict
+from stepwise.interventions.checks.sums import false_equations
 from stepwise.interventions.rows import Candidate, Made
-from stepwise.interventions.soundness import false_equations
 
 TRUE = (
     "So 3 + 4 = 7.",

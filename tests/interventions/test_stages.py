@@ -12,9 +12,8 @@ from stepwise.data.examples import unique
 from stepwise.errors import BackendError, DataError
 from stepwise.grading import Verdict
 from stepwise.interventions import stages
-from stepwise.interventions.leaks import LeakVerdict
-from stepwise.interventions.pipeline import work
-from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Located, Made, Rollout, by_id
+from stepwise.interventions.checks.leaks import LeakVerdict
+from stepwise.interventions.rows import Candidate, FailedAttempt, GuidedRollout, Located, Made, Rollout, by_id
 from tests.fakes import Line, ScriptedBackend
 from tests.interventions import world
 from tests.interventions.world import CONFIG, SETTINGS, SUM
@@ -110,7 +109,7 @@ def test_guided_rollouts_stop_when_there_are_enough_or_there_is_no_hope(
     changes: dict[str, Any], asked: tuple[int, ...]
 ) -> None:
     problems = by_id(world.problems(3))
-    failures = by_id(Failure(f"{p}/r0", p, ("1 + 1 = 3.",), None, Verdict.WRONG) for p in problems)
+    failures = by_id(FailedAttempt(f"{p}/r0", p, ("1 + 1 = 3.",), None, Verdict.WRONG) for p in problems)
     candidates = [
         Candidate(f"{f.id}/c0", f.problem, f.id, 0, "I add again.", MADE, leak=LeakVerdict.CLEAN)
         for f in failures.values()
@@ -132,7 +131,7 @@ def test_guided_rollouts_stop_when_there_are_enough_or_there_is_no_hope(
 
 def test_of_several_candidates_the_one_with_the_larger_share_of_successes_is_kept() -> None:
     problem = world.problems(1)[0]
-    failure = Failure("p0/r0", "p0", ("a", "b"), None, Verdict.WRONG)
+    failure = FailedAttempt("p0/r0", "p0", ("a", "b"), None, Verdict.WRONG)
     candidates = [
         Candidate(f"p0/r0/c{k}", "p0", "p0/r0", 1, f"step {k}", MADE, leak=LeakVerdict.CLEAN) for k in range(3)
     ]
@@ -192,7 +191,7 @@ def test_of_several_candidates_the_first_is_greedy_unless_a_temperature_is_asked
         lm, problems = models.proposer.get_lm(), by_id(world.problems(1))
         copy = lm.copy
         lm.copy = lambda **kwargs: asked.append(kwargs.get("temperature")) or copy(**kwargs)
-        failure = Failure("p0/r0", "p0", ("1 + 1 = 3.",), None, Verdict.WRONG)
+        failure = FailedAttempt("p0/r0", "p0", ("1 + 1 = 3.",), None, Verdict.WRONG)
         located = Located("p0/r0/l", "p0", "p0/r0", 0, MADE)
         config = Config.load(None, overrides)
         stages.propose_candidates([located], {"p0/r0": failure}, problems, models.proposer, config, SETTINGS)

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stepwise.interventions.account import Progress
-from stepwise.interventions.telling import in_words, short
+from stepwise.interventions.collection import Progress, in_words, short
 
 NOW = Progress(
     problems=40, problems_in_all=100, rollouts=160, failures=90, examples=41, guided=200, successes=24,

@@ -9,8 +9,8 @@ from typing import Any
 
 from stepwise.config import Config
 from stepwise.critics import ErrorLocalizer, InterventionProposer
-from stepwise.interventions.pipeline import Models
 from stepwise.interventions.settings import CollectSettings
+from stepwise.interventions.writers import Writers
 from stepwise.types import Problem
 from tests.critics.critic import proposed, verified, wanted
 from tests.fakes import ScriptedBackend
@@ -66,10 +66,10 @@ def critic(seconds: float = 0.0) -> ScriptedLM:
     return ScriptedLM(reply, "critic")
 
 
-def models(weak: Any = None, seconds: float = 0.0) -> Models:
+def models(weak: Any = None, seconds: float = 0.0) -> Writers:
     """The world's models; every call of the critic takes `seconds`."""
     lm = critic(seconds)
-    return Models(
+    return Writers(
         weak or ScriptedBackend(written, "weak"),
         ErrorLocalizer(lm),
         InterventionProposer(lm, solve_first=False, revisions=0),

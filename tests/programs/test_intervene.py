@@ -17,7 +17,7 @@ import pytest
 from programs import intervene
 from stepwise.data.examples import read_examples
 from stepwise.interventions import chunks, pipeline
-from stepwise.interventions.pipeline import funnel
+from stepwise.interventions.collection import funnel
 from stepwise.interventions.settings import CollectSettings
 from stepwise.io import append_rows, read_rows
 from stepwise.types import Problem

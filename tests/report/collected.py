@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stepwise.data.examples import Example
-from stepwise.interventions.leaks import LeakVerdict
-from stepwise.interventions.pipeline import ROWS
-from stepwise.interventions.rows import Candidate, Failure, GuidedRollout, Located, Made, Rollout
+from stepwise.interventions.checks.leaks import LeakVerdict
+from stepwise.interventions.rows import ROWS, Candidate, FailedAttempt, GuidedRollout, Located, Made, Rollout
 from stepwise.io import append_rows
 from stepwise.types import Problem, Usage
 
@@ -29,9 +28,9 @@ def rollout(name: str, verdict: str | None, text: str = "\n\n".join(STEPS), **mo
     return Rollout(name, owner, int(sample), text, finish, MADE, Usage("w", 1, 9, 9, 30), verdict=verdict, **more)
 
 
-def failure(name: str, copies: int = 1, steps: tuple[str, ...] = STEPS, answer: str | None = "14") -> Failure:
+def failure(name: str, copies: int = 1, steps: tuple[str, ...] = STEPS, answer: str | None = "14") -> FailedAttempt:
     verdict = "WRONG" if answer else "NO_ANSWER"
-    return Failure(name, name.split("/")[0], steps, answer, verdict, copies)
+    return FailedAttempt(name, name.split("/")[0], steps, answer, verdict, copies)
 
 
 def located(name: str, first: int | None, failed: str = "", reason: str = "six and six are twelve") -> Located:

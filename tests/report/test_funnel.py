@@ -7,11 +7,11 @@ from rich.console import Console
 
 from stepwise.data.examples import Example
 from stepwise.grading import Verdict
-from stepwise.interventions.rows import Failure
+from stepwise.interventions.rows import FailedAttempt
 from stepwise.report.funnel import as_table, shortened, side_by_side
 from stepwise.report.shell import first_of_each
 
-FAILURE = Failure("p0/r3", "p0", ("1 + 2 = 3.", "3 * \x1b[31m[bold]2 = 5.", "So 5."), "5", Verdict.WRONG)
+FAILURE = FailedAttempt("p0/r3", "p0", ("1 + 2 = 3.", "3 * \x1b[31m[bold]2 = 5.", "So 5."), "5", Verdict.WRONG)
 EXAMPLE = Example(
     "p0/r3/c0", "Q", "6", ("1 + 2 = 3.",), "3 * 2 = 6.", "intervention", {"problem": "p0", "failure": "p0/r3"},
     {}, "h", "c", 1, 3, 8,

@@ -23,7 +23,7 @@ from fractions import Fraction
 from stepwise.errors import DataError
 from stepwise.grading.answers import Answer, compare, read
 from stepwise.grading.text import Unreadable, clean, key
-from stepwise.interventions.mentions import Mention, about, mentions, monomial
+from stepwise.interventions.checks.numbers import Mention, about, mentions, monomial
 from stepwise.steps import boxed
 from stepwise.types import Trace
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
 
-from stepwise.interventions.expressions import UNITS, Side, side_before, side_from, tidy, tokens_of
+from stepwise.interventions.checks.expressions import UNITS, Side, side_before, side_from, tidy, tokens_of
 
 _ROUNDED = re.compile(
     r"\b(?:about|approx\w*|around|roughly|round\w*|nearly|almost|nearest|estimat\w*|whole|full|remainder|quotient)\b|[≈~]|\\approx"

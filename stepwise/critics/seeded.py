@@ -1,0 +1,70 @@
+"""Many items for one module, each with random numbers of its own, until all are done or the model is gone."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import dspy
+
+from stepwise.critics.module import failed, run_all
+from stepwise.errors import redact
+from stepwise.models.failures import error_of, failure_of
+
+
+def model_name(module: Any) -> str:
+    """Name of the model, or scorer, that a module asks."""
+    return str(module.get_lm().model) if module.predictors() else str(getattr(module.scorer, "name", ""))
+
+
+def ask_all(
+    module: Any,
+    items: Sequence[dict[str, Any]],
+    seeds: Sequence[int],
+    *,
+    label: str,
+    concurrency: int = 1,
+    greedy: Sequence[bool] | None = None,
+) -> list[dspy.Prediction]:
+    """The module's predictions, without DSPy's cache, a local model with the seed of each item.
+
+    `greedy` says which items are asked at a temperature of 0, whatever the module's own is. What one item alone brought
+    about is its `failure`, and `error` the same as an object. Raises BackendError, naming `label`, where the model is
+    not there, and BudgetExceededError where a cap refused it.
+    """
+    stopped: list[dspy.Prediction] = []
+
+    def ask(item: dict[str, Any], seed: int, cold: bool) -> dspy.Prediction:
+        if stopped:  # the same at once, without the retries of each call
+            return stopped[0]
+        try:
+            return _seeded(module, seed, cold)(**item)
+        except Exception as error:
+            failure = failure_of(error)
+            prediction = failed(f"{type(error).__name__}: {redact(str(error))}", error=failure)
+            if failure.kind != "refused":
+                stopped.append(prediction)
+            return prediction
+
+    tasks = zip(items, seeds, greedy or [False] * len(items), strict=True)
+    given = [{"item": item, "seed": seed, "cold": cold} for item, seed, cold in tasks]
+    predictions = run_all(ask, given, concurrency=concurrency) if given else []
+    if stopped:
+        failure, text = stopped[0].error, stopped[0].failure
+        if failure.kind == "budget":
+            raise error_of(failure)
+        where = f"{label}: {model_name(module)} failed, so nothing of this chunk is kept"
+        raise error_of(dataclasses.replace(failure, reason=text), where)
+    return predictions
+
+
+def _seeded(module: Any, seed: int, cold: bool) -> Any:
+    """The module as it is to be asked for one item."""
+    if not module.predictors():
+        return module
+    lm, own = module.get_lm(), copy.deepcopy(module)
+    local = str(lm.model).startswith("llamacpp/")  # not every API takes a seed
+    own.set_lm(lm.copy(cache=False, **({"seed": seed} if local else {}), **({"temperature": 0.0} if cold else {})))
+    return own

@@ -1,0 +1,249 @@
+"""Every dataset that interventions are compared with, from the same problems and the same collection.
+
+`KINDS` has the kinds; each is one function of a chunk of problems (`Builder`). `build(kind, source, cfg)` gives the
+rows of one kind, `write_dataset` makes a directory of them that can be gone on with after an interruption.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepwise.config import Config, Roles
+from stepwise.data.examples import Example, unique
+from stepwise.data.problems import Checked, check_problems
+from stepwise.errors import DataError
+from stepwise.interventions import controls, reflection, solutions
+from stepwise.interventions.building import Builder, Truth, collected_for, problems_of
+from stepwise.interventions.caps import Caps, Spent
+from stepwise.interventions.chunks import run_chunks, sealed_counts, sealed_rows, write_sealed
+from stepwise.interventions.rows import ROWS, WRITTEN, FailedAttempt, by_id, parent, spent
+from stepwise.interventions.settings import BuildSettings, uncapped
+from stepwise.interventions.writers import Writers, in_use
+from stepwise.models.store import key_of
+from stepwise.runs.directory import RunDirectory, opened
+from stepwise.runs.plan import Planned, plan_localizing, plan_proposing
+from stepwise.runs.progress import progress
+from stepwise.steps import SEPARATOR
+from stepwise.types import Problem, to_json
+
+Source = str | Path | Iterable[Problem]
+"""The directory of a collection, or problems."""
+
+KINDS: dict[str, Callable[[Builder], list[Example]]] = {
+    "intervention": controls.interventions,
+    "unfiltered": controls.unfiltered,
+    "suffix": controls.suffix,
+    "moved": controls.moved,
+    "random": controls.random_place,
+    "earlier": controls.earlier,
+    "later": controls.later,
+    "oracle": controls.oracle,
+    "reference": solutions.references,
+    "reflection": reflection.reflections,
+    "strong": solutions.strong,
+    "rejection": solutions.rejection,
+    "first_tokens": solutions.first_tokens,
+    "own_corpus": solutions.own_corpus,
+}
+"""The kinds of dataset. Those before "reference" need a collection; the others take it where they can."""
+NEED_COLLECTION = tuple(KINDS)[: tuple(KINDS).index("reference")]
+_FILES = (*ROWS, "counts", "spent")
+
+
+def build(
+    kind: str,
+    source: Source,
+    cfg: Config,
+    *,
+    problems: Iterable[Problem] | None = None,
+    settings: BuildSettings | None = None,
+    writers: Writers | None = None,
+    truth: Truth | None = None,
+    counts: Counter[str] | None = None,
+) -> list[Example]:
+    """The rows of one kind (a key of `KINDS`).
+
+    `source` is the directory of a collection, or problems. `problems` are those of the collection, where it does not
+    hold them itself and they are not the lab's. `truth` finds first errors for the kind "oracle". `counts`, where
+    given, is added to: what became of what. Raises DataError for an unknown kind, a kind that needs a collection and is
+    given problems, another prompt than the collection's, and problems that cannot be used; BackendError where a model
+    is gone.
+    """
+    recipe = Recipe(kind, source, cfg, settings, problems, truth)
+    rows: list[Example] = []
+    members, size = recipe.members, recipe.settings.chunk
+    with in_use(writers, cfg) as own, progress(f"building {kind}", len(members)) as advance:
+        for first in range(0, len(members), size):
+            builder = recipe.builder(members[first : first + size], own)
+            rows += KINDS[kind](builder)
+            if counts is not None:
+                counts.update(builder.counts)
+            advance(len(members[first : first + size]))
+    return unique(rows)
+
+
+def write_dataset(
+    kind: str,
+    source: Source,
+    cfg: Config,
+    out: str | Path | RunDirectory,
+    *,
+    problems: Iterable[Problem] | None = None,
+    settings: BuildSettings | None = None,
+    writers: Writers | None = None,
+    truth: Truth | None = None,
+    licence: str = "other",
+) -> Path:
+    """`build` into the directory `out`: dataset.jsonl, the card beside it, and what models wrote on the way.
+
+    Going on after an interruption needs no more than the same call. Raises as `build` does, and DataError for a
+    directory of another run; OSError where the disk is full, BudgetExceededError where the next chunk would pass a cap
+    of `budget`: what was sealed before stays, and has become a dataset.
+    """
+    return Recipe(kind, source, cfg, settings, problems, truth).write(out, writers, licence)
+
+
+class Recipe:
+    """What a dataset of one kind is made from, checked; arguments are those of `build`."""
+
+    def __init__(
+        self,
+        kind: str,
+        source: Source,
+        config: Config,
+        settings: BuildSettings | None = None,
+        problems: Iterable[Problem] | None = None,
+        truth: Truth | None = None,
+    ) -> None:
+        if kind not in KINDS:
+            raise DataError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
+        self.kind, self.config, self.settings, self.truth = kind, config, settings or BuildSettings(), truth
+        self.collected: Mapping[str, Mapping[str, list[Any]]] | None = None
+        if isinstance(source, str | Path):
+            self.collected = collected_for(Path(source), config)
+            source = problems_of(Path(source), problems)
+        elif kind in NEED_COLLECTION:
+            raise DataError(f"kind {kind!r} is made from a collection; give the directory that `collect` wrote")
+        # The corpus is drawn in one go, whatever the problems are.
+        self.checked = Checked((), {}, ()) if kind == "own_corpus" else check_problems(source)
+        self.members: Sequence[Any] = [None] if kind == "own_corpus" else self.checked.problems
+
+    def builder(self, members: Sequence[Any], writers: Writers) -> Builder:
+        """One chunk with what was collected for it."""
+        problems = {problem.id: problem for problem in members if problem is not None}
+        collected = None
+        if self.collected is not None:
+            collected = {
+                stage: [row for name in problems for row in rows.get(name, ())]
+                for stage, rows in self.collected.items()
+            }
+        settings = self.settings
+        return Builder(problems, writers, self.config, settings.collect, self.kind, settings, collected, self.truth)
+
+    def write(self, out: str | Path | RunDirectory, writers: Writers | None = None, licence: str = "other") -> Path:
+        """See `write_dataset`."""
+        config, label = self.config, f"building {self.kind}"
+        arguments = {"kind": self.kind, **self.settings.model_dump(mode="json"), "source": self._digest()}
+        with (
+            opened(out, program="build_dataset", config=uncapped(config), arguments=arguments) as directory,
+            in_use(writers, config) as own,
+        ):
+
+            def work(members: Sequence[Any]) -> dict[str, Sequence[Any]]:
+                own.reset_caches()
+                builder = self.builder(members, own)
+                rows = KINDS[self.kind](builder)
+                paid = [Spent(role, usage) for role, usage in builder.usage.items()]
+                return {**builder.written, "examples": rows, "counts": [dict(builder.counts)], "spent": paid}
+
+            def finish() -> Path:
+                return self._finish(directory, licence)
+
+            caps = Caps.of(config, directory)
+            return run_chunks(
+                directory, self.members, self.settings.chunk, _FILES, work, finish, caps=caps, label=label
+            )
+
+    def planned(self) -> list[Planned]:
+        """The most that the models are asked for. Prompts count by their bytes, which no tokenizer exceeds."""
+        settings, longest = self.settings, self.settings.collect.max_tokens
+        n = len(self.checked.problems)
+        text = sum(len(p.question.encode()) + len((p.reference or "").encode()) for p in self.checked.problems)
+        written: dict[str, tuple[Roles, int, int]] = {
+            "strong": ("strong", settings.per_problem, longest),
+            "first_tokens": ("weak", 1, longest if settings.full_share else settings.first_tokens),
+        }
+        if self.collected is None:
+            written |= dict.fromkeys(("rejection", "reflection"), ("weak", settings.samples, longest))
+        plan = []
+        if self.kind in written:
+            role, each, tokens = written[self.kind]
+            plan.append(Planned(role, n * each, text, n * each * tokens))
+        if self.kind not in ("reflection", "random", "earlier", "later", "oracle"):
+            return plan
+        # What a critic is asked for, and what is guided, as if each attempt were as long as it may be.
+        failures = [row for rows in (self.collected or {}).get("failures", {}).values() for row in rows]
+        sizes = [(sum(map(len, row.steps)) * 4 + 4000, len(row.steps)) for row in failures]
+        sizes = sizes or [(longest * 4 + 4000, 12)] * (n * settings.per_problem)
+        if self.kind == "reflection":
+            sizes, rollouts = sizes * settings.rounds, 1
+            plan += plan_localizing(self.config, sizes)
+        else:
+            rollouts = self.config.critic.candidates * settings.collect.guided
+        plan += plan_proposing(self.config, sizes)
+        guided = len(sizes) * rollouts
+        return [*plan, Planned("weak", guided, sum(size for size, _ in sizes), guided * longest)]
+
+    def _digest(self) -> str:
+        rows = None
+        if self.collected is not None:
+            rows = [to_json(row) for stage in self.collected.values() for found in stage.values() for row in found]
+        return key_of({"problems": [to_json(p) for p in self.checked.problems], "collection": rows})
+
+    def _finish(self, directory: RunDirectory, licence: str) -> Path:
+        """The dataset of what is sealed, and its card."""
+        rows = {name: sealed_rows(directory.path, name, ROWS[name]) for name in WRITTEN}
+        examples = unique(sealed_rows(directory.path, "examples", Example))
+        roles = sorted({role for example in examples for role in example.models})
+        card = {
+            "kind": self.kind,
+            "what became of what": dict(sealed_counts(directory.path)),
+            "problems": {"used": len(self.checked.problems), "left out": self.checked.excluded},
+            "generated tokens": {name: spent(found).generated_tokens for name, found in rows.items() if found},
+            "models": {role: sorted({e.models[role] for e in examples if role in e.models}) for role in roles},
+        }
+        return write_sealed(directory, self.config, card, self.settings.model_dump(mode="json"), licence=licence)
+
+
+def pairs(
+    examples: Sequence[Example], failures: Iterable[FailedAttempt], *, conversational: bool = False
+) -> list[dict[str, Any]]:
+    """Pairs for preference training such as DPO (arXiv 2305.18290): a row for each example whose attempt has a step in
+    its place. `prompt` is the question, `chosen` and `rejected` are the kept prefix with the intervention and with the
+    wrong step.
+
+    What the two share cancels out of DPO's loss, so the prefix may stand in them, under whatever chat template.
+    `conversational` gives lists of messages, as TRL's trainers take them. Both texts end in the middle of a solution:
+    switch off an end-of-message token that a trainer would add. Raises DataError for an example whose attempt is not
+    among the failures.
+    """
+    attempts = by_id(failures)
+    rows = []
+    for example in examples:
+        steps = parent(attempts, example.parents.get("failure", ""), example.id).steps
+        at = len(example.prefix)
+        if at >= len(steps) or steps[at] == example.intervention:
+            continue
+        texts = {
+            "prompt": ("user", example.question),
+            "chosen": ("assistant", SEPARATOR.join((*example.prefix, example.intervention))),
+            "rejected": ("assistant", SEPARATOR.join((*example.prefix, steps[at]))),
+        }
+        shown = {
+            name: [{"role": role, "content": text}] if conversational else text for name, (role, text) in texts.items()
+        }
+        rows.append({"id": example.id, **shown, "answer": example.answer, "prompt_hash": example.prompt_hash})
+    return rows
