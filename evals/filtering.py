@@ -21,13 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.data.problems import check_problems
 from stepwise.grading import Verdict
 from stepwise.interventions.collection import collect, read_stage
 from stepwise.interventions.filtering import (
     INT_PRIOR,
     Beta,
-    StopRule,
     Wanted,
     chosen,
     counts_of,
@@ -117,8 +115,8 @@ def collected(run: Run) -> tuple[list[str], Outcomes]:
         rollouts=2, attempts=1, max_tokens=300, guided=2 * SEEN, batch=2 * SEEN, enough=None, miss=0.0, keep="all",
         check_sums=False,
     )  # fmt: skip
-    problems = check_problems(made.problem for made in generate(run.args.split, run.args.lab))
-    collect(run.directory, problems, config, settings)
+    problems = [made.problem for made in generate(run.args.split, run.args.lab)]
+    collect(problems, config, run.directory, settings=settings)
     made: defaultdict[str, list[bool]] = defaultdict(list)
     for row in read_stage(run.out, "guided"):
         made[row.candidate].append(row.verdict == "CORRECT")
@@ -126,19 +124,23 @@ def collected(run: Run) -> tuple[list[str], Outcomes]:
     return [owners[name] for name in made], np.asarray(list(made.values()), dtype=bool).reshape(len(made), 2 * SEEN)
 
 
-def rules_of() -> dict[str, StopRule]:
+def rules_of() -> dict[str, CollectSettings]:
     """The rules by name; a bound on the loss that gives up after n failures is (1 - floor)^n, rounded up."""
     rules = {
-        "all 32": StopRule(SEEN, None, FLOOR, 0.0),
-        "32 or a success": StopRule(SEEN, 1, FLOOR, 0.0),
+        "all 32": _rule(SEEN, None, 0.0),
+        "32 or a success": _rule(SEEN, 1, 0.0),
     }
     for n in GIVE_UP:
-        rules[f"{n} or a success"] = StopRule(SEEN, 1, FLOOR, round((1 - FLOOR) ** n + 5e-10, 9))
-    rules["12, one by one"] = StopRule(12, 1, FLOOR, 0.0, batch=1)
+        rules[f"{n} or a success"] = _rule(SEEN, 1, round((1 - FLOOR) ** n + 5e-10, 9))
+    rules["12, one by one"] = _rule(12, 1, 0.0, batch=1)
     return rules
 
 
-def replayed(rule: StopRule, orders: Sequence[Outcomes], truth: NDArray[np.float64]) -> Replayed:
+def _rule(guided: int, enough: int | None, miss: float, batch: int = 8) -> CollectSettings:
+    return CollectSettings(guided=guided, enough=enough, floor=FLOOR, miss=miss, batch=batch)
+
+
+def replayed(rule: CollectSettings, orders: Sequence[Outcomes], truth: NDArray[np.float64]) -> Replayed:
     """`rule` on each order of the candidates' outcomes, each (candidates, 32); truth: their rates, (candidates,)."""
     seen = np.asarray([[replay(row.tolist(), rule) for row in outcomes] for outcomes in orders])  # (orders, C, 2)
     found = seen[:, :, 0] > 0
@@ -174,7 +176,7 @@ def winners(owners: Sequence[str], orders: Sequence[Outcomes], truth: NDArray[np
         attempts[owner].append(at)
     several = [found for found in attempts.values() if len(found) > 1]
     report: dict[str, Any] = {"attempts with several": len(several)}
-    for name, rule in (("all 32", StopRule(SEEN, None, FLOOR, 0.0)), ("12 or a success", StopRule())):
+    for name, rule in (("all 32", _rule(SEEN, None, 0.0)), ("12 or a success", CollectSettings())):
         told, fresh = [], []
         for outcomes in orders:
             for found in several:

@@ -24,10 +24,10 @@ from stepwise.config.training import SftConfig
 from stepwise.data.examples import Example
 from stepwise.interventions.building import Builder
 from stepwise.interventions.datasets import KINDS
-from stepwise.interventions.pipeline import run_stages as collected_rows
+from stepwise.interventions.pipeline import Chunk, run_stages
 from stepwise.interventions.rows import by_id
 from stepwise.interventions.settings import BuildSettings, CollectSettings
-from stepwise.interventions.writers import Writers
+from stepwise.interventions.writers import in_use
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.lab.references import Granularity, reference
 from stepwise.runs.shell import Run, positive, program
@@ -76,17 +76,14 @@ def data(config: Config, labs: Sequence[LabProblem]) -> dict[str, list[Example]]
     """Texts of every kind for the same problems, one or a few of each."""
     known = {lab.problem.id: lab.problem for lab in labs}
     settings = CollectSettings(attempts=1, guided=8, miss=0.0, max_tokens=400)
-    models = Writers.from_config(config)
-    writers = Writers(config, weak=models.weak, localizer=models.localizer, proposer=models.proposer)
-    with writers:
-        rows = collected_rows(list(known.values()), config, settings, models)
+    with in_use(None, config) as writers:
+        rows = run_stages(Chunk(known, writers, config, settings))
         how = BuildSettings(collect=settings, per_problem=1, full_share=1.0)
-        work = Builder("", known, config, how, writers, rows)
+        work = Builder(known, writers, config, settings, "", how, rows)
         made = {name: KINDS[kind](dataclasses.replace(work, kind=kind)) for name, kind in {
             WHOLE: "intervention", "rewrites by repair": "reflection", "strong's solutions": "strong",
             "own solutions": "first_tokens", "own, ended right": "rejection",
         }.items()}  # fmt: skip
-    models.weak.close()
     made[WRONG] = _wrong_steps(made[WHOLE], rows["failures"])
     for kind in GRANULARITIES:
         given = {lab.problem.id: dataclasses.replace(lab.problem, reference=reference(lab, kind)) for lab in labs}

@@ -13,20 +13,25 @@ discarded draft was the problem (routing). A killed run goes on where it was.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from stepwise.interventions.baselines import write_in
+from pydantic import ValidationError
 
 from stepwise.config import Config
 from stepwise.data.examples import read_examples, write_pairs
 from stepwise.data.problems import read_problems
 from stepwise.errors import ConfigError, DataError
+from stepwise.interventions import building
 from stepwise.interventions.collection import read_stage
 from stepwise.interventions.datasets import KINDS, NEED_COLLECTION, Recipe, pairs
-from stepwise.interventions.from_routing import from_routing_in, plan_from_routing, read_traces
+from stepwise.interventions.from_routing import from_routing, plan_from_routing, read_traces
 from stepwise.interventions.settings import BuildSettings
+from stepwise.lab.problems import generate
+from stepwise.lab.references import Granularity, reference
 from stepwise.runs.plan import Planned
 from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Trace
@@ -53,29 +58,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(args: argparse.Namespace) -> BuildSettings:
     """The settings of --option; raises ConfigError for one that does not exist or does not fit."""
-    import json
-
-    from pydantic import ValidationError
-
     given: dict[str, Any] = {}
     for option in args.option:
         name, equals, text = option.partition("=")
-        place = given
+        if not equals:
+            raise ConfigError(f"--option {option!r} has no value; write it as name=value")
         *above, name = name.split(".")
+        place = given
         for part in above:
             place = place.setdefault(part, {})
         try:
             place[name] = json.loads(text)
         except json.JSONDecodeError:
             place[name] = text
-        if not equals:
-            raise ConfigError(f"--option {option!r} has no value; write it as name=value")
     try:
         return BuildSettings.model_validate(given)
     except ValidationError as error:
         detail = error.errors()[0]
-        name = ".".join(map(str, detail["loc"]))
-        known = ", ".join(BuildSettings.model_fields)
+        name, known = ".".join(map(str, detail["loc"])), ", ".join(BuildSettings.model_fields)
         raise ConfigError(f"--option {name}: {detail['msg']}, not {detail['input']!r:.60}; there are {known}") from None
 
 
@@ -85,31 +85,22 @@ def problems_of(args: argparse.Namespace) -> list[Problem] | None:
         if args.granularity:
             raise DataError("--granularity is for the lab's problems; leave it out with --problems")
         return read_problems(args.problems)
-    if args.collection is not None and not args.granularity:
+    if args.collection is None:
+        labs = generate(args.split, args.n)
+    elif args.granularity:
+        labs = [building.lab_problem(problem.id) for problem in building.problems_of(args.collection, None)]
+    else:
         return None
-    import dataclasses
-
-    from stepwise.interventions.building import lab_problem, problems_of
-    from stepwise.lab.problems import generate
-    from stepwise.lab.references import Granularity, reference
-
-    made = (
-        generate(args.split, args.n)
-        if args.collection is None
-        else [lab_problem(problem.id) for problem in problems_of(args.collection, None)]
-    )
     kind: Granularity = args.granularity or "full"
-    return [dataclasses.replace(lab.problem, reference=reference(lab, kind)) for lab in made]
+    return [dataclasses.replace(lab.problem, reference=reference(lab, kind)) for lab in labs]
 
 
-def ingredients(config: Config, args: argparse.Namespace) -> Recipe:
+def recipe_of(config: Config, args: argparse.Namespace) -> Recipe:
     if args.kind in (*NEED_COLLECTION, "pairs") and args.collection is None:
         raise DataError(f"--kind {args.kind} is made from a collection; give its directory with --collection")
-    given, settings = problems_of(args), settings_of(args)
-    kind = "intervention" if args.kind == "pairs" else args.kind
-    if args.collection is not None:
-        return Recipe(kind, args.collection, config, settings, given)
-    return Recipe(kind, given or (), config, settings)
+    problems, kind = problems_of(args), "intervention" if args.kind == "pairs" else args.kind
+    source = args.collection if args.collection is not None else problems or ()
+    return Recipe(kind, source, config, settings_of(args), problems)
 
 
 def traces_of(args: argparse.Namespace) -> list[Trace]:
@@ -121,29 +112,26 @@ def traces_of(args: argparse.Namespace) -> list[Trace]:
 def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
     if args.kind == "routing":
         return plan_from_routing(traces_of(args), settings_of(args).collect)
-    return ingredients(config, args).planned()
+    return recipe_of(config, args).planned()
 
 
 @program(doc=__doc__, arguments=arguments, plan=plan)
 def main(run: Run) -> None:
-    if run.args.kind == "routing":
-        traces, settings = traces_of(run.args), settings_of(run.args).collect
-        told(run, from_routing_in(run.directory, traces, run.config, settings, licence=run.args.licence))
-        return
-    args, given = run.args, ingredients(run.config, run.args)
-    if given.checked.excluded:
-        run.say(given.checked.summary())
-    if args.kind == "pairs":
-        rows = pairs(read_stage(args.collection, "examples"), read_stage(args.collection, "failures"))
-        path = write_pairs(run.path("pairs.jsonl"), rows)
-        run.say(f"{len(rows)} pairs in {path}")
-        return
-    told(run, write_in(run.directory, given, licence=args.licence))
-
-
-def told(run: Run, path: Path) -> None:
+    args = run.args
+    if args.kind == "routing":
+        settings = settings_of(args).collect
+        path = from_routing(traces_of(args), run.config, run.directory, settings=settings, licence=args.licence)
+    else:
+        recipe = recipe_of(run.config, args)
+        if recipe.checked.excluded:
+            run.say(recipe.checked.summary())
+        if args.kind == "pairs":
+            found = pairs(read_stage(args.collection, "examples"), read_stage(args.collection, "failures"))
+            run.say(f"{len(found)} pairs in {write_pairs(run.path('pairs.jsonl'), found)}")
+            return
+        path = recipe.write(run.directory, licence=args.licence)
     rows = len(read_examples(path))
-    run.say(f"{rows} rows of the kind {run.args.kind} in {path}; the card beside it says what became of what")
+    run.say(f"{rows} rows of the kind {args.kind} in {path}; the card beside it says what became of what")
 
 
 if __name__ == "__main__":

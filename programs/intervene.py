@@ -19,16 +19,15 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from stepwise.config import Config
-from stepwise.config.errors import explain
 from stepwise.data.examples import AnswerColumn, QuestionColumn, read_examples
 from stepwise.data.problems import Checked, check_problems, read_problems
-from stepwise.errors import BudgetExceededError, ConfigError, DataError
-from stepwise.interventions.caps import Caps, any_cap
-from stepwise.interventions.collection import Account, collect, funnel, read_stage
-from stepwise.interventions.rows import ROWS, by_id
+from stepwise.errors import BudgetExceededError, DataError
+from stepwise.interventions.caps import Caps
+from stepwise.interventions.collection import collect, funnel, read_stage, sealed_cost
+from stepwise.interventions.rows import by_id
 from stepwise.interventions.settings import CollectSettings, uncapped
-from stepwise.lab.problems import is_lab_question
-from stepwise.models.budget import Ledger
+from stepwise.interventions.writers import Writers
+from stepwise.lab.problems import generate, is_lab_question
 from stepwise.report.collection import write_collection_report
 from stepwise.report.funnel import as_table, side_by_side
 from stepwise.report.shell import first_of_each
@@ -36,7 +35,6 @@ from stepwise.runs.plan import Planned, plan_collecting
 from stepwise.runs.shell import Run, positive, program
 
 SHOWN = 3
-_KINDS: dict[Any, str] = {bool: "true|false", float: "X", CollectSettings.model_fields["keep"].annotation: "HOW"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,27 +52,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="of the dataset: question or problem, and answer or solution (default: question answer)",
     )
     parser.add_argument(
-        "--candidates", action=_Candidates, metavar="N", help="interventions tried per error (critic.candidates)"
-    )
+        "--candidates", dest="set", action="append", type="critic.candidates={}".format, default=argparse.SUPPRESS,
+        metavar="N", help="interventions tried per error (critic.candidates)",
+    )  # fmt: skip
     group = parser.add_argument_group("how many of what; none stands for no limit")
     for name, field in CollectSettings.model_fields.items():
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=_setting(name),
-            default=field.default,
-            metavar=_KINDS.get(field.annotation, "N"),
-            help=f"{field.description} (default: {str(field.default).lower()})".replace("%", "%%"),
-        )
-
-
-class _Candidates(argparse.Action):
-    """`--candidates K` is short for `--set critic.candidates=K`."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "dest": argparse.SUPPRESS})
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
-        namespace.set = [*namespace.set, f"critic.candidates={values}"]
+        description = f"{field.description} (default: {str(field.default).lower()})".replace("%", "%%")
+        option = f"--{name.replace('_', '-')}"
+        group.add_argument(option, type=_setting(name), default=field.default, metavar="VALUE", help=description)
 
 
 def _setting(name: str) -> Callable[[str], Any]:
@@ -94,19 +79,13 @@ def _setting(name: str) -> Callable[[str], Any]:
 
 
 def settings_of(args: argparse.Namespace) -> CollectSettings:
-    """The settings that the arguments amount to; raises ConfigError where two of them contradict each other."""
-    try:
-        return CollectSettings.model_validate({name: getattr(args, name) for name in CollectSettings.model_fields})
-    except ValidationError as error:
-        raise ConfigError(explain(error, CollectSettings, "the arguments")) from None
+    return CollectSettings(**{name: getattr(args, name) for name in CollectSettings.model_fields})
 
 
 def problems_of(args: argparse.Namespace) -> Checked:
     """The problems that the arguments ask for, those that cannot be graded sorted out; raises DataError."""
     if args.problems is None:
-        from stepwise.lab.problems import generate
-
-        return check_problems(made.problem for made in generate(args.split, args.lab or 50))
+        return check_problems(lab.problem for lab in generate(args.split, args.lab or 50))
     try:
         return check_problems(read_problems(args.problems)[: args.n])
     except DataError as error:
@@ -150,14 +129,21 @@ def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
 
 
 @program(doc=__doc__, arguments=arguments, plan=plan, same_run=uncapped)
-def main(run: Run) -> None:
-    began = time.monotonic()
-    checked, settings = problems_of(run.args), settings_of(run.args)
-    columns = columns_of(run.args)
+def main(run: Run, writers: Writers | None = None) -> None:
+    began, args = time.monotonic(), run.args
+    checked, settings, columns = problems_of(args), settings_of(args), columns_of(args)
     for line in notes(run.config, checked, settings):
         run.say(line)
     try:
-        collect(run.directory, checked, run.config, settings, licence=run.args.licence, columns=columns)
+        collect(
+            checked,
+            run.config,
+            run.directory,
+            settings=settings,
+            writers=writers,
+            licence=args.licence,
+            columns=columns,
+        )
     except BudgetExceededError:  # what is sealed has become a dataset
         done = {rollout.problem for rollout in read_stage(run.out, "rollouts")}
         if done:
@@ -171,32 +157,23 @@ def main(run: Run) -> None:
 def show(run: Run) -> None:
     """Print the funnel, what was spent, some examples, and where the files are."""
     path = run.out / "dataset.jsonl"
-    counts, examples = funnel(run.out), read_examples(path)
+    counts, examples, caps = funnel(run.out), read_examples(path), Caps.of(run.config, run.directory)
     run.console.print(as_table(counts))
-    run.say(ledger_of(run).summary())
-    failures = by_id(read_stage(run.out, "failures"))
+    run.say((caps.ledger if caps is not None else sealed_cost(run.out, run.config)).summary())
     if examples:
+        failures = by_id(read_stage(run.out, "failures"))
         shown = first_of_each(examples, SHOWN, lambda row: row.parents.get("problem", row.question))
         run.console.print(side_by_side(shown, failures))
     elif not counts["failed attempts"]:
         run.say("No example came out, since no attempt ended wrong: take harder problems, or more --rollouts.")
     else:
         run.say("No example came out; the stages show where the attempts were lost, and chunks/ holds every text.")
-    if 2 * counts.get("candidates with a false equation", 0) > counts["candidates"]:
+    if 2 * counts["candidates with a false equation"] > counts["candidates"]:
         run.say("Most candidates state a false equation and were dropped; --check-sums false keeps them.")
     run.metrics(**counts)
     run.say(f"{len(examples)} examples: {path}, with the card {path.with_suffix('.md').name} beside it")
     page = write_collection_report(run.path("report.html"), run.out)
     run.say(f"Look at the collection: {page.resolve().as_uri()}")
-
-
-def ledger_of(run: Run) -> Ledger:
-    """What was spent: with caps all that was paid for, else what is in the sealed chunks."""
-    if any_cap(run.config):
-        return Caps(run.config, run.path("spent.jsonl")).ledger
-    account = Account(run.config, 0)
-    account.add({name: read_stage(run.out, name) for name in ROWS}, 0, before=False)
-    return account.ledger
 
 
 if __name__ == "__main__":

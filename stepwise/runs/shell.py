@@ -102,21 +102,22 @@ def program(
     resumable: bool = True,
     same_run: Callable[[Config], Config] = lambda config: config,
     neutral: Sequence[str] = (),
-) -> Callable[[Callable[[Run], int | None]], Callable[..., int]]:
+) -> Callable[[Callable[..., int | None]], Callable[..., int]]:
     """Turn `function(run)` into `main(argv=None) -> exit code`. The file's name is the program's name.
 
     `doc` is the module's docstring, shown by --help. `arguments` adds the program's own options. `plan` says what the
     run would spend, one `Planned` per role, for --dry-run. A program that is not `resumable` starts anew each time: it
     removes its own files of an earlier start with the same settings instead of going on from them. `same_run` leaves
-    out of the configuration what may change between the starts of one run, and `neutral` names such arguments.
+    out of the configuration what may change between the starts of one run, and `neutral` names such arguments. What is
+    given to `main` by name, such as models in place of those of the configuration, goes to the function.
     """
 
-    def decorate(function: Callable[[Run], int | None]) -> Callable[..., int]:
+    def decorate(function: Callable[..., int | None]) -> Callable[..., int]:
         file = Path(function.__code__.co_filename)
         name = file.stem
         command = f"python -m evals.{name}" if file.parent.name == "evals" else f"stepwise {name}"
 
-        def start(args: argparse.Namespace) -> int:
+        def start(args: argparse.Namespace, given: dict[str, Any]) -> int:
             config = Config.load(args.config, args.set)
             own = {key: value for key, value in vars(args).items() if key not in (*_NO_SETTINGS, *neutral)}
             console = Console(stderr=getattr(args, "json", False))  # with --json, standard output is for a program
@@ -131,7 +132,7 @@ def program(
                 run.say(f"going on with the run in {args.out} (--overwrite starts anew)")
             try:
                 with directory.ending():
-                    code = function(run) or 0
+                    code = function(run, **given) or 0
                     directory.failed = bool(code)
             except KeyboardInterrupt:
                 remedy = "the same command goes on from there" if resumable else "the same command starts anew"
@@ -140,13 +141,13 @@ def program(
             return code
 
         @functools.wraps(function)
-        def main(argv: Sequence[str] | None = None) -> int:
+        def main(argv: Sequence[str] | None = None, **given: Any) -> int:
             os.environ.setdefault("OMP_WAIT_POLICY", "passive")
             options = _parser(name, command, doc)
             if arguments is not None:
                 arguments(options)
             args = options.parse_args(argv)
-            return _guarded(lambda: start(args), debug=args.debug)
+            return _guarded(lambda: start(args, given), debug=args.debug)
 
         return main
 

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 
 from evals import filtering
-from stepwise.interventions.filtering import INT_PRIOR, Beta, StopRule
+from stepwise.interventions.filtering import INT_PRIOR, Beta
+from stepwise.interventions.settings import CollectSettings
 
 
 def test_a_rule_on_sure_and_hopeless_candidates_takes_what_it_must_and_loses_none() -> None:
     seen = np.repeat([[True], [True], [False], [False]], 32, axis=1)
-    found = filtering.replayed(StopRule(), [seen, seen], np.asarray([1.0, 0.9, 0.0, 0.05]))
+    found = filtering.replayed(CollectSettings(), [seen, seen], np.asarray([1.0, 0.9, 0.0, 0.05]))
     assert found == filtering.Replayed((2 + 2 + 12 + 12) / 4, 1.0, 1.0)
 
 
 def test_a_rule_loses_a_late_success_and_recall_is_over_candidates_with_one() -> None:
     late = np.zeros((3, 32), dtype=bool)
     late[0, 20], late[1, 0] = True, True
-    found = filtering.replayed(StopRule(), [late], np.asarray([0.5, 0.0, 0.0]))
+    found = filtering.replayed(CollectSettings(), [late], np.asarray([0.5, 0.0, 0.0]))
     assert found.found == 0.5
     assert found.found_above == 0.0
 
@@ -30,7 +31,7 @@ def test_replaying_draws_from_a_beta_distribution_gives_what_its_closed_form_say
     prior, rng = Beta(0.3, 1.2), np.random.default_rng(0)
     rates = rng.beta(prior.a, prior.b, size=3000)
     seen = rng.random((3000, 32)) < rates[:, None]
-    found = filtering.replayed(StopRule(12, 1, 0.1, 0.0, batch=1), [seen], rates)
+    found = filtering.replayed(CollectSettings(guided=12, miss=0.0, batch=1), [seen], rates)
     assert found.rollouts == pytest.approx(prior.cost(12), rel=0.05)
     assert found.found == pytest.approx(prior.found(12), abs=0.03)
     assert found.found_above == pytest.approx(prior.found_above(0.1, 12), abs=0.03)

@@ -18,7 +18,7 @@ from stepwise.errors import BackendError, DataError
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.interventions.chunks import sealed_rows
 from stepwise.interventions.collection import collect, read_stage
-from stepwise.interventions.datasets import KINDS, NEED_COLLECTION, build, pairs, write_dataset
+from stepwise.interventions.datasets import KINDS, NEED_COLLECTION, Recipe, build, pairs, write_dataset
 from stepwise.interventions.rows import FailedAttempt, by_id
 from stepwise.interventions.settings import BuildSettings
 from stepwise.interventions.writers import Writers
@@ -45,19 +45,15 @@ def rewrites(messages: Messages) -> str:
 
 
 def writers(weak: Any = None) -> Writers:
-    models = world.models(weak)
     strong = ScriptedBackend(lambda p, prefix, seed: "\n\n".join(world.solution(p, prefix, None)), "strong")
-    rewriter = SolutionRewriter(ScriptedLM(rewrites, "critic"))
-    return Writers(
-        CONFIG, weak=models.weak, strong=strong, localizer=models.localizer, proposer=models.proposer, rewriter=rewriter
-    )
+    return world.writers(weak, strong=strong, rewriter=SolutionRewriter(ScriptedLM(rewrites, "critic")))
 
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("collection")
     collect(
-        world.problems(N), CONFIG, out, settings=SETTINGS.model_copy(update={"enough": None}), models=world.models()
+        world.problems(N), CONFIG, out, settings=SETTINGS.model_copy(update={"enough": None}), writers=world.writers()
     )
     return out
 
@@ -214,12 +210,10 @@ def test_another_place_is_proposed_for(kind: str, distance: set[int], collection
 
 
 def _located(kind: str, collection: Path) -> list[tuple[str, Any]]:
-    from stepwise.interventions.datasets import Recipe
-
-    given = Recipe(kind, collection, CONFIG, BUILD, world.problems(N))
-    work = given.work(given.members, writers())
-    KINDS[kind](work)
-    return [(row.failure.rpartition("/")[0], row.first_error) for row in work.written["located"]]
+    recipe = Recipe(kind, collection, CONFIG, BUILD, world.problems(N))
+    builder = recipe.builder(recipe.members, writers())
+    KINDS[kind](builder)
+    return [(row.failure.rpartition("/")[0], row.first_error) for row in builder.written["located"]]
 
 
 def test_an_oracle_says_where_the_first_error_is_and_without_one_the_problem_must_be_the_labs(collection: Path) -> None:

@@ -40,8 +40,7 @@ class Weak(ScriptedBackend):
 
 def run(out: Path, *overrides: str, weak: Any = None, **more: Any) -> Path:
     cfg = Config.load(None, ["critic.candidates=2", *PRICES, *overrides])
-    models = world.models(weak or Weak())
-    return collect(world.problems(N), cfg, out, settings=SETTINGS, models=models, **more)
+    return collect(world.problems(N), cfg, out, settings=SETTINGS, writers=world.writers(weak or Weak()), **more)
 
 
 def spent(out: Path) -> Usage:

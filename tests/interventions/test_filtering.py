@@ -6,73 +6,80 @@ import random
 from fractions import Fraction
 
 import pytest
+from pydantic import ValidationError
 
 from stepwise.errors import DataError
 from stepwise.interventions.filtering import (
     INT_PRIOR,
     Beta,
-    StopRule,
-    drop_after,
     fit_beta,
     next_to_compare,
     ranked,
     replay,
     shared_out,
 )
+from stepwise.interventions.settings import CollectSettings
 
 
 @pytest.mark.parametrize(("floor", "miss"), [(0.1, 0.3), (0.1, 0.05), (0.5, 0.5), (0.5, 0.25), (0.02, 0.9), (0.9, 0.1)])
 def test_a_candidate_is_given_up_at_the_first_n_at_which_the_bound_holds(floor: float, miss: float) -> None:
-    n = drop_after(floor, miss)
+    n = CollectSettings(floor=floor, miss=miss).drop_after
     assert n is not None
     fails, bound = 1 - Fraction(str(floor)), Fraction(str(miss))
     assert fails**n <= bound < fails ** (n - 1)
 
 
 def test_a_miss_of_zero_never_gives_up_and_numbers_out_of_range_are_refused() -> None:
-    assert drop_after(0.1, 0.0) is None
-    assert StopRule(miss=0.0).drop_after is None
+    assert CollectSettings(miss=0.0).drop_after is None
     for floor, miss in ((0.0, 0.5), (1.0, 0.5), (0.1, 1.0), (0.1, -0.1)):
-        with pytest.raises(DataError, match="floor must lie between 0 and 1"):
-            drop_after(floor, miss)
+        with pytest.raises(ValidationError, match="floor" if miss == 0.5 else "miss"):
+            CollectSettings(floor=floor, miss=miss)
+
+
+def rule(
+    guided: int = 32, enough: int | None = 1, floor: float = 0.1, miss: float = 0.3, batch: int = 8
+) -> CollectSettings:
+    return CollectSettings(guided=guided, enough=enough, floor=floor, miss=miss, batch=batch)
 
 
 def test_a_candidate_at_the_floor_is_lost_no_more_often_than_stated() -> None:
-    rng, rule, n = random.Random(0), StopRule(floor=0.2, miss=0.2), 4000
-    lost = sum(replay([rng.random() < 0.2 for _ in range(32)], rule)[0] == 0 for _ in range(n))
-    assert rule.drop_after == 8
+    rng, settings, n = random.Random(0), rule(floor=0.2, miss=0.2), 4000
+    lost = sum(replay([rng.random() < 0.2 for _ in range(32)], settings)[0] == 0 for _ in range(n))
+    assert settings.drop_after == 8
     assert abs(lost / n - 0.8**8) < 0.025
 
 
 @pytest.mark.parametrize(
-    ("rule", "outcomes", "seen"),
+    ("settings", "outcomes", "seen"),
     [
-        (StopRule(32, 1, 0.1, 0.3), "0" * 32, (0, 12)),  # batches of 2, 2, 4, 4
-        (StopRule(32, 1, 0.1, 0.3), "1" + "0" * 31, (1, 2)),
-        (StopRule(32, 1, 0.1, 0.3), "0001" + "0" * 28, (1, 4)),
-        (StopRule(32, 1, 0.1, 0.3), "0" * 12 + "1" * 20, (0, 12)),
-        (StopRule(32, 2, 0.1, 0.3), "01" + "0" * 30, (1, 32)),  # with a success it is not given up
-        (StopRule(32, 1, 0.1, 0.0), "0" * 31 + "1", (1, 32)),
-        (StopRule(32, None, 0.1, 0.0), "1" * 32, (32, 32)),
-        (StopRule(32, None, 0.5, 0.1), "0" * 32, (0, 4)),
-        (StopRule(5, 1, 0.1, 0.0), "0" * 5, (0, 5)),
-        (StopRule(32, 1, 0.1, 0.3, batch=1), "001" + "0" * 29, (1, 3)),
+        (rule(32, 1, 0.1, 0.3), "0" * 32, (0, 12)),  # batches of 2, 2, 4, 4
+        (rule(32, 1, 0.1, 0.3), "1" + "0" * 31, (1, 2)),
+        (rule(32, 1, 0.1, 0.3), "0001" + "0" * 28, (1, 4)),
+        (rule(32, 1, 0.1, 0.3), "0" * 12 + "1" * 20, (0, 12)),
+        (rule(32, 2, 0.1, 0.3), "01" + "0" * 30, (1, 32)),  # with a success it is not given up
+        (rule(32, 1, 0.1, 0.0), "0" * 31 + "1", (1, 32)),
+        (rule(32, None, 0.1, 0.0), "1" * 32, (32, 32)),
+        (rule(32, None, 0.5, 0.1), "0" * 32, (0, 4)),
+        (rule(5, 1, 0.1, 0.0), "0" * 5, (0, 5)),
+        (rule(32, 1, 0.1, 0.3, batch=1), "001" + "0" * 29, (1, 3)),
     ],
 )
-def test_a_rule_stops_where_it_says(rule: StopRule, outcomes: str, seen: tuple[int, int]) -> None:
-    assert replay([digit == "1" for digit in outcomes], rule) == seen
+def test_a_rule_stops_where_it_says(settings: CollectSettings, outcomes: str, seen: tuple[int, int]) -> None:
+    assert replay([digit == "1" for digit in outcomes], settings) == seen
 
 
 def test_no_order_of_outcomes_takes_more_than_the_worst_case_and_some_order_takes_it() -> None:
     rng = random.Random(1)
-    for rule in (StopRule(), StopRule(32, 2, 0.1, 0.3), StopRule(32, None, 0.1, 0.3, 4), StopRule(7, 1, 0.1, 0.0)):
-        taken = {replay([rng.random() < p for _ in range(32)], rule)[1] for p in (0.0, 0.05, 0.3) for _ in range(300)}
-        assert max(taken) == rule.worst()[0]
+    for settings in (rule(), rule(32, 2, 0.1, 0.3), rule(32, None, 0.1, 0.3, 4), rule(7, 1, 0.1, 0.0)):
+        taken = {
+            replay([rng.random() < p for _ in range(32)], settings)[1] for p in (0.0, 0.05, 0.3) for _ in range(300)
+        }
+        assert max(taken) == settings.worst_filtering()[0]
 
 
 def test_fewer_outcomes_than_a_rule_asks_for_are_refused() -> None:
     with pytest.raises(DataError, match="asks for 4 rollouts, and 3 are there"):
-        replay([False] * 3, StopRule())
+        replay([False] * 3, rule())
 
 
 def test_the_chances_of_a_beta_distribution_are_those_of_draws_from_it() -> None:

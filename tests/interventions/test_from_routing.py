@@ -51,7 +51,7 @@ def weak() -> ScriptedBackend:
 
 
 def run(out: Path, given: list[Trace], backend: Any = None, **more: Any) -> Path:
-    return from_routing(given, CONFIG, out, settings=SETTINGS_, weak=backend or weak(), **more)
+    return from_routing(given, CONFIG, out, settings=SETTINGS_, writers=world.writers(backend or weak()), **more)
 
 
 def card(path: Path) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def test_a_cap_ends_it_with_what_is_sealed_as_a_dataset_and_it_goes_on_when_it_i
     tokens = sum(row.usage.generated_tokens for row in _guided(run(tmp_path / "whole", traces())))
     capped = CONFIG.model_copy(update={"budget": CONFIG.budget.model_copy(update={"total_tokens": tokens // 2})})
     with pytest.raises(BudgetExceededError, match=r"raise budget\.total_tokens"):
-        from_routing(traces(), capped, tmp_path / "out", settings=SETTINGS_, weak=weak())
+        from_routing(traces(), capped, tmp_path / "out", settings=SETTINGS_, writers=world.writers(weak()))
     sealed = read_examples(tmp_path / "out" / "dataset.jsonl")
     assert 0 < len(sealed) < 3
     assert read_examples(run(tmp_path / "out", traces()))[: len(sealed)] == sealed
@@ -184,8 +184,8 @@ def test_traces_are_read_from_a_file_the_last_row_of_a_problem_counts(tmp_path: 
 def test_two_traces_of_a_problem_have_ids_of_their_own_and_two_problems_may_not_share_one(tmp_path: Path) -> None:
     p = world.problems(1)[0]
     given = [trace(p, 1, wrong(p, 1)), trace(p, 2, wrong(p, 2))]
-    found = escalations([("p0/t0", given[0]), ("p0/t1", given[1])], CONFIG, SETTINGS_)
-    assert [row.id for row in found.candidates] == ["p0/t0/s1/c0", "p0/t1/s2/c0"]
+    _, candidates, _ = escalations([("p0/t0", given[0]), ("p0/t1", given[1])], CONFIG, SETTINGS_)
+    assert [row.id for row in candidates] == ["p0/t0/s1/c0", "p0/t1/s2/c0"]
     run(tmp_path / "out", given)
     other = dataclasses.replace(given[1], problem=dataclasses.replace(p, question="Add 1 and 2."))
     with pytest.raises(DataError, match="'p0' stands for different problems"):
@@ -220,7 +220,7 @@ def test_a_dataset_mixes_both_sources_and_tells_them_apart(tmp_path: Path) -> No
     routed = read_examples(run(tmp_path / "routed", traces()))
     from stepwise.interventions.collection import collect
 
-    collect(world.problems(6), CONFIG, tmp_path / "col", settings=SETTINGS, models=world.models())
+    collect(world.problems(6), CONFIG, tmp_path / "col", settings=SETTINGS, writers=world.writers())
     proposed = build("intervention", tmp_path / "col", CONFIG, problems=world.problems(6))
     both = mix(proposed, routed)
     assert {row.origin for row in both} == {"intervention", "routing"}

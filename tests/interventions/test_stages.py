@@ -11,8 +11,9 @@ from stepwise.config import Config
 from stepwise.data.examples import unique
 from stepwise.errors import BackendError, DataError
 from stepwise.grading import Verdict
-from stepwise.interventions import stages
+from stepwise.interventions import pipeline
 from stepwise.interventions.checks.leaks import LeakVerdict
+from stepwise.interventions.pipeline import run_stages
 from stepwise.interventions.rows import Candidate, FailedAttempt, GuidedRollout, Located, Made, Rollout, by_id
 from tests.fakes import Line, ScriptedBackend
 from tests.interventions import world
@@ -22,8 +23,7 @@ MADE = Made("weak", "prompt", "config", 1)
 
 
 def rows(n: int = 6, **changes: Any) -> dict[str, Any]:
-    settings = SETTINGS.model_copy(update=changes)
-    return dict(work(world.problems(n), CONFIG, settings, world.models()))
+    return run_stages(world.chunk(world.problems(n)).but(**changes))
 
 
 def test_every_row_leads_back_to_its_problem_and_to_the_random_numbers_behind_it() -> None:
@@ -63,7 +63,7 @@ def test_the_step_that_states_the_sum_is_left_out_and_counted() -> None:
 def test_equal_candidates_and_equal_targets_count_once() -> None:
     found = rows()
     clean = [row for row in found["candidates"] if row.leak is LeakVerdict.CLEAN]
-    kept = stages.survivors(found["candidates"])
+    kept = pipeline.survivors(found["candidates"])
     assert len(clean) == 2 * len(kept) > 0  # the scripted critic says the same twice
     targets = [(row.question, row.target) for row in found["examples"]]
     assert len(targets) == len(set(targets))
@@ -79,8 +79,8 @@ def test_failures_are_wrong_or_without_an_answer_and_the_same_text_is_kept_once(
         made(3, "c", Verdict.NO_ANSWER), made(4, "d", Verdict.TIMEOUT), made(5, "", Verdict.NO_ANSWER),
         made(6, "e", None),
     ]  # fmt: skip
-    assert [(row.id, row.copies) for row in stages.keep_failures(given)] == [("p/r0", 2), ("p/r3", 1)]
-    assert [row.id for row in stages.keep_failures(given, most=1)] == ["p/r0"]
+    assert [(row.id, row.copies) for row in pipeline.keep_failures(given)] == [("p/r0", 2), ("p/r3", 1)]
+    assert [row.id for row in pipeline.keep_failures(given, most=1)] == ["p/r0"]
 
 
 def test_a_text_without_a_box_has_no_answer_and_one_that_failed_no_verdict() -> None:
@@ -90,7 +90,7 @@ def test_a_text_without_a_box_has_no_answer_and_one_that_failed_no_verdict() -> 
         Rollout("p0/r1", "p0", 1, f"It is \\boxed{{{problem.answer}}}.", "answer", MADE),
         Rollout("p0/r2", "p0", 2, "", "error", MADE, error="gone"),
     ]
-    graded = stages.grade_rollouts(given, {"p0": problem})
+    graded = pipeline.grade_rollouts(given, {"p0": problem})
     assert [row.verdict for row in graded] == [Verdict.NO_ANSWER, Verdict.CORRECT, None]
 
 
@@ -121,8 +121,9 @@ def test_guided_rollouts_stop_when_there_are_enough_or_there_is_no_hope(
         right = problem.id == "p0" and calls.count("p0") == 1
         return f"\\boxed{{{problem.answer if right else 0}}}"
 
-    settings = SETTINGS.model_copy(update=changes)
-    guided = stages.guide(candidates, failures, problems, ScriptedBackend(script), CONFIG, settings)
+    guided = pipeline.guide(
+        candidates, failures, world.chunk(world.problems(3), ScriptedBackend(script)).but(**changes)
+    )
     assert tuple(sum(row.problem == p for row in guided) for p in problems) == asked
     assert [row.id for row in guided if row.problem == "p0"][:2] == ["p0/r0/c0/g0", "p0/r0/c0/g1"]
     seen = {(row.made.seed, row.made.draw) for row in guided}
@@ -143,8 +144,7 @@ def test_of_several_candidates_the_one_with_the_larger_share_of_successes_is_kep
     ]  # fmt: skip
 
     def kept(keep: str) -> list[tuple[str, int, int]]:
-        settings = SETTINGS.model_copy(update={"keep": keep})
-        made = stages.select(candidates, guided, {"p0": problem}, {"p0/r0": failure}, CONFIG, settings)
+        made = pipeline.select(candidates, guided, {"p0/r0": failure}, world.chunk([problem]).but(keep=keep))
         return [(row.intervention, row.successes, row.guided) for row in made]
 
     assert kept("best") == [("step 1", 3, 4)]
@@ -159,7 +159,7 @@ def test_of_several_candidates_the_one_with_the_larger_share_of_successes_is_kep
 
 
 def test_without_a_reference_the_critic_is_asked_without_one_and_the_rows_say_so() -> None:
-    found = work(world.problems(4, reference=False), CONFIG, SETTINGS, world.models())
+    found = run_stages(world.chunk(world.problems(4, reference=False)))
     assert found["examples"]
     assert not any(row.with_reference for name in ("located", "candidates", "examples") for row in found[name])
 
@@ -169,17 +169,17 @@ def test_a_backend_that_fails_for_most_rollouts_counts_as_gone_and_one_failure_i
     one = ScriptedBackend(
         lambda p, prefix, seed: Line(error="too long") if p.id == "p0" else world.written(p, prefix, seed)
     )
-    made = stages.sample_rollouts(problems, one, CONFIG, SETTINGS)
+    made = pipeline.sample_rollouts(world.chunk(problems), one)
     assert [row.error for row in made if row.problem == "p0"] == ["too long"] * 3
     gone = ScriptedBackend(lambda p, prefix, seed: Line(error="connection refused"))
     with pytest.raises(BackendError, match="12 of 12 rollouts, first: connection refused"):
-        stages.sample_rollouts(problems, gone, CONFIG, SETTINGS)
+        pipeline.sample_rollouts(world.chunk(problems), gone)
 
 
 def test_a_row_without_its_parent_is_refused() -> None:
     found = rows(2)
     with pytest.raises(DataError, match="its parent 'p0' is not among the rows"):
-        stages.grade_rollouts(found["rollouts"], {})
+        pipeline.grade_rollouts(found["rollouts"], {})
     other = dataclasses.replace(found["failures"][0], id="other")
     with pytest.raises(DataError, match="is for the attempt"):
         found["candidates"][0].splice(other, world.problems(1)[0])
@@ -187,14 +187,14 @@ def test_a_row_without_its_parent_is_refused() -> None:
 
 def test_of_several_candidates_the_first_is_greedy_unless_a_temperature_is_asked_for() -> None:
     def temperatures(*overrides: str) -> list[float | None]:
-        models, asked = world.models(), list[float | None]()
-        lm, problems = models.proposer.get_lm(), by_id(world.problems(1))
+        chunk, asked = world.chunk(world.problems(1)), list[float | None]()
+        lm = chunk.writers.proposer.get_lm()
         copy = lm.copy
         lm.copy = lambda **kwargs: asked.append(kwargs.get("temperature")) or copy(**kwargs)
         failure = FailedAttempt("p0/r0", "p0", ("1 + 1 = 3.",), None, Verdict.WRONG)
         located = Located("p0/r0/l", "p0", "p0/r0", 0, MADE)
-        config = Config.load(None, overrides)
-        stages.propose_candidates([located], {"p0/r0": failure}, problems, models.proposer, config, SETTINGS)
+        chunk = dataclasses.replace(chunk, config=Config.load(None, overrides))
+        pipeline.propose_candidates([located], {"p0/r0": failure}, chunk)
         return asked
 
     assert temperatures("critic.candidates=3") == [0.0, None, None]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 from stepwise.config import Config
 from stepwise.critics import ErrorLocalizer, InterventionProposer
+from stepwise.interventions.pipeline import Chunk
+from stepwise.interventions.rows import by_id
 from stepwise.interventions.settings import CollectSettings
 from stepwise.interventions.writers import Writers
 from stepwise.types import Problem
@@ -66,11 +70,38 @@ def critic(seconds: float = 0.0) -> ScriptedLM:
     return ScriptedLM(reply, "critic")
 
 
-def models(weak: Any = None, seconds: float = 0.0) -> Writers:
+def writers(weak: Any = None, seconds: float = 0.0, **more: Any) -> Writers:
     """The world's models; every call of the critic takes `seconds`."""
     lm = critic(seconds)
     return Writers(
-        weak or ScriptedBackend(written, "weak"),
-        ErrorLocalizer(lm),
-        InterventionProposer(lm, solve_first=False, revisions=0),
+        CONFIG,
+        weak=weak or ScriptedBackend(written, "weak"),
+        localizer=ErrorLocalizer(lm),
+        proposer=InterventionProposer(lm, solve_first=False, revisions=0),
+        **more,
     )
+
+
+def chunk(given: list[Problem], weak: Any = None, settings: CollectSettings = SETTINGS) -> Chunk:
+    """These problems, and the world's models."""
+    return Chunk(by_id(given), writers(weak), CONFIG, settings)
+
+
+def counted(heard: Callable[[int], None]) -> Writers:
+    """The world's models; `heard` is told the number of each call of the critic, and of each solution."""
+    calls = itertools.count(1)
+
+    def solving(problem: Problem, prefix: tuple[str, ...], seed: int) -> str:
+        heard(next(calls))
+        return written(problem, prefix, seed)
+
+    models = writers(ScriptedBackend(solving, "weak"))
+    lm = models.localizer.get_lm()
+    honest = lm._replies
+
+    def replies(messages: Any) -> str:
+        heard(next(calls))
+        return honest(messages)
+
+    lm._replies = replies
+    return models

@@ -23,7 +23,7 @@ N = 6
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("collection")
-    collect(world.problems(N), world.CONFIG, out, settings=world.SETTINGS, models=world.models())
+    collect(world.problems(N), world.CONFIG, out, settings=world.SETTINGS, writers=world.writers())
     return out
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import multiprocessing
+import os
 import re
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ import pytest
 
 from programs import intervene
 from stepwise.data.examples import read_examples
-from stepwise.interventions import chunks, pipeline
 from stepwise.interventions.collection import funnel
 from stepwise.interventions.settings import CollectSettings
+from stepwise.interventions.writers import Writers
 from stepwise.io import append_rows, read_rows
 from stepwise.types import Problem
+from tests import limits
 from tests.fakes import ScriptedBackend
 from tests.interventions import world
 
@@ -30,15 +30,16 @@ Captured = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Six sums in a file, and the models that know how to add them."""
-    monkeypatch.setattr(pipeline.Models, "from_config", classmethod(lambda cls, config: world.models()))
+    """Six sums in a file."""
     monkeypatch.setenv("COLUMNS", "80")
     append_rows(tmp_path / "sums.jsonl", world.problems(6))
     return tmp_path / "sums.jsonl"
 
 
-def start(file: Path, out: Path, *arguments: str) -> int:
-    return intervene.main(["--problems", str(file), "--out", str(out), *SMALL, *arguments])
+def start(file: Path, out: Path, *arguments: str, writers: Writers | None = None) -> int:
+    """The program, with the models that know how to add."""
+    given = ["--problems", str(file), "--out", str(out), *SMALL, *arguments]
+    return intervene.main(given, writers=writers or world.writers())
 
 
 def test_a_file_becomes_a_dataset_and_its_story_is_told_in_80_columns(
@@ -206,53 +207,46 @@ def _written(out: Path) -> list[Any]:
 
 
 def test_a_full_disk_and_a_dead_model_end_in_one_line_and_keep_what_is_sealed(
-    file: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    file: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    keep = chunks.append_rows
+    def written(problem: Problem, prefix: tuple[str, ...], seed: int) -> str:
+        end = f" so {'o' * 15_000}." if problem.id == "p3" else "."
+        return world.written(problem, prefix, seed).replace(".", end)
 
-    def full(path: Path, rows: Any) -> None:
-        if "00001" in str(path):
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        keep(path, rows)
-
-    monkeypatch.setattr(chunks, "append_rows", full)
-    assert start(file, tmp_path / "out") == 1
+    long = world.writers(ScriptedBackend(written, "weak"))
+    with limits.no_file_over(14_000):
+        assert start(file, tmp_path / "out", writers=long) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: No space left on device")
+    assert said.startswith("error: File too large")
     assert "then run the same command again" in said
     assert [path.name for path in sorted((tmp_path / "out" / "chunks").glob("?????"))] == ["00000"]
-    monkeypatch.setattr(chunks, "append_rows", keep)
     gone = ScriptedBackend(world.written, "weak")
     gone.broken = True
-    monkeypatch.setattr(pipeline.Models, "from_config", classmethod(lambda cls, config: world.models(gone)))
-    assert start(file, tmp_path / "out") == 1
+    assert start(file, tmp_path / "out", writers=world.writers(gone)) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "error: weak was told to fail"
     assert (tmp_path / "out" / "chunks" / "00000").is_dir()
-    monkeypatch.setattr(pipeline.Models, "from_config", classmethod(lambda cls, config: world.models()))
     assert start(file, tmp_path / "out") == 0
     assert start(file, tmp_path / "whole") == 0
     assert (tmp_path / "out" / "dataset.jsonl").read_bytes() == (tmp_path / "whole" / "dataset.jsonl").read_bytes()
 
 
-def test_where_no_attempt_fails_it_says_why_there_is_no_example(
-    file: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_no_attempt_fails_it_says_why_there_is_no_example(file: Path, tmp_path: Path, capsys: Captured) -> None:
     right = ScriptedBackend(lambda p, prefix, _: "\n\n".join(world.solution(p, prefix, None)), "weak")
-    monkeypatch.setattr(pipeline.Models, "from_config", classmethod(lambda cls, config: world.models(right)))
-    assert start(file, tmp_path / "out") == 0
+    assert start(file, tmp_path / "out", writers=world.writers(right)) == 0
     assert "no attempt ended wrong" in capsys.readouterr().out
     assert (tmp_path / "out" / "dataset.jsonl").read_bytes() == b""
 
 
-VICTIM = """
-import sys, time
-from programs import intervene
-from stepwise.interventions import pipeline
-from tests.interventions import world
+def victim(file: Path, out: Path, said: Path, sign: signal.Signals) -> None:
+    """A start that is sent a signal in the middle of its second chunk, and writes what it says to the file `said`."""
 
-pipeline.Models.from_config = classmethod(lambda cls, config: world.models(seconds=0.02))
-sys.exit(intervene.main(sys.argv[1:]))
-"""
+    def heard(call: int) -> None:
+        if (out / "chunks" / "00000").exists():
+            os.kill(os.getpid(), sign)
+
+    with said.open("w", buffering=1) as sys.stderr:
+        code = start(file, out, writers=world.counted(heard))
+    os._exit(code)
 
 
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -261,14 +255,11 @@ def test_killed_or_interrupted_in_a_later_chunk_the_same_command_gives_the_same_
 ) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
     assert start(file, whole) == 0
-    command = [sys.executable, "-c", VICTIM, "--problems", str(file), "--out", str(out), *SMALL]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as victim:
-        deadline = time.monotonic() + 120
-        while not (out / "chunks" / "00000").exists() and victim.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        victim.send_signal(sign)
-        _, said = victim.communicate(timeout=60)
-    assert victim.returncode == code
+    child = multiprocessing.get_context("fork").Process(target=victim, args=(file, out, tmp_path / "said", sign))
+    child.start()
+    child.join()
+    assert child.exitcode == code
+    said = (tmp_path / "said").read_text()
     if sign is signal.SIGINT:
         line = said.splitlines()[-1]
         assert line.startswith("interrupted; ")
