@@ -64,7 +64,7 @@ class LlamaCppBackend:
                 results += [Completion(number, i, "", "error", error=errors[number]) for i in range(request.n)]
                 continue
             length = len(next(left).ids)
-            results += [self._continuation(number, next(done), length, name) for _ in range(request.n)]
+            results += [self._completion(number, next(done), length, name) for _ in range(request.n)]
         return results
 
     def prefix_ids(self, request: Request) -> list[int]:
@@ -106,7 +106,7 @@ class LlamaCppBackend:
             ids += self.engine.tokenize("\n" if data.endswith(b"\n") else SEPARATOR)
         return tuple(ids)
 
-    def _continuation(self, number: int, made: Generation, prompt_tokens: int, name: str) -> Completion:
+    def _completion(self, number: int, made: Generation, prompt_tokens: int, name: str) -> Completion:
         ids, logprobs = made.ids, made.logprobs or None
         if made.cut:
             ids, logprobs = self._cut(made), None

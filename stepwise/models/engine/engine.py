@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -188,6 +191,13 @@ class Engine:
         results: list[Generation] = self._do(call, self._units(jobs, call))
         return results
 
+    async def agenerate(self, jobs: Sequence[GenerationJob]) -> list[Generation]:
+        """`generate` as a coroutine: the other coroutines of the event loop go on meanwhile. Cancelled, its jobs are
+        dropped.
+        """
+        call = Call(sum(job.n for job in jobs))
+        return await self._wait(call, self._units(jobs, call))
+
     def stream(self, job: GenerationJob) -> Iterator[Drawn | Generation]:
         """Every token of every sample as it is drawn, and each sample's Generation after its last token.
 
@@ -232,6 +242,19 @@ class Engine:
         again, as far as it lies before the first position asked for. A sequence that cannot be scored comes back with
         an error.
         """
+        call, units = self._score_units(sequences, positions, token_ids)
+        results: list[Scored] = self._do(call, units)
+        return results
+
+    async def ascore(
+        self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
+    ) -> list[Scored]:
+        """`score` as a coroutine."""
+        return await self._wait(*self._score_units(sequences, positions, token_ids))
+
+    def _score_units(
+        self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
+    ) -> tuple[Call, list[Unit]]:
         columns = np.asarray(token_ids, np.int64)
         call = Call(len(sequences))
         units = []
@@ -242,8 +265,7 @@ class Engine:
             else:
                 needed = ids[: wanted[-1] + 1]  # nothing after the last position changes its logits
                 units.append(Unit(call, place, Prompt(needed, 1)).scores(wanted, columns))
-        results: list[Scored] = self._do(call, units)
-        return results
+        return call, units
 
     def _problem(self, ids: Sequence[int]) -> str:
         if not ids:
@@ -260,6 +282,43 @@ class Engine:
         if not self._finalizer.alive:
             raise BackendError(f"the engine of {self.path} is closed; load it again")
         return self._worker.do(units, call) if units else call.results
+
+    async def _wait(self, call: Call, units: list[Unit]) -> list[Any]:
+        """The results of a call, awaited on the running event loop, which a driver may own."""
+        if not self._finalizer.alive:
+            raise BackendError(f"the engine of {self.path} is closed; load it again")
+        if not units:
+            return call.results
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        thread = threading.get_ident()
+
+        def resolve() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        def on_end() -> None:
+            if threading.get_ident() == thread:
+                resolve()
+            else:
+                with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits
+                    loop.call_soon_threadsafe(resolve)
+
+        call.on_end = on_end
+        self._worker.submit(units)
+        try:
+            await ended
+        except asyncio.CancelledError:
+            self._worker.cancel(call)
+            raise
+        if call.failure is not None:
+            raise call.failure
+        return call.results
+
+    @property
+    def worker(self) -> Worker:
+        """Who takes this engine's turns; a driver adopts it."""
+        return self._worker
 
     def forget(self) -> None:
         """Drop every cached prefix once the calls in progress have ended: what follows is measured from cold."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Annotated, Any
@@ -93,11 +94,15 @@ class Scored:
     error: str = ""
 
 
+ORDER: ContextVar[tuple[int, ...]] = ContextVar("stepwise_order", default=())
+"""Where the coroutine stands that asks: what arrives between two turns of a driven engine is taken in this order."""
+
+
 class Call:
     """One caller's jobs: their results as they come, and an event that is set when all are there.
 
     A caller who wants to see them at once gives a queue `feed`: it gets each `Drawn` token and each result, and None
-    at the end.
+    at the end. `on_end` is called once, on whichever thread ends the call.
     """
 
     def __init__(self, size: int, feed: SimpleQueue[Any] | None = None):
@@ -107,6 +112,8 @@ class Call:
         self.done = threading.Event()
         self.cancelled = False
         self.failure: Exception | None = None
+        self.on_end: Callable[[], None] | None = None
+        self.order = ORDER.get()
 
     def put(self, place: int, result: Any) -> None:
         """Store one result; the last one wakes the caller."""
@@ -123,6 +130,8 @@ class Call:
         self._end()
 
     def _end(self) -> None:
+        if self.on_end is not None:
+            self.on_end()
         self.done.set()
         if self.feed is not None:
             self.feed.put(None)

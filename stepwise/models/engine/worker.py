@@ -1,19 +1,40 @@
-"""The one thread that touches a context: callers queue their jobs and wait, from any number of threads."""
+"""Who lets an engine take its turns: a thread of its own, or a driver that has adopted it.
+
+Callers queue their jobs from any number of threads and event loops. By itself the thread runs turns while there are
+jobs. A driver (`stepwise.models.driver`) in exact mode adopts the engine for a run: then only the driver takes turns,
+one at a time, when every coroutine of the run waits, so that batches follow from the inputs and not from the clock.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from stepwise.errors import BackendError
 from stepwise.models.engine.jobs import Call, Unit
 from stepwise.models.engine.scheduler import Scheduler
 
 
+class Owner(Protocol):
+    """A driver, as far as a worker knows it."""
+
+    def in_loop(self) -> bool:
+        """Whether the caller is on the driver's own thread."""
+
+    def in_worker_thread(self) -> bool:
+        """Whether the caller is on a thread that a coroutine of the driver waits for."""
+
+    def wake(self) -> None:
+        """Have the driver look at its engines again; from any thread."""
+
+    def begin_wait(self, call: Call) -> None:
+        """A counted thread begins to wait for `call`: it counts as running again as soon as the call has ended."""
+
+
 class Control(Call):
-    """Something to do on the engine's thread once all jobs before it are done."""
+    """Something to do between two turns once all jobs before it are done."""
 
     def __init__(self, action: Callable[[], None]):
         super().__init__(1)
@@ -27,16 +48,27 @@ class Worker:
         self._scheduler = scheduler
         self._inbox: deque[Control | list[Unit]] = deque()
         self._wake = threading.Condition()
+        self._turn = threading.Lock()  # held by whoever moves the scheduler
+        self._owner: Owner | None = None
+        self._uncounted = 0  # queued by threads that the owner does not count
         self._stopping = False
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="stepwise-engine", daemon=True)
         self._thread.start()
 
+    # ----- callers
+
     def do(self, item: Control | list[Unit], call: Call) -> list[Any]:
         """Queue `item` and block until `call` is complete; interrupted, its jobs are dropped and the engine goes on.
 
-        Raises BackendError after `stop`, and what made the whole call fail.
+        Raises BackendError after `stop`, on the thread of the driver that takes this engine's turns (it would wait for
+        itself), and what made the whole call fail.
         """
+        owner = self._owner
+        if owner is not None and owner.in_loop():
+            raise BackendError("this would wait for its own thread; await the model's coroutine here instead")
+        if owner is not None and owner.in_worker_thread():
+            owner.begin_wait(call)
         self.submit(item)
         try:
             call.done.wait()
@@ -55,7 +87,13 @@ class Worker:
             if self._stopping:
                 raise BackendError("the engine is closed; load it again")
             self._inbox.append(item)
-            self._wake.notify()
+            owner = self._owner
+            if owner is None:
+                self._wake.notify()
+            elif not (owner.in_loop() or owner.in_worker_thread()):
+                self._uncounted += 1
+        if owner is not None:
+            owner.wake()
 
     def cancel(self, call: Call) -> None:
         """Drop what is left of the jobs of `call`."""
@@ -70,36 +108,90 @@ class Worker:
         if self._thread is not threading.current_thread():
             self._thread.join()
 
+    # ----- the driver that takes the turns
+
+    def adopt(self, owner: Owner) -> bool:
+        """Leave the turns to `owner`; False where another driver has them."""
+        with self._wake:
+            if self._owner is not None or self._stopping:
+                return False
+            self._owner = owner
+        return True
+
+    def release(self) -> None:
+        """Take the turns back."""
+        with self._wake:
+            self._owner, self._uncounted = None, 0
+            self._wake.notify()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a turn has something to do."""
+        return bool(self._inbox or self._scheduler.busy)
+
+    @property
+    def uncounted(self) -> bool:
+        """Whether somebody waits whom the driver does not count, and who may be what a counted thread waits for."""
+        return self._uncounted > 0 and self.waiting
+
+    def step(self) -> None:
+        """One turn, for the driver: what has arrived is taken in the order of the coroutines that asked for it."""
+        with self._turn:
+            try:
+                self._take(in_order=True)
+                if self._scheduler.busy:
+                    self._scheduler.turn()
+                elif not self._inbox:
+                    self._uncounted = 0
+            except Exception as error:
+                self._error = error
+                self._abandon(error)
+
+    # ----- the thread
+
     def _run(self) -> None:
         error: Exception = BackendError("the engine was closed while the call was in progress; load it again")
         try:
-            while self._take():
-                self._scheduler.turn()
+            while self._may_turn():
+                with self._turn:
+                    if self._owner is None:
+                        self._take()
+                        if self._scheduler.busy:
+                            self._scheduler.turn()
         except Exception as caught:
             error = self._error = caught
         finally:  # a caller must never wait for a thread that has ended
             self._abandon(error)
 
-    def _take(self) -> bool:
-        """Hand on what has arrived, blocking while there is nothing to do; False when it is time to stop."""
-        scheduler = self._scheduler
+    def _may_turn(self) -> bool:
+        """Block while there is nothing to do, or somebody else does it; False when it is time to stop."""
         with self._wake:
             while not self._stopping:
-                while self._inbox and not (isinstance(self._inbox[0], Control) and scheduler.busy):
-                    item = self._inbox.popleft()
-                    if isinstance(item, Control):
-                        _act(item)
-                    else:
-                        scheduler.add([unit for unit in item if not unit.call.cancelled])
-                if scheduler.busy:
+                if self._owner is None and self.waiting:
                     return True
                 self._wake.wait()
         return False
+
+    def _take(self, in_order: bool = False) -> None:
+        """Hand on what has arrived, up to a control that must wait for the jobs before it."""
+        scheduler = self._scheduler
+        units: list[Unit] = []
+        with self._wake:
+            while self._inbox and not (isinstance(self._inbox[0], Control) and (units or scheduler.busy)):
+                item = self._inbox.popleft()
+                if isinstance(item, Control):
+                    _act(item)
+                else:
+                    units += [unit for unit in item if not unit.call.cancelled]
+        if in_order:  # the sort is stable: equal orders stay as they came
+            units.sort(key=lambda unit: unit.call.order)
+        scheduler.add(units)
 
     def _abandon(self, error: Exception) -> None:
         with self._wake:
             self._stopping = True
             left, self._inbox = list(self._inbox), deque()
+            self._wake.notify()
         self._scheduler.abandon(error)
         for item in left:
             for call in [item] if isinstance(item, Control) else [unit.call for unit in item]:
