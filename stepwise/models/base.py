@@ -7,13 +7,15 @@ Backends know nothing of routing or training. A model that fails for one item an
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from stepwise.errors import DataError
+from stepwise.errors import BackendError, DataError
+from stepwise.models.driver import Batcher, Driver
 from stepwise.types import Failure, Finish, Problem, Step, Usage
 
 _FROZEN = ConfigDict(extra="forbid")
@@ -44,6 +46,7 @@ class Request:
     do, in their last digits). `temperature=0` is greedy. `top_p=1` and `top_k=0` switch truncation off. `max_tokens`
     bounds the tokens of this continuation. `top_logprobs`: of how many of the likeliest tokens the log-probability is
     told at each position (needs the capability `logprobs`); 20 is what the common servers give at most.
+    `run`, `role` and `attempt` say, beside problem and step, what it is asked for; no answer depends on them.
     """
 
     problem: Problem
@@ -56,6 +59,14 @@ class Request:
     top_k: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0)
     top_logprobs: int = Field(default=0, ge=0, le=20)
+    role: str = ""
+    run: str = ""
+    attempt: int = Field(default=0, ge=0)
+
+    @property
+    def step(self) -> int:
+        """0-based index of the step that is asked for."""
+        return len(self.prefix)
 
 
 def check_question(request: Request) -> None:
@@ -116,8 +127,8 @@ class Completion:
 
 @runtime_checkable
 class Backend(Protocol):
-    """The one door to a model. `name` identifies weights and adapter; `parameters` is the number of weights, None if
-    unknown.
+    """The least that a model must have: `name` identifies weights and adapter; `parameters` is the number of weights,
+    None if unknown. `generator_of` puts a coroutine in front of it; the models of this package are `Generator`s.
     """
 
     name: str
@@ -135,3 +146,111 @@ class Backend(Protocol):
     def close(self) -> None:
         """Free the model; calling it twice does nothing."""
         ...
+
+
+class Generator(ABC):
+    """A model with one method: `await generate(request)`. Wrappers have the same shape, see `stepwise.models.wrappers`.
+
+    `calls_per_sample`: the most calls that one sample takes (an API may be asked again). `probe_bound`: the most that
+    `prepare` spends. `engines`: what a driver must move for it. `prompt_hash`: of what it puts around a question.
+    """
+
+    name: str
+    parameters: int | None = None
+    capabilities: Capabilities
+    calls_per_sample: int = 1
+    prompt_hash: str = ""
+
+    @abstractmethod
+    async def generate(self, request: Request) -> Completion:
+        """The first of `request.n` samples, which has the others as `rest`; what fails is a completion that says so."""
+
+    @property
+    def engines(self) -> tuple[Any, ...]:
+        """The engines of this process that it runs on."""
+        return ()
+
+    @property
+    def probe_bound(self) -> Usage:
+        """The most that `prepare` spends."""
+        return Usage()
+
+    async def prepare(self) -> Usage:
+        """Find out what the model can do, where nobody has yet; what that cost."""
+        return Usage()
+
+    def prefix_ids(self, request: Request) -> list[int]:
+        """The token ids that the completion follows on, [] where they are not known or the request is refused."""
+        return []
+
+    def forget(self) -> None:  # noqa: B027
+        """Drop every cached prefix, so that what follows is measured from cold."""
+
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
+        """The synchronous door: a flat list in request order, `n` per request; never raises for one item."""
+        results = Driver(self.engines).run([self.generate(request) for request in requests])
+        return [
+            dataclasses.replace(sample, request=number, rest=())
+            for number, result in enumerate(results)
+            for sample in result.samples
+        ]
+
+    def close(self) -> None:  # noqa: B027
+        """Free the model; calling it twice does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Batched(Generator):
+    """A coroutine in front of a model that only has `continue_solutions`: it is asked for everything that waits."""
+
+    def __init__(self, backend: Backend):
+        self.backend = backend
+        self._batcher = Batcher(self._work)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The model's."""
+        return self.backend.name
+
+    @property
+    def parameters(self) -> int | None:  # type: ignore[override]
+        """The model's."""
+        return self.backend.parameters
+
+    @property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
+        """The model's."""
+        return self.backend.capabilities
+
+    async def generate(self, request: Request) -> Completion:
+        """One request in a batch with all that wait; raises what the model raises."""
+        return await self._batcher.ask(request)
+
+    def close(self) -> None:
+        """Free the model."""
+        self.backend.close()
+
+    def _work(self, requests: Sequence[Request]) -> list[Completion]:
+        results = self.backend.continue_solutions(requests)
+        if len(results) != sum(request.n for request in requests):
+            raise BackendError(
+                f"backend {self.name!r} gave {len(results)} answers to {len(requests)} requests; "
+                "it must answer each, with finish 'error' where it failed"
+            )
+        left = iter(results)
+        return [first_of([next(left) for _ in range(request.n)]) for request in requests]
+
+
+def first_of(samples: Sequence[Completion]) -> Completion:
+    """The first sample, with the others as its `rest`."""
+    return dataclasses.replace(samples[0], rest=tuple(samples[1:]))
+
+
+def generator_of(backend: Backend | Generator) -> Generator:
+    """`backend` itself where it has the coroutine, else `Batched` around it."""
+    return backend if isinstance(backend, Generator) else Batched(backend)

@@ -10,12 +10,18 @@ a caller that understates `prompt_tokens`); such an overrun is recorded as it is
 
 Caps on one problem work the same way: `ledger.for_problem()` is a ledger of its own whose reservations must fit there
 and in the run's at once.
+
+A coroutine waits for its turn instead (`areserve`): it is refused only where it would not fit beside what is spent once
+everything in flight has settled. Turns are given in the order of asking, and whoever holds a reservation asks for no
+other, so that nobody waits for ever.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import threading
+from collections import deque
 from collections.abc import Mapping
 from fractions import Fraction
 from types import TracebackType
@@ -88,6 +94,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._name = "budget"
         self._levels: tuple[Ledger, ...] = (self,)  # this ledger and those it is part of; all share one lock
+        self._queue: deque[_Turn] = deque()  # of the run's ledger: who waits, first to last
 
     @classmethod
     def for_config(cls, config: Config) -> Self:
@@ -126,9 +133,62 @@ class Ledger:
         with self._lock:
             for level in self._levels:
                 level._check(role, ask)
-            for level in self._levels:
-                level._held = {name: level._held[name] + ask[name] for name in _NAMES}
+            self._hold(ask)
         return Reservation(self, role, ask)
+
+    async def areserve(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> Reservation:
+        """`reserve` for a coroutine, which waits while what is in flight may still give back what it needs."""
+        ask = self._ask(role, max_tokens, prompt_tokens, calls)
+        queue = self._levels[-1]._queue
+        with self._lock:
+            turn = _Turn(self, role, ask, asyncio.get_running_loop())
+            queue.append(turn)
+            self._give_turns()
+        try:
+            await turn.given
+        except asyncio.CancelledError:
+            with self._lock:
+                if turn in queue:
+                    queue.remove(turn)
+                elif turn.granted:
+                    self._give_back(ask)
+                self._give_turns()
+            raise
+        return Reservation(self, role, ask)
+
+    def _hold(self, ask: Mapping[str, Amount]) -> None:
+        """Set `ask` aside at every level. Needs the lock."""
+        for level in self._levels:
+            level._held = {name: level._held[name] + ask[name] for name in _NAMES}
+
+    def _give_back(self, ask: Mapping[str, Amount]) -> None:
+        for level in self._levels:
+            level._held = {name: level._held[name] - ask[name] for name in _NAMES}
+
+    def _give_turns(self) -> None:
+        """Grant or refuse whoever waits and may know by now, in order; nobody takes what an earlier one waits for.
+        Needs the lock.
+        """
+        queue = self._levels[-1]._queue
+        wanted: set[tuple[int, str]] = set()  # caps that somebody before waits for
+        for turn in list(queue):
+            levels = turn.ledger._levels
+            needs = {(id(level), name) for level in levels for name in _NAMES
+                     if turn.ask[name] > 0 and level._caps[name] is not None}  # fmt: skip
+            if not needs & wanted:
+                try:
+                    for level in levels:
+                        level._check(turn.role, turn.ask, settled=True)
+                except BudgetExceededError as refusal:
+                    queue.remove(turn)
+                    turn.tell(refusal)
+                    continue
+                if not any(level._short(turn.ask) for level in levels):
+                    queue.remove(turn)
+                    turn.ledger._hold(turn.ask)
+                    turn.tell(None)
+                    continue
+            wanted |= needs
 
     def can_spend(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> bool:
         """Whether `reserve` with the same arguments would succeed now."""
@@ -172,6 +232,15 @@ class Ledger:
         known = {name: [left for left in lefts if left is not None] for name, lefts in found.items()}
         return {name: float(min(lefts)) if lefts else None for name, lefts in known.items()}
 
+    def unspent(self, name: str) -> int | None:
+        """What is left of the nearer cap called `name` once all that is in flight were given back; None without one."""
+        with self._lock:
+            lefts = [level._left(name) for level in self._levels]
+            free = [
+                left + level._held[name] for left, level in zip(lefts, self._levels, strict=True) if left is not None
+            ]
+        return max(0, int(min(free))) if free else None
+
     def summary(self) -> str:
         """A few lines for a person: one per role, one for the total, one per cap."""
         with self._lock:
@@ -213,19 +282,19 @@ class Ledger:
         cap = self._caps[name]
         return None if cap is None else cap - self._spent[name] - self._held[name]
 
-    def _short(self, ask: Mapping[str, Amount]) -> str:
-        """Name of the first own cap that `ask` would pass, "" when it fits; an amount of 0 always fits. Needs the
-        lock.
+    def _short(self, ask: Mapping[str, Amount], *, settled: bool = False) -> str:
+        """Name of the first own cap that `ask` would pass, "" when it fits; an amount of 0 always fits. `settled`: as
+        if all that is reserved were given back. Needs the lock.
         """
         for name in _NAMES:
             left = self._left(name)
-            if left is not None and 0 < ask[name] > left:
+            if left is not None and 0 < ask[name] > left + (self._held[name] if settled else 0):
                 return name
         return ""
 
-    def _check(self, role: str, ask: Mapping[str, Amount]) -> None:
+    def _check(self, role: str, ask: Mapping[str, Amount], *, settled: bool = False) -> None:
         """Raises BudgetExceededError where `ask` does not fit under the own caps. Needs the lock."""
-        name = self._short(ask)
+        name = self._short(ask, settled=settled)
         if not name:
             return
         cap, key = self._caps[name] or 0, f"{self._name}.{name}"
@@ -238,10 +307,11 @@ class Ledger:
 
     def _close(self, role: str, held: Mapping[str, Amount], usage: Usage | None) -> None:
         with self._lock:
-            for level in self._levels:
-                level._held = {name: level._held[name] - held[name] for name in _NAMES}
-                if usage is not None:
+            self._give_back(held)
+            if usage is not None:
+                for level in self._levels:
                     level._add(role, level._priced(role, usage))
+            self._give_turns()
 
     def _priced(self, role: str, usage: Usage) -> tuple[Usage, Amount]:
         """`usage` with its cost where a price is known, and the exact money."""
@@ -257,6 +327,32 @@ class Ledger:
         spent = self._counted(role, usage.generated_tokens, usage.calls, money)
         self._spent = {name: self._spent[name] + spent[name] for name in _NAMES}
         self._usage[role] = self._usage.get(role, Usage()) + usage
+
+
+class _Turn:
+    """Somebody who waits for a reservation."""
+
+    def __init__(self, ledger: Ledger, role: str, ask: Mapping[str, Amount], loop: asyncio.AbstractEventLoop) -> None:
+        self.ledger, self.role, self.ask, self.granted = ledger, role, ask, False
+        self.given: asyncio.Future[None] = loop.create_future()
+        self._loop, self._thread = loop, threading.get_ident()
+
+    def tell(self, refusal: BudgetExceededError | None) -> None:
+        """Let the coroutine go on, or raise; from any thread."""
+        self.granted = refusal is None
+
+        def act() -> None:
+            if self.given.done():
+                return
+            if refusal is None:
+                self.given.set_result(None)
+            else:
+                self.given.set_exception(refusal)
+
+        if threading.get_ident() == self._thread:
+            act()
+        else:
+            self._loop.call_soon_threadsafe(act)
 
 
 def _cost(price: Prices, prompt_tokens: int, generated_tokens: int) -> Fraction:

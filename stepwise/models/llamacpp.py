@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from stepwise.errors import BackendError, DataError
-from stepwise.models.base import Capabilities, Completion, Request, check_question
+from stepwise.models.base import Capabilities, Completion, Generator, Request, check_question, first_of
 from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.models.engine.stopping import clean_text, open_fence
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR
-from stepwise.types import Usage
+from stepwise.types import Failure, Usage
 
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n\s*\Z")
 
 
-class LlamaCppBackend:
+class LlamaCppBackend(Generator):
     """Continues solutions under `prompt`. Thread safe; concurrent calls share batches.
 
     The prefix of a request is the chat up to the assistant's message, then each step: the ids that this model sampled
@@ -46,30 +47,54 @@ class LlamaCppBackend:
             prefill=prefill, logprobs=True, grammar=True, batch=self.engine.sequences > 1, adapters=True, token_ids=True
         )
 
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """The engine."""
+        return (self.engine,)
+
+    @property
+    def prompt_hash(self) -> str:  # type: ignore[override]
+        """Of the solve prompt."""
+        return self.prompt.hash
+
+    async def generate(self, request: Request) -> Completion:
+        """One request, in common batches with whoever else is asking."""
+        name = self.name = self.engine.name  # another adapter may have been attached to the engine
+        try:
+            job = self._job(request, name)
+        except (BackendError, DataError) as error:
+            return Completion.of_failure(Failure("refused", str(error)), n=request.n)
+        samples = await self.engine.agenerate([job])
+        return first_of([self._completion(0, made, len(job.ids), name) for made in samples])
+
     def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         """A flat list in request order, `n` per request; a request that fails is answered with finish "error"."""
-        name = self.name = self.engine.name  # another adapter may have been attached to the engine
+        name = self.name = self.engine.name
         jobs: list[GenerationJob] = []
-        errors: dict[int, str] = {}
+        errors: dict[int, Failure] = {}
         for number, request in enumerate(requests):
             try:
                 jobs.append(self._job(request, name))
             except (BackendError, DataError) as error:
-                errors[number] = str(error)
+                errors[number] = Failure("refused", str(error))
         done = iter(self.engine.generate(jobs))
         left = iter(jobs)
-        results = []
+        results: list[Completion] = []
         for number, request in enumerate(requests):
             if number in errors:
-                results += [Completion(number, i, "", "error", error=errors[number]) for i in range(request.n)]
+                failed = Completion.of_failure(errors[number], request=number, n=request.n)
+                results += [dataclasses.replace(sample, rest=()) for sample in failed.samples]
                 continue
             length = len(next(left).ids)
             results += [self._completion(number, next(done), length, name) for _ in range(request.n)]
         return results
 
     def prefix_ids(self, request: Request) -> list[int]:
-        """The ids that the continuation of `request` follows on. Raises BackendError where the template refuses."""
-        return list(self._job(request, self.name).ids)
+        """The ids that the completion of `request` follows on, [] where the template refuses it."""
+        try:
+            return list(self._job(request, self.engine.name).ids)
+        except (BackendError, DataError):
+            return []
 
     def _job(self, request: Request, name: str) -> GenerationJob:
         check_question(request)
@@ -112,7 +137,8 @@ class LlamaCppBackend:
             ids, logprobs = self._cut(made), None
         usage = Usage(name, 1, prompt_tokens, made.evaluated_tokens, len(made.ids))
         top = tuple(tuple(logprob for _, logprob in ranked) for ranked in made.top) or None
-        return Completion(number, made.sample, made.text, made.finish, ids, logprobs, usage, made.error, top)
+        failure = Failure("refused", made.error) if made.finish == "error" else None
+        return Completion(number, made.sample, made.text, made.finish, ids, logprobs, usage, made.error, top, failure)
 
     def _cut(self, made: Generation) -> tuple[int, ...]:
         """Ids of what counts where the last token ran past the stop: the others as sampled, its part tokenized
@@ -137,9 +163,3 @@ class LlamaCppBackend:
     def close(self) -> None:
         """Free the model; calling it twice does nothing."""
         self.engine.close()
-
-    def __enter__(self) -> LlamaCppBackend:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
