@@ -13,9 +13,8 @@ from typing import Any
 from stepwise.config import Config
 from stepwise.lab.problems import generate, make
 from stepwise.models import load_backend
-from stepwise.models.cached import CachedBackend
+from stepwise.models.cached import Stored, StoredScorer
 from stepwise.models.scorers import Item, Scored, load_scorer, score_items
-from stepwise.models.scorers.cached import CachedScorer
 from stepwise.models.scorers.simple import PerfectScorer
 from stepwise.models.store import CallCache
 from stepwise.routing.policy import Policy
@@ -142,9 +141,9 @@ def opened(config: Config, path: Path) -> Iterator[World]:
         try:
             yield World(
                 config,
-                CachedBackend(weak, cache, role="weak"),
-                CachedBackend(strong, cache, role="strong"),
-                CachedScorer(scorer, cache),
+                Stored(weak, cache, role="weak"),
+                Stored(strong, cache, role="strong"),
+                StoredScorer(scorer, cache),
                 cache,
             )
         finally:

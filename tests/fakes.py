@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stepwise.errors import BackendError
-from stepwise.models.base import Capabilities, Completion, Request
+from stepwise.models.base import BatchGenerator, Capabilities, Completion, Request
 from stepwise.types import Finish, Problem, Usage, as_problem
 
 
@@ -30,7 +30,7 @@ def n_tokens(text: str) -> int:
     return len(text.split()) + 1
 
 
-class ScriptedBackend:
+class ScriptedBackend(BatchGenerator):
     """Continues solutions from a script; requests are recorded batch by batch in `batches`.
 
     The script is a mapping from problem id to the steps of a solution (the step at the length of the prefix is given,
@@ -42,6 +42,7 @@ class ScriptedBackend:
     def __init__(
         self, script: Script | Mapping[str, Sequence[str | Line]], name: str = "scripted", parameters: int | None = 1000
     ):
+        super().__init__()
         self.name = name
         self.parameters = parameters
         self.capabilities = Capabilities(prefill=True, batch=True, token_ids=True)

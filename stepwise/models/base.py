@@ -131,8 +131,15 @@ class Backend(Protocol):
     None if unknown. `generator_of` puts a coroutine in front of it; the models of this package are `Generator`s.
     """
 
-    name: str
-    parameters: int | None
+    @property
+    def name(self) -> str:
+        """One name, one distribution."""
+        ...
+
+    @property
+    def parameters(self) -> int | None:
+        """Number of weights, None if unknown."""
+        ...
 
     @property
     def capabilities(self) -> Capabilities:
@@ -153,6 +160,7 @@ class Generator(ABC):
 
     `calls_per_sample`: the most calls that one sample takes (an API may be asked again). `probe_bound`: the most that
     `prepare` spends. `engines`: what a driver must move for it. `prompt_hash`: of what it puts around a question.
+    `remote`: it answers when it likes, so that nothing that waits for it can be exact.
     """
 
     name: str
@@ -160,6 +168,7 @@ class Generator(ABC):
     capabilities: Capabilities
     calls_per_sample: int = 1
     prompt_hash: str = ""
+    remote: bool = False
 
     @abstractmethod
     async def generate(self, request: Request) -> Completion:
@@ -205,38 +214,22 @@ class Generator(ABC):
         self.close()
 
 
-class Batched(Generator):
-    """A coroutine in front of a model that only has `continue_solutions`: it is asked for everything that waits."""
+class BatchGenerator(Generator):
+    """A model that knows only batches (`continue_solutions`): its coroutine asks it for everything that waits."""
 
-    def __init__(self, backend: Backend):
-        self.backend = backend
-        self._batcher = Batcher(self._work)
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The model's."""
-        return self.backend.name
-
-    @property
-    def parameters(self) -> int | None:  # type: ignore[override]
-        """The model's."""
-        return self.backend.parameters
-
-    @property
-    def capabilities(self) -> Capabilities:  # type: ignore[override]
-        """The model's."""
-        return self.backend.capabilities
+    def __init__(self) -> None:
+        self._batcher: Batcher[Request, Completion] = Batcher(self._work)
 
     async def generate(self, request: Request) -> Completion:
         """One request in a batch with all that wait; raises what the model raises."""
         return await self._batcher.ask(request)
 
-    def close(self) -> None:
-        """Free the model."""
-        self.backend.close()
+    @abstractmethod
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
+        """A flat list in request order, `n` per request."""
 
     def _work(self, requests: Sequence[Request]) -> list[Completion]:
-        results = self.backend.continue_solutions(requests)
+        results = self.continue_solutions(requests)
         if len(results) != sum(request.n for request in requests):
             raise BackendError(
                 f"backend {self.name!r} gave {len(results)} answers to {len(requests)} requests; "
@@ -244,6 +237,37 @@ class Batched(Generator):
             )
         left = iter(results)
         return [first_of([next(left) for _ in range(request.n)]) for request in requests]
+
+
+class Batched(BatchGenerator):
+    """`BatchGenerator` around a backend of anybody's."""
+
+    def __init__(self, backend: Backend):
+        super().__init__()
+        self.backend = backend
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The backend's."""
+        return self.backend.name
+
+    @property
+    def parameters(self) -> int | None:  # type: ignore[override]
+        """The backend's."""
+        return self.backend.parameters
+
+    @property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
+        """The backend's."""
+        return self.backend.capabilities
+
+    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
+        """The backend's."""
+        return self.backend.continue_solutions(requests)
+
+    def close(self) -> None:
+        """Free the backend."""
+        self.backend.close()
 
 
 def first_of(samples: Sequence[Completion]) -> Completion:
@@ -254,3 +278,70 @@ def first_of(samples: Sequence[Completion]) -> Completion:
 def generator_of(backend: Backend | Generator) -> Generator:
     """`backend` itself where it has the coroutine, else `Batched` around it."""
     return backend if isinstance(backend, Generator) else Batched(backend)
+
+
+class Wrapped(Generator):
+    """A wrapper that does nothing yet: everything is the model's inside; see `stepwise.models.wrappers`."""
+
+    def __init__(self, model: Generator | Backend) -> None:
+        self.model = generator_of(model)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The model's."""
+        return self.model.name
+
+    @property
+    def parameters(self) -> int | None:  # type: ignore[override]
+        """The model's."""
+        return self.model.parameters
+
+    @property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
+        """The model's."""
+        return self.model.capabilities
+
+    @property
+    def calls_per_sample(self) -> int:  # type: ignore[override]
+        """The model's."""
+        return self.model.calls_per_sample
+
+    @property
+    def prompt_hash(self) -> str:  # type: ignore[override]
+        """The model's."""
+        return self.model.prompt_hash
+
+    @property
+    def remote(self) -> bool:  # type: ignore[override]
+        """The model's."""
+        return self.model.remote
+
+    @property
+    def engines(self) -> tuple[Any, ...]:
+        """The model's."""
+        return self.model.engines
+
+    @property
+    def probe_bound(self) -> Usage:
+        """The model's."""
+        return self.model.probe_bound
+
+    async def generate(self, request: Request) -> Completion:
+        """The model's."""
+        return await self.model.generate(request)
+
+    async def prepare(self) -> Usage:
+        """The model's."""
+        return await self.model.prepare()
+
+    def prefix_ids(self, request: Request) -> list[int]:
+        """The model's."""
+        return self.model.prefix_ids(request)
+
+    def forget(self) -> None:
+        """Drop the model's cached prefixes."""
+        self.model.forget()
+
+    def close(self) -> None:
+        """Free the model."""
+        self.model.close()

@@ -23,6 +23,7 @@ import dataclasses
 import threading
 from collections import deque
 from collections.abc import Mapping
+from contextvars import ContextVar
 from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -37,6 +38,10 @@ Prices = tuple[float, float]  # money per million prompt tokens, per million gen
 _NAMES = ("strong_tokens", "total_tokens", "calls", "money")
 Amount = int | Fraction  # counts are whole numbers, money is exact
 _ZERO: dict[str, Amount] = dict.fromkeys(_NAMES, 0)
+
+
+ACCOUNT: ContextVar[Ledger | None] = ContextVar("stepwise_account", default=None)
+"""The account of the problem that the running coroutine is about."""
 
 
 class Reservation:

@@ -1,132 +1,120 @@
-"""A backend around a backend that asks for every continuation once.
+"""Wrappers that ask for every answer once: it is on disk when it arrives, and whoever asks the same finds it.
 
-Policies that reach the same prefix of a solution ask for the same continuation there (the router's seeds depend on the
-place alone), so they share it: common random numbers make their comparison paired, and most of it free.
+Policies that reach the same prefix of a solution ask for the same completion there (the router's seeds depend on the
+place alone), so they share it: common random numbers make their comparison paired, and most of it free. Equal requests
+in flight are asked once; the answer is kept even where the first who asked has gone meanwhile.
+
+What a known answer cost is told as if it were made now. How many tokens a model evaluates depends on what it still
+holds; so each answer is told as a model that keeps every prefix since the last `forget()` would have it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import threading
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from stepwise.errors import BackendError, DataError
-from stepwise.models.base import Backend, Completion, Request
+from stepwise.models.base import Backend, Completion, Generator, Request, Wrapped, first_of
 from stepwise.models.engine.tree import PrefixTree, ids_array
+from stepwise.models.scorers.base import Scored, Scorer, BaseScorer, WrappedScorer
 from stepwise.models.store import Answer, CallCache, key_of
-from stepwise.types import Usage
+from stepwise.types import Problem, Usage, as_problem
 
 _KEPT = TypeAdapter(list[Completion])
-_NOT_IN_KEY = ("problem", "prefix", "top_logprobs")
+_USAGE = TypeAdapter(Usage)
+_NOT_IN_KEY = ("problem", "prefix", "top_logprobs", "role", "run", "attempt")
 
 
-class CachedBackend:
-    """`backend`, whose continuations are kept in `cache` (None: in memory). Thread safe where `backend` is.
+class _Flights:
+    """Questions that are being asked, by event loop and key."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[Any, asyncio.Task[Any]] = {}
+
+    async def ask(self, key: Any, ask: Callable[[], Awaitable[Any]]) -> Any:
+        """The answer to `key`, asked for by one coroutine at a time; another's cancellation does not end it."""
+        place = (asyncio.get_running_loop(), key)
+        task = self._tasks.get(place)
+        if task is None:
+            task = self._tasks[place] = asyncio.ensure_future(ask())
+            task.add_done_callback(lambda _: self._tasks.pop(place, None))
+        return await asyncio.shield(task)
+
+
+class Stored(Wrapped):
+    """`model`, whose completions are kept in `store` (None: in memory) under `role`. Thread safe where `model` is.
 
     Two requests are the same where model and adapter (their name), prompt, problem, the token ids of the prefix, all
-    settings and the seed are; texts count where the backend does not tell ids. One that wants fewer `top_logprobs` is
-    answered from one that wanted more. A continuation that failed is asked for again.
-
-    What a known continuation cost is told as if it were made now. `evaluated_tokens` depends on what the model still
-    holds; so where the backend tells the ids of a prefix, each new continuation and each known one is told as a model
-    that keeps every prefix since the last `forget()` would have it. `spent` is what the backend itself was asked for;
-    the cache counts hits and misses under `role`. Everything else is the backend's own.
+    settings and the seed are; texts count where the model does not tell ids. One that wants fewer `top_logprobs` is
+    answered from one that wanted more. What failed is asked for again, and counts in what was spent.
     """
 
-    def __init__(self, backend: Backend, cache: CallCache | None = None, *, role: str = "model") -> None:
-        self.backend, self.role = backend, role
-        self.cache = cache if cache is not None else CallCache()
+    def __init__(self, model: Generator | Backend, store: CallCache | None = None, *, role: str = "model") -> None:
+        super().__init__(model)
+        self.role = role
+        self.store = store if store is not None else CallCache()
         self.spent = Usage()
         self._seen: PrefixTree[None] = PrefixTree()
         self._lock = threading.Lock()
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "backend":  # not made yet, as while it is copied
-            raise AttributeError(name)
-        return getattr(self.backend, name)
+        self._flights = _Flights()
 
     @property
     def hits(self) -> int:
-        """Requests under this role that were found."""
-        return self.cache.hits.get(self.role, 0)
+        """Requests under this role that were known."""
+        return self.store.hits.get(self.role, 0)
 
     @property
     def misses(self) -> int:
-        """Requests under this role that went to the backend."""
-        return self.cache.misses.get(self.role, 0)
+        """Requests under this role that went to the model."""
+        return self.store.misses.get(self.role, 0)
 
-    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
-        """As the backend would, which is asked for what is not known; raises `BackendError` as it does."""
-        ids = [self._ids(request) for request in requests]
-        keys = [self._key(request, own) for request, own in zip(requests, ids, strict=True)]
-        asked: dict[str, Request] = {}
-        for key, request in zip(keys, requests, strict=True):
-            if key not in asked or asked[key].top_logprobs < request.top_logprobs:
-                asked[key] = request
-        found = {key: self._find(key, request) for key, request in asked.items()}
-        made = {key: known for key, known in found.items() if known is not None}
-        wanted = {key: request for key, request in asked.items() if key not in made}
-        self.cache.count(self.role, len(requests) - len(wanted), len(wanted))
-        made |= self._ask(wanted) if wanted else {}
-        results = []
-        for number, (key, request, own) in enumerate(zip(keys, requests, ids, strict=True)):
-            results += [self._told(number, one, request, own) for one in made[key]]
-        return results
+    async def generate(self, request: Request) -> Completion:
+        """The known completions, or the model's, which are kept."""
+        ids = self.model.prefix_ids(request)
+        key = self._key(request, ids)
+        samples, asked = self._find(key, request), False
+        while samples is None:
+            asked_now = await self._flights.ask(key, lambda: self._ask(key, request))
+            samples, wanted, owner = asked_now
+            asked = owner is request
+            if wanted < request.top_logprobs and samples[0].failed is None:
+                samples = None  # whoever asked first wanted less of it
+        self.store.count(self.role, int(not asked), int(asked))
+        return first_of([self._told(sample, request, ids) for sample in samples])
 
-    def paid(self, request: Request) -> bool:
-        """Whether the continuation is known and was counted before; see `CallCache.paid`."""
-        if not self.cache.replays_are_free:
-            return False
-        key = self._key(request, self._ids(request))
-        return self.cache.paid(key) and self._find(key, request) is not None
-
-    def forget(self) -> None:
-        """Count from cold what is evaluated from now on. The continuations stay, and so does what the model holds."""
+    async def _ask(self, key: str, request: Request) -> tuple[list[Completion], int, Request]:
+        """Ask the model and keep what it says: the samples, how much was asked for, and by which request."""
+        result = await self.model.generate(request)
+        samples = [dataclasses.replace(sample, rest=()) for sample in result.samples]
+        if all(sample.finish == "budget" for sample in samples):
+            return samples, request.top_logprobs, request  # nobody was asked
+        usage, value = sum((sample.usage for sample in samples), Usage()), None
+        if all(sample.failed is None for sample in samples):
+            rows = _KEPT.dump_python(samples, mode="json", exclude_defaults=True)
+            value = {"top": request.top_logprobs, "made": rows}
         with self._lock:
-            self._seen = PrefixTree()
-
-    def _ask(self, wanted: dict[str, Request]) -> dict[str, list[Completion]]:
-        fresh = iter(self.backend.continue_solutions(list(wanted.values())))
-        made: dict[str, list[Completion]] = {}
-        rows = []
-        for key, request in wanted.items():
-            own = list(islice(fresh, request.n))
-            if len(own) < request.n:
-                raise BackendError(
-                    f"backend {self.backend.name!r} left requests without an answer; it must answer each"
-                )
-            usage = sum((one.usage for one in own), Usage())
-            value = None
-            if all(one.finish != "error" for one in own):
-                value = {
-                    "top": request.top_logprobs,
-                    "made": _KEPT.dump_python(own, mode="json", exclude_defaults=True),
-                }
-            rows.append(Answer(key, self.role, request.problem.id, usage, value))
-            made[key] = own
-        with self._lock:
-            self.spent = sum((row.usage for row in rows), self.spent)
-        self.cache.add(rows)
-        return made
+            self.spent += usage
+        self.store.add([Answer(key, self.role, request.problem.id, usage, value)])
+        return samples, request.top_logprobs, request
 
     def _find(self, key: str, request: Request) -> list[Completion] | None:
-        value = self.cache.find(key)
+        value = self.store.find(key)
         if value is None or value["top"] < request.top_logprobs:
             return None
         return _KEPT.validate_python(value["made"])
 
-    def _told(self, number: int, one: Completion, request: Request, ids: list[int]) -> Completion:
-        """A continuation as the answer to request `number`."""
-        top, usage = one.top_logprobs, one.usage
+    def _told(self, sample: Completion, request: Request, ids: list[int]) -> Completion:
+        """A sample as the answer to `request`."""
+        top, usage = sample.top_logprobs, sample.usage
         if top is not None:
             top = tuple(row[: request.top_logprobs] for row in top) if request.top_logprobs else None
-        if ids and one.finish != "error":
-            usage = dataclasses.replace(usage, evaluated_tokens=self._fresh(ids, one.token_ids))
-        return dataclasses.replace(one, request=number, usage=usage, top_logprobs=top)
+        if ids and sample.failed is None:
+            usage = dataclasses.replace(usage, evaluated_tokens=self._fresh(ids, sample.token_ids))
+        return dataclasses.replace(sample, request=0, usage=usage, top_logprobs=top)
 
     def _fresh(self, ids: list[int], drawn: Sequence[int]) -> int:
         """How many tokens of the prefix a model that keeps every prefix has to run through; it keeps this one too."""
@@ -136,19 +124,8 @@ class CachedBackend:
             self._seen.insert(prefix + ids_array(drawn[:-1]), None)  # the last one was drawn, not run through
         return len(ids) - min(known, len(ids) - 1)
 
-    def _ids(self, request: Request) -> list[int]:
-        """The ids that the continuation follows on, none where the backend does not tell or refuses the request."""
-        tell = getattr(self.backend, "prefix_ids", None)
-        if tell is None:
-            return []
-        try:
-            return list(tell(request))
-        except (BackendError, DataError):
-            return []
-
     def _key(self, request: Request, ids: list[int]) -> str:
-        engine = getattr(self.backend, "engine", None)  # knows of an adapter attached a moment ago
-        name = (engine or self.backend).name
+        name = self.model.name
         texts = [[step.text, step.token_ids if step.usage.model == name else ()] for step in request.prefix]
         settings = {
             field.name: getattr(request, field.name)
@@ -159,8 +136,114 @@ class CachedBackend:
             {
                 **settings,
                 "model": name,
-                "prompt": getattr(getattr(self.backend, "prompt", None), "hash", ""),
+                "prompt": self.model.prompt_hash,
                 "problem": [request.problem.id, request.problem.question],
                 "prefix": ids or texts,
             }
         )
+
+    def forget(self) -> None:
+        """Count from cold what is evaluated from now on. The completions stay, and so does what the model holds."""
+        with self._lock:
+            self._seen = PrefixTree()
+
+
+class StoredScorer(WrappedScorer):
+    """`scorer`, whose scores are kept in `store` (None: in memory). Thread safe where `scorer` is.
+
+    What known scores cost: nothing for what was asked since the last `forget()`; where an incremental scorer says what
+    reading a solution in one call cost, the tokens that it has not read since then; else what it was. `settings`, plain
+    JSON, tells scorers of one name apart. `usage` is what the scorer itself was asked for. Where a solution cannot be
+    scored, it is tried again.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        store: CallCache | None = None,
+        *,
+        role: str = "scorer",
+        settings: Any = None,
+    ) -> None:
+        super().__init__(scorer)
+        self.role, self.settings = role, settings
+        self.store = store if store is not None else CallCache()
+        self._read: dict[str, int] = {}  # what was asked since `forget`: length of the solution in tokens
+        self._lock = threading.Lock()
+        self._flights = _Flights()
+
+    async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
+        """The known scores, or the scorer's, which are kept."""
+        row = self._keys(problem, steps)
+        value, asked = self.store.find(row[-1]), False
+        if value is None:
+            result: Scored
+            result, owner = await self._flights.ask(row[-1], lambda: self._ask(problem, steps, known, row))
+            asked = owner is row
+            self.store.count(self.role, int(not asked), int(asked))
+            if result.error:
+                return result if asked else result._replace(usage=Usage(self.name))
+            value = self.store.find(row[-1])
+        else:
+            self.store.count(self.role, 1, 0)
+            # A scorer that keeps scores itself may have made these in another process.
+            self.scorer.learn(problem, steps, value["scores"])
+        return Scored(value["scores"], self._told(value, row))
+
+    async def _ask(
+        self, problem: Problem | str, steps: Sequence[str], known: int, row: list[str]
+    ) -> tuple[Scored, list[str]]:
+        result = await self.scorer.ascore(problem, steps, known)
+        if result.failure is None or result.failure.kind != "budget":
+            value = None if result.error else self._kept(result, row)
+            self.store.add([Answer(row[-1], self.role, as_problem(problem).id, result.usage, value)])
+        return result, row
+
+    def _kept(self, fresh: Scored, row: Sequence[str]) -> dict[str, Any]:
+        """What is kept of new scores: with what they cost whoever had asked about the first `after` steps before."""
+        after, usage = self._after(row), fresh.usage
+        if after >= 0:  # the scorer may have forgotten what it read
+            usage = self._reading(usage, row, after, usage.evaluated_tokens)
+        return {"scores": fresh.scores, "usage": _USAGE.dump_python(usage, exclude_defaults=True), "after": after}
+
+    def _told(self, value: Mapping[str, Any], row: Sequence[str]) -> Usage:
+        """What the scores cost now; from here on the solution is known to have been asked about."""
+        after, usage = self._after(row), _USAGE.validate_python(value["usage"])
+        if after == len(row) - 1:
+            return Usage(self.name)
+        with self._lock:
+            self._read[row[-1]] = usage.prompt_tokens
+        return usage if after == value["after"] else self._reading(usage, row, after, usage.prompt_tokens)
+
+    def _reading(self, usage: Usage, row: Sequence[str], after: int, most: int) -> Usage:
+        """`usage` with what follows on the first `after` steps evaluated, at most `most` tokens."""
+        if not self.incremental or usage.calls != 1 or usage.generated_tokens:
+            return usage
+        read = self._read[row[after]] if after >= 0 else 0
+        return dataclasses.replace(usage, evaluated_tokens=max(0, min(most, usage.prompt_tokens - read)))
+
+    def _after(self, row: Sequence[str]) -> int:
+        """How many steps of the solution were asked about since `forget`, -1 where it was not asked about at all."""
+        with self._lock:
+            return next((i for i in reversed(range(len(row))) if row[i] in self._read), -1)
+
+    def _keys(self, problem: Problem | str, steps: Sequence[str]) -> list[str]:
+        """A key for the question and each further step."""
+        asked = as_problem(problem)
+        keys = [
+            key_of(
+                {
+                    "scorer": [self.scorer.identity, self.settings],
+                    "prompt": self.scorer.prompt_hash,
+                    "problem": [asked.id, asked.question],
+                }
+            )
+        ]
+        for text in steps:
+            keys.append(key_of({"scored": keys[-1], "step": text}))
+        return keys
+
+    def forget(self) -> None:
+        """Count from cold what is read from now on. The scores stay, and so does what the model holds."""
+        with self._lock:
+            self._read = {}

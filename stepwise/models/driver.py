@@ -25,6 +25,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from stepwise.errors import BackendError
 from stepwise.models.engine.jobs import ORDER, Call
@@ -47,7 +48,7 @@ class Driver:
         self._engines = list(dict.fromkeys(engine.worker for engine in engines)) if exact else []
         self._exact = exact
         self._adopted: list[Worker] = []
-        self._batchers: list[Batcher[Any, Any]] = []
+        self._queues: list[Queue[Any, Any]] = []
         self._outside = 0  # coroutines that wait for something that moves by itself
         self._lock = threading.Lock()
         self._loop: _Loop | None = None
@@ -138,7 +139,7 @@ class Driver:
 
     def advance(self) -> bool:
         """Nothing is ready to run: let batchers and engines move; False where there is nothing to move."""
-        ready = [batcher.flush() for batcher in self._batchers]
+        ready = [queue.flush() for queue in self._queues]
         if any(ready):
             return True
         with self._lock:
@@ -155,10 +156,9 @@ class Driver:
         with self._lock:
             self._outside += change
 
-    def register(self, batcher: Batcher[Any, Any]) -> None:
-        """Flush `batcher` when nothing else is ready."""
-        if batcher not in self._batchers:
-            self._batchers.append(batcher)
+    def register(self, queue: Queue[Any, Any]) -> None:
+        """Flush `queue` when nothing else is ready."""
+        self._queues.append(queue)
 
     # ----- what a worker asks (`worker.Owner`)
 
@@ -210,9 +210,30 @@ async def outside(awaitable: Awaitable[T]) -> T:
 class Batcher(Generic[A, B]):
     """A coroutine in front of `work`, a function of a batch: it takes everything that waits when it is free.
 
-    `work` runs in a thread, in the context of whoever asked first, and returns a result for each item. In somebody
-    else's event loop each item is a batch of its own.
+    `work` runs in a thread, in the context of whoever asked first, and returns a result for each item; each driver has
+    a queue of its own. In somebody else's event loop each item is a batch of its own.
     """
+
+    def __init__(self, work: Callable[[list[A]], Sequence[B]]):
+        self._work = work
+        self._queues: WeakKeyDictionary[Driver, Queue[A, B]] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    async def ask(self, item: A) -> B:
+        """The result of one item; raises what `work` raises."""
+        mine = driver()
+        if mine is None:
+            return (await asyncio.to_thread(self._work, [item]))[0]
+        with self._lock:
+            queue = self._queues.get(mine)
+            if queue is None:
+                queue = self._queues[mine] = Queue(self._work)
+                mine.register(queue)
+        return await queue.ask(item)
+
+
+class Queue(Generic[A, B]):
+    """What waits for a `Batcher` on one driver's loop."""
 
     def __init__(self, work: Callable[[list[A]], Sequence[B]]):
         self._work = work
@@ -220,11 +241,7 @@ class Batcher(Generic[A, B]):
         self._running = False
 
     async def ask(self, item: A) -> B:
-        """The result of one item; raises what `work` raises."""
-        mine = driver()
-        if mine is None:
-            return (await asyncio.to_thread(self._work, [item]))[0]
-        mine.register(self)
+        """The result of one item."""
         result: asyncio.Future[B] = asyncio.get_running_loop().create_future()
         self._waiting.append((ORDER.get(), item, result, contextvars.copy_context()))
         return await result

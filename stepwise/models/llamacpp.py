@@ -29,7 +29,6 @@ class LlamaCppBackend(Generator):
 
     def __init__(self, engine: Engine, prompt: SolvePrompt | None = None):
         self.engine = engine
-        self.name = engine.name
         self.prompt = prompt or SolvePrompt()
         self.parameters: int | None = engine.parameters
         self._prompt_ids = lru_cache(maxsize=4096)(lambda question: tuple(engine.prompt_ids(self.prompt, question)))
@@ -48,6 +47,11 @@ class LlamaCppBackend(Generator):
         )
 
     @property
+    def name(self) -> str:  # type: ignore[override]
+        """The engine's, which changes with the adapter."""
+        return self.engine.name
+
+    @property
     def engines(self) -> tuple[Engine, ...]:
         """The engine."""
         return (self.engine,)
@@ -59,7 +63,7 @@ class LlamaCppBackend(Generator):
 
     async def generate(self, request: Request) -> Completion:
         """One request, in common batches with whoever else is asking."""
-        name = self.name = self.engine.name  # another adapter may have been attached to the engine
+        name = self.name
         try:
             job = self._job(request, name)
         except (BackendError, DataError) as error:
@@ -69,7 +73,7 @@ class LlamaCppBackend(Generator):
 
     def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         """A flat list in request order, `n` per request; a request that fails is answered with finish "error"."""
-        name = self.name = self.engine.name
+        name = self.name
         jobs: list[GenerationJob] = []
         errors: dict[int, Failure] = {}
         for number, request in enumerate(requests):
@@ -154,7 +158,6 @@ class LlamaCppBackend(Generator):
     def set_adapter(self, path: str | Path | None, scale: float = 1.0) -> None:
         """Attach a LoRA adapter in GGUF, or none; the name changes with it. Raises BackendError."""
         self.engine.set_adapter(path, scale)
-        self.name = self.engine.name
 
     def forget(self) -> None:
         """Drop every cached prefix, so that what follows is measured from cold."""

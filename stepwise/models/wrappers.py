@@ -1,7 +1,7 @@
 """Every concern of a call as a wrapper of the same shape: `await generate(request)` or `await ascore(problem, steps)`.
 
-    Budgeted(Reported(Stored(model)))     comparisons: a known answer is charged as if it were asked for
-    Stored(Budgeted(Reported(model)))     resumed runs: what an earlier start has paid for is free
+    Budgeted(Reported(Stored(Guarded(model))))     comparisons: a known answer is charged as if it were asked for
+    Stored(Budgeted(Reported(Guarded(model))))     resumed runs: what an earlier start has paid for is free
 
 `composed` puts them together; nothing else does. A request that a cap refuses comes back as a completion with finish
 "budget", a failed one with "error" and its `Failure`.
@@ -9,100 +9,42 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from stepwise.errors import BudgetExceededError
-from stepwise.models.base import Capabilities, Completion, Generator, Request
-from stepwise.models.budget import Ledger, Reservation
+from stepwise.models.base import Completion, Generator, Request, Wrapped
+from stepwise.models.budget import ACCOUNT, Ledger
+from stepwise.models.cached import Stored, StoredScorer
 from stepwise.models.failures import error_of, failure_of
+from stepwise.models.scorers.base import Scored, BaseScorer, WrappedScorer
+from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
-from stepwise.types import Problem, Usage
+from stepwise.types import Failure, Problem, Usage, as_problem
 
 T = TypeVar("T")
 
 
-class Wrapped(Generator):
-    """What every wrapper passes on from the model inside."""
-
-    def __init__(self, model: Generator) -> None:
-        self.model = model
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The model's."""
-        return self.model.name
-
-    @property
-    def parameters(self) -> int | None:  # type: ignore[override]
-        """The model's."""
-        return self.model.parameters
-
-    @property
-    def capabilities(self) -> Capabilities:  # type: ignore[override]
-        """The model's."""
-        return self.model.capabilities
-
-    @property
-    def calls_per_sample(self) -> int:  # type: ignore[override]
-        """The model's."""
-        return self.model.calls_per_sample
-
-    @property
-    def prompt_hash(self) -> str:  # type: ignore[override]
-        """The model's."""
-        return self.model.prompt_hash
-
-    @property
-    def engines(self) -> tuple[Any, ...]:
-        """The model's."""
-        return self.model.engines
-
-    @property
-    def probe_bound(self) -> Usage:
-        """The model's."""
-        return self.model.probe_bound
-
-    async def generate(self, request: Request) -> Completion:
-        """The model's."""
-        return await self.model.generate(request)
-
-    async def prepare(self) -> Usage:
-        """The model's."""
-        return await self.model.prepare()
-
-    def prefix_ids(self, request: Request) -> list[int]:
-        """The model's."""
-        return self.model.prefix_ids(request)
-
-    def forget(self) -> None:
-        """Drop the model's cached prefixes."""
-        self.model.forget()
-
-    def close(self) -> None:
-        """Free the model."""
-        self.model.close()
-
-
 class Budgeted(Wrapped):
-    """`model` under the caps of `account`, as `role`: the most that a request may cost is reserved before it is asked.
+    """`model` under the caps of `ledger`, as `role`: the most that a request may cost is reserved before it is asked.
 
-    `prompt` is what the model puts around a question; it only bounds what a request may cost. A model that must be
-    tried out first (an API) does it on the account.
+    Where the coroutine that asks has an account of its own (`ACCOUNT`, a problem's), its caps hold too. `prompt` is
+    what the model puts around a question; it only bounds what a request may cost. A model that must be tried out first
+    (an API) does it on the ledger's account.
     """
 
-    def __init__(self, model: Generator, account: Ledger, role: str, prompt: SolvePrompt) -> None:
+    def __init__(self, model: Generator, ledger: Ledger, role: str, prompt: SolvePrompt) -> None:
         super().__init__(model)
-        self.account, self.role, self._prompt = account, role, prompt
+        self.ledger, self.role, self._prompt = ledger, role, prompt
 
     async def generate(self, request: Request) -> Completion:
         """Reserve, ask, settle."""
         try:
             await self._prepared()
             tokens, read, calls = request_bound(request, self._prompt, self.model.calls_per_sample)
-            held = await self.account.areserve(self.role, tokens, prompt_tokens=read, calls=calls)
+            account = ACCOUNT.get() or self.ledger
+            held = await account.areserve(self.role, tokens, prompt_tokens=read, calls=calls)
         except BudgetExceededError as refusal:
             return Completion.of_failure(failure_of(refusal), n=request.n)
         with held:
@@ -114,8 +56,7 @@ class Budgeted(Wrapped):
         most = self.model.probe_bound
         if not most.calls:
             return
-        held: Reservation
-        with await self.account.areserve(
+        with await self.ledger.areserve(
             self.role, most.generated_tokens, prompt_tokens=most.prompt_tokens, calls=most.calls
         ) as held:
             spent = await self.model.prepare()
@@ -152,8 +93,40 @@ class Reported(Wrapped):
                               lambda result: [sample.usage for sample in result.samples])  # fmt: skip
 
 
+class Guarded(Wrapped):
+    """`model`, with a breaker: a model that is gone is not asked again, and everything that waits for it stops at once.
+
+    One request that fails on and on costs itself alone; `patience` of them in a row say that the model is gone. What
+    the client itself tries again, and how often, is its own affair.
+    """
+
+    def __init__(self, model: Generator, patience: int = 3) -> None:
+        super().__init__(model)
+        self._patience, self._failures = patience, 0
+        self._gone: Failure | None = None
+
+    async def generate(self, request: Request) -> Completion:
+        """Ask; raises `BackendError` where the model is gone."""
+        if self._gone is not None:
+            raise error_of(self._gone)
+        result = await self.model.generate(request)
+        failure = result.failed
+        if failure is None or failure.kind in ("refused", "budget"):
+            self._failures = 0
+            return result
+        self._failures += 1
+        if failure.kind == "gone" or self._failures >= self._patience:
+            self._gone = failure
+            raise error_of(failure)
+        return result
+
+
 async def reported(
-    model: Any, callbacks: Iterable[Any], inputs: dict[str, Any], work: Awaitable[T], usages: Callable[[T], Sequence[Usage]]
+    model: Any,
+    callbacks: Iterable[Any],
+    inputs: dict[str, Any],
+    work: Awaitable[T],
+    usages: Callable[[T], Sequence[Usage]],
 ) -> T:
     """The result of `work`, a call of `model` that DSPy's callbacks and usage tracker hear of."""
     import dspy
@@ -179,3 +152,84 @@ async def reported(
             "prompt_tokens_details": {"cached_tokens": spent.prompt_tokens - spent.evaluated_tokens},
         })  # fmt: skip
     return result  # type: ignore[no-any-return]
+
+
+# ----- scorers
+
+
+class BudgetedScorer(WrappedScorer):
+    """`scorer` under the caps of `ledger`: the reading of each step without a score is reserved before it is asked."""
+
+    def __init__(self, scorer: BaseScorer, ledger: Ledger, prompt: SolvePrompt) -> None:
+        super().__init__(scorer)
+        self.ledger, self._prompt = ledger, prompt
+
+    async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
+        """Reserve, ask, settle; a refusal is a `Scored` with a failure of kind "budget"."""
+        new = len(steps) - known
+        read = new * text_bound("".join([as_problem(problem).question, *steps]), self._prompt)
+        try:
+            account = ACCOUNT.get() or self.ledger
+            held = await account.areserve("scorer", 0, prompt_tokens=read, calls=new)
+        except BudgetExceededError as refusal:
+            return Scored([], Usage(self.name), str(refusal), failure_of(refusal))
+        with held:
+            result = await self.scorer.ascore(problem, steps, known)
+            held.settle(result.usage)
+        return result
+
+
+class ReportedScorer(WrappedScorer):
+    """`scorer`, of whose calls DSPy hears."""
+
+    def __init__(self, scorer: BaseScorer, callbacks: Callable[[], Iterable[Any]]) -> None:
+        super().__init__(scorer)
+        self._callbacks = callbacks
+
+    async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
+        """Tell, ask, tell."""
+        work = self.scorer.ascore(problem, steps, known)
+        return await reported(self.scorer, self._callbacks(), {"requests": [(problem, steps)]}, work,
+                              lambda result: [result.usage])  # fmt: skip
+
+
+# ----- the one place where they are put together
+
+
+def composed(
+    model: Generator,
+    *,
+    role: str,
+    ledger: Ledger,
+    prompt: SolvePrompt,
+    store: CallCache | None = None,
+    callbacks: Callable[[], Iterable[Any]] | None = None,
+) -> Generator:
+    """`model` with every concern of a call around it, in the order that the module's docstring gives."""
+    resumed = store is not None and store.replays_are_free
+    model = Guarded(model)
+    if store is not None and not resumed:
+        model = Stored(model, store, role=role)
+    if callbacks is not None:
+        model = Reported(model, callbacks)
+    model = Budgeted(model, ledger, role, prompt)
+    return Stored(model, store, role=role) if resumed else model
+
+
+def composed_scorer(
+    scorer: BaseScorer,
+    *,
+    ledger: Ledger,
+    prompt: SolvePrompt,
+    store: CallCache | None = None,
+    settings: Any = None,
+    callbacks: Callable[[], Iterable[Any]] | None = None,
+) -> BaseScorer:
+    """`composed` for a scorer; `settings`, plain JSON, tell scorers of one name apart in the store."""
+    resumed = store is not None and store.replays_are_free
+    if store is not None and not resumed:
+        scorer = StoredScorer(scorer, store, settings=settings)
+    if callbacks is not None:
+        scorer = ReportedScorer(scorer, callbacks)
+    scorer = BudgetedScorer(scorer, ledger, prompt)
+    return StoredScorer(scorer, store, settings=settings) if resumed else scorer

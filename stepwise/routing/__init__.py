@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stepwise.routing.calibration import Calibrated, calibrate
     from stepwise.routing.judged import Judged
     from stepwise.routing.learned import Learned
-    from stepwise.routing.lockstep import Models, RouteSettings, RoutingInterrupted, route_all
+    from stepwise.routing.trim import Models, RouteSettings, RoutingInterrupted, route_all
     from stepwise.routing.pomdp import (
         BeliefThreshold,
         ObservationLaw,
@@ -65,15 +65,15 @@ _LAZY = {
     "MaxLogit": "signals",
     "MaxLogitMixture": "signals",
     "Learned": "learned",
-    "Models": "lockstep",
+    "Models": "trim",
     "ObservationLaw": "pomdp",
     "Plan": "pomdp",
     "Planned": "pomdp",
     "Published": "pomdp",
     "QueryClassifier": "query",
     "QueryRandom": "query",
-    "RouteSettings": "lockstep",
-    "RoutingInterrupted": "lockstep",
+    "RouteSettings": "trim",
+    "RoutingInterrupted": "trim",
     "RoutingPomdp": "pomdp",
     "ScoreDrop": "signals",
     "Signal": "signals",
@@ -89,7 +89,7 @@ _LAZY = {
     "fit_mixture": "signals",
     "fit_query_classifier": "query",
     "load_policy": "saved",
-    "route_all": "lockstep",
+    "route_all": "trim",
     "save_policy": "saved",
     "threshold_at": "signal_policies",
 }

@@ -12,18 +12,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from stepwise.models.base import Completion, Request
-from stepwise.models.budget import Reservation
 from stepwise.models.scorers.judge import parse
-from stepwise.routing.calls import Asked, Calls, Role
-from stepwise.routing.open import OpenProblem
 from stepwise.routing.policy import Look
 from stepwise.seeds import stable_hash
 from stepwise.steps import SEPARATOR
-from stepwise.types import Problem, Step, Usage
+from stepwise.types import Problem, Step
+
+if TYPE_CHECKING:
+    from stepwise.routing.trim import Solver
 
 _DIGIT = re.compile(r"\W*([0-9])(?![0-9]|\.[0-9])")
 
@@ -52,96 +51,93 @@ def verification_question(question: str, steps: Sequence[str]) -> str:
     )
 
 
-def gather(calls: Calls, look: Look, items: Sequence[OpenProblem]) -> None:
-    """Get `look` for all `items`, as many at a time as the caps allow; where a scorer fails or may not be asked, the
-    item is ended.
-    """
-    if look.what == "scores":
-        calls.score(items)
-    kind = _KINDS.get(look.what)
-    if kind is None or not calls.prepared(kind.role, items):
-        return
+@dataclasses.dataclass(slots=True)
+class Evidence:
+    """What the policy has seen of the step being made; `done` names what it asked for."""
 
-    def reserve(item: OpenProblem) -> Reservation:
-        request = kind.request(calls, look, item)
-        own = request.problem.question if request.problem != item.problem else ""
-        return calls.reserve(kind.role, item, request, own)
+    done: set[str] = dataclasses.field(default_factory=set)
+    # of the place in the solution
+    first_token: tuple[float, ...] = ()
+    resamples: tuple[Step, ...] = ()
+    verification: tuple[bool | None, ...] = ()
+    # of the draft
+    logprobs: tuple[tuple[float, ...], ...] = ()
+    rating: int | None = None
 
-    calls.served(items, reserve, partial(_asked, calls, look, kind))
+    def of_place(self) -> Evidence:
+        """What is left of it when the draft is replaced by another."""
+        return Evidence(self.done - {"draft", "scores", "logprobs", "rating"}, self.first_token, self.resamples)
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
     """One kind of evidence: who is asked what, and what becomes of the answers. `keep` returns what to note on each."""
 
-    role: Role
-    request: Callable[[Calls, Look, OpenProblem], Request]
-    keep: Callable[[OpenProblem, Sequence[Completion]], list[str]]
+    role: Literal["weak", "strong"]
+    request: Callable[[Solver, Look], Request]
+    keep: Callable[[Evidence, Sequence[Completion]], list[str]]
+
+    async def gather(self, solver: Solver, look: Look) -> None:
+        """Buy it; where a cap refuses it, there is none."""
+        result = await solver.ask(self.role, self.request(solver, look))
+        if result.finish == "budget":
+            return
+        for sample, word in zip(result.samples, self.keep(solver.evidence, result.samples), strict=True):
+            note = word if sample.failed is None else f"failed: {sample.failed}"
+            solver.paid_evidence.append(
+                Step(sample.text, self.role, usage=sample.usage, decision=f"{look.what}: {note}")
+            )
 
 
-def _asked(calls: Calls, look: Look, kind: _Kind, asked: Sequence[Asked]) -> None:
-    requests = [kind.request(calls, look, item) for item, _ in asked]
-    answers = iter(calls.ask(kind.role, requests))
-    for (item, held), request in zip(asked, requests, strict=True):
-        made = [next(answers) for _ in range(request.n)]
-        if not calls.paid(kind.role, request):
-            held.settle(sum((one.usage for one in made), Usage()))
-        for one, word in zip(made, kind.keep(item, made), strict=True):
-            note = f"failed: {one.error or 'no reason given'}" if one.finish == "error" else word
-            item.evidence.append(Step(one.text, kind.role, usage=one.usage, decision=f"{look.what}: {note}"))
-
-
-def _glimpse(calls: Calls, look: Look, item: OpenProblem) -> Request:
+def _glimpse(solver: Solver, look: Look) -> Request:
     """The draft's own request, cut after one token: the draft, if it is written, begins with the same token."""
-    request = calls.step_request("weak", item)
-    return dataclasses.replace(request, max_tokens=1, top_logprobs=min(look.n, 20))
+    return dataclasses.replace(solver.step_request("weak"), max_tokens=1, top_logprobs=min(look.n, 20))
 
 
-def _keep_glimpse(item: OpenProblem, made: Sequence[Completion]) -> list[str]:
-    top = made[0].top_logprobs
-    item.looked.first_token = top[0] if top else ()
+def _keep_glimpse(evidence: Evidence, samples: Sequence[Completion]) -> list[str]:
+    top = samples[0].top_logprobs
+    evidence.first_token = top[0] if top else ()
     return ["a glimpse at it" if top else "no log-probabilities came with it"]
 
 
-def _samples(calls: Calls, look: Look, item: OpenProblem) -> Request:
-    seed = stable_hash(calls.settings.seed, item.problem.id, len(item.steps), "resamples")
-    return dataclasses.replace(calls.step_request("weak", item), n=look.n, seed=seed, top_logprobs=0)
+def _samples(solver: Solver, look: Look) -> Request:
+    seed = stable_hash(solver.settings.seed, solver.problem.id, len(solver.steps), "resamples")
+    return dataclasses.replace(solver.step_request("weak"), n=look.n, seed=seed, top_logprobs=0)
 
 
-def _keep_samples(item: OpenProblem, made: Sequence[Completion]) -> list[str]:
-    item.looked.resamples = tuple(Step(one.text, "weak") for one in made if one.finish != "error")
-    return ["to compare with the draft"] * len(made)
+def _keep_samples(evidence: Evidence, samples: Sequence[Completion]) -> list[str]:
+    evidence.resamples = tuple(Step(sample.text, "weak") for sample in samples if sample.failed is None)
+    return ["to compare with the draft"] * len(samples)
 
 
-def _rating(calls: Calls, look: Look, item: OpenProblem) -> Request:
-    draft = item.current.text if item.current is not None else ""
-    question = rating_question(item.problem.question, [step.text for step in item.steps], draft)
-    return Request(Problem(item.problem.id, question), stop="solution", max_tokens=8, temperature=0.0)
+def _rating(solver: Solver, look: Look) -> Request:
+    draft = solver.draft.text if solver.draft is not None else ""
+    question = rating_question(solver.problem.question, [step.text for step in solver.steps], draft)
+    problem = Problem(solver.problem.id, question)
+    return Request(problem, stop="solution", max_tokens=8, temperature=0.0, role="strong")
 
 
-def _keep_rating(item: OpenProblem, made: Sequence[Completion]) -> list[str]:
-    item.looked.rating = read_rating(made[0].text)
-    return ["cannot be read" if item.looked.rating is None else f"{item.looked.rating} of 9"]
+def _keep_rating(evidence: Evidence, samples: Sequence[Completion]) -> list[str]:
+    evidence.rating = read_rating(samples[0].text)
+    return ["cannot be read" if evidence.rating is None else f"{evidence.rating} of 9"]
 
 
-def _verification(calls: Calls, look: Look, item: OpenProblem) -> Request:
-    question = verification_question(item.problem.question, [step.text for step in item.steps])
-    seed = stable_hash(calls.settings.seed, item.problem.id, "verification")
-    heat = calls.settings.sampling.temperature
-    return Request(
-        Problem(item.problem.id, question), stop="solution", max_tokens=8, n=look.n, temperature=heat, seed=seed
-    )
+def _verification(solver: Solver, look: Look) -> Request:
+    question = verification_question(solver.problem.question, [step.text for step in solver.steps])
+    seed = stable_hash(solver.settings.seed, solver.problem.id, "verification")
+    heat, problem = solver.settings.sampling.temperature, Problem(solver.problem.id, question)
+    return Request(problem, stop="solution", max_tokens=8, n=look.n, temperature=heat, seed=seed, role="weak")
 
 
-def _keep_verification(item: OpenProblem, made: Sequence[Completion]) -> list[str]:
-    read = [parse(one.text, "verdict") for one in made]
-    item.looked.verification = tuple(None if value is None else value > 0 for value in read)
+def _keep_verification(evidence: Evidence, samples: Sequence[Completion]) -> list[str]:
+    read = [parse(sample.text, "verdict") for sample in samples]
+    evidence.verification = tuple(None if value is None else value > 0 for value in read)
     words = {None: "cannot be read", True: "right", False: "wrong"}
-    return [words[value] for value in item.looked.verification]
+    return [words[value] for value in evidence.verification]
 
 
-_KINDS = {
-    "first_token": _Kind("weak", _glimpse, _keep_glimpse),
-    "resamples": _Kind("weak", _samples, _keep_samples),
-    "rating": _Kind("strong", _rating, _keep_rating),
-    "verification": _Kind("weak", _verification, _keep_verification),
+KINDS = {
+    "first_token": Kind("weak", _glimpse, _keep_glimpse),
+    "resamples": Kind("weak", _samples, _keep_samples),
+    "rating": Kind("strong", _rating, _keep_rating),
+    "verification": Kind("weak", _verification, _keep_verification),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,18 +14,17 @@ from stepwise.config import BudgetConfig, Config, LoadConfig, ModelConfig, Sampl
 from stepwise.critics.parameters import OwnState
 from stepwise.errors import ConfigError, DataError
 from stepwise.models import load_backend
-from stepwise.models.base import Backend, Completion, Request
+from stepwise.models.base import Backend
 from stepwise.models.budget import Ledger
-from stepwise.models.cached import CachedBackend
-from stepwise.models.scorers import Item, Scored, Scorer, load_scorer, score_items
-from stepwise.models.scorers.cached import CachedScorer
+from stepwise.models.cached import Stored, StoredScorer
+from stepwise.models.scorers import Scorer, load_scorer
 from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
-from stepwise.routing.lockstep import Models, OnTrace, RouteSettings, RoutingInterrupted, route_all
 from stepwise.routing.metrics import Cost, cost_of, usage_by_author
 from stepwise.routing.policy import Policy, needs_scorer, policy_from_config, policy_from_dict, policy_to_dict
 from stepwise.routing.saved import PolicyCard
 from stepwise.routing.simple import Threshold
+from stepwise.routing.trim import Models, OnTrace, RouteSettings, RoutingInterrupted, route_all
 from stepwise.types import Problem, Trace, Usage, as_problem
 
 
@@ -78,7 +76,9 @@ class StepRouter(dspy.Module):
             cache = CallCache(cache)
             self._owned.append(cache)
         self.cache = cache
-        self.models = models if cache is None else _cached(models, cache, scorer)
+        read = ("kind", "marker", "good", "bad", "dtype", "ask", "value")  # what a score depends on beside the model
+        self._scorer_settings = scorer.model_dump(include=set(read)) if isinstance(scorer, ScorerConfig) else None
+        self.models = self._stored(models)
         self.prices = {role: _prices(spec) for role, spec in (("weak", weak), ("strong", strong), ("scorer", scorer))}
         self.ledger = Ledger(self.budget, self.prices)
 
@@ -128,8 +128,18 @@ class StepRouter(dspy.Module):
     def with_cache(self, cache: CallCache) -> Self:
         """A router with the same loaded models, whose answers are kept in `cache`, and a budget of its own."""
         other = self.with_policy(self.policy)
-        other.cache, other.models = cache, _cached(self.models, cache, None)
+        other.cache = cache
+        other.models = other._stored(self.models)
         return other
+
+    def _stored(self, models: Models) -> Models:
+        """The models with their answers kept, for good where they are compared; a resumed run keeps them by itself."""
+        cache = self.cache
+        if cache is None or cache.replays_are_free:
+            return models
+        weak, strong = Stored(models.weak, cache, role="weak"), Stored(models.strong, cache, role="strong")
+        scorer = models.scorer and StoredScorer(models.scorer, cache, settings=self._scorer_settings)
+        return Models(weak, strong, scorer)
 
     @property
     def card(self) -> PolicyCard:
@@ -162,7 +172,7 @@ class StepRouter(dspy.Module):
         resume: Iterable[Trace] = (),
         description: str = "routing",
     ) -> list[Trace]:
-        """One trace per problem, in order, all problems in lockstep, with a progress bar.
+        """One trace per problem, in order, with a progress bar.
 
         `on_trace` is told of each trace as it is finished, `on_step` of what there is of it after each step. `resume`
         holds traces of an earlier, interrupted call: a finished one whose problem is the same is taken over and not run
@@ -182,11 +192,6 @@ class StepRouter(dspy.Module):
         todo = [problem for problem in asked if problem not in done]
         if self.cache is not None and self.cache.replays_are_free:
             spent = {problem: self.cache.spent(problem.id) for problem in todo}
-        models = Models(
-            _ReportedBackend(self.models.weak, self),
-            _ReportedBackend(self.models.strong, self),
-            _ReportedScorer(self.models.scorer, self) if self.models.scorer is not None else None,
-        )
 
         def tell(trace: Trace) -> None:
             if on_trace is not None:
@@ -201,13 +206,16 @@ class StepRouter(dspy.Module):
             try:
                 fresh = route_all(
                     todo,
-                    models,
+                    self.models,
                     self.policy,
                     self.settings,
                     ledger=self.ledger,
                     on_trace=tell,
                     on_step=on_step,
                     spent=spent,
+                    store=self.cache if self.cache is not None and self.cache.replays_are_free else None,
+                    callbacks=lambda: self.callbacks,
+                    scorer_settings=self._scorer_settings,
                 )
                 return in_order(fresh)
             except RoutingInterrupted as stop:
@@ -281,68 +289,8 @@ class StepRouter(dspy.Module):
         return model
 
 
-def _cached(models: Models, cache: CallCache, scorer: Any) -> Models:
-    """The models with what they answer kept; `scorer` as it was given."""
-    read = ("kind", "marker", "good", "bad", "dtype", "ask", "value")  # what a score depends on beside the model
-    settings = scorer.model_dump(include=set(read)) if isinstance(scorer, ScorerConfig) else None
-    return Models(
-        CachedBackend(models.weak, cache, role="weak"),
-        CachedBackend(models.strong, cache, role="strong"),
-        None if models.scorer is None else CachedScorer(models.scorer, cache, settings=settings),
-    )
-
-
 def _prices(spec: Any) -> tuple[float, float] | None:
     """What a model costs: known of a configuration or a name, unknown of an object."""
     if isinstance(spec, str):
         spec = ModelConfig(model=spec)
     return spec.prices if isinstance(spec, LoadConfig) else None
-
-
-class _Reported:
-    """A model whose calls DSPy hears of: its callbacks at start and end, its usage tracker after each."""
-
-    def __init__(self, model: Any, router: StepRouter) -> None:
-        self._model, self._router = model, router
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def _tell(self, event: str, **values: Any) -> None:
-        for callback in (*(dspy.settings.get("callbacks") or ()), *self._router.callbacks):
-            getattr(callback, event)(**values)
-
-    def _call(self, work: Callable[[], list[Any]], requests: Sequence[Any]) -> list[Any]:
-        call_id = uuid.uuid4().hex
-        self._tell("on_lm_start", call_id=call_id, instance=self._model, inputs={"requests": list(requests)})
-        results: list[Any] | None = None
-        failure: BaseException | None = None
-        try:
-            results = work()
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            self._tell("on_lm_end", call_id=call_id, outputs=results, exception=failure)
-        spent = sum((result.usage for result in results), Usage())
-        if (tracker := dspy.settings.usage_tracker) is not None:
-            tracker.add_usage(
-                self._model.name,
-                {
-                    "prompt_tokens": spent.prompt_tokens,
-                    "completion_tokens": spent.generated_tokens,
-                    "total_tokens": spent.prompt_tokens + spent.generated_tokens,
-                    "prompt_tokens_details": {"cached_tokens": spent.prompt_tokens - spent.evaluated_tokens},
-                },
-            )
-        return results
-
-
-class _ReportedBackend(_Reported):
-    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
-        return self._call(lambda: self._model.continue_solutions(requests), requests)
-
-
-class _ReportedScorer(_Reported):
-    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
-        return self._call(lambda: score_items(self._model, items), items)

@@ -14,10 +14,9 @@ import pytest
 
 from stepwise.errors import BackendError, DataError
 from stepwise.models.base import Completion, Request
-from stepwise.models.cached import CachedBackend
+from stepwise.models.cached import Stored, StoredScorer
 from stepwise.models.scorers import PrefixScorer, Scored, Scorer
 from stepwise.models.scorers.base import Task
-from stepwise.models.scorers.cached import CachedScorer
 from stepwise.models.store import CallCache
 from stepwise.routing import Always, Models, Never, Policy, Random, RouteSettings, Threshold, route_all
 from stepwise.types import Problem, Step, Trace, Usage
@@ -30,8 +29,8 @@ POLICIES: list[Policy] = [Never(), Always(), Threshold(0.3), Threshold(0.6), Ran
 
 def cached(made: Models, cache: CallCache) -> Models:
     assert made.scorer is not None
-    weak, strong = CachedBackend(made.weak, cache, role="weak"), CachedBackend(made.strong, cache, role="strong")
-    return Models(weak, strong, CachedScorer(made.scorer, cache))
+    weak, strong = Stored(made.weak, cache, role="weak"), Stored(made.strong, cache, role="strong")
+    return Models(weak, strong, StoredScorer(made.scorer, cache))
 
 
 def routed(policy: Policy, made: Models, n: int = 12) -> list[Trace]:
@@ -97,7 +96,7 @@ def test_the_same_policy_again_asks_nobody_and_is_counted_as_the_first_time(tmp_
 )
 def test_a_request_that_differs_in_anything_is_asked_for(change: dict[str, object]) -> None:
     inner = ScriptedBackend(lambda *_: "some text", "scripted")
-    backend = CachedBackend(inner)
+    backend = Stored(inner)
     request = Request(P, (Step("a", "weak"),))
     other = dataclasses.replace(request, **change)
     backend.continue_solutions([request, other, request])
@@ -113,7 +112,7 @@ def test_another_model_or_adapter_or_prompt_has_its_own_continuations() -> None:
     for name, prompt in (("a", "x"), ("a+adapter", "x"), ("a", "y"), ("a", "x")):
         inner = ScriptedBackend(lambda *_, text=f"by {name} under {prompt}": text, name)
         inner.prompt = type("Prompt", (), {"hash": prompt})()  # type: ignore[attr-defined]
-        made = CachedBackend(inner, cache).continue_solutions([request])
+        made = Stored(inner, cache).continue_solutions([request])
         assert made[0].text == f"by {name} under {prompt}"
     assert len(cache) == 3
     assert (cache.hits["model"], cache.misses["model"]) == (1, 3)
@@ -121,7 +120,7 @@ def test_another_model_or_adapter_or_prompt_has_its_own_continuations() -> None:
 
 def test_what_failed_is_asked_for_again_and_what_it_cost_is_counted() -> None:
     lines = iter([Line("", "error", "busy"), Line("a step")])
-    backend = CachedBackend(ScriptedBackend(lambda *_: next(lines)), role="weak")
+    backend = Stored(ScriptedBackend(lambda *_: next(lines)), role="weak")
     request = Request(P)
     assert backend.continue_solutions([request])[0].error == "busy"
     assert [backend.continue_solutions([request])[0].text for _ in range(2)] == ["a step"] * 2
@@ -147,14 +146,14 @@ class _Telling:
 
 def test_more_log_probabilities_answer_a_request_for_fewer_but_not_the_other_way_round() -> None:
     inner = _Telling()
-    backend = CachedBackend(inner)  # type: ignore[arg-type]
+    backend = Stored(inner)  # type: ignore[arg-type]
     requests = {n: Request(P, top_logprobs=n) for n in (0, 1, 3)}
     one, three = backend.continue_solutions([requests[1], requests[3]])
     assert inner.asked == [3]
     assert (one.top_logprobs, three.top_logprobs) == (((0.0,),), ((0.0, -1.0, -2.0),))
     assert backend.continue_solutions([requests[0]])[0].top_logprobs is None
     assert inner.asked == [3]
-    other = CachedBackend(inner)  # type: ignore[arg-type]
+    other = Stored(inner)  # type: ignore[arg-type]
     other.continue_solutions([requests[1]])
     other.continue_solutions([requests[3]])
     assert inner.asked == [3, 1, 3]
@@ -166,7 +165,7 @@ def test_a_backend_that_leaves_requests_unanswered_is_refused() -> None:
             return super().continue_solutions(requests)[:-1]
 
     with pytest.raises(BackendError, match="without an answer"):
-        CachedBackend(Silent(lambda *_: "x")).continue_solutions([Request(P), Request(P, seed=1)])
+        Stored(Silent(lambda *_: "x")).continue_solutions([Request(P), Request(P, seed=1)])
 
 
 VICTIM = """
@@ -261,17 +260,17 @@ def test_scores_are_asked_for_once_and_a_policy_that_comes_second_is_charged_as_
 
     alone, inner, later = arms(_Reader()), _Reader(), _Reader()
     with CallCache(tmp_path / "scores.jsonl") as cache:
-        told = arms(CachedScorer(inner, cache))
+        told = arms(StoredScorer(inner, cache))
     assert [usage.evaluated_tokens for usage in told] == [usage.evaluated_tokens for usage in alone]
     assert inner.usage.evaluated_tokens < 0.7 * sum(usage.evaluated_tokens for usage in alone)
     with CallCache(tmp_path / "scores.jsonl") as cache:
-        resumed = arms(CachedScorer(later, cache))
+        resumed = arms(StoredScorer(later, cache))
         assert cache.hit_rate == 1.0
     assert (resumed, later.usage.calls) == (told, 0)
 
 
 def test_a_solution_that_cannot_be_scored_is_tried_again() -> None:
-    scorer = CachedScorer(_Reader())
+    scorer = StoredScorer(_Reader())
     for _ in range(2):
         bad, good = scorer.score_detailed([(P, ["fine", " "]), (P, ["fine"])])
         assert "empty" in bad.error

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from threading import Lock
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from stepwise.errors import BackendError, ScorerError
+from stepwise.models.driver import Batcher, Driver
 from stepwise.types import Failure, Problem, Usage, as_problem
 
 A = TypeVar("A")
@@ -76,29 +77,44 @@ class _Itemizes(Protocol):
     def score_detailed(self, items: Sequence[Item]) -> list[Scored]: ...
 
 
-class BaseScorer(ABC):
-    """A scorer of which only `score_detailed` is to be written.
+class BaseScorer:
+    """A scorer of which one method is to be written: `score_detailed` for batches, or the coroutine `ascore`.
 
     `memory_bytes`: an estimate of what the model takes on this machine, weights and key-value cache or activations,
-    None where it runs elsewhere.
+    None where it runs elsewhere. `prompt_hash`: of the prompt that solutions are read under. `remote`: it answers when
+    it likes, so that nothing that waits for it can be exact.
     """
 
     incremental: bool = False
     parameters: int | None = None
     memory_bytes: int | None = None
+    prompt_hash: str = ""
+    remote: bool = False
 
     def __init__(self, name: str):
         self.name = name
         self.usage = Usage(name)
+        self._batcher: Batcher[Item, Scored] = Batcher(lambda items: score_items(self, items))
+
+    async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
+        """Scores of all steps and what they cost, or why there are none; those of the first `known` steps were asked
+        for before. Without a coroutine of its own, a scorer is asked for everything that waits when it is free.
+        """
+        return await self._batcher.ask((problem, steps))
+
+    @property
+    def engines(self) -> tuple[Any, ...]:
+        """The engines of this process that it runs on, for a driver to move."""
+        return ()
 
     @property
     def identity(self) -> str:
         """Scores made under one identity are never used under another."""
         return self.name
 
-    @abstractmethod
     def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
         """Scores and cost of each item; where one cannot be scored, its `error` says why."""
+        return Driver(self.engines).run([self.ascore(problem, steps) for problem, steps in items])
 
     def score_batch(self, items: Sequence[Item]) -> list[list[float]]:
         """Scores in [0, 1] for each (problem, steps); raises `ScorerError` where one cannot be scored."""
@@ -203,6 +219,82 @@ class Task(NamedTuple):
     first: int
 
 
+class _Begun(NamedTuple):
+    """A solution on its way through a `PrefixScorer`: a key for each step, known scores, why it cannot be scored."""
+
+    keys: list[bytes]
+    known: list[float]
+    fault: str
+    task: Task | None
+
+
+class BatchedScorer(BaseScorer):
+    """A coroutine in front of a scorer of anybody's."""
+
+    def __init__(self, scorer: Scorer):
+        super().__init__(scorer.name)
+        self.scorer = scorer
+        self.parameters, self.incremental = scorer.parameters, scorer.incremental
+
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
+        """The scorer's."""
+        return score_items(self.scorer, items)
+
+
+def scorer_of(scorer: Scorer) -> BaseScorer:
+    """`scorer` itself where it has the coroutine, else `BatchedScorer` around it."""
+    return scorer if isinstance(scorer, BaseScorer) else BatchedScorer(scorer)
+
+
+class WrappedScorer(BaseScorer):
+    """A wrapper that does nothing yet: everything is the scorer's inside."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = inner = scorer_of(scorer)
+        super().__init__(inner.name)
+        self.parameters, self.incremental, self.memory_bytes = inner.parameters, inner.incremental, inner.memory_bytes
+        self.prompt_hash, self.remote = inner.prompt_hash, inner.remote
+
+    @property
+    def usage(self) -> Usage:  # type: ignore[override]
+        """The scorer's."""
+        return self.scorer.usage
+
+    @usage.setter
+    def usage(self, value: Usage) -> None:
+        return
+
+    @property
+    def identity(self) -> str:
+        """The scorer's."""
+        return self.scorer.identity
+
+    @property
+    def engines(self) -> tuple[Any, ...]:
+        """The scorer's."""
+        return self.scorer.engines
+
+    async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
+        """The scorer's."""
+        return await self.scorer.ascore(problem, steps, known)
+
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
+        """Through the coroutine."""
+        return Driver(self.engines).run([self.ascore(problem, steps) for problem, steps in items])
+
+    def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:
+        """The scorer's."""
+        self.scorer.learn(problem, steps, scores)
+
+    def forget(self) -> None:
+        """The scorer's."""
+        self.scorer.forget()
+
+    def close(self) -> None:
+        """Free the scorer."""
+        self.scorer.close()
+
+
 class PrefixScorer(BaseScorer):
     """A scorer whose score of a step depends on the question and the steps up to it alone.
 
@@ -224,26 +316,34 @@ class PrefixScorer(BaseScorer):
 
     def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
         """Scores and cost of each item; where one cannot be scored, its `error` says why."""
-        asked = [(_encodable(as_problem(problem).question), [*map(_encodable, steps)]) for problem, steps in items]
-        rows = [self._keys(question, steps) for question, steps in asked]
+        begun = [self._begin(*item) for item in items]
+        tasks = [item.task for item in begun if item.task is not None]
+        fresh = iter(self.measure(tasks) if tasks else [])
+        return [self._end(item, None if item.task is None else next(fresh)) for item in begun]
+
+    def _begin(self, problem: Problem | str, steps: Sequence[str]) -> _Begun:
+        """What is known of a solution's scores, and the task of finding the others, None where all is."""
+        question, texts = _encodable(as_problem(problem).question), [*map(_encodable, steps)]
+        keys = self._keys(question, texts)
         with self._lock:
-            known = [[self._known[key] for key in takewhile(self._known.__contains__, row)] for row in rows]
-        results = [
-            Scored(scores, Usage(self.name), text_fault(question, steps, self.marker_text))
-            for scores, (question, steps) in zip(known, asked, strict=True)
-        ]
-        todo = [i for i, scored in enumerate(results) if not scored.error and len(known[i]) < len(rows[i])]
-        fresh = self.measure([Task(*asked[i], len(known[i])) for i in todo]) if todo else []
+            known = [self._known[key] for key in takewhile(self._known.__contains__, keys)]
+        fault = text_fault(question, texts, self.marker_text)
+        task = None if fault or len(known) == len(texts) else Task(question, texts, len(known))
+        return _Begun(keys, known, fault, task)
+
+    def _end(self, begun: _Begun, fresh: Scored | None) -> Scored:
+        """The scores with the `fresh` ones, which are kept from now on."""
+        keys, known = begun.keys, begun.known
+        if fresh is None:
+            return Scored(known, Usage(self.name), begun.fault)
+        error = fresh.error or scores_fault(fresh.scores, len(keys), len(known))
+        new = [] if error else fresh.scores
         with self._lock:
-            for i, scored in zip(todo, fresh, strict=True):
-                error = scored.error or scores_fault(scored.scores, len(rows[i]), len(known[i]))
-                new = [] if error else scored.scores
-                self._known.update(zip(rows[i][len(known[i]) :], new, strict=not error))
-                results[i] = Scored([*known[i], *new], scored.usage, error, scored.failure)
-                self.usage = scored.usage if self.usage == Usage(self.name) else self.usage + scored.usage
+            self._known.update(zip(keys[len(known) :], new, strict=not error))
+            self.usage = fresh.usage if self.usage == Usage(self.name) else self.usage + fresh.usage
             while len(self._known) > self.memory:
                 self._known.popitem(last=False)
-        return results
+        return Scored([*known, *new], fresh.usage, error, fresh.failure)
 
     def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:
         """See the base class."""

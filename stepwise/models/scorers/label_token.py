@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
+from stepwise.models.engine import Engine
 from stepwise.models.scorers.base import PrefixScorer, Scored, Task
 from stepwise.prompt import SolvePrompt
-from stepwise.types import Usage
+from stepwise.types import Problem, Usage
 
 
 class PrefixReader(Protocol):
@@ -103,6 +104,27 @@ class LabelTokenScorer(PrefixScorer):
             [self._good, self._bad],
         )
         return [self._scored(len(ids), found) for (ids, _), found in zip(sequences, read, strict=True)]
+
+    async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
+        """On the engine, a solution joins the running batch as soon as it is asked about."""
+        if not isinstance(self.engine, Engine):
+            return await super().ascore(problem, steps, known)
+        begun = self._begin(problem, steps)
+        if begun.task is None:
+            return self._end(begun, None)
+        ids, markers = self._sequence(begun.task)
+        (read,) = await self.engine.ascore([ids], [markers[begun.task.first :]], [self._good, self._bad])
+        return self._end(begun, self._scored(len(ids), read))
+
+    @property
+    def engines(self) -> tuple[Any, ...]:
+        """The engine, where it is one of this process."""
+        return (self.engine,) if isinstance(self.engine, Engine) else ()
+
+    @property
+    def prompt_hash(self) -> str:  # type: ignore[override]
+        """Of the solve prompt."""
+        return self.prompt.hash
 
     def forget(self) -> None:
         """Drop every score and cached prefix, so that what follows is measured from cold."""

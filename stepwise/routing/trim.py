@@ -1,0 +1,453 @@
+"""TRIM's loop (arXiv 2601.10245, section 3): the weak model drafts a step, a scorer reads it, a policy decides.
+
+What differs from TRIM:
+1. A policy may decide before the draft is written, keep the strong model for several steps or for good, have the weak
+   model draft again, or look for more evidence first; TRIM rewrites one step after seeing its draft and its score.
+2. An end of message without a box ends the trace; TRIM's loop goes on asking until its limit of 30 steps.
+3. A strong step is scored together with the draft after it, so it costs the scorer no call of its own; one that ends
+   the solution is not scored.
+4. Every draft's seed follows from (run seed, problem id, step, role, attempt) alone: up to the rounding of the models'
+   sums, a trace does not depend on what else is in the batch, and the same prefix gets the same draft under every
+   policy.
+5. Caps, on a problem and on the run, are kept by the models' wrappers, which reserve a whole step before it is asked
+   for. A strong step that may not be paid for is written by the weak model instead.
+
+One problem is one coroutine, `Solver.run`; batches are made by the engines (`stepwise.models.driver`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from stepwise.config import SamplingConfig
+from stepwise.errors import BudgetExceededError, CapabilityError, ConfigError
+from stepwise.models.base import Backend, Completion, Generator, Request, generator_of
+from stepwise.models.budget import ACCOUNT, Ledger
+from stepwise.models.driver import Driver
+from stepwise.models.failures import error_of, failure_of
+from stepwise.models.scorers.base import Scorer, BaseScorer, scorer_of
+from stepwise.models.store import CallCache
+from stepwise.models.wrappers import composed, composed_scorer
+from stepwise.prompt import SolvePrompt
+from stepwise.routing.evidence import KINDS, Evidence
+from stepwise.routing.policy import (
+    Action,
+    Escalate,
+    HandOver,
+    Keep,
+    Look,
+    Policy,
+    Resample,
+    View,
+    check_models,
+    looks_of,
+    needs_scorer,
+)
+from stepwise.seeds import stable_hash
+from stepwise.steps import extract_answer
+from stepwise.types import Problem, Step, Trace, TraceFinish, Usage
+
+MAX_COPIES = 2  # a step may stand twice in a trace; a third copy means that the models go in circles
+MAX_DRAFTS = 16  # drafts of one step; a policy that resamples for ever is stopped here
+_FOR_GOOD = 2**31
+Role = Literal["weak", "strong"]
+OnTrace = Callable[[Trace], None]
+
+
+class Models(NamedTuple):
+    """The models of a run by role; `scorer` is needed only by policies that look at scores."""
+
+    weak: Backend | Generator
+    strong: Backend | Generator
+    scorer: Scorer | None = None
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class RouteSettings:
+    """How steps are drawn and when a trace ends.
+
+    `window` bounds the problems that are open at once (None: all of them). `prompt` is what the models put around a
+    question; here it only bounds what a request may cost.
+    """
+
+    sampling: SamplingConfig = SamplingConfig()
+    max_steps: int = Field(default=30, ge=1)
+    seed: int = Field(default=0, ge=0)
+    window: int | None = Field(default=None, ge=1)
+    prompt: SolvePrompt = SolvePrompt()
+
+
+class RoutingInterrupted(KeyboardInterrupt):
+    """Ctrl-C during routing. `traces` has one trace per problem, in order; those not finished end in "interrupted"."""
+
+    def __init__(self, traces: Sequence[Trace] = ()):
+        super().__init__("routing was interrupted; .traces holds what was done")
+        self.traces = list(traces)
+
+
+def route_all(
+    problems: Sequence[Problem],
+    models: Models,
+    policy: Policy,
+    settings: RouteSettings | None = None,
+    *,
+    ledger: Ledger | None = None,
+    on_trace: OnTrace | None = None,
+    on_step: OnTrace | None = None,
+    spent: Mapping[Problem, Mapping[str, Usage]] | None = None,
+    store: CallCache | None = None,
+    callbacks: Callable[[], Sequence[Any]] | None = None,
+    scorer_settings: Any = None,
+) -> list[Trace]:
+    """One trace per problem, in the order of the problems; `on_trace` is told of each as soon as it is finished, and
+    `on_step` of what there is of it after each of its steps.
+
+    The caps of `ledger` hold for everything it counts, its caps on one problem for each trace and what `spent` says (by
+    problem and role) that earlier attempts at it cost. `store`, `callbacks` and `scorer_settings` go to the wrappers.
+
+    A model that refuses a request ends that trace with finish "error". Raises `ConfigError` when the policy needs a
+    scorer and there is none, `BackendError` and `ScorerError` where a model is gone, `RoutingInterrupted` on Ctrl-C.
+    """
+    if needs_scorer(policy) and models.scorer is None:
+        raise ConfigError(
+            f"policy {policy.name!r} looks at scores, but there is no scorer; "
+            "give one, for example scorer='llamacpp/lab-scorer'"
+        )
+    check_models(policy, {role: model.name if model is not None else None for role, model in models._asdict().items()})
+    settings, ledger = settings or RouteSettings(), ledger or Ledger()
+    given: dict[str, Any] = {"ledger": ledger, "prompt": settings.prompt, "store": store, "callbacks": callbacks}
+    asked = Models(
+        composed(generator_of(models.weak), role="weak", **given),
+        composed(generator_of(models.strong), role="strong", **given),
+        None if models.scorer is None else composed_scorer(scorer_of(models.scorer), settings=scorer_settings, **given),
+    )
+    solvers = [
+        Solver(problem, asked, policy, settings, ledger.for_problem((spent or {}).get(problem)), on_step)
+        for problem in problems
+    ]
+
+    async def solve(solver: Solver) -> Trace:
+        trace = await solver.run()
+        if on_trace is not None:
+            on_trace(trace)
+        return trace
+
+    working = [model for model in asked if model is not None]
+    engines = [engine for model in working for engine in model.engines]  # type: ignore[union-attr]
+    remote = any(model.remote for model in working)  # type: ignore[union-attr]
+    try:
+        return Driver(engines, exact=not remote).run([solve(solver) for solver in solvers], window=settings.window)
+    except KeyboardInterrupt:
+        raise RoutingInterrupted([solver.interrupted() for solver in solvers]) from None
+
+
+class Solver:
+    """One problem while it is solved: the steps so far, and the step that is being made."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        models: Any,
+        policy: Policy,
+        settings: RouteSettings,
+        account: Ledger,
+        on_step: OnTrace | None = None,
+    ):
+        self.problem, self.models, self.policy, self.settings = problem, models, policy, settings
+        self.account, self.looks, self._on_step = account, looks_of(policy), on_step
+        self.steps: list[Step] = []
+        self.finish: TraceFinish = ""
+        self.note = ""
+        self.scorer_usage = Usage()
+        self.strong_steps = 0  # steps that the strong model still writes before the policy is asked again
+        # the step being made
+        self.draft: Step | None = None
+        self.draft_finish = ""
+        self.drafts: list[Step] = []  # thrown away
+        self.paid_evidence: list[Step] = []
+        self.evidence = Evidence()
+        self.undecided = False  # the policy wants to see the draft first
+        self.decision = ""
+        self.refused_by = ""  # the cap that stood in the way of the last model
+        # the weak model's whole solution, once it was reviewed
+        self.ended: TraceFinish = ""
+        self.weak_solution: Solver | None = None
+
+    async def run(self) -> Trace:
+        """The finished trace."""
+        ACCOUNT.set(self.account)
+        while not self.finish:
+            await self._step()
+            if self.policy.when == "solution" and self.finish not in ("", "error", "budget") and not self.ended:
+                await self._review()
+            if self._on_step is not None:
+                self._on_step(self.trace())
+        return self.trace()
+
+    async def _step(self) -> None:
+        """One more step, or the end."""
+        when = self.policy.when
+        if not self.strong_steps and (when == "before" or (when == "question" and not self.steps)):
+            await self._decide()
+        while not (self.strong_steps or self.finish):  # draft, score, decide; again where the policy resamples
+            await self._write("weak")
+            if self.finish or not (when == "after" or self.undecided) or not await self._decide():
+                break
+        if self.strong_steps and not self.finish and not await self._write("strong"):
+            self.strong_steps = 0
+            self.decision = f"keep: the budget is spent, {self.refused_by} ({self.decision})"
+            if self.weak_solution is not None and not self.steps:
+                self._restore()
+            elif self.draft is None:
+                await self._write("weak")
+        if not self.finish:
+            self._accept()
+
+    async def _write(self, role: Role) -> bool:
+        """Have a model write the step; False where a cap forbids it, without which the weak model cannot go on."""
+        result = await self.ask(role, self.step_request(role))
+        failure = result.failed
+        if failure is not None and failure.kind == "budget":
+            self.refused_by = failure.cap
+            if role == "weak":
+                self._end("budget", f"the budget was spent before step {len(self.steps)}: {failure.cap}")
+            return False
+        self._replace(Step(result.text, role, usage=result.usage, token_ids=result.token_ids))
+        self.draft_finish = result.finish
+        self.evidence.logprobs = result.top_logprobs or ()
+        if failure is not None:
+            self._end("error", f"the {role} model failed at step {len(self.steps)}: {failure}")
+        return True
+
+    async def _decide(self) -> bool:
+        """Let the policy decide on what it wants to see; True where the weak model is to draft again."""
+        if self.policy.needs_scores:
+            await self.score()
+        while not self.finish:
+            action: Any = self.policy.decide(self._view())
+            if inspect.isawaitable(action):  # it asks a model
+                action = await action
+            if not isinstance(action, Look):
+                return self._act(action)
+            await self._look(action)
+            if action.what == "draft":
+                return False
+        return False
+
+    async def score(self) -> None:
+        """Fill in the scores that are missing; a step keeps the score that was decided on."""
+        texts, known = self.texts, sum(step.score is not None for step in self.steps)
+        if len(texts) <= known:
+            return
+        result = await self.models.scorer.ascore(self.problem, texts, known)
+        self.scorer_usage += result.usage
+        place, failure = len(self.steps), result.failure
+        if failure is not None and failure.kind == "budget":
+            self._end("budget", f"the budget was spent before step {place} was scored: {failure.cap}")
+        elif failure is not None and failure.kind != "refused":
+            raise error_of(failure, f"the scorer at step {place} of problem {self.problem.id!r}")
+        elif result.error:
+            self._end("error", f"the scorer failed at step {place}: {result.error}")
+        else:
+            self.steps = [
+                step if step.score is not None else dataclasses.replace(step, score=score)
+                for step, score in zip(self.steps, result.scores[:place], strict=True)
+            ]
+            if self.draft is not None and len(result.scores) > place:
+                self.draft = dataclasses.replace(self.draft, score=result.scores[-1])
+
+    async def _look(self, look: Look) -> None:
+        """Get what the policy looks for; raises ConfigError for evidence that it did not name, or has already."""
+        there = self.draft is not None if look.what == "draft" else look.what in self._seen()
+        if look.what not in self.looks or there:
+            fault = "again, although it is there" if there else "which is not in its `looks`"
+            raise ConfigError(f"policy {self.policy.name!r} looks for {look.what!r} {fault}; correct its decide()")
+        self.evidence.done.add(look.what)
+        if look.what == "draft":
+            self.undecided = True
+        elif look.what == "scores":
+            await self.score()
+        elif look.what in KINDS:
+            await KINDS[look.what].gather(self, look)
+
+    def _act(self, action: Action) -> bool:
+        """Note what the policy decided; True when the weak model is to draft again."""
+        again = isinstance(action, Resample) and self.draft is not None and len(self.drafts) < MAX_DRAFTS - 1
+        match action:
+            case Escalate():
+                self.strong_steps, word = action.steps, "escalate"
+            case HandOver():
+                self.strong_steps, word = _FOR_GOOD, "hand over"
+            case Resample() if again:
+                word = "draft again"
+            case Resample() | Keep():
+                word = "keep"
+        self.decision = f"{word}: {action.reason}" if action.reason else word
+        if again and self.draft is not None:
+            self.draft = dataclasses.replace(self.draft, decision=self.decision)
+            self._replace(None)
+        return again
+
+    def _accept(self) -> None:
+        """The draft becomes the next step, with the drafts before it and the evidence; the trace may end with it."""
+        assert self.draft is not None
+        step, finish, place = self.draft, self.draft_finish, f"step {len(self.steps)} ({self.draft.author})"
+        if not step.text.strip():
+            if finish == "eos":
+                self._end("eos", f"ended without a boxed answer before {place}")
+            else:
+                self._end("repeat", f"{place} is empty")
+            return
+        step = dataclasses.replace(
+            step, discarded=tuple(self.drafts), decision=self.decision, evidence=tuple(self.paid_evidence)
+        )
+        self.steps.append(step)
+        self.draft, self.drafts, self.paid_evidence = None, [], []
+        self.evidence, self.undecided = Evidence(), False
+        if step.author == "strong":
+            self.strong_steps -= 1
+            self.decision = f"{self.decision.removesuffix(' (continued)')} (continued)"
+        if finish == "answer" or extract_answer(step.text) is not None:
+            self._end("answer")
+        elif finish == "eos":
+            self._end("eos", f"ended without a boxed answer at {place}")
+        elif finish == "length":
+            self._end("length", f"{place} was cut at {step.usage.generated_tokens} tokens")
+        elif finish == "repeat":
+            self._end("repeat", f"{place} repeats itself")
+        elif sum(other.text == step.text for other in self.steps) > MAX_COPIES:
+            self._end("repeat", f"{place} stands in the solution more than {MAX_COPIES} times")
+        elif len(self.steps) >= self.settings.max_steps:
+            self._end("steps", f"no boxed answer after {self.settings.max_steps} steps")
+
+    async def _review(self) -> None:
+        """Show the policy the weak model's solution, once; what it hands over is begun anew."""
+        self.ended, self.finish = self.finish, ""
+        await self._decide()
+        if self.strong_steps:
+            self.strong_steps = _FOR_GOOD
+            self._restart()
+        elif not self._failed:
+            self.finish = self.ended  # where the budget was spent on the way to a decision, the solution stands
+
+    def _restart(self) -> None:
+        """Throw the weak model's solution away; its steps become drafts of the first step to come."""
+        self.weak_solution = copy.copy(self)
+        drafts, evidence = list[Step](), list[Step]()
+        for step in self.steps:
+            evidence += step.evidence
+            drafts += [*step.discarded, dataclasses.replace(step, discarded=(), evidence=())]
+        self.steps, self.drafts, self.paid_evidence = [], [*drafts, *self.drafts], [*evidence, *self.paid_evidence]
+        self.finish, self.note = "", ""
+
+    def _restore(self) -> None:
+        """Put the weak model's solution back, where the strong model may not be asked for its first step."""
+        before = self.weak_solution
+        assert before is not None
+        self.steps, self.drafts, self.paid_evidence = before.steps, before.drafts, before.paid_evidence
+        self.finish, self.note = before.ended, f"not handed over: the budget is spent, {self.refused_by}"
+
+    @property
+    def _failed(self) -> bool:
+        return self.finish == "error"
+
+    # ----- requests
+
+    async def ask(self, role: Role, request: Request) -> Completion:
+        """The completion; one that a cap refuses says so. Raises `CapabilityError` where the model gives no
+        log-probabilities, `BackendError` where it is gone.
+        """
+        model: Generator = getattr(self.models, role)
+        if request.top_logprobs:
+            try:
+                await model.prepare()
+            except BudgetExceededError as refusal:
+                return Completion.of_failure(failure_of(refusal), n=request.n)
+            if not model.capabilities.logprobs:
+                wanted_by = self.looks.get("logprobs") or self.looks.get("first_token", "")
+                raise CapabilityError(
+                    f"signal {wanted_by!r} needs the log-probabilities of the likeliest tokens, and the {role} model "
+                    f"{model.name!r} gives none; load it in this process (llamacpp/...) or behind a server whose chat "
+                    'completions have top_logprobs (with continuation = "probe", which finds that out), or take a '
+                    "signal on scores or texts (score, score_drop, agreement)"
+                )
+        return await model.generate(request)
+
+    def step_request(self, role: Role) -> Request:
+        """The next step; its seed depends on the place alone, so that policies share drafts."""
+        sampling, attempt = self.settings.sampling, len(self.drafts) if role == "weak" else 0
+        return Request(
+            self.problem,
+            tuple(self.steps),
+            max_tokens=sampling.max_step_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=stable_hash(self.settings.seed, self.problem.id, len(self.steps), role, attempt),
+            top_logprobs=int(role == "weak" and "logprobs" in self.looks),
+            role=role,
+            attempt=attempt,
+        )
+
+    @property
+    def texts(self) -> list[str]:
+        """The steps so far and the draft, as a scorer gets them; an empty draft is left out."""
+        draft = [self.draft.text] if self.draft is not None and self.draft.text.strip() else []
+        return [*(step.text for step in self.steps), *draft]
+
+    # ----- what others see
+
+    def _seen(self) -> frozenset[str]:
+        """What there is evidence of; log-probabilities come with the draft."""
+        come = {"logprobs"} if "logprobs" in self.looks and self.draft is not None else set()
+        return frozenset(self.evidence.done | come)
+
+    def _view(self) -> View:
+        evidence = self.evidence
+        return View(
+            self.problem,
+            tuple(self.steps),
+            self.draft,
+            self.draft_finish if self.draft is not None else "",
+            len(self.drafts),
+            self.settings.max_steps,
+            self.account.unspent("strong_tokens"),
+            self.settings.seed,
+            self.ended,
+            self._seen(),
+            evidence.first_token,
+            evidence.logprobs,
+            evidence.resamples,
+            evidence.rating,
+            evidence.verification,
+        )
+
+    def trace(self) -> Trace:
+        """What there is of it so far."""
+        loose = (*self.paid_evidence, *self.drafts)
+        return Trace(self.problem, tuple(self.steps), self.finish, self.scorer_usage, self.note, loose)
+
+    def interrupted(self) -> Trace:
+        """Its trace when the user stops the run: as it is if finished, else with finish "interrupted"."""
+        if self.finish:
+            return self.trace()
+        lost = (*self.paid_evidence, *self.drafts, *([self.draft] if self.draft else []))
+        return Trace(self.problem, tuple(self.steps), "interrupted", self.scorer_usage, "stopped by the user", lost)
+
+    def _end(self, finish: TraceFinish, note: str = "") -> None:
+        """Close the trace; what was written for a step that never came to be is kept as abandoned."""
+        self._replace(None)
+        self.finish, self.note = finish, note
+
+    def _replace(self, step: Step | None) -> None:
+        """Put `step` in place of the draft, which joins the drafts thrown away."""
+        if self.draft is not None:
+            self.drafts.append(self.draft)
+        self.draft, self.evidence = step, self.evidence.of_place()
