@@ -18,7 +18,7 @@ from stepwise.models.base import Completion, Generator, Request, Wrapped
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.cached import Stored, StoredScorer
 from stepwise.models.failures import error_of, failure_of
-from stepwise.models.scorers.base import Scored, BaseScorer, WrappedScorer
+from stepwise.models.scorers.base import BaseScorer, Scored, WrappedScorer
 from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Failure, Problem, Usage, as_problem

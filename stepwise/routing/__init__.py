@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from stepwise.routing.calibration import Calibrated, calibrate
     from stepwise.routing.judged import Judged
     from stepwise.routing.learned import Learned
-    from stepwise.routing.trim import Models, RouteSettings, RoutingInterrupted, route_all
     from stepwise.routing.pomdp import (
         BeliefThreshold,
         ObservationLaw,
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
         StrongRating,
         fit_mixture,
     )
+    from stepwise.routing.trim import Models, RouteSettings, RoutingInterrupted, route_all
 
 _LAZY = {
     "Agreement": "signals",

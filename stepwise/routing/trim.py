@@ -32,7 +32,7 @@ from stepwise.models.base import Backend, Completion, Generator, Request, genera
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.driver import Driver
 from stepwise.models.failures import error_of, failure_of
-from stepwise.models.scorers.base import Scorer, BaseScorer, scorer_of
+from stepwise.models.scorers.base import Scorer, scorer_of
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import composed, composed_scorer
 from stepwise.prompt import SolvePrompt

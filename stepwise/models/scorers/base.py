@@ -251,7 +251,7 @@ class WrappedScorer(BaseScorer):
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = inner = scorer_of(scorer)
-        super().__init__(inner.name)
+        self.name = inner.name
         self.parameters, self.incremental, self.memory_bytes = inner.parameters, inner.incremental, inner.memory_bytes
         self.prompt_hash, self.remote = inner.prompt_hash, inner.remote
 
@@ -259,10 +259,6 @@ class WrappedScorer(BaseScorer):
     def usage(self) -> Usage:  # type: ignore[override]
         """The scorer's."""
         return self.scorer.usage
-
-    @usage.setter
-    def usage(self, value: Usage) -> None:
-        return
 
     @property
     def identity(self) -> str:
