@@ -6,6 +6,7 @@ Backends know nothing of routing or training. A model that fails for one item an
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -184,9 +185,14 @@ class Generator(ABC):
         """The most that `prepare` spends."""
         return Usage()
 
-    async def prepare(self) -> Usage:
-        """Find out what the model can do, where nobody has yet; what that cost."""
+    def prepare(self) -> Usage:
+        """Find out what the model can do, where nobody has yet, and what that cost; blocks the calling thread."""
         return Usage()
+
+    async def ready(self) -> None:
+        """`prepare` where it is needed. Raises BudgetExceededError where a wrapper's cap forbids it."""
+        if self.probe_bound.calls:
+            await asyncio.to_thread(self.prepare)
 
     def prefix_ids(self, request: Request) -> list[int]:
         """The token ids that the completion follows on, [] where they are not known or the request is refused."""
@@ -330,9 +336,13 @@ class Wrapped(Generator):
         """The model's."""
         return await self.model.generate(request)
 
-    async def prepare(self) -> Usage:
+    def prepare(self) -> Usage:
         """The model's."""
-        return await self.model.prepare()
+        return self.model.prepare()
+
+    async def ready(self) -> None:
+        """The model's."""
+        await self.model.ready()
 
     def prefix_ids(self, request: Request) -> list[int]:
         """The model's."""

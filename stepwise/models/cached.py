@@ -35,14 +35,17 @@ class _Flights:
     def __init__(self) -> None:
         self._tasks: dict[Any, asyncio.Task[Any]] = {}
 
-    async def ask(self, key: Any, ask: Callable[[], Awaitable[Any]]) -> Any:
-        """The answer to `key`, asked for by one coroutine at a time; another's cancellation does not end it."""
+    async def ask(self, key: Any, ask: Callable[[], Awaitable[Any]]) -> tuple[Any, bool]:
+        """The answer to `key`, and whether it was asked for here: of several who ask at once only the first does, and
+        its cancellation does not end it for the others.
+        """
         place = (asyncio.get_running_loop(), key)
-        task = self._tasks.get(place)
+        task, first = self._tasks.get(place), False
         if task is None:
-            task = self._tasks[place] = asyncio.ensure_future(ask())
+            task, first = asyncio.ensure_future(ask()), True
+            self._tasks[place] = task
             task.add_done_callback(lambda _: self._tasks.pop(place, None))
-        return await asyncio.shield(task)
+        return await asyncio.shield(task), first
 
 
 class Stored(Wrapped):
@@ -78,20 +81,18 @@ class Stored(Wrapped):
         key = self._key(request, ids)
         samples, asked = self._find(key, request), False
         while samples is None:
-            asked_now = await self._flights.ask(key, lambda: self._ask(key, request))
-            samples, wanted, owner = asked_now
-            asked = owner is request
+            (samples, wanted), asked = await self._flights.ask(key, lambda: self._ask(key, request))
             if wanted < request.top_logprobs and samples[0].failed is None:
                 samples = None  # whoever asked first wanted less of it
         self.store.count(self.role, int(not asked), int(asked))
         return first_of([self._told(sample, request, ids) for sample in samples])
 
-    async def _ask(self, key: str, request: Request) -> tuple[list[Completion], int, Request]:
-        """Ask the model and keep what it says: the samples, how much was asked for, and by which request."""
+    async def _ask(self, key: str, request: Request) -> tuple[list[Completion], int]:
+        """Ask the model and keep what it says: the samples, and how many log-probabilities were asked for."""
         result = await self.model.generate(request)
         samples = [dataclasses.replace(sample, rest=()) for sample in result.samples]
-        if all(sample.finish == "budget" for sample in samples):
-            return samples, request.top_logprobs, request  # nobody was asked
+        if result.finish == "budget":  # nobody was asked
+            return samples, request.top_logprobs
         usage, value = sum((sample.usage for sample in samples), Usage()), None
         if all(sample.failed is None for sample in samples):
             rows = _KEPT.dump_python(samples, mode="json", exclude_defaults=True)
@@ -99,7 +100,7 @@ class Stored(Wrapped):
         with self._lock:
             self.spent += usage
         self.store.add([Answer(key, self.role, request.problem.id, usage, value)])
-        return samples, request.top_logprobs, request
+        return samples, request.top_logprobs
 
     def _find(self, key: str, request: Request) -> list[Completion] | None:
         value = self.store.find(key)
@@ -175,11 +176,10 @@ class StoredScorer(WrappedScorer):
     async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
         """The known scores, or the scorer's, which are kept."""
         row = self._keys(problem, steps)
-        value, asked = self.store.find(row[-1]), False
+        value = self.store.find(row[-1])
         if value is None:
             result: Scored
-            result, owner = await self._flights.ask(row[-1], lambda: self._ask(problem, steps, known, row))
-            asked = owner is row
+            result, asked = await self._flights.ask(row[-1], lambda: self._ask(problem, steps, known, row))
             self.store.count(self.role, int(not asked), int(asked))
             if result.error:
                 return result if asked else result._replace(usage=Usage(self.name))
@@ -190,14 +190,12 @@ class StoredScorer(WrappedScorer):
             self.scorer.learn(problem, steps, value["scores"])
         return Scored(value["scores"], self._told(value, row))
 
-    async def _ask(
-        self, problem: Problem | str, steps: Sequence[str], known: int, row: list[str]
-    ) -> tuple[Scored, list[str]]:
+    async def _ask(self, problem: Problem | str, steps: Sequence[str], known: int, row: list[str]) -> Scored:
         result = await self.scorer.ascore(problem, steps, known)
         if result.failure is None or result.failure.kind != "budget":
             value = None if result.error else self._kept(result, row)
             self.store.add([Answer(row[-1], self.role, as_problem(problem).id, result.usage, value)])
-        return result, row
+        return result
 
     def _kept(self, fresh: Scored, row: Sequence[str]) -> dict[str, Any]:
         """What is kept of new scores: with what they cost whoever had asked about the first `after` steps before."""

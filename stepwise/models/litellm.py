@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from stepwise.errors import ConfigError, DataError
 from stepwise.models import dialects
 from stepwise.models.api import Api, Choice, Samples
-from stepwise.models.base import Capabilities, Completion, Request, check_question
+from stepwise.models.base import Capabilities, Completion, Generator, Request, check_question, first_of
+from stepwise.models.driver import outside
 from stepwise.models.engine.stopping import StopRule, clean_text, open_fence, repeats
 from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed
@@ -36,7 +37,7 @@ _THINKING = re.compile(r"\A\s*<think>.*?</think>|\A(?:(?!<think>).)*</think>", r
 _MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<\uff5c[^\uff5c]{1,40}\uff5c>")
 
 
-class LiteLLMBackend:
+class LiteLLMBackend(Generator):
     """Continues solutions under `prompt` through LiteLLM. Thread safe; at most `config.sequences` requests are in
     flight.
 
@@ -54,7 +55,7 @@ class LiteLLMBackend:
         self.prompt = prompt or SolvePrompt()
         where = f"@{config.api_base.rstrip('/').removesuffix('/v1')}" if config.api_base else ""
         self.name = f"{config.model}{where}" + (f"+{config.adapter}" if config.adapter else "")
-        self.parameters: int | None = None
+        self.remote, self.prompt_hash = True, self.prompt.hash
         self.dialect = dialects.dialect(config.model, config.api_base, config.adapter, self.prompt)
         self.api = Api(config, self.name, attempts=attempts, backoff=backoff)
         self.calls_per_sample = 2 if self.dialect.blank_stop else 1
@@ -92,7 +93,7 @@ class LiteLLMBackend:
         return spent
 
     @property
-    def capabilities(self) -> Capabilities:
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
         """As the probe found them; raw completion counts as prefill, since it continues where the text stands."""
         found = self.findings
         return Capabilities(
@@ -120,18 +121,16 @@ class LiteLLMBackend:
     async def generate(self, request: Request) -> Completion:
         """The samples of one request, the first with the others as its `rest`; a failure has finish "error"."""
         futures = await asyncio.to_thread(self._submit, [request])
-        first, *rest = [made for part in await asyncio.gather(*map(asyncio.wrap_future, futures)) for made in part]
-        return dataclasses.replace(first, rest=tuple(rest))
+        try:
+            parts = await outside(asyncio.gather(*map(asyncio.wrap_future, futures)))
+        finally:  # cancelled, what has not begun must not be paid for
+            for future in futures:
+                future.cancel()
+        return first_of([sample for part in parts for sample in part])
 
     def close(self) -> None:
         """Wait for the requests in flight and end the threads; calling it twice does nothing."""
         self._pool.shutdown(cancel_futures=True)
-
-    def __enter__(self) -> LiteLLMBackend:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _submit(self, requests: Sequence[Request]) -> list[Future[list[Completion]]]:
         several = self.findings.several  # probes, before anything else is in flight

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -41,7 +42,7 @@ class Budgeted(Wrapped):
     async def generate(self, request: Request) -> Completion:
         """Reserve, ask, settle."""
         try:
-            await self._prepared()
+            await self.ready()
             tokens, read, calls = request_bound(request, self._prompt, self.model.calls_per_sample)
             account = ACCOUNT.get() or self.ledger
             held = await account.areserve(self.role, tokens, prompt_tokens=read, calls=calls)
@@ -52,14 +53,15 @@ class Budgeted(Wrapped):
             held.settle(sum((sample.usage for sample in result.samples), Usage()))
         return result
 
-    async def _prepared(self) -> None:
+    async def ready(self) -> None:
+        """Probe on the run's account."""
         most = self.model.probe_bound
         if not most.calls:
             return
         with await self.ledger.areserve(
             self.role, most.generated_tokens, prompt_tokens=most.prompt_tokens, calls=most.calls
         ) as held:
-            spent = await self.model.prepare()
+            spent = await asyncio.to_thread(self.model.prepare)
             if spent.calls:
                 held.settle(spent)
 

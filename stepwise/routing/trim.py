@@ -367,7 +367,7 @@ class Solver:
         model: Generator = getattr(self.models, role)
         if request.top_logprobs:
             try:
-                await model.prepare()
+                await model.ready()
             except BudgetExceededError as refusal:
                 return Completion.of_failure(failure_of(refusal), n=request.n)
             if not model.capabilities.logprobs:

@@ -111,7 +111,7 @@ def test_another_model_or_adapter_or_prompt_has_its_own_continuations() -> None:
     cache, request = CallCache(), Request(P)
     for name, prompt in (("a", "x"), ("a+adapter", "x"), ("a", "y"), ("a", "x")):
         inner = ScriptedBackend(lambda *_, text=f"by {name} under {prompt}": text, name)
-        inner.prompt = type("Prompt", (), {"hash": prompt})()  # type: ignore[attr-defined]
+        inner.prompt_hash = prompt
         made = Stored(inner, cache).continue_solutions([request])
         assert made[0].text == f"by {name} under {prompt}"
     assert len(cache) == 3
@@ -125,7 +125,7 @@ def test_what_failed_is_asked_for_again_and_what_it_cost_is_counted() -> None:
     assert backend.continue_solutions([request])[0].error == "busy"
     assert [backend.continue_solutions([request])[0].text for _ in range(2)] == ["a step"] * 2
     assert backend.spent.calls == 2
-    assert backend.cache.spent("p")["weak"].calls == 2
+    assert backend.store.spent("p")["weak"].calls == 2
 
 
 class _Telling:
@@ -148,7 +148,7 @@ def test_more_log_probabilities_answer_a_request_for_fewer_but_not_the_other_way
     inner = _Telling()
     backend = Stored(inner)  # type: ignore[arg-type]
     requests = {n: Request(P, top_logprobs=n) for n in (0, 1, 3)}
-    one, three = backend.continue_solutions([requests[1], requests[3]])
+    three, one = (backend.continue_solutions([requests[n]])[0] for n in (3, 1))
     assert inner.asked == [3]
     assert (one.top_logprobs, three.top_logprobs) == (((0.0,),), ((0.0, -1.0, -2.0),))
     assert backend.continue_solutions([requests[0]])[0].top_logprobs is None
@@ -164,7 +164,7 @@ def test_a_backend_that_leaves_requests_unanswered_is_refused() -> None:
         def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
             return super().continue_solutions(requests)[:-1]
 
-    with pytest.raises(BackendError, match="without an answer"):
+    with pytest.raises(BackendError, match="it must answer each"):
         Stored(Silent(lambda *_: "x")).continue_solutions([Request(P), Request(P, seed=1)])
 
 
@@ -178,14 +178,14 @@ from stepwise.routing import Random
 
 cache = CallCache(Path(sys.argv[1]))
 models = cached(world.models(), cache)
-continue_solutions = models.weak.backend.continue_solutions
+continue_solutions = models.weak.model.continue_solutions
 
 def told(requests):
     made = continue_solutions(requests)
     print(len(cache), flush=True)
     return made
 
-models.weak.backend.continue_solutions = told
+models.weak.model.continue_solutions = told
 while True:
     routed(Random(0.5), models, 400)
     print("done", flush=True)
@@ -275,5 +275,5 @@ def test_a_solution_that_cannot_be_scored_is_tried_again() -> None:
         bad, good = scorer.score_detailed([(P, ["fine", " "]), (P, ["fine"])])
         assert "empty" in bad.error
         assert len(good.scores) == 1
-    assert scorer.cache.misses["scorer"] == 3
+    assert scorer.store.misses["scorer"] == 3
     assert scorer.score(P, ["fine"]) == good.scores

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from stepwise.config import SamplingConfig
 from stepwise.errors import BackendError, ConfigError, ScorerError
-from stepwise.models.base import Request
+from stepwise.models.base import Completion, Request, first_of
 from stepwise.routing import (
     Always,
     Escalate,
@@ -76,14 +78,37 @@ def test_the_usage_of_every_piece_of_text_is_recorded_once() -> None:
     assert cost.discarded_tokens == sum(n_tokens(d.text) for t in traces for s in t.steps for d in s.discarded) > 0
 
 
-def test_all_problems_move_in_lockstep_with_one_call_per_model_and_step() -> None:
+def test_problems_that_wait_at_once_share_a_call_and_nobody_waits_for_another_step() -> None:
+    """The successor of "all problems move in lockstep": one request a step and problem, in common batches."""
     made = world.models()
     world.solve(n=20, made=made)
     assert isinstance(made.weak, ScriptedBackend)
     assert isinstance(made.scorer, ScriptedScorer)
-    assert [len(batch) for batch in made.weak.batches] == [20] * world.LENGTH
-    assert [len(batch) for batch in made.scorer.batches] == [20] * world.LENGTH
-    assert len(made.strong.batches) <= world.LENGTH  # type: ignore[attr-defined]
+    for batches in (made.weak.batches, made.scorer.batches):
+        assert len(batches[0]) == 20
+        assert sum(len(batch) for batch in batches) == 20 * world.LENGTH
+
+
+def test_a_request_that_hangs_holds_up_its_own_problem_only() -> None:
+    hold, ended = threading.Event(), list[str]()
+
+    class Slow(ScriptedBackend):
+        """Answers each request by itself; those of the first problem wait until the others have ended."""
+
+        async def generate(self, request: Request) -> Completion:
+            if request.problem.id == "p0":
+                assert await asyncio.to_thread(hold.wait, 30)
+            return first_of(self.continue_solutions([request]))
+
+    def told(trace: Trace) -> None:
+        ended.append(trace.problem.id)
+        if len(ended) == 4:
+            hold.set()
+
+    made = world.models()._replace(weak=Slow(world.weak_step, "w"))
+    traces = route_all(world.problems(5), made, Threshold(0.5), on_trace=told)
+    assert [trace.finish for trace in traces] == ["answer"] * 5
+    assert ended[-1] == "p0"
 
 
 @pytest.mark.parametrize("seed", [0, 7])

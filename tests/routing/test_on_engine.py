@@ -103,7 +103,9 @@ def test_fifty_routed_problems_evaluate_hardly_a_token_twice(models: Models) -> 
     assert {"weak", "strong"} <= set(authors)
     for model in models:
         counters = model.engine.counters  # type: ignore[union-attr]
-        assert counters.evaluated_tokens <= 1.05 * counters.distinct_tokens
+        assert (
+            counters.evaluated_tokens <= 1.2 * counters.distinct_tokens
+        )  # who arrives later reads the chat's head anew
         assert counters.evaluated_tokens > 0
 
 

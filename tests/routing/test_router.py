@@ -104,15 +104,15 @@ class Recorder(BaseCallback):  # type: ignore[misc]
         self.events.append((instance.name, "start", len(inputs["requests"])))
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        self.events.append(("", "failed" if exception else "end", len(outputs or [])))
+        self.events.append(("", "failed" if exception else "end", int(outputs is not None)))
 
 
-def test_dspy_callbacks_see_the_module_and_each_lockstep_call() -> None:
+def test_dspy_callbacks_see_the_module_and_each_request() -> None:
     recorder = Recorder()
     made = router(Never())
     with dspy.context(callbacks=[recorder]):
         made.solve_all(world.problems(3), progress=False)
-        assert recorder.events == [("w", "start", 3), ("", "end", 3)] * world.LENGTH
+        assert sorted(recorder.events) == [("", "end", 1)] * 3 * world.LENGTH + [("w", "start", 1)] * 3 * world.LENGTH
         recorder.events.clear()
         made(question="?")
         assert recorder.events[:2] == [("module", "start", 1), ("w", "start", 1)]
@@ -120,7 +120,7 @@ def test_dspy_callbacks_see_the_module_and_each_lockstep_call() -> None:
         made.models.weak.broken = True
         with pytest.raises(RuntimeError):
             made.solve_all(world.problems(3), progress=False)
-        assert recorder.events == [("w", "start", 3), ("", "failed", 0)]
+        assert sorted(recorder.events) == [("", "failed", 0)] * 3 + [("w", "start", 1)] * 3
 
 
 SETTINGS: dict[str, Any] = {

@@ -32,7 +32,11 @@ class Scorer(Protocol):
     name: str
     incremental: bool
     parameters: int | None
-    usage: Usage
+
+    @property
+    def usage(self) -> Usage:
+        """All that it has spent."""
+        ...
 
     def score_batch(self, items: Sequence[Item]) -> list[list[float]]:
         """Scores in [0, 1] for each (problem, steps), one per step."""
