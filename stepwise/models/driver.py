@@ -139,11 +139,10 @@ class Driver:
 
     def advance(self) -> bool:
         """Nothing is ready to run: let batchers and engines move; False where there is nothing to move."""
-        ready = [queue.flush() for queue in self._queues]
-        if any(ready):
-            return True
         with self._lock:
             outside = self._outside
+        if not (outside and self._exact) and any([queue.flush() for queue in self._queues]):
+            return True
         moved = False
         for worker in self._adopted:
             if worker.waiting and (not outside or worker.uncounted):

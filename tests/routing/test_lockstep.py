@@ -95,6 +95,8 @@ def test_a_request_that_hangs_holds_up_its_own_problem_only() -> None:
     class Slow(ScriptedBackend):
         """Answers each request by itself; those of the first problem wait until the others have ended."""
 
+        remote = True
+
         async def generate(self, request: Request) -> Completion:
             if request.problem.id == "p0":
                 assert await asyncio.to_thread(hold.wait, 30)
