@@ -141,9 +141,11 @@ class Driver:
         """Nothing is ready to run: let batchers and engines move; False where there is nothing to move."""
         with self._lock:
             outside = self._outside
-        if not (outside and self._exact) and any([queue.flush() for queue in self._queues]):
-            return True
         moved = False
+        for queue in () if outside and self._exact else self._queues:
+            moved |= queue.flush()
+        if moved:
+            return True
         for worker in self._adopted:
             if worker.waiting and (not outside or worker.uncounted):
                 worker.step()
