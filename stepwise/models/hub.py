@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from stepwise.errors import BackendError, ConfigError, MissingDependencyError, redact
+from stepwise.lab import ADAPTERS, MODELS, model_path
 
 PREFIX = "hf:"
 _REMEDIES = {
@@ -30,8 +31,6 @@ def gguf_path(name: str) -> Path:
     Raises DataError for a lab model whose weights are missing, and what `fetch` raises. A path is not looked at. The
     name of a lab adapter stands for the model it belongs to.
     """
-    from stepwise.lab import ADAPTERS, MODELS, model_path
-
     if name in (*MODELS, *ADAPTERS):
         return model_path(ADAPTERS.get(name, name))
     return fetch(name) if name.startswith(PREFIX) else Path(name).expanduser()
@@ -39,8 +38,6 @@ def gguf_path(name: str) -> Path:
 
 def adapter_path(name: str | Path) -> Path:
     """Path of the LoRA adapter in GGUF that `name` stands for: a lab adapter, "hf:...", or a path."""
-    from stepwise.lab import ADAPTERS, model_path
-
     if name in ADAPTERS:
         return model_path(str(name))
     return fetch(str(name)) if str(name).startswith(PREFIX) else Path(name).expanduser()
