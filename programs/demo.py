@@ -108,7 +108,7 @@ def main(run: Run) -> None:
 
     try:
         with StepRouter.from_config(run.config) as router:
-            measure(router, POLICIES, problems, told=told)
+            measure(router, POLICIES, problems, on_measured=told)
     except KeyboardInterrupt:
         if measured:
             _save(run, measured)

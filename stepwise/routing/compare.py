@@ -165,9 +165,9 @@ def measure(
     problems: Sequence[Problem],
     *,
     progress: bool = True,
-    told: Callable[[Measured], None] | None = None,
+    on_measured: Callable[[Measured], None] | None = None,
 ) -> list[Measured]:
-    """Route `problems` under each policy with the models and the seed of `router`; `told` hears of each one done.
+    """Route `problems` under each policy with the models and the seed of `router`; `on_measured` gets each result.
 
     Models that can (`forget()`) begin each policy with an empty cache: no policy profits from another's prefixes.
     """
@@ -179,8 +179,8 @@ def measure(
         began = time.perf_counter()
         traces = arm.solve_all(problems, progress=progress, description=f"{label_of(policy):<22}")
         results.append(judge(arm, traces, time.perf_counter() - began))
-        if told is not None:
-            told(results[-1])
+        if on_measured is not None:
+            on_measured(results[-1])
     return results
 
 

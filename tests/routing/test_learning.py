@@ -47,7 +47,8 @@ def optimum(price: float) -> float:
 
 def test_the_learned_policy_beats_every_threshold_and_comes_near_the_exact_optimum(tmp_path: Path) -> None:
     price = 0.008
-    policy = trained(tmp_path, SCORED, **{**QUICK, "price": price, "batches": 200, "test": 1000})
+    given = {**QUICK, "problems": 128, "rate": 2e-3, "batches": 150, "test": 1000, "price": price}
+    policy = trained(tmp_path, SCORED, **given)
     value = worth(policy, price)
     assert value > best_threshold(price)
     assert value > 0.98 * optimum(price)
