@@ -146,7 +146,7 @@ def told(
     cfg = Config.model_validate({**values, "seed": seed})
     locate = None if way.shift is None else located(way.shift, len(problems))
     with Labeller(cfg, problems, prompts, sampler, trainee, locate=locate) as labeller:
-        labels, cost = labeller.label(rollouts)
+        labels, usage, _ = labeller.label(rollouts)
     _, advantages, kept = credit_groups(rollouts, labels, cfg.rl.credit, seed)
     rows = [
         [
@@ -157,7 +157,7 @@ def told(
         for group in groups_of(rollouts)
     ]
     gradients = np.stack([gradient(trainee, group, cfg) for group in rows])
-    return Told(gradients, np.array([bool(group) for group in rows]), cost.generated + cost.evaluated)
+    return Told(gradients, np.array([bool(group) for group in rows]), usage.generated_tokens + usage.evaluated_tokens)
 
 
 def located(shift: int, num_problems: int) -> Any:

@@ -8,9 +8,10 @@ reward but no step at all counts as one step.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from stepwise import credit
 from stepwise.config.training import CreditConfig
 from stepwise.credit.group import Array, Group
 from stepwise.seeds import seed_for
+from stepwise.training.adapters import NOT_GENERATED
 from stepwise.training.rollouts import RlRollout, Spans
 
 T = TypeVar("T")
@@ -85,6 +87,22 @@ def groups_of(rollouts: Sequence[RlRollout]) -> list[range]:
     """The places of each problem's rollouts, which stand together."""
     starts = [i for i, row in enumerate(rollouts) if not i or row.problem != rollouts[i - 1].problem]
     return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(rollouts)], strict=True)]
+
+
+def figures_of(rollouts: Sequence[RlRollout], kept: Sequence[bool]) -> dict[str, Any]:
+    """What a step's rollouts came to, for its metrics."""
+    rewards = [row.reward for row in rollouts if row.reward is not None]
+    groups = groups_of(rollouts)
+    spreads = [{rollouts[i].reward for i in group} - {None} for group in groups]
+    return {
+        "reward": float(np.mean(rewards)) if rewards else None,
+        "groups": len(groups),
+        "kept_groups": sum(any(kept[i] for i in group) for group in groups),
+        "no_spread": sum(len(spread) < 2 for spread in spreads) / len(groups),
+        "masked": sum(row.reward is None and not k for row, k in zip(rollouts, kept, strict=True)),
+        "verdicts": dict(sorted(Counter(str(row.verdict or NOT_GENERATED) for row in rollouts).items())),
+        "length": float(np.mean([len(row.token_ids) for row in rollouts])),
+    }
 
 
 def make_group(rows: Sequence[RlRollout], labels: Sequence[Labels]) -> Group:

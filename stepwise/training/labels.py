@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,24 +40,9 @@ from stepwise.types import Problem, Usage
 
 Locate = Callable[[Problem, Sequence[str]], int | None]
 _WARM = 0.7  # temperature of the critic where several critiques of a rollout are asked for and none is set
+Labelled = tuple[list[Labels], Usage, int | None]
+"""Labels, what they cost, and the parameters of the model that spent it (None where it does not say)."""
 _NO_STEPS: Mapping[str, Any] = {"first_error": 0, "scores": (0.0,), "critiques": ((0,),)}  # a text without steps
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Tokens that were generated and evaluated besides the rollouts, and the floating-point operations that takes: 2
-    per parameter and token, None where a model does not say its size.
-    """
-
-    generated: int = 0
-    evaluated: int = 0
-    flops: float | None = 0.0
-
-    @classmethod
-    def of(cls, size: int | None, usage: Usage) -> Cost:
-        """What a model of `size` parameters spent."""
-        generated, evaluated = usage.generated_tokens, usage.evaluated_tokens
-        return cls(generated, evaluated, None if size is None else 2.0 * size * (generated + evaluated))
 
 
 def judge_asked(cfg: Config, **given: Any) -> str:
@@ -144,8 +128,8 @@ class Labeller:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def label(self, rollouts: Sequence[RlRollout], own: Sequence[Floats] | None = None) -> tuple[list[Labels], Cost]:
-        """The labels of each rollout, and what they cost.
+    def label(self, rollouts: Sequence[RlRollout], own: Sequence[Floats] | None = None) -> Labelled:
+        """The labels of each rollout, what they cost, and the size of the model that spent it.
 
         `own` has the trainer's log-probabilities of each rollout's tokens, for the scheme that compares them. Raises
         BackendError where a judge is not there, DataError for a step that `locate` names and the rollout has not.
@@ -153,7 +137,7 @@ class Labeller:
         labels, asked = [Labels() for _ in rollouts], []
         need = "".join(credit.NEEDS[self.cfg.rl.credit.scheme])
         if not need:
-            return labels, Cost()
+            return labels, Usage(), 0
         for i, row in enumerate(rollouts):
             wanted = row.reward is not None and not (need == "first_error" and row.reward)
             if need == "teacher":
@@ -166,7 +150,7 @@ class Labeller:
         if need == "evidence":
             if own is None:
                 raise DataError("there are no log-probabilities of the trainer to compare with; give those of a pass")
-            found, cost = self._evidence(rows, [own[i] for i in asked])
+            found, usage, size = self._evidence(rows, [own[i] for i in asked])
         else:
             find = {
                 "first_error": self._first_errors,
@@ -175,66 +159,61 @@ class Labeller:
                 "critiques": self._critiques,
                 "teacher": self._teacher_gaps,
             }[need]
-            found, cost = find(rows)
+            found, usage, size = find(rows)
         for i, label in zip(asked, found, strict=True):
             labels[i] = label
-        return labels, cost
+        return labels, usage, size
 
-    def _first_errors(self, rows: Sequence[RlRollout]) -> tuple[list[Labels], Cost]:
+    def _first_errors(self, rows: Sequence[RlRollout]) -> Labelled:
         """The first error of each wrong rollout, by the judge that `rl.credit.first_error` names."""
         settings = self.cfg.rl.credit
         if settings.first_error == "scorer":
-            labels, cost = self._scores(rows)
-            firsts = [
-                None if label.scores is None else first_below(label.scores, settings.threshold) for label in labels
-            ]
-            return [dataclasses.replace(label, first_error=i) for label, i in zip(labels, firsts, strict=True)], cost
+            labels, usage, size = self._scores(rows)
+            for i, label in enumerate(labels):
+                if label.scores is not None:
+                    labels[i] = dataclasses.replace(label, first_error=first_below(label.scores, settings.threshold))
+            return labels, usage, size
         if settings.first_error == "critic":
-            predictions, cost = self._ask_critic([(row, ("locate",)) for row in rows], "locating")
-            return [
-                Labels(failed=said.failure) if said.failure else Labels(said.first_error) for said in predictions
-            ], cost
+            said, usage = self._ask_critic([(row, ("locate",)) for row in rows], "locating")
+            labels = [Labels(failed=one.failure) if one.failure else Labels(one.first_error) for one in said]
+            return labels, usage, self.critic_size
         assert self.locate is not None
-        labels = []
-        for row in rows:
-            place = self.locate(self.problems[row.problem], row.steps)
+        places = [self.locate(self.problems[row.problem], row.steps) for row in rows]
+        for row, place in zip(rows, places, strict=True):
             if place is not None and not 0 <= place < len(row.steps):
                 raise DataError(
                     f"locate named step {place} of rollout {row.id!r}, which has {len(row.steps)}; it must return a "
                     "0-based step, or None"
                 )
-            labels.append(Labels(place))
-        return labels, Cost()
+        return [Labels(place) for place in places], Usage(), 0
 
-    def _scores(self, rows: Sequence[RlRollout]) -> tuple[list[Labels], Cost]:
+    def _scores(self, rows: Sequence[RlRollout]) -> Labelled:
         """The scorer's probability that each step is right."""
         scored = score_items(self.scorer, [(self.problems[row.problem], row.steps) for row in rows])
         _check_failures(f"scorer {self.scorer.name!r}", [result.error for result in scored])
-        usage = sum((result.usage for result in scored), Usage())
         labels = [
             Labels(failed=result.error) if result.error else Labels(scores=tuple(result.scores)) for result in scored
         ]
-        return labels, Cost.of(self.scorer.parameters, usage)
+        return labels, sum((result.usage for result in scored), Usage()), self.scorer.parameters
 
-    def _critiques(self, rows: Sequence[RlRollout]) -> tuple[list[Labels], Cost]:
+    def _critiques(self, rows: Sequence[RlRollout]) -> Labelled:
         """`rl.credit.critiques` critiques of each rollout; those that failed are left out."""
         number, labels = self.cfg.rl.credit.critiques, []
-        asked = [(row, ("critique", k)) for row in rows for k in range(number)]
-        predictions, cost = self._ask_critic(asked, "criticizing")
-        for first in range(0, len(asked), number):
-            said = predictions[first : first + number]
-            votes = tuple(_wrong_steps(one) for one in said if one.failure is None)
-            labels.append(Labels(critiques=votes) if votes else Labels(failed=str(said[0].failure)))
-        return labels, cost
+        said, usage = self._ask_critic([(row, ("critique", k)) for row in rows for k in range(number)], "criticizing")
+        for first in range(0, len(said), number):
+            of_row = said[first : first + number]
+            votes = tuple(_wrong_steps(one) for one in of_row if one.failure is None)
+            labels.append(Labels(critiques=votes) if votes else Labels(failed=str(of_row[0].failure)))
+        return labels, usage, self.critic_size
 
-    def _ask_critic(self, asked: Sequence[tuple[RlRollout, tuple[Any, ...]]], label: str) -> tuple[list[Any], Cost]:
+    def _ask_critic(self, asked: Sequence[tuple[RlRollout, tuple[Any, ...]]], label: str) -> tuple[list[Any], Usage]:
         """The critic's prediction about each rollout; what stands beside it is for its seed."""
         items = [{"problem": self.problems[row.problem], "steps": list(row.steps)} for row, _ in asked]
         seeds = [seed_for(self.cfg.seed, row.id, *name) for row, name in asked]
-        predictions = critics.ask_all(self.critic, items, seeds, label=label)
-        return predictions, Cost.of(self.critic_size, sum((said.usage for said in predictions), Usage()))
+        said = critics.ask_all(self.critic, items, seeds, label=label)
+        return said, sum((one.usage for one in said), Usage())
 
-    def _values(self, rows: Sequence[RlRollout]) -> tuple[list[Labels], Cost]:
+    def _values(self, rows: Sequence[RlRollout]) -> Labelled:
         """The share of `rl.credit.continuations` fresh continuations that end right, from the prompt, from behind each
         step but the last, and the outcome itself.
 
@@ -244,7 +223,7 @@ class Labeller:
         for row in rows:
             for start, _ in row.spans:
                 prefixes.setdefault((*self.prompts[row.problem], *row.token_ids[:start]), (row, start))
-        shares, cost = self._success(prefixes)
+        shares, usage = self._success(prefixes)
         labels = []
         for row in rows:
             values = [0.5]
@@ -252,11 +231,11 @@ class Labeller:
                 share = shares.get((*self.prompts[row.problem], *row.token_ids[:start]))
                 values.append(values[-1] if share is None else share)
             labels.append(Labels(values=(*values[1:], row.reward or 0.0)))
-        return labels, cost
+        return labels, usage, self.sampler.engine.parameters
 
     def _success(
         self, prefixes: Mapping[tuple[int, ...], tuple[RlRollout, int]]
-    ) -> tuple[dict[tuple[int, ...], float | None], Cost]:
+    ) -> tuple[dict[tuple[int, ...], float | None], Usage]:
         """The share of fresh continuations of each prefix that end right, None where none could be judged."""
         rl, engine, owners = self.cfg.rl, self.sampler.engine, list(prefixes.values())
         results = self.sampler.generate(
@@ -279,22 +258,20 @@ class Labeller:
             generated_tokens=sum(len(result.ids) for result in results),
             evaluated_tokens=sum(result.evaluated_tokens for result in results),
         )
-        return dict(zip(prefixes, shares, strict=True)), Cost.of(engine.parameters, usage)
+        return dict(zip(prefixes, shares, strict=True)), usage
 
-    def _evidence(self, rows: Sequence[RlRollout], own: Sequence[Floats]) -> tuple[list[Labels], Cost]:
+    def _evidence(self, rows: Sequence[RlRollout], own: Sequence[Floats]) -> Labelled:
         """Log p(token | oracle) - log p(token) under the policy as it is."""
         room = self.trainee.context
         failed = Labels(failed=f"with the oracle in its prompt it is longer than the context of {room} tokens")
         prompts = {name: self.oracle_prompt(self.problems[name]) for name in {row.problem for row in rows}}
         told = [PolicyRow(tuple(prompts[row.problem]), row.token_ids) for row in rows]
         labels, fits = [failed] * len(rows), [i for i, row in enumerate(told) if row.length <= room]
-        if not fits:
-            return labels, Cost()
         logprobs, _ = forward(self.trainee, [told[i] for i in fits], self.cfg)
         for i, line in zip(fits, logprobs, strict=True):
             labels[i] = Labels(evidence=line - own[i])
         usage = Usage(evaluated_tokens=sum(told[i].length for i in fits))
-        return labels, Cost.of(self.sampler.engine.parameters, usage)
+        return labels, usage, self.sampler.engine.parameters
 
     def oracle_prompt(self, problem: Problem) -> list[int]:
         """Token ids of the prompt with the reference solution, or the answer, after the question."""
@@ -303,7 +280,7 @@ class Labeller:
         )
         return prompt_ids(self.trainee.tokenizer, self.cfg.prompt, f"{problem.question}\n\n{oracle}")
 
-    def _teacher_gaps(self, rows: Sequence[RlRollout]) -> tuple[list[Labels], Cost]:
+    def _teacher_gaps(self, rows: Sequence[RlRollout]) -> Labelled:
         """Log p(token) of the teacher less the sampler's, of rollouts with and without a reward."""
         read, evaluated = read_logprobs(self.teacher, [(self.prompts[row.problem], row.token_ids) for row in rows])
         _check_failures(self.teacher.name, [line if isinstance(line, str) else "" for line in read])
@@ -311,7 +288,7 @@ class Labeller:
             Labels(failed=line) if isinstance(line, str) else Labels(teacher=line - np.array(row.logprobs))
             for line, row in zip(read, rows, strict=True)
         ]
-        return labels, Cost.of(self.teacher.parameters, Usage(evaluated_tokens=evaluated))
+        return labels, Usage(evaluated_tokens=evaluated), self.teacher.parameters
 
 
 def _load_critic(cfg: Config) -> critics.ErrorLocalizer:

@@ -14,14 +14,12 @@ differs from GRPO (arXiv 2402.03300) and the trainers that have it:
 
 from __future__ import annotations
 
-import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,13 +31,13 @@ from stepwise.io import write_rows
 from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.training import losses
-from stepwise.training.adapters import NOT_GENERATED, check_adapter
-from stepwise.training.crediting import credit_groups, groups_of
+from stepwise.training.adapters import check_adapter
+from stepwise.training.crediting import credit_groups, figures_of
 from stepwise.training.labels import Labeller, Locate, judge_asked
 from stepwise.training.lora import Trainee, base_directory, load_trainee
 from stepwise.training.policy import Batch, Floats, PolicyRow, forward, laser_token, parts_of
 from stepwise.training.rollouts import Hints, RlRollout, check_hints, grade_rollouts, rollouts_name
-from stepwise.training.sampler import Sampler, check_agreement, mismatch_of
+from stepwise.training.sampler import Sampler, batch_of, check_agreement, mismatch_of
 from stepwise.training.teacher import check_teacher
 from stepwise.training.trainer import (
     Trainer,
@@ -54,8 +52,6 @@ from stepwise.types import Problem, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-T = TypeVar("T")
 
 
 def grpo(
@@ -171,7 +167,7 @@ class Learner:
         # Label: what the credit scheme wants to know of each step.
         with memory_errors(cfg.lora):
             own, self_scores, evaluated = self._own_pass(rollouts, step)
-            labels, cost = self.labeller.label(rollouts, own)
+            labels, usage, labeller_size = self.labeller.label(rollouts, own)
 
         # Credit: outcomes and labels become advantages per token, (T,) for each rollout.
         rollouts, advantages, kept = credit_groups(
@@ -205,10 +201,11 @@ class Learner:
         # that is decoded or evaluated, 6 where it is trained (None where a judge's size is not known).
         generated, trained = sum(len(row.token_ids) for row in rollouts), rl.updates * sum(row.length for row in rows)
         size = self.sampler.engine.parameters
-        own_flops = 2 * size * (generated + prompted + evaluated) + 6 * size * trained
+        flops = 2 * size * (generated + prompted + evaluated) + 6 * size * trained
+        extra = usage.generated_tokens + usage.evaluated_tokens
         row = {
             "step": step,
-            **_about_rollouts(rollouts, kept),
+            **figures_of(rollouts, kept),
             **{name: figures.get(name) for name in ("entropy", "loss", "grad_norm", "clip_share")},
             "kl": figures.get("kl") if rl.kl else None,
             "mismatch": mismatch and mismatch.mean,
@@ -217,8 +214,8 @@ class Learner:
             "generated_tokens": generated,
             "evaluated_tokens": prompted + evaluated,
             "trained_tokens": rl.updates * sum(len(row.ids) for row in rows),
-            "extra_tokens": cost.generated + cost.evaluated,
-            "flops": None if cost.flops is None else own_flops + cost.flops,
+            "extra_tokens": extra,
+            "flops": None if labeller_size is None else flops + 2.0 * labeller_size * extra,
             "learning_rate": rate(cfg, step),
             "generate_seconds": round(sampled - began, 4),
             "extra_seconds": round(labelled - sampled, 4),
@@ -343,17 +340,6 @@ def _loss(batch: Batch, logprobs: Tensor, rl: RlConfig, laser: tuple[int, float]
     return piece._replace(total=piece.total + rl.laser * losses.self_score_loss(scores, rewards, weights))
 
 
-def batch_of(items: Sequence[T], size: int, seed: int, step: int) -> list[T]:
-    """The problems of step `step` (from 1 on): every pass over `items` is shuffled anew, and what is left of it over
-    whole batches is passed over, so that no problem is twice in a batch.
-    """
-    size = min(size, len(items))
-    epoch, place = divmod(step - 1, len(items) // size)
-    order = list(items)
-    random.Random(f"{seed}|rl|{epoch}").shuffle(order)
-    return order[place * size : (place + 1) * size]
-
-
 def rate(cfg: Config, step: int) -> float:
     """Learning rate of step `step` (from 1 on)."""
     return cfg.rl.learning_rate * min(1.0, step / (cfg.rl.warmup + 1))
@@ -374,18 +360,3 @@ def note(row: Mapping[str, Any]) -> str:
         f"{row['peak_bytes'] / 2**30:.1f} GiB",
     ]
     return ", ".join(part for part in parts if part)
-
-
-def _about_rollouts(rollouts: Sequence[RlRollout], kept: Sequence[bool]) -> dict[str, Any]:
-    rewards = [row.reward for row in rollouts if row.reward is not None]
-    groups = groups_of(rollouts)
-    spreads = [{rollouts[i].reward for i in group} - {None} for group in groups]
-    return {
-        "reward": float(np.mean(rewards)) if rewards else None,
-        "groups": len(groups),
-        "kept_groups": sum(any(kept[i] for i in group) for group in groups),
-        "no_spread": sum(len(spread) < 2 for spread in spreads) / len(groups),
-        "masked": sum(row.reward is None and not k for row, k in zip(rollouts, kept, strict=True)),
-        "verdicts": dict(sorted(Counter(str(row.verdict or NOT_GENERATED) for row in rollouts).items())),
-        "length": float(np.mean([len(row.token_ids) for row in rollouts])),
-    }

@@ -6,9 +6,11 @@ that compute the same thing: whether they agree is measured on the tokens of the
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from stepwise.training.rendering import prompt_ids, text_ids
 from stepwise.training.rollouts import Hints, RlRollout, token_spans
 from stepwise.types import Problem, Step
 
+T = TypeVar("T")
 EXACT = 1e-3
 """Largest mean difference of log-probabilities, in nats, where everything is computed in 32 bits."""
 # Measured on lab-weak, on its own problems and (in brackets) on questions of another kind, where it is less sure:
@@ -177,6 +180,17 @@ class Sampler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def batch_of(items: Sequence[T], size: int, seed: int, step: int) -> list[T]:
+    """The problems of step `step` (from 1 on): every pass over `items` is shuffled anew, and what is left of it over
+    whole batches is passed over, so that no problem is twice in a batch.
+    """
+    size = min(size, len(items))
+    epoch, place = divmod(step - 1, len(items) // size)
+    order = list(items)
+    random.Random(f"{seed}|rl|{epoch}").shuffle(order)
+    return order[place * size : (place + 1) * size]
 
 
 def exact_weights(cfg: Config, folder: str | Path) -> Config:

@@ -87,19 +87,19 @@ class Scorer:
 
 
 def test_outcome_asks_nobody_and_costs_nothing() -> None:
-    known, cost = labeller("outcome").label(GROUP)
+    known, usage, size = labeller("outcome").label(GROUP)
     assert [what.first_error for what in known] == [None] * 4
-    assert (cost.generated, cost.evaluated, cost.flops) == (0, 0, 0.0)
+    assert (usage.generated_tokens, usage.evaluated_tokens, size) == (0, 0, 0)
 
 
 def test_the_scorer_finds_first_errors_of_wrong_rollouts_alone() -> None:
     scorer = Scorer()
-    known, cost = labeller("first_error", scorer=scorer).label(GROUP)
+    known, usage, size = labeller("first_error", scorer=scorer).label(GROUP)
     assert [what.first_error for what in known] == [None, 1, None, 0]  # the last has no step at all
     assert [steps for _, steps in scorer.asked] == [GROUP[1].steps]
     assert known[1].scores == (0.9, 0.1, 0.9)
-    assert (cost.evaluated, cost.flops) == (7, 2.0 * 100 * 7)
-    found, _ = labeller("first_error", scorer=scorer, threshold=0.05).label(GROUP)
+    assert (usage.evaluated_tokens, size) == (7, 100)
+    found, *_ = labeller("first_error", scorer=scorer, threshold=0.05).label(GROUP)
     assert found[1].first_error is None
 
 
@@ -109,7 +109,7 @@ def test_scores_are_asked_for_every_rollout_with_a_reward_and_a_failure_stays_wi
             rows = super().score_detailed(items)
             return [row if i else Scored([], Usage(), "too long") for i, row in enumerate(rows)]
 
-    known, _ = labeller("pure_min", scorer=Failing()).label(GROUP)
+    known, *_ = labeller("pure_min", scorer=Failing()).label(GROUP)
     assert known[0].failed == "too long"
     assert known[1].scores == (0.9, 0.1, 0.9)
     assert (known[2].scores, known[3].scores) == (None, (0.0,))
@@ -153,27 +153,27 @@ def test_the_critic_finds_first_errors_shown_the_reference() -> None:
     critic = Critic([True, False])
     run = labeller("first_error", critic=critic, first_error="critic")
     run.critic_size = 1000
-    known, cost = run.label(GROUP)
+    known, usage, size = run.label(GROUP)
     assert [what.first_error for what in known] == [None, 1, None, 0]
     assert critic.asked == [(PROBLEMS["p"].reference, ["two", "BAD", "\\boxed{5}."])]
-    assert (cost.generated, cost.evaluated, cost.flops) == (5, 20, 2.0 * 1000 * 25)
-    failed, cost = labeller("first_error", critic=Critic("no reply"), first_error="critic").label(GROUP)
+    assert (usage.generated_tokens, usage.evaluated_tokens, size) == (5, 20, 1000)
+    failed, _, size = labeller("first_error", critic=Critic("no reply"), first_error="critic").label(GROUP)
     assert failed[1].failed == "no reply"
-    assert cost.flops is None  # of unknown size
+    assert size is None  # of unknown size
 
 
 def test_critiques_vote_and_those_that_failed_are_left_out() -> None:
     said = ([True, True, True], "no", [True, False, False], [True, True, False], "no", "no")
     rows = [GROUP[0], GROUP[1], GROUP[3], rollout(WRONG, 0.0, 4)]
-    known, cost = labeller("capo", critic=Critic(*said), critiques=2).label(rows)
+    known, usage, _ = labeller("capo", critic=Critic(*said), critiques=2).label(rows)
     assert [what.critiques for what in known] == [((),), ((1, 2), (2,)), ((0,),), None]
     assert known[3].failed == "no"
-    assert cost.generated == 6 * 5
+    assert usage.generated_tokens == 6 * 5
 
 
 def test_values_are_the_success_of_fresh_continuations_from_every_boundary() -> None:
     engine = Engine()
-    known, cost = labeller("vineppo", engine=engine, continuations=3).label(GROUP)
+    known, usage, size = labeller("vineppo", engine=engine, continuations=3).label(GROUP)
     assert known[0].values == (1.0, 1.0, 1.0, 1.0)
     assert known[1].values == (1.0, 1.0, 0.0, 0.0)
     assert known[2].values is None
@@ -183,8 +183,8 @@ def test_values_are_the_success_of_fresh_continuations_from_every_boundary() -> 
     assert prefixes == [b"2 + 2?" + rest for rest in (b"", b"two\n\n", b"two\n\nand two\n\n", b"two\n\nBAD\n\n")]
     assert len({job.seed for job in engine.jobs}) == 4
     assert {job.max_tokens for job in engine.jobs} == {1024, 1024 - 5, 1024 - 14, 1024 - 10}
-    assert (cost.generated, cost.evaluated) == (4 * 3 * 2, 4 * 3)
-    assert cost.flops == 2.0 * 10 * (24 + 12)
+    assert (usage.generated_tokens, usage.evaluated_tokens) == (4 * 3 * 2, 4 * 3)
+    assert size == 10
 
 
 def test_a_boundary_that_could_not_be_continued_has_the_value_before_it() -> None:
@@ -194,7 +194,7 @@ def test_a_boundary_that_could_not_be_continued_has_the_value_before_it() -> Non
             broken = [b"and" in bytes(jobs[one.job].ids) for one in made]
             return [Generation(m.job, m.sample, "", "error") if b else m for m, b in zip(made, broken, strict=True)]
 
-    known, _ = labeller("vineppo", engine=Broken()).label([GROUP[0]])
+    known, *_ = labeller("vineppo", engine=Broken()).label([GROUP[0]])
     assert known[0].values == (1.0, 1.0, 1.0, 1.0)
 
 
@@ -207,7 +207,7 @@ def test_evidence_compares_the_policy_with_itself_shown_the_reference(tmp_path: 
     run.trainee = load_trainee(run.cfg)
     rows = [GROUP[0], GROUP[2], rollout("x" * 140, 0.0, 5, "q")]
     own, _ = forward(run.trainee, [PolicyRow(run.prompts[row.problem], row.token_ids) for row in rows], run.cfg)
-    known, cost = run.label(rows, own)
+    known, usage, _ = run.label(rows, own)
     told = run.oracle_prompt(PROBLEMS["p"])
     text = run.trainee.tokenizer.decode(told)
     assert "2 + 2?\n\nReference solution:\nTwo and two are" in text
@@ -219,7 +219,7 @@ def test_evidence_compares_the_policy_with_itself_shown_the_reference(tmp_path: 
     assert known[1].evidence is None
     assert "longer than the context of 150" in known[2].failed
     assert "The answer is 2." in run.trainee.tokenizer.decode(run.oracle_prompt(PROBLEMS["q"]))
-    assert cost.evaluated == ids.shape[1]
+    assert usage.evaluated_tokens == ids.shape[1]
     with pytest.raises(DataError, match="no log-probabilities"):
         run.label(rows)
 

@@ -15,8 +15,9 @@ import pytest
 from stepwise import lab
 from stepwise.config import Config, ModelConfig
 from stepwise.errors import BackendError, ConfigError, DataError
-from stepwise.training.reinforce import batch_of, grpo, note, rate
+from stepwise.training.reinforce import grpo, note, rate
 from stepwise.training.rollouts import read_rollouts
+from stepwise.training.sampler import batch_of
 from stepwise.types import Problem
 from tests.training import rl_world
 from tests.training.rl_world import locate, problems, untimed

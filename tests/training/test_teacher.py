@@ -75,14 +75,14 @@ def test_gaps_are_taken_of_every_rollout_with_tokens_and_counted_as_cost() -> No
     reader = Reader()
     broken = dataclasses.replace(GROUP[2], finish="error", id="broken")
     run = labeller("distill", teacher=reader)
-    known, cost = run.label([*GROUP, broken])
+    known, usage, size = run.label([*GROUP, broken])
     for row, what in zip(GROUP, known, strict=False):
         read = expected((*run.prompts["p"], *row.token_ids), len(run.prompts["p"]))
         np.testing.assert_allclose(what.teacher, np.array(read) + 0.5, atol=1e-5)
     assert GROUP[2].reward is None
     assert known[4].teacher is None
     tokens = sum(len(row.token_ids) for row in GROUP)
-    assert (cost.generated, cost.evaluated, cost.flops) == (0, tokens, 2.0 * 50 * tokens)
+    assert (usage.generated_tokens, usage.evaluated_tokens, size) == (0, tokens, 50)
     reader.context = 5
     with pytest.raises(BackendError, match="reader failed for 4 of 4 rollouts, first: too long"):
         run.label(GROUP)
