@@ -55,21 +55,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
     """Generation only: what is trained costs no model that is asked."""
-    samples = len(tests_of(args)) * args.samples * 2
+    samples = len(_tests_of(args)) * args.samples * 2
     rollouts = samples
     if args.method == "rl":
         rollouts += config.rl.steps * config.rl.problems * config.rl.group
-    prompt = max((len(p.question) for p in [*problems_of(args), *tests_of(args)]), default=0)
+    prompt = max((len(p.question) for p in [*_problems_of(args), *_tests_of(args)]), default=0)
     return [Planned("weak", rollouts, rollouts * prompt, rollouts * config.rl.max_tokens)] if rollouts else []
 
 
 @program(doc=__doc__, arguments=arguments, plan=plan)
 def main(run: Run) -> None:
-    args, tests = run.args, tests_of(run.args)
+    args, tests = run.args, _tests_of(run.args)
     start = adapter_directory(args.adapter) if args.adapter is not None else None
-    rows, again, problems = rows_of(args), read_examples(args.replay) if args.replay else [], problems_of(args)
-    hints = hints_for(args, problems)
-    before = measured_before(run, tests, start) if tests else None
+    rows, again, problems = _rows_of(args), read_examples(args.replay) if args.replay else [], _problems_of(args)
+    hints = _hints_for(args, problems)
+    before = _measured_before(run, tests, start) if tests else None
     if args.method == "sft":
         adapter = sft(rows, run.config, run.directory, adapter=start, replay=again, sinks=args.sink)
     elif args.method == "dpo":
@@ -88,7 +88,7 @@ def main(run: Run) -> None:
     run.say(f'use it: --set models.weak.adapter="{adapter / "adapter.gguf"}"')
 
 
-def rows_of(args: argparse.Namespace) -> list[Any]:
+def _rows_of(args: argparse.Namespace) -> list[Any]:
     """The rows of all files, those with the same texts once: examples, or pairs for dpo."""
     if args.method == "rl":
         if args.dataset or args.replay:
@@ -106,14 +106,14 @@ def rows_of(args: argparse.Namespace) -> list[Any]:
     return unique([row for path in args.dataset for row in read_examples(path)])
 
 
-def problems_of(args: argparse.Namespace) -> list[Problem]:
+def _problems_of(args: argparse.Namespace) -> list[Problem]:
     """What reinforcement trains on."""
     if args.method != "rl":
         return []
     return read_problems(args.problems) if args.problems is not None else _lab(args.split, args.lab or 100)
 
 
-def hints_for(args: argparse.Namespace, problems: list[Problem]) -> Mapping[str, tuple[str, ...]]:
+def _hints_for(args: argparse.Namespace, problems: list[Problem]) -> Mapping[str, tuple[str, ...]]:
     """Prefix and intervention of the first row of each problem that --hints has."""
     if args.hints is None:
         return {}
@@ -122,14 +122,14 @@ def hints_for(args: argparse.Namespace, problems: list[Problem]) -> Mapping[str,
     return hints_of(read_examples(args.hints), problems)
 
 
-def tests_of(args: argparse.Namespace) -> list[Problem]:
+def _tests_of(args: argparse.Namespace) -> list[Problem]:
     """What is measured on before and after; none without --test or --test-lab."""
     if args.test is not None:
         return read_problems(args.test)
     return _lab("test", args.test_lab) if args.test_lab is not None else []
 
 
-def measured_before(run: Run, tests: list[Problem], start: Path | None) -> Evaluated:
+def _measured_before(run: Run, tests: list[Problem], start: Path | None) -> Evaluated:
     """The measurement before training; an interrupted run has it on disk."""
     known: list[Evaluated] = run.rows(MEASURED_BEFORE, Evaluated)
     if not known:

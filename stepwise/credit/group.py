@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,8 +119,8 @@ def _check_arrays(group: Group) -> None:
     if rewards.ndim != 1 or not len(rewards):
         raise DataError(f"group.rewards has shape {rewards.shape}; give one reward per rollout, for at least one")
     for i, reward in enumerate(rewards):
-        if not (np.isnan(reward) or reward in (0.0, 1.0)):
-            _refuse("rewards", i, f"{reward}", "give 1.0 (right), 0.0 (wrong) or nan (no reward)")
+        sound = np.isnan(reward) or reward in (0.0, 1.0)
+        _check(sound, "rewards", i, f"{reward}", "give 1.0 (right), 0.0 (wrong) or nan (no reward)")
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2 or len(mask) != len(rewards):
         found = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
         raise DataError(f"group.mask is {found} for {len(rewards)} rewards; give a bool array, one row per rollout")
@@ -130,7 +130,7 @@ def _check_arrays(group: Group) -> None:
         if values.shape != mask.shape:
             raise DataError(f"group.{name} has shape {values.shape}, group.mask {mask.shape}; give one per token")
         for i, t in np.argwhere(group.tokens & ~np.isfinite(values)):
-            _refuse(name, int(i), f"{values[i, t]} at token {t}", "score every sampled token, or reward nan")
+            _check(False, name, int(i), f"{values[i, t]} at token {t}", "score every sampled token, or reward nan")
 
 
 def _check_spans(group: Group) -> None:
@@ -139,13 +139,13 @@ def _check_spans(group: Group) -> None:
     for i, spans in enumerate(group.spans):
         end, inside = 0, np.zeros(width, dtype=np.bool_)
         for start, stop in spans:
-            if not end <= start < stop <= width:
-                _refuse("spans", i, f"[{start}, {stop})", f"steps follow each other, are not empty, and end by {width}")
-            if not group.mask[i, start:stop].any():
-                _refuse("spans", i, f"[{start}, {stop})", "group.mask has no sampled token there; leave that step out")
+            what, ordered = f"[{start}, {stop})", end <= start < stop <= width
+            _check(ordered, "spans", i, what, f"steps follow each other, are not empty, and end by {width}")
+            sampled = group.mask[i, start:stop].any()
+            _check(sampled, "spans", i, what, "group.mask has no sampled token there; leave that step out")
             inside[start:stop], end = True, stop
         for t in np.flatnonzero(group.mask[i] & ~inside):
-            _refuse("spans", i, f"no step with token {t}", "every sampled token must be in a step; extend one")
+            _check(False, "spans", i, f"no step with token {t}", "every sampled token must be in a step; extend one")
 
 
 def _check_per_step(group: Group) -> None:
@@ -159,16 +159,14 @@ def _check_per_step(group: Group) -> None:
             _check_shares("scores", i, group.scores[i], steps)
         if group.values is not None:
             _check_shares("values", i, group.values[i], steps + 1)
-            if group.values[i][-1] != group.rewards[i]:
-                remedy = f"the last value is the outcome; put the reward, {group.rewards[i]}, there"
-                _refuse("values", i, f"{group.values[i][-1]} at its end", remedy)
+            last, reward = group.values[i][-1], group.rewards[i]
+            remedy = f"the last value is the outcome; put the reward, {reward}, there"
+            _check(last == reward, "values", i, f"{last} at its end", remedy)
         if group.first_error is not None and (first := group.first_error[i]) is not None:
             _check_indices("first_error", i, (first,), steps)
         if group.critiques is not None:
-            if not group.critiques[i]:
-                _refuse(
-                    "critiques", i, "no critique", "ask for one again, or reward nan: none is not the same as clean"
-                )
+            remedy = "ask for one again, or reward nan: none is not the same as clean"
+            _check(group.critiques[i], "critiques", i, "no critique", remedy)
             _check_indices("critiques", i, (step for said in group.critiques[i] for step in said), steps)
 
 
@@ -178,18 +176,17 @@ def _check_count(group: Group, name: str, rows: Sequence[object]) -> None:
 
 
 def _check_shares(name: str, i: int, row: Sequence[float], count: int) -> None:
-    if len(row) != count:
-        _refuse(name, i, f"{len(row)} numbers, not {count}", _SOURCES[name])
-    for value in row:
-        if not 0 <= value <= 1:  # nan too
-            _refuse(name, i, f"{value}", "give numbers from 0 to 1, or reward nan")
+    _check(len(row) == count, name, i, f"{len(row)} numbers, not {count}", _SOURCES[name])
+    for value in row:  # nan is refused too
+        _check(0 <= value <= 1, name, i, f"{value}", "give numbers from 0 to 1, or reward nan")
 
 
 def _check_indices(name: str, i: int, indices: Iterable[int], steps: int) -> None:
     for index in indices:
-        if not 0 <= index < steps:
-            _refuse(name, i, f"step {index}", f"steps are counted from 0, and there are {steps}")
+        _check(0 <= index < steps, name, i, f"step {index}", f"steps are counted from 0, and there are {steps}")
 
 
-def _refuse(name: str, rollout: int, found: str, remedy: str) -> NoReturn:
-    raise DataError(f"group.{name}: rollout {rollout} has {found}; {remedy}")
+def _check(sound: object, name: str, rollout: int, found: str, remedy: str) -> None:
+    """Raise DataError for the field `name` of a rollout unless `sound`."""
+    if not sound:
+        raise DataError(f"group.{name}: rollout {rollout} has {found}; {remedy}")

@@ -18,7 +18,7 @@ _SAVE = "write it with model.save_pretrained(directory) and tokenizer.save_pretr
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # bf16 is read as its bits: numpy has no such type
 
 
-class TensorPlace(NamedTuple):
+class _TensorPlace(NamedTuple):
     """Where a tensor lies: `start` and `stop` are byte offsets in `file`."""
 
     file: Path
@@ -51,7 +51,7 @@ class Checkpoint:
     """The tensors of one or more safetensors files by name. Nothing but the headers is read until `read` is called."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self.places: dict[str, TensorPlace] = {}
+        self.places: dict[str, _TensorPlace] = {}
         for file in files:
             self.places.update(_read_header(file))
 
@@ -90,7 +90,7 @@ class Checkpoint:
         return raw.astype(np.float32, copy=False).reshape(place.shape)
 
 
-def _read_header(path: Path) -> dict[str, TensorPlace]:
+def _read_header(path: Path) -> dict[str, _TensorPlace]:
     """Header of a safetensors file: 8 bytes of length, then JSON with offsets counted from its end."""
     check(path.is_file(), f"{path} does not exist; {_SAVE}")
     size = path.stat().st_size
@@ -104,7 +104,7 @@ def _read_header(path: Path) -> dict[str, TensorPlace]:
             for name, entry in header.items():
                 if name != "__metadata__":
                     start, stop = (8 + length + offset for offset in entry["data_offsets"])
-                    places[name] = TensorPlace(path, entry["dtype"], tuple(entry["shape"]), start, stop)
+                    places[name] = _TensorPlace(path, entry["dtype"], tuple(entry["shape"]), start, stop)
         except (ValueError, KeyError, TypeError) as error:
             raise ExportError(f"{path} has a damaged safetensors header ({error!r}); {_SAVE}") from error
     return places

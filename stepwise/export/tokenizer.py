@@ -50,7 +50,7 @@ _SUPPORTED = (
 
 
 @dataclass(frozen=True)
-class GgufTokenizer:
+class _GgufTokenizer:
     """What GGUF holds of a tokenizer. `tokens` and `types` have one entry per row of the embedding matrix."""
 
     pre: str
@@ -78,7 +78,7 @@ class GgufTokenizer:
             writer.add_chat_template(self.chat_template)
 
 
-def read_tokenizer(model_dir: Path, vocab_size: int) -> GgufTokenizer:
+def read_tokenizer(model_dir: Path, vocab_size: int) -> _GgufTokenizer:
     """The tokenizer in `model_dir`, padded with unused tokens to `vocab_size`; ExportError if it cannot be written."""
     path = model_dir / "tokenizer.json"
     check(
@@ -95,7 +95,7 @@ def read_tokenizer(model_dir: Path, vocab_size: int) -> GgufTokenizer:
     config = read_json(model_dir / "tokenizer_config.json", optional=True)
     special_ids = _special_ids(model_dir, config, ids)
     add_bos, add_eos = _added_by_post_processor(path, spec.get("post_processor"), special_ids, ids)
-    return GgufTokenizer(
+    return _GgufTokenizer(
         pre=_pre_tokenizer(path, spec),
         tokens=tokens,
         types=types,

@@ -208,7 +208,7 @@ def exact_weights(cfg: Config, folder: str | Path) -> Config:
     return cfg.model_copy(update={"models": cfg.models.model_copy(update={"weak": weak})})
 
 
-def sampler_weights(cfg: Config) -> str:
+def _sampler_weights(cfg: Config) -> str:
     """The type of the weights in the GGUF of `models.weak`, by its name in GGUF, such as "MOSTLY_Q8_0"."""
     from gguf import GGUFReader, LlamaFileType
 
@@ -236,7 +236,7 @@ def mismatch_of(logprobs: Sequence[Floats], rollouts: Sequence[RlRollout]) -> Mi
 
 def check_agreement(found: Mismatch, cfg: Config, trainee: Trainee) -> None:
     """Raise BackendError, with what differs, where sampler and trainer disagree by more than the tolerance."""
-    weak, weights, trainer = cfg.models.weak, sampler_weights(cfg), trainer_type(trainee)
+    weak, weights, trainer = cfg.models.weak, _sampler_weights(cfg), _trainer_type(trainee)
     most = tolerance(cfg, weights, trainer)
     if found.mean <= most:
         return
@@ -249,7 +249,7 @@ def check_agreement(found: Mismatch, cfg: Config, trainee: Trainee) -> None:
     )
 
 
-def trainer_type(trainee: Trainee) -> str:
+def _trainer_type(trainee: Trainee) -> str:
     """The type in which the trainer's frozen layers compute, such as "float32"; "4bit" for quantized ones."""
     base = trainee.model.get_base_model()
     if getattr(base, "is_loaded_in_4bit", False):
