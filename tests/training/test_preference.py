@@ -193,7 +193,7 @@ def test_lists_of_messages_are_read_and_the_same_pair_counts_once() -> None:
 def train(gguf: str, out: str) -> None:
     """A whole run, for another process."""
     torch.set_num_threads(1)
-    dpo(PAIRS, config(Path(gguf), *QUICK, "dpo.nll=0.1"), out)
+    dpo(PAIRS, config(Path(gguf), *QUICK, "dpo.epochs=3", "dpo.nll=0.1"), out)
 
 
 def test_a_run_that_is_killed_and_gone_on_with_equals_the_uninterrupted_one(

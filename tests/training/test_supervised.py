@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_on_disk(tiny_gguf_path: 
 def train(gguf: str, out: str) -> None:
     """A whole run, for another process."""
     torch.set_num_threads(1)
-    cfg = config(Path(gguf), "sft.batch=2", "sft.epochs=6", "sft.save_every=3", "lora.dropout=0.2")
+    cfg = config(Path(gguf), "sft.batch=2", "sft.epochs=3", "sft.save_every=3", "lora.dropout=0.2")
     sft([row(i) for i in range(6)], cfg, out)
 
 
