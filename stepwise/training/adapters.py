@@ -239,19 +239,16 @@ class Evaluated:
         return self.correct / self.judged if self.judged else None
 
 
-def adapter_gguf(adapter: str | Path) -> str:
-    """What the engine attaches for `adapter`: the adapter.gguf of a directory that training wrote, else as it is."""
-    path = Path(adapter)
-    if not path.is_dir():
-        return str(adapter)
-    if not (path / "adapter.gguf").is_file():
-        raise DataError(f"{path} has no adapter.gguf; write it with export_lora_gguf, or give the GGUF's path")
-    return str(path / "adapter.gguf")
-
-
 def with_adapter(model: ModelConfig, adapter: str | Path | None) -> ModelConfig:
-    """`model` with `adapter` (a directory, a GGUF, a lab adapter) attached to it; as it is for None."""
-    return model if adapter is None else ModelConfig(**{**model.model_dump(), "adapter": adapter_gguf(adapter)})
+    """`model` with `adapter` attached to it: a LoRA GGUF, a lab adapter, or the directory that training wrote one into;
+    as it is for None.
+    """
+    if adapter is None:
+        return model
+    file = Path(adapter) / "adapter.gguf"
+    if file.parent.is_dir() and not file.is_file():
+        raise DataError(f"{adapter} has no adapter.gguf; write it with export_lora_gguf, or give the GGUF's path")
+    return ModelConfig(**{**model.model_dump(), "adapter": str(file if file.is_file() else adapter)})
 
 
 def evaluate(

@@ -31,6 +31,7 @@ from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 from pydantic import BaseModel, Field, ValidationError, create_model
 
+from stepwise import lab
 from stepwise.config import Config, ModelConfig
 from stepwise.config.base import FrozenConfig
 from stepwise.config.errors import explain
@@ -169,8 +170,6 @@ class LoraProvider(Provider):  # type: ignore[misc]
 
     def _plan(self, model: str, settings: Mapping[str, Any]) -> tuple[Config, Path | None]:
         """The job's whole configuration, and the directory of the adapter that it goes on with."""
-        from stepwise import lab
-
         spec, _, adapter = _parts(model)
         if not self.is_provider_model(spec):
             raise ConfigError(f"{model} does not run in this process, so it is not trained here; use llamacpp/...")
@@ -195,8 +194,6 @@ class LoraProvider(Provider):  # type: ignore[misc]
 
     def _begun(self, model: str, digest: str | None, adapter: str | None) -> Path | None:
         """Directory, in PEFT's layout, of the adapter that the LM has; None where it has none."""
-        from stepwise import lab
-
         if digest is None:
             return None
         if adapter in lab.ADAPTERS:

@@ -7,12 +7,12 @@ something behind each time. The base alone, as a reference model, is the same mo
 
 from __future__ import annotations
 
-import json
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from stepwise.config import Config, ModelConfig
 from stepwise.config.training import LoraConfig
 from stepwise.errors import ConfigError, DataError, ExportError, MissingDependencyError
 from stepwise.export.gguf import export_lora_gguf
+from stepwise.export.safetensors import read_json
 from stepwise.export.tokenizer import check_train_from
 from stepwise.models.hub import gguf_path
 
@@ -151,10 +152,7 @@ def check_layout(adapter: str | Path) -> None:
 
 def _check_tokens(model: ModelConfig, base: Path) -> None:
     """Raise ConfigError unless a local GGUF and the weights it is trained from speak the same tokens."""
-    if not model.local:
-        return
-    gguf = gguf_path(model.model.partition("/")[2])
-    if gguf.is_file():
+    if model.local and (gguf := gguf_path(model.model.partition("/")[2])).is_file():
         try:
             check_train_from(gguf, base)
         except ExportError as error:
@@ -163,9 +161,7 @@ def _check_tokens(model: ModelConfig, base: Path) -> None:
 
 def require_training() -> None:
     """Raise MissingDependencyError without the packages of the extra `stepwise[train]`."""
-    import importlib.util
-
-    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f'training needs {", ".join(missing)}; pip install "stepwise[train]"')
 
@@ -186,29 +182,24 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _device(how: LoraConfig) -> str:
+def _device(lora: LoraConfig) -> str:
     import torch
 
-    if how.device != "auto":
-        if how.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(
-                f'lora.device is "{how.device}", but torch finds no CUDA device; set it to "cpu" or "auto"'
-            )
-        return how.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    there = torch.cuda.is_available()
+    if lora.device.startswith("cuda") and not there:
+        raise ConfigError(f'lora.device is "{lora.device}", but torch finds no CUDA device; set it to "cpu" or "auto"')
+    return lora.device if lora.device != "auto" else "cuda" if there else "cpu"
 
 
-def _load_base(base: Path, how: LoraConfig, device: str) -> Any:
+def _load_base(base: Path, lora: LoraConfig, device: str) -> Any:
     """The frozen base, in the type that [lora] base asks for."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    kind = how.base if how.base != "auto" else ("float32" if device == "cpu" else "bfloat16")
+    kind = lora.base if lora.base != "auto" else ("float32" if device == "cpu" else "bfloat16")
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if kind == "4bit" else getattr(torch, kind)}
     if kind == "4bit":
-        options: dict[str, Any] = {"quantization_config": four_bits(device), "dtype": torch.bfloat16}
-        options["device_map"] = {"": device}
-    else:
-        options = {"dtype": getattr(torch, kind)}
+        options |= {"quantization_config": four_bits(device), "device_map": {"": device}}
     try:
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, **options)
@@ -218,7 +209,7 @@ def _load_base(base: Path, how: LoraConfig, device: str) -> Any:
         ) from None
     model.requires_grad_(False)
     model.config.use_cache = False
-    if how.checkpointing:
+    if lora.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     return model if kind == "4bit" else model.to(device)
@@ -226,12 +217,10 @@ def _load_base(base: Path, how: LoraConfig, device: str) -> Any:
 
 def four_bits(device: str) -> Any:
     """The quantization of `lora.base = "4bit"`; MissingDependencyError, or ConfigError off a CUDA device."""
-    import importlib.util
-
     import torch
     from transformers import BitsAndBytesConfig
 
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if find_spec("bitsandbytes") is None:
         raise MissingDependencyError('lora.base = "4bit" needs bitsandbytes; pip install "stepwise[quantized]"')
     if not device.startswith("cuda"):
         raise ConfigError(f'lora.base = "4bit" needs a CUDA device, but lora.device is "{device}"; use bfloat16')
@@ -246,5 +235,4 @@ def four_bits(device: str) -> Any:
 def described(adapter: str | Path) -> dict[str, Any]:
     """adapter_config.json of an adapter's directory."""
     check_layout(adapter)
-    loaded: dict[str, Any] = json.loads((Path(adapter) / LAYOUT[0]).read_text(encoding="utf-8"))
-    return loaded
+    return read_json(Path(adapter) / LAYOUT[0])

@@ -85,10 +85,9 @@ def grpo(
     """
     checked = check_problems(problems)
     if checked.excluded:
-        shown = "; ".join(f"{name}: {why}" for name, why in list(checked.excluded.items())[:3])
-        raise DataError(
-            f"{len(checked.excluded)} problems cannot be graded ({shown}); leave them out, or mend their answers"
-        )
+        shown = "; ".join(f"{name}: {why}" for name, why in [*checked.excluded.items()][:3])
+        count = len(checked.excluded)
+        raise DataError(f"{count} problems cannot be graded ({shown}); leave them out, or mend their answers")
     by_id = {problem.id: problem for problem in checked.problems}
     hints = check_hints(hints or {}, checked.problems, cfg.rl.credit)
     arguments = describe(checked.problems, adapter, hints)
@@ -179,7 +178,7 @@ class Learner:
         weights = losses.rollout_weights([len(row.token_ids) for row in rollouts], rl.loss, rl.max_tokens)
         classes = [0.0] * len(rollouts) if self.mark is None else losses.class_weights([row.reward for row in rollouts])
         chosen = [i for i in range(len(rollouts)) if kept[i] or classes[i]]
-        rows = [self.row(rollouts[i], advantages[i], weights[i], classes[i]) for i in chosen]
+        rows = [self._row(rollouts[i], advantages[i], weights[i], classes[i]) for i in chosen]
         mismatch = None if own is None else mismatch_of(own, rollouts)
         figures: dict[str, float] = {}
         if rows:
@@ -224,7 +223,7 @@ class Learner:
         }
         return row, rollouts
 
-    def row(self, rollout: RlRollout, *advantages_and_weights: Any) -> PolicyRow:
+    def _row(self, rollout: RlRollout, *advantages_and_weights: Any) -> PolicyRow:
         """A rollout as the trainer takes it; its advantages are not needed for a pass without gradients."""
         prompt, reward = self.prompts[rollout.problem], rollout.reward or 0.0
         return PolicyRow(prompt, rollout.token_ids, np.array(rollout.logprobs), reward, *advantages_and_weights)
@@ -238,7 +237,7 @@ class Learner:
         cfg, laser = self.cfg, self.mark is not None
         if step > 1 and not laser and cfg.rl.credit.scheme != "oppo":
             return None, None, 0
-        rows = [self.row(row) for row in rollouts]
+        rows = [self._row(row) for row in rollouts]
         evaluated = sum(row.length for row in rows)
         own, marks = forward(self.trainee, rows, cfg, mark=self.mark)
         if step == 1 and cfg.rl.correction == "none":

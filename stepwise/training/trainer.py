@@ -11,6 +11,7 @@ import math
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -141,13 +142,13 @@ def apply_gradients(trainee: Trainee, optimizer: Any, rate: float, clip_norm: fl
     return norm
 
 
-def cosine(step: int, steps: int, peak: float, warmup: float, final: float = 0.1) -> float:
-    """Learning rate of step `step` (0-based) of `steps`: up in a line, then down as a cosine to `final` of the peak."""
+def cosine(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Learning rate of step `step` (0-based) of `steps`: up in a line, then down as a cosine to a tenth of the peak."""
     up = warmup * steps
     if step < up:
         return peak * (step + 1) / (up + 1)
     share = (step - up) / max(1.0, steps - up)
-    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+    return peak * (0.1 + (1 - 0.1) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
 def plan_steps(
@@ -247,8 +248,7 @@ def peak_bytes(device: str) -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
-    import resource
-    import sys
+    import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -13,7 +13,7 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.prompt import SolvePrompt
-from stepwise.training.adapters import Evaluated, adapter_gguf, base_of, check_adapter, evaluate, fingerprint, read_card
+from stepwise.training.adapters import Evaluated, base_of, check_adapter, evaluate, fingerprint, read_card, with_adapter
 from stepwise.training.cards import (
     add_evaluation,
     base_name,
@@ -270,7 +270,7 @@ def test_what_cannot_be_evaluated_is_said(adapter: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match="0 problems"):
         evaluate(Config.lab(), [])
     with pytest.raises(DataError, match=r"has no adapter\.gguf; write it with export_lora_gguf"):
-        adapter_gguf(adapter)
+        with_adapter(Config.lab().models.weak, adapter)
     with pytest.raises(BackendError, match=r"nowhere\.gguf"):
         evaluate(Config.lab(), [Problem("p", "q", "1")], adapter=tmp_path / "nowhere.gguf")
     with pytest.raises(ConfigError, match="the engine runs GGUF files"):
