@@ -11,8 +11,6 @@ from stepwise.grading.grader import (
     GRADER_VERSION,
     Verdict,
     check_gold,
-    check_verdicts,
-    differing_boxes,
     grade,
     grade_many,
 )
@@ -22,8 +20,6 @@ __all__ = [
     "GRADER_VERSION",
     "Verdict",
     "check_gold",
-    "check_verdicts",
-    "differing_boxes",
     "grade",
     "grade_many",
 ]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import ExitStack
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
-from stepwise.errors import DataError, GradingError
+from stepwise.errors import DataError
 from stepwise.grading.answers import compare
 from stepwise.grading.pool import WorkerDied, WorkerTimeout, shared_pool
-from stepwise.grading.text import Unreadable, clean, find_answer, key
-from stepwise.steps import boxed, solution_part
+from stepwise.grading.text import Unreadable, find_answer
 from stepwise.types import Problem
 
 DEFAULT_TIMEOUT = 10.0
@@ -114,41 +113,6 @@ def check_gold(problem: Problem, *, timeout: float = DEFAULT_TIMEOUT) -> None:
             f"problem {problem.id!r}: its answer {problem.answer!r} grades as {verdict} against itself; "
             "write it as a number, a word or LaTeX that math-verify reads, or leave the problem out"
         )
-
-
-def check_verdicts(verdicts: Iterable[Verdict], *, at_most: float = 0.05) -> None:
-    """Raise GradingError with the counts where more than `at_most` of the verdicts are neither CORRECT nor WRONG.
-
-    `at_most` is a share in [0, 1]. Such verdicts say nothing about the model, and an average without them may be taken
-    over a few easy problems. No verdicts at all pass. Raises DataError for a share outside [0, 1].
-    """
-    if not 0 <= at_most <= 1:
-        raise DataError(f"at_most={at_most!r}; it is a share between 0 and 1")
-    counts = Counter(verdicts)
-    failed = {verdict: count for verdict, count in counts.most_common() if not verdict.carries_reward}
-    if sum(failed.values()) > at_most * counts.total():
-        listed = ", ".join(f"{count} {verdict}" for verdict, count in failed.items())
-        raise GradingError(
-            f"{sum(failed.values())} of {counts.total()} answers were not judged, more than at_most={at_most:g}: "
-            f"{listed}; look at these predictions (a token limit that cuts answers off, a missing \\boxed{{}}, "
-            "a timeout), or raise at_most"
-        )
-
-
-def differing_boxes(prediction: str) -> tuple[str, ...]:
-    r"""The boxed answers after </think>, in order, where they are not all the same as written; () otherwise.
-
-    `grade` takes the last of them. Two spellings of one value (`\frac12`, 0.5) are reported too: nothing is computed.
-    """
-    answers = {_spelling(answer): answer.strip() for answer in boxed(solution_part(prediction)) if answer.strip()}
-    return tuple(answers.values()) if len(answers) > 1 else ()
-
-
-def _spelling(answer: str) -> str:
-    try:
-        return key(clean(answer, "prediction"))
-    except Unreadable:
-        return answer.strip()
 
 
 def _grade(prediction: str | None, gold: str | None, timeout: float, *, shortcut: bool) -> Verdict:

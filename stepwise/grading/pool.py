@@ -60,11 +60,6 @@ class _Worker:
                 "`python -P -m stepwise.grading.worker` (it should print a line with its process id)"
             ) from None
 
-    @property
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return self.process.poll() is None
-
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         """The reply to one request. Raises WorkerTimeout or WorkerDied; the worker must then be killed."""
         assert self.process.stdin is not None
@@ -153,7 +148,7 @@ class Pool:
                 worker = self._idle.pop() if self._idle else None
             if worker is None:
                 break
-            if worker.alive:
+            if worker.process.poll() is None:
                 return worker
             self._drop(worker)
         worker = _Worker()
