@@ -204,8 +204,8 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
 
 def test_a_busy_worker_ends_soon_after_its_parent_was_killed(tmp_path):
     code = f"""
-from stepwise.grading.pool import Worker
-worker = Worker(grace=0.5)
+from stepwise.grading.pool import _Worker
+worker = _Worker(grace=0.5)
 threading.Thread(target=lambda: worker.ask({HANG!r}, 1.5)).start()
 time.sleep(0.2)
 print(worker.process.pid, flush=True)
