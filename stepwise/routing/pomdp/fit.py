@@ -29,7 +29,7 @@ from stepwise.io import write_text
 from stepwise.routing.pomdp.estimate import LEAST_STRONG, MAX_CORRELATION, estimate, independent
 from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.routing.pomdp.fit_check import HeldOut, choose_bins, choose_power, held_out, intervals_of, pair_law
-from stepwise.routing.pomdp.fit_data import STATES, FitTrace, check_scored, lag_correlation, states_of
+from stepwise.routing.pomdp.fit_data import STATES, FitTrace, lag_correlation, states_of
 from stepwise.routing.pomdp.solve import RoutingPomdp
 from stepwise.stats import Interval
 from stepwise.types import from_json, to_json
@@ -170,7 +170,7 @@ def fit_router(
         raise DataError(f"tokens_per_step is {tokens_per_step!r}; give a number above 0")
     if bins is not None and bins < 2:
         raise DataError(f"bins is {bins}; with fewer than 2 the score says nothing, so give at least 2")
-    check_scored(traces)
+    _check_scored(traces)
     check_enough(traces, p_strong=p_strong, recovery=recovery)
     labelled = [trace for trace in traces if trace.labelled]
     measurable = _wrong(labelled) >= _LEAST_WRONG
@@ -204,6 +204,19 @@ def fit_router(
     )
     pair = pair_law(labelled) if measurable else None
     return RouterFit(fitted.p_weak, (fitted.p_strong,), fitted.hazard, fitted.law, fitted.tokens_per_step, card, pair)
+
+
+def _check_scored(traces: Sequence[FitTrace]) -> None:
+    """Raise `DataError` unless every draft has its score."""
+    missing = [
+        (trace.problem, i) for trace in traces for i, s in enumerate(trace.steps) if s.drafted and s.score is None
+    ]
+    if missing:
+        problem, i = missing[0]
+        raise DataError(
+            f"{len(missing)} drafts have no score, the first at step {i} of {problem!r}; score them (--score), or "
+            "leave those traces out"
+        )
 
 
 def check_enough(traces: Sequence[FitTrace], *, p_strong: float | None = None, recovery: float | None = None) -> None:

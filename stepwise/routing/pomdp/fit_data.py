@@ -177,19 +177,6 @@ def unlabelled(trace: FitTrace) -> FitTrace:
     return dataclasses.replace(trace, steps=steps, labelled=False)
 
 
-def check_scored(traces: Sequence[FitTrace]) -> None:
-    """Raise `DataError` unless every draft has its score."""
-    missing = [
-        (trace.problem, i) for trace in traces for i, s in enumerate(trace.steps) if s.drafted and s.score is None
-    ]
-    if missing:
-        problem, i = missing[0]
-        raise DataError(
-            f"{len(missing)} drafts have no score, the first at step {i} of {problem!r}; score them (--score), or "
-            "leave those traces out"
-        )
-
-
 def states_of(traces: Sequence[FitTrace]) -> tuple[int, int, int]:
     """Number of drafts in each state, in labelled traces."""
     drafts = Counter(

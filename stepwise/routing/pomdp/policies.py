@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -28,6 +28,7 @@ from stepwise.errors import DataError
 from stepwise.routing.policy import Action, Escalate, Keep, View, When
 from stepwise.routing.pomdp.filter import Belief, History, ObservationLaw, StepFilter
 from stepwise.routing.pomdp.solve import Plan, RoutingPomdp
+from stepwise.routing.simple import BasePolicy
 from stepwise.steps import extract_answer
 
 _FROZEN = ConfigDict(extra="forbid")
@@ -35,7 +36,7 @@ _SAME = 1e-9  # how far two tables of one law may be apart by rounding
 
 
 @dataclass(frozen=True, config=_FROZEN, repr=False)
-class _OnBelief:
+class _OnBelief(BasePolicy):
     """Asked after each draft; decides on the belief that the scores so far give under a fitted model."""
 
     model: RoutingPomdp
@@ -43,7 +44,6 @@ class _OnBelief:
 
     when: ClassVar[When] = "after"
     needs_scores: ClassVar[bool] = True
-    operating: ClassVar[str]  # the field that is the operating point
 
     def __post_init__(self) -> None:
         if len(self.model.p_strong) != 1:
@@ -54,16 +54,6 @@ class _OnBelief:
         ours, theirs = np.asarray(self.model.observation), np.asarray(self.law.rows)
         if ours.shape != theirs.shape or np.abs(ours - theirs).max() > _SAME:
             raise DataError("model.observation is not law.rows; give dataclasses.replace(model, observation=law.rows)")
-
-    @property
-    def point(self) -> float | None:
-        """The operating point: see the class."""
-        return float(getattr(self, self.operating))
-
-    def at(self, x: float) -> Self:
-        """The same policy at operating point `x`."""
-        setting: dict[str, Any] = {self.operating: x}
-        return dataclasses.replace(self, **setting)
 
     def __repr__(self) -> str:
         """The settings, without the tables."""
@@ -116,7 +106,7 @@ class BeliefThreshold(_Filtered):
     tau: float = Field(default=0.5, ge=0, le=1)
 
     name: ClassVar[str] = "belief"
-    operating: ClassVar[str] = "tau"
+    dial: ClassVar[str] = "tau"
 
     def decide(self, view: View) -> Action:
         """Escalate iff the draft's belief in "wrong just now" is above `tau`."""
@@ -150,7 +140,7 @@ class Planned(_Filtered):
     cost_per_token: float = Field(default=0.25, ge=0, allow_inf_nan=False)
 
     name: ClassVar[str] = "planned"
-    operating: ClassVar[str] = "cost_per_token"
+    dial: ClassVar[str] = "cost_per_token"
 
     @cached_property
     def plan(self) -> Plan:
@@ -189,7 +179,7 @@ class Published(_OnBelief):
     gate: float = Field(default=0.4, ge=0, allow_inf_nan=False)
 
     name: ClassVar[str] = "published"
-    operating: ClassVar[str] = "cost_per_token"
+    dial: ClassVar[str] = "cost_per_token"
 
     @cached_property
     def filter(self) -> StepFilter:
