@@ -26,7 +26,7 @@ _SHRINK = 1.0  # scores per bin that a law is shrunk by
 _HAZARD_SHRINK = 2.0
 
 
-class Estimate(NamedTuple):
+class RouterEstimate(NamedTuple):
     """The parameters alone; `edges` of the score's bins go from 0 to 1, `rows` is P(bin | state), (3, bins)."""
 
     p_weak: float
@@ -54,7 +54,7 @@ def estimate(
     recovery: float | None = None,
     power: float = 1.0,
     padded: Padded | None = None,
-) -> Estimate:
+) -> RouterEstimate:
     """The parameters from traces, without checks of how many there are; nan where p_strong has nothing to go by.
 
     Counts where all traces are labelled, else EM over what is seen (scores, answers, and the labels there are). Where
@@ -80,7 +80,7 @@ def estimate(
         counts, _, _ = expect(data, learned, recovery)
         rows = learned.rows
     drafted = [trace for trace in traces if any(step.drafted for step in trace.steps)]
-    return Estimate(
+    return RouterEstimate(
         counts.p_weak,
         counts.p_strong if p_strong is None else p_strong,
         hazard_of(drafted, max_steps),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from stepwise.routing.pomdp.estimate import Array, Estimate, Padded, estimate, law_of, pad
+from stepwise.routing.pomdp.estimate import Array, Padded, RouterEstimate, estimate, law_of, pad
 from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
 from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, FitTrace
 from stepwise.stats import Interval, percentile, resamples, wilson
@@ -175,7 +175,7 @@ def intervals_of(
     return out
 
 
-def _figures(fitted: Estimate) -> dict[str, float]:
+def _figures(fitted: RouterEstimate) -> dict[str, float]:
     low, high = fitted.counts.rows[NOW], fitted.counts.rows[RIGHT]  # scores by bin
     above = np.cumsum(high[::-1])[::-1] - high
     pairs = low.sum() * high.sum()
