@@ -229,3 +229,15 @@ def test_a_thread_that_hangs_is_not_waited_for_when_the_run_is_stopped() -> None
         Driver().run([hangs(), fails()])
     assert time.monotonic() - began < 10
     go.set()
+
+
+def test_a_run_from_reset_caches_is_that_of_a_model_just_loaded(tiny_gguf_path: Path) -> None:
+    """What is killed and done again in a new process must not differ from what went on in an old one."""
+    config = ModelConfig(model=f"llamacpp/{tiny_gguf_path}", context=512, kv_type="f32", flash_attention=False)
+    with load_backend(config) as fresh:  # type: ignore[attr-defined]
+        first = Driver([fresh.engine]).run([solve(fresh, problem) for problem in PROBLEMS])
+        for size in (3, 7, 5):  # leaves gaps between streams behind
+            Driver([fresh.engine]).run([solve(fresh, problem) for problem in PROBLEMS[:size]])
+        fresh.forget()
+        again = Driver([fresh.engine]).run([solve(fresh, problem) for problem in PROBLEMS])
+    assert again == first

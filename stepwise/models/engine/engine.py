@@ -322,7 +322,7 @@ class Engine:
 
     def forget(self) -> None:
         """Drop every cached prefix once the calls in progress have ended: what follows is measured from cold."""
-        control = Control(self._cache.clear)
+        control = Control(self._scheduler.reset)
         self._worker.do(control, control)
 
     def set_adapter(self, path: str | Path | None, scale: float = 1.0) -> None:

@@ -43,6 +43,12 @@ class Scheduler:
         self._draws: Draws | None = None  # for the units of a steady batch
         self._constrained: list[int] = []
 
+    def reset(self) -> None:
+        """Forget what earlier calls left behind: cached prefixes, and the gaps that wait to be closed."""
+        self.cache.clear()
+        self._gaps = self._wasted = 0
+        self._steady = False
+
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
