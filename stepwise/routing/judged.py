@@ -31,7 +31,7 @@ class Judged(BasePolicy):
     decision says why. A draft without text is escalated without a question.
 
     What the model costs is in DSPy's usage, history and callbacks. It is not in the trace and counts for no cap of the
-    budget: add it when policies are compared. Decisions are asked for one after another.
+    budget: add it when policies are compared.
 
     Args:
         lm: a model's name, as `stepwise.lm` takes it; None: the model that DSPy is configured with.
@@ -60,7 +60,7 @@ class Judged(BasePolicy):
         """The scores, if they are wanted."""
         return {"scores": "policy 'judged' with scored=true"} if self.scored else {}
 
-    def decide(self, view: View) -> Action | Look:
+    async def decide(self, view: View) -> Action | Look:
         """Ask the model."""
         if self.scored and "scores" not in view.looked:
             return Look("scores")
@@ -71,7 +71,7 @@ class Judged(BasePolicy):
 
         steps = [step.text for step in (*view.steps, view.draft)]
         try:
-            answer = _decider(self)(view.problem, steps, view.scores, view.strong_tokens_left)
+            answer = await _decider(self).acall(view.problem, steps, view.scores, view.strong_tokens_left)
         except dspy.LMError as error:
             if not is_retryable_lm_error(error) and not isinstance(error, dspy.ContextWindowExceededError):
                 raise BackendError(f"the judge {self.lm or 'that DSPy is configured with'}: {error}") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -145,8 +145,10 @@ class Policy(Protocol):
     when: ClassVar[When]
     needs_scores: ClassVar[bool]
 
-    def decide(self, view: View) -> Action | Look:
-        """What to do at `view.index`; must depend on `view` and on the policy's own fields alone."""
+    def decide(self, view: View) -> Action | Look | Awaitable[Action | Look]:
+        """What to do at `view.index`; must depend on `view` and on the policy's own fields alone. A coroutine where it
+        asks a model.
+        """
         ...
 
     @property

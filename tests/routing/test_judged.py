@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import re
@@ -36,7 +37,7 @@ def decided(decision: str, reason: str = "because") -> str:
 def asked(view: View, *replies: str, policy: Judged | None = None) -> tuple[Any, ScriptedLM]:
     lm = ScriptedLM(replies)
     with dspy.context(lm=lm):
-        return (policy or Judged()).decide(view), lm
+        return asyncio.run((policy or Judged()).decide(view)), lm
 
 
 def test_the_model_sees_problem_steps_scores_and_budget_and_its_word_is_done() -> None:
@@ -71,7 +72,7 @@ def test_a_judge_that_does_not_answer_keeps_and_one_that_refuses_stops() -> None
         lm = ScriptedLM(script)
         lm.num_retries = 0
         with dspy.context(lm=lm):
-            return Judged().decide(VIEW)
+            return asyncio.run(Judged().decide(VIEW))
 
     assert raising(dspy.LMTimeoutError("too late")).reason.startswith("the judge did not answer: ")
     assert raising(dspy.ContextWindowExceededError(message="too long")) == Keep()
@@ -148,7 +149,7 @@ def test_importing_it_loads_no_heavy_package() -> None:
 def test_a_named_model_is_loaded_at_the_first_decision_and_is_held_to_the_format(tiny_gguf_path: Path) -> None:
     try:
         with dspy.track_usage() as tracker:
-            action = Judged(f"llamacpp/{tiny_gguf_path}").decide(VIEW)
+            action = asyncio.run(Judged(f"llamacpp/{tiny_gguf_path}").decide(VIEW))
         assert isinstance(action, Keep | Escalate)
         assert action.reason.startswith("the judge: ")
         ((name, calls),) = tracker.usage_data.items()
@@ -157,7 +158,7 @@ def test_a_named_model_is_loaded_at_the_first_decision_and_is_held_to_the_format
     finally:
         close_engines()
     with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
-        Judged("openai/x", api_key_env="NO_SUCH_KEY").decide(VIEW)
+        asyncio.run(Judged("openai/x", api_key_env="NO_SUCH_KEY").decide(VIEW))
 
 
 def test_the_decider_is_a_module_like_the_others(tmp_path: Path) -> None:
