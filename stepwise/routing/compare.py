@@ -133,14 +133,9 @@ class Measured:
         )
 
 
-def family_of(policy: Policy) -> str:
-    """What policies that differ in their operating point alone have in common: `family`, else the name."""
-    return str(getattr(policy, "family", policy.name))
-
-
 def label_of(policy: Policy) -> str:
     """The policy's name and operating point, for tables."""
-    name = NAMES.get(policy.name, family_of(policy).capitalize())
+    name = NAMES.get(policy.name, policy.family.capitalize())
     if policy.point is None:
         return name
     return f"{name} {policy.point:g}" if 0 < abs(policy.point) < 0.01 else f"{name} {policy.point:.2f}"
@@ -156,7 +151,7 @@ def judge(router: StepRouter, traces: Sequence[Trace], seconds: float | None = N
     policy = router.policy
     label = label_of(policy)
     views = tuple(TraceView(trace, label, verdict_of(trace), router.cost([trace]).parameter_tokens) for trace in traces)
-    return Measured(label, family_of(policy), policy.point, views, router.cost(traces), seconds)
+    return Measured(label, policy.family, policy.point, views, router.cost(traces), seconds)
 
 
 def measure(
@@ -220,12 +215,9 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
         generated = calls * width if generates else 0
         return Planned(role, calls, arms * len(problems) * prompt, generated, len(problems))  # type: ignore[arg-type]
 
-    def per_step(policy: Policy, role: str) -> int:
-        return int(getattr(policy, "calls_per_step", {}).get(role, 1))
-
-    weak = sum(per_step(policy, "weak") for policy in policies if policy.name != "always")
-    strong = sum(per_step(policy, "strong") for policy in policies if policy.name != "never")
-    scored = sum(per_step(policy, "scorer") for policy in policies if needs_scorer(policy))
+    weak = sum(policy.calls_per_step.get("weak", 1) for policy in policies if policy.name != "always")
+    strong = sum(policy.calls_per_step.get("strong", 1) for policy in policies if policy.name != "never")
+    scored = sum(policy.calls_per_step.get("scorer", 1) for policy in policies if needs_scorer(policy))
     parts = [planned("weak", weak, config.models.weak.local), planned("strong", strong, config.models.strong.local)]
     return [*parts, *([planned("scorer", scored, True, generates=False)] if scored else [])]
 

@@ -16,14 +16,13 @@ from stepwise import critics
 from stepwise.critics.formats import Format
 from stepwise.errors import BackendError
 from stepwise.models.provider import lm
-from stepwise.routing.policy import Action, Escalate, Keep, Look, View, When
-from stepwise.routing.simple import BasePolicy
+from stepwise.routing.policy import Action, Escalate, Keep, Look, Policy, View, When
 
 _FROZEN = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Judged(BasePolicy):
+class Judged(Policy):
     """Escalates a drafted step where a language model says so (the signature `DecideStep`).
 
     The model sees the problem, the steps so far and the draft, their scores and what is left of the strong model's

@@ -31,8 +31,7 @@ from pydantic.dataclasses import dataclass
 from stepwise.errors import ConfigError, ExportError
 from stepwise.export.safetensors import Checkpoint
 from stepwise.io import whole_file, write_text
-from stepwise.routing.policy import Action, Escalate, HandOver, Keep, View, When
-from stepwise.routing.simple import BasePolicy
+from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Policy, View, When
 from stepwise.types import from_json, to_json
 
 Array = NDArray[np.float64]
@@ -133,7 +132,7 @@ class LearnedCard:
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Learned(BasePolicy):
+class Learned(Policy):
     """A trained policy: TRIM-Agg or TRIM-Seq, for one of the prices that were trained.
 
     Args:
@@ -141,7 +140,7 @@ class Learned(BasePolicy):
         price: lambda, one of the trained; None where only one was.
         force: use it for other models than it was trained for.
 
-    Raises a ValueError where there is no such policy; `check` says whether it is for the router's models.
+    Raises a ValueError where there is no such policy; `check_models` says whether it is for the router's models.
     """
 
     path: str
@@ -199,7 +198,7 @@ class Learned(BasePolicy):
         card_file.with_suffix(".checkpoint").unlink(missing_ok=True)
         return cls(str(directory), card.price, force)
 
-    def check(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
+    def check_models(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
         """Raise `ConfigError` unless these are the models it was trained for, or `force` is set."""
         if not self.force:
             self.card.pair.check(weak=weak, strong=strong, scorer=scorer)

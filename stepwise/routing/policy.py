@@ -131,54 +131,60 @@ class View:
 
 
 class Policy(Protocol):
-    """Decides keep or escalate.
+    """Decides keep or escalate: a frozen dataclass that inherits from this, with its own `decide`.
 
-    `when` it is asked: once per "question", at every step "before" or "after" the draft, or once the weak model has
-    ended its "solution" (`HandOver` then has the strong model solve the problem anew). `needs_scores`: the scorer is
-    called (and paid for) before every decision. `name` is the policy's name in a config.
-
-    A policy that may answer `Look` also has `looks`, which maps what it looks for to who wants it (for errors); it may
-    have `calls_per_step`, which maps a role to the most calls that one step takes of it (1 where it does not say).
+    Attributes:
+        name: in a config.
+        when: it is asked once per "question", at every step "before" or "after" the draft, or once the weak model has
+            ended its "solution" (`HandOver` then has the strong model solve the problem anew).
+        needs_scores: whether the scorer is called (and paid for) before every decision.
+        dial: the field that is the operating point (its threshold, rate, price, ...), "" for a policy without one.
     """
 
     name: ClassVar[str]
-    when: ClassVar[When]
-    needs_scores: ClassVar[bool]
+    when: ClassVar[When] = "before"
+    needs_scores: ClassVar[bool] = False
+    dial: ClassVar[str] = ""
 
     def decide(self, view: View) -> Action | Look | Awaitable[Action | Look]:
         """What to do at `view.index`; must depend on `view` and on the policy's own fields alone. A coroutine where it
         asks a model.
         """
-        ...
+
+    @property
+    def looks(self) -> Mapping[str, str]:
+        """What it may `Look` for, with the name of what wants it (for errors)."""
+        return {}
+
+    @property
+    def calls_per_step(self) -> Mapping[str, int]:
+        """The most calls that one step takes of a role, for a plan; 1 of each that is not in it."""
+        return {}
+
+    @property
+    def family(self) -> str:
+        """What a comparison calls it at any operating point."""
+        return self.name
 
     @property
     def point(self) -> float | None:
-        """The operating point (its threshold, rate, price, ...), None for a policy that has none."""
-        ...
+        """The operating point, None where there is nothing to set."""
+        value: float | None = getattr(self, self.dial, None)
+        return value
 
     def at(self, x: float) -> Self:
-        """The same policy at operating point `x`; a policy without one returns itself."""
-        ...
+        """The same policy at operating point `x`; itself where there is nothing to set."""
+        moved: Self = dataclasses.replace(self, **{self.dial: x}) if self.dial else self  # type: ignore[type-var]
+        return moved
 
-
-def looks_of(policy: Policy) -> Mapping[str, str]:
-    """What a policy may `Look` for, with the name of what wants it."""
-    found: Mapping[str, str] = getattr(policy, "looks", {})
-    return found
+    def check_models(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
+        """Raise `ConfigError` where it knows what models it is for, and one of these is another."""
+        return
 
 
 def needs_scorer(policy: Policy) -> bool:
     """Whether a policy cannot do without a scorer, whenever it asks it."""
-    return policy.needs_scores or "scores" in looks_of(policy)
-
-
-def check_models(policy: Policy, names: Mapping[str, str | None]) -> None:
-    """Raise `ConfigError` where a policy knows what models it is for (it has `check`) and those of `names` (by role)
-    are others.
-    """
-    check = getattr(policy, "check", None)
-    if callable(check):  # a field of that name is something else
-        check(**names)
+    return policy.needs_scores or "scores" in policy.looks
 
 
 def policy_to_dict(policy: Policy) -> dict[str, Any]:

@@ -29,9 +29,9 @@ from pydantic.dataclasses import dataclass
 from stepwise.errors import DataError
 from stepwise.models.scorers.judge import parse
 from stepwise.routing.compare import verdict_of
-from stepwise.routing.policy import Action, HandOver, Keep, Look, View, When
+from stepwise.routing.policy import Action, HandOver, Keep, Look, Policy, View, When
 from stepwise.routing.signal_policies import threshold_at
-from stepwise.routing.simple import BasePolicy, Random
+from stepwise.routing.simple import Random
 from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Trace
 
@@ -57,7 +57,7 @@ class QueryRandom(Random):
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class QueryClassifier(BasePolicy):
+class QueryClassifier(Policy):
     """Hands a problem over iff its chance to need the strong model, by its question, is above `threshold`, strictly.
 
     Args:
@@ -93,7 +93,7 @@ class QueryClassifier(BasePolicy):
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Cascade(BasePolicy):
+class Cascade(Policy):
     """The weak model solves; a solution whose check is below `threshold`, strictly, or that has no answer is handed
     over: the strong model solves the problem anew.
 

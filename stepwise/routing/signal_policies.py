@@ -17,16 +17,15 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import DataError
-from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Resample, View
+from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Policy, Resample, View
 from stepwise.routing.signals import Signal, as_signal, looks_for
-from stepwise.routing.simple import BasePolicy
 
 _FROZEN = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 AnySignal = Annotated[Any, BeforeValidator(as_signal)]
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Signalled(BasePolicy):
+class Signalled(Policy):
     """Acts on a step iff its signal is worse than `threshold`, strictly. A signal that is missing keeps the step.
 
     A signal that acts before the draft saves the draft of every step that it flags.
@@ -90,7 +89,7 @@ class Signalled(BasePolicy):
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class TwoStage(BasePolicy):
+class TwoStage(Policy):
     """A signal before the draft decides where it is sure; elsewhere the draft is written and a second signal decides.
 
     Worse than `bad` escalates at once, without a draft; no worse than `good` keeps the draft unseen, without the cost
@@ -185,7 +184,7 @@ def _calls(looks: Mapping[str, str], needs: Sequence[Look], drafts: int) -> dict
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch(BasePolicy):
+class Watch(Policy):
     """The weak model alone, with the signal noted at every step in `values`, by problem; for calibration.
 
     It is the one policy that writes something down, which no decision depends on; it is not meant for JSON.

@@ -7,38 +7,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from stepwise.routing.policy import Action, Escalate, HandOver, Keep, View, When
+from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Policy, View, When
 
 _FROZEN = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class BasePolicy:
-    """What the library's policies share; see `Policy`. `dial` names the field that is the operating point, if any."""
-
-    when: ClassVar[When] = "before"
-    needs_scores: ClassVar[bool] = False
-    dial: ClassVar[str] = ""
-
-    @property
-    def point(self) -> float | None:
-        """The operating point, None where there is nothing to set."""
-        value: float | None = getattr(self, self.dial, None)
-        return value
-
-    def at(self, x: float) -> Self:
-        """The policy with operating point `x`; itself where there is nothing to set."""
-        return dataclasses.replace(self, **{self.dial: x}) if self.dial else self
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class Never(BasePolicy):
+class Never(Policy):
     """The weak model alone."""
 
     name: ClassVar[str] = "never"
@@ -49,7 +29,7 @@ class Never(BasePolicy):
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Always(BasePolicy):
+class Always(Policy):
     """The strong model alone; the weak one writes nothing."""
 
     name: ClassVar[str] = "always"
@@ -60,7 +40,7 @@ class Always(BasePolicy):
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Random(BasePolicy):
+class Random(Policy):
     """Each step goes to the strong model with probability `p`, decided before the weak model drafts it.
 
     With one seed the draws are shared between rates: a step escalated at p = 0.2 is also escalated at p = 0.4, at the
@@ -81,7 +61,7 @@ class Random(BasePolicy):
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Threshold(BasePolicy):
+class Threshold(Policy):
     """TRIM-Thr (arXiv 2601.10245): the strong model rewrites a drafted step iff its score is below `threshold`.
 
     Strictly below: 0 never escalates, and 1 keeps only steps scored exactly 1.0, so use anything above 1 (say 1.01) for

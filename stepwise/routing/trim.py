@@ -46,8 +46,6 @@ from stepwise.routing.policy import (
     Policy,
     Resample,
     View,
-    check_models,
-    looks_of,
     needs_scorer,
 )
 from stepwise.seeds import stable_hash
@@ -120,7 +118,7 @@ def route_all(
             f"policy {policy.name!r} looks at scores, but there is no scorer; "
             "give one, for example scorer='llamacpp/lab-scorer'"
         )
-    check_models(policy, {role: model.name if model is not None else None for role, model in models._asdict().items()})
+    policy.check_models(**{role: model and model.name for role, model in models._asdict().items()})
     settings, ledger = settings or RouteSettings(), ledger or Ledger()
     given: dict[str, Any] = {"ledger": ledger, "prompt": settings.prompt, "store": store, "callbacks": callbacks}
     asked = Models(
@@ -161,7 +159,7 @@ class Solver:
         on_step: OnTrace | None = None,
     ):
         self.problem, self.models, self.policy, self.settings = problem, models, policy, settings
-        self.account, self.looks, self._on_step = account, looks_of(policy), on_step
+        self.account, self.looks, self._on_step = account, policy.looks, on_step
         self.steps: list[Step] = []
         self.finish: TraceFinish = ""
         self.note = ""

@@ -21,10 +21,9 @@ from stepwise.errors import DataError
 from stepwise.routing import learned
 from stepwise.routing.learned import Array, Kind, Learned, Performance, Weights
 from stepwise.routing.metrics import usage_by_author
-from stepwise.routing.policy import Action, View, When
+from stepwise.routing.policy import Action, Policy, View, When
 from stepwise.routing.pomdp.simulator import Decisions
 from stepwise.routing.ppo import PpoLearner, PpoSettings, rewards
-from stepwise.routing.simple import BasePolicy
 from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Trace, Usage, to_json
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Explorer(BasePolicy):
+class Explorer(Policy):
     """Draws actions by their probabilities, or takes the likeliest without `salt`, and keeps a note of each draft it
     was asked about, by problem and step.
 
@@ -102,7 +101,7 @@ def tune(
     killed call goes on where it was. Raises `ConfigError` for models that the policy was not trained for, `DataError`
     for fewer problems than 10.
     """
-    policy.check(weak=router.card.weak, strong=router.card.strong, scorer=router.card.scorer)
+    policy.check_models(weak=router.card.weak, strong=router.card.strong, scorer=router.card.scorer)
     if len(problems) < 10:
         raise DataError(f"there are {len(problems)} problems to tune on; give at least 10")
     settings = PpoSettings(**{**policy.card.settings, "rate": rate, "entropy": (0.001, 0.001), "batches": batches})

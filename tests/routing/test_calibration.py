@@ -153,7 +153,7 @@ def test_problems_that_are_in_both_sets_are_refused_whatever_their_id() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Foreign:
+class Foreign(Policy):
     """A policy of somebody else's: spends less the higher its operating point."""
 
     point: float = 0.0

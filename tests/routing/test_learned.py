@@ -90,9 +90,9 @@ def test_it_is_a_value_that_survives_a_dictionary_as_json(folder: Path) -> None:
 
 def test_for_other_models_it_is_refused_unless_forced(folder: Path) -> None:
     policy = Learned(str(folder), 0.02)
-    policy.check(weak="lab-weak@11989165", strong="llamacpp/lab-strong", scorer="llamacpp/lab-scorer")
+    policy.check_models(weak="lab-weak@11989165", strong="llamacpp/lab-strong", scorer="llamacpp/lab-scorer")
     with pytest.raises(ConfigError, match=r"is for the strong model 'llamacpp/lab-strong', the router has 'other'"):
-        policy.check(strong="other")
+        policy.check_models(strong="other")
     world = LabWorld(2)
     models = (world.weak, world.strong, world.scorer)
     with pytest.raises(ConfigError, match="the router has 'scripted-weak'"):

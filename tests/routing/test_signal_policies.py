@@ -32,7 +32,7 @@ from stepwise.routing import (
     Watch,
     route_all,
 )
-from stepwise.routing.compare import family_of, label_of, plan_routing
+from stepwise.routing.compare import label_of, plan_routing
 from stepwise.routing.evidence import read_rating
 from stepwise.routing.metrics import cost_of, usage_by_author
 from stepwise.routing.policy import When
@@ -232,7 +232,7 @@ def test_a_signal_on_scores_needs_a_scorer() -> None:
 
 def test_a_policy_that_looks_twice_or_for_what_it_did_not_name_is_told() -> None:
     @dataclasses.dataclass(frozen=True)
-    class Curious:
+    class Curious(Policy):
         named: tuple[str, ...]
         name: ClassVar[str] = "curious"
         when: ClassVar[When] = "before"
@@ -271,7 +271,7 @@ def test_evidence_is_bought_under_the_caps() -> None:
         Signalled(StrongRating(), 9),
         TwoStage(FirstTokenEntropy(), 0.1, 0.65, StepScore(), 1.01),
     ],
-    ids=lambda p: family_of(p),
+    ids=lambda p: p.family,
 )
 def test_a_budget_of_zero_is_the_weak_model_alone(policy: Policy) -> None:
     trace = go(policy, budget=BudgetConfig(strong_tokens=0))
@@ -287,7 +287,7 @@ def test_a_budget_of_zero_is_the_weak_model_alone(policy: Policy) -> None:
         TwoStage(FirstTokenEntropy(), 0.1, 0.65, StepScore(), 0.5),
         Signalled(StepScore(), 0.5, "resample"),
     ],
-    ids=lambda p: family_of(p),
+    ids=lambda p: p.family,
 )
 def test_a_trace_depends_neither_on_company_nor_on_the_window(policy: Policy) -> None:
     def models() -> Models:
@@ -326,8 +326,8 @@ def test_the_plan_bounds_what_signals_cost() -> None:
 
 def test_policies_are_named_by_their_signal_in_tables() -> None:
     assert label_of(Signalled(ScoreDrop(), 0.25)) == "Score_drop 0.25"
-    assert family_of(Signalled(ScoreDrop(), 0.25, "resample")) == "score_drop, resample 2"
-    assert family_of(Random(0.3)) == "random"
+    assert Signalled(ScoreDrop(), 0.25, "resample").family == "score_drop, resample 2"
+    assert Random(0.3).family == "random"
 
 
 def test_watching_notes_every_step_of_the_weak_model_alone() -> None:

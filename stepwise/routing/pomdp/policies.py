@@ -25,10 +25,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import DataError
-from stepwise.routing.policy import Action, Escalate, Keep, View, When
+from stepwise.routing.policy import Action, Escalate, Keep, Policy, View, When
 from stepwise.routing.pomdp.filter import Belief, History, ObservationLaw, StepFilter
 from stepwise.routing.pomdp.solve import Plan, RoutingPomdp
-from stepwise.routing.simple import BasePolicy
 from stepwise.steps import extract_answer
 
 _FROZEN = ConfigDict(extra="forbid")
@@ -36,7 +35,7 @@ _SAME = 1e-9  # how far two tables of one law may be apart by rounding
 
 
 @dataclass(frozen=True, config=_FROZEN, repr=False)
-class _OnBelief(BasePolicy):
+class _OnBelief(Policy):
     """Asked after each draft; decides on the belief that the scores so far give under a fitted model."""
 
     model: RoutingPomdp
