@@ -37,7 +37,7 @@ from stepwise.stats import percentile
 from stepwise.training.crediting import credit_groups, groups_of
 from stepwise.training.labels import Labeller
 from stepwise.training.lora import Trainee, load_trainee
-from stepwise.training.policy import PolicyRow
+from stepwise.training.policy import RolloutRow
 from stepwise.training.reinforce import update
 from stepwise.training.rollouts import RlRollout, grade_rollouts
 from stepwise.training.sampler import Sampler, exact_weights
@@ -150,7 +150,7 @@ def told(
     _, advantages, kept = credit_groups(rollouts, labels, cfg.rl.credit, seed)
     rows = [
         [
-            PolicyRow(prompts[rollouts[i].problem], rollouts[i].token_ids, advantages=advantages[i], weight=1.0)
+            RolloutRow(prompts[rollouts[i].problem], rollouts[i].token_ids, advantages=advantages[i], weight=1.0)
             for i in group
             if kept[i]
         ]

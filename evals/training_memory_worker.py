@@ -115,7 +115,7 @@ def _ours(job: Job, data: Data, meter: Meter) -> tuple[float, float]:
     """Steps of the library's own functions."""
     from stepwise.training.lora import load_trainee
     from stepwise.training.losses import rollout_weights
-    from stepwise.training.policy import PolicyRow
+    from stepwise.training.policy import RolloutRow
     from stepwise.training.reinforce import update
     from stepwise.training.rendering import TokenRow
     from stepwise.training.supervised import train_step
@@ -133,7 +133,7 @@ def _ours(job: Job, data: Data, meter: Meter) -> tuple[float, float]:
 
     def reinforced() -> tuple[float, float]:
         rows = [
-            PolicyRow(
+            RolloutRow(
                 tuple(line[: case.prompt]), tuple(line[case.prompt :]), advantages=advantage * ones, weight=weight
             )
             for line, advantage, weight in zip(data.ids.tolist(), data.advantages, weights, strict=True)

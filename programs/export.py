@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from stepwise.export.gguf import Quantization, export_gguf, export_lora_gguf
 from stepwise.runs.shell import Run, program
-from stepwise.training.adapters import adapter_directory, base_of, check_adapter, fingerprint, read_card
+from stepwise.training.adapters import adapter_directory, base_of, check_adapter, fingerprint, merge, read_card
 from stepwise.training.cards import base_name, front_matter, markdown_table
 
 
@@ -53,8 +53,6 @@ def main(run: Run) -> None:
 
 
 def _merged_gguf(run: Run, adapter: Path, base: Path) -> Path:
-    from stepwise.training.adapters import merge
-
     with TemporaryDirectory(dir=run.out, prefix=".merging-") as folder:
         merged = merge(adapter, Path(folder) / base_name(base).rpartition("/")[2], base)
         file = export_gguf(merged, run.path("model.gguf"), run.args.quantization)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from stepwise.config import Config
 from stepwise.data.examples import read_examples, read_pairs, unique
 from stepwise.data.problems import read_problems
 from stepwise.errors import DataError
+from stepwise.lab.problems import generate
 from stepwise.report import write_training_report
 from stepwise.runs.plan import Planned
 from stepwise.runs.shell import Run, positive, program
@@ -65,19 +65,23 @@ def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
 
 @program(doc=__doc__, arguments=arguments, plan=plan)
 def main(run: Run) -> None:
-    args, tests = run.args, _tests_of(run.args)
+    args, cfg, tests = run.args, run.config, _tests_of(run.args)
+    _check_inputs(args)
     start = adapter_directory(args.adapter) if args.adapter is not None else None
-    rows, again, problems = _rows_of(args), read_examples(args.replay) if args.replay else [], _problems_of(args)
-    hints = _hints_for(args, problems)
+    given: dict[str, Any] = {"adapter": start, "sinks": args.sink}
+    problems, replay = _problems_of(args), read_examples(args.replay) if args.replay else []
+    rows = [row for path in args.dataset for row in read_examples(path)] if args.method == "sft" else []
+    pairs = read_pairs(*args.dataset) if args.method == "dpo" else []
+    hints = hints_of(read_examples(args.hints), problems) if args.hints is not None else {}
     before = _measured_before(run, tests, start) if tests else None
     if args.method == "sft":
-        adapter = sft(rows, run.config, run.directory, adapter=start, replay=again, sinks=args.sink)
+        adapter = sft(unique(rows), cfg, run.directory, replay=replay, **given)
     elif args.method == "dpo":
-        adapter = dpo(rows, run.config, run.directory, adapter=start, sinks=args.sink)
+        adapter = dpo(pairs, cfg, run.directory, **given)
     else:
-        adapter = grpo(problems, run.config, run.directory, adapter=start, hints=hints, sinks=args.sink)
+        adapter = grpo(problems, cfg, run.directory, hints=hints, **given)
     if tests:
-        after = evaluate(run.config, tests, adapter, args.samples)
+        after = evaluate(cfg, tests, adapter, args.samples)
         add_evaluation(adapter, before=before, after=after)
         if before is not None:
             run.say(
@@ -88,22 +92,29 @@ def main(run: Run) -> None:
     run.say(f'use it: --set models.weak.adapter="{adapter / "adapter.gguf"}"')
 
 
-def _rows_of(args: argparse.Namespace) -> list[Any]:
-    """The rows of all files, those with the same texts once: examples, or pairs for dpo."""
-    if args.method == "rl":
-        if args.dataset or args.replay:
-            raise DataError("rl trains on problems; give --problems FILE or --lab N, and --dataset to sft and dpo")
-        return []
-    if args.problems is not None or args.lab is not None:
-        raise DataError(f"{args.method} trains on a dataset; give --dataset FILE, and --problems or --lab to rl")
-    if not args.dataset:
-        maker = "build_dataset --kind pairs" if args.method == "dpo" else "intervene"
-        raise DataError(f"{args.method} needs --dataset FILE; make one with python -m programs.{maker}")
-    if args.method == "dpo":
-        if args.replay:
-            raise DataError("--replay is for sft; leave it out, or set dpo.nll to hold the chosen steps up")
-        return read_pairs(*args.dataset)
-    return unique([row for path in args.dataset for row in read_examples(path)])
+def _check_inputs(args: argparse.Namespace) -> None:
+    """Raise DataError for an option that the method does not take, or that it needs."""
+    method, rl = args.method, args.method == "rl"
+    maker = "build_dataset --kind pairs" if method == "dpo" else "intervene"
+    refused = [
+        (
+            rl and (args.dataset or args.replay),
+            "rl trains on problems; give --problems FILE or --lab N, and --dataset to sft and dpo",
+        ),
+        (
+            not rl and (args.problems is not None or args.lab is not None),
+            f"{method} trains on a dataset; give --dataset FILE, and --problems or --lab to rl",
+        ),
+        (not rl and not args.dataset, f"{method} needs --dataset FILE; make one with python -m programs.{maker}"),
+        (
+            method == "dpo" and args.replay,
+            "--replay is for sft; leave it out, or set dpo.nll to hold the chosen steps up",
+        ),
+        (not rl and args.hints is not None, "--hints are for rl; sft and dpo take --dataset"),
+    ]
+    for wrong, message in refused:
+        if wrong:
+            raise DataError(message)
 
 
 def _problems_of(args: argparse.Namespace) -> list[Problem]:
@@ -111,15 +122,6 @@ def _problems_of(args: argparse.Namespace) -> list[Problem]:
     if args.method != "rl":
         return []
     return read_problems(args.problems) if args.problems is not None else _lab(args.split, args.lab or 100)
-
-
-def _hints_for(args: argparse.Namespace, problems: list[Problem]) -> Mapping[str, tuple[str, ...]]:
-    """Prefix and intervention of the first row of each problem that --hints has."""
-    if args.hints is None:
-        return {}
-    if args.method != "rl":
-        raise DataError("--hints are for rl; sft and dpo take --dataset")
-    return hints_of(read_examples(args.hints), problems)
 
 
 def _tests_of(args: argparse.Namespace) -> list[Problem]:
@@ -139,8 +141,6 @@ def _measured_before(run: Run, tests: list[Problem], start: Path | None) -> Eval
 
 
 def _lab(split: str, n: int) -> list[Problem]:
-    from stepwise.lab.problems import generate
-
     return [made.problem for made in generate(split, n)]
 
 

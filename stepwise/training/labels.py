@@ -31,7 +31,7 @@ from stepwise.seeds import seed_for
 from stepwise.steps import extract_answer
 from stepwise.training.crediting import Labels
 from stepwise.training.lora import Trainee
-from stepwise.training.policy import Floats, PolicyRow, forward
+from stepwise.training.policy import Floats, RolloutRow, forward
 from stepwise.training.rendering import prompt_ids
 from stepwise.training.rollouts import RlRollout
 from stepwise.training.sampler import Sampler
@@ -265,7 +265,7 @@ class Labeller:
         room = self.trainee.context
         failed = Labels(failed=f"with the oracle in its prompt it is longer than the context of {room} tokens")
         prompts = {name: self.oracle_prompt(self.problems[name]) for name in {row.problem for row in rows}}
-        told = [PolicyRow(tuple(prompts[row.problem]), row.token_ids) for row in rows]
+        told = [RolloutRow(tuple(prompts[row.problem]), row.token_ids) for row in rows]
         labels, fits = [failed] * len(rows), [i for i, row in enumerate(told) if row.length <= room]
         logprobs, _ = forward(self.trainee, [told[i] for i in fits], self.cfg)
         for i, line in zip(fits, logprobs, strict=True):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype, nn
 
 _PLAIN_HEADS = ("llama", "qwen2", "qwen3")  # model types whose logits are one matrix product with the hidden state
-_BLOCK = 8192  # tokens of the vocabulary whose logits are in memory at a time
+_BLOCK = 8192
 
 
 class LogProbs(NamedTuple):
@@ -45,14 +45,21 @@ class LogProbs(NamedTuple):
 
 
 def token_logprobs(
-    model: nn.Module, ids: Tensor, attention: Tensor, wanted: Tensor, *, tile: int = 1024, entropy: bool = False
+    model: nn.Module,
+    ids: Tensor,
+    attention: Tensor,
+    wanted: Tensor,
+    *,
+    tile: int = 1024,
+    entropy: bool = False,
+    block: int = _BLOCK,
 ) -> LogProbs:
     """Log-probabilities of the tokens `ids[wanted]`, each given all tokens before it in its row.
 
     `model` is a causal language model of transformers (Llama, Qwen2, Qwen3), plain or with a LoRA adapter of PEFT on
     its layers; `ids` (B, T) are token ids padded on the right, `attention` (B, T) is True on tokens and False on
     padding, `wanted` (B, T) is True where a log-probability is asked for, never in the first column. `tile` is the
-    number of positions whose logits are in memory at a time, for 8,192 tokens of the vocabulary each. The result is
+    number of positions whose logits are in memory at a time, for `block` tokens of the vocabulary each. The result is
     float32 (float64 for a model in float64) and differentiable in the model's parameters, the head's included where it
     is trained; the entropy is not.
     Raises DataError for wrong shapes, padding that is not on the right, and a model whose head is another.
@@ -66,7 +73,7 @@ def token_logprobs(
     # A token is predicted by the position before it, which is in the same row: the first column is never wanted.
     states = states.flatten(0, 1).index_select(0, chosen - 1)  # (N, H)
     targets = ids.flatten().index_select(0, chosen)
-    found, spread = _tiled_logprobs().apply(states.to(head.dtype), head, targets, tile, entropy)
+    found, spread = _tiled_logprobs().apply(states.to(head.dtype), head, targets, tile, block, entropy)
     empty = torch.zeros(ids.numel(), dtype=found.dtype, device=found.device)
     return LogProbs(
         logprobs=empty.index_copy(0, chosen, found).view_as(ids),
@@ -144,40 +151,42 @@ def _tiled_logprobs() -> Any:
 
         @staticmethod
         def forward(
-            ctx: Any, states: Tensor, head: Tensor, targets: Tensor, tile: int, entropy: bool
+            ctx: Any, states: Tensor, head: Tensor, targets: Tensor, tile: int, block: int, entropy: bool
         ) -> tuple[Tensor, Tensor]:
             tiles = zip(torch.split(states, tile), torch.split(targets, tile), strict=True)
-            parts = [_normalize(part, head, chosen, entropy) for part, chosen in tiles]
+            parts = [_normalize(part, head, chosen, block, entropy) for part, chosen in tiles]
             picked, normalizers, entropies = (torch.cat(one) for one in zip(*parts, strict=True))
             ctx.save_for_backward(states, head, targets, normalizers)
-            ctx.tile = tile
+            ctx.tile, ctx.block = tile, block
             ctx.mark_non_differentiable(entropies)
             return picked - normalizers, entropies
 
         @staticmethod
         @once_differentiable
-        def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
             states, head, targets, normalizers = ctx.saved_tensors
             of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
             of_head = torch.zeros_like(head, dtype=_exact(head)) if ctx.needs_input_grad[1] else None
             for start in range(0, len(states), ctx.tile):
                 rows = slice(start, start + ctx.tile)
-                given = (states[rows], head, targets[rows], normalizers[rows], outer[rows])
+                given = (states[rows], head, targets[rows], normalizers[rows], outer[rows], ctx.block)
                 of_tile = _add_gradients(*given, with_states=of_states is not None, of_head=of_head)
                 if of_states is not None and of_tile is not None:
                     of_states[rows] = of_tile
-            return of_states, None if of_head is None else of_head.to(head.dtype), None, None, None
+            return of_states, None if of_head is None else of_head.to(head.dtype), None, None, None, None
 
     return TiledLogprobs
 
 
-def _normalize(states: Tensor, head: Tensor, targets: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _normalize(
+    states: Tensor, head: Tensor, targets: Tensor, size: int, entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of one tile (n, H): logits of the targets (n,), logarithms of the normalizers (n,), entropies (n,) or (0,)."""
     import torch
 
     picked, total, moment = (states.new_zeros(len(states), dtype=_exact(states)) for _ in range(3))
     top = torch.full_like(total, -torch.inf)
-    for block in _blocks(head):
+    for block in _blocks(head, size):
         logits = _product(states, head[block].t())  # (n, V of the block): all that follows is done in it
         place, inside = _place(targets, block)
         picked += torch.where(inside, logits.gather(1, place).squeeze(1), 0.0)
@@ -201,13 +210,14 @@ def _add_gradients(
     targets: Tensor,
     normalizers: Tensor,
     outer: Tensor,
+    size: int,
     *,
     with_states: bool,
     of_head: Tensor | None,
 ) -> Tensor | None:
     """Gradient of sum(`outer` * log p) for the states of one tile (n, H), if wanted; the head's goes to `of_head`."""
     of_states = states.new_zeros(states.shape, dtype=_exact(states)) if with_states else None
-    for block in _blocks(head):
+    for block in _blocks(head, size):
         # d log p(target) / d logits = [target] - p
         slopes = _product(states, head[block].t()).sub_(normalizers[:, None]).exp_().mul_(-outer[:, None])  # (n, block)
         place, inside = _place(targets, block)
@@ -220,9 +230,9 @@ def _add_gradients(
     return of_states
 
 
-def _blocks(head: Tensor) -> Iterator[slice]:
-    for start in range(0, len(head), _BLOCK):
-        yield slice(start, min(start + _BLOCK, len(head)))
+def _blocks(head: Tensor, size: int) -> Iterator[slice]:
+    for start in range(0, len(head), size):
+        yield slice(start, min(start + size, len(head)))
 
 
 def _place(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:

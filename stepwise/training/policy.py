@@ -31,7 +31,7 @@ def _nothing() -> Floats:
 
 
 @dataclass(eq=False)
-class PolicyRow:
+class RolloutRow:
     """One rollout to train on: ids of the prompt and as sampled, and of each sampled token (T,) the sampler's
     log-probability and the advantage; the rollout's weight (`losses.rollout_weights`).
 
@@ -62,7 +62,7 @@ class Batch:
     behind each rollout (None: none does).
     """
 
-    def __init__(self, trainee: Trainee, rows: Sequence[PolicyRow], mark: int | None = None) -> None:
+    def __init__(self, trainee: Trainee, rows: Sequence[RolloutRow], mark: int | None = None) -> None:
         self.rows, self._trainee = rows, trainee
         tail = () if mark is None else (mark,)
         self._ids = self._tensor(pad([(*row.prompt, *row.ids, *tail) for row in rows], trainee.tokenizer.eos_token_id))
@@ -107,13 +107,13 @@ class Batch:
         return torch.from_numpy(values).to(self._trainee.device)
 
 
-def parts_of(rows: Sequence[PolicyRow], cfg: Config) -> list[list[int]]:
+def parts_of(rows: Sequence[RolloutRow], cfg: Config) -> list[list[int]]:
     """Places of `rows` in micro-batches, the longest first."""
     return micro_batches([row.length for row in rows], cfg.lora.micro_tokens)
 
 
 def forward(
-    trainee: Trainee, rows: Sequence[PolicyRow], cfg: Config, *, mark: int | None = None, base: bool = False
+    trainee: Trainee, rows: Sequence[RolloutRow], cfg: Config, *, mark: int | None = None, base: bool = False
 ) -> tuple[list[Floats], list[float]]:
     """One pass without gradients over all rows: log-probabilities of the sampled tokens (T,) of each, and that of the
     token `mark` behind it (0 without one). `base` switches the adapter off.

@@ -35,7 +35,7 @@ from stepwise.training.adapters import check_adapter
 from stepwise.training.crediting import credit_groups, figures_of
 from stepwise.training.labels import Labeller, Locate, judge_asked
 from stepwise.training.lora import Trainee, base_directory, load_trainee
-from stepwise.training.policy import Batch, Floats, PolicyRow, forward, laser_token, parts_of
+from stepwise.training.policy import Batch, Floats, RolloutRow, forward, laser_token, parts_of
 from stepwise.training.rollouts import Hints, RlRollout, check_hints, grade_rollouts, rollouts_name
 from stepwise.training.sampler import Sampler, batch_of, check_agreement, mismatch_of
 from stepwise.training.teacher import check_teacher
@@ -223,10 +223,10 @@ class Learner:
         }
         return row, rollouts
 
-    def _row(self, rollout: RlRollout, *advantages_and_weights: Any) -> PolicyRow:
+    def _row(self, rollout: RlRollout, *advantages_and_weights: Any) -> RolloutRow:
         """A rollout as the trainer takes it; its advantages are not needed for a pass without gradients."""
         prompt, reward = self.prompts[rollout.problem], rollout.reward or 0.0
-        return PolicyRow(prompt, rollout.token_ids, np.array(rollout.logprobs), reward, *advantages_and_weights)
+        return RolloutRow(prompt, rollout.token_ids, np.array(rollout.logprobs), reward, *advantages_and_weights)
 
     def _own_pass(
         self, rollouts: Sequence[RlRollout], step: int
@@ -249,7 +249,7 @@ class Learner:
             self.laser_constant, evaluated = float(np.mean(of_base)), 2 * evaluated
         return own, [losses.LASER_BETA * (mark - self.laser_constant) for mark in marks], evaluated
 
-    def _references(self, rows: Sequence[PolicyRow], own: Sequence[Floats] | None) -> int:
+    def _references(self, rows: Sequence[RolloutRow], own: Sequence[Floats] | None) -> int:
         """Give `rows` what the loss compares with; returns how many tokens that took. `own` is their own pass."""
         cfg, rl, evaluated = self.cfg, self.cfg.rl, 0
         if own is None and (rl.updates > 1 or rl.correction != "none"):
@@ -273,7 +273,7 @@ class Learner:
 
 def update(
     trainee: Trainee,
-    rows: Sequence[PolicyRow],
+    rows: Sequence[RolloutRow],
     cfg: Config,
     apply: Callable[[], float],
     check: Callable[[Sequence[int], Mapping[str, float]], None] = lambda part, values: None,

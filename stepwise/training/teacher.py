@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.config import Config
 from stepwise.errors import ConfigError
+from stepwise.models.engine import Engine
 from stepwise.types import Problem
-
-if TYPE_CHECKING:
-    from stepwise.models.engine import Engine
 
 _MAX_LOGITS = 1 << 25  # numbers that one call brings back at most (128 MB): a whole vocabulary for every token read
 _OTHER = "a teacher reads the student's token ids: give a models.strong of the same family as models.weak"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -230,14 +230,7 @@ def test_an_unknown_quantization_is_refused(llama_dir: Path, tmp_path: Path) -> 
 def test_without_gguf_the_error_names_the_extra(
     llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
-
-    def without_gguf(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "gguf":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_gguf)
+    monkeypatch.setitem(sys.modules, "gguf", None)  # importing it raises ImportError
     with pytest.raises(MissingDependencyError, match=r'pip install "stepwise\[train\]"'):
         export_gguf(llama_dir, tmp_path / "out.gguf")
 

@@ -17,7 +17,7 @@ from stepwise.models.scorers.base import Scored
 from stepwise.steps import split_steps
 from stepwise.training.labels import Labeller, judge_asked
 from stepwise.training.lora import load_trainee
-from stepwise.training.policy import PolicyRow, forward
+from stepwise.training.policy import RolloutRow, forward
 from stepwise.training.rollouts import RlRollout, token_spans
 from stepwise.training.sampler import Sampler
 from stepwise.types import Problem, Usage
@@ -206,7 +206,7 @@ def test_evidence_compares_the_policy_with_itself_shown_the_reference(tmp_path: 
     run = labeller("oppo", weak=Config().models.weak.model_copy(update=changed))
     run.trainee = load_trainee(run.cfg)
     rows = [GROUP[0], GROUP[2], rollout("x" * 140, 0.0, 5, "q")]
-    own, _ = forward(run.trainee, [PolicyRow(run.prompts[row.problem], row.token_ids) for row in rows], run.cfg)
+    own, _ = forward(run.trainee, [RolloutRow(run.prompts[row.problem], row.token_ids) for row in rows], run.cfg)
     known, usage, _ = run.label(rows, own)
     told = run.oracle_prompt(PROBLEMS["p"])
     text = run.trainee.tokenizer.decode(told)

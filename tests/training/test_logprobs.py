@@ -86,12 +86,11 @@ def equal(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_values_entropies_and_gradients_of_an_adapter_equal_those_from_all_logits(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, arch: Arch, tied: bool, tile: int, block: int
+    folder: Path, arch: Arch, tied: bool, tile: int, block: int
 ) -> None:
-    monkeypatch.setattr(logprobs_module, "_BLOCK", block)
     model, data = with_lora(load(folder, arch, tied=tied)), batch()
     logprobs, entropy = plain(model, *data)
-    ours = token_logprobs(model, *data, tile=tile, entropy=True)
+    ours = token_logprobs(model, *data, tile=tile, block=block, entropy=True)
     assert ours.logprobs.dtype == torch.float64
     assert (ours.logprobs - logprobs).abs().max() < 1e-10
     assert ours.entropy is not None
@@ -105,11 +104,10 @@ def test_values_entropies_and_gradients_of_an_adapter_equal_those_from_all_logit
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_trained_head_and_all_other_weights_get_the_gradients_of_the_plain_computation(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, arch: Arch, tied: bool
+    folder: Path, arch: Arch, tied: bool
 ) -> None:
-    monkeypatch.setattr(logprobs_module, "_BLOCK", 100)
     model, data = load(folder, arch, tied=tied), batch()
-    ours = gradients(model, token_logprobs(model, *data, tile=4).logprobs)
+    ours = gradients(model, token_logprobs(model, *data, tile=4, block=100).logprobs)
     assert ("model.embed_tokens.weight" if tied else "lm_head.weight") in ours
     assert equal(ours, gradients(model, plain(model, *data)[0]))
 
@@ -175,8 +173,7 @@ def test_an_empty_choice_gives_zeros_and_zero_gradients(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [100, 8192])
-def test_a_model_in_bfloat16_has_logits_in_float32(folder: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(logprobs_module, "_BLOCK", block)
+def test_a_model_in_bfloat16_has_logits_in_float32(folder: Path, block: int) -> None:
     model, data = with_lora(load(folder, dtype="bfloat16")), batch()
     decoder, head = model.get_base_model().get_decoder(), model.get_base_model().lm_head
     with torch.no_grad():
@@ -184,7 +181,7 @@ def test_a_model_in_bfloat16_has_logits_in_float32(folder: Path, monkeypatch: py
         assert states.dtype == torch.bfloat16
         logps = (states.double() @ head.weight.double().t()).log_softmax(-1)  # of the same hidden states, exactly
     expected = logps.gather(-1, data[0][:, 1:, None]).squeeze(-1) * data[2][:, 1:]
-    ours = token_logprobs(model, *data, tile=7).logprobs
+    ours = token_logprobs(model, *data, tile=7, block=block).logprobs
     assert ours.dtype == torch.float32
     assert (ours[:, 1:] - expected).abs().max() < 1e-5  # rounded logits would be 1e-2 off
     rounded = states.matmul(head.weight.t()).double().log_softmax(-1).gather(-1, data[0][:, 1:, None]).squeeze(-1)
@@ -246,7 +243,7 @@ def test_the_head_holds_no_more_than_two_tiles_at_a_time(entropy: bool) -> None:
     states = torch.randn(64, 8, requires_grad=True)
     head, targets = torch.randn(3 * logprobs_module._BLOCK, 8), torch.randint(0, 1000, (64,))
     with count_tensors() as counts:
-        found, _ = logprobs_module._tiled_logprobs().apply(states, head, targets, tile, entropy)
+        found, _ = logprobs_module._tiled_logprobs().apply(states, head, targets, tile, logprobs_module._BLOCK, entropy)
         found.sum().backward()
     assert counts.peak < (2 if entropy else 1) * tile * size + 0.1 * tile * size
 

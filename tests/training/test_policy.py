@@ -11,7 +11,7 @@ import pytest
 from stepwise.config import Config, ModelConfig
 from stepwise.training.lora import load_trainee
 from stepwise.training.losses import LASER_BETA, importance_weights, rollout_weights
-from stepwise.training.policy import PolicyRow, forward
+from stepwise.training.policy import RolloutRow, forward
 from stepwise.training.reinforce import update
 from tests.tiny_models import tiny_model
 
@@ -51,7 +51,7 @@ def rows(loss: Any = "dr_grpo") -> list[Any]:
         prompt = tuple(rng.integers(10, 400, 4 + number).tolist())
         ids = tuple(rng.integers(10, 400, length).tolist())
         made.append(
-            PolicyRow(prompt, ids, rng.normal(-2, 1, length), number % 2, rng.normal(0, 1, length), weight, 0.25)
+            RolloutRow(prompt, ids, rng.normal(-2, 1, length), number % 2, rng.normal(0, 1, length), weight, 0.25)
         )
     return made
 
