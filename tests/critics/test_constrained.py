@@ -100,16 +100,16 @@ def test_a_text_without_a_limit_ends_where_other_fields_follow_it(engine: Engine
 @pytest.mark.parametrize("form", ["compact", "chat", "json"])
 def test_every_call_of_the_librarys_signatures_parses_at_once(tiny_gguf_path: Path, form: Any) -> None:
     lm = sw.lm(f"llamacpp/{tiny_gguf_path}", **LOAD, temperature=1.0, max_tokens=4096, cache=False)
-    made = tasks(generate("val", 3))
+    made = tasks(generate("val", 1))
     items = [
         {"signature": signature, "given": given, "config": {"seed": seed}}
-        for seed, (name, signature, given) in zip(range(21), made, strict=False)
+        for seed, (name, signature, given) in zip(range(7), made, strict=False)
         if name not in ("propose", "solve", "judge by chain of thought")  # long texts: evals.adapters has them
     ]
     results = run_all(OneCall(lm, form), items)
-    assert [result.failure for result in results] == [None] * 12
+    assert [result.failure for result in results] == [None] * 4
     assert sum(len(result.repairs) for result in results) == 0
-    assert sum(result.usage.calls for result in results) == 12
+    assert sum(result.usage.calls for result in results) == 4
 
 
 ATTEMPT = {"problem": "1 + 1?", "reference": "2", "attempt": numbered(["It is 3."])}

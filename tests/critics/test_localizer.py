@@ -96,7 +96,7 @@ def test_bisecting_finds_every_first_error_in_log2_calls() -> None:
         assert localizer.calls <= ceil(log2(n)) + 1, (n, first, localizer.calls)
 
     async def all_located() -> None:
-        for n in range(1, 41):
+        for n in (1, 2, 3, 7, 8, 9, 25):
             for first in [None, *range(n)]:
                 await located(n, first)
 

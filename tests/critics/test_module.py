@@ -90,7 +90,8 @@ def test_what_a_model_raises_says_what_it_means_for_the_others(way: str, raised:
             raise raised
         return "no" if "#problem: x" in asked(messages) else verified(0)
 
-    module = ErrorLocalizer(ScriptedLM(script))
+    module = ErrorLocalizer(lm := ScriptedLM(script))
+    lm.num_retries = 0
     bad, good, unread = all_of(way, module, [item("bad"), item("good"), item("x")])
     assert (bad.error.kind, good.error, unread.error.kind) == (kind, None, "refused")
     assert unread.error.reason == unread.failure
