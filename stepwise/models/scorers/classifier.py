@@ -92,14 +92,13 @@ class ClassifierScorer(PrefixScorer):
                 for place, row in zip(batch, rows, strict=True):
                     length = len(encoded[place].ids)
                     results[place] = Scored(row[tasks[place].first :], Usage(self.name, 1, length, length))
-        for place, one in enumerate(encoded):
-            if place not in results:
-                error = (
-                    f"the solution has {len(one.ids)} tokens, more than the context of {self.context}; "
-                    "raise scorer.context, as far as the model goes"
-                )
-                results[place] = Scored([], Usage(self.name), error)
-        return [results[place] for place in range(len(tasks))]
+        too_long = (
+            "the solution has {} tokens, more than the context of {}; raise scorer.context, as far as the model goes"
+        )
+        return [
+            results.get(place) or Scored([], Usage(self.name), too_long.format(len(each.ids), self.context))
+            for place, each in enumerate(encoded)
+        ]
 
     def close(self) -> None:
         """Free the model; calling it twice does nothing."""
@@ -111,11 +110,9 @@ class ClassifierScorer(PrefixScorer):
     # ----- text
 
     def _encode(self, task: Task) -> _Encoded:
-        ids = self._prompt_ids(task.question)
-        positions = []
+        ids, positions = self._prompt_ids(task.question), []
         for text in task.steps:
-            ids += self._plain_ids(text)
-            ids.append(self._marker)
+            ids += [*self._plain_ids(text), self._marker]
             positions.append(len(ids) - 1)
         return _Encoded(ids, positions)
 
@@ -153,29 +150,24 @@ class ClassifierScorer(PrefixScorer):
     def _probabilities(self, batch: Sequence[_Encoded]) -> list[list[float]]:
         if self._model is None:
             raise BackendError(f"scorer {self.name!r} is closed; load it again")
-        torch = self._torch
-        longest = max(len(one.ids) for one in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, one in enumerate(batch):  # padded on the right: causal attention never looks there
-            ids[row, : len(one.ids)] = torch.tensor(one.ids)
-            mask[row, : len(one.ids)] = 1
+        torch, longest = self._torch, max(len(each.ids) for each in batch)
+        # Padded on the right: causal attention never looks there. Both (batch, longest).
+        ids = torch.tensor([each.ids + [0] * (longest - len(each.ids)) for each in batch], device=self.device)
+        lengths = torch.tensor([len(each.ids) for each in batch], device=self.device)
+        mask = (torch.arange(longest, device=self.device) < lengths[:, None]).long()
         with torch.inference_mode():
-            hidden = self._model(
-                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False
-            ).last_hidden_state
-            return [self._classify(hidden[row, one.positions]) for row, one in enumerate(batch)]
+            hidden = self._model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            return [self._classify(hidden[row, each.positions]) for row, each in enumerate(batch)]
 
     def _classify(self, hidden: Any) -> list[float]:
         """Probabilities (steps,) from hidden states (steps, width)."""
-        torch, head = self._torch, self._head
-        linear = torch.nn.functional.linear
+        head, linear = self._head, self._torch.nn.functional.linear
         if self.chat:
             inner = linear(hidden, head["score.0.weight"], head["score.0.bias"]).relu().float()
             logits = linear(inner, head["score.2.weight"].float(), head["score.2.bias"].float())
-            return [float(p) for p in logits.softmax(-1)[:, 1].tolist()]
+            return list(map(float, logits.softmax(-1)[:, 1].tolist()))
         values = linear(hidden.float(), head["v_head.summary.weight"].float(), head["v_head.summary.bias"].float())
-        return [float(p) for p in values[:, 0].sigmoid().tolist()]
+        return list(map(float, values[:, 0].sigmoid().tolist()))
 
     # ----- files
 
@@ -203,15 +195,10 @@ class ClassifierScorer(PrefixScorer):
 
     def _load_base(self, transformers: Any, folder: Path, config: dict[str, Any], dtype: str, device: str) -> Any:
         kind = getattr(transformers, _BASES[config["model_type"]])
+        how = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
         try:
             with _quiet(transformers):
-                model, info = kind.from_pretrained(
-                    folder,
-                    dtype=getattr(self._torch, dtype),
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
+                model, info = kind.from_pretrained(folder, dtype=getattr(self._torch, dtype), **how)
         except (OSError, ValueError, RuntimeError) as error:
             raise BackendError(f"{folder}: transformers cannot load it ({str(error)[:300]})") from error
         if info["missing_keys"]:
@@ -225,7 +212,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BackendError(f"{path} does not exist; give the directory of a model in transformers format")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         kind = config["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise BackendError(f"{path} is no configuration of a model ({error!r}); copy it again") from error
@@ -233,7 +220,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise BackendError(f"{path}: model_type is {kind!r}; supported are {', '.join(_BASES)}")
     if not any(folder.glob("*.safetensors")):
         raise BackendError(f"{folder} holds no *.safetensors; pickled weights (*.bin) are not read: convert them first")
-    return dict(config)
+    return config
 
 
 def _load_tokenizer(transformers: Any, folder: Path) -> Any:
