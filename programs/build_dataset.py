@@ -32,12 +32,12 @@ from stepwise.interventions.from_routing import from_routing, plan_from_routing,
 from stepwise.interventions.settings import BuildSettings
 from stepwise.lab.problems import generate
 from stepwise.lab.references import Granularity, reference
-from stepwise.runs.plan import Planned
+from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Trace
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind", required=True, choices=[*KINDS, "pairs", "routing"], help="what to make", metavar="KIND"
     )
@@ -56,7 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", default="other", help="licence's short name, for the card (default: %(default)s)")
 
 
-def settings_of(args: argparse.Namespace) -> BuildSettings:
+def _settings_of(args: argparse.Namespace) -> BuildSettings:
     """The settings of --option; raises ConfigError for one that does not exist or does not fit."""
     given: dict[str, Any] = {}
     for option in args.option:
@@ -79,7 +79,7 @@ def settings_of(args: argparse.Namespace) -> BuildSettings:
         raise ConfigError(f"--option {name}: {detail['msg']}, not {detail['input']!r:.60}; there are {known}") from None
 
 
-def problems_of(args: argparse.Namespace) -> list[Problem] | None:
+def _problems_of(args: argparse.Namespace) -> list[Problem] | None:
     """The problems that the arguments name, with references as asked for; None: those that the collection knows."""
     if args.problems is not None:
         if args.granularity:
@@ -95,34 +95,34 @@ def problems_of(args: argparse.Namespace) -> list[Problem] | None:
     return [dataclasses.replace(lab.problem, reference=reference(lab, kind)) for lab in labs]
 
 
-def recipe_of(config: Config, args: argparse.Namespace) -> Recipe:
+def _recipe_of(config: Config, args: argparse.Namespace) -> Recipe:
     if args.kind in (*NEED_COLLECTION, "pairs") and args.collection is None:
         raise DataError(f"--kind {args.kind} is made from a collection; give its directory with --collection")
-    problems, kind = problems_of(args), "intervention" if args.kind == "pairs" else args.kind
+    problems, kind = _problems_of(args), "intervention" if args.kind == "pairs" else args.kind
     source = args.collection if args.collection is not None else problems or ()
-    return Recipe(kind, source, config, settings_of(args), problems)
+    return Recipe(kind, source, config, _settings_of(args), problems)
 
 
-def traces_of(args: argparse.Namespace) -> list[Trace]:
+def _traces_of(args: argparse.Namespace) -> list[Trace]:
     if args.traces is None:
         raise DataError("--kind routing is made from traces; give the directory that route wrote with --traces")
     return read_traces(args.traces)
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     if args.kind == "routing":
-        return plan_from_routing(traces_of(args), settings_of(args).collect)
-    return recipe_of(config, args).planned()
+        return plan_from_routing(_traces_of(args), _settings_of(args).collect)
+    return _recipe_of(config, args).planned()
 
 
-@program(doc=__doc__, arguments=arguments, plan=plan)
+@program(doc=__doc__, arguments=_arguments, plan=_plan)
 def main(run: Run) -> None:
     args = run.args
     if args.kind == "routing":
-        settings = settings_of(args).collect
-        path = from_routing(traces_of(args), run.config, run.directory, settings=settings, licence=args.licence)
+        settings = _settings_of(args).collect
+        path = from_routing(_traces_of(args), run.config, run.directory, settings=settings, licence=args.licence)
     else:
-        recipe = recipe_of(run.config, args)
+        recipe = _recipe_of(run.config, args)
         if recipe.checked.excluded:
             run.say(recipe.checked.summary())
         if args.kind == "pairs":

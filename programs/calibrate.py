@@ -19,7 +19,7 @@ from stepwise.routing.calibration import Calibrated, calibrate
 from stepwise.routing.compare import plan_routing
 from stepwise.routing.estimates import Estimate
 from stepwise.routing.saved import load_policy
-from stepwise.runs.plan import Planned
+from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem
 
@@ -58,7 +58,7 @@ def _policy_of(config: Config, args: argparse.Namespace) -> Policy:
     return load_policy(args.policy).policy if args.policy else policy_from_config(config.routing)
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     first, others = _sets(args)
     return plan_routing(config, [Never(), Always(), *[_policy_of(config, args)] * (args.rounds + 2)], [*first, *others])
 

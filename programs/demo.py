@@ -16,7 +16,7 @@ from stepwise.report import Report, TraceView, summary_table, write_report
 from stepwise.routing import Always, Never, Policy, Random, StepRouter, Threshold
 from stepwise.routing.compare import Measured, in_words, measure, plan_routing
 from stepwise.routing.estimates import by_family
-from stepwise.runs.plan import Planned
+from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem
 
@@ -43,7 +43,7 @@ def _problems_of(args: argparse.Namespace) -> list[Problem]:
     return [made.problem for made in generate("test", args.problems)]
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     return plan_routing(config, POLICIES, _problems_of(args))
 
 

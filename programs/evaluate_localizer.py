@@ -36,7 +36,7 @@ from stepwise.data.localization import Outcome
 from stepwise.data.processbench import ProcessBenchRow, read_rows
 from stepwise.errors import DataError
 from stepwise.models.scorers import load_scorer, score_items
-from stepwise.runs.plan import Planned, plan_localizing
+from stepwise.runs.plan import PlannedCalls, plan_localizing
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, positive, program
 
@@ -46,7 +46,7 @@ Rows = Sequence[ProcessBenchRow]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class AskedRow:
+class _AskedRow:
     """What a scorer (`scores`, one per step) or a module said of the attempt with this `key_of`."""
 
     key: str
@@ -54,7 +54,7 @@ class AskedRow:
     scores: tuple[float, ...] = ()
 
 
-Ask = Callable[[dict[str, ProcessBenchRow], Callable[[AskedRow], None]], object]
+Ask = Callable[[dict[str, ProcessBenchRow], Callable[[_AskedRow], None]], object]
 """Asks about attempts, by key, and hands on what is said of each as it comes."""
 
 
@@ -69,7 +69,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, default=8, help="attempts at a time (default: %(default)s)")
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+def plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     parts = []
     for name in dict.fromkeys(args.localizer):
         test, tuning = _sets(args, name)
@@ -165,15 +165,15 @@ def key_of(row: ProcessBenchRow) -> str:
     return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:32]
 
 
-def _remembered(run: Run, file: str, rows: Rows, ask: Ask) -> dict[str, AskedRow]:
+def _remembered(run: Run, file: str, rows: Rows, ask: Ask) -> dict[str, _AskedRow]:
     """What is said of every attempt, by key: of those that an earlier start asked about, what it wrote to `file`.
 
     A failure is asked about again.
     """
-    known: dict[str, AskedRow] = {row.key: row for row in run.rows(file, AskedRow) if not row.outcome.error}
+    known: dict[str, _AskedRow] = {row.key: row for row in run.rows(file, _AskedRow) if not row.outcome.error}
     todo, lock = {key_of(row): row for row in rows if key_of(row) not in known}, Lock()
 
-    def keep(row: AskedRow) -> None:
+    def keep(row: _AskedRow) -> None:
         with lock:
             known[row.key] = row
             run.write(file, row)
@@ -184,20 +184,20 @@ def _remembered(run: Run, file: str, rows: Rows, ask: Ask) -> dict[str, AskedRow
 
 
 def _scoring(scorer: Any) -> Ask:
-    def ask(todo: dict[str, ProcessBenchRow], keep: Callable[[AskedRow], None]) -> None:
+    def ask(todo: dict[str, ProcessBenchRow], keep: Callable[[_AskedRow], None]) -> None:
         keys = list(todo)
         with progress(f"scoring with {scorer.name}", len(keys)) as advance:
             for start in range(0, len(keys), BATCH):
                 batch = keys[start : start + BATCH]
                 items = [(todo[key].problem, [step.text for step in todo[key].trace.steps]) for key in batch]
                 for key, scored in zip(batch, score_items(scorer, items), strict=True):
-                    keep(AskedRow(key, Outcome(None, scored.error, usage=scored.usage), tuple(scored.scores)))
+                    keep(_AskedRow(key, Outcome(None, scored.error, usage=scored.usage), tuple(scored.scores)))
                 advance(len(batch))
 
     return ask
 
 
-def _scored(row: ProcessBenchRow, said: AskedRow) -> ProcessBenchRow:
+def _scored(row: ProcessBenchRow, said: _AskedRow) -> ProcessBenchRow:
     """`row` with the scores in its steps, or the error in the note of its trace."""
     steps = row.trace.steps
     if not said.outcome.error:
@@ -211,13 +211,13 @@ def _localizing(module: Any, threads: int) -> Ask:
     for predictor in getattr(module, "predictors", list)():
         predictor.lm = predictor.lm and predictor.lm.copy(cache=False)
 
-    def ask(todo: dict[str, ProcessBenchRow], keep: Callable[[AskedRow], None]) -> None:
+    def ask(todo: dict[str, ProcessBenchRow], keep: Callable[[_AskedRow], None]) -> None:
         keys = list(todo)
 
         def on_result(index: int, made: Any) -> None:
             error = " ".join((made.failure or "").split())
             first = None if error else made.first_error
-            keep(AskedRow(keys[index], Outcome(first, error, len(made.repairs), made.usage)))
+            keep(_AskedRow(keys[index], Outcome(first, error, len(made.repairs), made.usage)))
 
         items = [{"problem": row.problem, "steps": [step.text for step in row.trace.steps]} for row in todo.values()]
         run_all(module, items, concurrency=threads, progress="localizing", on_result=on_result)

@@ -31,7 +31,7 @@ from stepwise.routing.pomdp.fit import RouterFit, fit_router
 from stepwise.routing.pomdp.fit_data import STATES, FitTrace, from_lab_trace, from_row, from_trace, unlabelled
 from stepwise.routing.router import StepRouter
 from stepwise.routing.simple import Never, Random
-from stepwise.runs.plan import Planned
+from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Trace, from_json
 
@@ -39,7 +39,7 @@ _STRONG_SHARE = 0.3  # of the steps in the traces that p_strong is counted on
 _CHUNK = 64  # traces scored at a time
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def _arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--traces", type=Path, nargs="+", metavar="FILE", help="JSON Lines files of traces")
     where.add_argument("--lab", type=positive, metavar="N", help="solve N problems of a lab split and label the traces")
@@ -57,7 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recovery", type=float, metavar="P", help="share of wrong traces that end right (no labels)")
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     if args.lab is None:
         return []
     planned = plan_routing(config, _policies(config), _problems(args))
@@ -65,7 +65,7 @@ def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
     return [*planned, replace(weak, role="scorer", generated_tokens=0)]
 
 
-@program(doc=__doc__, arguments=arguments, plan=plan)
+@program(doc=__doc__, arguments=_arguments, plan=_plan)
 def main(run: Run) -> None:
     args, config = run.args, run.config
     labels = "lab" if args.lab else args.labels

@@ -31,13 +31,13 @@ from stepwise.lab.problems import generate, is_lab_question
 from stepwise.report.collection import write_collection_report
 from stepwise.report.funnel import as_table, side_by_side
 from stepwise.report.shell import first_of_each
-from stepwise.runs.plan import Planned, plan_collecting
+from stepwise.runs.plan import PlannedCalls, plan_collecting
 from stepwise.runs.shell import Run, positive, program
 
 SHOWN = 3
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def _arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--problems", type=Path, metavar="FILE", help="JSON Lines file of problems")
     where.add_argument("--lab", type=positive, metavar="N", help="N problems of the lab (default: 50)")
@@ -78,11 +78,11 @@ def _setting(name: str) -> Callable[[str], Any]:
     return read
 
 
-def settings_of(args: argparse.Namespace) -> CollectSettings:
+def _settings_of(args: argparse.Namespace) -> CollectSettings:
     return CollectSettings(**{name: getattr(args, name) for name in CollectSettings.model_fields})
 
 
-def problems_of(args: argparse.Namespace) -> Checked:
+def _problems_of(args: argparse.Namespace) -> Checked:
     """The problems that the arguments ask for, those that cannot be graded sorted out; raises DataError."""
     if args.problems is None:
         return check_problems(lab.problem for lab in generate(args.split, args.lab or 50))
@@ -94,7 +94,7 @@ def problems_of(args: argparse.Namespace) -> Checked:
         raise DataError(f"--problems {args.problems}: {error}") from None
 
 
-def notes(config: Config, checked: Checked, settings: CollectSettings) -> list[str]:
+def _notes(config: Config, checked: Checked, settings: CollectSettings) -> list[str]:
     """What is to be known before anything is spent."""
     lines = [checked.summary()]
     strange = [p for p in checked.problems if not is_lab_question(p.question)]
@@ -112,7 +112,7 @@ def notes(config: Config, checked: Checked, settings: CollectSettings) -> list[s
     return lines
 
 
-def columns_of(args: argparse.Namespace) -> tuple[QuestionColumn, AnswerColumn]:
+def _columns_of(args: argparse.Namespace) -> tuple[QuestionColumn, AnswerColumn]:
     """The column names asked for; raises DataError for others than the common ones."""
     question, answer = args.column_names
     if question not in get_args(QuestionColumn) or answer not in get_args(AnswerColumn):
@@ -120,19 +120,19 @@ def columns_of(args: argparse.Namespace) -> tuple[QuestionColumn, AnswerColumn]:
     return question, answer
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
-    checked, settings = problems_of(args), settings_of(args)
-    columns_of(args)
-    for line in notes(config, checked, settings):
+def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
+    checked, settings = _problems_of(args), _settings_of(args)
+    _columns_of(args)
+    for line in _notes(config, checked, settings):
         print(line, file=sys.stderr)
     return plan_collecting(config, settings, checked.problems)
 
 
-@program(doc=__doc__, arguments=arguments, plan=plan, same_run=uncapped)
+@program(doc=__doc__, arguments=_arguments, plan=_plan, same_run=uncapped)
 def main(run: Run, writers: Writers | None = None) -> None:
     began, args = time.monotonic(), run.args
-    checked, settings, columns = problems_of(args), settings_of(args), columns_of(args)
-    for line in notes(run.config, checked, settings):
+    checked, settings, columns = _problems_of(args), _settings_of(args), _columns_of(args)
+    for line in _notes(run.config, checked, settings):
         run.say(line)
     try:
         collect(
@@ -147,14 +147,14 @@ def main(run: Run, writers: Writers | None = None) -> None:
     except BudgetExceededError:  # what is sealed has become a dataset
         done = {rollout.problem for rollout in read_stage(run.out, "rollouts")}
         if done:
-            show(run)
+            _show(run)
         run.say(f"{len(done)} of {len(checked.problems)} problems are done.")
         raise
-    show(run)
+    _show(run)
     run.say(f"This start took {time.monotonic() - began:.0f} s.")
 
 
-def show(run: Run) -> None:
+def _show(run: Run) -> None:
     """Print the funnel, what was spent, some examples, and where the files are."""
     path = run.out / "dataset.jsonl"
     counts, examples, caps = funnel(run.out), read_examples(path), Caps.of(run.config, run.directory)

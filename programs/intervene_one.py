@@ -13,7 +13,7 @@ from typing import Any
 
 from stepwise.config import Config
 from stepwise.errors import DataError
-from stepwise.runs.plan import Planned, plan_localizing, plan_proposing
+from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.runs.shell import Run, program
 
 from . import attempts
@@ -21,17 +21,17 @@ from .attempts import FORMS, Attempt, asked, notes, plain, read_attempt
 from .localize import as_row, localized, show
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def _arguments(parser: argparse.ArgumentParser) -> None:
     attempts.arguments(parser)
     parser.add_argument("--first-error", type=int, metavar="N", help="it is step N (from 0): do not look for it")
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     sizes = [_read(args).size]
     return [*(plan_localizing(config, sizes) if args.first_error is None else ()), *plan_proposing(config, sizes)]
 
 
-@program(doc=f"{__doc__}\n{FORMS}", arguments=arguments, plan=plan, resumable=False)
+@program(doc=f"{__doc__}\n{FORMS}", arguments=_arguments, plan=_plan, resumable=False)
 def main(run: Run) -> int:
     attempt, first = _read(run.args), run.args.first_error
     found = localized(run.config, attempt) if first is None else None

@@ -12,17 +12,17 @@ from typing import Any
 
 from stepwise.config import Config
 from stepwise.lab.problems import is_lab_question
-from stepwise.runs.plan import Planned, plan_localizing
+from stepwise.runs.plan import PlannedCalls, plan_localizing
 from stepwise.runs.shell import Run, program
 
 from .attempts import FORMS, Attempt, arguments, asked, notes, plain, read_attempt
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     return plan_localizing(config, [read_attempt(args).size])
 
 
-@program(doc=f"{__doc__}\n{FORMS}", arguments=arguments, plan=plan, resumable=False)
+@program(doc=f"{__doc__}\n{FORMS}", arguments=arguments, plan=_plan, resumable=False)
 def main(run: Run) -> int:
     attempt = read_attempt(run.args)
     found = localized(run.config, attempt)

@@ -26,7 +26,7 @@ from stepwise.routing import Policy, RoutingInterrupted, StepRouter, policy_from
 from stepwise.routing.compare import judge, plan_routing, savings, verdict_of
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.saved import PolicyCard, SavedPolicy, load_policy, save_policy
-from stepwise.runs.plan import Planned
+from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Trace, as_problem
 
@@ -99,7 +99,7 @@ def _policy_of(config: Config, args: argparse.Namespace) -> SavedPolicy:
         raise DataError(f"--at is {args.at}: {reason} (policy {saved.policy.name!r})") from None
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     return plan_routing(config, [_policy_of(config, args).policy], problems_of(args))
 
 

@@ -23,7 +23,7 @@ from stepwise.data.problems import read_problems
 from stepwise.errors import DataError
 from stepwise.lab.problems import generate
 from stepwise.report import write_training_report
-from stepwise.runs.plan import Planned
+from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Run, positive, program
 from stepwise.training import dpo, grpo, sft
 from stepwise.training.adapters import Evaluated, adapter_directory, evaluate
@@ -34,7 +34,7 @@ from stepwise.types import Problem
 MEASURED_BEFORE = "before.jsonl"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", choices=("sft", "dpo", "rl"), help="supervised, by preference, or by reinforcement")
     parser.add_argument(
         "--dataset", type=Path, nargs="+", default=[], metavar="FILE", help="sft, dpo: rows to train on"
@@ -53,17 +53,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=positive, default=4, metavar="K", help="of each (default: %(default)s)")
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     """Generation only: what is trained costs no model that is asked."""
     samples = len(_tests_of(args)) * args.samples * 2
     rollouts = samples
     if args.method == "rl":
         rollouts += config.rl.steps * config.rl.problems * config.rl.group
     prompt = max((len(p.question) for p in [*_problems_of(args), *_tests_of(args)]), default=0)
-    return [Planned("weak", rollouts, rollouts * prompt, rollouts * config.rl.max_tokens)] if rollouts else []
+    return [PlannedCalls("weak", rollouts, rollouts * prompt, rollouts * config.rl.max_tokens)] if rollouts else []
 
 
-@program(doc=__doc__, arguments=arguments, plan=plan)
+@program(doc=__doc__, arguments=_arguments, plan=_plan)
 def main(run: Run) -> None:
     args, cfg, tests = run.args, run.config, _tests_of(run.args)
     _check_inputs(args)

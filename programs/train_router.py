@@ -26,7 +26,7 @@ from stepwise.routing.pomdp.fit import RouterFit
 from stepwise.routing.pomdp.simulator import RouterSimulator
 from stepwise.routing.ppo import PpoSettings, train
 from stepwise.routing.tuning import tune
-from stepwise.runs.plan import Planned
+from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Trace
@@ -56,7 +56,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="tune with other models than those of the fit")
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[Planned]:
+def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     if args.tune is None:
         return []
     problems = _problems(args)

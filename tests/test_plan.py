@@ -8,13 +8,13 @@ from rich.console import Console
 
 from stepwise.config import Config, ModelConfig
 from stepwise.interventions.settings import CollectSettings
-from stepwise.runs.plan import Planned, money, plan_collecting, seconds, show_plan
+from stepwise.runs.plan import PlannedCalls, money, plan_collecting, seconds, show_plan
 from stepwise.types import Problem
 
-PLANNED = Planned("strong", calls=10, prompt_tokens=1_000_000, generated_tokens=500_000)
+PLANNED = PlannedCalls("strong", calls=10, prompt_tokens=1_000_000, generated_tokens=500_000)
 
 
-def shown(plan: list[Planned], *overrides: str) -> str:
+def shown(plan: list[PlannedCalls], *overrides: str) -> str:
     text = io.StringIO()
     show_plan(
         plan, Config.load(None, ["models.weak.model=llamacpp/none.gguf", *overrides]), Console(file=text, width=200)
@@ -58,7 +58,7 @@ def test_the_steps_of_one_solution_do_not_run_beside_each_other() -> None:
 
 
 def test_the_table_sums_up_and_one_unknown_price_makes_the_sum_unknown() -> None:
-    both = [PLANNED, Planned("weak", 5, 1000, 100)]
+    both = [PLANNED, PlannedCalls("weak", 5, 1000, 100)]
     known = shown(both, "models.strong.model=openai/x", "models.strong.price_in=1", "models.strong.price_out=2")
     assert "1,001,000" in known
     assert "500,100" in known
@@ -70,7 +70,7 @@ def test_a_program_without_models_says_so() -> None:
     assert shown([]) == "This program asks no model for anything.\n"
 
 
-def collecting(*overrides: str, n: int = 3, **settings: Any) -> dict[str, Planned]:
+def collecting(*overrides: str, n: int = 3, **settings: Any) -> dict[str, PlannedCalls]:
     problems = [Problem(f"p{i}", "Add 1 and 2.", "3", "1 + 2 = 3, so \\boxed{3}.") for i in range(n)]
     given = CollectSettings(**{"rollouts": 2, "guided": 8, "batch": 4, "max_tokens": 100, **settings})
     return {part.role: part for part in plan_collecting(Config.load(None, overrides), given, problems)}
@@ -100,8 +100,8 @@ def test_the_likely_case_of_a_collection_is_within_the_worst_one_for_every_role(
 
 
 def test_the_likely_case_stands_under_the_worst_one_and_is_summed_up_where_every_role_has_one() -> None:
-    likely = dataclasses.replace(PLANNED, calls=7, likely=Planned("strong", 3, 123, 45))
-    both = shown([likely, dataclasses.replace(PLANNED, role="weak", likely=Planned("weak", 1, 1000, 100))])
+    likely = dataclasses.replace(PLANNED, calls=7, likely=PlannedCalls("strong", 3, 123, 45))
+    both = shown([likely, dataclasses.replace(PLANNED, role="weak", likely=PlannedCalls("weak", 1, 1000, 100))])
     rows = [line.split()[:4] for line in both.splitlines() if line.split()[:1] == ["likely"]]
     assert rows == [["likely", "3", "123", "45"], ["likely", "1", "1,000", "100"], ["likely", "4", "1,123", "145"]]
     assert "half of the attempts fail" in both
@@ -111,7 +111,7 @@ def test_the_likely_case_stands_under_the_worst_one_and_is_summed_up_where_every
 
 def test_no_figure_of_the_table_is_cut_on_a_narrow_terminal() -> None:
     text = io.StringIO()
-    planned = [Planned("weak", 174_108, 50_037_448, 1_178_286_592), Planned("critic", 1, 9_999_999, 1)]
+    planned = [PlannedCalls("weak", 174_108, 50_037_448, 1_178_286_592), PlannedCalls("critic", 1, 9_999_999, 1)]
     show_plan(planned, Config.lab(), Console(file=text, width=80))
     for figure in ("174,108", "50.0M", "1,178.3M", "9,999,999", "0.0000"):
         assert figure in text.getvalue()

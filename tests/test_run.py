@@ -15,7 +15,7 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
 from stepwise.runs.directory import RunDirectory, opened
-from stepwise.runs.plan import Planned
+from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Run, positive, program
 
 SECRET = "sk-abcdefghijklmnop123456"
@@ -26,8 +26,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fail-at", type=int, default=-1)
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[Planned]:
-    return [Planned("weak", args.count, 100 * args.count, 10 * args.count)]
+def plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
+    return [PlannedCalls("weak", args.count, 100 * args.count, 10 * args.count)]
 
 
 def counting(error: type[BaseException] = KeyboardInterrupt, *, resumable: bool = True) -> Callable[..., int]:

@@ -21,7 +21,7 @@ from stepwise.io import append_rows, read_rows
 from stepwise.models.base import Backend, Completion, Request
 from stepwise.models.budget import Ledger, Reservation
 from stepwise.runs.directory import RunDirectory
-from stepwise.runs.plan import Planned, plan_localizing, plan_proposing
+from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.types import Usage, as_problem
 
 
@@ -155,7 +155,7 @@ class _CappedModule:
     """A module of the critic, of which every call reserves the most that it may cost."""
 
     def __init__(
-        self, module: Any, caps: Caps, role: str, most: Callable[[tuple[int, int]], Sequence[Planned]]
+        self, module: Any, caps: Caps, role: str, most: Callable[[tuple[int, int]], Sequence[PlannedCalls]]
     ) -> None:
         self._module, self._caps, self._role, self._most = module, caps, role, most
 

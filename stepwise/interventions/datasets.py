@@ -24,7 +24,7 @@ from stepwise.interventions.settings import BuildSettings, uncapped
 from stepwise.interventions.writers import Writers, in_use
 from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory, opened
-from stepwise.runs.plan import Planned, plan_localizing, plan_proposing
+from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.runs.progress import progress
 from stepwise.steps import SEPARATOR
 from stepwise.types import Problem, to_json
@@ -167,7 +167,7 @@ class Recipe:
                 directory, self.members, self.settings.chunk, _FILES, work, finish, caps=caps, label=label
             )
 
-    def planned(self) -> list[Planned]:
+    def planned(self) -> list[PlannedCalls]:
         """The most that the models are asked for. Prompts count by their bytes, which no tokenizer exceeds."""
         settings, longest = self.settings, self.settings.collect.max_tokens
         n = len(self.checked.problems)
@@ -181,7 +181,7 @@ class Recipe:
         plan = []
         if self.kind in written:
             role, each, tokens = written[self.kind]
-            plan.append(Planned(role, n * each, text, n * each * tokens))
+            plan.append(PlannedCalls(role, n * each, text, n * each * tokens))
         if self.kind not in ("reflection", "random", "earlier", "later", "oracle"):
             return plan
         # What a critic is asked for, and what is guided, as if each attempt were as long as it may be.
@@ -195,7 +195,7 @@ class Recipe:
             rollouts = self.config.critic.candidates * settings.collect.guided
         plan += plan_proposing(self.config, sizes)
         guided = len(sizes) * rollouts
-        return [*plan, Planned("weak", guided, sum(size for size, _ in sizes), guided * longest)]
+        return [*plan, PlannedCalls("weak", guided, sum(size for size, _ in sizes), guided * longest)]
 
     def _digest(self) -> str:
         rows = None

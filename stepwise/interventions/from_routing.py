@@ -39,7 +39,7 @@ from stepwise.interventions.writers import Writers, in_use
 from stepwise.io import read_rows
 from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory, opened
-from stepwise.runs.plan import Planned
+from stepwise.runs.plan import PlannedCalls
 from stepwise.steps import boxed, extract_answer
 from stepwise.types import Trace, to_json
 
@@ -142,7 +142,7 @@ def read_traces(source: str | Path | Iterable[Trace]) -> list[Trace]:
     return list(last.values())
 
 
-def plan_from_routing(traces: Sequence[Trace], settings: CollectSettings) -> list[Planned]:
+def plan_from_routing(traces: Sequence[Trace], settings: CollectSettings) -> list[PlannedCalls]:
     """The most that `from_routing` asks for: all escalated steps of all traces, and their drafts."""
     texts = [
         2 * len((trace.problem.question + trace.text).encode())
@@ -151,7 +151,7 @@ def plan_from_routing(traces: Sequence[Trace], settings: CollectSettings) -> lis
         if step.author != "weak" and step.discarded
     ]
     n = 2 * len(texts) * settings.guided
-    return [Planned("weak", n, sum(texts), n * settings.max_tokens)]
+    return [PlannedCalls("weak", n, sum(texts), n * settings.max_tokens)]
 
 
 def escalations(

@@ -15,7 +15,7 @@ from stepwise.grading import grade
 from stepwise.models.budget import Ledger, Prices
 from stepwise.routing.metrics import Cost, OperatingPoint, cost_of, cpt, pgr, usage_by_author
 from stepwise.routing.policy import Policy, needs_scorer
-from stepwise.runs.plan import Planned
+from stepwise.runs.plan import PlannedCalls
 from stepwise.stats import wilson
 from stepwise.types import Problem, Trace, Usage
 
@@ -203,17 +203,17 @@ def in_words(measured: Sequence[Measured], shares: Sequence[float] = (0.5, 0.8, 
     return [*lines, "Points were picked on the problems they were measured on, which flatters them a little."]
 
 
-def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[Problem]) -> list[Planned]:
+def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[Problem]) -> list[PlannedCalls]:
     """The most that routing `problems` under `policies` could ask of each role: every solution at its step limit."""
     steps, width = config.routing.max_steps, config.sampling.max_step_tokens
     question = max((len(problem.question.encode()) for problem in problems), default=0) + 64
 
-    def planned(role: str, arms: int, local: bool, generates: bool = True) -> Planned:
+    def planned(role: str, arms: int, local: bool, generates: bool = True) -> PlannedCalls:
         calls = arms * len(problems) * steps
         # A local model evaluates each token of a solution once; an API reads the whole prefix again at every step.
         prompt = question + steps * width if local else steps * (question + steps * width // 2)
         generated = calls * width if generates else 0
-        return Planned(role, calls, arms * len(problems) * prompt, generated, len(problems))  # type: ignore[arg-type]
+        return PlannedCalls(role, calls, arms * len(problems) * prompt, generated, len(problems))  # type: ignore[arg-type]
 
     weak = sum(policy.calls_per_step.get("weak", 1) for policy in policies if policy.name != "always")
     strong = sum(policy.calls_per_step.get("strong", 1) for policy in policies if policy.name != "never")

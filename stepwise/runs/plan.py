@@ -42,7 +42,7 @@ _LIKELY_FOOTNOTE = (
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Planned:
+class PlannedCalls:
     """The most that one role of a run would be asked for.
 
     `prompt_tokens` counts tokens that are not cached. `at_once` bounds the requests that can be in flight together
@@ -54,10 +54,10 @@ class Planned:
     prompt_tokens: int
     generated_tokens: int
     at_once: int | None = None
-    likely: Planned | None = None
+    likely: PlannedCalls | None = None
 
 
-def plan_localizing(config: Config, attempts: Sequence[tuple[int, int]]) -> list[Planned]:
+def plan_localizing(config: Config, attempts: Sequence[tuple[int, int]]) -> list[PlannedCalls]:
     """The most that finding first errors as [critic] says could ask for.
 
     Each attempt is the length of all its texts in bytes, which no tokenizer exceeds, and its number of steps. Each
@@ -66,12 +66,12 @@ def plan_localizing(config: Config, attempts: Sequence[tuple[int, int]]) -> list
     how = config.critic
     texts = [length for length, _ in attempts]
     if how.method == "scorer":
-        return [Planned("scorer", len(texts), sum(texts), 0)] if config.scorer.kind != "constant" else []
+        return [PlannedCalls("scorer", len(texts), sum(texts), 0)] if config.scorer.kind != "constant" else []
     passes = [{"vote": how.samples, "bisect": 1 + (n - 1).bit_length()}.get(how.method, 1) for _, n in attempts]
     return [_asked_twice(config, texts, passes, 0)] if texts else []
 
 
-def plan_proposing(config: Config, attempts: Sequence[tuple[int, int]]) -> list[Planned]:
+def plan_proposing(config: Config, attempts: Sequence[tuple[int, int]]) -> list[PlannedCalls]:
     """The most that proposing interventions as [critic] says could ask for; attempts as in `plan_localizing`."""
     how = config.critic
     checks = 2 * how.revisions + 1 if how.revisions else 0
@@ -79,7 +79,7 @@ def plan_proposing(config: Config, attempts: Sequence[tuple[int, int]]) -> list[
     return [_asked_twice(config, texts, [how.candidates * (1 + how.solve_first + checks)] * len(texts), 3)]
 
 
-def plan_collecting(config: Config, settings: CollectSettings, problems: Sequence[Problem]) -> list[Planned]:
+def plan_collecting(config: Config, settings: CollectSettings, problems: Sequence[Problem]) -> list[PlannedCalls]:
     """The most that collecting interventions for `problems` could ask for, with a likely case beside it.
 
     At most every attempt is wrong, as long as it may be, and every candidate is guided to the end. The tokens of an
@@ -98,13 +98,15 @@ def plan_collecting(config: Config, settings: CollectSettings, problems: Sequenc
     prompts = questions * (1 if local else settings.rollouts)
     prompts += times * (questions + len(problems) * (room + config.critic.max_tokens))
     calls = len(problems) * (settings.rollouts + guided)
-    weak = Planned("weak", calls, prompts, calls * room, min(settings.chunk, len(problems)) * settings.rollouts)
+    weak = PlannedCalls("weak", calls, prompts, calls * room, min(settings.chunk, len(problems)) * settings.rollouts)
     likely = _likely_collecting(config, settings, problems)
     parts = [weak, *(_together(asked, role, settings.concurrency) for role in dict.fromkeys(p.role for p in asked))]
     return [dataclasses.replace(part, likely=likely.get(part.role)) for part in parts]
 
 
-def _likely_collecting(config: Config, settings: CollectSettings, problems: Sequence[Problem]) -> dict[Roles, Planned]:
+def _likely_collecting(
+    config: Config, settings: CollectSettings, problems: Sequence[Problem]
+) -> dict[Roles, PlannedCalls]:
     """As `_LIKELY_FOOTNOTE` says, by role."""
     how, tries = config.critic, settings.rollouts
     failures = min((tries + 1) // 2, settings.attempts or tries)
@@ -114,35 +116,38 @@ def _likely_collecting(config: Config, settings: CollectSettings, problems: Sequ
     soon = min(settings.batch, settings.guided) if settings.enough is not None else settings.guided
     late = min(settings.guided, settings.drop_after or settings.guided)
     guided = failures * how.candidates * (soon + late) // 2
-    weak = Planned("weak", n * (tries + guided), sum(questions) * tries, solution * tries + solution // 2 * guided)
+    weak = PlannedCalls("weak", n * (tries + guided), sum(questions) * tries, solution * tries + solution // 2 * guided)
     seen = sum(questions) + 2 * solution + n * (0 if config.critic_is_bare else _LIKELY_INSTRUCTIONS)
     passes = {"vote": how.samples, "bisect": 3, "scorer": 0}.get(how.method, 1)
     proposals = how.candidates * (1 + how.solve_first + (1 if how.revisions else 0))
     asked, written = failures * (passes + proposals), failures * (passes * solution + proposals * solution // 4)
-    found: dict[Roles, Planned] = {"weak": weak, "critic": Planned("critic", n * asked, asked * seen, written)}
+    found: dict[Roles, PlannedCalls] = {
+        "weak": weak,
+        "critic": PlannedCalls("critic", n * asked, asked * seen, written),
+    }
     if how.method == "scorer":
-        found["scorer"] = Planned("scorer", n * failures, failures * seen, 0)
+        found["scorer"] = PlannedCalls("scorer", n * failures, failures * seen, 0)
     return found
 
 
-def _together(parts: Sequence[Planned], role: Roles, at_once: int) -> Planned:
+def _together(parts: Sequence[PlannedCalls], role: Roles, at_once: int) -> PlannedCalls:
     """What `parts` ask of one role, so many calls at a time."""
     own = [part for part in parts if part.role == role]
-    return Planned(
+    return PlannedCalls(
         role, sum(p.calls for p in own), sum(p.prompt_tokens for p in own), sum(p.generated_tokens for p in own),
         min(at_once, max(p.at_once or at_once for p in own)),
     )  # fmt: skip
 
 
-def _asked_twice(config: Config, texts: Sequence[int], calls: Sequence[int], replies: int) -> Planned:
+def _asked_twice(config: Config, texts: Sequence[int], calls: Sequence[int], replies: int) -> PlannedCalls:
     """`calls` of the critic for each of `texts`, and as many repairs; a prompt may hold `replies` earlier replies."""
     width, total = config.critic.max_tokens, sum(calls)
     beside = 2 * (_INSTRUCTIONS + replies * width) + width  # the repair shows the model its reply
     prompts = sum(n * (2 * text + beside) for text, n in zip(texts, calls, strict=True))
-    return Planned("critic", 2 * total, prompts, 2 * total * width, len(texts))
+    return PlannedCalls("critic", 2 * total, prompts, 2 * total * width, len(texts))
 
 
-def money(planned: Planned, model: LoadConfig) -> float | None:
+def money(planned: PlannedCalls, model: LoadConfig) -> float | None:
     """What `planned` costs at the model's prices; None when no price is known."""
     prices = model.prices
     if prices is None:
@@ -150,7 +155,7 @@ def money(planned: Planned, model: LoadConfig) -> float | None:
     return (planned.prompt_tokens * prices[0] + planned.generated_tokens * prices[1]) / 1e6
 
 
-def seconds(planned: Planned, model: LoadConfig) -> float | None:
+def seconds(planned: PlannedCalls, model: LoadConfig) -> float | None:
     """A rough time; None when the model's file is not there to be measured."""
     if not model.local:
         together = min(model.sequences, planned.calls if planned.at_once is None else planned.at_once)
@@ -162,7 +167,7 @@ def seconds(planned: Planned, model: LoadConfig) -> float | None:
     return planned.generated_tokens / rate + planned.prompt_tokens / (_PREFILL_FACTOR * rate)
 
 
-def show_plan(plan: Sequence[Planned], config: Config, console: Console) -> None:
+def show_plan(plan: Sequence[PlannedCalls], config: Config, console: Console) -> None:
     """Print the table: role, model, calls, tokens, money, time."""
     if not plan:
         console.print("This program asks no model for anything.")
@@ -189,7 +194,7 @@ def show_plan(plan: Sequence[Planned], config: Config, console: Console) -> None
         console.print(_LIKELY_FOOTNOTE, highlight=False)
 
 
-def _cells(plan: Sequence[Planned], config: Config) -> list[str]:
+def _cells(plan: Sequence[PlannedCalls], config: Config) -> list[str]:
     """Calls, prompt tokens, generated tokens, money and time of all of `plan` together."""
     costs = [money(part, config.role(part.role)) for part in plan]
     times = [seconds(part, config.role(part.role)) for part in plan]

@@ -30,7 +30,7 @@ from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError, StepwiseError, redact
 from stepwise.io import append_rows, read_rows
 from stepwise.runs.directory import RunDirectory
-from stepwise.runs.plan import Planned, show_plan
+from stepwise.runs.plan import PlannedCalls, show_plan
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _NO_SETTINGS = (
@@ -98,7 +98,7 @@ def program(
     *,
     doc: str | None,
     arguments: Callable[[argparse.ArgumentParser], None] | None = None,
-    plan: Callable[[Config, argparse.Namespace], Sequence[Planned]] | None = None,
+    plan: Callable[[Config, argparse.Namespace], Sequence[PlannedCalls]] | None = None,
     resumable: bool = True,
     same_run: Callable[[Config], Config] = lambda config: config,
     neutral: Sequence[str] = (),
@@ -106,7 +106,7 @@ def program(
     """Turn `function(run)` into `main(argv=None) -> exit code`. The file's name is the program's name.
 
     `doc` is the module's docstring, shown by --help. `arguments` adds the program's own options. `plan` says what the
-    run would spend, one `Planned` per role, for --dry-run. A program that is not `resumable` starts anew each time: it
+    run would spend, per role, for --dry-run. A program that is not `resumable` starts anew each time: it
     removes its own files of an earlier start with the same settings instead of going on from them. `same_run` leaves
     out of the configuration what may change between the starts of one run, and `neutral` names such arguments. What is
     given to `main` by name, such as models in place of those of the configuration, goes to the function.
