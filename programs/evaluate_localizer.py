@@ -58,7 +58,7 @@ Ask = Callable[[dict[str, ProcessBenchRow], Callable[[_AskedRow], None]], object
 """Asks about attempts, by key, and hands on what is said of each as it comes."""
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help="rows to be measured on")
     parser.add_argument(
         "--localizer", nargs="+", default=["module"], metavar="NAME", help="see above (default: module)"
@@ -69,7 +69,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, default=8, help="attempts at a time (default: %(default)s)")
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
+def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     parts = []
     for name in dict.fromkeys(args.localizer):
         test, tuning = _sets(args, name)
@@ -88,7 +88,8 @@ def _sizes(rows: Rows) -> list[tuple[int, int]]:
     return [(len("".join(parts).encode("utf-8", "replace")), len(parts) - 2) for parts in texts]
 
 
-def evaluate(
+@program(doc=__doc__, arguments=_arguments, plan=_plan)
+def main(
     run: Run,
     scorer: Callable[[Any], Any] = load_scorer,
     module: Callable[[Config], Any] = ErrorLocalizer.from_config,
@@ -122,11 +123,6 @@ def evaluate(
     }
     run.path("localization.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     _show(run, result)
-
-
-@program(doc=__doc__, arguments=arguments, plan=plan)
-def main(run: Run) -> None:
-    evaluate(run)
 
 
 def _sets(args: argparse.Namespace, name: str) -> tuple[dict[str, list[ProcessBenchRow]], list[ProcessBenchRow]]:

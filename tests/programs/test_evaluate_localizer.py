@@ -9,9 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from programs.evaluate_localizer import arguments, evaluate, key_of, main, plan
+from programs.evaluate_localizer import key_of, main
 from stepwise.data.processbench import from_row
-from stepwise.runs.shell import program
 from stepwise.types import Usage
 from tests.fakes import ScriptedScorer
 from tests.published import write_scores
@@ -41,8 +40,8 @@ def files(tmp_path):
     return tmp_path
 
 
-def measured(folder: Path, *args: str, out: str = "out", main=main) -> dict:
-    assert main([*args, "--out", str(folder / out)]) == 0
+def measured(folder: Path, *args: str, out: str = "out", **given) -> dict:
+    assert main([*args, "--out", str(folder / out)], **given) == 0
     return json.loads((folder / out / "localization.json").read_text())
 
 
@@ -128,9 +127,8 @@ def test_files_that_are_not_there_or_are_empty_are_named(files, capsys):
 
 def test_a_scorer_is_asked_once_and_what_failed_is_a_counted_miss_that_is_tried_again(files):
     scorer = ScriptedScorer({"Step 1: a is 0": 0.1, "Step 2: t0 is 1": 0.1, "Step 1: t1 is 0": 0.1})
-    main = program(doc="", arguments=arguments, plan=plan)(lambda run: evaluate(run, scorer=lambda _: scorer))
     args = ["--data", str(files / "test.json"), "--tune", str(files / "tune.json"), "--localizer", "scorer"]
-    (one,) = measured(files, *args, main=main)["rows"]
+    (one,) = measured(files, *args, scorer=lambda _: scorer)["rows"]
     assert (one["acc_err"], one["acc_cor"], one["failed"], one["calls"]) == (25.0, 100.0, 0, 7)
     assert one["prompt_tokens"] > 0
     assert len(scorer.batches) == 1
@@ -140,7 +138,7 @@ def test_a_scorer_is_asked_once_and_what_failed_is_a_counted_miss_that_is_tried_
     (failing,) = [line for line in lines if line["key"] == key_of(from_row(row("e", -1)))]
     failing |= {"scores": [], "outcome": failing["outcome"] | {"error": "too long"}}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    again = measured(files, *args, main=main)["rows"][0]
+    again = measured(files, *args, scorer=lambda _: scorer)["rows"][0]
     assert [problem.id for batch in scorer.batches[1:] for problem, _ in batch] == ["e"]
     assert (again["acc_err"], again["acc_cor"]) == (25.0, 100.0)
 
@@ -165,17 +163,10 @@ class Module:
         return SimpleNamespace(first_error=None if failure else said, failure=failure, repairs=repairs, usage=used)
 
 
-def by_module(module: Module):
-    return program(doc="", arguments=arguments, plan=plan)(lambda run: evaluate(run, module=lambda _: module))
-
-
 def test_a_modules_failures_repairs_calls_and_tokens_are_counted(files, capsys):
-    main = by_module(
-        Module({"a": 0, "b": "no JSON\n in it", "c": 1, "d": ValueError("too long"), "e": None, "f": 2, "g": "x"})
-    )
-    (one,) = measured(files, "--data", str(files / "test.json"), "--localizer", "module", "--threads", "3", main=main)[
-        "rows"
-    ]
+    module = Module({"a": 0, "b": "no JSON\n in it", "c": 1, "d": ValueError("too long"), "e": None, "f": 2, "g": "x"})
+    args = ["--data", str(files / "test.json"), "--localizer", "module", "--threads", "3"]
+    (one,) = measured(files, *args, module=lambda _: module)["rows"]
     assert (one["acc_err"], one["acc_cor"]) == (50.0, pytest.approx(100 / 3))
     assert (one["failed"], one["repairs"], one["calls"]) == (3, 2, 8)
     assert (one["prompt_tokens"], one["generated_tokens"]) == (60, 30)
@@ -186,10 +177,10 @@ def test_a_modules_failures_repairs_calls_and_tokens_are_counted(files, capsys):
 def test_a_module_that_was_stopped_goes_on_and_is_asked_again_only_for_what_failed(files):
     args = ["--data", str(files / "test.json"), "--localizer", "module", "--threads", "1", "--out", str(files / "out")]
     stopped = Module({"b": "no JSON"}, stop=4)
-    assert by_module(stopped)(args) == 130
+    assert main(args, module=lambda _: stopped) == 130
     assert stopped.calls[:4] == ["a", "b", "c", "d"]  # another may have begun by then
     resumed = Module({"b": 2})
-    (one,) = measured(files, *args[:-2], main=by_module(resumed))["rows"]
+    (one,) = measured(files, *args[:-2], module=lambda _: resumed)["rows"]
     assert resumed.calls == ["b", "d", *(name for name in "efg" if name not in stopped.calls)]
     assert (one["acc_err"], one["acc_cor"], one["failed"], one["calls"]) == (25.0, 100.0, 0, 7)
 
