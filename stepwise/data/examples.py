@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,10 +107,9 @@ def write_examples(
     they are written under another name first.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row_of(example, question, answer), ensure_ascii=False) + "\n" for example in examples)
     write_text(path, "".join(lines))
-    write_text(path.with_suffix(".md"), card_text(path.stem, examples, card, licence))
+    write_text(path.with_suffix(".md"), _card_text(path.stem, examples, card, licence))
     return path
 
 
@@ -171,7 +169,7 @@ def to_dataset(
     return datasets.Dataset.from_list([row_of(example, question, answer) for example in examples])
 
 
-def card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], licence: str) -> str:
+def _card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], licence: str) -> str:
     """Markdown, with the fields that dataset hubs read in front: licence, size, where the rows come from."""
     origins = {origin: sum(e.origin == origin for e in examples) for origin in sorted({e.origin for e in examples})}
     counts = {
@@ -192,10 +190,8 @@ def card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], l
 
 def write_pairs(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write pairs as JSON Lines, whole or not at all; returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return path
+    return Path(path)
 
 
 def read_pairs(*sources: str | Path | Any) -> list[PreferencePair]:
@@ -205,28 +201,29 @@ def read_pairs(*sources: str | Path | Any) -> list[PreferencePair]:
     The prefix is the longest run of steps that `chosen` and `rejected` begin with. Raises DataError naming file, row
     and field: for a field without a text, and for texts of which one is, or begins with, the other.
     """
-    found: dict[tuple[Any, ...], PreferencePair] = {}
-    for rows, where in map(rows_in, sources):
+    pairs: dict[tuple[Any, ...], PreferencePair] = {}
+    for rows, source in map(rows_in, sources):
         for number, row in enumerate(rows, 1):
-            pair = pair_of(row, f"{where}, row {number}", f"row {number}")
-            found.setdefault((pair.prompt, pair.prefix, pair.chosen, pair.rejected), pair)
-    return list(found.values())
+            pair = _pair(row, f"{source}, row {number}", f"row {number}")
+            pairs.setdefault((pair.prompt, pair.prefix, pair.chosen, pair.rejected), pair)
+    return list(pairs.values())
 
 
-def pair_of(row: Any, where: str, name: str) -> PreferencePair:
+def _pair(row: Any, where: str, name: str) -> PreferencePair:
     """One row as a pair, called `name` where it has no id; DataError names `where` and the field."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is {row!r:.60}; it must be an object with prompt, chosen and rejected")
     prompt, chosen, rejected = (_pair_text(row.get(field), f"{where}, field {field}") for field in _TEXTS)
-    one, other = split_steps(chosen), split_steps(rejected)
-    shared = len(list(takewhile(lambda steps: steps[0] == steps[1], zip(one, other, strict=False))))
-    if shared == min(len(one), len(other)):
-        short = "chosen" if len(one) <= len(other) else "rejected"
-        what = "chosen equals rejected" if len(one) == len(other) else f"{short} is only the beginning of the other"
+    better, worse = split_steps(chosen), split_steps(rejected)
+    shared = next((i for i, (one, other) in enumerate(zip(better, worse, strict=False)) if one != other), None)
+    if shared is None:
+        short = "chosen" if len(better) <= len(worse) else "rejected"
+        beginning = f"{short} is only the beginning of the other"
+        what = "chosen equals rejected" if len(better) == len(worse) else beginning
         raise DataError(f"{where}: {what}, so there is no step to prefer; leave the row out")
-    steps = (tuple(one[:shared]), tuple(one[shared:]), tuple(other[shared:]))
-    made_under = row.get("prompt_hash")
-    return PreferencePair(str(row.get("id") or name), prompt, *steps, None if made_under is None else str(made_under))
+    steps = (tuple(better[:shared]), tuple(better[shared:]), tuple(worse[shared:]))
+    prompt_hash = row.get("prompt_hash")
+    return PreferencePair(str(row.get("id") or name), prompt, *steps, None if prompt_hash is None else str(prompt_hash))
 
 
 def _pair_text(value: Any, where: str) -> str:

@@ -18,6 +18,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -256,10 +257,9 @@ def absent_number(example: ProcessBenchRow) -> Outcome:
     return Outcome(next((i for i, text in enumerate(texts) if _numbers(text) - known), None))
 
 
-def _numbers(text: str) -> set[tuple[str, str]]:
-    """Every number in `text` as (whole part, decimals), without zeros that mean nothing."""
-    parts = (number.replace(",", "").partition(".") for number in _NUMBER.findall(text))
-    return {(whole.lstrip("0") or "0", decimals.rstrip("0")) for whole, _, decimals in parts}
+def _numbers(text: str) -> set[Fraction]:
+    """The values of all numbers in `text`, without their signs."""
+    return {Fraction(number.replace(",", "")) for number in _NUMBER.findall(text)}
 
 
 def _both_classes(examples: Sequence[ProcessBenchRow]) -> None:

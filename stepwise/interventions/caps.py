@@ -20,6 +20,7 @@ from stepwise.interventions.writers import Writers
 from stepwise.io import append_rows, read_rows
 from stepwise.models.base import Backend, Completion, Request
 from stepwise.models.budget import Ledger, Reservation
+from stepwise.models.wrappers import request_bound
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.types import Usage, as_problem
@@ -133,10 +134,9 @@ class _CappedBackend:
         return found
 
     def _reserve(self, request: Request) -> Reservation:
-        text = "".join([request.problem.question, *(step.text for step in request.prefix)])
-        length = len(text.encode("utf-8", "replace")) + len(self._caps.config.prompt.model_dump_json()) + 64
-        calls = request.n * getattr(self._backend, "calls_per_sample", 1)  # an API may be asked again
-        return self._caps.ledger.reserve("weak", calls * request.max_tokens, prompt_tokens=calls * length, calls=calls)
+        calls = getattr(self._backend, "calls_per_sample", 1)  # an API may be asked again
+        tokens, read, calls = request_bound(request, self._caps.config.prompt, calls)
+        return self._caps.ledger.reserve("weak", tokens, prompt_tokens=read, calls=calls)
 
     def _prepare(self) -> None:
         """Have a model that must be tried out first (an API) do it on the run's account."""

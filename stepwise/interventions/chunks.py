@@ -54,7 +54,7 @@ def run_chunks(
     a cap: then, and where `work` itself meets one, what is sealed is finished and BudgetExceededError raised. Rows of
     the file "spent", one of the names (`caps.Spent`), say what a chunk cost that `work` has not told the caps.
     """
-    folder = chunk_folder(directory)
+    folder = _chunk_folder(directory)
     try:
         with progress(label, len(members)) if label else nullcontext(lambda *_: None) as advance:
             for first in range(0, len(members), size):
@@ -70,7 +70,7 @@ def run_chunks(
                         append_rows(directory.claim("spent.jsonl"), rows["spent"])
                         if caps is not None:
                             caps.record(rows["spent"])
-                    seal(place, rows)
+                    _seal(place, rows)
                 advance(len(chunk), on_sealed(place, len(chunk), before) if on_sealed else None)
     except BudgetExceededError:
         finish()
@@ -78,7 +78,7 @@ def run_chunks(
     return finish()
 
 
-def chunk_folder(directory: RunDirectory) -> Path:
+def _chunk_folder(directory: RunDirectory) -> Path:
     """Where the chunks of a run lie; what an earlier start left open is thrown away."""
     folder = directory.made() / "chunks"
     folder.mkdir(exist_ok=True)
@@ -87,7 +87,7 @@ def chunk_folder(directory: RunDirectory) -> Path:
     return folder
 
 
-def seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
+def _seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
     """Write the files of a chunk, and give it its name once they are on disk."""
     draft = folder.with_name(folder.name + _OPEN)
     draft.mkdir()

@@ -57,7 +57,7 @@ def collect(
         in_use(writers, cfg) as own,
     ):
         _remember(directory, checked.problems)
-        account, caps = Account(cfg, len(checked.problems)), Caps.of(cfg, directory)
+        account, caps = _Account(cfg, len(checked.problems)), Caps.of(cfg, directory)
         if caps is not None:  # what chunks have cost that were sealed when there were no caps counts too
             caps.catch_up(sealed_cost(directory.path, cfg))
 
@@ -120,7 +120,7 @@ def unsound(candidates: Iterable[Any]) -> int:
 
 def sealed_cost(out: str | Path, config: Config) -> Ledger:
     """What the rows in the sealed chunks of `out` have cost."""
-    account = Account(config, 0)
+    account = _Account(config, 0)
     account.add({name: read_stage(out, name) for name in ROWS}, 0, before=True)
     return account.ledger
 
@@ -150,7 +150,7 @@ class Progress:
     generated_before: int = 0
 
 
-class Account:
+class _Account:
     """Adds up the rows of chunks and what they cost, under the caps and prices of a configuration."""
 
     def __init__(self, config: Config, problems: int) -> None:

@@ -15,7 +15,7 @@ from stepwise.config import Config, Roles
 from stepwise.data.examples import Example, unique
 from stepwise.data.problems import Checked, check_problems
 from stepwise.errors import DataError
-from stepwise.interventions import controls, reflection, solutions
+from stepwise.interventions import controls, solutions
 from stepwise.interventions.building import Builder, Truth, collected_for, problems_of
 from stepwise.interventions.caps import Caps, Spent
 from stepwise.interventions.chunks import run_chunks, sealed_counts, sealed_rows, write_sealed
@@ -42,7 +42,7 @@ KINDS: dict[str, Callable[[Builder], list[Example]]] = {
     "later": controls.later,
     "oracle": controls.oracle,
     "reference": solutions.references,
-    "reflection": reflection.reflections,
+    "reflection": solutions.reflections,
     "strong": solutions.strong,
     "rejection": solutions.rejection,
     "first_tokens": solutions.first_tokens,

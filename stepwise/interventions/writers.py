@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal
 
 from stepwise import critics
@@ -32,65 +33,48 @@ class Writers:
         proposer: Any = None,
         rewriter: Any = None,
     ) -> None:
-        self._config = config
         given = {"weak": weak, "strong": strong, "localizer": localizer, "proposer": proposer, "rewriter": rewriter}
-        self._given = {role: writer for role, writer in given.items() if writer is not None}
-        self._loaded: dict[str, Any] = {}
+        self._config, self._given = config, {role: writer for role, writer in given.items() if writer is not None}
+        vars(self).update(self._given)  # what stands there is not loaded
 
-    @property
+    @cached_property
     def weak(self) -> Backend:
         """The model that is to be trained."""
-        return self._writer("weak")  # type: ignore[no-any-return]
+        return load_backend(self._config.models.weak, prompt=self._config.prompt)
 
-    @property
+    @cached_property
     def strong(self) -> Backend:
         """The model that steps are escalated to."""
-        return self._writer("strong")  # type: ignore[no-any-return]
+        return load_backend(self._config.models.strong, prompt=self._config.prompt)
 
-    @property
+    @cached_property
     def localizer(self) -> Any:
         """Finds first errors."""
-        return self._writer("localizer")
+        return critics.ErrorLocalizer.from_config(self._config)
 
-    @property
+    @cached_property
     def proposer(self) -> Any:
         """Writes a step in place of an error."""
-        return self._writer("proposer")
+        return critics.InterventionProposer.from_config(one_candidate(self._config))
 
-    @property
+    @cached_property
     def rewriter(self) -> Any:
         """Writes a failed attempt anew."""
-        return self._writer("rewriter")
+        return critics.SolutionRewriter.from_config(self._config)
 
     def reset_caches(self, *roles: Role) -> None:
         """Empty the caches of the local models that are in use, those in `roles` included."""
-        for role in roles:
-            self._writer(role)
-        for backend in ({**self._given, **self._loaded}.get(role) for role in ("weak", "strong")):
-            getattr(backend, "forget", lambda: None)()
-        if self._loaded.keys() & {"localizer", "proposer", "rewriter"} and self._config.models.critic.local:
+        used = {role: getattr(self, role) for role in roles} | vars(self)
+        for role in ("weak", "strong"):
+            getattr(used.get(role), "forget", lambda: None)()
+        asked = {"localizer", "proposer", "rewriter"} & (vars(self).keys() - self._given.keys())
+        if asked and self._config.models.critic.local:
             shared_engine(self._config.models.critic).forget()
 
     def close(self) -> None:
         """Free the backends that were loaded here."""
-        for role in ("weak", "strong"):
-            if role in self._loaded:
-                self._loaded.pop(role).close()
-
-    def _writer(self, role: Role) -> Any:
-        if role in self._given:
-            return self._given[role]
-        if role not in self._loaded:
-            config = self._config
-            if role in ("weak", "strong"):
-                self._loaded[role] = load_backend(getattr(config.models, role), prompt=config.prompt)
-            elif role == "localizer":
-                self._loaded[role] = critics.ErrorLocalizer.from_config(config)
-            elif role == "proposer":
-                self._loaded[role] = critics.InterventionProposer.from_config(one_candidate(config))
-            else:
-                self._loaded[role] = critics.SolutionRewriter.from_config(config)
-        return self._loaded[role]
+        for role in {"weak", "strong"} & (vars(self).keys() - self._given.keys()):
+            vars(self).pop(role).close()
 
 
 @contextmanager

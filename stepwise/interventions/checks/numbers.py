@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from stepwise.grading.exact import TooBig, evaluate
+from stepwise.grading.answers import read
+from stepwise.grading.text import Unreadable, clean
 
 _SMALL = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
@@ -31,9 +32,8 @@ _SPELLED = re.compile(
 )
 _INTEGER = r"\d{1,3}(?:(?:,|\{,\}|\\,|\\!)\d{3})+(?!\d)|\d+"
 _FRACTION = r"\\[dtc]?frac\s*(?:\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d\s*\d|\d\s*\{\s*\d+\s*\})"
-_GLYPHS = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅛": "1/8"}
 _WRITTEN = re.compile(
-    rf"(?P<sign>[-−–]\s?)?(?P<number>\d+\s*{_FRACTION}|{_FRACTION}|\d+ \d+/\d+(?![\d/])|\d*[{''.join(_GLYPHS)}]"
+    rf"(?P<sign>[-−–]\s?)?(?P<number>\d+\s*{_FRACTION}|{_FRACTION}|\d+ \d+/\d+(?![\d/])|\d*[½⅓⅔¼¾⅕⅛]"
     rf"|(?:{_INTEGER})(?:\.\d+)?(?:/\d+(?![\d/.]))?|\.\d+)(?P<percent>\s*(?:\\?%|per\s?cent\b))?"
 )
 _AFTER_VALUE = re.compile(r"[\w)\]}!%°]\s*\Z")
@@ -80,16 +80,10 @@ def _written(text: str) -> Iterator[Mention]:
 
 @lru_cache(maxsize=4096)
 def _value(plain: str) -> Fraction | None:
-    for glyph, fraction in _GLYPHS.items():
-        plain = plain.replace(glyph, f" {fraction}")
-    plain = re.sub(r"(?<=\d)(?:,|\{,\}|\\,|\\!)(?=\d{3})", "", plain)
-    plain = re.sub(r"\\[dtc]?frac\s*", r"\\frac", plain)
-    plain = re.sub(r"\\frac(\d)\s*(?:(\d)|\{\s*(\d+)\s*\})", lambda m: f"\\frac{{{m[1]}}}{{{m[2] or m[3]}}}", plain)
-    if len(plain) > 60:
-        return None
+    """The number as the grader reads it, None where it is over the grader's caps."""
     try:
-        return evaluate(plain)
-    except TooBig:
+        return read(clean(plain, "prediction"), "prediction").value
+    except Unreadable:
         return None
 
 
