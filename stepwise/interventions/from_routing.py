@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from stepwise.interventions.caps import Caps, Spent
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.interventions.chunks import run_chunks, sealed_counts, sealed_rows, write_sealed
 from stepwise.interventions.collection import unsound
+from stepwise.interventions.filtering import counts_of
 from stepwise.interventions.pipeline import Attempts, Chunk, check_candidates, guide, select, survivors
 from stepwise.interventions.rows import Candidate, FailedAttempt, GuidedRollout, Made, by_id, spent
 from stepwise.interventions.settings import CollectSettings, uncapped
@@ -41,11 +42,12 @@ from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.plan import PlannedCalls
 from stepwise.steps import boxed, extract_answer
-from stepwise.types import Trace, to_json
+from stepwise.types import Problem, Trace, to_json
 
 Kind = Literal["intervention", "distillation", "no success"]
 Named = tuple[str, Trace]
 """A trace with its id."""
+_NONE = (0, 0)
 _FILES = ("failures", "candidates", "guided", "comparisons", "examples", "distillation", "counts", "spent")
 
 
@@ -93,16 +95,19 @@ def from_routing(
         opened(out, program="from_routing", config=uncapped(cfg), arguments=arguments) as directory,
         in_use(writers, cfg) as own,
     ):
-        problems = {trace.problem.id: trace.problem for trace in given}
+        problems: dict[str, Problem] = {}
+        named, seen = list[Named](), Counter[str]()
         for trace in given:
-            if trace.problem != problems[trace.problem.id]:
-                name = trace.problem.id
+            name = trace.problem.id
+            if problems.setdefault(name, trace.problem) != trace.problem:
                 raise DataError(
                     f"the problem id {name!r} stands for different problems; give every problem an id of its own"
                 )
+            named.append((f"{name}/t{seen[name]}", trace))
+            seen[name] += 1
         checked = check_problems(problems.values())
         usable = by_id(checked.problems)
-        members = [(name, trace) for name, trace in _named(given) if trace.problem.id in usable]
+        members = [(name, trace) for name, trace in named if trace.problem.id in usable]
 
         def work(traces: Sequence[Named]) -> dict[str, Sequence[Any]]:
             own.reset_caches("weak")
@@ -229,25 +234,24 @@ def compare(
     number = chunk.settings.guided
     all_of_them = dataclasses.replace(chunk, settings=chunk.settings.exactly(number))
     guided = guide(candidates, attempts, all_of_them.but(miss=chunk.settings.miss))
-    of_steps = _outcomes(guided)
+    of_steps = counts_of(guided)
     drafts = [
         dataclasses.replace(row, id=f"{row.failure}/draft", content=attempts[row.failure].steps[row.location])
         for row in candidates
-        if any(of_steps[row.id])
+        if of_steps.get(row.id, _NONE)[0]
     ]
     behind = guide([draft for draft in drafts if not boxed(draft.content)], attempts, all_of_them)
-    of_drafts = _outcomes(behind)
+    of_drafts = counts_of(behind)
     for draft in drafts:
         if boxed(draft.content):
             right = grade(extract_answer(draft.content), chunk.problems[draft.problem].answer or "") is Verdict.CORRECT
-            of_drafts[draft.id] = [right] * number
+            of_drafts[draft.id] = (number * right, number)
     rows = []
     for row in candidates:
-        step, other = of_steps[row.id], of_drafts[f"{row.failure}/draft"]
-        helps = more_often(sum(step), len(step), sum(other), len(other))
+        step, draft_counts = of_steps.get(row.id, _NONE), of_drafts.get(f"{row.failure}/draft", _NONE)
+        helps = more_often(*step, *draft_counts)
         kind: Kind = "intervention" if helps >= confident else "distillation"
-        rows.append(Comparison(row.id, row.problem, sum(step), len(step), sum(other), len(other), helps,
-                               kind if any(step) else "no success"))  # fmt: skip
+        rows.append(Comparison(row.id, row.problem, *step, *draft_counts, helps, kind if step[0] else "no success"))
     return rows, [*guided, *behind]
 
 
@@ -267,21 +271,3 @@ def more_often(successes: int, n: int, others: int, m: int) -> float:
 
 def _log_beta(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-
-
-def _outcomes(guided: Sequence[GuidedRollout]) -> defaultdict[str, list[bool]]:
-    outcomes: defaultdict[str, list[bool]] = defaultdict(list)
-    for row in guided:
-        if row.verdict is not None:
-            outcomes[row.candidate].append(row.verdict is Verdict.CORRECT)
-    return outcomes
-
-
-def _named(traces: Sequence[Trace]) -> list[Named]:
-    """The traces with ids: the problem's, and a number where it has several."""
-    seen: Counter[str] = Counter()
-    named = []
-    for trace in traces:
-        named.append((f"{trace.problem.id}/t{seen[trace.problem.id]}", trace))
-        seen[trace.problem.id] += 1
-    return named
