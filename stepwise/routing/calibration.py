@@ -45,7 +45,7 @@ _NEAR = 0.02  # a setting that leaves no more than this share of the budget unsp
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class CurvePoint:
+class _CurvePoint:
     """One setting on the calibration problems: strong tokens per problem and accuracy."""
 
     setting: float | None
@@ -54,7 +54,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Achieved:
+class _Achieved:
     """What the chosen setting did on problems that it was not chosen on, beside both models alone.
 
     Costs are strong tokens per problem; `share` is of the strong model's own, `pgr` of the gap. None where strong-only
@@ -93,9 +93,9 @@ class Calibrated:
     limit: float
     reached: bool
     note: str
-    curve: tuple[CurvePoint, ...]
+    curve: tuple[_CurvePoint, ...]
     calibrated_on: tuple[str, ...]
-    achieved: Achieved
+    achieved: _Achieved
 
     @property
     def policy(self) -> Policy:
@@ -199,9 +199,9 @@ def calibrate(
         limit=limit,
         reached=bool(within),
         note=_note(gap, within, tried, limit),
-        curve=tuple(CurvePoint(m.setting, of(lambda p: p[0].cost, m), of(lambda p: p[0].accuracy, m)) for m in tried),
+        curve=tuple(_CurvePoint(m.setting, of(lambda p: p[0].cost, m), of(lambda p: p[0].accuracy, m)) for m in tried),
         calibrated_on=tuple(sorted(map(question_key, problems))),
-        achieved=Achieved(
+        achieved=_Achieved(
             problems=len(measure_on),
             cost=of(lambda p: p[2].cost, *arms),
             share=of(lambda p: p[2].cost / p[1].cost if p[1].cost else None, *arms),

@@ -223,7 +223,7 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Savings:
+class _Savings:
     """Strong tokens and money here, and what the strong model alone would take by the estimate.
 
     The estimate: it writes as many steps as these solutions have, those that the weak model wrote as long as its own
@@ -270,7 +270,7 @@ class Savings:
         return lines
 
 
-def savings(traces: Sequence[Trace], prices: Mapping[str, Prices | None] | None = None) -> Savings:
+def savings(traces: Sequence[Trace], prices: Mapping[str, Prices | None] | None = None) -> _Savings:
     """Estimate what `traces` saved; `prices` by role, as for a `Ledger`. Raises `DataError` for no traces."""
     if not traces:
         raise DataError("savings: no traces; route at least one problem first")
@@ -285,7 +285,7 @@ def savings(traces: Sequence[Trace], prices: Mapping[str, Prices | None] | None 
         for role, usage in usage_by_author(trace).items():
             spent.record(role, usage)
     price = (prices or {}).get("strong")
-    return Savings(
+    return _Savings(
         problems=len(traces),
         own_steps=len(own),
         strong_tokens=cost_of(traces).strong_tokens,

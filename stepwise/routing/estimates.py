@@ -96,7 +96,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class _Chosen:
     """A setting chosen on half of the problems, and its mean cost and PGR on the other half."""
 
     label: str
@@ -105,7 +105,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class RouterFigures:
+class _RouterFigures:
     """All figures of one router at one cost: by setting, by level of the gap recovered, and of its whole frontier."""
 
     problems: int
@@ -113,7 +113,7 @@ class RouterFigures:
     delta_ibc: dict[str, Estimate]
     cpt_measured: dict[float, Estimate]
     cpt_interpolated: dict[float, Estimate]
-    cpt_split: dict[float, Chosen | None]
+    cpt_split: dict[float, _Chosen | None]
     area: Estimate
 
 
@@ -126,7 +126,7 @@ def figures(
     samples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> RouterFigures:
+) -> _RouterFigures:
     """The figures of a router's `settings` against its two models alone, all on the same problems in the same order.
 
     Costs are in the unit of the outcomes. With the same `samples` and `seed` the same problems are drawn again for any
@@ -141,7 +141,7 @@ def figures(
     def of(values: list[float | None], none_is_dear: bool = False) -> Estimate:
         return _interval(values, confidence, none_is_dear)
 
-    return RouterFigures(
+    return _RouterFigures(
         problems=len(weak.correct),
         pgr={label: of([pgr(p[i], p[0], p[1]) for p in drawn]) for label, i in each.items()},
         delta_ibc={label: of([delta_ibc(p[i], p[0], p[1]) for p in drawn]) for label, i in each.items()},
@@ -152,7 +152,7 @@ def figures(
     )
 
 
-def by_family(measured: Sequence[Measured], *, samples: int = 1000) -> dict[str, dict[CostName, RouterFigures | None]]:
+def by_family(measured: Sequence[Measured], *, samples: int = 1000) -> dict[str, dict[CostName, _RouterFigures | None]]:
     """The figures of every family of policies that `compare.measure` measured, at each of the three costs.
 
     None for parameter-tokens where a model's size is not known. Empty unless "never" and "always" are among them and
@@ -164,7 +164,7 @@ def by_family(measured: Sequence[Measured], *, samples: int = 1000) -> dict[str,
     if not {"never", "always"} <= arms.keys() or any(m.accuracy is None for m in measured):
         return {}
 
-    def at(cost: CostName, family: str) -> RouterFigures | None:
+    def at(cost: CostName, family: str) -> _RouterFigures | None:
         outcomes = [Outcomes.of(m, cost) for m in (arms["never"][-1], arms["always"][-1], *arms[family])]
         known = [each for each in outcomes if each is not None]
         return figures(known[2:], known[0], known[1], samples=samples) if len(known) == len(outcomes) else None
@@ -193,7 +193,7 @@ def estimate(
 
 def split_cpt(
     settings: Sequence[Outcomes], weak: Outcomes, strong: Outcomes, x: float, *, seed: int = 0
-) -> Chosen | None:
+) -> _Chosen | None:
     """The cheapest setting that recovers `x` of the gap on a random half of the problems, measured on the other half.
 
     None where no setting does, or there are fewer than two problems.
@@ -209,7 +209,7 @@ def split_cpt(
     if best is None:
         return None
     point = others[2:][best]
-    return Chosen(settings[best].label, point.cost, pgr(point, others[0], others[1]))
+    return _Chosen(settings[best].label, point.cost, pgr(point, others[0], others[1]))
 
 
 def _drawn(arms: Sequence[Outcomes], samples: int, seed: int) -> list[list[OperatingPoint]]:
