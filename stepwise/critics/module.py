@@ -28,6 +28,7 @@ from stepwise.critics.inputs import Steps, as_steps, fitted, question_and_refere
 from stepwise.critics.parameters import Predictor, Settings
 from stepwise.errors import ConfigError, redact
 from stepwise.models import provider
+from stepwise.models.driver import outside
 from stepwise.models.failures import failure_of
 from stepwise.runs.progress import progress as progress_bar
 from stepwise.types import Failure, Problem, Usage
@@ -124,7 +125,9 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
                 call = partial(copy_context().run, predictor, **arguments)
                 return await asyncio.get_running_loop().run_in_executor(gate, call)
             async with gate or nullcontext():
-                return await predictor.acall(**arguments)
+                asked = predictor.acall(**arguments)
+                # A server answers when it likes, and counts as running; a local model is the driver's to move.
+                return await (asked if _is_local(predictor) else outside(asked))
         except AdapterParseError as error:
             _unread.get().append((predictor, dict(inputs), dspy.Prediction(unreadable=str(error))))
             raise
@@ -165,6 +168,10 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
         if form is not None:
             return adapter(form, bare=bare)
         return self._adapter or dspy.settings.adapter or adapter("compact", bare=bare)
+
+
+def _is_local(predictor: Any) -> bool:
+    return str(getattr(predictor.lm or dspy.settings.lm, "model", "")).startswith(f"{provider.PROVIDER}/")
 
 
 async def caught(work: Awaitable[T]) -> T | AdapterParseError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import dataclasses
 from collections.abc import Sequence
@@ -9,9 +10,11 @@ from typing import Any
 
 import dspy
 
-from stepwise.critics.module import failed, run_all
+from stepwise.critics.module import CriticModule, failed
 from stepwise.errors import redact
+from stepwise.models.driver import Driver
 from stepwise.models.failures import error_of, failure_of
+from stepwise.models.provider import engines_of
 
 
 def model_name(module: Any) -> str:
@@ -36,11 +39,14 @@ def ask_all(
     """
     stopped: list[dspy.Prediction] = []
 
-    def ask(item: dict[str, Any], seed: int, cold: bool) -> dspy.Prediction:
+    async def ask(item: dict[str, Any], seed: int, cold: bool) -> dspy.Prediction:
         if stopped:  # the same at once, without the retries of each call
             return stopped[0]
         try:
-            return _seeded(module, seed, cold)(**item)
+            own = _seeded(module, seed, cold)
+            if isinstance(own, CriticModule):
+                return await own.acall(**item)
+            return await asyncio.to_thread(own, **item)
         except Exception as error:
             failure = failure_of(error)
             prediction = failed(f"{type(error).__name__}: {redact(str(error))}", error=failure)
@@ -48,9 +54,8 @@ def ask_all(
                 stopped.append(prediction)
             return prediction
 
-    tasks = zip(items, seeds, greedy or [False] * len(items), strict=True)
-    given = [{"item": item, "seed": seed, "cold": cold} for item, seed, cold in tasks]
-    predictions = run_all(ask, given, concurrency=concurrency) if given else []
+    tasks = list(zip(items, seeds, greedy or [False] * len(items), strict=True))
+    predictions = Driver(_engines(module)).run([ask(*task) for task in tasks], window=concurrency)
     if stopped:
         failure, text = stopped[0].error, stopped[0].failure
         if failure.kind == "budget":
@@ -58,6 +63,13 @@ def ask_all(
         where = f"{label}: {model_name(module)} failed, so nothing of this chunk is kept"
         raise error_of(dataclasses.replace(failure, reason=text), where)
     return predictions
+
+
+def _engines(module: Any) -> tuple[Any, ...]:
+    """The engines of this process that the module's models run on: the driver moves them."""
+    if module.predictors():
+        return engines_of(module.get_lm())
+    return tuple(getattr(module.scorer, "engines", ()))
 
 
 def _seeded(module: Any, seed: int, cold: bool) -> Any:

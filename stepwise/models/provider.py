@@ -116,10 +116,11 @@ class LlamaCppProvider:
         return _response(call, samples, kwargs)
 
     async def acompletion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:
-        """`completion` for a caller that does not want to wait in its own thread."""
-        return await asyncio.get_running_loop().run_in_executor(
-            _threads(), lambda: self.completion(model, messages, **kwargs)
-        )
+        """`completion` as a coroutine: it waits for the engine, not in a thread."""
+        call = await asyncio.to_thread(_prepared, model, messages, kwargs)
+        with _server_errors(call):
+            samples = [_checked(call, sample) for sample in await call.engine.agenerate([call.job])]
+        return _response(call, samples, kwargs)
 
     def streaming(self, model: str, messages: list[Any], **kwargs: Any) -> Iterator[dict[str, Any]]:
         """Chunks of text as they are sampled; the last holds finish reason and usage."""
@@ -229,6 +230,14 @@ def _prepare(
     if not ids:
         raise DataError("the prompt is empty; give at least one character")
     return _Call(engine, _job(tuple(ids), params, engine.context), f"{PROVIDER}/{model}")
+
+
+def engines_of(language_model: Any) -> tuple[Engine, ...]:
+    """The engine of this process that a dspy.LM of `lm` asks; none for a hosted model, or an LM of somebody else's."""
+    provider, _, name = str(getattr(language_model, "model", "")).partition("/")
+    if provider != PROVIDER:
+        return ()
+    return (_engine(name, {key: value for key, value in language_model.kwargs.items() if key in LOAD_FIELDS}),)
 
 
 def _engine(model: str, load: Mapping[str, Any]) -> Engine:
