@@ -12,9 +12,7 @@ import dataclasses
 import re
 import threading
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from stepwise.errors import ConfigError, DataError
@@ -60,30 +58,31 @@ class LiteLLMBackend(Generator):
         self.api = Api(config, self.name, attempts=attempts, backoff=backoff)
         self.calls_per_sample = 2 if self.dialect.blank_stop else 1
         self._template = Template(config)
+        self._findings: Findings | None = None
         self._probing = threading.Lock()
         self._probe_usage = Usage()
         self._pool = ThreadPoolExecutor(config.sequences, thread_name_prefix="stepwise-api")
 
-    @cached_property
+    @property
     def findings(self) -> Findings:
         """How solutions are continued, and what else the model can do."""
         with self._probing:
-            if "findings" not in self.__dict__:
-                found = self.__dict__["findings"] = probe(self.api, self.dialect, self.prompt, self._template)
+            if self._findings is None:
+                self._findings = probe(self.api, self.dialect, self.prompt, self._template)
                 self._probe_usage = self.api.usage  # nothing else is sent before it
-                if found.continuation == "prompt" and self.config.continuation == "probe":
+                if self._findings.continuation == "prompt" and self.config.continuation == "probe":
                     warnings.warn(
                         f"{self.config.model} does not continue a message of its own: it is shown the steps and "
                         "asked for the next, which only an instructed model understands. Where the server takes raw "
                         'completions, chat_template = FILE lets it continue; continuation = "prompt" accepts this',
                         stacklevel=3,
                     )
-            return self.__dict__["findings"]  # type: ignore[no-any-return]
+            return self._findings
 
     @property
     def probe_bound(self) -> Usage:
         """The most that `prepare` may spend now; nothing once the model is known."""
-        return Usage() if "findings" in self.__dict__ else probe_bound(self.api, self.dialect, self.prompt)
+        return Usage() if self._findings else probe_bound(self.api, self.dialect, self.prompt)
 
     def prepare(self) -> Usage:
         """Probe, unless that is done. What it cost is told once, to whoever asks first; afterwards it is nothing."""
@@ -109,38 +108,24 @@ class LiteLLMBackend(Generator):
         """All that was spent through this backend, the probe included."""
         return self.api.usage
 
-    def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
-        """A flat list in request order, `n` per request; a request that fails is answered with finish "error"."""
-        futures = self._submit(requests)
-        try:
-            return [made for future in futures for made in future.result()]
-        finally:  # interrupted, what has not begun must not be paid for
-            for future in futures:
-                future.cancel()
-
     async def generate(self, request: Request) -> Completion:
         """The samples of one request, the first with the others as its `rest`; a failure has finish "error"."""
-        futures = await asyncio.to_thread(self._submit, [request])
+        if self._findings is None:
+            await outside(asyncio.to_thread(lambda: self.findings))
+        parts = [range(request.n)] if self.findings.several else [range(i, i + 1) for i in range(request.n)]
+        futures = [self._pool.submit(self._part, request, part) for part in parts]
         try:
-            parts = await outside(asyncio.gather(*map(asyncio.wrap_future, futures)))
+            done = await outside(asyncio.gather(*map(asyncio.wrap_future, futures)))
         finally:  # cancelled, what has not begun must not be paid for
             for future in futures:
                 future.cancel()
-        return first_of([sample for part in parts for sample in part])
+        return first_of([sample for samples in done for sample in samples])
 
     def close(self) -> None:
         """Wait for the requests in flight and end the threads; calling it twice does nothing."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _submit(self, requests: Sequence[Request]) -> list[Future[list[Completion]]]:
-        several = self.findings.several  # probes, before anything else is in flight
-        futures = []
-        for number, request in enumerate(requests):
-            parts = [range(request.n)] if several else [range(i, i + 1) for i in range(request.n)]
-            futures += [self._pool.submit(self._part, number, request, part) for part in parts]
-        return futures
-
-    def _part(self, number: int, request: Request, samples: range) -> list[Completion]:
+    def _part(self, request: Request, samples: range) -> list[Completion]:
         """Some samples of one request, by one call, and by more where fewer came than were asked for."""
         made: list[Completion] = []
         try:
@@ -149,10 +134,10 @@ class LiteLLMBackend(Generator):
                 rest = samples[len(made) :]
                 reply = self._ask(request, rest, stop=True)
                 for sample, choice, usage in zip(rest, reply.choices, reply.usages, strict=False):
-                    made.append(self._finished(number, request, sample, choice, usage))
+                    made.append(self._finished(request, sample, choice, usage))
         except (CallFailed, ConfigError, DataError) as error:
             spent = error.usage if isinstance(error, CallFailed) else Usage(self.name)
-            failed = Completion.of_failure(failure_of(error), spent, request=number, n=len(samples) - len(made))
+            failed = Completion.of_failure(failure_of(error), spent, n=len(samples) - len(made))
             made += map(_as_sample, failed.samples, samples[len(made) :])
         return made
 
@@ -168,19 +153,19 @@ class LiteLLMBackend(Generator):
                     "token; take it out, or use a server that continues messages"
                 )
 
-    def _finished(self, number: int, request: Request, sample: int, choice: Choice, usage: Usage) -> Completion:
+    def _finished(self, request: Request, sample: int, choice: Choice, usage: Usage) -> Completion:
         text, finish, again = self._read(request, choice)
         if again:
             try:
                 reply = self._ask(request, range(sample, sample + 1), stop=False)
             except CallFailed as error:  # the first call has been paid for
-                failed = Completion.of_failure(error.failure, usage + error.usage, request=number)
+                failed = Completion.of_failure(error.failure, usage + error.usage)
                 return _as_sample(failed, sample)
             choice, usage = reply.choices[0], usage + reply.usages[0]
             text, finish, _ = self._read(request, choice)
         logprobs = choice.logprobs if choice.text == text else None  # of what was cut off they would be wrong
         top = choice.top if request.top_logprobs and not _THINKING.match(choice.text) else None
-        return Completion(number, sample, text, finish, (), logprobs, usage, top_logprobs=top)
+        return Completion(0, sample, text, finish, (), logprobs, usage, top_logprobs=top)
 
     def _ask(self, request: Request, samples: range, *, stop: bool) -> Samples:
         """One call for `samples`."""
