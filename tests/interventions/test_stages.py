@@ -15,6 +15,7 @@ from stepwise.interventions import pipeline
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.interventions.pipeline import run_stages
 from stepwise.interventions.rows import Candidate, FailedAttempt, GuidedRollout, Located, Made, Rollout, by_id
+from stepwise.types import Failure, from_json, to_json
 from tests.fakes import Line, ScriptedBackend
 from tests.interventions import world
 from tests.interventions.world import CONFIG, SETTINGS, SUM
@@ -200,3 +201,11 @@ def test_of_several_candidates_the_first_is_greedy_unless_a_temperature_is_asked
     assert temperatures("critic.candidates=3") == [0.0, None, None]
     assert temperatures("critic.candidates=3", "critic.temperature=0.5") == [None, None, None]
     assert temperatures("critic.candidates=1") == [None]
+
+
+def test_a_row_without_a_failure_is_written_as_before_there_were_any_and_one_with_it_comes_back() -> None:
+    row = Located("p0/r0/l", "p0", "p0/r0", 0, MADE)
+    assert "cause" not in to_json(row)
+    assert from_json(Located, to_json(row)) == row
+    failed = dataclasses.replace(row, failed="flagged", cause=Failure("refused", "flagged"))
+    assert from_json(Located, to_json(failed)) == failed

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
 
 from stepwise.grading.exact import TooBig, evaluate
 
@@ -205,86 +204,83 @@ class _Reader:
         """See `side_from`."""
         while self.at < self.stop:
             token = self.tokens[self.at]
-            if token.kind == "money":
-                self.units.add("dollar")
-                self.at += 1
-                continue
-            move = self._operand(token) if self.wants_operand else self._after(token)
-            if move == "end":
-                break
-            if move == "no":
+            goes_on = self._operand(token) if self.wants_operand else self._after(token)
+            if goes_on is None:
                 return None
+            if not goes_on:
+                break
         if self.wants_operand or self.depth or len(self.pieces) > LONGEST:
             return None
         return Side(tuple(self.pieces), frozenset(self.units), self.start, self.at)
 
-    def _operand(self, token: Token) -> Literal["on", "no"]:
-        if token.kind == "number":
-            digits = re.match(r"[\d.]+", token.text)
-            text = digits[0] if digits else token.text
-            return self._take(Number(text, text != token.text), wants_operand=False)
-        if token.kind in ("open", "fraction"):
-            return self._take(token.text)
-        begins = not self.pieces or self.pieces[-1] in ("(", "{")
-        if (
-            token.text in ("-", "+")
-            and begins
-            and self._glued(self.at + 1)
-            and self._kind(1) in ("number", "money", "open")
-        ):
-            return self._take(token.text)
-        return "no"
+    # Each of the following takes what stands here: True where the expression goes on after it, False where it has ended
+    # before, None where it goes on in a way that is not arithmetic on numbers.
 
-    def _after(self, token: Token) -> Literal["on", "end", "no"]:
+    def _operand(self, token: Token) -> bool | None:
+        if token.kind == "money":
+            return self._money()
+        if token.kind == "number":
+            text = re.sub(r"[^\d.].*", "", token.text)
+            return self._take(Number(text, text != token.text), wants_operand=False)
+        begins = not self.pieces or self.pieces[-1] in ("(", "{")
+        sign = token.text in ("-", "+") and begins and self._glued(self.at + 1)
+        if token.kind in ("open", "fraction") or (sign and self._kind(1) in ("number", "money", "open")):
+            return self._take(token.text)
+        return None
+
+    def _after(self, token: Token) -> bool | None:
         """What may follow a number or a closed bracket."""
         glued = self._glued(self.at)
+        if token.kind == "money":
+            return self._money()
+        if token.kind == "word":
+            return self._word(token, glued)
         if token.kind == "operator":
-            if token.text == "-" and self._kind(1) == "word" and len(self.tokens[self.at + 1].text) > 1:
-                return "end"  # a dash
-            return self._take(token.text)
-        if token.kind == "close" and self.depth:
-            return self._take(token.text, wants_operand=False)
-        if token.kind == "bang" and glued:
+            dash = token.text == "-" and self._kind(1) == "word" and len(self.tokens[self.at + 1].text) > 1
+            return False if dash else self._take(token.text)
+        if (token.kind == "close" and self.depth) or (token.kind == "bang" and glued):
             return self._take(token.text, wants_operand=False)
         if token.kind == "fraction" or (token.kind == "open" and (glued or self.pieces[-1] == "}")):
             return self._take(token.text)
         if token.kind == "open":  # a remark in brackets, or a factor: then it is not clear what is meant
-            return "no" if self._kind(1) in ("number", "operator", "open") else "end"
-        if token.kind == "word":
-            return self._word(token, glued)
-        return "end" if self._ends(token, glued) else "no"
+            return None if self._kind(1) in ("number", "operator", "open") else False
+        return False if self._ends(token, glued) else None
 
-    def _word(self, token: Token, glued: bool) -> Literal["on", "end", "no"]:
+    def _word(self, token: Token, glued: bool) -> bool | None:
         words, following = _units(self.tokens, self.at, self.stop)
         if not words:
-            return "no" if self.depth else "end"
+            return None if self.depth else False
         if glued and token.text[0].isalpha() and len(words[0]) < 4 and words[0] not in UNITS:
-            return "no"  # 2ab
+            return None  # 2ab
         if len(words[0]) < 2 and words[0] not in "aAI":
-            return "no"
+            return None
         if words[0] in SCALES and isinstance(self.pieces[-1], Number):
             self.pieces[-1] = replace(self.pieces[-1], scale=SCALES[words[0]])
         self.units.update(words)
         self.at = following
-        goes_on = self.depth or (following < self.stop and self.tokens[following].text in ("+", "-", "*", "/"))
-        return "on" if goes_on else "end"
+        return bool(self.depth) or (following < self.stop and self.tokens[following].text in ("+", "-", "*", "/"))
 
     def _ends(self, token: Token, glued: bool) -> bool:
         """Whether an expression is whole before `token`."""
         if token.kind == "other":
-            tight = glued and self._glued(self.at + 1) and (self._kind(1) == "number" or self._next().startswith("\\"))
+            tight = glued and self._glued(self.at + 1)
+            tight = tight and (self._kind(1) == "number" or self.tokens[self.at + 1].text.startswith("\\"))
             return (token.text in _PAUSES and not tight) or token.text in _BREAKS
         if token.kind == "number":  # "350 000" is one number
             return len(token.text) != 3
         return token.kind in ("line", "equals", "close", "bang")
 
-    def _take(self, piece: Number | str, *, wants_operand: bool = True) -> Literal["on"]:
-        if isinstance(piece, str):
-            self.depth += (piece in ("(", "{")) - (piece in (")", "}"))
+    def _money(self) -> bool:
+        self.units.add("dollar")
+        self.at += 1
+        return True
+
+    def _take(self, piece: Number | str, *, wants_operand: bool = True) -> bool:
+        self.depth += (piece in ("(", "{")) - (piece in (")", "}"))
         self.pieces.append(piece)
         self.wants_operand = wants_operand
         self.at += 1
-        return "on"
+        return True
 
     def _glued(self, at: int) -> bool:
         """Whether token `at` follows the one before it without a space."""
@@ -292,9 +288,6 @@ class _Reader:
 
     def _kind(self, ahead: int) -> str:
         return self.tokens[self.at + ahead].kind if self.at + ahead < len(self.tokens) else ""
-
-    def _next(self) -> str:
-        return self.tokens[self.at + 1].text if self.at + 1 < len(self.tokens) else ""
 
 
 def _units(tokens: Sequence[Token], at: int, stop: int) -> tuple[list[str], int]:

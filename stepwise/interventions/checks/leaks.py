@@ -14,6 +14,7 @@ Pure: no model, no process. Values of algebra beyond monomials such as `2\sqrt{3
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -284,8 +285,6 @@ def _same_monomial(one: str, other: str) -> bool:
 
 
 def _with_binomials(text: str) -> str:
-    import math
-
     def value(found: re.Match[str]) -> str:
         return str(math.comb(int(found[1]), int(found[2])))
 
