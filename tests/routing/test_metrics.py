@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +22,6 @@ from stepwise.routing.metrics import (
     pgr,
     usage_by_author,
 )
-from stepwise.stats import bootstrap, wilson
 from stepwise.types import Problem, Step, Trace, Usage
 
 # TRIM's public run files: Qwen2.5-1.5B -> 7B on MATH-500, target tokens per problem and accuracy in percent.
@@ -152,30 +150,6 @@ def test_frontier_area_by_hand() -> None:
     # a point better than strong: (0, 0) - (5, 1.2), then flat: 5 * 0.6 + 5 * 1.2 = 9 of 10
     assert frontier_area([OperatingPoint(5, 1.2)], weak, strong) == pytest.approx(0.9)
     assert frontier_area([], weak, OperatingPoint(10, 0.0)) is None
-
-
-def test_wilson_by_hand_and_at_the_ends() -> None:
-    interval = wilson(8, 10)
-    assert (round(interval.value, 4), round(interval.low, 4), round(interval.high, 4)) == (0.8, 0.4902, 0.9433)
-    assert wilson(0, 10).low == 0
-    assert wilson(10, 10).high == 1
-    with pytest.raises(DataError):
-        wilson(11, 10)
-    with pytest.raises(DataError):
-        wilson(0, 0)
-
-
-def test_the_bootstrap_of_differences_over_the_same_problems_is_narrow_and_repeatable() -> None:
-    base = np.array([i % 2 for i in range(200)], float)
-    gaps = np.array([i % 20 == 0 and i % 2 == 0 for i in range(200)], float)
-    gap = bootstrap(lambda rows: float(gaps[rows].mean()), 200)
-    assert gap is not None
-    assert gap.value == pytest.approx(0.05)
-    assert 0 < gap.low < gap.value < gap.high < 0.1
-    assert bootstrap(lambda rows: float(gaps[rows].mean()), 200) == gap
-    assert bootstrap(lambda rows: float((base - base)[rows].mean()), 200) == (0.0, 0.0, 0.0)
-    with pytest.raises(DataError):
-        bootstrap(lambda rows: 0.0, 0)
 
 
 def a_trace() -> Trace:
