@@ -23,20 +23,17 @@ def one(
 
 
 @dataclasses.dataclass(frozen=True)
-class Scripted:
+class Scripted(Policy):
     """Does the action listed for the step index; keeps elsewhere."""
 
     actions: tuple[tuple[int, Action], ...]
-    when: When = "after"
-    needs_scores: bool = False
+    when: When = "after"  # type: ignore[misc]
+    needs_scores: bool = False  # type: ignore[misc]
     name: ClassVar[str] = "scripted"
 
     def decide(self, view: View) -> Action:
         action = dict(self.actions).get(view.index, Keep())
         return Keep("enough") if isinstance(action, Resample) and view.attempt >= 2 else action
-
-    def at(self, x: float) -> Scripted:
-        return self
 
 
 WEAK = [f"w{i}" for i in range(5)] + ["w \\boxed{4}"]

@@ -33,7 +33,7 @@ def test_fifty_lab_problems_are_repaired_where_the_scorer_points_and_hardly_a_to
                 ratios.append(counters.evaluated_tokens / max(counters.distinct_tokens, 1))
 
         routed, never, always = measure(
-            router, [Threshold(0.5), Never(), Always()], problems, progress=False, told=told
+            router, [Threshold(0.5), Never(), Always()], problems, progress=False, on_measured=told
         )
     assert max(ratios[:3]) <= 1.05
     assert never.accuracy is not None
