@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.errors import ExportError, MissingDependencyError
+from stepwise.errors import ExportError
 from stepwise.export.config import GgufConfig, read_config
-from stepwise.export.safetensors import Checkpoint, check, read_json
+from stepwise.export.safetensors import Checkpoint, check, import_gguf, read_json
 from stepwise.export.tokenizer import read_tokenizer
 from stepwise.io import whole_file
 
@@ -52,7 +52,7 @@ def export_gguf(model_dir: str | Path, out_path: str | Path, quantization: Quant
     missing file and for anything that llama.cpp would compute differently, and MissingDependencyError where gguf is not
     installed.
     """
-    gguf = _import_gguf()
+    gguf = import_gguf()
     known = get_args(Quantization)
     check(quantization in known, f"quantization is {quantization!r}; it must be one of {', '.join(known)}")
     model_dir, out_path = Path(model_dir), Path(out_path)
@@ -78,7 +78,7 @@ def export_lora_gguf(adapter_dir: str | Path, out_path: str | Path, base_dir: st
     `base_model_name_or_path` of adapter_config.json. Ranks and alphas per module and rsLoRA are folded into B.
     Raises ExportError for what a GGUF adapter cannot hold (DoRA, biases, modules_to_save, embeddings, ...).
     """
-    gguf = _import_gguf()
+    gguf = import_gguf()
     adapter_dir, out_path = Path(adapter_dir), Path(out_path)
     adapter = read_json(adapter_dir / "adapter_config.json")
     _check_plain_lora(adapter_dir / "adapter_config.json", adapter)
@@ -96,15 +96,6 @@ def export_lora_gguf(adapter_dir: str | Path, out_path: str | Path, base_dir: st
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(adapter["lora_alpha"]))
         _write_tensors(gguf, writer, tensors)
     return out_path
-
-
-def _import_gguf() -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        remedy = 'pip install "stepwise[train]"'
-        raise MissingDependencyError(f"GGUF export needs the package gguf; install it with: {remedy}") from error
-    return gguf
 
 
 def _model_tensors(

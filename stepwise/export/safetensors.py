@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.errors import ExportError
+from stepwise.errors import ExportError, MissingDependencyError
 
 _SAVE = "write it with model.save_pretrained(directory) and tokenizer.save_pretrained(directory)"
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # bf16 is read as its bits: numpy has no such type
@@ -32,6 +32,16 @@ def check(sound: object, message: str) -> None:
     """Raise ExportError with `message` unless `sound`."""
     if not sound:
         raise ExportError(message)
+
+
+def import_gguf() -> Any:
+    """The package gguf; MissingDependencyError without it."""
+    try:
+        import gguf
+    except ImportError as error:
+        remedy = 'pip install "stepwise[train]"'
+        raise MissingDependencyError(f"GGUF export needs the package gguf; install it with: {remedy}") from error
+    return gguf
 
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:

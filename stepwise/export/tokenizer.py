@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepwise.errors import ConfigError, MissingDependencyError
-from stepwise.export.safetensors import check, read_json
+from stepwise.errors import ConfigError
+from stepwise.export.safetensors import check, import_gguf, read_json
 from stepwise.models.engine.context import captured_log
 
 _QWEN2 = (
@@ -255,6 +255,9 @@ def check_train_from(gguf: str | Path, directory: str | Path) -> None:
     beginning-of-sequence token where the directory names one, and the ids of probe texts. Needs the `train` extra.
     Raises ExportError where the directory holds a tokenizer that no GGUF of ours can have.
     """
+    from llama_cpp import Llama
+    from tokenizers import Tokenizer
+
     gguf, directory = Path(gguf), Path(directory)
     fields = _read_gguf(gguf)
     theirs = read_tokenizer(directory, len(fields["tokens"]))
@@ -264,16 +267,19 @@ def check_train_from(gguf: str | Path, directory: str | Path) -> None:
         ("tokens", ours, _used(theirs.tokens, theirs.types)),
         ("merges", fields.get("merges", ()), theirs.merges),
     ):
-        difference = _first_difference(mine, other)
-        if difference:
+        if difference := _first_difference(mine, other):
             raise ConfigError(f"tokenizers differ in their {name}: {difference}; {remedy}")
     for name in ("eos", "bos"):
         wanted, found = theirs.special_ids.get(name), fields.get(f"{name}_token_id")
         if wanted is not None and wanted != found:
             raise ConfigError(f"tokenizers differ in the id of {name}: {found} in the GGUF, {wanted}; {remedy}")
-    for text, ids, other_ids in zip(_PROBES, _ids_llama(gguf), _ids_transformers(directory), strict=True):
-        if ids != other_ids:
-            raise ConfigError(f"tokenizers split {text!r} differently: {ids} in the GGUF, {other_ids}; {remedy}")
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    with captured_log(), closing(Llama(str(gguf), vocab_only=True, verbose=False)) as model:
+        for text in _PROBES:
+            ids = model.tokenize(text.encode(), add_bos=False, special=False)
+            other_ids = tokenizer.encode(text, add_special_tokens=False).ids
+            if ids != other_ids:
+                raise ConfigError(f"tokenizers split {text!r} differently: {ids} in the GGUF, {other_ids}; {remedy}")
 
 
 def _used(tokens: Sequence[str], types: Sequence[int]) -> Sequence[str]:
@@ -293,12 +299,9 @@ def _first_difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
 
 def _read_gguf(path: Path) -> dict[str, Any]:
     """Contents of the fields below tokenizer.ggml."""
+    gguf = import_gguf()
     try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise MissingDependencyError('comparing tokenizers needs gguf; pip install "stepwise[train]"') from None
-    try:
-        fields = GGUFReader(path).fields
+        fields = gguf.GGUFReader(path).fields
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read as a GGUF file ({error}); train_from goes with a local GGUF"
@@ -308,17 +311,3 @@ def _read_gguf(path: Path) -> dict[str, Any]:
     if "tokens" not in found:
         raise ConfigError(f"{path} holds no tokenizer; train_from goes with a GGUF of a whole model")
     return found
-
-
-def _ids_llama(path: Path) -> list[list[int]]:
-    from llama_cpp import Llama
-
-    with captured_log(), closing(Llama(str(path), vocab_only=True, verbose=False)) as model:
-        return [model.tokenize(text.encode(), add_bos=False, special=False) for text in _PROBES]
-
-
-def _ids_transformers(directory: Path) -> list[list[int]]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    return [tokenizer.encode(text, add_special_tokens=False).ids for text in _PROBES]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -103,6 +103,23 @@ def figures_of(rollouts: Sequence[RlRollout], kept: Sequence[bool]) -> dict[str,
         "verdicts": dict(sorted(Counter(str(row.verdict or NOT_GENERATED) for row in rollouts).items())),
         "length": float(np.mean([len(row.token_ids) for row in rollouts])),
     }
+
+
+def note(row: Mapping[str, Any]) -> str:
+    """How a step went, in one short line."""
+
+    def speed(tokens: str, seconds: str) -> str:
+        return f"{row[tokens] / row[seconds]:,.0f}" if row[seconds] else "-"
+
+    parts = [
+        "no reward" if row["reward"] is None else f"reward {row['reward']:.2f}",
+        f"kept {row['kept_groups']}/{row['groups']}",
+        "" if row["entropy"] is None else f"entropy {row['entropy']:.2f}",
+        "" if row["mismatch"] is None else f"mismatch {row['mismatch']:.1g}",
+        f"{speed('generated_tokens', 'generate_seconds')} + {speed('trained_tokens', 'train_seconds')} tokens/s",
+        f"{row['peak_bytes'] / 2**30:.1f} GiB",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def make_group(rows: Sequence[RlRollout], labels: Sequence[Labels]) -> Group:

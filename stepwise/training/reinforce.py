@@ -32,7 +32,7 @@ from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.training import losses
 from stepwise.training.adapters import check_adapter
-from stepwise.training.crediting import credit_groups, figures_of
+from stepwise.training.crediting import credit_groups, figures_of, note
 from stepwise.training.labels import Labeller, Locate, judge_asked
 from stepwise.training.lora import Trainee, base_directory, load_trainee
 from stepwise.training.policy import Batch, Floats, RolloutRow, forward, laser_token, parts_of
@@ -124,6 +124,9 @@ def describe(problems: Sequence[Problem], adapter: str | Path | None, hints: Hin
     digest = key_of({"problems": [to_json(problem) for problem in problems], **hinted})
     arguments = {"problems": len(problems), "data": digest, "adapter": str(adapter) if adapter else None}
     return arguments | ({"hints": len(hints)} if hints else {})
+
+
+_NONE: Floats = np.zeros(0)
 
 
 @dataclass
@@ -223,10 +226,12 @@ class Learner:
         }
         return row, rollouts
 
-    def _row(self, rollout: RlRollout, *advantages_and_weights: Any) -> RolloutRow:
+    def _row(
+        self, rollout: RlRollout, advantages: Floats = _NONE, weight: float = 0.0, class_weight: float = 0.0
+    ) -> RolloutRow:
         """A rollout as the trainer takes it; its advantages are not needed for a pass without gradients."""
-        prompt, reward = self.prompts[rollout.problem], rollout.reward or 0.0
-        return RolloutRow(prompt, rollout.token_ids, np.array(rollout.logprobs), reward, *advantages_and_weights)
+        prompt, ids, sampler = self.prompts[rollout.problem], rollout.token_ids, np.array(rollout.logprobs)
+        return RolloutRow(prompt, ids, sampler, rollout.reward or 0.0, advantages, weight, class_weight)
 
     def _own_pass(
         self, rollouts: Sequence[RlRollout], step: int
@@ -260,9 +265,8 @@ class Learner:
                 # With one update the loss's own log-probabilities are the old ones, to the last digit.
                 row.old = old if rl.updates > 1 else None
                 if rl.correction != "none":
-                    row.correction = losses.importance_weights(
-                        old, row.sampler, rl.correction, rl.correction_cap
-                    ).numpy()
+                    cap = rl.correction_cap
+                    row.correction = losses.importance_weights(old, row.sampler, rl.correction, cap).numpy()
         if rl.kl:
             of_base, _ = forward(self.trainee, rows, cfg, base=True)
             evaluated += sum(row.length for row in rows)
@@ -342,20 +346,3 @@ def _loss(batch: Batch, logprobs: Tensor, rl: RlConfig, laser: tuple[int, float]
 def rate(cfg: Config, step: int) -> float:
     """Learning rate of step `step` (from 1 on)."""
     return cfg.rl.learning_rate * min(1.0, step / (cfg.rl.warmup + 1))
-
-
-def note(row: Mapping[str, Any]) -> str:
-    """How a step went, in one short line."""
-
-    def speed(tokens: str, seconds: str) -> str:
-        return f"{row[tokens] / row[seconds]:,.0f}" if row[seconds] else "-"
-
-    parts = [
-        "no reward" if row["reward"] is None else f"reward {row['reward']:.2f}",
-        f"kept {row['kept_groups']}/{row['groups']}",
-        "" if row["entropy"] is None else f"entropy {row['entropy']:.2f}",
-        "" if row["mismatch"] is None else f"mismatch {row['mismatch']:.1g}",
-        f"{speed('generated_tokens', 'generate_seconds')} + {speed('trained_tokens', 'train_seconds')} tokens/s",
-        f"{row['peak_bytes'] / 2**30:.1f} GiB",
-    ]
-    return ", ".join(part for part in parts if part)

@@ -15,7 +15,8 @@ import pytest
 from stepwise import lab
 from stepwise.config import Config, ModelConfig
 from stepwise.errors import BackendError, ConfigError, DataError
-from stepwise.training.reinforce import grpo, note, rate
+from stepwise.training.crediting import note
+from stepwise.training.reinforce import grpo, rate
 from stepwise.training.rollouts import read_rollouts
 from stepwise.training.sampler import batch_of
 from stepwise.types import Problem
