@@ -13,6 +13,8 @@ that no way has seen:
 All run with the same context, threads, cache type, flash attention, batch size and temperature, without truncation.
 Time includes the evaluation of the prompts. The end of the message is ignored in all five (in the high-level API by
 switching its test off). The engine also computes the log-probability of every token; the high-level API does not.
+
+With --steps real, steps of random lengths through the router, in lockstep and as whole solutions; see `free_running`.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from stepwise.models.engine import Engine, GenerationJob
 from stepwise.prompt import SolvePrompt
 from stepwise.runs.shell import Run, program
 
+from .free_running import measure, show
+
 TEMPERATURE = 0.7
 AIMS = {"lockstep / per call": 3.0, "lockstep / straight": 1.0, "one / straight": 0.85}
 RATIOS = (*AIMS, "lockstep / in order", "one / in order")
@@ -42,7 +46,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", help="a random-weight model of this shape instead, made in --out: qwen3-0.6b")
     parser.add_argument("--problems", type=int, default=16, help="problems in lockstep (default: %(default)s)")
     parser.add_argument("--singles", type=int, default=4, help="problems of the other ways (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="steps of a solution (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=_steps, default=10, help='steps of a solution, or "real": random lengths (default: %(default)s)'
+    )
     parser.add_argument("--tokens", type=int, default=20, help="tokens of a step (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="best of so many (default: %(default)s)")
     parser.add_argument("--context", type=int, default=512, help="longest sequence (default: %(default)s)")
@@ -54,6 +60,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(run: Run) -> None:
     args = run.args
     path = _model(run)
+    if args.steps == "real":
+        free = measure(run, path)
+        run.path("throughput.json").write_text(json.dumps({"model": path.name, **free}, indent=2) + "\n")
+        show(run, free)
+        return
     settings = {"context": args.context, "threads": args.threads, "gpu_layers": args.gpu_layers}
     with Engine.load(path, sequences=args.problems, **settings) as engine, _high_level(path, args) as llama:
         ways = _ways(engine, llama, args)
@@ -73,6 +84,10 @@ def main(run: Run) -> None:
     }
     run.path("throughput.json").write_text(json.dumps(result, indent=2) + "\n")
     _print(run, result)
+
+
+def _steps(text: str) -> int | str:
+    return text if text == "real" else int(text)
 
 
 def _model(run: Run) -> Path:
