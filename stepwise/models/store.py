@@ -7,18 +7,17 @@ added; a torn last line, as a crash of the machine may leave it, is cut off when
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import json
 import threading
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
 from stepwise.errors import DataError
+from stepwise.io import lock
 from stepwise.types import Usage
 
 _USAGE = TypeAdapter(Usage)
@@ -172,13 +171,7 @@ def _opened(path: Path) -> BinaryIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     file = path.open("r+b")
-    with suppress(ImportError):  # Windows has no such locks
-        fcntl = importlib.import_module("fcntl")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise DataError(f"{path}: another process has this cache open; wait for it or give another file") from None
-        except OSError:
-            return file  # a file system without locks
+    if not lock(file.fileno()):
+        file.close()
+        raise DataError(f"{path}: another process has this cache open; wait for it or give another file")
     return file

@@ -17,9 +17,6 @@ from stepwise.routing.policy import (
     Policy,
     Resample,
     View,
-    policy_from_config,
-    policy_from_dict,
-    policy_to_dict,
 )
 from stepwise.routing.simple import Always, Never, Random, Threshold
 
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
         StepFilter,
     )
     from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom, calibrated, fit_query_classifier
+    from stepwise.routing.registry import policy_from_config, policy_from_dict, policy_to_dict
     from stepwise.routing.router import StepRouter
     from stepwise.routing.saved import load_policy, save_policy
     from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
@@ -89,6 +87,9 @@ _LAZY = {
     "fit_mixture": "signals",
     "fit_query_classifier": "query",
     "load_policy": "saved",
+    "policy_from_config": "registry",
+    "policy_from_dict": "registry",
+    "policy_to_dict": "registry",
     "route_all": "trim",
     "save_policy": "saved",
     "threshold_at": "signal_policies",

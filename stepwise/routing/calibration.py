@@ -18,9 +18,10 @@ from stepwise.models.store import CallCache
 from stepwise.routing.compare import Measured, measure
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
 from stepwise.routing.metrics import pgr
-from stepwise.routing.policy import Policy, policy_from_dict, policy_to_dict
+from stepwise.routing.policy import Policy
 from stepwise.routing.pomdp.policies import Planned, Published
 from stepwise.routing.query import question_key, refuse_overlap
+from stepwise.routing.registry import policy_from_dict, policy_to_dict
 from stepwise.routing.saved import PolicyCard, save_policy
 from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
 from stepwise.routing.simple import Always, Never

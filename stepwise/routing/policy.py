@@ -8,25 +8,18 @@ protocol.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import reprlib
 from collections.abc import Awaitable, Mapping
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from stepwise.errors import ConfigError
 from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Step, TraceFinish
 
 When = Literal["question", "before", "after", "solution"]
 Evidence = Literal["draft", "scores", "first_token", "logprobs", "resamples", "rating", "verification"]
 _FROZEN = ConfigDict(extra="forbid")
-_REMOVED = ("stay", "hand_over", "strong_law")  # of policies on the belief, before 0.1.0
-_FAMILIES = tuple(  # modules with POLICIES, the cheap to import first
-    f"stepwise.routing.{name}" for name in ("simple", "query", "signal_policies", "judged", "pomdp.policies", "learned")
-)
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -185,51 +178,3 @@ class Policy(Protocol):
 def needs_scorer(policy: Policy) -> bool:
     """Whether a policy cannot do without a scorer, whenever it asks it."""
     return policy.needs_scores or "scores" in policy.looks
-
-
-def policy_to_dict(policy: Policy) -> dict[str, Any]:
-    """`{"policy": name, **fields}`, plain JSON; the inverse of `policy_from_dict`."""
-    return {"policy": policy.name, **dataclasses.asdict(policy)}  # type: ignore[call-overload]
-
-
-def policy_from_dict(settings: Mapping[str, Any]) -> Policy:
-    """The policy named by `settings["policy"]` with those of the other settings that are its fields.
-
-    Raises `ConfigError` for an unknown policy (naming the nearest) and for a wrong value; settings of other policies
-    are ignored, so one `[routing]` table can hold them all.
-    """
-    name = str(settings.get("policy", ""))
-    cls = _policy_class(name)
-    if removed := [key for key in _REMOVED if settings.get(key)]:
-        raise ConfigError(
-            f"routing.{removed[0]} is {settings[removed[0]]!r}: {name!r} had this option in a version before 0.1.0 and "
-            "has it no more; set the policy again without it"
-        )
-    fields = {field.name for field in dataclasses.fields(cls)}
-    try:
-        policy: Policy = cls(**{key: value for key, value in settings.items() if key in fields})
-        return policy
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"routing.{key} is {reprlib.repr(first['input'])}: {first['msg']} (policy {name!r})"
-        ) from error
-
-
-def _policy_class(name: str) -> Any:
-    known: dict[str, Any] = {}
-    for family in _FAMILIES:
-        known |= importlib.import_module(family).POLICIES
-        if name in known:
-            return known[name]
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    raise ConfigError(f"routing.policy is {name!r}; did you mean {near[0]!r}? Known policies: {', '.join(known)}")
-
-
-def policy_from_config(routing: Any) -> Policy:
-    """The policy that a `RoutingConfig` asks for; raises `ConfigError` as `policy_from_dict` does."""
-    settings = routing.model_dump()
-    return policy_from_dict({**settings, "p": settings.get("probability")})

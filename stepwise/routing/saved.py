@@ -15,9 +15,10 @@ from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
 from stepwise.io import write_text
 from stepwise.routing.learned import Learned, ModelNames
-from stepwise.routing.policy import Policy, needs_scorer, policy_from_dict, policy_to_dict
+from stepwise.routing.policy import Policy, needs_scorer
 from stepwise.routing.pomdp.fit import FitCard, RouterFit
 from stepwise.routing.pomdp.policies import Planned
+from stepwise.routing.registry import policy_from_dict, policy_to_dict
 
 _REMEDY = "give a saved policy, or the fit.json of programs.fit_router"
 

@@ -13,7 +13,7 @@ from typing import Any
 from stepwise import __version__
 from stepwise.config import Config
 from stepwise.errors import DataError
-from stepwise.io import write_text
+from stepwise.io import lock, write_text
 
 _CARD = "run.json"
 
@@ -96,19 +96,11 @@ class RunDirectory:
 
     def _take(self) -> None:
         """Lock the directory until `close`, or the end of the process whatever ends it."""
-        try:
-            import fcntl
-        except ImportError:  # Windows has no such locks
-            return
-        if self._lock is None:
+        if self._lock is None and os.name != "nt":  # Windows opens no directories
             self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if self._lock is not None and not lock(self._lock):
             self._release()
-            raise DataError(f"another process is at work in --out {self.path}; wait for it or give another") from None
-        except OSError:
-            return  # a file system without locks
+            raise DataError(f"another process is at work in --out {self.path}; wait for it or give another")
 
     def _release(self) -> None:
         if self._lock is not None:
