@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from stepwise.critics.inputs import as_steps, encodable
 from stepwise.errors import BackendError, DataError
 from stepwise.runs.shell import positive
 from stepwise.types import Problem, Trace, Usage, as_problem, from_json
@@ -102,8 +103,6 @@ def plain(value: Any) -> Any:
 
 
 def _plain(parts: list[str], where: str) -> Attempt:
-    from stepwise.critics.inputs import as_steps
-
     if not 2 <= len(parts) <= 3:
         raise DataError(
             f"{where} has {len(parts) - 1} lines ---; it needs one between problem and attempt, and one more before a "
@@ -138,8 +137,6 @@ def _rows(text: str, where: str) -> list[Any]:
 
 
 def _from_row(row: Any, where: str) -> Attempt:
-    from stepwise.critics.inputs import as_steps, encodable
-
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is {str(row)[:80]!r}; it must be an object with question and steps")
     if isinstance(row.get("problem"), Mapping):

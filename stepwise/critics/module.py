@@ -197,6 +197,11 @@ def failed(reason: str, error: Failure | None = None, **values: Any) -> dspy.Pre
     return dspy.Prediction(**{**empty, "usage": Usage(), **values}, failure=reason, error=error)
 
 
+def failed_by(error: Exception) -> dspy.Prediction:
+    """What stands for the prediction of an item that met an error."""
+    return failed(f"{type(error).__name__}: {redact(str(error))}", failure_of(error))
+
+
 def run_all(
     module: Callable[..., dspy.Prediction],
     items: Iterable[dict[str, Any]],
@@ -253,7 +258,7 @@ async def _all(
                 try:
                     result = await call(**item)
                 except Exception as error:
-                    result = failed(f"{type(error).__name__}: {redact(str(error))}", failure_of(error))
+                    result = failed_by(error)
             if on_result is not None:
                 on_result(index, result)
             advance(1)

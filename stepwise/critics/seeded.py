@@ -10,10 +10,9 @@ from typing import Any
 
 import dspy
 
-from stepwise.critics.module import CriticModule, failed
-from stepwise.errors import redact
+from stepwise.critics.module import CriticModule, failed_by
 from stepwise.models.driver import Driver
-from stepwise.models.failures import error_of, failure_of
+from stepwise.models.failures import error_of
 from stepwise.models.provider import engines_of
 
 
@@ -48,9 +47,8 @@ def ask_all(
                 return await own.acall(**item)
             return await asyncio.to_thread(own, **item)
         except Exception as error:
-            failure = failure_of(error)
-            prediction = failed(f"{type(error).__name__}: {redact(str(error))}", error=failure)
-            if failure.kind != "refused":
+            prediction = failed_by(error)
+            if prediction.error.kind != "refused":
                 stopped.append(prediction)
             return prediction
 
