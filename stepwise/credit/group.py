@@ -122,8 +122,8 @@ def _check_arrays(group: Group) -> None:
         sound = np.isnan(reward) or reward in (0.0, 1.0)
         _check(sound, "rewards", i, f"{reward}", "give 1.0 (right), 0.0 (wrong) or nan (no reward)")
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2 or len(mask) != len(rewards):
-        found = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise DataError(f"group.mask is {found} for {len(rewards)} rewards; give a bool array, one row per rollout")
+        given = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise DataError(f"group.mask is {given} for {len(rewards)} rewards; give a bool array, one row per rollout")
     for name in _PER_TOKEN:
         if (values := getattr(group, name)) is None:
             continue

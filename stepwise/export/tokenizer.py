@@ -194,20 +194,20 @@ def _special_ids(model_dir: Path, config: Mapping[str, Any], ids: Mapping[str, i
         **read_json(model_dir / "config.json"),
         **read_json(model_dir / "generation_config.json", optional=True),
     }
-    where, found = model_dir / "tokenizer_config.json", dict[str, int]()
+    where, special = model_dir / "tokenizer_config.json", dict[str, int]()
     for role in ("bos", "eos", "pad"):
         token = config.get(f"{role}_token")
         content = token.get("content") if isinstance(token, dict) else token
         values = _as_ids(generation.get(f"{role}_token_id"))
         if content is not None:
             check(content in ids, f"{where}: {role}_token {content!r} is not in tokenizer.json; add it there")
-            found[role] = ids[content]
+            special[role] = ids[content]
         elif values:
-            found[role] = values[0]
-    check("eos" in found, f"{where}: there is no eos_token; set it")  # llama.cpp would end every text at id 11
-    found.setdefault("bos", found["eos"])
-    others = [token_id for token_id in _as_ids(generation.get("eos_token_id")) if token_id != found["eos"]]
-    return {**found, **dict(zip(("eot", "eom"), others, strict=False))}
+            special[role] = values[0]
+    check("eos" in special, f"{where}: there is no eos_token; set it")  # llama.cpp would end every text at id 11
+    special.setdefault("bos", special["eos"])
+    others = [token_id for token_id in _as_ids(generation.get("eos_token_id")) if token_id != special["eos"]]
+    return {**special, **dict(zip(("eot", "eom"), others, strict=False))}
 
 
 def _as_ids(value: Any) -> list[int]:
@@ -270,9 +270,9 @@ def check_train_from(gguf: str | Path, directory: str | Path) -> None:
         if difference := _first_difference(mine, other):
             raise ConfigError(f"tokenizers differ in their {name}: {difference}; {remedy}")
     for name in ("eos", "bos"):
-        wanted, found = theirs.special_ids.get(name), fields.get(f"{name}_token_id")
-        if wanted is not None and wanted != found:
-            raise ConfigError(f"tokenizers differ in the id of {name}: {found} in the GGUF, {wanted}; {remedy}")
+        theirs_id, ours_id = theirs.special_ids.get(name), fields.get(f"{name}_token_id")
+        if theirs_id is not None and theirs_id != ours_id:
+            raise ConfigError(f"tokenizers differ in the id of {name}: {ours_id} in the GGUF, {theirs_id}; {remedy}")
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     with captured_log(), closing(Llama(str(gguf), vocab_only=True, verbose=False)) as model:
         for text in _PROBES:
@@ -307,7 +307,9 @@ def _read_gguf(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as a GGUF file ({error}); train_from goes with a local GGUF"
         ) from None
     prefix = "tokenizer.ggml."
-    found = {name.removeprefix(prefix): field.contents() for name, field in fields.items() if name.startswith(prefix)}
-    if "tokens" not in found:
+    contents = {
+        name.removeprefix(prefix): field.contents() for name, field in fields.items() if name.startswith(prefix)
+    }
+    if "tokens" not in contents:
         raise ConfigError(f"{path} holds no tokenizer; train_from goes with a GGUF of a whole model")
-    return found
+    return contents

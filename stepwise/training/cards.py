@@ -167,9 +167,9 @@ def _license(base: Path) -> str:
     path = base / "README.md"
     if path.is_file():
         front = re.match(r"---\n(.*?)\n---", path.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-        found = re.search(r"^license:[ \t]*([\w.\-]+)[ \t]*$", front[1] if front else "", re.MULTILINE)
-        if found:
-            return found[1]
+        named = re.search(r"^license:[ \t]*([\w.\-]+)[ \t]*$", front[1] if front else "", re.MULTILINE)
+        if named:
+            return named[1]
     return "unknown"
 
 
@@ -216,7 +216,7 @@ def _readme(card: Mapping[str, Any]) -> str:
                 ("base weights (fingerprint)", card["base"]["fingerprint"]),
                 ("prompt hash", card["prompt_hash"] or "none: the prompts are those of a DSPy program"),
                 ("configuration hash", card["config_hash"]),
-                *((name, found or "not installed") for name, found in versions.items()),
+                *((name, installed or "not installed") for name, installed in versions.items()),
             ],
         ),
         f"`{CARD}` beside this file has the same and more: the settings, and the curves themselves.",
@@ -224,13 +224,13 @@ def _readme(card: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _evaluation(found: Mapping[str, Any]) -> str:
-    if found["before"] is None and found["after"] is None:
+def _evaluation(evaluation: Mapping[str, Any]) -> str:
+    if evaluation["before"] is None and evaluation["after"] is None:
         return "Not evaluated."
     rows = []
     for when in ("before", "after"):
         cells = ("not measured", "", "", "", "")
-        if e := found[when]:
+        if e := evaluation[when]:
             accuracy = "nothing judged" if e["accuracy"] is None else f"{e['accuracy']:.3f}"
             cells = (accuracy, e["problems"], e["samples"], e["judged"], f"{e['temperature']:g}")
         rows.append((when, *cells))

@@ -150,7 +150,7 @@ class Labeller:
         if need == "evidence":
             if own is None:
                 raise DataError("there are no log-probabilities of the trainer to compare with; give those of a pass")
-            found, usage, size = self._evidence(rows, [own[i] for i in asked])
+            of_asked, usage, size = self._evidence(rows, [own[i] for i in asked])
         else:
             find = {
                 "first_error": self._first_errors,
@@ -159,8 +159,8 @@ class Labeller:
                 "critiques": self._critiques,
                 "teacher": self._teacher_gaps,
             }[need]
-            found, usage, size = find(rows)
-        for i, label in zip(asked, found, strict=True):
+            of_asked, usage, size = find(rows)
+        for i, label in zip(asked, of_asked, strict=True):
             labels[i] = label
         return labels, usage, size
 
@@ -174,8 +174,11 @@ class Labeller:
                     labels[i] = dataclasses.replace(label, first_error=first_below(label.scores, settings.threshold))
             return labels, usage, size
         if settings.first_error == "critic":
-            said, usage = self._ask_critic([(row, ("locate",)) for row in rows], "locating")
-            labels = [Labels(failed=one.failure) if one.failure else Labels(one.first_error) for one in said]
+            predictions, usage = self._ask_critic([(row, ("locate",)) for row in rows], "locating")
+            labels = [
+                Labels(failed=prediction.failure) if prediction.failure else Labels(prediction.first_error)
+                for prediction in predictions
+            ]
             return labels, usage, self.critic_size
         assert self.locate is not None
         places = [self.locate(self.problems[row.problem], row.steps) for row in rows]
@@ -199,10 +202,12 @@ class Labeller:
     def _critiques(self, rows: Sequence[RlRollout]) -> Labelled:
         """`rl.credit.critiques` critiques of each rollout; those that failed are left out."""
         number, labels = self.cfg.rl.credit.critiques, []
-        said, usage = self._ask_critic([(row, ("critique", k)) for row in rows for k in range(number)], "criticizing")
-        for first in range(0, len(said), number):
-            of_row = said[first : first + number]
-            votes = tuple(_wrong_steps(one) for one in of_row if one.failure is None)
+        predictions, usage = self._ask_critic(
+            [(row, ("critique", k)) for row in rows for k in range(number)], "criticizing"
+        )
+        for first in range(0, len(predictions), number):
+            of_row = predictions[first : first + number]
+            votes = tuple(_wrong_steps(prediction) for prediction in of_row if prediction.failure is None)
             labels.append(Labels(critiques=votes) if votes else Labels(failed=str(of_row[0].failure)))
         return labels, usage, self.critic_size
 
@@ -210,8 +215,8 @@ class Labeller:
         """The critic's prediction about each rollout; what stands beside it is for its seed."""
         items = [{"problem": self.problems[row.problem], "steps": list(row.steps)} for row, _ in asked]
         seeds = [seed_for(self.cfg.seed, row.id, *name) for row, name in asked]
-        said = critics.ask_all(self.critic, items, seeds, label=label)
-        return said, sum((one.usage for one in said), Usage())
+        predictions = critics.ask_all(self.critic, items, seeds, label=label)
+        return predictions, sum((prediction.usage for prediction in predictions), Usage())
 
     def _values(self, rows: Sequence[RlRollout]) -> Labelled:
         """The share of `rl.credit.continuations` fresh continuations that end right, from the prompt, from behind each
@@ -265,12 +270,12 @@ class Labeller:
         room = self.trainee.context
         failed = Labels(failed=f"with the oracle in its prompt it is longer than the context of {room} tokens")
         prompts = {name: self.oracle_prompt(self.problems[name]) for name in {row.problem for row in rows}}
-        told = [RolloutRow(tuple(prompts[row.problem]), row.token_ids) for row in rows]
-        labels, fits = [failed] * len(rows), [i for i, row in enumerate(told) if row.length <= room]
-        logprobs, _ = forward(self.trainee, [told[i] for i in fits], self.cfg)
+        with_oracle = [RolloutRow(tuple(prompts[row.problem]), row.token_ids) for row in rows]
+        labels, fits = [failed] * len(rows), [i for i, row in enumerate(with_oracle) if row.length <= room]
+        logprobs, _ = forward(self.trainee, [with_oracle[i] for i in fits], self.cfg)
         for i, line in zip(fits, logprobs, strict=True):
             labels[i] = Labels(evidence=line - own[i])
-        usage = Usage(evaluated_tokens=sum(told[i].length for i in fits))
+        usage = Usage(evaluated_tokens=sum(with_oracle[i].length for i in fits))
         return labels, usage, self.sampler.engine.parameters
 
     def oracle_prompt(self, problem: Problem) -> list[int]:

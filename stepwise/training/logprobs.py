@@ -73,11 +73,11 @@ def token_logprobs(
     # A token is predicted by the position before it, which is in the same row: the first column is never wanted.
     states = states.flatten(0, 1).index_select(0, chosen - 1)  # (N, H)
     targets = ids.flatten().index_select(0, chosen)
-    found, spread = _tiled_logprobs().apply(states.to(head.dtype), head, targets, tile, block, entropy)
-    empty = torch.zeros(ids.numel(), dtype=found.dtype, device=found.device)
+    values, entropies = _tiled_logprobs().apply(states.to(head.dtype), head, targets, tile, block, entropy)
+    empty = torch.zeros(ids.numel(), dtype=values.dtype, device=values.device)
     return LogProbs(
-        logprobs=empty.index_copy(0, chosen, found).view_as(ids),
-        entropy=empty.index_copy(0, chosen, spread).view_as(ids) if entropy else None,
+        logprobs=empty.index_copy(0, chosen, values).view_as(ids),
+        entropy=empty.index_copy(0, chosen, entropies).view_as(ids) if entropy else None,
     )
 
 
@@ -155,7 +155,7 @@ def _tiled_logprobs() -> Any:
         ) -> tuple[Tensor, Tensor]:
             tiles = zip(torch.split(states, tile), torch.split(targets, tile), strict=True)
             parts = [_normalize(part, head, chosen, block, entropy) for part, chosen in tiles]
-            picked, normalizers, entropies = (torch.cat(one) for one in zip(*parts, strict=True))
+            picked, normalizers, entropies = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
             ctx.save_for_backward(states, head, targets, normalizers)
             ctx.tile, ctx.block = tile, block
             ctx.mark_non_differentiable(entropies)

@@ -144,7 +144,7 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     return torch.expm1(difference) - difference
 
 
-def importance_weights(trainer: ArrayLike, sampler: ArrayLike, how: Correction, cap: float) -> Tensor:
+def importance_weights(trainer: ArrayLike, sampler: ArrayLike, correction: Correction, cap: float) -> Tensor:
     """Weights that make up for a sampler that is not the trainer, from the log-probabilities of both; any shape.
 
     w = p_trainer / p_sampler: "truncate" cuts it at `cap` (truncated importance sampling, Ionides 2008), "mask" sets it
@@ -154,9 +154,9 @@ def importance_weights(trainer: ArrayLike, sampler: ArrayLike, how: Correction, 
     import torch
 
     ratio = (torch.as_tensor(trainer) - torch.as_tensor(sampler)).detach().exp()
-    if how == "truncate":
+    if correction == "truncate":
         return ratio.clamp(max=cap)
-    return torch.where(ratio > cap, 0.0, ratio) if how == "mask" else torch.ones_like(ratio)
+    return torch.where(ratio > cap, 0.0, ratio) if correction == "mask" else torch.ones_like(ratio)
 
 
 def mismatch(trainer: ArrayLike, sampler: ArrayLike) -> Mismatch:

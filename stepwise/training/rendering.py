@@ -73,9 +73,9 @@ def chat_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], template_arg
 def check_plain(tokenizer: Any, text: str, what: str) -> None:
     """Raise DataError where `text` holds the text of a special token."""
     special = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-    found = next((token for token in special if token and token in text), None)
-    if found is not None:
-        raise DataError(f"{what} holds the special token {found!r}; remove it from the text ({text!r:.60})")
+    token = next((mark for mark in special if mark and mark in text), None)
+    if token is not None:
+        raise DataError(f"{what} holds the special token {token!r}; remove it from the text ({text!r:.60})")
 
 
 def text_ids(tokenizer: Any, text: str, what: str) -> list[int]:

@@ -1,7 +1,7 @@
 """The sampler of reinforcement learning: the base GGUF in the engine, with the adapter in training attached to it.
 
 The adapter is exported and attached anew before every step, and never merged. Sampling and training are two programs
-that compute the same thing: whether they agree is measured on the tokens of the first step.
+that compute the same thing: whether they agree is gap on the tokens of the first step.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ OF_WEIGHTS = {"ALL_F32": 0.0, "MOSTLY_F16": 0.005, "MOSTLY_BF16": 0.01, "MOSTLY_
 OF_CACHE = {"f32": 0.0, "f16": 0.005, "q8_0": 0.02}
 """And the type of the key-value cache; flash attention counts as an F16 cache."""
 OF_OTHER_WEIGHTS = 0.2
-"""For weights of fewer bits, which were not measured."""
+"""For weights of fewer bits, which were not gap."""
 OF_TRAINER = 0.02
-"""For a trainer that computes in 16 bits, which was not measured."""
+"""For a trainer that computes in 16 bits, which was not gap."""
 
 
 class Sampler:
@@ -214,7 +214,7 @@ def _sampler_weights(cfg: Config) -> str:
 
     field = GGUFReader(gguf_path(cfg.models.weak.model.partition("/")[2])).fields.get("general.file_type")
     kind = -1 if field is None else int(field.contents())
-    return next((found.name for found in LlamaFileType if found.value == kind), f"type {kind}")
+    return next((known.name for known in LlamaFileType if known.value == kind), f"type {kind}")
 
 
 def tolerance(cfg: Config, weights: str, trainer: str) -> float:
@@ -234,16 +234,16 @@ def mismatch_of(logprobs: Sequence[Floats], rollouts: Sequence[RlRollout]) -> Mi
     return mismatch(np.concatenate(list(logprobs)), sampler)
 
 
-def check_agreement(found: Mismatch, cfg: Config, trainee: Trainee) -> None:
+def check_agreement(gap: Mismatch, cfg: Config, trainee: Trainee) -> None:
     """Raise BackendError, with what differs, where sampler and trainer disagree by more than the tolerance."""
     weak, weights, trainer = cfg.models.weak, _sampler_weights(cfg), _trainer_type(trainee)
     most = tolerance(cfg, weights, trainer)
-    if found.mean <= most:
+    if gap.mean <= most:
         return
     attention = "with" if weak.flash_attention else "without"
     raise BackendError(
-        f"at the first step the log-probabilities of sampler and trainer differ by {found.mean:.2g} nats in the mean "
-        f"(at most {found.worst:.2g}), more than {most:.2g}. The sampler is {weak.model} with {weights} weights, a "
+        f"at the first step the log-probabilities of sampler and trainer differ by {gap.mean:.2g} nats in the mean "
+        f"(at most {gap.worst:.2g}), more than {most:.2g}. The sampler is {weak.model} with {weights} weights, a "
         f"{weak.kv_type} cache, {attention} flash attention; the trainer computes {trainee.base} in {trainer}. If they "
         "are not the same weights, mend train_from; if only the rounding differs, set rl.correction, or rl.tolerance"
     )

@@ -61,7 +61,7 @@ def read_logprobs(
     before.
     """
     size, evaluated = engine.vocabulary.size, 0
-    found: list[NDArray[np.float64] | str] = [np.zeros(len(ids)) for _, ids in sequences]
+    logprobs: list[NDArray[np.float64] | str] = [np.zeros(len(ids)) for _, ids in sequences]
     tokens = [(i, t) for i, (_, ids) in enumerate(sequences) for t in range(len(ids))]
     per_call = max(1, max_logits // size)
     for first in range(0, len(tokens), per_call):
@@ -73,12 +73,12 @@ def read_logprobs(
         results = engine.score(whole, positions, range(size))
         evaluated += sum(result.evaluated_tokens for result in results)
         for (i, places), result in zip(part, results, strict=True):
-            values = found[i]
+            values = logprobs[i]
             if result.error:
-                found[i] = result.error
+                logprobs[i] = result.error
             elif not isinstance(values, str):
                 values[places] = _logprobs(result.logits, [sequences[i][1][t] for t in places])
-    return found, evaluated
+    return logprobs, evaluated
 
 
 def _logprobs(logits: NDArray[np.float32], ids: Sequence[int]) -> NDArray[np.float64]:
