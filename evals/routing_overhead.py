@@ -49,7 +49,7 @@ def overhead(world: World, policies: Sequence[Policy], problems: Sequence[Proble
         router = world.router(policy, 0)
         router.solve_all(problems[:1], progress=False)
         getattr(policy, "plan", None)  # a gate may have kept the first problem from it
-        models = [Timed(one.backend) for one in (world.weak, world.strong)] + [Timed(world.scorer.scorer)]
+        models = [Timed(one.model) for one in (world.weak, world.strong)] + [Timed(world.scorer.scorer)]
         for model in models:
             getattr(model, "forget", lambda: None)()
         router.models = router.models._replace(weak=models[0], strong=models[1], scorer=models[2])
