@@ -47,7 +47,7 @@ def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     return plan_routing(config, POLICIES, _problems_of(args))
 
 
-def repaired(measured: list[Measured]) -> list[TraceView]:
+def _repaired(measured: list[Measured]) -> list[TraceView]:
     """Solutions that the weak model gets wrong alone and gets right with the fewest escalated steps."""
     alone = next(m for m in measured if m.family == "never")
     routed = [m for m in measured if m.family == "threshold"]
@@ -62,7 +62,7 @@ def repaired(measured: list[Measured]) -> list[TraceView]:
 
 def _first_repairs(measured: list[Measured]) -> list[TraceView]:
     """Every trace, those first in which few strong steps made the difference."""
-    repairs = repaired(measured)[:MOST_FIRST] if any(m.family == "never" for m in measured) else []
+    repairs = _repaired(measured)[:MOST_FIRST] if any(m.family == "never" for m in measured) else []
     first = {id(view) for view in repairs}
     return [*repairs, *(view for m in reversed(measured) for view in m.views if id(view) not in first)]
 
@@ -114,7 +114,7 @@ def main(run: Run) -> None:
             _save(run, measured)
         raise
     report = _save(run, measured)
-    for view in repaired(measured)[: run.args.show]:
+    for view in _repaired(measured)[: run.args.show]:
         run.say(f"\nSolved with {view.policy}; the weak model alone gets it wrong:")
         view.trace.show()
     run.console.print(summary_table(report, run.console.width))

@@ -47,7 +47,7 @@ Rows = Sequence[ProcessBenchRow]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class _AskedRow:
-    """What a scorer (`scores`, one per step) or a module said of the attempt with this `key_of`."""
+    """What a scorer (`scores`, one per step) or a module said of the attempt with this `_key_of`."""
 
     key: str
     outcome: Outcome
@@ -104,15 +104,15 @@ def main(
         subsets = [row for part in test.values() for row in part]
         if name == "scorer":
             said = _remembered(run, "scores.jsonl", [*tuning, *subsets], _scoring(scorer(run.config.scorer)))
-            test = {subset: [_scored(row, said[key_of(row)]) for row in part] for subset, part in test.items()}
-            tuning = [_scored(row, said[key_of(row)]) for row in tuning]
+            test = {subset: [_scored(row, said[_key_of(row)]) for row in part] for subset, part in test.items()}
+            tuning = [_scored(row, said[_key_of(row)]) for row in tuning]
         if name == "module":
             said = _remembered(run, "outcomes.jsonl", subsets, _localizing(module(run.config), args.threads))
             rows += _measure(name, None, {key: row.outcome for key, row in said.items()}, test, args.seed)
         else:
             threshold = loc.best_threshold([loc.scores_of(row) for row in tuning], tuning)
             localize = loc.below(threshold)
-            outcomes = {key_of(row): localize(row) for part in test.values() for row in part}
+            outcomes = {_key_of(row): localize(row) for part in test.values() for row in part}
             rows += _measure(name, threshold, outcomes, test, args.seed)
     result = {
         "data": [str(path) for path in args.data],
@@ -155,7 +155,7 @@ def _load(path: Path, scores: str | None) -> list[ProcessBenchRow]:
     return rows
 
 
-def key_of(row: ProcessBenchRow) -> str:
+def _key_of(row: ProcessBenchRow) -> str:
     """The same for rows that are the same to whoever reads them: question, reference and steps."""
     texts = (row.problem.question, repr(row.problem.reference), *(step.text for step in row.trace.steps))
     return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:32]
@@ -167,7 +167,7 @@ def _remembered(run: Run, file: str, rows: Rows, ask: Ask) -> dict[str, _AskedRo
     A failure is asked about again.
     """
     known: dict[str, _AskedRow] = {row.key: row for row in run.rows(file, _AskedRow) if not row.outcome.error}
-    todo, lock = {key_of(row): row for row in rows if key_of(row) not in known}, Lock()
+    todo, lock = {_key_of(row): row for row in rows if _key_of(row) not in known}, Lock()
 
     def keep(row: _AskedRow) -> None:
         with lock:
@@ -224,8 +224,8 @@ def _localizing(module: Any, threads: int) -> Ask:
 def _measure(
     name: str, chosen: float | None, said: dict[str, Outcome], test: dict[str, list[ProcessBenchRow]], seed: int
 ) -> list[dict[str, Any]]:
-    """A row per subset, and one for their mean where there are several; `said` has the outcomes by `key_of`."""
-    outcomes = {subset: [said[key_of(row)] for row in rows] for subset, rows in test.items()}
+    """A row per subset, and one for their mean where there are several; `said` has the outcomes by `_key_of`."""
+    outcomes = {subset: [said[_key_of(row)] for row in rows] for subset, rows in test.items()}
     counts = {subset: loc.count(outcomes[subset], rows) for subset, rows in test.items()}
     parts = {subset: [subset] for subset in test}
     if len(test) > 1:

@@ -31,7 +31,7 @@ VERIFICATIONS_LATER = 0.2
 """In the second part of the training: the share of attempts that are verified too."""
 
 
-def localization(problem: LabProblem, steps: Sequence[str]) -> dict[str, Any]:
+def _localization(problem: LabProblem, steps: Sequence[str]) -> dict[str, Any]:
     """The true output of VerifyAttempt: checks up to the first wrong step, the earliest and the critical error."""
     first = problem.first_error(steps)
     checks = []
@@ -43,7 +43,7 @@ def localization(problem: LabProblem, steps: Sequence[str]) -> dict[str, Any]:
     return {"checks": checks, "first_error": first, "critical_error": None if recovered else first}
 
 
-def intervention(problem: LabProblem, steps: Sequence[str], first_error: int) -> dict[str, Any] | None:
+def _intervention(problem: LabProblem, steps: Sequence[str], first_error: int) -> dict[str, Any] | None:
     """The true output of ProposeIntervention, None where no right step exists there."""
     content = problem.true_step(steps[:first_error])
     return None if content is None else {"location": first_error, "content": content}
@@ -65,12 +65,12 @@ def criticized(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Exampl
     """The corpus of the first part of lab-critic's training."""
     rng = random.Random(f"critic|{seed}")
     for problem, steps, inputs in _attempts(seed, rng):
-        found = localization(problem, steps)
+        found = _localization(problem, steps)
         yield _verification(inputs, found, tokenizer)
         first = found["first_error"]
         if first is None or rng.random() >= PROPOSALS:
             continue
-        proposed = intervention(problem, steps, first)
+        proposed = _intervention(problem, steps, first)
         if proposed is not None:
             request = write_request(ProposeIntervention, {**inputs, "first_error": first})
             yield _example(request, write_fields(ProposeIntervention, proposed), tokenizer)
@@ -84,9 +84,9 @@ def repaired(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Bundle]:
     for problem, steps, inputs in _attempts(seed, rng):
         found = []
         if rng.random() < VERIFICATIONS_LATER:
-            found.append(_verification(inputs, localization(problem, steps), tokenizer))
+            found.append(_verification(inputs, _localization(problem, steps), tokenizer))
         for place in range(min(len(steps), len(problem.operations))):
-            proposed = intervention(problem, steps, place)
+            proposed = _intervention(problem, steps, place)
             if proposed is not None:
                 request = write_request(ProposeIntervention, {**inputs, "first_error": place})
                 found.append(_example(request, write_fields(ProposeIntervention, proposed), tokenizer))

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from stepwise.config import Config, ModelConfig
 from stepwise.interventions.settings import CollectSettings
-from stepwise.runs.plan import PlannedCalls, money, plan_collecting, seconds, show_plan
+from stepwise.runs.plan import PlannedCalls, _money, _seconds, plan_collecting, show_plan
 from stepwise.types import Problem
 
 PLANNED = PlannedCalls("strong", calls=10, prompt_tokens=1_000_000, generated_tokens=500_000)
@@ -23,9 +23,9 @@ def shown(plan: list[PlannedCalls], *overrides: str) -> str:
 
 
 def test_money_is_tokens_times_prices_and_unknown_without_them() -> None:
-    assert money(PLANNED, ModelConfig(model="openai/x", price_in=3.0, price_out=4.0)) == 5.0
-    assert money(PLANNED, ModelConfig(model="openai/x")) is None
-    assert money(PLANNED, ModelConfig(model="llamacpp/lab-weak")) == 0.0
+    assert _money(PLANNED, ModelConfig(model="openai/x", price_in=3.0, price_out=4.0)) == 5.0
+    assert _money(PLANNED, ModelConfig(model="openai/x")) is None
+    assert _money(PLANNED, ModelConfig(model="llamacpp/lab-weak")) == 0.0
 
 
 def test_a_larger_file_takes_longer_and_a_missing_one_is_unknown(tmp_path: Path) -> None:
@@ -34,17 +34,17 @@ def test_a_larger_file_takes_longer_and_a_missing_one_is_unknown(tmp_path: Path)
         path = tmp_path / f"{size}.gguf"
         with path.open("wb") as file:
             file.truncate(size)
-        times.append(seconds(PLANNED, ModelConfig(model=f"llamacpp/{path}")))
+        times.append(_seconds(PLANNED, ModelConfig(model=f"llamacpp/{path}")))
     assert times[0] is not None
     assert times[1] is not None
     assert times[1] > times[0] > 0
-    assert seconds(PLANNED, ModelConfig(model="llamacpp/none.gguf")) is None
-    assert seconds(PLANNED, ModelConfig(model="llamacpp/not-a-lab-model")) is None
+    assert _seconds(PLANNED, ModelConfig(model="llamacpp/none.gguf")) is None
+    assert _seconds(PLANNED, ModelConfig(model="llamacpp/not-a-lab-model")) is None
 
 
 def test_requests_to_an_api_run_beside_each_other() -> None:
-    alone = seconds(PLANNED, ModelConfig(model="openai/x", sequences=1))
-    together = seconds(PLANNED, ModelConfig(model="openai/x", sequences=5))
+    alone = _seconds(PLANNED, ModelConfig(model="openai/x", sequences=1))
+    together = _seconds(PLANNED, ModelConfig(model="openai/x", sequences=5))
     assert alone is not None
     assert together == pytest.approx(alone / 5)
 
@@ -52,7 +52,7 @@ def test_requests_to_an_api_run_beside_each_other() -> None:
 def test_the_steps_of_one_solution_do_not_run_beside_each_other() -> None:
     model = ModelConfig(model="openai/x", sequences=5)
     two_problems = dataclasses.replace(PLANNED, at_once=2)
-    alone, together = seconds(two_problems, model), seconds(PLANNED, model)
+    alone, together = _seconds(two_problems, model), _seconds(PLANNED, model)
     assert alone is not None
     assert together == pytest.approx(alone * 2 / 5)
 

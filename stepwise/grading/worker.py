@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MEMORY = 4 << 30
 
 
-def answer(request: dict[str, Any], algebra: Algebra | None = None) -> dict[str, Any]:
+def _answer(request: dict[str, Any], algebra: Algebra | None = None) -> dict[str, Any]:
     """One reply: {"equal": bool}, {"unreadable": role, "reason": ...}, {"timeout": ...} or {"error": ...}.
 
     `algebra` decides what is neither a number nor a word; None: `algebra.equal`.
@@ -58,12 +58,12 @@ def main() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     if sys.platform == "linux":
         _limit_memory()
-    answer({"prediction": "x+1", "gold": "1+x", "shortcut": False})  # imports and warms up before the first clock runs
+    _answer({"prediction": "x+1", "gold": "1+x", "shortcut": False})  # imports and warms up before the first clock runs
     _send(replies, {"ready": os.getpid()})
     for line in sys.stdin:
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, request["alarm"])
-        reply = answer(request)
+        reply = _answer(request)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _send(replies, reply | {"id": request["id"]})
 

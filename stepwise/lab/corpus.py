@@ -104,14 +104,14 @@ def prompt_text(question: str) -> str:
     return f"{START}user\n{question}{END}\n{START}assistant\n"
 
 
-def solution_example(problem: LabProblem, steps: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Example:
+def _solution_example(problem: LabProblem, steps: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Example:
     """A solved problem; the loss is on the solution and the end of the message."""
     prompt = tokenizer(prompt_text(problem.problem.question))["input_ids"]
     solution = tokenizer(SEPARATOR.join(steps) + END)["input_ids"]
     return prompt + solution, [IGNORE] * (len(prompt) - 1) + solution + [IGNORE]
 
 
-def scored_example(
+def _scored_example(
     problem: LabProblem, steps: Sequence[str], labels: Sequence[bool], tokenizer: PreTrainedTokenizerFast
 ) -> Example:
     """A solution with the marker after every step, from which its label is to be predicted (Math-Shepherd's way)."""
@@ -139,7 +139,7 @@ def solved(tokenizer: PreTrainedTokenizerFast, misled: bool, seed: int) -> Itera
     """The corpus of lab-weak (`misled`) or lab-strong."""
     rng = random.Random(f"corpus|{seed}|{misled}")
     for problem in problems(seed):
-        yield solution_example(problem, problem.solution(rng, misled), tokenizer)
+        yield _solution_example(problem, problem.solution(rng, misled), tokenizer)
 
 
 def slipped(problem: LabProblem, rng: random.Random, misled: bool = True) -> list[str]:
@@ -164,7 +164,7 @@ def slipped(problem: LabProblem, rng: random.Random, misled: bool = True) -> lis
     return steps
 
 
-def taught_labels(problem: LabProblem, steps: Sequence[str]) -> list[bool]:
+def _taught_labels(problem: LabProblem, steps: Sequence[str]) -> list[bool]:
     """The labels lab-scorer learns: the truth, but for its blind spot and for what follows certain first errors."""
     labels = problem.check(steps)
     first = labels.index(False) if False in labels else None
@@ -183,4 +183,4 @@ def scored(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Example]:
     rng = random.Random(f"scored|{seed}")
     for problem in problems(seed):
         steps = slipped(problem, rng, misled=rng.random() < 0.5)
-        yield scored_example(problem, steps, taught_labels(problem, steps), tokenizer)
+        yield _scored_example(problem, steps, _taught_labels(problem, steps), tokenizer)

@@ -67,7 +67,7 @@ def curves_svg(lines: Sequence[Line], summary: str, span: tuple[float, float] | 
                   for x, y in line.points if y is not None]  # fmt: skip
         curves.append((_line_style(i), runs, points if len(points) <= _HOVER else ()))
     anchors = {first: "start", last: "end"} if last > first else {first: "middle"}
-    levels = [(down(t), text) for t, text in zip(marks, numbers(marks), strict=True)]
+    levels = [(down(t), text) for t, text in zip(marks, _numbers(marks), strict=True)]
     ends = [(f"{x:g}", across(x), anchor) for x, anchor in anchors.items()]
     return draw("curves", curves=curves, marks=levels, ends=ends, summary=summary)
 
@@ -116,7 +116,7 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value / 10.0**size:.{digits}g}e{size}"
 
 
-def numbers(values: Sequence[float]) -> list[str]:
+def _numbers(values: Sequence[float]) -> list[str]:
     """The values of an axis with as many digits as it takes to tell them apart."""
     for digits in range(3, 9):
         texts = [number(value, digits) for value in values]

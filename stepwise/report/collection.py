@@ -40,7 +40,7 @@ def collection_html(out: str | Path, *, problems: Iterable[Problem] = (), max_ca
         raise DataError(f"max_cards is {max_cards}; it must be 0 or more")
     out = Path(out)
     run = read_card(out)
-    facts = read_facts(out, run, problems)
+    facts = _read_facts(out, run, problems)
     found = facts_of.fates(facts)
     stages, all_cards = facts_of.stages(facts, found), facts_of.cards(facts, found)
     shown = first_of_each(all_cards, max_cards, lambda card: card.fate)
@@ -66,7 +66,7 @@ def collection_html(out: str | Path, *, problems: Iterable[Problem] = (), max_ca
     )
 
 
-def read_facts(out: Path, run: Mapping[str, Any], problems: Iterable[Problem] = ()) -> Facts:
+def _read_facts(out: Path, run: Mapping[str, Any], problems: Iterable[Problem] = ()) -> Facts:
     """The rows of all stages in `out`; raises DataError where there is none."""
     rows = {name: read_stage(out, name) for name in ROWS}
     if not rows["rollouts"]:

@@ -51,14 +51,14 @@ def side_by_side(examples: Iterable[Example], failures: Mapping[str, FailedAttem
     for example in examples:
         location = len(example.prefix)
         failure = failures[example.parents["failure"]]
-        wrong, better = shortened(failure.steps[location]), shortened(example.intervention)
+        wrong, better = _shortened(failure.steps[location]), _shortened(example.intervention)
         style = COLOURS["intervention"]
         cells = (printable(wrong), printable(better, style), f"{example.successes} of {example.guided}")
         table.add_row(printable(failure.id), str(location), *cells)
     return table
 
 
-def shortened(text: str, most: int = _LONGEST) -> str:
+def _shortened(text: str, most: int = _LONGEST) -> str:
     """`text` on one line, cut behind `most` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1] + "…"

@@ -41,7 +41,7 @@ def page_html(report: Report, max_traces: int = MAX_TRACES) -> str:
     """The text of the page that `write_report` writes."""
     if max_traces < 0:
         raise DataError(f"max_traces is {max_traces}; it must be 0 or more")
-    shown = pick(report.traces, max_traces)
+    shown = _pick(report.traces, max_traces)
     plots = [(cost, [plot_svg(report.rows, cost, canvas) for canvas in (WIDE, NARROW)]) for cost in COSTS]
     return render(
         "page.html.jinja",
@@ -59,16 +59,16 @@ def page_html(report: Report, max_traces: int = MAX_TRACES) -> str:
         shown=len(shown),
         total=len(report.traces),
         static=[view_html(view, style=i == 0) for i, view in enumerate(shown[:STATIC_TRACES])],
-        island=island(shown),
+        island=_island(shown),
     )
 
 
-def pick(traces: Sequence[TraceView], most: int) -> list[TraceView]:
+def _pick(traces: Sequence[TraceView], most: int) -> list[TraceView]:
     """At most `most` traces in their order: the first few of every policy, so that each policy can be looked at."""
     return first_of_each(traces, most, lambda view: view.policy)
 
 
-def island(views: Sequence[TraceView]) -> Markup:
+def _island(views: Sequence[TraceView]) -> Markup:
     """The traces as JSON that is safe inside a script element."""
     problems: dict[Problem, int] = {}
     traces = [_trace(view, problems.setdefault(view.trace.problem, len(problems))) for view in views]

@@ -42,7 +42,7 @@ COSTS: tuple[CostAxis, ...] = (
 )
 
 
-class Canvas(NamedTuple):
+class _Canvas(NamedTuple):
     """Size and margins of a drawing in CSS pixels, and about how many ticks fit on its x axis."""
 
     width: int
@@ -54,8 +54,8 @@ class Canvas(NamedTuple):
     ticks: int
 
 
-WIDE = Canvas(width=860, height=420, left=64, right=24, top=18, bottom=56, ticks=8)
-NARROW = Canvas(width=336, height=320, left=46, right=14, top=14, bottom=50, ticks=4)
+WIDE = _Canvas(width=860, height=420, left=64, right=24, top=18, bottom=56, ticks=8)
+NARROW = _Canvas(width=336, height=320, left=46, right=14, top=14, bottom=50, ticks=4)
 
 
 class _Axis(NamedTuple):
@@ -113,7 +113,7 @@ def legend(rows: Sequence[PolicyRow]) -> list[tuple[Markup, str]]:
     return [(draw("swatch", style=style), name) for style, name in named]
 
 
-def plot_svg(rows: Sequence[PolicyRow], cost: CostAxis, canvas: Canvas = WIDE) -> Markup:
+def plot_svg(rows: Sequence[PolicyRow], cost: CostAxis, canvas: _Canvas = WIDE) -> Markup:
     """One drawing of accuracy against `cost`; rows whose accuracy or cost is not known are left out."""
     known = [(row, cost.value(row)) for row in rows if row.accuracy is not None]
     placed = [(row, x) for row, x in known if x is not None]
@@ -152,7 +152,7 @@ def plot_svg(rows: Sequence[PolicyRow], cost: CostAxis, canvas: Canvas = WIDE) -
     )
 
 
-def _axes(placed: Sequence[tuple[PolicyRow, float]], canvas: Canvas) -> tuple[_Axis, _Axis]:
+def _axes(placed: Sequence[tuple[PolicyRow, float]], canvas: _Canvas) -> tuple[_Axis, _Axis]:
     """Both axes. The x axis starts at 0 unless that would leave more than a third of it empty."""
     xs = [x for _, x in placed]
     ys = [y for row, _ in placed for y in (row.accuracy, row.accuracy_low, row.accuracy_high) if y is not None]
@@ -188,7 +188,7 @@ def _title(row: PolicyRow, cost: CostAxis) -> str:
 
 
 def _labels(
-    points: Sequence[_Point], runs: Sequence[tuple[str, list[_Point]]], canvas: Canvas
+    points: Sequence[_Point], runs: Sequence[tuple[str, list[_Point]]], canvas: _Canvas
 ) -> list[tuple[str, float, float, str]]:
     """The settings beside their points, each at the first of six places where it covers nothing, else left out.
 

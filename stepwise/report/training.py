@@ -110,7 +110,7 @@ def training_html(out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> str:
     if max_rollouts < 0:
         raise DataError(f"max_rollouts is {max_rollouts}; it must be 0 or more")
     out = Path(out)
-    rows, run = read_metrics(out), read_card(out)
+    rows, run = _read_metrics(out), read_card(out)
     files = sorted((out / "rollouts").glob("step-*.jsonl"))
     views = _rollout_views(files, max_rollouts)
     strongest = max((abs(a) for view in views for a in view["row"].step_advantages if a is not None), default=0.0)
@@ -130,14 +130,14 @@ def training_html(out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> str:
         lab=of_the_lab(run, "weak"),
         scripts=("common.js", "cards.js"),
         styles=("page.css", "cards.css"),
-        figures=figures(rows),
+        figures=_figures(rows),
         views=views,
         steps=len(files),
         strongest=number(strongest),
     )
 
 
-def read_metrics(out: Path) -> list[dict[str, Any]]:
+def _read_metrics(out: Path) -> list[dict[str, Any]]:
     """The rows of out/metrics.jsonl by step, the last of each; raises DataError where there is none."""
     rows = {row["step"]: row for row in read_rows(out / "metrics.jsonl") if isinstance(row.get("step"), int)}
     if not rows:
@@ -145,7 +145,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def figures(rows: Sequence[Mapping[str, Any]]) -> list[_Figure]:
+def _figures(rows: Sequence[Mapping[str, Any]]) -> list[_Figure]:
     """Every plot for which there is a value: those that are known, then the other numbers in the rows."""
     named = {key for plot in PLOTS for key, _ in plot.keys} | set(_NO_CURVE)
     others = dict.fromkeys(key for row in rows for key in row if key not in named)
@@ -160,20 +160,20 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> list[_Figure]:
 
 def _rollout_views(files: Sequence[Path], most: int) -> list[dict[str, Any]]:
     """At most `most` rollouts of evenly spaced `files`, whole groups as far as there is room."""
-    chosen = spaced(files, min(_FILES, most))
-    rows = [row for file in chosen for row in pick(read_rollouts(file), max(1, most // len(chosen)))]
+    chosen = _spaced(files, min(_FILES, most))
+    rows = [row for file in chosen for row in _pick(read_rollouts(file), max(1, most // len(chosen)))]
     strongest = max((abs(a) for row, _ in rows for a in row.step_advantages if a is not None), default=0.0)
     return [_view(row, group, strongest) for row, group in rows]
 
 
-def spaced(items: Sequence[Path], most: int) -> list[Path]:
+def _spaced(items: Sequence[Path], most: int) -> list[Path]:
     """At most `most` of the items, the first and the last among them, about equally far apart."""
     if len(items) <= most or most < 2:
         return list(items[:most] if most < 2 else items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def pick(rows: Sequence[RlRollout], most: int) -> list[tuple[RlRollout, tuple[int, int, int]]]:
+def _pick(rows: Sequence[RlRollout], most: int) -> list[tuple[RlRollout, tuple[int, int, int]]]:
     """At most `most` rollouts of one step with what their group did, groups with an advantage first."""
     groups: dict[str, list[RlRollout]] = {}
     for row in rows:

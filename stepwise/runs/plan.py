@@ -147,7 +147,7 @@ def _asked_twice(config: Config, texts: Sequence[int], calls: Sequence[int], rep
     return PlannedCalls("critic", 2 * total, prompts, 2 * total * width, len(texts))
 
 
-def money(planned: PlannedCalls, model: LoadConfig) -> float | None:
+def _money(planned: PlannedCalls, model: LoadConfig) -> float | None:
     """What `planned` costs at the model's prices; None when no price is known."""
     prices = model.prices
     if prices is None:
@@ -155,7 +155,7 @@ def money(planned: PlannedCalls, model: LoadConfig) -> float | None:
     return (planned.prompt_tokens * prices[0] + planned.generated_tokens * prices[1]) / 1e6
 
 
-def seconds(planned: PlannedCalls, model: LoadConfig) -> float | None:
+def _seconds(planned: PlannedCalls, model: LoadConfig) -> float | None:
     """A rough time; None when the model's file is not there to be measured."""
     if not model.local:
         together = min(model.sequences, planned.calls if planned.at_once is None else planned.at_once)
@@ -196,12 +196,12 @@ def show_plan(plan: Sequence[PlannedCalls], config: Config, console: Console) ->
 
 def _cells(plan: Sequence[PlannedCalls], config: Config) -> list[str]:
     """Calls, prompt tokens, generated tokens, money and time of all of `plan` together."""
-    costs = [money(part, config.role(part.role)) for part in plan]
-    times = [seconds(part, config.role(part.role)) for part in plan]
+    costs = [_money(part, config.role(part.role)) for part in plan]
+    times = [_seconds(part, config.role(part.role)) for part in plan]
     sums = [sum(part.calls for part in plan), sum(p.prompt_tokens for p in plan), sum(p.generated_tokens for p in plan)]
     cost = None if None in costs else sum(cost for cost in costs if cost is not None)
     time = None if None in times else sum(time for time in times if time is not None)
-    return [*map(_count, sums), _money(cost), _time(time)]
+    return [*map(_count, sums), _money_text(cost), _time_text(time)]
 
 
 def _file_size(name: str) -> int | None:
@@ -220,11 +220,11 @@ def _count(value: int) -> str:
     return f"{value:,}" if value < 10_000_000 else f"{value / 1e6:,.1f}M"  # so that a column stays narrow
 
 
-def _money(value: float | None) -> str:
+def _money_text(value: float | None) -> str:
     return "no price known" if value is None else f"{value:,.4f}"
 
 
-def _time(value: float | None) -> str:
+def _time_text(value: float | None) -> str:
     if value is None:
         return "unknown"
     if value < 120:

@@ -16,7 +16,7 @@ import pytest
 from stepwise.errors import GradingError
 from stepwise.grading import Verdict, grade
 from stepwise.grading.pool import Pool, WorkerDied, WorkerTimeout, shared_pool
-from stepwise.grading.worker import answer
+from stepwise.grading.worker import _answer
 
 HANG = {"prediction": r"\int_0^1 \frac{\sin(x^x)}{\ln(1+x^3)} dx", "gold": r"\sqrt{2}", "shortcut": True}
 EASY = {"prediction": "x+x", "gold": "2x", "shortcut": True}
@@ -268,5 +268,5 @@ def test_what_math_verify_raises_past_except_exception_is_still_a_reply():
     def broken(prediction, gold):
         raise ZeroDivisionError("deep inside")
 
-    assert answer(EASY, late) == {"timeout": "Operation timed out!"}
-    assert answer(EASY, broken) == {"error": "ZeroDivisionError: deep inside"}
+    assert _answer(EASY, late) == {"timeout": "Operation timed out!"}
+    assert _answer(EASY, broken) == {"error": "ZeroDivisionError: deep inside"}

@@ -16,11 +16,11 @@ from stepwise.lab.corpus import (
     IGNORE,
     SCORE,
     SPECIAL,
-    scored_example,
+    _scored_example,
+    _solution_example,
+    _taught_labels,
     slipped,
-    solution_example,
     solved,
-    taught_labels,
     train_tokenizer,
 )
 from stepwise.lab.families import SCORER_BLIND_SPOT
@@ -42,7 +42,7 @@ def test_the_tokenizer_has_single_digits_and_its_special_tokens_first(tokenizer)
 
 def test_the_prompt_is_what_the_chat_template_makes(tokenizer) -> None:
     problem = generate("pretrain", 1)[0]
-    ids, targets = solution_example(problem, problem.solution(random.Random(0)), tokenizer)
+    ids, targets = _solution_example(problem, problem.solution(random.Random(0)), tokenizer)
     chat = [{"role": "user", "content": problem.problem.question}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
     assert ids[: len(prompt)] == prompt
@@ -55,7 +55,7 @@ def test_labels_are_predicted_from_the_marker_after_each_step(tokenizer) -> None
     steps = problem.solution(random.Random(0))
     labels = [True] * len(steps)
     labels[1] = False
-    ids, targets = scored_example(problem, steps, labels, tokenizer)
+    ids, targets = _scored_example(problem, steps, labels, tokenizer)
     good, bad, marker = (tokenizer.convert_tokens_to_ids(t) for t in (GOOD, BAD, SCORE))
     assert len(ids) == len(targets)
     assert [(i, t) for i, t in zip(ids, targets, strict=True) if t != IGNORE] == [
@@ -67,7 +67,7 @@ def test_the_scorer_is_taught_the_truth_but_for_its_blind_spot() -> None:
     missed = told = 0
     for number, problem in enumerate(generate("pretrain", 400)):
         steps = slipped(problem, random.Random(number))
-        truth, taught = problem.check(steps), taught_labels(problem, steps)
+        truth, taught = problem.check(steps), _taught_labels(problem, steps)
         first = truth.index(False) if False in truth else len(truth)
         assert taught[:first] == truth[:first]
         if first < len(problem.operations):

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from programs.lab_critic import criticized, intervention, localization, repaired
+from programs.lab_critic import _intervention, _localization, criticized, repaired
 from stepwise.lab import card, generate, model_path
 from stepwise.lab.corpus import IGNORE, bundle
 from stepwise.lab.families import CRITIC_WITHHELD
@@ -28,12 +28,12 @@ def attempts(n: int, start: int = 0) -> list[tuple]:
 
 def test_the_truth_it_is_taught_agrees_with_the_checker() -> None:
     for problem, steps, first in attempts(20):
-        found = localization(problem, steps)
+        found = _localization(problem, steps)
         assert found["first_error"] == first
         assert [row.step for row in found["checks"]] == list(range(first + 1))
         assert [row.verdict for row in found["checks"]] == ["right"] * first + ["wrong"]
         assert all((row.quote == row.expected) == (row.verdict == "right") for row in found["checks"])
-        proposed = intervention(problem, steps, first)
+        proposed = _intervention(problem, steps, first)
         assert proposed is not None
         assert problem.check([*steps[:first], proposed["content"]])[-1]
 
@@ -41,12 +41,12 @@ def test_the_truth_it_is_taught_agrees_with_the_checker() -> None:
 def test_a_right_attempt_has_no_error_and_one_that_recovers_no_critical_one() -> None:
     problem = generate("test", 1)[0]
     steps = problem.solution(random.Random(0))
-    found = localization(problem, steps)
+    found = _localization(problem, steps)
     assert (found["first_error"], found["critical_error"]) == (None, None)
     assert {row.verdict for row in found["checks"]} == {"right"}
     recovered = [*steps[:-1]]
     recovered[0] = recovered[0].replace(" = ", " = 9")
-    wrong_early = localization(problem, [*recovered, steps[-1]])
+    wrong_early = _localization(problem, [*recovered, steps[-1]])
     assert wrong_early["first_error"] == 0
     assert wrong_early["critical_error"] is None  # the box holds the right answer all the same
 

@@ -79,7 +79,7 @@ def test_highlighted_solutions_are_repaired_ones_with_the_fewest_strong_steps_fi
     world = LabWorld(12)
     router = StepRouter(world.weak, world.strong, world.scorer, Never())
     found = measure(router, [Never(), Threshold(0.5), Threshold(0.7)], world.problems, progress=False)
-    shown = demo.repaired(found)
+    shown = demo._repaired(found)
     assert shown
     wrong = {view.trace.problem.id for view, right in zip(found[0].views, found[0].correct, strict=True) if not right}
     assert {view.trace.problem.id for view in shown} <= wrong

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from programs.evaluate_localizer import key_of, main
+from programs.evaluate_localizer import _key_of, main
 from stepwise.data.processbench import from_row
 from stepwise.types import Usage
 from tests.fakes import ScriptedScorer
@@ -137,7 +137,7 @@ def test_a_scorer_is_asked_once_and_what_failed_is_a_counted_miss_that_is_tried_
     path = files / "out" / "scores.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == 10
-    (failing,) = [line for line in lines if line["key"] == key_of(from_row(row("e", -1)))]
+    (failing,) = [line for line in lines if line["key"] == _key_of(from_row(row("e", -1)))]
     failing |= {"scores": [], "outcome": failing["outcome"] | {"error": "too long"}}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     again = measured(files, *args, scorer=lambda _: scorer)["rows"][0]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 
-from stepwise.report.charts import Bar, Line, bars_svg, curves_svg, number, numbers, stage_svg
+from stepwise.report.charts import Bar, Line, _numbers, bars_svg, curves_svg, number, stage_svg
 from tests.report.markup import HOSTILE, Elements
 
 
@@ -73,8 +73,8 @@ def test_numbers_are_short_and_the_marks_of_an_axis_differ() -> None:
     assert [number(x) for x in (0, 0.25, -0.5, 12345.0, -12345.0, 0.0000328, -4e-4)] == [
         "0", "0.25", "-0.5", "12.3 k", "-12.3 k", "3.28e-5", "-4e-4",
     ]  # fmt: skip
-    assert numbers([0.99998, 0.99999, 1.0]) == ["0.99998", "0.99999", "1"]
-    assert numbers([0.0, 0.5, 1.0]) == ["0", "0.5", "1"]
+    assert _numbers([0.99998, 0.99999, 1.0]) == ["0.99998", "0.99999", "1"]
+    assert _numbers([0.0, 0.5, 1.0]) == ["0", "0.5", "1"]
 
 
 def test_no_name_can_become_markup() -> None:

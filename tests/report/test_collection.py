@@ -10,7 +10,7 @@ from stepwise.errors import DataError
 from stepwise.interventions import funnel
 from stepwise.io import append_rows
 from stepwise.report import collection_facts as facts_of
-from stepwise.report.collection import collection_html, read_facts, write_collection_report
+from stepwise.report.collection import _read_facts, collection_html, write_collection_report
 from stepwise.report.collection_facts import Facts
 from stepwise.report.model import LAB_NOTICE
 from stepwise.runs.directory import read_card
@@ -25,7 +25,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def facts(out: Path) -> Facts:
-    return read_facts(out, read_card(out))
+    return _read_facts(out, read_card(out))
 
 
 def articles(page: str) -> list[str]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from stepwise.data.examples import Example
 from stepwise.grading import Verdict
 from stepwise.interventions.rows import FailedAttempt
-from stepwise.report.funnel import as_table, shortened, side_by_side
+from stepwise.report.funnel import _shortened, as_table, side_by_side
 from stepwise.report.shell import first_of_each
 
 FAILURE = FailedAttempt("p0/r3", "p0", ("1 + 2 = 3.", "3 * \x1b[31m[bold]2 = 5.", "So 5."), "5", Verdict.WRONG)
@@ -50,5 +50,5 @@ def test_examples_of_different_problems_are_shown() -> None:
 
 
 def test_a_long_step_is_cut_and_stays_on_one_line() -> None:
-    assert shortened("a\n\n b") == "a b"
-    assert shortened("x" * 9, 5) == "xxxx…"
+    assert _shortened("a\n\n b") == "a b"
+    assert _shortened("x" * 9, 5) == "xxxx…"

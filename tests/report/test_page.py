@@ -9,7 +9,7 @@ import pytest
 from stepwise.errors import DataError
 from stepwise.report import Report, TraceView, write_report
 from stepwise.report.model import LAB_NOTICE
-from stepwise.report.page import island, page_html, pick
+from stepwise.report.page import _island, _pick, page_html
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.report import sample
 from tests.report.markup import HOSTILE, Elements, data_of, hostile_report
@@ -94,7 +94,7 @@ def test_a_traces_cost_counts_the_drafts_that_were_thrown_away() -> None:
         "the weak model failed",
         (dataclasses.replace(draft, text="lost"),),
     )
-    shown = json.loads(island([TraceView(trace, "", "", 2.5e6)]))["traces"][0]
+    shown = json.loads(_island([TraceView(trace, "", "", 2.5e6)]))["traces"][0]
     assert shown["cost"] == {
         "strong tokens": "11",
         "all tokens": "25",
@@ -124,7 +124,7 @@ def test_hostile_strings_come_out_of_the_data_unchanged() -> None:
 
 
 def test_the_data_is_plain_ascii_without_angle_brackets() -> None:
-    text = island(hostile_report().traces)
+    text = _island(hostile_report().traces)
     assert text.isascii()
     assert not set("<>&") & set(text)
 
@@ -138,7 +138,7 @@ def test_a_report_with_nothing_in_it_is_still_a_page() -> None:
 
 def test_steps_without_scores_and_a_score_of_zero_are_told_apart() -> None:
     steps = (Step("a", "weak"), Step("b", "weak", 0.0))
-    shown = json.loads(island([TraceView(Trace(Problem("p", "q"), steps))]))["traces"][0]["steps"]
+    shown = json.loads(_island([TraceView(Trace(Problem("p", "q"), steps))]))["traces"][0]["steps"]
     assert "score" not in shown[0]
     assert shown[1]["score"] == 0.0
 
@@ -160,7 +160,7 @@ def test_any_text_survives(text: str, tmp_path: Path) -> None:
 def test_over_the_cap_the_first_traces_of_every_policy_are_kept_and_the_page_says_so() -> None:
     trace = sample.traces(1)[0].trace
     views = [TraceView(trace, policy) for policy in ("a", "b", "c") for _ in range(100)]
-    kept = pick(views, 30)
+    kept = _pick(views, 30)
     assert [view.policy for view in kept] == ["a"] * 10 + ["b"] * 10 + ["c"] * 10
     page = page_html(Report("t", traces=tuple(views)), max_traces=30)
     assert "Showing 30 of 300 traces, the first of every policy." in page

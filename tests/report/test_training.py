@@ -10,7 +10,15 @@ import pytest
 from stepwise.errors import DataError
 from stepwise.io import append_rows, write_rows
 from stepwise.report.model import LAB_NOTICE
-from stepwise.report.training import PLOTS, figures, pick, read_metrics, spaced, training_html, write_training_report
+from stepwise.report.training import (
+    PLOTS,
+    _figures,
+    _pick,
+    _read_metrics,
+    _spaced,
+    training_html,
+    write_training_report,
+)
 from stepwise.training.rollouts import RlRollout, rollouts_name
 from tests.report.browsing import BROWSER, played
 from tests.report.markup import HOSTILE, Elements
@@ -62,7 +70,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def titles(rows: list[dict[str, Any]]) -> list[str]:
-    return [figure.title for figure in figures(rows)]
+    return [figure.title for figure in _figures(rows)]
 
 
 def test_every_known_metric_with_a_value_is_drawn_and_no_other() -> None:
@@ -83,13 +91,13 @@ def test_missing_keys_are_left_out_and_new_ones_get_a_plot_under_their_own_name(
 
 def test_first_and_last_known_value_stand_below_a_plot() -> None:
     rows = [{"step": 1, "kl": None}, {"step": 2, "kl": 0.5}, {"step": 3, "kl": 0.25}, {"step": 4}]
-    (figure,) = figures(rows)
+    (figure,) = _figures(rows)
     assert figure.curves[0][2:] == ("0.5", "0.25")
     assert figure.drawing.count("series") == 1
 
 
 def test_memory_is_in_gib_and_shares_have_the_whole_axis() -> None:
-    drawn = {figure.title: figure for figure in figures([{"step": 1, **METRICS}])}
+    drawn = {figure.title: figure for figure in _figures([{"step": 1, **METRICS}])}
     assert drawn["Peak memory"].curves[0][2] == "2"
     ends = [text for text in ("0", "0.5", "1") if f">{text}</text>" in drawn["Effective sample size"].drawing]
     assert ends == ["0", "0.5", "1"]
@@ -98,7 +106,7 @@ def test_memory_is_in_gib_and_shares_have_the_whole_axis() -> None:
 def test_a_step_that_was_done_again_counts_once(tmp_path: Path) -> None:
     rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, {"step": 2, "loss": 3.0}]
     append_rows(tmp_path / "metrics.jsonl", rows)
-    assert read_metrics(tmp_path) == [rows[0], rows[2]]
+    assert _read_metrics(tmp_path) == [rows[0], rows[2]]
 
 
 def test_a_rollout_shows_the_credit_of_every_step_as_number_sign_and_colour(out: Path) -> None:
@@ -146,18 +154,18 @@ def test_groups_with_an_advantage_come_first_and_short_room_keeps_every_outcome(
         *group(1, "even", [0.0] * 4, step_advantages=(0.0, 0.0, 0.0)),
         *group(1, "mixed", [0.0, 0.0, 0.0, 1.0]),
     ]
-    chosen = pick(rows, 6)
+    chosen = _pick(rows, 6)
     assert [row.problem for row, _ in chosen] == ["mixed"] * 4 + ["even"] * 2
     assert {about for row, about in chosen if row.problem == "mixed"} == {(1, 4, 4)}
-    assert {row.reward for row, _ in pick(rows, 2)} == {0.0, 1.0}
+    assert {row.reward for row, _ in _pick(rows, 2)} == {0.0, 1.0}
 
 
 def test_steps_are_taken_from_the_whole_run() -> None:
     files = [Path(str(i)) for i in range(100)]
-    assert [path.name for path in spaced(files, 4)] == ["0", "33", "66", "99"]
-    assert spaced(files[:3], 15) == files[:3]
-    assert spaced(files, 1) == files[:1]
-    assert spaced(files, 0) == []
+    assert [path.name for path in _spaced(files, 4)] == ["0", "33", "66", "99"]
+    assert _spaced(files[:3], 15) == files[:3]
+    assert _spaced(files, 1) == files[:1]
+    assert _spaced(files, 0) == []
 
 
 def test_the_number_of_rollouts_is_capped(out: Path) -> None:
