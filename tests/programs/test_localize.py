@@ -20,7 +20,6 @@ from tests.scripted_lm import ScriptedLM
 
 STEPS = ["There are 41.", "41 - 4 = 39.", "So \\boxed{39}."]
 PLAIN = "How many [1] are left?\n---\n" + "\n\n".join(STEPS) + "\n"
-PROCESSBENCH = Path(__file__).parents[3] / "shared" / "data" / "processbench" / "gsm8k.json"
 
 
 class Critic:
@@ -138,10 +137,11 @@ def test_a_row_of_traces_and_one_of_several_rows_are_taken_as_they_are(
     assert fields(prompts(lm)[0]) == ["problem", "reference", "attempt"]
 
 
-@pytest.mark.skipif(not PROCESSBENCH.is_file(), reason=f"ProcessBench is not at {PROCESSBENCH}")
 def test_a_row_of_processbench_is_taken_as_it_is(critic: Critic, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"id": "gsm8k-0", "generator": "a model", "problem": "How many?", "steps": STEPS, "label": 1}
+    rows = [{**row, "final_answer_correct": False}, {**row, "id": "gsm8k-1", "final_answer_correct": True}]
     critic.says(verified(0))
-    assert localize.main([str(PROCESSBENCH), "--row", "1"]) == 0
+    assert localize.main([written(rows), "--row", "1"]) == 0
     assert "the row is labelled: step 1 (not the same)" in capsys.readouterr().out
 
 
