@@ -13,7 +13,7 @@ from stepwise.config import ScorerConfig
 from stepwise.errors import BackendError, ConfigError, ScorerError
 from stepwise.models.http import Server
 from stepwise.models.scorers import LabelTokenScorer, load_scorer
-from stepwise.models.scorers.completions import CompletionsReader, ServedLabelScorer, chatml
+from stepwise.models.scorers.completions import ServedLabelScorer, chatml
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Problem
 from tests.scorers.stand_in import Answer, Answers, StandIn, serving
@@ -120,9 +120,8 @@ def scripted(logprobs: Any, usage: Any = None) -> Answers:
     return answer
 
 
-def reader_scorer(stand_in: StandIn) -> LabelTokenScorer:
-    reader = CompletionsReader(Server(stand_in.url, attempts=2, backoff=0.0), "m", requests=2)
-    return ServedLabelScorer(reader)
+def reader_scorer(stand_in: StandIn) -> ServedLabelScorer:
+    return ServedLabelScorer(Server(stand_in.url, attempts=2, backoff=0.0), "m", requests=2)
 
 
 @pytest.mark.parametrize("shape", ["openai", "llama-server"])

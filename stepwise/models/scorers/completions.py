@@ -15,135 +15,85 @@ refused. Each step costs two requests of one token.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Sequence
 
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.http import CallFailed, Server
-from stepwise.models.scorers.base import Scored, Workers
-from stepwise.models.scorers.label_token import LabelTokenScorer, label_scores
+from stepwise.models.scorers.base import PrefixScorer, Scored, Task, Workers
+from stepwise.models.scorers.label_token import label_score
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Failure, Usage
 
 _FORCE = 100.0  # as far as the interface goes
+_Said = tuple[float, Usage, Failure | None]
+"""The log-probability of one label at one place, what it cost, and why there is none."""
 
 
-class _Piece(NamedTuple):
-    """A stretch of a prompt: plain text, or one token, whose id is then known."""
+class ServedLabelScorer(PrefixScorer):
+    """What `LabelTokenScorer` reads on the engine, over a server's /v1/completions; see the module's text.
 
-    text: str
-    token: int | None = None
-
-
-class _Read(NamedTuple):
-    """Log-probabilities (positions, tokens), or why there are none, and what they cost."""
-
-    logits: Any
-    usage: Usage
-    failure: Failure | None = None
-
-
-class ServedLabelScorer(LabelTokenScorer):
-    """`LabelTokenScorer` over a `CompletionsReader`: each reading says what it cost; no prefix need be kept."""
-
-    incremental = False
-
-    def _scored(self, length: int, reading: Any) -> Scored:
-        if reading.failure is not None:
-            return Scored.of_failure(reading.failure, reading.usage)
-        return Scored(label_scores(reading.logits), reading.usage)
-
-
-def chatml(prompt: SolvePrompt, question: str) -> str:
-    """The chat up to where the solution begins, as ChatML has it (Qwen's models, the lab's): the default template."""
-    turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in prompt.messages(question)]
-    return "".join(turns) + "<|im_start|>assistant\n"
-
-
-class CompletionsReader:
-    """A `PrefixReader` over /v1/completions, for `ServedLabelScorer`.
-
-    `render` writes the chat up to where the solution begins. `requests` are in flight at once. Raises `ConfigError`
-    where a label is not one token of the server's vocabulary, `BackendError` where the server does not answer at all.
+    The chat is written as ChatML. `requests` are in flight at once. Raises `ConfigError` where a label or the marker is
+    not one token of the server's vocabulary, `BackendError` where the server does not answer at all.
     """
 
-    parameters: int | None = None
-    memory_bytes: int | None = None
+    remote = True
 
     def __init__(
         self,
         server: Server,
         model: str,
         *,
+        prompt: SolvePrompt | None = None,
+        marker: str = "<|score|>",
+        good: str = "<|good|>",
+        bad: str = "<|bad|>",
         requests: int = 8,
-        render: Callable[[SolvePrompt, str], str] = chatml,
+        memory: int = 200_000,
     ):
-        self.server, self.model, self.render = server, model, render
-        self.name = f"{model}@{server.root}"
+        super().__init__(f"{model}@{server.root}", memory=memory)
+        self.server, self.model, self.prompt = server, model, prompt or SolvePrompt()
+        self.prompt_hash = self.prompt.hash
+        self._special = {text: self._token_id(text) for text in (marker, good, bad)}
+        self._marker, self._labels = marker, [self._special[good], self._special[bad]]
         self._workers = Workers(self.name, requests)
-        self._special: list[str] = []
 
-    def token_id(self, text: str) -> _Piece:
-        """The piece that is one token with this text; asks the server's tokenizer."""
-        ids = self._tokenize(text)
-        if len(ids) != 1:
-            raise ConfigError(
-                f"{self.name}: {text!r} is {len(ids)} tokens of this model's vocabulary; scorer.marker, scorer.good "
-                "and scorer.bad must be one token each, as the scorer was trained with"
-            )
-        self._special.append(text)
-        return _Piece(text, ids[0])
-
-    def prompt_ids(self, prompt: SolvePrompt, question: str) -> list[_Piece]:
-        """The chat up to where the solution begins."""
-        return [_Piece(self.render(prompt, question))]
-
-    def step_ids(self, text: str) -> list[_Piece]:
-        """The step and its blank line."""
-        return [_Piece(text + "\n\n")]
-
-    def score(
-        self, sequences: Sequence[Sequence[_Piece]], positions: Sequence[Sequence[int]], token_ids: Sequence[_Piece]
-    ) -> list[_Read]:
-        """Log-probabilities of `token_ids` after each of `positions` of each sequence, (positions, tokens)."""
-        faults = [self._fault(pieces) for pieces in sequences]
-        jobs = [
-            ("".join(piece.text for piece in pieces[: p + 1]), label)
-            for pieces, wanted, fault in zip(sequences, positions, faults, strict=True)
-            for p in wanted
-            if not fault
-            for label in token_ids
+    def measure(self, tasks: Sequence[Task]) -> list[Scored]:
+        """See `PrefixScorer.measure`; each label of each step is a request of its own."""
+        faults = [self._fault(task) for task in tasks]
+        prefixes = [[] if fault else self._prefixes(task) for task, fault in zip(tasks, faults, strict=True)]
+        jobs = [(text, label) for texts in prefixes for text in texts for label in self._labels]
+        said = iter(self._workers.map(lambda job: self._ask(*job), jobs))
+        return [
+            Scored.of_failure(Failure("refused", fault), Usage(self.name))
+            if fault
+            else _scored([(next(said), next(said)) for _ in texts])
+            for texts, fault in zip(prefixes, faults, strict=True)
         ]
-        replies = iter(self._workers.map(lambda job: self._ask(*job), jobs))
-        results = []
-        for wanted, fault in zip(positions, faults, strict=True):
-            if fault:
-                results.append(_Read(None, Usage(self.name), Failure("refused", fault)))
-            else:
-                results.append(_read([[next(replies) for _ in token_ids] for _ in wanted]))
-        return results
-
-    def forget(self) -> None:
-        """Nothing is kept here, and a server's cache cannot be dropped."""
 
     def close(self) -> None:
         """End the threads; calling it twice does nothing."""
+        super().close()
         self._workers.close()
 
-    def _fault(self, pieces: Sequence[_Piece]) -> str:
-        plain = "\n".join(piece.text for piece in pieces if piece.token is None)
+    def _prefixes(self, task: Task) -> list[str]:
+        """What is sent for each step that is to be scored: the chat up to the marker after it."""
+        text, texts = chatml(self.prompt, task.question), []
+        for step in task.steps:
+            text += f"{step}\n\n{self._marker}"
+            texts.append(text)
+        return texts[task.first :]
+
+    def _fault(self, task: Task) -> str:
+        plain = "\n".join([task.question, *task.steps])
         hit = next((text for text in self._special if text in plain), None)
         if hit is None:
             return ""
         return f"the question or a step contains the token {hit!r}, which the server would read as one; remove it"
 
-    def _ask(self, prompt: str, label: _Piece) -> tuple[float, Usage, Failure | None]:
-        """The log-probability of one label after `prompt`."""
+    def _ask(self, prompt: str, label: int) -> _Said:
         body = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 1}
         try:
-            data, retries = self.server.post("/v1/completions", {**body, "logit_bias": {str(label.token): _FORCE}})
+            data, retries = self.server.post("/v1/completions", {**body, "logit_bias": {str(label): _FORCE}})
         except CallFailed as error:
             return math.nan, Usage(self.name, 1, retries=error.retries), error.failure
         try:
@@ -157,6 +107,16 @@ class CompletionsReader:
                 "log-probabilities (llama_cpp.server: --logits_all true)"
             )
             return math.nan, Usage(self.name, 1, retries=retries), Failure("gone", fault)
+
+    def _token_id(self, text: str) -> int:
+        """The id of the one token that `text` is."""
+        ids = self._tokenize(text)
+        if len(ids) != 1:
+            raise ConfigError(
+                f"{self.name}: {text!r} is {len(ids)} tokens of this model's vocabulary; scorer.marker, scorer.good "
+                "and scorer.bad must be one token each, as the scorer was trained with"
+            )
+        return ids[0]
 
     def _tokenize(self, text: str) -> list[int]:
         """The server's ids, without a beginning-of-sequence token that it may put first.
@@ -180,13 +140,21 @@ class CompletionsReader:
         return [int(token) for token in tokens]
 
 
-def _read(rows: Sequence[Sequence[tuple[float, Usage, Failure | None]]]) -> _Read:
-    """One reading of what was said of each label at each position."""
-    usage = sum((usage for row in rows for _, usage, _ in row), Usage())
-    values = np.array([[value for value, _, _ in row] for row in rows], np.float64)
-    failure = next((failure for row in rows for _, _, failure in row if failure), None)
-    fault = "" if failure else next((fault for row in values.tolist() if (fault := _implausible(row))), "")
-    return _Read(values, usage, failure or (Failure("gone", fault) if fault else None))
+def chatml(prompt: SolvePrompt, question: str) -> str:
+    """The chat up to where the solution begins, as ChatML has it (Qwen's models, the lab's)."""
+    turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in prompt.messages(question)]
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
+def _scored(steps: Sequence[tuple[_Said, _Said]]) -> Scored:
+    """Scores of the steps of one solution, from what was said of both labels at each."""
+    usage = sum((usage for step in steps for _, usage, _ in step), Usage())
+    failure = next((failure for step in steps for *_, failure in step if failure), None)
+    values = [(good, bad) for (good, *_), (bad, *_) in steps]
+    fault = "" if failure else next((fault for pair in values if (fault := _implausible(pair))), "")
+    if failure or fault:
+        return Scored.of_failure(failure or Failure("gone", fault), usage)
+    return Scored([label_score(*pair) for pair in values], usage)
 
 
 def _implausible(logprobs: Sequence[float]) -> str:

@@ -84,11 +84,12 @@ class JudgeScorer(PrefixScorer):
         memory: int = 200_000,
         memory_bytes: int | None = None,
         parameters: int | None = None,
+        remote: bool = False,
         close: Callable[[], None] | None = None,
     ):
         super().__init__(f"judge {name}", memory=memory)
         self.complete, self.ask = complete, ask
-        self.memory_bytes, self.parameters = memory_bytes, parameters
+        self.memory_bytes, self.parameters, self.remote = memory_bytes, parameters, remote
         self._workers = Workers(self.name, requests)
         self._close = close
 

@@ -12,54 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 from stepwise.models.engine import Engine
 from stepwise.models.scorers.base import PrefixScorer, Scored, Task
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Problem, Usage
-
-
-class PrefixReader(Protocol):
-    """A model that says how likely chosen tokens are after given prefixes: the engine, or a completions server.
-
-    A sequence is a list of pieces; what a piece is (a token id, a text) is the reader's own affair.
-    """
-
-    @property
-    def name(self) -> str:
-        """One name, one distribution: it identifies weights and adapter."""
-
-    @property
-    def parameters(self) -> int | None:
-        """Number of weights, None if unknown."""
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """What the model takes on this machine, None where it runs elsewhere."""
-
-    def token_id(self, text: str) -> Any:
-        """The piece that is one token with this text; raises `ConfigError` when the vocabulary has none."""
-
-    def prompt_ids(self, prompt: SolvePrompt, question: str) -> list[Any]:
-        """Pieces up to where the solution begins."""
-
-    def step_ids(self, text: str) -> list[Any]:
-        """Pieces of a step with the blank line after it."""
-
-    def score(
-        self, sequences: Sequence[Sequence[Any]], positions: Sequence[Sequence[int]], token_ids: Sequence[Any]
-    ) -> Sequence[Any]:
-        """What follows after pieces 0..p of each sequence, for each p of its `positions`, which ascend: readings with
-        `logits` (or log-probabilities) of the chosen tokens, a numpy array (positions, tokens) in which a constant per
-        row does not matter, `evaluated_tokens`, and `error`, why there is nothing to read.
-        """
-
-    def forget(self) -> None:
-        """Drop every cached prefix."""
-
-    def close(self) -> None:
-        """Free the model; calling it twice does nothing."""
 
 
 class LabelTokenScorer(PrefixScorer):
@@ -74,7 +32,7 @@ class LabelTokenScorer(PrefixScorer):
 
     def __init__(
         self,
-        engine: PrefixReader,
+        engine: Engine,
         *,
         prompt: SolvePrompt | None = None,
         marker: str = "<|score|>",
@@ -92,11 +50,11 @@ class LabelTokenScorer(PrefixScorer):
 
     @property
     def identity(self) -> str:
-        """The reader's name of now: an adapter may have been attached since."""
+        """The engine's name of now: an adapter may have been attached since."""
         return self.engine.name
 
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:
-        """See `PrefixScorer.measure`; all tasks go to the reader in one call."""
+        """See `PrefixScorer.measure`; all tasks go to the engine in one call."""
         sequences = [self._sequence(task) for task in tasks]
         read = self.engine.score(
             [ids for ids, _ in sequences],
@@ -107,8 +65,6 @@ class LabelTokenScorer(PrefixScorer):
 
     async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
         """On the engine, a solution joins the running batch as soon as it is asked about."""
-        if not isinstance(self.engine, Engine):
-            return await super().ascore(problem, steps, known)
         begun = self._begin(problem, steps)
         if begun.task is None:
             return self._end(begun, None)
@@ -118,8 +74,8 @@ class LabelTokenScorer(PrefixScorer):
 
     @property
     def engines(self) -> tuple[Any, ...]:
-        """The engine, where it is one of this process."""
-        return (self.engine,) if isinstance(self.engine, Engine) else ()
+        """The engine."""
+        return (self.engine,)
 
     @property
     def prompt_hash(self) -> str:  # type: ignore[override]
@@ -132,7 +88,7 @@ class LabelTokenScorer(PrefixScorer):
         self.engine.forget()
 
     def close(self) -> None:
-        """Free the reader; calling it twice does nothing."""
+        """Free the engine; calling it twice does nothing."""
         super().forget()
         self.engine.close()
 
@@ -141,7 +97,7 @@ class LabelTokenScorer(PrefixScorer):
         usage = Usage(self.name, 1, length, reading.evaluated_tokens)
         if reading.error:
             return Scored([], usage, reading.error)
-        return Scored(label_scores(reading.logits), usage)
+        return Scored([label_score(good, bad) for good, bad in reading.logits.tolist()], usage)
 
     def _sequence(self, task: Task) -> tuple[list[Any], list[int]]:
         """The whole solution, and the position of the marker after each step."""
@@ -152,12 +108,7 @@ class LabelTokenScorer(PrefixScorer):
         return ids, markers
 
 
-def label_scores(logits: Any) -> list[float]:
-    """Softmax of the first of two labels, (positions,) from logits (positions, 2)."""
-    return [_share(good, bad) for good, bad in logits.tolist()]
-
-
-def _share(good: float, bad: float) -> float:
-    """Softmax of `good` among the two."""
+def label_score(good: float, bad: float) -> float:
+    """Softmax of `good` among the two logits (or log-probabilities)."""
     gap = bad - good
     return 1 / (1 + math.exp(gap)) if gap < 0 else math.exp(-gap) / (1 + math.exp(-gap))

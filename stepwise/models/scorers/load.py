@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from stepwise.config import ScorerConfig
 from stepwise.errors import ConfigError
 from stepwise.models.engine import load_engine
 from stepwise.models.http import Server
 from stepwise.models.scorers.base import Scorer
 from stepwise.models.scorers.classifier import ClassifierScorer
-from stepwise.models.scorers.completions import CompletionsReader, ServedLabelScorer
+from stepwise.models.scorers.completions import ServedLabelScorer
 from stepwise.models.scorers.judge import JudgeScorer, api_completion, engine_completion
-from stepwise.models.scorers.label_token import LabelTokenScorer, PrefixReader
+from stepwise.models.scorers.label_token import LabelTokenScorer
 from stepwise.models.scorers.pooling import QWEN_PRM_MARKER, PoolingScorer
 from stepwise.models.scorers.simple import ConstantScorer
 from stepwise.prompt import SolvePrompt
@@ -47,20 +49,25 @@ def _label_token(spec: ScorerConfig, prompt: SolvePrompt | None) -> Scorer:
             f'scorer.model is "{spec.model}"; label tokens are read from a local model or from a completions server: '
             'write model = "llamacpp/path.gguf", or add api_base, or choose kind = "judge" for a model behind an API'
         )
-    kind = LabelTokenScorer if spec.local else ServedLabelScorer
-    name = spec.model.partition("/")[2]
-    reader: PrefixReader
-    reader = load_engine(spec) if spec.local else CompletionsReader(_server(spec), name, requests=spec.sequences)
+    tokens: dict[str, Any] = {
+        "prompt": prompt,
+        "marker": spec.marker or "<|score|>",
+        "good": spec.good,
+        "bad": spec.bad,
+    }
+    if not spec.local:
+        return ServedLabelScorer(_server(spec), spec.model.partition("/")[2], requests=spec.sequences, **tokens)
+    engine = load_engine(spec)
     try:
-        return kind(reader, prompt=prompt, marker=spec.marker or "<|score|>", good=spec.good, bad=spec.bad)
+        return LabelTokenScorer(engine, **tokens)
     except ConfigError:
-        reader.close()
+        engine.close()
         raise
 
 
 def _judge(spec: ScorerConfig) -> Scorer:
     if not spec.local:
-        return JudgeScorer(api_completion(spec), spec.model, ask=spec.ask, requests=spec.sequences)
+        return JudgeScorer(api_completion(spec), spec.model, ask=spec.ask, requests=spec.sequences, remote=True)
     engine = load_engine(spec)
     return JudgeScorer(
         engine_completion(engine, spec.ask),

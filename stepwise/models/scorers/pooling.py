@@ -27,6 +27,8 @@ QWEN_PRM_MARKER = "<extra_0>"
 class PoolingScorer(PrefixScorer):
     """A process reward model behind vLLM's /pooling; one request per solution, `requests` of them in flight."""
 
+    remote = True
+
     def __init__(
         self,
         server: Server,
