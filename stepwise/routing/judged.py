@@ -90,6 +90,3 @@ def _decider(policy: Judged) -> Any:
 
 def _line(text: str) -> str:
     return " ".join(text.split())[:500]
-
-
-POLICIES: dict[str, Any] = {Judged.name: Judged}

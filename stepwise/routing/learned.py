@@ -310,6 +310,3 @@ def files_of(directory: str | Path, price: float | None) -> tuple[Path, Path]:
     """Weights and card of the policy for `price`."""
     stem = f"{_STEM}{price!r}"
     return Path(directory) / f"{stem}.safetensors", Path(directory) / f"{stem}.json"
-
-
-POLICIES: dict[str, Any] = {Learned.name: Learned}

@@ -19,7 +19,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,9 +160,6 @@ class Cascade(Policy):
         below = value < self.threshold
         reason = f"{self.check.replace('_', ' ')} {value:.3f} {'<' if below else '>='} {self.threshold:.3f}"
         return HandOver(reason) if below else Keep(reason)
-
-
-POLICIES: dict[str, Any] = {cls.name: cls for cls in (QueryRandom, QueryClassifier, Cascade)}
 
 
 def question_key(problem: Problem) -> str:

@@ -11,15 +11,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from stepwise.errors import ConfigError
-from stepwise.routing import judged, learned, query, signal_policies, simple
+from stepwise.routing.judged import Judged
+from stepwise.routing.learned import Learned
 from stepwise.routing.policy import Policy
-from stepwise.routing.pomdp import policies as pomdp
+from stepwise.routing.pomdp.policies import BeliefThreshold, Planned, Published
+from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom
+from stepwise.routing.signal_policies import Signalled, TwoStage
+from stepwise.routing.simple import Always, Never, Random, Threshold
 
-POLICIES: dict[str, Any] = {
-    name: cls
-    for family in (simple, query, signal_policies, judged, pomdp, learned)
-    for name, cls in family.POLICIES.items()
-}
+_CLASSES: tuple[Any, ...] = (
+    Never, Always, Random, Threshold, QueryRandom, QueryClassifier, Cascade, Signalled, TwoStage, Judged,
+    BeliefThreshold, Planned, Published, Learned,
+)  # fmt: skip
+POLICIES: dict[str, Any] = {cls.name: cls for cls in _CLASSES}
 _REMOVED = ("stay", "hand_over", "strong_law")  # of policies on the belief, before 0.1.0
 
 

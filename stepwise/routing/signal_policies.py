@@ -228,6 +228,3 @@ def threshold_at(worse: Literal["high", "low"], values: Iterable[float], share: 
     if flagged < len(worst_first):
         return worst_first[flagged]
     return math.nextafter(worst_first[-1], -math.inf if worse == "high" else math.inf)
-
-
-POLICIES: dict[str, Any] = {cls.name: cls for cls in (Signalled, TwoStage)}

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -83,6 +83,3 @@ class Threshold(Policy):
         shown = "empty draft, counted as 0.00" if score is None else f"score {score:.{digits}f}"
         reason = f"{shown} {'<' if below else '>='} {self.threshold:.{digits}f}"
         return Escalate(reason=reason) if below else Keep(reason)
-
-
-POLICIES: dict[str, Any] = {cls.name: cls for cls in (Never, Always, Random, Threshold)}

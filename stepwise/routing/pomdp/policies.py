@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -213,6 +213,3 @@ def _better(values: tuple[float, ...], where: str = "") -> Action:
     if strong <= keep:
         return Keep(f"worth {keep:.2f} kept, {strong:.2f} rewritten{where}")
     return Escalate(reason=f"worth {strong:.2f} rewritten, {keep:.2f} kept{where}")
-
-
-POLICIES: dict[str, Any] = {cls.name: cls for cls in (BeliefThreshold, Planned, Published)}
