@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import dspy
@@ -14,6 +15,7 @@ from stepwise.critics.module import CriticModule, failed_by
 from stepwise.models.driver import Driver
 from stepwise.models.failures import error_of
 from stepwise.models.provider import engines_of
+from stepwise.types import Usage
 
 
 def model_name(module: Any) -> str:
@@ -29,10 +31,12 @@ def ask_all(
     label: str,
     concurrency: int = 1,
     greedy: Sequence[bool] | None = None,
+    reserve: Callable[[dict[str, Any]], AbstractContextManager[Callable[[Usage], None]]] | None = None,
 ) -> list[dspy.Prediction]:
     """The module's predictions, without DSPy's cache, a local model with the seed of each item.
 
-    `greedy` says which items are asked at a temperature of 0, whatever the module's own is. What one item alone brought
+    `greedy` says which items are asked at a temperature of 0, whatever the module's own is. `reserve` is around the
+    call for an item: it may refuse it, and what it yields hears of the cost. What one item alone brought
     about is its `failure`, and `error` the same as an object. Raises BackendError, naming `label`, where the model is
     not there, and BudgetExceededError where a cap refused it.
     """
@@ -43,9 +47,14 @@ def ask_all(
             return stopped[0]
         try:
             own = _seeded(module, seed, cold)
-            if isinstance(own, CriticModule):
-                return await own.acall(**item)
-            return await asyncio.to_thread(own, **item)
+            with reserve(item) if reserve else nullcontext() as settle:
+                if isinstance(own, CriticModule):
+                    prediction = await own.acall(**item)
+                else:
+                    prediction = await asyncio.to_thread(own, **item)
+                if settle is not None:
+                    settle(prediction.usage)
+            return prediction
         except Exception as error:
             prediction = failed_by(error)
             if prediction.error.kind != "refused":

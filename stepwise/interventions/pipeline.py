@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from stepwise import critics
@@ -124,7 +125,8 @@ def locate_errors(failures: Sequence[FailedAttempt], chunk: Chunk) -> list[Locat
     localizer = chunk.writers.localizer
     items = [{"problem": chunk.problems[row.problem], "steps": list(row.steps)} for row in failures]
     seeds = [seed_for(chunk.config.seed, row.id, "locate") for row in failures]
-    replies = critics.ask_all(localizer, items, seeds, label="locating", concurrency=chunk.settings.concurrency)
+    replies = critics.ask_all(localizer, items, seeds, label="locating", concurrency=chunk.settings.concurrency,
+                              reserve=partial(chunk.writers.reserve, "locate"))  # fmt: skip
     model = critics.model_name(localizer)
     return [
         Located(
@@ -157,7 +159,13 @@ def propose_candidates(located: Sequence[Located], attempts: Attempts, chunk: Ch
     seeds = [seed_for(chunk.config.seed, row.failure, "propose", k) for row, k in tasks]
     greedy = [k == 0 and number > 1 and not chunk.config.critic.temperature for _, k in tasks]
     replies = critics.ask_all(
-        proposer, items, seeds, label="proposing", concurrency=chunk.settings.concurrency, greedy=greedy
+        proposer,
+        items,
+        seeds,
+        label="proposing",
+        concurrency=chunk.settings.concurrency,
+        greedy=greedy,
+        reserve=partial(chunk.writers.reserve, "propose"),
     )
     rows, model = [], critics.model_name(proposer)
     for (row, k), seed, reply in zip(tasks, seeds, replies, strict=True):

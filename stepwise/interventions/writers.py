@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Literal
 
 from stepwise import critics
 from stepwise.config import Config
 from stepwise.models import load_backend
-from stepwise.models.base import Backend
+from stepwise.models.base import Backend, Generator, generator_of
 from stepwise.models.shared import shared_engine
+from stepwise.types import Usage
 
 Role = Literal["weak", "strong", "localizer", "proposer", "rewriter"]
+Task = Literal["locate", "propose"]
+Reserve = Callable[[Task, Mapping[str, Any]], AbstractContextManager[Callable[[Usage], None]]]
+"""What a call of a critic stands in: it may be refused, and what is yielded hears of its cost."""
 
 
 class Writers:
     """The models by what they do, each loaded when it is first asked for. Those given are used as they are.
 
     `weak` and `strong` are backends, the others modules: ErrorLocalizer, InterventionProposer with one candidate, and
-    SolutionRewriter.
+    SolutionRewriter. `reserve` is around every call of the first two.
     """
 
     def __init__(
@@ -32,20 +36,24 @@ class Writers:
         localizer: Any = None,
         proposer: Any = None,
         rewriter: Any = None,
+        reserve: Reserve = lambda task, item: nullcontext(lambda usage: None),
     ) -> None:
-        given = {"weak": weak, "strong": strong, "localizer": localizer, "proposer": proposer, "rewriter": rewriter}
+        backends = {"weak": weak, "strong": strong}
+        given = {"localizer": localizer, "proposer": proposer, "rewriter": rewriter}
+        given |= {role: generator_of(backend) for role, backend in backends.items() if backend is not None}
         self._config, self._given = config, {role: writer for role, writer in given.items() if writer is not None}
+        self.reserve = reserve
         vars(self).update(self._given)  # what stands there is not loaded
 
     @cached_property
-    def weak(self) -> Backend:
+    def weak(self) -> Generator:
         """The model that is to be trained."""
-        return load_backend(self._config.models.weak, prompt=self._config.prompt)
+        return generator_of(load_backend(self._config.models.weak, prompt=self._config.prompt))
 
     @cached_property
-    def strong(self) -> Backend:
+    def strong(self) -> Generator:
         """The model that steps are escalated to."""
-        return load_backend(self._config.models.strong, prompt=self._config.prompt)
+        return generator_of(load_backend(self._config.models.strong, prompt=self._config.prompt))
 
     @cached_property
     def localizer(self) -> Any:
@@ -65,8 +73,8 @@ class Writers:
     def reset_caches(self, *roles: Role) -> None:
         """Empty the caches of the local models that are in use, those in `roles` included."""
         used = {role: getattr(self, role) for role in roles} | vars(self)
-        for role in ("weak", "strong"):
-            getattr(used.get(role), "forget", lambda: None)()
+        for role in {"weak", "strong"} & used.keys():
+            used[role].forget()
         asked = {"localizer", "proposer", "rewriter"} & (vars(self).keys() - self._given.keys())
         if asked and self._config.models.critic.local:
             shared_engine(self._config.models.critic).forget()
