@@ -20,7 +20,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def told(
     values["rl"]["credit"] |= way.credit
     cfg = Config.model_validate({**values, "seed": seed})
     locate = None if way.shift is None else located(way.shift, len(problems))
-    with Labeller(cfg, problems, prompts, sampler, trainee, locate=locate) as labeller:
+    with closing(Labeller(cfg, problems, prompts, sampler, trainee, locate=locate)) as labeller:
         labels, usage, _ = labeller.label(rollouts)
     _, advantages, kept = credit_groups(rollouts, labels, cfg.rl.credit, seed)
     rows = [

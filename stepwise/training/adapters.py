@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -35,7 +35,6 @@ from stepwise.training.lora import LAYOUT, check_layout, described, quiet, requi
 from stepwise.types import Problem
 
 CARD = "card.json"
-DType = Literal["float32", "bfloat16"]
 NOT_GENERATED = "NOT_GENERATED"
 _NOT_THE_MODELS_FAULT = (NOT_GENERATED, Verdict.UNPARSEABLE_GOLD, Verdict.TIMEOUT, Verdict.ERROR)
 _BATCH = 256
@@ -161,21 +160,17 @@ def _misfits(adapter: Path, base: Path) -> Iterator[str]:
             yield f"{module} is ({outputs}, {inputs}), and the adapter's {side} is for {actual} instead of {wanted}"
 
 
-def merge(
-    adapter_dir: str | Path, out_dir: str | Path, base: str | Path | None = None, *, dtype: DType = "float32"
-) -> Path:
+def merge(adapter_dir: str | Path, out_dir: str | Path, base: str | Path | None = None) -> Path:
     """Write base plus adapter in transformers' layout, with tokenizer and chat template, to `out_dir`; returns it.
 
     `adapter_dir` is in PEFT's layout; `base` is its base's directory, "hf:ORG/REPO" or a lab model (None: the one that
     adapter_config.json names). What PEFT can merge is merged: DoRA and trained embeddings too, which a LoRA GGUF cannot
     hold. The sum is taken in float32, and needs main memory for that: adding to bfloat16 weights, and taking it off
-    again, leaves a drift behind. `dtype` is that of the written weights; bfloat16 rounds the sum once.
+    again, leaves a drift behind.
     `export_gguf(out_dir, ...)` makes a GGUF of it. Raises DataError for an adapter of another base and for an `out_dir`
     that is not empty, ExportError for a merge with infinite or undefined weights.
     """
     adapter, out = Path(adapter_dir), Path(out_dir)
-    if dtype not in get_args(DType):
-        raise DataError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(DType))}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not empty; give a new directory for the merged model")
     require_training()
@@ -184,7 +179,7 @@ def merge(
     draft = out.with_name(f".{out.name}.new")
     shutil.rmtree(draft, ignore_errors=True)
     with quiet():
-        _merged(adapter, folder, dtype).save_pretrained(draft)
+        _merged(adapter, folder).save_pretrained(draft)
     for pattern in _BESIDE:
         for file in folder.glob(pattern):
             if file.is_file():
@@ -195,8 +190,8 @@ def merge(
     return out
 
 
-def _merged(adapter: Path, base: Path, dtype: DType) -> Any:
-    """The merged model, on the CPU."""
+def _merged(adapter: Path, base: Path) -> Any:
+    """The merged model in float32, on the CPU."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -208,10 +203,9 @@ def _merged(adapter: Path, base: Path, dtype: DType) -> Any:
         model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
         model.config.tie_word_embeddings = False
     try:
-        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise ExportError(f"adapter {adapter} cannot be merged ({error!s:.200}); train it again") from error
-    return merged.to(getattr(torch, dtype))
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -122,12 +122,6 @@ class Labeller:
         if hasattr(self._loaded, "close"):
             self._loaded.close()
 
-    def __enter__(self) -> Labeller:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def label(self, rollouts: Sequence[RlRollout], own: Sequence[Floats] | None = None) -> Labelled:
         """The labels of each rollout, what they cost, and the size of the model that spent it.
 

@@ -80,14 +80,12 @@ class Batch:
         """One array per row, an entry per sampled token, as (B, T) of the type of `like` with zeros elsewhere; None
         where a row has none.
         """
-        import torch
-
         placed = np.zeros(tuple(self.mask.shape))
         for line, row, mine in zip(placed, self.rows, values, strict=True):
             if mine is None:
                 return None
             line[len(row.prompt) : row.length] = mine
-        return torch.from_numpy(placed).to(like.dtype).to(like.device)
+        return like.new_tensor(placed)
 
     def of_rows(self, values: Tensor) -> list[Floats]:
         """The entries of each row's sampled tokens (T,) in a tensor (B, T)."""
@@ -96,10 +94,7 @@ class Batch:
 
     def at_mark(self, values: Tensor) -> Tensor:
         """The entry (B,) of the token behind each rollout in a tensor (B, T)."""
-        import torch
-
-        places = torch.tensor([row.length for row in self.rows], device=values.device)
-        return values.gather(1, places[:, None]).squeeze(1)
+        return values[list(range(len(self.rows))), [row.length for row in self.rows]]
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
         import torch

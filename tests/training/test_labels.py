@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -237,7 +238,7 @@ def test_judges_are_loaded_where_the_scheme_asks_them_and_none_is_given() -> Non
     assert labeller("outcome").scorer is None
     mine = Scorer()
     assert labeller("pure_min", scorer=mine).scorer is mine
-    with labeller("shuffled") as own:
+    with closing(labeller("shuffled")) as own:
         assert own.scorer.name.startswith("lab-scorer")
         own.reset_cache()
     warm = labeller("capo")
