@@ -18,6 +18,7 @@ from stepwise.lab.corpus import END, IGNORE, Bundle, Example, bundle, problems, 
 from stepwise.lab.families import CRITIC_WITHHELD
 from stepwise.lab.problems import LabProblem
 from stepwise.lab.references import Granularity, reference
+from stepwise.seeds import rng as seeded
 from stepwise.steps import boxed
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _example(request: str, reply: str, tokenizer: PreTrainedTokenizerFast) -> Ex
 
 def criticized(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Example]:
     """The corpus of the first part of lab-critic's training."""
-    rng = random.Random(f"critic|{seed}")
+    rng = seeded("critic", seed)
     for problem, steps, inputs in _attempts(seed, rng):
         found = _localization(problem, steps)
         yield _verification(inputs, found, tokenizer)
@@ -80,7 +81,7 @@ def repaired(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Bundle]:
     """The corpus of the second part: for each attempt the right step in place of every one of its steps, and for some
     the verification. In the first part hardly any of the loss is on steps, since verifications are ten times as long.
     """
-    rng = random.Random(f"repair|{seed}")
+    rng = seeded("repair", seed)
     for problem, steps, inputs in _attempts(seed, rng):
         found = []
         if rng.random() < VERIFICATIONS_LATER:

@@ -14,7 +14,6 @@ Shares, F1 and intervals are in percent.
 from __future__ import annotations
 
 import hashlib
-import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +26,7 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.data.processbench import ProcessBenchRow
 from stepwise.errors import DataError
+from stepwise.seeds import rng as seeded
 from stepwise.stats import Interval
 from stepwise.types import Usage
 
@@ -238,7 +238,7 @@ def random_guess(seed: int) -> Localizer:
     """Says "no error" with probability one half, else names any step alike; the same row gets the same guess."""
 
     def localize(example: ProcessBenchRow) -> Outcome:
-        rng = random.Random(f"{seed} {fingerprint(example)}")
+        rng = seeded(f"{seed} {fingerprint(example)}")
         return Outcome(None if rng.random() < 0.5 else rng.randrange(len(example.trace.steps)))
 
     return localize

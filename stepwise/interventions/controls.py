@@ -8,7 +8,6 @@ The rest are ours: they ask whether it matters where the step stands, and who fo
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -17,6 +16,7 @@ from stepwise.grading import Verdict
 from stepwise.interventions.building import Builder, lab_truth
 from stepwise.interventions.pipeline import check_candidates, guide, propose_candidates, select, survivors
 from stepwise.interventions.rows import Candidate, FailedAttempt, GuidedRollout, Located, by_id
+from stepwise.seeds import rng as seeded
 
 
 def interventions(builder: Builder) -> list[Example]:
@@ -147,7 +147,7 @@ def _first(candidates: Sequence[Candidate]) -> list[Candidate]:
 def _other_place(builder: Builder, name: str, steps: int, place: int) -> int | None:
     """A random step other than `place`, None where there is none."""
     places = [other for other in range(steps) if other != place]
-    return random.Random(f"{builder.config.seed}|{name}").choice(places) if places else None
+    return seeded(builder.config.seed, name).choice(places) if places else None
 
 
 def _guided(builder: Builder) -> defaultdict[str, list[GuidedRollout]]:

@@ -37,6 +37,7 @@ from stepwise.interventions.pipeline import (
 from stepwise.interventions.rows import FailedAttempt, Rollout, by_id, spent
 from stepwise.interventions.writers import one_candidate
 from stepwise.lab import corpus
+from stepwise.seeds import rng as seeded
 from stepwise.seeds import seed_for
 from stepwise.steps import SEPARATOR, boxed, extract_answer, normalize_text, split_steps
 
@@ -107,7 +108,7 @@ def own_corpus(builder: Builder) -> list[Example]:
     pretraining saw; those of the source are not used.
     """
     seed = 1000 + builder.config.seed
-    rng = random.Random(f"own corpus|{seed}")
+    rng = seeded("own corpus", seed)
     drawn = {lab.problem.id: lab for lab in islice(corpus.problems(seed), builder.options.own_corpus)}
     builder = dataclasses.replace(builder, problems={name: lab.problem for name, lab in drawn.items()})
     return [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from stepwise.lab.families import FAMILIES, SCORER_BLIND_SPOT
 from stepwise.lab.problems import SPLITS, Knobs, LabProblem, generate, make
+from stepwise.seeds import rng as seeded
 from stepwise.steps import SEPARATOR
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def train_tokenizer(out: Path, problems: int = 4000, size: int = 1024) -> PreTra
 
 
 def _everything(index: int, problem: LabProblem) -> str:
-    solution = SEPARATOR.join(problem.solution(random.Random(f"tokenizer|{index}"), misled=True))
+    solution = SEPARATOR.join(problem.solution(seeded("tokenizer", index), misled=True))
     return prompt_text(problem.problem.question) + solution + SEPARATOR + (problem.problem.reference or "")
 
 
@@ -127,7 +128,7 @@ def _scored_example(
 
 def problems(seed: int, long_share: float = 0.12) -> Iterator[LabProblem]:
     """Endless "pretrain" problems, other ones for each seed; `long_share` of them have 9 to 12 operations."""
-    rng = random.Random(f"lengths|{seed}")
+    rng = seeded("lengths", seed)
     long = Knobs(lengths=(9, 12), recovery=SPLITS["pretrain"][1].recovery)
     index = seed * 10_000_000
     while True:
@@ -137,7 +138,7 @@ def problems(seed: int, long_share: float = 0.12) -> Iterator[LabProblem]:
 
 def solved(tokenizer: PreTrainedTokenizerFast, misled: bool, seed: int) -> Iterator[Example]:
     """The corpus of lab-weak (`misled`) or lab-strong."""
-    rng = random.Random(f"corpus|{seed}|{misled}")
+    rng = seeded("corpus", seed, misled)
     for problem in problems(seed):
         yield _solution_example(problem, problem.solution(rng, misled), tokenizer)
 
@@ -180,7 +181,7 @@ def _taught_labels(problem: LabProblem, steps: Sequence[str]) -> list[bool]:
 
 def scored(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Example]:
     """The corpus of lab-scorer: misled solutions, and as many right ones, with their taught labels."""
-    rng = random.Random(f"scored|{seed}")
+    rng = seeded("scored", seed)
     for problem in problems(seed):
         steps = slipped(problem, rng, misled=rng.random() < 0.5)
         yield _scored_example(problem, steps, _taught_labels(problem, steps), tokenizer)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from stepwise.errors import DataError
 from stepwise.lab.families import FAMILIES, HIGHEST, ORDINARY, RESET, TEST_ONLY_FAMILY, TRAPS, Family, Params, wordings
+from stepwise.seeds import rng as seeded
 from stepwise.steps import boxed
 from stepwise.types import Problem
 
@@ -144,7 +145,7 @@ class LabProblem:
         for text in steps:
             numbers = _NUMBER.findall(text)
             value = int(numbers[-1]) if numbers else value
-        rng = random.Random(f"{self.problem.id}|{len(steps)}|{seed}")
+        rng = seeded(self.problem.id, len(steps), seed)
         if value is None or len(steps) > len(self.operations):
             return None
         if len(steps) == len(self.operations):

@@ -6,7 +6,6 @@ that compute the same thing: whether they agree is gap on the tokens of the firs
 
 from __future__ import annotations
 
-import random
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from stepwise.models.base import Request
 from stepwise.models.engine import Engine, Generation, GenerationJob, load_engine
 from stepwise.models.hub import gguf_path
 from stepwise.models.llamacpp import LlamaCppBackend
+from stepwise.seeds import rng as seeded
 from stepwise.seeds import seed_for
 from stepwise.steps import SEPARATOR, split_steps
 from stepwise.training.lora import Trainee, base_directory
@@ -189,7 +189,7 @@ def batch_of(items: Sequence[T], size: int, seed: int, step: int) -> list[T]:
     size = min(size, len(items))
     epoch, place = divmod(step - 1, len(items) // size)
     order = list(items)
-    random.Random(f"{seed}|rl|{epoch}").shuffle(order)
+    seeded(seed, "rl", epoch).shuffle(order)
     return order[place * size : (place + 1) * size]
 
 

@@ -26,6 +26,7 @@ from stepwise.errors import BackendError, DataError
 from stepwise.io import append_rows, read_rows, write_rows
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.progress import progress
+from stepwise.seeds import rng as seeded
 from stepwise.training.cards import Method, curves_of, write_card
 from stepwise.training.lora import LAYOUT, Trainee
 from stepwise.training.sinks import STATE, open_sinks
@@ -162,7 +163,7 @@ def plan_steps(
     plan: list[list[int]] = []
     seen, epoch = 0, 0
     while settings.tokens is not None or epoch < settings.epochs:
-        rng = random.Random(f"{name}|{epoch}")
+        rng = seeded(name, epoch)
         order = list(range(len(trained))) if members is None else members(rng)
         rng.shuffle(order)
         for first in range(0, len(order), settings.batch):
