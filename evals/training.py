@@ -140,7 +140,7 @@ def measure_all(run: Run, exact: Config, scale: Scale, names: list[str]) -> None
             submit(logged, folder / "log.txt", one, exact, run.config, scale, name, seed, run.out, run.args.problems)
         for made, advance in results():
             run.write("results.jsonl", made)
-            advance.note(f"{made.arm}: {sum(made.right) / len(made.right) / SAMPLES:.1%}")
+            advance(0, f"{made.arm}: {sum(made.right) / len(made.right) / SAMPLES:.1%}")
 
 
 @contextmanager

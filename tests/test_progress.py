@@ -38,7 +38,7 @@ def test_an_interruption_still_says_how_far_it_came() -> None:
 def test_a_note_ends_the_plain_line_until_there_is_another() -> None:
     text = io.StringIO()
     with progress("collecting", 2, console=Console(file=text, width=40)) as advance:
-        advance.note("examples 1, [guided] 10 %")
+        advance(0, "examples 1, [guided] 10 %")
         advance(1, "examples 41, guided 12 %, 310k tokens, 0.42 of 5.00 spent")
         advance(1)
     lines = text.getvalue().splitlines()
@@ -54,9 +54,9 @@ def test_a_note_comes_by_itself_when_the_bar_has_not_moved_for_long(monkeypatch:
     text = io.StringIO()
     with progress("collecting", 2, console=Console(file=text)) as advance:
         now = 9.0
-        advance.note("too early")
+        advance(0, "too early")
         now = 30.0
-        advance.note("in time")
+        advance(0, "in time")
     assert [line.rpartition(", ")[2] for line in text.getvalue().splitlines()] == ["0 s", "in time", "in time"]
 
 
@@ -64,7 +64,7 @@ def test_on_a_terminal_the_note_stands_under_the_bar_on_one_line_without_markup(
     text = io.StringIO()
     with progress("collecting", 2, console=Console(file=text, force_terminal=True, width=40)) as advance:
         advance(2)
-        advance.note("examples [41], " + "x" * 100)
+        advance(0, "examples [41], " + "x" * 100)
     drawn = text.getvalue()
     assert "2/2" in drawn
     assert "examples [41], " in drawn

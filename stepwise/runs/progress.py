@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich import progress as parts
 from rich.console import Console, RenderableType
@@ -13,19 +14,12 @@ from rich.text import Text
 _PLAIN_SECONDS = 10.0
 
 
-class Advance:
-    """Moves one bar on, `advance(count)`, and says how the work stands, `advance.note("examples 41, guided 12 %")`."""
-
-    def __init__(self, show: Callable[[int, str | None], None]) -> None:
-        self._show = show
+class Advance(Protocol):
+    """Moves a bar on, `advance(count)`, and says how the work stands, `advance(count, "examples 41, guided 12 %")`."""
 
     def __call__(self, count: int, note: str | None = None) -> None:
-        """Move on by `count`, with a new note where one is given."""
-        self._show(count, note)
-
-    def note(self, text: str) -> None:
-        """Show `text`, one short line without markup, until there is another; "" takes it away."""
-        self._show(0, text)
+        """Move on by `count`, with a new note where one is given: one short line without markup; "" takes it away."""
+        ...
 
 
 @contextmanager
@@ -61,12 +55,12 @@ def _bar(description: str, total: int, console: Console) -> Iterator[Advance]:
     with Noted(*columns, console=console) as shown:
         task = shown.add_task(description, total=total)
 
-        def show(count: int, note: str | None) -> None:
+        def show(count: int, note: str | None = None) -> None:
             nonlocal said
             said = said if note is None else note
             shown.update(task, advance=count)
 
-        yield Advance(show)
+        yield show
 
 
 @contextmanager
@@ -78,7 +72,7 @@ def _lines(description: str, total: int, console: Console) -> Iterator[Advance]:
         line = f"{description}: {done}/{total}, {time.monotonic() - began:.0f} s"
         console.print(f"{line}, {said}" if said else line, markup=False, highlight=False, soft_wrap=True)
 
-    def show(count: int, note: str | None) -> None:
+    def show(count: int, note: str | None = None) -> None:
         nonlocal done, said, last
         done, said = done + count, said if note is None else note
         if time.monotonic() - last >= _PLAIN_SECONDS and done < total:
@@ -87,6 +81,6 @@ def _lines(description: str, total: int, console: Console) -> Iterator[Advance]:
 
     say()
     try:
-        yield Advance(show)
+        yield show
     finally:
         say()
