@@ -34,9 +34,8 @@ if TYPE_CHECKING:
         StepFilter,
     )
     from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom, calibrated, fit_query_classifier
-    from stepwise.routing.registry import policy_from_config, policy_from_dict, policy_to_dict
     from stepwise.routing.router import StepRouter
-    from stepwise.routing.saved import load_policy, save_policy
+    from stepwise.routing.saved import load_policy, policy_from_config, policy_from_dict, policy_to_dict, save_policy
     from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
     from stepwise.routing.signals import (
         Agreement,
@@ -87,9 +86,9 @@ _LAZY = {
     "fit_mixture": "signals",
     "fit_query_classifier": "query",
     "load_policy": "saved",
-    "policy_from_config": "registry",
-    "policy_from_dict": "registry",
-    "policy_to_dict": "registry",
+    "policy_from_config": "saved",
+    "policy_from_dict": "saved",
+    "policy_to_dict": "saved",
     "route_all": "trim",
     "save_policy": "saved",
     "threshold_at": "signal_policies",

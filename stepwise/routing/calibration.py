@@ -21,8 +21,7 @@ from stepwise.routing.metrics import pgr
 from stepwise.routing.policy import Policy
 from stepwise.routing.pomdp.policies import Planned, Published
 from stepwise.routing.query import question_key, refuse_overlap
-from stepwise.routing.registry import policy_from_dict, policy_to_dict
-from stepwise.routing.saved import PolicyCard, save_policy
+from stepwise.routing.saved import PolicyCard, policy_from_dict, policy_to_dict, save_policy
 from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
 from stepwise.routing.simple import Always, Never
 from stepwise.types import Problem, from_json
