@@ -25,10 +25,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import jinja2
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import ConfigError
+from stepwise.models.engine.vocab import chat_environment
 from stepwise.prompt import SolvePrompt
 
 SELF_HOSTED = ("openai", "hosted_vllm", "lm_studio", "llamafile", "vllm")
@@ -109,12 +111,9 @@ def _is_openais(api_base: str | None, provider: str) -> bool:
 
 def merge(*bodies: Mapping[str, Any]) -> dict[str, Any]:
     """One request body of several, their `extra_body` joined."""
-    merged: dict[str, Any] = {}
-    extra: dict[str, Any] = {}
-    for body in bodies:
-        merged |= body
-        extra |= body.get("extra_body", {})
-    return {**merged, **({"extra_body": extra} if extra else {})}
+    merged = {key: value for body in bodies for key, value in body.items()}
+    extra = {key: value for body in bodies for key, value in body.get("extra_body", {}).items()}
+    return merged | ({"extra_body": extra} if extra else {})
 
 
 def chat(prompt: SolvePrompt, question: str, text: str, how: Prefill | None, *, whole: bool) -> list[dict[str, Any]]:
@@ -132,16 +131,8 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], args: Mapping[s
     """The chat as text up to where the assistant's message begins. The beginning-of-sequence token is left to the
     server, which puts it there itself. Raises ConfigError where the template refuses.
     """
-    import jinja2
-
-    from stepwise.models.engine.vocab import chat_environment
-
+    more = {"add_generation_prompt": True, "bos_token": "", "eos_token": "", **args}
     try:
-        rendered: str = (
-            chat_environment()
-            .from_string(template)
-            .render(messages=messages, add_generation_prompt=True, bos_token="", eos_token="", **args)
-        )
+        return str(chat_environment().from_string(template).render(messages=messages, **more))
     except jinja2.TemplateError as error:
         raise ConfigError(f"chat_template cannot be used: {error}") from error
-    return rendered

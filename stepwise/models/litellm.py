@@ -23,7 +23,7 @@ from stepwise.models.driver import outside
 from stepwise.models.engine.stopping import StopRule, clean_text, open_fence, repeats
 from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed
-from stepwise.models.probe import Findings, Template, probe, probe_bound
+from stepwise.models.probe import Findings, probe, probe_bound, template_of
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR
 from stepwise.types import Finish, Usage
@@ -57,7 +57,7 @@ class LiteLLMBackend(Generator):
         self.dialect = dialects.dialect(config.model, config.api_base, config.adapter, self.prompt)
         self.api = Api(config, self.name, attempts=attempts, backoff=backoff)
         self.calls_per_sample = 2 if self.dialect.blank_stop else 1
-        self._template = Template(config)
+        self._template = template_of(config)
         self._findings: Findings | None = None
         self._probing = threading.Lock()
         self._probe_usage = Usage()
@@ -192,7 +192,7 @@ class LiteLLMBackend(Generator):
         if len(samples) > 1:
             settings["n"] = len(samples)
         if found.continuation == "raw":
-            return _clean(self._template.text(self.prompt, question) + text), dialects.merge(found.body, settings)
+            return _clean(self._template(self.prompt, question) + text), dialects.merge(found.body, settings)
         if found.logprobs:  # llama_cpp.server gives none where top_logprobs is 0
             settings |= {"logprobs": True, "top_logprobs": max(1, request.top_logprobs)}
         messages = dialects.chat(self.prompt, question, text, found.prefill, whole=request.stop == "solution")

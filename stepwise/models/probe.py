@@ -8,7 +8,7 @@ new message begins again, and one that answers to the prefix says something else
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -50,39 +50,35 @@ class Findings:
     schema: bool = False
 
 
-class Template:
+Template = Callable[[SolvePrompt, str], str]
+"""Writes a chat as text up to where the solution begins; raises ConfigError where there is no template."""
+
+
+def template_of(config: ModelConfig) -> Template:
     """The chat template for raw completions: `chat_template` of the configuration, or what llama-server applies."""
+    if config.chat_template is not None:
+        path = Path(config.chat_template).expanduser()
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"chat_template {path}: cannot be read ({error}); give a Jinja file") from error
+        return lambda prompt, question: dialects.render(source, prompt.messages(question), prompt.template_args)
 
-    def __init__(self, config: ModelConfig):
-        self.config = config
-        self._source: str | None = None
-        if config.chat_template is not None:
-            path = Path(config.chat_template).expanduser()
-            try:
-                self._source = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"chat_template {path}: cannot be read ({error}); give a Jinja file") from error
-        self._served = lru_cache(maxsize=4096)(self._apply)
-
-    def text(self, prompt: SolvePrompt, question: str) -> str:
-        """The chat as text up to where the solution begins. Raises ConfigError where there is no template."""
-        if self._source is not None:
-            return dialects.render(self._source, prompt.messages(question), prompt.template_args)
-        return self._served(prompt, question)
-
-    def _apply(self, prompt: SolvePrompt, question: str) -> str:
-        """Ask llama-server's /apply-template."""
-        if self.config.api_base is None:
+    @lru_cache(maxsize=4096)
+    def served(prompt: SolvePrompt, question: str) -> str:
+        if config.api_base is None:
             raise ConfigError("raw completion needs api_base and chat_template")
-        server = Server(self.config.api_base, key=self.config.api_key(), timeout=self.config.timeout, attempts=2)
+        server = Server(config.api_base, key=config.api_key(), timeout=config.timeout, attempts=2)
         body = {"messages": prompt.messages(question), "chat_template_kwargs": prompt.template_args}
         try:
-            found = server.post("/apply-template", body).data
+            reply = server.post("/apply-template", body).data
         except CallFailed as error:
             raise ConfigError(f"no chat template: {error}; give the file of one as chat_template") from None
-        if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
+        if not isinstance(reply, dict) or not isinstance(reply.get("prompt"), str):
             raise ConfigError("/apply-template gave no prompt; give the file of a template as chat_template")
-        return str(found["prompt"])
+        return str(reply["prompt"])
+
+    return served
 
 
 def probe_bound(api: Api, dialect: Dialect, prompt: SolvePrompt) -> Usage:
@@ -124,7 +120,7 @@ def probe(api: Api, dialect: Dialect, prompt: SolvePrompt, template: Template) -
             if goes_on(dialects.chat(prompt, question, begun, prefill, whole=True), **prefill.body):
                 return "prefill", prefill
         with suppress(ConfigError):  # where there is no template
-            if rest and dialect.raw and goes_on(template.text(prompt, question) + begun):
+            if rest and dialect.raw and goes_on(template(prompt, question) + begun):
                 return "raw", None
         return "prompt", None
 
