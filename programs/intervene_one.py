@@ -13,6 +13,7 @@ from typing import Any
 
 from stepwise.config import Config
 from stepwise.errors import DataError
+from stepwise.report.verdict import show_intervention
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.runs.shell import Run, program
 
@@ -62,8 +63,6 @@ def _proposed(config: Config, attempt: Attempt, first: int) -> Any:
 
 
 def _show(run: Run, attempt: Attempt, made: Any) -> None:
-    from stepwise.report.verdict import show_intervention
-
     if made.failure is not None:
         print(f"no intervention: {made.failure}", file=sys.stderr)
     else:

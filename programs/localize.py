@@ -10,8 +10,12 @@ import json
 import sys
 from typing import Any
 
+from rich.padding import Padding
+
 from stepwise.config import Config
 from stepwise.lab.problems import is_lab_question
+from stepwise.report.terminal import printable
+from stepwise.report.verdict import show_localization
 from stepwise.runs.plan import PlannedCalls, plan_localizing
 from stepwise.runs.shell import Run, program
 
@@ -46,11 +50,6 @@ def localized(config: Config, attempt: Attempt) -> Any:
 
 def show(run: Run, attempt: Attempt, found: Any) -> None:
     """Print problem, steps with verdicts, and what it took; what went wrong goes to standard error."""
-    from rich.padding import Padding
-
-    from stepwise.report.terminal import printable
-    from stepwise.report.verdict import show_localization
-
     run.console.print(printable(attempt.problem.id, "bold"))
     run.console.print(Padding(printable(attempt.problem.question), (0, 0, 1, 2), expand=False))
     if found.failure is None:

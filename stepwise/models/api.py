@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from stepwise.config import ModelConfig
 from stepwise.errors import REDACTED, redact
 from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed, retried, retry_after
 from stepwise.models.provider import import_litellm
 from stepwise.types import Failure, FailureKind, Usage
-
-if TYPE_CHECKING:
-    from stepwise.config import ModelConfig
 
 
 class Choice(NamedTuple):

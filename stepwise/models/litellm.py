@@ -13,8 +13,9 @@ import re
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from stepwise.config import ModelConfig
 from stepwise.errors import ConfigError, DataError
 from stepwise.models import dialects
 from stepwise.models.api import Api, Choice, Samples
@@ -27,9 +28,6 @@ from stepwise.models.probe import Findings, probe, probe_bound, template_of
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR
 from stepwise.types import Finish, Usage
-
-if TYPE_CHECKING:
-    from stepwise.config import ModelConfig
 
 _THINKING = re.compile(r"\A\s*<think>.*?</think>|\A(?:(?!<think>).)*</think>", re.DOTALL)
 _MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<\uff5c[^\uff5c]{1,40}\uff5c>")

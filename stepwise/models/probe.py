@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from stepwise.config import ModelConfig
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models import dialects
 from stepwise.models.api import Api, Choice, Samples
@@ -25,9 +26,6 @@ from stepwise.models.http import CallFailed, Server
 from stepwise.models.provider import import_litellm
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Usage
-
-if TYPE_CHECKING:
-    from stepwise.config import ModelConfig
 
 PROBE_TOKENS = 32  # most that one call of the probe generates
 _LEAST = 6  # characters of the other half that must come

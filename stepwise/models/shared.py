@@ -6,15 +6,12 @@ import os
 import threading
 from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from stepwise.config import LoadConfig
 from stepwise.errors import BackendError
 from stepwise.models.engine import Engine, load_engine
 from stepwise.models.engine.engine import LOAD_FIELDS
 from stepwise.models.hub import adapter_path, gguf_path
-
-if TYPE_CHECKING:
-    from stepwise.config import LoadConfig
 
 _lock = threading.Lock()
 _engines: dict[Hashable, Engine] = {}
