@@ -77,8 +77,8 @@ class Replayed:
 
 
 @program(doc=__doc__, arguments=arguments)
-def main(run: Run) -> None:
-    owners, outcomes = collected(run)
+def main(run: Run, given: tuple[Sequence[str], Outcomes] | None = None, attempts: int = ATTEMPTS) -> None:
+    owners, outcomes = given or collected(run)
     seen, truth = outcomes[:, :SEEN], outcomes[:, SEEN:].mean(axis=1)
     if not seen.any() or not (truth >= FLOOR).any():
         run.say(f"None of {len(seen)} candidates has a success: there is nothing to compare; take more problems.")
@@ -89,7 +89,7 @@ def main(run: Run) -> None:
     lab = fitted(seen)
     histogram = np.histogram(seen.sum(axis=1), BINS)[0]
     told = winners(owners, orders, truth)
-    choices = {name: simulated(settings, run.config.seed) for name, settings in CHOICES.items()}
+    choices = {name: simulated(settings, run.config.seed, attempts) for name, settings in CHOICES.items()}
     report = {
         "candidates": len(seen),
         "with a success in 32": int(seen.any(axis=1).sum()),
@@ -190,16 +190,16 @@ def winners(owners: Sequence[str], orders: Sequence[Outcomes], truth: NDArray[np
     return report
 
 
-def simulated(settings: CollectSettings, seed: int) -> dict[str, float]:
-    """What becomes of `ATTEMPTS` attempts with four candidates each, whose rates are drawn from InT's distribution.
+def simulated(settings: CollectSettings, seed: int, attempts: int = ATTEMPTS) -> dict[str, float]:
+    """What becomes of so many attempts with four candidates each, whose rates are drawn from InT's distribution.
 
     Guided rollouts per attempt, the share of attempts that end with an example, and of those examples the mean rate:
     the true one, and the one that is told.
     """
     rng = np.random.default_rng(seed)
-    rates = rng.beta(INT_PRIOR.a, INT_PRIOR.b, size=(ATTEMPTS, 4))
+    rates = rng.beta(INT_PRIOR.a, INT_PRIOR.b, size=(attempts, 4))
     made = Made("simulated", "", "", 0)
-    candidates = [Candidate(f"p/r{i}/c{k}", "p", f"p/r{i}", 0, "", made) for i in range(ATTEMPTS) for k in range(4)]
+    candidates = [Candidate(f"p/r{i}/c{k}", "p", f"p/r{i}", 0, "", made) for i in range(attempts) for k in range(4)]
     rate_of = {row.id: float(rate) for row, rate in zip(candidates, rates.ravel(), strict=True)}
     if settings == CHOICES[AS_INT]:
         candidates = candidates[::4]
@@ -218,8 +218,8 @@ def simulated(settings: CollectSettings, seed: int) -> dict[str, float]:
     counts, fresh = counts_of(guided), counts_of(guided, fresh=True)
     told = [fresh.get(row.id, counts[row.id]) for row in kept]
     return {
-        "rollouts": len(guided) / ATTEMPTS,
-        "attempts": len(kept) / ATTEMPTS,
+        "rollouts": len(guided) / attempts,
+        "attempts": len(kept) / attempts,
         "rate": float(np.mean([rate_of[row.id] for row in kept])),
         "told": float(np.mean([successes / asked for successes, asked in told])),
     }

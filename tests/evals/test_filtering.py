@@ -50,9 +50,8 @@ def test_the_rules_give_up_after_the_number_in_their_name() -> None:
     assert [rules[f"{n} or a success"].drop_after for n in filtering.GIVE_UP] == list(filtering.GIVE_UP)
 
 
-def test_the_rate_of_the_best_of_several_is_too_high_where_it_is_not_measured_afresh(monkeypatch: Any) -> None:
-    monkeypatch.setattr(filtering, "ATTEMPTS", 600)
-    rows = {name: filtering.simulated(filtering.CHOICES[name], 0) for name in list(filtering.CHOICES)[-2:]}
+def test_the_rate_of_the_best_of_several_is_too_high_where_it_is_not_measured_afresh() -> None:
+    rows = {name: filtering.simulated(filtering.CHOICES[name], 0, 600) for name in list(filtering.CHOICES)[-2:]}
     told, fresh = rows.values()
     assert told["told"] > told["rate"] + 0.05
     assert abs(fresh["told"] - fresh["rate"]) < 0.05
@@ -64,10 +63,9 @@ def test_the_program_prints_its_tables_within_80_columns_and_writes_the_figures(
 ) -> None:
     rng = np.random.default_rng(1)
     outcomes = rng.random((12, 64)) < rng.beta(0.5, 0.5, size=12)[:, None]
-    monkeypatch.setattr(filtering, "collected", lambda run: ([f"r{i // 2}" for i in range(12)], outcomes))
-    monkeypatch.setattr(filtering, "ATTEMPTS", 50)
+    given = ([f"r{i // 2}" for i in range(12)], outcomes)
     monkeypatch.setenv("COLUMNS", "80")
-    assert filtering.main(["--orders", "3", "--out", str(tmp_path / "out")]) == 0
+    assert filtering.main(["--orders", "3", "--out", str(tmp_path / "out")], given=given, attempts=50) == 0
     report = json.loads((tmp_path / "out" / "filtering.json").read_text())
     assert report["candidates"] == 12
     assert sum(report["successes in 32"].values()) == 12
@@ -77,7 +75,7 @@ def test_the_program_prints_its_tables_within_80_columns_and_writes_the_figures(
     assert "12 or a success" in printed
 
 
-def test_without_any_success_the_program_says_so(tmp_path: Any, capsys: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(filtering, "collected", lambda run: (["r0"], np.zeros((1, 64), dtype=bool)))
-    assert filtering.main(["--out", str(tmp_path / "out")]) == 0
+def test_without_any_success_the_program_says_so(tmp_path: Any, capsys: Any) -> None:
+    given = (["r0"], np.zeros((1, 64), dtype=bool))
+    assert filtering.main(["--out", str(tmp_path / "out")], given=given) == 0
     assert "nothing to compare" in capsys.readouterr().out
