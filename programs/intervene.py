@@ -22,7 +22,7 @@ from stepwise.config import Config
 from stepwise.data.examples import AnswerColumn, QuestionColumn, read_examples
 from stepwise.data.problems import Checked, check_problems, read_problems
 from stepwise.errors import BudgetExceededError, DataError
-from stepwise.interventions.caps import Caps
+from stepwise.interventions.chunks import Caps
 from stepwise.interventions.collection import collect, funnel, read_stage, sealed_cost
 from stepwise.interventions.rows import by_id
 from stepwise.interventions.settings import CollectSettings, uncapped

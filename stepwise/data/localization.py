@@ -27,7 +27,7 @@ from pydantic.dataclasses import dataclass
 from stepwise.data.processbench import ProcessBenchRow
 from stepwise.errors import DataError
 from stepwise.seeds import rng as seeded
-from stepwise.stats import Interval
+from stepwise.stats import Interval, percentile
 from stepwise.types import Usage
 
 _STEP_LABEL = re.compile(r"\s*(?:#+|\**)\s*step\s+\d+\s*[:.)]", re.IGNORECASE)
@@ -104,8 +104,7 @@ def mean_f1(
     values = [subset.f1 for subset in subsets]
     if not values or None in values:
         return None
-    if not 0 < confidence < 1:
-        raise DataError(f"confidence is {confidence}; it must lie strictly between 0 and 1, for example 0.95")
+    mean = sum(value or 0.0 for value in values) / len(values)
     rng = np.random.default_rng(seed)
     total = np.zeros(samples)
     for found, wrong, cleared, right in subsets:
@@ -114,9 +113,7 @@ def mean_f1(
         hit, missed, kept, lost = rng.multinomial(cells.sum(), cells / cells.sum(), size=samples).T
         with np.errstate(invalid="ignore"):
             total += _f1(hit / (hit + missed), kept / (kept + lost))
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(total / len(subsets), [tail, 1 - tail])
-    return Interval(sum(value or 0.0 for value in values) / len(values), float(low), float(high))
+    return percentile([mean, *(total / len(subsets)).tolist()], confidence)
 
 
 def _f1(acc_err: np.ndarray, acc_cor: np.ndarray) -> np.ndarray:

@@ -13,9 +13,8 @@ from stepwise.config import Config
 from stepwise.data.examples import unique
 from stepwise.data.problems import Checked, check_problems
 from stepwise.errors import DataError
-from stepwise.interventions.caps import Caps
 from stepwise.interventions.checks.leaks import LeakVerdict
-from stepwise.interventions.chunks import Columns, run_chunks, sealed_rows, write_sealed
+from stepwise.interventions.chunks import Caps, Columns, run_chunks, sealed_rows, write_sealed
 from stepwise.interventions.pipeline import Chunk, run_stages
 from stepwise.interventions.rows import ROWS, WRITTEN, by_id, spent
 from stepwise.interventions.settings import CollectSettings, uncapped

@@ -17,8 +17,7 @@ from stepwise.data.problems import Checked, check_problems
 from stepwise.errors import DataError
 from stepwise.interventions import controls, solutions
 from stepwise.interventions.building import Builder, Truth, collected_for, problems_of
-from stepwise.interventions.caps import Caps, Spent
-from stepwise.interventions.chunks import run_chunks, sealed_counts, sealed_rows, write_sealed
+from stepwise.interventions.chunks import Caps, Spent, run_chunks, sealed_counts, sealed_rows, write_sealed
 from stepwise.interventions.rows import ROWS, WRITTEN, FailedAttempt, by_id, parent, spent
 from stepwise.interventions.settings import BuildSettings, uncapped
 from stepwise.interventions.writers import Writers, in_use

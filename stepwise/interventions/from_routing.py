@@ -28,9 +28,8 @@ from stepwise.data.examples import Example
 from stepwise.data.problems import check_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict, grade, grade_many
-from stepwise.interventions.caps import Caps, Spent
 from stepwise.interventions.checks.leaks import LeakVerdict
-from stepwise.interventions.chunks import run_chunks, sealed_counts, sealed_rows, write_sealed
+from stepwise.interventions.chunks import Caps, Spent, run_chunks, sealed_counts, sealed_rows, write_sealed
 from stepwise.interventions.collection import unsound
 from stepwise.interventions.filtering import counts_of
 from stepwise.interventions.pipeline import Attempts, Chunk, check_candidates, guide, select, survivors

@@ -12,7 +12,7 @@ import pytest
 from stepwise.config import Config
 from stepwise.data.examples import read_examples
 from stepwise.errors import BudgetExceededError, ConfigError
-from stepwise.interventions.caps import Caps, Spent
+from stepwise.interventions.chunks import Caps, Spent
 from stepwise.interventions.collection import collect, read_stage
 from stepwise.interventions.rows import ROWS
 from stepwise.io import append_rows, read_rows
