@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from stepwise.critics.inputs import as_steps, encodable
+from stepwise.critics.inputs import as_steps
 from stepwise.errors import BackendError, DataError
 from stepwise.runs.shell import positive
+from stepwise.steps import encodable
 from stepwise.types import Problem, Trace, Usage, as_problem, from_json
 
 FORMS = """FILE (or standard input) holds one attempt:

@@ -13,6 +13,11 @@ _FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})(.*)")
 _TOKEN = re.compile(r"(?P<box>\\{1,2}(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
 
 
+def encodable(text: str) -> str:
+    """`text` with "?" for each lone surrogate, which no tokenizer, no model and no server takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def normalize_text(text: str) -> str:
     r"""Line ends as \n, and every run of blank lines as one blank line (outside code fences), none at either end."""
     return SEPARATOR.join(split_steps(text))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stepwise.errors import DataError
-from stepwise.steps import split_steps
+from stepwise.steps import encodable, split_steps
 from stepwise.types import Problem, Trace
 
 Steps = Sequence[str] | Trace | str
@@ -28,11 +28,6 @@ def as_steps(steps: Steps) -> list[str]:
     if not found:
         raise DataError("steps is empty: there is nothing to check; give at least one step")
     return [encodable(text) for text in found]
-
-
-def encodable(text: str) -> str:
-    """`text` with "?" for each lone surrogate, which no model takes."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def question_and_reference(problem: Problem | str, reference: str | None) -> tuple[str, str | None]:

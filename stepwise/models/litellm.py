@@ -26,7 +26,7 @@ from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed
 from stepwise.models.probe import Findings, probe, probe_bound, template_of
 from stepwise.prompt import SolvePrompt
-from stepwise.steps import SEPARATOR
+from stepwise.steps import SEPARATOR, encodable
 from stepwise.types import Finish, Usage
 
 _THINKING = re.compile(r"\A\s*<think>.*?</think>|\A(?:(?!<think>).)*</think>", re.DOTALL)
@@ -190,11 +190,11 @@ class LiteLLMBackend(Generator):
         if len(samples) > 1:
             settings["n"] = len(samples)
         if found.continuation == "raw":
-            return _clean(self._template(self.prompt, question) + text), dialects.merge(found.body, settings)
+            return encodable(self._template(self.prompt, question) + text), dialects.merge(found.body, settings)
         if found.logprobs:  # llama_cpp.server gives none where top_logprobs is 0
             settings |= {"logprobs": True, "top_logprobs": max(1, request.top_logprobs)}
         messages = dialects.chat(self.prompt, question, text, found.prefill, whole=request.stop == "solution")
-        messages = [{**message, "content": _clean(message["content"])} for message in messages]
+        messages = [{**message, "content": encodable(message["content"])} for message in messages]
         extra = found.prefill.body if found.prefill is not None and text else {}
         return messages, dialects.merge(found.body, settings, extra)
 
@@ -232,8 +232,3 @@ def _fence(request: Request) -> bytes:
 
 def _as_sample(completion: Completion, sample: int) -> Completion:
     return dataclasses.replace(completion, sample=sample, rest=())
-
-
-def _clean(text: str) -> str:
-    """Lone surrogates, which no request can carry, as question marks."""
-    return text.encode("utf-8", "replace").decode()

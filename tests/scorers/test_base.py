@@ -6,7 +6,7 @@ import pytest
 
 from stepwise.errors import BackendError, ScorerError
 from stepwise.models.scorers import score_items, validate_scores
-from stepwise.models.scorers.base import Workers
+from stepwise.models.scorers.prefix import Workers
 from stepwise.types import Problem, Usage
 from tests.fakes import ScriptedScorer
 

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from abc import abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
-from threading import Lock
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from stepwise.errors import BackendError, ScorerError
+from stepwise.errors import ScorerError
 from stepwise.models.driver import Batcher, Driver
 from stepwise.types import Failure, Problem, Usage, as_problem
 
-A = TypeVar("A")
-B = TypeVar("B")
 Item = tuple[Problem | str, Sequence[str]]
 
 
@@ -168,20 +160,6 @@ def scores_fault(scores: Sequence[float], steps: int, first: int = 0) -> str:
     return ""
 
 
-def text_fault(question: str, steps: Sequence[str], marker: str = "") -> str:
-    """Why this solution cannot be scored, "" where it can: an empty text, or one that holds the marker itself."""
-    if not question.strip():
-        return "the question is empty; give the text of the problem"
-    if marker and marker in question:
-        return f"the question contains the marker {marker!r}, which would be read as the end of a step; remove it"
-    for index, text in enumerate(steps):
-        if not text.strip():
-            return f"step {index} is empty; split_steps makes no empty steps"
-        if marker and marker in text:
-            return f"step {index} contains the marker {marker!r}, which would be read as the end of a step; remove it"
-    return ""
-
-
 def score_items(scorer: Scorer, items: Sequence[Item]) -> list[Scored]:
     """Validated scores (or an error) and the cost of each item, from any scorer; how the library asks for scores.
 
@@ -213,23 +191,6 @@ def _shares(before: Usage, after: Usage, n: int) -> list[Usage]:
         Usage(after.model, **{key: total // n + (place < total % n) for key, total in grown.items()}, cost=cost)
         for place in range(n)
     ]
-
-
-class Task(NamedTuple):
-    """What is still to be scored: the steps `first`.. of a solution, each given the question and all steps before."""
-
-    question: str
-    steps: Sequence[str]
-    first: int
-
-
-class _Begun(NamedTuple):
-    """A solution on its way through a `PrefixScorer`: a key for each step, known scores, why it cannot be scored."""
-
-    keys: list[bytes]
-    known: list[float]
-    fault: str
-    task: Task | None
 
 
 class BatchedScorer(BaseScorer):
@@ -293,97 +254,3 @@ class WrappedScorer(BaseScorer):
     def close(self) -> None:
         """Free the scorer."""
         self.scorer.close()
-
-
-class PrefixScorer(BaseScorer):
-    """A scorer whose score of a step depends on the question and the steps up to it alone.
-
-    Scores are kept by prefix, up to `memory` of them, so a known solution costs nothing. What cannot be scored becomes
-    the `error` of that one item; the others go on. Thread safe, where `measure` is.
-    """
-
-    marker_text: str = ""
-
-    def __init__(self, name: str, *, memory: int = 200_000):
-        super().__init__(name)
-        self.memory = memory
-        self._known: OrderedDict[bytes, float] = OrderedDict()
-        self._lock = Lock()
-
-    @abstractmethod
-    def measure(self, tasks: Sequence[Task]) -> list[Scored]:
-        """Scores of the steps from `first` on, cost and error, for each task; never raises for one task."""
-
-    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
-        """Scores and cost of each item; where one cannot be scored, its `error` says why."""
-        begun = [self._begin(*item) for item in items]
-        tasks = [item.task for item in begun if item.task is not None]
-        fresh = iter(self.measure(tasks) if tasks else [])
-        return [self._end(item, None if item.task is None else next(fresh)) for item in begun]
-
-    def _begin(self, problem: Problem | str, steps: Sequence[str]) -> _Begun:
-        """What is known of a solution's scores, and the task of finding the others, None where all is."""
-        question, texts = _encodable(as_problem(problem).question), [*map(_encodable, steps)]
-        keys = self._keys(question, texts)
-        with self._lock:
-            known = [self._known[key] for key in takewhile(self._known.__contains__, keys)]
-        fault = text_fault(question, texts, self.marker_text)
-        task = None if fault or len(known) == len(texts) else Task(question, texts, len(known))
-        return _Begun(keys, known, fault, task)
-
-    def _end(self, begun: _Begun, fresh: Scored | None) -> Scored:
-        """The scores with the `fresh` ones, which are kept from now on."""
-        keys, known = begun.keys, begun.known
-        if fresh is None:
-            return Scored(known, Usage(self.name), begun.fault)
-        error = fresh.error or scores_fault(fresh.scores, len(keys), len(known))
-        new = [] if error else fresh.scores
-        with self._lock:
-            self._known.update(zip(keys[len(known) :], new, strict=not error))
-            self.usage = fresh.usage if self.usage == Usage(self.name) else self.usage + fresh.usage
-            while len(self._known) > self.memory:
-                self._known.popitem(last=False)
-        return Scored([*known, *new], fresh.usage, error, fresh.failure)
-
-    def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:
-        """See the base class."""
-        keys = self._keys(_encodable(as_problem(problem).question), [*map(_encodable, steps)])
-        with self._lock:
-            self._known.update(zip(keys, scores, strict=True))
-
-    def forget(self) -> None:
-        """Drop every kept score, so that what follows is measured from cold."""
-        with self._lock:
-            self._known.clear()
-
-    def _keys(self, question: str, steps: Sequence[str]) -> list[bytes]:
-        """A key for each prefix of the solution."""
-        key, keys = hashlib.sha256(f"{self.identity}\n{question}".encode()).digest(), []
-        for text in steps:
-            key = hashlib.sha256(key + text.encode()).digest()
-            keys.append(key)
-        return keys
-
-
-def _encodable(text: str) -> str:
-    """`text` with "?" for each lone surrogate, which no tokenizer and no server takes."""
-    return text.encode("utf-8", "replace").decode()
-
-
-class Workers:
-    """A fixed number of threads, shared by all calls; `map` raises `BackendError` once they are closed."""
-
-    def __init__(self, name: str, threads: int):
-        self._name, self._closed = name, False
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="scorer")
-
-    def map(self, work: Callable[[A], B], items: Iterable[A]) -> list[B]:
-        """The results in order; the first exception is raised."""
-        if self._closed:
-            raise BackendError(f"scorer {self._name!r} is closed; load it again")
-        return list(self._pool.map(work, items))
-
-    def close(self) -> None:
-        """End the threads; calling it twice does nothing."""
-        self._closed = True
-        self._pool.shutdown(wait=False, cancel_futures=True)

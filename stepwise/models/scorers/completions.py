@@ -19,8 +19,9 @@ from collections.abc import Sequence
 
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.http import CallFailed, Server
-from stepwise.models.scorers.base import PrefixScorer, Scored, Task, Workers
+from stepwise.models.scorers.base import Scored
 from stepwise.models.scorers.label_token import label_score
+from stepwise.models.scorers.prefix import PrefixScorer, Task, Workers
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Failure, Usage
 

@@ -15,7 +15,8 @@ from functools import lru_cache
 from typing import Any
 
 from stepwise.models.engine import Engine
-from stepwise.models.scorers.base import PrefixScorer, Scored, Task
+from stepwise.models.scorers.base import Scored
+from stepwise.models.scorers.prefix import PrefixScorer, Task
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Problem, Usage
 
