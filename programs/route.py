@@ -24,6 +24,7 @@ from stepwise.report import Report, summary_table, write_report
 from stepwise.report.terminal import StepStream, show_trace
 from stepwise.routing import Policy, RoutingInterrupted, StepRouter, policy_from_config
 from stepwise.routing.compare import judge, plan_routing, savings, verdict_of
+from stepwise.routing.learned import Learned
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.saved import PolicyCard, SavedPolicy, load_policy, save_policy
 from stepwise.runs.plan import PlannedCalls
@@ -85,9 +86,8 @@ def _piped(data: bytes) -> list[Problem]:
 def _policy_of(config: Config, args: argparse.Namespace) -> SavedPolicy:
     """The policy of --policy or else of the configuration, at the operating point of --at."""
     saved = load_policy(args.policy) if args.policy else SavedPolicy(policy_from_config(config.routing), None)
-    own: Any = saved.policy
-    if args.force and hasattr(own, "force"):  # it looks at the models itself
-        saved = saved._replace(policy=dataclasses.replace(own, force=True))
+    if args.force and isinstance(saved.policy, Learned):  # it looks at the models itself
+        saved = saved._replace(policy=dataclasses.replace(saved.policy, force=True))
     if args.at is None:
         return saved
     if saved.policy.point is None:

@@ -17,10 +17,11 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.models.store import CallCache
 from stepwise.routing.compare import Measured, measure
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
+from stepwise.routing.learned import Learned
 from stepwise.routing.metrics import pgr
 from stepwise.routing.policy import Policy
 from stepwise.routing.pomdp.policies import Planned, Published
-from stepwise.routing.query import question_key, refuse_overlap
+from stepwise.routing.query import QueryClassifier, question_key, refuse_overlap
 from stepwise.routing.saved import PolicyCard, policy_from_dict, policy_to_dict, save_policy
 from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
 from stepwise.routing.simple import Always, Never
@@ -151,8 +152,8 @@ def calibrate(
         unit: "strong_tokens", or "share", in [0, 1], of what the strong model writes when it solves `problems` alone.
         bounds: of the operating point; for policies of this package they are known. The cost must rise or fall from
             one end to the other.
-        settings: try these operating points instead, all of them; a policy that has only some (`prices`) is tried at
-            those.
+        settings: try these operating points instead, all of them; a policy that has only some (`Learned.prices`) is
+            tried at those.
         rounds: halvings of that range at most.
         hard: cap the run on `measure_on` too, so that it spends no token more than its budget.
         samples: of the bootstrap over problems; see `estimates.estimate`.
@@ -176,9 +177,10 @@ def calibrate(
     weak, strong = run(Never()), run(Always())
     limit = budget * strong.point.cost if unit == "share" else float(budget)
     gap = strong.point.accuracy > weak.point.accuracy
-    given = settings if settings is not None else getattr(policy, "prices", None)
-    if given and policy.point is not None:
-        tried = [run(policy.at(x)) for x in dict.fromkeys(given)]
+    if settings is None and isinstance(policy, Learned):
+        settings = policy.prices
+    if settings and policy.point is not None:
+        tried = [run(policy.at(x)) for x in dict.fromkeys(settings)]
     else:
         tried = _search(_dial(policy, bounds, run), run, limit, rounds if gap else 0)
     tried.sort(key=lambda m: (m.point.cost, m.point.accuracy))
@@ -230,7 +232,8 @@ def _check(
         if problem.answer is None:
             raise DataError(f"calibrate: problem {problem.id!r} has no gold answer, so there is no accuracy; add it")
     refuse_overlap(map(question_key, problems), measure_on, "the operating point")
-    refuse_overlap(getattr(policy, "fitted_on", ()), [*problems, *measure_on])
+    if isinstance(policy, QueryClassifier):
+        refuse_overlap(policy.fitted_on, [*problems, *measure_on])
 
 
 def _dial(policy: Policy, bounds: tuple[float, float] | None, run: Callable[[Policy], Measured]) -> _Dial:
