@@ -5,7 +5,7 @@ What differs from TRIM (arXiv 2601.10245, section 5), which prints figures witho
    all of them find hard is no noise in their difference.
 2. A level that is not reached has no cost: None, in the figure and in the ends of its interval. Resamples that do not
    reach it count as dearer than any that do.
-3. `split_cpt` chooses the setting on half of the problems and measures it on the other, since CPT as a minimum over
+3. `_split_cpt` chooses the setting on half of the problems and measures it on the other, since CPT as a minimum over
    noisy points is optimistic.
 """
 
@@ -117,7 +117,7 @@ class _RouterFigures:
     area: Estimate
 
 
-def figures(
+def _figures(
     settings: Sequence[Outcomes],
     weak: Outcomes,
     strong: Outcomes,
@@ -147,7 +147,7 @@ def figures(
         delta_ibc={label: of([delta_ibc(p[i], p[0], p[1]) for p in drawn]) for label, i in each.items()},
         cpt_measured={x: of([cpt(p[2:], p[0], p[1], x) for p in drawn], True) for x in levels},
         cpt_interpolated={x: of([cpt_interpolated(p[2:], p[0], p[1], x) for p in drawn], True) for x in levels},
-        cpt_split={x: split_cpt(settings, weak, strong, x, seed=seed) for x in levels},
+        cpt_split={x: _split_cpt(settings, weak, strong, x, seed=seed) for x in levels},
         area=of([frontier_area(p[2:], p[0], p[1]) for p in drawn]),
     )
 
@@ -167,7 +167,7 @@ def by_family(measured: Sequence[Measured], *, samples: int = 1000) -> dict[str,
     def at(cost: CostName, family: str) -> _RouterFigures | None:
         outcomes = [Outcomes.of(m, cost) for m in (arms["never"][-1], arms["always"][-1], *arms[family])]
         known = [each for each in outcomes if each is not None]
-        return figures(known[2:], known[0], known[1], samples=samples) if len(known) == len(outcomes) else None
+        return _figures(known[2:], known[0], known[1], samples=samples) if len(known) == len(outcomes) else None
 
     return {family: {cost: at(cost, family) for cost in COSTS} for family in arms if family not in ("never", "always")}
 
@@ -191,7 +191,7 @@ def estimate(
     return _interval([statistic(points) for points in _drawn(arms, samples, seed)], confidence, none_is_dear)
 
 
-def split_cpt(
+def _split_cpt(
     settings: Sequence[Outcomes], weak: Outcomes, strong: Outcomes, x: float, *, seed: int = 0
 ) -> _Chosen | None:
     """The cheapest setting that recovers `x` of the gap on a random half of the problems, measured on the other half.

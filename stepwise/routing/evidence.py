@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _DIGIT = re.compile(r"\W*([0-9])(?![0-9]|\.[0-9])")
 
 
-def rating_question(question: str, before: Sequence[str], step: str) -> str:
+def _rating_question(question: str, before: Sequence[str], step: str) -> str:
     """What the strong model is asked about a draft (SpecReason, arXiv 2504.07891: utility of a step, 0 to 9)."""
     return (
         f"Rate one step of a solution.\n\nProblem:\n{question}\n\n"
@@ -37,13 +37,13 @@ def rating_question(question: str, before: Sequence[str], step: str) -> str:
     )
 
 
-def read_rating(text: str) -> int | None:
+def _read_rating(text: str) -> int | None:
     """The digit that an answer begins with, None where there is none; thinking before it does not count."""
     found = _DIGIT.match(text.rpartition("</think>")[2].strip())
     return int(found[1]) if found else None
 
 
-def verification_question(question: str, steps: Sequence[str]) -> str:
+def _verification_question(question: str, steps: Sequence[str]) -> str:
     """What the weak model is asked about a whole solution (AutoMix, arXiv 2310.12963)."""
     return (
         f"Check a solution.\n\nProblem:\n{question}\n\nSolution:\n{SEPARATOR.join(steps)}\n\n"
@@ -69,7 +69,7 @@ class Evidence:
         return Evidence(self.done - {"draft", "scores", "logprobs", "rating"}, self.first_token, self.resamples)
 
 
-class Kind(NamedTuple):
+class _Kind(NamedTuple):
     """One kind of evidence: who is asked what, and what becomes of the answers. `keep` returns what to note on each."""
 
     role: Literal["weak", "strong"]
@@ -111,18 +111,18 @@ def _keep_samples(evidence: Evidence, samples: Sequence[Completion]) -> list[str
 
 def _rating(solver: Solver, look: Look) -> Request:
     draft = solver.draft.text if solver.draft is not None else ""
-    question = rating_question(solver.problem.question, [step.text for step in solver.steps], draft)
+    question = _rating_question(solver.problem.question, [step.text for step in solver.steps], draft)
     problem = Problem(solver.problem.id, question)
     return Request(problem, stop="solution", max_tokens=8, temperature=0.0, role="strong")
 
 
 def _keep_rating(evidence: Evidence, samples: Sequence[Completion]) -> list[str]:
-    evidence.rating = read_rating(samples[0].text)
+    evidence.rating = _read_rating(samples[0].text)
     return ["cannot be read" if evidence.rating is None else f"{evidence.rating} of 9"]
 
 
 def _verification(solver: Solver, look: Look) -> Request:
-    question = verification_question(solver.problem.question, [step.text for step in solver.steps])
+    question = _verification_question(solver.problem.question, [step.text for step in solver.steps])
     seed = stable_hash(solver.settings.seed, solver.problem.id, "verification")
     heat, problem = solver.settings.sampling.temperature, Problem(solver.problem.id, question)
     return Request(problem, stop="solution", max_tokens=8, n=look.n, temperature=heat, seed=seed, role="weak")
@@ -136,8 +136,8 @@ def _keep_verification(evidence: Evidence, samples: Sequence[Completion]) -> lis
 
 
 KINDS = {
-    "first_token": Kind("weak", _glimpse, _keep_glimpse),
-    "resamples": Kind("weak", _samples, _keep_samples),
-    "rating": Kind("strong", _rating, _keep_rating),
-    "verification": Kind("weak", _verification, _keep_verification),
+    "first_token": _Kind("weak", _glimpse, _keep_glimpse),
+    "resamples": _Kind("weak", _samples, _keep_samples),
+    "rating": _Kind("strong", _rating, _keep_rating),
+    "verification": _Kind("weak", _verification, _keep_verification),
 }

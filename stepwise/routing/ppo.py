@@ -75,7 +75,7 @@ class PpoSettings:
         return (0, 1, *sorted(set(self.stay)), *([learned.FOR_GOOD] if self.hand_over else []))
 
 
-def initial(kind: Kind, choices: int, seed: int) -> Tensors:
+def _initial(kind: Kind, choices: int, seed: int) -> Tensors:
     """Fresh weights for so many actions: orthogonal, the actor's output with gain 0.01."""
     import torch
 
@@ -109,7 +109,7 @@ def initial(kind: Kind, choices: int, seed: int) -> Tensors:
     return weights
 
 
-def network(
+def _network(
     kind: Kind, weights: Mapping[str, Any], x: Tensor, last: Tensor, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, A) and values (B,).
@@ -189,7 +189,7 @@ class PpoLearner:
     def __init__(self, settings: PpoSettings, weights: Mapping[str, Any] | None = None) -> None:
         import torch
 
-        given = initial(settings.kind, len(settings.runs), settings.seed) if weights is None else weights
+        given = _initial(settings.kind, len(settings.runs), settings.seed) if weights is None else weights
         self.settings, self.done = settings, 0
         self.weights: Tensors = {  # in the order of their names, which is that of the optimizer's state in a file
             name: torch.as_tensor(given[name]).to(torch.float32).clone().requires_grad_() for name in sorted(given)
@@ -209,7 +209,7 @@ class PpoLearner:
         x = torch.as_tensor(inputs, dtype=torch.float32)
         last, action = torch.as_tensor(decisions.step), torch.as_tensor(decisions.action)
         with torch.no_grad():
-            logits, old_values = network(settings.kind, self.weights, x, last)
+            logits, old_values = _network(settings.kind, self.weights, x, last)
             old = logits.log_softmax(-1).gather(1, action[:, None])[:, 0]
         gain = advantages(reward, old_values.double().numpy(), decisions.episode, decisions.step, settings.trace)
         target = old_values + torch.as_tensor(gain, dtype=torch.float32)
@@ -220,7 +220,7 @@ class PpoLearner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_hash(settings.seed, self.done, "dropout"))
             for _ in range(settings.epochs):
-                logits, values = network(settings.kind, self.weights, x, last, settings.dropout)
+                logits, values = _network(settings.kind, self.weights, x, last, settings.dropout)
                 logs = logits.log_softmax(-1)
                 loss = policy_loss(logs.gather(1, action[:, None])[:, 0], old, advantage, settings.clip)
                 loss = loss + settings.value_weight * value_loss(values, old_values, target, settings.clip)
@@ -273,7 +273,7 @@ class PpoLearner:
         return learner, {name: value.double().numpy() for name, value in part("best.").items()}, notes
 
 
-def acting(kind: Kind, weights: Weights, rng: np.random.Generator | None = None) -> Act:
+def _acting(kind: Kind, weights: Weights, rng: np.random.Generator | None = None) -> Act:
     """Draws actions by their probabilities; without `rng`, takes the likeliest, as `Learned` does."""
 
     def act(drafts: Drafts) -> Any:
@@ -310,7 +310,7 @@ def train(
         return Learned(str(directory), price)
 
     def play(weights: Weights, n: int, stream: int) -> Performance:
-        episodes = world.play(acting(settings.kind, weights), n, runs=settings.runs, seed=(settings.seed, stream))
+        episodes = world.play(_acting(settings.kind, weights), n, runs=settings.runs, seed=(settings.seed, stream))
         spent = episodes.strong_tokens, episodes.draft_tokens
         return Performance.of(episodes.right, *spent, price, settings.draft_share)
 
@@ -321,7 +321,7 @@ def train(
     advance(learner.done)
     while learner.done < settings.batches:
         rng = np.random.default_rng((settings.seed, 1, learner.done))
-        act, seed = acting(settings.kind, learner.arrays(), rng), (settings.seed, 0, learner.done)
+        act, seed = _acting(settings.kind, learner.arrays(), rng), (settings.seed, 0, learner.done)
         episodes = world.play(act, settings.problems, runs=settings.runs, seed=seed)
         learner.update(episodes.decisions, rewards(episodes.decisions, episodes.right, price, settings.draft_share))
         advance(1)

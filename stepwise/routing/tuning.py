@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Explorer(Policy):
+class _Explorer(Policy):
     """Draws actions by their probabilities, or takes the likeliest without `salt`, and keeps a note of each draft it
     was asked about, by problem and step.
 
@@ -111,8 +111,8 @@ def tune(
     held, pool = problems[: len(problems) // 10], problems[len(problems) // 10 :]
     size = min(settings.problems, len(pool))
 
-    def play(problems: Sequence[Problem], weights: Weights, salt: int | None = None) -> tuple[Explorer, list[Trace]]:
-        explorer = Explorer(settings.kind, weights, settings.runs, salt)
+    def play(problems: Sequence[Problem], weights: Weights, salt: int | None = None) -> tuple[_Explorer, list[Trace]]:
+        explorer = _Explorer(settings.kind, weights, settings.runs, salt)
         solved = router.with_policy(explorer).solve_all(problems, progress=False)
         kept = [trace for trace in solved if trace.finish != "error"]
         if not kept:

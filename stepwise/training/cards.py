@@ -70,7 +70,7 @@ def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, fl
     return curves
 
 
-def thinned(points: Sequence[tuple[int, float]], most: int = 200) -> list[tuple[int, float]]:
+def _thinned(points: Sequence[tuple[int, float]], most: int = 200) -> list[tuple[int, float]]:
     """At most `most` of the points, evenly spread, the first and the last among them."""
     if len(points) <= most:
         return list(points)
@@ -143,7 +143,7 @@ def _measured(result: Evaluated | None) -> dict[str, Any] | None:
 
 
 def _curve(points: Sequence[tuple[int, float]]) -> dict[str, Any]:
-    kept = thinned(points)
+    kept = _thinned(points)
     return {
         "points": len(points),
         "first": points[0][1],

@@ -65,7 +65,7 @@ def credit_groups(
     for places in groups_of(rollouts):
         known = [labels[i] for i in places]
         rows = [dataclasses.replace(rollouts[i], reward=None) if labels[i].failed else rollouts[i] for i in places]
-        group = make_group(rows, known)
+        group = _make_group(rows, known)
         of_group = credit.advantages(group, cfg, seed_for(seed, rows[0].problem, "credit", rows[0].step))  # (B, T)
         if self_scores is not None:
             of_group = mixed_advantages(of_group, group, np.array([self_scores[i] for i in places]), share)
@@ -122,7 +122,7 @@ def note(row: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def make_group(rows: Sequence[RlRollout], labels: Sequence[Labels]) -> Group:
+def _make_group(rows: Sequence[RlRollout], labels: Sequence[Labels]) -> Group:
     """One problem's rollouts (B) as credit schemes take them; T is the most tokens of one.
 
     Fields that are None for a rollout with a reward are None in the group.

@@ -58,7 +58,7 @@ _turn = threading.Lock()
 
 
 @lru_cache(maxsize=1)
-def train_settings() -> type[BaseModel]:
+def _train_settings() -> type[BaseModel]:
     """The keys that `train_kwargs` may have: those of [lora], of [sft] but for the roles of rows, and `seed`."""
     fields: dict[str, Any] = {
         name: (info.annotation, info)
@@ -217,13 +217,13 @@ class LoraProvider(Provider):  # type: ignore[misc]
         with opened(out, program="dspy", config=cfg, arguments=arguments) as directory:
             trainee = load_trainee(cfg, adapter=start, dropout=True)
             prompt_ids(trainee.tokenizer, SolvePrompt(), "1 + 1 = ?")  # refuses a template that begins no reply
-            rows = [chat_row(chat, trainee.tokenizer, trainee.context, place) for place, chat in enumerate(chats)]
+            rows = [_chat_row(chat, trainee.tokenizer, trainee.context, place) for place, chat in enumerate(chats)]
             plan = schedule(rows, [], cfg.sft, cfg.seed)
             train_rows(trainee, [[rows[i] for i in batch] for batch in plan], cfg, directory, label="fine-tuning")
             return finish(directory, trainee, cfg, "dspy", {name: data})
 
 
-def chat_row(chat: Sequence[Mapping[str, str]], tokenizer: Any, context: int, place: int = 0) -> TokenRow:
+def _chat_row(chat: Sequence[Mapping[str, str]], tokenizer: Any, context: int, place: int = 0) -> TokenRow:
     """A chat as the ids that `llamacpp/` would serve it with, the loss on the last message and its end.
 
     Raises DataError, naming the row, for a special token in a message and for a chat longer than `context`.
@@ -243,7 +243,7 @@ def chat_row(chat: Sequence[Mapping[str, str]], tokenizer: Any, context: int, pl
 
 def _checked(train_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that were given, of the right types; ConfigError names the nearest key of an unknown one."""
-    kind = train_settings()
+    kind = _train_settings()
     try:
         return kind.model_validate(dict(train_kwargs)).model_dump(exclude_unset=True)
     except ValidationError as error:

@@ -109,7 +109,7 @@ def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: boo
     if adapter is not None:
         check_layout(adapter)
     _check_tokens(model, base)
-    tokenizer = load_tokenizer(base)
+    tokenizer = _load_tokenizer(base)
     frozen = _load_base(base, cfg.lora, device)
     fresh = peft.LoraConfig(
         r=cfg.lora.rank,
@@ -131,7 +131,7 @@ def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: boo
     return Trainee(trained.train(), tokenizer, device, base, context)
 
 
-def load_tokenizer(base: Path) -> Any:
+def _load_tokenizer(base: Path) -> Any:
     """The tokenizer of a model directory; ConfigError without an end of message or a chat template."""
     from transformers import AutoTokenizer
 

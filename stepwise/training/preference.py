@@ -83,17 +83,17 @@ def dpo(
         if adapter is not None:
             check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
         trainee = load_trainee(cfg, adapter=adapter)
-        sides = [render_pair(pair, trainee.tokenizer, cfg.prompt, trainee.context) for pair in read]
+        sides = [_render_pair(pair, trainee.tokenizer, cfg.prompt, trainee.context) for pair in read]
         begun = None if adapter is None else hashlib.sha256((Path(adapter) / LAYOUT[1]).read_bytes()).hexdigest()
         data = key_of({**arguments, "begun": begun})
         before = reference(directory, trainee, [side for both in sides for side in both], cfg, data)
-        rows = [PairRow(*both, before[2 * i], before[2 * i + 1]) for i, both in enumerate(sides)]
+        rows = [_PairRow(*both, before[2 * i], before[2 * i + 1]) for i, both in enumerate(sides)]
         _train(trainee, rows, cfg, directory, data, sinks)
         return finish(directory, trainee, cfg, "dpo", {"pairs": read})
 
 
 @dataclass(frozen=True)
-class PairRow:
+class _PairRow:
     """Two continuations of one prompt and prefix, with the summed log-probabilities of their steps (in nats) under the
     reference; weights are 1 on the steps and 0 on the prefix.
     """
@@ -114,7 +114,7 @@ class PairRow:
         return self.chosen.trained + self.rejected.trained
 
 
-def render_pair(
+def _render_pair(
     pair: PreferencePair, tokenizer: Any, prompt: SolvePrompt, context: int | None = None
 ) -> tuple[TokenRow, TokenRow]:
     """The chosen and the rejected continuation as ids; DataError, naming the pair, as `rendering.render`."""
@@ -155,7 +155,7 @@ def reference(
 
 
 def _train(
-    trainee: Trainee, rows: Sequence[PairRow], cfg: Config, directory: RunDirectory, data: str, sinks: Sequence[str]
+    trainee: Trainee, rows: Sequence[_PairRow], cfg: Config, directory: RunDirectory, data: str, sinks: Sequence[str]
 ) -> None:
     """All optimizer steps, from the last checkpoint in `directory` on."""
     settings = cfg.dpo
@@ -170,7 +170,7 @@ def _train(
         for step in range(run.done, len(plan)):
             began, rate = time.monotonic(), cosine(step, len(plan), settings.learning_rate, settings.warmup)
             batch = [rows[i] for i in plan[step]]
-            means, grad_norm = train_step(trainee, optimizer, batch, cfg, rate)
+            means, grad_norm = _train_step(trainee, optimizer, batch, cfg, rate)
             pairs = [dataclasses.asdict(row) for row in batch]
             check_finite({"loss": means["loss"], "grad_norm": grad_norm}, pairs, run.failed)
             run.state["tokens"] = run.state.get("tokens", 0) + sum(row.trained for row in batch)
@@ -187,8 +187,8 @@ def _train(
             run.log(row, f"loss {means['loss']:.3f}, {row['tokens']:,} tokens")
 
 
-def train_step(
-    trainee: Trainee, optimizer: Any, rows: Sequence[PairRow], cfg: Config, rate: float
+def _train_step(
+    trainee: Trainee, optimizer: Any, rows: Sequence[_PairRow], cfg: Config, rate: float
 ) -> tuple[dict[str, float], float]:
     """One optimizer step on `rows`: means over them of the loss and what is logged beside it, the gradient's norm."""
     means: dict[str, float] = {}
@@ -202,7 +202,7 @@ def train_step(
         return means, apply_gradients(trainee, optimizer, rate, cfg.dpo.clip_norm)
 
 
-def pair_losses(trainee: Trainee, rows: Sequence[PairRow], cfg: Config) -> tuple[Tensor, dict[str, float]]:
+def pair_losses(trainee: Trainee, rows: Sequence[_PairRow], cfg: Config) -> tuple[Tensor, dict[str, float]]:
     """Sum of the losses of `rows`, a scalar tensor, and sums of what is logged beside it."""
     sides = [side for row in rows for side in (row.chosen, row.rejected)]
     policy = weighted_logprobs(trainee, sides, cfg.lora.tile).sum(1).view(-1, 2)  # (P, 2): chosen, rejected

@@ -90,7 +90,7 @@ def grpo(
         raise DataError(f"{count} problems cannot be graded ({shown}); leave them out, or mend their answers")
     by_id = {problem.id: problem for problem in checked.problems}
     hints = check_hints(hints or {}, checked.problems, cfg.rl.credit)
-    arguments = describe(checked.problems, adapter, hints)
+    arguments = _describe(checked.problems, adapter, hints)
     with opened(out, program="grpo", config=cfg, arguments=arguments) as directory, ExitStack() as stack:
         if adapter is not None:
             check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
@@ -103,7 +103,7 @@ def grpo(
         if labeller.teacher is not None:
             plain = sampler.prompts(checked.problems, trainee)
             check_teacher(labeller.teacher, sampler.engine, checked.problems, plain, cfg)
-        learner = Learner(cfg, by_id, prompts, hints, sampler, trainee, labeller)
+        learner = _Learner(cfg, by_id, prompts, hints, sampler, trainee, labeller)
         with Trainer(
             directory, trainee, cfg, learner.optimizer, num_steps=cfg.rl.steps, save_every=cfg.rl.save_every,
             data=str(arguments["data"]), label="reinforcement learning", sinks=sinks,
@@ -118,7 +118,7 @@ def grpo(
         return finish(directory, trainee, cfg, "grpo", {"problems": checked.problems, "hints": hinted})
 
 
-def describe(problems: Sequence[Problem], adapter: str | Path | None, hints: Hints | None = None) -> dict[str, Any]:
+def _describe(problems: Sequence[Problem], adapter: str | Path | None, hints: Hints | None = None) -> dict[str, Any]:
     """What makes a run the same run: a hash of its problems and their hints, and where it starts."""
     hinted = {"hints": {name: list(steps) for name, steps in hints.items()}} if hints else {}
     digest = key_of({"problems": [to_json(problem) for problem in problems], **hinted})
@@ -130,7 +130,7 @@ _NONE: Floats = np.zeros(0)
 
 
 @dataclass
-class Learner:
+class _Learner:
     """A policy and all that a step of learning works with: problems, prompts (token ids) and hints by problem id."""
 
     cfg: Config
@@ -191,7 +191,7 @@ class Learner:
                     self.trainee,
                     rows,
                     cfg,
-                    lambda: apply_gradients(self.trainee, self.optimizer, rate(cfg, step), rl.clip_norm),
+                    lambda: apply_gradients(self.trainee, self.optimizer, _rate(cfg, step), rl.clip_norm),
                     lambda part, values: check_finite(values, [rollouts[chosen[i]] for i in part], failed),
                     None if self.mark is None else (self.mark, self.laser_constant or 0.0),
                 )
@@ -218,7 +218,7 @@ class Learner:
             "trained_tokens": rl.updates * sum(len(row.ids) for row in rows),
             "extra_tokens": extra,
             "flops": None if labeller_size is None else flops + 2.0 * labeller_size * extra,
-            "learning_rate": rate(cfg, step),
+            "learning_rate": _rate(cfg, step),
             "generate_seconds": round(sampled - began, 4),
             "extra_seconds": round(labelled - sampled, 4),
             "train_seconds": round(done - labelled, 4),
@@ -343,6 +343,6 @@ def _loss(batch: Batch, logprobs: Tensor, rl: RlConfig, laser: tuple[int, float]
     return piece._replace(total=piece.total + rl.laser * losses.self_score_loss(scores, rewards, weights))
 
 
-def rate(cfg: Config, step: int) -> float:
+def _rate(cfg: Config, step: int) -> float:
     """Learning rate of step `step` (from 1 on)."""
     return cfg.rl.learning_rate * min(1.0, step / (cfg.rl.warmup + 1))

@@ -92,7 +92,7 @@ def text_ids(tokenizer: Any, text: str, what: str) -> list[int]:
     return ids
 
 
-def render(
+def _render(
     example: Example, tokenizer: Any, prompt: SolvePrompt, settings: SftConfig, context: int | None = None
 ) -> TokenRow:
     """One row as ids with loss weights by role: prefix, intervention, suffix.
@@ -134,7 +134,7 @@ def token_row(
     complete: bool = False,
 ) -> TokenRow:
     """Steps with their loss weights after the ids `head` of a prompt; each with the blank line after it, the last one
-    without where `open_end`, and with the end of the message where `complete`. DataError, naming `where`, as `render`.
+    without where `open_end`, and with the end of the message where `complete`. DataError, naming `where`, as `_render`.
     """
     ids: list[int] = []
     weights: list[float] = []
@@ -160,7 +160,7 @@ def render_all(
     examples: Sequence[Example], tokenizer: Any, prompt: SolvePrompt, settings: SftConfig, context: int | None = None
 ) -> list[TokenRow]:
     """Every row; the first that cannot be used raises, before any compute is spent."""
-    return [render(example, tokenizer, prompt, settings, context) for example in examples]
+    return [_render(example, tokenizer, prompt, settings, context) for example in examples]
 
 
 def _steps(example: Example) -> list[str]:

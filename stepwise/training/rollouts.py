@@ -74,7 +74,7 @@ class RlRollout:
         return SEPARATOR.join((*self.hint, self.text))
 
 
-def step_ranges(data: bytes) -> list[tuple[int, int]]:
+def _step_ranges(data: bytes) -> list[tuple[int, int]]:
     """Where the steps of a text lie in its bytes, [start, stop) each, without the blank lines between them.
 
     The steps are those that `split_steps` finds in the decoded text; bytes that are not UTF-8 count as text.
@@ -99,7 +99,7 @@ def token_spans(pieces: Sequence[bytes], end: int | None = None) -> Spans:
     Only the first `end` bytes count as text (None: all); tokens behind belong to the last step. The spans cover all
     tokens in order; a text without steps has none. The module's docstring has the rule.
     """
-    ranges = step_ranges(b"".join(pieces)[:end])
+    ranges = _step_ranges(b"".join(pieces)[:end])
     owners: list[int] = []  # the step of each token
     at = step = 0
     for piece in pieces:

@@ -217,7 +217,7 @@ def _sampler_weights(cfg: Config) -> str:
     return next((known.name for known in LlamaFileType if known.value == kind), f"type {kind}")
 
 
-def tolerance(cfg: Config, weights: str, trainer: str) -> float:
+def _tolerance(cfg: Config, weights: str, trainer: str) -> float:
     """Largest mean difference of log-probabilities at the first step: `rl.tolerance`, or by what computes in how many
     bits; `trainer` is the type of the trainer's weights, such as "float32".
     """
@@ -237,7 +237,7 @@ def mismatch_of(logprobs: Sequence[Floats], rollouts: Sequence[RlRollout]) -> Mi
 def check_agreement(gap: Mismatch, cfg: Config, trainee: Trainee) -> None:
     """Raise BackendError, with what differs, where sampler and trainer disagree by more than the tolerance."""
     weak, weights, trainer = cfg.models.weak, _sampler_weights(cfg), _trainer_type(trainee)
-    most = tolerance(cfg, weights, trainer)
+    most = _tolerance(cfg, weights, trainer)
     if gap.mean <= most:
         return
     attention = "with" if weak.flash_attention else "without"

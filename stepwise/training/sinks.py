@@ -29,7 +29,7 @@ _PROJECT = "stepwise"  # the project (W&B, trackio) or experiment (MLflow) that 
 _PATIENCE = 3  # failures in a row, after which a sink is asked no more: each may take a network's time-out
 
 
-class Sinks:
+class _Sinks:
     """All trackers of one run behind one door; without any, every call does nothing."""
 
     def __init__(self, trackers: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ class Sinks:
         return True
 
 
-def open_sinks(names: Sequence[str], out: Path, config: Mapping[str, Any], step: int = 1) -> Sinks:
+def open_sinks(names: Sequence[str], out: Path, config: Mapping[str, Any], step: int = 1) -> _Sinks:
     """The sinks called `names` (of `NAMES`) for the run in the directory `out`, whose next step is `step`; a run that
     is gone on with stays one.
 
@@ -91,9 +91,9 @@ def open_sinks(names: Sequence[str], out: Path, config: Mapping[str, Any], step:
         for name in dict.fromkeys(names):
             trackers[name] = _started(name, out, config, step)
     except BaseException:
-        Sinks(trackers).close(finished=False)
+        _Sinks(trackers).close(finished=False)
         raise
-    return Sinks(trackers)
+    return _Sinks(trackers)
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
@@ -105,12 +105,12 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as one level, `rl.credit.scheme`, each value as text."""
     settings: dict[str, str] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
-            settings |= flat(value, f"{prefix}{name}.")
+            settings |= _flat(value, f"{prefix}{name}.")
         else:
             settings[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value, default=str)
     return settings
@@ -121,7 +121,7 @@ def _started(name: str, out: Path, config: Mapping[str, Any], step: int) -> Any:
     from accelerate import PartialState, tracking
 
     PartialState()  # accelerate's own log wants it
-    path, settings = out / STATE, flat(config)
+    path, settings = out / STATE, _flat(config)
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     given = known.get(name)
     # trackio tells runs apart by name, so the name gets an ending: two directories may be called alike.

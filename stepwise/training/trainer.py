@@ -79,7 +79,7 @@ class Trainer:
         self._checkpoint, self._metrics = out / _CHECKPOINT, directory.claim(_METRICS)
         self.failed = directory.claim("failed-batch.jsonl")
         directory.claim(STATE)
-        self.done, self.state = load_checkpoint(self._checkpoint, trainee, optimizer)
+        self.done, self.state = _load_checkpoint(self._checkpoint, trainee, optimizer)
         check_same(self._checkpoint, self.state.setdefault("data", data), data)
         _drop_rows_after(self._metrics, self.done)
         self._stack = ExitStack()
@@ -94,7 +94,7 @@ class Trainer:
         self._sinks.log(step, row)
         self._bar(1, note)
         if step % self._save_every == 0 or step == self.num_steps:
-            save_checkpoint(self._checkpoint, step, self.trainee, self.optimizer, self.state)
+            _save_checkpoint(self._checkpoint, step, self.trainee, self.optimizer, self.state)
 
     def __enter__(self) -> Self:
         return self
@@ -264,7 +264,7 @@ def check_same(path: Path, known: Any, data: str) -> None:
         raise DataError(f"{path} belongs to other data than was given now; give another --out, or --overwrite")
 
 
-def save_checkpoint(folder: Path, step: int, trainee: Trainee, optimizer: Any, state: Mapping[str, Any]) -> None:
+def _save_checkpoint(folder: Path, step: int, trainee: Trainee, optimizer: Any, state: Mapping[str, Any]) -> None:
     """Make what there is after `step` steps the checkpoint `folder`."""
     import torch
 
@@ -286,7 +286,7 @@ def save_checkpoint(folder: Path, step: int, trainee: Trainee, optimizer: Any, s
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, trainee: Trainee, optimizer: Any) -> tuple[int, dict[str, Any]]:
+def _load_checkpoint(folder: Path, trainee: Trainee, optimizer: Any) -> tuple[int, dict[str, Any]]:
     """Put the checkpoint `folder` into trainee and optimizer; its step and state, 0 and nothing where there is none."""
     import torch
 

@@ -9,7 +9,7 @@ import pytest
 
 from stepwise.errors import DataError
 from stepwise.routing.compare import Measured, TraceView
-from stepwise.routing.estimates import COSTS, Estimate, Outcomes, by_family, estimate, figures, split_cpt
+from stepwise.routing.estimates import COSTS, Estimate, Outcomes, _figures, _split_cpt, by_family, estimate
 from stepwise.routing.metrics import OperatingPoint, cost_of, cpt, cpt_interpolated, delta_ibc, frontier_area, pgr
 from stepwise.types import Problem, Step, Trace, Usage
 
@@ -30,7 +30,7 @@ def simulated(count: int, seed: int) -> tuple[Outcomes, Outcomes, list[Outcomes]
 
 def test_figures_are_those_of_the_points_with_intervals_around_them() -> None:
     weak, strong, settings = simulated(400, 1)
-    found = figures(settings, weak, strong, samples=300)
+    found = _figures(settings, weak, strong, samples=300)
     points, ends = [s.point for s in settings], (weak.point, strong.point)
     assert found.problems == 400
     for setting, point in zip(settings, points, strict=True):
@@ -44,15 +44,15 @@ def test_figures_are_those_of_the_points_with_intervals_around_them() -> None:
         assert one.low is not None
         assert one.high is not None
         assert one.low < one.value < one.high
-    assert figures(settings, weak, strong, samples=300) == found
-    assert figures(settings, weak, strong, samples=300, seed=1) != found
+    assert _figures(settings, weak, strong, samples=300) == found
+    assert _figures(settings, weak, strong, samples=300, seed=1) != found
 
 
 def test_a_95_percent_interval_covers_the_truth_about_so_often() -> None:
     covered = 0
     for seed in range(60):
         weak, strong, settings = simulated(150, seed)
-        one = figures(settings[1:2], weak, strong, levels=(), samples=200, seed=seed).pgr["middle"]
+        one = _figures(settings[1:2], weak, strong, levels=(), samples=200, seed=seed).pgr["middle"]
         assert one.low is not None
         assert one.high is not None
         covered += one.low <= 0.8 <= one.high
@@ -61,7 +61,7 @@ def test_a_95_percent_interval_covers_the_truth_about_so_often() -> None:
 
 def test_a_level_that_is_not_reached_is_none_and_what_some_resamples_reach_has_no_upper_end() -> None:
     weak, strong, settings = simulated(300, 2)
-    found = figures(settings[:2], weak, strong, samples=300)
+    found = _figures(settings[:2], weak, strong, samples=300)
     assert found.cpt_measured[0.95] == Estimate(None, None, None, 0.0)
     assert found.cpt_interpolated[0.95].value is None
     assert found.cpt_split[0.95] is None
@@ -73,7 +73,7 @@ def test_a_level_that_is_not_reached_is_none_and_what_some_resamples_reach_has_n
 
 def test_what_is_not_defined_in_a_resample_is_left_out_and_counted() -> None:
     weak, strong = Outcomes("weak", (0.0, 1.0), (0.0, 0.0)), Outcomes("strong", (1.0, 1.0), (9.0, 9.0))
-    found = figures([replace(weak, label="idle")], weak, strong, samples=200)
+    found = _figures([replace(weak, label="idle")], weak, strong, samples=200)
     assert found.delta_ibc["idle"] == Estimate(None, None, None, 0.0)  # it costs no more than weak
     assert 0.6 < found.pgr["idle"].defined < 0.9  # a quarter of the resamples have the second problem alone: no gap
     assert found.pgr["idle"].value == found.pgr["idle"].high == 0
@@ -97,7 +97,7 @@ def test_a_difference_of_two_routers_is_paired_over_problems() -> None:
 
 def test_the_split_measures_on_problems_that_did_not_choose() -> None:
     weak, strong, settings = simulated(2000, 4)
-    chosen = split_cpt(settings, weak, strong, 0.7, seed=5)
+    chosen = _split_cpt(settings, weak, strong, 0.7, seed=5)
     assert chosen is not None
     assert chosen.label == "middle"
     assert chosen.cost != pytest.approx(settings[1].point.cost, abs=1e-9)
@@ -106,9 +106,9 @@ def test_the_split_measures_on_problems_that_did_not_choose() -> None:
     rng = np.random.default_rng(6)
     noise = [Outcomes(str(i), tuple((rng.random(60) < 0.6).astype(float)), (float(i),) * 60) for i in range(40)]
     flat = Outcomes("strong", (0.9,) * 60, (100.0,) * 60)
-    lucky = [split_cpt(noise, Outcomes("weak", (0.4,) * 60, (0.0,) * 60), flat, 0.6, seed=s) for s in range(20)]
+    lucky = [_split_cpt(noise, Outcomes("weak", (0.4,) * 60, (0.0,) * 60), flat, 0.6, seed=s) for s in range(20)]
     assert np.mean([one.pgr for one in lucky if one is not None]) < 0.55
-    assert split_cpt([noise[0].part([0])], noise[0].part([0]), noise[0].part([0]), 0.5) is None
+    assert _split_cpt([noise[0].part([0])], noise[0].part([0]), noise[0].part([0]), 0.5) is None
 
 
 def measured(strong_tokens: int, parameters: float | None) -> Measured:
@@ -161,10 +161,10 @@ def test_outcomes_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(DataError, match="not a finite number"):
         Outcomes("x", (0.0,), (float("inf"),))
     with pytest.raises(DataError, match=r"\[9, 10\] problems"):
-        figures([settings[0].part(range(9))], weak, strong)
+        _figures([settings[0].part(range(9))], weak, strong)
     with pytest.raises(DataError, match="must differ in their label"):
-        figures([settings[0], settings[0]], weak, strong)
+        _figures([settings[0], settings[0]], weak, strong)
     with pytest.raises(DataError, match="samples is 0"):
-        figures(settings, weak, strong, samples=0)
+        _figures(settings, weak, strong, samples=0)
     with pytest.raises(DataError, match="confidence is 1"):
-        figures(settings, weak, strong, samples=5, confidence=1)
+        _figures(settings, weak, strong, samples=5, confidence=1)

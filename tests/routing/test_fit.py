@@ -15,19 +15,19 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.routing.pomdp import RoutingPomdp
 from stepwise.routing.pomdp.estimate import (
     Parameters,
+    _hazard_of,
+    _ordered,
     estimate,
     expect,
-    hazard_of,
     learn,
-    ordered,
     pad,
     smoothed,
     tempered,
 )
 from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
-from stepwise.routing.pomdp.fit import RouterFit, check_enough, fit_router
+from stepwise.routing.pomdp.fit import RouterFit, _check_enough, fit_router
 from stepwise.routing.pomdp.fit_check import auroc, calibration, held_out, log_likelihood
-from stepwise.routing.pomdp.fit_data import FitStep, FitTrace, lag_correlation, trace_of, unlabelled
+from stepwise.routing.pomdp.fit_data import FitStep, FitTrace, _trace_of, lag_correlation, unlabelled
 
 EDGES = tuple(i / 5 for i in range(6))
 LAW = ObservationLaw(EDGES, ((0.02, 0.05, 0.13, 0.3, 0.5), (0.5, 0.25, 0.15, 0.07, 0.03), (0.3, 0.3, 0.2, 0.12, 0.08)))
@@ -181,7 +181,7 @@ def test_the_share_that_recovers_is_taken_from_labelled_traces() -> None:
 
 def test_too_little_data_is_refused_with_what_is_missing() -> None:
     with pytest.raises(DataError, match="no traces to fit on"):
-        check_enough([])
+        _check_enough([])
     few = [dataclasses.replace(t, problem="p") for t in drawn(60)]
     with pytest.raises(DataError) as refusal:
         fit_router(few, **NAMES)
@@ -192,13 +192,13 @@ def test_too_little_data_is_refused_with_what_is_missing() -> None:
     alone = drawn(700, escalate=0.0)
     with pytest.raises(DataError, match=r"labelled strong steps after right ones \(or give p_strong\): 0 of 30"):
         fit_router(alone, **NAMES)
-    check_enough(alone, p_strong=0.95)
+    _check_enough(alone, p_strong=0.95)
 
 
 @pytest.mark.parametrize("score", [float("nan"), -0.1, 1.5])
 def test_a_score_that_is_no_probability_is_an_error(score: float) -> None:
     with pytest.raises(DataError, match=r"step 1: the score is .*must be a number in \[0, 1\]"):
-        trace_of("p", [0.5, score], None)
+        _trace_of("p", [0.5, score], None)
     with pytest.raises(DataError, match="score is"):
         FitStep(score=score)
 
@@ -217,25 +217,25 @@ def test_a_draft_without_a_score_and_a_chance_outside_its_range_are_errors() -> 
     with pytest.raises(DataError, match="it has no label; label every step or none"):
         FitTrace("p", (FitStep(score=0.5), FitStep(score=0.5, draft_right=True)))
     with pytest.raises(DataError, match=r"first_error is 3; it has steps 0\.\.1"):
-        trace_of("p", [0.5, 0.5], 3)
+        _trace_of("p", [0.5, 0.5], 3)
 
 
 def test_the_hazard_ends_takes_cut_traces_as_longer_and_refuses_traces_that_are_all_cut() -> None:
-    whole = [trace_of(f"p{i}", [0.5] * k, None) for i, k in enumerate([2] * 40 + [4] * 40)]
-    hazard = hazard_of(whole)
+    whole = [_trace_of(f"p{i}", [0.5] * k, None) for i, k in enumerate([2] * 40 + [4] * 40)]
+    hazard = _hazard_of(whole)
     assert len(hazard) == 5
     assert (hazard[0], hazard[-1]) == (0.0, 1.0)
     assert hazard[2] == pytest.approx(0.5, abs=0.02)
     cut = [dataclasses.replace(t, ended=len(t.steps) == 4) for t in whole]
-    assert hazard_of(cut)[2] < 0.02
+    assert _hazard_of(cut)[2] < 0.02
     with pytest.raises(DataError, match="the hazard does not end"):
-        hazard_of([dataclasses.replace(t, ended=False) for t in whole])
+        _hazard_of([dataclasses.replace(t, ended=False) for t in whole])
     with pytest.raises(DataError, match=r"must be 1\.0"):
         simulate(1, **{**TRUTH, "hazard": (0.0, 0.5)})
 
 
 def test_a_score_never_seen_in_fitting_says_nothing_of_the_state() -> None:
-    traces = [trace_of(f"p{i}", [0.9, 0.1], 1) for i in range(40)] + [trace_of("q", [0.9, 0.1, 0.1], 1)]
+    traces = [_trace_of(f"p{i}", [0.9, 0.1], 1) for i in range(40)] + [_trace_of("q", [0.9, 0.1, 0.1], 1)]
     found = estimate(traces, edges=EDGES, tokens_per_step=1.0)
     made = StepFilter(found.law, found.p_weak)
     assert made.beliefs([0.5])[0] == pytest.approx(made.beliefs([None])[0])
@@ -244,11 +244,11 @@ def test_a_score_never_seen_in_fitting_says_nothing_of_the_state() -> None:
 
 def test_ordered_laws_have_a_likelihood_ratio_that_never_rises_with_the_score() -> None:
     counts = np.asarray([[5.0, 9, 4, 30, 60], [40, 30, 45, 5, 9], [20, 5, 30, 4, 8]])
-    rows = ordered(smoothed(counts, 5.0), counts)
+    rows = _ordered(smoothed(counts, 5.0), counts)
     assert rows.sum(axis=1) == pytest.approx(np.ones(3))
     assert (np.diff(rows[1:] / rows[0], axis=1) <= 1e-12).all()
     already = np.asarray(LAW.rows)
-    assert ordered(already, counts) == pytest.approx(already)
+    assert _ordered(already, counts) == pytest.approx(already)
 
 
 def test_correlation_within_a_state_is_seen_and_is_none_where_scores_are_drawn_alone() -> None:

@@ -13,8 +13,8 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.routing import Learned, StepRouter
 from stepwise.routing.learned import FOR_GOOD, ModelNames, files_of
 from stepwise.routing.pomdp.simulator import Drafts
-from stepwise.routing.ppo import PpoLearner, PpoSettings, acting, train
-from stepwise.routing.tuning import Explorer, tune
+from stepwise.routing.ppo import PpoLearner, PpoSettings, _acting, train
+from stepwise.routing.tuning import _Explorer, tune
 from stepwise.types import Trace
 from tests.routing.lab_world import LabWorld
 from tests.routing.learning_world import MODEL, PAIR, WORLD, Optimal, trained
@@ -26,7 +26,7 @@ QUICK = {"rate": 1e-3, "problems": 256, "epochs": 8, "dropout": 0.0, "validate_e
 
 def worth(policy: Learned, price: float) -> float:
     """Mean objective in episodes that training has not seen, which are the same for all."""
-    act = acting(policy.card.kind, policy.weights)
+    act = _acting(policy.card.kind, policy.weights)
     return float(SCORED.play(act, 4000, runs=policy.card.runs, seed=99).objective(price).mean())
 
 
@@ -70,7 +70,7 @@ def test_the_sequence_policy_learns_too(tmp_path: Path) -> None:
 def test_where_drafts_have_a_price_it_learns_to_hand_over(tmp_path: Path) -> None:
     price, share = 0.002, 1.0
     wide = trained(tmp_path, **{**QUICK, "price": price, "draft_share": share, "hand_over": True, "batches": 150})
-    made = WORLD.play(acting("agg", wide.weights), 4000, runs=wide.card.runs, seed=99)
+    made = WORLD.play(_acting("agg", wide.weights), 4000, runs=wide.card.runs, seed=99)
     drafts = MODEL.tokens_per_step * np.cumprod([1 - h for h in MODEL.hazard])[:-1].sum()  # one for each step
     narrow = MODEL.solve(price).root_value[1] - price * share * drafts
     assert wide.card.runs == (0, 1, FOR_GOOD)
@@ -139,7 +139,7 @@ def right(trace: Trace) -> bool:
 def test_what_was_explored_is_told_as_decisions_with_what_they_cost(tmp_path: Path) -> None:
     world, router, policy = router_and_policy(tmp_path, 20)
     undecided = {name: 0 * value for name, value in policy.weights.items()}
-    explorer = Explorer("agg", undecided, policy.card.runs, 3)
+    explorer = _Explorer("agg", undecided, policy.card.runs, 3)
     traces = router.with_policy(explorer).solve_all(world.problems, progress=False)
     made = explorer.decisions(traces)
     assert set(made.action) == {0, 1, 2}
@@ -153,7 +153,7 @@ def test_what_was_explored_is_told_as_decisions_with_what_they_cost(tmp_path: Pa
             draft = trace.steps[at].discarded[-1] if made.action[k] else trace.steps[at]
             assert (made.scores[k, at], made.tokens[k, at]) == (draft.score, draft.usage.generated_tokens)
             at += max(1, policy.card.runs[made.action[k]])
-    again = Explorer("agg", undecided, policy.card.runs, 4)
+    again = _Explorer("agg", undecided, policy.card.runs, 4)
     router.with_policy(again).solve_all(world.problems, progress=False)
     assert again.notes != explorer.notes
 
@@ -199,5 +199,5 @@ def test_a_strong_model_that_is_worse_than_the_weak_one_is_not_paid_for(tmp_path
     def never(drafts: Drafts) -> Any:
         return np.zeros(len(drafts.scores))
 
-    made = world.play(acting("agg", policy.weights), 2000, seed=5)
+    made = world.play(_acting("agg", policy.weights), 2000, seed=5)
     assert made.objective(0.005).mean() >= world.play(never, 2000, seed=5).objective(0.005).mean()

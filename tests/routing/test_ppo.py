@@ -15,9 +15,9 @@ from stepwise.routing.pomdp.simulator import Decisions
 from stepwise.routing.ppo import (
     PpoLearner,
     PpoSettings,
+    _initial,
+    _network,
     advantages,
-    initial,
-    network,
     policy_loss,
     rewards,
     value_loss,
@@ -90,23 +90,23 @@ def test_the_values_loss_is_of_the_worse_of_free_and_clipped_values() -> None:
 
 
 def test_weights_begin_orthogonal_and_the_actor_undecided() -> None:
-    weights = initial("agg", 3, 0)
+    weights = _initial("agg", 3, 0)
     inner = weights["body.1.weight"].double()
     assert torch.allclose(inner @ inner.T, 2 * torch.eye(64, dtype=torch.float64), atol=1e-5)
     last = weights["actor.1.weight"].double()
     assert torch.allclose(last @ last.T, 1e-4 * torch.eye(3, dtype=torch.float64), atol=1e-8)
     assert {tuple(weights[name].shape) for name in ("actor.0.weight", "critic.0.weight")} == {(64, 64)}
-    assert not torch.equal(weights["body.0.weight"], initial("agg", 3, 1)["body.0.weight"])
+    assert not torch.equal(weights["body.0.weight"], _initial("agg", 3, 1)["body.0.weight"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_inference_without_torch_gives_the_networks_logits(kind: Any) -> None:
-    weights = {name: value.double() for name, value in initial(kind, 3, 0).items()}
+    weights = {name: value.double() for name, value in _initial(kind, 3, 0).items()}
     generator = torch.Generator().manual_seed(1)
     for value in weights.values():
         value += 0.3 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
     decisions = some().decisions
-    logits, values = network(kind, weights, *inputs(kind, decisions))
+    logits, values = _network(kind, weights, *inputs(kind, decisions))
     assert values.shape == (len(decisions),)
     arrays = {name: value.numpy() for name, value in weights.items()}
     for i in range(len(decisions)):
@@ -129,7 +129,7 @@ def test_the_first_step_of_an_update_follows_the_whole_losss_gradient_cut_to_its
     earned = rewards(made.decisions, made.right, settings.price)
     weights = {name: value.detach().clone().requires_grad_() for name, value in learner.weights.items()}
     x, last = inputs(kind, made.decisions)
-    logits, values = network(kind, weights, x.float(), last)
+    logits, values = _network(kind, weights, x.float(), last)
     gain = advantages(earned, values.detach().double().numpy(), made.decisions.episode, made.decisions.step, 0.95)
     target = values.detach() + torch.as_tensor(gain).float()
     normal = torch.as_tensor((gain - gain.mean()) / gain.std()).float()

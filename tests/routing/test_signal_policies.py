@@ -33,7 +33,7 @@ from stepwise.routing import (
     route_all,
 )
 from stepwise.routing.compare import label_of, plan_routing
-from stepwise.routing.evidence import read_rating
+from stepwise.routing.evidence import _read_rating
 from stepwise.routing.metrics import cost_of, usage_by_author
 from stepwise.routing.policy import When
 from stepwise.types import Problem, Trace, Usage, from_json, to_json
@@ -131,7 +131,7 @@ def test_a_rating_is_asked_of_the_strong_model_and_counted_as_its_tokens() -> No
     [("7", 7), (" **8**/9", 8), ("<think>2 is low</think>\n6.", 6), ("10", None), ("0.5", None), ("good: 7", None)],
 )
 def test_a_rating_is_one_digit_at_the_start(text: str, rating: int | None) -> None:
-    assert read_rating(text) == rating
+    assert _read_rating(text) == rating
 
 
 def test_a_rating_that_cannot_be_read_or_fails_keeps_the_step_and_says_so() -> None:

@@ -15,11 +15,11 @@ from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.prompt import SolvePrompt
 from stepwise.training.adapters import Evaluated, base_of, check_adapter, evaluate, fingerprint, read_card, with_adapter
 from stepwise.training.cards import (
+    _thinned,
     add_evaluation,
     base_name,
     curves_of,
     data_facts,
-    thinned,
     write_card,
 )
 from stepwise.types import Problem
@@ -144,10 +144,10 @@ def test_curves_leave_out_what_is_no_number_instead_of_drawing_zero() -> None:
 
 def test_thinning_keeps_the_ends_and_the_order() -> None:
     points = [(i, float(i)) for i in range(1000)]
-    kept = thinned(points, 7)
+    kept = _thinned(points, 7)
     assert (kept[0], kept[-1], len(kept)) == (points[0], points[-1], 7)
     assert kept == sorted(kept)
-    assert thinned(points[:5], 7) == points[:5]
+    assert _thinned(points[:5], 7) == points[:5]
 
 
 def test_data_hashes_depend_on_rows_and_order() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from stepwise.config.training import CreditConfig, Scheme
 from stepwise.steps import split_steps
-from stepwise.training.crediting import Labels, credit_groups, groups_of, make_group, mixed_advantages
+from stepwise.training.crediting import Labels, _make_group, credit_groups, groups_of, mixed_advantages
 from stepwise.training.rollouts import RlRollout, token_spans
 
 
@@ -81,7 +81,7 @@ def test_a_step_inside_another_steps_token_is_counted_with_the_step_before_it() 
     row = rollout(0, ["A", ".\n\nB\n\nC", " c", "\n\nD"], 0.0)
     assert row.spans == ((0, 2), (2, 2), (2, 3), (3, 4))
     known = Labels(2, (0.9, 0.4, 0.8, 0.7), (0.5, 0.4, 0.3, 0.2, 0.0), ((1, 3), (2,)), np.arange(4.0))
-    group = make_group([row], [known])
+    group = _make_group([row], [known])
     assert group.spans == (((0, 2), (2, 3), (3, 4)),)
     assert group.scores == ((0.4, 0.8, 0.7),)
     assert group.values == ((0.5, 0.3, 0.2, 0.0),)
@@ -101,7 +101,7 @@ def test_a_text_without_steps_is_one_step() -> None:
 
 
 def test_self_scores_take_their_share_of_the_advantage() -> None:
-    group = make_group([RIGHT, WRONG, MASKED], [Labels()] * 3)
+    group = _make_group([RIGHT, WRONG, MASKED], [Labels()] * 3)
     plain = np.where(group.tokens, np.array([[0.5], [-0.5], [0.0]]), 0.0)
     mixed = mixed_advantages(plain, group, np.array([0.8, 0.2, 9.0]), 0.25)
     assert mixed[0, 0] == pytest.approx(0.75 * 0.5 + 0.25 * 0.3)
@@ -112,5 +112,5 @@ def test_self_scores_take_their_share_of_the_advantage() -> None:
     made = credited(alike, self_scores=[0.3, 0.1], share=0.5)
     assert made.kept == [True, True]
     assert made.advantages[0][0] == pytest.approx(0.05)
-    alone = make_group([MASKED], [Labels()])
+    alone = _make_group([MASKED], [Labels()])
     assert not mixed_advantages(np.zeros((1, 1)), alone, np.array([1.0]), 0.5).any()

@@ -22,8 +22,8 @@ from stepwise.lab import model_path
 from stepwise.models.shared import close_engines, shared_engine
 from stepwise.training import dspy_provider
 from stepwise.training.adapters import check_adapter, read_card
-from stepwise.training.dspy_provider import LoraJob, LoraProvider, chat_row, train_settings
-from stepwise.training.lora import load_tokenizer
+from stepwise.training.dspy_provider import LoraJob, LoraProvider, _chat_row, _train_settings
+from stepwise.training.lora import _load_tokenizer
 from tests.scripted_lm import Messages, ScriptedLM
 
 for _package in ("torch", "transformers", "peft", "gguf", "llama_cpp"):
@@ -159,7 +159,7 @@ def test_the_same_job_once_more_goes_on_with_the_finished_run(tuned: Any, out: P
 
 def test_a_row_has_the_ids_that_are_served_and_the_loss_on_reply_and_end(tuned: Any) -> None:
     engine = shared_engine(ModelConfig(model="llamacpp/lab-weak"))
-    tokenizer = load_tokenizer(model_path("lab-weak", "safetensors"))
+    tokenizer = _load_tokenizer(model_path("lab-weak", "safetensors"))
     chat = [
         {"role": "system", "content": "Answer."},
         {"role": "user", "content": "Zoe\u0308 has 12 books."},  # not in NFC
@@ -167,7 +167,7 @@ def test_a_row_has_the_ids_that_are_served_and_the_loss_on_reply_and_end(tuned: 
         {"role": "user", "content": "And then?"},
         {"role": "assistant", "content": "13\n\nall"},
     ]
-    row = chat_row(chat, tokenizer, 1024)
+    row = _chat_row(chat, tokenizer, 1024)
     assert list(row.ids[: row.prompt]) == engine.chat_ids(chat[:-1], enable_thinking=False)
     reply = [*engine.tokenize("13\n\nall"), engine.token_id("<|im_end|>")]
     assert list(row.ids[row.prompt :]) == reply
@@ -177,11 +177,11 @@ def test_a_row_has_the_ids_that_are_served_and_the_loss_on_reply_and_end(tuned: 
 def test_rows_of_the_adapters_that_bootstrap_finetune_takes_are_taken() -> None:
     from stepwise.critics.formats import adapter as ours
 
-    tokenizer = load_tokenizer(model_path("lab-weak", "safetensors"))
+    tokenizer = _load_tokenizer(model_path("lab-weak", "safetensors"))
     for adapter in (dspy.ChatAdapter(), ours("chat"), ours("json")):
         data = adapter.format_finetune_data(Sort, [], {"word": "7"}, {"label": "red"})
         job = LoraJob(train_data=[data], train_data_format=infer_data_format(adapter), model="llamacpp/lab-weak")
-        row = chat_row(job.chats[0], tokenizer, 2048)
+        row = _chat_row(job.chats[0], tokenizer, 2048)
         assert tokenizer.decode(row.ids[row.prompt :]) == data["messages"][-1]["content"] + "<|im_end|>"
         assert "<|im_start|>system" in tokenizer.decode(row.ids[: row.prompt])
 
@@ -211,7 +211,7 @@ def test_settings_are_typed_and_refused_before_anything_starts(
 def test_every_setting_is_a_key_of_the_configuration() -> None:
     config = Config.lab()
     sections = {*type(config.lora).model_fields, *type(config.sft).model_fields, "seed"}
-    assert set(train_settings().model_fields) < sections
+    assert set(_train_settings().model_fields) < sections
 
 
 @pytest.mark.parametrize(

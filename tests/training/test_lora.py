@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
 
 from stepwise.training.lora import base_directory, load_trainee  # noqa: E402
-from stepwise.training.trainer import load_checkpoint, make_optimizer, save_checkpoint  # noqa: E402
+from stepwise.training.trainer import _load_checkpoint, _save_checkpoint, make_optimizer  # noqa: E402
 
 
 def disturb(trainee: object, seed: int = 1) -> None:
@@ -75,15 +75,15 @@ def test_a_checkpoint_brings_back_adapter_and_optimizer(tiny_gguf_path: Path, tm
         by.step()  # type: ignore[attr-defined]
         by.zero_grad()  # type: ignore[attr-defined]
 
-    assert load_checkpoint(tmp_path / "checkpoint", trainee, optimizer) == (0, {})
+    assert _load_checkpoint(tmp_path / "checkpoint", trainee, optimizer) == (0, {})
     step(trainee, optimizer)
-    save_checkpoint(tmp_path / "checkpoint", 7, trainee, optimizer, {"tokens": 5})
+    _save_checkpoint(tmp_path / "checkpoint", 7, trainee, optimizer, {"tokens": 5})
     step(trainee, optimizer)
-    save_checkpoint(tmp_path / "checkpoint", 8, trainee, optimizer, {"tokens": 6})
+    _save_checkpoint(tmp_path / "checkpoint", 8, trainee, optimizer, {"tokens": 6})
     step(trainee, optimizer)
     again = load_trainee(config(tiny_gguf_path, "seed=3"))
     own = make_optimizer(again, 1e-2)
-    assert load_checkpoint(tmp_path / "checkpoint", again, own) == (8, {"tokens": 6})
+    assert _load_checkpoint(tmp_path / "checkpoint", again, own) == (8, {"tokens": 6})
     step(again, own)
     assert torch.equal(logits(again), logits(trainee))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
@@ -92,10 +92,10 @@ def test_a_checkpoint_brings_back_adapter_and_optimizer(tiny_gguf_path: Path, tm
 def test_a_checkpoint_that_was_being_replaced_is_still_found(tiny_gguf_path: Path, tmp_path: Path) -> None:
     trainee = load_trainee(config(tiny_gguf_path))
     optimizer = make_optimizer(trainee, 1e-2)
-    save_checkpoint(tmp_path / "checkpoint", 3, trainee, optimizer, {})
+    _save_checkpoint(tmp_path / "checkpoint", 3, trainee, optimizer, {})
     (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
     (tmp_path / "checkpoint.new").mkdir()
-    assert load_checkpoint(tmp_path / "checkpoint", trainee, optimizer) == (3, {})
+    assert _load_checkpoint(tmp_path / "checkpoint", trainee, optimizer) == (3, {})
 
 
 def test_where_the_weights_to_train_lie() -> None:
@@ -115,15 +115,15 @@ def test_a_device_or_a_type_that_is_not_there_is_refused_before_weights_are_read
 
 
 def test_a_tokenizer_needs_no_padding_token_but_an_end_and_a_template(tiny_gguf_path: Path, tmp_path: Path) -> None:
-    from stepwise.training.lora import load_tokenizer
+    from stepwise.training.lora import _load_tokenizer
 
-    assert load_tokenizer(copied(tiny_gguf_path, tmp_path / "unpadded", pad_token=None)).pad_token is None
+    assert _load_tokenizer(copied(tiny_gguf_path, tmp_path / "unpadded", pad_token=None)).pad_token is None
     with pytest.raises(ConfigError, match="names no eos_token"):
-        load_tokenizer(copied(tiny_gguf_path, tmp_path / "endless", eos_token=None))
+        _load_tokenizer(copied(tiny_gguf_path, tmp_path / "endless", eos_token=None))
     bare = copied(tiny_gguf_path, tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match="has no chat template"):
-        load_tokenizer(bare)
+        _load_tokenizer(bare)
 
 
 def test_what_is_no_adapter_is_refused(tiny_gguf_path: Path, tmp_path: Path) -> None:

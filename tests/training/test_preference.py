@@ -15,12 +15,12 @@ pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
 from stepwise.training import dpo  # noqa: E402
 from stepwise.training.lora import Trainee, load_trainee  # noqa: E402
 from stepwise.training.preference import (  # noqa: E402
-    PairRow,
+    _PairRow,
+    _render_pair,
+    _train_step,
     pair_losses,
     preference_loss,
     reference,
-    render_pair,
-    train_step,
 )
 
 QUICK = ("dpo.batch=2", "dpo.epochs=6", "dpo.save_every=3", "dpo.learning_rate=1e-2")
@@ -48,9 +48,9 @@ def disturb(trainee: Trainee) -> None:
             parameter.add_(0.05 * torch.randn_like(parameter))
 
 
-def rows(trainee: Trainee, cfg: Config, references: float = -20.0) -> list[PairRow]:
-    sides = [render_pair(made, trainee.tokenizer, cfg.prompt) for made in read_pairs(PAIRS[:3])]
-    return [PairRow(*both, references - i, references + 2 * i) for i, both in enumerate(sides)]
+def rows(trainee: Trainee, cfg: Config, references: float = -20.0) -> list[_PairRow]:
+    sides = [_render_pair(made, trainee.tokenizer, cfg.prompt) for made in read_pairs(PAIRS[:3])]
+    return [_PairRow(*both, references - i, references + 2 * i) for i, both in enumerate(sides)]
 
 
 @pytest.mark.parametrize("nll", [0.0, 0.7])
@@ -97,7 +97,7 @@ def test_micro_batches_do_not_change_a_step(tiny_gguf_path: Path, budget: int) -
         trainee = load_trainee(cfg)
         disturb(trainee)
         optimizer = torch.optim.SGD(trainee.trainable(), lr=1.0)
-        steps.append((train_step(trainee, optimizer, rows(trainee, cfg), cfg, 1.0)[0], trainee))
+        steps.append((_train_step(trainee, optimizer, rows(trainee, cfg), cfg, 1.0)[0], trainee))
     (one, first), (two, second) = steps
     assert one.pop("loss") == pytest.approx(two.pop("loss"), abs=1e-5)
     assert one == pytest.approx(two, abs=1e-4)
@@ -110,7 +110,7 @@ def test_only_the_steps_after_the_shared_ones_count(tiny_gguf_path: Path) -> Non
     made = read_pairs(PAIRS[:1])[0]
     assert made.prefix == ("Tom starts with 3 coins.",)
     for side, (text,) in zip(
-        render_pair(made, trainee.tokenizer, cfg.prompt), (made.chosen, made.rejected), strict=True
+        _render_pair(made, trainee.tokenizer, cfg.prompt), (made.chosen, made.rejected), strict=True
     ):
         counted = [i for i, weight in zip(side.ids[side.prompt :], side.weights, strict=True) if weight]
         assert trainee.tokenizer.decode(counted) == text + "\n\n"

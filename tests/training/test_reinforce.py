@@ -16,7 +16,7 @@ from stepwise import lab
 from stepwise.config import Config, ModelConfig
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.training.crediting import note
-from stepwise.training.reinforce import grpo, rate
+from stepwise.training.reinforce import _rate, grpo
 from stepwise.training.rollouts import read_rollouts
 from stepwise.training.sampler import batch_of
 from stepwise.types import Problem
@@ -250,8 +250,8 @@ def test_every_pass_over_the_problems_is_shuffled_and_no_batch_has_one_twice() -
 
 def test_the_learning_rate_rises_in_the_warm_up_and_stays() -> None:
     cfg = rl_world.config(None, "rl.warmup=3")
-    assert [rate(cfg, step) / cfg.rl.learning_rate for step in (1, 2, 3, 4, 9)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert rate(rl_world.config(), 1) == rl_world.config().rl.learning_rate
+    assert [_rate(cfg, step) / cfg.rl.learning_rate for step in (1, 2, 3, 4, 9)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert _rate(rl_world.config(), 1) == rl_world.config().rl.learning_rate
 
 
 def test_the_line_under_the_bar_says_how_a_step_went(whole: Path) -> None:
@@ -264,16 +264,16 @@ def test_the_line_under_the_bar_says_how_a_step_went(whole: Path) -> None:
 
 
 def test_the_tolerance_goes_by_weights_cache_and_trainer() -> None:
-    from stepwise.training.sampler import EXACT, tolerance
+    from stepwise.training.sampler import EXACT, _tolerance
 
     exact = rl_world.config(None, "models.weak.kv_type=f32", "models.weak.flash_attention=false")
-    assert tolerance(exact, "ALL_F32", "float32") == EXACT
+    assert _tolerance(exact, "ALL_F32", "float32") == EXACT
     grown = [
-        tolerance(exact, "ALL_F32", "float32"),
-        tolerance(rl_world.config(), "ALL_F32", "float32"),
-        tolerance(rl_world.config(), "MOSTLY_Q8_0", "float32"),
-        tolerance(rl_world.config(), "MOSTLY_Q8_0", "bfloat16"),
-        tolerance(rl_world.config(), "MOSTLY_Q4_K_M", "bfloat16"),
+        _tolerance(exact, "ALL_F32", "float32"),
+        _tolerance(rl_world.config(), "ALL_F32", "float32"),
+        _tolerance(rl_world.config(), "MOSTLY_Q8_0", "float32"),
+        _tolerance(rl_world.config(), "MOSTLY_Q8_0", "bfloat16"),
+        _tolerance(rl_world.config(), "MOSTLY_Q4_K_M", "bfloat16"),
     ]
     assert grown == sorted(set(grown))
-    assert tolerance(rl_world.config(None, "rl.tolerance=0.5"), "ALL_F32", "float32") == 0.5
+    assert _tolerance(rl_world.config(None, "rl.tolerance=0.5"), "ALL_F32", "float32") == 0.5

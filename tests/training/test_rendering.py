@@ -7,7 +7,7 @@ import pytest
 from stepwise.config import Config
 from stepwise.config.training import SftConfig
 from stepwise.errors import ConfigError, DataError
-from stepwise.training.rendering import prompt_ids, render
+from stepwise.training.rendering import _render, prompt_ids
 from tests.training.sft_world import ROW, config, row
 
 pytest.importorskip("transformers", reason='needs pip install "stepwise[train]"')
@@ -16,13 +16,13 @@ PROMPT = Config().prompt
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_gguf_path: Path) -> Any:
-    from stepwise.training.lora import load_tokenizer
+    from stepwise.training.lora import _load_tokenizer
 
-    return load_tokenizer(tiny_gguf_path.parent / "qwen3")
+    return _load_tokenizer(tiny_gguf_path.parent / "qwen3")
 
 
 def target(tokenizer: Any, example: Any, **settings: float) -> tuple[str, list[float]]:
-    made = render(example, tokenizer, PROMPT, SftConfig(**settings))  # type: ignore[arg-type]
+    made = _render(example, tokenizer, PROMPT, SftConfig(**settings))  # type: ignore[arg-type]
     return tokenizer.decode(made.ids[made.prompt :]), list(made.weights)
 
 
@@ -59,7 +59,7 @@ def test_prompt_and_target_are_the_ids_that_the_engine_holds(tokenizer: Any, tin
     steps = tuple(Step(text, "weak") for text in (*ROW.prefix, ROW.intervention))
     with load_backend(config(tiny_gguf_path).models.weak, prompt=PROMPT) as backend:  # type: ignore[attr-defined]
         theirs = backend.prefix_ids(Request(Problem("p", ROW.question), steps))  # type: ignore[attr-defined]
-    assert list(render(ROW, tokenizer, PROMPT, SftConfig()).ids) == theirs
+    assert list(_render(ROW, tokenizer, PROMPT, SftConfig()).ids) == theirs
 
 
 def test_another_prompts_row_is_refused(tokenizer: Any) -> None:
@@ -88,7 +88,7 @@ def test_a_text_that_does_not_tokenize_back_is_refused(tokenizer: Any) -> None:
             return "a" if add_generation_prompt else "b"
 
     with pytest.raises(DataError, match=r"row 'p0/r0/c0', step 0 does not tokenize back"):
-        render(ROW, Forgetful(), PROMPT, SftConfig())
+        _render(ROW, Forgetful(), PROMPT, SftConfig())
 
 
 def test_a_template_without_a_generation_prompt_is_refused(tokenizer: Any) -> None:
@@ -102,6 +102,6 @@ def test_a_template_without_a_generation_prompt_is_refused(tokenizer: Any) -> No
 
 def test_a_row_over_the_context_or_without_a_loss_is_refused(tokenizer: Any) -> None:
     with pytest.raises(DataError, match="more than the context of 20"):
-        render(ROW, tokenizer, PROMPT, SftConfig(), 20)
+        _render(ROW, tokenizer, PROMPT, SftConfig(), 20)
     with pytest.raises(DataError, match="no token with a loss"):
         target(tokenizer, ROW, prefix_weight=0.0, intervention_weight=0.0)

@@ -16,10 +16,10 @@ from stepwise.io import write_rows
 from stepwise.steps import split_steps
 from stepwise.training.rollouts import (
     RlRollout,
+    _step_ranges,
     grade_rollouts,
     read_rollouts,
     rollouts_name,
-    step_ranges,
     token_spans,
 )
 from stepwise.training.sampler import Sampler
@@ -41,12 +41,12 @@ def texts(pieces: list[bytes], end: int | None = None) -> list[bytes]:
 @given(TEXT)
 def test_ranges_of_bytes_are_the_steps_of_split_steps(text: str) -> None:
     data = text.encode()
-    assert [plain(data[a:b]) for a, b in step_ranges(data)] == split_steps(text)
+    assert [plain(data[a:b]) for a, b in _step_ranges(data)] == split_steps(text)
 
 
 @given(st.lists(st.sampled_from([b"\xff", b"\xe2\x82", b"\n", b"\r", b"x", b" ", b"```", b"\xc2\xa0"])).map(b"".join))
 def test_ranges_agree_with_split_steps_where_bytes_are_no_text(data: bytes) -> None:
-    assert [plain(data[a:b]) for a, b in step_ranges(data)] == split_steps(data.decode("utf-8", "replace"))
+    assert [plain(data[a:b]) for a, b in _step_ranges(data)] == split_steps(data.decode("utf-8", "replace"))
 
 
 @given(TEXT, st.lists(st.integers(0, 12), max_size=12))
@@ -54,7 +54,7 @@ def test_spans_cover_the_tokens_in_order_and_follow_the_rule_of_the_first_byte(t
     data = text.encode()
     places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     pieces = [data[a:b] for a, b in pairwise(places)]
-    spans, ranges = token_spans(pieces), step_ranges(data)
+    spans, ranges = token_spans(pieces), _step_ranges(data)
     assert len(spans) == len(ranges)
     if spans:
         assert (spans[0][0], spans[-1][1]) == (0, len(pieces))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from stepwise.errors import ConfigError, MissingDependencyError
-from stepwise.training.sinks import NAMES, STATE, Sinks, flat, numbers, open_sinks
+from stepwise.training.sinks import NAMES, STATE, _flat, _Sinks, numbers, open_sinks
 
 pytest.importorskip("accelerate")  # before the stand-ins: it looks for packages when it is imported
 CONFIG = {"seed": 3, "rl": {"credit": {"scheme": "vppo"}, "loss": "dapo"}, "prompt": {"system": "x" * 900}}
@@ -233,7 +233,7 @@ class Failing:
 
 def test_a_failing_sink_is_told_once_stops_nothing_and_is_left_out_in_the_end() -> None:
     bad, good = Failing({2, 4, 5, 6}, close=True), Failing(set())
-    sinks = Sinks({"trackio": bad, "tensorboard": good})
+    sinks = _Sinks({"trackio": bad, "tensorboard": good})
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for step in range(1, 9):
@@ -247,7 +247,7 @@ def test_a_failing_sink_is_told_once_stops_nothing_and_is_left_out_in_the_end() 
 
 def test_a_failure_at_closing_is_told_too() -> None:
     with pytest.warns(UserWarning, match="TimeoutError"):
-        Sinks({"trackio": Failing(set(), close=True)}).close()
+        _Sinks({"trackio": Failing(set(), close=True)}).close()
 
 
 def test_a_sink_that_works_says_nothing(calls: Calls, tmp_path: Path) -> None:
@@ -265,4 +265,4 @@ def test_what_is_no_finite_number_is_left_out_and_zero_is_not() -> None:
 
 
 def test_nested_settings_become_dotted_names() -> None:
-    assert flat({"a": {"b": {"c": None}, "d": "x"}, "e": [1, 2]}) == {"a.b.c": "null", "a.d": "x", "e": "[1, 2]"}
+    assert _flat({"a": {"b": {"c": None}, "d": "x"}, "e": [1, 2]}) == {"a.b.c": "null", "a.d": "x", "e": "[1, 2]"}

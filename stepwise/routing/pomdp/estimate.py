@@ -35,7 +35,7 @@ class RouterEstimate(NamedTuple):
     edges: tuple[float, ...]
     rows: Array
     tokens_per_step: float
-    counts: Counts
+    counts: _Counts
 
     @property
     def law(self) -> ObservationLaw:
@@ -83,7 +83,7 @@ def estimate(
     return RouterEstimate(
         counts.p_weak,
         counts.p_strong if p_strong is None else p_strong,
-        hazard_of(drafted, max_steps),
+        _hazard_of(drafted, max_steps),
         edges,
         tempered(rows, power),
         _tokens(traces) if tokens_per_step is None else tokens_per_step,
@@ -98,7 +98,7 @@ def _score_edges(traces: Sequence[FitTrace], bins: int) -> tuple[float, ...]:
     return (0.0, *(float(e) for e in inner if 0 < e < 1), 1.0)
 
 
-def hazard_of(traces: Sequence[FitTrace], max_steps: int = 30) -> tuple[float, ...]:
+def _hazard_of(traces: Sequence[FitTrace], max_steps: int = 30) -> tuple[float, ...]:
     """P(a solution has k steps | at least k) for k = 0, 1, ..., from how long traces are; the last entry is 1.
 
     A trace that was cut off was longer than it is. Each entry is shrunk a little toward the mean. Raises `DataError`
@@ -166,7 +166,7 @@ class Parameters(NamedTuple):
     rows: Array
 
 
-class Counts(NamedTuple):
+class _Counts(NamedTuple):
     """Expected counts: right and wrong drafts and strong steps after right steps, and scores by state (3, bins)."""
 
     weak_right: float
@@ -215,7 +215,7 @@ def pad(traces: Sequence[FitTrace], edges: Sequence[float]) -> Padded:
     return Padded(here, bins, drafted, replaced, draft, strong, solved)
 
 
-def expect(data: Padded, at: Parameters, recovery: float = 0.0) -> tuple[Counts, float, Array]:
+def expect(data: Padded, at: Parameters, recovery: float = 0.0) -> tuple[_Counts, float, Array]:
     """Expected counts, log-likelihood, and P(first wrong step that stands | all seen), (traces, steps + 1).
 
     The last column is that there is none. `recovery` is P(solved | a wrong step stands).
@@ -257,11 +257,11 @@ def expect(data: Padded, at: Parameters, recovery: float = 0.0) -> tuple[Counts,
     by_state = (weak_right, gone * data.drafted, weak_wrong)
     rows = np.stack([np.bincount(data.bins[seen], n[seen], width).astype(float) for n in by_state])
     strong_right, strong_wrong = ((reached - error) * data.replaced).sum(), (error * data.replaced).sum()
-    counts = Counts(float(weak_right.sum()), float(weak_wrong.sum()), float(strong_right), float(strong_wrong), rows)
+    counts = _Counts(float(weak_right.sum()), float(weak_wrong.sum()), float(strong_right), float(strong_wrong), rows)
     return counts, float((peak + np.log(total)).sum()), first
 
 
-def count(data: Padded, width: int) -> Counts:
+def count(data: Padded, width: int) -> _Counts:
     """Counts of labelled traces: what is expected of them whatever the parameters."""
     return expect(data, Parameters(0.5, 0.5, np.full((3, width), 1 / width)))[0]
 
@@ -288,7 +288,7 @@ def learn(
     for _ in range(500):
         counts, value, _ = expect(data, at, recovery)
         rows = smoothed(counts.rows, strength)
-        rows = ordered(rows, counts.rows) if monotone else rows
+        rows = _ordered(rows, counts.rows) if monotone else rows
         rows = rows if wrong_rows is None else np.concatenate([rows[:1], wrong_rows])
         strong = counts.p_strong if p_strong is None and counts.strong_right + counts.strong_wrong else at.p_strong
         at = Parameters(counts.p_weak, strong, rows)
@@ -330,7 +330,7 @@ def tempered(rows: Array, power: float) -> Array:
     return result
 
 
-def ordered(rows: Array, weights: Array) -> Array:
+def _ordered(rows: Array, weights: Array) -> Array:
     """The nearest rows with a monotone likelihood ratio: the higher a score, the likelier the state "right".
 
     Isotonic regression of each wrong state's share against "right" over the bins (Dykstra, Kochar and Robertson, 1995,

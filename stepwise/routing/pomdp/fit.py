@@ -171,7 +171,7 @@ def fit_router(
     if bins is not None and bins < 2:
         raise DataError(f"bins is {bins}; with fewer than 2 the score says nothing, so give at least 2")
     _check_scored(traces)
-    check_enough(traces, p_strong=p_strong, recovery=recovery)
+    _check_enough(traces, p_strong=p_strong, recovery=recovery)
     labelled = [trace for trace in traces if trace.labelled]
     measurable = _wrong(labelled) >= _LEAST_WRONG
     bins = bins or (choose_bins(labelled, seed=seed) if measurable else 8)
@@ -219,7 +219,7 @@ def _check_scored(traces: Sequence[FitTrace]) -> None:
         )
 
 
-def check_enough(traces: Sequence[FitTrace], *, p_strong: float | None = None, recovery: float | None = None) -> None:
+def _check_enough(traces: Sequence[FitTrace], *, p_strong: float | None = None, recovery: float | None = None) -> None:
     """Raise `DataError` that names each thing there is too little of, what is missing, and about how many traces."""
     if not traces:
         raise DataError("no traces to fit on; route some problems first (python -m programs.route)")

@@ -98,7 +98,7 @@ class FitTrace:
         return tuple(out)
 
 
-def trace_of(
+def _trace_of(
     problem: str, scores: Sequence[float], first_error: int | None, *, solved: bool | None = None, ended: bool = True
 ) -> FitTrace:
     """A trace that the weak model wrote alone, from its scores and the index of its first wrong step (None: none).
@@ -131,7 +131,7 @@ def from_row(row: Mapping[str, Any], where: str, prm: str | None = None) -> FitT
         count = len(scores) if isinstance(scores, list) else "no"
         raise DataError(f"{where}, field scores: {count} scores for {len(example.trace.steps)} steps; give one each")
     # One problem may stand in several rows, each under an id of its own: its question is what they share.
-    trace = trace_of(
+    trace = _trace_of(
         example.problem.question,
         [_score(score, f"{where}, scores[{i}]") for i, score in enumerate(scores)],
         example.localization.first_error,

@@ -73,7 +73,7 @@ class Decisions:
 
 
 @dataclass(frozen=True, eq=False)
-class Episodes:
+class _Episodes:
     """How E episodes went; all arrays (E,).
 
     Attributes:
@@ -138,7 +138,7 @@ class RouterSimulator:
         """No solution is longer."""
         return len(self.model.hazard) - 1
 
-    def play(self, act: Act, n: int, *, runs: Sequence[int] = (0, 1), seed: Any = 0) -> Episodes:
+    def play(self, act: Act, n: int, *, runs: Sequence[int] = (0, 1), seed: Any = 0) -> _Episodes:
         """`n` episodes under `act`, all at the same step; those in which the strong model is writing on are not asked.
 
         `act(drafts)` gives, for each draft, the index of an action in `runs`: the number of steps that the strong model
@@ -195,7 +195,7 @@ class RouterSimulator:
         episode, at, action, all_scores, all_tokens = (np.concatenate(parts) for parts in zip(*decided, strict=True))
         written = (paid[at, episode], next_draft[at, episode])
         decisions = Decisions(episode, at, action, *written, all_scores, all_tokens)
-        return Episodes(clean, steps, strong_tokens, strong_steps, draft_tokens, decisions)
+        return _Episodes(clean, steps, strong_tokens, strong_steps, draft_tokens, decisions)
 
     def _scores(self, state: Ints, which: Array, place: Array) -> Array:
         """Scores in these states, (n,), from numbers in [0, 1) that choose the bin and the place in it."""

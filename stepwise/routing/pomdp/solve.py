@@ -120,20 +120,20 @@ class RoutingPomdp:
         if not 1e-8 <= eps <= 1:
             raise DataError(f"eps is {eps!r}; give a number from 1e-8 to 1, in units of the reward")
         ends = self.hazard if published_hazard else (*self.hazard[1:], 1.0)  # P(step n is the last | there is a step n)
-        curves: tuple[Sandwich, ...] = ()
+        curves: tuple[_Sandwich, ...] = ()
         for end in reversed(ends[1 : len(self.hazard)]):
             later = curves[0] if curves else None
 
             # F_n from F_(n+1): the next step is drafted and scored, and then decided on.
-            def following(x: Array, later: Sandwich | None = later, end: float = end) -> tuple[Array, ...]:
+            def following(x: Array, later: _Sandwich | None = later, end: float = end) -> tuple[Array, ...]:
                 return tuple(self.discount * part for part in self._expected(x, later, end, prices))
 
-            curves = (Sandwich.around(following, _SHARE * eps), *curves)
+            curves = (_Sandwich.around(following, _SHARE * eps), *curves)
         lower, upper, _ = self._expected(np.ones(1), curves[0], ends[0], prices)
         return Plan(self, prices, curves, (float(lower[0]), float(upper[0])))
 
     def _expected(
-        self, x: Array, later: Sandwich | None, end: float, prices: Sequence[float]
+        self, x: Array, later: _Sandwich | None, end: float, prices: Sequence[float]
     ) -> tuple[Array, Array, Array]:
         """Value expected before the next step is drafted and scored, where all steps so far are right with chance `x`
         (n,): a lower bound, an upper bound, and the slope of the lower one, each (n,).
@@ -199,7 +199,7 @@ class Plan:
 
     model: RoutingPomdp
     prices: tuple[float, ...]
-    curves: tuple[Sandwich, ...]
+    curves: tuple[_Sandwich, ...]
     root_value: Bounds
 
     @property
@@ -253,7 +253,7 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class Sandwich:
+class _Sandwich:
     """Bounds of a convex function on [0, 1], each as lines `offset + slope x`: chords of its nodes above, tangents at
     them below; all arrays are one-dimensional.
 
@@ -271,7 +271,7 @@ class Sandwich:
     gap: float
 
     @classmethod
-    def around(cls, function: Callable[[Array], tuple[Array, ...]], eps: float) -> Sandwich:
+    def around(cls, function: Callable[[Array], tuple[Array, ...]], eps: float) -> _Sandwich:
         """Bounds of `function`, refined until chords and tangents of its lower bound are within `eps` of each other.
 
         `function` takes places (n) and gives a lower bound, an upper bound and a slope of the lower one there, (n)
