@@ -15,12 +15,13 @@ from stepwise.critics.module import CriticModule, failed_by
 from stepwise.models.driver import Driver
 from stepwise.models.failures import error_of
 from stepwise.models.provider import engines_of
+from stepwise.models.scorers.base import scorer_of
 from stepwise.types import Usage
 
 
 def model_name(module: Any) -> str:
     """Name of the model, or scorer, that a module asks."""
-    return str(module.get_lm().model) if module.predictors() else str(getattr(module.scorer, "name", ""))
+    return str(module.get_lm().model if module.predictors() else module.scorer.name)
 
 
 def ask_all(
@@ -74,9 +75,7 @@ def ask_all(
 
 def _engines(module: Any) -> tuple[Any, ...]:
     """The engines of this process that the module's models run on: the driver moves them."""
-    if module.predictors():
-        return engines_of(module.get_lm())
-    return tuple(getattr(module.scorer, "engines", ()))
+    return engines_of(module.get_lm()) if module.predictors() else scorer_of(module.scorer).engines
 
 
 def _seeded(module: Any, seed: int, cold: bool) -> Any:
