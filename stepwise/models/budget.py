@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Prices = tuple[float, float]  # money per million prompt tokens, per million generated tokens
 _NAMES = ("strong_tokens", "total_tokens", "calls", "money")
 Amount = int | Fraction  # counts are whole numbers, money is exact
-_ZERO: dict[str, Amount] = dict.fromkeys(_NAMES, 0)
+_NOTHING: dict[str, Amount] = dict.fromkeys(_NAMES, 0)
 
 
 ACCOUNT: ContextVar[Ledger | None] = ContextVar("stepwise_account", default=None)
@@ -90,11 +90,11 @@ class Ledger:
 
     def __init__(self, caps: CapsConfig | None = None, prices: Mapping[str, Prices | None] | None = None) -> None:
         limits = {name: getattr(caps, name, None) for name in _NAMES}
-        self._caps = {name: None if limit is None else Fraction(str(limit)) for name, limit in limits.items()}
+        self._caps = {name: Fraction(str(limit)) for name, limit in limits.items() if limit is not None}
         self._problem_caps: CapsConfig | None = getattr(caps, "problem", None)
         self._prices = dict(prices or {})
-        self._spent = dict(_ZERO)
-        self._held = dict(_ZERO)
+        self._spent = dict(_NOTHING)
+        self._held = dict(_NOTHING)
         self._usage: dict[str, Usage] = {}
         self._lock = threading.Lock()
         self._name = "budget"
@@ -124,7 +124,7 @@ class Ledger:
         account = Ledger(self._problem_caps, self._prices)
         account._name, account._lock, account._levels = "budget.problem", self._lock, (account, *self._levels)
         for role, usage in (spent or {}).items():
-            account._add(role, account._priced(role, usage))
+            account._add(role, usage)
         return account
 
     def reserve(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> Reservation:
@@ -136,19 +136,21 @@ class Ledger:
         """
         ask = self._ask(role, max_tokens, prompt_tokens, calls)
         with self._lock:
-            for level in self._levels:
-                level._check(role, ask)
-            self._hold(ask)
+            if short := self._short(ask):
+                raise self._refusal(role, ask, *short)
+            self._hold(ask, 1)
         return Reservation(self, role, ask)
 
     async def areserve(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> Reservation:
         """`reserve` for a coroutine, which waits while what is in flight may still give back what it needs."""
-        ask = self._ask(role, max_tokens, prompt_tokens, calls)
-        queue = self._levels[-1]._queue
+        ask, queue = self._ask(role, max_tokens, prompt_tokens, calls), self._levels[-1]._queue
         with self._lock:
-            turn = _Turn(self, role, ask, asyncio.get_running_loop())
+            if not queue and not self._short(ask):
+                self._hold(ask, 1)
+                return Reservation(self, role, ask)
+            turn = _Turn(self, role, ask)
             queue.append(turn)
-            self._give_turns()
+            self._give_turns(queue)
         try:
             await turn.given
         except asyncio.CancelledError:
@@ -156,69 +158,33 @@ class Ledger:
                 if turn in queue:
                     queue.remove(turn)
                 elif turn.granted:
-                    self._give_back(ask)
-                self._give_turns()
+                    self._hold(ask, -1)
+                self._give_turns(queue)
             raise
         return Reservation(self, role, ask)
 
-    def _hold(self, ask: Mapping[str, Amount]) -> None:
-        """Set `ask` aside at every level. Needs the lock."""
-        for level in self._levels:
-            level._held = {name: level._held[name] + ask[name] for name in _NAMES}
-
-    def _give_back(self, ask: Mapping[str, Amount]) -> None:
-        for level in self._levels:
-            level._held = {name: level._held[name] - ask[name] for name in _NAMES}
-
-    def _give_turns(self) -> None:
+    def _give_turns(self, queue: deque[_Turn]) -> None:
         """Grant or refuse whoever waits and may know by now, in order; nobody takes what an earlier one waits for.
         Needs the lock.
         """
-        queue = self._levels[-1]._queue
         wanted: set[tuple[int, str]] = set()  # caps that somebody before waits for
         for turn in list(queue):
-            levels = turn.ledger._levels
-            needs = {(id(level), name) for level in levels for name in _NAMES
-                     if turn.ask[name] > 0 and level._caps[name] is not None}  # fmt: skip
-            if not needs & wanted:
-                try:
-                    for level in levels:
-                        level._check(turn.role, turn.ask, settled=True)
-                except BudgetExceededError as refusal:
-                    queue.remove(turn)
-                    turn.tell(refusal)
-                    continue
-                if not any(level._short(turn.ask) for level in levels):
-                    queue.remove(turn)
-                    turn.ledger._hold(turn.ask)
-                    turn.tell(None)
-                    continue
-            wanted |= needs
-
-    def can_spend(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> bool:
-        """Whether `reserve` with the same arguments would succeed now."""
-        ask = self._ask(role, max_tokens, prompt_tokens, calls)
-        with self._lock:
-            return not any(level._short(ask) for level in self._levels)
-
-    def allowed_tokens(self, role: str, *, prompt_tokens: int = 0, calls: int = 1) -> int | None:
-        """The largest `max_tokens` that `reserve` would accept now, None without a cap; 0 also where no call fits."""
-        base = self._ask(role, 0, prompt_tokens, calls)
-        unit = self._ask(role, 1, 0, 0)
-        with self._lock:
-            if any(level._short(base) for level in self._levels):
-                return 0
-            room = []
-            for level in self._levels:
-                for name in _NAMES:
-                    left = level._left(name)
-                    if left is not None and unit[name] > 0:
-                        room.append((left - base[name]) // unit[name])
-        return max(0, min(room)) if room else None
+            ledger, ask = turn.ledger, turn.ask
+            needs = {(id(level), name) for level in ledger._levels for name in level._caps if ask[name] > 0}
+            never = None if needs & wanted else ledger._short(ask, settled=True)
+            if never:
+                queue.remove(turn)
+                turn.tell(ledger._refusal(turn.role, ask, *never))
+            elif needs & wanted or ledger._short(ask):
+                wanted |= needs
+            else:
+                queue.remove(turn)
+                ledger._hold(ask, 1)
+                turn.tell(None)
 
     def record(self, role: str, usage: Usage) -> None:
         """Add what was spent without a reservation (scoring with a local model, for example)."""
-        self._close(role, _ZERO, usage)
+        self._close(role, _NOTHING, usage)
 
     def usage(self, role: str | None = None) -> Usage:
         """What a role has spent so far; None for all of them together. Its cost is None where a price is unknown."""
@@ -233,30 +199,29 @@ class Ledger:
         For the account of a problem the nearer of its own cap and the run's.
         """
         with self._lock:
-            found = {name: [level._left(name) for level in self._levels] for name in _NAMES}
-        known = {name: [left for left in lefts if left is not None] for name, lefts in found.items()}
-        return {name: float(min(lefts)) if lefts else None for name, lefts in known.items()}
+            lefts = {
+                name: [level._caps[name] - level._spent[name] - level._held[name] for level in self._levels
+                       if name in level._caps]
+                for name in _NAMES
+            }  # fmt: skip
+        return {name: float(min(left)) if left else None for name, left in lefts.items()}
 
     def unspent(self, name: str) -> int | None:
         """What is left of the nearer cap called `name` once all that is in flight were given back; None without one."""
         with self._lock:
-            lefts = [level._left(name) for level in self._levels]
-            free = [
-                left + level._held[name] for left, level in zip(lefts, self._levels, strict=True) if left is not None
-            ]
-        return max(0, int(min(free))) if free else None
+            left = [level._caps[name] - level._spent[name] for level in self._levels if name in level._caps]
+        return max(0, int(min(left))) if left else None
 
     def summary(self) -> str:
         """A few lines for a person: one per role, one for the total, one per cap."""
         with self._lock:
             usages = dict(self._usage)
-            lefts = {name: self._left(name) for name in _NAMES}
+            lefts = {name: cap - self._spent[name] - self._held[name] for name, cap in self._caps.items()}
         lines = [_spent_line(role, usage) for role, usage in usages.items()]
         lines.append(_spent_line("all", sum(usages.values(), Usage())))
-        for name, left in lefts.items():
-            cap = self._caps[name]
-            if cap is not None and left is not None:
-                lines.append(f"cap on {name}: {float(cap):,.10g}, {float(left):,.10g} left")
+        lines += [
+            f"cap on {name}: {float(self._caps[name]):,.10g}, {float(left):,.10g} left" for name, left in lefts.items()
+        ]
         return "\n".join(lines)
 
     def _ask(self, role: str, max_tokens: int, prompt_tokens: int, calls: int) -> dict[str, Amount]:
@@ -264,83 +229,73 @@ class Ledger:
             if value < 0:
                 raise DataError(f"{name} is {value}; it must be 0 or more")
         price = self._prices.get(role)
-        capped = next((level._name for level in self._levels if level._caps["money"] is not None), "")
+        capped = next((level._name for level in self._levels if "money" in level._caps), "")
         if price is None and capped:
             raise ConfigError(
                 f"{capped}.money is set, but no price is known for {role}; set its price_in and price_out"
             )
-        return self._counted(role, max_tokens, calls, _cost(price, prompt_tokens, max_tokens) if price else 0)
+        money = _cost(price, prompt_tokens, max_tokens) if price else 0
+        return _amounts(role, max_tokens, calls, money)
 
-    def _counted(self, role: str, generated: int, calls: int, money: Amount) -> dict[str, Amount]:
-        """Amounts as the caps count them."""
-        strong = generated if role == "strong" else 0
-        counted_calls = 0 if role == "scorer" else calls
-        return {
-            "strong_tokens": strong,
-            "total_tokens": generated,
-            "calls": counted_calls,
-            "money": money,
-        }
-
-    def _left(self, name: str) -> Amount | None:
-        """What is left of this ledger's own cap. Needs the lock."""
-        cap = self._caps[name]
-        return None if cap is None else cap - self._spent[name] - self._held[name]
-
-    def _short(self, ask: Mapping[str, Amount], *, settled: bool = False) -> str:
-        """Name of the first own cap that `ask` would pass, "" when it fits; an amount of 0 always fits. `settled`: as
-        if all that is reserved were given back. Needs the lock.
+    def _short(self, ask: Mapping[str, Amount], *, settled: bool = False) -> tuple[Ledger, str] | None:
+        """The first cap that `ask` would pass, and whose it is; None when it fits; an amount of 0 always fits.
+        `settled`: as if all that is reserved were given back. Needs the lock.
         """
-        for name in _NAMES:
-            left = self._left(name)
-            if left is not None and 0 < ask[name] > left + (self._held[name] if settled else 0):
-                return name
-        return ""
+        for level in self._levels:
+            for name, cap in level._caps.items():
+                if 0 < ask[name] > cap - level._spent[name] - (0 if settled else level._held[name]):
+                    return level, name
+        return None
 
-    def _check(self, role: str, ask: Mapping[str, Amount], *, settled: bool = False) -> None:
-        """Raises BudgetExceededError where `ask` does not fit under the own caps. Needs the lock."""
-        name = self._short(ask, settled=settled)
-        if not name:
-            return
-        cap, key = self._caps[name] or 0, f"{self._name}.{name}"
-        raise BudgetExceededError(
-            f"{key} = {float(cap):.10g}: {float(self._spent[name]):.10g} spent, "
-            f"{float(self._held[name]):.10g} reserved, and {role} asks for up to {float(ask[name]):.10g} more; "
+    def _refusal(self, role: str, ask: Mapping[str, Amount], level: Ledger, name: str) -> BudgetExceededError:
+        key = f"{level._name}.{name}"
+        return BudgetExceededError(
+            f"{key} = {float(level._caps[name]):.10g}: {float(level._spent[name]):.10g} spent, "
+            f"{float(level._held[name]):.10g} reserved, and {role} asks for up to {float(ask[name]):.10g} more; "
             f"raise {key} or ask for less",
             cap=key,
         )
 
-    def _close(self, role: str, held: Mapping[str, Amount], usage: Usage | None) -> None:
-        with self._lock:
-            self._give_back(held)
-            if usage is not None:
-                for level in self._levels:
-                    level._add(role, level._priced(role, usage))
-            self._give_turns()
+    def _hold(self, ask: Mapping[str, Amount], sign: int) -> None:
+        """Set `ask` aside at every level, or give it back. Needs the lock."""
+        for level in self._levels:
+            for name in _NAMES:
+                level._held[name] += sign * ask[name]
 
-    def _priced(self, role: str, usage: Usage) -> tuple[Usage, Amount]:
-        """`usage` with its cost where a price is known, and the exact money."""
-        price = self._prices.get(role)
+    def _close(self, role: str, held: Mapping[str, Amount], usage: Usage | None) -> None:
+        queue = self._levels[-1]._queue
+        with self._lock:
+            self._hold(held, -1)
+            for level in self._levels if usage is not None else ():
+                level._add(role, usage)  # type: ignore[arg-type]
+            if queue:
+                self._give_turns(queue)
+
+    def _add(self, role: str, usage: Usage) -> None:
+        """Count what was spent in this ledger alone, with its cost where a price is known. Needs the lock."""
+        price, money = self._prices.get(role), 0 if usage.cost is None else Fraction(str(usage.cost))
         if usage.cost is None and price is not None:
             money = _cost(price, usage.prompt_tokens, usage.generated_tokens)
-            return dataclasses.replace(usage, cost=float(money)), money
-        return usage, 0 if usage.cost is None else Fraction(str(usage.cost))
-
-    def _add(self, role: str, priced: tuple[Usage, Amount]) -> None:
-        """Count what was spent in this ledger alone. Needs the lock."""
-        usage, money = priced
-        spent = self._counted(role, usage.generated_tokens, usage.calls, money)
-        self._spent = {name: self._spent[name] + spent[name] for name in _NAMES}
+            usage = dataclasses.replace(usage, cost=float(money))
+        for name, amount in _amounts(role, usage.generated_tokens, usage.calls, money).items():
+            self._spent[name] += amount
         self._usage[role] = self._usage.get(role, Usage()) + usage
+
+
+def _amounts(role: str, generated: int, calls: int, money: Amount) -> dict[str, Amount]:
+    """Amounts as the caps count them."""
+    strong = generated if role == "strong" else 0
+    counted = 0 if role == "scorer" else calls
+    return {"strong_tokens": strong, "total_tokens": generated, "calls": counted, "money": money}
 
 
 class _Turn:
     """Somebody who waits for a reservation."""
 
-    def __init__(self, ledger: Ledger, role: str, ask: Mapping[str, Amount], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, ledger: Ledger, role: str, ask: Mapping[str, Amount]) -> None:
         self.ledger, self.role, self.ask, self.granted = ledger, role, ask, False
-        self.given: asyncio.Future[None] = loop.create_future()
-        self._loop, self._thread = loop, threading.get_ident()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self.given: asyncio.Future[None] = self._loop.create_future()
 
     def tell(self, refusal: BudgetExceededError | None) -> None:
         """Let the coroutine go on, or raise; from any thread."""
