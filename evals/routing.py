@@ -24,7 +24,7 @@ from stepwise.report import Report, write_report
 from stepwise.report.table import percent
 from stepwise.routing.compare import judge
 from stepwise.routing.pomdp.fit import FitCard
-from stepwise.routing.simple import Threshold
+from stepwise.routing.trim import Threshold
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, positive, program
 

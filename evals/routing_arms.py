@@ -34,7 +34,8 @@ from stepwise.routing.signals import (
     StrongRating,
     fit_mixture,
 )
-from stepwise.routing.simple import Always, Never, Random, Threshold
+from stepwise.routing.simple import Always, Never, Random
+from stepwise.routing.trim import Threshold
 from stepwise.types import Problem, Trace
 
 from .routing_world import World, seed_for

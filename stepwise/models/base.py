@@ -250,17 +250,12 @@ class Batched(BatchGenerator):
 
     def __init__(self, backend: Backend):
         super().__init__()
-        self.backend = backend
+        self.backend, self.parameters = backend, backend.parameters
 
     @property
     def name(self) -> str:  # type: ignore[override]
         """The backend's."""
         return self.backend.name
-
-    @property
-    def parameters(self) -> int | None:  # type: ignore[override]
-        """The backend's."""
-        return self.backend.parameters
 
     @property
     def capabilities(self) -> Capabilities:  # type: ignore[override]
@@ -290,7 +285,9 @@ class Wrapped(Generator):
     """A wrapper that does nothing yet: everything is the model's inside; see `stepwise.models.wrappers`."""
 
     def __init__(self, model: Generator | Backend) -> None:
-        self.model = generator_of(model)
+        self.model = inner = generator_of(model)
+        self.parameters, self.calls_per_sample = inner.parameters, inner.calls_per_sample
+        self.prompt_hash, self.remote = inner.prompt_hash, inner.remote
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -298,29 +295,9 @@ class Wrapped(Generator):
         return self.model.name
 
     @property
-    def parameters(self) -> int | None:  # type: ignore[override]
-        """The model's."""
-        return self.model.parameters
-
-    @property
     def capabilities(self) -> Capabilities:  # type: ignore[override]
         """The model's."""
         return self.model.capabilities
-
-    @property
-    def calls_per_sample(self) -> int:  # type: ignore[override]
-        """The model's."""
-        return self.model.calls_per_sample
-
-    @property
-    def prompt_hash(self) -> str:  # type: ignore[override]
-        """The model's."""
-        return self.model.prompt_hash
-
-    @property
-    def remote(self) -> bool:  # type: ignore[override]
-        """The model's."""
-        return self.model.remote
 
     @property
     def engines(self) -> tuple[Any, ...]:

@@ -173,7 +173,7 @@ class Driver:
 
     def wake(self) -> None:
         """Have the loop look again."""
-        if self._loop is not None and not self.in_loop():
+        if self._loop is not None:
             with suppress(RuntimeError):  # closed meanwhile
                 self._loop.call_soon_threadsafe(lambda: None)
 

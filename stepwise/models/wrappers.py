@@ -41,16 +41,20 @@ class Budgeted(Wrapped):
 
     async def generate(self, request: Request) -> Completion:
         """Reserve, ask, settle."""
+        account = ACCOUNT.get() or self.ledger
+        tokens, read, calls = request_bound(request, self._prompt, self.model.calls_per_sample)
         try:
-            await self.ready()
-            tokens, read, calls = request_bound(request, self._prompt, self.model.calls_per_sample)
-            account = ACCOUNT.get() or self.ledger
+            if self.model.probe_bound.calls:
+                await self.ready()
             held = await account.areserve(self.role, tokens, prompt_tokens=read, calls=calls)
         except BudgetExceededError as refusal:
             return Completion.of_failure(failure_of(refusal), n=request.n)
-        with held:
+        try:
             result = await self.model.generate(request)
-            held.settle(sum((sample.usage for sample in result.samples), Usage()))
+        except BaseException:
+            held.cancel()
+            raise
+        held.settle(sum((sample.usage for sample in result.samples), Usage()))
         return result
 
     async def ready(self) -> None:
@@ -175,9 +179,12 @@ class BudgetedScorer(WrappedScorer):
             held = await account.areserve("scorer", 0, prompt_tokens=read, calls=new)
         except BudgetExceededError as refusal:
             return Scored([], Usage(self.name), str(refusal), failure_of(refusal))
-        with held:
+        try:
             result = await self.scorer.ascore(problem, steps, known)
-            held.settle(result.usage)
+        except BaseException:
+            held.cancel()
+            raise
+        held.settle(result.usage)
         return result
 
 

@@ -18,7 +18,8 @@ from stepwise.routing.policy import (
     Resample,
     View,
 )
-from stepwise.routing.simple import Always, Never, Random, Threshold
+from stepwise.routing.simple import Always, Never, Random
+from stepwise.routing.trim import Threshold
 
 if TYPE_CHECKING:
     from stepwise.routing.calibration import Calibrated, calibrate
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         StepFilter,
     )
     from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom, calibrated, fit_query_classifier
+    from stepwise.routing.route import Models, RoutingInterrupted, route_all
     from stepwise.routing.router import StepRouter
     from stepwise.routing.saved import load_policy, policy_from_config, policy_from_dict, policy_to_dict, save_policy
     from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
         StrongRating,
         fit_mixture,
     )
-    from stepwise.routing.trim import Models, RouteSettings, RoutingInterrupted, route_all
+    from stepwise.routing.trim import RouteSettings
 
 _LAZY = {
     "Agreement": "signals",
@@ -62,7 +64,7 @@ _LAZY = {
     "MaxLogit": "signals",
     "MaxLogitMixture": "signals",
     "Learned": "learned",
-    "Models": "trim",
+    "Models": "route",
     "ObservationLaw": "pomdp",
     "Plan": "pomdp",
     "Planned": "pomdp",
@@ -70,7 +72,7 @@ _LAZY = {
     "QueryClassifier": "query",
     "QueryRandom": "query",
     "RouteSettings": "trim",
-    "RoutingInterrupted": "trim",
+    "RoutingInterrupted": "route",
     "RoutingPomdp": "pomdp",
     "ScoreDrop": "signals",
     "Signal": "signals",
@@ -89,7 +91,7 @@ _LAZY = {
     "policy_from_config": "saved",
     "policy_from_dict": "saved",
     "policy_to_dict": "saved",
-    "route_all": "trim",
+    "route_all": "route",
     "save_policy": "saved",
     "threshold_at": "signal_policies",
 }

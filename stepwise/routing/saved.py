@@ -23,7 +23,8 @@ from stepwise.routing.pomdp.fit import FitCard, RouterFit
 from stepwise.routing.pomdp.policies import BeliefThreshold, Planned, Published
 from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom
 from stepwise.routing.signal_policies import Signalled, TwoStage
-from stepwise.routing.simple import Always, Never, Random, Threshold
+from stepwise.routing.simple import Always, Never, Random
+from stepwise.routing.trim import Threshold
 
 _CLASSES: tuple[Any, ...] = (
     Never, Always, Random, Threshold, QueryRandom, QueryClassifier, Cascade, Signalled, TwoStage, Judged,

@@ -9,32 +9,29 @@ What differs from TRIM:
 4. Every draft's seed follows from (run seed, problem id, step, role, attempt) alone: up to the rounding of the models'
    sums, a trace does not depend on what else is in the batch, and the same prefix gets the same draft under every
    policy.
-5. Caps, on a problem and on the run, are kept by the models' wrappers, which reserve a whole step before it is asked
+5. `Threshold` compares strictly: a score equal to the threshold is kept.
+6. Caps, on a problem and on the run, are kept by the models' wrappers, which reserve a whole step before it is asked
    for. A strong step that may not be paid for is written by the weak model instead.
 
-One problem is one coroutine, `Solver.run`; batches are made by the engines (`stepwise.models.driver`).
+One problem is one coroutine, `Solver.run`; `route.route_all` runs many, and the engines make batches of what they ask
+for (`stepwise.models.driver`).
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.config import SamplingConfig
 from stepwise.errors import BudgetExceededError, CapabilityError, ConfigError
-from stepwise.models.base import Backend, Completion, Generator, Request, generator_of
+from stepwise.models.base import Completion, Generator, Request
 from stepwise.models.budget import ACCOUNT, Ledger
-from stepwise.models.driver import Driver
 from stepwise.models.failures import error_of, failure_of
-from stepwise.models.scorers.base import Scorer, scorer_of
-from stepwise.models.store import CallCache
-from stepwise.models.wrappers import composed, composed_scorer
 from stepwise.prompt import SolvePrompt
 from stepwise.routing.evidence import KINDS, Evidence
 from stepwise.routing.policy import (
@@ -46,7 +43,7 @@ from stepwise.routing.policy import (
     Policy,
     Resample,
     View,
-    needs_scorer,
+    When,
 )
 from stepwise.seeds import stable_hash
 from stepwise.steps import extract_answer
@@ -54,17 +51,12 @@ from stepwise.types import Problem, Step, Trace, TraceFinish, Usage
 
 MAX_COPIES = 2  # a step may stand twice in a trace; a third copy means that the models go in circles
 MAX_DRAFTS = 16  # drafts of one step; a policy that resamples for ever is stopped here
-_FOR_GOOD = 2**31
+FOR_GOOD = 2**31  # steps: all that follow
 Role = Literal["weak", "strong"]
 OnTrace = Callable[[Trace], None]
 
 
-class Models(NamedTuple):
-    """The models of a run by role; `scorer` is needed only by policies that look at scores."""
-
-    weak: Backend | Generator
-    strong: Backend | Generator
-    scorer: Scorer | None = None
+_FROZEN = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -82,68 +74,29 @@ class RouteSettings:
     prompt: SolvePrompt = SolvePrompt()
 
 
-class RoutingInterrupted(KeyboardInterrupt):
-    """Ctrl-C during routing. `traces` has one trace per problem, in order; those not finished end in "interrupted"."""
+@dataclass(frozen=True, config=_FROZEN)
+class Threshold(Policy):
+    """TRIM-Thr (arXiv 2601.10245): the strong model rewrites a drafted step iff its score is below `threshold`.
 
-    def __init__(self, traces: Sequence[Trace] = ()):
-        super().__init__("routing was interrupted; .traces holds what was done")
-        self.traces = list(traces)
-
-
-def route_all(
-    problems: Sequence[Problem],
-    models: Models,
-    policy: Policy,
-    settings: RouteSettings | None = None,
-    *,
-    ledger: Ledger | None = None,
-    on_trace: OnTrace | None = None,
-    on_step: OnTrace | None = None,
-    spent: Mapping[Problem, Mapping[str, Usage]] | None = None,
-    store: CallCache | None = None,
-    callbacks: Callable[[], Sequence[Any]] | None = None,
-    scorer_settings: Any = None,
-) -> list[Trace]:
-    """One trace per problem, in the order of the problems; `on_trace` is told of each as soon as it is finished, and
-    `on_step` of what there is of it after each of its steps.
-
-    The caps of `ledger` hold for everything it counts, its caps on one problem for each trace and what `spent` says (by
-    problem and role) that earlier attempts at it cost. `store`, `callbacks` and `scorer_settings` go to the wrappers.
-
-    A model that refuses a request ends that trace with finish "error". Raises `ConfigError` when the policy needs a
-    scorer and there is none, `BackendError` and `ScorerError` where a model is gone, `RoutingInterrupted` on Ctrl-C.
+    Strictly below: 0 never escalates, and 1 keeps only steps scored exactly 1.0, so use anything above 1 (say 1.01) for
+    "always". An empty draft cannot be scored and counts as 0.0 here.
     """
-    if needs_scorer(policy) and models.scorer is None:
-        raise ConfigError(
-            f"policy {policy.name!r} looks at scores, but there is no scorer; "
-            "give one, for example scorer='llamacpp/lab-scorer'"
-        )
-    policy.check_models(**{role: model and model.name for role, model in models._asdict().items()})
-    settings, ledger = settings or RouteSettings(), ledger or Ledger()
-    given: dict[str, Any] = {"ledger": ledger, "prompt": settings.prompt, "store": store, "callbacks": callbacks}
-    asked = Models(
-        composed(generator_of(models.weak), role="weak", **given),
-        composed(generator_of(models.strong), role="strong", **given),
-        None if models.scorer is None else composed_scorer(scorer_of(models.scorer), settings=scorer_settings, **given),
-    )
-    solvers = [
-        Solver(problem, asked, policy, settings, ledger.for_problem((spent or {}).get(problem)), on_step)
-        for problem in problems
-    ]
 
-    async def solve(solver: Solver) -> Trace:
-        trace = await solver.run()
-        if on_trace is not None:
-            on_trace(trace)
-        return trace
+    threshold: float = Field(default=0.5, ge=0, allow_inf_nan=False)
 
-    working = [model for model in asked if model is not None]
-    engines = [engine for model in working for engine in model.engines]  # type: ignore[union-attr]
-    remote = any(model.remote for model in working)  # type: ignore[union-attr]
-    try:
-        return Driver(engines, exact=not remote).run([solve(solver) for solver in solvers], window=settings.window)
-    except KeyboardInterrupt:
-        raise RoutingInterrupted([solver.interrupted() for solver in solvers]) from None
+    name: ClassVar[str] = "threshold"
+    when: ClassVar[When] = "after"
+    needs_scores: ClassVar[bool] = True
+    dial: ClassVar[str] = "threshold"
+
+    def decide(self, view: View) -> Action:
+        """Escalate iff the draft's score is below the threshold."""
+        score = view.scores[-1] if view.scores else None
+        below = (score or 0.0) < self.threshold
+        digits = 2 if score is None or f"{score:.2f}" != f"{self.threshold:.2f}" else 6
+        shown = "empty draft, counted as 0.00" if score is None else f"score {score:.{digits}f}"
+        reason = f"{shown} {'<' if below else '>='} {self.threshold:.{digits}f}"
+        return Escalate(reason=reason) if below else Keep(reason)
 
 
 class Solver:
@@ -174,17 +127,14 @@ class Solver:
         self.undecided = False  # the policy wants to see the draft first
         self.decision = ""
         self.refused_by = ""  # the cap that stood in the way of the last model
-        # the weak model's whole solution, once it was reviewed
-        self.ended: TraceFinish = ""
-        self.weak_solution: Solver | None = None
+        self.ended: TraceFinish = ""  # how the weak model's whole solution ended, once it was reviewed
 
     async def run(self) -> Trace:
         """The finished trace."""
         ACCOUNT.set(self.account)
         while not self.finish:
             await self._step()
-            if self.policy.when == "solution" and self.finish not in ("", "error", "budget") and not self.ended:
-                await self._review()
+            await self._after_step()
             if self._on_step is not None:
                 self._on_step(self.trace())
         return self.trace()
@@ -201,12 +151,17 @@ class Solver:
         if self.strong_steps and not self.finish and not await self._write("strong"):
             self.strong_steps = 0
             self.decision = f"keep: the budget is spent, {self.refused_by} ({self.decision})"
-            if self.weak_solution is not None and not self.steps:
-                self._restore()
-            elif self.draft is None:
-                await self._write("weak")
+            await self._refused()
         if not self.finish:
             self._accept()
+
+    async def _after_step(self) -> None:
+        """Nothing here; see `review`, where a solution that has ended may be begun anew."""
+
+    async def _refused(self) -> None:
+        """The strong model may not be asked for this step: the weak one's draft stands."""
+        if self.draft is None:
+            await self._write("weak")
 
     async def _write(self, role: Role) -> bool:
         """Have a model write the step; False where a cap forbids it, without which the weak model cannot go on."""
@@ -263,7 +218,7 @@ class Solver:
 
     async def _look(self, look: Look) -> None:
         """Get what the policy looks for; raises ConfigError for evidence that it did not name, or has already."""
-        there = self.draft is not None if look.what == "draft" else look.what in self._seen()
+        there = self.draft is not None if look.what == "draft" else look.what in self._view().looked
         if look.what not in self.looks or there:
             fault = "again, although it is there" if there else "which is not in its `looks`"
             raise ConfigError(f"policy {self.policy.name!r} looks for {look.what!r} {fault}; correct its decide()")
@@ -282,7 +237,7 @@ class Solver:
             case Escalate():
                 self.strong_steps, word = action.steps, "escalate"
             case HandOver():
-                self.strong_steps, word = _FOR_GOOD, "hand over"
+                self.strong_steps, word = FOR_GOOD, "hand over"
             case Resample() if again:
                 word = "draft again"
             case Resample() | Keep():
@@ -324,37 +279,6 @@ class Solver:
             self._end("repeat", f"{place} stands in the solution more than {MAX_COPIES} times")
         elif len(self.steps) >= self.settings.max_steps:
             self._end("steps", f"no boxed answer after {self.settings.max_steps} steps")
-
-    async def _review(self) -> None:
-        """Show the policy the weak model's solution, once; what it hands over is begun anew."""
-        self.ended, self.finish = self.finish, ""
-        await self._decide()
-        if self.strong_steps:
-            self.strong_steps = _FOR_GOOD
-            self._restart()
-        elif not self._failed:
-            self.finish = self.ended  # where the budget was spent on the way to a decision, the solution stands
-
-    def _restart(self) -> None:
-        """Throw the weak model's solution away; its steps become drafts of the first step to come."""
-        self.weak_solution = copy.copy(self)
-        drafts, evidence = list[Step](), list[Step]()
-        for step in self.steps:
-            evidence += step.evidence
-            drafts += [*step.discarded, dataclasses.replace(step, discarded=(), evidence=())]
-        self.steps, self.drafts, self.paid_evidence = [], [*drafts, *self.drafts], [*evidence, *self.paid_evidence]
-        self.finish, self.note = "", ""
-
-    def _restore(self) -> None:
-        """Put the weak model's solution back, where the strong model may not be asked for its first step."""
-        before = self.weak_solution
-        assert before is not None
-        self.steps, self.drafts, self.paid_evidence = before.steps, before.drafts, before.paid_evidence
-        self.finish, self.note = before.ended, f"not handed over: the budget is spent, {self.refused_by}"
-
-    @property
-    def _failed(self) -> bool:
-        return self.finish == "error"
 
     # ----- requests
 
@@ -402,13 +326,8 @@ class Solver:
 
     # ----- what others see
 
-    def _seen(self) -> frozenset[str]:
-        """What there is evidence of; log-probabilities come with the draft."""
-        come = {"logprobs"} if "logprobs" in self.looks and self.draft is not None else set()
-        return frozenset(self.evidence.done | come)
-
     def _view(self) -> View:
-        evidence = self.evidence
+        evidence, come = self.evidence, "logprobs" in self.looks and self.draft is not None
         return View(
             self.problem,
             tuple(self.steps),
@@ -419,7 +338,7 @@ class Solver:
             self.account.unspent("strong_tokens"),
             self.settings.seed,
             self.ended,
-            self._seen(),
+            frozenset(evidence.done | ({"logprobs"} if come else set())),  # they come with the draft
             evidence.first_token,
             evidence.logprobs,
             evidence.resamples,

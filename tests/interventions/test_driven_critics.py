@@ -116,5 +116,6 @@ def test_a_collection_killed_and_gone_on_with_equals_the_whole_one(api: str, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_twenty_collections_under_kill_9_are_equal_to_the_byte(api: str, tmp_path: Path) -> None:
     same(api, tmp_path, 19)

@@ -90,8 +90,10 @@ class Worker:
             owner = self._owner
             if owner is None:
                 self._wake.notify()
-            elif not (owner.in_loop() or owner.in_worker_thread()):
-                self._uncounted += 1
+            elif owner.in_loop():
+                owner = None  # it will look by itself
+            else:
+                self._uncounted += not owner.in_worker_thread()
         if owner is not None:
             owner.wake()
 
