@@ -41,6 +41,14 @@ def run(out: Path, n: int = N, settings: CollectSettings = SETTINGS, **more: Any
     )
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a run that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    run(out)
+    return files(out)
+
+
 def killed(out: Path, n: int, settings: CollectSettings, last: int) -> None:
     """A start that is killed in the call with the number `last`."""
 
@@ -72,15 +80,11 @@ def test_a_collection_killed_at_any_moment_gives_the_same_dataset(
     assert files(out) == files(whole)
 
 
-def test_what_was_not_sealed_is_thrown_away_and_what_was_sealed_is_not_asked_again(tmp_path: Path) -> None:
+def test_what_was_not_sealed_is_thrown_away_and_what_was_sealed_is_not_asked_again(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
     out = tmp_path / "out"
-    gone = ScriptedBackend(world.written, "weak")
-
-    def written(problem: Problem, prefix: tuple[str, ...], seed: int) -> str:
-        gone.broken |= problem.id == "p6"
-        return world.written(problem, prefix, seed)
-
-    gone._script = written
+    gone = world.breaking("p6")
     with pytest.raises(BackendError, match="told to fail"):
         collect(world.problems(N), CONFIG, out, settings=SETTINGS, writers=world.writers(gone))
     assert [path.name for path in sorted((out / "chunks").iterdir())] == ["00000", "00001", "00002"]
@@ -90,8 +94,7 @@ def test_what_was_not_sealed_is_thrown_away_and_what_was_sealed_is_not_asked_aga
     again = ScriptedBackend(world.written, "weak")
     collect(world.problems(N), CONFIG, out, settings=SETTINGS, writers=world.writers(again))
     assert {request.problem.id for request in again.requests} == {f"p{i}" for i in range(6, N)}
-    run(tmp_path / "whole")
-    assert files(out) == files(tmp_path / "whole")
+    assert files(out) == whole
 
 
 class ServiceUnavailable(Exception):
@@ -108,7 +111,7 @@ OUTAGES = [
 
 @pytest.mark.parametrize("outage", OUTAGES, ids=lambda error: type(error).__name__)
 def test_a_critic_that_is_gone_stops_the_collection_at_once_and_nothing_of_the_chunk_is_kept(
-    tmp_path: Path, outage: Exception
+    tmp_path: Path, whole: dict[str, bytes], outage: Exception
 ) -> None:
     asked, out = [], tmp_path / "out"
     writers = world.writers()
@@ -128,8 +131,7 @@ def test_a_critic_that_is_gone_stops_the_collection_at_once_and_nothing_of_the_c
     assert sealed
     assert len(asked) == 13  # the others need not wait for it too
     run(out)
-    run(tmp_path / "whole")
-    assert files(out) == files(tmp_path / "whole")
+    assert files(out) == whole
 
 
 def test_a_critic_that_refuses_one_prompt_costs_that_item_alone(tmp_path: Path) -> None:
@@ -262,13 +264,7 @@ def test_a_collection_that_met_a_cap_goes_on_when_it_is_raised_and_ends_as_if_th
 
 
 def test_what_was_spent_before_there_was_a_cap_counts_under_it(tmp_path: Path) -> None:
-    gone = ScriptedBackend(world.written, "weak")
-
-    def written(problem: Problem, prefix: tuple[str, ...], seed: int) -> str:
-        gone.broken |= problem.id == "p6"
-        return world.written(problem, prefix, seed)
-
-    gone._script = written
+    gone = world.breaking("p6")
     with pytest.raises(BackendError, match="told to fail"):
         collect(world.problems(N), capped_at(None), tmp_path, settings=SETTINGS, writers=world.writers(gone))
     used = sum(row.usage.generated_tokens for name in WRITTEN for row in read_stage(tmp_path, name))

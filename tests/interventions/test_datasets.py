@@ -241,13 +241,7 @@ def test_a_dataset_killed_and_gone_on_with_is_the_same_and_what_is_sealed_is_not
     def go(out: Path, weak: ScriptedBackend) -> Path:
         return write_dataset("rejection", world.problems(N), CONFIG, out, settings=BUILD, writers=writers(weak))
 
-    broken = ScriptedBackend(world.written, "weak")
-
-    def written(problem: Problem, prefix: tuple[str, ...], seed: int) -> str:
-        broken.broken |= problem.id == "p3"
-        return world.written(problem, prefix, seed)
-
-    broken._script = written
+    broken = world.breaking("p3")
     with pytest.raises(BackendError, match="told to fail"):
         go(tmp_path / "out", broken)
     torn = tmp_path / "out" / "chunks" / "00002.open"

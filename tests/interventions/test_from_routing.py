@@ -133,13 +133,7 @@ def test_a_step_that_never_succeeds_is_no_row_and_its_draft_is_not_followed(tmp_
 
 
 def test_interrupted_and_gone_on_with_it_is_the_same_and_asks_for_nothing_twice(tmp_path: Path) -> None:
-    broken = weak()
-
-    def written(problem: Problem, prefix: tuple[str, ...], seed: int) -> str:
-        broken.broken |= problem.id == "p3"
-        return world.written(problem, prefix, seed)
-
-    broken._script = written
+    broken = world.breaking("p3")
     with pytest.raises(BackendError, match="told to fail"):
         run(tmp_path / "out", traces(), broken)
     again = weak()

@@ -105,3 +105,14 @@ def counted(heard: Callable[[int], None]) -> Writers:
 
     lm._replies = replies
     return models
+
+
+def breaking(name: str) -> ScriptedBackend:
+    """The weak model, which is gone from the problem with that id on."""
+
+    def solving(problem: Problem, prefix: tuple[str, ...], seed: int) -> str:
+        weak.broken |= problem.id == name
+        return written(problem, prefix, seed)
+
+    weak = ScriptedBackend(solving, "weak")
+    return weak
