@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from goldens import agreement, parts, traces
+from goldens import agreement, collected, parts, read, traces
 
 OLD = "6ee369c"
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,13 +87,6 @@ def record(file: Path, names: Sequence[str], problems: int) -> None:
     file.write_bytes(gzip.compress(text, 9, mtime=0) if file.suffix == ".gz" else text)
 
 
-def read(file: Path) -> dict[str, Any]:
-    """What `record` wrote."""
-    data = file.read_bytes()
-    found: dict[str, Any] = json.loads(gzip.decompress(data) if file.suffix == ".gz" else data)
-    return found
-
-
 def compare(commit: str, names: Sequence[str], problems: int, keep: Path | None) -> int:
     """Record the old commit and this tree, one after the other, each in a process of its own, and show both."""
     with tempfile.TemporaryDirectory() as scratch, worktree(commit, Path(scratch) / "tree") as old:
@@ -142,6 +135,8 @@ def verdicts_of(part: str, old: Any, new: Any) -> dict[str, agreement.Verdicts]:
     """Verdicts by the name of what was compared."""
     if part in traces_parts():
         return {f"{part}: {name}": verdicts for name, verdicts in agreement.compare_traces(old, new).items()}
+    if part == "collection":
+        return {part: collected.compare_collections(old, new)}
     found = agreement.Verdicts()
     for key in dict.fromkeys((*old, *new)):
         agreement.compare_values(old.get(key), new.get(key), found, f"{part}.{key}")

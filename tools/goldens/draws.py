@@ -10,6 +10,7 @@ tokens and scores move by several thousandths with the shape of a batch.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -79,6 +80,7 @@ class Model:
 
         path = str(sw.lab.model_path(name))
         self.llama = Llama(path, n_ctx=2048, n_threads=1, logits_all=True, type_k=0, type_v=0, verbose=False)
+        atexit.register(self.llama.close)  # at the interpreter's end it could not be freed any more
         self.template = self.llama.metadata["tokenizer.chat_template"]
 
     def ids(self, text: str) -> list[int]:
@@ -129,10 +131,7 @@ def sampled(
     author, (*parts, sample) = pair[0]["author"], place
     writer = model(f"lab-{author}")
     old, new = (list(one["ids"]) or writer.step((), one["text"]) for one in pair)
-    at = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), None)
     where = f"step {len(before)} ({author})"
-    if at is None:
-        return Finding(False, f"{where}: one text is the beginning of the other, which no draw explains")
     ids = writer.prompt(trace["question"])
     for step in before:
         ids += writer.step(step["ids"] if step["author"] == author else (), step["text"])
@@ -140,10 +139,25 @@ def sampled(
     if len(ids) != told:
         return Finding(False, f"{where}: its prefix has {len(ids)} tokens here and {told} in the record")
     seed = stable_hash(RUN_SEED, trace["problem"], *parts)
-    off = margin(writer.logits([*ids, *old[:at]]), uniform(seed, sample, at), (old[at], new[at]))
+    return turned(writer, ids, (old, new), (seed, sample), trace["arithmetic"], where)
+
+
+def turned(
+    writer: Model,
+    ids: Sequence[int],
+    pair: Sequence[Sequence[int]],
+    source: tuple[int, int],
+    arithmetic: str,
+    where: str,
+) -> Finding:
+    """The draw at which two samples part that follow on `ids`, from a `source` of numbers (seed and sample)."""
+    old, new = pair
+    at = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), None)
+    if at is None:
+        return Finding(False, f"{where}: one text is the beginning of the other, which no draw explains")
+    off = margin(writer.logits([*ids, *old[:at]]), uniform(*source, at), (old[at], new[at]))
     return Finding(
-        off < NEAR[trace["arithmetic"]],
-        f"{where}, token {at}: the draw lies {off:.1e} from the farther of the two tokens",
+        off < NEAR[arithmetic], f"{where}, token {at}: the draw lies {off:.1e} from the farther of the two tokens"
     )
 
 
