@@ -9,7 +9,7 @@ tools/mutants.json holds each as file, function, the statement's text and its te
 statement is found by its text, wherever it stands, first in a function of the same name. Where it is gone, a successor
 takes its place: the same kind of fault in the likest statement of a function of that name. Else the mutant is gone and
 counts neither way. A mutant is tried in a copy of the tree on the test files that are closest to its module, those of
-its name first, as many as take `--budget` seconds in all; one that fails without a fault is not taken.
+its name first, as many of five as take `--budget` CPU seconds in all; one that fails without a fault is not taken.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +45,7 @@ TESTS = {  # folders of tests for a part of the library, where they do not have 
     "credit": ("tests/credit/", "tests/training/test_crediting.py"),
 }
 LEFT_OUT = ("tests/evals/", "tests/programs/test_demo.py", "tests/test_cli.py", "tests/test_packaging.py")
-MOST_FILES, SLOWEST, LIKE = 8, 45.0, 0.6
+MOST_FILES, LIKE, PATIENCE = 5, 0.6, 5
 Mutant = dict[str, Any]
 
 
@@ -141,45 +140,44 @@ class Trial:
     """A copy of a tree in which mutants are tried one after the other."""
 
     tree: Path
-    python: Sequence[str]
 
     def run(self, files: Iterable[str], limit: float) -> tuple[str, str, float]:
-        """What pytest says of test files: "passed", "failed" or "late", the first failure, and the seconds taken."""
-        began = time.monotonic()
-        command = [
-            *self.python,
-            "-c",
-            _RUN,
-            "-x",
-            "-q",
-            "-m",
-            "not slow",
-            "--hypothesis-seed=0",
-            "-p",
-            "no:cacheprovider",
-        ]
+        """What pytest says of test files: "passed", "failed" or "late", the first failure, and the CPU seconds taken.
+
+        Late is what takes more than `limit` CPU seconds, or `PATIENCE` times as many by the clock.
+        """
+        options = ("-x", "-q", "-m", "not slow", "--hypothesis-seed=0", "-p", "no:cacheprovider")
         process = subprocess.Popen(
-            [*command, "-o", f"timeout={limit:.0f}", *files], cwd=self.tree, env=_environment(), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            [sys.executable, "-c", _RUN, str(round(limit)), *options, "-o", f"timeout={limit:.0f}", *files],
+            cwd=self.tree, env=_environment(), text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            said, _ = process.communicate(timeout=limit + 5)
+            said, _ = process.communicate(timeout=PATIENCE * limit)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            return "late", "", time.monotonic() - began
-        failure = next((line for line in said.splitlines() if line.startswith(("FAILED ", "ERROR "))), "")
+            return "late", "", limit
+        lines = said.splitlines()
+        took = next((float(line.split()[1]) for line in reversed(lines) if line.startswith("CPU ")), None)
+        if took is None:  # it was ended before it could say so
+            return ("late" if process.returncode < 0 else "failed"), "", limit
+        failure = next((line for line in lines if line.startswith(("FAILED ", "ERROR "))), "")
         # 5: no test was collected, as where all of a file are slow
         verdict = "passed" if process.returncode in (0, 5) else "failed"
-        return verdict, failure.split(" - ")[0].partition(" ")[2], time.monotonic() - began
+        return verdict, failure.split(" - ")[0].partition(" ")[2], took
 
 
 _RUN = """
-import sys
+import os, resource, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
 sys.path.insert(0, "")
 sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
 import pytest
-sys.exit(pytest.main(sys.argv[1:]))
+code = int(pytest.main(sys.argv[1:]))
+print("CPU", sum(os.times()[:4]), flush=True)
+sys.exit(code)
 """
 
 
@@ -190,26 +188,24 @@ def _environment() -> dict[str, str]:
 
 @dataclass
 class Chooser:
-    """Picks the test files of a module by how long they take without a fault; each is timed once."""
+    """Picks the test files of a module by the CPU seconds they take without a fault; each is timed once."""
 
     budget: float
     times: dict[str, float | None] = field(default_factory=dict)  # None: it fails or is too slow
     lock: Lock = field(default_factory=Lock)
 
     def choose(self, trial: Trial, file: str, part: str) -> list[str]:
-        """Files that together take at most the budget."""
+        """Of the closest files those that together take at most the budget."""
         chosen, total = list[str](), 0.0
-        for name in tests_of(trial.tree, file, part):
+        for name in tests_of(trial.tree, file, part)[:MOST_FILES]:
             with self.lock:
                 if name not in self.times:
-                    verdict, _, seconds = trial.run([name], SLOWEST)
+                    verdict, _, seconds = trial.run([name], self.budget)
                     self.times[name] = seconds if verdict == "passed" else None
-            seconds_or_none = self.times[name]
-            if seconds_or_none is not None and total + seconds_or_none <= self.budget:
+            known = self.times[name]
+            if known is not None and total + known <= self.budget:
                 chosen.append(name)
-                total += seconds_or_none
-            if len(chosen) == MOST_FILES:
-                break
+                total += known
         return chosen
 
 
@@ -258,7 +254,7 @@ def run(args: argparse.Namespace, mutants: list[Mutant]) -> int:
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(args.jobs) as pool:
         trials: queue.Queue[Trial] = queue.Queue()
         for number in range(args.jobs):
-            trials.put(Trial(copied(tree, Path(scratch) / str(number) / "tree"), (sys.executable,)))
+            trials.put(Trial(copied(tree, Path(scratch) / str(number) / "tree")))
 
         def one(row: Mutant) -> None:
             trial = trials.get()
@@ -294,8 +290,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="try N of them (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time, each in a copy of its own")
-    parser.add_argument("--timeout", type=float, default=90.0, metavar="S", help="most seconds for a mutant")
-    parser.add_argument("--budget", type=float, default=60.0, metavar="S", help="seconds that its tests take at most")
+    parser.add_argument("--timeout", type=float, default=90.0, metavar="S", help="most CPU seconds for a mutant")
+    parser.add_argument(
+        "--budget", type=float, default=60.0, metavar="S", help="CPU seconds that its tests take at most"
+    )
     parser.add_argument("--save", metavar="NAME", help="note results under this name; those noted are not tried again")
     args = parser.parse_args(argv)
     if args.command == "make":
