@@ -15,7 +15,6 @@ its name first, as many of five as take `--budget` CPU seconds in all; one that 
 from __future__ import annotations
 
 import argparse
-import ast
 import difflib
 import json
 import os
@@ -34,6 +33,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from closest import tests_of
 from mutations import Site, changed, changes, sites_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +44,6 @@ TESTS = {  # folders of tests for a part of the library, where they do not have 
     "budget": ("tests/test_budget.py", "tests/routing/test_caps.py", "tests/interventions/test_caps.py"),
     "credit": ("tests/credit/", "tests/training/test_crediting.py"),
 }
-LEFT_OUT = ("tests/evals/", "tests/programs/test_demo.py", "tests/test_cli.py", "tests/test_packaging.py")
 MOST_FILES, LIKE, PATIENCE = 5, 0.6, 5
 Mutant = dict[str, Any]
 
@@ -102,37 +101,7 @@ def find(mutant: Mutant, everything: Sequence[Site]) -> Found | None:
     return Found("successor", *pairs[likest[1]])
 
 
-# ----- which tests
-
-
-def imports(file: Path) -> set[str]:
-    """Names of the modules that a test file imports, with each name it takes from one."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
-
-
-def tests_of(tree: Path, file: str, part: str) -> list[str]:
-    """Test files for a module, the closest first: of its name, then those that import it, then others of its part, or
-    of `part`, where it was once.
-    """
-    module, stem = file.removesuffix(".py").replace("/", "."), Path(file).stem
-    parts = dict.fromkeys((part_of(file), part))
-    folders = tuple(folder for name in parts for folder in TESTS.get(name, (f"tests/{name}/",)))
-    ranked = []
-    for path in sorted((tree / "tests").rglob("test_*.py")):
-        name = path.relative_to(tree).as_posix()
-        known = imports(path)
-        direct, inside = module in known, name.startswith(folders)
-        if name.startswith(LEFT_OUT) or not (direct or inside):
-            continue
-        rank = (path.stem != f"test_{stem}", not direct, not inside, len(known))
-        ranked.append((*rank, name))
-    return [entry[-1] for entry in sorted(ranked)]
+# ----- trials
 
 
 @dataclass
@@ -191,13 +160,16 @@ class Chooser:
     """Picks the test files of a module by the CPU seconds they take without a fault; each is timed once."""
 
     budget: float
+    also: Sequence[str] = ()
     times: dict[str, float | None] = field(default_factory=dict)  # None: it fails or is too slow
     lock: Lock = field(default_factory=Lock)
 
     def choose(self, trial: Trial, file: str, part: str) -> list[str]:
         """Of the closest files those that together take at most the budget."""
+        parts = dict.fromkeys((part_of(file), part))  # where it stands, and where it stood
+        folders = tuple(folder for name in parts for folder in TESTS.get(name, (f"tests/{name}/",)))
         chosen, total = list[str](), 0.0
-        for name in tests_of(trial.tree, file, part)[:MOST_FILES]:
+        for name in tests_of(trial.tree, file, folders)[:MOST_FILES]:
             with self.lock:
                 if name not in self.times:
                     verdict, _, seconds = trial.run([name], self.budget)
@@ -206,7 +178,7 @@ class Chooser:
             if known is not None and total + known <= self.budget:
                 chosen.append(name)
                 total += known
-        return chosen
+        return [*chosen, *self.also]
 
 
 # ----- runs
@@ -250,7 +222,7 @@ def run(args: argparse.Namespace, mutants: list[Mutant]) -> int:
     rng = random.Random(f"sample {args.seed}")
     sample = sorted(rng.sample(mutants, min(args.sample or len(mutants), len(mutants))), key=lambda row: row["id"])
     todo = [row for row in sample if not (args.save and args.save in row.get("results", {}))]
-    everything, chooser, counts = sites_of(tree), Chooser(args.budget), Counter[str]()
+    everything, chooser, counts = sites_of(tree), Chooser(args.budget, args.also), Counter[str]()
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(args.jobs) as pool:
         trials: queue.Queue[Trial] = queue.Queue()
         for number in range(args.jobs):
@@ -293,6 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=90.0, metavar="S", help="most CPU seconds for a mutant")
     parser.add_argument(
         "--budget", type=float, default=60.0, metavar="S", help="CPU seconds that its tests take at most"
+    )
+    parser.add_argument(
+        "--also", nargs="*", default=[], metavar="FILE", help="test files to run for every mutant, last"
     )
     parser.add_argument("--save", metavar="NAME", help="note results under this name; those noted are not tried again")
     args = parser.parse_args(argv)
