@@ -117,7 +117,7 @@ def _examples(count: int) -> Iterator[dict[str, Any]]:
 
 
 def pomdp() -> dict[str, Any]:
-    """Bounds of plans of the routing POMDP for some prices, hazards and runs, and what they say at some beliefs."""
+    """Bounds of plans of the routing POMDP for some prices and both hazards, and what they say at some beliefs."""
     cls = resolve("RoutingPomdp")
     models = {
         "one strong model": cls(0.93, (0.99,), HAZARD, LAW_ROWS, 20.0),
@@ -126,7 +126,7 @@ def pomdp() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, model in models.items():
         for price in (0.0, 0.1, 0.25, 0.6):
-            for options in ({}, {"published_hazard": True}, {"runs": (1, 2, 99), "cost_per_draft_token": 0.05}):
+            for options in ({}, {"published_hazard": True}):
                 plan = model.solve(price, 1e-4, **options)
                 found[f"{name}, {price}, {options}"] = {
                     "gap": plan.gap,
@@ -159,7 +159,7 @@ def fit() -> dict[str, Any]:
             finish = "answer" if sw.extract_answer(texts[-1]) is not None else "eos"
             traces.append(from_lab_trace(sw.Trace(made.problem, tuple(steps), finish)))
     names = {"weak": "weak", "strong": "strong", "scorer": "scorer"}
-    fitted = fit_router(traces, **names, labels="lab", bins=5, difficulty=2, samples=20, seed=3)
+    fitted = fit_router(traces, **names, labels="lab", bins=5, samples=20, seed=3)
     with tempfile.TemporaryDirectory() as folder:
         fitted.save(Path(folder) / "fit.json")
         return json.loads((Path(folder) / "fit.json").read_text())
