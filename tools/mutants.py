@@ -76,9 +76,9 @@ def make(seed: int = 0) -> list[Mutant]:
 
 
 def part_of(file: str) -> str:
-    """The part of the library that a file belongs to: the first of its folders, or its name, that is one."""
-    names = [*Path(file).parent.parts[1:], Path(file).stem]
-    return next((name for name in names if name in SHARES), names[0])
+    """The part of the library that a file belongs to: its folder's, or its own name where that is a part."""
+    folder, name = Path(file).parts[1], Path(file).stem
+    return name if name in SHARES and folder not in SHARES and folder != "report" else folder
 
 
 def find(mutant: Mutant, everything: Sequence[Site]) -> Found | None:
