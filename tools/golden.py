@@ -122,11 +122,12 @@ def show(old: dict[str, Any], new: dict[str, Any]) -> int:
             print(f"{part:38} only in the old record")
             continue
         for name, verdicts in verdicts_of(part, value, new[part]).items():
-            print(f"{name:38} {verdicts}")
+            print(f"{name:38} {verdicts}{'  FAILED' if verdicts.failed else ''}")
             details += [f"[{name}] {line}" for line in verdicts.lines]
             failed = failed or verdicts.failed
         if part in traces_parts():
             details += costs(part, value, new[part])
+            failed = failed or max(agreement.spent(new[part])) > traces.BINDING
     print("\n".join(["", *details]) if details else "\nno difference")
     return int(failed)
 

@@ -12,6 +12,8 @@ from .parting import parting
 from .traces import CAPPED, GROUP, pieces
 
 CLOSE = 1e-5
+ROUNDING = "rounding at one draw"
+OFTEN = {"exact": 0.1, "shipped": 0.3}  # share of traces that rounding may part, by `traces.ARITHMETIC`
 SHAPES = 2e-2  # what another batch may change in a score as models are shipped; "exact" arithmetic knows no such change
 _NUMBER = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")
 
@@ -23,11 +25,16 @@ class Verdicts:
     counts: Counter[str] = field(default_factory=Counter)
     lines: list[str] = field(default_factory=list)
     largest: float = 0.0
+    arithmetic: str = "exact"
 
     @property
     def failed(self) -> bool:
-        """Whether anything differs that rounding does not explain."""
-        return self.counts["DIFFERENT"] > 0
+        """Whether anything differs that rounding does not explain, or more than rounding explains.
+
+        A change that is small everywhere, as of the temperature, moves many draws by little.
+        """
+        most = max(2.0, OFTEN[self.arithmetic] * self.counts.total())
+        return self.counts["DIFFERENT"] > 0 or self.counts[ROUNDING] > most
 
     def note(self, verdict: str, line: str = "") -> None:
         """Count one comparison."""
@@ -78,7 +85,7 @@ def compare_traces(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, 
     there = {(row["policy"], row["problem"]): row for row in new}
     found: dict[str, Verdicts] = {}
     for row in old:
-        verdicts = found.setdefault(row["policy"], Verdicts())
+        verdicts = found.setdefault(row["policy"], Verdicts(arithmetic=row["arithmetic"]))
         other = there.pop((row["policy"], row["problem"]), None)
         if other is None:
             verdicts.note("DIFFERENT", f"{row['problem']} is missing")
@@ -109,7 +116,7 @@ def _compare_trace(old: Mapping[str, Any], new: Mapping[str, Any], verdicts: Ver
     name = f"{old['problem']}, {old['policy']}"
     finding = parting(old, new)
     if finding.rounding:
-        verdicts.note("rounding at one draw", f"{name}: {finding.how}")
+        verdicts.note(ROUNDING, f"{name}: {finding.how}")
     elif old["policy"] == CAPPED and "budget" in finding.how:
         verdicts.note("cap order", f"{name}: {finding.how}; {wrong[0]}")
     else:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .agreement import Verdicts, differences
+from .agreement import ROUNDING, Verdicts, differences
 from .draws import Finding, model, turned
 
 STAGES = ("rollouts", "failures", "located", "candidates", "guided", "examples", "dataset")
@@ -29,7 +29,7 @@ def compare_collections(old: Mapping[str, Sequence[Row]], new: Mapping[str, Sequ
             verdicts.note("equal to the bit")
         elif finding.rounding:
             excused.add(problem)
-            verdicts.note("rounding at one draw", f"{problem}: {finding.how}")
+            verdicts.note(ROUNDING, f"{problem}: {finding.how}")
         else:
             verdicts.note("DIFFERENT", f"{problem}: {finding.how}")
     for file in dict.fromkeys((*old, *new)):
