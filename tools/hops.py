@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from inspect import CO_OPTIMIZED
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, ClassVar
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBLEM = 29  # of the test split: eight steps, of which the strong model writes the fifth
@@ -78,31 +78,15 @@ class Profiler:
         return inside if inside.startswith(LIBRARY) else ""
 
 
-class Watched:
+def watched(inner: Any, profiler: Profiler, asked: list[tuple[bool, Counter[CodeType]]]) -> Any:
     """A threshold that tells when it is asked; what is between two questions is one step."""
 
-    name: ClassVar[str] = "threshold"
-    when: ClassVar[str] = "after"
-    needs_scores: ClassVar[bool] = True
-
-    def __init__(self, inner: Any, profiler: Profiler):
-        self.inner, self.profiler = inner, profiler
-        self.asked: list[tuple[bool, Counter[CodeType]]] = []
-
-    def decide(self, view: Any) -> Any:
-        """What the threshold decides."""
-        action = self.inner.decide(view)
-        self.asked.append((type(action).__name__ != "Keep", self.profiler.entered.copy()))
+    def decide(self: Any, view: Any) -> Any:
+        action = type(inner).decide(self, view)
+        asked.append((type(action).__name__ != "Keep", profiler.entered.copy()))
         return action
 
-    @property
-    def point(self) -> float | None:
-        """The threshold."""
-        return float(self.inner.point)
-
-    def at(self, x: float) -> Watched:
-        """Another threshold."""
-        return Watched(self.inner.at(x), self.profiler)
+    return type("Watched", (type(inner),), {"decide": decide})(inner.threshold)
 
 
 def solve_all(tree: Path, number: int) -> dict[str, Any]:
@@ -113,7 +97,8 @@ def solve_all(tree: Path, number: int) -> dict[str, Any]:
     problem = sw.lab.generate("test", 1, start=number)[0].problem
     from stepwise.routing import Threshold
 
-    policy = Watched(Threshold(0.5), profiler)
+    asked: list[tuple[bool, Counter[CodeType]]] = []
+    policy = watched(Threshold(0.5), profiler, asked)
     names = [f"llamacpp/lab-{name}" for name in ("weak", "strong", "scorer")]
     profiler.on = True
     with sw.StepRouter(*names, policy) as router:
@@ -121,7 +106,7 @@ def solve_all(tree: Path, number: int) -> dict[str, Any]:
         trace = router.solve_all([problem], progress=False)[0]
         profiler.stop()
     steps = []
-    for (escalated, before), (_, after) in zip(policy.asked, policy.asked[1:], strict=False):
+    for (escalated, before), (_, after) in zip(asked, asked[1:], strict=False):
         later = Profiler.functions(profiler, before) - Profiler.functions(profiler, after)
         steps.append({"escalated": escalated, "functions": as_rows(later)})
     return {
