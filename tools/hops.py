@@ -22,6 +22,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from inspect import CO_OPTIMIZED
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -106,7 +107,7 @@ def solve_all(tree: Path, number: int) -> dict[str, Any]:
         trace = router.solve_all([problem], progress=False)[0]
         profiler.stop()
     steps = []
-    for (escalated, before), (_, after) in zip(asked, asked[1:], strict=False):
+    for (escalated, before), (_, after) in pairwise(asked):
         later = Profiler.functions(profiler, before) - Profiler.functions(profiler, after)
         steps.append({"escalated": escalated, "functions": as_rows(later)})
     return {
