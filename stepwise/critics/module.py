@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import threading
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -213,15 +214,23 @@ def run_all(
     """`module(**item)` for every item, in order; whatever one meets (an error, bad input) is that item's `failure`.
 
     At most `concurrency` items are at work, and of these modules as many calls in flight. `progress` names the bar to
-    show; `on_result` hears of each item as it is done (index and prediction), never twice at a time.
+    show; `on_result` hears of each item as it is done (index and prediction), never twice at a time. After Ctrl-C no
+    item begins, and those at work are waited for.
     """
+    given = list(items)
+    with _reporting(len(given), concurrency, progress, on_result) as done, ThreadPoolExecutor(concurrency) as calls:
 
-    async def work() -> list[dspy.Prediction]:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(concurrency))
-        return await _all(partial(asyncio.to_thread, module), items, concurrency, progress, on_result)
+        def work(index: int) -> dspy.Prediction:
+            _gate.set(calls)
+            try:
+                result = module(**given[index])
+            except Exception as error:
+                result = failed_by(error)
+            return done(index, result)
 
-    _check_concurrency(concurrency)
-    return _waited(work(), concurrency)
+        with ThreadPoolExecutor(concurrency) as pool:
+            contexts = [copy_context() for _ in given]
+            return list(pool.map(lambda index: contexts[index].run(work, index), range(len(given))))
 
 
 async def arun_all(
@@ -233,50 +242,48 @@ async def arun_all(
     on_result: OnResult | None = None,
 ) -> list[dspy.Prediction]:
     """`run_all` for asyncio: `await module.acall(**item)`."""
-    _check_concurrency(concurrency)
-    with held(_gate, asyncio.Semaphore(concurrency)):
-        return await _all(module.acall, items, concurrency, progress, on_result)
+    given = list(items)
+    with _reporting(len(given), concurrency, progress, on_result) as done, held(_gate, asyncio.Semaphore(concurrency)):
+        slots = asyncio.Semaphore(concurrency)
 
-
-def _check_concurrency(concurrency: int) -> None:
-    if concurrency < 1:
-        raise ConfigError(f"concurrency is {concurrency}; give at least 1")
-
-
-async def _all(
-    call: Callable[..., Awaitable[dspy.Prediction]],
-    items: Iterable[dict[str, Any]],
-    concurrency: int,
-    progress: str | None,
-    on_result: OnResult | None,
-) -> list[dspy.Prediction]:
-    given, slots = list(items), asyncio.Semaphore(concurrency)
-    with progress_bar(progress, len(given)) if progress else nullcontext(lambda _: None) as advance:
-
-        async def one(index: int, item: dict[str, Any]) -> dspy.Prediction:
+        async def work(index: int) -> dspy.Prediction:
             async with slots:
                 try:
-                    result = await call(**item)
+                    result = await module.acall(**given[index])
                 except Exception as error:
                     result = failed_by(error)
-            if on_result is not None:
-                on_result(index, result)
-            advance(1)
+            return done(index, result)
+
+        return list(await asyncio.gather(*map(work, range(len(given)))))
+
+
+@contextmanager
+def _reporting(
+    total: int, concurrency: int, progress: str | None, on_result: OnResult | None
+) -> Iterator[Callable[[int, dspy.Prediction], dspy.Prediction]]:
+    """Yields what is to be called with each item that is done: it tells `on_result` and moves the bar on."""
+    if concurrency < 1:
+        raise ConfigError(f"concurrency is {concurrency}; give at least 1")
+    lock = threading.Lock()
+    with progress_bar(progress, total) if progress else nullcontext(lambda _: None) as advance:
+
+        def done(index: int, result: dspy.Prediction) -> dspy.Prediction:
+            with lock:
+                if on_result is not None:
+                    on_result(index, result)
+                advance(1)
             return result
 
-        return list(await asyncio.gather(*(one(index, item) for index, item in enumerate(given))))
+        yield done
 
 
-def _waited(work: Coroutine[Any, Any, T], concurrency: int | None = None) -> T:
-    """What `work` gives, run in a loop of its own: in this thread, or in another where this one has a running loop.
-
-    `concurrency` calls of models may be in flight, by default as many as whoever is waited for already allows.
-    """
+def _waited(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives, run in a loop of its own: in this thread, or in another where this one has a running loop."""
 
     def run() -> T:
-        if concurrency is None and isinstance(_gate.get(), ThreadPoolExecutor):
+        if isinstance(_gate.get(), ThreadPoolExecutor):
             return asyncio.run(work)
-        with ThreadPoolExecutor(concurrency or CONCURRENCY, thread_name_prefix="stepwise-critic") as pool:
+        with ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="stepwise-critic") as pool:
             _gate.set(pool)
             return asyncio.run(work)
 

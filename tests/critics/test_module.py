@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from typing import Any
 
 import dspy
@@ -108,6 +109,25 @@ def test_a_module_can_be_called_where_a_loop_is_running() -> None:
 
     found, several = asyncio.run(notebook())
     assert (found.first_error, [each.first_error for each in several]) == (3, [1, 2])
+
+
+def test_an_interruption_ends_the_batch_and_what_was_at_work_is_still_heard_of() -> None:
+    answered: set[str] = set()
+
+    def script(messages: Any) -> str:
+        name = re.search(r"#problem: (\w+)", asked(messages))[1]  # type: ignore[index]
+        if name == "3":
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+        answered.add(name)
+        return verified(0)
+
+    heard: dict[int, Any] = {}
+    items = [item(str(i)) for i in range(60)]
+    with pytest.raises(KeyboardInterrupt):
+        run_all(ErrorLocalizer(ScriptedLM(script)), items, concurrency=3, on_result=heard.__setitem__)
+    assert {str(index) for index in heard} == answered
+    assert len(heard) < 12
 
 
 @pytest.mark.parametrize("way", WAYS)
