@@ -107,13 +107,13 @@ def write_examples(
     they are written under another name first.
     """
     path = Path(path)
-    lines = (json.dumps(row_of(example, question, answer), ensure_ascii=False) + "\n" for example in examples)
+    lines = (json.dumps(_row_of(example, question, answer), ensure_ascii=False) + "\n" for example in examples)
     write_text(path, "".join(lines))
     write_text(path.with_suffix(".md"), _card_text(path.stem, examples, card, licence))
     return path
 
 
-def row_of(example: Example, question: QuestionColumn = "question", answer: AnswerColumn = "answer") -> dict[str, Any]:
+def _row_of(example: Example, question: QuestionColumn = "question", answer: AnswerColumn = "answer") -> dict[str, Any]:
     """An example as plain JSON, under the column names asked for."""
     row: dict[str, Any] = json.loads(to_json(example))
     return {{"question": question, "answer": answer}.get(name, name): value for name, value in row.items()}
@@ -166,7 +166,7 @@ def to_dataset(
         raise MissingDependencyError(
             "a datasets.Dataset needs the package datasets; install it with: pip install datasets"
         ) from error
-    return datasets.Dataset.from_list([row_of(example, question, answer) for example in examples])
+    return datasets.Dataset.from_list([_row_of(example, question, answer) for example in examples])
 
 
 def _card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], licence: str) -> str:

@@ -193,8 +193,8 @@ def best_constant(examples: Sequence[ProcessBenchRow]) -> int:
 
 def refuse_shared(tuning: Sequence[ProcessBenchRow], test: Sequence[ProcessBenchRow], name: str) -> None:
     """Raise `DataError` when an attempt of `test` (question and steps, blanks aside) is in `tuning` too."""
-    known = {fingerprint(example): example.problem.id for example in tuning}
-    shared = [example.problem.id for example in test if fingerprint(example) in known]
+    known = {_fingerprint(example): example.problem.id for example in tuning}
+    shared = [example.problem.id for example in test if _fingerprint(example) in known]
     if shared:
         raise DataError(
             f"{len(shared)} of {len(test)} attempts of {name} (the first is {shared[0]!r}) are in the tuning split "
@@ -202,7 +202,7 @@ def refuse_shared(tuning: Sequence[ProcessBenchRow], test: Sequence[ProcessBench
         )
 
 
-def fingerprint(example: ProcessBenchRow) -> str:
+def _fingerprint(example: ProcessBenchRow) -> str:
     """The same for two rows with the same question and steps, blanks aside, whatever their ids."""
     texts = (example.problem.question, *(step.text for step in example.trace.steps))
     return hashlib.sha256("\0".join(" ".join(text.split()) for text in texts).encode("utf-8", "replace")).hexdigest()
@@ -235,7 +235,7 @@ def random_guess(seed: int) -> Localizer:
     """Says "no error" with probability one half, else names any step alike; the same row gets the same guess."""
 
     def localize(example: ProcessBenchRow) -> Outcome:
-        rng = seeded(f"{seed} {fingerprint(example)}")
+        rng = seeded(f"{seed} {_fingerprint(example)}")
         return Outcome(None if rng.random() < 0.5 else rng.randrange(len(example.trace.steps)))
 
     return localize

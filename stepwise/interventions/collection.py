@@ -70,7 +70,7 @@ def collect(
             now = account.add(rows, members, before=before)
             if on_chunk is not None:
                 on_chunk(now)
-            return in_words(now)
+            return _in_words(now)
 
         def finish() -> Path:
             return _write(directory, checked, cfg, settings, licence, columns)
@@ -180,14 +180,14 @@ class _Account:
         )
 
 
-def in_words(now: Progress) -> str:
+def _in_words(now: Progress) -> str:
     """One short line for the progress bar: "examples 41, guided 12 % right, 310k tokens, 0.42 of 5.00 spent"."""
     parts, left = [f"examples {now.examples:,}"], now.left or {}
     if now.guided:
         parts.append(f"guided {now.successes / now.guided:.0%} right")
     written = sum((now.generated or {}).values())
-    cap = f" of {short(written + left['total_tokens'])}" if "total_tokens" in left else ""
-    parts.append(f"{short(written)}{cap} tokens")
+    cap = f" of {_short(written + left['total_tokens'])}" if "total_tokens" in left else ""
+    parts.append(f"{_short(written)}{cap} tokens")
     if now.money is None:
         parts.append("no price known")
     elif now.money or "money" in left:
@@ -195,14 +195,14 @@ def in_words(now: Progress) -> str:
         parts.append(f"{now.money:.2f}{cap} spent")
     here = now.problems - now.problems_before
     if here and now.seconds > 0:
-        parts.append(f"{short((written - now.generated_before) / now.seconds)} tokens/s")
+        parts.append(f"{_short((written - now.generated_before) / now.seconds)} tokens/s")
         seconds = (now.problems_in_all - now.problems) * now.seconds / here
         if seconds:
             parts.append(f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left")
     return ", ".join(parts)
 
 
-def short(count: float) -> str:
+def _short(count: float) -> str:
     """A count in few characters: 950, 31k, 2.4M."""
     for unit, name in ((1e6, "M"), (1e3, "k")):
         if count >= unit:

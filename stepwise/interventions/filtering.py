@@ -67,7 +67,7 @@ def guided_by(candidates: Sequence[Candidate], sample: Sample, settings: Collect
         counts = tried()
         won = {row.failure for row in candidates if counts[row.id][0] and settings.keep == "first"}
         sizes = {row.id: settings.next_batch(*counts[row.id]) for row in candidates if row.failure not in won}
-        given = shared_out({name: n for name, n in sizes.items() if n}, counts, left)
+        given = _shared_out({name: n for name, n in sizes.items() if n}, counts, left)
         if not given:
             break
         ask(given, "filter")
@@ -81,7 +81,7 @@ def guided_by(candidates: Sequence[Candidate], sample: Sample, settings: Collect
     for done in range(0, settings.compare, settings.compare_batch):
         counts, size = tried(), min(settings.compare_batch, settings.compare - done)
         several = [names for names in rivals.values() if len(names) > 1]
-        ask({next_to_compare({name: counts[name] for name in names}): size for names in several}, "compare")
+        ask({_next_to_compare({name: counts[name] for name in names}): size for names in several}, "compare")
 
     everything = [row for found in rows.values() for row in found]
     if settings.fresh:
@@ -170,7 +170,7 @@ INT_PRIOR = Beta(0.03775, 0.84617)
 """`fit_beta(20170 / 472320, 2213 / 14766)`"""
 
 
-def shared_out(
+def _shared_out(
     wanted: Mapping[str, int], counts: Mapping[str, tuple[int, int]], left: int | None, prior: Beta = INT_PRIOR
 ) -> dict[str, int]:
     """What each candidate (an id) gets of its next batch `wanted`, where only `left` rollouts are left for all.
@@ -190,7 +190,7 @@ def ranked(counts: Mapping[str, tuple[int, int]], prior: Beta = INT_PRIOR) -> li
     return sorted(counts, key=lambda name: -prior.rate(*counts[name]))
 
 
-def next_to_compare(counts: Mapping[str, tuple[int, int]], prior: Beta = INT_PRIOR) -> str:
+def _next_to_compare(counts: Mapping[str, tuple[int, int]], prior: Beta = INT_PRIOR) -> str:
     """Of the two best candidates the one with fewer rollouts, of equal ones the better: who is to get the next."""
     return min(ranked(counts, prior)[:2], key=lambda name: counts[name][1])
 

@@ -158,7 +158,7 @@ def plan_from_routing(traces: Sequence[Trace], settings: CollectSettings) -> lis
     return [PlannedCalls("weak", n, sum(texts), n * settings.max_tokens)]
 
 
-def escalations(
+def _escalations(
     traces: Sequence[Named], config: Config, settings: CollectSettings
 ) -> tuple[list[FailedAttempt], list[Candidate], Counter[str]]:
     """Escalated steps that replaced a draft, in traces that ended right: drafts as failed attempts, whose end is not
@@ -194,7 +194,7 @@ def escalations(
 
 def _compared(chunk: Chunk, traces: Sequence[Named], confident: float) -> dict[str, Sequence[Any]]:
     """The rows of every stage for some traces."""
-    failures, proposed, counts = escalations(traces, chunk.config, chunk.settings)
+    failures, proposed, counts = _escalations(traces, chunk.config, chunk.settings)
     attempts = by_id(failures)
     candidates = check_candidates(proposed, attempts, chunk)
     kept = survivors(candidates)
@@ -248,13 +248,13 @@ def compare(
     rows = []
     for row in candidates:
         step, draft_counts = of_steps.get(row.id, _NONE), of_drafts.get(f"{row.failure}/draft", _NONE)
-        helps = more_often(*step, *draft_counts)
+        helps = _more_often(*step, *draft_counts)
         kind: Kind = "intervention" if helps >= confident else "distillation"
         rows.append(Comparison(row.id, row.problem, *step, *draft_counts, helps, kind if step[0] else "no success"))
     return rows, [*guided, *behind]
 
 
-def more_often(successes: int, n: int, others: int, m: int) -> float:
+def _more_often(successes: int, n: int, others: int, m: int) -> float:
     """Probability that a chance with `successes` of `n` is larger than one with `others` of `m`, under uniform priors.
 
     Exact: the sum over the first Beta's integer parameter. Raises ValueError for counts that are none.

@@ -245,7 +245,7 @@ class BatchGenerator(Generator):
         return [first_of([next(left) for _ in range(request.n)]) for request in requests]
 
 
-class Batched(BatchGenerator):
+class _Batched(BatchGenerator):
     """`BatchGenerator` around a backend of anybody's."""
 
     def __init__(self, backend: Backend):
@@ -277,8 +277,8 @@ def first_of(samples: Sequence[Completion]) -> Completion:
 
 
 def generator_of(backend: Backend | Generator) -> Generator:
-    """`backend` itself where it has the coroutine, else `Batched` around it."""
-    return backend if isinstance(backend, Generator) else Batched(backend)
+    """`backend` itself where it has the coroutine, else `_Batched` around it."""
+    return backend if isinstance(backend, Generator) else _Batched(backend)
 
 
 class Wrapped(Generator):

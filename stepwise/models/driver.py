@@ -48,7 +48,7 @@ class Driver:
         self._engines = list(dict.fromkeys(engine.worker for engine in engines)) if exact else []
         self._exact = exact
         self._adopted: list[Worker] = []
-        self._queues: list[Queue[Any, Any]] = []
+        self._queues: list[_Queue[Any, Any]] = []
         self._outside = 0  # coroutines that wait for something that moves by itself
         self._lock = threading.Lock()
         self._loop: _Loop | None = None
@@ -157,7 +157,7 @@ class Driver:
         with self._lock:
             self._outside += change
 
-    def register(self, queue: Queue[Any, Any]) -> None:
+    def register(self, queue: _Queue[Any, Any]) -> None:
         """Flush `queue` when nothing else is ready."""
         self._queues.append(queue)
 
@@ -217,7 +217,7 @@ class Batcher(Generic[A, B]):
 
     def __init__(self, work: Callable[[list[A]], Sequence[B]]):
         self._work = work
-        self._queues: WeakKeyDictionary[Driver, Queue[A, B]] = WeakKeyDictionary()
+        self._queues: WeakKeyDictionary[Driver, _Queue[A, B]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     async def ask(self, item: A) -> B:
@@ -228,12 +228,12 @@ class Batcher(Generic[A, B]):
         with self._lock:
             queue = self._queues.get(mine)
             if queue is None:
-                queue = self._queues[mine] = Queue(self._work)
+                queue = self._queues[mine] = _Queue(self._work)
                 mine.register(queue)
         return await queue.ask(item)
 
 
-class Queue(Generic[A, B]):
+class _Queue(Generic[A, B]):
     """What waits for a `Batcher` on one driver's loop."""
 
     def __init__(self, work: Callable[[list[A]], Sequence[B]]):

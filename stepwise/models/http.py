@@ -68,7 +68,7 @@ def retried(call: Callable[[], T], *, attempts: int, backoff: float) -> tuple[T,
     return result, retrying.statistics["attempt_number"] - 1
 
 
-class Reply(NamedTuple):
+class _Reply(NamedTuple):
     """The JSON value that came back, and how often the request had to be sent again."""
 
     data: Any
@@ -91,9 +91,9 @@ class Server:
         local = urlsplit(self.root).hostname in _LOOPBACK
         self._client = httpx.Client(headers=headers, timeout=timeout, follow_redirects=False, trust_env=not local)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Reply:
+    def post(self, path: str, body: Mapping[str, Any]) -> _Reply:
         """The answer to `body` at `path`; raises `CallFailed` when there is none that can be used."""
-        return Reply(*retried(lambda: self._once(path, body), attempts=self.attempts, backoff=self.backoff))
+        return _Reply(*retried(lambda: self._once(path, body), attempts=self.attempts, backoff=self.backoff))
 
     def _once(self, path: str, body: Mapping[str, Any]) -> Any:
         url = self.root + path

@@ -61,7 +61,7 @@ def register_litellm() -> None:
     litellm = import_litellm()
     with _lock:
         if not any(item["provider"] == PROVIDER for item in litellm.custom_provider_map):
-            litellm.custom_provider_map.append({"provider": PROVIDER, "custom_handler": LlamaCppProvider()})
+            litellm.custom_provider_map.append({"provider": PROVIDER, "custom_handler": _LlamaCppProvider()})
         litellm.utils.custom_llm_setup()  # else what it supports is unknown until its first call
     for name in (*MODELS, *ADAPTERS):
         declare(f"{PROVIDER}/{name}", (0.0, 0.0))
@@ -105,7 +105,7 @@ def lm(spec: str | LoadConfig, **settings: Any) -> Any:
     return dspy.LM(name, engine="litellm", **load, **settings)
 
 
-class LlamaCppProvider:
+class _LlamaCppProvider:
     """What LiteLLM calls. Thread safe: concurrent calls share the engine's batches."""
 
     def completion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:

@@ -77,10 +77,10 @@ def request_bound(request: Request, prompt: SolvePrompt, calls_per_sample: int =
     """
     calls = request.n * calls_per_sample
     text = "".join([request.problem.question, *(step.text for step in request.prefix)])
-    return calls * request.max_tokens, calls * text_bound(text, prompt), calls
+    return calls * request.max_tokens, calls * _text_bound(text, prompt), calls
 
 
-def text_bound(text: str, prompt: SolvePrompt) -> int:
+def _text_bound(text: str, prompt: SolvePrompt) -> int:
     """Bytes of `text` under `prompt`, which bound its tokens."""
     return len(text.encode("utf-8", "replace")) + len(prompt.model_dump_json()) + 64
 
@@ -95,7 +95,7 @@ class Reported(Wrapped):
     async def generate(self, request: Request) -> Completion:
         """Tell, ask, tell."""
         work = self.model.generate(request)
-        return await reported(self.model, self._callbacks(), {"requests": [request]}, work,
+        return await _reported(self.model, self._callbacks(), {"requests": [request]}, work,
                               lambda result: [sample.usage for sample in result.samples])  # fmt: skip
 
 
@@ -127,7 +127,7 @@ class Guarded(Wrapped):
         return result
 
 
-async def reported(
+async def _reported(
     model: Any,
     callbacks: Iterable[Any],
     inputs: dict[str, Any],
@@ -173,7 +173,7 @@ class BudgetedScorer(WrappedScorer):
     async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
         """Reserve, ask, settle; a refusal is a `Scored` with a failure of kind "budget"."""
         new = len(steps) - known
-        read = new * text_bound("".join([as_problem(problem).question, *steps]), self._prompt)
+        read = new * _text_bound("".join([as_problem(problem).question, *steps]), self._prompt)
         try:
             account = ACCOUNT.get() or self.ledger
             held = await account.areserve("scorer", 0, prompt_tokens=read, calls=new)
@@ -198,7 +198,7 @@ class ReportedScorer(WrappedScorer):
     async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
         """Tell, ask, tell."""
         work = self.scorer.ascore(problem, steps, known)
-        return await reported(self.scorer, self._callbacks(), {"requests": [(problem, steps)]}, work,
+        return await _reported(self.scorer, self._callbacks(), {"requests": [(problem, steps)]}, work,
                               lambda result: [result.usage])  # fmt: skip
 
 

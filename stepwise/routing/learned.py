@@ -1,7 +1,7 @@
 """TRIM-Agg and TRIM-Seq, policies learned by reinforcement: the networks in numpy, and the files that hold them.
 
 TRIM (arXiv 2601.10245, the method's section on learned policies) maximises E[right - lambda * tokens of the strong
-model's steps]. TRIM-Agg decides from five numbers (`features`), TRIM-Seq from all scores and tokens so far (`pairs`);
+model's steps]. TRIM-Agg decides from five numbers (`_features`), TRIM-Seq from all scores and tokens so far (`_pairs`);
 training is in `ppo`. What differs from the paper and its published code:
 
 1. Training is in a simulator fitted to traces, then, if wanted, with the models themselves.
@@ -227,7 +227,7 @@ def seen(view: View) -> tuple[Array, Array]:
     return scores, np.array([step.usage.generated_tokens for step in steps], dtype=float)
 
 
-def features(scores: Array, tokens: Array) -> Array:
+def _features(scores: Array, tokens: Array) -> Array:
     """TRIM-Agg's five, (B, 5), of scores and tokens (B, T) of committed steps and a draft: least and product of the
     earlier scores (1 where there are none), the draft's score, its tokens / 300, its index / 30.
     """
@@ -237,7 +237,7 @@ def features(scores: Array, tokens: Array) -> Array:
     return np.stack([earlier.min(1), earlier.prod(1), known[:, -1], tokens[:, -1] / _TOKENS, index], axis=1)
 
 
-def pairs(scores: Array, tokens: Array) -> Array:
+def _pairs(scores: Array, tokens: Array) -> Array:
     """TRIM-Seq's input, (B, T, 2): score and tokens / 300 of each step."""
     return np.stack([np.where(np.isnan(scores), 1.0, scores), tokens / _TOKENS], axis=2)
 
@@ -248,11 +248,11 @@ def encoded(kind: Kind, step: NDArray[np.int64], scores: Array, tokens: Array) -
     """
     if kind == "seq":
         longest = int(step.max()) + 1
-        return pairs(scores[:, :longest], tokens[:, :longest])
+        return _pairs(scores[:, :longest], tokens[:, :longest])
     x = np.empty((len(step), 5))
     for index in np.unique(step):
         at = step == index
-        x[at] = features(scores[at, : index + 1], tokens[at, : index + 1])
+        x[at] = _features(scores[at, : index + 1], tokens[at, : index + 1])
     return x
 
 
@@ -264,7 +264,7 @@ def positions(length: int, width: int) -> Array:
 
 def forward(kind: Kind, weights: Weights, scores: Array, tokens: Array) -> Array:
     """Logits of the actions, (B, A), for scores and tokens (B, T) of committed steps and a draft."""
-    hidden = _aggregate(weights, features(scores, tokens)) if kind == "agg" else _last(weights, pairs(scores, tokens))
+    hidden = _aggregate(weights, _features(scores, tokens)) if kind == "agg" else _last(weights, _pairs(scores, tokens))
     return _linear(weights, "actor.1", np.tanh(_linear(weights, "actor.0", hidden)))
 
 

@@ -80,7 +80,7 @@ class QueryClassifier(Policy):
 
     def chance(self, question: str) -> float:
         """The chance that this question needs the strong model, in [0, 1]."""
-        where, height = buckets(question, len(self.weights))
+        where, height = _buckets(question, len(self.weights))
         total = self.bias + height * sum(self.weights[i] for i in where)
         return 1.0 / (1.0 + math.exp(-max(-700.0, min(700.0, total))))
 
@@ -207,7 +207,7 @@ def fit_query_classifier(
         )
     x, y = np.zeros((len(weak), size)), np.asarray(needed, dtype=np.float64)
     for row, trace in zip(x, weak, strict=True):
-        where, height = buckets(trace.problem.question, size)
+        where, height = _buckets(trace.problem.question, size)
         row[where] = height
     fold = np.asarray([stable_hash(key, "fold") % _FOLDS for key in keys])
     penalty = min(_PENALTIES, key=lambda penalty: _held_out_loss(x, y, fold, penalty))
@@ -244,7 +244,7 @@ def calibrated(policy: _Query, traces: Sequence[Trace], share: float, *, measure
     return dataclasses.replace(policy, threshold=min(1.01, max(0.0, least)), calibrated_on=keys)
 
 
-def buckets(question: str, size: int) -> tuple[list[int], float]:
+def _buckets(question: str, size: int) -> tuple[list[int], float]:
     """Which of `size` buckets the 1- and 2-grams of a question's words fall into, and the height 1 / sqrt(how many).
 
     Words are taken in lower case and numbers by their count of digits, so that it is the kind of question that counts.

@@ -13,7 +13,7 @@ from dspy.utils.exceptions import AdapterParseError
 from pydantic import BaseModel, Field
 
 from stepwise.critics.formats import adapter
-from stepwise.critics.formats.dspy_adapters import held, repair_reasons, response_schema
+from stepwise.critics.formats.dspy_adapters import _response_schema, held, repair_reasons
 from stepwise.critics.signatures import VerifyAttempt
 from stepwise.errors import ConfigError
 from tests.scripted_lm import ScriptedLM
@@ -249,7 +249,7 @@ def test_a_hosted_model_gets_a_strict_schema_without_sizes_and_the_engine_one_wi
         "points": (Annotated[list[Point], Field(max_length=4)], dspy.OutputField()),
         "place": (Annotated[int, Field(ge=0, le=3)] | None, dspy.OutputField()),
     })  # fmt: skip
-    hosted, held = response_schema(made, sizes=False), response_schema(made, sizes=True)
+    hosted, held = _response_schema(made, sizes=False), _response_schema(made, sizes=True)
     assert hosted is not None
     assert held is not None
     assert not any(word in json.dumps(hosted) for word in ("maxLength", "maxItems", "minimum", "maximum"))

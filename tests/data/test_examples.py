@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
-from stepwise.data.examples import Example, Origin, read_examples, row_of, to_dataset, write_examples
+from stepwise.data.examples import Example, Origin, _row_of, read_examples, to_dataset, write_examples
 from stepwise.data.problems import check_problems, problem_of, read_problems
 from stepwise.errors import DataError, MissingDependencyError
 from stepwise.types import Problem
@@ -149,7 +149,7 @@ def test_the_card_has_counts_models_settings_and_the_licence(tmp_path: Path) -> 
 
 
 def test_a_row_that_is_no_example_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "set.jsonl", row_of(example()), {**row_of(example(1)), "successes": -1})
+    path = write(tmp_path / "set.jsonl", _row_of(example()), {**_row_of(example(1)), "successes": -1})
     with pytest.raises(DataError, match=r"row 2: not a row of examples.*successes"):
         read_examples(path)
 
@@ -164,7 +164,7 @@ def test_a_suffix_follows_the_intervention_in_the_target() -> None:
 
 
 def test_a_file_from_before_there_were_whole_solutions_and_suffixes_is_still_read(tmp_path: Path) -> None:
-    row = row_of(example())
+    row = _row_of(example())
     for later in ("complete", "suffix", "variant"):
         del row[later]
     assert read_examples(write(tmp_path / "set.jsonl", row)) == [example()]

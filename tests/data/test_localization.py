@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stepwise.data.localization import (
     LocalizationCounts,
     Outcome,
+    _fingerprint,
     absent_number,
     below,
     best_constant,
@@ -19,7 +20,6 @@ from stepwise.data.localization import (
     blind_f1,
     constant_guess,
     count,
-    fingerprint,
     first_below,
     mean_f1,
     position_prior,
@@ -155,7 +155,7 @@ def test_nothing_is_chosen_on_rows_that_it_is_measured_on():
     tuning, test = [example(1, name="a"), example(None, name="b")], [example(None, name="c")]
     refuse_shared(tuning, test, "test")
     twin = tuning[0]._replace(problem=Problem("other id", "Question  a? "))
-    assert fingerprint(twin) == fingerprint(tuning[0])
+    assert _fingerprint(twin) == _fingerprint(tuning[0])
     with pytest.raises(DataError, match=r"1 of 2 attempts of test .*'other id'.* are in the tuning split too"):
         refuse_shared(tuning, [*test, twin], "test")
 

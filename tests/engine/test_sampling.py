@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stepwise.models.engine.sampling import Draws, stream_key, uniforms
+from stepwise.models.engine.sampling import Draws, _uniforms, stream_key
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.125, 0.0625, 0.0625], np.float32))
 
@@ -86,7 +86,7 @@ def test_the_numbers_of_two_samples_seeds_and_positions_differ_and_come_again() 
     keys = [stream_key(seed, index) for seed in range(50) for index in range(50)]
     assert len(set(keys)) == 2500
     assert stream_key(3, 4) == keys[3 * 50 + 4]
-    u = uniforms(np.array(keys, np.uint64), np.zeros(2500, np.uint64))
+    u = _uniforms(np.array(keys, np.uint64), np.zeros(2500, np.uint64))
     assert u.min() >= 0
     assert u.max() < 1
     assert abs(u.mean() - 0.5) < 0.03

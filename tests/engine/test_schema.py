@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from stepwise.errors import DataError
 from stepwise.models.engine import Engine, GenerationJob, schema_grammar
-from stepwise.models.engine.schema import integers
+from stepwise.models.engine.schema import _integers
 
 
 class Colour(Enum):
@@ -128,7 +128,7 @@ def test_integer_ranges_are_exactly_the_integers_in_them() -> None:
         *(sorted(rng.sample(range(-3000, 3000), 2)) for _ in range(60)),
     ]
     for low, high in cases:
-        pattern = re.compile(as_regex(integers(low, high)))
+        pattern = re.compile(as_regex(_integers(low, high)))
         for value in (*range(low - 25, low + 25), *range(high - 25, high + 25), *rng.sample(range(-4000, 4000), 50)):
             assert bool(pattern.fullmatch(str(value))) == (low <= value <= high), (low, high, value)
         assert not pattern.fullmatch("007")

@@ -12,11 +12,11 @@ from stepwise.errors import DataError
 from stepwise.interventions.filtering import (
     INT_PRIOR,
     Beta,
+    _next_to_compare,
+    _shared_out,
     fit_beta,
-    next_to_compare,
     ranked,
     replay,
-    shared_out,
 )
 from stepwise.interventions.settings import CollectSettings
 
@@ -117,14 +117,14 @@ def test_counts_that_no_beta_distribution_has_are_refused() -> None:
 def test_what_is_left_goes_to_those_with_the_best_prospects() -> None:
     counts = {"a": (0, 4), "b": (0, 2), "c": (0, 2), "d": (1, 4)}
     wanted = {"a": 4, "b": 2, "c": 2, "d": 4}
-    assert shared_out(wanted, counts, None) == wanted
-    assert shared_out(wanted, counts, 7) == {"b": 2, "c": 1, "d": 4}
-    assert shared_out(wanted, counts, 0) == {}
+    assert _shared_out(wanted, counts, None) == wanted
+    assert _shared_out(wanted, counts, 7) == {"b": 2, "c": 1, "d": 4}
+    assert _shared_out(wanted, counts, 0) == {}
 
 
 def test_the_best_has_the_highest_posterior_mean_and_the_two_best_take_turns() -> None:
     counts = {"lucky": (1, 2), "known": (20, 32), "poor": (1, 12), "none": (0, 4)}
     assert ranked(counts) == ["known", "lucky", "poor", "none"]  # 1 of 2 says less than 20 of 32
-    assert next_to_compare(counts) == "lucky"
-    assert next_to_compare(counts | {"lucky": (30, 40)}) == "known"
+    assert _next_to_compare(counts) == "lucky"
+    assert _next_to_compare(counts | {"lucky": (30, 40)}) == "known"
     assert ranked({"x": (1, 2), "y": (1, 2)}) == ["x", "y"]

@@ -14,7 +14,7 @@ from stepwise.data.examples import Example, mix, read_examples
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
 from stepwise.interventions.chunks import sealed_rows
 from stepwise.interventions.datasets import build
-from stepwise.interventions.from_routing import Comparison, escalations, from_routing, more_often, read_traces
+from stepwise.interventions.from_routing import Comparison, _escalations, _more_often, from_routing, read_traces
 from stepwise.io import append_rows
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.fakes import ScriptedBackend
@@ -178,7 +178,7 @@ def test_traces_are_read_from_a_file_the_last_row_of_a_problem_counts(tmp_path: 
 def test_two_traces_of_a_problem_have_ids_of_their_own_and_two_problems_may_not_share_one(tmp_path: Path) -> None:
     p = world.problems(1)[0]
     given = [trace(p, 1, wrong(p, 1)), trace(p, 2, wrong(p, 2))]
-    _, candidates, _ = escalations([("p0/t0", given[0]), ("p0/t1", given[1])], CONFIG, SETTINGS_)
+    _, candidates, _ = _escalations([("p0/t0", given[0]), ("p0/t1", given[1])], CONFIG, SETTINGS_)
     assert [row.id for row in candidates] == ["p0/t0/s1/c0", "p0/t1/s2/c0"]
     run(tmp_path / "out", given)
     other = dataclasses.replace(given[1], problem=dataclasses.replace(p, question="Add 1 and 2."))
@@ -201,13 +201,13 @@ def test_the_probability_that_one_succeeds_more_often_is_that_of_draws(
         rng.betavariate(1 + successes, 1 + n - successes) > rng.betavariate(1 + others, 1 + m - others)
         for _ in range(draws)
     )
-    assert more_often(successes, n, others, m) == pytest.approx(above / draws, abs=0.01)
-    assert more_often(successes, n, others, m) + more_often(others, m, successes, n) == pytest.approx(1.0)
+    assert _more_often(successes, n, others, m) == pytest.approx(above / draws, abs=0.01)
+    assert _more_often(successes, n, others, m) + _more_often(others, m, successes, n) == pytest.approx(1.0)
 
 
 def test_counts_that_are_none_are_refused() -> None:
     with pytest.raises(ValueError, match="no counts of successes"):
-        more_often(3, 2, 0, 2)
+        _more_often(3, 2, 0, 2)
 
 
 def test_a_dataset_mixes_both_sources_and_tells_them_apart(tmp_path: Path) -> None:

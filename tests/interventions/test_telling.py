@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stepwise.interventions.collection import Progress, in_words, short
+from stepwise.interventions.collection import Progress, _in_words, _short
 
 NOW = Progress(
     problems=40, problems_in_all=100, rollouts=160, failures=90, examples=41, guided=200, successes=24,
@@ -12,7 +12,7 @@ NOW = Progress(
 
 
 def test_one_line_has_examples_success_tokens_money_rate_and_time() -> None:
-    assert in_words(NOW) == (
+    assert _in_words(NOW) == (
         "examples 41, guided 12% right, 310k tokens, 0.42 of 5.00 spent, 5.0k tokens/s, about 2 min left"
     )
 
@@ -30,12 +30,12 @@ def test_one_line_has_examples_success_tokens_money_rate_and_time() -> None:
     ],
 )
 def test_what_is_not_known_is_left_out(changed: dict[str, object], said: str, unsaid: str) -> None:
-    line = in_words(Progress(**{**vars(NOW), **changed}))  # type: ignore[arg-type]
+    line = _in_words(Progress(**{**vars(NOW), **changed}))  # type: ignore[arg-type]
     assert said in line
     assert unsaid not in line
 
 
 def test_counts_are_short() -> None:
-    assert [short(n) for n in (0, 950, 1_000, 31_400, 2_440_000, 24_000_000)] == [
+    assert [_short(n) for n in (0, 950, 1_000, 31_400, 2_440_000, 24_000_000)] == [
         "0", "950", "1.0k", "31k", "2.4M", "24M",
     ]  # fmt: skip

@@ -32,7 +32,7 @@ from stepwise.routing import (
     policy_to_dict,
 )
 from stepwise.routing.compare import Measured, measure
-from stepwise.routing.pomdp.policies import ends
+from stepwise.routing.pomdp.policies import _ends
 from stepwise.types import Problem, Step, Usage
 from tests.fakes import ScriptedScorer
 from tests.routing.lab_world import LabWorld
@@ -102,7 +102,7 @@ def test_a_draft_that_ends_the_solution_has_a_decision_of_its_own() -> None:
     policy, scores, tokens = Planned(MODEL, LAW, 0.5), (0.9, 0.4), 52
     assert not escalates(policy, view(*scores, tokens=tokens))
     assert escalates(policy, view(*scores, tokens=tokens, finish="answer"))
-    assert [ends(view(0.5, text=text, finish=finish)) for text, finish in ENDINGS] == [False, True, True, True, False]
+    assert [_ends(view(0.5, text=text, finish=finish)) for text, finish in ENDINGS] == [False, True, True, True, False]
     reason = policy.decide(view(*scores, finish="eos")).reason
     assert reason.endswith("at the last step")
     published = Published(MODEL, LAW, 0.5, gate=2.0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stepwise.errors import ConfigError
-from stepwise.routing.learned import encoded, features, forward
+from stepwise.routing.learned import _features, encoded, forward
 from stepwise.routing.pomdp.simulator import Decisions
 from stepwise.routing.ppo import (
     PpoLearner,
@@ -118,8 +118,8 @@ def test_inference_without_torch_gives_the_networks_logits(kind: Any) -> None:
 
 def test_the_five_features_are_trims() -> None:
     scores, tokens = np.array([[0.5, np.nan, 0.8, 0.3]]), np.array([[10.0, 20, 30, 60]])
-    assert features(scores, tokens)[0] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
-    assert features(scores[:, :1], tokens[:, :1])[0] == pytest.approx([1, 1, 0.5, 10 / 300, 0])
+    assert _features(scores, tokens)[0] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
+    assert _features(scores[:, :1], tokens[:, :1])[0] == pytest.approx([1, 1, 0.5, 10 / 300, 0])
 
 
 @pytest.mark.parametrize("kind", KINDS)

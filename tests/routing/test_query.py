@@ -29,7 +29,7 @@ from stepwise.routing import (
 )
 from stepwise.routing.metrics import cost_of, usage_by_author
 from stepwise.routing.pomdp.fit_check import auroc
-from stepwise.routing.query import buckets, question_key, refuse_overlap
+from stepwise.routing.query import _buckets, question_key, refuse_overlap
 from stepwise.types import Problem, Step, Trace
 from tests.fakes import Line, ScriptedBackend, ScriptedScorer, n_tokens
 from tests.routing import world
@@ -127,12 +127,12 @@ def test_a_fit_refuses_what_it_cannot_learn_from() -> None:
 
 
 def test_buckets_tell_kinds_of_question_and_not_their_numbers() -> None:
-    assert buckets("She has 12 eggs.", 4096) == buckets("she has 34 EGGS.", 4096)
-    assert buckets("She has 12 eggs.", 4096)[0] != buckets("She has 123 eggs.", 4096)[0]
-    where, height = buckets("a b", 4096)
+    assert _buckets("She has 12 eggs.", 4096) == _buckets("she has 34 EGGS.", 4096)
+    assert _buckets("She has 12 eggs.", 4096)[0] != _buckets("She has 123 eggs.", 4096)[0]
+    where, height = _buckets("a b", 4096)
     assert len(where) == 5  # two words, a pair, no numbers, no sentences
     assert height == pytest.approx(5**-0.5)
-    assert buckets("", 8)[0]
+    assert _buckets("", 8)[0]
 
 
 # --- after the solution -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from stepwise.config import ScorerConfig
 from stepwise.errors import BackendError, ConfigError, ScorerError
 from stepwise.models.http import Server
 from stepwise.models.scorers import LabelTokenScorer, load_scorer
-from stepwise.models.scorers.completions import ServedLabelScorer, chatml
+from stepwise.models.scorers.completions import ServedLabelScorer, _chatml
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Problem
 from tests.scorers.stand_in import Answer, Answers, StandIn, serving
@@ -104,7 +104,7 @@ def test_a_special_token_typed_into_a_text_is_refused(llama_server: StandIn) -> 
 def test_chatml_is_what_the_template_of_the_model_writes(in_process: LabelTokenScorer) -> None:
     for prompt in (SolvePrompt(), SolvePrompt(system="Be exact.", user="Solve: {question}")):
         engine: Any = in_process.engine
-        assert engine.tokenize(chatml(prompt, "2 + 2?"), special=True) == engine.prompt_ids(prompt, "2 + 2?")
+        assert engine.tokenize(_chatml(prompt, "2 + 2?"), special=True) == engine.prompt_ids(prompt, "2 + 2?")
 
 
 def scripted(logprobs: Any, usage: Any = None) -> Answers:

@@ -194,7 +194,7 @@ class JsonAdapter(_Headed, dspy.JSONAdapter):  # type: ignore[misc]
         """Adds the response_format, a schema where possible."""
         if "response_format" not in lm.supported_params:
             return
-        schema = response_schema(signature, sizes=_takes_grammar(lm))
+        schema = _response_schema(signature, sizes=_takes_grammar(lm))
         if lm.supports_response_schema and schema is not None:
             outputs = {"name": "outputs", "strict": True, "schema": schema}
             lm_kwargs["response_format"] = {"type": "json_schema", "json_schema": outputs}
@@ -211,7 +211,7 @@ class JsonAdapter(_Headed, dspy.JSONAdapter):  # type: ignore[misc]
         return found
 
 
-def response_schema(signature: Any, *, sizes: bool) -> dict[str, Any] | None:
+def _response_schema(signature: Any, *, sizes: bool) -> dict[str, Any] | None:
     """The JSON schema of the output fields as strict modes want it: every property required, no others.
 
     None where the schema has a map (`dict[str, int]`) and `sizes` is False. `sizes` keeps the limits of numbers,

@@ -86,7 +86,7 @@ UNITS = {
 
 
 @dataclass(frozen=True)
-class Token:
+class _Token:
     """A word, number or sign of a sentence, with its place there (characters)."""
 
     kind: str
@@ -96,7 +96,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Number:
+class _Number:
     """A number as written, with what multiplies it ("million") and whether it is a percentage."""
 
     text: str
@@ -116,15 +116,15 @@ class Side:
     `units` are the words that were left out, singular.
     """
 
-    pieces: tuple[Number | str, ...]
+    pieces: tuple[_Number | str, ...]
     units: frozenset[str] = frozenset()
     start: int = 0
     stop: int = 0
 
     @property
-    def numbers(self) -> list[Number]:
+    def numbers(self) -> list[_Number]:
         """In order."""
-        return [piece for piece in self.pieces if isinstance(piece, Number)]
+        return [piece for piece in self.pieces if isinstance(piece, _Number)]
 
     @property
     def counts(self) -> bool:
@@ -162,16 +162,16 @@ def tidy(text: str) -> str:
     return text
 
 
-def tokens_of(sentence: str) -> list[Token]:
+def tokens_of(sentence: str) -> list[_Token]:
     """The tokens of a tidy sentence."""
     return [
-        Token("number" if match["number"] else str(match.lastgroup), match[0], match.start(), match.end())
+        _Token("number" if match["number"] else str(match.lastgroup), match[0], match.start(), match.end())
         for match in _TOKEN.finditer(sentence)
         if match.lastgroup != "space"
     ]
 
 
-def side_before(tokens: Sequence[Token], first: int, stop: int) -> Side | None:
+def side_before(tokens: Sequence[_Token], first: int, stop: int) -> Side | None:
     """The longest expression that ends before token `stop` and begins at `first` or later; None where it goes on to
     the left in a way that is not arithmetic on numbers.
     """
@@ -184,7 +184,7 @@ def side_before(tokens: Sequence[Token], first: int, stop: int) -> Side | None:
     return None
 
 
-def side_from(tokens: Sequence[Token], start: int, stop: int) -> Side | None:
+def side_from(tokens: Sequence[_Token], start: int, stop: int) -> Side | None:
     """The expression that begins at `start`, as far as it goes before `stop`; None where it goes on in a way that is
     not arithmetic on numbers.
     """
@@ -194,9 +194,9 @@ def side_from(tokens: Sequence[Token], start: int, stop: int) -> Side | None:
 class _Reader:
     """Reads one expression from left to right."""
 
-    def __init__(self, tokens: Sequence[Token], start: int, stop: int) -> None:
+    def __init__(self, tokens: Sequence[_Token], start: int, stop: int) -> None:
         self.tokens, self.start, self.at, self.stop = tokens, start, start, stop
-        self.pieces: list[Number | str] = []
+        self.pieces: list[_Number | str] = []
         self.units: set[str] = set()
         self.depth, self.wants_operand = 0, True
 
@@ -216,19 +216,19 @@ class _Reader:
     # Each of the following takes what stands here: True where the expression goes on after it, False where it has ended
     # before, None where it goes on in a way that is not arithmetic on numbers.
 
-    def _operand(self, token: Token) -> bool | None:
+    def _operand(self, token: _Token) -> bool | None:
         if token.kind == "money":
             return self._money()
         if token.kind == "number":
             text = re.sub(r"[^\d.].*", "", token.text)
-            return self._take(Number(text, text != token.text), wants_operand=False)
+            return self._take(_Number(text, text != token.text), wants_operand=False)
         begins = not self.pieces or self.pieces[-1] in ("(", "{")
         sign = token.text in ("-", "+") and begins and self._glued(self.at + 1)
         if token.kind in ("open", "fraction") or (sign and self._kind(1) in ("number", "money", "open")):
             return self._take(token.text)
         return None
 
-    def _after(self, token: Token) -> bool | None:
+    def _after(self, token: _Token) -> bool | None:
         """What may follow a number or a closed bracket."""
         glued = self._glued(self.at)
         if token.kind == "money":
@@ -246,7 +246,7 @@ class _Reader:
             return None if self._kind(1) in ("number", "operator", "open") else False
         return False if self._ends(token, glued) else None
 
-    def _word(self, token: Token, glued: bool) -> bool | None:
+    def _word(self, token: _Token, glued: bool) -> bool | None:
         words, following = _units(self.tokens, self.at, self.stop)
         if not words:
             return None if self.depth else False
@@ -254,13 +254,13 @@ class _Reader:
             return None  # 2ab
         if len(words[0]) < 2 and words[0] not in "aAI":
             return None
-        if words[0] in SCALES and isinstance(self.pieces[-1], Number):
+        if words[0] in SCALES and isinstance(self.pieces[-1], _Number):
             self.pieces[-1] = replace(self.pieces[-1], scale=SCALES[words[0]])
         self.units.update(words)
         self.at = following
         return bool(self.depth) or (following < self.stop and self.tokens[following].text in ("+", "-", "*", "/"))
 
-    def _ends(self, token: Token, glued: bool) -> bool:
+    def _ends(self, token: _Token, glued: bool) -> bool:
         """Whether an expression is whole before `token`."""
         if token.kind == "other":
             tight = glued and self._glued(self.at + 1)
@@ -275,7 +275,7 @@ class _Reader:
         self.at += 1
         return True
 
-    def _take(self, piece: Number | str, *, wants_operand: bool = True) -> bool:
+    def _take(self, piece: _Number | str, *, wants_operand: bool = True) -> bool:
         self.depth += (piece in ("(", "{")) - (piece in (")", "}"))
         self.pieces.append(piece)
         self.wants_operand = wants_operand
@@ -290,7 +290,7 @@ class _Reader:
         return self.tokens[self.at + ahead].kind if self.at + ahead < len(self.tokens) else ""
 
 
-def _units(tokens: Sequence[Token], at: int, stop: int) -> tuple[list[str], int]:
+def _units(tokens: Sequence[_Token], at: int, stop: int) -> tuple[list[str], int]:
     """Up to four words behind a number as units (singular), and where they end; none where a sentence goes on."""
     words: list[str] = []
     last = min(stop, at + 4)
@@ -304,7 +304,7 @@ def _singular(word: str) -> str:
     return word if len(word) < 4 else word.lower().removesuffix("es" if word.endswith("ches") else "s")
 
 
-def _begins(tokens: Sequence[Token], first: int, start: int) -> bool:
+def _begins(tokens: Sequence[_Token], first: int, start: int) -> bool:
     """Whether an expression can begin at `start`, behind what stands before it."""
     before, here = tokens[start - 1], tokens[start]
     apart = before.end < here.start

@@ -35,7 +35,7 @@ def stream_key(seed: int, sample: int) -> int:
         return int(_mix(seeded + _GOLDEN * np.uint64(sample + 1))[0])
 
 
-def uniforms(keys: Words, positions: Words) -> Doubles:
+def _uniforms(keys: Words, positions: Words) -> Doubles:
     """Numbers in [0, 1) from the keys and the positions in their streams, broadcast."""
     return (_mix(keys + _GOLDEN * positions) >> _11).astype(np.float64) * 2.0**-53
 
@@ -105,8 +105,8 @@ class Draws:
     def _refill(self) -> None:
         """The numbers of the next `_AHEAD` draws, last first: two for each, the second for `again`."""
         steps = np.uint64(2) * (self._drawn + np.arange(_AHEAD).astype(np.uint64))
-        self._numbers = list(uniforms(self._keys, steps).T[::-1])
-        self._second = list(uniforms(self._keys, steps + np.uint64(1)).T[::-1])
+        self._numbers = list(_uniforms(self._keys, steps).T[::-1])
+        self._second = list(_uniforms(self._keys, steps + np.uint64(1)).T[::-1])
         self._drawn = self._drawn + np.uint64(_AHEAD)
 
 

@@ -95,7 +95,7 @@ def literal(text: str) -> str:
     return '"' + "".join(escapes.get(c, c) for c in text) + '"'
 
 
-def integers(low: int, high: int) -> str:
+def _integers(low: int, high: int) -> str:
     """A GBNF expression for the decimal integers in low..high, without leading zeros."""
     if low > high:
         raise DataError(f"no integer lies in {low}..{high}; give bounds that leave one")
@@ -255,7 +255,7 @@ class SchemaRules:
 
     def _visit_integer(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
         low, high, _, _ = self._bounds(schema, place, whole=True)
-        return self.rule(integers(low, high), max(len(str(low)), len(str(high))))
+        return self.rule(_integers(low, high), max(len(str(low)), len(str(high))))
 
     def _visit_number(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
         low, high, open_low, open_high = self._bounds(schema, place, whole=False)
@@ -322,7 +322,7 @@ def _decimals(low: int, high: int, open_low: bool, open_high: bool) -> str:
             parts.append(f'"{low}." [0-9]{{0,{DECIMALS - 1}}} [1-9]')
         start += 1
     if start <= high - 1:
-        parts.append(f"({integers(start, high - 1)}) {fraction}")
+        parts.append(f"({_integers(start, high - 1)}) {fraction}")
     if not open_high and not (open_low and low == high):
         parts.append(f'"{high}" ("." "0"{{1,{DECIMALS}}})?')
     return " | ".join(parts)

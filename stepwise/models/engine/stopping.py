@@ -42,7 +42,7 @@ def open_fence(text: str) -> bytes:
     return fence.encode()
 
 
-def has_answer(data: bytes | bytearray) -> bool:
+def _has_answer(data: bytes | bytearray) -> bool:
     """Whether a box was closed, reasoning in <think> tags aside."""
     if b"boxed" not in data and b"fbox" not in data:
         return False
@@ -106,7 +106,7 @@ class StopRule:
             if line.strip():
                 self._seen = True
                 self._fence = next_fence(self._fence, line.rstrip("\r"))
-                if has_answer(self.data[:newline]):
+                if _has_answer(self.data[:newline]):
                     return Ending("answer", newline, newline + 1)
             elif self._seen and not self._fence and self.mode == "step":
                 return Ending("step", start - 1, newline + 1)
@@ -123,5 +123,5 @@ class StopRule:
 
     def last(self, finish: Finish) -> Ending:
         """The ending where nothing in the text caused it; a closed box makes it an answer under any text rule."""
-        answered = self.mode != "none" and has_answer(self.data)
+        answered = self.mode != "none" and _has_answer(self.data)
         return Ending("answer" if answered else finish, len(self.data), len(self.data))

@@ -19,7 +19,7 @@ def ids_array(ids: object = ()) -> array[int]:
     return array("i", ids)  # type: ignore[call-overload,no-any-return]
 
 
-def common_prefix(a: array[int], b: array[int]) -> int:
+def _common_prefix(a: array[int], b: array[int]) -> int:
     """Length of the longest common prefix of two arrays."""
     n = min(len(a), len(b))
     if a[:n] == b[:n]:
@@ -60,7 +60,7 @@ class PrefixTree(Generic[T]):
             if child is None:
                 node = self._grow(node, ids[at:])
                 break
-            shared = common_prefix(child.edge, ids[at:])
+            shared = _common_prefix(child.edge, ids[at:])
             if shared < len(child.edge):
                 child = self._split(child, shared)
             node, at = child, at + shared
@@ -101,7 +101,7 @@ class PrefixTree(Generic[T]):
             child = node.children.get(ids[at])
             if child is None:
                 break
-            shared = common_prefix(child.edge, ids[at:])
+            shared = _common_prefix(child.edge, ids[at:])
             node, at = child, at + shared
             if node.paths:
                 found.append((at, node))

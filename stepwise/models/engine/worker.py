@@ -17,7 +17,7 @@ from stepwise.models.engine.jobs import Call, Unit
 from stepwise.models.engine.scheduler import Scheduler
 
 
-class Owner(Protocol):
+class _Owner(Protocol):
     """A driver, as far as a worker knows it."""
 
     def in_loop(self) -> bool:
@@ -49,7 +49,7 @@ class Worker:
         self._inbox: deque[Control | list[Unit]] = deque()
         self._wake = threading.Condition()
         self._turn = threading.Lock()  # held by whoever moves the scheduler
-        self._owner: Owner | None = None
+        self._owner: _Owner | None = None
         self._uncounted = 0  # queued by threads that the owner does not count
         self._stopping = False
         self._error: Exception | None = None
@@ -112,7 +112,7 @@ class Worker:
 
     # ----- the driver that takes the turns
 
-    def adopt(self, owner: Owner) -> bool:
+    def adopt(self, owner: _Owner) -> bool:
         """Leave the turns to `owner`; False where another driver has them."""
         with self._wake:
             if self._owner is not None or self._stopping:

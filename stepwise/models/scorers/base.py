@@ -193,7 +193,7 @@ def _shares(before: Usage, after: Usage, n: int) -> list[Usage]:
     ]
 
 
-class BatchedScorer(BaseScorer):
+class _BatchedScorer(BaseScorer):
     """A coroutine in front of a scorer of anybody's."""
 
     def __init__(self, scorer: Scorer):
@@ -207,8 +207,8 @@ class BatchedScorer(BaseScorer):
 
 
 def scorer_of(scorer: Scorer) -> BaseScorer:
-    """`scorer` itself where it has the coroutine, else `BatchedScorer` around it."""
-    return scorer if isinstance(scorer, BaseScorer) else BatchedScorer(scorer)
+    """`scorer` itself where it has the coroutine, else `_BatchedScorer` around it."""
+    return scorer if isinstance(scorer, BaseScorer) else _BatchedScorer(scorer)
 
 
 class WrappedScorer(BaseScorer):

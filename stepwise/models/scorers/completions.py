@@ -78,7 +78,7 @@ class ServedLabelScorer(PrefixScorer):
 
     def _prefixes(self, task: Task) -> list[str]:
         """What is sent for each step that is to be scored: the chat up to the marker after it."""
-        text, texts = chatml(self.prompt, task.question), []
+        text, texts = _chatml(self.prompt, task.question), []
         for step in task.steps:
             text += f"{step}\n\n{self._marker}"
             texts.append(text)
@@ -141,7 +141,7 @@ class ServedLabelScorer(PrefixScorer):
         return [int(token) for token in tokens]
 
 
-def chatml(prompt: SolvePrompt, question: str) -> str:
+def _chatml(prompt: SolvePrompt, question: str) -> str:
     """The chat up to where the solution begins, as ChatML has it (Qwen's models, the lab's)."""
     turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in prompt.messages(question)]
     return "".join(turns) + "<|im_start|>assistant\n"

@@ -148,7 +148,7 @@ class Planned(_Filtered):
 
     def decide(self, view: View) -> Action:
         """What is worth most at the draft's belief, step and tokens."""
-        last = ends(view)
+        last = _ends(view)
         belief = self.filter.belief(view.steps, view.draft)
         values = self.plan.action_values(view.index, belief, view.tokens, last=last)
         return _better(values, " at the last step" if last else "")
@@ -201,7 +201,7 @@ class Published(_OnBelief):
         return _better(self.plan.action_values(view.index, belief, view.tokens))
 
 
-def ends(view: View) -> bool:
+def _ends(view: View) -> bool:
     """Whether the solution ends with the draft, as far as is known: it has an answer, or ends the message."""
     return view.draft is not None and (
         view.draft_finish in ("answer", "eos") or extract_answer(view.draft.text) is not None
