@@ -30,7 +30,7 @@ from typing import Any
 from stepwise.data.processbench import read_rows
 from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION, Verdict, check_gold, grade
-from stepwise.grading.answers import Answer, compare, read
+from stepwise.grading.answers import ParsedAnswer, compare, read
 from stepwise.grading.text import Unreadable, clean
 from stepwise.runs.shell import Run, program
 from stepwise.types import Problem
@@ -109,7 +109,7 @@ def made_answers(gold: str) -> Iterator[Made]:
         yield "a set instead", "\\{" + ", ".join(inner) + "\\}", False
 
 
-def _of_number(answer: Answer) -> Iterator[Made]:
+def _of_number(answer: ParsedAnswer) -> Iterator[Made]:
     value = answer.value
     assert value is not None
     number = f"\\frac{{{value.numerator}}}{{{value.denominator}}}" if value.denominator > 1 else str(value.numerator)

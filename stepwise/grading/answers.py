@@ -32,7 +32,7 @@ MAX_ITEMS = 64
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
-class Answer:
+class ParsedAnswer:
     """One reading of an answer. `latex` is its text without unit and name; the fields that are set say what it is.
 
     `value` with `unit`: a number. `word`: a word, phrase or clock time. `kind` with `items`: a group, `kind` being its
@@ -45,7 +45,7 @@ class Answer:
     unit: str = ""
     word: str | None = None
     kind: str = ""
-    items: tuple[Answer, ...] = ()
+    items: tuple[ParsedAnswer, ...] = ()
     name: str = ""
     relation: bool = False
     whole: str = ""
@@ -93,12 +93,12 @@ def compare(prediction: str, gold: str, algebra: Algebra, *, shortcut: bool = Tr
     return _same(left, right, algebra)
 
 
-def read(text: str, role: Role) -> Answer:
+def read(text: str, role: Role) -> ParsedAnswer:
     """What a cleaned text says. Raises Unreadable for an empty one, unbalanced brackets or a number over the caps."""
     if not re.search(r"\w|\\\{", text):
         raise Unreadable(role, "there is no letter and no digit in it")
     if _is_prose(text):
-        return Answer(text, word=_plain(text))
+        return ParsedAnswer(text, word=_plain(text))
     depth = 0
     for char in text:
         depth += (char in "([{") - (char in ")]}")
@@ -112,12 +112,12 @@ def read(text: str, role: Role) -> Answer:
         raise Unreadable(role, str(error)) from None
 
 
-def _read(text: str) -> Answer:
+def _read(text: str) -> ParsedAnswer:
     text = text.strip()
     if clock := _CLOCK.fullmatch(text):
         numbers = ":".join(str(int(part)) for part in clock[1].split(":"))
         half = re.sub(r"[^apm]", "", (clock[2] or "").lower())
-        return Answer(text, word=numbers, unit=half)
+        return ParsedAnswer(text, word=numbers, unit=half)
     if _THOUSANDS.fullmatch(text) and (number := _number(re.sub(r"(?<=\d),(?=\d{3})", "", text))):
         return number
     parts = [part for part in _split(text, _LIST) if part.strip()]
@@ -125,7 +125,7 @@ def _read(text: str) -> Answer:
         group = _group(text, "list", parts)
         return replace(group, kind="union") if _is_union(text, group) else group
     if not parts:
-        return Answer(text)
+        return ParsedAnswer(text)
     if len(ends := _split(text, re.compile(r"\\cup(?![A-Za-z])"))) > 1:
         return _group(text, "union", ends)
     if len(_split(text, _RELATION)) > 1:
@@ -133,26 +133,26 @@ def _read(text: str) -> Answer:
     return _brackets(text) or _plus_minus(text) or _leaf(text)
 
 
-def _group(text: str, kind: str, parts: list[str]) -> Answer:
+def _group(text: str, kind: str, parts: list[str]) -> ParsedAnswer:
     if len(parts) > MAX_ITEMS:
         raise TooBig(f"{len(parts)} items; at most {MAX_ITEMS} are compared")
     items = tuple(_read(part) for part in parts)
     if kind in ("list", "{}"):
         items = tuple(inner for item in items for inner in (item.items if item.kind == "list" else (item,)))
-    return Answer(text, kind=kind, items=items)
+    return ParsedAnswer(text, kind=kind, items=items)
 
 
-def _is_union(text: str, group: Answer) -> bool:
+def _is_union(text: str, group: ParsedAnswer) -> bool:
     """`x < 2 or x > 3`: inequalities of one variable, all of them joined by "or"."""
     joined = len(_split(text, _OR)) == len(group.items)
     return joined and all(item.kind and item.name == group.items[0].name != "" for item in group.items)
 
 
-def _brackets(text: str) -> Answer | None:
+def _brackets(text: str) -> ParsedAnswer | None:
     if matrix := _MATRIX.fullmatch(text):
         rows = [row for row in re.split(r"\\\\", matrix[2]) if row.strip()]
         cells = tuple(_group(row, "row", row.split("&")) for row in rows)
-        return Answer(text, kind="matrix", items=cells)
+        return ParsedAnswer(text, kind="matrix", items=cells)
     inner, kind = "", ""
     if text.startswith("\\{") and text.endswith("\\}") and closing(text, 1) == len(text) - 1:
         inner, kind = text[2:-2], "{}"
@@ -166,16 +166,16 @@ def _brackets(text: str) -> Answer | None:
     return _group(text, kind, parts) if parts or kind == "{}" else None
 
 
-def _plus_minus(text: str) -> Answer | None:
+def _plus_minus(text: str) -> ParsedAnswer | None:
     signs = re.compile(r"\\(pm|mp)(?![A-Za-z])")
     if not signs.search(text):
         return None
     plus = signs.sub(lambda match: "+" if match[1] == "pm" else "-", text)
     minus = signs.sub(lambda match: "-" if match[1] == "pm" else "+", text)
-    return Answer(text, kind="list", items=(_read(plus), _read(minus)))
+    return ParsedAnswer(text, kind="list", items=(_read(plus), _read(minus)))
 
 
-def _relation(text: str) -> Answer:
+def _relation(text: str) -> ParsedAnswer:
     named = _NAMED.fullmatch(text)
     if named and named[1].strip() and not _ORDER.search(named[2]):
         last = named[2].rpartition("=")[2] if "=" in named[2] else named[2]
@@ -187,35 +187,35 @@ def _relation(text: str) -> Answer:
         rising = signs <= {"<", "\\l"}
         if rising or signs <= {">", "\\g"}:
             return _interval(text, pieces if rising else pieces[::-1])
-    return Answer(text, relation=True)
+    return ParsedAnswer(text, relation=True)
 
 
-def _interval(text: str, pieces: list[str]) -> Answer:
+def _interval(text: str, pieces: list[str]) -> ParsedAnswer:
     r"""`2 < x \le 3`, `x > 3` and the like, smallest first, as an interval named after its variable."""
     if len(pieces) == 3:
         pieces = [*pieces, "<", "\\infty"] if _VARIABLE.fullmatch(pieces[2]) else ["-\\infty", "<", *pieces]
     low, first, name, second, high = pieces
     if not _VARIABLE.fullmatch(name) or not low or not high or _VARIABLE.fullmatch(low + high):
-        return Answer(text, relation=True)
+        return ParsedAnswer(text, relation=True)
     kind = ("(" if first in "<>" else "[") + (")" if second in "<>" else "]")
-    return Answer(text, kind=kind, items=(_read(low), _read(high)), name=key(name), whole=text)
+    return ParsedAnswer(text, kind=kind, items=(_read(low), _read(high)), name=key(name), whole=text)
 
 
-def _leaf(text: str) -> Answer:
+def _leaf(text: str) -> ParsedAnswer:
     if (words := _WORDS.fullmatch(text)) and not _LETTERS.fullmatch(text):
-        return Answer(text, word=_plain(words[1] if words[1] is not None else words[2]))
+        return ParsedAnswer(text, word=_plain(words[1] if words[1] is not None else words[2]))
     if text == "\\emptyset":
-        return Answer(text, kind="{}")
+        return ParsedAnswer(text, kind="{}")
     if number := _number(text):
         return number
     rest, unit = split_unit(text)
-    return Answer(rest, unit=unit)
+    return ParsedAnswer(rest, unit=unit)
 
 
-def _number(text: str) -> Answer | None:
+def _number(text: str) -> ParsedAnswer | None:
     rest, unit = split_unit(text)
     value = evaluate(strip_parentheses(rest))
-    return None if value is None else Answer(rest, value, unit)
+    return None if value is None else ParsedAnswer(rest, value, unit)
 
 
 def _split(text: str, separator: re.Pattern[str]) -> list[str]:
@@ -240,7 +240,7 @@ def _is_prose(text: str) -> bool:
     return len(_PROSE.findall(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text))) >= 4
 
 
-def _algebraic(answer: Answer) -> Iterator[str]:
+def _algebraic(answer: ParsedAnswer) -> Iterator[str]:
     """The parts of an answer that only algebra can read."""
     if answer.relation or not (answer.kind or answer.word is not None or answer.value is not None):
         yield answer.latex
@@ -248,7 +248,7 @@ def _algebraic(answer: Answer) -> Iterator[str]:
         yield from _algebraic(item)
 
 
-def _same(one: Answer, other: Answer, algebra: Algebra) -> bool:
+def _same(one: ParsedAnswer, other: ParsedAnswer, algebra: Algebra) -> bool:
     renamed = bool(one.name and other.name and one.name != other.name)
     if renamed or one.relation or other.relation:
         # Two equations, or two names, are compared as written: `x=5` equals `5=x` and does not equal `y=5`.
@@ -271,7 +271,7 @@ def _same(one: Answer, other: Answer, algebra: Algebra) -> bool:
     return algebra(one.latex, other.latex)
 
 
-def _same_group(one: Answer, other: Answer, algebra: Algebra) -> bool:
+def _same_group(one: ParsedAnswer, other: ParsedAnswer, algebra: Algebra) -> bool:
     unordered = ("list", "{}")
     alike = one.kind == other.kind or (one.kind in unordered and other.kind in unordered)
     if not alike or len(one.items) != len(other.items):

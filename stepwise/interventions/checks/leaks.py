@@ -22,7 +22,7 @@ from enum import StrEnum
 from fractions import Fraction
 
 from stepwise.errors import DataError
-from stepwise.grading.answers import Answer, compare, read
+from stepwise.grading.answers import ParsedAnswer, compare, read
 from stepwise.grading.text import Unreadable, clean, key
 from stepwise.interventions.checks.numbers import Mention, about, mentions, monomial
 from stepwise.steps import boxed
@@ -131,7 +131,7 @@ class _Gold:
     """An answer in the forms in which it is looked for."""
 
     text: str
-    parsed: Answer
+    parsed: ParsedAnswer
     values: frozenset[Fraction]
     size: float | None  # of an irrational or endless value, which may be given away by its first decimals
 
