@@ -234,7 +234,7 @@ class Ledger:
             raise ConfigError(
                 f"{capped}.money is set, but no price is known for {role}; set its price_in and price_out"
             )
-        money = _cost(price, prompt_tokens, max_tokens) if price else 0
+        money = _cost(price, prompt_tokens, max_tokens) if price and any(price) else 0
         return _amounts(role, max_tokens, calls, money)
 
     def _short(self, ask: Mapping[str, Amount], *, settled: bool = False) -> tuple[Ledger, str] | None:
@@ -275,7 +275,7 @@ class Ledger:
         """Count what was spent in this ledger alone, with its cost where a price is known. Needs the lock."""
         price, money = self._prices.get(role), 0 if usage.cost is None else Fraction(str(usage.cost))
         if usage.cost is None and price is not None:
-            money = _cost(price, usage.prompt_tokens, usage.generated_tokens)
+            money = _cost(price, usage.prompt_tokens, usage.generated_tokens) if any(price) else 0
             usage = dataclasses.replace(usage, cost=float(money))
         for name, amount in _amounts(role, usage.generated_tokens, usage.calls, money).items():
             self._spent[name] += amount

@@ -22,7 +22,7 @@ from stepwise.models.failures import error_of, failure_of
 from stepwise.models.scorers.base import BaseScorer, Scored, WrappedScorer
 from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
-from stepwise.types import Failure, Problem, Usage, as_problem
+from stepwise.types import Failure, Problem, Usage
 
 T = TypeVar("T")
 
@@ -42,11 +42,14 @@ class Budgeted(Wrapped):
     async def generate(self, request: Request) -> Completion:
         """Reserve, ask, settle."""
         account = ACCOUNT.get() or self.ledger
-        tokens, read, calls = request_bound(request, self._prompt, self.model.calls_per_sample)
+        calls = request.n * self.model.calls_per_sample
+        read = _text_bound([request.problem.question, *(step.text for step in request.prefix)], self._prompt)
         try:
-            if self.model.probe_bound.calls:
+            if self.model.remote and self.model.probe_bound.calls:
                 await self.ready()
-            held = await account.areserve(self.role, tokens, prompt_tokens=read, calls=calls)
+            held = await account.areserve(
+                self.role, calls * request.max_tokens, prompt_tokens=calls * read, calls=calls
+            )
         except BudgetExceededError as refusal:
             return Completion.of_failure(failure_of(refusal), n=request.n)
         try:
@@ -70,19 +73,9 @@ class Budgeted(Wrapped):
                 held.settle(spent)
 
 
-def request_bound(request: Request, prompt: SolvePrompt, calls_per_sample: int = 1) -> tuple[int, int, int]:
-    """The most that a request can cost: (generated tokens, prompt tokens, calls).
-
-    Bytes bound the tokens of a prompt; the chat template adds a few.
-    """
-    calls = request.n * calls_per_sample
-    text = "".join([request.problem.question, *(step.text for step in request.prefix)])
-    return calls * request.max_tokens, calls * _text_bound(text, prompt), calls
-
-
-def _text_bound(text: str, prompt: SolvePrompt) -> int:
-    """Bytes of `text` under `prompt`, which bound its tokens."""
-    return len(text.encode("utf-8", "replace")) + len(prompt.model_dump_json()) + 64
+def _text_bound(texts: Sequence[str], prompt: SolvePrompt) -> int:
+    """The most tokens that a model reads of `texts` under `prompt`: their bytes; the chat template adds a few."""
+    return len("".join(texts).encode("utf-8", "replace")) + len(prompt.model_dump_json()) + 64
 
 
 class Reported(Wrapped):
@@ -173,7 +166,8 @@ class BudgetedScorer(WrappedScorer):
     async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
         """Reserve, ask, settle; a refusal is a `Scored` with a failure of kind "budget"."""
         new = len(steps) - known
-        read = new * _text_bound("".join([as_problem(problem).question, *steps]), self._prompt)
+        question = problem.question if isinstance(problem, Problem) else problem
+        read = new * _text_bound([question, *steps], self._prompt)
         try:
             account = ACCOUNT.get() or self.ledger
             held = await account.areserve("scorer", 0, prompt_tokens=read, calls=new)

@@ -64,10 +64,6 @@ class Evidence:
     logprobs: tuple[tuple[float, ...], ...] = ()
     rating: int | None = None
 
-    def of_place(self) -> Evidence:
-        """What is left of it when the draft is replaced by another."""
-        return Evidence(self.done - {"draft", "scores", "logprobs", "rating"}, self.first_token, self.resamples)
-
 
 class _Kind(NamedTuple):
     """One kind of evidence: who is asked what, and what becomes of the answers. `keep` returns what to note on each."""

@@ -72,20 +72,14 @@ def route_all(
     )
     solver_of = Reviewed if policy.when == "solution" else Solver
     solvers = [
-        solver_of(problem, asked, policy, settings, ledger.for_problem((spent or {}).get(problem)), on_step)
+        solver_of(problem, asked, policy, settings, ledger.for_problem((spent or {}).get(problem)), on_step, on_trace)
         for problem in problems
     ]
-
-    async def solve(solver: Solver) -> Trace:
-        trace = await solver.run()
-        if on_trace is not None:
-            on_trace(trace)
-        return trace
 
     working = [model for model in asked if model is not None]
     engines = [engine for model in working for engine in model.engines]  # type: ignore[union-attr]
     remote = any(model.remote for model in working)  # type: ignore[union-attr]
     try:
-        return Driver(engines, exact=not remote).run([solve(solver) for solver in solvers], window=settings.window)
+        return Driver(engines, exact=not remote).run([solver.run() for solver in solvers], window=settings.window)
     except KeyboardInterrupt:
         raise RoutingInterrupted([solver.interrupted() for solver in solvers]) from None

@@ -110,9 +110,10 @@ class Solver:
         settings: RouteSettings,
         account: Ledger,
         on_step: OnTrace | None = None,
+        on_trace: OnTrace | None = None,
     ):
         self.problem, self.models, self.policy, self.settings = problem, models, policy, settings
-        self.account, self.looks, self._on_step = account, policy.looks, on_step
+        self.account, self.looks, self._on_step, self._on_trace = account, policy.looks, on_step, on_trace
         self.steps: list[Step] = []
         self.finish: TraceFinish = ""
         self.note = ""
@@ -134,9 +135,12 @@ class Solver:
         ACCOUNT.set(self.account)
         while not self.finish:
             await self._step()
-            await self._after_step()
+            if self.policy.when == "solution":
+                await self._after_step()
             if self._on_step is not None:
                 self._on_step(self.trace())
+        if self._on_trace is not None:
+            self._on_trace(self.trace())
         return self.trace()
 
     async def _step(self) -> None:
@@ -196,7 +200,9 @@ class Solver:
 
     async def score(self) -> None:
         """Fill in the scores that are missing; a step keeps the score that was decided on."""
-        texts, known = self.texts, sum(step.score is not None for step in self.steps)
+        texts, known = [step.text for step in self.steps], sum(step.score is not None for step in self.steps)
+        if self.draft is not None and self.draft.text.strip():  # an empty draft is left out
+            texts.append(self.draft.text)
         if len(texts) <= known:
             return
         result = await self.models.scorer.ascore(self.problem, texts, known)
@@ -318,12 +324,6 @@ class Solver:
             attempt=attempt,
         )
 
-    @property
-    def texts(self) -> list[str]:
-        """The steps so far and the draft, as a scorer gets them; an empty draft is left out."""
-        draft = [self.draft.text] if self.draft is not None and self.draft.text.strip() else []
-        return [*(step.text for step in self.steps), *draft]
-
     # ----- what others see
 
     def _view(self) -> View:
@@ -367,4 +367,6 @@ class Solver:
         """Put `step` in place of the draft, which joins the drafts thrown away."""
         if self.draft is not None:
             self.drafts.append(self.draft)
-        self.draft, self.evidence = step, self.evidence.of_place()
+        seen = self.evidence  # of the place it stays, of the draft it goes
+        done = seen.done - {"draft", "scores", "logprobs", "rating"}
+        self.draft, self.evidence = step, Evidence(done, seen.first_token, seen.resamples)

@@ -136,6 +136,7 @@ def test_asking_a_router_the_same_question_again_begins_a_new_problem() -> None:
 class Probing(ScriptedBackend):
     """Has to be tried out before its first request, and may ask twice for one sample."""
 
+    remote = True
     calls_per_sample = 2
     probe_bound = Usage("w", 4, 400, 400, 40)
     prepared = 0

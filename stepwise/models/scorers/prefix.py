@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from stepwise.errors import BackendError
 from stepwise.models.scorers.base import BaseScorer, Item, Scored, scores_fault
 from stepwise.steps import encodable
-from stepwise.types import Problem, Usage, as_problem
+from stepwise.types import Problem, Usage
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -65,7 +65,8 @@ class PrefixScorer(BaseScorer):
 
     def _begin(self, problem: Problem | str, steps: Sequence[str]) -> _Begun:
         """What is known of a solution's scores, and the task of finding the others, None where all is."""
-        question, texts = encodable(as_problem(problem).question), [*map(encodable, steps)]
+        question = encodable(problem.question if isinstance(problem, Problem) else problem)
+        texts = [*map(encodable, steps)]
         keys = self._keys(question, texts)
         with self._lock:
             known = [self._known[key] for key in takewhile(self._known.__contains__, keys)]
@@ -89,7 +90,7 @@ class PrefixScorer(BaseScorer):
 
     def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:
         """See the base class."""
-        keys = self._keys(encodable(as_problem(problem).question), [*map(encodable, steps)])
+        keys = self._begin(problem, steps).keys
         with self._lock:
             self._known.update(zip(keys, scores, strict=True))
 
