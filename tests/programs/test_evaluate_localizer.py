@@ -182,9 +182,14 @@ def test_a_module_that_was_stopped_goes_on_and_is_asked_again_only_for_what_fail
     stopped = Module({"b": "no JSON"}, stop=4)
     assert main(args, module=lambda _: stopped) == 130
     assert stopped.calls[:4] == ["a", "b", "c", "d"]  # another may have begun by then
+    rows = [json.loads(line) for line in (files / "out" / "outcomes.jsonl").read_text().splitlines()]
+    kept = {row["key"] for row in rows if not row["outcome"]["error"]}
+    names = {_key_of(from_row(line)): line["id"] for line in json.loads((files / "test.json").read_text())}
+    assert {"a", "c"} <= {names[key] for key in kept}
     resumed = Module({"b": 2})
     (one,) = measured(files, *args[:-2], module=lambda _: resumed)["rows"]
-    assert resumed.calls == ["b", "d", *(name for name in "efg" if name not in stopped.calls)]
+    assert resumed.calls == [name for key, name in names.items() if key not in kept]
+    assert "b" in resumed.calls
     assert (one["acc_err"], one["acc_cor"], one["failed"], one["calls"]) == (25.0, 100.0, 0, 7)
 
 
