@@ -173,7 +173,7 @@ def measure(run: Run, path: Path) -> dict[str, Any]:
         for _ in range(args.repeats):
             for name, way in WAYS.items():
                 for engine in engines:
-                    engine.forget()
+                    engine.reset_cache()
                 before, began = [engine.counters.decode_calls for engine in engines], time.process_time()
                 tokens = way(engines, problems)
                 seconds = time.process_time() - began

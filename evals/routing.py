@@ -123,7 +123,7 @@ def _of_arm(
             if known is not None:
                 yield known
                 continue
-            m.world.forget()
+            m.world.reset_cache()
             router = m.world.router(policy, seed, scorer=scorer)
             found = judge(router, router.solve_all(m.measured, progress=False))
             yield Row.of(arm.name, arm.level, policy.point, seed, found)

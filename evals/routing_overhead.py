@@ -51,7 +51,7 @@ def overhead(world: World, policies: Sequence[Policy], problems: Sequence[Proble
         getattr(policy, "plan", None)  # a gate may have kept the first problem from it
         models = [Timed(one.model) for one in (world.weak, world.strong)] + [Timed(world.scorer.scorer)]
         for model in models:
-            getattr(model, "forget", lambda: None)()
+            model.reset_cache()
         router.models = router.models._replace(weak=models[0], strong=models[1], scorer=models[2])
         began = time.process_time()
         router.solve_all(problems, progress=False)

@@ -26,7 +26,7 @@ def sampled(world: World, problems: Sequence[Problem], seed: int, scorer: str, m
     Costs are those of the first k samples of each problem: the question is read once, and the best of k also pays for
     the scorer. Ties go to the earlier sample.
     """
-    world.forget()
+    world.reset_cache()
     chosen = world.scorer_of(scorer)
     counts = [k for k in COUNTS if k <= most]
     right: dict[tuple[str, int], list[bool]] = {(arm, k): [] for arm in (MAJORITY, BEST) for k in counts}

@@ -118,16 +118,16 @@ class World:
             window=max(config.models.weak.sequences, config.models.strong.sequences),
         )
 
-    def forget(self) -> None:
+    def reset_cache(self) -> None:
         """What is counted as evaluated from now on is counted from cold."""
         for model in (self.weak, self.strong, self.scorer):
-            model.forget()
+            model.reset_cache()
 
     def traces(
         self, policy: Policy, problems: Sequence[Problem], seed: int, *, scorer: str = "plain", progress: bool = True
     ) -> list[Trace]:
         """Routed from cold."""
-        self.forget()
+        self.reset_cache()
         router = self.router(policy, seed, scorer=scorer)
         return router.solve_all(problems, progress=progress, description=f"{policy.name:<16}")
 

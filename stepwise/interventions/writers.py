@@ -74,10 +74,10 @@ class Writers:
         """Empty the caches of the local models that are in use, those in `roles` included."""
         used = {role: getattr(self, role) for role in roles} | vars(self)
         for role in {"weak", "strong"} & used.keys():
-            used[role].forget()
+            used[role].reset_cache()
         asked = {"localizer", "proposer", "rewriter"} & (vars(self).keys() - self._given.keys())
         if asked and self._config.models.critic.local:
-            shared_engine(self._config.models.critic).forget()
+            shared_engine(self._config.models.critic).reset_cache()
 
     def close(self) -> None:
         """Free the backends that were loaded here."""

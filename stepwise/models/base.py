@@ -198,7 +198,7 @@ class Generator(ABC):
         """The token ids that the completion follows on, [] where they are not known or the request is refused."""
         return []
 
-    def forget(self) -> None:  # noqa: B027
+    def reset_cache(self) -> None:  # noqa: B027
         """Drop every cached prefix, so that what follows is measured from cold."""
 
     def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
@@ -325,9 +325,9 @@ class Wrapped(Generator):
         """The model's."""
         return self.model.prefix_ids(request)
 
-    def forget(self) -> None:
+    def reset_cache(self) -> None:
         """Drop the model's cached prefixes."""
-        self.model.forget()
+        self.model.reset_cache()
 
     def close(self) -> None:
         """Free the model."""

@@ -5,7 +5,7 @@ place alone), so they share it: common random numbers make their comparison pair
 in flight are asked once; the answer is kept even where the first who asked has gone meanwhile.
 
 What a known answer cost is told as if it were made now. How many tokens a model evaluates depends on what it still
-holds; so each answer is told as a model that keeps every prefix since the last `forget()` would have it.
+holds; so each answer is told as a model that keeps every prefix since the last `reset_cache()` would have it.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Stored(Wrapped):
             }
         )
 
-    def forget(self) -> None:
+    def reset_cache(self) -> None:
         """Count from cold what is evaluated from now on. The completions stay, and so does what the model holds."""
         with self._lock:
             self._seen = PrefixTree()
@@ -152,10 +152,10 @@ class Stored(Wrapped):
 class StoredScorer(WrappedScorer):
     """`scorer`, whose scores are kept in `store` (None: in memory). Thread safe where `scorer` is.
 
-    What known scores cost: nothing for what was asked since the last `forget()`; where an incremental scorer says what
-    reading a solution in one call cost, the tokens that it has not read since then; else what it was. `settings`, plain
-    JSON, tells scorers of one name apart. `usage` is what the scorer itself was asked for. Where a solution cannot be
-    scored, it is tried again.
+    What known scores cost: nothing for what was asked since the last `reset_cache()`; where an incremental scorer says
+    what reading a solution in one call cost, the tokens that it has not read since then; else what it was. `settings`,
+    plain JSON, tells scorers of one name apart. `usage` is what the scorer itself was asked for. Where a solution
+    cannot be scored, it is tried again.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class StoredScorer(WrappedScorer):
         super().__init__(scorer)
         self.role, self.settings = role, settings
         self.store = store if store is not None else CallCache()
-        self._read: dict[str, int] = {}  # what was asked since `forget`: length of the solution in tokens
+        self._read: dict[str, int] = {}  # what was asked since `reset_cache`: length of the solution in tokens
         self._lock = threading.Lock()
         self._flights = _Flights()
 
@@ -221,7 +221,7 @@ class StoredScorer(WrappedScorer):
         return dataclasses.replace(usage, evaluated_tokens=max(0, min(most, usage.prompt_tokens - read)))
 
     def _after(self, row: Sequence[str]) -> int:
-        """How many steps of the solution were asked about since `forget`, -1 where it was not asked about at all."""
+        """How many steps of the solution were asked about since `reset_cache`, -1 where it was not asked about."""
         with self._lock:
             return next((i for i in reversed(range(len(row))) if row[i] in self._read), -1)
 
@@ -241,7 +241,7 @@ class StoredScorer(WrappedScorer):
             keys.append(key_of({"scored": keys[-1], "step": text}))
         return keys
 
-    def forget(self) -> None:
+    def reset_cache(self) -> None:
         """Count from cold what is read from now on. The scores stay, and so does what the model holds."""
         with self._lock:
             self._read = {}

@@ -159,9 +159,9 @@ class LlamaCppBackend(Generator):
         """Attach a LoRA adapter in GGUF, or none; the name changes with it. Raises BackendError."""
         self.engine.set_adapter(path, scale)
 
-    def forget(self) -> None:
+    def reset_cache(self) -> None:
         """Drop every cached prefix, so that what follows is measured from cold."""
-        self.engine.forget()
+        self.engine.reset_cache()
 
     def close(self) -> None:
         """Free the model; calling it twice does nothing."""

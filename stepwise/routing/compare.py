@@ -12,7 +12,9 @@ from pydantic.dataclasses import dataclass
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.grading import grade
+from stepwise.models.base import Generator
 from stepwise.models.budget import Ledger, Prices
+from stepwise.models.scorers.base import BaseScorer
 from stepwise.routing.metrics import Cost, OperatingPoint, cost_of, cpt, pgr, usage_by_author
 from stepwise.routing.policy import Policy, needs_scorer
 from stepwise.runs.plan import PlannedCalls
@@ -164,13 +166,14 @@ def measure(
 ) -> list[Measured]:
     """Route `problems` under each policy with the models and the seed of `router`; `on_measured` gets each result.
 
-    Models that can (`forget()`) begin each policy with an empty cache: no policy profits from another's prefixes.
+    Models that can (`reset_cache()`) begin each policy with an empty cache: no policy profits from another's prefixes.
     """
     results = []
     for policy in policies:
         arm = router.with_policy(policy)
         for model in arm.models:
-            getattr(model, "forget", lambda: None)()
+            if isinstance(model, Generator | BaseScorer):
+                model.reset_cache()
         began = time.perf_counter()
         traces = arm.solve_all(problems, progress=progress, description=f"{label_of(policy):<22}")
         results.append(judge(arm, traces, time.perf_counter() - began))

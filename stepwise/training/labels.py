@@ -23,9 +23,9 @@ from stepwise.config import Config
 from stepwise.data.localization import first_below
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.grading import Verdict, grade_many
-from stepwise.models.engine import load_engine
+from stepwise.models.engine import Engine, load_engine
 from stepwise.models.scorers import load_scorer
-from stepwise.models.scorers.base import score_items
+from stepwise.models.scorers.base import BaseScorer, score_items
 from stepwise.models.shared import shared_engine
 from stepwise.seeds import seed_for
 from stepwise.steps import extract_answer
@@ -114,12 +114,12 @@ class Labeller:
 
     def reset_cache(self) -> None:
         """Forget what was read; a scorer that keeps nothing has nothing to forget."""
-        if hasattr(self._cached, "forget"):
-            self._cached.forget()
+        if isinstance(self._cached, Engine | BaseScorer):
+            self._cached.reset_cache()
 
     def close(self) -> None:
         """Free the judge that was loaded here."""
-        if hasattr(self._loaded, "close"):
+        if self._loaded is not None:
             self._loaded.close()
 
     def label(self, rollouts: Sequence[RlRollout], own: Sequence[Floats] | None = None) -> Labelled:

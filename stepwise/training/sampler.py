@@ -76,7 +76,7 @@ class Sampler:
     def attach(self, trainee: Trainee) -> None:
         """Sample with the adapter as it is now, from a cold cache. Raises BackendError where it does not fit."""
         self.backend.set_adapter(trainee.export(Path(self._folder.name) / "adapter.gguf"))
-        self.backend.forget()
+        self.backend.reset_cache()
 
     def generate(
         self, prompts: Sequence[tuple[int, ...]], *, num_samples: int, max_tokens: Sequence[int], seeds: Sequence[int]

@@ -242,8 +242,8 @@ class _Reader(PrefixScorer):
             made.append(Scored(scores, usage))
         return made
 
-    def forget(self) -> None:
-        super().forget()
+    def reset_cache(self) -> None:
+        super().reset_cache()
         self.cold.clear()
 
 
@@ -253,7 +253,7 @@ def test_scores_are_asked_for_once_and_a_policy_that_comes_second_is_charged_as_
     def arms(scorer: Scorer) -> list[Usage]:
         totals = []
         for policy in policies:
-            scorer.forget()  # type: ignore[attr-defined]
+            scorer.reset_cache()  # type: ignore[attr-defined]
             traces = routed(policy, world.models()._replace(scorer=scorer))
             totals.append(sum((trace.scorer_usage for trace in traces), Usage()))
         return totals

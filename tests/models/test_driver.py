@@ -59,7 +59,7 @@ async def solve(model: LlamaCppBackend, problem: Problem, delay: random.Random |
 def test_runs_are_equal_to_the_bit_whatever_the_clock_does(model: LlamaCppBackend) -> None:
     runs, calls = [], []
     for seed in range(4):
-        model.forget()
+        model.reset_cache()
         before = model.engine.counters.decode_calls
         delay = random.Random(seed)
         runs.append(Driver([model.engine]).run([solve(model, problem, delay) for problem in PROBLEMS]))
@@ -70,9 +70,9 @@ def test_runs_are_equal_to_the_bit_whatever_the_clock_does(model: LlamaCppBacken
 
 def test_a_batch_of_coroutines_is_the_batch_of_one_call(model: LlamaCppBackend) -> None:
     requests = [request(problem, [], 3) for problem in PROBLEMS]
-    model.forget()
+    model.reset_cache()
     together = model.continue_solutions(requests)
-    model.forget()
+    model.reset_cache()
     before = model.engine.counters.decode_calls
     results = Driver([model.engine]).run([model.generate(one) for one in requests])
     assert [(r.text, r.logprobs) for r in results] == [(r.text, r.logprobs) for r in together]
@@ -80,7 +80,7 @@ def test_a_batch_of_coroutines_is_the_batch_of_one_call(model: LlamaCppBackend) 
 
 
 def test_a_coroutine_that_ends_a_step_joins_the_running_batch_at_the_next_token(model: LlamaCppBackend) -> None:
-    model.forget()
+    model.reset_cache()
     before = model.engine.counters.decode_calls
     results = Driver([model.engine]).run([solve(model, problem) for problem in PROBLEMS])
     longest = max(sum(len(result.token_ids) for result in steps) for steps in results)
@@ -121,7 +121,7 @@ def test_other_threads_and_drivers_are_served_while_one_has_the_engine(model: Ll
 
 def test_adapters_and_caches_are_changed_between_turns_from_any_thread(model: LlamaCppBackend) -> None:
     async def change() -> None:
-        await asyncio.to_thread(model.forget)
+        await asyncio.to_thread(model.reset_cache)
         await asyncio.to_thread(model.set_adapter, None)
 
     results = Driver([model.engine]).run([solve(model, PROBLEMS[0]), change(), solve(model, PROBLEMS[1])])
@@ -238,6 +238,6 @@ def test_a_run_from_reset_caches_is_that_of_a_model_just_loaded(tiny_gguf_path: 
         first = Driver([fresh.engine]).run([solve(fresh, problem) for problem in PROBLEMS])
         for size in (3, 7, 5):  # leaves gaps between streams behind
             Driver([fresh.engine]).run([solve(fresh, problem) for problem in PROBLEMS[:size]])
-        fresh.forget()
+        fresh.reset_cache()
         again = Driver([fresh.engine]).run([solve(fresh, problem) for problem in PROBLEMS])
     assert again == first

@@ -70,7 +70,7 @@ class FakeEngine:
         self.known |= prefixes
         return Read(np.array([logits_at(ids[: p + 1]) for p in wanted], np.float32).reshape(-1, 2), fresh)
 
-    def forget(self) -> None:
+    def reset_cache(self) -> None:
         self.known.clear()
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError
-from stepwise.models.engine.jobs import Scored
+from stepwise.models.engine.jobs import Logits
 from stepwise.training.rollouts import read_rollouts
 from stepwise.training.teacher import check_teacher, read_logprobs
 from stepwise.types import Problem
@@ -36,12 +36,12 @@ class Reader:
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def score(self, sequences: Any, positions: Any, token_ids: Any) -> list[Scored]:
+    def score(self, sequences: Any, positions: Any, token_ids: Any) -> list[Logits]:
         self.calls.append(sum(map(len, positions)))
         return [
-            Scored(np.empty((0, 256), np.float32), 0, "too long")
+            Logits(np.empty((0, 256), np.float32), 0, "too long")
             if len(ids) > self.context
-            else Scored(TABLE[[ids[p] for p in places]][:, list(token_ids)], len(places))
+            else Logits(TABLE[[ids[p] for p in places]][:, list(token_ids)], len(places))
             for ids, places in zip(sequences, positions, strict=True)
         ]
 

@@ -1,7 +1,7 @@
 """llama.cpp in this process, on token ids: batched, with shared prefixes, grammars and adapters."""
 
 from stepwise.models.engine.engine import Counters, Engine, load_engine
-from stepwise.models.engine.jobs import Generation, GenerationJob, Scored
+from stepwise.models.engine.jobs import Generation, GenerationJob, Logits
 from stepwise.models.engine.schema import BoundedGrammar, schema_grammar
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "Engine",
     "Generation",
     "GenerationJob",
-    "Scored",
+    "Logits",
     "load_engine",
     "schema_grammar",
 ]

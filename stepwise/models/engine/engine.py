@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine.cache import PrefixCache
 from stepwise.models.engine.context import LlamaContext
-from stepwise.models.engine.jobs import Call, Drawn, Generation, GenerationJob, Prompt, Scored, Unit
+from stepwise.models.engine.jobs import Call, Drawn, Generation, GenerationJob, Logits, Prompt, Unit
 from stepwise.models.engine.sampling import stream_key
 from stepwise.models.engine.scheduler import Scheduler
 from stepwise.models.engine.vocab import Vocabulary
@@ -234,7 +234,7 @@ class Engine:
 
     def score(
         self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
-    ) -> list[Scored]:
+    ) -> list[Logits]:
         """Raw logits of `token_ids` after each of `positions` of each sequence, (positions, tokens), and what each
         cost.
 
@@ -243,12 +243,12 @@ class Engine:
         an error.
         """
         call, units = self._score_units(sequences, positions, token_ids)
-        results: list[Scored] = self._do(call, units)
+        results: list[Logits] = self._do(call, units)
         return results
 
     async def ascore(
         self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
-    ) -> list[Scored]:
+    ) -> list[Logits]:
         """`score` as a coroutine."""
         return await self._wait(*self._score_units(sequences, positions, token_ids))
 
@@ -261,7 +261,7 @@ class Engine:
         for place, (ids, wanted) in enumerate(zip(sequences, positions, strict=True)):
             problem = self._problem(ids) or _wrong_positions(wanted, len(ids))
             if problem or not wanted:
-                call.put(place, Scored(np.empty((0, len(columns)), np.float32), 0, problem))
+                call.put(place, Logits(np.empty((0, len(columns)), np.float32), 0, problem))
             else:
                 needed = ids[: wanted[-1] + 1]  # nothing after the last position changes its logits
                 units.append(Unit(call, place, Prompt(needed, 1)).scores(wanted, columns))
@@ -320,7 +320,7 @@ class Engine:
         """Who takes this engine's turns; a driver adopts it."""
         return self._worker
 
-    def forget(self) -> None:
+    def reset_cache(self) -> None:
         """Drop every cached prefix once the calls in progress have ended: what follows is measured from cold."""
         control = Control(self._scheduler.reset)
         self._worker.do(control, control)

@@ -86,7 +86,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Scored:
+class Logits:
     """Logits (positions, tokens) of one sequence of `Engine.score`, and how many tokens were evaluated for them."""
 
     logits: npt.NDArray[np.float32]

@@ -18,7 +18,7 @@ from stepwise.errors import BackendError, DataError
 from stepwise.models.engine.cache import PrefixCache
 from stepwise.models.engine.context import BATCH, LlamaContext
 from stepwise.models.engine.grammar import Constraint
-from stepwise.models.engine.jobs import Drawn, Generation, Scored, Unit
+from stepwise.models.engine.jobs import Drawn, Generation, Logits, Unit
 from stepwise.models.engine.sampling import Draws, ranked
 from stepwise.models.engine.stopping import Ending, clean_text
 from stepwise.models.engine.vocab import Vocabulary
@@ -283,7 +283,7 @@ class Scheduler:
     def _finish_scored(self, unit: Unit) -> None:
         logits = np.stack(unit.rows) if unit.rows else np.empty((0, len(unit.token_ids)), np.float32)
         self._leave(unit)
-        unit.call.put(unit.place, Scored(logits, unit.evaluated))
+        unit.call.put(unit.place, Logits(logits, unit.evaluated))
 
     def _leave(self, unit: Unit, broken: bool = False) -> None:
         self._running.remove(unit)
@@ -299,7 +299,7 @@ class Scheduler:
 
     def _finish_error(self, unit: Unit, error: str) -> None:
         if unit.job is None:
-            unit.call.put(unit.place, Scored(np.empty((0, len(unit.token_ids)), np.float32), unit.evaluated, error))
+            unit.call.put(unit.place, Logits(np.empty((0, len(unit.token_ids)), np.float32), unit.evaluated, error))
         else:
             self._put(unit, clean_text(bytes(unit.rule.data)), "error", error=error)
 

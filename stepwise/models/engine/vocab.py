@@ -203,7 +203,7 @@ def chat_environment() -> Any:
     import jinja2.ext
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Generation(jinja2.ext.Extension):
+    class GenerationTag(jinja2.ext.Extension):
         """transformers' {% generation %} block, which marks the assistant's tokens for training: here it passes
         through.
         """
@@ -218,7 +218,7 @@ def chat_environment() -> Any:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, Generation]
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, GenerationTag]
     )
     environment.filters["tojson"] = tojson
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

@@ -125,13 +125,13 @@ class BaseScorer:
         """Take over scores that this scorer gave before, perhaps in another process."""
         return
 
-    def forget(self) -> None:
+    def reset_cache(self) -> None:
         """Drop what is kept of earlier calls, so that what follows is measured from cold."""
         return
 
     def close(self) -> None:
         """Free what the scorer holds; calling it twice does nothing."""
-        self.forget()
+        self.reset_cache()
 
 
 def validate_scores(name: str, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> list[float]:
@@ -247,9 +247,9 @@ class WrappedScorer(BaseScorer):
         """The scorer's."""
         self.scorer.learn(problem, steps, scores)
 
-    def forget(self) -> None:
+    def reset_cache(self) -> None:
         """The scorer's."""
-        self.scorer.forget()
+        self.scorer.reset_cache()
 
     def close(self) -> None:
         """Free the scorer."""

@@ -83,14 +83,14 @@ class LabelTokenScorer(PrefixScorer):
         """Of the solve prompt."""
         return self.prompt.hash
 
-    def forget(self) -> None:
+    def reset_cache(self) -> None:
         """Drop every score and cached prefix, so that what follows is measured from cold."""
-        super().forget()
-        self.engine.forget()
+        super().reset_cache()
+        self.engine.reset_cache()
 
     def close(self) -> None:
         """Free the engine; calling it twice does nothing."""
-        super().forget()
+        super().reset_cache()
         self.engine.close()
 
     def _scored(self, length: int, reading: Any) -> Scored:

@@ -94,7 +94,7 @@ class PrefixScorer(BaseScorer):
         with self._lock:
             self._known.update(zip(keys, scores, strict=True))
 
-    def forget(self) -> None:
+    def reset_cache(self) -> None:
         """Drop every kept score, so that what follows is measured from cold."""
         with self._lock:
             self._known.clear()
