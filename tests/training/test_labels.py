@@ -131,7 +131,7 @@ class Critic:
 
     def __init__(self, *said: Any) -> None:
         self.said, self.asked = list(said), []  # type: ignore[var-annotated]
-        self.scorer = SimpleNamespace(name="critic")
+        self.scorer = SimpleNamespace(name="critic", parameters=None, incremental=False)
 
     def predictors(self) -> list[Any]:
         return []
