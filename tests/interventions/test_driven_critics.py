@@ -111,6 +111,7 @@ def same(api: str, folder: Path, runs: int) -> None:
         assert files(out) == files(whole)
 
 
+@pytest.mark.slow
 def test_a_collection_killed_and_gone_on_with_equals_the_whole_one(api: str, tmp_path: Path) -> None:
     same(api, tmp_path, 1)
 

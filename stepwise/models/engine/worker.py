@@ -176,18 +176,19 @@ class Worker:
 
     def _take(self, in_order: bool = False) -> None:
         """Hand on what has arrived, up to a control that must wait for the jobs before it."""
-        scheduler = self._scheduler
         units: list[Unit] = []
-        with self._wake:
-            while self._inbox and not (isinstance(self._inbox[0], Control) and (units or scheduler.busy)):
+        while True:
+            with self._wake:  # not held while a control acts: whoever queues something must not wait for it
+                if not self._inbox or (isinstance(self._inbox[0], Control) and (units or self._scheduler.busy)):
+                    break
                 item = self._inbox.popleft()
-                if isinstance(item, Control):
-                    _act(item)
-                else:
-                    units += [unit for unit in item if not unit.call.cancelled]
+            if isinstance(item, Control):
+                _act(item)
+            else:
+                units += [unit for unit in item if not unit.call.cancelled]
         if in_order:  # the sort is stable: equal orders stay as they came
             units.sort(key=lambda unit: unit.call.order)
-        scheduler.add(units)
+        self._scheduler.add(units)
 
     def _abandon(self, error: Exception) -> None:
         with self._wake:
