@@ -56,7 +56,7 @@ def failure_of(error: BaseException) -> Failure:
     names = {kind.__name__ for kind in type(error).__mro__}
     if status >= 400:
         return Failure(kind_of_status(status), reason)
-    if names & _REFUSED:
+    if names & _REFUSED and "LMUnsupportedModelError" not in names:  # that says that there is no such model
         return Failure("refused", reason)
     return Failure("again" if isinstance(error, TimeoutError | ConnectionError) else "gone", reason)
 

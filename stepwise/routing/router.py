@@ -128,7 +128,7 @@ class StepRouter(dspy.Module):
     def with_cache(self, cache: CallCache) -> Self:
         """A router with the same loaded models, whose answers are kept in `cache`, and a budget of its own."""
         other = self.with_policy(self.policy)
-        other.cache = cache
+        other.cache, other._scorer_settings = cache, None  # a run's own file knows one scorer
         other.models = other._stored(self.models)
         return other
 

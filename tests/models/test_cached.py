@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import signal
@@ -13,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from stepwise.errors import BackendError, DataError
-from stepwise.models.base import Completion, Request
+from stepwise.models.base import Completion, Request, first_of
 from stepwise.models.cached import Stored, StoredScorer
 from stepwise.models.scorers import PrefixScorer, Scored, Scorer
 from stepwise.models.scorers.prefix import Task
 from stepwise.models.store import CallCache
 from stepwise.routing import Always, Models, Never, Policy, Random, RouteSettings, Threshold, route_all
 from stepwise.types import Problem, Step, Trace, Usage
-from tests.fakes import Line, ScriptedBackend, n_tokens
+from tests.fakes import Line, ScriptedBackend, ScriptedScorer, n_tokens
 from tests.routing import world
 
 P = Problem("p", "How many?", "4")
@@ -277,3 +278,43 @@ def test_a_solution_that_cannot_be_scored_is_tried_again() -> None:
         assert len(good.scores) == 1
     assert scorer.store.misses["scorer"] == 3
     assert scorer.score(P, ["fine"]) == good.scores
+
+
+KEYS = [
+    "5ba66c7bdf4c6ada06fdeae7c4e5cfce",
+    "245e5a780f6e2281a862ba5e61667083",
+    "72358f501243651acb07a97418550bae",
+    "78e15767f2efe59d80290ad4d243e1d5",
+    "024643e5587b349d8103736b4dbcff61",
+]
+
+
+def test_files_of_earlier_versions_are_found_again() -> None:
+    """Keys follow from what is asked alone; these were written down before the wrappers had their shape."""
+    request = Request(P, (Step("a", "weak"),), seed=5, role="weak", run="r", attempt=2)
+    stored = Stored(ScriptedBackend(lambda *_: "x", "scripted"))
+    assert [stored._key(request, ids) for ids in ([], [1, 2, 3])] == KEYS[:2]
+    assert StoredScorer(ScriptedScorer({}))._keys(P, ["a", "b"]) == KEYS[2:]
+
+
+def test_equal_requests_in_flight_are_asked_once_and_outlive_whoever_asked_first() -> None:
+    class Slow(ScriptedBackend):
+        async def generate(self, request: Request) -> Completion:
+            await asyncio.sleep(0.02)
+            return first_of(self.continue_solutions([request]))
+
+    inner = Slow(lambda *_: "some text")
+    stored = Stored(inner)
+
+    async def ask() -> list[str]:
+        tasks = [asyncio.ensure_future(stored.generate(Request(P))) for _ in range(4)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(results[0], asyncio.CancelledError)
+        return [result.text for result in results[1:] if isinstance(result, Completion)]
+
+    assert asyncio.run(ask()) == ["some text"] * 3
+    assert len(inner.requests) == 1
+    assert stored.continue_solutions([Request(P)])[0].text == "some text"
+    assert len(inner.requests) == 1
