@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 from stepwise.config import Config
 from stepwise.grading import GRADER_VERSION
+from stepwise.lab.problems import generate
 from stepwise.report import Report, TraceView, summary_table, write_report
 from stepwise.routing import Always, Never, Policy, Random, StepRouter, Threshold
 from stepwise.routing.compare import Measured, in_words, measure, plan_routing
@@ -38,8 +39,6 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _problems_of(args: argparse.Namespace) -> list[Problem]:
-    from stepwise.lab.problems import generate
-
     return [made.problem for made in generate("test", args.problems)]
 
 

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from stepwise.config import Config
+from stepwise.critics import InterventionProposer
 from stepwise.errors import DataError
 from stepwise.report.verdict import show_intervention
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
@@ -56,8 +57,6 @@ def _read(args: argparse.Namespace) -> Attempt:
 
 
 def _proposed(config: Config, attempt: Attempt, first: int) -> Any:
-    from stepwise import InterventionProposer
-
     proposer = InterventionProposer.from_config(config)
     return asked(proposer, problem=attempt.problem, steps=attempt.steps, first_error=first)
 

@@ -13,6 +13,7 @@ from typing import Any
 from rich.padding import Padding
 
 from stepwise.config import Config
+from stepwise.critics import ErrorLocalizer
 from stepwise.lab.problems import is_lab_question
 from stepwise.report.terminal import printable
 from stepwise.report.verdict import show_localization
@@ -39,8 +40,6 @@ def main(run: Run) -> int:
 
 def localized(config: Config, attempt: Attempt) -> Any:
     """The prediction of the configuration's ErrorLocalizer."""
-    from stepwise import ErrorLocalizer
-
     found = asked(ErrorLocalizer.from_config(config), problem=attempt.problem, steps=attempt.steps)
     by_lab = config.scorer.model if config.critic.method == "scorer" else config.models.critic.model
     if by_lab.startswith("llamacpp/lab-") and not is_lab_question(attempt.problem.question):

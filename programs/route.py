@@ -19,6 +19,7 @@ from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION, check_gold
 from stepwise.io import parse_rows, read_rows
+from stepwise.lab.problems import generate
 from stepwise.models.store import CallCache
 from stepwise.report import Report, summary_table, write_report
 from stepwise.report.terminal import StepStream, show_trace
@@ -54,8 +55,6 @@ def problems_of(args: argparse.Namespace) -> list[Problem]:
     holds a gold answer that the grader cannot read.
     """
     if args.problems is None:
-        from stepwise.lab.problems import generate
-
         return [made.problem for made in generate(args.split, args.n or 50)]
     if str(args.problems) == "-":
         problems = _piped(sys.stdin.buffer.read())[: args.n]

@@ -14,6 +14,7 @@ from stepwise.errors import DataError
 from stepwise.grading.answers import compare
 from stepwise.grading.pool import WorkerDied, WorkerTimeout, shared_pool
 from stepwise.grading.text import Unreadable, find_answer
+from stepwise.runs.progress import progress as progress_bar
 from stepwise.types import Problem
 
 DEFAULT_TIMEOUT = 10.0
@@ -89,8 +90,6 @@ def grade_many(
 ) -> list[Verdict]:
     """`grade` for every (prediction, gold), in order, on all workers at once; `progress=True` shows a bar."""
     from concurrent.futures import ThreadPoolExecutor
-
-    from stepwise.runs.progress import progress as progress_bar
 
     items = list(pairs)
     verdicts = []

@@ -25,6 +25,7 @@ from stepwise.routing.policy import Policy, needs_scorer
 from stepwise.routing.route import Models, RoutingInterrupted, route_all
 from stepwise.routing.saved import PolicyCard, policy_from_config, policy_from_dict, policy_to_dict
 from stepwise.routing.trim import OnTrace, RouteSettings, Threshold
+from stepwise.runs.progress import progress as bar
 from stepwise.types import Problem, Trace, Usage, as_problem
 
 
@@ -179,8 +180,6 @@ class StepRouter(dspy.Module):
         again; another one's problem is begun anew, and what it cost counts for the caps on its problem (what the cache
         says of it, where replays from there are free). Ctrl-C raises `RoutingInterrupted` with the traces so far.
         """
-        from stepwise.runs.progress import progress as bar
-
         asked = [as_problem(problem) for problem in problems]
         earlier = list(resume)
         done = {trace.problem: trace for trace in earlier if trace.finish not in ("", "interrupted")}
