@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -77,4 +78,18 @@ def test_a_closed_engine_says_so() -> None:
     worker = Worker(Scheduler())  # type: ignore[arg-type]
     worker.stop()
     with pytest.raises(BackendError, match="closed; load it again"):
+        worker.do([unit("x")], Call(1))
+
+
+def test_a_forked_child_is_told_that_the_engine_is_not_its_own() -> None:
+    worker = Worker(Scheduler())  # type: ignore[arg-type]
+    child = multiprocessing.get_context("fork").Process(target=_ask_in_child, args=(worker,))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0
+    worker.stop()
+
+
+def _ask_in_child(worker: Worker) -> None:
+    with pytest.raises(BackendError, match="load it in the child"):
         worker.do([unit("x")], Call(1))

@@ -7,6 +7,7 @@ one at a time, when every coroutine of the run waits, so that batches follow fro
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -53,6 +54,7 @@ class Worker:
         self._uncounted = 0  # queued by threads that the owner does not count
         self._stopping = False
         self._error: Exception | None = None
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="stepwise-engine", daemon=True)
         self._thread.start()
 
@@ -80,7 +82,11 @@ class Worker:
         return call.results
 
     def submit(self, item: Control | list[Unit]) -> None:
-        """Queue `item` and return at once. Raises BackendError after `stop`."""
+        """Queue `item` and return at once. Raises BackendError after `stop`, and in a forked child, which has no such
+        thread.
+        """
+        if os.getpid() != self._process:
+            raise BackendError("the engine was loaded before this process was forked; load it in the child")
         with self._wake:
             if self._error is not None:
                 raise BackendError(f"the engine stopped at an error ({self._error}); load it again") from self._error
@@ -107,7 +113,7 @@ class Worker:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        if self._thread is not threading.current_thread():
+        if self._thread is not threading.current_thread() and os.getpid() == self._process:
             self._thread.join()
 
     # ----- the driver that takes the turns
