@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from stepwise.models.base import Completion, Request
+from stepwise.errors import CapabilityError
+from stepwise.models.base import Completion, Generator, Request
 from stepwise.models.scorers.judge import parse
 from stepwise.routing.policy import Look
 from stepwise.seeds import stable_hash
@@ -49,6 +50,17 @@ def _verification_question(question: str, steps: Sequence[str]) -> str:
         f"Check a solution.\n\nProblem:\n{question}\n\nSolution:\n{SEPARATOR.join(steps)}\n\n"
         'Is its final answer correct? Answer with one word: "yes" if it is, "no" if it is not.'
     )
+
+
+def check_logprobs(model: Generator, role: str, wanted_by: str) -> None:
+    """Raises `CapabilityError` where `model` gives no log-probabilities, which the signal `wanted_by` needs."""
+    if not model.capabilities.logprobs:
+        raise CapabilityError(
+            f"signal {wanted_by!r} needs the log-probabilities of the likeliest tokens, and the {role} model "
+            f"{model.name!r} gives none; load it in this process (llamacpp/...) or behind a server whose chat "
+            'completions have top_logprobs (with continuation = "probe", which finds that out), or take a '
+            "signal on scores or texts (score, score_drop, agreement)"
+        )
 
 
 @dataclasses.dataclass(slots=True)

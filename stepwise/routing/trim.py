@@ -28,12 +28,12 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.config import SamplingConfig
-from stepwise.errors import BudgetExceededError, CapabilityError, ConfigError
+from stepwise.errors import BudgetExceededError, ConfigError
 from stepwise.models.base import Completion, Generator, Request
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.failures import error_of, failure_of
 from stepwise.prompt import SolvePrompt
-from stepwise.routing.evidence import KINDS, Evidence
+from stepwise.routing.evidence import KINDS, Evidence, check_logprobs
 from stepwise.routing.policy import (
     Action,
     Escalate,
@@ -298,14 +298,7 @@ class Solver:
                 await model.ready()
             except BudgetExceededError as refusal:
                 return Completion.of_failure(failure_of(refusal), n=request.n)
-            if not model.capabilities.logprobs:
-                wanted_by = self.looks.get("logprobs") or self.looks.get("first_token", "")
-                raise CapabilityError(
-                    f"signal {wanted_by!r} needs the log-probabilities of the likeliest tokens, and the {role} model "
-                    f"{model.name!r} gives none; load it in this process (llamacpp/...) or behind a server whose chat "
-                    'completions have top_logprobs (with continuation = "probe", which finds that out), or take a '
-                    "signal on scores or texts (score, score_drop, agreement)"
-                )
+            check_logprobs(model, role, self.looks.get("logprobs") or self.looks.get("first_token", ""))
         return await model.generate(request)
 
     def step_request(self, role: Role) -> Request:
