@@ -148,7 +148,7 @@ class Trace:
         show_trace(self)
 
     def _repr_html_(self) -> str:
-        from stepwise.report.html import trace_html
+        from stepwise.report.page import trace_html
 
         return trace_html(self)
 

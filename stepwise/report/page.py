@@ -14,14 +14,13 @@ from markupsafe import Markup
 
 from stepwise.errors import DataError, redact
 from stepwise.report import shell
-from stepwise.report.html import view_html
 from stepwise.report.model import FINISH_WORDS, Report, author_kind, author_letter, verdict_word
 from stepwise.report.plot import COSTS, NARROW, WIDE, legend, plot_svg
-from stepwise.report.shell import first_of_each, render, write_page
+from stepwise.report.shell import environment, first_of_each, render, resource, write_page
 from stepwise.report.table import COLUMNS, caption, quantity
 from stepwise.routing.compare import TraceView
 from stepwise.routing.metrics import cost_of
-from stepwise.types import Problem, Step
+from stepwise.types import Problem, Step, Trace
 
 MAX_TRACES = 500
 STATIC_TRACES = 3
@@ -126,3 +125,28 @@ def _step(step: Step) -> dict[str, Any]:
 def _filled(fields: dict[str, Any]) -> dict[str, Any]:
     """Without the fields that are empty; a score of 0 and False stay."""
     return {key: value for key, value in fields.items() if value not in (None, "", [])}
+
+
+def trace_html(trace: Trace) -> str:
+    """A self-contained fragment (its own scoped style, no script) that shows a trace on a light or a dark ground.
+
+    Text takes the colour of the notebook; every rule of the style starts with `.stepwise-trace`.
+    """
+    return str(view_html(TraceView(trace)))  # a plain string: Markup would escape what a caller adds to it
+
+
+def view_html(view: TraceView, style: bool = True) -> Markup:
+    """The same with policy and verdict; `style=False` leaves the style out, since one copy serves many fragments."""
+    template = environment().get_template("trace.html.jinja")
+    text = template.render(
+        view=view,
+        trace=view.trace,
+        note=redact(view.trace.note),
+        cost=cost_of([view.trace]),
+        finish=FINISH_WORDS[view.trace.finish],
+        verdict=verdict_word(view.verdict) if view.verdict else "",
+        kind=author_kind,
+        letter=author_letter,
+        css=Markup(resource("trace.css")) if style else "",  # noqa: S704
+    )
+    return Markup(text)  # noqa: S704

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from stepwise.report.html import trace_html
+from stepwise.report.page import trace_html
 from stepwise.report.shell import resource
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.report import sample
