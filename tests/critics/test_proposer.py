@@ -22,12 +22,13 @@ STAGES = {"solution": "solve", "location": "propose", "contains_answer": "review
 
 def by_stage(said: list[str], **replies: Any) -> Callable[[Any], Any]:
     """A script with a list of replies for each stage: solve, propose, review, revise; `said` keeps the stages."""
-    left = {stage: iter(given) for stage, given in replies.items()}
+    left = {stage: iter(list(given)) for stage, given in replies.items()}  # asked from several threads
 
     def script(messages: Any) -> Any:
         prompt = asked(messages)
-        said.append("revise" if "draft" in fields(prompt) else STAGES[wanted(prompt)[0]])
-        return next(left[said[-1]])
+        stage = "revise" if "draft" in fields(prompt) else STAGES[wanted(prompt)[0]]
+        said.append(stage)
+        return next(left[stage])
 
     return script
 
