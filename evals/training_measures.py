@@ -73,8 +73,8 @@ def surprise_of(cfg: Config, problems: Sequence[LabProblem], adapter: Path, seed
 
 
 def _loaded(cfg: Config, adapter: Path | None) -> LlamaCppBackend:
-    from stepwise.models.engine import load_engine
     from stepwise.models.llamacpp import LlamaCppBackend
+    from stepwise.models.shared import load_engine
 
     return LlamaCppBackend(load_engine(with_adapter(cfg.models.weak, adapter)), cfg.prompt)
 

@@ -14,7 +14,7 @@ import pytest
 
 from stepwise.config import Config
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
-from stepwise.runs.directory import RunDirectory, opened
+from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Run, positive, program
 
@@ -126,38 +126,6 @@ def test_a_directory_with_other_files_is_never_written_to(out: Path, capsys: pyt
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
-def close(directory: RunDirectory) -> None:
-    with directory.ending():
-        pass
-
-
-def in_chunks(out: Path) -> RunDirectory:
-    directory = RunDirectory(out, program="chunks", config=Config(), arguments={})
-    for chunk in ("00000", "00001"):
-        directory.claim(f"chunks/{chunk}/rows.jsonl").write_text("{}\n" * 3)
-    directory.claim("rows.jsonl").write_text("{}\n")
-    return directory
-
-
-def test_starting_anew_removes_directories_that_are_empty_then_and_no_others(out: Path) -> None:
-    close(in_chunks(out))
-    (out / "chunks" / "00001" / "notes.txt").write_text("mine")
-    again = RunDirectory(out, program="chunks", config=Config(), arguments={})
-    again.open(anew=True)
-    assert [str(path.relative_to(out)) for path in sorted(out.rglob("*"))] == [
-        "chunks", "chunks/00001", "chunks/00001/notes.txt",
-    ]  # fmt: skip
-    close(again)
-
-
-def test_like_files_of_chunks_are_summed_up(out: Path) -> None:
-    directory = in_chunks(out)
-    assert directory.summary() == f"{out} holds chunks/*/rows.jsonl with 6 rows, rows.jsonl with 1 rows"
-    directory.claim("chunks/00002/rows.jsonl", folder=False)
-    assert not (out / "chunks" / "00002").exists()
-    close(directory)
-
-
 def test_what_same_run_leaves_out_of_the_configuration_may_change(out: Path) -> None:
     @program(doc="Go on.", same_run=lambda config: config.model_copy(update={"seed": 0}))
     def main(run: Run) -> None:
@@ -229,27 +197,6 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     full.update(disk=False, mended=True)
     assert main(["--out", str(out)]) == 0
     assert rows(out) == [0, 1, 2]
-
-
-def test_two_processes_never_write_to_one_directory(out: Path) -> None:
-    def directory() -> RunDirectory:
-        return RunDirectory(out, program="test_run", config=Config(), arguments={"count": 3, "fail_at": -1})
-
-    first, second, late = directory(), directory(), directory()
-    assert not first.open(anew=False)
-    assert not late.open(anew=False)
-    first.claim("rows.jsonl")
-    for begin in (lambda: second.open(anew=False), lambda: second.open(anew=True), late.made):
-        with pytest.raises(DataError, match="another process is at work"):
-            begin()
-    assert card(out)["files"] == ["rows.jsonl"]
-    close(first)
-    with pytest.raises(DataError, match="another run began"):
-        late.made()
-    close(late)
-    assert card(out)["status"] == "finished"
-    assert second.open(anew=False)
-    close(second)
 
 
 def test_a_pipe_that_is_closed_early_is_no_traceback(tmp_path: Path) -> None:
@@ -354,16 +301,3 @@ def test_ctrl_c_ends_a_real_process_with_130_and_its_rows_on_disk(tmp_path: Path
     assert said.startswith("interrupted; ")
     assert "Traceback" not in said
     assert rows(out) == [0]
-
-
-def test_a_function_opens_a_path_itself_and_uses_a_directory_that_is_open_as_it_is(out: Path) -> None:
-    config = Config()
-    with opened(out, program="outer", config=config, arguments={}) as directory:
-        directory.claim("rows.jsonl")
-        with opened(directory, program="inner", config=config, arguments={"other": 1}) as same:
-            assert same is directory
-        assert card(out)["status"] == "running"
-    assert card(out)["program"] == "outer"
-    assert card(out)["status"] == "finished"
-    with pytest.raises(DataError, match="another program"), opened(out, program="inner", config=config, arguments={}):
-        pass

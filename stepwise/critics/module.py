@@ -31,6 +31,7 @@ from stepwise.errors import ConfigError, redact
 from stepwise.models import provider
 from stepwise.models.driver import outside
 from stepwise.models.failures import failure_of
+from stepwise.models.litellm_handler import PROVIDER
 from stepwise.runs.progress import progress as progress_bar
 from stepwise.types import Failure, Problem, Usage
 
@@ -172,7 +173,7 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
 
 
 def _is_local(predictor: Any) -> bool:
-    return str(getattr(predictor.lm or dspy.settings.lm, "model", "")).startswith(f"{provider.PROVIDER}/")
+    return str(getattr(predictor.lm or dspy.settings.lm, "model", "")).startswith(f"{PROVIDER}/")
 
 
 async def caught(work: Awaitable[T]) -> T | AdapterParseError:

@@ -35,8 +35,8 @@ def load_backend(spec: str | ModelConfig | Backend, *, prompt: SolvePrompt | Non
         from stepwise.models.litellm import LiteLLMBackend
 
         return LiteLLMBackend(spec, prompt)
-    from stepwise.models.engine import load_engine
     from stepwise.models.llamacpp import LlamaCppBackend
+    from stepwise.models.shared import load_engine
 
     return LlamaCppBackend(load_engine(spec), prompt)
 

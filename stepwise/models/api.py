@@ -10,7 +10,7 @@ from stepwise.config import ModelConfig
 from stepwise.errors import REDACTED, redact
 from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed, retried, retry_after
-from stepwise.models.provider import import_litellm
+from stepwise.models.litellm_handler import import_litellm
 from stepwise.types import Failure, FailureKind, Usage
 
 

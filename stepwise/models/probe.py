@@ -23,7 +23,7 @@ from stepwise.models import dialects
 from stepwise.models.api import Api, Choice, Samples
 from stepwise.models.dialects import Dialect, Prefill
 from stepwise.models.http import CallFailed, Server
-from stepwise.models.provider import import_litellm
+from stepwise.models.litellm_handler import import_litellm
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Usage
 

@@ -6,13 +6,15 @@ import os
 import threading
 from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 from stepwise.config import LoadConfig
-from stepwise.errors import BackendError
-from stepwise.models.engine import Engine, load_engine
-from stepwise.models.engine.engine import LOAD_FIELDS
+from stepwise.errors import BackendError, ConfigError
+from stepwise.models.engine import Engine
 from stepwise.models.hub import adapter_path, gguf_path
 
+LOAD_FIELDS = ("context", "sequences", "threads", "gpu_layers", "kv_type", "flash_attention", "adapter")
+"""What of a model's configuration its engine depends on, besides the weights."""
 _lock = threading.Lock()
 _engines: dict[Hashable, Engine] = {}
 
@@ -62,3 +64,17 @@ def _stamp(path: Path) -> Hashable:
     except OSError as error:
         raise BackendError(f"{path}: {error.strerror}; give the path of a GGUF file") from error
     return os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
+    """The engine of a model or scorer configuration: "llamacpp/NAME", where NAME is a lab model, the path of a GGUF, or
+    "hf:ORG/REPO/FILE.gguf".
+
+    `overrides` go to `Engine.load`. Raises ConfigError for another provider, DataError or BackendError where the
+    model cannot be loaded.
+    """
+    provider, _, name = config.model.partition("/")
+    if provider != "llamacpp":
+        raise ConfigError(f'model is "{config.model}"; the engine runs GGUF files: write "llamacpp/path/to/model.gguf"')
+    settings = {field: getattr(config, field) for field in LOAD_FIELDS} | {"adapter": config.lora} | overrides
+    return Engine.load(gguf_path(name), **settings)

@@ -26,9 +26,9 @@ from stepwise.errors import ConfigError, DataError, ExportError
 from stepwise.export.safetensors import Checkpoint, read_json
 from stepwise.grading import Verdict, grade_many
 from stepwise.models.base import Request
-from stepwise.models.engine import load_engine
 from stepwise.models.hub import PREFIX, fetch
 from stepwise.models.llamacpp import LlamaCppBackend
+from stepwise.models.shared import load_engine
 from stepwise.prompt import SolvePrompt
 from stepwise.runs.progress import progress
 from stepwise.training.lora import LAYOUT, check_layout, described, quiet, require_training

@@ -37,10 +37,9 @@ from stepwise.config.base import FrozenConfig
 from stepwise.config.errors import explain
 from stepwise.config.training import LoraConfig, SftConfig
 from stepwise.errors import ConfigError, DataError
-from stepwise.models.engine.engine import LOAD_FIELDS
 from stepwise.models.hub import gguf_path
 from stepwise.models.provider import declare
-from stepwise.models.shared import close_engines, identity, shared_engine
+from stepwise.models.shared import LOAD_FIELDS, close_engines, identity, shared_engine
 from stepwise.models.store import key_of
 from stepwise.prompt import SolvePrompt
 from stepwise.runs.directory import opened

@@ -23,10 +23,10 @@ from stepwise.config import Config
 from stepwise.data.localization import first_below
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.grading import Verdict, grade_many
-from stepwise.models.engine import Engine, load_engine
+from stepwise.models.engine import Engine
 from stepwise.models.scorers import load_scorer
 from stepwise.models.scorers.base import BaseScorer, score_items
-from stepwise.models.shared import shared_engine
+from stepwise.models.shared import load_engine, shared_engine
 from stepwise.seeds import seed_for
 from stepwise.steps import extract_answer
 from stepwise.training.crediting import Labels

@@ -17,9 +17,10 @@ from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.export.gguf import export_gguf
 from stepwise.models.base import Request
-from stepwise.models.engine import Engine, Generation, GenerationJob, load_engine
+from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.models.hub import gguf_path
 from stepwise.models.llamacpp import LlamaCppBackend
+from stepwise.models.shared import load_engine
 from stepwise.seeds import rng as seeded
 from stepwise.seeds import seed_for
 from stepwise.steps import SEPARATOR, split_steps

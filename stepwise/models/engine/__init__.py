@@ -1,6 +1,6 @@
 """llama.cpp in this process, on token ids: batched, with shared prefixes, grammars and adapters."""
 
-from stepwise.models.engine.engine import Counters, Engine, load_engine
+from stepwise.models.engine.engine import Counters, Engine
 from stepwise.models.engine.jobs import Generation, GenerationJob, Logits
 from stepwise.models.engine.schema import BoundedGrammar, schema_grammar
 
@@ -11,6 +11,5 @@ __all__ = [
     "Generation",
     "GenerationJob",
     "Logits",
-    "load_engine",
     "schema_grammar",
 ]

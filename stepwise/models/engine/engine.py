@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +15,7 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from stepwise.errors import BackendError, ConfigError
+from stepwise.errors import BackendError
 from stepwise.models.engine.cache import PrefixCache
 from stepwise.models.engine.context import LlamaContext
 from stepwise.models.engine.jobs import Call, Drawn, Generation, GenerationJob, Logits, Prompt, Unit
@@ -26,15 +23,13 @@ from stepwise.models.engine.sampling import stream_key
 from stepwise.models.engine.scheduler import Scheduler
 from stepwise.models.engine.vocab import Vocabulary
 from stepwise.models.engine.worker import Control, Worker
-from stepwise.models.hub import adapter_path, gguf_path
+from stepwise.models.hub import adapter_path
 from stepwise.prompt import SolvePrompt
 
 if TYPE_CHECKING:
-    from stepwise.config import LoadConfig
+    pass
 
 GIB = 1 << 30
-LOAD_FIELDS = ("context", "sequences", "threads", "gpu_layers", "kv_type", "flash_attention", "adapter")
-"""What of a model's configuration its engine depends on, besides the weights."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -284,36 +279,9 @@ class Engine:
         return self._worker.do(units, call) if units else call.results
 
     async def _wait(self, call: Call, units: list[Unit]) -> list[Any]:
-        """The results of a call, awaited on the running event loop, which a driver may own."""
         if not self._finalizer.alive:
             raise BackendError(f"the engine of {self.path} is closed; load it again")
-        if not units:
-            return call.results
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
-        thread = threading.get_ident()
-
-        def resolve() -> None:
-            if not ended.done():
-                ended.set_result(None)
-
-        def on_end() -> None:
-            if threading.get_ident() == thread:
-                resolve()
-            else:
-                with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits
-                    loop.call_soon_threadsafe(resolve)
-
-        call.on_end = on_end
-        self._worker.submit(units)
-        try:
-            await ended
-        except asyncio.CancelledError:
-            self._worker.cancel(call)
-            raise
-        if call.failure is not None:
-            raise call.failure
-        return call.results
+        return await self._worker.wait(units, call) if units else call.results
 
     @property
     def worker(self) -> Worker:
@@ -348,20 +316,6 @@ class Engine:
 
         control = Control(act)
         self._worker.do(control, control)
-
-
-def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
-    """The engine of a model or scorer configuration: "llamacpp/NAME", where NAME is a lab model, the path of a GGUF, or
-    "hf:ORG/REPO/FILE.gguf".
-
-    `overrides` go to `Engine.load`. Raises ConfigError for another provider, DataError or BackendError where the
-    model cannot be loaded.
-    """
-    provider, _, name = config.model.partition("/")
-    if provider != "llamacpp":
-        raise ConfigError(f'model is "{config.model}"; the engine runs GGUF files: write "llamacpp/path/to/model.gguf"')
-    settings = {field: getattr(config, field) for field in LOAD_FIELDS} | {"adapter": config.lora} | overrides
-    return Engine.load(gguf_path(name), **settings)
 
 
 def _shut_down(worker: Worker, vocabulary: Vocabulary, context: LlamaContext) -> None:

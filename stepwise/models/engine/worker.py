@@ -7,10 +7,12 @@ one at a time, when every coroutine of the run waits, so that batches follow fro
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from stepwise.errors import BackendError
@@ -75,6 +77,33 @@ class Worker:
         try:
             call.done.wait()
         except BaseException:
+            self.cancel(call)
+            raise
+        if call.failure is not None:
+            raise call.failure
+        return call.results
+
+    async def wait(self, units: list[Unit], call: Call) -> list[Any]:
+        """`do` for the running event loop, which a driver may own; cancelled, the jobs are dropped."""
+        loop, thread = asyncio.get_running_loop(), threading.get_ident()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def resolve() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        def on_end() -> None:
+            if threading.get_ident() == thread:
+                resolve()
+            else:
+                with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits
+                    loop.call_soon_threadsafe(resolve)
+
+        call.on_end = on_end
+        self.submit(units)
+        try:
+            await ended
+        except asyncio.CancelledError:
             self.cancel(call)
             raise
         if call.failure is not None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from stepwise.config import ScorerConfig
 from stepwise.errors import ConfigError
-from stepwise.models.engine import load_engine
 from stepwise.models.http import Server
 from stepwise.models.scorers.base import Scorer
 from stepwise.models.scorers.classifier import ClassifierScorer
@@ -15,6 +14,7 @@ from stepwise.models.scorers.judge import JudgeScorer, api_completion, engine_co
 from stepwise.models.scorers.label_token import LabelTokenScorer
 from stepwise.models.scorers.pooling import QWEN_PRM_MARKER, PoolingScorer
 from stepwise.models.scorers.simple import ConstantScorer
+from stepwise.models.shared import load_engine
 from stepwise.prompt import SolvePrompt
 
 

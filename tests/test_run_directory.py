@@ -1,0 +1,85 @@
+"""The directory of a run alone: whose it is, what it clears away and how it sums its files up."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stepwise.config import Config
+from stepwise.errors import DataError
+from stepwise.runs.directory import RunDirectory, opened
+
+
+def card(out: Path) -> dict[str, object]:
+    return dict(json.loads((out / "run.json").read_text()))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "here"
+
+
+def close(directory: RunDirectory) -> None:
+    with directory.ending():
+        pass
+
+
+def in_chunks(out: Path) -> RunDirectory:
+    directory = RunDirectory(out, program="chunks", config=Config(), arguments={})
+    for chunk in ("00000", "00001"):
+        directory.claim(f"chunks/{chunk}/rows.jsonl").write_text("{}\n" * 3)
+    directory.claim("rows.jsonl").write_text("{}\n")
+    return directory
+
+
+def test_starting_anew_removes_directories_that_are_empty_then_and_no_others(out: Path) -> None:
+    close(in_chunks(out))
+    (out / "chunks" / "00001" / "notes.txt").write_text("mine")
+    again = RunDirectory(out, program="chunks", config=Config(), arguments={})
+    again.open(anew=True)
+    assert [str(path.relative_to(out)) for path in sorted(out.rglob("*"))] == [
+        "chunks", "chunks/00001", "chunks/00001/notes.txt",
+    ]  # fmt: skip
+    close(again)
+
+
+def test_like_files_of_chunks_are_summed_up(out: Path) -> None:
+    directory = in_chunks(out)
+    assert directory.summary() == f"{out} holds chunks/*/rows.jsonl with 6 rows, rows.jsonl with 1 rows"
+    directory.claim("chunks/00002/rows.jsonl", folder=False)
+    assert not (out / "chunks" / "00002").exists()
+    close(directory)
+
+
+def test_two_processes_never_write_to_one_directory(out: Path) -> None:
+    def directory() -> RunDirectory:
+        return RunDirectory(out, program="test_run", config=Config(), arguments={"count": 3, "fail_at": -1})
+
+    first, second, late = directory(), directory(), directory()
+    assert not first.open(anew=False)
+    assert not late.open(anew=False)
+    first.claim("rows.jsonl")
+    for begin in (lambda: second.open(anew=False), lambda: second.open(anew=True), late.made):
+        with pytest.raises(DataError, match="another process is at work"):
+            begin()
+    assert card(out)["files"] == ["rows.jsonl"]
+    close(first)
+    with pytest.raises(DataError, match="another run began"):
+        late.made()
+    close(late)
+    assert card(out)["status"] == "finished"
+    assert second.open(anew=False)
+    close(second)
+
+
+def test_a_function_opens_a_path_itself_and_uses_a_directory_that_is_open_as_it_is(out: Path) -> None:
+    config = Config()
+    with opened(out, program="outer", config=config, arguments={}) as directory:
+        directory.claim("rows.jsonl")
+        with opened(directory, program="inner", config=config, arguments={"other": 1}) as same:
+            assert same is directory
+        assert card(out)["status"] == "running"
+    assert card(out)["program"] == "outer"
+    assert card(out)["status"] == "finished"
+    with pytest.raises(DataError, match="another program"), opened(out, program="inner", config=config, arguments={}):
+        pass
