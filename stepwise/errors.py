@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 
 _KEY_SHAPES = re.compile(
     r"\b(?:sk|pk|rk|hf|gsk|xai|glpat|pypi|gh[pousr]|github_pat|xox[abprs])[-_][A-Za-z0-9_\-*.]{6,}"
@@ -27,6 +28,20 @@ def redact(text: str) -> str:
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, REDACTED)
     return _KEY_SHAPES.sub(REDACTED, text)
+
+
+def reason_of(error: Exception) -> str:
+    """What an exception says, on one line; of pydantic's, each field with its fault and value, and no URL."""
+    if not callable(listed := getattr(error, "errors", None)):
+        return " ".join(str(error).split()) or type(error).__name__
+    lines = []
+    for item in listed(include_url=False):
+        field, fault = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")
+        if item["type"] == "value_error":  # one of ours, or of a user's, which names its value itself
+            lines.append(f"{field}: {fault}" if field else fault)
+        else:
+            lines.append(f"{field} is {reprlib.repr(item['input'])}: {fault[:1].lower()}{fault[1:]}")
+    return "; ".join(lines)
 
 
 class StepwiseError(Exception):
