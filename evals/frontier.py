@@ -40,7 +40,7 @@ from evals.frontier_reference import REFERENCE, ROUNDING
 from evals.frontier_worlds import World, exact, pooled_pairs
 from evals.pages import page
 from evals.pomdp import load
-from stepwise.report.plot import NARROW, WIDE, CostAxis, legend, plot_svg
+from stepwise.report.charts import NARROW, WIDE, CostAxis, legend, plot_svg
 from stepwise.report.shell import write_page
 from stepwise.routing.compare import PolicyRow
 from stepwise.routing.metrics import OperatingPoint

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from stepwise.report import Report, write_report
-from stepwise.report.table import percent
+from stepwise.report.shell import percent
 from stepwise.routing.compare import judge
 from stepwise.routing.pomdp.fit import FitCard
 from stepwise.routing.trim import Threshold

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from stepwise.lab.problems import LabProblem
-from stepwise.report.plot import ticks
+from stepwise.report.charts import ticks
 from stepwise.report.shell import draw
 
 from .pages import page, tag

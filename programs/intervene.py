@@ -29,8 +29,8 @@ from stepwise.interventions.settings import CollectSettings, uncapped
 from stepwise.interventions.writers import Writers
 from stepwise.lab.problems import generate, is_lab_question
 from stepwise.report.collection import write_collection_report
-from stepwise.report.funnel import as_table, side_by_side
 from stepwise.report.shell import first_of_each
+from stepwise.report.terminal import funnel_table, side_by_side
 from stepwise.runs.plan import PlannedCalls, plan_collecting
 from stepwise.runs.shell import Run, positive, program
 
@@ -158,7 +158,7 @@ def _show(run: Run) -> None:
     """Print the funnel, what was spent, some examples, and where the files are."""
     path = run.out / "dataset.jsonl"
     counts, examples, caps = funnel(run.out), read_examples(path), Caps.of(run.config, run.directory)
-    run.console.print(as_table(counts))
+    run.console.print(funnel_table(counts))
     run.say((caps.ledger if caps is not None else sealed_cost(run.out, run.config)).summary())
     if examples:
         failures = by_id(read_stage(run.out, "failures"))

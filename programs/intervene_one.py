@@ -14,7 +14,7 @@ from typing import Any
 from stepwise.config import Config
 from stepwise.critics import InterventionProposer
 from stepwise.errors import DataError
-from stepwise.report.verdict import show_intervention
+from stepwise.report.terminal import show_intervention
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.runs.shell import Run, program
 

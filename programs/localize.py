@@ -15,8 +15,7 @@ from rich.padding import Padding
 from stepwise.config import Config
 from stepwise.critics import ErrorLocalizer
 from stepwise.lab.problems import is_lab_question
-from stepwise.report.terminal import printable
-from stepwise.report.verdict import show_localization
+from stepwise.report.terminal import printable, show_localization
 from stepwise.runs.plan import PlannedCalls, plan_localizing
 from stepwise.runs.shell import Run, program
 

@@ -3,8 +3,8 @@ table in a terminal and a notebook.
 """
 
 from stepwise.report.collection import write_collection_report
-from stepwise.report.model import Report
 from stepwise.report.page import trace_html, write_report
+from stepwise.report.shell import Report
 from stepwise.report.terminal import show_trace, summary_table
 from stepwise.report.training import write_training_report
 from stepwise.routing.compare import PolicyRow, TraceView

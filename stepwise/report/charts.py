@@ -1,20 +1,214 @@
-"""Small charts as SVG: bars over named places, curves over steps, a stage of a funnel, predictions and outcomes."""
+"""All drawings, as inline SVG: accuracy against cost, bars over named places, curves over steps, a stage of a funnel,
+predictions and outcomes.
+
+The accuracy-cost plot has a line per family of policies and a point per operating point. It is drawn twice, for a
+laptop and for a phone, and the page shows one of them: text in a scaled-down SVG cannot be read.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from markupsafe import Markup
 
-from stepwise.report.plot import ticks
-from stepwise.report.shell import draw
-from stepwise.report.table import quantity
+from stepwise.report.shell import count, draw, interval, percent, quantity
+from stepwise.routing.compare import PolicyRow
 from stepwise.routing.pomdp.fit_check import CalibrationBin
 
 _HOVER = 200  # points up to which each has a place to hover over
+_BAR_HALF = 4.0  # half the width of an interval bar
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+# ----- accuracy against cost
+
+
+class CostAxis(NamedTuple):
+    """One way to count cost: its key and name, and the value of a row per problem (None: not known)."""
+
+    key: str
+    name: str
+    axis: str
+    value: Callable[[PolicyRow], float | None]
+
+
+COSTS: tuple[CostAxis, ...] = (
+    CostAxis("strong", "Strong tokens", "strong tokens per problem", lambda row: row.strong_tokens / row.n),
+    CostAxis("all", "All tokens", "generated tokens per problem", lambda row: row.generated_tokens / row.n),
+    CostAxis(
+        "weights",
+        "Parameter-tokens",
+        "parameter-tokens per problem",
+        lambda row: None if row.parameter_tokens is None else row.parameter_tokens / row.n,
+    ),
+)
+
+
+class Canvas(NamedTuple):
+    """Size and margins of a drawing in CSS pixels, and about how many ticks fit on its x axis."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    ticks: int
+
+
+WIDE = Canvas(width=860, height=420, left=64, right=24, top=18, bottom=56, ticks=8)
+NARROW = Canvas(width=336, height=320, left=46, right=14, top=14, bottom=50, ticks=4)
+
+
+class _Point(NamedTuple):
+    """A row placed in the drawing; `low` and `high` are the ends of its interval bar, None where there is none."""
+
+    row: PolicyRow
+    style: str
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+
+
+def _styles(rows: Sequence[PolicyRow]) -> dict[str, str]:
+    """CSS classes of each family: six colours and shapes, filled the first time round, then hollow; of a single model
+    its own.
+    """
+    names = dict.fromkeys(row.family for row in rows if not row.anchor)
+    styles = {name: f"f{i % 6}" + (" hollow" if i >= 6 else "") for i, name in enumerate(names)}
+    return styles | {row.family: row.anchor for row in rows if row.anchor}
+
+
+def legend(rows: Sequence[PolicyRow]) -> list[tuple[Markup, str]]:
+    """Swatch and name of every family and of the single models that the rows hold."""
+    alone = {"never": "weak model alone", "always": "strong model alone"}
+    styles = _styles(rows)
+    order = [*(name for name in styles if name not in alone), *(name for name in alone if name in styles)]
+    return [(draw("swatch", style=styles[name]), alone.get(name, name)) for name in order]
+
+
+def ticks(low: float, high: float, wanted: int) -> list[float]:
+    """Round numbers from at or below `low` to at or above `high`, about `wanted` of them.
+
+    Example:
+        >>> ticks(0, 9, 4)
+        [0.0, 5.0, 10.0]
+    """
+    span = max(high - low, 1e-12)
+    raw = span / max(wanted - 1, 1)
+    scale = 10.0 ** math.floor(math.log10(raw))
+    step = next((m * scale for m in (1, 2, 2.5, 5) if m * scale >= raw * 0.999), 10 * scale)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def plot_svg(rows: Sequence[PolicyRow], cost: CostAxis, canvas: Canvas = WIDE) -> Markup:
+    """One drawing of accuracy against `cost`; rows whose accuracy or cost is not known are left out."""
+    placed = [(row, x) for row in rows if row.accuracy is not None and (x := cost.value(row)) is not None]
+    if not placed:
+        return draw("nothing", words="No policy has both an accuracy and this cost.")
+    # The x axis starts at 0 unless that would leave more than a third of it empty.
+    xs = [x for _, x in placed]
+    largest, least = max(xs) or 1.0, min(xs)
+    left = 0.0 if least < 0.35 * largest or least == largest else least - 0.05 * (largest - least)
+    right = largest + 0.03 * (largest - left)
+    ys = [y for row, _ in placed for y in (row.accuracy, row.accuracy_low, row.accuracy_high) if y is not None]
+    y_ticks = ticks(max(min(ys) - 0.01, 0.0), min(max(ys) + 0.01, 1.0), 6)
+
+    def across(value: float) -> float:
+        return canvas.left + (canvas.width - canvas.left - canvas.right) * (value - left) / (right - left)
+
+    def down(value: float) -> float:
+        inner = canvas.height - canvas.top - canvas.bottom
+        return canvas.top + inner * (y_ticks[-1] - value) / (y_ticks[-1] - y_ticks[0])
+
+    points, styles = [], _styles(rows)
+    for row, x in placed:
+        low, high = (None if end is None else down(end) for end in (row.accuracy_low, row.accuracy_high))
+        points.append(_Point(row, styles[row.family], across(x), down(row.accuracy or 0.0), low, high))
+    lines = _lines(points)
+    digits = 0 if all(abs(100 * t - round(100 * t)) < 1e-6 for t in y_ticks) else 1
+    return draw(
+        "plot",
+        canvas=canvas,
+        shape="wide" if canvas.width > 500 else "narrow",
+        xs=[
+            (across(t), quantity(t) if t >= 1000 else f"{t:.4g}")
+            for t in ticks(left, right, canvas.ticks)
+            if left <= t <= right
+        ],
+        ys=[(down(t), f"{100 * t:.{digits}f}") for t in y_ticks],
+        axis=cost.axis,
+        lines=[(kind, [(p.x, p.y) for p in line]) for kind, line in lines],
+        points=[(point, _title(point.row, cost)) for point in points],
+        labels=_labels(points, lines, canvas),
+        summary=f"Accuracy against {cost.axis}, {len(points)} operating points; the table below holds the same "
+        "figures.",
+    )
+
+
+def _lines(points: Sequence[_Point]) -> list[tuple[str, list[_Point]]]:
+    """What is joined by a line, as (CSS classes, points from left to right): each family's points, and the two models.
+
+    The line between the models is what sending each whole problem to one of them at random would give.
+    """
+    lines: dict[str, list[_Point]] = {}
+    for point in sorted(points, key=lambda p: (p.x, p.y)):
+        lines.setdefault("chord" if point.row.anchor else f"series {point.style}", []).append(point)
+    order = dict.fromkeys("chord" if point.row.anchor else f"series {point.style}" for point in points)
+    return [(kind, lines[kind]) for kind in order if len(lines[kind]) > 1]
+
+
+def _title(row: PolicyRow, cost: CostAxis) -> str:
+    """What hovering over a row's point says."""
+    value = cost.value(row) or 0.0
+    spread = "" if row.accuracy_low is None else f" ({interval(row)})"
+    spent = quantity(round(value, 1)) if value >= 1000 else f"{value:.1f}"
+    return (
+        f"{row.policy}: {percent(row.accuracy)}{spread}, {spent} {cost.axis}, {percent(row.strong_share)} strong, "
+        f"{count(row.n)} problems"
+    )
+
+
+def _labels(
+    points: Sequence[_Point], lines: Sequence[tuple[str, list[_Point]]], canvas: Canvas
+) -> list[tuple[str, float, float, str]]:
+    """The settings beside their points, each at the first of six places where it covers nothing, else left out.
+
+    As (text, x, y, style of its point).
+    """
+    taken: list[_Box] = [(p.x - 7, p.y - 7, p.x + 7, p.y + 7) for p in points]
+    taken += [
+        (p.x - _BAR_HALF, p.high, p.x + _BAR_HALF, p.low) for p in points if p.low is not None and p.high is not None
+    ]
+    for a, b in (pair for _, line in lines for pair in pairwise(line)):  # small boxes that cover the line between two
+        pieces = max(1, math.ceil(math.hypot(b.x - a.x, b.y - a.y) / 4))
+        spots = ((a.x + (b.x - a.x) * i / pieces, a.y + (b.y - a.y) * i / pieces) for i in range(pieces + 1))
+        taken += [(x - 1.5, y - 1.5, x + 1.5, y + 1.5) for x, y in spots]
+
+    def free(box: _Box) -> bool:
+        inside = box[0] > canvas.left and box[2] < canvas.width - 2 and box[1] > 0
+        over = any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
+        return inside and box[3] < canvas.height - canvas.bottom and not over
+
+    labels = []
+    for point in (point for point in points if point.row.setting is not None and not point.row.anchor):
+        text = f"{point.row.setting:g}"
+        width = 6.6 * len(text)
+        for dx, dy in ((9, 13), (-9 - width, -6), (9, -6), (-9 - width, 13), (10, 4), (-10 - width, 4)):
+            box = (point.x + dx, point.y + dy - 9, point.x + dx + width, point.y + dy + 2)
+            if free(box):
+                taken.append(box)
+                labels.append((text, box[0], point.y + dy, point.style))
+                break
+    return labels
+
+
+# ----- small charts
 
 
 class Bar(NamedTuple):
@@ -34,9 +228,9 @@ class Line(NamedTuple):
 
 def bars_svg(bars: Sequence[Bar], axis: str, summary: str, style: str = "f0") -> Markup:
     """Counts as bars from left to right; `axis` names what the bars stand for, `summary` says it in a sentence."""
-    most = max((bar.value for bar in bars), default=0) or 1
-    marks = [t for t in ticks(0, most, 4) if t == int(t)]
-    scale, slot = 180 / max(marks[-1], most), 374 / max(len(bars), 1)
+    tallest = max((bar.value for bar in bars), default=0) or 1
+    marks = [t for t in ticks(0, tallest, 4) if t == int(t)]
+    scale, slot = 180 / max(marks[-1], tallest), 374 / max(len(bars), 1)
     return draw(
         "bars", bars=bars, marks=[(190 - scale * t, quantity(t)) for t in marks], slot=slot, scale=scale,
         each=math.ceil(30 / slot), axis=axis, summary=summary, style=style,
@@ -51,8 +245,12 @@ def curves_svg(lines: Sequence[Line], summary: str, span: tuple[float, float] | 
     known = [y for line in lines for _, y in line.points if y is not None]
     if not known:
         return draw("nothing", words="No value is known.")
+    low, high = span or (min(known), max(known))
+    if low == high:  # equal values get room on both sides, but none below zero
+        room = abs(high) / 2 or 1.0
+        low, high = (low - room, high + room) if low else (0.0, room)
     xs = [x for line in lines for x, _ in line.points]
-    first, last, marks = min(xs), max(xs), ticks(*(span or _span(known)), 4)
+    first, last, marks = min(xs), max(xs), ticks(low, high, 4)
 
     def across(x: float) -> float:
         return 56 + 254 * ((x - first) / (last - first) if last > first else 0.5)
@@ -62,7 +260,8 @@ def curves_svg(lines: Sequence[Line], summary: str, span: tuple[float, float] | 
 
     curves = []
     for i, line in enumerate(lines):
-        runs = [[(across(x), down(y)) for x, y in run if y is not None] for run in _runs(line.points)]
+        stretches = groupby(line.points, lambda point: point[1] is not None)
+        runs = [[(across(x), down(y)) for x, y in run if y is not None] for has, run in stretches if has]
         points = [(across(x), down(y), f"{line.name}, step {x:g}: {number(y)}")
                   for x, y in line.points if y is not None]  # fmt: skip
         curves.append((_line_style(i), runs, points if len(points) <= _HOVER else ()))
@@ -90,24 +289,29 @@ def calibration_svg(bins: Sequence[CalibrationBin], title: str) -> str:
 
     Both axes go from 0 to the highest interval; on the dashed line what was predicted is what happened.
     """
-    most = max([0.1, *(max(b.predicted, b.share.high) for b in bins)])
-    top = next(t for t in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0) if t >= min(most, 1.0))
+    highest = max([0.1, *(max(b.predicted, b.share.high) for b in bins)])
+    top = next(t for t in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0) if t >= min(highest, 1.0))
     largest = max((b.n for b in bins), default=1)
     return str(draw("calibration", bins=bins, top=top, largest=largest, title=title)) + "\n"
 
 
-def _line_style(number: int) -> str:
-    """CSS classes of the curve with this number: a colour and a pattern of dashes, to be told apart without colour."""
-    return f"f{number % 6} dash{number % 4}"
+def _line_style(position: int) -> str:
+    """CSS classes of the curve at this position: a colour and a pattern of dashes, to be told apart without colour."""
+    return f"f{position % 6} dash{position % 4}"
 
 
-def line_swatch(number: int) -> Markup:
+def line_swatch(position: int) -> Markup:
     """A short piece of a curve, for a legend."""
-    return draw("dashes", style=_line_style(number))
+    return draw("dashes", style=_line_style(position))
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number in few characters, whatever its size: 0.25, 1.2e-5, 12.3 M."""
+    """A number in few characters, whatever its size.
+
+    Example:
+        >>> number(0.25), number(1.2e-5), number(12_340_000)
+        ('0.25', '1.2e-5', '12.3 M')
+    """
     if abs(value) >= 1000:
         return f"{'-' if value < 0 else ''}{quantity(abs(value))}"
     if value == 0 or abs(value) >= 1e-3:
@@ -123,17 +327,3 @@ def _numbers(values: Sequence[float]) -> list[str]:
         if len(set(texts)) == len(set(values)):
             break
     return texts
-
-
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis for these values; equal ones get room on both sides, but none below zero."""
-    low, high = min(values), max(values)
-    if high > low:
-        return low, high
-    room = abs(high) / 2 or 1.0
-    return (low - room, high + room) if low else (0.0, room)
-
-
-def _runs(points: Sequence[tuple[float, float | None]]) -> list[list[tuple[float, float | None]]]:
-    """The stretches without a gap."""
-    return [list(run) for known, run in groupby(points, lambda point: point[1] is not None) if known]

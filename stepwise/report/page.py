@@ -13,17 +13,29 @@ from typing import Any
 from markupsafe import Markup
 
 from stepwise.errors import DataError, redact
-from stepwise.report import shell
-from stepwise.report.model import FINISH_WORDS, Report, author_kind, author_letter, verdict_word
-from stepwise.report.plot import COSTS, NARROW, WIDE, legend, plot_svg
-from stepwise.report.shell import environment, first_of_each, render, resource, write_page
-from stepwise.report.table import COLUMNS, caption, quantity
+from stepwise.report.charts import COSTS, NARROW, WIDE, legend, plot_svg
+from stepwise.report.shell import (
+    COLUMNS,
+    FINISH_WORDS,
+    Report,
+    author_kind,
+    author_letter,
+    caption,
+    environment,
+    first_of_each,
+    island,
+    quantity,
+    render,
+    resource,
+    verdict_word,
+    write_page,
+)
 from stepwise.routing.compare import TraceView
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Problem, Step, Trace
 
 MAX_TRACES = 500
-STATIC_TRACES = 3
+STATIC_TRACES = 3  # shown where the browser runs no script
 
 
 def write_report(path: str | Path, report: Report, max_traces: int = MAX_TRACES) -> Path:
@@ -32,6 +44,11 @@ def write_report(path: str | Path, report: Report, max_traces: int = MAX_TRACES)
     At most `max_traces` traces are put in the page, the first few of every policy, and the page says how many of how
     many it shows. The same report gives the same bytes. The file appears whole or not at all. Raises `DataError` when
     `max_traces` is negative.
+
+    Example:
+        measured = sw.compare(router, policies, problems)
+        report = Report("My models", rows=tuple(m.row for m in measured), traces=measured[0].views)
+        write_report("report.html", report)
     """
     return write_page(path, page_html(report, max_traces))
 
@@ -40,7 +57,7 @@ def page_html(report: Report, max_traces: int = MAX_TRACES) -> str:
     """The text of the page that `write_report` writes."""
     if max_traces < 0:
         raise DataError(f"max_traces is {max_traces}; it must be 0 or more")
-    shown = _pick(report.traces, max_traces)
+    shown = first_of_each(report.traces, max_traces, lambda view: view.policy)
     plots = [(cost, [plot_svg(report.rows, cost, canvas) for canvas in (WIDE, NARROW)]) for cost in COSTS]
     return render(
         "page.html.jinja",
@@ -62,31 +79,26 @@ def page_html(report: Report, max_traces: int = MAX_TRACES) -> str:
     )
 
 
-def _pick(traces: Sequence[TraceView], most: int) -> list[TraceView]:
-    """At most `most` traces in their order: the first few of every policy, so that each policy can be looked at."""
-    return first_of_each(traces, most, lambda view: view.policy)
-
-
 def _island(views: Sequence[TraceView]) -> Markup:
     """The traces as JSON that is safe inside a script element."""
-    problems: dict[Problem, int] = {}
-    traces = [_trace(view, problems.setdefault(view.trace.problem, len(problems))) for view in views]
-    return shell.island({"problems": [_problem(problem) for problem in problems], "traces": traces})
-
-
-def _problem(problem: Problem) -> dict[str, Any]:
-    fields = {"id": problem.id, "question": problem.question, "answer": problem.answer}
-    return _filled({**fields, "reference": problem.reference, "source": problem.source})
+    places: dict[Problem, int] = {}
+    traces = [_trace(view, places.setdefault(view.trace.problem, len(places))) for view in views]
+    names = ("id", "question", "answer", "reference", "source")
+    problems = [_filled({name: getattr(problem, name) for name in names}) for problem in places]
+    return island({"problems": problems, "traces": traces})
 
 
 def _trace(view: TraceView, problem: int) -> dict[str, Any]:
     trace, cost = view.trace, cost_of([view.trace])
-    costs = {"strong tokens": cost.strong_tokens, "all tokens": cost.all_tokens, "calls": cost.calls}
-    written = {name: f"{value:,}" for name, value in costs.items()}
+    costs = {
+        "strong tokens": f"{cost.strong_tokens:,}",
+        "all tokens": f"{cost.all_tokens:,}",
+        "calls": f"{cost.calls:,}",
+    }
     if trace.scorer_usage.evaluated_tokens:
-        written["tokens scored"] = f"{trace.scorer_usage.evaluated_tokens:,}"
+        costs["tokens scored"] = f"{trace.scorer_usage.evaluated_tokens:,}"
     if view.parameter_tokens is not None:
-        written["parameter-tokens"] = quantity(view.parameter_tokens)
+        costs["parameter-tokens"] = quantity(view.parameter_tokens)
     return _filled(
         {
             "problem": problem,
@@ -97,7 +109,7 @@ def _trace(view: TraceView, problem: int) -> dict[str, Any]:
             "finish": FINISH_WORDS[trace.finish],
             "answer": trace.answer,
             "note": redact(trace.note),
-            "cost": written,
+            "cost": costs,
             "steps": [_step(step) for step in trace.steps],
             "abandoned": [_step(draft) for draft in trace.abandoned],
         }
@@ -106,7 +118,6 @@ def _trace(view: TraceView, problem: int) -> dict[str, Any]:
 
 def _step(step: Step) -> dict[str, Any]:
     """A step as the script wants it; author and model names repeat, but they are short."""
-    score = None if step.score is None else round(step.score, 4)
     return _filled(
         {
             "text": step.text,
@@ -115,7 +126,7 @@ def _step(step: Step) -> dict[str, Any]:
             "letter": author_letter(step.author),
             "model": step.usage.model,
             "tokens": step.usage.generated_tokens or None,
-            "score": score,
+            "score": None if step.score is None else round(step.score, 4),
             "decision": step.decision,
             "discarded": [_step(draft) for draft in step.discarded],
         }
@@ -145,8 +156,6 @@ def view_html(view: TraceView, style: bool = True) -> Markup:
         cost=cost_of([view.trace]),
         finish=FINISH_WORDS[view.trace.finish],
         verdict=verdict_word(view.verdict) if view.verdict else "",
-        kind=author_kind,
-        letter=author_letter,
         css=Markup(resource("trace.css")) if style else "",  # noqa: S704
     )
     return Markup(text)  # noqa: S704

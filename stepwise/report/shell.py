@@ -1,7 +1,8 @@
-"""What the pages share: the frame with style and script, how a file is written, and which items a page has room for.
+"""What all reports share: words and numbers, the columns of the table, the frame of a page, and what it has room for.
 
 A page is one HTML file that loads nothing. A content security policy allows its one script, by its hash, and no other
-source of anything.
+source of anything. Nothing is measured here: the caller fills in a `Report` and hands it to `write_report` or
+`summary_table`.
 """
 
 from __future__ import annotations
@@ -9,40 +10,217 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from stepwise.errors import redact
 from stepwise.io import write_text
-from stepwise.report.model import LAB_NOTICE
+from stepwise.routing.compare import PolicyRow, TraceView
 
 T = TypeVar("T")
+MISSING = "–"
+
+LAB_NOTICE = (
+    "Lab figures: measured on the embedded test bed, generated problems and tiny models that are wrong in a known way. "
+    "They compare methods with one another and do not predict accuracy or savings on real models."
+)
+
+FINISH_WORDS: dict[str, str] = {
+    "": "still open",
+    "answer": "answered",
+    "eos": "stopped without an answer",
+    "length": "a step ran out of tokens",
+    "repeat": "repeated itself",
+    "error": "a model failed",
+    "steps": "reached the step limit",
+    "budget": "budget spent",
+    "interrupted": "interrupted",
+}
+
+VERDICT_WORDS: dict[str, str] = {
+    "": "not graded",
+    "correct": "right",
+    "wrong": "wrong",
+    "no_answer": "no answer",
+    "unparseable_prediction": "answer not readable",
+    "unparseable_gold": "gold answer not readable",
+    "timeout": "grading timed out",
+    "error": "grading failed",
+}
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Report:
+    """Everything one page shows.
+
+    `meta` are short facts in the order to show them (what was run, config hash, models, a date if any); `notes` are
+    paragraphs. `lab` says that the figures come from the embedded test bed: the page and the table then say so.
+
+    Example:
+        >>> Report("Two policies", meta={"seed": "0"}).meta
+        {'seed': '0'}
+    """
+
+    title: str
+    subtitle: str = ""
+    rows: tuple[PolicyRow, ...] = ()
+    traces: tuple[TraceView, ...] = ()
+    meta: dict[str, str] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    lab: bool = False
+
+
+# ----- words and numbers
+
+
+def author_kind(author: str) -> str:
+    """The colour class of an author; any name but the three known roles is "other"."""
+    return author if author in ("weak", "strong", "intervention") else "other"
+
+
+def author_letter(author: str) -> str:
+    """The letter of an author's badge, so that authors are told apart without colour."""
+    return next((char.upper() for char in author if char.isalnum()), "?")[0]
+
+
+def verdict_word(verdict: str) -> str:
+    """A verdict in words a reader needs no manual for."""
+    return VERDICT_WORDS.get(verdict.lower(), verdict.replace("_", " ").lower())
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction as a percentage.
+
+    Example:
+        >>> percent(0.785)
+        '78.5 %'
+    """
+    return MISSING if value is None else f"{100 * value:.{digits}f} %"
+
+
+def count(value: float | None) -> str:
+    """A count with thousands separators."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def quantity(value: float | None) -> str:
+    """A large number with three digits and an SI suffix.
+
+    Example:
+        >>> quantity(12_340_000)
+        '12.3 M'
+    """
+    if value is None:
+        return MISSING
+    size, suffix = float(value), ""
+    for suffix in ("", "k", "M", "G", "T", "P", "E"):
+        if size < 999.5 or suffix == "E":
+            break
+        size /= 1000
+    digits = 0 if size >= 99.95 or size == int(size) else 1 if size >= 9.995 else 2
+    return f"{size:.{digits}f} {suffix}".rstrip()
+
+
+def interval(row: PolicyRow) -> str:
+    """The 95 % interval of the accuracy, in percent."""
+    if row.accuracy_low is None or row.accuracy_high is None:
+        return MISSING
+    return f"{100 * row.accuracy_low:.1f}–{100 * row.accuracy_high:.1f}"
+
+
+# ----- the table
+
+
+class _Column(NamedTuple):
+    """One column: its heading, what it means, how a row is written in it, and the value it is sorted by.
+
+    Where there is little room, as in a terminal of 80 columns, only those that are not `extra` are shown.
+    """
+
+    title: str
+    hint: str
+    text: Callable[[PolicyRow], str]
+    value: Callable[[PolicyRow], float | str | None]
+    extra: bool = False
+
+
+def _of(field: str, write: Callable[[Any], str]) -> tuple[Callable[[PolicyRow], str], Callable[[PolicyRow], Any]]:
+    """How a field of a row is written, and its value."""
+    value = attrgetter(field)
+    return lambda row: write(value(row)), value
+
+
+COLUMNS: tuple[_Column, ...] = (
+    _Column("Policy", "the rule that keeps or escalates, and its setting", *_of("policy", str)),
+    _Column("Accuracy", "share of problems answered right", *_of("accuracy", percent)),
+    _Column("95 % interval", "of the accuracy, in percent", interval, lambda row: row.accuracy_low, extra=True),
+    _Column("Strong share", "share of the kept tokens that the strong model wrote", *_of("strong_share", percent)),
+    _Column("Strong tokens", "tokens that the strong model generated", *_of("strong_tokens", count), extra=True),
+    _Column(
+        "All tokens", "tokens that both models generated, discarded drafts included", *_of("generated_tokens", count)
+    ),
+    _Column(
+        "Parameter tokens",
+        "number of weights times tokens, scorer and prefill included",
+        *_of("parameter_tokens", quantity),
+        extra=True,
+    ),
+    _Column("Calls", "requests to the models", *_of("calls", count)),
+    _Column(
+        "Seconds",
+        "wall-clock time of the run",
+        *_of("seconds", lambda value: MISSING if value is None else f"{value:,.{1 if value < 100 else 0}f}"),
+    ),
+)
+
+
+def caption(rows: Sequence[PolicyRow]) -> str:
+    """How many problems stand behind the rows."""
+    sizes = sorted({row.n for row in rows})
+    if not sizes:
+        return "No policy was measured."
+    if len(sizes) == 1:
+        return f"{sizes[0]:,} problem{'s' if sizes[0] > 1 else ''} per policy; totals over all of them."
+    return f"{sizes[0]:,} to {sizes[-1]:,} problems per policy; totals over a policy's own problems."
+
+
+# ----- the page
 
 
 @lru_cache(maxsize=1)
 def environment() -> Environment:
     """Templates of this package with autoescape on for every file; an unknown name in a template is an error."""
     loader = PackageLoader("stepwise.report", "templates")
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    result = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     # Coordinates: with one digit behind the point and none where it is 0, inside a path with one, and a line of places.
-    made.filters |= {"px": lambda x: f"{x:.1f}".removesuffix(".0"), "fixed": "{:.1f}".format, "joined": _joined}
-    return made
+    result.filters |= {
+        "px": lambda x: f"{x:.1f}".removesuffix(".0"),
+        "fixed": "{:.1f}".format,
+        "joined": lambda points: "L".join(f"{x:.1f} {y:.1f}" for x, y in points),
+    }
+    result.globals |= {"kind": author_kind, "letter": author_letter, "clean": redact}
+    return result
 
 
-def _joined(points: Iterable[tuple[float, float]]) -> str:
-    """The places of a line in a path, without the `M` before the first."""
-    return "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+def macro(template: str, name: str, /, **values: Any) -> Markup:
+    """What the macro `name` of a template writes."""
+    return Markup(getattr(environment().get_template(template).module, name)(**values))  # noqa: S704
 
 
 def draw(figure: str, /, **values: Any) -> Markup:
     """The drawing of that name in figures.svg.jinja."""
-    return Markup(getattr(environment().get_template("figures.svg.jinja").module, figure)(**values))  # noqa: S704
+    return macro("figures.svg.jinja", figure, **values)
 
 
 def resource(name: str) -> str:
@@ -87,22 +265,25 @@ def render(
 
 def write_page(path: str | Path, text: str) -> Path:
     """Write a page to `path` and return the path; missing folders are made. The file appears whole or not at all."""
-    target = Path(path)
-    write_text(target, text)
-    return target
+    write_text(path, text)
+    return Path(path)
 
 
-def first_of_each(items: Sequence[T], most: int, kind: Callable[[T], object]) -> list[T]:
-    """At most `most` items in their order: the first few of every kind, so that each kind can be looked at."""
-    if len(items) <= most:
+def first_of_each(items: Sequence[T], limit: int, kind: Callable[[T], object]) -> list[T]:
+    """At most `limit` items in their order: the first few of every kind, so that each kind can be looked at.
+
+    Example:
+        >>> first_of_each(["a1", "a2", "a3", "b1"], 2, lambda name: name[0])
+        ['a1', 'b1']
+    """
+    if len(items) <= limit:
         return list(items)
     ranks: dict[object, int] = {}
     order = []
     for position, item in enumerate(items):
         ranks[kind(item)] = ranks.get(kind(item), 0) + 1
         order.append((ranks[kind(item)], position))
-    kept = sorted(position for _, position in sorted(order)[:most])
-    return [items[position] for position in kept]
+    return [items[position] for position in sorted(position for _, position in sorted(order)[:limit])]
 
 
 def island(data: Any) -> Markup:

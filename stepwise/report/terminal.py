@@ -1,9 +1,14 @@
-"""A trace and the table of a report in a terminal, with rich."""
+"""In a terminal, with rich: a trace, the table of a report, what a critic says of an attempt, and a collection.
+
+Control characters in what models write are shown, never sent to the terminal.
+"""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count, takewhile
+from typing import Any
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -12,28 +17,44 @@ from rich.table import Table
 from rich.text import Text
 
 from stepwise.errors import redact
-from stepwise.report.model import (
-    FINISH_WORDS,
-    LAB_NOTICE,
-    Report,
-    author_kind,
-    author_letter,
-)
-from stepwise.report.table import COLUMNS, caption
+from stepwise.report.shell import COLUMNS, FINISH_WORDS, LAB_NOTICE, Report, author_kind, author_letter, caption
 from stepwise.routing.metrics import cost_of
-from stepwise.types import Problem, Step, Trace
+from stepwise.types import Intervention, Problem, Step, Trace
 
 COLOURS = {"weak": "color(33)", "strong": "color(208)", "intervention": "color(36)", "other": "color(245)"}
 BAR_CELLS = 8
 FULL_WIDTH = 124  # the whole table, with the longest names of the built-in policies
+_RIGHT, _WRONG = "color(34)", "color(160)"
+_MARKS = {True: ("✓", "right", _RIGHT), False: ("✗", "wrong", _WRONG), None: ("·", "not checked", "dim")}
+_LONGEST = 160  # characters of a step that is shown in short
+_OF = {  # what the rows of a count are a share of
+    "rollouts without a text": "rollouts",
+    "failed attempts": "rollouts",
+    "errors located": "failed attempts",
+    "attempts that the critic finds right": "failed attempts",
+    "localizations that failed": "failed attempts",
+    "proposals that failed": "candidates",
+    "candidates that leak": "candidates",
+    "answer steps left out": "candidates",
+    "candidates guided": "candidates",
+    "guided rollouts that end right": "guided rollouts",
+    "examples": "failed attempts",
+}
+
+
+# ----- traces
 
 
 def show_trace(trace: Trace, console: Console | None = None) -> None:
     """Print a trace: each step in its author's colour with its score, its discarded drafts dimmed, and how it ended.
 
     Lines wrap at the console's width. Control characters in model output are shown, never sent to the terminal.
+
+    Example:
+        sw.report.show_trace(router.solve_all([problem])[0])
     """
-    print_all(console or Console(), _parts(trace))
+    parts = [*_question(trace.problem), *_steps(trace), *_drafts(trace.abandoned, "abandoned draft"), _ending(trace)]
+    _print_all(console or Console(), parts)
 
 
 class StepStream:
@@ -57,36 +78,11 @@ class StepStream:
         elif [s.text for s in trace.steps[: len(self._shown)]] != [s.text for s in self._shown]:
             new.append(printable("solved anew", "bold"))
             self._shown = ()
-        for index in range(len(self._shown), len(trace.steps)):
-            new += _step(index, trace.steps[index])
+        new += _steps(trace, len(self._shown))
         if trace.finish:
             new += [*_drafts(trace.abandoned, "abandoned draft"), _ending(trace), ""]
-        print_all(self._out, new)
+        _print_all(self._out, new)
         self._problem, self._shown = trace.problem, trace.steps
-
-
-def summary_table(report: Report, width: int | None = None) -> Table:
-    """The table of the report's page, for `rich.print`; lab figures are called that below it.
-
-    On a console narrower than `FULL_WIDTH` columns (`width`), only the columns that matter most.
-    """
-    below = caption(report.rows) + (f" {LAB_NOTICE}" if report.lab else "")
-    table = Table(title=printable(report.title), caption=below, box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
-    table.caption_style, table.caption_justify = "dim", "left"
-    shown = [c for c in COLUMNS if not c.extra or width is None or width >= FULL_WIDTH]
-    for i, column in enumerate(shown):
-        table.add_column(column.title, justify="left" if i == 0 else "right")
-    for row in report.rows:
-        table.add_row(*(printable(column.text(row)) for column in shown))
-    return table
-
-
-def _parts(trace: Trace) -> Iterator[RenderableType]:
-    yield from _question(trace.problem)
-    for index, step in enumerate(trace.steps):
-        yield from _step(index, step)
-    yield from _drafts(trace.abandoned, "abandoned draft")
-    yield _ending(trace)
 
 
 def _question(problem: Problem) -> Iterator[RenderableType]:
@@ -94,30 +90,31 @@ def _question(problem: Problem) -> Iterator[RenderableType]:
     yield Padding(printable(problem.question), (0, 0, 1, 2))
 
 
-def _step(index: int, step: Step) -> Iterator[RenderableType]:
-    yield from _drafts(step.discarded, "discarded draft")
-    yield _heading(step, f"step {index}")
-    yield indented(step.text, COLOURS[author_kind(step.author)])
-    if step.decision:
-        yield indented(step.decision, "dim italic")
+def _steps(trace: Trace, first: int = 0) -> Iterator[RenderableType]:
+    for index, step in enumerate(trace.steps[first:], start=first):
+        yield from _drafts(step.discarded, "discarded draft")
+        yield _heading(step, f"step {index}")
+        yield _indented(step.text, COLOURS[author_kind(step.author)])
+        if step.decision:
+            yield _indented(step.decision, "dim italic")
 
 
-def _drafts(drafts: Sequence[Step], what: str) -> Iterator[RenderableType]:
+def _drafts(drafts: Sequence[Step], title: str) -> Iterator[RenderableType]:
     for draft in drafts:
-        yield _heading(draft, what, dim=True)
-        yield indented(draft.text, "dim strike")
+        yield _heading(draft, title, dim=True)
+        yield _indented(draft.text, "dim strike")
 
 
-def _heading(step: Step, what: str, dim: bool = False) -> Text:
+def _heading(step: Step, title: str, dim: bool = False) -> Text:
     """Badge, author, model and score of a step on one line."""
     colour = COLOURS[author_kind(step.author)] + (" dim" if dim else "")
     parts = [(f" {author_letter(step.author)} ", f"{colour} reverse bold"), (f" {step.author}", colour)]
-    parts.append((f"  {what}", "dim"))
+    parts.append((f"  {title}", "dim"))
     if step.usage.model:
         parts.append((f"  {step.usage.model}", "dim"))
     if step.score is not None:
-        filled = round(BAR_CELLS * step.score)
-        bar = "█" * filled + "░" * (BAR_CELLS - filled)
+        cells = round(BAR_CELLS * step.score)
+        bar = "█" * cells + "░" * (BAR_CELLS - cells)
         parts.append((f"  {bar} {step.score:.2f}", "dim" if dim else ""))
     return _line(parts)
 
@@ -139,13 +136,13 @@ def _line(parts: Iterable[tuple[str, str]]) -> Text:
     return Text.assemble(*(printable(text, style) for text, style in parts))
 
 
-def print_all(console: Console, parts: Iterable[RenderableType]) -> None:
-    """Print what a trace or an attempt is shown as: without markup, wrapped at the console's width."""
+def _print_all(console: Console, parts: Iterable[RenderableType]) -> None:
+    """Print without markup, wrapped at the console's width."""
     for part in parts:
         console.print(part, markup=False, highlight=False, soft_wrap=False)
 
 
-def indented(value: str, style: str = "") -> Padding:
+def _indented(value: str, style: str = "") -> Padding:
     """`printable`, under the heading of its step."""
     return Padding(printable(value, style), (0, 0, 0, 4), expand=False)
 
@@ -155,3 +152,129 @@ def printable(value: str, style: str = "") -> Text:
     # A model must not drive the terminal.
     safe = (c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in value)
     return Text("".join(safe), style=style)
+
+
+# ----- what a critic says
+
+
+def show_localization(steps: Sequence[str], result: Any, console: Console) -> None:
+    """Print each step with its verdict and what it should be, the first error set apart.
+
+    `result` is the prediction of an ErrorLocalizer without a failure.
+    """
+    _print_all(console, _verdicts(steps, result))
+
+
+def show_intervention(steps: Sequence[str], repair: Intervention, review: Any, console: Console) -> None:
+    """Print a proposed step, what its self-check said (None: there was none), and the attempt repaired up to there."""
+    style = COLOURS["intervention"]
+    parts: list[RenderableType] = [
+        "",
+        printable(f"The attempt up to there, with a new step {repair.location}:", "bold"),
+    ]
+    for index, step in enumerate(steps[: repair.location]):
+        parts += [printable(f"  step {index}", "dim"), _indented(step)]
+    parts += [printable(f"→ step {repair.location}  intervention", f"{style} bold"), _indented(repair.content, style)]
+    if review is not None:
+        faults = {
+            "holds the final answer": review.contains_answer,
+            "misses a key insight": review.misses_insight,
+            "comes too late": review.too_late,
+        }
+        words = ", ".join(f"{name}: {'yes' if true else 'no'}" for name, true in faults.items())
+        parts.append(_indented(f"self-check: {words}", _WRONG if any(faults.values()) else "dim"))
+    _print_all(console, parts)
+
+
+def _verdicts(steps: Sequence[str], result: Any) -> Iterator[RenderableType]:
+    first, scores = result.first_error, result.get("scores")
+    # The rows that name step 0, 1, ... in order, as far as they do.
+    checks = {row.step: row for row, _ in takewhile(lambda pair: pair[0].step == pair[1], zip(result.checks, count()))}
+    for index, step in enumerate(steps):
+        verdict = result.verdicts[index] if index < len(result.verdicts) else None
+        mark, word, style = _MARKS[verdict]
+        if index == first:
+            mark, word, style = "✗", "FIRST ERROR", f"{_WRONG} bold"
+            if result.checks and result.critical_error in (None, first):
+                word += ", made up for by a later step" if result.critical_error is None else ", never recovered from"
+            yield ""
+        elif index == result.critical_error:
+            word += ", critical error"
+        score = f"  {scores[index]:.2f}" if scores else ""
+        yield printable(f"{mark} step {index}  {word}{score}", style)
+        yield _indented(step, "" if index == first or verdict else "dim")
+        row = checks.get(index)
+        if row is not None and row.verdict == "wrong":
+            yield _indented(f"it says {row.quote}; it should be {row.expected}", style)
+        elif index == first and result.localization.reason:
+            yield _indented(result.localization.reason, style)
+        if index == first:
+            yield ""
+    if first is None:
+        yield ""
+        yield printable(f"Every step is right (of {len(steps)}).", f"{_RIGHT} bold")
+
+
+# ----- tables
+
+
+def summary_table(report: Report, width: int | None = None) -> Table:
+    """The table of the report's page, for `rich.print`; lab figures are called that below it.
+
+    On a console narrower than `FULL_WIDTH` columns (`width`), only the columns that matter most.
+
+    Example:
+        rich.print(sw.report.summary_table(report))
+    """
+    below = caption(report.rows) + (f" {LAB_NOTICE}" if report.lab else "")
+    table = Table(title=printable(report.title), caption=below, box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+    table.caption_style, table.caption_justify = "dim", "left"
+    shown = [c for c in COLUMNS if not c.extra or width is None or width >= FULL_WIDTH]
+    for i, column in enumerate(shown):
+        table.add_column(column.title, justify="left" if i == 0 else "right")
+    for row in report.rows:
+        table.add_row(*(printable(column.text(row)) for column in shown))
+    return table
+
+
+def funnel_table(counts: Mapping[str, int]) -> Table:
+    """What became of the attempts of a collection, with the share of each stage in the one it comes from."""
+    table = Table(title="What became of the attempts", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("stage")
+    table.add_column("rows", justify="right")
+    table.add_column("share", justify="right")
+    for name, number in counts.items():
+        whole = _OF.get(name, "")
+        share = f"{number / counts[whole]:.0%} of {whole}" if counts.get(whole) else ""
+        table.add_row(name, f"{number:,}", share, style="bold" if name == "examples" else "")
+    return table
+
+
+def side_by_side(examples: Iterable[Any], failures: Mapping[str, Any]) -> Table:
+    """Each example of a collection in short: the step that was wrong, and the intervention in its place.
+
+    `examples` are `data.examples.Example`s, `failures` the `FailedAttempt`s by id.
+    """
+    table = Table(title="Wrong step and intervention", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("attempt", overflow="fold")
+    table.add_column("step", justify="right")
+    table.add_column("wrong step", ratio=1)
+    table.add_column("intervention", ratio=1)
+    table.add_column("right", justify="right")
+    for example in examples:
+        location = len(example.prefix)
+        failure = failures[example.parents["failure"]]
+        wrong, better = _shortened(failure.steps[location]), _shortened(example.intervention)
+        cells = (
+            printable(wrong),
+            printable(better, COLOURS["intervention"]),
+            f"{example.successes} of {example.guided}",
+        )
+        table.add_row(printable(failure.id), str(location), *cells)
+    return table
+
+
+def _shortened(text: str) -> str:
+    """`text` on one line, cut behind `_LONGEST` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"

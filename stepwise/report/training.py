@@ -11,8 +11,7 @@ from markupsafe import Markup
 from stepwise.errors import DataError
 from stepwise.io import read_rows
 from stepwise.report.charts import Line, curves_svg, line_swatch, number
-from stepwise.report.model import FINISH_WORDS, verdict_word
-from stepwise.report.shell import first_of_each, of_the_lab, render, write_page
+from stepwise.report.shell import FINISH_WORDS, first_of_each, of_the_lab, render, verdict_word, write_page
 from stepwise.runs.directory import read_card
 from stepwise.training.rollouts import RlRollout, read_rollouts
 

@@ -10,7 +10,7 @@ import pytest
 from programs import demo
 from stepwise.io import read_rows
 from stepwise.report import TraceView
-from stepwise.report.model import LAB_NOTICE
+from stepwise.report.shell import LAB_NOTICE
 from stepwise.routing import Never, StepRouter, Threshold
 from stepwise.routing.compare import measure
 from tests.routing.lab_world import LabWorld

@@ -6,7 +6,7 @@ import json
 from html.parser import HTMLParser
 from typing import Any
 
-from stepwise.report.model import Report
+from stepwise.report.shell import Report
 from stepwise.routing.compare import PolicyRow, TraceView
 from stepwise.types import Problem, Step, Trace, Usage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from stepwise.report.model import Report
+from stepwise.report.shell import Report
 from stepwise.routing.compare import PolicyRow, TraceView
 from stepwise.types import Problem, Step, Trace, Usage
 

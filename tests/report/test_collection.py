@@ -9,10 +9,9 @@ import pytest
 from stepwise.errors import DataError
 from stepwise.interventions import funnel
 from stepwise.io import append_rows
-from stepwise.report import collection_facts as facts_of
-from stepwise.report.collection import _read_facts, collection_html, write_collection_report
-from stepwise.report.collection_facts import Facts
-from stepwise.report.model import LAB_NOTICE
+from stepwise.report import collection as pages
+from stepwise.report.collection import Facts, write_collection_report
+from stepwise.report.shell import LAB_NOTICE
 from stepwise.runs.directory import read_card
 from tests.report import collected
 from tests.report.browsing import BROWSER, played
@@ -25,7 +24,11 @@ def out(tmp_path: Path) -> Path:
 
 
 def facts(out: Path) -> Facts:
-    return _read_facts(out, read_card(out))
+    return Facts.read(out, read_card(out))
+
+
+def collection_html(out: Path, **settings: Any) -> str:
+    return write_collection_report(out.parent / "page.html", out, **settings).read_text(encoding="utf-8")
 
 
 def articles(page: str) -> list[str]:
@@ -37,21 +40,21 @@ def card(page: str, name: str) -> str:
 
 
 def test_every_candidate_has_one_fate(out: Path) -> None:
-    assert facts_of.fates(facts(out)) == {
-        "a/r0/c0": facts_of.EXAMPLE,
-        "a/r0/c1": facts_of.OUTDONE,
-        "a/r0/c2": facts_of.SAME_STEP,
-        "a/r5/c0": facts_of.TWIN,
-        "a/r5/c1": facts_of.NO_SUCCESS,
+    assert facts(out).fates == {
+        "a/r0/c0": pages.EXAMPLE,
+        "a/r0/c1": pages.OUTDONE,
+        "a/r0/c2": pages.SAME_STEP,
+        "a/r5/c0": pages.TWIN,
+        "a/r5/c1": pages.NO_SUCCESS,
         "b/r0/c0": "with the answer given away",
         "b/r0/c1": "of the answer's own step",
-        "b/r0/c2": facts_of.UNREAD,
+        "b/r0/c2": pages.UNREAD,
     }
 
 
 def test_the_funnel_loses_no_row_and_says_why_each_was_left_out(out: Path) -> None:
     known = facts(out)
-    stages = facts_of.stages(known, facts_of.fates(known))
+    stages = known.stages()
     assert all(stage.kept + sum(stage.left.values()) == stage.rows for stage in stages)
     assert [(stage.rows, stage.kept) for stage in stages] == [(10, 5), (5, 3), (8, 4), (4, 3), (3, 1)]
     assert stages[0].left == {
@@ -61,19 +64,19 @@ def test_the_funnel_loses_no_row_and_says_why_each_was_left_out(out: Path) -> No
         "same text as another attempt": 1,
         "over the limit of attempts": 1,
     }
-    assert stages[1].left == {facts_of.FOUND_RIGHT: 1, facts_of.NOT_LOCATED: 1}
+    assert stages[1].left == {pages.FOUND_RIGHT: 1, pages.NOT_LOCATED: 1}
     assert stages[2].left == {
-        facts_of.SAME_STEP: 1,
+        pages.SAME_STEP: 1,
         "with the answer given away": 1,
         "of the answer's own step": 1,
-        facts_of.UNREAD: 1,
+        pages.UNREAD: 1,
     }
     assert "4 end with a wrong answer, 1 without an answer" in stages[0].note
 
 
 def test_the_funnel_agrees_with_the_pipelines_own_counts(out: Path) -> None:
     known, counts = facts(out), funnel(out)
-    stages = facts_of.stages(known, facts_of.fates(known))
+    stages = known.stages()
     assert [stage.rows for stage in stages[:4]] == [
         counts["rollouts"], counts["failed attempts"], counts["candidates"], counts["candidates guided"],
     ]  # fmt: skip
@@ -83,40 +86,40 @@ def test_the_funnel_agrees_with_the_pipelines_own_counts(out: Path) -> None:
 
 def test_with_all_candidates_kept_none_is_passed_over(tmp_path: Path) -> None:
     known = facts(collected.write(tmp_path / "all", keep="all"))
-    assert facts_of.fates(known)["a/r0/c1"] == facts_of.TWIN
+    assert known.fates["a/r0/c1"] == pages.TWIN
 
 
 def test_a_verdict_of_the_leak_check_that_is_new_is_shown_by_its_own_name(out: Path) -> None:
     known = facts(out)
     row = known.rows["candidates"][5]
     object.__setattr__(row, "leak", "too_long")
-    assert facts_of.fates(known)[row.id] == "too long"
+    assert known.fates[row.id] == "too long"
 
 
 def test_a_false_equation_is_a_fate_of_its_own_and_shown(out: Path) -> None:
     known = facts(out)
     first, _, third = known.rows["candidates"][:3]
     object.__setattr__(third, "unsound", "2 * 6 = 14")
-    found = facts_of.fates(known)
-    assert found[third.id] == facts_of.UNSOUND
-    assert found[first.id] == facts_of.EXAMPLE
-    shown = next(card for card in facts_of.cards(known, found) if card.id == third.id)
-    assert shown.found == "2 * 6 = 14"
+    found = known.fates
+    assert found[third.id] == pages.UNSOUND
+    assert found[first.id] == pages.EXAMPLE
+    shown = next(card for card in known.cards() if card.id == third.id)
+    assert shown.fault == "2 * 6 = 14"
 
 
 def test_success_shares_fall_into_none_and_tenths(out: Path) -> None:
-    bars = {bar.label: bar.value for bar in facts_of.success_bars(facts(out)) if bar.value}
+    bars = {bar.label: bar.value for bar in facts(out).success_bars() if bar.value}
     assert bars == {"0": 1, "30": 1, "80": 1, "100": 1}
 
 
 def test_a_share_on_the_edge_of_a_tenth_belongs_below_it() -> None:
     tries = collected.guided("a/r0/c0", 3, 7)
     known = Facts({"guided": tries})
-    assert [bar.label for bar in facts_of.success_bars(known) if bar.value] == ["30"]
+    assert [bar.label for bar in known.success_bars() if bar.value] == ["30"]
 
 
 def test_first_errors_are_counted_by_step_among_the_attempts_that_have_it(out: Path) -> None:
-    bars = facts_of.error_bars(facts(out))
+    bars = facts(out).error_bars()
     assert [(bar.label, bar.value) for bar in bars] == [("0", 0), ("1", 3)]
     assert "3 of 3 attempts" in bars[1].title
 

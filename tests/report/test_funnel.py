@@ -8,8 +8,8 @@ from rich.console import Console
 from stepwise.data.examples import Example
 from stepwise.grading import Verdict
 from stepwise.interventions.rows import FailedAttempt
-from stepwise.report.funnel import _shortened, as_table, side_by_side
 from stepwise.report.shell import first_of_each
+from stepwise.report.terminal import funnel_table, side_by_side
 
 FAILURE = FailedAttempt("p0/r3", "p0", ("1 + 2 = 3.", "3 * \x1b[31m[bold]2 = 5.", "So 5."), "5", Verdict.WRONG)
 EXAMPLE = Example(
@@ -26,7 +26,7 @@ def drawn(table: object, width: int = 80) -> str:
 
 def test_the_funnel_has_the_share_of_each_stage_in_the_one_before() -> None:
     lines = drawn(
-        as_table({"rollouts": 1600, "failed attempts": 400, "guided rollouts": 0, "new stage": 7})
+        funnel_table({"rollouts": 1600, "failed attempts": 400, "guided rollouts": 0, "new stage": 7})
     ).splitlines()
     assert any(line.split() == ["rollouts", "1,600"] for line in lines)
     assert any(line.split() == ["failed", "attempts", "400", "25%", "of", "rollouts"] for line in lines)
@@ -50,5 +50,6 @@ def test_examples_of_different_problems_are_shown() -> None:
 
 
 def test_a_long_step_is_cut_and_stays_on_one_line() -> None:
-    assert _shortened("a\n\n b") == "a b"
-    assert _shortened("x" * 9, 5) == "xxxx…"
+    long = dataclasses.replace(EXAMPLE, intervention="a\n\n b" + "x" * 300)
+    text = drawn(side_by_side([long], {"p0/r3": FAILURE}), width=400)
+    assert [line for line in text.splitlines() if "a b" + "x" * 156 + "…" in line]

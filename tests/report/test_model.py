@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from stepwise.grading import Verdict
-from stepwise.report.model import VERDICT_WORDS, author_kind, author_letter, verdict_word
+from stepwise.report.shell import VERDICT_WORDS, author_kind, author_letter, verdict_word
 from stepwise.routing.compare import PolicyRow, TraceView
 from stepwise.types import Problem, Step, Trace
 from tests.report import sample

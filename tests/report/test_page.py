@@ -8,8 +8,8 @@ import pytest
 
 from stepwise.errors import DataError
 from stepwise.report import Report, TraceView, write_report
-from stepwise.report.model import LAB_NOTICE
-from stepwise.report.page import _island, _pick, page_html
+from stepwise.report.page import _island, page_html
+from stepwise.report.shell import LAB_NOTICE
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.report import sample
 from tests.report.markup import HOSTILE, Elements, data_of, hostile_report
@@ -160,9 +160,8 @@ def test_any_text_survives(text: str, tmp_path: Path) -> None:
 def test_over_the_cap_the_first_traces_of_every_policy_are_kept_and_the_page_says_so() -> None:
     trace = sample.traces(1)[0].trace
     views = [TraceView(trace, policy) for policy in ("a", "b", "c") for _ in range(100)]
-    kept = _pick(views, 30)
-    assert [view.policy for view in kept] == ["a"] * 10 + ["b"] * 10 + ["c"] * 10
     page = page_html(Report("t", traces=tuple(views)), max_traces=30)
+    assert [shown["policy"] for shown in data_of(page)["traces"]] == ["a"] * 10 + ["b"] * 10 + ["c"] * 10
     assert "Showing 30 of 300 traces, the first of every policy." in page
     assert len(data_of(page)["traces"]) == 30
     assert "Showing 26 of 26 traces. " in page_html(sample.report())

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from stepwise.report.table import COLUMNS, MISSING, caption, percent, quantity
+from stepwise.report.shell import COLUMNS, MISSING, caption, percent, quantity
 from tests.report import sample
 
 

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from stepwise.report import show_trace, summary_table
-from stepwise.report.model import FINISH_WORDS, LAB_NOTICE, Report
+from stepwise.report.shell import FINISH_WORDS, LAB_NOTICE, Report
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.report import sample
 

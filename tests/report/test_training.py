@@ -9,7 +9,7 @@ import pytest
 
 from stepwise.errors import DataError
 from stepwise.io import append_rows, write_rows
-from stepwise.report.model import LAB_NOTICE
+from stepwise.report.shell import LAB_NOTICE
 from stepwise.report.training import (
     PLOTS,
     _figures,
