@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from stepwise.models.base import Backend, Completion, Generator, Request, Wrapped, first_of
-from stepwise.models.engine.tree import PrefixTree, ids_array
+from stepwise.models.engine.cache import PrefixTree, ids_array
 from stepwise.models.scorers.base import Scored, Scorer, WrappedScorer
 from stepwise.models.store import Answer, CallCache, key_of
 from stepwise.types import Problem, Usage, as_problem

@@ -8,8 +8,7 @@ from array import array
 import numpy as np
 import pytest
 
-from stepwise.models.engine.cache import Blob, Path, PrefixCache
-from stepwise.models.engine.tree import PrefixTree, _common_prefix, ids_array
+from stepwise.models.engine.cache import Blob, Path, PrefixCache, PrefixTree, common_prefix, ids_array
 
 
 class Streams:
@@ -33,6 +32,10 @@ class Streams:
         self.content[stream] = data.view(np.int32).tolist()
 
 
+def make_cache(streams: Streams, memory: int = 10**6) -> PrefixCache:
+    return PrefixCache(streams, memory)  # type: ignore[arg-type]
+
+
 def evaluate(streams: Streams, cache: PrefixCache, ids: list[int], key: str = "") -> Path | None:
     """What a job does: acquire, evaluate the rest, release. None where it would have to wait."""
     path = cache.acquire(ids_array(ids), len(ids) - 1, key)
@@ -51,7 +54,7 @@ def evaluate(streams: Streams, cache: PrefixCache, ids: list[int], key: str = ""
 def test_random_use_always_finds_streams_that_hold_what_the_cache_says() -> None:
     rng = random.Random(0)
     streams = Streams(5)
-    cache = PrefixCache(streams, memory=4000)
+    cache = make_cache(streams, 4000)
     known: list[list[int]] = [[1, 2, 3]]
     running: list[tuple[Path, list[int]]] = []
     for _ in range(4000):
@@ -81,13 +84,13 @@ def test_random_use_always_finds_streams_that_hold_what_the_cache_says() -> None
             if held is not None:
                 assert held.stream == stream
                 assert streams.content[stream] == list(held.ids[: held.ready])
-        assert cache.describe()["bytes"] == sum(cache.saved.values()) <= 4000
+        assert cache.bytes == sum(cache.saved.values()) <= 4000
     assert len(known) > 1000
 
 
 def test_a_path_that_is_taken_over_for_a_short_tail_is_not_copied_and_a_long_tail_is_kept() -> None:
     streams = Streams(3)
-    cache = PrefixCache(streams, memory=10**6)
+    cache = make_cache(streams)
     evaluate(streams, cache, list(range(100)))
     evaluate(streams, cache, [*range(90), 777, 778])
     assert streams.copies == 0
@@ -98,18 +101,18 @@ def test_a_path_that_is_taken_over_for_a_short_tail_is_not_copied_and_a_long_tai
 
 def test_the_least_recently_used_path_goes_to_memory_and_comes_back() -> None:
     streams = Streams(2)
-    cache = PrefixCache(streams, memory=10**6)
+    cache = make_cache(streams)
     first, second, third = ([n] * 20 for n in (1, 2, 3))
     for ids in (first, second, third):
         evaluate(streams, cache, ids)
-    assert cache.describe()["saved"] == 1
+    assert len(cache.saved) == 1
     evaluate(streams, cache, [*first, 9])
     assert evaluate.reused == 20  # type: ignore[attr-defined]
 
 
 def test_another_key_shares_nothing() -> None:
     streams = Streams(4)
-    cache = PrefixCache(streams, memory=10**6)
+    cache = make_cache(streams)
     evaluate(streams, cache, list(range(30)), "a")
     evaluate(streams, cache, list(range(31)), "b")
     assert evaluate.reused == 0  # type: ignore[attr-defined]
@@ -118,7 +121,7 @@ def test_another_key_shares_nothing() -> None:
 
 def test_a_job_waits_for_a_prefix_that_is_being_evaluated_and_when_no_stream_is_free() -> None:
     streams = Streams(2)
-    cache = PrefixCache(streams, memory=10**6)
+    cache = make_cache(streams)
     first = cache.acquire(ids_array(range(50)), 49, "")
     assert first is not None
     assert cache.acquire(ids_array([*range(40), 99]), 40, "") is None
@@ -139,15 +142,15 @@ def test_the_tree_counts_each_distinct_prefix_once_whatever_the_order() -> None:
                 tree.remove(nodes.pop(i), i)
         assert tree.distinct == len({tuple(ids[: n + 1]) for ids in paths for n in range(len(ids))})
         probe = [rng.randint(0, 2) for _ in range(12)]
-        best = max((_common_prefix(ids_array(paths[i]), ids_array(probe)) for i in nodes), default=0)
+        best = max((common_prefix(ids_array(paths[i]), ids_array(probe)) for i in nodes), default=0)
         found = next(iter(tree.matches(ids_array(probe))), (0, tree.root))
         assert found[0] == best
         for path in found[1].paths:
-            assert _common_prefix(ids_array(paths[path]), ids_array(probe)) == best
+            assert common_prefix(ids_array(paths[path]), ids_array(probe)) == best
 
 
 @pytest.mark.parametrize(
     ("a", "b", "n"), [([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 3, 4], [1, 2, 9, 4], 2), ([5], [6], 0)]
 )
 def test_common_prefixes(a: list[int], b: list[int], n: int) -> None:
-    assert _common_prefix(array("i", a), array("i", b)) == n
+    assert common_prefix(array("i", a), array("i", b)) == n

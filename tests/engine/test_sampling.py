@@ -10,9 +10,15 @@ from stepwise.models.engine.sampling import Draws, _uniforms, stream_key
 LOGITS = np.log(np.array([0.5, 0.25, 0.125, 0.0625, 0.0625], np.float32))
 
 
+def make_draws(
+    temperature: list[float], top_k: list[int], top_p: list[float], keys: list[int], drawn: list[int]
+) -> Draws:
+    return Draws(list(zip(temperature, top_k, top_p, strict=True)), keys, drawn)
+
+
 def draw(n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> np.ndarray:
     keys = [stream_key(7, i) for i in range(n // 20)]
-    draws = Draws([temperature] * len(keys), [top_k] * len(keys), [top_p] * len(keys), keys, [0] * len(keys))
+    draws = make_draws([temperature] * len(keys), [top_k] * len(keys), [top_p] * len(keys), keys, [0] * len(keys))
     rows = np.tile(LOGITS, (len(keys), 1))
     return np.concatenate([draws(rows)[0] for _ in range(20)])
 
@@ -45,7 +51,7 @@ def test_top_p_of_a_large_vocabulary_equals_sorting_everything() -> None:
     p = np.exp(row.astype(np.float64))
     order = np.argsort(-p)
     size = int(np.searchsorted(np.cumsum(p[order]) / p.sum(), 0.6) + 1)
-    draws = Draws([1.0] * 200, [0] * 200, [0.6] * 200, [stream_key(1, i) for i in range(200)], [0] * 200)
+    draws = make_draws([1.0] * 200, [0] * 200, [0.6] * 200, [stream_key(1, i) for i in range(200)], [0] * 200)
     tokens = np.concatenate([draws(np.tile(row, (200, 1)))[0] for _ in range(5)])
     ranks = np.argsort(order)[tokens]
     assert ranks.max() < size
@@ -53,14 +59,14 @@ def test_top_p_of_a_large_vocabulary_equals_sorting_everything() -> None:
 
 
 def test_greedy_takes_the_best_and_mixes_with_drawing_rows() -> None:
-    draws = Draws([0.0, 1.0] * 500, [0] * 1000, [1.0] * 1000, [stream_key(0, i) for i in range(1000)], [0] * 1000)
+    draws = make_draws([0.0, 1.0] * 500, [0] * 1000, [1.0] * 1000, [stream_key(0, i) for i in range(1000)], [0] * 1000)
     tokens, _ = draws(np.tile(LOGITS, (1000, 1)))
     assert set(tokens[::2]) == {0}
     assert set(tokens[1::2]) == {0, 1, 2, 3, 4}
 
 
 def test_logprobs_are_of_the_untempered_untruncated_distribution() -> None:
-    draws = Draws([0.1], [2], [0.5], [stream_key(0, 0)], [0])
+    draws = make_draws([0.1], [2], [0.5], [stream_key(0, 0)], [0])
     tokens, logprobs = draws(LOGITS[None] + 5)
     assert logprobs[0] == pytest.approx(LOGITS[tokens[0]], abs=1e-5)
     token, logprob = draws.again(0, LOGITS, np.where(np.arange(5) == 3, LOGITS, np.float32(-np.inf)))
@@ -70,15 +76,15 @@ def test_logprobs_are_of_the_untempered_untruncated_distribution() -> None:
 
 def test_an_impossible_token_is_never_drawn() -> None:
     row = np.array([-np.inf, 0, -np.inf, 0, -np.inf], np.float32)
-    draws = Draws([1.0] * 2000, [0] * 2000, [1.0] * 2000, [stream_key(0, i) for i in range(2000)], [0] * 2000)
+    draws = make_draws([1.0] * 2000, [0] * 2000, [1.0] * 2000, [stream_key(0, i) for i in range(2000)], [0] * 2000)
     assert set(draws(np.tile(row, (2000, 1)))[0]) == {1, 3}
 
 
 def test_a_row_goes_on_where_it_was_however_the_batch_is_made_up() -> None:
     key = stream_key(5, 0)
-    alone = Draws([1.0], [0], [1.0], [key], [0])
+    alone = make_draws([1.0], [0], [1.0], [key], [0])
     tokens = [alone(LOGITS[None])[0][0] for _ in range(70)]
-    later = Draws([1.0, 1.0], [0, 0], [1.0, 1.0], [stream_key(9, 9), key], [3, 40])
+    later = make_draws([1.0, 1.0], [0, 0], [1.0, 1.0], [stream_key(9, 9), key], [3, 40])
     assert [later(np.tile(LOGITS, (2, 1)))[0][1] for _ in range(30)] == tokens[40:]
 
 

@@ -4,68 +4,155 @@ A path is what one stream holds. A job whose prompt begins with a known path tak
 it, or gets a copy of it; a prefix that another job is evaluating right now is waited for. When streams run out, the
 least recently used idle path is saved to main memory, bit for bit, and from there it is dropped, again the least
 recently used first. What a running job holds is never touched.
+
+Paths are looked up in a radix tree of token ids, one per adapter. Its nodes stay when their paths are evicted, so that
+`distinct` counts what any engine would have had to evaluate at least once: four bytes per token, and a node per branch.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from itertools import islice
-from typing import Any, Protocol
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from stepwise.models.engine.tree import Node, PrefixTree, ids_array
+from stepwise.models.engine.context import LlamaContext
 
+T = TypeVar("T")
 Blob = npt.NDArray[np.uint8]
-KEEP_TAIL = 64
+_SHORT_TAIL = 64
 """A path that branches off is continued in place where it loses fewer tokens than this; else it is copied and kept."""
-LEAST_COPY = 2
+_MIN_COPY = 2
 """A shorter common prefix is evaluated again: that costs less than a copy (a copy costs about as much as one token)."""
-LEAST_WAIT = 2
+_MIN_WAIT = 2
 """A job waits for a prefix that is being evaluated where that saves this many tokens."""
+_MAX_CANDIDATES = 8
+"""Paths looked at per node, newest first: under a chat template thousands share the node of the system message."""
 
 
-class Streams(Protocol):
-    """What the cache needs of the context."""
+def ids_array(ids: object = ()) -> array[int]:
+    """Token ids as a compact array, which compares and slices at C speed."""
+    return array("i", ids)  # type: ignore[call-overload,no-any-return]
 
-    streams: int
 
-    def truncate(self, stream: int, n: int) -> None: ...
-    def save(self, stream: int) -> Blob: ...
-    def restore(self, stream: int, data: Blob) -> None: ...
+def common_prefix(a: array[int], b: array[int]) -> int:
+    """Length of the longest common prefix.
+
+    >>> common_prefix(ids_array([1, 2, 3]), ids_array([1, 2, 9, 3]))
+    2
+    """
+    n = min(len(a), len(b))
+    differs = np.asarray(a[:n]) != np.asarray(b[:n])
+    return int(differs.argmax()) if differs.any() else n
+
+
+class Node(Generic[T]):
+    """`edge`: the ids from the parent to here; `paths`: what passes through or ends here."""
+
+    __slots__ = ("children", "edge", "parent", "paths")
+
+    def __init__(self, edge: array[int], parent: Node[T] | None):
+        self.edge, self.parent = edge, parent
+        self.children: dict[int, Node[T]] = {}
+        self.paths: dict[T, None] = {}
+
+
+class PrefixTree(Generic[T]):
+    """Paths of token ids by their prefixes; the paths themselves are opaque, hashable objects.
+
+    >>> tree: PrefixTree[str] = PrefixTree()
+    >>> node = tree.insert(ids_array([1, 2, 3]), "a")
+    >>> [length for length, _ in tree.matches(ids_array([1, 2, 9]))], tree.distinct
+    ([2], 3)
+    """
+
+    def __init__(self) -> None:
+        self.root: Node[T] = Node(ids_array(), None)
+        self.distinct = 0
+
+    def insert(self, ids: array[int], path: T) -> Node[T]:
+        """Add `path` under `ids` and return the node where it ends, for `remove`."""
+        node, at = self.root, 0
+        while at < len(ids):
+            child = node.children.get(ids[at])
+            if child is None:
+                node = self._grow(node, ids[at:])
+                break
+            shared = common_prefix(child.edge, ids[at:])
+            if shared < len(child.edge):
+                child = self._split(child, shared)
+            node, at = child, at + shared
+        end, up = node, node.parent
+        while up is not None:
+            node.paths[path] = None
+            node, up = up, up.parent
+        return end
+
+    def _grow(self, node: Node[T], tail: array[int]) -> Node[T]:
+        self.distinct += len(tail)
+        if node.parent is not None and not node.children and not node.paths:
+            node.edge.extend(tail)  # a path that grew by a step, not a branch
+            return node
+        child = node.children[tail[0]] = Node(tail, node)
+        return child
+
+    def _split(self, node: Node[T], n: int) -> Node[T]:
+        assert node.parent is not None  # the root has no edge and is never split
+        upper: Node[T] = Node(node.edge[:n], node.parent)
+        upper.paths.update(node.paths)
+        upper.children[node.edge[n]] = node
+        node.parent.children[node.edge[0]] = upper
+        node.edge, node.parent = node.edge[n:], upper
+        return upper
+
+    def remove(self, node: Node[T], path: T) -> None:
+        """Take `path`, which ends at `node`, out; its tokens stay counted."""
+        while node.parent is not None:
+            node.paths.pop(path, None)
+            node = node.parent
+
+    def matches(self, ids: array[int]) -> Iterator[tuple[int, Node[T]]]:
+        """(length of the common prefix, node) where paths share a prefix of `ids`, longest first."""
+        matches, node, at = [], self.root, 0
+        while at < len(ids) and (child := node.children.get(ids[at])) is not None:
+            shared = common_prefix(child.edge, ids[at:])
+            node, at = child, at + shared
+            if node.paths:
+                matches.append((at, node))
+            if shared < len(child.edge):
+                break
+        return reversed(matches)
 
 
 class Path:
     """Tokens whose keys and values are held: `ids` as planned, of which the first `ready` are evaluated.
 
     `stream` is -1 where they are saved in `blob`; `busy` while a job runs on it; `key` is the adapter they were
-    computed under.
+    computed under; `used` counts releases: the smaller, the longer ago.
     """
 
     __slots__ = ("blob", "busy", "ids", "key", "node", "ready", "stream", "used")
 
-    def __init__(self, ids: array[int], ready: int, stream: int, key: Hashable):
-        self.ids, self.ready, self.stream, self.key = ids, ready, stream, key
-        self.blob: Blob | None = None
-        self.busy = True
-        self.used = 0
-        self.node: Node[Path] | None = None
+    def __init__(self, ids: array[int], ready: int, stream: int, key: Hashable, node: Node[Path], blob: Blob | None):
+        self.ids, self.ready, self.stream, self.key, self.node, self.blob = ids, ready, stream, key, node, blob
+        self.busy, self.used = blob is None, 0
 
 
 class PrefixCache:
     """Streams and saved paths of one context, `memory` bytes of saved paths at most."""
 
-    def __init__(self, context: Streams, memory: int):
+    def __init__(self, context: LlamaContext, memory: int):
         self.context, self.memory = context, memory
         self.held: list[Path | None] = [None] * context.streams
         self.saved: OrderedDict[Path, int] = OrderedDict()
         self.bytes = 0
         self._trees: dict[Hashable, PrefixTree[Path]] = {}
         self._clock = 0
-        self._copies: dict[Path, Blob] = {}
+        self._copies: dict[Path, Blob] = {}  # of this round: many samples of one prompt read its stream once
 
     @property
     def distinct(self) -> int:
@@ -86,21 +173,20 @@ class PrefixCache:
         source, common = self._find(tree, ids, limit)
         if source is None and common:
             return None
-        if source is not None and not source.busy and source.stream >= 0:
-            if len(source.ids) - common < KEEP_TAIL:
-                return self._take_over(source, ids, common)
-            stream = self._free_stream(source)
-            if stream is None:
-                self._save(source)
-                return self._take_over(source, ids, common)
-        else:
-            stream = self._free_stream(source)
-            if stream is None:
-                return None
-        self._fill(stream, source, common)
-        path = Path(ids, common, stream, key)
-        self.held[stream] = path
+        idle = source if source is not None and not source.busy and source.stream >= 0 else None
+        if idle is not None and len(idle.ids) - common < _SHORT_TAIL:
+            return self._take_over(idle, ids, common)
+        stream = self._free_stream(source)
+        if stream is None and idle is not None:  # every other stream is busy: continue in place, save what is lost
+            self._save(idle)
+            return self._take_over(idle, ids, common)
+        if stream is None:
+            return None
+        if source is not None:
+            self._copy(source, common, stream)
+        path = Path(ids, common, stream, key, tree.root, None)
         path.node = tree.insert(ids, path)
+        self.held[stream] = path
         return path
 
     def _find(self, tree: PrefixTree[Path], ids: array[int], limit: int) -> tuple[Path | None, int]:
@@ -109,29 +195,26 @@ class PrefixCache:
         for common, node in tree.matches(ids):
             common = min(common, limit)
             best: Path | None = None
-            for path in islice(reversed(node.paths), 8):
+            for path in islice(reversed(node.paths), _MAX_CANDIDATES):
                 if path.ready < common:
                     pending = max(pending, common)
                 elif best is None or ((best.stream < 0 or best.busy) and path.stream >= 0):
                     best = path
             if best is not None:
-                if pending - common >= LEAST_WAIT:
+                if pending - common >= _MIN_WAIT:
                     return None, pending
-                return (best, common) if common >= LEAST_COPY else (None, 0)
-        return None, pending if pending >= LEAST_WAIT else 0
+                return (best, common) if common >= _MIN_COPY else (None, 0)
+        return None, pending if pending >= _MIN_WAIT else 0
 
     def _take_over(self, path: Path, ids: array[int], common: int) -> Path:
         self.context.truncate(path.stream, common)
         path.busy, path.ready = True, common
-        self._reinsert(path, ids)
+        self._replant(path, ids)
         return path
 
-    def _fill(self, stream: int, source: Path | None, common: int) -> None:
-        if source is None:
-            return
-        blob = source.blob if source.stream < 0 else self._copies.get(source)
-        if blob is None:
-            blob = self._copies[source] = self.context.save(source.stream)
+    def _copy(self, source: Path, common: int, stream: int) -> None:
+        """Put the first `common` tokens of `source` into `stream`."""
+        blob = self._read(source) if source.blob is None else source.blob
         if source in self.saved:  # it may have made room for the path whose stream this was
             if common == len(source.ids):
                 self._drop(source)  # the new path holds all of it
@@ -140,35 +223,35 @@ class PrefixCache:
         self.context.restore(stream, blob)
         self.context.truncate(stream, common)
 
+    def _read(self, path: Path) -> Blob:
+        if path not in self._copies:
+            self._copies[path] = self.context.save(path.stream)
+        return self._copies[path]
+
     def _free_stream(self, source: Path | None) -> int | None:
         """An empty stream, or that of the idle path used longest ago, which is saved first; never that of `source`."""
-        idle = None
-        for stream, path in enumerate(self.held):
-            if path is None:
-                return stream
-            if not path.busy and path is not source and (idle is None or path.used < idle.used):
-                idle = path
-        if idle is None:
+        if None in self.held:
+            return self.held.index(None)
+        idle = [path for path in self.held if path is not None and not path.busy and path is not source]
+        if not idle:
             return None
-        self._save(idle)
-        stream = idle.stream
-        self._forget(idle)
-        self.context.truncate(stream, 0)
-        return stream
+        oldest = min(idle, key=lambda path: path.used)  # the first of several
+        self._save(oldest)
+        self.discard(oldest)
+        return oldest.stream
 
     def _save(self, path: Path) -> None:
         """Keep a copy of `path` in memory, unless another path holds all of it."""
-        assert path.node is not None
-        if path.ready < LEAST_COPY or len(path.node.paths) > 1:
+        if path.ready < _MIN_COPY or len(path.node.paths) > 1:
             return
         blob = self._copies.get(path)
-        if blob is None:
+        if blob is None:  # not `_read`: the stream is given away now, and its copy would outlive the path
             blob = self.context.save(path.stream)
         if blob.size > self.memory:
             return
-        copy = Path(path.ids[: path.ready], path.ready, -1, path.key)
-        copy.busy, copy.blob = False, blob
-        copy.node = self._trees[path.key].insert(copy.ids, copy)
+        tree, ids = self._trees[path.key], path.ids[: path.ready]
+        copy = Path(ids, path.ready, -1, path.key, tree.root, blob)
+        copy.node = tree.insert(ids, copy)
         self.saved[copy] = blob.size
         self.bytes += blob.size
         while self.bytes > self.memory:
@@ -176,32 +259,24 @@ class PrefixCache:
 
     def _drop(self, path: Path) -> None:
         self.bytes -= self.saved.pop(path)
-        self._forget(path)
+        self._trees[path.key].remove(path.node, path)
 
-    def _forget(self, path: Path) -> None:
-        if path.node is not None:
-            self._trees[path.key].remove(path.node, path)
-            path.node = None
-        if path.stream >= 0:
-            self.held[path.stream] = None
-
-    def _reinsert(self, path: Path, ids: array[int]) -> None:
+    def _replant(self, path: Path, ids: array[int]) -> None:
         tree = self._trees[path.key]
-        if path.node is not None:
-            tree.remove(path.node, path)
-        path.ids = ids
-        path.node = tree.insert(ids, path)
+        tree.remove(path.node, path)
+        path.ids, path.node = ids, tree.insert(ids, path)
 
     def release(self, path: Path, ids: array[int]) -> None:
         """The job on `path` ended with `ids` evaluated; they stay for whoever comes next."""
         self._clock += 1
         path.busy, path.used, path.ready = False, self._clock, len(ids)
-        self._reinsert(path, ids)
+        self._replant(path, ids)
 
     def discard(self, path: Path) -> None:
-        """The content of the stream of `path` is unknown (a decode failed): forget it."""
+        """Empty the stream of `path`: it is needed for another, or a decode failed and nobody knows what it holds."""
         self.context.truncate(path.stream, 0)
-        self._forget(path)
+        self._trees[path.key].remove(path.node, path)
+        self.held[path.stream] = None
 
     def clear(self) -> None:
         """Forget every path that no job is using; `distinct` goes on counting."""
@@ -221,10 +296,3 @@ class PrefixCache:
             else:
                 path.stream = stream
                 self.context.restore(stream, blob)
-
-    def describe(self) -> dict[str, Any]:
-        """Streams in use and memory of saved paths, for logs and tests."""
-        return {"held": sum(p is not None for p in self.held), "saved": len(self.saved), "bytes": self.bytes}
-
-
-__all__ = ["Path", "PrefixCache", "ids_array"]

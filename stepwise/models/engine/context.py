@@ -26,7 +26,7 @@ BATCH = 512
 """Most tokens in one call of llama_decode."""
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 _KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
-_MOST_STREAMS = 256
+_MAX_STREAMS = 256
 KEPT_ADAPTERS = 8
 """Adapters that stay loaded; training attaches one after the other."""
 _DECODE_ERRORS = {1: "no room in the key-value cache", 2: "aborted", -1: "invalid batch"}
@@ -119,13 +119,13 @@ class LlamaContext:
         self.parameters: int = lib.llama_model_n_params(self.model)
         padded = (context + 255) // 256 * 256  # llama.cpp reads its cache in pieces of 256 cells
         stream_bytes = padded * self._bytes_per_cell(_KV_BYTES[kv_type])
-        self.streams = max(1, min(sequences, int(kv_memory / stream_bytes), _MOST_STREAMS))
+        self.streams = max(1, min(sequences, int(kv_memory / stream_bytes), _MAX_STREAMS))
         self.memory_bytes = int(lib.llama_model_size(self.model) + self.streams * stream_bytes)
-        self.most_rows = max(self.streams, 64)
+        self.max_rows = max(self.streams, 64)
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = padded * self.streams, self.streams
         params.n_batch = params.n_ubatch = BATCH
-        params.n_outputs_max, params.n_outputs_max_per_seq = self.most_rows, 0
+        params.n_outputs_max, params.n_outputs_max_per_seq = self.max_rows, 0
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.flash_attn_type = -1 if flash_attention else 0  # -1: wherever the device has it
@@ -204,8 +204,8 @@ class LlamaContext:
         address = ctypes.cast(self.lib.llama_get_logits(self.ctx), ctypes.c_void_p).value or 0
         view = self._views.get(address)
         if view is None:
-            kind = ctypes.c_float * (self.most_rows * self.vocabulary)
-            view = np.ctypeslib.as_array(kind.from_address(address)).reshape(self.most_rows, self.vocabulary)
+            kind = ctypes.c_float * (self.max_rows * self.vocabulary)
+            view = np.ctypeslib.as_array(kind.from_address(address)).reshape(self.max_rows, self.vocabulary)
             self._views = {address: view}
         return view[:rows]
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import ConfigDict
@@ -18,18 +18,14 @@ from pydantic.dataclasses import dataclass
 from stepwise.errors import BackendError
 from stepwise.models.engine.cache import PrefixCache
 from stepwise.models.engine.context import LlamaContext
-from stepwise.models.engine.jobs import Call, Drawn, Generation, GenerationJob, Logits, Prompt, Unit
-from stepwise.models.engine.sampling import stream_key
+from stepwise.models.engine.jobs import Call, Drawn, Generation, GenerationJob, Logits, Prompt, Sample, Scoring, Unit
 from stepwise.models.engine.scheduler import Scheduler
 from stepwise.models.engine.vocab import Vocabulary
 from stepwise.models.engine.worker import Control, Worker
 from stepwise.models.hub import adapter_path
 from stepwise.prompt import SolvePrompt
 
-if TYPE_CHECKING:
-    pass
-
-GIB = 1 << 30
+_GIB = 1 << 30
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -55,15 +51,16 @@ class Engine:
     def __init__(self, context: LlamaContext, cache_memory: int):
         self.path = context.path
         self.context, self.parameters, self.sequences = context.context, context.parameters, context.streams
+        self.memory_bytes = context.memory_bytes
         self.vocabulary = Vocabulary(context)
         self._context = context
         self._cache = PrefixCache(context, cache_memory)
         self._scheduler = Scheduler(context, self.vocabulary, self._cache)
-        self._worker = Worker(self._scheduler)
+        self.worker = Worker(self._scheduler)
         self._switches = 0
         self._adapter = ""
         # Also runs at interpreter exit, while ctypes still works.
-        self._finalizer = weakref.finalize(self, _shut_down, self._worker, self.vocabulary, context)
+        self._finalizer = weakref.finalize(self, _shut_down, self.worker, self.vocabulary, context)
 
     @classmethod
     def load(
@@ -77,8 +74,8 @@ class Engine:
         kv_type: str = "f16",
         flash_attention: bool = True,
         adapter: str | Path | None = None,
-        kv_memory: int = 2 * GIB,
-        cache_memory: int = GIB // 2,
+        kv_memory: int = 2 * _GIB,
+        cache_memory: int = _GIB // 2,
     ) -> Engine:
         """Load a GGUF model.
 
@@ -129,11 +126,6 @@ class Engine:
         stem = self.path.parent.name if self.path.stem == "model" else self.path.stem
         return f"{stem}@{self.fingerprint[:8]}" + (f"+{self._adapter}" if self._adapter else "")
 
-    @property
-    def memory_bytes(self) -> int:
-        """Weights and key-value cache; work buffers and prefixes saved to main memory come on top."""
-        return self._context.memory_bytes
-
     @cached_property
     def tokenizer_fingerprint(self) -> str:
         """Equal for two models whose tokenizers are equal."""
@@ -183,15 +175,14 @@ class Engine:
         A job that cannot be done comes back with finish "error"; raises BackendError only where the whole engine fails.
         """
         call = Call(sum(job.n for job in jobs))
-        results: list[Generation] = self._do(call, self._units(jobs, call))
-        return results
+        return self.worker.do(self._samples(jobs, call), call)
 
     async def agenerate(self, jobs: Sequence[GenerationJob]) -> list[Generation]:
         """`generate` as a coroutine: the other coroutines of the event loop go on meanwhile. Cancelled, its jobs are
         dropped.
         """
         call = Call(sum(job.n for job in jobs))
-        return await self._wait(call, self._units(jobs, call))
+        return await self.worker.wait(self._samples(jobs, call), call)
 
     def stream(self, job: GenerationJob) -> Iterator[Drawn | Generation]:
         """Every token of every sample as it is drawn, and each sample's Generation after its last token.
@@ -200,19 +191,18 @@ class Engine:
         """
         feed: SimpleQueue[Any] = SimpleQueue()
         call = Call(job.n, feed)
-        units = self._units([job], call)
+        units = self._samples([job], call)
         if units:
-            self._worker.submit(units)
+            self.worker.submit(units)
         try:
             while (item := feed.get()) is not None:
                 yield item
-            if call.failure is not None:
-                raise call.failure
+            call.outcome()
         finally:
             if not call.done.is_set():
-                self._worker.cancel(call)
+                self.worker.cancel(call)
 
-    def _units(self, jobs: Sequence[GenerationJob], call: Call) -> list[Unit]:
+    def _samples(self, jobs: Sequence[GenerationJob], call: Call) -> list[Unit]:
         units: list[Unit] = []
         place = 0
         for number, job in enumerate(jobs):
@@ -222,8 +212,7 @@ class Engine:
                 if problem:
                     call.put(place, Generation(number, index, "", "error", error=problem))
                 else:
-                    key = stream_key(job.seed, index)
-                    units.append(Unit(call, place, prompt).generates(job, number, index, key))
+                    units.append(Sample(call, place, prompt, job, number, index))
                 place += 1
         return units
 
@@ -237,29 +226,29 @@ class Engine:
         again, as far as it lies before the first position asked for. A sequence that cannot be scored comes back with
         an error.
         """
-        call, units = self._score_units(sequences, positions, token_ids)
-        results: list[Logits] = self._do(call, units)
-        return results
+        call, units = self._scorings(sequences, positions, token_ids)
+        return self.worker.do(units, call)
 
     async def ascore(
         self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
     ) -> list[Logits]:
         """`score` as a coroutine."""
-        return await self._wait(*self._score_units(sequences, positions, token_ids))
+        call, units = self._scorings(sequences, positions, token_ids)
+        return await self.worker.wait(units, call)
 
-    def _score_units(
+    def _scorings(
         self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
     ) -> tuple[Call, list[Unit]]:
         columns = np.asarray(token_ids, np.int64)
         call = Call(len(sequences))
-        units = []
+        units: list[Unit] = []
         for place, (ids, wanted) in enumerate(zip(sequences, positions, strict=True)):
             problem = self._problem(ids) or _wrong_positions(wanted, len(ids))
             if problem or not wanted:
                 call.put(place, Logits(np.empty((0, len(columns)), np.float32), 0, problem))
             else:
                 needed = ids[: wanted[-1] + 1]  # nothing after the last position changes its logits
-                units.append(Unit(call, place, Prompt(needed, 1)).scores(wanted, columns))
+                units.append(Scoring(call, place, Prompt(needed, 1), wanted, columns))
         return call, units
 
     def _problem(self, ids: Sequence[int]) -> str:
@@ -273,25 +262,10 @@ class Engine:
             return f"a token id lies outside the vocabulary of {self.vocabulary.size} tokens"
         return ""
 
-    def _do(self, call: Call, units: list[Unit]) -> list[Any]:
-        if not self._finalizer.alive:
-            raise BackendError(f"the engine of {self.path} is closed; load it again")
-        return self._worker.do(units, call) if units else call.results
-
-    async def _wait(self, call: Call, units: list[Unit]) -> list[Any]:
-        if not self._finalizer.alive:
-            raise BackendError(f"the engine of {self.path} is closed; load it again")
-        return await self._worker.wait(units, call) if units else call.results
-
-    @property
-    def worker(self) -> Worker:
-        """Who takes this engine's turns; a driver adopts it."""
-        return self._worker
-
     def reset_cache(self) -> None:
         """Drop every cached prefix once the calls in progress have ended: what follows is measured from cold."""
         control = Control(self._scheduler.reset)
-        self._worker.do(control, control)
+        self.worker.do(control, control)
 
     def set_adapter(self, path: str | Path | None, scale: float = 1.0) -> None:
         """Attach a LoRA adapter (GGUF) for all calls that follow, or none; calls in progress end first.
@@ -315,10 +289,12 @@ class Engine:
             self._switches += 1
 
         control = Control(act)
-        self._worker.do(control, control)
+        self.worker.do(control, control)
 
 
 def _shut_down(worker: Worker, vocabulary: Vocabulary, context: LlamaContext) -> None:
+    if worker.forked:  # the parent still uses all of it
+        return
     worker.stop()
     vocabulary.close()
     context.close()

@@ -6,7 +6,7 @@ import threading
 from array import array
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Annotated, Any
 
@@ -15,8 +15,10 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
+from stepwise.models.engine.cache import ids_array
+from stepwise.models.engine.grammar import Constraint
+from stepwise.models.engine.sampling import stream_key
 from stepwise.models.engine.stopping import Stop, StopRule
-from stepwise.models.engine.tree import ids_array
 from stepwise.types import Finish
 
 Ranked = tuple[tuple[int, float], ...]  # the likeliest tokens with their log-probabilities, likeliest first
@@ -30,7 +32,11 @@ class GenerationJob:
     `Request`, "none" runs to the end of the message or `max_tokens`. `grammar` is GBNF with the rule `root`. `fence`:
     the mark of a code fence that the prompt left open. `ignore_end` runs on over end-of-sequence tokens (for
     measurements). `stop_strings` end a sample with finish "step" where one of them was written, what stands before it
-    counts. `top_logprobs`: how many of the likeliest tokens are told at each position.
+    counts. `top_logprobs`: how many of the likeliest tokens are reported at each position.
+
+    Example:
+        >>> GenerationJob(ids=(1, 2, 3), max_tokens=64, n=4, temperature=0.0, stop="step").n
+        4
     """
 
     ids: tuple[int, ...] = Field(min_length=1)
@@ -129,6 +135,12 @@ class Call:
         self.failure = error
         self._end()
 
+    def outcome(self) -> list[Any]:
+        """The results once `done` is set. Raises what made the whole call fail."""
+        if self.failure is not None:
+            raise self.failure
+        return self.results
+
     def _end(self) -> None:
         if self.on_end is not None:
             self.on_end()
@@ -138,7 +150,7 @@ class Call:
 
 
 class Prompt:
-    """Shared by the samples of one job: the ids, and the logits after the last of them once they are known."""
+    """Shared by the samples of one job: the ids, and the logits (V,) after the last of them once they are known."""
 
     __slots__ = ("busy", "ids", "left", "row")
 
@@ -149,40 +161,49 @@ class Prompt:
         self.busy = False  # a sample is evaluating it
 
 
+@dataclass(slots=True, eq=False)
 class Unit:
-    """What runs on one stream: a sample of a generation, or a sequence to be scored.
+    """What runs on one stream, `Sample` or `Scoring`; `place` is where its result goes in the call.
 
     `ids` is what the stream holds or will hold: the prompt, then what was sampled; `at` is how many of them are
-    evaluated.
+    evaluated. `evaluated` counts the ids of the prompt that were not known.
     """
 
-    __slots__ = (
-        "at", "call", "constraint", "evaluated", "ids", "job", "key", "logprobs", "number", "out", "path", "place",
-        "prompt", "rows", "rule", "sample", "shape", "token_ids", "top", "wanted",
-    )  # fmt: skip
+    call: Call
+    place: int
+    prompt: Prompt
+    ids: array[int] = field(init=False, default_factory=ids_array)
+    at: int = field(init=False, default=0)
+    evaluated: int = field(init=False, default=0)
+    path: Any = field(init=False, default=None)  # of the prefix cache
+    constraint: Constraint | None = field(init=False, default=None)
 
-    def __init__(self, call: Call, place: int, prompt: Prompt):
-        self.call, self.place, self.prompt = call, place, prompt
-        self.ids = prompt.ids
-        self.at = 0
-        self.path: Any = None
-        self.evaluated = 0
-        self.job: GenerationJob | None = None
-        self.wanted: array[int] = ids_array()
-        self.rows: list[npt.NDArray[np.float32]] = []
 
-    def generates(self, job: GenerationJob, number: int, sample: int, key: int) -> Unit:
-        """Make it sample `sample` of `job`, the call's number `number`."""
-        self.job, self.number, self.sample, self.key = job, number, sample, key
-        self.out: list[int] = []
-        self.logprobs: list[float] = []
-        self.top: list[Ranked] = []
-        self.rule = StopRule(job.stop, job.fence.encode(), [text.encode() for text in job.stop_strings])
-        self.constraint: Any = None
-        return self
+@dataclass(slots=True, eq=False)
+class Sample(Unit):
+    """Sample `sample` of `job`, the call's number `number`."""
 
-    def scores(self, wanted: Sequence[int], token_ids: npt.NDArray[np.int64]) -> Unit:
-        """Make it a sequence whose logits of `token_ids` are wanted after each of the positions `wanted`, ascending."""
-        self.wanted = ids_array(wanted)
-        self.token_ids = token_ids
-        return self
+    job: GenerationJob
+    number: int
+    sample: int
+    key: int = field(init=False)  # of its random numbers
+    rule: StopRule = field(init=False)
+    out: list[int] = field(init=False, default_factory=list)
+    logprobs: list[float] = field(init=False, default_factory=list)
+    top: list[Ranked] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.key = stream_key(self.job.seed, self.sample)
+        self.rule = StopRule(self.job.stop, self.job.fence.encode(), [text.encode() for text in self.job.stop_strings])
+
+
+@dataclass(slots=True, eq=False)
+class Scoring(Unit):
+    """A sequence whose logits of `token_ids` (K,) are asked for after each of the positions `wanted` (P,), ascending.
+
+    `rows`: those known so far, (K,) each.
+    """
+
+    wanted: Sequence[int]
+    token_ids: npt.NDArray[np.int64]
+    rows: list[npt.NDArray[np.float32]] = field(init=False, default_factory=list)

@@ -3,6 +3,8 @@
 Each turn admits waiting jobs to free streams, evaluates one batch (the next token of every running sample, and as much
 of the new prompts as fits), draws the next tokens and lets ended samples go. Not thread safe: `worker.py` calls it from
 one thread.
+
+Shapes: V tokens in the vocabulary, R rows of logits in a batch, one for each position that asked for them.
 """
 
 from __future__ import annotations
@@ -18,13 +20,12 @@ from stepwise.errors import BackendError, DataError
 from stepwise.models.engine.cache import PrefixCache
 from stepwise.models.engine.context import BATCH, LlamaContext
 from stepwise.models.engine.grammar import Constraint
-from stepwise.models.engine.jobs import Drawn, Generation, Logits, Unit
+from stepwise.models.engine.jobs import Drawn, Generation, Logits, Sample, Scoring, Unit
 from stepwise.models.engine.sampling import Draws, ranked
 from stepwise.models.engine.stopping import Ending, clean_text
 from stepwise.models.engine.vocab import Vocabulary
-from stepwise.types import Finish
 
-PATIENCE = 8
+_PATIENCE = 8
 """Gaps between running streams are closed once they have cost this many extra passes."""
 
 
@@ -35,13 +36,14 @@ class Scheduler:
         self.context, self.vocabulary, self.cache = context, vocabulary, cache
         self.adapter: Hashable = ""
         self.evaluated = self.generated = self.calls = self.hits = 0
+        self.interrupted = False  # set where a call was cancelled
         self._waiting: deque[Unit] = deque()
         self._running: list[Unit] = []
         self._steady = False  # the running units are the last batch's, each one token further
-        self._gaps = self._wasted = 0
-        self.interrupted = False  # set where a call was cancelled
+        self._gaps = self._wasted = 0  # between running streams; and the extra passes that they have cost so far
         self._draws: Draws | None = None  # for the units of a steady batch
-        self._constrained: list[int] = []
+        self._constrained: list[int] = []  # their places that have a grammar
+        self._tokens: list[int] = []  # what was drawn last, one for each of them
 
     def reset(self) -> None:
         """Forget what earlier calls left behind: cached prefixes, and the gaps that wait to be closed."""
@@ -61,7 +63,7 @@ class Scheduler:
     def abandon(self, error: Exception) -> None:
         """Fail every call that is not complete."""
         for unit in (*self._running, *self._waiting):
-            if unit.job is not None and unit.constraint is not None:
+            if unit.constraint is not None:
                 unit.constraint.close()
             unit.call.fail(error)
         self._running, self._waiting = [], deque()
@@ -69,17 +71,14 @@ class Scheduler:
     def turn(self) -> None:
         """Admit what fits, evaluate one batch, draw and let go."""
         if self.interrupted:
-            self._drop_cancelled()
+            self.interrupted = False
+            for unit in [u for u in self._running if u.call.cancelled]:
+                self._leave(unit)
+            self._waiting = deque(u for u in self._waiting if not u.call.cancelled)
         if self._waiting and len(self._running) < self.context.streams:
             self._admit()
         if self._running:
             self._evaluate()
-
-    def _drop_cancelled(self) -> None:
-        self.interrupted = False
-        for unit in [u for u in self._running if u.call.cancelled]:
-            self._leave(unit)
-        self._waiting = deque(u for u in self._waiting if not u.call.cancelled)
 
     def _admit(self) -> None:
         """Give streams to waiting jobs in order; one that shares a prefix being evaluated is passed over."""
@@ -90,19 +89,21 @@ class Scheduler:
             if not self._start(unit):
                 postponed.append(unit)
         self.cache.end_round()
-        postponed.extend(self._waiting)
-        self._waiting = postponed
+        self._waiting = postponed + self._waiting
         if len(self._running) > before:
             self._steady = False
         elif not self._running and self._waiting:
-            self._finish_error(self._waiting.popleft(), "no free sequence in the key-value cache")
+            self._report(self._waiting.popleft(), error="no free sequence in the key-value cache")
 
     def _start(self, unit: Unit) -> bool:
+        """Put `unit` on a stream; False where it has to wait."""
         prompt = unit.prompt
         if prompt.row is None and prompt.busy:
             return False
+        # Logits come only from positions that are evaluated: the last one, unless a sample before had its row, or the
+        # first that scoring asks for.
         limit = len(prompt.ids) - (prompt.row is None)
-        if unit.wanted:
+        if isinstance(unit, Scoring):
             limit = min(unit.wanted[0], limit)
         path = self.cache.acquire(prompt.ids, limit, self.adapter)
         if path is None:
@@ -113,15 +114,16 @@ class Scheduler:
         unit.ids = prompt.ids[:]
         prompt.busy = True
         self._running.append(unit)
-        if unit.job is not None and unit.job.grammar is not None:
-            try:
-                unit.constraint = Constraint(self.context, self.vocabulary, unit.job.grammar)
-            except Exception as error:
-                self._fail_running(str(error), (unit,))
-                return True
-        if prompt.row is not None and unit.at == len(unit.ids):
-            self._steady = False
-            self._draw([unit], prompt.row[None, :])
+        if isinstance(unit, Sample):
+            if unit.job.grammar is not None:
+                try:
+                    unit.constraint = Constraint(self.context, self.vocabulary, unit.job.grammar)
+                except Exception as error:
+                    self._fail([unit], error)
+                    return True
+            if prompt.row is not None and unit.at == len(unit.ids):  # nothing to evaluate before the first draw
+                self._steady = False
+                self._draw([unit], prompt.row[None, :])
         return True
 
     # ----- one batch
@@ -129,119 +131,117 @@ class Scheduler:
     def _evaluate(self) -> None:
         context = self.context
         self._wasted += self._gaps
-        if self._steady and not (self._gaps and self._wasted >= PATIENCE):
-            n = len(self._running)
+        plan = None
+        if self._steady and not (self._gaps and self._wasted >= _PATIENCE):
+            # The batch of the last turn, one position further: nothing else about it changes.
+            n = rows = len(self._running)
             context.token[:n] = self._tokens
             context.pos[:n] += 1
-            plan = None
         else:
             self._running.sort(key=lambda unit: unit.path.stream)
             self._close_gaps()
-            n, plan = self._fill_batch()
-        rows = n if plan is None else sum(len(wanted) for _, _, wanted in plan)
+            n, rows, plan = self._fill_batch()
         try:
             logits = context.decode(n, rows)
         except BackendError as error:
-            self._fail_running(str(error), tuple(self._running))
+            self._fail(list(self._running), error)
             return
         self.calls += 1
         self.evaluated += n
         if plan is None:
             for unit in self._running:
-                unit.at += 1
-                unit.path.ready = unit.at
-            self._draw(self._running[:], logits)
+                unit.at = unit.path.ready = unit.at + 1
+            self._draw([unit for unit in self._running if isinstance(unit, Sample)], logits)
         else:
             self._distribute(n, plan, logits)
 
-    def _fill_batch(self) -> tuple[int, list[tuple[Unit, int, Sequence[int]]]]:
+    def _fill_batch(self) -> tuple[int, int, list[tuple[Unit, int, int]]]:
         """Write what is to be evaluated into the batch.
 
-        Returns the number of tokens, and per unit how many of its ids they are and at which positions logits come.
+        Returns the number of tokens and of rows of logits; and per unit how many of its ids and of the rows.
         """
         context, n, rows = self.context, 0, 0
-        room = BATCH - len(self._running)  # beyond one token for each
-        most = context.most_rows - len(self._running)
-        plan: list[tuple[Unit, int, Sequence[int]]] = []
+        # Every running unit has a token and a row for certain; these are left for those that can use more.
+        spare_tokens = BATCH - len(self._running)
+        spare_rows = context.max_rows - len(self._running)
+        plan: list[tuple[Unit, int, int]] = []
         for unit in self._running:
-            start, count = unit.at, min(len(unit.ids) - unit.at, 1 + room)
-            wanted: Sequence[int] = ()
-            if unit.job is not None:
-                wanted = (len(unit.ids) - 1,) if start + count == len(unit.ids) else ()
+            start, count = unit.at, min(len(unit.ids) - unit.at, 1 + spare_tokens)
+            if isinstance(unit, Scoring):
+                left = unit.wanted[len(unit.rows) :]
+                wanted = [position for position in left[: 1 + spare_rows] if position < start + count]
+                if len(wanted) < len(left):  # stop before a position whose logits would be passed by
+                    count = min(count, left[len(wanted)] - start)
+                spare_rows -= max(len(wanted) - 1, 0)
             else:
-                done = len(unit.rows)
-                wanted = unit.wanted[done : done + 1 + most]
-                wanted = [p for p in wanted if p < start + count]
-                if done + len(wanted) < len(unit.wanted):  # no logits may be passed by
-                    count = min(count, unit.wanted[done + len(wanted)] - start)
-                most -= max(len(wanted) - 1, 0)
+                wanted = [len(unit.ids) - 1] if start + count == len(unit.ids) else []
             if count <= 0:
                 continue
-            room -= count - 1
+            spare_tokens -= count - 1
             end = n + count
             context.token[n:end] = unit.ids[start : start + count]
             context.pos[n:end] = np.arange(start, start + count, dtype=np.int32)
             context.stream[n:end] = unit.path.stream
             context.want[n:end] = 0
-            for position in wanted:
-                context.want[n + position - start] = 1
-            plan.append((unit, count, wanted))
+            context.want[[n + position - start for position in wanted]] = 1
+            plan.append((unit, count, len(wanted)))
             n, rows = end, rows + len(wanted)
-        return n, plan
+        return n, rows, plan
 
-    def _distribute(self, n: int, plan: list[tuple[Unit, int, Sequence[int]]], logits: npt.NDArray[np.float32]) -> None:
-        drawing, indices, row = [], [], 0
-        for unit, count, wanted in plan:
-            unit.at += count
-            unit.path.ready = unit.at
-            if unit.job is None:
-                for _ in wanted:
-                    unit.rows.append(logits[row, unit.token_ids])
-                    row += 1
+    def _distribute(self, n: int, plan: list[tuple[Unit, int, int]], logits: npt.NDArray[np.float32]) -> None:
+        """Give every unit its rows of `logits` (R, V), and draw for the samples whose prompt is evaluated."""
+        drawing: list[Sample] = []
+        indices: list[int] = []
+        row = 0
+        for unit, count, num_rows in plan:
+            unit.at = unit.path.ready = unit.at + count
+            if isinstance(unit, Scoring):
+                unit.rows += [logits[i, unit.token_ids] for i in range(row, row + num_rows)]
                 if unit.at == len(unit.ids):
-                    self._finish_scored(unit)
-            elif wanted:
+                    self._leave(unit)
+                    self._report(unit)
+            elif isinstance(unit, Sample) and num_rows:
                 if not unit.out and unit.prompt.left > 1 and unit.prompt.row is None:
-                    unit.prompt.row = logits[row].copy()
+                    unit.prompt.row = logits[row].copy()  # for the other samples; the buffer is llama.cpp's
                 drawing.append(unit)
                 indices.append(row)
-                row += 1
+            row += num_rows
         self._steady = n == len(drawing) == len(self._running)
         self._draws = None
         if drawing:
             self._draw(drawing, logits if len(indices) == len(logits) else logits[indices])
 
-    def _draw(self, units: list[Unit], logits: npt.NDArray[np.float32]) -> None:
-        """Draw the next token of each unit from its row of logits; units that end leave."""
+    def _draw(self, units: list[Sample], logits: npt.NDArray[np.float32]) -> None:
+        """Draw the next token of each of B units from its row of logits (B, V); units that end leave."""
         draws = self._draws
         if draws is None or not self._steady:
-            draws = self._draws = _draws(units)
+            settings = [(unit.job.temperature, unit.job.top_k, unit.job.top_p) for unit in units]
+            draws = self._draws = Draws(settings, [unit.key for unit in units], [len(unit.out) for unit in units])
             self._constrained = [i for i, unit in enumerate(units) if unit.constraint is not None]
-        tokens, scores = draws(logits)
-        refused: dict[int, str] = {}
+        tokens, logprobs = draws(logits)
+        refused: dict[int, DataError] = {}
         for i in self._constrained:
             constraint = units[i].constraint
+            assert constraint is not None
             try:
                 if not constraint.accepts(tokens[i]):
-                    tokens[i], scores[i] = draws.again(i, logits[i], constraint.masked(logits[i]))
+                    tokens[i], logprobs[i] = draws.again(i, logits[i], constraint.masked(logits[i]))
                 constraint.advance(tokens[i])
             except DataError as error:
-                refused[i] = str(error)
+                refused[i] = error
         self._tokens = tokens
         self.generated += len(tokens)
         for i, unit in enumerate(units):
             if i in refused:
-                self._fail_running(refused[i], (unit,))
-            else:
-                assert unit.job is not None
-                if unit.job.top_logprobs:
-                    unit.top.append(ranked(logits[i], unit.job.top_logprobs))
-                self._extend(unit, tokens[i], scores[i])
+                self._fail([unit], refused[i])
+                continue
+            if unit.job.top_logprobs:
+                unit.top.append(ranked(logits[i], unit.job.top_logprobs))
+            self._extend(unit, tokens[i], logprobs[i])
 
-    def _extend(self, unit: Unit, token: int, logprob: float) -> None:
+    def _extend(self, unit: Sample, token: int, logprob: float) -> None:
         """Add a drawn token, and end the sample where it ends."""
-        job = unit.job
-        assert job is not None
+        job, rule = unit.job, unit.rule
         if not unit.out:
             unit.prompt.left -= 1
             if not unit.prompt.left:
@@ -251,62 +251,54 @@ class Scheduler:
         if unit.call.feed is not None:
             unit.call.feed.put(Drawn(unit.place, token, logprob, unit.top[-1] if unit.top else ()))
         if token in self.vocabulary.end_tokens and not job.ignore_end:
-            self._finish(unit, unit.rule.last("eos"))
-            return
-        ending = unit.rule.push(self.vocabulary.token_bytes(token))
-        if ending is None:
-            if len(unit.out) >= job.max_tokens or len(unit.ids) >= self.context.context:
-                ending = unit.rule.last("length")
-            elif unit.rule.repeated(unit.out):
-                ending = unit.rule.last("repeat")
+            ending: Ending | None = rule.last("eos")
+        else:
+            ending = rule.push(self.vocabulary.token_bytes(token))
+            if ending is None and (len(unit.out) >= job.max_tokens or len(unit.ids) >= self.context.context):
+                ending = rule.last("length")
+            if ending is None and rule.repeated(unit.out):
+                ending = rule.last("repeat")
         if ending is None:
             unit.ids.append(token)
         else:
-            self._finish(unit, ending)
+            self._report(unit, ending)
+            self._leave(unit)
 
     # ----- endings
 
-    def _finish(self, unit: Unit, ending: Ending) -> None:
-        data = unit.rule.data
-        text_ended = ending.finish == "step" or (ending.finish == "answer" and ending.end < len(data))
-        cut = text_ended and bool(bytes(data[ending.end :]).strip(b"\r\n"))
-        self._put(unit, clean_text(bytes(data[: ending.content])), ending.finish, cut=cut, end=ending.end)
-        self._leave(unit)
-
-    def _put(self, unit: Unit, text: str, finish: Finish, *, cut: bool = False, end: int = 0, error: str = "") -> None:
-        result = Generation(
-            unit.number, unit.sample, text, finish, tuple(unit.out), tuple(unit.logprobs), bytes(unit.rule.data),
-            cut, end, unit.evaluated, error, tuple(unit.top),
-        )  # fmt: skip
+    def _report(self, unit: Unit, ending: Ending | None = None, error: str = "") -> None:
+        """Hand the result of `unit` to its caller; without an `ending`, that of a sample is an error."""
+        if isinstance(unit, Sample):
+            data = bytes(unit.rule.data)
+            ending = ending or Ending("error", len(data), 0)
+            early = ending.finish == "step" or (ending.finish == "answer" and ending.end < len(data))
+            result: Generation | Logits = Generation(
+                unit.number, unit.sample, clean_text(data[: ending.content]), ending.finish, tuple(unit.out),
+                tuple(unit.logprobs), data, early and bool(data[ending.end :].strip(b"\r\n")), ending.end,
+                unit.evaluated, error, tuple(unit.top),
+            )  # fmt: skip
+        else:
+            assert isinstance(unit, Scoring)
+            rows = np.empty((0, len(unit.token_ids)), np.float32) if error else np.stack(unit.rows)  # (P, K)
+            result = Logits(rows, unit.evaluated, error)
         unit.call.put(unit.place, result)
 
-    def _finish_scored(self, unit: Unit) -> None:
-        logits = np.stack(unit.rows) if unit.rows else np.empty((0, len(unit.token_ids)), np.float32)
-        self._leave(unit)
-        unit.call.put(unit.place, Logits(logits, unit.evaluated))
-
     def _leave(self, unit: Unit, broken: bool = False) -> None:
+        """Take `unit` off its stream, whose content stays known unless it is `broken`."""
         self._running.remove(unit)
         self._steady = False
         unit.prompt.busy = False
-        if unit.job is not None and unit.constraint is not None:
+        if unit.constraint is not None:
             unit.constraint.close()
-            unit.constraint = None
         if broken:
             self.cache.discard(unit.path)
         else:
             self.cache.release(unit.path, unit.ids[: unit.at])
 
-    def _finish_error(self, unit: Unit, error: str) -> None:
-        if unit.job is None:
-            unit.call.put(unit.place, Logits(np.empty((0, len(unit.token_ids)), np.float32), unit.evaluated, error))
-        else:
-            self._put(unit, clean_text(bytes(unit.rule.data)), "error", error=error)
-
-    def _fail_running(self, error: str, units: Sequence[Unit]) -> None:
+    def _fail(self, units: Sequence[Unit], error: Exception) -> None:
         for unit in units:
             self._leave(unit, broken=True)
-            self._finish_error(unit, error)
+            self._report(unit, error=str(error))
 
     # ----- neighbours
 
@@ -314,7 +306,7 @@ class Scheduler:
         """Swap the last running units into gaps that have cost enough: llama.cpp computes only neighbours at once."""
         streams = [unit.path.stream for unit in self._running]
         self._gaps = sum(b - a > 1 for a, b in pairwise(streams))
-        if not self._gaps or self._wasted < PATIENCE:
+        if not self._gaps or self._wasted < _PATIENCE:
             return
         self._gaps = self._wasted = 0
         first, n = streams[0], len(streams)
@@ -322,14 +314,3 @@ class Scheduler:
         for gap, stream in zip(gaps, [s for s in streams if s >= first + n], strict=True):
             self.cache.swap(stream, gap)
         self._running.sort(key=lambda unit: unit.path.stream)
-
-
-def _draws(units: Sequence[Unit]) -> Draws:
-    jobs = [unit.job for unit in units if unit.job is not None]
-    return Draws(
-        [job.temperature for job in jobs],
-        [job.top_k for job in jobs],
-        [job.top_p for job in jobs],
-        [unit.key for unit in units],
-        [len(unit.out) for unit in units],
-    )

@@ -53,7 +53,7 @@ class Worker:
         self._wake = threading.Condition()
         self._turn = threading.Lock()  # held by whoever moves the scheduler
         self._owner: _Owner | None = None
-        self._uncounted = 0  # queued by threads that the owner does not count
+        self._uncounted = 0  # items queued by threads that the owner does not count
         self._stopping = False
         self._error: Exception | None = None
         self._process = os.getpid()
@@ -68,6 +68,9 @@ class Worker:
         Raises BackendError after `stop`, on the thread of the driver that takes this engine's turns (it would wait for
         itself), and what made the whole call fail.
         """
+        self._check_usable()
+        if not item:
+            return call.results
         owner = self._owner
         if owner is not None and owner.in_loop():
             raise BackendError("this would wait for its own thread; await the model's coroutine here instead")
@@ -79,12 +82,13 @@ class Worker:
         except BaseException:
             self.cancel(call)
             raise
-        if call.failure is not None:
-            raise call.failure
-        return call.results
+        return call.outcome()
 
     async def wait(self, units: list[Unit], call: Call) -> list[Any]:
         """`do` for the running event loop, which a driver may own; cancelled, the jobs are dropped."""
+        self._check_usable()
+        if not units:
+            return call.results
         loop, thread = asyncio.get_running_loop(), threading.get_ident()
         ended: asyncio.Future[None] = loop.create_future()
 
@@ -106,21 +110,15 @@ class Worker:
         except asyncio.CancelledError:
             self.cancel(call)
             raise
-        if call.failure is not None:
-            raise call.failure
-        return call.results
+        return call.outcome()
 
     def submit(self, item: Control | list[Unit]) -> None:
         """Queue `item` and return at once. Raises BackendError after `stop`, and in a forked child, which has no such
         thread.
         """
-        if os.getpid() != self._process:
-            raise BackendError("the engine was loaded before this process was forked; load it in the child")
+        self._check_usable()  # a forked child must not touch the lock
         with self._wake:
-            if self._error is not None:
-                raise BackendError(f"the engine stopped at an error ({self._error}); load it again") from self._error
-            if self._stopping:
-                raise BackendError("the engine is closed; load it again")
+            self._check_usable()
             self._inbox.append(item)
             owner = self._owner
             if owner is None:
@@ -132,23 +130,40 @@ class Worker:
         if owner is not None:
             owner.wake()
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a forked child: it has no such thread, and a lock may be held there for ever."""
+        return os.getpid() != self._process
+
+    def _check_usable(self) -> None:
+        if self.forked:
+            raise BackendError("the engine was loaded before this process was forked; load it in the child")
+        if self._error is not None:
+            raise BackendError(f"the engine stopped at an error ({self._error}); load it again") from self._error
+        if self._stopping:
+            raise BackendError("the engine is closed; load it again")
+
     def cancel(self, call: Call) -> None:
         """Drop what is left of the jobs of `call`."""
         call.cancelled = True
         self._scheduler.interrupted = True
 
     def stop(self) -> None:
-        """End the thread; what has not finished fails with BackendError. Calling it twice does nothing."""
+        """End the thread; what has not finished fails with BackendError. Twice, or in a forked child, does nothing."""
+        if self.forked:
+            return
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        if self._thread is not threading.current_thread() and os.getpid() == self._process:
+        if self._thread is not threading.current_thread():
             self._thread.join()
 
     # ----- the driver that takes the turns
 
     def adopt(self, owner: _Owner) -> bool:
-        """Leave the turns to `owner`; False where another driver has them."""
+        """Leave the turns to `owner`; False where another driver has them, and in a forked child."""
+        if self.forked:
+            return False
         with self._wake:
             if self._owner is not None or self._stopping:
                 return False
@@ -217,10 +232,15 @@ class Worker:
                 if not self._inbox or (isinstance(self._inbox[0], Control) and (units or self._scheduler.busy)):
                     break
                 item = self._inbox.popleft()
-            if isinstance(item, Control):
-                _act(item)
-            else:
+            if not isinstance(item, Control):
                 units += [unit for unit in item if not unit.call.cancelled]
+                continue
+            try:
+                item.action()
+            except Exception as error:
+                item.fail(error)
+            else:
+                item.put(0, None)
         if in_order:  # the sort is stable: equal orders stay as they came
             units.sort(key=lambda unit: unit.call.order)
         self._scheduler.add(units)
@@ -234,12 +254,3 @@ class Worker:
         for item in left:
             for call in [item] if isinstance(item, Control) else [unit.call for unit in item]:
                 call.fail(error)
-
-
-def _act(control: Control) -> None:
-    try:
-        control.action()
-    except Exception as error:
-        control.fail(error)
-    else:
-        control.put(0, None)
