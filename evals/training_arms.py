@@ -22,7 +22,7 @@ from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem
 from stepwise.lab.references import Granularity, reference
 from stepwise.training import dpo, grpo, sft
-from stepwise.training.lora import base_directory
+from stepwise.training.adapters import base_directory
 from stepwise.training.rendering import render_all
 from stepwise.training.rollouts import hints_of
 from stepwise.types import Problem

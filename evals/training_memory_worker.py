@@ -118,8 +118,8 @@ def _ours(job: Job, data: Data, meter: Meter) -> tuple[float, float]:
     from stepwise.training.policy import RolloutRow
     from stepwise.training.reinforce import update
     from stepwise.training.rendering import TokenRow
-    from stepwise.training.supervised import train_step
-    from stepwise.training.trainer import apply_gradients, make_optimizer
+    from stepwise.training.supervised import weighted_nll
+    from stepwise.training.trainer import apply_gradients, make_optimizer, train_step
 
     case, cfg = job.case, _config(job)
     trainee = load_trainee(cfg)
@@ -129,7 +129,12 @@ def _ours(job: Job, data: Data, meter: Meter) -> tuple[float, float]:
 
     def supervised() -> tuple[float, float]:
         rows = [TokenRow(tuple(line), case.prompt, tuple(ones.tolist())) for line in data.ids.tolist()]
-        return train_step(trainee, optimizer, rows, cfg, RATE, job.seed)
+
+        def loss(part: Any) -> tuple[Any, dict[str, float]]:
+            return weighted_nll(trainee, part, cfg.lora.tile), {}
+
+        means, norm = train_step(trainee, optimizer, rows, loss, cfg.lora, RATE, cfg.sft.clip_norm, job.seed)
+        return means["loss"], norm
 
     def reinforced() -> tuple[float, float]:
         rows = [

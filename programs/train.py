@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from stepwise import training
 from stepwise.config import Config
 from stepwise.data.examples import read_examples, read_pairs, unique
 from stepwise.data.problems import read_problems
@@ -25,7 +26,6 @@ from stepwise.lab.problems import generate
 from stepwise.report import write_training_report
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Run, positive, program
-from stepwise.training import dpo, grpo, sft
 from stepwise.training.adapters import Evaluated, adapter_directory, evaluate
 from stepwise.training.cards import add_evaluation
 from stepwise.training.rollouts import hints_of
@@ -75,11 +75,11 @@ def main(run: Run) -> None:
     hints = hints_of(read_examples(args.hints), problems) if args.hints is not None else {}
     before = _measured_before(run, tests, start) if tests else None
     if args.method == "sft":
-        adapter = sft(unique(rows), cfg, run.directory, replay=replay, **given)
+        adapter = training.sft(unique(rows), cfg, run.directory, replay=replay, **given)
     elif args.method == "dpo":
-        adapter = dpo(pairs, cfg, run.directory, **given)
+        adapter = training.dpo(pairs, cfg, run.directory, **given)
     else:
-        adapter = grpo(problems, cfg, run.directory, hints=hints, **given)
+        adapter = training.grpo(problems, cfg, run.directory, hints=hints, **given)
     if tests:
         after = evaluate(cfg, tests, adapter, args.samples)
         add_evaluation(adapter, before=before, after=after)

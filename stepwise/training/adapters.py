@@ -11,8 +11,10 @@ import hashlib
 import json
 import re
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,11 @@ from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.shared import load_engine
 from stepwise.prompt import SolvePrompt
 from stepwise.runs.progress import progress
-from stepwise.training.lora import LAYOUT, check_layout, described, quiet, require_training
+from stepwise.training import require_training
 from stepwise.types import Problem
 
+LAYOUT = ("adapter_config.json", "adapter_model.safetensors")
+"""The files of an adapter in PEFT's layout."""
 CARD = "card.json"
 NOT_GENERATED = "NOT_GENERATED"
 _NOT_THE_MODELS_FAULT = (NOT_GENERATED, Verdict.UNPARSEABLE_GOLD, Verdict.TIMEOUT, Verdict.ERROR)
@@ -43,6 +47,38 @@ _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # Tokenizer and chat template are copied as they are: a tokenizer that is loaded and saved again may come out otherwise.
 _BESIDE = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
            "chat_template*", "generation_config.json")  # fmt: skip
+
+
+def check_layout(adapter: str | Path) -> None:
+    """Raise DataError unless `adapter` is a directory in PEFT's layout."""
+    missing = [name for name in LAYOUT if not (Path(adapter) / name).is_file()]
+    if missing:
+        raise DataError(f"adapter {adapter} has no {' and no '.join(missing)}; give the directory that training wrote")
+
+
+def described(adapter: str | Path) -> dict[str, Any]:
+    """adapter_config.json of an adapter's directory."""
+    check_layout(adapter)
+    return read_json(Path(adapter) / LAYOUT[0])
+
+
+def base_directory(model: ModelConfig) -> Path:
+    """Where the weights to train lie in transformers' layout: `train_from`, or a lab model's own directory.
+
+    Raises ConfigError where `train_from` is missing or is no such directory.
+    """
+    name = model.model.partition("/")[2]
+    if model.train_from is None and model.local and name in lab.MODELS:
+        return lab.model_path(name, "safetensors")
+    if model.train_from is None:
+        raise ConfigError(
+            f"{model.model} has no train_from; training starts from transformers weights: set train_from to the "
+            "directory that the GGUF was made from"
+        )
+    folder = Path(model.train_from).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"train_from = {folder} holds no config.json; give a directory in transformers' layout")
+    return folder
 
 
 def base_of(adapter: str | Path, base: str | Path | None = None) -> Path:
@@ -158,6 +194,22 @@ def _misfits(adapter: Path, base: Path) -> Iterator[str]:
         wanted, actual = (inputs, factors.shape(name)[1]) if side == "A" else (outputs, factors.shape(name)[0])
         if wanted != actual:
             yield f"{module} is ({outputs}, {inputs}), and the adapter's {side} is for {actual} instead of {wanted}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Loading and saving without what only disturbs: bars that tear ours, and PEFT's use of a name that grew old."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def merge(adapter_dir: str | Path, out_dir: str | Path, base: str | Path | None = None) -> Path:

@@ -25,8 +25,7 @@ from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION
 from stepwise.io import write_text
-from stepwise.training.adapters import CARD, Evaluated, fingerprint, read_card
-from stepwise.training.lora import check_layout, described
+from stepwise.training.adapters import CARD, Evaluated, check_layout, described, fingerprint, read_card
 from stepwise.training.sinks import numbers
 from stepwise.types import to_json
 

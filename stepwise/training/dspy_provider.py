@@ -43,11 +43,11 @@ from stepwise.models.shared import LOAD_FIELDS, close_engines, identity, shared_
 from stepwise.models.store import key_of
 from stepwise.prompt import SolvePrompt
 from stepwise.runs.directory import opened
-from stepwise.training.cards import data_facts
-from stepwise.training.lora import base_directory, check_layout, load_trainee
+from stepwise.training.adapters import base_directory, check_layout
+from stepwise.training.lora import load_trainee
 from stepwise.training.rendering import TokenRow, chat_ids, check_plain, prompt_ids, text_ids
 from stepwise.training.supervised import schedule, train_rows
-from stepwise.training.trainer import finish
+from stepwise.training.trainer import finish, run_arguments
 
 _LOCAL = "llamacpp/"
 _IDENTITY = re.compile(r"@([0-9a-f]{8})(?:\+([0-9a-f]{8}\S*))?$")
@@ -210,8 +210,7 @@ class LoraProvider(Provider):  # type: ignore[misc]
     def _train(self, chats: Sequence[list[dict[str, str]]], cfg: Config, start: Path | None) -> Path:
         """The adapter's directory of a run on `chats`, new or gone on with."""
         name, data = "traces of a DSPy program", [{"messages": chat} for chat in chats]
-        digest = data_facts(data, name)["sha256"]
-        arguments = {"rows": len(data), "data": digest, "adapter": str(start) if start else None}
+        arguments = run_arguments(start, rows=data)
         out = self.out / key_of({"config": cfg.hash, **arguments})[:12]
         with opened(out, program="dspy", config=cfg, arguments=arguments) as directory:
             trainee = load_trainee(cfg, adapter=start, dropout=True)

@@ -20,16 +20,16 @@ TRL 1.16. What is done differently:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from stepwise.errors import DataError
 from stepwise.training.lora import Trainee
 from stepwise.training.rendering import TokenRow
 from stepwise.training.trainer import pad
-
-if TYPE_CHECKING:
-    from torch import Tensor, dtype, nn
 
 _PLAIN_HEADS = ("llama", "qwen2", "qwen3")  # model types whose logits are one matrix product with the hidden state
 _BLOCK = 8192
@@ -64,8 +64,6 @@ def token_logprobs(
     is trained; the entropy is not.
     Raises DataError for wrong shapes, padding that is not on the right, and a model whose head is another.
     """
-    import torch
-
     decoder, head = _decoder_and_head(model)
     _check(ids, attention, wanted, tile)
     chosen = wanted.flatten().nonzero().squeeze(1)  # (N,) positions in the flattened batch
@@ -73,7 +71,8 @@ def token_logprobs(
     # A token is predicted by the position before it, which is in the same row: the first column is never wanted.
     states = states.flatten(0, 1).index_select(0, chosen - 1)  # (N, H)
     targets = ids.flatten().index_select(0, chosen)
-    values, entropies = _tiled_logprobs().apply(states.to(head.dtype), head, targets, tile, block, entropy)
+    given = (states.to(head.dtype), head, targets, tile, block, entropy)
+    values, entropies = _TiledLogprobs.apply(*given)  # type: ignore[no-untyped-call]
     empty = torch.zeros(ids.numel(), dtype=values.dtype, device=values.device)
     return LogProbs(
         logprobs=empty.index_copy(0, chosen, values).view_as(ids),
@@ -83,7 +82,6 @@ def token_logprobs(
 
 def weighted_logprobs(trainee: Trainee, rows: Sequence[TokenRow], tile: int) -> Tensor:
     """Each token's w * log p, (B, T) in nats, 0 on prompts and padding."""
-    import torch
 
     def tensor(values: Any) -> Tensor:
         return torch.from_numpy(values).to(trainee.device)
@@ -97,8 +95,6 @@ def weighted_logprobs(trainee: Trainee, rows: Sequence[TokenRow], tile: int) -> 
 
 def _check(ids: Tensor, attention: Tensor, wanted: Tensor, tile: int) -> None:
     """Raises DataError for anything that would give wrong numbers; one synchronisation with the device."""
-    import torch
-
     if tile < 1:
         raise DataError(f"tile is {tile}; it must be at least 1")
     if ids.ndim != 2 or ids.dtype != torch.long:
@@ -122,8 +118,6 @@ def _check(ids: Tensor, attention: Tensor, wanted: Tensor, tile: int) -> None:
 
 def _decoder_and_head(model: Any) -> tuple[Any, Tensor]:
     """The layers without the head, and the head's matrix (V, H). Raises DataError for a head that is more than that."""
-    from torch import nn
-
     if hasattr(model, "get_base_model"):  # PEFT's wrapper; the adapter's layers stand inside the base model
         if getattr(model.active_peft_config, "is_prompt_learning", False):
             raise DataError("the adapter is a learned prompt, which stands outside the layers; use a LoRA adapter")
@@ -140,50 +134,40 @@ def _decoder_and_head(model: Any) -> tuple[Any, Tensor]:
     return model.get_decoder(), head.weight
 
 
-@cache
-def _tiled_logprobs() -> Any:
-    """The class of the autograd function; made at its first use, because torch is imported only where it is needed."""
-    import torch
-    from torch.autograd.function import once_differentiable
+class _TiledLogprobs(torch.autograd.Function):
+    """Log-probabilities (N,) of targets (N,) from states (N, H) and a head (V, H), and entropies (N,) or (0,)."""
 
-    class TiledLogprobs(torch.autograd.Function):
-        """Log-probabilities (N,) of targets (N,) from states (N, H) and a head (V, H), and entropies (N,) or (0,)."""
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, head: Tensor, targets: Tensor, tile: int, block: int, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        tiles = zip(torch.split(states, tile), torch.split(targets, tile), strict=True)
+        parts = [_normalize(part, head, chosen, block, entropy) for part, chosen in tiles]
+        picked, normalizers, entropies = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        ctx.save_for_backward(states, head, targets, normalizers)
+        ctx.tile, ctx.block = tile, block
+        ctx.mark_non_differentiable(entropies)
+        return picked - normalizers, entropies
 
-        @staticmethod
-        def forward(
-            ctx: Any, states: Tensor, head: Tensor, targets: Tensor, tile: int, block: int, entropy: bool
-        ) -> tuple[Tensor, Tensor]:
-            tiles = zip(torch.split(states, tile), torch.split(targets, tile), strict=True)
-            parts = [_normalize(part, head, chosen, block, entropy) for part, chosen in tiles]
-            picked, normalizers, entropies = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-            ctx.save_for_backward(states, head, targets, normalizers)
-            ctx.tile, ctx.block = tile, block
-            ctx.mark_non_differentiable(entropies)
-            return picked - normalizers, entropies
-
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-            states, head, targets, normalizers = ctx.saved_tensors
-            of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-            of_head = torch.zeros_like(head, dtype=_exact(head)) if ctx.needs_input_grad[1] else None
-            for start in range(0, len(states), ctx.tile):
-                rows = slice(start, start + ctx.tile)
-                given = (states[rows], head, targets[rows], normalizers[rows], outer[rows], ctx.block)
-                of_tile = _add_gradients(*given, with_states=of_states is not None, of_head=of_head)
-                if of_states is not None and of_tile is not None:
-                    of_states[rows] = of_tile
-            return of_states, None if of_head is None else of_head.to(head.dtype), None, None, None, None
-
-    return TiledLogprobs
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        states, head, targets, normalizers = ctx.saved_tensors
+        of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        of_head = torch.zeros_like(head, dtype=_exact(head)) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(states), ctx.tile):
+            rows = slice(start, start + ctx.tile)
+            given = (states[rows], head, targets[rows], normalizers[rows], outer[rows], ctx.block)
+            of_tile = _add_gradients(*given, with_states=of_states is not None, of_head=of_head)
+            if of_states is not None and of_tile is not None:
+                of_states[rows] = of_tile
+        return of_states, None if of_head is None else of_head.to(head.dtype), None, None, None, None
 
 
 def _normalize(
     states: Tensor, head: Tensor, targets: Tensor, size: int, entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of one tile (n, H): logits of the targets (n,), logarithms of the normalizers (n,), entropies (n,) or (0,)."""
-    import torch
-
     picked, total, moment = (states.new_zeros(len(states), dtype=_exact(states)) for _ in range(3))
     top = torch.full_like(total, -torch.inf)
     for block in _blocks(head, size):
@@ -241,17 +225,13 @@ def _place(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
     return ((targets - block.start) * inside)[:, None], inside
 
 
-def _exact(values: Tensor) -> dtype:
+def _exact(values: Tensor) -> torch.dtype:
     """The type that sums are made in: float32, or float64 for a model in float64."""
-    import torch
-
     return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """`left` (n, k) @ `right` (k, m), in float32 also where `right` is in half precision."""
-    import torch
-
     exact = _exact(right)
     with torch.autocast(right.device.type, enabled=False):
         if right.dtype != exact and right.device.type == "cuda":  # tensor cores add up in float32, and give it back

@@ -8,27 +8,28 @@ something behind each time. The base alone, as a reference model, is the same mo
 from __future__ import annotations
 
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stepwise import lab
 from stepwise.config import Config, ModelConfig
 from stepwise.config.training import LoraConfig
 from stepwise.errors import ConfigError, DataError, ExportError, MissingDependencyError
 from stepwise.export.gguf import export_lora_gguf
-from stepwise.export.safetensors import read_json
 from stepwise.export.tokenizer import check_train_from
 from stepwise.models.hub import gguf_path
+from stepwise.training import require_training
+from stepwise.training.adapters import LAYOUT, base_directory, check_layout, quiet
 
-if TYPE_CHECKING:
+try:
+    import peft
     import torch
-
-LAYOUT = ("adapter_config.json", "adapter_model.safetensors")
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+except ImportError:
+    require_training()  # says what is missing, and how to install it
+    raise
 
 
 @dataclass
@@ -60,37 +61,15 @@ class Trainee:
 
     def load_adapter_weights(self, folder: str | Path) -> None:
         """Take the adapter's weights from a directory that `save` wrote; DataError where they do not fit."""
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
-
         path = Path(folder) / LAYOUT[1]
         try:
-            result = set_peft_model_state_dict(self.model, load_file(path, device=self.device))
+            result = peft.set_peft_model_state_dict(self.model, load_file(path, device=self.device))
         except (RuntimeError, OSError) as error:
             raise DataError(
                 f"{path} does not hold this adapter's weights ({error!s:.200}); give its directory"
             ) from None
         if result.unexpected_keys:
             raise DataError(f"{path} has weights that this model has not, first {result.unexpected_keys[0]}")
-
-
-def base_directory(model: ModelConfig) -> Path:
-    """Where the weights to train lie in transformers' layout: `train_from`, or a lab model's own directory.
-
-    Raises ConfigError where `train_from` is missing or is no such directory.
-    """
-    name = model.model.partition("/")[2]
-    if model.train_from is None and model.local and name in lab.MODELS:
-        return lab.model_path(name, "safetensors")
-    if model.train_from is None:
-        raise ConfigError(
-            f"{model.model} has no train_from; training starts from transformers weights: set train_from to the "
-            "directory that the GGUF was made from"
-        )
-    folder = Path(model.train_from).expanduser()
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"train_from = {folder} holds no config.json; give a directory in transformers' layout")
-    return folder
 
 
 def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: bool = False) -> Trainee:
@@ -100,10 +79,6 @@ def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: boo
     `dropout` switches [lora] dropout on. The same seed gives the same adapter. Raises ConfigError, DataError or
     MissingDependencyError, before any weight is loaded where that can be told.
     """
-    require_training()
-    import peft
-    import torch
-
     model = cfg.models.weak
     base, device = base_directory(model), _device(cfg.lora)
     if adapter is not None:
@@ -133,21 +108,12 @@ def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: boo
 
 def _load_tokenizer(base: Path) -> Any:
     """The tokenizer of a model directory; ConfigError without an end of message or a chat template."""
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(base)
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer in {base} names no eos_token; set it in tokenizer_config.json")
     if not tokenizer.chat_template:
         raise ConfigError(f"the tokenizer in {base} has no chat template; add chat_template.jinja")
     return tokenizer
-
-
-def check_layout(adapter: str | Path) -> None:
-    """Raise DataError unless `adapter` is a directory in PEFT's layout."""
-    missing = [name for name in LAYOUT if not (Path(adapter) / name).is_file()]
-    if missing:
-        raise DataError(f"adapter {adapter} has no {' and no '.join(missing)}; give the directory that training wrote")
 
 
 def _check_tokens(model: ModelConfig, base: Path) -> None:
@@ -159,32 +125,7 @@ def _check_tokens(model: ModelConfig, base: Path) -> None:
             raise ConfigError(f"tokenizers differ: {error}; {gguf} does not come from {base}") from None
 
 
-def require_training() -> None:
-    """Raise MissingDependencyError without the packages of the extra `stepwise[train]`."""
-    missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
-    if missing:
-        raise MissingDependencyError(f'training needs {", ".join(missing)}; pip install "stepwise[train]"')
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Loading and saving without what only disturbs: bars that tear ours, and PEFT's use of a name that grew old."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-            yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def _device(lora: LoraConfig) -> str:
-    import torch
-
     there = torch.cuda.is_available()
     if lora.device.startswith("cuda") and not there:
         raise ConfigError(f'lora.device is "{lora.device}", but torch finds no CUDA device; set it to "cpu" or "auto"')
@@ -193,9 +134,6 @@ def _device(lora: LoraConfig) -> str:
 
 def _load_base(base: Path, lora: LoraConfig, device: str) -> Any:
     """The frozen base, in the type that [lora] base asks for."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     kind = lora.base if lora.base != "auto" else ("float32" if device == "cpu" else "bfloat16")
     options: dict[str, Any] = {"dtype": torch.bfloat16 if kind == "4bit" else getattr(torch, kind)}
     if kind == "4bit":
@@ -217,9 +155,6 @@ def _load_base(base: Path, lora: LoraConfig, device: str) -> Any:
 
 def four_bits(device: str) -> Any:
     """The quantization of `lora.base = "4bit"`; MissingDependencyError, or ConfigError off a CUDA device."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
     if find_spec("bitsandbytes") is None:
         raise MissingDependencyError('lora.base = "4bit" needs bitsandbytes; pip install "stepwise[quantized]"')
     if not device.startswith("cuda"):
@@ -230,9 +165,3 @@ def four_bits(device: str) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-
-
-def described(adapter: str | Path) -> dict[str, Any]:
-    """adapter_config.json of an adapter's directory."""
-    check_layout(adapter)
-    return read_json(Path(adapter) / LAYOUT[0])

@@ -16,16 +16,15 @@ What differs from the papers:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from stepwise.errors import DataError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    ArrayLike = Tensor | NDArray[Any]
-
+ArrayLike = Tensor | NDArray[Any]
 Loss = Literal["grpo", "dr_grpo", "dapo", "grpo_lambda"]
 Correction = Literal["none", "truncate", "mask"]
 TRACE_FLOOR = 1e-6
@@ -99,8 +98,6 @@ def policy_loss(
     GRPO-lambda. `kl` weighs the divergence from the base, which is added up as the token losses are. Raises DataError
     for a `kl` without a `reference`.
     """
-    import torch
-
     if kl and reference is None:
         raise DataError(f"kl is {kl:g}, but there are no log-probabilities of the base to diverge from; give reference")
     change = torch.where(mask, logprobs - old, 0.0)
@@ -126,8 +123,6 @@ def traced(change: Tensor, decay: float) -> Tensor:
 
     At ratio 1 the gradient gives token l the sum of tr(t, l) over all tokens t from l on: early tokens weigh most.
     """
-    import torch
-
     places = torch.arange(change.shape[1], device=change.device)
     back = places[:, None] - places[None, :]  # (T, T): how far token l lies before token t
     weights = torch.where(back < 0, 0.0, (decay ** back.clamp(min=0)).clamp(min=TRACE_FLOOR)).to(change.dtype)
@@ -138,8 +133,6 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     """Divergence KL(policy || reference) for each sampled token, estimated without bias and never below 0:
     r - 1 - log r with r = p_reference / p_policy (J. Schulman, "Approximating KL Divergence", 2020; GRPO, eq. 4).
     """
-    import torch
-
     difference = reference - logprobs
     return torch.expm1(difference) - difference
 
@@ -151,8 +144,6 @@ def importance_weights(trainer: ArrayLike, sampler: ArrayLike, correction: Corre
     to 0 above `cap`, "none" is 1 everywhere. Not differentiated. Right only for tokens drawn from the sampler's whole
     distribution at temperature 1.
     """
-    import torch
-
     ratio = (torch.as_tensor(trainer) - torch.as_tensor(sampler)).detach().exp()
     if correction == "truncate":
         return ratio.clamp(max=cap)
@@ -161,8 +152,6 @@ def importance_weights(trainer: ArrayLike, sampler: ArrayLike, correction: Corre
 
 def mismatch(trainer: ArrayLike, sampler: ArrayLike) -> Mismatch:
     """The `Mismatch` of log-probabilities (N,) of the same sampled tokens; raises DataError without any."""
-    import torch
-
     difference = torch.as_tensor(trainer).detach().double() - torch.as_tensor(sampler).detach().double()
     if not difference.numel():
         raise DataError("there are no tokens to compare sampler and trainer on")
@@ -186,8 +175,6 @@ def self_score_loss(scores: Tensor, rewards: Tensor, weights: Tensor) -> Tensor:
     """LaSeR's auxiliary loss: the squared errors of self-scores (B,) against `rewards` (B,), with the `weights` (B,) of
     `class_weights`; rewards that are nan have weight 0 and do not count.
     """
-    import torch
-
     return (weights * torch.where(weights > 0, scores - rewards, 0.0).square()).sum()
 
 

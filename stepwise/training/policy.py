@@ -7,19 +7,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stepwise.config import Config
 from stepwise.errors import ConfigError
 from stepwise.training.logprobs import LogProbs, token_logprobs
 from stepwise.training.lora import Trainee
 from stepwise.training.trainer import micro_batches, pad
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Floats = NDArray[np.float64]
 # Tokens of the lab, Qwen and Llama 3 that solutions never hold, in the order of preference.
@@ -97,8 +96,6 @@ class Batch:
         return values[list(range(len(self.rows))), [row.length for row in self.rows]]
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
-        import torch
-
         return torch.from_numpy(values).to(self._trainee.device)
 
 
@@ -113,8 +110,6 @@ def forward(
     """One pass without gradients over all rows: log-probabilities of the sampled tokens (T,) of each, and that of the
     token `mark` behind it (0 without one). `base` switches the adapter off.
     """
-    import torch
-
     logprobs, marks = [_nothing()] * len(rows), [0.0] * len(rows)
     alone: AbstractContextManager[Any] = trainee.model.disable_adapter() if base else nullcontext()
     with torch.no_grad(), alone:

@@ -11,14 +11,16 @@ What differs from the papers:
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from stepwise.config import Config
 from stepwise.data.examples import PreferencePair, read_pairs
@@ -28,29 +30,19 @@ from stepwise.models.store import key_of
 from stepwise.prompt import SolvePrompt
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.progress import progress
-from stepwise.training.adapters import check_adapter
+from stepwise.training.adapters import LAYOUT, base_directory, check_adapter
 from stepwise.training.logprobs import weighted_logprobs
-from stepwise.training.lora import LAYOUT, Trainee, base_directory, load_trainee
+from stepwise.training.lora import Trainee, load_trainee
 from stepwise.training.rendering import TokenRow, check_prompt, prompt_ids, token_row
-from stepwise.training.supervised import describe
 from stepwise.training.trainer import (
-    Trainer,
-    apply_gradients,
-    check_finite,
     check_same,
-    cosine,
     finish,
-    make_optimizer,
+    fit,
     memory_errors,
     micro_batches,
-    peak_bytes,
     plan_steps,
-    split,
-    try_largest,
+    run_arguments,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def dpo(
@@ -76,7 +68,7 @@ def dpo(
     """
     ready = isinstance(pairs, Sequence) and pairs and all(isinstance(pair, PreferencePair) for pair in pairs)
     read: list[PreferencePair] = [*pairs] if ready else read_pairs(pairs)  # type: ignore[misc]
-    arguments = describe(read, (), adapter)
+    arguments = run_arguments(adapter, rows=read)
     with opened(out, program="dpo", config=cfg, arguments=arguments) as directory:
         if not read:
             raise DataError("there are no pairs; make some with python -m programs.build_dataset --kind pairs")
@@ -87,13 +79,21 @@ def dpo(
         begun = None if adapter is None else hashlib.sha256((Path(adapter) / LAYOUT[1]).read_bytes()).hexdigest()
         data = key_of({**arguments, "begun": begun})
         before = reference(directory, trainee, [side for both in sides for side in both], cfg, data)
-        rows = [_PairRow(*both, before[2 * i], before[2 * i + 1]) for i, both in enumerate(sides)]
-        _train(trainee, rows, cfg, directory, data, sinks)
+        rows = [PairRow(*both, before[2 * i], before[2 * i + 1]) for i, both in enumerate(sides)]
+        plan = plan_steps([row.num_trained for row in rows], cfg.dpo, f"{cfg.seed}|dpo")
+        batches = [[rows[i] for i in batch] for batch in plan]
+
+        def loss(part: Sequence[PairRow]) -> tuple[Tensor, dict[str, float]]:
+            return pair_losses(trainee, part, cfg)
+
+        fit(
+            trainee, batches, loss, cfg.dpo, cfg, directory, data=data, label="preference training", sinks=sinks
+        )  # fmt: skip
         return finish(directory, trainee, cfg, "dpo", {"pairs": read})
 
 
 @dataclass(frozen=True)
-class _PairRow:
+class PairRow:
     """Two continuations of one prompt and prefix, with the summed log-probabilities of their steps (in nats) under the
     reference; weights are 1 on the steps and 0 on the prefix.
     """
@@ -109,9 +109,14 @@ class _PairRow:
         return 2 * max(self.chosen.size, self.rejected.size)
 
     @property
-    def trained(self) -> int:
+    def num_trained(self) -> int:
         """Tokens of both steps."""
-        return self.chosen.trained + self.rejected.trained
+        return self.chosen.num_trained + self.rejected.num_trained
+
+    @property
+    def weight(self) -> float:
+        """Every pair counts the same."""
+        return 1.0
 
 
 def _render_pair(
@@ -136,8 +141,6 @@ def reference(
     """Summed log-probability of each row's step under the trainee as it is now, in nats; those in the run's directory
     where it has them. Raises DataError where they are of other data (a hash) than `data`.
     """
-    import torch
-
     path = directory.claim("reference.json")
     if path.is_file():
         saved = json.loads(path.read_text(encoding="utf-8"))
@@ -154,60 +157,12 @@ def reference(
     return logprobs
 
 
-def _train(
-    trainee: Trainee, rows: Sequence[_PairRow], cfg: Config, directory: RunDirectory, data: str, sinks: Sequence[str]
-) -> None:
-    """All optimizer steps, from the last checkpoint in `directory` on."""
-    settings = cfg.dpo
-    plan = plan_steps([row.trained for row in rows], settings, f"{cfg.seed}|dpo")
-    optimizer = make_optimizer(trainee, settings.learning_rate, settings.weight_decay)
-    with Trainer(
-        directory, trainee, cfg, optimizer,
-        num_steps=len(plan), save_every=settings.save_every, data=data, label="preference training", sinks=sinks,
-    ) as run:  # fmt: skip
-        batches = [[rows[i] for i in batch] for batch in plan[run.done :]]
-        try_largest(trainee, batches, lambda part: pair_losses(trainee, part, cfg)[0], cfg.lora)
-        for step in range(run.done, len(plan)):
-            began, rate = time.monotonic(), cosine(step, len(plan), settings.learning_rate, settings.warmup)
-            batch = [rows[i] for i in plan[step]]
-            means, grad_norm = _train_step(trainee, optimizer, batch, cfg, rate)
-            pairs = [dataclasses.asdict(row) for row in batch]
-            check_finite({"loss": means["loss"], "grad_norm": grad_norm}, pairs, run.failed)
-            run.state["tokens"] = run.state.get("tokens", 0) + sum(row.trained for row in batch)
-            row = {
-                "step": step + 1,
-                **means,
-                "tokens": run.state["tokens"],
-                "grad_norm": grad_norm,
-                "learning_rate": rate,
-                "rows": len(batch),
-                "seconds": round(time.monotonic() - began, 4),
-                "peak_bytes": peak_bytes(trainee.device),
-            }
-            run.log(row, f"loss {means['loss']:.3f}, {row['tokens']:,} tokens")
-
-
-def _train_step(
-    trainee: Trainee, optimizer: Any, rows: Sequence[_PairRow], cfg: Config, rate: float
-) -> tuple[dict[str, float], float]:
-    """One optimizer step on `rows`: means over them of the loss and what is logged beside it, the gradient's norm."""
-    means: dict[str, float] = {}
-    with memory_errors(cfg.lora):
-        for part in split(rows, cfg.lora):
-            total, figures = pair_losses(trainee, part, cfg)
-            piece = total / len(rows)  # the pieces' gradients add up to the batch's
-            piece.backward()  # type: ignore[no-untyped-call]
-            shares = {"loss": float(piece.detach())} | {name: value / len(rows) for name, value in figures.items()}
-            means = {name: means.get(name, 0.0) + share for name, share in shares.items()}
-        return means, apply_gradients(trainee, optimizer, rate, cfg.dpo.clip_norm)
-
-
-def pair_losses(trainee: Trainee, rows: Sequence[_PairRow], cfg: Config) -> tuple[Tensor, dict[str, float]]:
+def pair_losses(trainee: Trainee, rows: Sequence[PairRow], cfg: Config) -> tuple[Tensor, dict[str, float]]:
     """Sum of the losses of `rows`, a scalar tensor, and sums of what is logged beside it."""
     sides = [side for row in rows for side in (row.chosen, row.rejected)]
     policy = weighted_logprobs(trainee, sides, cfg.lora.tile).sum(1).view(-1, 2)  # (P, 2): chosen, rejected
     before = policy.new_tensor([(row.reference_chosen, row.reference_rejected) for row in rows])
-    lengths = policy.new_tensor([row.chosen.trained for row in rows])
+    lengths = policy.new_tensor([row.chosen.num_trained for row in rows])
     losses, margins = preference_loss(policy, before, lengths, beta=cfg.dpo.beta, nll=cfg.dpo.nll)
     chosen, rejected = policy.detach().sum(0).tolist()
     return losses.sum(), {
@@ -227,8 +182,6 @@ def preference_loss(
     one's; `lengths` (P,) count the chosen step's tokens. margin = beta * ((log pi(w) - log ref(w)) - (log pi(l) -
     log ref(l))), loss = -log sigmoid(margin) - nll * log pi(w) / length.
     """
-    from torch.nn.functional import logsigmoid
-
     change = policy - reference
     margins = beta * (change[:, 0] - change[:, 1])
     return -logsigmoid(margins) - nll * policy[:, 0] / lengths, margins.detach()

@@ -19,22 +19,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from stepwise.config import Config
 from stepwise.config.training import RlConfig
 from stepwise.data.problems import check_problems
 from stepwise.errors import DataError
 from stepwise.io import write_rows
-from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.training import losses
-from stepwise.training.adapters import check_adapter
+from stepwise.training.adapters import base_directory, check_adapter
 from stepwise.training.crediting import credit_groups, figures_of, note
 from stepwise.training.labels import Labeller, Locate, judge_asked
-from stepwise.training.lora import Trainee, base_directory, load_trainee
+from stepwise.training.lora import Trainee, load_trainee
 from stepwise.training.policy import Batch, Floats, RolloutRow, forward, laser_token, parts_of
 from stepwise.training.rollouts import Hints, RlRollout, check_hints, grade_rollouts, rollouts_name
 from stepwise.training.sampler import Sampler, batch_of, check_agreement, mismatch_of
@@ -47,11 +47,9 @@ from stepwise.training.trainer import (
     make_optimizer,
     memory_errors,
     peak_bytes,
+    run_arguments,
 )
-from stepwise.types import Problem, to_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from stepwise.types import Problem
 
 
 def grpo(
@@ -90,7 +88,8 @@ def grpo(
         raise DataError(f"{count} problems cannot be graded ({shown}); leave them out, or mend their answers")
     by_id = {problem.id: problem for problem in checked.problems}
     hints = check_hints(hints or {}, checked.problems, cfg.rl.credit)
-    arguments = _describe(checked.problems, adapter, hints)
+    hinted = [{"problem": name, "steps": list(steps)} for name, steps in hints.items()]
+    arguments = run_arguments(adapter, problems=checked.problems, hints=hinted)
     with opened(out, program="grpo", config=cfg, arguments=arguments) as directory, ExitStack() as stack:
         if adapter is not None:
             check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
@@ -114,16 +113,7 @@ def grpo(
                 write_rows(directory.claim(rollouts_name(step)), rollouts)
                 run.state["laser_constant"] = learner.laser_constant
                 run.log(row, note(row))
-        hinted = [{"problem": name, "steps": list(steps)} for name, steps in hints.items()]
         return finish(directory, trainee, cfg, "grpo", {"problems": checked.problems, "hints": hinted})
-
-
-def _describe(problems: Sequence[Problem], adapter: str | Path | None, hints: Hints | None = None) -> dict[str, Any]:
-    """What makes a run the same run: a hash of its problems and their hints, and where it starts."""
-    hinted = {"hints": {name: list(steps) for name, steps in hints.items()}} if hints else {}
-    digest = key_of({"problems": [to_json(problem) for problem in problems], **hinted})
-    arguments = {"problems": len(problems), "data": digest, "adapter": str(adapter) if adapter else None}
-    return arguments | ({"hints": len(hints)} if hints else {})
 
 
 _NONE: Floats = np.zeros(0)

@@ -33,12 +33,12 @@ class TokenRow:
         return len(self.ids)
 
     @property
-    def share(self) -> float:
+    def weight(self) -> float:
         """Sum of the weights."""
         return sum(self.weights)
 
     @property
-    def trained(self) -> int:
+    def num_trained(self) -> int:
         """Tokens with a loss."""
         return sum(weight > 0 for weight in self.weights)
 

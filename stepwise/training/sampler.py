@@ -24,7 +24,8 @@ from stepwise.models.shared import load_engine
 from stepwise.seeds import rng as seeded
 from stepwise.seeds import seed_for
 from stepwise.steps import SEPARATOR, split_steps
-from stepwise.training.lora import Trainee, base_directory
+from stepwise.training.adapters import base_directory
+from stepwise.training.lora import Trainee
 from stepwise.training.losses import Mismatch, mismatch
 from stepwise.training.policy import Floats
 from stepwise.training.rendering import prompt_ids, text_ids

@@ -9,40 +9,23 @@ What differs from the paper:
 
 from __future__ import annotations
 
-import dataclasses
 import random
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from stepwise.config import Config
 from stepwise.config.training import SftConfig
 from stepwise.data.examples import Example, read_examples
 from stepwise.errors import DataError
-from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory, opened
-from stepwise.training.adapters import check_adapter
+from stepwise.training.adapters import base_directory, check_adapter
 from stepwise.training.logprobs import weighted_logprobs
-from stepwise.training.lora import Trainee, base_directory, load_trainee
+from stepwise.training.lora import Trainee, load_trainee
 from stepwise.training.rendering import TokenRow, render_all
-from stepwise.training.trainer import (
-    Trainer,
-    apply_gradients,
-    check_finite,
-    cosine,
-    finish,
-    make_optimizer,
-    memory_errors,
-    peak_bytes,
-    plan_steps,
-    split,
-    try_largest,
-)
-from stepwise.types import to_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from stepwise.training.trainer import finish, fit, plan_steps, run_arguments
 
 
 def sft(
@@ -63,7 +46,7 @@ def sft(
     weights or settings, BackendError where memory runs out.
     """
     rows, again = _examples(dataset), _examples(replay or [])
-    arguments = describe(rows, again, adapter)
+    arguments = run_arguments(adapter, rows=rows, replay=again)
     with opened(out, program="sft", config=cfg, arguments=arguments) as directory:
         if not rows:
             raise DataError("the dataset has no rows; collect interventions first")
@@ -81,12 +64,6 @@ def sft(
         return finish(directory, trainee, cfg, "sft", {"dataset": rows, "replay": again})
 
 
-def describe(rows: Sequence[Any], replay: Sequence[Any], adapter: str | Path | None) -> dict[str, Any]:
-    """What makes a run the same run: hashes of its data and where it starts."""
-    digest = key_of({"rows": [to_json(row) for row in rows], "replay": [to_json(row) for row in replay]})
-    return {"rows": len(rows), "replay": len(replay), "data": digest, "adapter": str(adapter) if adapter else None}
-
-
 def schedule(rows: Sequence[TokenRow], replay: Sequence[TokenRow], settings: SftConfig, seed: int) -> list[list[int]]:
     """Which rows make up each optimizer step; replay rows are counted on after the others. See `plan_steps`."""
 
@@ -98,7 +75,7 @@ def schedule(rows: Sequence[TokenRow], replay: Sequence[TokenRow], settings: Sft
             extra -= len(replay)
         return order
 
-    return plan_steps([row.trained for row in (*rows, *replay)], settings, f"{seed}|sft", members)
+    return plan_steps([row.num_trained for row in (*rows, *replay)], settings, f"{seed}|sft", members)
 
 
 def train_rows(
@@ -111,55 +88,12 @@ def train_rows(
     sinks: Sequence[str] = (),
     label: str = "supervised training",
 ) -> None:
-    """One optimizer step on each of `batches`, from the last checkpoint in `directory` on, which names `data` (a hash).
+    """`fit` on rows of tokens: the loss of a step is sum(w * -log p) / sum(w), in nats, over its target tokens."""
 
-    Raises DataError where a checkpoint there names other data, and for a loss that is not finite, with the batch on
-    disk; BackendError where memory runs out.
-    """
-    settings, num_steps = cfg.sft, len(batches)
-    optimizer = make_optimizer(trainee, settings.learning_rate, settings.weight_decay)
-    with Trainer(
-        directory, trainee, cfg, optimizer,
-        num_steps=num_steps, save_every=settings.save_every, data=data, label=label, sinks=sinks,
-    ) as run:  # fmt: skip
-        try_largest(trainee, batches[run.done :], lambda part: weighted_nll(trainee, part, cfg.lora.tile), cfg.lora)
-        for step in range(run.done, num_steps):
-            began, rate = time.monotonic(), cosine(step, num_steps, settings.learning_rate, settings.warmup)
-            loss, grad_norm = train_step(trainee, optimizer, batches[step], cfg, rate, cfg.seed * 1_000_003 + step)
-            rows = [dataclasses.asdict(row) for row in batches[step]]
-            check_finite({"loss": loss, "grad_norm": grad_norm}, rows, run.failed)
-            tokens = run.state.get("tokens", 0) + sum(row.trained for row in batches[step])
-            run.state["tokens"] = tokens
-            row = {
-                "step": step + 1,
-                "loss": loss,
-                "tokens": tokens,
-                "grad_norm": grad_norm,
-                "learning_rate": rate,
-                "rows": len(rows),
-                "seconds": round(time.monotonic() - began, 4),
-                "peak_bytes": peak_bytes(trainee.device),
-            }
-            run.log(row, f"loss {loss:.3f}, {tokens:,} tokens")
+    def loss(rows: Sequence[TokenRow]) -> tuple[Tensor, dict[str, float]]:
+        return weighted_nll(trainee, rows, cfg.lora.tile), {}
 
-
-def train_step(
-    trainee: Trainee, optimizer: Any, rows: Sequence[TokenRow], cfg: Config, rate: float, seed: int
-) -> tuple[float, float]:
-    """One optimizer step on `rows`: its loss in nats per token, sum(w * -log p) / sum(w), and the gradient's norm.
-
-    `seed` is that of its dropout.
-    """
-    import torch
-
-    torch.manual_seed(seed)  # dropout is all that is random here
-    total, loss = sum(row.share for row in rows), 0.0
-    with memory_errors(cfg.lora):
-        for part in split(rows, cfg.lora):
-            piece = weighted_nll(trainee, part, cfg.lora.tile) / total  # the pieces' gradients add up to the batch's
-            piece.backward()  # type: ignore[no-untyped-call]
-            loss += float(piece.detach())
-        return loss, apply_gradients(trainee, optimizer, rate, cfg.sft.clip_norm)
+    fit(trainee, batches, loss, cfg.sft, cfg, directory, data=data, label=label, sinks=sinks)
 
 
 def weighted_nll(trainee: Trainee, rows: Sequence[TokenRow], tile: int) -> Tensor:

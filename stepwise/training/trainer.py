@@ -6,45 +6,61 @@ is killed goes on from its last checkpoint as it would have.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
 import os
 import random
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stepwise.config import Config
 from stepwise.config.training import FitConfig, LoraConfig
 from stepwise.errors import BackendError, DataError
 from stepwise.io import append_rows, read_rows, write_rows
+from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.progress import progress
 from stepwise.seeds import rng as seeded
+from stepwise.training.adapters import LAYOUT
 from stepwise.training.cards import Method, curves_of, write_card
-from stepwise.training.lora import LAYOUT, Trainee
+from stepwise.training.lora import Trainee
 from stepwise.training.sinks import STATE, open_sinks
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from stepwise.types import to_json
 
 T = TypeVar("T", int, float, bool)
 
 
-class _Sized(Protocol):
+class TrainedRow(Protocol):
+    """A row of a dataset as `fit` takes it; a dataclass."""
+
     @property
     def size(self) -> int:
         """Tokens that go through the model, padding included."""
 
+    @property
+    def num_trained(self) -> int:
+        """Tokens with a loss."""
 
-Row = TypeVar("Row", bound=_Sized)
+    @property
+    def weight(self) -> float:
+        """The row's share of the mean that the loss of a step is."""
+
+
+Row = TypeVar("Row", bound=TrainedRow)
+Loss = Callable[[Sequence[Row]], tuple[Tensor, dict[str, float]]]
+_logger = logging.getLogger(__name__)
 _METRICS, _CHECKPOINT, _ADAPTER = "metrics.jsonl", "checkpoint", "adapter"
 _CHECKPOINT_FILES = ("state.json", "optimizer.pt", *(f"adapter/{name}" for name in LAYOUT))
 _ADAPTER_FILES = (*LAYOUT, "adapter.gguf", "README.md", "card.json")
@@ -120,20 +136,115 @@ def finish(
     return folder
 
 
+def run_arguments(adapter: str | Path | None, **data: Sequence[Any]) -> dict[str, Any]:
+    """What makes a run the same run: how many rows of what, a hash over them, and the adapter that it begins with."""
+    rows = {name: [to_json(row) for row in given] for name, given in data.items() if given}
+    counts = {name: len(given) for name, given in rows.items()}
+    return {**counts, "data": key_of(rows), "adapter": str(adapter) if adapter else None}
+
+
+def fit(
+    trainee: Trainee,
+    batches: Sequence[Sequence[Row]],
+    loss: Loss[Row],
+    settings: FitConfig,
+    cfg: Config,
+    directory: RunDirectory,
+    *,
+    data: str,
+    label: str,
+    sinks: Sequence[str] = (),
+) -> None:
+    """One optimizer step on each of `batches`, from the last checkpoint in `directory` on, which names `data` (a hash).
+
+    `loss` gives of some rows the sum of their losses, a scalar tensor, and sums of what is logged beside it; a step's
+    loss is the mean by the rows' weights. Raises DataError where a checkpoint there names other data, where the first
+    gradient is 0, so that nothing would be trained, and for a loss that is not finite, with the batch on disk;
+    BackendError where memory runs out.
+    """
+    optimizer = make_optimizer(trainee, settings.learning_rate, settings.weight_decay)
+    _logger.info(
+        "%s, %d rows: %d optimizer steps, learning rate %g at its peak",
+        label, sum(map(len, batches)), len(batches), settings.learning_rate,
+    )  # fmt: skip
+    with Trainer(
+        directory, trainee, cfg, optimizer,
+        num_steps=len(batches), save_every=settings.save_every, data=data, label=label, sinks=sinks,
+    ) as run:  # fmt: skip
+        _try_largest(trainee, batches[run.done :], loss, cfg.lora)
+        for step in range(run.done, len(batches)):
+            began, rows = time.monotonic(), batches[step]
+            rate = cosine(step, len(batches), settings.learning_rate, settings.warmup)
+            seed = cfg.seed * 1_000_003 + step
+            means, grad_norm = train_step(trainee, optimizer, rows, loss, cfg.lora, rate, settings.clip_norm, seed)
+            plain = [dataclasses.asdict(row) for row in rows]  # type: ignore[call-overload]
+            check_finite({"loss": means["loss"], "grad_norm": grad_norm}, plain, run.failed)
+            if step == 0 and grad_norm == 0:
+                raise DataError(
+                    f"{label}: the gradient of the first step is 0, so that nothing would be trained; look at its "
+                    f"{len(rows)} rows, first {plain[0]!s:.200}"
+                )
+            run.state["tokens"] = run.state.get("tokens", 0) + sum(row.num_trained for row in rows)
+            row = {
+                "step": step + 1,
+                **means,
+                "tokens": run.state["tokens"],
+                "grad_norm": grad_norm,
+                "learning_rate": rate,
+                "rows": len(rows),
+                "seconds": round(time.monotonic() - began, 4),
+                "peak_bytes": peak_bytes(trainee.device),
+            }
+            run.log(row, f"loss {means['loss']:.3f}, {row['tokens']:,} tokens")
+
+
+def train_step(
+    trainee: Trainee,
+    optimizer: Any,
+    rows: Sequence[Row],
+    loss: Loss[Row],
+    lora: LoraConfig,
+    rate: float,
+    clip_norm: float,
+    seed: int,
+) -> tuple[dict[str, float], float]:
+    """One optimizer step on `rows`: means of the loss and of what is logged beside it, and the gradient's norm."""
+    torch.manual_seed(seed)  # of dropout, which is all that is random here
+    total, means = sum(row.weight for row in rows), dict[str, float]()
+    with memory_errors(lora):
+        for part in _parts(rows, lora):
+            summed, figures = loss(part)
+            piece = summed / total  # the pieces' gradients add up to the batch's
+            piece.backward()  # type: ignore[no-untyped-call]
+            shares = {"loss": float(piece.detach())} | {name: value / total for name, value in figures.items()}
+            means = {name: means.get(name, 0.0) + share for name, share in shares.items()}
+        return means, apply_gradients(trainee, optimizer, rate, clip_norm)
+
+
+def _parts(rows: Sequence[Row], lora: LoraConfig) -> list[list[Row]]:
+    """`rows` in micro-batches of at most `lora.micro_tokens`."""
+    return [[rows[i] for i in group] for group in micro_batches([row.size for row in rows], lora.micro_tokens)]
+
+
+def _try_largest(trainee: Trainee, batches: Sequence[Sequence[Row]], loss: Loss[Row], lora: LoraConfig) -> None:
+    """Forward and backward over the largest micro-batch of `batches`: a lack of memory shows before the work."""
+    parts = [part for rows in batches for part in _parts(rows, lora)]
+    if parts:
+        with memory_errors(lora):
+            loss(max(parts, key=lambda part: len(part) * max(row.size for row in part)))[0].backward()  # type: ignore[no-untyped-call]
+        trainee.model.zero_grad(set_to_none=True)
+
+
 # ---- one step of the optimizer ----
 
 
 def make_optimizer(trainee: Trainee, rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
     """AdamW over the adapter's weights."""
-    import torch
-
     return torch.optim.AdamW(trainee.trainable(), lr=rate, weight_decay=weight_decay)
 
 
 def apply_gradients(trainee: Trainee, optimizer: Any, rate: float, clip_norm: float) -> float:
     """One step at the learning rate `rate`; returns the norm of the gradient before clipping."""
-    import torch
-
     for group in optimizer.param_groups:
         group["lr"] = rate
     norm = float(torch.nn.utils.clip_grad_norm_(trainee.trainable(), clip_norm))
@@ -179,7 +290,11 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Positions of `lengths` in groups, longest first; the padded tokens of a group (members times the longest) are at
     most `budget`.
 
-    One sequence that is longer than `budget` makes a group of its own: it cannot be split.
+    One sequence that is longer than `budget` makes a group of its own: it cannot be split. Raises DataError for a
+    budget below 1.
+
+    >>> micro_batches([2, 9, 5, 5], budget=10)
+    [[1], [2, 3], [0]]
     """
     if budget < 1:
         raise DataError(f"budget is {budget}; lora.micro_tokens must be at least 1")
@@ -190,23 +305,6 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
         else:
             groups.append([i])
     return groups
-
-
-def split(rows: Sequence[Row], lora: LoraConfig) -> list[list[Row]]:
-    """`rows` in micro-batches of at most `lora.micro_tokens`."""
-    groups = micro_batches([row.size for row in rows], lora.micro_tokens)
-    return [[rows[i] for i in group] for group in groups]
-
-
-def try_largest(
-    trainee: Trainee, batches: Sequence[Sequence[Row]], loss: Callable[[Sequence[Row]], Tensor], lora: LoraConfig
-) -> None:
-    """Forward and backward over the largest micro-batch of `batches`: a lack of memory shows before the work."""
-    parts = [part for rows in batches for part in split(rows, lora)]
-    if parts:
-        with memory_errors(lora):
-            loss(max(parts, key=lambda part: len(part) * max(row.size for row in part))).backward()  # type: ignore[no-untyped-call]
-        trainee.model.zero_grad(set_to_none=True)
 
 
 def pad(rows: Sequence[Sequence[T]], fill: T) -> NDArray[np.generic]:
@@ -246,8 +344,6 @@ def check_finite(values: Mapping[str, float], batch: Sequence[Any], path: Path) 
 def peak_bytes(device: str) -> int:
     """The most memory in use so far: a CUDA device's, else the process's own."""
     if device.startswith("cuda"):
-        import torch
-
         return int(torch.cuda.max_memory_allocated(device))
     import resource  # not on Windows
 
@@ -266,8 +362,6 @@ def check_same(path: Path, known: Any, data: str) -> None:
 
 def _save_checkpoint(folder: Path, step: int, trainee: Trainee, optimizer: Any, state: Mapping[str, Any]) -> None:
     """Make what there is after `step` steps the checkpoint `folder`."""
-    import torch
-
     draft, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -288,8 +382,6 @@ def _save_checkpoint(folder: Path, step: int, trainee: Trainee, optimizer: Any, 
 
 def _load_checkpoint(folder: Path, trainee: Trainee, optimizer: Any) -> tuple[int, dict[str, Any]]:
     """Put the checkpoint `folder` into trainee and optimizer; its step and state, 0 and nothing where there is none."""
-    import torch
-
     if not _is_whole(folder):
         folder = folder.with_name(folder.name + ".old")
     if not _is_whole(folder):

@@ -86,7 +86,8 @@ def test_rows_of_interventions_become_hints_of_their_problems_the_first_of_each(
 def test_only_what_follows_a_hint_is_sampled_trained_and_written_down(tmp_path: Path) -> None:
     pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
     from stepwise.training.lora import load_trainee
-    from stepwise.training.reinforce import _describe, grpo
+    from stepwise.training.reinforce import grpo
+    from stepwise.training.trainer import run_arguments
 
     plain = problems(1)[0]
     hinted = dataclasses.replace(plain, id="hinted")
@@ -108,9 +109,9 @@ def test_only_what_follows_a_hint_is_sampled_trained_and_written_down(tmp_path: 
     card = json.loads((adapter / "card.json").read_text())
     assert [data["name"] for data in card["data"]] == ["problems", "hints"]
     ran = json.loads((out / "run.json").read_text())["arguments"]
-    assert ran == _describe([plain, hinted], None, {"hinted": hint})
+    assert ran == run_arguments(None, problems=[plain, hinted], hints=[{"problem": "hinted", "steps": list(hint)}])
     assert ran["hints"] == 1
-    assert ran["data"] != _describe([plain, hinted], None)["data"]
+    assert ran["data"] != run_arguments(None, problems=[plain, hinted])["data"]
     with pytest.raises(DataError, match="other arguments"):
         grpo([plain, hinted], cfg, out)
     with pytest.raises(DataError, match=r"'hinted': its prompt and hint have \d+ tokens.*context of 2048"):

@@ -243,7 +243,7 @@ def test_the_head_holds_no_more_than_two_tiles_at_a_time(entropy: bool) -> None:
     states = torch.randn(64, 8, requires_grad=True)
     head, targets = torch.randn(3 * logprobs_module._BLOCK, 8), torch.randint(0, 1000, (64,))
     with count_tensors() as counts:
-        found, _ = logprobs_module._tiled_logprobs().apply(states, head, targets, tile, logprobs_module._BLOCK, entropy)
+        found, _ = logprobs_module._TiledLogprobs.apply(states, head, targets, tile, logprobs_module._BLOCK, entropy)
         found.sum().backward()
     assert counts.peak < (2 if entropy else 1) * tile * size + 0.1 * tile * size
 

@@ -10,7 +10,8 @@ from tests.training.sft_world import config, copied
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
 
-from stepwise.training.lora import base_directory, load_trainee  # noqa: E402
+from stepwise.training.adapters import base_directory  # noqa: E402
+from stepwise.training.lora import load_trainee  # noqa: E402
 from stepwise.training.trainer import _load_checkpoint, _save_checkpoint, make_optimizer  # noqa: E402
 
 

@@ -15,13 +15,13 @@ pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
 from stepwise.training import dpo  # noqa: E402
 from stepwise.training.lora import Trainee, load_trainee  # noqa: E402
 from stepwise.training.preference import (  # noqa: E402
-    _PairRow,
+    PairRow,
     _render_pair,
-    _train_step,
     pair_losses,
     preference_loss,
     reference,
 )
+from stepwise.training.trainer import train_step  # noqa: E402
 
 QUICK = ("dpo.batch=2", "dpo.epochs=6", "dpo.save_every=3", "dpo.learning_rate=1e-2")
 
@@ -48,9 +48,9 @@ def disturb(trainee: Trainee) -> None:
             parameter.add_(0.05 * torch.randn_like(parameter))
 
 
-def rows(trainee: Trainee, cfg: Config, references: float = -20.0) -> list[_PairRow]:
+def rows(trainee: Trainee, cfg: Config, references: float = -20.0) -> list[PairRow]:
     sides = [_render_pair(made, trainee.tokenizer, cfg.prompt) for made in read_pairs(PAIRS[:3])]
-    return [_PairRow(*both, references - i, references + 2 * i) for i, both in enumerate(sides)]
+    return [PairRow(*both, references - i, references + 2 * i) for i, both in enumerate(sides)]
 
 
 @pytest.mark.parametrize("nll", [0.0, 0.7])
@@ -72,7 +72,7 @@ def test_loss_and_gradients_are_those_of_full_logits_in_float64(tiny_gguf_path: 
             where = [i for i in range(side.prompt, len(side.ids)) if side.weights[i - side.prompt]]
             sums.append(sum(logp[i - 1, side.ids[i]] for i in where))
         margins.append(0.3 * ((sums[0] - row.reference_chosen) - (sums[1] - row.reference_rejected)))
-        plain = plain + torch.log1p(torch.exp(-margins[-1])) - nll * sums[0] / row.chosen.trained
+        plain = plain + torch.log1p(torch.exp(-margins[-1])) - nll * sums[0] / row.chosen.num_trained
     plain.backward()
     assert float(found.detach()) == pytest.approx(float(plain.detach()), abs=1e-10)
     assert figures["margin"] == pytest.approx(float(sum(margins).detach()), abs=1e-10)
@@ -97,7 +97,11 @@ def test_micro_batches_do_not_change_a_step(tiny_gguf_path: Path, budget: int) -
         trainee = load_trainee(cfg)
         disturb(trainee)
         optimizer = torch.optim.SGD(trainee.trainable(), lr=1.0)
-        steps.append((_train_step(trainee, optimizer, rows(trainee, cfg), cfg, 1.0)[0], trainee))
+        given = rows(trainee, cfg)
+        means, _ = train_step(
+            trainee, optimizer, given, lambda part, t=trainee, c=cfg: pair_losses(t, part, c), cfg.lora, 1.0, 1.0, 0
+        )
+        steps.append((means, trainee))
     (one, first), (two, second) = steps
     assert one.pop("loss") == pytest.approx(two.pop("loss"), abs=1e-5)
     assert one == pytest.approx(two, abs=1e-4)
