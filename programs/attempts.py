@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from stepwise.critics.inputs import as_steps
+from stepwise.data.tables import parse_table
 from stepwise.errors import BackendError, DataError
 from stepwise.runs.shell import positive
 from stepwise.steps import encodable
@@ -67,8 +68,11 @@ def read_attempt(args: argparse.Namespace) -> Attempt:
     parts = re.split(r"^---[ \t]*$", text, flags=re.MULTILINE)
     if len(parts) > 1 or not text.lstrip().startswith(("{", "[")):
         return _plain(parts, where)
-    rows = _rows(text, where)
-    if args.row is None and len(rows) > 1:
+    try:
+        rows = parse_table(data, where)
+    except DataError as error:
+        raise DataError(f"{error}, or write plain text, a line --- between problem and attempt") from None
+    if args.row is None and len(rows) > 1 and isinstance(rows[0], Mapping):
         raise DataError(f"{where} holds {len(rows)} attempts; choose one with --row, 1 to {len(rows)}")
     place = args.row or 1
     if place > len(rows):
@@ -115,26 +119,6 @@ def _plain(parts: list[str], where: str) -> Attempt:
     problem = as_problem(parts[0].strip())
     reference = parts[2].strip() if len(parts) == 3 else None
     return Attempt(Problem(problem.id, problem.question, reference=reference), as_steps(parts[1]))
-
-
-def _rows(text: str, where: str) -> list[Any]:
-    """The rows of a JSON array, a JSON object or JSON Lines."""
-    try:
-        value = json.loads(text)
-        return value if isinstance(value, list) and not all(isinstance(item, str) for item in value) else [value]
-    except json.JSONDecodeError as error:
-        whole = error
-    rows = []
-    lines = [line for line in text.split("\n") if line.strip()]
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            reason = f"line {number}: {error}" if rows else str(whole)
-            raise DataError(
-                f"{where} is not JSON: {reason}; mend it, or write plain text, a line --- between problem and attempt"
-            ) from None
-    return rows
 
 
 def _from_row(row: Any, where: str) -> Attempt:

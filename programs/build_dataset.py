@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from stepwise.config import Config
 from stepwise.data.examples import read_examples, write_pairs
-from stepwise.data.problems import read_problems
+from stepwise.data.problems import SOURCES, load_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.interventions import building
 from stepwise.interventions.collection import read_stage
@@ -44,7 +44,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--collection", type=Path, metavar="DIR", help="directory of a collection")
     parser.add_argument("--traces", type=Path, metavar="DIR", help="directory, or traces.jsonl, that route wrote")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--problems", type=Path, metavar="FILE", help="JSON Lines file of problems")
+    where.add_argument("--problems", metavar="FILE", help=SOURCES)
     where.add_argument("--split", default="train", help="split of the lab's problems (default: %(default)s)")
     parser.add_argument("--n", type=positive, default=50, metavar="N", help="of a split (default: %(default)s)")
     parser.add_argument(
@@ -84,7 +84,7 @@ def _problems_of(args: argparse.Namespace) -> list[Problem] | None:
     if args.problems is not None:
         if args.granularity:
             raise DataError("--granularity is for the lab's problems; leave it out with --problems")
-        return read_problems(args.problems)
+        return load_problems(args.problems, split="train")
     if args.collection is None:
         labs = generate(args.split, args.n)
     elif args.granularity:

@@ -34,10 +34,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hard", action="store_true", help="cap the measurement too, so that its budget holds exactly")
     parser.add_argument("--policy", type=Path, metavar="FILE", help="as for route; default: that of [routing]")
     parser.add_argument("--bounds", type=float, nargs=2, metavar="X", help="of the operating point; known for ours")
-    parser.add_argument("--problems", type=Path, metavar="FILE", help="to pick on (default: the lab's split val)")
-    parser.add_argument(
-        "--measure-on", type=Path, metavar="FILE", help="other problems (default: the lab's split test)"
-    )
+    parser.add_argument("--problems", metavar="FILE", help="to pick on, as for route (default: the lab's split val)")
+    parser.add_argument("--measure-on", metavar="FILE", help="other problems (default: the lab's split test)")
     parser.add_argument("--n", type=positive, default=200, metavar="N", help="of each, at most (default: %(default)s)")
     parser.add_argument(
         "--rounds", type=positive, default=8, metavar="N", help="settings to try (default: %(default)s)"

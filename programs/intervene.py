@@ -13,14 +13,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from stepwise.config import Config
 from stepwise.data.examples import AnswerColumn, QuestionColumn, read_examples
-from stepwise.data.problems import Checked, check_problems, read_problems
+from stepwise.data.problems import SOURCES, Checked, check_problems, load_problems
 from stepwise.errors import BudgetExceededError, DataError
 from stepwise.interventions.chunks import Caps
 from stepwise.interventions.collection import collect, funnel, read_stage, sealed_cost
@@ -39,7 +38,7 @@ SHOWN = 3
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--problems", type=Path, metavar="FILE", help="JSON Lines file of problems")
+    where.add_argument("--problems", metavar="FILE", help=SOURCES)
     where.add_argument("--lab", type=positive, metavar="N", help="N problems of the lab (default: 50)")
     parser.add_argument("--split", default="train", help="of the lab's problems (default: %(default)s)")
     parser.add_argument("--n", type=positive, metavar="N", help="the first N problems of FILE (default: all)")
@@ -87,9 +86,9 @@ def _problems_of(args: argparse.Namespace) -> Checked:
     if args.problems is None:
         return check_problems(lab.problem for lab in generate(args.split, args.lab or 50))
     try:
-        return check_problems(read_problems(args.problems)[: args.n])
+        return check_problems(load_problems(args.problems, split="train", n=args.n))
     except DataError as error:
-        if str(args.problems) in str(error):
+        if args.problems in str(error):
             raise
         raise DataError(f"--problems {args.problems}: {error}") from None
 

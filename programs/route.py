@@ -1,8 +1,9 @@
 """Route problems through a weak and a strong model, step by step; killed at any moment, it goes on where it was.
 
-Problems come from a JSON Lines file with the columns id, question, and optionally answer and reference, from standard
-input (--problems -: the same rows, or one question as plain text), or else from the lab. Every answer of a model is
-kept in answers.jsonl as it comes, so a run that goes on repeats no step of the problems that were open.
+Problems come from a file (JSON Lines, JSON, CSV, parquet), a named set such as gsm8k, or a data set of the hub, in the
+columns of GSM8K, MATH-500, AIME or our own (id, question, answer, reference); from standard input (--problems -: JSON
+rows, or one question as plain text); or else from the lab. Every answer of a model is kept in answers.jsonl as it
+comes, so a run that goes on repeats no step of the problems that were open.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from stepwise.config import Config
+from stepwise.data.problems import SOURCES, load_problems
+from stepwise.data.tables import parse_table
 from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION, check_gold
-from stepwise.io import parse_rows, read_rows
 from stepwise.lab.problems import generate
 from stepwise.models.store import CallCache
 from stepwise.report import Report, summary_table, write_report
@@ -30,12 +32,12 @@ from stepwise.routing.metrics import cost_of
 from stepwise.routing.saved import PolicyCard, SavedPolicy, load_policy, save_policy
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Run, positive, program
-from stepwise.types import Problem, Trace, as_problem
+from stepwise.types import Problem, Trace
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--problems", type=Path, metavar="FILE", help="JSON Lines file of problems; - is standard input")
+    where.add_argument("--problems", metavar="FILE", help=f"{SOURCES}; - is standard input")
     where.add_argument("--split", default="test", help="split of the lab's problems (default: %(default)s)")
     parser.add_argument(
         "--n", type=positive, metavar="N", help="the first N problems (default: all of a file, 50 of a split)"
@@ -56,30 +58,25 @@ def problems_of(args: argparse.Namespace) -> list[Problem]:
     """
     if args.problems is None:
         return [made.problem for made in generate(args.split, args.n or 50)]
-    if str(args.problems) == "-":
-        problems = _piped(sys.stdin.buffer.read())[: args.n]
-    elif not args.problems.is_file():
-        raise DataError(f"--problems {args.problems}: no such file; give a JSON Lines file of problems")
-    else:
-        problems = read_rows(args.problems, Problem, finished=True)[: args.n]
+    source = _piped(sys.stdin.buffer.read()) if args.problems == "-" else args.problems
+    try:
+        problems = load_problems(source, split="train" if args.split == "val" else args.split, n=args.n)
+        for problem in problems:
+            if problem.answer is not None:
+                check_gold(problem)
+    except DataError as error:
+        raise error if args.problems in str(error) else DataError(f"--problems {args.problems}: {error}") from None
     if not problems:
         raise DataError(f"--problems {args.problems} holds no problems; write one JSON object per line")
-    seen: set[str] = set()
-    for problem in problems:
-        if problem.id in seen:
-            raise DataError(f"--problems {args.problems}: the id {problem.id!r} occurs twice; ids must differ")
-        seen.add(problem.id)
-        if problem.answer is not None:
-            check_gold(problem)
     return problems
 
 
-def _piped(data: bytes) -> list[Problem]:
+def _piped(data: bytes) -> list[Any]:
     """Rows, or the one question that the text is."""
     text = data.decode("utf-8-sig", "replace").strip()
-    if text.startswith("{"):
-        return parse_rows(data, "standard input", Problem, finished=True)
-    return [as_problem(text)] if text else []
+    if text.startswith(("{", "[")):
+        return parse_table(data, "standard input")
+    return [text] if text else []
 
 
 def _policy_of(config: Config, args: argparse.Namespace) -> SavedPolicy:

@@ -20,7 +20,7 @@ from typing import Any
 from stepwise import training
 from stepwise.config import Config
 from stepwise.data.examples import read_examples, read_pairs, unique
-from stepwise.data.problems import read_problems
+from stepwise.data.problems import SOURCES, load_problems
 from stepwise.errors import DataError
 from stepwise.lab.problems import generate
 from stepwise.report import write_training_report
@@ -41,14 +41,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--replay", type=Path, metavar="FILE", help="sft: the model's own right solutions")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--problems", type=Path, metavar="FILE", help="rl: JSON Lines file of problems")
+    where.add_argument("--problems", metavar="FILE", help=f"rl: {SOURCES}")
     where.add_argument("--lab", type=positive, metavar="N", help="rl: N problems of the lab (default: 100)")
     parser.add_argument("--hints", type=Path, metavar="FILE", help="rl: interventions to begin their problems with")
     parser.add_argument("--split", default="train", help="rl: of the lab's problems (default: %(default)s)")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="go on with this adapter, or that of this run")
     parser.add_argument("--sink", nargs="+", default=[], metavar="NAME", help="tensorboard, wandb, mlflow, trackio")
     tests = parser.add_mutually_exclusive_group()
-    tests.add_argument("--test", type=Path, metavar="FILE", help="problems to measure on before and after")
+    tests.add_argument("--test", metavar="FILE", help="problems to measure on before and after")
     tests.add_argument("--test-lab", type=positive, metavar="N", help="the same: N held-out problems of the lab")
     parser.add_argument("--samples", type=positive, default=4, metavar="K", help="of each (default: %(default)s)")
 
@@ -121,13 +121,15 @@ def _problems_of(args: argparse.Namespace) -> list[Problem]:
     """What reinforcement trains on."""
     if args.method != "rl":
         return []
-    return read_problems(args.problems) if args.problems is not None else _lab(args.split, args.lab or 100)
+    return (
+        load_problems(args.problems, split="train") if args.problems is not None else _lab(args.split, args.lab or 100)
+    )
 
 
 def _tests_of(args: argparse.Namespace) -> list[Problem]:
     """What is measured on before and after; none without --test or --test-lab."""
     if args.test is not None:
-        return read_problems(args.test)
+        return load_problems(args.test, split="test")
     return _lab("test", args.test_lab) if args.test_lab is not None else []
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ScorerConfig,
     )
     from stepwise.critics import ErrorLocalizer, InterventionProposer, StepJudge
+    from stepwise.data.problems import load_problems
     from stepwise.errors import (
         BackendError,
         BudgetExceededError,
@@ -55,6 +56,7 @@ _HOME = {
     "stepwise.config": (
         "BudgetConfig CapsConfig Config CriticConfig ModelConfig ModelsConfig RoutingConfig SamplingConfig ScorerConfig"
     ),
+    "stepwise.data.problems": "load_problems",
     "stepwise.errors": (
         "BackendError BudgetExceededError CapabilityError ConfigError DataError ExportError GradingError "
         "MissingDependencyError ScorerError StepwiseError"
@@ -113,6 +115,7 @@ __all__ = [
     "lab",
     "lm",
     "load_backend",
+    "load_problems",
     "load_scorer",
     "normalize_text",
     "register_litellm",

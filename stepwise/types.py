@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -24,13 +24,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, config=_FROZEN)
 class Problem:
-    """A question with its gold answer and, where there is one, a reference solution."""
+    """A question with its gold answer and, where there is one, a reference solution.
+
+    `metadata` has what else a file says of it (`stepwise.data.problems`); it makes no difference between two problems.
+
+    >>> Problem("1", "What is 2 + 3?", "5") == Problem("1", "What is 2 + 3?", "5", metadata={"level": 1})
+    True
+    """
 
     id: str
     question: str
     answer: str | None = None
     reference: str | None = None
     source: str = ""
+    metadata: Annotated[dict[str, Any], Field(exclude_if=lambda value: not value)] = dataclasses.field(
+        default_factory=dict, compare=False
+    )
 
 
 FailureKind = Literal["refused", "gone", "again", "budget"]

@@ -49,7 +49,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_the_small_types_keep_their_fields_in_order() -> None:
-    assert parameters(sw.Problem) == ["id", "question", "answer", "reference", "source"]
+    assert parameters(sw.Problem) == ["id", "question", "answer", "reference", "source", "metadata"]
     assert parameters(sw.Step)[:4] == ["text", "author", "score", "usage"]
     assert parameters(sw.Trace)[:3] == ["problem", "steps", "finish"]
     assert parameters(sw.Intervention) == ["location", "content"]

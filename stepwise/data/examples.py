@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from stepwise.data.problems import rows_in
+from stepwise.data.tables import read_table
 from stepwise.errors import DataError, MissingDependencyError
 from stepwise.io import write_text
 from stepwise.steps import split_steps
@@ -124,7 +124,7 @@ def read_examples(source: str | Path | Any) -> list[Example]:
 
     Raises DataError naming file, row and field.
     """
-    rows, where = rows_in(source)
+    rows, where = read_table(source)
     found = []
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
@@ -202,7 +202,7 @@ def read_pairs(*sources: str | Path | Any) -> list[PreferencePair]:
     and field: for a field without a text, and for texts of which one is, or begins with, the other.
     """
     pairs: dict[tuple[Any, ...], PreferencePair] = {}
-    for rows, source in map(rows_in, sources):
+    for rows, source in map(read_table, sources):
         for number, row in enumerate(rows, 1):
             pair = _pair(row, f"{source}, row {number}", f"row {number}")
             pairs.setdefault((pair.prompt, pair.prefix, pair.chosen, pair.rejected), pair)

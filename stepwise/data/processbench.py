@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stepwise.data.tables import read_table
 from stepwise.errors import DataError
 from stepwise.io import write_text
 from stepwise.models.scorers.base import scores_fault
@@ -85,30 +86,14 @@ def to_row(example: ProcessBenchRow) -> dict[str, Any]:
 
 def read_rows(path: str | Path, *, scores: str | None = None) -> list[ProcessBenchRow]:
     """All rows of a file, as `from_row` reads them. Raises DataError naming file, row (counted from 1) and field."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error}); save it as UTF-8 JSON or JSON Lines") from None
-    if text.lstrip().startswith("["):
-        rows = _loads(text, str(path))
-    else:
-        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-        rows = [_loads(line, f"{path}, line {i}") for i, line in lines]
-    return [from_row(row, f"{path}, row {i}", scores=scores) for i, row in enumerate(rows, 1)]
+    rows, where = read_table(path)
+    return [from_row(row, f"{where}, row {i}", scores=scores) for i, row in enumerate(rows, 1)]
 
 
 def write_rows(path: str | Path, examples: Iterable[ProcessBenchRow]) -> None:
     """Write JSON Lines; `datasets.load_dataset("json", ...)` reads them."""
     lines = [json.dumps(to_row(example), ensure_ascii=False) + "\n" for example in examples]
     write_text(path, "".join(lines))
-
-
-def _loads(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
 
 
 def _scores(row: Mapping[str, Any], name: str, steps: int, where: str) -> list[float]:

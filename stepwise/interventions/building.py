@@ -11,12 +11,13 @@ from typing import Any
 
 from stepwise.config import Config
 from stepwise.data.examples import Example, Origin
-from stepwise.data.problems import read_problems
+from stepwise.data.problems import load_problems
 from stepwise.errors import DataError
 from stepwise.interventions.collection import read_stage
 from stepwise.interventions.pipeline import Chunk, grade_rollouts, keep_failures, sample_rollouts
 from stepwise.interventions.rows import ROWS, FailedAttempt, Rollout, by_id, spent
 from stepwise.interventions.settings import BuildSettings, hash_of
+from stepwise.io import read_rows
 from stepwise.lab.problems import SPLITS, LabProblem, make
 from stepwise.models.base import Backend
 from stepwise.types import Problem, Usage
@@ -125,7 +126,7 @@ def problems_of(collection: Path, given: Iterable[Problem] | None) -> list[Probl
         raise DataError(f"{collection} holds no sealed chunk of a collection; give the directory that `collect` wrote")
     file, known = collection / "problems.jsonl", dict[str, Problem]()
     if given is not None or file.exists():
-        known = by_id(read_problems(file) if given is None else given)
+        known = by_id(read_rows(file, Problem) if given is None else load_problems(given))
     else:
         for name in names:
             with suppress(DataError):

@@ -28,8 +28,8 @@ from stepwise.runs.progress import progress
 from stepwise.steps import SEPARATOR
 from stepwise.types import Problem, to_json
 
-Source = str | Path | Iterable[Problem]
-"""The directory of a collection, or problems."""
+Source = Any
+"""The directory of a collection, or what `load_problems` takes."""
 
 KINDS: dict[str, Callable[[Builder], list[Example]]] = {
     "intervention": controls.interventions,
@@ -121,7 +121,7 @@ class Recipe:
             raise DataError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
         self.kind, self.config, self.settings, self.truth = kind, config, settings or BuildSettings(), truth
         self.collected: Mapping[str, Mapping[str, list[Any]]] | None = None
-        if isinstance(source, str | Path):
+        if isinstance(source, str | Path) and (kind in NEED_COLLECTION or not _is_file_or_name(source)):
             self.collected = collected_for(Path(source), config)
             source = problems_of(Path(source), problems)
         elif kind in NEED_COLLECTION:
@@ -215,6 +215,11 @@ class Recipe:
             "models": {role: sorted({e.models[role] for e in examples if role in e.models}) for role in roles},
         }
         return write_sealed(directory, self.config, card, self.settings.model_dump(mode="json"), licence=licence)
+
+
+def _is_file_or_name(source: str | Path) -> bool:
+    """Whether it is no directory of a collection, but a file of problems or the name of a set of them."""
+    return Path(source).is_file() if isinstance(source, Path) else not Path(source).is_dir()
 
 
 def pairs(

@@ -12,6 +12,7 @@ import dspy
 
 from stepwise.config import BudgetConfig, Config, LoadConfig, ModelConfig, SamplingConfig, ScorerConfig
 from stepwise.critics.parameters import OwnState
+from stepwise.data.problems import load_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.models import load_backend
 from stepwise.models.base import Backend
@@ -26,7 +27,7 @@ from stepwise.routing.route import Models, RoutingInterrupted, route_all
 from stepwise.routing.saved import PolicyCard, policy_from_config, policy_from_dict, policy_to_dict
 from stepwise.routing.trim import OnTrace, RouteSettings, Threshold
 from stepwise.runs.progress import progress as bar
-from stepwise.types import Problem, Trace, Usage, as_problem
+from stepwise.types import Problem, Trace, Usage
 
 
 class StepRouter(dspy.Module):
@@ -165,7 +166,7 @@ class StepRouter(dspy.Module):
 
     def solve_all(
         self,
-        problems: Iterable[Problem | str],
+        problems: Any,
         *,
         progress: bool = True,
         on_trace: OnTrace | None = None,
@@ -173,14 +174,14 @@ class StepRouter(dspy.Module):
         resume: Iterable[Trace] = (),
         description: str = "routing",
     ) -> list[Trace]:
-        """One trace per problem, in order, with a progress bar.
+        """One trace per problem, in order, with a progress bar; `problems` is whatever `sw.load_problems` takes.
 
         `on_trace` is told of each trace as it is finished, `on_step` of what there is of it after each step. `resume`
         holds traces of an earlier, interrupted call: a finished one whose problem is the same is taken over and not run
         again; another one's problem is begun anew, and what it cost counts for the caps on its problem (what the cache
         says of it, where replays from there are free). Ctrl-C raises `RoutingInterrupted` with the traces so far.
         """
-        asked = [as_problem(problem) for problem in problems]
+        asked = load_problems(problems)
         earlier = list(resume)
         done = {trace.problem: trace for trace in earlier if trace.finish not in ("", "interrupted")}
         spent: dict[Problem, dict[str, Usage]] = {}

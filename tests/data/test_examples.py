@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from stepwise.data.examples import Example, Origin, _row_of, read_examples, to_dataset, write_examples
-from stepwise.data.problems import check_problems, problem_of, read_problems
+from stepwise.data.problems import check_problems, load_problems
 from stepwise.errors import DataError, MissingDependencyError
 from stepwise.types import Problem
 
@@ -38,7 +38,7 @@ def write(path: Path, *rows: object) -> Path:
         ({"id": "a", "problem": "q", "answer": "4", "solution": "s 4"}, Problem("a", "q", "4", "s 4")),
         ({"id": "a", "problem": "q", "solution": r"so \boxed{4}"}, Problem("a", "q", "4", r"so \boxed{4}")),
         ({"id": "a", "problem": "q", "solution": "4"}, Problem("a", "q", "4")),
-        ({"id": "a", "question": "q", "answer": "2+2=4\n#### 4"}, Problem("a", "q", "4", "2+2=4\n#### 4")),
+        ({"id": "a", "question": "q", "answer": "2+2=4\n#### 4"}, Problem("a", "q", "4", "2+2=4")),
         (
             {"id": "a", "question": "q", "answer": "4", "reference": "r", "source": "x"},
             Problem("a", "q", "4", "r", "x"),
@@ -50,11 +50,12 @@ def write(path: Path, *rows: object) -> Path:
     ],
 )
 def test_a_row_is_read_whatever_its_columns_are_called(row: dict[str, object], expected: Problem) -> None:
-    assert problem_of(row) == expected
+    assert load_problems([row]) == [expected]
 
 
 def test_a_problem_without_an_id_gets_the_same_one_every_time() -> None:
-    assert problem_of({"question": "q"}).id == problem_of({"problem": "q"}).id != problem_of({"question": "r"}).id
+    ids = [load_problems([row])[0].id for row in ({"question": "q"}, {"problem": "q"}, {"question": "r"})]
+    assert ids[0] == ids[1] != ids[2]
 
 
 @pytest.mark.parametrize(
@@ -76,16 +77,16 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path, content: 
     path = tmp_path / "problems.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
-        read_problems(path)
+        load_problems(path)
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("read", [read_problems, read_examples])
+@pytest.mark.parametrize("read", [load_problems, read_examples])
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ({"train": [], "test": []}, "a dictionary \\('train', 'test'\\); give one of its splits"),
-        (["q"], "row 1 is 'q'; it must be an object"),
+        ([["q"]], r"row 1 is \['q'\]; it must be an object"),
         (7, "7 holds no rows"),
     ],
 )
@@ -107,7 +108,7 @@ def test_examples_of_a_file_that_cannot_be_read_are_refused_by_name(tmp_path: Pa
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
-        read_problems(tmp_path / "none.jsonl")
+        load_problems(tmp_path / "none.jsonl")
 
 
 def test_gold_answers_that_do_not_grade_are_listed_and_left_out() -> None:
@@ -180,7 +181,7 @@ def test_a_datasets_dataset_is_written_and_read() -> None:
     pytest.importorskip("datasets")
     rows = [example(0), example(1, prefix=())]
     assert read_examples(to_dataset(rows, question="problem", answer="solution")) == rows
-    assert read_problems(to_dataset(rows))[0].question == rows[0].question
+    assert load_problems(to_dataset(rows))[0].question == rows[0].question
     whole = [dataclasses.replace(example(2, prefix=()), origin="strong", complete=True, parents={"problem": "p2"})]
     assert read_examples(to_dataset([*rows, *whole])) == [*rows, *whole]
 

@@ -104,7 +104,7 @@ def test_a_missing_column_is_named(name):
 def test_what_is_no_json_or_no_object_is_refused(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(ROW) + "\n{oops\n", encoding="utf-8")
-    with pytest.raises(DataError, match="line 2 is not JSON"):
+    with pytest.raises(DataError, match="line 2: not a valid row"):
         read_rows(path)
     with pytest.raises(DataError, match="must be an object"):
         from_row([1])

@@ -68,9 +68,10 @@ def test_the_number_of_problems_must_be_at_least_one(n: str, capsys: pytest.Capt
     ("rows", "message"),
     [
         (None, "no such file"),
-        ([], "holds no problems"),
+        ([], "has no rows"),
         ([Problem("a", "?"), Problem("a", "!")], "occurs twice"),
-        ([{"id": "a", "question": "?", "anwser": "4"}], "line 1"),
+        ([{"id": "a", "question": "?", "anwser": "4"}], "did you mean answer?"),
+        ([{"id": "a", "question": "?", "answer": "It is 42"}], "row 1, field answer: 'It is 42' is prose"),
     ],
 )
 def test_a_wrong_problem_file_is_one_line_that_says_why(
