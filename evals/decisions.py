@@ -24,10 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from stepwise.routing.policies import Threshold
 from stepwise.routing.policy import Policy, View
 from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
 from stepwise.routing.pomdp.policies import BeliefThreshold, Planned, Published
-from stepwise.routing.trim import Threshold
 from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Step, Usage
 

@@ -23,8 +23,8 @@ from typing import Any
 from stepwise.report import Report, write_report
 from stepwise.report.shell import percent
 from stepwise.routing.compare import judge
+from stepwise.routing.policies import Threshold
 from stepwise.routing.pomdp.fit import FitCard
-from stepwise.routing.trim import Threshold
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, positive, program
 

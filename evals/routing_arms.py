@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from stepwise.errors import DataError
+from stepwise.routing.policies import Always, Never, Random, Threshold
 from stepwise.routing.policy import Policy
 from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.routing.pomdp.fit import RouterFit, fit_router
@@ -34,8 +35,6 @@ from stepwise.routing.signals import (
     StrongRating,
     fit_mixture,
 )
-from stepwise.routing.simple import Always, Never, Random
-from stepwise.routing.trim import Threshold
 from stepwise.types import Problem, Trace
 
 from .routing_world import World, seed_for

@@ -26,11 +26,11 @@ from stepwise.lab.problems import generate
 from stepwise.models.scorers import load_scorer
 from stepwise.report.charts import calibration_svg
 from stepwise.routing.compare import plan_routing
+from stepwise.routing.policies import Never, Random
 from stepwise.routing.policy import Policy
 from stepwise.routing.pomdp.fit import RouterFit, fit_router
 from stepwise.routing.pomdp.fit_data import STATES, FitTrace, from_lab_trace, from_row, from_trace, unlabelled
 from stepwise.routing.router import StepRouter
-from stepwise.routing.simple import Never, Random
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Run, positive, program
 from stepwise.types import Problem, Trace, from_json

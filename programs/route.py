@@ -19,7 +19,7 @@ from typing import Any
 from stepwise.config import Config
 from stepwise.data.problems import SOURCES, load_problems
 from stepwise.data.tables import parse_table
-from stepwise.errors import DataError
+from stepwise.errors import DataError, reason_of
 from stepwise.grading import GRADER_VERSION, check_gold
 from stepwise.lab.problems import generate
 from stepwise.models.store import CallCache
@@ -91,8 +91,7 @@ def _policy_of(config: Config, args: argparse.Namespace) -> SavedPolicy:
     try:
         return saved._replace(policy=saved.policy.at(args.at))
     except ValueError as error:
-        reason = str(error).split("\n")[2].strip() if "\n" in str(error) else str(error)
-        raise DataError(f"--at is {args.at}: {reason} (policy {saved.policy.name!r})") from None
+        raise DataError(f"--at is {args.at}: {reason_of(error)} (policy {saved.policy.name!r})") from None
 
 
 def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:

@@ -1,35 +1,27 @@
-"""Train a routing policy by reinforcement: in a simulator of the models, and, if wanted, with the models themselves.
+"""Train a routing policy by reinforcement, in a simulator of the models.
 
 --fit FILE is the fit of the routing model that programs.fit_router wrote. One policy is trained for each price of a
 strong token, where a right solution is worth 1; --set routing.policy=... has no effect here. The policies lie in the
-output directory's folder policies, each with its card, and programs.route takes a card (--policy FILE). With --tune N
-each is trained on with the configured models and N lab problems; those policies lie in the folder tuned. A killed run
+output directory's folder policies, each with its card, and programs.route takes a card (--policy FILE). A killed run
 goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stepwise.config import Config
-from stepwise.errors import ConfigError, DataError
+from stepwise.errors import DataError
 from stepwise.io import read_rows
-from stepwise.lab.problems import generate
-from stepwise.routing import StepRouter, Threshold
-from stepwise.routing.compare import plan_routing, verdict_of
 from stepwise.routing.learned import FOR_GOOD, Learned, ModelNames, files_of
 from stepwise.routing.pomdp.fit import RouterFit
 from stepwise.routing.pomdp.simulator import RouterSimulator
 from stepwise.routing.ppo import PpoSettings, train
-from stepwise.routing.tuning import tune
-from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, positive, program
-from stepwise.types import Problem, Trace
+from stepwise.types import Trace
 
 _PRICES = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3)
 
@@ -50,23 +42,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=positive, default=64, metavar="N", help="episodes in a batch (default: 64)")
     parser.add_argument("--test", type=positive, default=10_000, metavar="N", help="episodes for the figures")
     parser.add_argument("--dropout", type=float, default=0.1, metavar="P", help="TRIM-Agg's (default: 0.1)")
-    parser.add_argument("--tune", type=positive, metavar="N", help="train on with the models, on N lab problems")
-    parser.add_argument("--tune-batches", type=positive, default=10, metavar="N", help="of that (default: 10)")
-    parser.add_argument("--split", default="train", help="of the problems for --tune (default: %(default)s)")
-    parser.add_argument("--force", action="store_true", help="tune with other models than those of the fit")
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
-    if args.tune is None:
-        return []
-    problems = _problems(args)
-    held = len(problems) // 10
-    solved = held * (args.tune_batches + 1) + min(args.size, len(problems) - held) * args.tune_batches
-    times = -(-solved // len(problems)) * len(args.prices)
-    return plan_routing(config, [Threshold(0.5)] * times, problems)
-
-
-@program(doc=__doc__, arguments=_arguments, plan=_plan)
+@program(doc=__doc__, arguments=_arguments)
 def main(run: Run) -> None:
     args, fit = run.args, RouterFit.load(run.args.fit)
     models = ModelNames(fit.card.weak, fit.card.strong, fit.card.scorer, fit.card.config)
@@ -75,30 +53,25 @@ def main(run: Run) -> None:
     world = RouterSimulator.from_fit(fit, tokens=_tokens_of(args.traces))
     policies = [_train_one(run, world, models, price) for price in args.prices]
     _show(run, fit, policies)
-    if args.tune:
-        _tune_all(run, policies)
 
 
 def _train_one(run: Run, world: RouterSimulator, models: ModelNames, price: float) -> Learned:
     """The policy for one price; gone on with, or taken as it is, where it is there."""
     args = run.args
-    try:
-        settings = PpoSettings(
-            kind=args.kind,
-            price=price,
-            draft_share=args.draft_share,
-            stay=tuple(args.stay),
-            hand_over=args.hand_over,
-            batches=args.batches,
-            problems=args.size,
-            dropout=args.dropout,
-            test=args.test,
-            seed=run.config.seed,
-        )
-    except ValueError as error:
-        raise DataError(" ".join(str(error).split("\n")[1:3])) from None
+    settings = PpoSettings(
+        kind=args.kind,
+        price=price,
+        draft_share=args.draft_share,
+        stay=tuple(args.stay),
+        hand_over=args.hand_over,
+        batches=args.batches,
+        problems=args.size,
+        dropout=args.dropout,
+        test=args.test,
+        seed=run.config.seed,
+    )
     with progress(f"training at {price:g} per token", args.batches) as advance:
-        return train(world, settings, models, _folder(run, "policies", price), advance=advance)
+        return train(world, settings, models, _folder(run, price), advance=advance)
 
 
 def _show(run: Run, fit: RouterFit, policies: Sequence[Learned]) -> None:
@@ -115,40 +88,12 @@ def _show(run: Run, fit: RouterFit, policies: Sequence[Learned]) -> None:
     run.say(f"The policies: {run.out / 'policies'}; route with python -m programs.route --policy CARD.json")
 
 
-def _tune_all(run: Run, policies: Sequence[Learned]) -> None:
-    """Train the policies on with the configured models, and show what they did before and after."""
-    args, problems, rows = run.args, _problems(run.args), []
-    with StepRouter.from_config(run.config, policy=policies[0]) as router:
-        for policy in policies:
-            policy, price = dataclasses.replace(policy, force=args.force), policy.card.price
-            with progress(f"tuning at {price:g} per token", args.tune_batches) as advance:
-                tuned = tune(
-                    policy,
-                    router,
-                    problems,
-                    _folder(run, "tuned", price),
-                    verdict=lambda trace: verdict_of(trace) == "CORRECT",
-                    batches=args.tune_batches,
-                    advance=advance,
-                )
-            assert tuned.card.live is not None
-            before, after = tuned.card.live
-            run.metrics(price=price, tuned=True, before=vars(before), after=vars(after))
-            worth = (f"{before.objective:.4f}", f"{after.objective:.4f}")
-            rows.append(
-                (f"{price:g}", str(after.n), *worth, f"{before.strong_tokens:.1f}", f"{after.strong_tokens:.1f}")
-            )
-    columns = ("price", "problems", "worth before", "after", "strong tokens before", "after")
-    run.table("With the models, on the held-out problems that weights were chosen by", columns, rows)
-    run.say(f"The tuned policies: {run.out / 'tuned'}")
-
-
-def _folder(run: Run, name: str, price: float) -> Path:
-    """The folder `name` of the output directory; the files of the policy for `price` in it are the run's own."""
-    weights, card = files_of(name, price)
+def _folder(run: Run, price: float) -> Path:
+    """The folder of the policies; the files of that for `price` in it are the run's own."""
+    weights, card = files_of("policies", price)
     for file in (weights, card, card.with_suffix(".checkpoint")):
         run.path(str(file))
-    return run.out / name
+    return run.out / "policies"
 
 
 def _tokens_of(files: Sequence[Path]) -> list[int]:
@@ -161,12 +106,6 @@ def _tokens_of(files: Sequence[Path]) -> list[int]:
     if files and not counts:
         raise DataError("--traces: no step says how many tokens it has; leave --traces out")
     return counts
-
-
-def _problems(args: argparse.Namespace) -> list[Problem]:
-    if args.tune < 10:
-        raise ConfigError(f"--tune is {args.tune}; give at least 10 problems")
-    return [lab_problem.problem for lab_problem in generate(args.split, args.tune)]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import reprlib
+from collections.abc import Sequence
 
 _KEY_SHAPES = re.compile(
     r"\b(?:sk|pk|rk|hf|gsk|xai|glpat|pypi|gh[pousr]|github_pat|xox[abprs])[-_][A-Za-z0-9_\-*.]{6,}"
@@ -30,13 +31,19 @@ def redact(text: str) -> str:
     return _KEY_SHAPES.sub(REDACTED, text)
 
 
-def reason_of(error: Exception) -> str:
-    """What an exception says, on one line; of pydantic's, each field with its fault and value, and no URL."""
+def reason_of(error: Exception, names: Sequence[str] = ()) -> str:
+    """What an exception says, on one line; of pydantic's, each field with its fault and value, and no URL.
+
+    `names` are those of arguments given by position.
+    """
     if not callable(listed := getattr(error, "errors", None)):
         return " ".join(str(error).split()) or type(error).__name__
     lines = []
     for item in listed(include_url=False):
-        field, fault = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")
+        place, fault = list(item["loc"]), item["msg"].removeprefix("Value error, ")
+        if names and place and isinstance(place[0], int):
+            place[0] = names[place[0]]
+        field = ".".join(map(str, place))
         if item["type"] == "value_error":  # one of ours, or of a user's, which names its value itself
             lines.append(f"{field}: {fault}" if field else fault)
         else:
@@ -50,6 +57,10 @@ class StepwiseError(Exception):
 
 class ConfigError(StepwiseError, ValueError):
     """A configuration file, key or value is wrong."""
+
+
+class PluginError(ConfigError):
+    """A user's own policy, signal, scorer, reward or scheme raised something, or returned what it may not."""
 
 
 class DataError(StepwiseError, ValueError):

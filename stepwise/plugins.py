@@ -12,10 +12,11 @@ import importlib
 import inspect
 import os
 import sys
+from abc import ABC
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar, Self
 
-from stepwise.errors import ConfigError, reason_of
+from stepwise.errors import ConfigError, StepwiseError, reason_of
 
 
 def is_import_path(text: str) -> bool:
@@ -78,20 +79,72 @@ def load_plugin(path: str, base: Any, *, field: str, allowed: Collection[str] | 
 
 
 def check_plugin(value: Any, base: Any, *, field: str) -> None:
-    """Raise `ConfigError`, beginning with `field`, unless `value` is a `base` or a complete subclass of it."""
-    is_class = inspect.isclass(value)
-    name = value.__qualname__ if is_class else type(value).__qualname__
-    wanted = getattr(base, "__qualname__", str(base))
-    if not (issubclass(value, base) if is_class else isinstance(value, base)):
+    """Raise `ConfigError`, beginning with `field`, unless `value` is a `base` or a complete subclass of it, in which no
+    name is a misspelt one of `base`.
+    """
+    cls = value if inspect.isclass(value) else type(value)
+    name, wanted = cls.__qualname__, getattr(base, "__qualname__", str(base))
+    if not (issubclass(value, base) if inspect.isclass(value) else isinstance(value, base)):
         raise ConfigError(
             f"{field}: {name} is no {wanted}; write `class {name}({wanted})`, with {wanted} from {base.__module__}"
         )
-    if missing := sorted(getattr(value, "__abstractmethods__", ())) if is_class else []:
-        signature = str(inspect.signature(getattr(base, missing[0]))) if callable(getattr(base, missing[0])) else ""
-        raise ConfigError(
-            f"{field}: {name} lacks {', '.join(missing)}, which every {wanted} must have; add `def {missing[0]}"
-            f"{signature}`"
-        )
+    if not isinstance(base, type) or base not in cls.__mro__:  # a function
+        return
+    _check_complete(cls, field)
+    public = [part for part in dir(base) if not part.startswith("_")]
+    fields = {*getattr(cls, "__dataclass_fields__", ()), *_parameters(cls)}
+    for part in (part for above in cls.__mro__[: cls.__mro__.index(base)] for part in vars(above)):
+        near = difflib.get_close_matches(part, public, n=1, cutoff=0.75)
+        if near and not part.startswith("_") and part not in public and part not in fields:
+            raise ConfigError(
+                f"{field}: {name} has {part!r}, which no {wanted} has; did you mean {near[0]!r}? If it is your own, "
+                "begin its name with an underscore"
+            )
+    for key, choices in () if inspect.isclass(value) else getattr(base, "_choices", {}).items():
+        check_choice(f"{field}: {name}.{key}", getattr(value, key), choices)
+
+
+class Plugin(ABC):
+    """Base of what a user may write himself. Where nothing else is said its name is that of the class; an abstract
+    method that is missing is named when an object is made.
+    """
+
+    name: ClassVar[str]
+    _choices: ClassVar[Mapping[str, Collection[str]]] = {}  # attributes that are one of a few words
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in {*vars(cls), *vars(cls).get("__annotations__", ())}:
+            cls.name = cls.__name__
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """An object, unless a method is missing."""
+        _check_complete(cls, cls.__module__)
+        return super().__new__(cls)
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raise `ConfigError`, with the nearest one, unless `value` is one of `choices`."""
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"{name} is {value!r}; {hint}it is one of {', '.join(map(repr, choices))}")
+
+
+def options_of(value: Any) -> dict[str, Any]:
+    """The arguments that `make_plugin` makes `value` again: its fields, or the arguments of `__init__`.
+
+    Raises `ConfigError` where an argument is not kept under its own name.
+    """
+    names = _parameters(type(value))
+    for name in names:
+        if not hasattr(value, name):
+            cls = type(value).__qualname__
+            raise ConfigError(
+                f"{cls} takes {name!r}, but has no attribute of that name, so it cannot be made again; write "
+                f"`self.{name} = {name}` in its __init__, or make it a dataclass"
+            )
+    return {name: getattr(value, name) for name in names}
 
 
 def make_plugin(cls: Any, options: Mapping[str, Any], *, field: str) -> Any:
@@ -105,29 +158,40 @@ def make_plugin(cls: Any, options: Mapping[str, Any], *, field: str) -> Any:
                 f"{field}: {cls!r} is an object already, so it takes no {', '.join(options)}; name a class"
             )
         return cls
-    try:
-        known = inspect.signature(cls).parameters
-    except ValueError:  # a class in C, which says nothing
-        return cls(**options)
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-    for key in () if takes_any else options:
+    known = _parameters(cls)
+    for key in options:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}"
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'nothing'}"
             raise ConfigError(f"{field}: {cls.__qualname__} takes no {key!r}; {hint}")
-    missing = [
-        parameter.name
-        for parameter in known.values()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        and parameter.name not in options
-    ]
-    if missing:
+    if missing := [
+        key for key, parameter in known.items() if parameter.default is parameter.empty and key not in options
+    ]:
         raise ConfigError(f"{field}: {cls.__qualname__} needs {', '.join(missing)}; give it, or a default in the class")
     try:
         return cls(**options)
+    except StepwiseError as error:
+        raise ConfigError(f"{field}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{field}: {cls.__qualname__}({_shown(options)}) failed: {reason_of(error)}") from error
+        raise ConfigError(f"{field}: {cls.__qualname__}: {reason_of(error)}") from error
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """What the constructor takes by name."""
+    given = inspect.signature(cls).parameters if cls.__init__ is not object.__init__ else {}  # type: ignore[misc]
+    return {
+        name: parameter
+        for name, parameter in given.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def _check_complete(cls: type, field: str) -> None:
+    for name in sorted(getattr(cls, "__abstractmethods__", ())):
+        base = next(above for above in cls.__mro__ if name in vars(above))
+        near = difflib.get_close_matches(name, [part for part in vars(cls) if part != name], n=1, cutoff=0.75)
+        hint = f"rename {near[0]!r}" if near else f"add `def {name}{inspect.signature(getattr(base, name))}`"
+        raise ConfigError(f"{field}: {cls.__qualname__} has no {name}(), which every {base.__name__} must have; {hint}")
 
 
 def _module(name: str, path: str, field: str) -> Any:
@@ -149,7 +213,3 @@ def _module(name: str, path: str, field: str) -> Any:
         raise ConfigError(
             f"{field} is {path!r}: importing {name} failed, {type(error).__name__}: {reason_of(error)}"
         ) from error
-
-
-def _shown(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in options.items())

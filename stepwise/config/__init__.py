@@ -23,6 +23,7 @@ from stepwise.config import errors as config_errors
 from stepwise.config.base import FrozenConfig
 from stepwise.config.training import DpoConfig, LoraConfig, RlConfig, SftConfig
 from stepwise.errors import ConfigError
+from stepwise.plugins import check_choice, is_import_path
 from stepwise.prompt import SolvePrompt
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S.*$")]
@@ -248,17 +249,33 @@ class SamplingConfig(FrozenConfig):
     """most tokens of one step; a step that reaches it is cut"""
 
 
+POLICIES = (
+    "never", "always", "random", "threshold", "query_random", "query_classifier", "cascade", "signal", "two_stage",
+    "judged", "belief", "planned", "published", "learned",
+)  # fmt: skip
+"""the names of the policies of this library"""
+
+
 class RoutingConfig(FrozenConfig):
     """Which steps the strong model writes."""
 
-    policy: Literal["never", "always", "random", "threshold"] = "threshold"
-    """who decides on an escalation"""
+    policy: str = "threshold"
+    """who decides: never, always, random, threshold, ..., or a class of yours, "my_package.my_file:MyPolicy\""""
     threshold: float = Field(default=0.5, ge=0, le=1)
     """policy "threshold": a draft scored below this is written again by the strong model"""
     probability: float = Field(default=0.3, ge=0, le=1)
     """policy "random": share of steps that are escalated"""
+    options: dict[str, Any] = Field(default={})
+    """the fields of any other policy, such as of yours"""
     max_steps: int = Field(default=30, ge=1)
     """most steps of one solution"""
+
+    @field_validator("policy")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if not is_import_path(value):
+            check_choice("routing.policy", value, POLICIES)
+        return value
 
 
 class CapsConfig(FrozenConfig):

@@ -18,13 +18,11 @@ from stepwise.routing.policy import (
     Resample,
     View,
 )
-from stepwise.routing.simple import Always, Never, Random
-from stepwise.routing.trim import Threshold
 
 if TYPE_CHECKING:
     from stepwise.routing.calibration import Calibrated, calibrate
-    from stepwise.routing.judged import Judged
     from stepwise.routing.learned import Learned
+    from stepwise.routing.policies import Always, Judged, Never, Random, Threshold
     from stepwise.routing.pomdp import (
         BeliefThreshold,
         ObservationLaw,
@@ -55,22 +53,25 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Agreement": "signals",
+    "Always": "policies",
     "BeliefThreshold": "pomdp",
     "Calibrated": "calibration",
     "Cascade": "query",
     "CumulativeSum": "signals",
     "FirstTokenEntropy": "signals",
-    "Judged": "judged",
+    "Judged": "policies",
     "MaxLogit": "signals",
     "MaxLogitMixture": "signals",
     "Learned": "learned",
     "Models": "route",
+    "Never": "policies",
     "ObservationLaw": "pomdp",
     "Plan": "pomdp",
     "Planned": "pomdp",
     "Published": "pomdp",
     "QueryClassifier": "query",
     "QueryRandom": "query",
+    "Random": "policies",
     "RouteSettings": "trim",
     "RoutingInterrupted": "route",
     "RoutingPomdp": "pomdp",
@@ -81,6 +82,7 @@ _LAZY = {
     "StepRouter": "router",
     "StepScore": "signals",
     "StrongRating": "signals",
+    "Threshold": "policies",
     "TwoStage": "signal_policies",
     "Watch": "signal_policies",
     "calibrate": "calibration",

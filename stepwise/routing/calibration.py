@@ -10,21 +10,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from stepwise.errors import ConfigError, DataError
+from stepwise.errors import ConfigError, DataError, reason_of
 from stepwise.models.store import CallCache
 from stepwise.routing.compare import Measured, measure
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
 from stepwise.routing.learned import Learned
 from stepwise.routing.metrics import pgr
+from stepwise.routing.policies import Always, Never
 from stepwise.routing.policy import Policy
 from stepwise.routing.pomdp.policies import Planned, Published
 from stepwise.routing.query import QueryClassifier, question_key, refuse_overlap
 from stepwise.routing.saved import PolicyCard, policy_from_dict, policy_to_dict, save_policy
 from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
-from stepwise.routing.simple import Always, Never
 from stepwise.types import Problem, from_json
 
 if TYPE_CHECKING:
@@ -258,8 +258,8 @@ def _dial(policy: Policy, bounds: tuple[float, float] | None, run: Callable[[Pol
         x = low * (high / low) ** u if low > 0 and high / low > 100 else low + u * (high - low)
         try:
             return policy.at(x)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
+        except ValueError as error:
+            reason = reason_of(error)
             raise ConfigError(f"calibrate: bounds are ({low}, {high}), but {policy.name}.at({x}): {reason}") from error
 
     return at

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from stepwise.config import Config
 from stepwise.errors import DataError
@@ -15,6 +14,7 @@ from stepwise.grading import grade
 from stepwise.models.base import Generator
 from stepwise.models.budget import Ledger, Prices
 from stepwise.models.scorers.base import BaseScorer
+from stepwise.records import record
 from stepwise.routing.metrics import Cost, OperatingPoint, cost_of, cpt, pgr, usage_by_author
 from stepwise.routing.policy import Policy, needs_scorer
 from stepwise.runs.plan import PlannedCalls
@@ -24,14 +24,13 @@ from stepwise.types import Problem, Trace, Usage
 if TYPE_CHECKING:
     from stepwise.routing.router import StepRouter
 
-_FROZEN = ConfigDict(extra="forbid", allow_inf_nan=False)
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _Amount = Annotated[float, Field(ge=0)]
 _Count = Annotated[int, Field(ge=0)]
 NAMES = {"never": "Never (weak alone)", "always": "Always (strong alone)"}
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class PolicyRow:
     """One operating point: a policy at one setting, measured on `n` problems.
 
@@ -63,7 +62,7 @@ class PolicyRow:
         return "strong" if self.family == "always" else ""
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class TraceView:
     """One trace to show: under which policy it was made, and its verdict.
 
@@ -82,7 +81,7 @@ class TraceView:
         return any(step.author == "strong" for step in self.trace.steps)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@record()
 class Measured:
     """A policy's traces with their verdicts ("" without a gold answer), what they cost, and the seconds it took."""
 
@@ -225,7 +224,7 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
     return [*parts, *([planned("scorer", scored, True, generates=False)] if scored else [])]
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class _Savings:
     """Strong tokens and money here, and what the strong model alone would take by the estimate.
 

@@ -4,7 +4,7 @@ TRIM (arXiv 2601.10245, the method's section on learned policies) maximises E[ri
 model's steps]. TRIM-Agg decides from five numbers (`_features`), TRIM-Seq from all scores and tokens so far (`_pairs`);
 training is in `ppo`. What differs from the paper and its published code:
 
-1. Training is in a simulator fitted to traces, then, if wanted, with the models themselves.
+1. Training is in a simulator fitted to traces; TRIM trains with the models themselves.
 2. Actions may be wider: besides keeping a draft and having the strong model write the step, the strong model may write
    several steps on end or all that are left. Drafts may have a price, without which wider actions cannot pay.
 3. TRIM-Seq is not in the published code. Here: a transformer of two layers, 32 units and four heads, without dropout,
@@ -17,6 +17,7 @@ training is in `ppo`. What differs from the paper and its published code:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from functools import cached_property
@@ -25,12 +26,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
-from stepwise.errors import ConfigError, ExportError
+from stepwise.errors import ConfigError, ExportError, reason_of
 from stepwise.export.safetensors import Checkpoint
 from stepwise.io import whole_file, write_text
+from stepwise.records import record
 from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Policy, View, When
 from stepwise.types import from_json, to_json
 
@@ -40,12 +41,11 @@ Weights = Mapping[str, Array]
 FOR_GOOD = 2**31  # a run of the strong model that no solution outlasts
 LAYERS, HEADS = 2, 4  # of TRIM-Seq
 _TOKENS, _STEPS = 300.0, 30.0  # what TRIM divides a step's tokens and its index by
-_FROZEN = ConfigDict(extra="forbid")
 _STEM = "learned-"
-_REMEDY = "train it with python -m programs.train_router"
+_REMEDY = "train it with stepwise train_router"
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class ModelNames:
     """Names of the models that a policy is for, as the configuration names them, and the configuration's hash."""
 
@@ -72,7 +72,7 @@ class ModelNames:
                 )
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Performance:
     """What a policy did on `n` episodes or problems: share right, tokens for each, and the objective with its standard
     error.
@@ -95,7 +95,7 @@ class Performance:
         return cls(len(right), accuracy, strong_tokens, draft_tokens, mean, error)
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class LearnedCard:
     """What a learned policy is good for.
 
@@ -107,8 +107,6 @@ class LearnedCard:
         pair: the models it is for.
         settings: of the training; `batches`: after how many the best weights were reached.
         simulated: in the simulator, on episodes that neither training nor the choice of weights has seen.
-        live: on the held-out problems that weights were chosen by, before and after training with the models; none
-            where there was no such training.
     """
 
     kind: Kind
@@ -119,28 +117,28 @@ class LearnedCard:
     settings: dict[str, Any]
     batches: int
     simulated: Performance | None = None
-    live: tuple[Performance, Performance] | None = None
 
     @classmethod
     def read(cls, path: Path) -> LearnedCard:
         """The card in a JSON file; raises `ConfigError` where there is none that can be read."""
         try:
-            return from_json(cls, path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"{path} is no card of a learned policy ({reason}); {_REMEDY}") from error
+            row = json.loads(path.read_text(encoding="utf-8"))
+            row.pop("live", None)  # of a training with the models, before 0.1.0
+            return from_json(cls, json.dumps(row))
+        except (OSError, ValueError, AttributeError) as error:
+            raise ConfigError(f"{path} is no card of a learned policy ({reason_of(error)}); {_REMEDY}") from error
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Learned(Policy):
     """A trained policy: TRIM-Agg or TRIM-Seq, for one of the prices that were trained.
 
     Args:
-        path: directory that programs.train_router wrote: for each price `learned-PRICE.safetensors` and a card.
+        path: directory that `stepwise train_router` wrote: for each price `learned-PRICE.safetensors` and a card.
         price: lambda, one of the trained; None where only one was.
         force: use it for other models than it was trained for.
 
-    Raises a ValueError where there is no such policy; `check_models` says whether it is for the router's models.
+    Raises `ConfigError` where there is no such policy; `check_models` says whether it is for the router's models.
     """
 
     path: str

@@ -1,35 +1,39 @@
 """What a policy is: it looks at the solution so far and decides who writes the step.
 
-A policy is a frozen pydantic dataclass; its state lives in the `View` it is given, so one policy serves any number of
-problems at once, in any order and from any thread. The router owns the loop and knows policies only through this
-protocol.
+A policy of your own is a class that inherits from `Policy` and has `decide`; everything else has a default. It keeps no
+state between calls: what it may look at is in the `View` it is given, so one policy serves any number of problems at
+once, in any order and from any thread. What it is set to (a threshold, say) is a field of a dataclass, or an argument
+of `__init__` that is stored under its own name; then it can be saved, loaded and moved to another operating point.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Mapping
-from typing import ClassVar, Literal, Protocol, Self
+import inspect
+from abc import abstractmethod
+from collections.abc import Awaitable, Collection, Mapping
+from typing import Any, ClassVar, Literal, Self, get_args
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+from stepwise.errors import ConfigError, PluginError
+from stepwise.plugins import Plugin, check_choice, check_plugin, make_plugin, options_of
+from stepwise.records import record
 from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Step, TraceFinish
 
 When = Literal["question", "before", "after", "solution"]
 Evidence = Literal["draft", "scores", "first_token", "logprobs", "resamples", "rating", "verification"]
-_FROZEN = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Keep:
     """Go on with the weak model: it writes this step ("before"), or its draft stands ("after")."""
 
     reason: str = dataclasses.field(default="", compare=False)
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Escalate:
     """The strong model writes this step and the `steps` - 1 after it; then the weak model goes on (TRIM: steps=1)."""
 
@@ -37,14 +41,14 @@ class Escalate:
     reason: str = dataclasses.field(default="", compare=False)
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class HandOver:
     """The strong model writes this step and every step after it."""
 
     reason: str = dataclasses.field(default="", compare=False)
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Resample:
     """The weak model drafts this step again (only "after" a draft); costs no strong token. See `View.attempt`."""
 
@@ -54,21 +58,21 @@ class Resample:
 Action = Keep | Escalate | HandOver | Resample
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Look:
     """Not decided yet: get this evidence and ask again. What it costs is counted in the trace (`Step.evidence`).
 
     "draft": the weak model's draft. "scores": the scorer's, of every step so far and the draft. "first_token": the
-    weak model writes one token, `n` is how many of the likeliest are told. "logprobs" come with every draft of a policy
-    that names them in its `looks`. "resamples": `n` more drafts of this step. "rating": the strong model rates the
-    draft. "verification": the weak model says `n` times whether the solution is right.
+    weak model writes one token, `n` is how many of the likeliest are shown. "logprobs" come with every draft of a
+    policy that names them in its `looks`. "resamples": `n` more drafts of this step. "rating": the strong model rates
+    the draft. "verification": the weak model says `n` times whether the solution is right.
     """
 
     what: Evidence
     n: int = Field(default=1, ge=1, le=64)
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class View:
     """What a policy sees. `steps` are those of the solution so far, with their scores where they were scored.
 
@@ -85,6 +89,11 @@ class View:
         resamples: other drafts of this step.
         rating: of the draft by the strong model, 0 to 9.
         verification: what the weak model said of the solution, None where it cannot be read.
+
+    Example:
+        >>> view = View(Problem("p", "1 + 1?"), (Step("One and one.", "weak", 0.9),), Step("That is 3.", "weak", 0.2))
+        >>> view.index, view.scores
+        (1, (0.9, 0.2))
     """
 
     problem: Problem
@@ -123,15 +132,26 @@ class View:
         return stable_hash(self.seed, self.problem.id, self.index, self.attempt, salt, "policy") / 2**63
 
 
-class Policy(Protocol):
-    """Decides keep or escalate: a frozen dataclass that inherits from this, with its own `decide`.
+class Policy(Plugin):
+    """Decides who writes a step: inherit from this and write `decide`.
 
     Attributes:
-        name: in a config.
+        name: what tables call it; the class's name where nothing else is said.
         when: it is asked once per "question", at every step "before" or "after" the draft, or once the weak model has
             ended its "solution" (`HandOver` then has the strong model solve the problem anew).
         needs_scores: whether the scorer is called (and paid for) before every decision.
         dial: the field that is the operating point (its threshold, rate, price, ...), "" for a policy without one.
+
+    Example:
+        A policy that has the strong model write every step from the third on:
+
+        >>> class Late(Policy):
+        ...     def __init__(self, start: int = 2):
+        ...         self.start = start
+        ...     def decide(self, view):
+        ...         return Escalate() if view.index >= self.start else Keep()
+        >>> Late().decide(View(Problem("p", "1 + 1?")))
+        Keep(reason='')
     """
 
     name: ClassVar[str]
@@ -139,15 +159,18 @@ class Policy(Protocol):
     needs_scores: ClassVar[bool] = False
     dial: ClassVar[str] = ""
 
+    _choices = {"when": get_args(When)}  # noqa: RUF012
+
+    @abstractmethod
     def decide(self, view: View) -> Action | Look | Awaitable[Action | Look]:
         """What to do at `view.index`; must depend on `view` and on the policy's own fields alone. A coroutine where it
         asks a model.
         """
 
     @property
-    def looks(self) -> Mapping[str, str]:
-        """What it may `Look` for, with the name of what wants it (for errors)."""
-        return {}
+    def looks(self) -> Collection[str]:
+        """What it may `Look` for; a mapping also names, for errors, what wants it."""
+        return ()
 
     @property
     def calls_per_step(self) -> Mapping[str, int]:
@@ -167,8 +190,7 @@ class Policy(Protocol):
 
     def at(self, x: float) -> Self:
         """The same policy at operating point `x`; itself where there is nothing to set."""
-        moved: Self = dataclasses.replace(self, **{self.dial: x}) if self.dial else self  # type: ignore[type-var]
-        return moved
+        return type(self)(**{**options_of(self), self.dial: x}) if self.dial else self
 
     def check_models(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
         """Raise `ConfigError` where it knows what models it is for, and one of these is another."""
@@ -178,3 +200,34 @@ class Policy(Protocol):
 def needs_scorer(policy: Policy) -> bool:
     """Whether a policy cannot do without a scorer, whenever it asks it."""
     return policy.needs_scores or "scores" in policy.looks
+
+
+def check_policy(policy: Any, *, field: str = "policy") -> Policy:
+    """`policy` itself, or one of a class without arguments.
+
+    Raises `ConfigError`, naming `field`, class and remedy, for what is no policy and for one with a wrong part.
+    """
+    check_plugin(policy, Policy, field=field)
+    if inspect.isclass(policy):
+        return check_policy(make_plugin(policy, {}, field=field), field=field)
+    name = f"{field}: {type(policy).__name__}"
+    for evidence in policy.looks:
+        check_choice(f"{name}.looks", evidence, get_args(Evidence))
+    if policy.dial:
+        check_choice(f"{name}.dial", policy.dial, options_of(policy))
+    try:
+        inspect.signature(policy.decide).bind(None)
+    except TypeError:
+        raise ConfigError(f"{name}.decide must take one argument: def decide(self, view)") from None
+    return policy  # type: ignore[no-any-return]
+
+
+def check_action(policy: Policy, action: Any) -> Action | Look:
+    """`action` itself; raises `PluginError`, naming class and remedy, where `decide` returned something else."""
+    if isinstance(action, Action | Look):
+        return action
+    hint = f"; {action.__name__} is the class, write {action.__name__}()" if inspect.isclass(action) else ""
+    raise PluginError(
+        f"{type(policy).__name__}.decide() returned {action!r}, which is no action{hint}; return Keep(), Escalate(), "
+        'HandOver(), Resample() or Look("draft") of stepwise.routing'
+    )

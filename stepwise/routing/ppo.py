@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from stepwise.errors import ConfigError, MissingDependencyError
 from stepwise.io import whole_file
+from stepwise.records import record
 from stepwise.routing import learned
 from stepwise.routing.learned import Array, Kind, Learned, LearnedCard, ModelNames, Performance, Weights
 from stepwise.routing.pomdp.simulator import Act, Decisions, Drafts, Ints, RouterSimulator
@@ -44,7 +44,7 @@ _HEAD = 64
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@record()
 class PpoSettings:
     """How a policy is trained; the defaults are TRIM's."""
 

@@ -23,19 +23,18 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from stepwise.errors import DataError
 from stepwise.models.scorers.judge import parse
+from stepwise.records import record
 from stepwise.routing.compare import verdict_of
+from stepwise.routing.policies import Random
 from stepwise.routing.policy import Action, HandOver, Keep, Look, Policy, View, When
 from stepwise.routing.signal_policies import threshold_at
-from stepwise.routing.simple import Random
 from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Trace
 
-_FROZEN = ConfigDict(extra="forbid", allow_inf_nan=False)
 _WORD = re.compile(r"\d+|[^\W\d]+|\S")
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 _FOLDS = 5
@@ -43,7 +42,7 @@ _Query = TypeVar("_Query", "QueryRandom", "QueryClassifier", "Cascade")
 _Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class QueryRandom(Random):
     """Each problem goes to the strong model whole with probability `p`; with one seed a higher rate only adds."""
 
@@ -56,7 +55,7 @@ class QueryRandom(Random):
         return action if isinstance(action, Keep) else HandOver(action.reason)
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class QueryClassifier(Policy):
     """Hands a problem over iff its chance to need the strong model, by its question, is above `threshold`, strictly.
 
@@ -92,7 +91,7 @@ class QueryClassifier(Policy):
         return HandOver(reason) if above else Keep(reason)
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class Cascade(Policy):
     """The weak model solves; a solution whose check is below `threshold`, strictly, or that has no answer is handed
     over: the strong model solves the problem anew.

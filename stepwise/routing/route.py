@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,10 +15,11 @@ from stepwise.models.driver import Driver
 from stepwise.models.scorers.base import Scorer, scorer_of
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import composed, composed_scorer
-from stepwise.routing.policy import Policy, needs_scorer
-from stepwise.routing.review import Reviewed
-from stepwise.routing.trim import OnTrace, RouteSettings, Solver
-from stepwise.types import Problem, Trace, Usage
+from stepwise.routing.policy import Policy, check_policy, needs_scorer
+from stepwise.routing.trim import FOR_GOOD, OnTrace, RouteSettings, Solver
+from stepwise.types import Problem, Step, Trace, Usage
+
+_log = logging.getLogger(__name__)
 
 
 class Models(NamedTuple):
@@ -54,9 +58,11 @@ def route_all(
     The caps of `ledger` hold for everything it counts, its caps on one problem for each trace and what `spent` says (by
     problem and role) that earlier attempts at it cost. `store`, `callbacks` and `scorer_settings` go to the wrappers.
 
-    A model that refuses a request ends that trace with finish "error". Raises `ConfigError` when the policy needs a
-    scorer and there is none, `BackendError` and `ScorerError` where a model is gone, `RoutingInterrupted` on Ctrl-C.
+    A model that refuses a request and a policy that raises end that trace with finish "error" and a note. Raises
+    `ConfigError` when the policy needs a scorer and there is none, `PluginError` where the policy failed at every
+    problem, `BackendError` and `ScorerError` where a model is gone, `RoutingInterrupted` on Ctrl-C.
     """
+    policy = check_policy(policy)
     if needs_scorer(policy) and models.scorer is None:
         raise ConfigError(
             f"policy {policy.name!r} looks at scores, but there is no scorer; "
@@ -70,16 +76,59 @@ def route_all(
         composed(generator_of(models.strong), role="strong", **given),
         None if models.scorer is None else composed_scorer(scorer_of(models.scorer), settings=scorer_settings, **given),
     )
-    solver_of = Reviewed if policy.when == "solution" else Solver
+    solver_of = _Reviewed if policy.when == "solution" else Solver
     solvers = [
         solver_of(problem, asked, policy, settings, ledger.for_problem((spent or {}).get(problem)), on_step, on_trace)
         for problem in problems
     ]
 
-    working = [model for model in asked if model is not None]
-    engines = [engine for model in working for engine in model.engines]  # type: ignore[union-attr]
-    remote = any(model.remote for model in working)  # type: ignore[union-attr]
+    working: list[Any] = [model for model in asked if model is not None]
+    driver = Driver(
+        [engine for model in working for engine in model.engines], exact=not any(model.remote for model in working)
+    )
     try:
-        return Driver(engines, exact=not remote).run([solver.run() for solver in solvers], window=settings.window)
+        traces = driver.run([solver.run() for solver in solvers], window=settings.window)
     except KeyboardInterrupt:
         raise RoutingInterrupted([solver.interrupted() for solver in solvers]) from None
+    if errors := [solver.policy_error for solver in solvers if solver.policy_error is not None]:
+        if len(errors) == len(solvers):
+            raise errors[0]
+        _log.warning("%d of %d problems were lost: %s", len(errors), len(solvers), errors[0], exc_info=errors[0])
+    return traces
+
+
+class _Reviewed(Solver):
+    """One problem under a policy on the "solution": it is kept, or begun anew by the strong model (cascades)."""
+
+    weak_solution: Solver | None = None  # once it was handed over
+
+    async def _after_step(self) -> None:
+        """Show the policy the weak model's solution, once; what it hands over is begun anew."""
+        if self.finish in ("", "error", "budget") or self.ended:
+            return
+        self.ended, self.finish = self.finish, ""
+        await self._decide()
+        if self.strong_steps:
+            self.strong_steps = FOR_GOOD
+            self._restart()
+        elif str(self.finish) != "error":
+            self.finish = self.ended  # where the budget was spent on the way to a decision, the solution stands
+
+    def _restart(self) -> None:
+        """Throw the weak model's solution away; its steps become drafts of the first step to come."""
+        self.weak_solution = copy.copy(self)
+        drafts, evidence = list[Step](), list[Step]()
+        for step in self.steps:
+            evidence += step.evidence
+            drafts += [*step.discarded, dataclasses.replace(step, discarded=(), evidence=())]
+        self.steps, self.drafts, self.paid_evidence = [], [*drafts, *self.drafts], [*evidence, *self.paid_evidence]
+        self.finish, self.note = "", ""
+
+    async def _refused(self) -> None:
+        """Put the weak model's solution back, where the strong model may not be asked for its first step."""
+        before = self.weak_solution
+        if before is None or self.steps:
+            await super()._refused()
+            return
+        self.steps, self.drafts, self.paid_evidence = before.steps, before.drafts, before.paid_evidence
+        self.finish, self.note = before.ended, f"not handed over: the budget is spent, {self.refused_by}"

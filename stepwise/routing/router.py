@@ -22,10 +22,11 @@ from stepwise.models.scorers import Scorer, load_scorer
 from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
 from stepwise.routing.metrics import Cost, cost_of, usage_by_author
+from stepwise.routing.policies import Threshold
 from stepwise.routing.policy import Policy, needs_scorer
 from stepwise.routing.route import Models, RoutingInterrupted, route_all
 from stepwise.routing.saved import PolicyCard, policy_from_config, policy_from_dict, policy_to_dict
-from stepwise.routing.trim import OnTrace, RouteSettings, Threshold
+from stepwise.routing.trim import OnTrace, RouteSettings
 from stepwise.runs.progress import progress as bar
 from stepwise.types import Problem, Trace, Usage
 

@@ -3,82 +3,107 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ConfigDict, ValidationError
-from pydantic.dataclasses import dataclass
-
-from stepwise.config import Config
-from stepwise.errors import ConfigError, DataError
+from stepwise.config import Config, RoutingConfig
+from stepwise.errors import ConfigError, DataError, reason_of
 from stepwise.io import write_text
-from stepwise.routing.judged import Judged
+from stepwise.plugins import check_choice, import_path, is_import_path, load_plugin, make_plugin, options_of
+from stepwise.records import record
 from stepwise.routing.learned import Learned, ModelNames
-from stepwise.routing.policy import Policy, needs_scorer
+from stepwise.routing.policies import Always, Judged, Never, Random, Threshold
+from stepwise.routing.policy import Policy, check_policy, needs_scorer
 from stepwise.routing.pomdp.fit import FitCard, RouterFit
 from stepwise.routing.pomdp.policies import BeliefThreshold, Planned, Published
 from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom
 from stepwise.routing.signal_policies import Signalled, TwoStage
-from stepwise.routing.simple import Always, Never, Random
-from stepwise.routing.trim import Threshold
+from stepwise.routing.signals import SIGNALS, Signal, as_signal, signal_to_dict
 
-_CLASSES: tuple[Any, ...] = (
+_CLASSES: tuple[type[Policy], ...] = (
     Never, Always, Random, Threshold, QueryRandom, QueryClassifier, Cascade, Signalled, TwoStage, Judged,
     BeliefThreshold, Planned, Published, Learned,
 )  # fmt: skip
-_POLICIES: dict[str, Any] = {cls.name: cls for cls in _CLASSES}
+_POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in _CLASSES}
 _REMOVED = ("stay", "hand_over", "strong_law")  # of policies on the belief, before 0.1.0
 
 
 def policy_to_dict(policy: Policy) -> dict[str, Any]:
-    """`{"policy": name, **fields}`, plain JSON; the inverse of `policy_from_dict`."""
-    return {"policy": policy.name, **dataclasses.asdict(policy)}  # type: ignore[call-overload]
+    """`{"policy": name, **fields}`, plain JSON; the inverse of `policy_from_dict`. A policy of a user is named by its
+    import path. Raises `ConfigError` for one that has none, and for fields that are no plain JSON.
+
+    Example:
+        >>> policy_to_dict(Threshold(0.4))
+        {'policy': 'threshold', 'threshold': 0.4}
+    """
+    name = policy.name if _POLICIES.get(policy.name) is type(policy) else import_path(policy)
+    row = {"policy": name, **_plain(options_of(policy))}
+    try:
+        json.dumps(row)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{type(policy).__name__} cannot be saved ({error}); keep numbers and texts in it") from None
+    return row
 
 
-def policy_from_dict(settings: Mapping[str, Any]) -> Policy:
+def policy_from_dict(settings: Mapping[str, Any], *, allowed: Collection[str] | None = None) -> Policy:
     """The policy named by `settings["policy"]` with those of the other settings that are its fields.
 
-    Raises `ConfigError` for an unknown policy (naming the nearest) and for a wrong value; settings of other policies
-    are ignored, so one `[routing]` table can hold them all.
+    Settings of other policies are ignored, but not for a policy by its import path. `allowed` are the modules that
+    settings from a saved file may have imported; None where the user wrote them himself. Raises `ConfigError` for an
+    unknown policy (naming the nearest), a wrong value, and a module that is not allowed.
     """
     name = str(settings.get("policy", ""))
-    if name not in _POLICIES:
-        near = difflib.get_close_matches(name, _POLICIES, n=1, cutoff=0.0)
-        raise ConfigError(
-            f"routing.policy is {name!r}; did you mean {near[0]!r}? Known policies: {', '.join(_POLICIES)}"
-        )
-    cls = _POLICIES[name]
-    if removed := [key for key in _REMOVED if settings.get(key)]:
-        raise ConfigError(
-            f"routing.{removed[0]} is {settings[removed[0]]!r}: {name!r} had this option in a version before 0.1.0 and "
-            "has it no more; set the policy again without it"
-        )
-    fields = {field.name for field in dataclasses.fields(cls)}
-    try:
-        policy: Policy = cls(**{key: value for key, value in settings.items() if key in fields})
-        return policy
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"routing.{key} is {reprlib.repr(first['input'])}: {first['msg']} (policy {name!r})"
-        ) from error
+    options = {key: value for key, value in settings.items() if key != "policy"}
+    if not is_import_path(name):
+        check_choice("routing.policy", name, _POLICIES)
+        if removed := [key for key in _REMOVED if options.get(key)]:
+            raise ConfigError(
+                f"routing.{removed[0]} is {options[removed[0]]!r}: {name!r} had this option in a version before 0.1.0 "
+                "and has it no more; set the policy again without it"
+            )
+        fields = {field.name for field in dataclasses.fields(_POLICIES[name])}  # type: ignore[arg-type]
+        options = {key: value for key, value in options.items() if key in fields}
+    return _policy(name, options, allowed)
 
 
-def policy_from_config(routing: Any) -> Policy:
-    """The policy that a `RoutingConfig` asks for; raises `ConfigError` as `policy_from_dict` does."""
-    settings = routing.model_dump()
-    return policy_from_dict({**settings, "p": settings.get("probability")})
+def policy_from_config(routing: RoutingConfig) -> Policy:
+    """The policy that a `RoutingConfig` asks for; raises `ConfigError` as `policy_from_dict` does, and for options that
+    it does not have.
+    """
+    of_its_own = {"threshold": {"threshold": routing.threshold}, "random": {"p": routing.probability}}
+    return _policy(routing.policy, {**of_its_own.get(routing.policy, {}), **routing.options}, None)
 
 
-_REMEDY = "give a saved policy, or the fit.json of programs.fit_router"
+def _policy(name: str, options: Mapping[str, Any], allowed: Collection[str] | None) -> Policy:
+    path = is_import_path(name)
+    cls = load_plugin(name, Policy, field="routing.policy", allowed=allowed) if path else _POLICIES[name]
+    signals = {
+        key: as_signal(value, allowed)
+        for key, value in options.items()
+        if isinstance(value, Mapping) and (value.get("name") in SIGNALS or is_import_path(str(value.get("name", ""))))
+    }
+    return check_policy(make_plugin(cls, {**options, **signals}, field="routing.policy"), field="routing.policy")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+def _plain(value: Any) -> Any:
+    """`value` with signals and dataclasses as dictionaries, a signal with its name."""
+    if isinstance(value, Signal):
+        return signal_to_dict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(options_of(value))
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value
+
+
+_REMEDY = "give a saved policy, or the fit.json of `stepwise fit_router`"
+
+
+@record()
 class PolicyCard:
     """Names of the models (weights and adapter) and hash of the prompt that a policy was set for."""
 
@@ -122,11 +147,20 @@ def save_policy(path: str | Path, policy: Policy, card: PolicyCard | None = None
     write_text(path, json.dumps({"policy": policy_to_dict(policy), "card": shown, **more}, indent=1) + "\n")
 
 
-def load_policy(path: str | Path) -> SavedPolicy:
+def load_policy(path: str | Path, *, allow_import: Collection[str] = ()) -> SavedPolicy:
     """The policy in a file that `save_policy` or `Calibrated.save` wrote, the plan of a `RouterFit`, or the policy
-    whose card programs.train_router wrote.
+    whose card `stepwise train_router` wrote.
 
-    Raises `DataError` for a file that is missing or holds neither, `ConfigError` for a policy that is not known.
+    A policy of a user stands there by its import path, and is imported only from the modules `allow_import` names.
+    Raises `DataError` for a file that is missing or holds neither, `ConfigError` for a policy that is not known and for
+    a module that is not allowed.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "policy.json"
+        >>> save_policy(path, Threshold(0.4))
+        >>> load_policy(path).policy
+        Threshold(threshold=0.4)
     """
     try:
         row = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -146,7 +180,7 @@ def load_policy(path: str | Path) -> SavedPolicy:
     if not isinstance(settings, Mapping):
         raise DataError(f"{path} holds no policy; {_REMEDY}")
     try:
-        return SavedPolicy(policy_from_dict(settings), None if card is None else PolicyCard(**card))
-    except (ValidationError, TypeError) as error:
-        reason = " ".join(str(error).split("\n")[:3])
-        raise DataError(f"{path}, field card: {reason}; give the file as it was written") from None
+        known = None if card is None else PolicyCard(**card)
+    except (DataError, TypeError) as error:
+        raise DataError(f"{path}, field card: {reason_of(error)}; give the file as it was written") from None
+    return SavedPolicy(policy_from_dict(settings, allowed=allow_import), known)

@@ -1,4 +1,4 @@
-"""Policies on a signal: a threshold on one, or a cheap one before the draft and a dear one where that is undecided.
+"""Policies on a signal: a threshold on one, or an expensive one where a cheap one before the draft is undecided.
 
 1. TRIM-Thr, RSD, SpecReason, GlimpRouter and STEER are `Signalled` with their signal (see `signals`) and "escalate":
    one loop, so that they differ in what they look at and in nothing else.
@@ -13,18 +13,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import BeforeValidator, Field, PlainSerializer
 
-from stepwise.errors import DataError
+from stepwise.errors import DataError, PluginError
+from stepwise.records import record
 from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Policy, Resample, View
-from stepwise.routing.signals import Signal, as_signal, looks_for
+from stepwise.routing.signals import Signal, as_signal, looks_for, signal_to_dict
 
-_FROZEN = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
-AnySignal = Annotated[Any, BeforeValidator(as_signal)]
+AnySignal = Annotated[Any, BeforeValidator(as_signal), PlainSerializer(signal_to_dict)]
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class Signalled(Policy):
     """Acts on a step iff its signal is worse than `threshold`, strictly. A signal that is missing keeps the step.
 
@@ -37,7 +36,7 @@ class Signalled(Policy):
             or up to `tries` more drafts by the weak model, until one is not flagged ("resample").
         last: what becomes of a step that is still flagged after `tries`: the last draft is kept, or it is escalated.
 
-    Raises a ValueError for "resample" with a signal that acts before there is a draft.
+    Raises `DataError` for "resample" with a signal that acts before there is a draft.
     """
 
     signal: AnySignal
@@ -88,7 +87,7 @@ class Signalled(Policy):
         return Escalate(self.steps, reason) if self.action == "escalate" else HandOver(reason)
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class TwoStage(Policy):
     """A signal before the draft decides where it is sure; elsewhere the draft is written and a second signal decides.
 
@@ -103,7 +102,7 @@ class TwoStage(Policy):
         after: a signal on the draft.
         threshold: in the unit of `after`; the operating point.
 
-    Raises a ValueError for signals in the wrong place and for `good` worse than `bad`.
+    Raises `DataError` for signals in the wrong place and for `good` worse than `bad`.
     """
 
     before: AnySignal
@@ -146,7 +145,7 @@ class TwoStage(Policy):
             worse, reason = _compared(self.before, view, self.bad)
             if worse:
                 return Escalate(reason=reason)
-            value = self.before.value(view)
+            value = _value(self.before, view)
             if value is not None and not _worse(self.before, value, self.good):
                 return Keep(f"{self.before.name} {value:.3g} is no worse than {self.good:.3g}")
         if look := _missing(self.after, view):
@@ -164,13 +163,30 @@ def _missing(signal: Signal, view: View) -> Look | None:
 
 def _compared(signal: Signal, view: View, threshold: float) -> tuple[bool, str]:
     """Whether the signal is worse than `threshold`, and that in words."""
-    value = signal.value(view)
+    value = _value(signal, view)
     if value is None:
         return False, f"{signal.name} is missing"
     flagged = _worse(signal, value, threshold)
     sign = {("high", True): ">", ("high", False): "<=", ("low", True): "<", ("low", False): ">="}[signal.worse, flagged]
     digits = 3 if f"{value:.3g}" != f"{threshold:.3g}" else 8
     return flagged, f"{signal.name} {value:.{digits}g} {sign} {threshold:.{digits}g}"
+
+
+def _value(signal: Signal, view: View) -> float | None:
+    """Its number; raises `PluginError`, naming class and remedy, for what is none."""
+    value = signal.value(view)
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise PluginError(
+            f"{type(signal).__name__}.value() returned {value!r}, which is no number; return a float, or None where "
+            "there is none"
+        )
+    return number
 
 
 def _worse(signal: Signal, value: float, threshold: float) -> bool:
@@ -209,7 +225,7 @@ class Watch(Policy):
         """Keep, and note the value where there is one."""
         if look := _missing(self.signal, view):
             return look
-        value = self.signal.value(view)
+        value = _value(self.signal, view)
         if value is not None:
             self.values.setdefault(view.problem.id, []).append(value)
         return Keep("watching")

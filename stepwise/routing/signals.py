@@ -16,62 +16,82 @@ What differs from the papers:
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from abc import abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field, TypeAdapter
 
-from stepwise.errors import DataError
+from stepwise.errors import ConfigError, DataError
+from stepwise.plugins import Plugin, check_plugin, import_path, is_import_path, load_plugin, make_plugin, options_of
+from stepwise.records import record
 from stepwise.routing.policy import Evidence, Look, View
 from stepwise.routing.pomdp.filter import ObservationLaw
 
-_FROZEN = ConfigDict(extra="forbid", allow_inf_nan=False)
+Worse = Literal["high", "low"]
 _LEAST = 1e-12  # likelihood where a law has none
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
-class Signal(Protocol):
-    """One number per step. `when`: whether it needs the draft. `worse`: which values call for the strong model."""
+class Signal(Plugin):
+    """One number per step: inherit from this and write `value`; `Signalled` makes a policy of it.
 
+    Attributes:
+        name: what tables call it; the class's name where nothing else is said.
+        when: "before" the draft is written, or "after".
+        worse: which values call for the strong model, "high" or "low".
+        evidence: what it looks at, besides the draft.
+
+    Example:
+        A long draft calls for the strong model:
+
+        >>> class Length(Signal):
+        ...     worse = "high"
+        ...     evidence = "draft"
+        ...     def value(self, view):
+        ...         return view.tokens
+        >>> Length().needs
+        ()
+    """
+
+    name: ClassVar[str]
     when: ClassVar[Literal["before", "after"]] = "after"
-    worse: ClassVar[Literal["high", "low"]] = "low"
+    worse: ClassVar[Worse] = "low"
     evidence: ClassVar[Evidence] = "scores"
 
-    @property
-    def name(self) -> str:
-        """The key in `SIGNALS`; in a class a field with one possible value, so that it stands in JSON."""
+    _choices = {"when": ("before", "after"), "worse": get_args(Worse), "evidence": get_args(Evidence)}  # noqa: RUF012
 
     @property
     def needs(self) -> tuple[Look, ...]:
         """What to look for, in this order, "draft" left out."""
-        return (Look(self.evidence),)
+        return (Look(self.evidence),) if self.evidence != "draft" else ()
 
+    @abstractmethod
     def value(self, view: View) -> float | None:
         """The number, None where the evidence is missing (it failed, or could not be read or afforded)."""
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class StepScore(Signal):
     """The scorer's probability that the draft is correct; an empty draft counts as 0."""
 
-    name: Literal["score"] = "score"
+    name: ClassVar[str] = "score"
 
     def value(self, view: View) -> float | None:
         """In [0, 1]."""
         return view.scores[-1] or 0.0
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class ScoreDrop(Signal):
     """How far the draft's score lies below that of the step before it; the first step is compared with 1."""
 
-    name: Literal["score_drop"] = "score_drop"
-
-    worse: ClassVar[Literal["high", "low"]] = "high"
+    name: ClassVar[str] = "score_drop"
+    worse: ClassVar[Worse] = "high"
 
     def value(self, view: View) -> float | None:
         """In [-1, 1]."""
@@ -79,7 +99,7 @@ class ScoreDrop(Signal):
         return None if before is None else before - (score or 0.0)
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class CumulativeSum(Signal):
     """Page's statistic: log P(score | wrong just now) - log P(score | right), summed over the steps, never below 0.
 
@@ -90,9 +110,8 @@ class CumulativeSum(Signal):
     """
 
     law: ObservationLaw
-    name: Literal["cumulative_sum"] = "cumulative_sum"
-
-    worse: ClassVar[Literal["high", "low"]] = "high"
+    name: ClassVar[str] = "cumulative_sum"
+    worse: ClassVar[Worse] = "high"
 
     def value(self, view: View) -> float | None:
         """At least 0, in nats."""
@@ -105,15 +124,14 @@ class CumulativeSum(Signal):
         return total
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class FirstTokenEntropy(Signal):
     """Entropy of the weak model's first token of the step, before it writes the step, from its `top` likeliest."""
 
     top: int = Field(default=20, ge=2, le=20)
-    name: Literal["first_token_entropy"] = "first_token_entropy"
-
+    name: ClassVar[str] = "first_token_entropy"
     when: ClassVar[Literal["before", "after"]] = "before"
-    worse: ClassVar[Literal["high", "low"]] = "high"
+    worse: ClassVar[Worse] = "high"
 
     @property
     def needs(self) -> tuple[Look, ...]:
@@ -129,12 +147,11 @@ class FirstTokenEntropy(Signal):
         return max(0.0, -sum(p * math.log(p) for p in (*known, rest) if p > 0))
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class MaxLogit(Signal):
     """How certain the weak model was: mean log-probability of the likeliest token over the tokens of the draft."""
 
-    name: Literal["max_logit"] = "max_logit"
-
+    name: ClassVar[str] = "max_logit"
     evidence: ClassVar[Evidence] = "logprobs"
 
     def value(self, view: View) -> float | None:
@@ -143,7 +160,7 @@ class MaxLogit(Signal):
         return sum(rows) / len(rows) if rows else None
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class MaxLogitMixture(Signal):
     """Chance that the draft comes from the less certain of two kinds of step, by its `MaxLogit`.
 
@@ -151,15 +168,14 @@ class MaxLogitMixture(Signal):
     `fit_mixture` fits one. A value beyond the two means counts as the nearer mean, so that the chance falls with it
     everywhere.
 
-    Raises a ValueError where the means do not grow, the weights do not add up to 1 or a deviation is not positive.
+    Raises `DataError` where the means do not grow, the weights do not add up to 1 or a deviation is not positive.
     """
 
     weights: tuple[float, float]
     means: tuple[float, float]
     deviations: tuple[float, float]
-    name: Literal["max_logit_mixture"] = "max_logit_mixture"
-
-    worse: ClassVar[Literal["high", "low"]] = "high"
+    name: ClassVar[str] = "max_logit_mixture"
+    worse: ClassVar[Worse] = "high"
     evidence: ClassVar[Evidence] = "logprobs"
 
     def __post_init__(self) -> None:
@@ -219,17 +235,14 @@ def fit_mixture(values: Iterable[float], *, rounds: int = 500) -> MaxLogitMixtur
             break
         before = likelihood
     first, second = np.argsort(means)
-    return MaxLogitMixture(
-        *((float(pair[first]), float(pair[second])) for pair in (weights, means, deviations))  # type: ignore[arg-type]
-    )
+    return MaxLogitMixture(*((float(pair[first]), float(pair[second])) for pair in (weights, means, deviations)))
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class StrongRating(Signal):
     """The strong model's rating of the draft, one digit; SpecReason's example accepts from 7 on."""
 
-    name: Literal["rating"] = "rating"
-
+    name: ClassVar[str] = "rating"
     evidence: ClassVar[Evidence] = "rating"
 
     def value(self, view: View) -> float | None:
@@ -237,7 +250,7 @@ class StrongRating(Signal):
         return None if view.rating is None else float(view.rating)
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record(allow_inf_nan=False)
 class Agreement(Signal):
     """Share of `k` other samples of the step that say the same as the draft.
 
@@ -248,7 +261,7 @@ class Agreement(Signal):
 
     k: int = Field(default=3, ge=1, le=64)
     by: Literal["result", "text"] = "result"
-    name: Literal["agreement"] = "agreement"
+    name: ClassVar[str] = "agreement"
 
     @property
     def needs(self) -> tuple[Look, ...]:
@@ -270,36 +283,46 @@ class Agreement(Signal):
         return number.rstrip("0").rstrip(".") if "." in number else number
 
 
-SIGNALS: dict[str, Any] = {
-    "score": StepScore,
-    "score_drop": ScoreDrop,
-    "cumulative_sum": CumulativeSum,
-    "first_token_entropy": FirstTokenEntropy,
-    "max_logit": MaxLogit,
-    "max_logit_mixture": MaxLogitMixture,
-    "rating": StrongRating,
-    "agreement": Agreement,
-}
-"""The signals that a policy can be read back with from JSON, by name; put a class of your own here to have it read."""
+SIGNALS: dict[str, type[Signal]] = {
+    cls.name: cls
+    for cls in (
+        StepScore, ScoreDrop, CumulativeSum, FirstTokenEntropy, MaxLogit, MaxLogitMixture, StrongRating, Agreement,
+    )
+}  # fmt: skip
+"""those of this package, by name"""
 
 
-def as_signal(given: Any) -> Any:
-    """A signal as it is, or made from its fields as JSON holds them. Raises `DataError` for what is neither."""
-    if isinstance(given, dict):
-        cls = SIGNALS.get(str(given.get("name", "")))
-        if cls is None:
-            raise DataError(f"signal {given.get('name')!r} is not known; the known ones are {', '.join(SIGNALS)}")
-        return cls(**given)
-    missing = [part for part in ("name", "when", "worse", "needs", "value") if not hasattr(given, part)]
-    if missing:
-        raise DataError(f"{given!r} is no signal: it has no {', '.join(missing)}; see stepwise.routing.Signal")
-    return given
+def as_signal(given: Any, allowed: Collection[str] | None = None) -> Signal:
+    """A signal as it is, or from its name (or "my_package.my_file:MySignal"), or from a dictionary of that under
+    "name" and its fields. `allowed` is as for `load_plugin`.
+
+    Raises `ConfigError` for what is none of these, for a class that is no complete `Signal`, and for wrong fields.
+    """
+    if isinstance(given, str | Mapping):
+        options = {"name": given} if isinstance(given, str) else dict(given)
+        name = str(options.pop("name", ""))
+        if is_import_path(name):
+            cls = load_plugin(name, Signal, field="signal", allowed=allowed)
+        elif name in SIGNALS:
+            cls = SIGNALS[name]
+        else:
+            near = difflib.get_close_matches(name, SIGNALS, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"signal is {name!r}; did you mean {near!r}? Known signals: {', '.join(SIGNALS)}")
+        given = make_plugin(cls, options, field=f"signal {name!r}")
+    check_plugin(given, Signal, field="signal")
+    return make_plugin(given, {}, field="signal")  # type: ignore[no-any-return]
+
+
+def signal_to_dict(signal: Signal) -> dict[str, Any]:
+    """Its name, or the import path of a user's, and its fields, plain JSON; the inverse of `as_signal`."""
+    options = TypeAdapter(dict[str, Any]).dump_python(options_of(signal), mode="json")
+    return {"name": signal.name if SIGNALS.get(signal.name) is type(signal) else import_path(signal), **options}
 
 
 def looks_for(signals: Sequence[Signal]) -> dict[str, str]:
     """What these signals look for, each with the name of the first signal that wants it."""
-    found: dict[str, str] = {}
+    wanted_by: dict[str, str] = {}
     for signal in signals:
         for look in (*signal.needs, *([Look("draft")] if signal.when == "after" else [])):
-            found.setdefault(look.what, signal.name)
-    return found
+            wanted_by.setdefault(look.what, signal.name)
+    return wanted_by

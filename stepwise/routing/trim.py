@@ -9,7 +9,7 @@ What differs from TRIM:
 4. Every draft's seed follows from (run seed, problem id, step, role, attempt) alone: up to the rounding of the models'
    sums, a trace does not depend on what else is in the batch, and the same prefix gets the same draft under every
    policy.
-5. `Threshold` compares strictly: a score equal to the threshold is kept.
+5. `policies.Threshold` compares strictly: a score equal to the threshold is kept.
 6. Caps, on a problem and on the run, are kept by the models' wrappers, which reserve a whole step before it is asked
    for. A strong step that may not be paid for is written by the weak model instead.
 
@@ -21,30 +21,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from stepwise.config import SamplingConfig
-from stepwise.errors import BudgetExceededError, ConfigError
+from stepwise.errors import BudgetExceededError, PluginError, StepwiseError, reason_of
 from stepwise.models.base import Completion, Generator, Request
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.failures import error_of, failure_of
 from stepwise.prompt import SolvePrompt
+from stepwise.records import record
 from stepwise.routing.evidence import KINDS, Evidence, check_logprobs
-from stepwise.routing.policy import (
-    Action,
-    Escalate,
-    HandOver,
-    Keep,
-    Look,
-    Policy,
-    Resample,
-    View,
-    When,
-)
+from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Policy, Resample, View, check_action
 from stepwise.seeds import stable_hash
 from stepwise.steps import extract_answer
 from stepwise.types import Problem, Step, Trace, TraceFinish, Usage
@@ -56,10 +46,7 @@ Role = Literal["weak", "strong"]
 OnTrace = Callable[[Trace], None]
 
 
-_FROZEN = ConfigDict(extra="forbid")
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@record()
 class RouteSettings:
     """How steps are drawn and when a trace ends.
 
@@ -72,31 +59,6 @@ class RouteSettings:
     seed: int = Field(default=0, ge=0)
     window: int | None = Field(default=None, ge=1)
     prompt: SolvePrompt = SolvePrompt()
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class Threshold(Policy):
-    """TRIM-Thr (arXiv 2601.10245): the strong model rewrites a drafted step iff its score is below `threshold`.
-
-    Strictly below: 0 never escalates, and 1 keeps only steps scored exactly 1.0, so use anything above 1 (say 1.01) for
-    "always". An empty draft cannot be scored and counts as 0.0 here.
-    """
-
-    threshold: float = Field(default=0.5, ge=0, allow_inf_nan=False)
-
-    name: ClassVar[str] = "threshold"
-    when: ClassVar[When] = "after"
-    needs_scores: ClassVar[bool] = True
-    dial: ClassVar[str] = "threshold"
-
-    def decide(self, view: View) -> Action:
-        """Escalate iff the draft's score is below the threshold."""
-        score = view.scores[-1] if view.scores else None
-        below = (score or 0.0) < self.threshold
-        digits = 2 if score is None or f"{score:.2f}" != f"{self.threshold:.2f}" else 6
-        shown = "empty draft, counted as 0.00" if score is None else f"score {score:.{digits}f}"
-        reason = f"{shown} {'<' if below else '>='} {self.threshold:.{digits}f}"
-        return Escalate(reason=reason) if below else Keep(reason)
 
 
 class Solver:
@@ -113,7 +75,10 @@ class Solver:
         on_trace: OnTrace | None = None,
     ):
         self.problem, self.models, self.policy, self.settings = problem, models, policy, settings
-        self.account, self.looks, self._on_step, self._on_trace = account, policy.looks, on_step, on_trace
+        self.account, self._on_step, self._on_trace = account, on_step, on_trace
+        looks = policy.looks  # a collection, or a mapping that names what wants each
+        self.looks = dict(looks) if isinstance(looks, Mapping) else dict.fromkeys(looks, policy.name)
+        self.policy_error: PluginError | None = None  # what ended this problem, where the policy did
         self.steps: list[Step] = []
         self.finish: TraceFinish = ""
         self.note = ""
@@ -188,15 +153,35 @@ class Solver:
         if self.policy.needs_scores:
             await self.score()
         while not self.finish:
+            action = await self._decision()
+            if isinstance(action, Look):
+                await self._look(action)
+                if action.what == "draft":
+                    break
+            elif action is not None:
+                return self._act(action)
+        return False
+
+    async def _decision(self) -> Action | Look | None:
+        """What the policy says; None where it fails, which ends this problem and no other."""
+        try:
             action: Any = self.policy.decide(self._view())
             if inspect.isawaitable(action):  # it asks a model
                 action = await action
-            if not isinstance(action, Look):
-                return self._act(action)
-            await self._look(action)
-            if action.what == "draft":
-                return False
-        return False
+            action = check_action(self.policy, action)
+            if isinstance(action, Look):
+                self._check_look(action.what)
+            return action  # type: ignore[no-any-return]
+        except Exception as error:
+            if isinstance(error, StepwiseError) and not isinstance(error, PluginError):
+                raise  # not the policy's fault: a model is gone, the budget is spent
+            ours = isinstance(error, PluginError)
+            fault = f"{type(self.policy).__name__}.decide() raised {type(error).__name__}: {reason_of(error)}"
+            note = f"at step {len(self.steps)} of problem {self.problem.id!r}: {error if ours else fault}"
+            self.policy_error = PluginError(f"the policy failed {note}")
+            self.policy_error.__cause__ = error
+            self._end("error", f"the policy failed {note}")
+            return None
 
     async def score(self) -> None:
         """Fill in the scores that are missing; a step keeps the score that was decided on."""
@@ -222,12 +207,15 @@ class Solver:
             if self.draft is not None and len(result.scores) > place:
                 self.draft = dataclasses.replace(self.draft, score=result.scores[-1])
 
-    async def _look(self, look: Look) -> None:
-        """Get what the policy looks for; raises ConfigError for evidence that it did not name, or has already."""
-        there = self.draft is not None if look.what == "draft" else look.what in self._view().looked
-        if look.what not in self.looks or there:
+    def _check_look(self, what: str) -> None:
+        """Raise `PluginError` for evidence that the policy did not name, or has already."""
+        there = self.draft is not None if what == "draft" else what in self._view().looked
+        if what not in self.looks or there:
             fault = "again, although it is there" if there else "which is not in its `looks`"
-            raise ConfigError(f"policy {self.policy.name!r} looks for {look.what!r} {fault}; correct its decide()")
+            raise PluginError(f"policy {self.policy.name!r} looks for {what!r} {fault}; correct its decide()")
+
+    async def _look(self, look: Look) -> None:
+        """Get what the policy looks for."""
         self.evidence.done.add(look.what)
         if look.what == "draft":
             self.undecided = True

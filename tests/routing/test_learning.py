@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwise.errors import ConfigError, DataError
-from stepwise.routing import Learned, StepRouter
-from stepwise.routing.learned import FOR_GOOD, ModelNames, files_of
+from stepwise.errors import ConfigError
+from stepwise.routing import Learned
+from stepwise.routing.learned import FOR_GOOD, files_of
 from stepwise.routing.pomdp.simulator import Drafts
 from stepwise.routing.ppo import PpoLearner, PpoSettings, _acting, train
-from stepwise.routing.tuning import _Explorer, tune
-from stepwise.types import Trace
-from tests.routing.lab_world import LabWorld
 from tests.routing.learning_world import MODEL, PAIR, WORLD, Optimal, trained
 
 pytest.importorskip("torch", reason='training needs pip install "stepwise[train]"')
@@ -122,73 +119,6 @@ def test_a_finished_policy_is_taken_as_it_is_and_other_settings_are_refused(tmp_
     learner.save(files_of(tmp_path, 0.5)[1].with_suffix(".checkpoint"), {}, mark="0", found="0.0", at="0")
     with pytest.raises(ConfigError, match="checkpoint is of other settings"):
         trained(tmp_path, price=0.5)
-
-
-def router_and_policy(tmp_path: Path, n: int) -> tuple[LabWorld, StepRouter, Learned]:
-    world = LabWorld(n, "train")
-    pair = ModelNames("scripted-weak", "scripted-strong", "scripted-scorer")
-    settings = PpoSettings(batches=6, problems=16, stay=(2,), validate_every=3, validation=30, test=30, price=0.001)
-    policy = train(WORLD, settings, pair, tmp_path / "simulated")
-    return world, StepRouter(world.weak, world.strong, world.scorer), policy
-
-
-def right(trace: Trace) -> bool:
-    return trace.answer == trace.problem.answer
-
-
-def test_what_was_explored_is_told_as_decisions_with_what_they_cost(tmp_path: Path) -> None:
-    world, router, policy = router_and_policy(tmp_path, 20)
-    undecided = {name: 0 * value for name, value in policy.weights.items()}
-    explorer = _Explorer("agg", undecided, policy.card.runs, 3)
-    traces = router.with_policy(explorer).solve_all(world.problems, progress=False)
-    made = explorer.decisions(traces)
-    assert set(made.action) == {0, 1, 2}
-    for i, trace in enumerate(traces):
-        mine = np.flatnonzero(made.episode == i)
-        strong = sum(step.usage.generated_tokens for step in trace.steps if step.author == "strong")
-        assert made.strong_tokens[mine].sum() == strong
-        at = 0
-        for k in mine:  # by step; a run of two is one decision
-            assert made.step[k] == at
-            draft = trace.steps[at].discarded[-1] if made.action[k] else trace.steps[at]
-            assert (made.scores[k, at], made.tokens[k, at]) == (draft.score, draft.usage.generated_tokens)
-            at += max(1, policy.card.runs[made.action[k]])
-    again = _Explorer("agg", undecided, policy.card.runs, 4)
-    router.with_policy(again).solve_all(world.problems, progress=False)
-    assert again.notes != explorer.notes
-
-
-def test_a_killed_tuning_goes_on_to_the_same_policy(tmp_path: Path) -> None:
-    world, router, policy = router_and_policy(tmp_path, 40)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if done == 2:
-            raise Killed
-
-    given: dict[str, Any] = {"verdict": right, "batches": 4}
-    whole = tune(policy, router, world.problems, tmp_path / "whole", **given)
-    assert whole.card.live is not None
-    before, after = whole.card.live
-    assert (before.n, after.n) == (4, 4)
-    assert after.objective >= before.objective
-    with pytest.raises(Killed):
-        tune(policy, router, world.problems, tmp_path / "killed", advance=advance, **given)
-    again = tune(policy, router, world.problems, tmp_path / "killed", **given)
-    assert again.card == whole.card
-    for ours, theirs in zip(files_of(tmp_path / "whole", 0.001), files_of(tmp_path / "killed", 0.001), strict=True):
-        assert ours.read_bytes() == theirs.read_bytes()
-
-
-def test_tuning_for_other_models_or_on_too_few_problems_is_refused(tmp_path: Path) -> None:
-    world, router, policy = router_and_policy(tmp_path, 9)
-    with pytest.raises(DataError, match="there are 9 problems"):
-        tune(policy, router, world.problems, tmp_path / "tuned", verdict=right)
-    other = trained(tmp_path / "other")
-    with pytest.raises(ConfigError, match="is for the weak model"):
-        tune(other, router, world.problems, tmp_path / "tuned", verdict=right)
 
 
 def test_a_strong_model_that_is_worse_than_the_weak_one_is_not_paid_for(tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from stepwise.config import RoutingConfig
-from stepwise.errors import ConfigError
+from stepwise.errors import ConfigError, DataError
 from stepwise.routing import (
     Always,
     Escalate,
@@ -49,7 +48,7 @@ def test_at_moves_the_operating_point_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("make", [lambda: Threshold(-0.1), lambda: Threshold(float("nan")), lambda: Random(1.1)])
 def test_an_operating_point_out_of_range_is_refused(make: Any) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(DataError):
         make()
 
 
@@ -62,7 +61,7 @@ def test_every_policy_of_the_configuration_can_be_made() -> None:
 def test_a_wrong_policy_or_value_is_an_error_that_names_it() -> None:
     with pytest.raises(ConfigError, match="'treshold'; did you mean 'threshold'"):
         policy_from_dict({"policy": "treshold"})
-    with pytest.raises(ConfigError, match=r"routing\.threshold is -1"):
+    with pytest.raises(ConfigError, match="threshold is -1"):
         policy_from_dict({"policy": "threshold", "threshold": -1})
 
 
@@ -70,7 +69,7 @@ def test_actions_are_compared_without_their_reasons() -> None:
     assert Keep("a") == Keep("b")
     assert Escalate(2, "a") == Escalate(2) != Escalate()
     assert Keep() != HandOver()
-    with pytest.raises(ValidationError):
+    with pytest.raises(DataError):
         Escalate(0)
 
 
