@@ -22,7 +22,7 @@ from typing import Any
 
 from stepwise.models.base import Capabilities, Completion, Generator, Request
 from stepwise.models.engine import Engine, GenerationJob
-from stepwise.models.scorers.base import BaseScorer, Scored
+from stepwise.models.scorers.base import BatchScorer, Scored
 from stepwise.prompt import SolvePrompt
 from stepwise.routing import Models, Never, Policy, RouteSettings, Threshold, route_all
 from stepwise.runs.shell import Run
@@ -77,7 +77,7 @@ class Writer(Generator):
         return Completion(0, 0, f"step {step} by {self.name}", finish, usage=usage)  # type: ignore[arg-type]
 
 
-class Reader(BaseScorer):
+class Reader(BatchScorer):
     """Reads every draft on an engine; its score says whether the strong model writes it again."""
 
     def __init__(self, engine: Engine, texts: Texts) -> None:

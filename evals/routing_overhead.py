@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from stepwise.models.scorers import Item, score_items
+from stepwise.models.scorers import Item, Scored, score_items
+from stepwise.models.scorers.base import WrappedScorer
 from stepwise.routing.compare import label_of
 from stepwise.routing.policy import Policy
 from stepwise.types import Problem
@@ -27,14 +28,29 @@ class Timed:
         """The model's own."""
         return self._time(self._model.continue_solutions, requests)
 
-    def score_detailed(self, items: Sequence[Item]) -> Any:
-        """Scores and cost of each item, as the scorer tells them."""
-        return self._time(lambda asked: score_items(self._model, asked), items)
-
     def _time(self, work: Callable[[Any], Any], argument: Any) -> Any:
         began = time.process_time()
         try:
             return work(argument)
+        finally:
+            self.seconds += time.process_time() - began
+
+
+class TimedScorer(WrappedScorer):
+    """The same for a scorer, which is asked batch by batch."""
+
+    engines = ()
+    seconds = 0.0
+
+    async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
+        """In a batch with all that wait."""
+        return await self._batcher.ask((problem, steps))
+
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
+        """Scores and cost of each item, as the scorer tells them."""
+        began = time.process_time()
+        try:
+            return score_items(self.scorer, items)
         finally:
             self.seconds += time.process_time() - began
 
@@ -49,7 +65,7 @@ def overhead(world: World, policies: Sequence[Policy], problems: Sequence[Proble
         router = world.router(policy, 0)
         router.solve_all(problems[:1], progress=False)
         getattr(policy, "plan", None)  # a gate may have kept the first problem from it
-        models = [Timed(one.model) for one in (world.weak, world.strong)] + [Timed(world.scorer.scorer)]
+        models: list[Any] = [Timed(world.weak.model), Timed(world.strong.model), TimedScorer(world.scorer.scorer)]
         for model in models:
             model.reset_cache()
         router.models = router.models._replace(weak=models[0], strong=models[1], scorer=models[2])

@@ -14,8 +14,8 @@ from stepwise.config import Config
 from stepwise.lab.problems import generate, make
 from stepwise.models import load_backend
 from stepwise.models.cached import Stored, StoredScorer
-from stepwise.models.scorers import Item, Scored, load_scorer, score_items
-from stepwise.models.scorers.simple import PerfectScorer
+from stepwise.models.scorers import PerfectScorer, Scored, load_scorer
+from stepwise.models.scorers.base import WrappedScorer
 from stepwise.models.store import CallCache
 from stepwise.routing.policy import Policy
 from stepwise.routing.router import StepRouter
@@ -41,39 +41,31 @@ SCORERS: dict[str, tuple[str, Change]] = {
 }
 
 
-class ChangedScorer:
+class ChangedScorer(WrappedScorer):
     """`scorer` with the log-odds of its scores changed; what it costs and all else is the scorer's own.
 
     A score nearer to 0 or 1 than 1e-6 counts as that near, so that log-odds are finite.
     """
 
     def __init__(self, scorer: Any, kind: str) -> None:
-        self.scorer, self.kind = scorer, kind
+        super().__init__(scorer)
+        self.kind = kind
         self.name = scorer.name if kind == "plain" else f"{scorer.name}, {kind}"
         self._change = SCORERS[kind][1]
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "scorer":  # not made yet, as while it is copied
-            raise AttributeError(name)
-        return getattr(self.scorer, name)
+    @property
+    def identity(self) -> str:
+        """Each kind's own."""
+        return self.name
 
-    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
-        """Scores and cost of each item."""
-        found = score_items(self.scorer, items)
-        return [one._replace(scores=self._changed(item, one.scores)) for item, one in zip(items, found, strict=True)]
+    async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
+        """The scorer's, changed."""
+        result = await self.scorer.ascore(problem, steps, known)
+        return result._replace(scores=self._changed(problem, steps, result.scores))
 
-    def score_batch(self, items: Sequence[Item]) -> list[list[float]]:
-        """Scores in [0, 1] for each (problem, steps); raises `ScorerError` where one cannot be scored."""
-        return [one.checked(self.name, *item) for item, one in zip(items, self.score_detailed(items), strict=True)]
-
-    def score(self, problem: Problem | str, steps: Sequence[str]) -> list[float]:
-        """`score_batch` for one solution."""
-        return self.score_batch([(problem, steps)])[0]
-
-    def _changed(self, item: Item, scores: Sequence[float]) -> list[float]:
+    def _changed(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> list[float]:
         if self.kind == "plain":
             return list(scores)
-        problem, steps = item
         question = problem if isinstance(problem, str) else problem.question
         changed = []
         for i, score in enumerate(scores):

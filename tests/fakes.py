@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from stepwise.errors import BackendError
 from stepwise.models.base import BatchGenerator, Capabilities, Completion, Request
+from stepwise.models.scorers import BatchScorer, Item, Scored
 from stepwise.types import Finish, Problem, Usage, as_problem
 
 
@@ -96,7 +97,7 @@ def _follow(script: Mapping[str, Sequence[str | Line]]) -> Script:
     return line
 
 
-class ScriptedScorer:
+class ScriptedScorer(BatchScorer):
     """Scores from a mapping of step texts (`default` for others) or from a function of (problem, steps); counts its
     calls.
     """
@@ -107,23 +108,22 @@ class ScriptedScorer:
         default: float = 0.9,
         name: str = "scripted-scorer",
     ):
-        self.name = name
+        super().__init__(name)
         self.incremental = True
         self.parameters: int | None = 10
-        self.usage = Usage(name)
         self.batches: list[list[tuple[Problem, tuple[str, ...]]]] = []
         self._script = script if callable(script) else lambda _, steps: [script.get(step, default) for step in steps]
         self._known: set[tuple[str, ...]] = set()
 
-    def score_batch(self, items: Sequence[tuple[Problem | str, Sequence[str]]]) -> list[list[float]]:
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
         batch = [(as_problem(problem), tuple(steps)) for problem, steps in items]
         self.batches.append(batch)
+        results = []
         for problem, steps in batch:
             fresh = [i for i in range(1, len(steps) + 1) if (problem.id, *steps[:i]) not in self._known]
             self._known.update((problem.id, *steps[:i]) for i in fresh)
             prompt = sum(map(n_tokens, steps))
-            self.usage += Usage(self.name, 1, prompt, sum(n_tokens(steps[i - 1]) for i in fresh))
-        return [list(self._script(problem, steps)) for problem, steps in batch]
-
-    def score(self, problem: Problem | str, steps: Sequence[str]) -> list[float]:
-        return self.score_batch([(problem, steps)])[0]
+            usage = Usage(self.name, 1, prompt, sum(n_tokens(steps[i - 1]) for i in fresh))
+            self.usage += usage
+            results.append(Scored(list(self._script(problem, steps)), usage))
+        return results

@@ -18,7 +18,6 @@ from stepwise.critics.module import CriticModule, caught, critic_lm, failed
 from stepwise.data.localization import first_below
 from stepwise.errors import ConfigError
 from stepwise.models.scorers import load_scorer
-from stepwise.models.scorers.base import scorer_of
 from stepwise.types import Localization, Problem
 
 Method = Literal["one_pass", "vote", "bisect", "scorer"]
@@ -139,7 +138,7 @@ class ErrorLocalizer(CriticModule):
         return _located(first, None, [True] * low + [False] * (first is not None), [], reason)
 
     async def _score(self, question: str, texts: list[str]) -> dspy.Prediction:
-        scored = await scorer_of(self.scorer).ascore(question, texts)
+        scored = await self.scorer.ascore(question, texts)
         if scored.error:
             return failed(f"scorer {self.scorer.name!r}: {scored.error}", scored.failed, usage=scored.usage)
         threshold = self.setting("threshold")

@@ -15,7 +15,6 @@ from stepwise.critics.module import CriticModule, failed_by
 from stepwise.models.driver import Driver
 from stepwise.models.failures import error_of
 from stepwise.models.provider import engines_of
-from stepwise.models.scorers.base import scorer_of
 from stepwise.types import Usage
 
 
@@ -75,7 +74,7 @@ def ask_all(
 
 def _engines(module: Any) -> tuple[Any, ...]:
     """The engines of this process that the module's models run on: the driver moves them."""
-    return engines_of(module.get_lm()) if module.predictors() else scorer_of(module.scorer).engines
+    return engines_of(module.get_lm()) if module.predictors() else module.scorer.engines
 
 
 def _seeded(module: Any, seed: int, cold: bool) -> Any:

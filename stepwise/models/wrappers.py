@@ -19,7 +19,7 @@ from stepwise.models.base import Completion, Generator, Request, Wrapped
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.cached import Stored, StoredScorer
 from stepwise.models.failures import error_of, failure_of
-from stepwise.models.scorers.base import BaseScorer, Scored, WrappedScorer
+from stepwise.models.scorers.base import Scored, Scorer, WrappedScorer
 from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Failure, Problem, Usage
@@ -159,7 +159,7 @@ async def _reported(
 class BudgetedScorer(WrappedScorer):
     """`scorer` under the caps of `ledger`: the reading of each step without a score is reserved before it is asked."""
 
-    def __init__(self, scorer: BaseScorer, ledger: Ledger, prompt: SolvePrompt) -> None:
+    def __init__(self, scorer: Scorer, ledger: Ledger, prompt: SolvePrompt) -> None:
         super().__init__(scorer)
         self.ledger, self._prompt = ledger, prompt
 
@@ -185,7 +185,7 @@ class BudgetedScorer(WrappedScorer):
 class ReportedScorer(WrappedScorer):
     """`scorer`, of whose calls DSPy hears."""
 
-    def __init__(self, scorer: BaseScorer, callbacks: Callable[[], Iterable[Any]]) -> None:
+    def __init__(self, scorer: Scorer, callbacks: Callable[[], Iterable[Any]]) -> None:
         super().__init__(scorer)
         self._callbacks = callbacks
 
@@ -220,14 +220,14 @@ def composed(
 
 
 def composed_scorer(
-    scorer: BaseScorer,
+    scorer: Scorer,
     *,
     ledger: Ledger,
     prompt: SolvePrompt,
     store: CallCache | None = None,
     settings: Any = None,
     callbacks: Callable[[], Iterable[Any]] | None = None,
-) -> BaseScorer:
+) -> Scorer:
     """`composed` for a scorer; `settings`, plain JSON, tell scorers of one name apart in the store."""
     resumed = store is not None and store.replays_are_free
     if store is not None and not resumed:

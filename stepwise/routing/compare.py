@@ -13,7 +13,7 @@ from stepwise.errors import DataError
 from stepwise.grading import grade
 from stepwise.models.base import Generator
 from stepwise.models.budget import Ledger, Prices
-from stepwise.models.scorers.base import BaseScorer
+from stepwise.models.scorers.base import Scorer
 from stepwise.records import record
 from stepwise.routing.metrics import Cost, OperatingPoint, cost_of, cpt, pgr, usage_by_author
 from stepwise.routing.policy import Policy, needs_scorer
@@ -171,7 +171,7 @@ def measure(
     for policy in policies:
         arm = router.with_policy(policy)
         for model in arm.models:
-            if isinstance(model, Generator | BaseScorer):
+            if isinstance(model, Generator | Scorer):
                 model.reset_cache()
         began = time.perf_counter()
         traces = arm.solve_all(problems, progress=progress, description=f"{label_of(policy):<22}")

@@ -12,7 +12,7 @@ from stepwise.errors import ConfigError
 from stepwise.models.base import Backend, Generator, generator_of
 from stepwise.models.budget import Ledger
 from stepwise.models.driver import Driver
-from stepwise.models.scorers.base import Scorer, scorer_of
+from stepwise.models.scorers.base import Scorer
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import composed, composed_scorer
 from stepwise.routing.policy import Policy, check_policy, needs_scorer
@@ -74,7 +74,7 @@ def route_all(
     asked = Models(
         composed(generator_of(models.weak), role="weak", **given),
         composed(generator_of(models.strong), role="strong", **given),
-        None if models.scorer is None else composed_scorer(scorer_of(models.scorer), settings=scorer_settings, **given),
+        None if models.scorer is None else composed_scorer(models.scorer, settings=scorer_settings, **given),
     )
     solver_of = _Reviewed if policy.when == "solution" else Solver
     solvers = [

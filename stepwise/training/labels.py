@@ -25,7 +25,7 @@ from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.grading import Verdict, grade_many
 from stepwise.models.engine import Engine
 from stepwise.models.scorers import load_scorer
-from stepwise.models.scorers.base import BaseScorer, score_items
+from stepwise.models.scorers.base import Scorer, score_items
 from stepwise.models.shared import load_engine, shared_engine
 from stepwise.seeds import seed_for
 from stepwise.steps import extract_answer
@@ -114,7 +114,7 @@ class Labeller:
 
     def reset_cache(self) -> None:
         """Forget what was read; a scorer that keeps nothing has nothing to forget."""
-        if isinstance(self._cached, Engine | BaseScorer):
+        if isinstance(self._cached, Engine | Scorer):
             self._cached.reset_cache()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from stepwise import ErrorLocalizer
 from stepwise.errors import ConfigError, DataError
-from stepwise.models.scorers.base import Scored
+from stepwise.models.scorers import BatchScorer, Scored
 from stepwise.types import Localization, Problem, Trace, Usage
 from tests.critics.critic import UNREADABLE, MeasuredLM, fields, judged, numbers, prompts, verified, wanted
 from tests.scripted_lm import ScriptedLM
@@ -123,21 +123,19 @@ def test_where_a_prefix_could_not_be_judged_bisecting_says_which() -> None:
     assert (found.first_error, found.localization, found.usage.calls) == (None, None, 3)
 
 
-class Scorer:
+class Scorer(BatchScorer):
     """Scores by a table; "bad" cannot be scored."""
 
-    name, incremental, parameters, usage = "table", False, None, Usage("table")
+    def __init__(self) -> None:
+        super().__init__("table")
+
+    async def ascore(self, problem: Any, steps: Any, known: int = 0) -> Scored:
+        return await self._batcher.ask((problem, steps))
 
     def score_detailed(self, items: Any) -> list[Scored]:
         made = [[{"good": 0.9, "so": 0.5}.get(step, 0.2) for step in steps] for _, steps in items]
         errors = ["too long" if "bad" in steps else "" for _, steps in items]
         return [Scored([] if e else row, Usage("table", 1, 7), e) for row, e in zip(made, errors, strict=True)]
-
-    def score_batch(self, items: Any) -> list[list[float]]:
-        return [made.scores for made in self.score_detailed(items)]
-
-    def score(self, problem: Any, steps: Any) -> list[float]:
-        return self.score_batch([(problem, steps)])[0]
 
 
 def test_a_scorer_localizes_by_a_threshold_and_no_language_model_is_asked() -> None:

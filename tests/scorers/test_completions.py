@@ -13,7 +13,7 @@ from stepwise.config import ScorerConfig
 from stepwise.errors import BackendError, ConfigError, ScorerError
 from stepwise.models.http import Server
 from stepwise.models.scorers import LabelTokenScorer, load_scorer
-from stepwise.models.scorers.completions import ServedLabelScorer, _chatml
+from stepwise.models.scorers.label_token import ServedLabelScorer
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Problem
 from tests.scorers.stand_in import Answer, Answers, StandIn, serving
@@ -101,10 +101,14 @@ def test_a_special_token_typed_into_a_text_is_refused(llama_server: StandIn) -> 
     assert len(llama_server.requests) == before
 
 
-def test_chatml_is_what_the_template_of_the_model_writes(in_process: LabelTokenScorer) -> None:
+def test_what_is_sent_is_what_the_template_of_the_model_writes(
+    in_process: LabelTokenScorer, llama_server: StandIn
+) -> None:
     for prompt in (SolvePrompt(), SolvePrompt(system="Be exact.", user="Solve: {question}")):
         engine: Any = in_process.engine
-        assert engine.tokenize(_chatml(prompt, "2 + 2?"), special=True) == engine.prompt_ids(prompt, "2 + 2?")
+        load_scorer(ScorerConfig(model="openai/tiny", api_base=llama_server.url), prompt=prompt).score("2 + 2?", ["4."])
+        ids = engine.tokenize(llama_server.requests[-1][1]["prompt"], special=True)
+        assert ids == [*engine.prompt_ids(prompt, "2 + 2?"), *engine.step_ids("4."), engine.token_id("<|score|>")]
 
 
 def scripted(logprobs: Any, usage: Any = None) -> Answers:

@@ -14,7 +14,7 @@ from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.grading import Verdict
 from stepwise.models.engine import Generation
-from stepwise.models.scorers.base import Scored
+from stepwise.models.scorers import BatchScorer, Scored
 from stepwise.steps import split_steps
 from stepwise.training.labels import Labeller, judge_asked
 from stepwise.training.lora import load_trainee
@@ -75,10 +75,11 @@ def labeller(scheme: str, engine: Any = None, trainee: Any = None, weak: Any = N
     return Labeller(cfg, PROBLEMS, prompts, Sampler(cfg, backend), trainee, **given)
 
 
-class Scorer:
-    name, incremental, parameters, usage = "scorer", True, 100, Usage()
+class Scorer(BatchScorer):
+    parameters = 100
 
     def __init__(self) -> None:
+        super().__init__("scorer")
         self.asked: list[Any] = []
 
     def score_detailed(self, items: Any) -> list[Scored]:
@@ -131,7 +132,7 @@ class Critic:
 
     def __init__(self, *said: Any) -> None:
         self.said, self.asked = list(said), []  # type: ignore[var-annotated]
-        self.scorer = SimpleNamespace(name="critic", parameters=None, incremental=False)
+        self.scorer = SimpleNamespace(name="critic", parameters=None, incremental=False, engines=())
 
     def predictors(self) -> list[Any]:
         return []

@@ -1,42 +1,29 @@
-"""What a scorer is, and the checks that every score passes on its way to whoever asked for it."""
+"""What a scorer is, the checks that every score passes, and scorers that keep what they said of a prefix.
+
+A scorer of your own inherits from `Scorer` and has `score`; everything else has a default.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import hashlib
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
+from operator import attrgetter
+from typing import Any, NamedTuple, Self, TypeVar
 
-from stepwise.errors import ScorerError
+from stepwise.errors import BackendError, ScorerError, StepwiseError, reason_of, redact
 from stepwise.models.driver import Batcher, Driver
+from stepwise.models.failures import failure_of
+from stepwise.steps import encodable
 from stepwise.types import Failure, Problem, Usage, as_problem
 
 Item = tuple[Problem | str, Sequence[str]]
-
-
-@runtime_checkable
-class Scorer(Protocol):
-    """One probability per step. `incremental`: a step appended to a solution scored before costs its own tokens only.
-
-    `usage` is what this scorer has spent since it was loaded; `parameters` is the number of weights, None if unknown.
-    Calls may come from several threads at once. A scorer of one's own may have these alone; `BaseScorer` gives all but
-    one method.
-    """
-
-    name: str
-    incremental: bool
-    parameters: int | None
-
-    @property
-    def usage(self) -> Usage:
-        """All that it has spent."""
-        ...
-
-    def score_batch(self, items: Sequence[Item]) -> list[list[float]]:
-        """Scores in [0, 1] for each (problem, steps), one per step."""
-        ...
-
-    def score(self, problem: Problem | str, steps: Sequence[str]) -> list[float]:
-        """`score_batch` for one solution."""
-        ...
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Scored(NamedTuple):
@@ -44,7 +31,7 @@ class Scored(NamedTuple):
     `failure` for the program.
     """
 
-    scores: list[float]
+    scores: Sequence[float]
     usage: Usage
     error: str = ""
     failure: Failure | None = None
@@ -59,44 +46,73 @@ class Scored(NamedTuple):
         """What stands for the scores of a solution that could not be scored."""
         return cls([], usage, failure.reason, failure)
 
-    def checked(self, name: str, problem: Problem | str, steps: Sequence[str]) -> list[float]:
-        """The scores; raises `ScorerError` for an error, and for what `validate_scores` refuses."""
-        if self.error:
-            raise ScorerError(f"scorer {name!r}, problem {as_problem(problem).id!r}{_joint(self.error)}{self.error}")
-        return validate_scores(name, problem, steps, self.scores)
 
+class Scorer(ABC):
+    """Gives the probability that each step is right, given the problem and all steps before it: inherit and write
+    `score`.
 
-@runtime_checkable
-class _Itemizes(Protocol):
-    """A scorer that says itself what each solution cost, and has checked its scores."""
+    An exception in `score`, or scores that are none, cost that solution, not the run. `score` is called by one thread
+    at a time. Scores are kept by `identity`: a scorer that is set in another way must have another one.
 
-    def score_detailed(self, items: Sequence[Item]) -> list[Scored]: ...
+    Attributes:
+        name: what tables call it; the class's name where nothing else is said.
+        usage: what it has spent since it was loaded; add to it in `score` where calls cost tokens.
+        incremental: a step appended to a solution scored before costs its own tokens only.
+        parameters: number of weights, None if unknown; `memory_bytes`: what they and a cache take on this machine.
+        prompt_hash: of the prompt that solutions are read under.
+        remote: it answers when it likes, so that nothing that waits for it can be exact.
 
-
-class BaseScorer:
-    """A scorer of which one method is to be written: `score_detailed` for batches, or the coroutine `ascore`.
-
-    `memory_bytes`: an estimate of what the model takes on this machine, weights and key-value cache or activations,
-    None where it runs elsewhere. `prompt_hash`: of the prompt that solutions are read under. `remote`: it answers when
-    it likes, so that nothing that waits for it can be exact.
+    Example:
+        >>> class Short(Scorer):
+        ...     def score(self, problem, steps):
+        ...         return [1.0 if len(step) < 80 else 0.5 for step in steps]
+        >>> Short().score_batch([("1 + 1?", ["That is 2."])])
+        [[1.0]]
     """
 
+    name: str = ""
+    usage: Usage = Usage()
     incremental: bool = False
     parameters: int | None = None
     memory_bytes: int | None = None
     prompt_hash: str = ""
     remote: bool = False
+    _lock: threading.Lock
+    _batcher: Batcher[Item, Scored]
 
-    def __init__(self, name: str):
-        self.name = name
-        self.usage = Usage(name)
-        self._batcher: Batcher[Item, Scored] = Batcher(lambda items: score_items(self, items))
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """A scorer of one's own need not call `super().__init__()`."""
+        self = super().__new__(cls)
+        self._lock = threading.Lock()
+        self._batcher = Batcher(lambda items: score_items(self, items))
+        return self
+
+    @abstractmethod
+    def score(self, problem: Problem, steps: Sequence[str]) -> Sequence[float]:
+        """Scores in [0, 1] as plain floats, one per step."""
+
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
+        """Scores and cost of each item; where one cannot be scored, its `error` says why."""
+        return [self._score_one(as_problem(problem), list(steps)) for problem, steps in items]
 
     async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
         """Scores of all steps and what they cost, or why there are none; those of the first `known` steps were asked
         for before. Without a coroutine of its own, a scorer is asked for everything that waits when it is free.
         """
         return await self._batcher.ask((problem, steps))
+
+    def score_batch(self, items: Sequence[Item]) -> list[list[float]]:
+        """Scores in [0, 1] for each (problem, steps); raises `ScorerError` where one cannot be scored."""
+        for (problem, _), result in zip(items, results := score_items(self, items), strict=True):
+            if result.error:
+                joint = ", " if result.error.startswith("step ") else ": "
+                raise ScorerError(f"scorer {self.name!r}, problem {as_problem(problem).id!r}{joint}{result.error}")
+        return [list(result.scores) for result in results]
 
     @property
     def engines(self) -> tuple[Any, ...]:
@@ -105,53 +121,62 @@ class BaseScorer:
 
     @property
     def identity(self) -> str:
-        """Scores made under one identity are never used under another."""
-        return self.name
+        """Scores made under one identity are never used under another: the class, and its plain public attributes."""
+        plain = str | int | float | None
+        settings = {k: v for k, v in sorted(vars(self).items()) if k[0] != "_" and isinstance(v, plain)}
+        return f"{type(self).__module__}:{type(self).__qualname__} {settings}"
 
-    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
-        """Scores and cost of each item; where one cannot be scored, its `error` says why."""
-        return Driver(self.engines).run([self.ascore(problem, steps) for problem, steps in items])
-
-    def score_batch(self, items: Sequence[Item]) -> list[list[float]]:
-        """Scores in [0, 1] for each (problem, steps); raises `ScorerError` where one cannot be scored."""
-        results = self.score_detailed(items)
-        return [scored.checked(self.name, *item) for item, scored in zip(items, results, strict=True)]
-
-    def score(self, problem: Problem | str, steps: Sequence[str]) -> list[float]:
-        """`score_batch` for one solution."""
-        return self.score_batch([(problem, steps)])[0]
-
-    def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:
+    def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:  # noqa: B027
         """Take over scores that this scorer gave before, perhaps in another process."""
-        return
 
-    def reset_cache(self) -> None:
+    def reset_cache(self) -> None:  # noqa: B027
         """Drop what is kept of earlier calls, so that what follows is measured from cold."""
-        return
 
     def close(self) -> None:
         """Free what the scorer holds; calling it twice does nothing."""
         self.reset_cache()
 
+    def _score_one(self, problem: Problem, steps: list[str]) -> Scored:
+        with self._lock:
+            before, self.usage = self.usage, Usage()
+            scores: Sequence[float] = []
+            failure = None
+            try:
+                scores = self.score(problem, steps)
+            except StepwiseError as error:
+                failure = failure_of(error)
+            except Exception as error:
+                fault = f"{type(self).__name__}.score() raised {type(error).__name__}: {redact(reason_of(error))}"
+                failure = Failure("refused", f"{fault} (problem {problem.id!r}, {len(steps)} steps)")
+            spent = self.usage if self.usage != Usage() else Usage(self.name, 1)
+            self.usage = before + spent
+        return Scored.of_failure(failure, spent) if failure else Scored(scores, spent)
 
-def validate_scores(name: str, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> list[float]:
-    """`scores` as a list of floats; raises `ScorerError` unless there is one per step, each a number in [0, 1]."""
-    fault = scores_fault(scores, len(steps))
-    if fault:
-        raise ScorerError(f"scorer {name!r}, problem {as_problem(problem).id!r}{_joint(fault)}{fault}")
-    return [float(score) for score in scores]
+
+def score_items(scorer: Scorer, items: Sequence[Item]) -> list[Scored]:
+    """What `scorer` says of each item, checked: scores that are none become the item's error."""
+    results = scorer.score_detailed(items)
+    if len(results) != len(items):
+        raise ScorerError(
+            f"scorer {scorer.name!r}: {len(results)} results for {len(items)} solutions; return one list per solution"
+        )
+    checked = []
+    for result, (_, steps) in zip(results, items, strict=True):
+        if not result.error and (fault := scores_fault(result.scores, len(steps))):
+            result = Scored.of_failure(Failure("refused", fault), result.usage)
+        checked.append(result if result.error else result._replace(scores=list(map(float, result.scores))))
+    return checked
 
 
-def _joint(fault: str) -> str:
-    """A fault that begins with its step goes on with the place, another says what is wrong there."""
-    return ", " if fault.startswith("step ") else ": "
-
-
-def scores_fault(scores: Sequence[float], steps: int, first: int = 0) -> str:
+def scores_fault(scores: Any, steps: int, first: int = 0) -> str:
     """What is wrong with the scores of the steps `first`.. of a solution of `steps` steps, "" for nothing."""
+    if not isinstance(scores, list | tuple):
+        return f"score() returned a {type(scores).__name__}; return a list of floats, such as scores.tolist()"
     if len(scores) != steps - first:
-        return f"{len(scores)} scores for {steps - first} steps; a scorer must return one probability per step"
+        return f"{len(scores)} scores for {steps - first} steps; score() must return one probability per step"
     for index, score in enumerate(scores, start=first):
+        if type(score).__module__ == "numpy":
+            return f"step {index}: the score is {score!r}; return plain floats, such as float(score) or scores.tolist()"
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
             return (
                 f"step {index}: the score is {score!r}; it must be a probability in [0, 1] "
@@ -160,92 +185,47 @@ def scores_fault(scores: Sequence[float], steps: int, first: int = 0) -> str:
     return ""
 
 
-def score_items(scorer: Scorer, items: Sequence[Item]) -> list[Scored]:
-    """Validated scores (or an error) and the cost of each item, from any scorer; how the library asks for scores.
+class BatchScorer(Scorer):
+    """A scorer that reads many solutions at once: write `score_detailed`, or the coroutine `ascore`."""
 
-    For a scorer that does not itemize, what its `usage` grew by is divided over the items: exact in the sum, as long as
-    no other thread uses the scorer meanwhile.
-    """
-    if isinstance(scorer, _Itemizes):
-        results = scorer.score_detailed(items)
-    else:
-        before = scorer.usage
-        rows = scorer.score_batch(items)
-        results = list(map(Scored, rows, _shares(before, scorer.usage, len(rows))))
-    if len(results) != len(items):
-        raise ScorerError(
-            f"scorer {scorer.name!r}: {len(results)} results for {len(items)} solutions; return one list per solution"
-        )
-    return [
-        result if result.error else result._replace(scores=result.checked(scorer.name, *item))
-        for item, result in zip(items, results, strict=True)
-    ]
-
-
-def _shares(before: Usage, after: Usage, n: int) -> list[Usage]:
-    """`after` - `before` in `n` parts that add up to it, the larger ones first."""
-    counts = ("calls", "prompt_tokens", "evaluated_tokens", "generated_tokens", "retries")
-    grown = {key: getattr(after, key) - getattr(before, key) for key in counts}
-    cost = None if after.cost is None else (after.cost - (before.cost or 0.0)) / max(n, 1)
-    return [
-        Usage(after.model, **{key: total // n + (place < total % n) for key, total in grown.items()}, cost=cost)
-        for place in range(n)
-    ]
-
-
-class _BatchedScorer(BaseScorer):
-    """A coroutine in front of a scorer of anybody's."""
-
-    def __init__(self, scorer: Scorer):
-        super().__init__(scorer.name)
-        self.scorer = scorer
-        self.parameters, self.incremental = scorer.parameters, scorer.incremental
-
-    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
-        """The scorer's."""
-        return score_items(self.scorer, items)
-
-
-def scorer_of(scorer: Scorer) -> BaseScorer:
-    """`scorer` itself where it has the coroutine, else `_BatchedScorer` around it."""
-    return scorer if isinstance(scorer, BaseScorer) else _BatchedScorer(scorer)
-
-
-class WrappedScorer(BaseScorer):
-    """A wrapper that does nothing yet: everything is the scorer's inside."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer = inner = scorer_of(scorer)
-        self.name = inner.name
-        self.parameters, self.incremental, self.memory_bytes = inner.parameters, inner.incremental, inner.memory_bytes
-        self.prompt_hash, self.remote = inner.prompt_hash, inner.remote
-
-    @property
-    def usage(self) -> Usage:  # type: ignore[override]
-        """The scorer's."""
-        return self.scorer.usage
+    def __init__(self, name: str):
+        self.name = name
+        self.usage = Usage(name)
 
     @property
     def identity(self) -> str:
-        """The scorer's."""
-        return self.scorer.identity
+        """The name, which says how the scorer is set."""
+        return self.name
 
-    @property
-    def engines(self) -> tuple[Any, ...]:
-        """The scorer's."""
-        return self.scorer.engines
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
+        """Scores and cost of each item; where one cannot be scored, its `error` says why."""
+        return Driver(self.engines).run([self.ascore(problem, steps) for problem, steps in items])
+
+    def score(self, problem: Problem | str, steps: Sequence[str]) -> list[float]:
+        """Scores of one solution; raises `ScorerError` where it cannot be scored."""
+        return self.score_batch([(problem, steps)])[0]
+
+
+class WrappedScorer(BatchScorer):
+    """A wrapper that does nothing yet: everything is the scorer's inside."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.name = scorer.name
+        self.parameters, self.incremental = scorer.parameters, scorer.incremental
+        self.memory_bytes, self.prompt_hash, self.remote = scorer.memory_bytes, scorer.prompt_hash, scorer.remote
+
+    usage: Any = property(attrgetter("scorer.usage"), doc="The scorer's.")
+    identity: Any = property(attrgetter("scorer.identity"), doc="The scorer's.")
+    engines: Any = property(attrgetter("scorer.engines"), doc="The scorer's.")
 
     async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
         """The scorer's."""
         return await self.scorer.ascore(problem, steps, known)
 
-    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
-        """Through the coroutine."""
-        return Driver(self.engines).run([self.ascore(problem, steps) for problem, steps in items])
-
-    def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:
+    def learn(self, *args: Any) -> None:
         """The scorer's."""
-        self.scorer.learn(problem, steps, scores)
+        self.scorer.learn(*args)
 
     def reset_cache(self) -> None:
         """The scorer's."""
@@ -254,3 +234,117 @@ class WrappedScorer(BaseScorer):
     def close(self) -> None:
         """Free the scorer."""
         self.scorer.close()
+
+
+# ----- a score that depends on what stands before it alone
+
+
+class Task(NamedTuple):
+    """A solution on its way through a `PrefixScorer`: the steps `first`.. are still to be scored.
+
+    `keys` has one for each prefix, `known` the scores that were kept; `fault` says why it cannot be scored.
+    """
+
+    question: str
+    steps: Sequence[str]
+    keys: Sequence[bytes] = ()
+    known: Sequence[float] = ()
+    fault: str = ""
+
+    @property
+    def first(self) -> int:
+        """0-based index of the first step without a score."""
+        return len(self.known)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is to be asked."""
+        return bool(self.fault) or self.first == len(self.steps)
+
+
+class PrefixScorer(BatchScorer):
+    """A scorer whose score of a step depends on the question and the steps up to it alone.
+
+    Scores are kept by prefix, up to `memory` of them, so a known solution costs nothing. Thread safe, where `measure`
+    is. `requests` is how many threads `map` has, which all calls share.
+    """
+
+    marker_text: str = ""
+
+    def __init__(self, name: str, *, memory: int = 200_000, requests: int = 0):
+        super().__init__(name)
+        self.memory = memory
+        self._known: OrderedDict[bytes, float] = OrderedDict()
+        self._pool = ThreadPoolExecutor(max_workers=requests, thread_name_prefix="scorer") if requests else None
+
+    @abstractmethod
+    def measure(self, tasks: Sequence[Task]) -> list[Scored]:
+        """Scores of the steps from `first` on, cost and error, for each task; never raises for one task."""
+
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
+        """See the base class; what cannot be scored becomes the `error` of that one item, and the others go on."""
+        tasks = [self._begin(*item) for item in items]
+        open_tasks = [task for task in tasks if not task.done]
+        fresh = iter(self.measure(open_tasks) if open_tasks else [])
+        return [self._end(task, None if task.done else next(fresh)) for task in tasks]
+
+    def map(self, work: Callable[[A], B], items: Iterable[A]) -> list[B]:
+        """The results of `work` in order, made by the threads; raises `BackendError` where the scorer is closed."""
+        if self._pool is None:
+            raise BackendError(f"scorer {self.name!r} is closed; load it again")
+        return list(self._pool.map(work, items))
+
+    def _begin(self, problem: Problem | str, steps: Sequence[str]) -> Task:
+        """What is known of a solution's scores."""
+        question = encodable(problem.question if isinstance(problem, Problem) else problem)
+        texts = [*map(encodable, steps)]
+        key, keys = hashlib.sha256(f"{self.identity}\n{question}".encode()).digest(), []
+        for text in texts:
+            key = hashlib.sha256(key + text.encode()).digest()
+            keys.append(key)
+        with self._lock:
+            known = [self._known[key] for key in takewhile(self._known.__contains__, keys)]
+        return Task(question, texts, keys, known, _text_fault(question, texts, self.marker_text))
+
+    def _end(self, task: Task, fresh: Scored | None) -> Scored:
+        """The scores with the `fresh` ones, which are kept from now on."""
+        if fresh is None:
+            return Scored(list(task.known), Usage(self.name), task.fault)
+        error = fresh.error or scores_fault(fresh.scores, len(task.steps), task.first)
+        new = [] if error else fresh.scores
+        with self._lock:
+            self._known.update(zip(task.keys[task.first :], new, strict=not error))
+            self.usage = fresh.usage if self.usage == Usage(self.name) else self.usage + fresh.usage
+            while len(self._known) > self.memory:
+                self._known.popitem(last=False)
+        return Scored([*task.known, *new], fresh.usage, error, fresh.failure)
+
+    def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:
+        """See the base class."""
+        keys = self._begin(problem, steps).keys
+        with self._lock:
+            self._known.update(zip(keys, scores, strict=True))
+
+    def reset_cache(self) -> None:
+        """Drop every kept score, so that what follows is measured from cold."""
+        with self._lock:
+            self._known.clear()
+
+    def close(self) -> None:
+        """End the threads; calling it twice does nothing."""
+        self.reset_cache()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+def _text_fault(question: str, steps: Sequence[str], marker: str = "") -> str:
+    """Why this solution cannot be scored, "" where it can: an empty text, or one that holds the marker itself."""
+    if not question.strip():
+        return "the question is empty; give the text of the problem"
+    for place, text in (("the question", question), *((f"step {index}", text) for index, text in enumerate(steps))):
+        if not text.strip():
+            return f"{place} is empty; split_steps makes no empty steps"
+        if marker and marker in text:
+            return f"{place} contains the marker {marker!r}, which would be read as the end of a step; remove it"
+    return ""

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Literal
 
 from stepwise.config import LoadConfig, ModelConfig, ScorerConfig
@@ -18,8 +19,7 @@ from stepwise.models.api import Api
 from stepwise.models.engine import Engine, GenerationJob
 from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed
-from stepwise.models.scorers.base import Scored
-from stepwise.models.scorers.prefix import PrefixScorer, Task, Workers
+from stepwise.models.scorers.base import PrefixScorer, Scored, Task
 from stepwise.types import Failure, Usage
 
 Message = dict[str, str]
@@ -88,32 +88,32 @@ class JudgeScorer(PrefixScorer):
         remote: bool = False,
         close: Callable[[], None] | None = None,
     ):
-        super().__init__(f"judge {name}", memory=memory)
+        super().__init__(f"judge {name}", memory=memory, requests=requests)
         self.complete, self.ask = complete, ask
         self.memory_bytes, self.parameters, self.remote = memory_bytes, parameters, remote
-        self._workers = Workers(self.name, requests)
         self._close = close
 
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:
         """See `PrefixScorer.measure`; every step of every task is a call of its own."""
-        asked = [(i, task, step) for i, task in enumerate(tasks) for step in range(task.first, len(task.steps))]
-        replies = self._workers.map(lambda job: self._one(job[1].question, job[1].steps[: job[2] + 1]), asked)
-        results = [Scored([], Usage()) for _ in tasks]
-        for (i, _, step), (score, usage, failure) in zip(asked, replies, strict=True):
-            scored = results[i]._replace(scores=[*results[i].scores, score], usage=results[i].usage + usage)
-            if failure is not None and not scored.error:
-                scored = scored._replace(error=f"step {step}: {failure.reason}", failure=failure)
-            results[i] = scored
+        jobs = [(task.question, task.steps[: n + 1]) for task in tasks for n in range(task.first, len(task.steps))]
+        replies = iter(self.map(lambda job: self._judge(*job), jobs))
+        results = []
+        for task in tasks:
+            answers = list(islice(replies, len(task.steps) - task.first))
+            result = Scored([score for score, *_ in answers], sum((usage for _, usage, _ in answers), Usage()))
+            for n, (*_, failure) in reversed([*enumerate(answers, start=task.first)]):  # the first one counts
+                if failure is not None:
+                    result = result._replace(error=f"step {n}: {failure.reason}", failure=failure)
+            results.append(result)
         return results
 
     def close(self) -> None:
         """End the threads and free a model that was loaded for this scorer; calling it twice does nothing."""
         super().close()
-        self._workers.close()
         if self._close is not None:
             self._close()
 
-    def _one(self, question: str, steps: Sequence[str]) -> tuple[float, Usage, Failure | None]:
+    def _judge(self, question: str, steps: Sequence[str]) -> tuple[float, Usage, Failure | None]:
         chat, spent, text = messages(question, steps, self.ask), Usage(), ""
         for attempt in range(2):
             try:
@@ -141,10 +141,10 @@ def engine_completion(engine: Engine, ask: Ask) -> Complete:
     def complete(chat: list[Message]) -> tuple[str, Usage]:
         ids = tuple(engine.chat_ids(chat, enable_thinking=False))
         job = GenerationJob(ids, max_tokens=8, temperature=0.0, grammar=GRAMMARS[ask])
-        (made,) = engine.generate([job])
-        if made.finish == "error":
-            raise RequestRefusedError(made.error)
-        return made.text, Usage(engine.name, 1, len(ids), made.evaluated_tokens, len(made.ids))
+        (result,) = engine.generate([job])
+        if result.finish == "error":
+            raise RequestRefusedError(result.error)
+        return result.text, Usage(engine.name, 1, len(ids), result.evaluated_tokens, len(result.ids))
 
     return complete
 

@@ -1,35 +1,42 @@
-"""From a name or a configuration to a scorer."""
+"""From a name or a configuration to a scorer, and the two that have no model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from stepwise.config import ScorerConfig
-from stepwise.errors import ConfigError
+from stepwise.errors import ConfigError, ScorerError
 from stepwise.models.http import Server
-from stepwise.models.scorers.base import Scorer
+from stepwise.models.scorers.base import BatchScorer, Item, Scored, Scorer
 from stepwise.models.scorers.classifier import ClassifierScorer
-from stepwise.models.scorers.completions import ServedLabelScorer
 from stepwise.models.scorers.judge import JudgeScorer, api_completion, engine_completion
-from stepwise.models.scorers.label_token import LabelTokenScorer
+from stepwise.models.scorers.label_token import LabelTokenScorer, ServedLabelScorer
 from stepwise.models.scorers.pooling import QWEN_PRM_MARKER, PoolingScorer
-from stepwise.models.scorers.simple import ConstantScorer
 from stepwise.models.shared import load_engine
+from stepwise.plugins import check_plugin, make_plugin
 from stepwise.prompt import SolvePrompt
+from stepwise.types import Problem, Usage, as_problem
 
 
 def load_scorer(spec: str | ScorerConfig | Scorer, *, prompt: SolvePrompt | None = None) -> Scorer:
     """The scorer that `spec` names: "llamacpp/lab-scorer" (label tokens of a GGUF), a `ScorerConfig` of any kind, or a
-    scorer as it is.
+    scorer of your own (or its class) as it is.
 
     `prompt` must be the one that the solutions are written under; a classifier, a pooling server and a judge have
     their own. Raises `ConfigError` for a model that does not go with its kind and for a vocabulary without the label
-    tokens or the marker; `BackendError` when the model cannot be loaded.
+    tokens or the marker, and for what is no scorer; `BackendError` when the model cannot be loaded.
+
+    Example:
+        >>> load_scorer(ScorerConfig(kind="constant", value=0.25)).score("1 + 1?", ["That is 2."])
+        [0.25]
     """
     if isinstance(spec, str):
         spec = ScorerConfig(model=spec)
     if not isinstance(spec, ScorerConfig):
-        return spec
+        check_plugin(spec, Scorer, field="scorer")
+        scorer: Scorer = make_plugin(spec, {}, field="scorer")
+        return scorer
     if spec.kind == "constant":
         return ConstantScorer(spec.value)
     if spec.kind == "classifier":
@@ -92,3 +99,54 @@ def _after(provider: str, spec: ScorerConfig, what: str) -> str:
             f'scorer.model is "{spec.model}"; a scorer of kind "{spec.kind}" is written "{provider}/..." with {what}'
         )
     return name
+
+
+class _Free(BatchScorer):
+    """A scorer without a model: it costs nothing."""
+
+    incremental = True
+    parameters: int | None = 0
+    memory_bytes: int | None = 0
+
+
+class ConstantScorer(_Free):
+    """Gives every step the score `p`: a control, and a stand-in where a scorer is asked for but not wanted.
+
+    Example:
+        >>> ConstantScorer(0.25).score("1 + 1?", ["One and one.", "That is 2."])
+        [0.25, 0.25]
+    """
+
+    def __init__(self, p: float):
+        if not 0 <= p <= 1:
+            raise ScorerError(f"ConstantScorer: p is {p!r}; give a probability in [0, 1]")
+        super().__init__(f"constant {p}")
+        self.p = float(p)
+
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
+        """`p` for each step."""
+        return [Scored([self.p] * len(steps), Usage(self.name)) for _, steps in items]
+
+
+class PerfectScorer(_Free):
+    """Knows which steps are right: the bound that no scorer beats, where a checker exists (the lab's problems have
+    one).
+
+    `check(problem, steps)` says of each step whether it is right given the problem and the steps before it as
+    written; a right step scores 1.0, a wrong one 0.0.
+
+    Example:
+        >>> PerfectScorer(lambda problem, steps: ["3" not in step for step in steps]).score("1 + 1?", ["That is 3."])
+        [0.0]
+    """
+
+    def __init__(self, check: Callable[[Problem, Sequence[str]], Sequence[bool]], name: str = "perfect"):
+        super().__init__(name)
+        self.check = check
+
+    def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
+        """1.0 for each right step, 0.0 for each wrong one."""
+        return [
+            Scored([float(bool(right)) for right in self.check(as_problem(problem), steps)], Usage(self.name))
+            for problem, steps in items
+        ]

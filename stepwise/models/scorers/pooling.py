@@ -16,8 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from stepwise.models.http import CallFailed, Server
-from stepwise.models.scorers.base import Scored
-from stepwise.models.scorers.prefix import PrefixScorer, Task, Workers
+from stepwise.models.scorers.base import PrefixScorer, Scored, Task
 from stepwise.types import Failure, Usage
 
 QWEN_PRM_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -40,21 +39,15 @@ class PoolingScorer(PrefixScorer):
         requests: int = 8,
         memory: int = 200_000,
     ):
-        super().__init__(f"{model}@{server.root}", memory=memory)
+        super().__init__(f"{model}@{server.root}", memory=memory, requests=requests)
         self.server, self.model, self.system = server, model, system
         self.marker_text = marker
-        self._workers = Workers(self.name, requests)
 
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:
         """See `PrefixScorer.measure`."""
-        return self._workers.map(self._one, tasks)
+        return self.map(self._score_task, tasks)
 
-    def close(self) -> None:
-        """End the threads; calling it twice does nothing."""
-        super().close()
-        self._workers.close()
-
-    def _one(self, task: Task) -> Scored:
+    def _score_task(self, task: Task) -> Scored:
         messages = [{"role": "system", "content": self.system}] if self.system else []
         solution = "".join(text + self.marker_text for text in task.steps)
         messages += [{"role": "user", "content": task.question}, {"role": "assistant", "content": solution}]
