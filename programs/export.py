@@ -18,8 +18,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from stepwise.export.gguf import Quantization, export_gguf, export_lora_gguf
+from stepwise.models.safetensors import fingerprint
 from stepwise.runs.shell import Run, program
-from stepwise.training.adapters import adapter_directory, base_of, check_adapter, fingerprint, merge, read_card
+from stepwise.training.adapters import adapter_directory, base_of, check_adapter, merge, read_card
 from stepwise.training.cards import base_name, front_matter, markdown_table
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from stepwise.export.gguf import export_gguf, export_lora_gguf
-from stepwise.export.safetensors import read_json
 from stepwise.lab import corpus
+from stepwise.models.safetensors import read_json
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, program
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.errors import ExportError
-from stepwise.export.safetensors import check, read_json
+from stepwise.models.safetensors import check, read_json
 
 _ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")

@@ -16,11 +16,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.errors import ExportError
+from stepwise.errors import ExportError, MissingDependencyError
 from stepwise.export.config import GgufConfig, read_config
-from stepwise.export.safetensors import Checkpoint, check, import_gguf, read_json
 from stepwise.export.tokenizer import read_tokenizer
 from stepwise.io import whole_file
+from stepwise.models.engine.weights import FINGERPRINT
+from stepwise.models.safetensors import Checkpoint, check, fingerprint, read_json
 
 Quantization = Literal["q8_0", "f16", "f32"]
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
@@ -52,7 +53,7 @@ def export_gguf(model_dir: str | Path, out_path: str | Path, quantization: Quant
     missing file and for anything that llama.cpp would compute differently, and MissingDependencyError where gguf is not
     installed.
     """
-    gguf = import_gguf()
+    gguf = _import_gguf()
     known = get_args(Quantization)
     check(quantization in known, f"quantization is {quantization!r}; it must be one of {', '.join(known)}")
     model_dir, out_path = Path(model_dir), Path(out_path)
@@ -65,6 +66,7 @@ def export_gguf(model_dir: str | Path, out_path: str | Path, quantization: Quant
         writer.add_name(model_dir.resolve().name)
         writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[quantization]])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        writer.add_string(FINGERPRINT, fingerprint(model_dir))
         config.write(writer, vocab_size)
         tokenizer.write(writer)
         _write_tensors(gguf, writer, tensors)
@@ -78,7 +80,7 @@ def export_lora_gguf(adapter_dir: str | Path, out_path: str | Path, base_dir: st
     `base_model_name_or_path` of adapter_config.json. Ranks and alphas per module and rsLoRA are folded into B.
     Raises ExportError for what a GGUF adapter cannot hold (DoRA, biases, modules_to_save, embeddings, ...).
     """
-    gguf = import_gguf()
+    gguf = _import_gguf()
     adapter_dir, out_path = Path(adapter_dir), Path(out_path)
     adapter = read_json(adapter_dir / "adapter_config.json")
     _check_plain_lora(adapter_dir / "adapter_config.json", adapter)
@@ -94,6 +96,8 @@ def export_lora_gguf(adapter_dir: str | Path, out_path: str | Path, base_dir: st
         writer.add_name(adapter_dir.resolve().name)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(adapter["lora_alpha"]))
+        if any(base.glob("model*.safetensors")):  # its config alone is enough for the rest
+            writer.add_string(FINGERPRINT, fingerprint(base))
         _write_tensors(gguf, writer, tensors)
     return out_path
 
@@ -214,3 +218,13 @@ def _write_tensors(gguf: Any, writer: Any, tensors: Sequence[_Tensor]) -> None:
     for tensor in tensors:
         values = np.ascontiguousarray(tensor.load())
         writer.write_tensor_data(gguf.quants.quantize(values, gguf.GGMLQuantizationType[tensor.kind]))
+
+
+def _import_gguf() -> Any:
+    """The package gguf; MissingDependencyError without it."""
+    try:
+        import gguf
+    except ImportError as error:
+        remedy = 'pip install "stepwise[train]"'
+        raise MissingDependencyError(f"GGUF export needs the package gguf; install it with: {remedy}") from error
+    return gguf

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepwise.errors import ConfigError
-from stepwise.export.safetensors import check, import_gguf, read_json
+from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine.context import captured_log
+from stepwise.models.engine.weights import read_gguf
+from stepwise.models.safetensors import check, read_json
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -259,7 +260,13 @@ def check_train_from(gguf: str | Path, directory: str | Path) -> None:
     from tokenizers import Tokenizer
 
     gguf, directory = Path(gguf), Path(directory)
-    fields = _read_gguf(gguf)
+    try:
+        fields = read_gguf(gguf).fields
+    except BackendError as error:
+        raise ConfigError(f"{gguf} cannot be read as a GGUF file ({error}); train_from goes with a local one") from None
+    if "tokenizer.ggml.tokens" not in fields:
+        raise ConfigError(f"{gguf} holds no tokenizer; train_from goes with a GGUF of a whole model")
+    fields = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
     theirs = read_tokenizer(directory, len(fields["tokens"]))
     remedy = f"{gguf} does not come from train_from = {directory}; point train_from at the directory it was made from"
     ours = _used(fields["tokens"], fields.get("token_type", ()))
@@ -295,21 +302,3 @@ def _first_difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
         if mine != other:
             return f"number {index} is {mine!r} in the GGUF, {other!r} in the directory"
     return "" if len(ours) == len(theirs) else f"{len(ours)} in the GGUF, {len(theirs)} in the directory"
-
-
-def _read_gguf(path: Path) -> dict[str, Any]:
-    """Contents of the fields below tokenizer.ggml."""
-    gguf = import_gguf()
-    try:
-        fields = gguf.GGUFReader(path).fields
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read as a GGUF file ({error}); train_from goes with a local GGUF"
-        ) from None
-    prefix = "tokenizer.ggml."
-    contents = {
-        name.removeprefix(prefix): field.contents() for name, field in fields.items() if name.startswith(prefix)
-    }
-    if "tokens" not in contents:
-        raise ConfigError(f"{path} holds no tokenizer; train_from goes with a GGUF of a whole model")
-    return contents

@@ -25,12 +25,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import jinja2
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from stepwise.errors import ConfigError
-from stepwise.models.engine.vocab import chat_environment
+from stepwise.errors import BackendError, ConfigError
+from stepwise.models.engine.vocab import render_chat
 from stepwise.prompt import SolvePrompt
 
 SELF_HOSTED = ("openai", "hosted_vllm", "lm_studio", "llamafile", "vllm")
@@ -131,8 +130,7 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], args: Mapping[s
     """The chat as text up to where the assistant's message begins. The beginning-of-sequence token is left to the
     server, which puts it there itself. Raises ConfigError where the template refuses.
     """
-    more = {"add_generation_prompt": True, "bos_token": "", "eos_token": "", **args}
     try:
-        return str(chat_environment().from_string(template).render(messages=messages, **more))
-    except jinja2.TemplateError as error:
+        return render_chat(template, messages, **{"bos_token": "", "eos_token": "", **args})
+    except BackendError as error:
         raise ConfigError(f"chat_template cannot be used: {error}") from error

@@ -54,7 +54,8 @@ def close_engines(path: str | Path | None = None) -> int:
 def _key(config: LoadConfig) -> Hashable:
     path = gguf_path(config.model.partition("/")[2])
     adapter = _stamp(adapter_path(config.lora)) if config.lora is not None else None
-    return _stamp(path), adapter, tuple(getattr(config, field) for field in LOAD_FIELDS)
+    # A forked child cannot use its parent's engines.
+    return os.getpid(), _stamp(path), adapter, tuple(getattr(config, field) for field in LOAD_FIELDS)
 
 
 def _stamp(path: Path) -> Hashable:
@@ -76,5 +77,6 @@ def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
     provider, _, name = config.model.partition("/")
     if provider != "llamacpp":
         raise ConfigError(f'model is "{config.model}"; the engine runs GGUF files: write "llamacpp/path/to/model.gguf"')
-    settings = {field: getattr(config, field) for field in LOAD_FIELDS} | {"adapter": config.lora} | overrides
+    settings = {field: getattr(config, field) for field in LOAD_FIELDS}
+    settings |= {"adapter": config.lora, "train_from": config.train_from, **overrides}
     return Engine.load(gguf_path(name), **settings)

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from stepwise.errors import ConfigError, ExportError, reason_of
-from stepwise.export.safetensors import Checkpoint
 from stepwise.io import whole_file, write_text
+from stepwise.models.safetensors import Checkpoint
 from stepwise.records import record
 from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Policy, View, When
 from stepwise.types import from_json, to_json

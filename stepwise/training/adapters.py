@@ -7,7 +7,6 @@ depend on how they are spread over files.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -15,7 +14,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +23,11 @@ from pydantic.dataclasses import dataclass
 from stepwise import lab
 from stepwise.config import Config, ModelConfig
 from stepwise.errors import ConfigError, DataError, ExportError
-from stepwise.export.safetensors import Checkpoint, read_json
 from stepwise.grading import Verdict, grade_many
 from stepwise.models.base import Request
 from stepwise.models.hub import PREFIX, fetch
 from stepwise.models.llamacpp import LlamaCppBackend
+from stepwise.models.safetensors import Checkpoint, fingerprint, read_json
 from stepwise.models.shared import load_engine
 from stepwise.prompt import SolvePrompt
 from stepwise.runs.progress import progress
@@ -42,7 +40,6 @@ CARD = "card.json"
 NOT_GENERATED = "NOT_GENERATED"
 _NOT_THE_MODELS_FAULT = (NOT_GENERATED, Verdict.UNPARSEABLE_GOLD, Verdict.TIMEOUT, Verdict.ERROR)
 _BATCH = 256
-_CHUNK = 1 << 22
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # Tokenizer and chat template are copied as they are: a tokenizer that is loaded and saved again may come out otherwise.
 _BESIDE = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
@@ -105,30 +102,6 @@ def adapter_directory(name: str | Path) -> Path:
         return lab.model_path(str(name), "safetensors")
     inside = Path(name) / "adapter"
     return inside if (inside / "adapter_config.json").is_file() else Path(name)
-
-
-def fingerprint(base: str | Path) -> str:
-    """Sixteen hex digits that stand for the weights in a model directory. Reads all of them once per process.
-
-    Raises ExportError for a directory without safetensors.
-    """
-    files = sorted({place.file.resolve() for place in Checkpoint.of_model(Path(base)).places.values()})
-    return _fingerprint(Path(base), tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-
-
-@lru_cache(maxsize=64)
-def _fingerprint(base: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """`stamps` are here to hash files anew that were replaced."""
-    digest = hashlib.sha256()
-    for name, place in sorted(Checkpoint.of_model(base).places.items()):
-        digest.update(f"{name} {place.dtype} {place.shape}\n".encode())
-        with place.file.open("rb") as file:
-            file.seek(place.start)
-            left = place.stop - place.start
-            while left and (chunk := file.read(min(_CHUNK, left))):
-                digest.update(chunk)
-                left -= len(chunk)
-    return digest.hexdigest()[:16]
 
 
 def read_card(adapter: str | Path) -> dict[str, Any] | None:

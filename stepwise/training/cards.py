@@ -25,7 +25,8 @@ from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION
 from stepwise.io import write_text
-from stepwise.training.adapters import CARD, Evaluated, check_layout, described, fingerprint, read_card
+from stepwise.models.safetensors import fingerprint
+from stepwise.training.adapters import CARD, Evaluated, check_layout, described, read_card
 from stepwise.training.sinks import numbers
 from stepwise.types import to_json
 
@@ -104,7 +105,7 @@ def write_card(
         "method": method,
         "base": {"name": base_name(base), "fingerprint": fingerprint(base)},
         "license": _license(base),
-        "adapter": {"rank": lora.get("r"), "alpha": lora.get("lora_alpha")},
+        "adapter": {"rank": lora.get("r"), "alpha": lora.get("lora_alpha"), "sha256": _digest(Path(adapter))},
         "prompt_hash": None if own_prompts else config.prompt.hash,
         "config_hash": config.hash,
         "config": {key: settings[key] for key in sections} | {"models": models},
@@ -135,6 +136,12 @@ def base_name(base: Path) -> str:
         if match := _CACHED.fullmatch(part):
             return f"{match[1]}/{match[2]}"
     return base.resolve().name
+
+
+def _digest(adapter: Path) -> str | None:
+    """SHA-256 of adapter.gguf, which the engine compares before it attaches it; None where it is not exported yet."""
+    file = adapter / "adapter.gguf"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def _measured(result: Evaluated | None) -> dict[str, Any] | None:

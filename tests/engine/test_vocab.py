@@ -67,12 +67,33 @@ def test_a_missing_special_token_is_named_with_those_there_are(load: LoadEngine)
         load().token_id("<|nope|>")
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 / 0 }}",
+        "{{ messages.nothing.at.all }}",
+        "{% for",
+        "{{ messages[0]['content'] + 1 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ ''.__class__.__mro__[1] }}",
+        "{% include 'file' %}",
+        "{{ range(10**9) | list }}",
+        "{{ messages[0].content | nofilter }}",
+    ],
+)
+def test_a_template_that_raises_anything_is_one_clear_error(load: LoadEngine, template: str) -> None:
+    engine = load()
+    engine.vocabulary.template = template
+    with pytest.raises(BackendError, match=r"chat template of .* refuses these messages"):
+        engine.prompt_ids(SolvePrompt(), "1 + 1")
+
+
 def test_a_template_that_refuses_says_why(load: LoadEngine) -> None:
     engine = load()
-    engine.vocabulary._template_source = "{{ raise_exception('no system, please') }}"
+    engine.vocabulary.template = "{{ raise_exception('no system, please') }}"
     with pytest.raises(BackendError, match="no system, please"):
         engine.prompt_ids(SolvePrompt(), "1 + 1")
-    engine.vocabulary._template_source, engine.vocabulary._template = None, None
+    engine.vocabulary.template = None
     with pytest.raises(BackendError, match="no chat template"):
         engine.prompt_ids(SolvePrompt(), "1 + 1")
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from stepwise.errors import BackendError
+from stepwise.models.engine import Engine, GenerationJob
 from stepwise.models.engine.jobs import Call
 from stepwise.models.engine.worker import Control, Worker
+from tests.engine.conftest import LoadEngine
 
 
 class Scheduler:
@@ -88,6 +90,33 @@ def test_a_forked_child_is_told_that_the_engine_is_not_its_own() -> None:
     child.join(20)
     assert child.exitcode == 0
     worker.stop()
+
+
+def test_a_forked_child_is_told_so_while_a_lock_is_held_and_leaves_the_parents_engine_alone(load: LoadEngine) -> None:
+    engine = load()
+    with engine.worker._wake, engine.vocabulary._lock:  # as another thread may have them at the fork
+        child = multiprocessing.get_context("fork").Process(target=_use_in_child, args=(engine,))
+        child.start()
+        child.join(20)
+    assert child.exitcode == 0
+    assert len(engine.generate([GenerationJob((4, 5), max_tokens=3, ignore_end=True)])[0].ids) == 3
+
+
+def _use_in_child(engine: Engine) -> None:
+    job = GenerationJob((4, 5), max_tokens=3)
+    for use in (
+        lambda: engine.generate([job]),
+        lambda: engine.generate([]),
+        lambda: list(engine.stream(job)),
+        lambda: engine.score([[4, 5]], [[1]], [6]),
+        lambda: engine.tokenize("a"),
+        lambda: engine.chat_ids([{"role": "user", "content": "a"}]),
+        lambda: engine.set_adapter(None),
+        lambda: engine.reset_cache(),
+    ):
+        with pytest.raises(BackendError, match="load it in the child"):
+            use()
+    engine.close()
 
 
 def _ask_in_child(worker: Worker) -> None:

@@ -186,7 +186,7 @@ def test_one_request_that_is_too_long_does_not_spoil_the_others(backend: LlamaCp
 
 def test_a_model_without_a_template_says_so_for_each_request(backend: LlamaCppBackend) -> None:
     vocabulary = backend.engine.vocabulary
-    vocabulary._template, vocabulary._template_source = None, None
+    vocabulary.template = None
     bare = LlamaCppBackend(backend.engine)
     assert not bare.capabilities.prefill
     made = bare.continue_solutions([Request(PROBLEM, n=2)])

@@ -12,8 +12,9 @@ import pytest
 
 from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError, DataError
+from stepwise.models.safetensors import fingerprint
 from stepwise.prompt import SolvePrompt
-from stepwise.training.adapters import Evaluated, base_of, check_adapter, evaluate, fingerprint, read_card, with_adapter
+from stepwise.training.adapters import Evaluated, base_of, check_adapter, evaluate, read_card, with_adapter
 from stepwise.training.cards import (
     _thinned,
     add_evaluation,

@@ -226,7 +226,7 @@ def test_an_adapter_of_another_base_is_refused(whole: Path, tmp_path: Path) -> N
 
 
 def test_a_run_goes_on_from_an_adapter_without_merging_it(whole: Path, exact: Config, tmp_path: Path) -> None:
-    from stepwise.training.adapters import fingerprint
+    from stepwise.models.safetensors import fingerprint
 
     before = fingerprint(lab.model_path("lab-weak", "safetensors"))
     cfg = exact.model_copy(update={"rl": exact.rl.model_copy(update={"steps": 1})})

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepwise.errors import BackendError, MissingDependencyError
+from stepwise.models.engine.weights import read_gguf
 
 BATCH = 512
 """Most tokens in one call of llama_decode."""
@@ -113,12 +114,13 @@ class LlamaContext:
         self.path, self.context, self.model, self.ctx = path, context, None, None
         if not path.is_file():
             raise BackendError(f"{path}: no such file; give the path of a GGUF, or the name of a lab model")
+        self.fields = read_gguf(path).fields
         self.model = self._load_model(gpu_layers)
         self.vocab = lib.llama_model_get_vocab(self.model)
         self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
         self.parameters: int = lib.llama_model_n_params(self.model)
         padded = (context + 255) // 256 * 256  # llama.cpp reads its cache in pieces of 256 cells
-        stream_bytes = padded * self._bytes_per_cell(_KV_BYTES[kv_type])
+        stream_bytes = padded * self._cell_size() * _KV_BYTES[kv_type]
         self.streams = max(1, min(sequences, int(kv_memory / stream_bytes), _MAX_STREAMS))
         self.memory_bytes = int(lib.llama_model_size(self.model) + self.streams * stream_bytes)
         self.max_rows = max(self.streams, 64)
@@ -158,18 +160,13 @@ class LlamaContext:
             raise BackendError(f"{self.path}: not a decoder-only transformer; give one")
         return model
 
-    def metadata(self, key: str) -> str | None:
-        """One value of the GGUF's header as text, None where it is missing."""
-        buffer = ctypes.create_string_buffer(1 << 10)
-        length = self.lib.llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
-        return None if length < 0 else buffer.value.decode(errors="replace")
-
-    def _bytes_per_cell(self, element: float) -> float:
-        lib, model = self.lib, self.model
-        arch = self.metadata("general.architecture")
+    def _cell_size(self) -> int:
+        """Numbers that one token takes in the key-value cache, over all layers."""
+        lib, model, fields = self.lib, self.model, self.fields
         width = lib.llama_model_n_embd(model) // lib.llama_model_n_head(model)
-        both = sum(int(self.metadata(f"{arch}.attention.{name}_length") or width) for name in ("key", "value"))
-        return float(lib.llama_model_n_layer(model) * lib.llama_model_n_head_kv(model) * both * element)
+        lengths = [f"{fields['general.architecture']}.attention.{side}_length" for side in ("key", "value")]
+        both = sum(int(fields.get(length, width)) for length in lengths)
+        return int(lib.llama_model_n_layer(model) * lib.llama_model_n_head_kv(model) * both)
 
     def _make_batch(self) -> None:
         """A llama_batch whose fields are numpy arrays, so that a step fills it with a few slice assignments."""
@@ -231,7 +228,7 @@ class LlamaContext:
             raise BackendError(f"{self.path}: the state of sequence {stream} could not be written ({data.size} bytes)")
 
     def set_adapter(self, path: Path | None, digest: str, scale: float) -> None:
-        """Attach the LoRA adapter at `path` (GGUF; `digest` identifies its content), or none. Raises BackendError."""
+        """Attach the LoRA adapter at `path` (a sound GGUF; `digest` identifies it), or none. Raises BackendError."""
         if path is None:
             self.lib.llama_set_adapters_lora(self.ctx, None, 0, None)
             return

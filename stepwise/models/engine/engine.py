@@ -21,6 +21,7 @@ from stepwise.models.engine.context import LlamaContext
 from stepwise.models.engine.jobs import Call, Drawn, Generation, GenerationJob, Logits, Prompt, Sample, Scoring, Unit
 from stepwise.models.engine.scheduler import Scheduler
 from stepwise.models.engine.vocab import Vocabulary
+from stepwise.models.engine.weights import check_origin, read_gguf
 from stepwise.models.engine.worker import Control, Worker
 from stepwise.models.hub import adapter_path
 from stepwise.prompt import SolvePrompt
@@ -48,8 +49,9 @@ class Counters:
 class Engine:
     """A loaded model that generates and scores on token ids. Thread safe; close it, or use it as a context manager."""
 
-    def __init__(self, context: LlamaContext, cache_memory: int):
+    def __init__(self, context: LlamaContext, cache_memory: int, train_from: Path | None = None):
         self.path = context.path
+        self.train_from = train_from or context.path.parent  # lab models lie beside what they were made from
         self.context, self.parameters, self.sequences = context.context, context.parameters, context.streams
         self.memory_bytes = context.memory_bytes
         self.vocabulary = Vocabulary(context)
@@ -76,13 +78,21 @@ class Engine:
         adapter: str | Path | None = None,
         kv_memory: int = 2 * _GIB,
         cache_memory: int = _GIB // 2,
+        train_from: str | Path | None = None,
     ) -> Engine:
         """Load a GGUF model.
 
         `context`: longest sequence in tokens. `sequences`: most decoded at once; fewer where the key-value cache would
         take more than `kv_memory` bytes (`engine.sequences` says). `cache_memory`: bytes of main memory for prefixes
-        whose sequence was needed for another. `kv_type` is "f16", "f32" or "q8_0". Raises BackendError with the path,
-        llama.cpp's reason and a remedy.
+        whose sequence was needed for another. `kv_type` is "f16", "f32" or "q8_0". `train_from`: the directory that
+        the GGUF was made from, where an adapter's base is looked up if the GGUF does not say. Raises BackendError with
+        the path, the reason and a remedy.
+
+        Example:
+            >>> with Engine.load(lab.model_path("lab-weak"), context=256, sequences=4) as engine:
+            ...     job = GenerationJob(tuple(engine.prompt_ids(SolvePrompt(), "2 + 3 = ?")), max_tokens=8)
+            ...     len(engine.generate([job])[0].ids) <= 8
+            True
         """
         loaded = LlamaContext(
             Path(path),
@@ -94,11 +104,11 @@ class Engine:
             flash_attention=flash_attention,
             kv_memory=kv_memory,
         )
-        engine = cls(loaded, cache_memory)
+        engine = cls(loaded, cache_memory, Path(train_from).expanduser() if train_from else None)
         if adapter is not None:
             try:
                 engine.set_adapter(adapter)
-            except BackendError:
+            except Exception:
                 engine.close()
                 raise
         return engine
@@ -270,14 +280,16 @@ class Engine:
     def set_adapter(self, path: str | Path | None, scale: float = 1.0) -> None:
         """Attach a LoRA adapter (GGUF) for all calls that follow, or none; calls in progress end first.
 
-        What was computed under one adapter is never used under another. Raises BackendError where it does not fit.
+        What was computed under one adapter is never used under another. Raises BackendError where its file is damaged,
+        does not fit, or is known to come from another base (see `weights.check_origin`).
         """
         digest = ""
         if path is not None:
             path = adapter_path(path)
             if not path.is_file():
                 raise BackendError(f"adapter {path}: no such file; give the path of a LoRA adapter in GGUF")
-            digest = _digest(path)
+            digest, header = _digest(path), read_gguf(path)
+            check_origin(path, digest, header.fields, self.path, self._context.fields, self.train_from)
         identity = digest[:8] + (f"*{scale:g}" if digest and scale != 1.0 else "")
 
         def act() -> None:

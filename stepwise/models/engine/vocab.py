@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import os
 import threading
 import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,15 +37,12 @@ class Vocabulary:
     def __init__(self, context: LlamaContext):
         self._lib, self._vocab, self._path = context.lib, context.vocab, context.path
         self._lock = threading.Lock()
-        self._open = True
+        self._open, self._process = True, os.getpid()
         self.size = context.vocabulary
-        self.starts: npt.NDArray[np.bool_] | None = (
-            None  # for grammars: which tokens are whole characters from the start
-        )
+        self.starts: npt.NDArray[np.bool_] | None = None  # (V,) for grammars: which may follow a whole character
         self._pieces: dict[int, bytes] = {}
-        self._template: Any = None
         source = self._lib.llama_model_chat_template(context.model, None)
-        self._template_source: str | None = source.decode("utf-8", "replace") if source else None
+        self.template: str | None = source.decode("utf-8", "replace") if source else None
         attributes = [self._lib.llama_vocab_get_attr(self._vocab, t) for t in range(self.size)]
         self.control = [t for t, a in enumerate(attributes) if a & _CONTROL]
         self._special = {self.text(t): t for t, a in enumerate(attributes) if a & (_CONTROL | _USER_DEFINED)}
@@ -54,6 +53,8 @@ class Vocabulary:
         """Call llama.cpp about the vocabulary, which goes with the model: after `close` that is an error, not a
         crash.
         """
+        if os.getpid() != self._process:  # another thread of the parent may have had the lock
+            raise BackendError("the engine was loaded before this process was forked; load it in the child")
         with self._lock:
             if not self._open:
                 raise BackendError(f"the engine of {self._path} is closed; load it again")
@@ -81,10 +82,8 @@ class Vocabulary:
         tokens.
         """
         data = unicodedata.normalize("NFC", text).encode("utf-8", "replace")
-        room = len(data) + 8
-        ids = (ctypes.c_int32 * room)()
-        n = self._ask("llama_tokenize", data, len(data), ids, room, False, special)
-        if n < 0:
+        n = -len(data) - 8
+        while n < 0:  # where there is too little room, llama.cpp says how much it needs
             ids = (ctypes.c_int32 * -n)()
             n = self._ask("llama_tokenize", data, len(data), ids, -n, False, special)
         return list(ids[:n])
@@ -104,9 +103,8 @@ class Vocabulary:
         if piece is None:
             if not 0 <= token < self.size:
                 raise BackendError(f"token id {token} is outside the vocabulary of {self.size} tokens of {self._path}")
-            buffer = ctypes.create_string_buffer(64)
-            n = self._ask("llama_token_to_piece", token, buffer, len(buffer), 0, False)
-            if n < 0:
+            n = -64
+            while n < 0:
                 buffer = ctypes.create_string_buffer(-n)
                 n = self._ask("llama_token_to_piece", token, buffer, len(buffer), 0, False)
             piece = self._pieces[token] = buffer.raw[:n]
@@ -122,21 +120,24 @@ class Vocabulary:
         The same ids as transformers' `apply_chat_template(..., add_generation_prompt=True)`, except that special tokens
         typed into a message stay text. Raises BackendError where the model has no template or the template refuses.
         """
-        mark = self._unused_mark(messages)
+        used = set("".join(value for message in messages for value in message.values()))
+        mark = next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in used)  # private use: no message holds it
         guarded = [{key: self._guard(value, mark) for key, value in message.items()} for message in messages]
-        text = self._render(guarded, template_args)
+        if not self.template:
+            raise BackendError(
+                f"{self._path} has no chat template (tokenizer.chat_template); export the model with one"
+            )
+        bos, eos = (self.text(t) if t >= 0 else "" for t in (self._token("bos"), self._token("eos")))
+        try:
+            text = render_chat(self.template, guarded, bos_token=bos, eos_token=eos, **template_args)
+        except BackendError as error:
+            raise BackendError(f"the chat template of {self._path} refuses these messages: {error}") from error
         ids: list[int] = []
         at = 0
         for start, end, typed in self._guarded_spans(text, mark):
             ids += self.tokenize(text[at:start], special=True) + self.tokenize(typed)
             at = end
         return ids + self.tokenize(text[at:], special=True)
-
-    @staticmethod
-    def _unused_mark(messages: Sequence[Mapping[str, str]]) -> str:
-        """A private-use character that no message holds."""
-        used = set("".join(value for message in messages for value in message.values()))
-        return next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in used)
 
     def _guard(self, text: str, mark: str) -> str:
         """`text` in NFC, with `mark` after the first character of every special token typed into it."""
@@ -155,32 +156,6 @@ class Vocabulary:
             at = text.find(mark, at + 1)
         return spans
 
-    def _render(self, messages: Sequence[Mapping[str, str]], template_args: Mapping[str, Any]) -> str:
-        import jinja2
-
-        def refuse(message: str) -> None:
-            raise jinja2.TemplateError(message)
-
-        if self._template is None:
-            if not self._template_source:
-                raise BackendError(
-                    f"{self._path} has no chat template (tokenizer.chat_template); export the model with one"
-                )
-            self._template = chat_environment().from_string(self._template_source)
-        bos, eos = (self.text(t) if t >= 0 else "" for t in (self._token("bos"), self._token("eos")))
-        try:
-            rendered: str = self._template.render(
-                messages=messages,
-                add_generation_prompt=True,
-                bos_token=bos,
-                eos_token=eos,
-                raise_exception=refuse,
-                **template_args,
-            )
-        except jinja2.TemplateError as error:
-            raise BackendError(f"the chat template of {self._path} refuses these messages: {error}") from error
-        return rendered
-
     def _token(self, name: str) -> int:
         return int(self._ask(f"llama_vocab_{name}"))
 
@@ -198,8 +173,27 @@ class Vocabulary:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def chat_environment() -> Any:
-    """A sandboxed jinja environment with what transformers gives to chat templates."""
+def render_chat(template: str, messages: Sequence[Mapping[str, Any]], **template_args: Any) -> str:
+    """The chat as text up to where the assistant's message begins, in a sandbox, with what transformers gives to a
+    template. Raises BackendError where the template refuses, in whatever way it does.
+
+    Example:
+        >>> render_chat("{{ messages[0].role }}: {{ messages[0].content }}", [{"role": "user", "content": "1 + 1"}])
+        'user: 1 + 1'
+    """
+    args = {"add_generation_prompt": True, "raise_exception": _raise_exception, **template_args}
+    try:
+        return str(_compiled(template).render(messages=messages, **args))
+    except Exception as error:  # a template is a program: it may divide by zero, recurse, or miss a key
+        raise BackendError(f"{error} ({type(error).__name__})") from error
+
+
+def _raise_exception(message: str) -> None:
+    raise BackendError(message)
+
+
+@lru_cache(maxsize=16)
+def _compiled(template: str) -> Any:
     import jinja2.ext
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -222,4 +216,4 @@ def chat_environment() -> Any:
     )
     environment.filters["tojson"] = tojson
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
+    return environment.from_string(template)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.errors import ExportError, MissingDependencyError
+from stepwise.errors import ExportError
 
 _SAVE = "write it with model.save_pretrained(directory) and tokenizer.save_pretrained(directory)"
+_CHUNK = 1 << 22  # bytes hashed at once
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # bf16 is read as its bits: numpy has no such type
 
 
@@ -32,16 +35,6 @@ def check(sound: object, message: str) -> None:
     """Raise ExportError with `message` unless `sound`."""
     if not sound:
         raise ExportError(message)
-
-
-def import_gguf() -> Any:
-    """The package gguf; MissingDependencyError without it."""
-    try:
-        import gguf
-    except ImportError as error:
-        remedy = 'pip install "stepwise[train]"'
-        raise MissingDependencyError(f"GGUF export needs the package gguf; install it with: {remedy}") from error
-    return gguf
 
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
@@ -118,3 +111,27 @@ def _read_header(path: Path) -> dict[str, _TensorPlace]:
         except (ValueError, KeyError, TypeError) as error:
             raise ExportError(f"{path} has a damaged safetensors header ({error!r}); {_SAVE}") from error
     return places
+
+
+def fingerprint(base: str | Path) -> str:
+    """Sixteen hex digits that stand for the weights in a model directory. Reads all of them once per process.
+
+    Raises ExportError for a directory without safetensors.
+    """
+    files = sorted({place.file.resolve() for place in Checkpoint.of_model(Path(base)).places.values()})
+    return _fingerprint(Path(base), tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(base: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """`stamps` are here to hash files anew that were replaced."""
+    digest = hashlib.sha256()
+    for name, place in sorted(Checkpoint.of_model(base).places.items()):
+        digest.update(f"{name} {place.dtype} {place.shape}\n".encode())
+        with place.file.open("rb") as file:
+            file.seek(place.start)
+            left = place.stop - place.start
+            while left and (chunk := file.read(min(_CHUNK, left))):
+                digest.update(chunk)
+                left -= len(chunk)
+    return digest.hexdigest()[:16]
