@@ -90,7 +90,7 @@ def route_all(
         traces = driver.run([solver.run() for solver in solvers], window=settings.window)
     except KeyboardInterrupt:
         raise RoutingInterrupted([solver.interrupted() for solver in solvers]) from None
-    if errors := [solver.policy_error for solver in solvers if solver.policy_error is not None]:
+    if errors := [solver.plugin_error for solver in solvers if solver.plugin_error is not None]:
         if len(errors) == len(solvers):
             raise errors[0]
         _log.warning("%d of %d problems were lost: %s", len(errors), len(solvers), errors[0], exc_info=errors[0])

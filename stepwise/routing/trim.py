@@ -78,7 +78,7 @@ class Solver:
         self.account, self._on_step, self._on_trace = account, on_step, on_trace
         looks = policy.looks  # a collection, or a mapping that names what wants each
         self.looks = dict(looks) if isinstance(looks, Mapping) else dict.fromkeys(looks, policy.name)
-        self.policy_error: PluginError | None = None  # what ended this problem, where the policy did
+        self.plugin_error: StepwiseError | None = None  # what ended this problem, where policy or scorer are at fault
         self.steps: list[Step] = []
         self.finish: TraceFinish = ""
         self.note = ""
@@ -178,8 +178,8 @@ class Solver:
             ours = isinstance(error, PluginError)
             fault = f"{type(self.policy).__name__}.decide() raised {type(error).__name__}: {reason_of(error)}"
             note = f"at step {len(self.steps)} of problem {self.problem.id!r}: {error if ours else fault}"
-            self.policy_error = PluginError(f"the policy failed {note}")
-            self.policy_error.__cause__ = error
+            self.plugin_error = PluginError(f"the policy failed {note}")
+            self.plugin_error.__cause__ = error
             self._end("error", f"the policy failed {note}")
             return None
 
@@ -198,6 +198,7 @@ class Solver:
         elif failure is not None and failure.kind != "refused":
             raise error_of(failure, f"the scorer at step {place} of problem {self.problem.id!r}")
         elif result.error:
+            self.plugin_error = result.as_error(self.models.scorer.name, self.problem) if result.broken else None
             self._end("error", f"the scorer failed at step {place}: {result.error}")
         else:
             self.steps = [

@@ -28,13 +28,14 @@ B = TypeVar("B")
 
 class Scored(NamedTuple):
     """Scores of one solution, and what scoring it cost; where it could not be scored, `error` says why for a person and
-    `failure` for the program.
+    `failure` for the program; `broken` where the scorer is at fault, not the solution.
     """
 
     scores: Sequence[float]
     usage: Usage
     error: str = ""
     failure: Failure | None = None
+    broken: bool = False
 
     @property
     def failed(self) -> Failure | None:
@@ -42,9 +43,14 @@ class Scored(NamedTuple):
         return self.failure or (Failure("refused", self.error) if self.error else None)
 
     @classmethod
-    def of_failure(cls, failure: Failure, usage: Usage) -> Scored:
+    def of_failure(cls, failure: Failure, usage: Usage, broken: bool = False) -> Scored:
         """What stands for the scores of a solution that could not be scored."""
-        return cls([], usage, failure.reason, failure)
+        return cls([], usage, failure.reason, failure, broken)
+
+    def as_error(self, name: str, problem: Problem | str) -> ScorerError:
+        """The exception that says what `error` does of scorer `name` and this problem."""
+        joint = ", " if self.error.startswith("step ") else ": "
+        return ScorerError(f"scorer {name!r}, problem {as_problem(problem).id!r}{joint}{self.error}")
 
 
 class Scorer(ABC):
@@ -110,8 +116,7 @@ class Scorer(ABC):
         """Scores in [0, 1] for each (problem, steps); raises `ScorerError` where one cannot be scored."""
         for (problem, _), result in zip(items, results := score_items(self, items), strict=True):
             if result.error:
-                joint = ", " if result.error.startswith("step ") else ": "
-                raise ScorerError(f"scorer {self.name!r}, problem {as_problem(problem).id!r}{joint}{result.error}")
+                raise result.as_error(self.name, problem)
         return [list(result.scores) for result in results]
 
     @property
@@ -139,18 +144,17 @@ class Scorer(ABC):
     def _score_one(self, problem: Problem, steps: list[str]) -> Scored:
         with self._lock:
             before, self.usage = self.usage, Usage()
-            scores: Sequence[float] = []
-            failure = None
             try:
-                scores = self.score(problem, steps)
+                result = Scored(self.score(problem, steps), Usage())
             except StepwiseError as error:
-                failure = failure_of(error)
+                result = Scored.of_failure(failure_of(error), Usage())
             except Exception as error:
                 fault = f"{type(self).__name__}.score() raised {type(error).__name__}: {redact(reason_of(error))}"
-                failure = Failure("refused", f"{fault} (problem {problem.id!r}, {len(steps)} steps)")
+                fault += f" (problem {problem.id!r}, {len(steps)} steps)"
+                result = Scored.of_failure(Failure("refused", fault), Usage(), broken=True)
             spent = self.usage if self.usage != Usage() else Usage(self.name, 1)
             self.usage = before + spent
-        return Scored.of_failure(failure, spent) if failure else Scored(scores, spent)
+        return result._replace(usage=spent)
 
 
 def score_items(scorer: Scorer, items: Sequence[Item]) -> list[Scored]:
@@ -163,7 +167,7 @@ def score_items(scorer: Scorer, items: Sequence[Item]) -> list[Scored]:
     checked = []
     for result, (_, steps) in zip(results, items, strict=True):
         if not result.error and (fault := scores_fault(result.scores, len(steps))):
-            result = Scored.of_failure(Failure("refused", fault), result.usage)
+            result = Scored.of_failure(Failure("refused", fault), result.usage, broken=True)
         checked.append(result if result.error else result._replace(scores=list(map(float, result.scores))))
     return checked
 
@@ -234,9 +238,6 @@ class WrappedScorer(BatchScorer):
     def close(self) -> None:
         """Free the scorer."""
         self.scorer.close()
-
-
-# ----- a score that depends on what stands before it alone
 
 
 class Task(NamedTuple):
