@@ -31,14 +31,14 @@ from rich import box
 from rich.table import Table
 
 from stepwise.config import Config
+from stepwise.credit import load_credit
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Run, positive, program
 from stepwise.stats import percentile
 from stepwise.training.crediting import credit_groups, groups_of
 from stepwise.training.labels import Labeller
 from stepwise.training.lora import Trainee, load_trainee
-from stepwise.training.policy import RolloutRow
-from stepwise.training.reinforce import update
+from stepwise.training.policy import RolloutRow, update
 from stepwise.training.rollouts import RlRollout, grade_rollouts
 from stepwise.training.sampler import Sampler, exact_weights
 from stepwise.types import Problem
@@ -147,7 +147,7 @@ def told(
     locate = None if way.shift is None else located(way.shift, len(problems))
     with closing(Labeller(cfg, problems, prompts, sampler, trainee, locate=locate)) as labeller:
         labels, usage, _ = labeller.label(rollouts)
-    _, advantages, kept = credit_groups(rollouts, labels, cfg.rl.credit, seed)
+    _, advantages, kept = credit_groups(rollouts, labels, load_credit(cfg.rl.credit), seed)
     rows = [
         [
             RolloutRow(prompts[rollouts[i].problem], rollouts[i].token_ids, advantages=advantages[i], weight=1.0)

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from stepwise.training.trainer import peak_bytes
+from stepwise.training.lora import peak_bytes
 
 
 class Counts:

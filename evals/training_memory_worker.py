@@ -113,13 +113,12 @@ def _config(job: Job) -> Config:
 
 def _ours(job: Job, data: Data, meter: Meter) -> tuple[float, float]:
     """Steps of the library's own functions."""
-    from stepwise.training.lora import load_trainee
+    from stepwise.training.lora import apply_gradients, load_trainee, make_optimizer
     from stepwise.training.losses import rollout_weights
-    from stepwise.training.policy import RolloutRow
-    from stepwise.training.reinforce import update
+    from stepwise.training.policy import RolloutRow, update
     from stepwise.training.rendering import TokenRow
     from stepwise.training.supervised import weighted_nll
-    from stepwise.training.trainer import apply_gradients, make_optimizer, train_step
+    from stepwise.training.trainer import train_step
 
     case, cfg = job.case, _config(job)
     trainee = load_trainee(cfg)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import difflib
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stepwise.config.base import FrozenConfig
+from stepwise.plugins import is_import_path
 
 Scheme = Literal[
     "outcome", "first_error", "vppo", "vineppo", "capo", "pure_min", "oppo", "distill", "shuffled"
@@ -82,8 +84,8 @@ class DpoConfig(FitConfig):
 class CreditConfig(FrozenConfig):
     """What each step of a rollout is credited with; `stepwise.credit` has the formulas."""
 
-    scheme: Scheme = "outcome"
-    """how outcomes become advantages per token"""
+    scheme: Scheme | str = "outcome"
+    """how outcomes become advantages per token, or a scheme of your own: my_package.my_file:MyCredit"""
     first_error: Literal["scorer", "critic", "given"] = "scorer"
     """who finds first errors: the scorer, the critic (shown the reference), or a function given to grpo"""
     threshold: float = Field(default=0.5, ge=0, le=1)
@@ -110,6 +112,16 @@ class CreditConfig(FrozenConfig):
     """oppo: largest size of the log-likelihood ratio of one token"""
     distill_clip: float = Field(default=5.0, gt=0)
     """distill: largest size of a token's advantage, in nats"""
+
+    @field_validator("scheme")
+    @classmethod
+    def _is_known_or_an_import_path(cls, value: str) -> str:
+        names = get_args(Scheme)
+        if value not in names and not is_import_path(value):
+            near = difflib.get_close_matches(value, names, n=1)
+            hint = f'did you mean "{near[0]}"?' if near else f"it is one of {', '.join(names)}"
+            raise ValueError(f'"{value}" is no credit scheme; {hint} One of your own: "my_package.my_file:MyCredit"')
+        return value
 
 
 class RlConfig(FrozenConfig):
@@ -153,6 +165,8 @@ class RlConfig(FrozenConfig):
     """weight of LaSeR's self-scoring loss; 0 switches it off"""
     laser_mix: float = Field(default=0.1, ge=0, le=1)
     """LaSeR: share of the self-score's advantage"""
+    reward: str | None = None
+    """what a rollout earns, by import path: "my_package.my_file:MyReward", or a function; unset: 1 right, 0 wrong"""
     no_answer: Literal["mask", "wrong"] = "mask"
     """a rollout without an answer carries no reward, or that of a wrong one"""
     correction: Literal["none", "truncate", "mask"] = "none"
@@ -164,6 +178,19 @@ class RlConfig(FrozenConfig):
     save_every: int = Field(default=5, ge=1)
     """steps between checkpoints: what a crash costs at most"""
     credit: CreditConfig = CreditConfig()
+    """a table of [rl.credit], or the import path of a scheme of your own"""
+
+    @field_validator("credit", mode="before")
+    @classmethod
+    def _path_is_a_scheme(cls, value: Any) -> Any:
+        return {"scheme": value} if isinstance(value, str) else value
+
+    @field_validator("reward")
+    @classmethod
+    def _is_an_import_path(cls, value: str | None) -> str | None:
+        if value is not None and not is_import_path(value):
+            raise ValueError(f'"{value}" is no import path; write "my_package.my_file:MyReward"')
+        return value
 
     @model_validator(mode="after")
     def _corrects_what_can_be_corrected(self) -> Self:

@@ -1,7 +1,8 @@
 """Credit per step: from a group of rollouts of one problem to advantages per token, shape (B, T).
 
 `SCHEMES` has one function per scheme, by the name that `rl.credit.scheme` takes; `schemes` has them with their own
-options and their formulas. Schemes that are losses (GRPO-lambda, LaSeR) are in the training part.
+options and their formulas, `base` what a scheme or reward of one's own inherits from. Schemes that are losses
+(GRPO-lambda, LaSeR) are in the training part.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from stepwise.config.training import CreditConfig
+from stepwise.credit.base import Credit, Reward, as_credit, as_reward, check_advantages, check_reward
 from stepwise.credit.group import Array, Group, has_signal, step_advantages
 from stepwise.credit.schemes import capo, distill, first_error, oppo, outcome, pure_min, shuffled, vineppo, vppo
 
@@ -30,20 +32,35 @@ SCHEMES: Mapping[str, SchemeFunction] = MappingProxyType(
 )
 """name -> function of (group, cfg, seed); only `shuffled` reads the seed"""
 
-NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+NEEDS: Mapping[str, str] = MappingProxyType(
     {
-        "outcome": (),
-        "first_error": ("first_error",),
-        "vppo": ("first_error",),
-        "vineppo": ("values",),
-        "capo": ("critiques",),
-        "pure_min": ("scores",),
-        "oppo": ("evidence",),
-        "distill": ("teacher",),
-        "shuffled": ("first_error",),
+        "outcome": "",
+        "first_error": "first_error",
+        "vppo": "first_error",
+        "vineppo": "values",
+        "capo": "critiques",
+        "pure_min": "scores",
+        "oppo": "evidence",
+        "distill": "teacher",
+        "shuffled": "first_error",
     }
 )
-"""name -> the optional fields of `Group` that the scheme reads"""
+"""name -> the optional field of `Group` that the scheme reads"""
+
+
+class _Published(Credit):
+    """A scheme of `SCHEMES` with the options of a configuration."""
+
+    def __init__(self, cfg: CreditConfig) -> None:
+        self.cfg, self.needs = cfg, NEEDS[cfg.scheme]  # type: ignore[misc]  # of the object, not of the class
+
+    def advantages(self, group: Group, seed: int) -> Array:
+        return SCHEMES[self.cfg.scheme](group, self.cfg, seed)
+
+
+def load_credit(cfg: CreditConfig) -> Credit:
+    """The scheme that `cfg.scheme` names, or the one at that import path; ConfigError for what is no scheme."""
+    return _Published(cfg) if cfg.scheme in SCHEMES else as_credit(cfg.scheme, "rl.credit.scheme")
 
 
 def advantages(group: Group, cfg: CreditConfig, seed: int = 0) -> Array:
@@ -51,19 +68,31 @@ def advantages(group: Group, cfg: CreditConfig, seed: int = 0) -> Array:
     without a reward.
 
     `seed` >= 0 is read by `shuffled` alone. Raises `DataError` where the group lacks a field that the scheme needs.
+
+    >>> import numpy as np
+    >>> group = Group([1.0, 0.0], np.ones((2, 3), dtype=bool), (((0, 3),), ((0, 1), (1, 3))), first_error=(None, 1))
+    >>> advantages(group, CreditConfig(scheme="first_error")).tolist()
+    [[0.5, 0.5, 0.5], [0.0, -1.0, -1.0]]
     """
-    return SCHEMES[cfg.scheme](group, cfg, seed)
+    return load_credit(cfg).advantages(group, seed)
 
 
 __all__ = [
     "NEEDS",
     "SCHEMES",
+    "Credit",
     "Group",
+    "Reward",
     "advantages",
+    "as_credit",
+    "as_reward",
     "capo",
+    "check_advantages",
+    "check_reward",
     "distill",
     "first_error",
     "has_signal",
+    "load_credit",
     "oppo",
     "outcome",
     "pure_min",

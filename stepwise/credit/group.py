@@ -17,7 +17,7 @@ Known = TypeVar("Known")
 
 _NOISE = 1e-12  # means of equal floats differ from them by less than this
 _PER_TOKEN = ("evidence", "teacher")
-_SOURCES = {
+SOURCES = {
     "scores": "score every step, one probability each",
     "first_error": "locate the first error of every rollout, None where none was found",
     "values": "estimate the success rate at every step boundary, from fresh rollouts",
@@ -35,8 +35,8 @@ class Group:
     are needed by some schemes only (`NEEDS`), and are not read for rollouts without a reward.
 
     Attributes:
-        rewards: (B,), 1.0 right, 0.0 wrong, nan for a rollout without a reward (it is in no mean, and nothing but
-            `teacher` can give it an advantage).
+        rewards: (B,), 1.0 right, 0.0 wrong, or what a reward of one's own pays between; nan for a rollout without a
+            reward (it is in no mean, and nothing but `teacher` can give it an advantage).
         mask: (B, T) bool, tokens that the policy sampled; False for padding and for forced tokens.
         spans: per rollout, the tokens [start, stop) of each step, in order; every sampled token is in one, and every
             step has a sampled token.
@@ -87,7 +87,7 @@ class Group:
 def needed(value: Known | None, name: str) -> Known:
     """The group's optional field `name`; raises `DataError` where it is None."""
     if value is None:
-        raise DataError(f"group.{name} is None, and this credit scheme needs it; {_SOURCES[name]}")
+        raise DataError(f"group.{name} is None, and this credit scheme needs it; {SOURCES[name]}")
     return value
 
 
@@ -119,8 +119,8 @@ def _check_arrays(group: Group) -> None:
     if rewards.ndim != 1 or not len(rewards):
         raise DataError(f"group.rewards has shape {rewards.shape}; give one reward per rollout, for at least one")
     for i, reward in enumerate(rewards):
-        sound = np.isnan(reward) or reward in (0.0, 1.0)
-        _check(sound, "rewards", i, f"{reward}", "give 1.0 (right), 0.0 (wrong) or nan (no reward)")
+        sound = np.isnan(reward) or 0 <= reward <= 1
+        _check(sound, "rewards", i, f"{reward}", "give 1.0 (right), 0.0 (wrong), a number between, or nan (no reward)")
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2 or len(mask) != len(rewards):
         given = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
         raise DataError(f"group.mask is {given} for {len(rewards)} rewards; give a bool array, one row per rollout")
@@ -176,7 +176,7 @@ def _check_count(group: Group, name: str, rows: Sequence[object]) -> None:
 
 
 def _check_shares(name: str, i: int, row: Sequence[float], count: int) -> None:
-    _check(len(row) == count, name, i, f"{len(row)} numbers, not {count}", _SOURCES[name])
+    _check(len(row) == count, name, i, f"{len(row)} numbers, not {count}", SOURCES[name])
     for value in row:  # nan is refused too
         _check(0 <= value <= 1, name, i, f"{value}", "give numbers from 0 to 1, or reward nan")
 

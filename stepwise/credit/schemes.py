@@ -98,10 +98,10 @@ def vppo(group: Group, *, alpha: float = 0.5, shorten: float = 0.1, relu: bool =
             sampled = np.flatnonzero(group.mask[i])
             good = sampled[sampled < group.spans[i][step][0]]
             prefix[i, good[: max(0, len(good) - round(shorten * len(sampled)))]] = True
-    right = group.rewards == 1
+    rewards = np.nan_to_num(group.rewards)  # (B,); those without a reward are left out below
     shares = prefix.sum(axis=1) / np.maximum(group.mask.sum(axis=1), 1)
-    mean = _mean((right + alpha * shares)[group.rewarded])
-    advantage = right[:, None] + alpha * prefix - mean
+    mean = _mean((rewards + alpha * shares)[group.rewarded])
+    advantage = rewards[:, None] + alpha * prefix - mean
     if relu:
         advantage = np.where(prefix, np.maximum(advantage, 0.0), advantage)
     return _on_tokens(group, advantage)

@@ -16,13 +16,17 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from stepwise import credit
-from stepwise.config.training import CreditConfig
-from stepwise.credit.group import Array, Group
+from stepwise.credit import Credit, Group
+from stepwise.credit.group import Array
+from stepwise.errors import DataError
+from stepwise.grading import Verdict
 from stepwise.seeds import seed_for
 from stepwise.training.adapters import NOT_GENERATED
 from stepwise.training.rollouts import RlRollout, Spans
 
 T = TypeVar("T")
+FIRST_BATCHES = 3
+"""Steps within which something must have been learned."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Labels:
 def credit_groups(
     rollouts: Sequence[RlRollout],
     labels: Sequence[Labels],
-    cfg: CreditConfig,
+    scheme: Credit,
     seed: int,
     *,
     self_scores: Sequence[float] | None = None,
@@ -57,7 +61,8 @@ def credit_groups(
 
     The rollouts of a problem stand together. One is trained on where any token of its group has an advantage, and it
     has a reward or an advantage itself. `self_scores` are LaSeR's, one per rollout, which take the `share` of the
-    advantage. Raises DataError where what the scheme needs is not in `labels`.
+    advantage. Raises DataError where what the scheme needs is not in `labels`, ConfigError for a scheme of one's own
+    that returns anything but numbers of that shape.
     """
     credited: list[RlRollout] = []
     advantages: list[Array] = []
@@ -66,7 +71,8 @@ def credit_groups(
         known = [labels[i] for i in places]
         rows = [dataclasses.replace(rollouts[i], reward=None) if labels[i].failed else rollouts[i] for i in places]
         group = _make_group(rows, known)
-        of_group = credit.advantages(group, cfg, seed_for(seed, rows[0].problem, "credit", rows[0].step))  # (B, T)
+        draw = seed_for(seed, rows[0].problem, "credit", rows[0].step)
+        of_group = credit.check_advantages(scheme, group, draw)  # (B, T)
         if self_scores is not None:
             of_group = mixed_advantages(of_group, group, np.array([self_scores[i] for i in places]), share)
         signal = credit.has_signal(of_group)
@@ -103,6 +109,35 @@ def figures_of(rollouts: Sequence[RlRollout], kept: Sequence[bool]) -> dict[str,
         "verdicts": dict(sorted(Counter(str(row.verdict or NOT_GENERATED) for row in rollouts).items())),
         "length": float(np.mean([len(row.token_ids) for row in rollouts])),
     }
+
+
+def check_learning(
+    state: dict[str, Any], row: Mapping[str, Any], rollouts: Sequence[RlRollout], scheme: Credit, *, last: int
+) -> None:
+    """Raise DataError, with what the rollouts came to, where the first batches teach nothing: no token has an
+    advantage, or no rollout has an answer.
+
+    `row` has the metrics of a step, `state` the counts of the steps before it; step `last` is where it is decided.
+    """
+    rewards = [{rollouts[i].reward for i in group} for group in groups_of(rollouts)]
+    no_answer = sum(rollout.verdict in (None, Verdict.NO_ANSWER) for rollout in rollouts)
+    answered = scheme.needs == "teacher" or no_answer < len(rollouts)  # a teacher needs no answers
+    same = (rewards.count({1.0}), rewards.count({0.0}))
+    counts = (row["trained_tokens"], answered, len(rollouts), no_answer, len(rewards), *same)
+    state["first_batches"] = [a + b for a, b in zip(state.get("first_batches", [0] * len(counts)), counts, strict=True)]
+    trained, answered, samples, no_answer, groups, right, wrong = state["first_batches"]
+    if row["step"] < last or (trained and answered):
+        return
+    why, remedy = (
+        ("no token has an advantage", "take problems that the model solves sometimes, more rollouts (rl.group), or a "
+         "scheme that learns from groups that are all wrong (first_error, vppo, capo, oppo)")
+        if answered
+        else ("no rollout has an answer", "raise rl.max_tokens, or ask for \\boxed{} in [prompt]")
+    )  # fmt: skip
+    raise DataError(
+        f"nothing can be learned: in the first {last} batches {why} ({no_answer} of {samples} rollouts have no answer; "
+        f"of {groups} groups {right} are all right and {wrong} all wrong); {remedy}. rollouts/ has what was written"
+    )
 
 
 def note(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What credit schemes need besides outcomes (`credit.NEEDS`), who says it, and what that costs.
+"""What credit schemes need besides outcomes (`Credit.needs`), who says it, and what that costs.
 
 A rollout about which nothing can be found out (its judge failed) is masked. What differs from the papers:
 1. VinePPO (arXiv 2410.01679): rollouts that begin alike share the estimates of what they have in common, and a
@@ -45,16 +45,15 @@ Labelled = tuple[list[Labels], Usage, int | None]
 _NO_STEPS: Mapping[str, Any] = {"first_error": 0, "scores": (0.0,), "critiques": ((0,),)}  # a text without steps
 
 
-def judge_asked(cfg: Config, **given: Any) -> str:
-    """Whom the scheme of `cfg` asks: "scorer", "critic", "locate", "teacher", or "" where it asks nobody.
+def judge_asked(cfg: Config, need: str, **given: Any) -> str:
+    """Whom a scheme with that `need` asks: "scorer", "critic", "locate", "teacher", or "" where it asks nobody.
 
     Raises ConfigError where a judge is `given` (by these names) and not asked, `locate` is asked and not given, or the
     teacher is not local.
     """
     settings, strong = cfg.rl.credit, cfg.models.strong
-    needs = credit.NEEDS[settings.scheme]
-    who = {"scores": "scorer", "critiques": "critic", "teacher": "teacher"}.get("".join(needs), "")
-    if "first_error" in needs:
+    who = {"scores": "scorer", "critiques": "critic", "teacher": "teacher"}.get(need, "")
+    if need == "first_error":
         who = "locate" if settings.first_error == "given" else settings.first_error
     for name, judge in given.items():
         if judge is not None and name != who:
@@ -91,6 +90,7 @@ class Labeller:
         sampler: Sampler,
         trainee: Trainee,
         *,
+        scheme: credit.Credit | None = None,
         scorer: Any = None,
         critic: Any = None,
         locate: Locate | None = None,
@@ -101,13 +101,14 @@ class Labeller:
         self.critic_size: int | None = None
         self._loaded: Any = None
         self._cached = scorer if teacher is None else teacher
-        who = judge_asked(cfg, scorer=scorer, critic=critic, locate=locate, teacher=teacher)
+        self.scheme = credit.load_credit(cfg.rl.credit) if scheme is None else scheme
+        who = judge_asked(cfg, self.scheme.needs, scorer=scorer, critic=critic, locate=locate, teacher=teacher)
         if who == "scorer" and scorer is None:
             self.scorer = self._loaded = self._cached = load_scorer(cfg.scorer, prompt=cfg.prompt)
         elif who == "teacher" and teacher is None:
             self.teacher = self._loaded = self._cached = load_engine(cfg.models.strong)
         elif who == "critic" and critic is None:
-            self.critic = _load_critic(cfg)
+            self.critic = self._load_critic()
             if cfg.models.critic.local:
                 self._cached = shared_engine(cfg.models.critic)
                 self.critic_size = self._cached.parameters
@@ -129,7 +130,7 @@ class Labeller:
         BackendError where a judge is not there, DataError for a step that `locate` names and the rollout has not.
         """
         labels, asked = [Labels() for _ in rollouts], []
-        need = "".join(credit.NEEDS[self.cfg.rl.credit.scheme])
+        need = self.scheme.needs
         if not need:
             return labels, Usage(), 0
         for i, row in enumerate(rollouts):
@@ -157,6 +158,13 @@ class Labeller:
         for i, label in zip(asked, of_asked, strict=True):
             labels[i] = label
         return labels, usage, size
+
+    def _load_critic(self) -> critics.ErrorLocalizer:
+        cfg = self.cfg
+        several = self.scheme.needs == "critiques" and cfg.rl.credit.critiques > 1
+        if several and not cfg.critic.temperature:
+            cfg = cfg.model_copy(update={"critic": cfg.critic.model_copy(update={"temperature": _WARM})})
+        return critics.ErrorLocalizer.from_config(cfg)
 
     def _first_errors(self, rows: Sequence[RlRollout]) -> Labelled:
         """The first error of each wrong rollout, by the judge that `rl.credit.first_error` names."""
@@ -288,13 +296,6 @@ class Labeller:
             for line, row in zip(read, rows, strict=True)
         ]
         return labels, Usage(evaluated_tokens=evaluated), self.teacher.parameters
-
-
-def _load_critic(cfg: Config) -> critics.ErrorLocalizer:
-    several = "critiques" in credit.NEEDS[cfg.rl.credit.scheme] and cfg.rl.credit.critiques > 1
-    if several and not cfg.critic.temperature:
-        cfg = cfg.model_copy(update={"critic": cfg.critic.model_copy(update={"temperature": _WARM})})
-    return critics.ErrorLocalizer.from_config(cfg)
 
 
 def _wrong_steps(said: Any) -> tuple[int, ...]:

@@ -20,17 +20,19 @@ TRL 1.16. What is done differently:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from stepwise.errors import DataError
 from stepwise.training.lora import Trainee
 from stepwise.training.rendering import TokenRow
-from stepwise.training.trainer import pad
 
+T = TypeVar("T", int, float, bool)
 _PLAIN_HEADS = ("llama", "qwen2", "qwen3")  # model types whose logits are one matrix product with the hidden state
 _BLOCK = 8192
 
@@ -91,6 +93,15 @@ def weighted_logprobs(trainee: Trainee, rows: Sequence[TokenRow], tile: int) -> 
     weights = tensor(pad([[0.0] * row.prompt + list(row.weights) for row in rows], 0.0))
     logprobs = token_logprobs(trainee.model, ids, attention, weights > 0, tile=tile).logprobs
     return logprobs * weights.to(logprobs.dtype)
+
+
+def pad(rows: Sequence[Sequence[T]], fill: T) -> NDArray[np.generic]:
+    """Rows of unequal length as one array (B, T), filled on the right."""
+    width = max((len(row) for row in rows), default=0)
+    padded = np.full((len(rows), width), fill)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = row
+    return padded
 
 
 def _check(ids: Tensor, attention: Tensor, wanted: Tensor, tile: int) -> None:

@@ -7,7 +7,11 @@ something behind each time. The base alone, as a reference model, is the same mo
 
 from __future__ import annotations
 
+import math
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +19,7 @@ from typing import Any
 
 from stepwise.config import Config, ModelConfig
 from stepwise.config.training import LoraConfig
-from stepwise.errors import ConfigError, DataError, ExportError, MissingDependencyError
+from stepwise.errors import BackendError, ConfigError, DataError, ExportError, MissingDependencyError
 from stepwise.export.gguf import export_lora_gguf
 from stepwise.export.tokenizer import check_train_from
 from stepwise.models.hub import gguf_path
@@ -104,6 +108,47 @@ def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: boo
             module.p = cfg.lora.dropout if dropout else 0.0
     context = min(model.context, int(getattr(frozen.config, "max_position_embeddings", model.context)))
     return Trainee(trained.train(), tokenizer, device, base, context)
+
+
+def make_optimizer(trainee: Trainee, rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """AdamW over the adapter's weights."""
+    return torch.optim.AdamW(trainee.trainable(), lr=rate, weight_decay=weight_decay)
+
+
+def apply_gradients(trainee: Trainee, optimizer: Any, rate: float, clip_norm: float) -> float:
+    """One step at the learning rate `rate`; returns the norm of the gradient before clipping."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    norm = float(torch.nn.utils.clip_grad_norm_(trainee.trainable(), clip_norm))
+    if math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+@contextmanager
+def memory_errors(lora: LoraConfig) -> Iterator[None]:
+    """Turn a lack of memory into a BackendError that names the settings to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).lower()
+        if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
+            raise
+        raise BackendError(
+            f"out of memory in training; lower lora.micro_tokens (now {lora.micro_tokens}), then lora.tile (now "
+            f"{lora.tile}), and set lora.checkpointing = true (now {str(lora.checkpointing).lower()})"
+        ) from error
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory in use so far: a CUDA device's, else the process's own."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _load_tokenizer(base: Path) -> Any:

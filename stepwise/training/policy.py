@@ -1,10 +1,10 @@
-"""Passes over a batch of rollouts: padding, micro-batches, log-probabilities. All tensors are (B, T) over prompt and
-rollout together, padded on the right.
+"""Passes over a batch of rollouts: padding, micro-batches, log-probabilities, updates. All tensors are (B, T) over
+prompt and rollout together, padded on the right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stepwise.config import Config
+from stepwise.config.training import RlConfig
 from stepwise.errors import ConfigError
-from stepwise.training.logprobs import LogProbs, token_logprobs
+from stepwise.training import losses
+from stepwise.training.logprobs import LogProbs, pad, token_logprobs
 from stepwise.training.lora import Trainee
-from stepwise.training.trainer import micro_batches, pad
+from stepwise.training.trainer import micro_batches
 
 Floats = NDArray[np.float64]
 # Tokens of the lab, Qwen and Llama 3 that solutions never hold, in the order of preference.
@@ -134,3 +136,71 @@ def laser_token(cfg: Config, trainee: Trainee) -> int | None:
         f"rl.laser is {cfg.rl.laser}, but the tokenizer in {trainee.base} has none of the tokens "
         f"{', '.join(_RESERVED)}; set rl.laser = 0"
     )
+
+
+def update(
+    trainee: Trainee,
+    rows: Sequence[RolloutRow],
+    cfg: Config,
+    apply: Callable[[], float],
+    check: Callable[[Sequence[int], Mapping[str, float]], None] = lambda part, values: None,
+    laser: tuple[int, float] | None = None,
+) -> tuple[dict[str, float], list[Floats]]:
+    """`rl.updates` optimizer steps on `rows`; `apply` makes one from the gradients and returns their norm.
+
+    Micro-batches go longest first, and their gradients add up to those of the batch. `check` is called with the members
+    (indices of rows) and the numbers of every micro-batch, and may raise. `laser` is LaSeR's token and constant.
+    Returns means over the updates (`loss`, `grad_norm`) and over tokens (`clip_share`: those without a gradient because
+    of the clip; `kl`, from the base; `entropy` in the first update, in nats), and the log-probabilities of the first
+    update, (T,) per row.
+    """
+    n, clipped = cfg.rl.updates, 0
+    loss = grad_norm = entropy = divergence = 0.0
+    first = [np.zeros(0)] * len(rows)
+    for number in range(n):
+        for part in parts_of(rows, cfg):
+            batch = Batch(trainee, [rows[i] for i in part], laser and laser[0])
+            logprobs, entropies = batch.logprobs(cfg.lora.tile, entropy=number == 0)  # (B, T)
+            piece = _loss(batch, logprobs, cfg.rl, laser)
+            value = float(piece.total.detach())
+            check(part, {"loss": value})
+            piece.total.backward()  # type: ignore[no-untyped-call]
+            loss += value
+            clipped += int(piece.clipped)
+            divergence += float(piece.divergence)
+            if entropies is not None:
+                entropy += float(entropies[batch.mask].sum())
+                for i, line in zip(part, batch.of_rows(logprobs), strict=True):
+                    first[i] = line
+        norm = apply()
+        check(range(len(rows)), {"grad_norm": norm})
+        grad_norm += norm
+    tokens = sum(len(row.ids) for row in rows)
+    figures = {"loss": loss / n, "grad_norm": grad_norm / n, "entropy": entropy / tokens}
+    return figures | {"clip_share": clipped / (n * tokens), "kl": divergence / (n * tokens)}, first
+
+
+def _loss(batch: Batch, logprobs: Tensor, rl: RlConfig, laser: tuple[int, float] | None) -> losses.PolicyLoss:
+    """The part of the loss of all rows that those of `batch` make up; `logprobs` (B, T)."""
+    rows = batch.rows
+    old = batch.per_token([row.old for row in rows], logprobs)
+    piece = losses.policy_loss(
+        logprobs,
+        logprobs.detach() if old is None else old,
+        batch.per_token([row.advantages for row in rows], logprobs),  # type: ignore[arg-type]  # every row has some
+        batch.mask,
+        logprobs.new_tensor([row.weight for row in rows]),
+        loss=rl.loss,
+        clip_low=rl.clip_low,
+        clip_high=rl.clip_high,
+        decay=rl.gamma * rl.trace,
+        correction=batch.per_token([row.correction for row in rows], logprobs),
+        reference=batch.per_token([row.base for row in rows], logprobs),
+        kl=rl.kl,
+    )
+    if laser is None:
+        return piece
+    scores = losses.self_scores(batch.at_mark(logprobs), laser[1])
+    rewards = logprobs.new_tensor([row.reward for row in rows])
+    weights = logprobs.new_tensor([row.class_weight for row in rows])
+    return piece._replace(total=piece.total + rl.laser * losses.self_score_loss(scores, rewards, weights))

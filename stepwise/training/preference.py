@@ -32,17 +32,9 @@ from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.progress import progress
 from stepwise.training.adapters import LAYOUT, base_directory, check_adapter
 from stepwise.training.logprobs import weighted_logprobs
-from stepwise.training.lora import Trainee, load_trainee
+from stepwise.training.lora import Trainee, load_trainee, memory_errors
 from stepwise.training.rendering import TokenRow, check_prompt, prompt_ids, token_row
-from stepwise.training.trainer import (
-    check_same,
-    finish,
-    fit,
-    memory_errors,
-    micro_batches,
-    plan_steps,
-    run_arguments,
-)
+from stepwise.training.trainer import check_same, finish, fit, micro_batches, plan_steps, run_arguments
 
 
 def dpo(

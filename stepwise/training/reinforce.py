@@ -15,40 +15,31 @@ differs from GRPO (arXiv 2402.03300) and the trainers that have it:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from stepwise.config import Config
-from stepwise.config.training import RlConfig
+from stepwise.credit import Credit, Reward, as_credit, as_reward, load_credit
+from stepwise.credit.base import RewardFunction, name_of
 from stepwise.data.problems import check_problems
 from stepwise.errors import DataError
 from stepwise.io import write_rows
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.training import losses
 from stepwise.training.adapters import base_directory, check_adapter
-from stepwise.training.crediting import credit_groups, figures_of, note
+from stepwise.training.crediting import FIRST_BATCHES, check_learning, credit_groups, figures_of, note
 from stepwise.training.labels import Labeller, Locate, judge_asked
-from stepwise.training.lora import Trainee, load_trainee
-from stepwise.training.policy import Batch, Floats, RolloutRow, forward, laser_token, parts_of
+from stepwise.training.lora import Trainee, apply_gradients, load_trainee, make_optimizer, memory_errors, peak_bytes
+from stepwise.training.policy import Floats, RolloutRow, forward, laser_token, update
 from stepwise.training.rollouts import Hints, RlRollout, check_hints, grade_rollouts, rollouts_name
 from stepwise.training.sampler import Sampler, batch_of, check_agreement, mismatch_of
 from stepwise.training.teacher import check_teacher
-from stepwise.training.trainer import (
-    Trainer,
-    apply_gradients,
-    check_finite,
-    finish,
-    make_optimizer,
-    memory_errors,
-    peak_bytes,
-    run_arguments,
-)
+from stepwise.training.trainer import Trainer, check_finite, finish, run_arguments
 from stepwise.types import Problem
 
 
@@ -58,6 +49,8 @@ def grpo(
     out: str | Path | RunDirectory,
     *,
     adapter: str | Path | None = None,
+    credit: Credit | type[Credit] | None = None,
+    reward: Reward | type[Reward] | RewardFunction | None = None,
     scorer: Any = None,
     critic: Any = None,
     locate: Locate | None = None,
@@ -67,10 +60,11 @@ def grpo(
     """Train an adapter of `models.weak` on problems with answers; returns the adapter's directory, `out`/adapter.
 
     `out` is a directory, or one that is open already. `adapter` is a directory of an earlier adapter to go on with.
-    What the credit scheme needs beside outcomes comes from `scorer` (a `Scorer`; None: the one that [scorer]
-    describes), `critic` (an ErrorLocalizer; None: the one that [critic] describes), or `locate(problem, steps)`, which
-    returns the index of the first wrong step or None; the teacher of "distill" is models.strong. `sinks` are names for
-    `stepwise.training.sinks`. The same call goes on where it was stopped.
+    `credit` and `reward` are a scheme and a reward of one's own in place of those that [rl] names (see
+    `stepwise.credit.base`). What the credit scheme needs beside outcomes comes from `scorer` (a `Scorer`; None: the one
+    that [scorer] describes), `critic` (an ErrorLocalizer; None: the one that [critic] describes), or
+    `locate(problem, steps)`, which returns the index of the first wrong step or None; the teacher of "distill" is
+    models.strong. `sinks` are names for `stepwise.training.sinks`. The same call goes on where it was stopped.
 
     `hints` are steps by problem id that are written ahead of every rollout of that problem, such as the right prefix of
     an attempt and its intervention. They are part of what is graded and nothing on them is trained; schemes "outcome"
@@ -78,8 +72,12 @@ def grpo(
 
     `out`/metrics.jsonl has a row per step, `out`/rollouts the rollouts with their credit. Raises, before anything is
     computed, DataError for problems or hints that cannot be used and an adapter of another base, ConfigError for
-    models, settings or a missing judge; later BackendError where sampler and trainer disagree, or memory runs out, and
-    DataError where the loss is not finite.
+    models, settings or a missing judge; later BackendError where sampler and trainer disagree, or memory runs out,
+    DataError where the loss is not finite, and where nothing can be learned: in the first batches no rollout has an
+    answer, or no token an advantage.
+
+    Example:
+        adapter = grpo("problems.jsonl", sw.Config.load("config.toml", ["rl.credit.scheme=vppo"]), "out/rl")
     """
     checked = check_problems(problems)
     if checked.excluded:
@@ -87,22 +85,29 @@ def grpo(
         count = len(checked.excluded)
         raise DataError(f"{count} problems cannot be graded ({shown}); leave them out, or mend their answers")
     by_id = {problem.id: problem for problem in checked.problems}
+    scheme = load_credit(cfg.rl.credit) if credit is None else as_credit(credit)
+    pays = cfg.rl.reward if reward is None else reward
+    paid = None if pays is None else as_reward(pays, "rl.reward" if reward is None else "reward")
     hints = check_hints(hints or {}, checked.problems, cfg.rl.credit)
     hinted = [{"problem": name, "steps": list(steps)} for name, steps in hints.items()]
     arguments = run_arguments(adapter, problems=checked.problems, hints=hinted)
+    own = {"credit": credit, "reward": reward}
+    arguments |= {name: name_of(value) for name, value in own.items() if value is not None}
     with opened(out, program="grpo", config=cfg, arguments=arguments) as directory, ExitStack() as stack:
         if adapter is not None:
             check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
-        judge_asked(cfg, scorer=scorer, critic=critic, locate=locate)
+        judge_asked(cfg, scheme.needs, scorer=scorer, critic=critic, locate=locate)
         sampler = stack.enter_context(Sampler(cfg))
         trainee = load_trainee(cfg, adapter=adapter)
         prompts = sampler.prompts(checked.problems, trainee, hints)
-        labeller = Labeller(cfg, by_id, prompts, sampler, trainee, scorer=scorer, critic=critic, locate=locate)
+        labeller = Labeller(
+            cfg, by_id, prompts, sampler, trainee, scheme=scheme, scorer=scorer, critic=critic, locate=locate
+        )
         stack.callback(labeller.close)
         if labeller.teacher is not None:
             plain = sampler.prompts(checked.problems, trainee)
             check_teacher(labeller.teacher, sampler.engine, checked.problems, plain, cfg)
-        learner = _Learner(cfg, by_id, prompts, hints, sampler, trainee, labeller)
+        learner = _Learner(cfg, by_id, prompts, hints, sampler, trainee, labeller, paid)
         with Trainer(
             directory, trainee, cfg, learner.optimizer, num_steps=cfg.rl.steps, save_every=cfg.rl.save_every,
             data=str(arguments["data"]), label="reinforcement learning", sinks=sinks,
@@ -112,6 +117,8 @@ def grpo(
                 row, rollouts = learner.step(step, run.failed)
                 write_rows(directory.claim(rollouts_name(step)), rollouts)
                 run.state["laser_constant"] = learner.laser_constant
+                if step <= FIRST_BATCHES:
+                    check_learning(run.state, row, rollouts, scheme, last=min(FIRST_BATCHES, cfg.rl.steps))
                 run.log(row, note(row))
         return finish(directory, trainee, cfg, "grpo", {"problems": checked.problems, "hints": hinted})
 
@@ -130,6 +137,7 @@ class _Learner:
     sampler: Sampler
     trainee: Trainee
     labeller: Labeller
+    reward: Reward | None = None
     laser_constant: float | None = None
     """LaSeR: mean log-probability of its token under the base, None until the first step has measured it"""
 
@@ -153,7 +161,7 @@ class _Learner:
         rollouts, prompted = self.sampler.sample(batch, self.prompts, step, self.hints)
 
         # Grade: reward 1 or 0, None for what could not be judged.
-        rollouts = grade_rollouts(rollouts, self.problems, rl.no_answer)
+        rollouts = grade_rollouts(rollouts, self.problems, rl.no_answer, self.reward)
         sampled = time.monotonic()
 
         # Label: what the credit scheme wants to know of each step.
@@ -163,7 +171,7 @@ class _Learner:
 
         # Credit: outcomes and labels become advantages per token, (T,) for each rollout.
         rollouts, advantages, kept = credit_groups(
-            rollouts, labels, rl.credit, cfg.seed, self_scores=self_scores, share=rl.laser_mix
+            rollouts, labels, self.labeller.scheme, cfg.seed, self_scores=self_scores, share=rl.laser_mix
         )
         labelled = time.monotonic()
 
@@ -230,7 +238,7 @@ class _Learner:
         many tokens went through the model for both; at the first step it checks the sampler.
         """
         cfg, laser = self.cfg, self.mark is not None
-        if step > 1 and not laser and cfg.rl.credit.scheme != "oppo":
+        if step > 1 and not laser and self.labeller.scheme.needs != "evidence":
             return None, None, 0
         rows = [self._row(row) for row in rollouts]
         evaluated = sum(row.length for row in rows)
@@ -263,74 +271,6 @@ class _Learner:
             for row, base in zip(rows, of_base, strict=True):
                 row.base = base
         return evaluated
-
-
-def update(
-    trainee: Trainee,
-    rows: Sequence[RolloutRow],
-    cfg: Config,
-    apply: Callable[[], float],
-    check: Callable[[Sequence[int], Mapping[str, float]], None] = lambda part, values: None,
-    laser: tuple[int, float] | None = None,
-) -> tuple[dict[str, float], list[Floats]]:
-    """`rl.updates` optimizer steps on `rows`; `apply` makes one from the gradients and returns their norm.
-
-    Micro-batches go longest first, and their gradients add up to those of the batch. `check` is called with the members
-    (indices of rows) and the numbers of every micro-batch, and may raise. `laser` is LaSeR's token and constant.
-    Returns means over the updates (`loss`, `grad_norm`) and over tokens (`clip_share`: those without a gradient because
-    of the clip; `kl`, from the base; `entropy` in the first update, in nats), and the log-probabilities of the first
-    update, (T,) per row.
-    """
-    n, clipped = cfg.rl.updates, 0
-    loss = grad_norm = entropy = divergence = 0.0
-    first = [np.zeros(0)] * len(rows)
-    for number in range(n):
-        for part in parts_of(rows, cfg):
-            batch = Batch(trainee, [rows[i] for i in part], laser and laser[0])
-            logprobs, entropies = batch.logprobs(cfg.lora.tile, entropy=number == 0)  # (B, T)
-            piece = _loss(batch, logprobs, cfg.rl, laser)
-            value = float(piece.total.detach())
-            check(part, {"loss": value})
-            piece.total.backward()  # type: ignore[no-untyped-call]
-            loss += value
-            clipped += int(piece.clipped)
-            divergence += float(piece.divergence)
-            if entropies is not None:
-                entropy += float(entropies[batch.mask].sum())
-                for i, line in zip(part, batch.of_rows(logprobs), strict=True):
-                    first[i] = line
-        norm = apply()
-        check(range(len(rows)), {"grad_norm": norm})
-        grad_norm += norm
-    tokens = sum(len(row.ids) for row in rows)
-    figures = {"loss": loss / n, "grad_norm": grad_norm / n, "entropy": entropy / tokens}
-    return figures | {"clip_share": clipped / (n * tokens), "kl": divergence / (n * tokens)}, first
-
-
-def _loss(batch: Batch, logprobs: Tensor, rl: RlConfig, laser: tuple[int, float] | None) -> losses.PolicyLoss:
-    """The part of the loss of all rows that those of `batch` make up; `logprobs` (B, T)."""
-    rows = batch.rows
-    old = batch.per_token([row.old for row in rows], logprobs)
-    piece = losses.policy_loss(
-        logprobs,
-        logprobs.detach() if old is None else old,
-        batch.per_token([row.advantages for row in rows], logprobs),  # type: ignore[arg-type]  # every row has some
-        batch.mask,
-        logprobs.new_tensor([row.weight for row in rows]),
-        loss=rl.loss,
-        clip_low=rl.clip_low,
-        clip_high=rl.clip_high,
-        decay=rl.gamma * rl.trace,
-        correction=batch.per_token([row.correction for row in rows], logprobs),
-        reference=batch.per_token([row.base for row in rows], logprobs),
-        kl=rl.kl,
-    )
-    if laser is None:
-        return piece
-    scores = losses.self_scores(batch.at_mark(logprobs), laser[1])
-    rewards = logprobs.new_tensor([row.reward for row in rows])
-    weights = logprobs.new_tensor([row.class_weight for row in rows])
-    return piece._replace(total=piece.total + rl.laser * losses.self_score_loss(scores, rewards, weights))
 
 
 def _rate(cfg: Config, step: int) -> float:

@@ -22,6 +22,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from stepwise.config.training import CreditConfig
+from stepwise.credit import Reward, check_reward
 from stepwise.data.examples import Example
 from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict, grade_many
@@ -112,22 +113,30 @@ def token_spans(pieces: Sequence[bytes], end: int | None = None) -> Spans:
 
 
 def grade_rollouts(
-    rollouts: Sequence[RlRollout], problems: Mapping[str, Problem], no_answer: Literal["mask", "wrong"]
+    rollouts: Sequence[RlRollout],
+    problems: Mapping[str, Problem],
+    no_answer: Literal["mask", "wrong"],
+    reward: Reward | None = None,
 ) -> list[RlRollout]:
-    r"""The same rollouts with verdict and reward: 1 for CORRECT, 0 for WRONG, and None for what could not be judged.
+    r"""The same rollouts with verdict and reward: 1 for CORRECT, 0 for WRONG and for an answer that cannot be read (it
+    would be a way out), and None for what could not be judged.
 
-    A rollout without a closed \boxed{} is NO_ANSWER, whose reward is None or, with `no_answer` "wrong", 0. Raises
-    DataError for a rollout whose problem is not among `problems` (by id).
+    A rollout without a closed \boxed{} is NO_ANSWER, whose reward is None or, with `no_answer` "wrong", 0. `reward`
+    pays what could be judged, and what has no answer, in place of that. Raises DataError for a rollout whose problem
+    is not among `problems` (by id), ConfigError for a `reward` that returns no number from 0 to 1.
     """
     missing = next((row for row in rollouts if row.problem not in problems), None)
     if missing is not None:
         raise DataError(f"rollout {missing.id!r}: its problem {missing.problem!r} is not among the problems given")
     verdicts = grade_many([(extract_answer(row.solution), problems[row.problem].answer) for row in rollouts])
-    wrong = (Verdict.WRONG, Verdict.NO_ANSWER) if no_answer == "wrong" else (Verdict.WRONG,)
+    paid: dict[Verdict, float | None] = {Verdict.CORRECT: 1.0, Verdict.WRONG: 0.0, Verdict.UNPARSEABLE_PREDICTION: 0.0}
+    paid[Verdict.NO_ANSWER] = 0.0 if no_answer == "wrong" else None
     graded = []
     for row, verdict in zip(rollouts, verdicts, strict=True):
-        reward = 1.0 if verdict is Verdict.CORRECT else 0.0 if verdict in wrong else None
-        graded.append(row if row.finish == "error" else dataclasses.replace(row, verdict=verdict, reward=reward))
+        earned = paid.get(verdict)
+        if reward is not None and verdict in paid and row.finish != "error":
+            earned = check_reward(reward, problems[row.problem], row.solution, verdict)
+        graded.append(row if row.finish == "error" else dataclasses.replace(row, verdict=verdict, reward=earned))
     return graded
 
 

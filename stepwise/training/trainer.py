@@ -13,21 +13,18 @@ import math
 import os
 import random
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from stepwise.config import Config
 from stepwise.config.training import FitConfig, LoraConfig
-from stepwise.errors import BackendError, DataError
+from stepwise.errors import DataError
 from stepwise.io import append_rows, read_rows, write_rows
 from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory
@@ -35,11 +32,9 @@ from stepwise.runs.progress import progress
 from stepwise.seeds import rng as seeded
 from stepwise.training.adapters import LAYOUT
 from stepwise.training.cards import Method, curves_of, write_card
-from stepwise.training.lora import Trainee
+from stepwise.training.lora import Trainee, apply_gradients, make_optimizer, memory_errors, peak_bytes
 from stepwise.training.sinks import STATE, open_sinks
 from stepwise.types import to_json
-
-T = TypeVar("T", int, float, bool)
 
 
 class TrainedRow(Protocol):
@@ -97,7 +92,9 @@ class Trainer:
         directory.claim(STATE)
         self.done, self.state = _load_checkpoint(self._checkpoint, trainee, optimizer)
         check_same(self._checkpoint, self.state.setdefault("data", data), data)
-        _drop_rows_after(self._metrics, self.done)
+        rows = read_rows(self._metrics)
+        if len(earlier := [row for row in rows if row.get("step", 0) <= self.done]) < len(rows):
+            write_rows(self._metrics, earlier)  # the steps after the checkpoint are done again
         self._stack = ExitStack()
         self._sinks = self._stack.enter_context(open_sinks(sinks, out, cfg.model_dump(mode="json"), self.done + 1))
         self._bar = self._stack.enter_context(progress(label, num_steps))
@@ -238,22 +235,6 @@ def _try_largest(trainee: Trainee, batches: Sequence[Sequence[Row]], loss: Loss[
 # ---- one step of the optimizer ----
 
 
-def make_optimizer(trainee: Trainee, rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
-    """AdamW over the adapter's weights."""
-    return torch.optim.AdamW(trainee.trainable(), lr=rate, weight_decay=weight_decay)
-
-
-def apply_gradients(trainee: Trainee, optimizer: Any, rate: float, clip_norm: float) -> float:
-    """One step at the learning rate `rate`; returns the norm of the gradient before clipping."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    norm = float(torch.nn.utils.clip_grad_norm_(trainee.trainable(), clip_norm))
-    if math.isfinite(norm):
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
-
-
 def cosine(step: int, steps: int, peak: float, warmup: float) -> float:
     """Learning rate of step `step` (0-based) of `steps`: up in a line, then down as a cosine to a tenth of the peak."""
     up = warmup * steps
@@ -307,30 +288,6 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return groups
 
 
-def pad(rows: Sequence[Sequence[T]], fill: T) -> NDArray[np.generic]:
-    """Rows of unequal length as one array (B, T), filled on the right."""
-    width = max((len(row) for row in rows), default=0)
-    padded = np.full((len(rows), width), fill)
-    for place, row in enumerate(rows):
-        padded[place, : len(row)] = row
-    return padded
-
-
-@contextmanager
-def memory_errors(lora: LoraConfig) -> Iterator[None]:
-    """Turn a lack of memory into a BackendError that names the settings to lower."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        text = str(error).lower()
-        if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
-            raise
-        raise BackendError(
-            f"out of memory in training; lower lora.micro_tokens (now {lora.micro_tokens}), then lora.tile (now "
-            f"{lora.tile}), and set lora.checkpointing = true (now {str(lora.checkpointing).lower()})"
-        ) from error
-
-
 def check_finite(values: Mapping[str, float], batch: Sequence[Any], path: Path) -> None:
     """Raise DataError where one of `values` is not finite, after writing the rows of `batch` to `path`."""
     wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
@@ -339,16 +296,6 @@ def check_finite(values: Mapping[str, float], batch: Sequence[Any], path: Path) 
         raise DataError(
             f"training stopped: {', '.join(wrong)}; the batch is in {path}: look at it, or lower the learning rate"
         )
-
-
-def peak_bytes(device: str) -> int:
-    """The most memory in use so far: a CUDA device's, else the process's own."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 # ---- checkpoints: a directory that gets its name once it is whole; until then the one before it stays ----
@@ -397,11 +344,3 @@ def _load_checkpoint(folder: Path, trainee: Trainee, optimizer: Any) -> tuple[in
 
 def _is_whole(folder: Path) -> bool:
     return all((folder / name).is_file() for name in _CHECKPOINT_FILES)
-
-
-def _drop_rows_after(path: Path, steps: int) -> None:
-    """Drop the rows of a metrics file that a step after the first `steps` wrote: it will be done again."""
-    rows = read_rows(path)
-    kept = [row for row in rows if row.get("step", 0) <= steps]
-    if len(kept) < len(rows):
-        write_rows(path, kept)

@@ -60,6 +60,10 @@ def test_sft_leaves_an_adapter_with_a_card_that_knows_before_and_after_and_a_pag
 def test_rl_goes_on_from_the_run_that_sft_made(toml: str, rows: str, problems: str, tmp_path: Path) -> None:
     first, out = str(tmp_path / "sft"), tmp_path / "rl"
     assert main(["sft", "--config", toml, "--dataset", rows, "--out", first]) == 0
+    teacher = "".join(
+        line for line in Path(toml).read_text().splitlines(True) if line.startswith(("model =", "context"))
+    )
+    Path(toml).write_text(f'{Path(toml).read_text()}[rl.credit]\nscheme = "distill"\n[models.strong]\n{teacher}')
     command = ["rl", "--config", toml, "--problems", problems, "--adapter", first, "--out", str(out)]
     assert main(command) == 0
     lines = read_rows(out / "metrics.jsonl")
@@ -70,13 +74,17 @@ def test_rl_goes_on_from_the_run_that_sft_made(toml: str, rows: str, problems: s
     assert main([*again, "--overwrite"]) == 0
 
 
-def test_interventions_begin_the_rollouts_of_their_problems(toml: str, rows: str, tmp_path: Path) -> None:
+def test_interventions_begin_the_rollouts_of_their_problems(
+    toml: str, rows: str, tmp_path: Path, capsys: Captured
+) -> None:
     given = [Problem(name, ROW.question, ROW.answer) for name in ("p0", "copy")]
     append_rows(tmp_path / "asked.jsonl", given)
     write_examples(tmp_path / "hints.jsonl", [ROW], card={})
     out = tmp_path / "rl"
     asked, hints = str(tmp_path / "asked.jsonl"), str(tmp_path / "hints.jsonl")
-    assert main(["rl", "--config", toml, "--problems", asked, "--hints", hints, "--out", str(out)]) == 0
+    assert main(["rl", "--config", toml, "--problems", asked, "--hints", hints, "--out", str(out)]) == 2
+    assert "no rollout has an answer" in capsys.readouterr().err  # random weights: nothing is trained, and that is said
+    assert not (out / "adapter").exists()
     found = {made["problem"]: made["hint"] for made in read_rows(out / "rollouts" / "step-00001.jsonl")}
     assert found == {"p0": [*ROW.prefix, ROW.intervention], "copy": []}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stepwise.config.training import CreditConfig, Scheme
+from stepwise.credit import load_credit
 from stepwise.steps import split_steps
 from stepwise.training.crediting import Labels, _make_group, credit_groups, groups_of, mixed_advantages
 from stepwise.training.rollouts import RlRollout, token_spans
@@ -30,7 +31,7 @@ MASKED = rollout(2, ["A"], None)
 
 def credited(rows: list[RlRollout], known: list[Labels] | None = None, **more: Any) -> Any:
     options = {key: more.pop(key) for key in ("self_scores", "share") if key in more}
-    made = credit_groups(rows, known or [Labels()] * len(rows), CreditConfig(**more), 0, **options)
+    made = credit_groups(rows, known or [Labels()] * len(rows), load_credit(CreditConfig(**more)), 0, **options)
     return SimpleNamespace(**dict(zip(("rollouts", "advantages", "kept"), made, strict=True)))
 
 

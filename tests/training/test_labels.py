@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from stepwise.config import Config
+from stepwise.credit import load_credit
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.grading import Verdict
 from stepwise.models.engine import Generation
@@ -229,9 +230,8 @@ def test_evidence_compares_the_policy_with_itself_shown_the_reference(tmp_path: 
 def test_judges_are_loaded_where_the_scheme_asks_them_and_none_is_given() -> None:
     def asked(scheme: str, first_error: str = "scorer") -> str:
         given: dict[str, Any] = {"locate": len} if first_error == "given" else {}
-        return judge_asked(
-            Config.load(None, [f"rl.credit.scheme={scheme}", f"rl.credit.first_error={first_error}"]), **given
-        )
+        cfg = Config.load(None, [f"rl.credit.scheme={scheme}", f"rl.credit.first_error={first_error}"])
+        return judge_asked(cfg, load_credit(cfg.rl.credit).needs, **given)
 
     who = [("outcome", ""), ("pure_min", "scorer"), ("capo", "critic"), ("vineppo", ""), ("oppo", "")]
     assert [asked(scheme) for scheme, _ in who] == [name for _, name in who]

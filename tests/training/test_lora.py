@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
 
 from stepwise.training.adapters import base_directory  # noqa: E402
-from stepwise.training.lora import load_trainee  # noqa: E402
-from stepwise.training.trainer import _load_checkpoint, _save_checkpoint, make_optimizer  # noqa: E402
+from stepwise.training.lora import load_trainee, make_optimizer  # noqa: E402
+from stepwise.training.trainer import _load_checkpoint, _save_checkpoint  # noqa: E402
 
 
 def disturb(trainee: object, seed: int = 1) -> None:

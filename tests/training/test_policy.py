@@ -11,8 +11,7 @@ import pytest
 from stepwise.config import Config, ModelConfig
 from stepwise.training.lora import load_trainee
 from stepwise.training.losses import LASER_BETA, importance_weights, rollout_weights
-from stepwise.training.policy import RolloutRow, forward
-from stepwise.training.reinforce import update
+from stepwise.training.policy import RolloutRow, forward, update
 from tests.tiny_models import tiny_model
 
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')

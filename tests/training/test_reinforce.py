@@ -124,6 +124,10 @@ def test_what_came_after_the_checkpoint_is_dropped_and_done_again(whole: Path, t
     assert adapter_bytes(tmp_path / "out") == adapter_bytes(whole)
 
 
+def nothing(problem: Problem, solution: str, verdict: Any) -> float:
+    return 0.0
+
+
 def strange(exact: Config, folder: Path, *changed: str) -> Config:
     """A sampler with the strong model's weights for a trainer of the weak one's."""
     from stepwise.training.sampler import exact_weights
@@ -144,7 +148,8 @@ def test_a_sampler_of_other_weights_stops_the_run_at_once(exact: Config, folder:
 
 
 def test_with_a_correction_the_mismatch_is_logged_instead(exact: Config, folder: Path, tmp_path: Path) -> None:
-    grpo(problems(2), strange(exact, folder, "correction=mask"), tmp_path / "out", locate=locate)
+    cfg = strange(exact, folder, "correction=mask")
+    grpo(problems(2), cfg, tmp_path / "out", reward=nothing, locate=lambda problem, steps: 0)  # else all are right
     (row,) = untimed(tmp_path / "out" / "metrics.jsonl")
     assert row["mismatch"] > 0.01
     assert row["mismatch_kl"] > 0.001
@@ -152,16 +157,49 @@ def test_with_a_correction_the_mismatch_is_logged_instead(exact: Config, folder:
 
 
 def test_a_batch_without_any_signal_changes_nothing(tmp_path: Path) -> None:
-    cfg = rl_world.config(None, "rl.steps=1", "rl.credit.scheme=outcome", "rl.max_tokens=8")  # no answer in 8 tokens
-    grpo(problems(2), cfg, tmp_path / "out")
-    (row,) = untimed(tmp_path / "out" / "metrics.jsonl")
+    few = ("rl.steps=9", "rl.save_every=1", "rl.credit.scheme=outcome", "rl.max_tokens=8")  # no answer in 8 tokens
+    cfg = rl_world.config(None, *few)
+    none = r"in the first 3 batches no rollout has an answer \(12 of 12 rollouts .*; raise rl\.max_tokens"
+    for _ in range(2):  # once more: it goes on from the second step, and stops where it did
+        with pytest.raises(DataError, match=none):
+            grpo(problems(2), cfg, tmp_path / "out")
+    assert not (tmp_path / "out" / "adapter").exists()
+    row, _ = untimed(tmp_path / "out" / "metrics.jsonl")
     assert (row["reward"], row["masked"], row["kept_groups"], row["no_spread"]) == (None, 4, 0, 1.0)
     assert (row["loss"], row["grad_norm"], row["entropy"], row["trained_tokens"]) == (None, None, None, 0)
     fresh = torch.load(tmp_path / "out" / "checkpoint" / "optimizer.pt", weights_only=True)
     assert not fresh["state"]
     wrong = cfg.model_copy(update={"rl": cfg.rl.model_copy(update={"no_answer": "wrong"})})
-    grpo(problems(2), wrong, tmp_path / "wrong")
+    with pytest.raises(DataError, match=none):
+        grpo(problems(2), wrong, tmp_path / "wrong")
     assert untimed(tmp_path / "wrong" / "metrics.jsonl")[0]["reward"] == 0.0
+
+
+def test_a_run_whose_first_batches_give_no_token_an_advantage_stops_and_says_why(tmp_path: Path) -> None:
+    cfg = rl_world.config(None, "rl.steps=2", "rl.credit.scheme=outcome")
+    said = r"in the first 2 batches no token has an advantage \(\d+ of 8 .*of 4 groups 0 are all right and 4 all wrong"
+    with pytest.raises(DataError, match=said):
+        grpo(problems(2), cfg, tmp_path / "out", reward=nothing)
+    assert not (tmp_path / "out" / "adapter").exists()
+    blames = rl_world.config(None, "rl.steps=1")  # all wrong, but first_error learns from that
+    assert grpo(problems(2), blames, tmp_path / "blames", reward=nothing, locate=lambda problem, steps: 0).is_dir()
+
+
+def test_the_examples_of_ones_own_credit_and_reward_train_as_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    settings = ("rl.credit=examples.own_credit:LastStep", "rl.reward=examples.own_reward:Short")
+    rl = {"steps": 1, "problems": 2, "group": 4, "max_tokens": 120}
+    cfg = Config.load(None, [*settings, *(f"rl.{name}={value}" for name, value in rl.items()), "lora.rank=4"])
+    grpo(problems(2), cfg, tmp_path / "out")
+    rows = read_rollouts(tmp_path / "out" / "rollouts" / "step-00001.jsonl")
+    paid = [row.reward for row in rows if row.verdict == "CORRECT"]
+    assert paid
+    assert all(0.5 <= (reward or 0.0) < 1.0 for reward in paid)
+    credited = [[bool(advantage) for advantage in row.step_advantages] for row in rows if any(row.step_advantages)]
+    assert credited
+    assert all(line == [False] * (len(line) - 1) + [True] for line in credited)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_offending_rollouts_saved(tmp_path: Path) -> None:

@@ -101,9 +101,9 @@ def test_only_right_and_wrong_carry_a_reward_and_no_answer_does_as_it_is_told() 
     problem = {"p": Problem("p", "?", "4")}
     rows = [row(0, "\\boxed{4}"), row(1, "\\boxed{5}"), row(2, "nothing"), row(3, "\\boxed{?!}")]
     masked = grade_rollouts(rows, problem, "mask")
-    assert [made.reward for made in masked] == [1.0, 0.0, None, None]
+    assert [made.reward for made in masked] == [1.0, 0.0, None, 0.0]
     assert [made.verdict for made in masked[:3]] == [Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER]
-    assert [made.reward for made in grade_rollouts(rows, problem, "wrong")] == [1.0, 0.0, 0.0, None]
+    assert [made.reward for made in grade_rollouts(rows, problem, "wrong")] == [1.0, 0.0, 0.0, 0.0]
     broken = RlRollout("p/s0/r0", 0, "p", "?", 0, "", (), (), (), (), "error")
     assert grade_rollouts([broken], problem, "wrong") == [broken]
     with pytest.raises(DataError, match="'p' is not among"):

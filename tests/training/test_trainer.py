@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from stepwise.config.training import LoraConfig
 from stepwise.errors import BackendError, DataError
 from stepwise.io import read_rows
-from stepwise.training.trainer import check_finite, memory_errors, micro_batches, pad
+from stepwise.training.logprobs import pad
+from stepwise.training.lora import memory_errors
+from stepwise.training.trainer import check_finite, micro_batches
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))

@@ -1,0 +1,150 @@
+"""Credit schemes and rewards of one's own: a base class each, found by import path, and checked in what they return.
+
+rl.credit = "my_package.my_file:MyCredit"     # in [rl], or --set rl.credit=my_package.my_file:MyCredit
+rl.reward = "my_package.my_file:MyReward"     # or a function of (problem, solution, verdict)
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from stepwise.credit.group import SOURCES, Array, Group
+from stepwise.errors import ConfigError, reason_of
+from stepwise.grading import Verdict
+from stepwise.plugins import check_plugin, load_plugin, make_plugin
+from stepwise.types import Problem
+
+RewardFunction = Callable[[Problem, str, Verdict], float | None]
+_IN_REWARDS = "return a float from 0 (wrong) to 1 (right), or None for a rollout that is not to count"
+
+
+class Credit(ABC):
+    """A credit scheme: what each token of a group of rollouts of one problem is credited with.
+
+    `needs` is the one field of `Group` that the scheme reads besides outcomes ("first_error", "scores", "values",
+    "critiques", "evidence" or "teacher"); "" asks for none, and nobody is asked.
+
+    Example:
+        >>> class FirstToken(Credit):
+        ...     def advantages(self, group, seed):
+        ...         credit = np.zeros(group.mask.shape)
+        ...         credit[:, 0] = np.nan_to_num(group.rewards - np.nanmean(group.rewards))
+        ...         return credit
+        >>> group = Group([1.0, 0.0], np.ones((2, 2), dtype=bool), (((0, 2),), ((0, 2),)))
+        >>> check_advantages(FirstToken(), group, seed=0).tolist()
+        [[0.5, 0.0], [-0.5, 0.0]]
+    """
+
+    needs: ClassVar[str] = ""
+
+    @abstractmethod
+    def advantages(self, group: Group, seed: int) -> Array:
+        """Advantages (B, T) of the tokens of `group`; those of padding and of forced tokens are set to 0.
+
+        `seed` >= 0 follows from the run's seed, the problem and the step; it is for schemes that draw.
+        """
+
+
+class Reward(ABC):
+    """What a rollout earns, in place of 1 for a right answer and 0 for a wrong one.
+
+    Example:
+        >>> class Short(Reward):
+        ...     def reward(self, problem, solution, verdict):
+        ...         return 1.0 - min(len(solution), 2000) / 4000 if verdict is Verdict.CORRECT else 0.0
+        >>> check_reward(Short(), Problem("p", "1 + 1?", "2"), "x" * 1000, Verdict.CORRECT)
+        0.75
+    """
+
+    @abstractmethod
+    def reward(self, problem: Problem, solution: str, verdict: Verdict) -> float | None:
+        """What the text `solution` earns, from 0 to 1, where the grader says `verdict`; None leaves it out."""
+
+
+class _FunctionReward(Reward):
+    """A function of (problem, solution, verdict) as a reward."""
+
+    def __init__(self, function: RewardFunction) -> None:
+        self.function = function
+
+    def reward(self, problem: Problem, solution: str, verdict: Verdict) -> float | None:
+        return self.function(problem, solution, verdict)
+
+
+def as_credit(value: Any, field: str = "credit") -> Credit:
+    """A scheme from an import path, a class or an object; ConfigError, beginning with `field`, for what is none."""
+    if isinstance(value, str):
+        field, value = f'{field} is "{value}"', load_plugin(value, Credit, field=field)
+    check_plugin(value, Credit, field=field)
+    scheme: Credit = make_plugin(value, {}, field=field)
+    if scheme.needs not in ("", *SOURCES):
+        raise ConfigError(
+            f'{field}: {type(scheme).__name__}.needs is {scheme.needs!r}; set it to "" or one of {", ".join(SOURCES)}'
+        )
+    return scheme
+
+
+def as_reward(value: Any, field: str = "reward") -> Reward:
+    """A reward from an import path, a class, an object or a function; ConfigError, beginning with `field`, else."""
+    if isinstance(value, str):
+        field, value = f'{field} is "{value}"', load_plugin(value, object, field=field)
+    if callable(value) and not isinstance(value, type | Reward):
+        return _FunctionReward(value)
+    check_plugin(value, Reward, field=field)
+    reward: Reward = make_plugin(value, {}, field=field)
+    return reward
+
+
+def name_of(value: Any) -> str:
+    """What a scheme or reward that was handed in is called in a run's arguments."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def check_advantages(scheme: Credit, group: Group, seed: int) -> Array:
+    """The scheme's advantages (B, T), 0 where the policy sampled nothing; ConfigError, naming class, method and remedy,
+    where it raises or returns anything but finite numbers of that shape.
+    """
+    where = f"{type(scheme).__name__}.advantages"
+    values = _called(where, scheme.advantages, group, seed)
+    try:
+        advantages = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where} returned {values!r:.80}; return an array of {group.mask.shape} numbers") from None
+    if advantages.shape != group.mask.shape:
+        raise ConfigError(
+            f"{where} returned an array of shape {advantages.shape} for {group.mask.shape[0]} rollouts of at most "
+            f"{group.mask.shape[1]} tokens; return one of shape group.mask.shape"
+        )
+    for i, t in np.argwhere(group.mask & ~np.isfinite(advantages)):
+        raise ConfigError(
+            f"{where} returned {advantages[i, t]} at rollout {i}, token {t}; return finite numbers (a rollout without "
+            "a reward has nan in group.rewards: leave it out with group.rewarded)"
+        )
+    return np.where(group.mask, advantages, 0.0)
+
+
+def check_reward(reward: Reward, problem: Problem, solution: str, verdict: Verdict) -> float | None:
+    """What `reward` pays; ConfigError, naming class, method and remedy, where it raises or returns no such number."""
+    function = reward.function if isinstance(reward, _FunctionReward) else None
+    where = f"{type(reward).__name__}.reward" if function is None else getattr(function, "__qualname__", repr(function))
+    value = _called(f"{where} (problem {problem.id!r})", reward.reward, problem, solution, verdict)
+    if value is None:
+        return None
+    if type(value) not in (float, int, bool):
+        raise ConfigError(f"{where} returned {value!r:.80}, a {type(value).__name__}; {_IN_REWARDS}")
+    if not (math.isfinite(value) and 0 <= value <= 1):
+        raise ConfigError(f"{where} returned {value} for problem {problem.id!r}; {_IN_REWARDS}")
+    return float(value)
+
+
+def _called(where: str, function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except Exception as error:  # whatever a user's code can raise
+        raise ConfigError(f"{where} raised {type(error).__name__}: {reason_of(error)}; correct it there") from error
