@@ -7,23 +7,24 @@ rl.reward = "my_package.my_file:MyReward"     # or a function of (problem, solut
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 
 from stepwise.credit.group import SOURCES, Array, Group
-from stepwise.errors import ConfigError, reason_of
+from stepwise.errors import PluginError, reason_of
 from stepwise.grading import Verdict
-from stepwise.plugins import check_plugin, load_plugin, make_plugin
+from stepwise.plugins import Plugin, check_plugin, load_plugin, make_plugin
 from stepwise.types import Problem
 
 RewardFunction = Callable[[Problem, str, Verdict], float | None]
 _IN_REWARDS = "return a float from 0 (wrong) to 1 (right), or None for a rollout that is not to count"
 
 
-class Credit(ABC):
+class Credit(Plugin):
     """A credit scheme: what each token of a group of rollouts of one problem is credited with.
 
     `needs` is the one field of `Group` that the scheme reads besides outcomes ("first_error", "scores", "values",
@@ -41,6 +42,7 @@ class Credit(ABC):
     """
 
     needs: ClassVar[str] = ""
+    _choices = MappingProxyType({"needs": ("", *SOURCES)})
 
     @abstractmethod
     def advantages(self, group: Group, seed: int) -> Array:
@@ -50,7 +52,7 @@ class Credit(ABC):
         """
 
 
-class Reward(ABC):
+class Reward(Plugin):
     """What a rollout earns, in place of 1 for a right answer and 0 for a wrong one.
 
     Example:
@@ -82,10 +84,7 @@ def as_credit(value: Any, field: str = "credit") -> Credit:
         field, value = f'{field} is "{value}"', load_plugin(value, Credit, field=field)
     check_plugin(value, Credit, field=field)
     scheme: Credit = make_plugin(value, {}, field=field)
-    if scheme.needs not in ("", *SOURCES):
-        raise ConfigError(
-            f'{field}: {type(scheme).__name__}.needs is {scheme.needs!r}; set it to "" or one of {", ".join(SOURCES)}'
-        )
+    check_plugin(scheme, Credit, field=field)  # what a class says it needs is looked at in an object of it
     return scheme
 
 
@@ -107,7 +106,7 @@ def name_of(value: Any) -> str:
 
 
 def check_advantages(scheme: Credit, group: Group, seed: int) -> Array:
-    """The scheme's advantages (B, T), 0 where the policy sampled nothing; ConfigError, naming class, method and remedy,
+    """The scheme's advantages (B, T), 0 where the policy sampled nothing; PluginError, naming class, method and remedy,
     where it raises or returns anything but finite numbers of that shape.
     """
     where = f"{type(scheme).__name__}.advantages"
@@ -115,14 +114,14 @@ def check_advantages(scheme: Credit, group: Group, seed: int) -> Array:
     try:
         advantages = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ConfigError(f"{where} returned {values!r:.80}; return an array of {group.mask.shape} numbers") from None
+        raise PluginError(f"{where} returned {values!r:.80}; return an array of {group.mask.shape} numbers") from None
     if advantages.shape != group.mask.shape:
-        raise ConfigError(
+        raise PluginError(
             f"{where} returned an array of shape {advantages.shape} for {group.mask.shape[0]} rollouts of at most "
             f"{group.mask.shape[1]} tokens; return one of shape group.mask.shape"
         )
     for i, t in np.argwhere(group.mask & ~np.isfinite(advantages)):
-        raise ConfigError(
+        raise PluginError(
             f"{where} returned {advantages[i, t]} at rollout {i}, token {t}; return finite numbers (a rollout without "
             "a reward has nan in group.rewards: leave it out with group.rewarded)"
         )
@@ -130,16 +129,16 @@ def check_advantages(scheme: Credit, group: Group, seed: int) -> Array:
 
 
 def check_reward(reward: Reward, problem: Problem, solution: str, verdict: Verdict) -> float | None:
-    """What `reward` pays; ConfigError, naming class, method and remedy, where it raises or returns no such number."""
+    """What `reward` pays; PluginError, naming class, method and remedy, where it raises or returns no such number."""
     function = reward.function if isinstance(reward, _FunctionReward) else None
     where = f"{type(reward).__name__}.reward" if function is None else getattr(function, "__qualname__", repr(function))
     value = _called(f"{where} (problem {problem.id!r})", reward.reward, problem, solution, verdict)
     if value is None:
         return None
     if type(value) not in (float, int, bool):
-        raise ConfigError(f"{where} returned {value!r:.80}, a {type(value).__name__}; {_IN_REWARDS}")
+        raise PluginError(f"{where} returned {value!r:.80}, a {type(value).__name__}; {_IN_REWARDS}")
     if not (math.isfinite(value) and 0 <= value <= 1):
-        raise ConfigError(f"{where} returned {value} for problem {problem.id!r}; {_IN_REWARDS}")
+        raise PluginError(f"{where} returned {value} for problem {problem.id!r}; {_IN_REWARDS}")
     return float(value)
 
 
@@ -147,4 +146,4 @@ def _called(where: str, function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except Exception as error:  # whatever a user's code can raise
-        raise ConfigError(f"{where} raised {type(error).__name__}: {reason_of(error)}; correct it there") from error
+        raise PluginError(f"{where} raised {type(error).__name__}: {reason_of(error)}; correct it there") from error

@@ -94,7 +94,11 @@ def test_only_what_follows_a_hint_is_sampled_trained_and_written_down(tmp_path: 
     hint = tuple(split_steps(str(plain.reference))[:1])
     cfg = rl_world.config(None, "rl.credit.scheme=outcome", "rl.steps=1", "rl.no_answer=wrong", "rl.group=4")
     out = tmp_path / "out"
-    adapter = grpo([plain, hinted], cfg, out, hints={"hinted": hint})
+
+    def by_length(problem: Problem, solution: str, verdict: Verdict) -> float:
+        return min(1.0, len(solution) / 1000)
+
+    adapter = grpo([plain, hinted], cfg, out, hints={"hinted": hint}, reward=by_length)
     rows = read_rollouts(out / "rollouts" / "step-00001.jsonl")
     assert {row.problem: row.hint for row in rows} == {plain.id: (), "hinted": hint}
     tokenizer = load_trainee(cfg).tokenizer
@@ -109,7 +113,9 @@ def test_only_what_follows_a_hint_is_sampled_trained_and_written_down(tmp_path: 
     card = json.loads((adapter / "card.json").read_text())
     assert [data["name"] for data in card["data"]] == ["problems", "hints"]
     ran = json.loads((out / "run.json").read_text())["arguments"]
-    assert ran == run_arguments(None, problems=[plain, hinted], hints=[{"problem": "hinted", "steps": list(hint)}])
+    hints = [{"problem": "hinted", "steps": list(hint)}]
+    assert ran.pop("reward").startswith(f"{__name__}:")
+    assert ran == run_arguments(None, problems=[plain, hinted], hints=hints)
     assert ran["hints"] == 1
     assert ran["data"] != run_arguments(None, problems=[plain, hinted])["data"]
     with pytest.raises(DataError, match="other arguments"):
