@@ -107,7 +107,7 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
                 dspy.settings.trace.extend(unread)  # else no optimizer would ever see what failed
         prediction.error, prediction.warnings = prediction.get("error"), [*cut, *prediction.get("warnings", [])]
         prediction.repairs = list(repairs)
-        prediction.usage = prediction.get("usage", Usage()) + _usage_of(tracker)
+        prediction.usage = prediction.get("usage", Usage()) + usage_of(tracker)
         return prediction
 
     def setting(self, name: str) -> Any:
@@ -297,7 +297,7 @@ def _waited(work: Coroutine[Any, Any, T]) -> T:
         return thread.submit(context.run, run).result()
 
 
-def _usage_of(tracker: Any) -> Usage:
+def usage_of(tracker: Any) -> Usage:
     """The library's usage from DSPy's tracker; answers from DSPy's cache cost nothing and are not in it."""
     total = Usage()
     for model, entries in tracker.usage_data.items():

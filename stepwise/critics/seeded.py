@@ -1,21 +1,34 @@
-"""Many items for one module, each with random numbers of its own, until all are done or the model is gone."""
+"""Many items for one module, each with random numbers of its own, until all are done or the model is gone.
+
+The language models of the module are asked through the wrappers of `stepwise.models.wrappers`: every call that DSPy
+makes becomes a `Request` with messages, which says what it is about, so caps, store and usage apply there once, as they
+do to the models that write steps.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import dspy
+from dspy.utils.usage_tracker import UsageTracker
 
-from stepwise.critics.module import CriticModule, failed_by
-from stepwise.models.driver import Driver
-from stepwise.models.failures import error_of
+from stepwise.critics.inputs import as_steps
+from stepwise.critics.module import CriticModule, failed_by, usage_of
+from stepwise.models.base import Completion, Generator, Request, first_of
+from stepwise.models.driver import Driver, outside
+from stepwise.models.failures import error_of, failure_of
+from stepwise.models.litellm_handler import PROVIDER
 from stepwise.models.provider import engines_of
-from stepwise.types import Usage
+from stepwise.models.wrappers import Wrappers, usage_entry
+from stepwise.types import Step, Usage, as_problem
+
+_call: ContextVar[Callable[[], Awaitable[Any]]] = ContextVar("stepwise_lm_call")
 
 
 def model_name(module: Any) -> str:
@@ -31,37 +44,48 @@ def ask_all(
     label: str,
     concurrency: int = 1,
     greedy: Sequence[bool] | None = None,
-    reserve: Callable[[dict[str, Any]], AbstractContextManager[Callable[[Usage], None]]] | None = None,
+    attempts: Sequence[int] | None = None,
+    around: Wrappers | None = None,
 ) -> list[dspy.Prediction]:
     """The module's predictions, without DSPy's cache, a local model with the seed of each item.
 
-    `greedy` says which items are asked at a temperature of 0, whatever the module's own is. `reserve` is around the
-    call for an item: it may refuse it, and what it yields hears of the cost. What one item alone brought
-    about is its `failure`, and `error` the same as an object. Raises BackendError, naming `label`, where the model is
-    not there, and BudgetExceededError where a cap refused it.
+    `greedy` says which items are asked at a temperature of 0, whatever the module's own is; `attempts` how often each
+    was asked before. `around` is put around every call of its model or scorer. What one item alone brought about is its
+    `failure`, and `error` the same as an object. Raises BackendError, naming `label`, where the model is not there, and
+    BudgetExceededError where a cap refused a call.
     """
     stopped: list[dspy.Prediction] = []
+    model = around.model(_LanguageModel(module.get_lm()), "critic") if around and module.predictors() else None
+    scorer = around.scorer(module.scorer) if around and not model and isinstance(module, CriticModule) else None
+    limits: dict[str, Any] = {"run": around.run, "max_tokens": around.reply_tokens} if around else {}
 
-    async def ask(item: dict[str, Any], seed: int, cold: bool) -> dspy.Prediction:
+    async def ask(item: dict[str, Any], seed: int, cold: bool, attempt: int) -> dspy.Prediction:
         if stopped:  # the same at once, without the retries of each call
             return stopped[0]
         try:
             own = _seeded(module, seed, cold)
-            with reserve(item) if reserve else nullcontext() as settle:
-                if isinstance(own, CriticModule):
-                    prediction = await own.acall(**item)
-                else:
-                    prediction = await asyncio.to_thread(own, **item)
-                if settle is not None:
-                    settle(prediction.usage)
-            return prediction
-        except Exception as error:
-            prediction = failed_by(error)
-            if prediction.error.kind != "refused":
-                stopped.append(prediction)
-            return prediction
+            if model is not None:
+                steps = tuple(Step(text, "attempt") for text in as_steps(item["steps"]))
+                about = Request(as_problem(item["problem"]), steps, seed=seed, role="critic", attempt=attempt,
+                                **limits)  # fmt: skip
+                own.set_lm(_wrapped_lm(own.get_lm(), model, about))
+            elif scorer is not None:
+                own = copy.deepcopy(own)
+                own.scorer = scorer
+            if isinstance(own, CriticModule):
+                prediction = await own.acall(**item)
+            else:
+                prediction = await asyncio.to_thread(own, **item)
+            error = prediction.get("error")
+            stop = error is not None and error.kind == "budget"
+        except Exception as raised:
+            prediction = failed_by(raised)
+            stop = prediction.error.kind != "refused"
+        if stop:
+            stopped.append(prediction)
+        return prediction
 
-    tasks = list(zip(items, seeds, greedy or [False] * len(items), strict=True))
+    tasks = zip(items, seeds, greedy or [False] * len(items), attempts or [0] * len(items), strict=True)
     predictions = Driver(_engines(module)).run([ask(*task) for task in tasks], window=concurrency)
     if stopped:
         failure, text = stopped[0].error, stopped[0].failure
@@ -85,3 +109,104 @@ def _seeded(module: Any, seed: int, cold: bool) -> Any:
     local = str(lm.model).startswith("llamacpp/")  # not every API takes a seed
     own.set_lm(lm.copy(cache=False, **({"seed": seed} if local else {}), **({"temperature": 0.0} if cold else {})))
     return own
+
+
+# ----- a DSPy language model as a model of the library
+
+
+def _wrapped_lm(lm: Any, model: Generator, about: Request) -> Any:
+    """A copy of `lm` whose calls are answered by `model`, as requests that are `about` the same thing."""
+    wrapped = lm.copy()
+    kind: Any = type(lm)
+    wrapped.__class__ = _class_of(kind)
+    wrapped._model, wrapped._about = model, about
+    return wrapped
+
+
+@lru_cache(maxsize=16)
+def _class_of(kind: Any) -> Any:
+    return type(f"Wrapped{kind.__name__}", (_Wrapped, kind), {})
+
+
+class _LanguageModel(Generator):
+    """A dspy.LM: what is asked of it is the call that is being made."""
+
+    def __init__(self, lm: Any) -> None:
+        self.name = str(lm.model)
+        self.remote = not self.name.startswith(f"{PROVIDER}/")
+
+    async def generate(self, request: Request) -> Completion:
+        """The texts that the call gives; what it raises is a failure with what it cost."""
+        with dspy.context(usage_tracker=(tracker := UsageTracker())):
+            try:
+                call = _call.get()()
+                # A server answers when it likes, and counts as running; a local model is the driver's to move.
+                outputs = await (outside(call) if self.remote else call)
+            except Exception as error:
+                return Completion.of_failure(failure_of(error), usage_of(tracker), n=request.n)
+        texts = [output if isinstance(output, str) else (output or {}).get("text") or "" for output in outputs]
+        usage = [usage_of(tracker), *[Usage()] * len(texts)]
+        return first_of([Completion(0, i, text, "eos", usage=usage[i]) for i, text in enumerate(texts)])
+
+
+class _Wrapped:
+    """What a wrapped language model does differently from its class."""
+
+    kwargs: dict[str, Any]
+    _model: Generator
+    _about: Request
+
+    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        async def call() -> Any:
+            return super(_Wrapped, self).__call__(prompt, messages=messages, **kwargs)  # type: ignore[misc]
+
+        work = self._answer(call, prompt, messages, kwargs)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(work)
+        return Driver().run([work])[0]
+
+    async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """See DSPy."""
+
+        async def call() -> Any:
+            return await super(_Wrapped, self).acall(prompt, messages=messages, **kwargs)  # type: ignore[misc]
+
+        return await self._answer(call, prompt, messages, kwargs)
+
+    async def _answer(
+        self, call: Callable[[], Awaitable[Any]], prompt: Any, messages: Any, kwargs: dict[str, Any]
+    ) -> list[str]:
+        raised: list[Exception] = []
+
+        async def caught() -> Any:
+            try:
+                return await call()
+            except Exception as error:
+                raised.append(error)
+                raise
+
+        _call.set(caught)
+        completion = await self._model.generate(
+            self._request(messages or [{"role": "user", "content": prompt}], kwargs)
+        )
+        samples = completion.samples
+        usage = sum((sample.usage for sample in samples), Usage())
+        if (tracker := dspy.settings.usage_tracker) is not None and usage.calls:
+            tracker.add_usage(self._model.name, usage_entry(usage))
+        if completion.failed is not None:
+            raise raised[-1] if raised else error_of(completion.failed)
+        return [sample.text for sample in samples]
+
+    def _request(self, messages: Sequence[Any], kwargs: dict[str, Any]) -> Request:
+        """The call as a request."""
+        given = {key: value for key, value in {**self.kwargs, **kwargs}.items() if value is not None}
+        given = {key: value for key, value in given.items() if not key.startswith("api_")}
+        held = given.pop("grammar", None) or given.pop("response_format", None)
+        limit = given.pop("max_tokens", None) or given.pop("max_completion_tokens", None)
+        rollout = given.pop("rollout_id", None)
+        return dataclasses.replace(
+            self._about, messages=tuple(messages), schema=held, max_tokens=limit or self._about.max_tokens,
+            n=given.pop("n", 1), temperature=given.pop("temperature", 0.7), sample=(rollout or 1) - 1, options=given,
+        )  # fmt: skip

@@ -19,7 +19,7 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,17 +27,15 @@ from stepwise.config import CapsConfig, Config
 from stepwise.data.examples import AnswerColumn, Example, QuestionColumn, unique, write_examples
 from stepwise.errors import BudgetExceededError
 from stepwise.grading import GRADER_VERSION
-from stepwise.interventions.rows import spent
 from stepwise.interventions.settings import uncapped
-from stepwise.interventions.writers import Task, Writers, one_candidate
+from stepwise.interventions.writers import Writers
 from stepwise.io import append_rows, read_rows
-from stepwise.models.base import Backend, Completion, Generator, Request, Wrapped
 from stepwise.models.budget import Ledger
-from stepwise.models.wrappers import Budgeted
+from stepwise.models.store import CallCache
+from stepwise.models.wrappers import Wrappers
 from stepwise.runs.directory import RunDirectory
-from stepwise.runs.plan import plan_localizing, plan_proposing
 from stepwise.runs.progress import progress
-from stepwise.types import Usage, as_problem
+from stepwise.types import Usage
 
 T = TypeVar("T")
 Columns = tuple[QuestionColumn, AnswerColumn]
@@ -64,7 +62,7 @@ def run_chunks(
     What `work` returns, rows for all of the file `names`, is sealed as a chunk; chunks that are sealed already are
     passed over. `label` names the bar to show. No chunk is begun that, at the mean cost of those before it, would pass
     a cap: then, and where `work` itself meets one, what is sealed is finished and BudgetExceededError raised. Rows of
-    the file "spent", one of the names (`caps.Spent`), say what a chunk cost that `work` has not told the caps.
+    the file "spent", one of the names (`Spent`), say what a chunk cost, for caps of later starts.
     """
     folder = _chunk_folder(directory)
     try:
@@ -78,10 +76,8 @@ def run_chunks(
                     if caps is not None:
                         caps.check(first, len(chunk))
                     rows = work(chunk)
-                    if "spent" in rows:  # before it is sealed: it is paid for
+                    if "spent" in rows and caps is None:  # else it was written down call by call
                         append_rows(directory.claim("spent.jsonl"), rows["spent"])
-                        if caps is not None:
-                            caps.record(rows["spent"])
                     _seal(place, rows)
                 advance(len(chunk), on_sealed(place, len(chunk), before) if on_sealed else None)
     except BudgetExceededError:
@@ -169,48 +165,16 @@ class Caps:
     """
 
     def __init__(self, config: Config, path: Path) -> None:
-        self.config, self.ledger = config, Ledger.for_config(config)
+        self.config, self.ledger = config, Ledger.for_config(config, self._write)
         self._path, self._lock = path, threading.Lock()
-        self.record(read_rows(path, Spent))
+        for row in read_rows(path, Spent):
+            self.ledger.record(row.role, row.usage)
 
     @classmethod
     def of(cls, config: Config, directory: RunDirectory) -> Caps | None:
         """Those of a run; None where there are none, so that nothing is written for them."""
         capped = any(getattr(config.budget, name) is not None for name in CapsConfig.model_fields)
         return cls(config, directory.claim("spent.jsonl")) if capped else None
-
-    def capped(self, writers: Writers) -> Writers:
-        """The same models for a collection, which raise BudgetExceededError instead of passing a cap."""
-        weak = Budgeted(_Recorded(writers.weak, self), self.ledger, "weak", self.config.prompt)
-        return Writers(
-            self.config, weak=weak, localizer=writers.localizer, proposer=writers.proposer, reserve=self.reserve
-        )
-
-    @contextmanager
-    def reserve(self, task: Task, item: Mapping[str, Any]) -> Iterator[Callable[[Usage], None]]:
-        """Set aside the most that a critic's call with `item` may cost; yields what is to hear of the true cost."""
-        problem = as_problem(item["problem"])
-        texts = [problem.question, problem.reference or "", problem.answer or "", *item["steps"]]
-        sizes = [(sum(len(text.encode("utf-8", "replace")) for text in texts), len(item["steps"]))]
-        role = "scorer" if task == "locate" and self.config.critic.method == "scorer" else "critic"
-        planned = (plan_localizing if task == "locate" else plan_proposing)(one_candidate(self.config), sizes)
-        with self.ledger.reserve(
-            role,
-            sum(part.generated_tokens for part in planned),
-            prompt_tokens=sum(part.prompt_tokens for part in planned),
-            calls=sum(part.calls for part in planned),
-        ) as held:
-
-            def settle(usage: Usage) -> None:
-                held.settle(usage)
-                self.write(role, usage)
-
-            yield settle
-
-    def record(self, rows: Sequence[Spent]) -> None:
-        """Count what is written down already."""
-        for row in rows:
-            self.ledger.record(row.role, row.usage)
 
     def check(self, done: int, coming: int) -> None:
         """Raise BudgetExceededError where `coming` problems, at the mean cost of the `done` ones, would not fit.
@@ -240,26 +204,24 @@ class Caps:
                 self.ledger.record(role, usage)
                 append_rows(self._path, [Spent(role, usage)])
 
-    def write(self, role: str, usage: Usage) -> None:
+    def _write(self, role: str, usage: Usage) -> None:
         """Write down what a call cost."""
         with self._lock:
             append_rows(self._path, [Spent(role, usage)])
 
 
-class _Recorded(Wrapped):
-    """`model`, whose calls are written down before anybody hears of what they gave."""
-
-    def __init__(self, model: Generator | Backend, caps: Caps) -> None:
-        super().__init__(model)
-        self._caps = caps
-
-    async def generate(self, request: Request) -> Completion:
-        result = await self.model.generate(request)
-        self._caps.write("weak", spent(result.samples))
-        return result
-
-    def prepare(self) -> Usage:
-        usage = self.model.prepare()
-        if usage.calls:
-            self._caps.write("weak", usage)
-        return usage
+@contextmanager
+def wrapped(writers: Writers, directory: RunDirectory, config: Config, caps: Caps | None) -> Iterator[Writers]:
+    """The same models, which raise BudgetExceededError instead of passing a cap of `caps`; what those answer that are
+    not in this process is kept in the run's answers.jsonl when it arrives, and free to a chunk that is done again.
+    """
+    with ExitStack() as stack:
+        store = None
+        if not all(config.role(role).local for role in ("weak", "strong", "critic", "scorer")):
+            store = stack.enter_context(CallCache(directory.claim("answers.jsonl"), replays_are_free=True))
+        ledger = Ledger() if caps is None else caps.ledger
+        around = Wrappers(
+            ledger, config.prompt, store, run=uncapped(config).hash, keep_local=False,
+            reply_tokens=config.critic.max_tokens,
+        )  # fmt: skip
+        yield stack.enter_context(writers.within(around))

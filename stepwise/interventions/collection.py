@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from stepwise.data.examples import unique
 from stepwise.data.problems import Checked, check_problems
 from stepwise.errors import DataError
 from stepwise.interventions.checks.leaks import LeakVerdict
-from stepwise.interventions.chunks import Caps, Columns, run_chunks, sealed_rows, write_sealed
+from stepwise.interventions.chunks import Caps, Columns, run_chunks, sealed_rows, wrapped, write_sealed
 from stepwise.interventions.pipeline import Chunk, run_stages
 from stepwise.interventions.rows import ROWS, WRITTEN, by_id, spent
 from stepwise.interventions.settings import CollectSettings, uncapped
@@ -54,15 +55,16 @@ def collect(
     with (
         opened(out, program="collect", config=uncapped(cfg), arguments=arguments) as directory,
         in_use(writers, cfg) as own,
+        ExitStack() as stack,
     ):
         _remember(directory, checked.problems)
         account, caps = _Account(cfg, len(checked.problems)), Caps.of(cfg, directory)
         if caps is not None:  # what chunks have cost that were sealed when there were no caps counts too
             caps.catch_up(sealed_cost(directory.path, cfg))
+        asked = stack.enter_context(wrapped(own, directory, cfg, caps))
 
         def work(members: Sequence[Problem]) -> dict[str, Sequence[Any]]:
             own.reset_caches("weak", "localizer", "proposer")
-            asked = own if caps is None else caps.capped(own)
             return run_stages(Chunk(by_id(members), asked, cfg, settings))
 
         def sealed(folder: Path, members: int, before: bool) -> str:

@@ -17,7 +17,7 @@ from stepwise.data.problems import Checked, check_problems
 from stepwise.errors import DataError
 from stepwise.interventions import controls, solutions
 from stepwise.interventions.building import Builder, Truth, collected_for, problems_of
-from stepwise.interventions.chunks import Caps, Spent, run_chunks, sealed_counts, sealed_rows, write_sealed
+from stepwise.interventions.chunks import Caps, Spent, run_chunks, sealed_counts, sealed_rows, wrapped, write_sealed
 from stepwise.interventions.rows import ROWS, WRITTEN, FailedAttempt, by_id, parent, spent
 from stepwise.interventions.settings import BuildSettings, uncapped
 from stepwise.interventions.writers import Writers, in_use
@@ -149,11 +149,12 @@ class Recipe:
         with (
             opened(out, program="build_dataset", config=uncapped(config), arguments=arguments) as directory,
             in_use(writers, config) as own,
+            wrapped(own, directory, config, caps := Caps.of(config, directory)) as asked,
         ):
 
             def work(members: Sequence[Any]) -> dict[str, Sequence[Any]]:
                 own.reset_caches()
-                builder = self.builder(members, own)
+                builder = self.builder(members, asked)
                 rows = KINDS[self.kind](builder)
                 paid = [Spent(role, usage) for role, usage in builder.usage.items()]
                 return {**builder.written, "examples": rows, "counts": [dict(builder.counts)], "spent": paid}
@@ -161,7 +162,6 @@ class Recipe:
             def finish() -> Path:
                 return self._finish(directory, licence)
 
-            caps = Caps.of(config, directory)
             return run_chunks(
                 directory, self.members, self.settings.chunk, _FILES, work, finish, caps=caps, label=label
             )

@@ -29,7 +29,7 @@ from stepwise.data.problems import check_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict, grade, grade_many
 from stepwise.interventions.checks.leaks import LeakVerdict
-from stepwise.interventions.chunks import Caps, Spent, run_chunks, sealed_counts, sealed_rows, write_sealed
+from stepwise.interventions.chunks import Caps, Spent, run_chunks, sealed_counts, sealed_rows, wrapped, write_sealed
 from stepwise.interventions.collection import unsound
 from stepwise.interventions.filtering import counts_of
 from stepwise.interventions.pipeline import Attempts, Chunk, check_candidates, guide, select, survivors
@@ -93,6 +93,7 @@ def from_routing(
     with (
         opened(out, program="from_routing", config=uncapped(cfg), arguments=arguments) as directory,
         in_use(writers, cfg) as own,
+        wrapped(own, directory, cfg, caps := Caps.of(cfg, directory)) as asked,
     ):
         problems: dict[str, Problem] = {}
         named, seen = list[Named](), Counter[str]()
@@ -110,7 +111,7 @@ def from_routing(
 
         def work(traces: Sequence[Named]) -> dict[str, Sequence[Any]]:
             own.reset_caches("weak")
-            return _compared(Chunk(usable, own, cfg, settings), traces, confident)
+            return _compared(Chunk(usable, asked, cfg, settings), traces, confident)
 
         def finish() -> Path:
             guided = sealed_rows(directory.path, "guided", GuidedRollout)
@@ -124,7 +125,7 @@ def from_routing(
             return write_sealed(directory, cfg, card, shown, licence=licence)
 
         return run_chunks(
-            directory, members, settings.chunk, _FILES, work, finish, caps=Caps.of(cfg, directory),
+            directory, members, settings.chunk, _FILES, work, finish, caps=caps,
             label="comparing escalated steps",
         )  # fmt: skip
 

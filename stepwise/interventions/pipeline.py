@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 from stepwise import critics
@@ -33,7 +32,7 @@ from stepwise.interventions.checks.sums import false_equations
 from stepwise.interventions.filtering import Wanted, chosen, counts_of, guided_by
 from stepwise.interventions.rows import ROWS, Candidate, FailedAttempt, GuidedRollout, Located, Made, Rollout, by_id
 from stepwise.interventions.rows import parent as parent_of
-from stepwise.interventions.settings import CollectSettings
+from stepwise.interventions.settings import CollectSettings, uncapped
 from stepwise.interventions.writers import Writers
 from stepwise.models.base import Backend, Completion, Request
 from stepwise.models.failures import error_of
@@ -126,7 +125,7 @@ def locate_errors(failures: Sequence[FailedAttempt], chunk: Chunk) -> list[Locat
     items = [{"problem": chunk.problems[row.problem], "steps": list(row.steps)} for row in failures]
     seeds = [seed_for(chunk.config.seed, row.id, "locate") for row in failures]
     replies = critics.ask_all(localizer, items, seeds, label="locating", concurrency=chunk.settings.concurrency,
-                              reserve=partial(chunk.writers.reserve, "locate"))  # fmt: skip
+                              around=chunk.writers.around)  # fmt: skip
     model = critics.model_name(localizer)
     return [
         Located(
@@ -164,8 +163,9 @@ def propose_candidates(located: Sequence[Located], attempts: Attempts, chunk: Ch
         seeds,
         label="proposing",
         concurrency=chunk.settings.concurrency,
+        attempts=[k for _, k in tasks],
         greedy=greedy,
-        reserve=partial(chunk.writers.reserve, "propose"),
+        around=chunk.writers.around,
     )
     rows, model = [], critics.model_name(proposer)
     for (row, k), seed, reply in zip(tasks, seeds, replies, strict=True):
@@ -273,7 +273,8 @@ def _request(chunk: Chunk, problem: Problem, prefix: Sequence[Step], seed: int, 
     sampling = chunk.config.sampling
     return Request(
         problem, tuple(prefix), "solution", max_tokens=chunk.settings.max_tokens, n=n, seed=seed,
-        temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
+        temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, role="weak",
+        run=uncapped(chunk.config).hash,
     )  # fmt: skip
 
 

@@ -133,7 +133,8 @@ def _rewritten(builder: Builder, failures: Sequence[FailedAttempt]) -> list[Exam
     items = [{"problem": builder.problems[row.problem], "steps": list(row.steps)} for row in failures]
     seeds = [seed_for(builder.config.seed, row.id, "rewrite") for row in failures]
     rewriter, settings = builder.writers.rewriter, builder.settings
-    replies = critics.ask_all(rewriter, items, seeds, label="rewriting", concurrency=settings.concurrency)
+    replies = critics.ask_all(rewriter, items, seeds, label="rewriting", concurrency=settings.concurrency,
+                              around=builder.writers.around)  # fmt: skip
     builder.pay("critic", spent(replies))
     texts = [normalize_text(reply.get("solution") or "") for reply in replies]
     verdicts = _graded(builder, failures, [extract_answer(text) for text in texts])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from stepwise import critics
@@ -12,19 +11,16 @@ from stepwise.config import Config
 from stepwise.models import load_backend
 from stepwise.models.base import Backend, Generator, generator_of
 from stepwise.models.shared import shared_engine
-from stepwise.types import Usage
+from stepwise.models.wrappers import Wrappers
 
 Role = Literal["weak", "strong", "localizer", "proposer", "rewriter"]
-Task = Literal["locate", "propose"]
-Reserve = Callable[[Task, Mapping[str, Any]], AbstractContextManager[Callable[[Usage], None]]]
-"""What a call of a critic stands in: it may be refused, and what is yielded hears of its cost."""
 
 
 class Writers:
     """The models by what they do, each loaded when it is first asked for. Those given are used as they are.
 
     `weak` and `strong` are backends, the others modules: ErrorLocalizer, InterventionProposer with one candidate, and
-    SolutionRewriter. `reserve` is around every call of the first two.
+    SolutionRewriter. `around`, while it is set, is put around their calls.
     """
 
     def __init__(
@@ -36,53 +32,70 @@ class Writers:
         localizer: Any = None,
         proposer: Any = None,
         rewriter: Any = None,
-        reserve: Reserve = lambda task, item: nullcontext(lambda usage: None),
     ) -> None:
-        backends = {"weak": weak, "strong": strong}
-        given = {"localizer": localizer, "proposer": proposer, "rewriter": rewriter}
-        given |= {role: generator_of(backend) for role, backend in backends.items() if backend is not None}
-        self._config, self._given = config, {role: writer for role, writer in given.items() if writer is not None}
-        self.reserve = reserve
-        vars(self).update(self._given)  # what stands there is not loaded
+        given = {"weak": weak, "strong": strong, "localizer": localizer, "proposer": proposer, "rewriter": rewriter}
+        self._config = config
+        self.around: Wrappers | None = None
+        self._used: dict[str, Any] = {role: writer for role, writer in given.items() if writer is not None}
+        self._given, self._wrapped = set(self._used), dict[str, Generator]()
 
-    @cached_property
+    @property
     def weak(self) -> Generator:
         """The model that is to be trained."""
-        return generator_of(load_backend(self._config.models.weak, prompt=self._config.prompt))
+        return self._model("weak")
 
-    @cached_property
+    @property
     def strong(self) -> Generator:
         """The model that steps are escalated to."""
-        return generator_of(load_backend(self._config.models.strong, prompt=self._config.prompt))
+        return self._model("strong")
 
-    @cached_property
+    @property
     def localizer(self) -> Any:
         """Finds first errors."""
-        return critics.ErrorLocalizer.from_config(self._config)
+        return self._writer("localizer", critics.ErrorLocalizer.from_config)
 
-    @cached_property
+    @property
     def proposer(self) -> Any:
         """Writes a step in place of an error."""
-        return critics.InterventionProposer.from_config(one_candidate(self._config))
+        return self._writer("proposer", lambda config: critics.InterventionProposer.from_config(one_candidate(config)))
 
-    @cached_property
+    @property
     def rewriter(self) -> Any:
         """Writes a failed attempt anew."""
-        return critics.SolutionRewriter.from_config(self._config)
+        return self._writer("rewriter", critics.SolutionRewriter.from_config)
+
+    def _model(self, role: Literal["weak", "strong"]) -> Generator:
+        model = self._writer(role, lambda config: load_backend(getattr(config.models, role), prompt=config.prompt))
+        if self.around is not None and role not in self._wrapped:
+            self._wrapped[role] = self.around.model(model, role)
+        return self._wrapped.get(role) or generator_of(model)
+
+    def _writer(self, role: str, load: Callable[[Config], Any]) -> Any:
+        if role not in self._used:
+            self._used[role] = load(self._config)
+        return self._used[role]
+
+    @contextmanager
+    def within(self, around: Wrappers) -> Iterator[Writers]:
+        """`around` is around every call, as long as the block is open."""
+        self.around = around
+        try:
+            yield self
+        finally:
+            self.around, self._wrapped = None, {}
 
     def reset_caches(self, *roles: Role) -> None:
         """Empty the caches of the local models that are in use, those in `roles` included."""
-        used = {role: getattr(self, role) for role in roles} | vars(self)
-        for role in {"weak", "strong"} & used.keys():
-            used[role].reset_cache()
-        asked = {"localizer", "proposer", "rewriter"} & (vars(self).keys() - self._given.keys())
+        for role in {*roles, *self._used} & {"weak", "strong"}:
+            getattr(self, role).reset_cache()
+        asked = {*roles, *self._used} - self._given - {"weak", "strong"}
         if asked and self._config.models.critic.local:
             shared_engine(self._config.models.critic).reset_cache()
 
     def close(self) -> None:
         """Free the backends that were loaded here."""
-        for role in {"weak", "strong"} & (vars(self).keys() - self._given.keys()):
-            vars(self).pop(role).close()
+        for role in {"weak", "strong"} & (self._used.keys() - self._given):
+            self._used.pop(role).close()
 
 
 @contextmanager

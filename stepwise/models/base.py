@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import ConfigDict, Field
@@ -40,14 +40,24 @@ class Capabilities:
 
 @dataclass(frozen=True, config=_FROZEN)
 class Request:
-    """Continue the solution of `problem` after the steps of `prefix`.
+    """Continue the solution of `problem` after the steps of `prefix`, or, where there are `messages`, answer them.
 
     `stop="step"` ends at the first blank line, `"solution"` at the final answer or the end of the message. `n` samples
-    are drawn; the random numbers of sample i depend on (`seed`, i) alone, not on what else is in the batch (the logits
-    do, in their last digits). `temperature=0` is greedy. `top_p=1` and `top_k=0` switch truncation off. `max_tokens`
-    bounds the tokens of this continuation. `top_logprobs`: of how many of the likeliest tokens the log-probability is
-    told at each position (needs the capability `logprobs`); 20 is what the common servers give at most.
-    `run`, `role` and `attempt` say, beside problem and step, what it is asked for; no answer depends on them.
+    are drawn, from number `sample` on; the random numbers of sample i depend on (`seed`, i) alone, not on what else is
+    in the batch (the logits do, in their last digits). `temperature=0` is greedy. `top_p=1` and `top_k=0` switch
+    truncation off. `max_tokens` bounds the tokens of this continuation. `top_logprobs`: of how many of the likeliest
+    tokens the log-probability is told at each position (needs the capability `logprobs`); 20 is what the common servers
+    give at most.
+
+    `messages` are a chat, as {"role": ..., "content": ...}; then problem and prefix only say what it is about, and the
+    answer ends where the message does. `schema` is what it is held to, a `response_format` or a GBNF text, `options`
+    has further settings of the call. `token_ids`, for a model that takes them, are continued in place of problem and
+    prefix; the completion's ids are then as sampled, whatever was cut.
+
+    `run` (the hash of a configuration), `role` and `attempt` say, beside problem and step, what it is asked for.
+
+        Request(Problem("p", "What is 2 + 2?"), max_tokens=64)
+        Request(problem, messages=({"role": "user", "content": "Is it right?"},), schema='root ::= "yes" | "no"')
     """
 
     problem: Problem
@@ -63,6 +73,11 @@ class Request:
     role: str = ""
     run: str = ""
     attempt: int = Field(default=0, ge=0)
+    sample: int = Field(default=0, ge=0)
+    token_ids: tuple[int, ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    schema: Any = None
+    options: Mapping[str, Any] = Field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -72,7 +87,7 @@ class Request:
 
 def check_question(request: Request) -> None:
     """Raises DataError for a question that says nothing: a model would answer it with an invention."""
-    if not request.problem.question.strip():
+    if not (request.messages or request.token_ids or request.problem.question.strip()):
         raise DataError(f"problem {request.problem.id!r}: the question is empty; give its text")
 
 
@@ -87,7 +102,8 @@ class Completion:
     "answer" once a box is closed; "eos" at the end of the message
     without a box; "length"; "repeat" where the text repeats itself; "error" and "budget", with what happened in `error`
     for a person and in `failure` for the program. `rest` are the other samples of the same request, as `generate` gives
-    them; each has a usage of its own.
+    them; each has a usage of its own. `end`: how many bytes of `token_ids` count as text, where ids were asked for that
+    run on behind it (`Request.token_ids`).
     """
 
     request: int
@@ -101,6 +117,7 @@ class Completion:
     top_logprobs: tuple[tuple[float, ...], ...] | None = None
     failure: Failure | None = None
     rest: tuple[Completion, ...] = ()
+    end: int | None = None
 
     @property
     def samples(self) -> tuple[Completion, ...]:

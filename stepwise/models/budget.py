@@ -22,7 +22,7 @@ import asyncio
 import dataclasses
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from fractions import Fraction
 from types import TracebackType
@@ -58,6 +58,8 @@ class Reservation:
         if not self._open:
             raise DataError(f"this reservation of {self._role} is already settled or cancelled; reserve again")
         self._open = False
+        if (on_spent := self._ledger._levels[-1]._on_spent) is not None:
+            on_spent(self._role, usage)
         self._ledger._close(self._role, self._amount, usage)
 
     def cancel(self) -> None:
@@ -86,13 +88,20 @@ class Ledger:
     What nobody tells is not counted: a call that was broken off (Ctrl-C, a killed process), a try that a server
     charged for and did not answer. A judge's scores are reserved as what they read, once per step; what it writes,
     and a second try, are counted afterwards, so they may pass a cap before the next reservation is refused.
+
+    `on_spent` hears of each role and what it has spent when that is settled, before anybody hears of what was bought.
     """
 
-    def __init__(self, caps: CapsConfig | None = None, prices: Mapping[str, Prices | None] | None = None) -> None:
+    def __init__(
+        self,
+        caps: CapsConfig | None = None,
+        prices: Mapping[str, Prices | None] | None = None,
+        on_spent: Callable[[str, Usage], None] | None = None,
+    ) -> None:
         limits = {name: getattr(caps, name, None) for name in _NAMES}
         self._caps = {name: Fraction(str(limit)) for name, limit in limits.items() if limit is not None}
         self._problem_caps: CapsConfig | None = getattr(caps, "problem", None)
-        self._prices = dict(prices or {})
+        self._prices, self._on_spent = dict(prices or {}), on_spent
         self._spent = dict(_NOTHING)
         self._held = dict(_NOTHING)
         self._usage: dict[str, Usage] = {}
@@ -102,7 +111,7 @@ class Ledger:
         self._queue: deque[_Turn] = deque()  # of the run's ledger: who waits, first to last
 
     @classmethod
-    def for_config(cls, config: Config) -> Self:
+    def for_config(cls, config: Config, on_spent: Callable[[str, Usage], None] | None = None) -> Self:
         """A ledger with the caps and prices of a configuration; ConfigError where a cap on money lacks a price."""
         models = {"weak": config.models.weak, "strong": config.models.strong, "critic": config.models.critic}
         prices = {role: model.prices for role, model in {**models, "scorer": config.scorer}.items() if model}
@@ -113,7 +122,7 @@ class Ledger:
                     raise ConfigError(
                         f"{key}.money is set, but {table} has no price; set {table}.price_in and .price_out"
                     )
-        return cls(config.budget, prices)
+        return cls(config.budget, prices, on_spent)
 
     def for_problem(self, spent: Mapping[str, Usage] | None = None) -> Ledger:
         """The account of one problem: under the caps of `budget.problem`, and in the same breath under this ledger's.

@@ -26,7 +26,7 @@ from stepwise.types import Problem, Usage, as_problem
 
 _KEPT = TypeAdapter(list[Completion])
 _USAGE = TypeAdapter(Usage)
-_NOT_IN_KEY = ("problem", "prefix", "top_logprobs", "role", "run", "attempt")
+_IN_KEY = ("stop", "max_tokens", "n", "temperature", "top_p", "top_k", "seed")
 
 
 class _Flights:
@@ -128,20 +128,14 @@ class Stored(Wrapped):
     def _key(self, request: Request, ids: list[int]) -> str:
         name = self.model.name
         texts = [[step.text, step.token_ids if step.usage.model == name else ()] for step in request.prefix]
-        settings = {
-            field.name: getattr(request, field.name)
-            for field in dataclasses.fields(request)
-            if field.name not in _NOT_IN_KEY
-        }
-        return key_of(
-            {
-                **settings,
-                "model": name,
-                "prompt": self.model.prompt_hash,
-                "problem": [request.problem.id, request.problem.question],
-                "prefix": ids or texts,
-            }
-        )
+        parts = {field: getattr(request, field) for field in _IN_KEY}
+        parts |= {"model": name, "prompt": self.model.prompt_hash}
+        parts |= {"sample": request.sample} if request.sample else {}  # so that files of earlier versions are found
+        if request.messages:
+            chat = {"messages": request.messages, "schema": request.schema, "options": request.options}
+            return key_of({**parts, **chat, "problem": request.problem.id, "attempt": request.attempt})
+        problem = [request.problem.id, request.problem.question]
+        return key_of({**parts, "problem": problem, "prefix": ids or texts})
 
     def reset_cache(self) -> None:
         """Count from cold what is evaluated from now on. The completions stay, and so does what the model holds."""

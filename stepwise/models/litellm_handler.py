@@ -157,15 +157,13 @@ def _prepare(
         known = ", ".join((*_HANDLED, *LOAD_FIELDS))
         raise ConfigError(f"{PROVIDER} models do not take {', '.join(unknown)}; leave it out, or use {known}")
     engine = engine_named(model, load)
+    if raw and len(messages) != 1:
+        raise DataError(f"{len(messages)} prompts in one call; give one (n draws several samples of it)")
     if raw:
-        if len(messages) != 1:
-            raise DataError(f"{len(messages)} prompts in one call; give one (n draws several samples of it)")
-        ids = engine.vocabulary.raw_ids(_content(messages[0]))
+        job = _job(engine.vocabulary.raw_ids(_content(messages[0])), params, engine.context)
     else:
-        ids = _chat_ids(engine, messages, params.get("chat_template_kwargs") or {})
-    if not ids:
-        raise DataError("the prompt is empty; give at least one character")
-    return _Call(engine, _job(tuple(ids), params, engine.context), f"{PROVIDER}/{model}")
+        job = chat_job(engine, messages, params)
+    return _Call(engine, job, f"{PROVIDER}/{model}")
 
 
 def engine_named(model: str, load: Mapping[str, Any]) -> Engine:
@@ -190,23 +188,29 @@ def _content(message: Mapping[str, Any]) -> str:
     return "".join(part["text"] for part in content)
 
 
-def _chat_ids(engine: Engine, messages: Sequence[Mapping[str, Any]], template_args: Mapping[str, Any]) -> list[int]:
+def chat_job(engine: Engine, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> GenerationJob:
+    """The job that answers `messages`, a last one of the assistant continued, under LiteLLM's `params`.
+
+    Raises DataError for messages that the model cannot read, ConfigError for another response_format than a schema.
+    """
     chat = [{"role": str(message.get("role", "user")), "content": _content(message)} for message in messages]
     if not chat:
         raise DataError("messages is empty; give at least one")
     begun = chat.pop()["content"] if chat[-1]["role"] == "assistant" else ""
-    ids = engine.chat_ids(chat, **{"enable_thinking": False, **template_args})
-    return ids + engine.tokenize(begun)
+    ids = engine.chat_ids(chat, **{"enable_thinking": False, **(params.get("chat_template_kwargs") or {})})
+    return _job(ids + engine.tokenize(begun), params, engine.context)
 
 
-def _job(ids: tuple[int, ...], params: Mapping[str, Any], context: int) -> GenerationJob:
+def _job(ids: Sequence[int], params: Mapping[str, Any], context: int) -> GenerationJob:
+    if not ids:
+        raise DataError("the prompt is empty; give at least one character")
     stop = params.get("stop") or ()
     top = params.get("top_logprobs") or 0
     if isinstance(params.get("logprobs"), int) and not isinstance(params.get("logprobs"), bool):
         top = params["logprobs"]  # a raw text asks for logprobs by number
     grammar, longest = _grammar(params)
     return GenerationJob(
-        ids,
+        tuple(ids),
         max_tokens=min(params.get("max_tokens", longest), longest, max(1, context - len(ids) + 1)),
         n=params.get("n", 1),
         temperature=params.get("temperature", 0.7),

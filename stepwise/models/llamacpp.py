@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from stepwise.errors import BackendError, DataError
+from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.models.base import Capabilities, Completion, Generator, Request, check_question, first_of
 from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.models.engine.stopping import clean_text, open_fence
+from stepwise.models.litellm_handler import chat_job
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR
 from stepwise.types import Failure, Usage
 
+_DRAWN = ("max_tokens", "n", "temperature", "top_p", "top_k", "seed", "top_logprobs")
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n\s*\Z")
 
 
@@ -64,44 +66,44 @@ class LlamaCppBackend(Generator):
     async def generate(self, request: Request) -> Completion:
         """One request, in common batches with whoever else is asking."""
         name = self.name
-        try:
-            job = self._job(request, name)
-        except (BackendError, DataError) as error:
-            return Completion.of_failure(Failure("refused", str(error)), n=request.n)
+        job = self._planned(request, name)
+        if isinstance(job, Failure):
+            return Completion.of_failure(job, n=request.n)
         samples = await self.engine.agenerate([job])
-        return first_of([self._completion(0, made, len(job.ids), name) for made in samples])
+        return first_of([self._completion(sample, len(job.ids), name, request) for sample in samples])
 
     def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
-        """A flat list in request order, `n` per request; a request that fails is answered with finish "error"."""
-        name = self.name
-        jobs: list[GenerationJob] = []
-        errors: dict[int, Failure] = {}
-        for number, request in enumerate(requests):
-            try:
-                jobs.append(self._job(request, name))
-            except (BackendError, DataError) as error:
-                errors[number] = Failure("refused", str(error))
-        done = iter(self.engine.generate(jobs))
-        left = iter(jobs)
-        results: list[Completion] = []
-        for number, request in enumerate(requests):
-            if number in errors:
-                failed = Completion.of_failure(errors[number], request=number, n=request.n)
-                results += [dataclasses.replace(sample, rest=()) for sample in failed.samples]
-                continue
-            length = len(next(left).ids)
-            results += [self._completion(number, next(done), length, name) for _ in range(request.n)]
+        """The same for callers who wait, on whatever thread: a driver knows that one of its threads waits here."""
+        name, results = self.name, list[Completion]()
+        jobs = [self._planned(request, name) for request in requests]
+        done = iter(self.engine.generate([job for job in jobs if not isinstance(job, Failure)]))
+        for number, (request, job) in enumerate(zip(requests, jobs, strict=True)):
+            if isinstance(job, Failure):
+                samples: Sequence[Completion] = Completion.of_failure(job, n=request.n).samples
+            else:
+                samples = [self._completion(next(done), len(job.ids), name, request) for _ in range(request.n)]
+            results += [dataclasses.replace(sample, request=number, rest=()) for sample in samples]
         return results
 
     def prefix_ids(self, request: Request) -> list[int]:
         """The ids that the completion of `request` follows on, [] where the template refuses it."""
+        job = self._planned(request, self.engine.name)
+        return [] if isinstance(job, Failure) else list(job.ids)
+
+    def _planned(self, request: Request, name: str) -> GenerationJob | Failure:
         try:
-            return list(self._job(request, self.engine.name).ids)
-        except (BackendError, DataError):
-            return []
+            return self._job(request, name)
+        except (BackendError, ConfigError, DataError) as error:
+            return Failure("refused", str(error))
 
     def _job(self, request: Request, name: str) -> GenerationJob:
         check_question(request)
+        drawn = {name: getattr(request, name) for name in _DRAWN}
+        if request.messages:
+            held = "grammar" if isinstance(request.schema, str) else "response_format"
+            return chat_job(self.engine, request.messages, {**drawn, held: request.schema, **request.options})
+        if request.token_ids:
+            return GenerationJob(request.token_ids, stop=request.stop, first=request.sample, **drawn)
         ids = list(self._prompt_ids(request.problem.question))
         for step in request.prefix:
             own = step.token_ids and step.usage.model == name
@@ -109,15 +111,10 @@ class LlamaCppBackend(Generator):
         last = request.prefix[-1].text if request.prefix else ""
         return GenerationJob(
             tuple(ids),
-            max_tokens=request.max_tokens,
-            n=request.n,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            seed=request.seed,
             stop=request.stop,
+            first=request.sample,
             fence=open_fence(last).decode() if "```" in last or "~~~" in last else "",
-            top_logprobs=request.top_logprobs,
+            **drawn,
         )
 
     def _own_ids(self, text: str, token_ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -135,14 +132,19 @@ class LlamaCppBackend(Generator):
             ids += self.engine.tokenize("\n" if data.endswith(b"\n") else SEPARATOR)
         return tuple(ids)
 
-    def _completion(self, number: int, made: Generation, prompt_tokens: int, name: str) -> Completion:
-        ids, logprobs = made.ids, made.logprobs or None
-        if made.cut:
+    def _completion(self, made: Generation, prompt_tokens: int, name: str, request: Request) -> Completion:
+        ids, logprobs, end = made.ids, made.logprobs or None, None
+        if made.cut and request.token_ids:
+            end = made.end
+        elif made.cut:
             ids, logprobs = self._cut(made), None
         usage = Usage(name, 1, prompt_tokens, made.evaluated_tokens, len(made.ids))
         top = tuple(tuple(logprob for _, logprob in ranked) for ranked in made.top) or None
         failure = Failure("refused", made.error) if made.finish == "error" else None
-        return Completion(number, made.sample, made.text, made.finish, ids, logprobs, usage, made.error, top, failure)
+        text = made.data[: made.end].decode("utf-8", "replace") if request.messages else made.text
+        return Completion(
+            0, request.sample + made.sample, text, made.finish, ids, logprobs, usage, made.error, top, failure, end=end
+        )
 
     def _cut(self, made: Generation) -> tuple[int, ...]:
         """Ids of what counts where the last token ran past the stop: the others as sampled, its part tokenized

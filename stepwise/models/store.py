@@ -162,7 +162,7 @@ class CallCache:
 
 def key_of(parts: Mapping[str, Any]) -> str:
     """A key from plain JSON: equal parts have equal keys, in every process and on every machine."""
-    text = json.dumps({"form": _FORM, **parts}, sort_keys=True)
+    text = json.dumps({"form": _FORM, **parts}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

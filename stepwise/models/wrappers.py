@@ -3,19 +3,21 @@
     Budgeted(Reported(Stored(Guarded(model))))     comparisons: a known answer is charged as if it were asked for
     Stored(Budgeted(Reported(Guarded(model))))     resumed runs: what an earlier start has paid for is free
 
-`composed` puts them together; nothing else does. A request that a cap refuses comes back as a completion with finish
+`Wrappers` puts them together; nothing else does. A request that a cap refuses comes back as a completion with finish
 "budget", a failed one with "error" and its `Failure`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from stepwise.errors import BudgetExceededError
-from stepwise.models.base import Completion, Generator, Request, Wrapped
+from stepwise.models.base import Backend, Completion, Generator, Request, Wrapped
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.cached import Stored, StoredScorer
 from stepwise.models.failures import error_of, failure_of
@@ -25,6 +27,7 @@ from stepwise.prompt import SolvePrompt
 from stepwise.types import Failure, Problem, Usage
 
 T = TypeVar("T")
+_PROMPT = SolvePrompt()
 
 
 class Budgeted(Wrapped):
@@ -43,7 +46,7 @@ class Budgeted(Wrapped):
         """Reserve, ask, settle."""
         account = ACCOUNT.get() or self.ledger
         calls = request.n * self.model.calls_per_sample
-        read = _text_bound([request.problem.question, *(step.text for step in request.prefix)], self._prompt)
+        read = _prompt_bound(request, self._prompt)
         try:
             if self.model.remote and self.model.probe_bound.calls:
                 await self.ready()
@@ -73,6 +76,16 @@ class Budgeted(Wrapped):
                 held.settle(spent)
 
 
+def _prompt_bound(request: Request, prompt: SolvePrompt) -> int:
+    """The most tokens that a model reads for one sample of `request`."""
+    if request.token_ids:
+        return len(request.token_ids)
+    if request.messages:  # a template may put a few tokens around each; some servers show the model the schema
+        asked = json.dumps([request.messages, request.schema], ensure_ascii=False, default=str)
+        return len(asked.encode("utf-8", "replace")) + 16 * len(request.messages)
+    return _text_bound([request.problem.question, *(step.text for step in request.prefix)], prompt)
+
+
 def _text_bound(texts: Sequence[str], prompt: SolvePrompt) -> int:
     """The most tokens that a model reads of `texts` under `prompt`: their bytes; the chat template adds a few."""
     return len("".join(texts).encode("utf-8", "replace")) + len(prompt.model_dump_json()) + 64
@@ -81,7 +94,7 @@ def _text_bound(texts: Sequence[str], prompt: SolvePrompt) -> int:
 class Reported(Wrapped):
     """`model`, of whose calls DSPy hears: its callbacks (and `callbacks`) at start and end, its usage tracker after."""
 
-    def __init__(self, model: Generator, callbacks: Callable[[], Iterable[Any]]) -> None:
+    def __init__(self, model: Generator, callbacks: Callbacks) -> None:
         super().__init__(model)
         self._callbacks = callbacks
 
@@ -99,7 +112,7 @@ class Guarded(Wrapped):
     the client itself tries again, and how often, is its own affair.
     """
 
-    def __init__(self, model: Generator, patience: int = 3) -> None:
+    def __init__(self, model: Generator | Backend, patience: int = 3) -> None:
         super().__init__(model)
         self._patience, self._failures = patience, 0
         self._gone: Failure | None = None
@@ -145,12 +158,17 @@ async def _reported(
             listener.on_lm_end(call_id=call_id, outputs=result, exception=failure)
     spent = sum(usages(result), Usage())
     if (tracker := dspy.settings.usage_tracker) is not None:
-        tracker.add_usage(model.name, {
-            "prompt_tokens": spent.prompt_tokens, "completion_tokens": spent.generated_tokens,
-            "total_tokens": spent.prompt_tokens + spent.generated_tokens,
-            "prompt_tokens_details": {"cached_tokens": spent.prompt_tokens - spent.evaluated_tokens},
-        })  # fmt: skip
+        tracker.add_usage(model.name, usage_entry(spent))
     return result  # type: ignore[no-any-return]
+
+
+def usage_entry(usage: Usage) -> dict[str, Any]:
+    """`usage` as DSPy's usage trackers have it."""
+    return {
+        "prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.generated_tokens,
+        "total_tokens": usage.prompt_tokens + usage.generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.prompt_tokens - usage.evaluated_tokens},
+    }  # fmt: skip
 
 
 # ----- scorers
@@ -185,7 +203,7 @@ class BudgetedScorer(WrappedScorer):
 class ReportedScorer(WrappedScorer):
     """`scorer`, of whose calls DSPy hears."""
 
-    def __init__(self, scorer: Scorer, callbacks: Callable[[], Iterable[Any]]) -> None:
+    def __init__(self, scorer: Scorer, callbacks: Callbacks) -> None:
         super().__init__(scorer)
         self._callbacks = callbacks
 
@@ -199,40 +217,47 @@ class ReportedScorer(WrappedScorer):
 # ----- the one place where they are put together
 
 
-def composed(
-    model: Generator,
-    *,
-    role: str,
-    ledger: Ledger,
-    prompt: SolvePrompt,
-    store: CallCache | None = None,
-    callbacks: Callable[[], Iterable[Any]] | None = None,
-) -> Generator:
-    """`model` with every concern of a call around it, in the order that the module's docstring gives."""
-    resumed = store is not None and store.replays_are_free
-    model = Guarded(model)
-    if store is not None and not resumed:
-        model = Stored(model, store, role=role)
-    if callbacks is not None:
-        model = Reported(model, callbacks)
-    model = Budgeted(model, ledger, role, prompt)
-    return Stored(model, store, role=role) if resumed else model
+Callbacks = Callable[[], Iterable[Any]]
+"""What gives DSPy's callbacks, asked at each call."""
 
 
-def composed_scorer(
-    scorer: Scorer,
-    *,
-    ledger: Ledger,
-    prompt: SolvePrompt,
-    store: CallCache | None = None,
-    settings: Any = None,
-    callbacks: Callable[[], Iterable[Any]] | None = None,
-) -> Scorer:
-    """`composed` for a scorer; `settings`, plain JSON, tell scorers of one name apart in the store."""
-    resumed = store is not None and store.replays_are_free
-    if store is not None and not resumed:
-        scorer = StoredScorer(scorer, store, settings=settings)
-    if callbacks is not None:
-        scorer = ReportedScorer(scorer, callbacks)
-    scorer = BudgetedScorer(scorer, ledger, prompt)
-    return StoredScorer(scorer, store, settings=settings) if resumed else scorer
+@dataclass(frozen=True)
+class Wrappers:
+    """What one run puts around its models: the caps of `ledger`, the answers of `store`, `callbacks` of DSPy's that
+    hear of each call. `prompt` bounds what a request may cost; `run` is the hash of the run's configuration.
+    Without `keep_local` only answers over an API are kept: what must be equal to the byte when it is done again asks
+    the models of this process for all of it anew. `reply_tokens`: what a critic without a limit of its own is reckoned
+    to write in one call.
+
+        weak = Wrappers(Ledger(config.budget), store=CallCache("answers.jsonl")).model(load_backend(spec), "weak")
+    """
+
+    ledger: Ledger
+    prompt: SolvePrompt = _PROMPT
+    store: CallCache | None = None
+    callbacks: Callbacks | None = None
+    run: str = ""
+    keep_local: bool = True
+    reply_tokens: int = 4096
+
+    def model(self, model: Generator | Backend, role: str) -> Generator:
+        """`model` with every concern of a call around it, in the order that the module's docstring gives."""
+        model = Guarded(model)
+        store = self.store if self.keep_local or model.remote else None
+        if store is not None and not store.replays_are_free:
+            model = Stored(model, store, role=role)
+        if self.callbacks is not None:
+            model = Reported(model, self.callbacks)
+        model = Budgeted(model, self.ledger, role, self.prompt)
+        return Stored(model, store, role=role) if store is not None and store.replays_are_free else model
+
+    def scorer(self, scorer: Scorer, settings: Any = None) -> Scorer:
+        """The same for a scorer; `settings`, plain JSON, tell scorers of one name apart in the store."""
+        store = self.store if self.keep_local or scorer.remote else None
+        if store is not None and not store.replays_are_free:
+            scorer = StoredScorer(scorer, store, settings=settings)
+        if self.callbacks is not None:
+            scorer = ReportedScorer(scorer, self.callbacks)
+        scorer = BudgetedScorer(scorer, self.ledger, self.prompt)
+        free = store is not None and store.replays_are_free
+        return StoredScorer(scorer, store, settings=settings) if free else scorer

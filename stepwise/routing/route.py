@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stepwise.errors import ConfigError
-from stepwise.models.base import Backend, Generator, generator_of
+from stepwise.models.base import Backend, Generator
 from stepwise.models.budget import Ledger
 from stepwise.models.driver import Driver
 from stepwise.models.scorers.base import Scorer
 from stepwise.models.store import CallCache
-from stepwise.models.wrappers import composed, composed_scorer
+from stepwise.models.wrappers import Wrappers
 from stepwise.routing.policy import Policy, check_policy, needs_scorer
 from stepwise.routing.trim import FOR_GOOD, OnTrace, RouteSettings, Solver
 from stepwise.types import Problem, Step, Trace, Usage
@@ -70,11 +70,11 @@ def route_all(
         )
     policy.check_models(**{role: model and model.name for role, model in models._asdict().items()})
     settings, ledger = settings or RouteSettings(), ledger or Ledger()
-    given: dict[str, Any] = {"ledger": ledger, "prompt": settings.prompt, "store": store, "callbacks": callbacks}
+    around = Wrappers(ledger, settings.prompt, store, callbacks, settings.run)
     asked = Models(
-        composed(generator_of(models.weak), role="weak", **given),
-        composed(generator_of(models.strong), role="strong", **given),
-        None if models.scorer is None else composed_scorer(models.scorer, settings=scorer_settings, **given),
+        around.model(models.weak, "weak"),
+        around.model(models.strong, "strong"),
+        None if models.scorer is None else around.scorer(models.scorer, scorer_settings),
     )
     solver_of = _Reviewed if policy.when == "solution" else Solver
     solvers = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -108,7 +109,7 @@ class StepRouter(dspy.Module):
                 f"nothing but lab problems; give {weak} a scorer under [scorer], or set routing.policy to never, "
                 "always or random"
             )
-        return cls(
+        router = cls(
             config.models.weak,
             config.models.strong,
             config.scorer,
@@ -121,6 +122,8 @@ class StepRouter(dspy.Module):
             window=window or max(config.models.weak.sequences, config.models.strong.sequences),
             cache=cache,
         )
+        router.settings = dataclasses.replace(router.settings, run=config.hash)
+        return router
 
     def with_policy(self, policy: Policy) -> Self:
         """A router with the same loaded models and settings, another policy, and a budget of its own."""

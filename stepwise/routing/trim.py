@@ -51,7 +51,7 @@ class RouteSettings:
     """How steps are drawn and when a trace ends.
 
     `window` bounds the problems that are open at once (None: all of them). `prompt` is what the models put around a
-    question; here it only bounds what a request may cost.
+    question; here it only bounds what a request may cost. `run`, the hash of a configuration, goes into every request.
     """
 
     sampling: SamplingConfig = SamplingConfig()
@@ -59,6 +59,7 @@ class RouteSettings:
     seed: int = Field(default=0, ge=0)
     window: int | None = Field(default=None, ge=1)
     prompt: SolvePrompt = SolvePrompt()
+    run: str = ""
 
 
 class Solver:
@@ -303,6 +304,7 @@ class Solver:
             seed=stable_hash(self.settings.seed, self.problem.id, len(self.steps), role, attempt),
             top_logprobs=int(role == "weak" and "logprobs" in self.looks),
             role=role,
+            run=self.settings.run,
             attempt=attempt,
         )
 

@@ -27,6 +27,7 @@ from stepwise.models.engine import Engine
 from stepwise.models.scorers import load_scorer
 from stepwise.models.scorers.base import Scorer, score_items
 from stepwise.models.shared import load_engine, shared_engine
+from stepwise.models.wrappers import Wrappers
 from stepwise.seeds import seed_for
 from stepwise.steps import extract_answer
 from stepwise.training.crediting import Labels
@@ -217,7 +218,8 @@ class Labeller:
         """The critic's prediction about each rollout; what stands beside it is for its seed."""
         items = [{"problem": self.problems[row.problem], "steps": list(row.steps)} for row, _ in asked]
         seeds = [seed_for(self.cfg.seed, row.id, *name) for row, name in asked]
-        predictions = critics.ask_all(self.critic, items, seeds, label=label)
+        around = Wrappers(self.sampler.ledger, self.cfg.prompt, run=self.cfg.hash)
+        predictions = critics.ask_all(self.critic, items, seeds, label=label, around=around)
         return predictions, sum((prediction.usage for prediction in predictions), Usage())
 
     def _values(self, rows: Sequence[RlRollout]) -> Labelled:
@@ -246,6 +248,7 @@ class Labeller:
         """The share of fresh continuations of each prefix that end right, None where none could be judged."""
         rl, engine, owners = self.cfg.rl, self.sampler.engine, list(prefixes.values())
         results = self.sampler.generate(
+            [self.problems[row.problem] for row, _ in owners],
             list(prefixes),
             num_samples=rl.credit.continuations,
             max_tokens=[max(1, rl.max_tokens - start) for _, start in owners],
@@ -253,17 +256,17 @@ class Labeller:
         )
         answers = []
         for result in results:
-            row, start = owners[result.job]
+            row, start = owners[result.request]
             written = engine.detokenize(row.token_ids[:start]).decode("utf-8", "replace") + result.text
             answers.append((extract_answer(written), self.problems[row.problem].answer))
         judged: list[list[Verdict]] = [[] for _ in owners]
         for result, verdict in zip(results, grade_many(answers), strict=True):
             if result.finish != "error" and (verdict.carries_reward or verdict is Verdict.NO_ANSWER):
-                judged[result.job].append(verdict)
+                judged[result.request].append(verdict)
         shares = [verdicts.count(Verdict.CORRECT) / len(verdicts) if verdicts else None for verdicts in judged]
         usage = Usage(
-            generated_tokens=sum(len(result.ids) for result in results),
-            evaluated_tokens=sum(result.evaluated_tokens for result in results),
+            generated_tokens=sum(result.usage.generated_tokens for result in results),
+            evaluated_tokens=sum(result.usage.evaluated_tokens for result in results),
         )
         return dict(zip(prefixes, shares, strict=True)), usage
 

@@ -16,11 +16,13 @@ import numpy as np
 from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.export.gguf import export_gguf
-from stepwise.models.base import Request
-from stepwise.models.engine import Engine, Generation, GenerationJob
+from stepwise.models.base import Completion, Request
+from stepwise.models.budget import Ledger
+from stepwise.models.engine import Engine
 from stepwise.models.hub import gguf_path
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.shared import load_engine
+from stepwise.models.wrappers import Wrappers
 from stepwise.seeds import rng as seeded
 from stepwise.seeds import seed_for
 from stepwise.steps import SEPARATOR, split_steps
@@ -69,6 +71,8 @@ class Sampler:
             )
         self._folder = tempfile.TemporaryDirectory()
         self.backend = LlamaCppBackend(load_engine(weak), cfg.prompt) if backend is None else backend
+        self.ledger = Ledger(prices={"weak": weak.prices})
+        self._model = Wrappers(self.ledger, cfg.prompt, callbacks=tuple, run=cfg.hash).model(self.backend, "weak")
 
     @property
     def engine(self) -> Engine:
@@ -81,22 +85,30 @@ class Sampler:
         self.backend.reset_cache()
 
     def generate(
-        self, prompts: Sequence[tuple[int, ...]], *, num_samples: int, max_tokens: Sequence[int], seeds: Sequence[int]
-    ) -> list[Generation]:
-        """`num_samples` ends of solutions after each of `prompts` (token ids), in order, as [rl] has them drawn.
+        self,
+        problems: Sequence[Problem],
+        prompts: Sequence[tuple[int, ...]],
+        *,
+        num_samples: int,
+        max_tokens: Sequence[int],
+        seeds: Sequence[int],
+        step: int = 0,
+    ) -> list[Completion]:
+        """`num_samples` ends of solutions of each of `problems` after each of `prompts` (token ids), in order, as [rl]
+        has them drawn; a completion's `request` is the prompt's place.
 
-        `max_tokens` and `seeds` are one per prompt. A prompt is evaluated once for its samples. All that is sampled in
-        training is sampled here.
+        `max_tokens` and `seeds` are one per prompt; `step`, of training, is told as the attempt. A prompt is evaluated
+        once for its samples. All that is sampled in training is sampled here, through the wrappers of a model.
         """
         rl = self._cfg.rl
-        jobs = [
-            GenerationJob(
-                ids, max_tokens=room, n=num_samples, temperature=rl.temperature, top_p=rl.top_p, top_k=rl.top_k,
-                seed=seed, stop="solution",
+        requests = [
+            Request(
+                problem, stop="solution", max_tokens=room, n=num_samples, temperature=rl.temperature, top_p=rl.top_p,
+                top_k=rl.top_k, seed=seed, role="weak", run=self._cfg.hash, attempt=step, token_ids=ids,
             )
-            for ids, room, seed in zip(prompts, max_tokens, seeds, strict=True)
+            for problem, ids, room, seed in zip(problems, prompts, max_tokens, seeds, strict=True)
         ]  # fmt: skip
-        return self.engine.generate(jobs)
+        return self._model.continue_solutions(requests)
 
     def sample(
         self,
@@ -113,29 +125,31 @@ class Sampler:
         """
         rl, seed = self._cfg.rl, self._cfg.seed
         results = self.generate(
+            problems,
             [prompts[problem.id] for problem in problems],
             num_samples=rl.group,
             max_tokens=[rl.max_tokens] * len(problems),
             seeds=[seed_for(seed, problem.id, "rl", step) for problem in problems],
+            step=step,
         )
         errors = [result.error for result in results if result.finish == "error"]
         if 2 * len(errors) > len(results):
             name = self.engine.name
             raise BackendError(f"{name} failed for {len(errors)} of {len(results)} rollouts, first: {errors[0]}")
-        rows = [self._rollout(result, problems[result.job], step, hints or {}) for result in results]
-        return rows, sum(result.evaluated_tokens for result in results)
+        rows = [self._rollout(result, problems[result.request], step, hints or {}) for result in results]
+        return rows, sum(result.usage.evaluated_tokens for result in results)
 
-    def _rollout(self, result: Generation, problem: Problem, step: int, hints: Hints) -> RlRollout:
-        pieces = [self.engine.token_bytes(token) for token in result.ids]
+    def _rollout(self, result: Completion, problem: Problem, step: int, hints: Hints) -> RlRollout:
+        pieces = [self.engine.token_bytes(token) for token in result.token_ids]
         steps = tuple(split_steps(result.text))
-        spans = token_spans(pieces, result.end if result.cut else None)
+        spans = token_spans(pieces, result.end)
         if len(spans) != len(steps):  # would give credit to the wrong tokens
             raise BackendError(
                 f"a rollout of problem {problem.id!r} has {len(steps)} steps, but {len(spans)} spans of tokens"
             )
         return RlRollout(
             f"{problem.id}/s{step}/r{result.sample}", step, problem.id, problem.question, result.sample, result.text,
-            steps, spans, result.ids, result.logprobs, result.finish, hint=hints.get(problem.id, ()),
+            steps, spans, result.token_ids, result.logprobs or (), result.finish, hint=hints.get(problem.id, ()),
         )  # fmt: skip
 
     def prompts(

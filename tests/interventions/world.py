@@ -54,7 +54,7 @@ def written(problem: Problem, prefix: tuple[str, ...], seed: int) -> str:
     return "\n\n".join(solution(problem, prefix, rng.choice((1, 2)) if slips else None))
 
 
-def critic(seconds: float = 0.0) -> ScriptedLM:
+def critic(seconds: float = 0.0, max_tokens: int = 64) -> ScriptedLM:
     """Checks sums, and writes the right one in place of the first that is wrong."""
 
     def reply(messages: Messages) -> str:
@@ -67,12 +67,14 @@ def critic(seconds: float = 0.0) -> ScriptedLM:
         a, b, _ = sums[first or 0]
         return proposed(first or 0, f"{a} + {b} = {a + b}.")
 
-    return ScriptedLM(reply, "critic")
+    lm = ScriptedLM(reply, "critic")
+    lm.kwargs["max_tokens"] = max_tokens
+    return lm
 
 
-def writers(weak: Any = None, seconds: float = 0.0, **more: Any) -> Writers:
-    """The world's models; every call of the critic takes `seconds`."""
-    lm = critic(seconds)
+def writers(weak: Any = None, seconds: float = 0.0, max_tokens: int = 64, **more: Any) -> Writers:
+    """The world's models; every call of the critic takes `seconds`, and may write `max_tokens`."""
+    lm = critic(seconds, max_tokens)
     return Writers(
         CONFIG,
         weak=weak or ScriptedBackend(written, "weak"),

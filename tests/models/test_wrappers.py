@@ -12,8 +12,7 @@ from stepwise.models.base import Completion, Generator, Request
 from stepwise.models.budget import Ledger
 from stepwise.models.driver import Driver
 from stepwise.models.store import CallCache
-from stepwise.models.wrappers import Guarded, composed
-from stepwise.prompt import SolvePrompt
+from stepwise.models.wrappers import Guarded, Wrappers
 from stepwise.types import Failure, FailureKind, Problem
 from tests.fakes import ScriptedBackend
 
@@ -65,7 +64,7 @@ def test_a_model_that_is_gone_stops_at_once() -> None:
 
 def test_a_cap_is_a_completion_that_says_so_and_reaches_nobody() -> None:
     model, ledger = Failing("", ""), Ledger(BudgetConfig(strong_tokens=9))
-    capped = composed(model, role="strong", ledger=ledger, prompt=SolvePrompt())
+    capped = Wrappers(ledger).model(model, "strong")
     (result,) = ask(capped, Request(P, max_tokens=10, n=2))
     assert (result.finish, [sample.finish for sample in result.samples]) == ("budget", ["budget"] * 2)
     assert result.failed == Failure("budget", result.error, "budget.strong_tokens")
@@ -79,7 +78,7 @@ def test_a_stored_answer_is_free_in_a_resumed_run_and_charged_in_a_comparison(tm
         """Tokens on the bill, and requests that reached the model."""
         model, ledger = ScriptedBackend(lambda *_: "some text"), Ledger()
         with CallCache(path, replays_are_free=resumed) as store:
-            ask(composed(model, role="weak", ledger=ledger, prompt=SolvePrompt(), store=store), request, request)
+            ask(Wrappers(ledger, store=store).model(model, "weak"), request, request)
         return ledger.usage("weak").generated_tokens, len(model.requests)
 
     assert spent(resumed=False) == (6, 1)  # the second is charged as if it were alone, and found

@@ -14,7 +14,7 @@ from stepwise.config import Config
 from stepwise.credit import load_credit
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.grading import Verdict
-from stepwise.models.engine import Generation
+from stepwise.models.base import Completion, Generator, Request, first_of
 from stepwise.models.scorers import BatchScorer, Scored
 from stepwise.steps import split_steps
 from stepwise.training.labels import Labeller, judge_asked
@@ -56,13 +56,23 @@ class Engine:
     def detokenize(self, ids: Any) -> bytes:
         return bytes(ids)
 
-    def generate(self, jobs: Any) -> list[Generation]:
-        self.jobs += jobs
-        made = []
-        for number, job in enumerate(jobs):
-            text = "\\boxed{5}" if b"BAD" in bytes(job.ids) else "\\boxed{4}"
-            made += [Generation(number, i, text, "answer", (1, 2), evaluated_tokens=3 * (not i)) for i in range(job.n)]
-        return made
+    def generate(self, request: Request) -> list[Completion]:
+        self.jobs.append(request)
+        text = "\\boxed{5}" if b"BAD" in bytes(request.token_ids) else "\\boxed{4}"
+        usages = [Usage("policy", 1, 9, 3 * (not i), 2) for i in range(request.n)]
+        return [Completion(0, i, text, "answer", (1, 2), usage=usage) for i, usage in enumerate(usages)]
+
+
+class Policy(Generator):
+    """A model on `engine`."""
+
+    name, parameters = "policy", 10
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    async def generate(self, request: Request) -> Completion:
+        return first_of(self.engine.generate(request))
 
 
 def labeller(scheme: str, engine: Any = None, trainee: Any = None, weak: Any = None, **more: Any) -> Labeller:
@@ -71,7 +81,7 @@ def labeller(scheme: str, engine: Any = None, trainee: Any = None, weak: Any = N
     rl = cfg.rl.model_copy(update={"credit": cfg.rl.credit.model_copy(update={"scheme": scheme, **more})})
     models = cfg.models.model_copy(update={"weak": weak or cfg.models.weak})
     cfg = cfg.model_copy(update={"rl": rl, "models": models})
-    backend: Any = SimpleNamespace(engine=engine or Engine())
+    backend: Any = Policy(engine or Engine())
     prompts = {name: tuple(problem.question.encode()) for name, problem in PROBLEMS.items()}
     return Labeller(cfg, PROBLEMS, prompts, Sampler(cfg, backend), trainee, **given)
 
@@ -181,7 +191,7 @@ def test_values_are_the_success_of_fresh_continuations_from_every_boundary() -> 
     assert known[1].values == (1.0, 1.0, 0.0, 0.0)
     assert known[2].values is None
     assert known[3].values == (1.0, 0.0)  # from the prompt, and the outcome
-    prefixes = [bytes(job.ids) for job in engine.jobs]
+    prefixes = [bytes(job.token_ids) for job in engine.jobs]
     assert sorted(prefixes) == sorted(set(prefixes))  # what rollouts have in common is continued once
     assert prefixes == [b"2 + 2?" + rest for rest in (b"", b"two\n\n", b"two\n\nand two\n\n", b"two\n\nBAD\n\n")]
     assert len({job.seed for job in engine.jobs}) == 4
@@ -192,10 +202,9 @@ def test_values_are_the_success_of_fresh_continuations_from_every_boundary() -> 
 
 def test_a_boundary_that_could_not_be_continued_has_the_value_before_it() -> None:
     class Broken(Engine):
-        def generate(self, jobs: Any) -> list[Generation]:
-            made = super().generate(jobs)
-            broken = [b"and" in bytes(jobs[one.job].ids) for one in made]
-            return [Generation(m.job, m.sample, "", "error") if b else m for m, b in zip(made, broken, strict=True)]
+        def generate(self, request: Request) -> list[Completion]:
+            made = super().generate(request)
+            return [Completion(0, m.sample, "", "error") if b"and" in bytes(request.token_ids) else m for m in made]
 
     known, *_ = labeller("vineppo", engine=Broken()).label([GROUP[0]])
     assert known[0].values == (1.0, 1.0, 1.0, 1.0)

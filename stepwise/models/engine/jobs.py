@@ -26,7 +26,7 @@ Ranked = tuple[tuple[int, float], ...]  # the likeliest tokens with their log-pr
 
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
 class GenerationJob:
-    """Continue `ids` in `n` samples; the random numbers of sample i depend on (`seed`, i) alone.
+    """Continue `ids` in `n` samples, from number `first` on; the random numbers of sample i depend on (`seed`, i) only.
 
     `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch truncation off. `stop`: "step" and "solution" as in
     `Request`, "none" runs to the end of the message or `max_tokens`. `grammar` is GBNF with the rule `root`. `fence`:
@@ -52,6 +52,7 @@ class GenerationJob:
     ignore_end: bool = False
     stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     top_logprobs: int = Field(default=0, ge=0, le=100)
+    first: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class Sample(Unit):
     top: list[Ranked] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.key = stream_key(self.job.seed, self.sample)
+        self.key = stream_key(self.job.seed, self.job.first + self.sample)
         self.rule = StopRule(self.job.stop, self.job.fence.encode(), [text.encode() for text in self.job.stop_strings])
 
 

@@ -1,0 +1,121 @@
+"""Calls of DSPy as requests: caps, the store and usage apply to each of them, once, and each says what it is about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from stepwise.config import BudgetConfig
+from stepwise.critics import ErrorLocalizer, ask_all
+from stepwise.errors import BudgetExceededError
+from stepwise.models.base import Completion, Request, Wrapped
+from stepwise.models.budget import Ledger
+from stepwise.models.store import CallCache
+from stepwise.models.wrappers import Wrappers
+from stepwise.types import Problem
+from tests.critics.critic import UNREADABLE, MeasuredLM, verified
+from tests.fakes import ScriptedScorer
+from tests.scripted_lm import Messages, ScriptedLM
+
+PROBLEMS = [Problem(f"p{i}", f"How many are {i} and {i}?") for i in range(4)]
+ITEMS = [{"problem": problem, "steps": ["There are 41.", "41 - 4 = 39.", "So 39."]} for problem in PROBLEMS]
+
+
+def repaired(messages: Messages) -> str:
+    """Nothing that can be read before it is asked again."""
+    return verified(1) if messages[-1]["content"].startswith("That cannot be read") else UNREADABLE
+
+
+def asked(module: Any, around: Wrappers | None, items: list[Any] = ITEMS) -> list[dspy.Prediction]:
+    return ask_all(module, items, range(len(items)), label="locating", concurrency=2, around=around)
+
+
+class Seen(Wrappers):
+    """Wrappers that note every request."""
+
+    def model(self, model: Any, role: str) -> Any:
+        inner, requests = super().model(model, role), self.requests  # type: ignore[attr-defined]
+
+        class Noted(Wrapped):
+            async def generate(self, request: Request) -> Completion:
+                requests.append(request)
+                return await super().generate(request)
+
+        return Noted(inner)
+
+
+def test_every_call_is_a_request_that_says_what_it_is_about() -> None:
+    around = Seen(Ledger(), run="a run")
+    object.__setattr__(around, "requests", [])
+    asked(ErrorLocalizer(ScriptedLM(repaired), "vote", samples=2), around)
+    requests: list[Request] = around.requests  # type: ignore[attr-defined]
+    assert len(requests) == 4 * 2 * 2
+    assert {(r.run, r.role, r.step, r.problem.id, r.seed, r.sample) for r in requests} == {
+        ("a run", "critic", 3, f"p{i}", i, sample) for i in range(4) for sample in range(2)
+    }
+    assert all(r.messages and not r.token_ids for r in requests)
+
+
+def test_what_it_cost_is_counted_once_by_ledger_prediction_and_tracker() -> None:
+    ledger, lm = Ledger(), ScriptedLM(repaired)
+    with dspy.track_usage() as tracker:
+        found = asked(ErrorLocalizer(lm), Wrappers(ledger))
+    plain = asked(ErrorLocalizer(ScriptedLM(repaired)), None)
+    assert found == plain  # usage is a part of them
+    usage = sum((one.usage for one in found), start=found[0].usage.__class__())
+    assert ledger.usage("critic").calls == usage.calls == len(lm.calls) == 8
+    assert ledger.usage("critic").generated_tokens == usage.generated_tokens
+    assert tracker.get_total_tokens()["scripted"]["completion_tokens"] == usage.generated_tokens
+
+
+def test_a_cap_refuses_the_call_that_would_pass_it_and_no_call_before() -> None:
+    lm = MeasuredLM(lambda _: verified(1), seconds=0.01)
+    lm.kwargs["max_tokens"] = 50
+    ledger = Ledger(BudgetConfig(total_tokens=100))
+    with pytest.raises(BudgetExceededError, match="critic asks for up to 50"):
+        asked(ErrorLocalizer(lm), Wrappers(ledger))
+    one = len(verified(1).split())
+    assert ledger.usage().generated_tokens == len(lm.calls) * one <= 100
+    assert len(lm.calls) == (100 - 50) // one + 1
+
+
+def test_a_cap_on_a_scorer_stops_it_too() -> None:
+    localizer = ErrorLocalizer(method="scorer", scorer=ScriptedScorer({}))
+    with pytest.raises(BudgetExceededError, match=r"budget\.money"):
+        asked(localizer, Wrappers(Ledger(BudgetConfig(money=0.0001), {"scorer": (1.0, 1.0)})))
+
+
+def test_answers_are_on_disk_when_they_arrive_and_free_when_they_are_asked_for_again(tmp_path: Path) -> None:
+    path, stop = tmp_path / "answers.jsonl", 5
+
+    def dying(messages: Messages) -> str:
+        if len(lm.calls) > stop:
+            raise SystemExit  # as Ctrl-C does
+        return repaired(messages)
+
+    lm = ScriptedLM(dying)
+    with CallCache(path, replays_are_free=True) as store, pytest.raises(BaseException):  # noqa: B017, PT011
+        asked(ErrorLocalizer(lm), Wrappers(Ledger(), store=store))
+    later, ledger = ScriptedLM(repaired), Ledger()
+    with CallCache(path, replays_are_free=True) as store:
+        found = asked(ErrorLocalizer(later), Wrappers(ledger, store=store))
+    assert found == asked(ErrorLocalizer(ScriptedLM(repaired)), None)
+    assert 8 - stop <= len(later.calls) == ledger.usage().calls <= 8 - stop + 1  # one may have been in flight
+
+
+def test_the_synchronous_side_goes_the_same_way() -> None:
+    class Program(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.localizer = ErrorLocalizer(ScriptedLM(repaired))
+
+        def forward(self, **item: Any) -> dspy.Prediction:
+            return self.localizer(**item)
+
+    ledger = Ledger()
+    found = asked(Program(), Wrappers(ledger))
+    assert [one.first_error for one in found] == [1] * 4
+    assert ledger.usage("critic").calls == 8
