@@ -14,7 +14,6 @@ Prints two tables, writes adapters.json. Finished calls are kept when it is stop
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import tempfile
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import dspy
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from stepwise.critics import ErrorLocalizer, signatures
 from stepwise.critics.formats import Format, adapter
@@ -36,7 +35,7 @@ from stepwise.lab import generate
 from stepwise.lab.corpus import slipped
 from stepwise.lab.problems import LabProblem
 from stepwise.lab.references import reference
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 
 Rows = dict[str, Any]
 CONTEXT = 16_384
@@ -44,18 +43,23 @@ FREE_TOKENS = 300
 TIMES = ("seconds", "cpu_seconds")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--calls", type=positive, default=1000, help="calls of each format under a grammar (default: %(default)s)")
-    add("--free", type=int, default=200, help="calls of each format without one (default: %(default)s)")
-    add("--problems", type=int, default=200, help="attempts for models.critic (default: %(default)s)")
-    add("--model", metavar="NAME", help='model that knows no format, "llamacpp/FILE.gguf" (default: one made here)')
-    add("--max-tokens", type=positive, default=4096, help="longest reply under a grammar (default: %(default)s)")
-    add("--threads", type=positive, default=8, help="calls at a time (default: %(default)s)")
+class _Options(Options):
+    calls: PositiveInt = 1000
+    """calls of each format under a grammar"""
+    free: int = 200
+    """calls of each format without one"""
+    problems: int = 200
+    """attempts for models.critic"""
+    model: str | None = None
+    """model that knows no format, as llamacpp/FILE.gguf"""
+    max_tokens: PositiveInt = 4096
+    """longest reply under a grammar"""
+    threads: PositiveInt = 8
+    """calls at a time"""
 
 
-@program(doc=__doc__, arguments=arguments)
-def main(run: Run) -> int:
+@program(_Options, doc=__doc__)
+def main(run: Run[_Options]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         model = run.args.model or f"llamacpp/{_random_model(Path(scratch))}"
         held = [_formats_row(run, model, form, held=True) for form in get_args(Format)]
@@ -123,7 +127,7 @@ def tasks(problems: Sequence[LabProblem], seed: int = 0) -> Iterator[tuple[str, 
             yield "judge by chain of thought", prefix.predict.signature, short
 
 
-def _formats_row(run: Run, model: str, form: Format, *, held: bool) -> Rows:
+def _formats_row(run: Run[_Options], model: str, form: Format, *, held: bool) -> Rows:
     """Makes the calls that are missing in calls.jsonl, and sums up those of this kind."""
     from stepwise import lm
 
@@ -167,7 +171,7 @@ def _called(module: OneCall, items: list[Rows], threads: int) -> Iterator[Rows]:
         }  # fmt: skip
 
 
-def _summed(run: Run, kind: str, form: Format, held: bool) -> Rows:
+def _summed(run: Run[_Options], kind: str, form: Format, held: bool) -> Rows:
     rows = [row for row in run.rows("calls.jsonl") if row["kind"] == kind]
     timed = [row for row in run.rows("times.jsonl") if row["kind"] == kind]
     asked = sum(row["calls"] for row in rows)
@@ -181,7 +185,7 @@ def _summed(run: Run, kind: str, form: Format, held: bool) -> Rows:
     }  # fmt: skip
 
 
-def _critic(run: Run) -> list[Rows]:
+def _critic(run: Run[_Options]) -> list[Rows]:
     """First errors found by models.critic in the compact format without instructions; nothing where it is missing."""
     try:
         language = critic_lm(run.config).copy(cache=False)
@@ -208,7 +212,7 @@ def _critic(run: Run) -> list[Rows]:
     return rows
 
 
-def _print(run: Run, held: list[Rows], free: list[Rows], known: list[Rows]) -> None:
+def _print(run: Run[_Options], held: list[Rows], free: list[Rows], known: list[Rows]) -> None:
     from rich.table import Table
 
     table = Table(title="Random weights; tokens per request, time per call", title_justify="left")

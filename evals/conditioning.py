@@ -12,7 +12,6 @@ bootstrap over problems. Lab figures. Resumable: finished parts are kept.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ from stepwise.lab.problems import LabProblem, generate
 from stepwise.lab.references import Granularity, reference
 from stepwise.models import load_backend
 from stepwise.models.scorers import load_scorer
-from stepwise.runs.shell import Run, program
+from stepwise.runs.shell import Options, Run, program
 from stepwise.stats import bootstrap, resamples
 from stepwise.types import Intervention, Localization, Problem, Step, Trace
 
@@ -60,14 +59,17 @@ class Attempt(NamedTuple):
         return ProcessBenchRow(self.problem(), trace, Localization(self.first_error))
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--problems", type=int, default=500, help="held-out problems (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=32, help="rollouts from each place (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=16, help="calls of the critic at a time (default: %(default)s)")
+class _Options(Options):
+    problems: int = 500
+    """held-out problems"""
+    samples: int = 32
+    """rollouts from each place"""
+    threads: int = 16
+    """calls of the critic at a time"""
 
 
-@program(doc=__doc__, arguments=arguments)
-def main(run: Run) -> int:
+@program(_Options, doc=__doc__)
+def main(run: Run[_Options]) -> int:
     weak = load_backend(run.config.models.weak)
     found: Rows = {row["part"]: row["figures"] for row in run.rows("parts.jsonl")}
     parts: dict[str, Callable[[], Rows]] = {
@@ -82,13 +84,13 @@ def main(run: Run) -> int:
     return 0 if show(run, found) else 1
 
 
-def _attempts(run: Run, weak: Any, split: str, seed: int, start: int = 0) -> list[Attempt]:
+def _attempts(run: Run[_Options], weak: Any, split: str, seed: int, start: int = 0) -> list[Attempt]:
     problems = generate(split, run.args.problems, start=start)
     solved = sample(weak, problems, seed=seed, label=f"attempts, {split}")
     return [Attempt(p, s[0], p.first_error(s[0])) for p, s in zip(problems, solved, strict=True) if s[0]]
 
 
-def _by_critic(run: Run, attempts: Sequence[Attempt], granularity: Granularity = "full") -> list[loc.Outcome]:
+def _by_critic(run: Run[_Options], attempts: Sequence[Attempt], granularity: Granularity = "full") -> list[loc.Outcome]:
     localizer = ErrorLocalizer.from_config(run.config)
     localizer.set_lm(localizer.get_lm().copy(cache=False))
     items = [{"problem": a.problem(granularity), "steps": a.steps} for a in attempts]
@@ -107,7 +109,7 @@ def _counted(outcomes: Sequence[loc.Outcome], attempts: Sequence[Attempt]) -> Ro
     }  # fmt: skip
 
 
-def _localization(run: Run, weak: Any) -> Rows:
+def _localization(run: Run[_Options], weak: Any) -> Rows:
     attempts, tuning = _attempts(run, weak, "test", seed=31), _attempts(run, weak, "val", seed=32)
     rows: Rows = {}
     for granularity in GRANULARITIES:
@@ -135,7 +137,7 @@ def _strata(attempts: Sequence[Attempt]) -> dict[str, Callable[[Attempt], bool]]
     }
 
 
-def _baselines(run: Run, attempts: Sequence[Attempt], tuning: Sequence[Attempt]) -> Rows:
+def _baselines(run: Run[_Options], attempts: Sequence[Attempt], tuning: Sequence[Attempt]) -> Rows:
     def scored(rows: Sequence[Attempt]) -> list[list[float]]:
         pairs = [(a.lab.problem, a.steps) for a in rows]
         return [list(s) for s in load_scorer(run.config.scorer).score_batch(pairs)]
@@ -153,7 +155,7 @@ def _baselines(run: Run, attempts: Sequence[Attempt], tuning: Sequence[Attempt])
     }
 
 
-def _hard(run: Run, weak: Any) -> list[Attempt]:
+def _hard(run: Run[_Options], weak: Any) -> list[Attempt]:
     """A failed attempt at each problem that lab-weak fails every time, where a true step exists at the first error."""
     problems = generate("test", run.args.problems)
     everything = sample(weak, problems, n=run.args.samples, seed=11, label=f"{run.args.samples} rollouts each")
@@ -166,7 +168,7 @@ def _hard(run: Run, weak: Any) -> list[Attempt]:
     return out
 
 
-def _proposed(run: Run, hard: Sequence[Attempt], at: Sequence[int | None]) -> list[Intervention | None]:
+def _proposed(run: Run[_Options], hard: Sequence[Attempt], at: Sequence[int | None]) -> list[Intervention | None]:
     proposer = InterventionProposer.from_config(run.config)
     proposer.set_lm(proposer.get_lm().copy(cache=False))
     asked = [(i, a, e) for i, (a, e) in enumerate(zip(hard, at, strict=True)) if e is not None]
@@ -178,7 +180,7 @@ def _proposed(run: Run, hard: Sequence[Attempt], at: Sequence[int | None]) -> li
     return out
 
 
-def _conditioning(run: Run, weak: Any) -> Rows:
+def _conditioning(run: Run[_Options], weak: Any) -> Rows:
     hard = _hard(run, weak)
     errors = [a.first_error or 0 for a in hard]
     located = [o.first_error for o in _by_critic(run, hard)]

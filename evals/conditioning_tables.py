@@ -11,7 +11,7 @@ from .lab_tables import table
 FOUND, RATIO = 70.0, 3.0  # percent of first errors; lower bound against resampling from the correct prefix
 
 
-def show(run: Run, figures: dict[str, Any]) -> bool:
+def show(run: Run[Any], figures: dict[str, Any]) -> bool:
     """Prints both tables; true when the bars were met."""
     _localization(run, figures["localization"])
     return _conditioning(run, figures["conditioning"]) and (_critic(figures)["acc_err"] or 0.0) >= FOUND
@@ -22,7 +22,7 @@ def _critic(figures: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _localization(run: Run, rows: dict[str, Any]) -> None:
+def _localization(run: Run[Any], rows: dict[str, Any]) -> None:
     def interval(r: dict[str, Any]) -> str:
         return "" if r["interval"] is None else "{:.0f} to {:.0f}".format(*r["interval"])
 
@@ -44,7 +44,7 @@ def _localization(run: Run, rows: dict[str, Any]) -> None:
             f"Tokens per call of lab-critic: {tokens / max(1, calls):.0f}; failures: {failed}.")  # fmt: skip
 
 
-def _conditioning(run: Run, found: dict[str, Any]) -> bool:
+def _conditioning(run: Run[Any], found: dict[str, Any]) -> bool:
     title = (
         f"{found['hard']} problems that lab-weak failed {found['samples']} times of {found['samples']}, continued on "
         f"{found['samples']} fresh rollouts each from"

@@ -16,7 +16,6 @@ share of all groups with a signal. A lab figure: a test bed, no benchmark.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,13 +26,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 from rich import box
 from rich.table import Table
 
 from stepwise.config import Config
 from stepwise.credit import load_credit
 from stepwise.runs.progress import progress
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 from stepwise.stats import percentile
 from stepwise.training.crediting import credit_groups, groups_of
 from stepwise.training.labels import Labeller
@@ -88,14 +88,17 @@ class Told:
     tokens: int
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--problems", type=positive, default=40, metavar="N", help="of the pool (default: 40)")
-    parser.add_argument("--continuations", type=positive, default=32, metavar="N", help="of the truth (default: 32)")
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="of the policy, in PEFT's layout (default: none)")
+class _Options(Options):
+    problems: PositiveInt = 40
+    """of the pool"""
+    continuations: PositiveInt = 32
+    """of the truth"""
+    adapter: Path | None = None
+    """of the policy, in PEFT's layout"""
 
 
-@program(doc=__doc__, arguments=arguments)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__)
+def main(run: Run[_Options]) -> None:
     args = run.args
     cfg = sampled_by(exact_weights(run.config, run.out))
     found, right = credited(cfg, [made.problem for made in pool_of(args.problems)], args.continuations, args.adapter)

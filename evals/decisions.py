@@ -13,7 +13,6 @@ Each figure is the best of --repeats; the bar is held where the dearest is below
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import time
@@ -24,11 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import PositiveInt
+
 from stepwise.routing.policies import Threshold
 from stepwise.routing.policy import Policy, View
 from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
 from stepwise.routing.pomdp.policies import BeliefThreshold, Planned, Published
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 from stepwise.types import Problem, Step, Usage
 
 from .pomdp import load
@@ -38,14 +39,17 @@ STEPS = (1, 10, 30)
 TOKENS = Usage(generated_tokens=60)
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, metavar="FILE", help="published parameters; without it, a stand-in")
-    parser.add_argument("--repeats", type=positive, default=20, help="best of so many (default: %(default)s)")
-    parser.add_argument("--calls", type=positive, default=1000, help="calls per repeat (default: %(default)s)")
+class _Options(Options):
+    data: Path | None = None
+    """published parameters; without it, a stand-in"""
+    repeats: PositiveInt = 20
+    """best of so many"""
+    calls: PositiveInt = 1000
+    """calls per repeat"""
 
 
-@program(doc=__doc__, arguments=arguments, resumable=False)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, resumable=False)
+def main(run: Run[_Options]) -> None:
     rows = [
         {"policy": policy.name, "history": history, "observation": observation, **measure(policy, run.args)}
         for observation, history, policy in policies(run.args.data)
@@ -73,7 +77,7 @@ def policies(data: Path | None) -> list[tuple[str, str, Policy]]:
     return found
 
 
-def measure(policy: Policy, args: argparse.Namespace) -> dict[str, Any]:
+def measure(policy: Policy, args: _Options) -> dict[str, Any]:
     """Microseconds per call; what is made at the first decision (the plan) is made before."""
 
     def best(work: Callable[[], object]) -> float:
@@ -100,7 +104,7 @@ def view(steps: int) -> View:
     return View(Problem("p", "How many?"), before, Step("A draft.", "weak", 0.4, TOKENS), "step")
 
 
-def _print(run: Run, rows: list[dict[str, Any]]) -> None:
+def _print(run: Run[_Options], rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title=f"Microseconds of one decision; bar: {BAR:.0f}", title_justify="left")

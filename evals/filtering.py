@@ -10,7 +10,6 @@ choosing among four candidates of an attempt costs and brings. Writes filtering.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 
 from stepwise.grading import Verdict
 from stepwise.interventions.collection import collect, read_stage
@@ -36,7 +36,7 @@ from stepwise.interventions.filtering import (
 )
 from stepwise.interventions.rows import Candidate, GuidedRollout, Made
 from stepwise.interventions.settings import CollectSettings
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,13 +58,15 @@ CHOICES = {
 Outcomes = NDArray[np.bool_]  # (candidates, rollouts)
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lab", type=positive, default=100, metavar="N", help="problems (default: %(default)s)")
-    parser.add_argument("--split", default="train", help="of the lab's problems (default: %(default)s)")
-    parser.add_argument(
-        "--candidates", type=positive, default=2, metavar="K", help="per attempt (default: %(default)s)"
-    )
-    parser.add_argument("--orders", type=positive, default=100, help="random orders (default: %(default)s)")
+class _Options(Options):
+    lab: PositiveInt = 100
+    """problems"""
+    split: str = "train"
+    """of the lab's problems"""
+    candidates: PositiveInt = 2
+    """per attempt"""
+    orders: PositiveInt = 100
+    """random orders"""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class Replayed:
     found_above: float
 
 
-@program(doc=__doc__, arguments=arguments)
-def main(run: Run, given: tuple[Sequence[str], Outcomes] | None = None, attempts: int = ATTEMPTS) -> None:
+@program(_Options, doc=__doc__)
+def main(run: Run[_Options], given: tuple[Sequence[str], Outcomes] | None = None, attempts: int = ATTEMPTS) -> None:
     owners, outcomes = given or collected(run)
     seen, truth = outcomes[:, :SEEN], outcomes[:, SEEN:].mean(axis=1)
     if not seen.any() or not (truth >= FLOOR).any():
@@ -105,7 +107,7 @@ def main(run: Run, given: tuple[Sequence[str], Outcomes] | None = None, attempts
     show(run, report, rules, lab)
 
 
-def collected(run: Run) -> tuple[list[str], Outcomes]:
+def collected(run: Run[_Options]) -> tuple[list[str], Outcomes]:
     """The attempts of the candidates, and the outcomes of all their rollouts; made where they are not there yet."""
     from stepwise.lab.problems import generate
 
@@ -229,7 +231,7 @@ def _labels() -> list[str]:
     return [str(low) if high == low + 1 else f"{low}-{high - 1}" for low, high in pairwise(BINS)]
 
 
-def show(run: Run, report: Mapping[str, Any], rules: Mapping[str, Replayed], lab: Beta | None) -> None:
+def show(run: Run[_Options], report: Mapping[str, Any], rules: Mapping[str, Replayed], lab: Beta | None) -> None:
     choices = report["choosing among four (simulated)"]
     run.console.print(_rule_table(rules))
     counts = ", ".join(f"{name}: {n}" for name, n in report["successes in 32"].items())

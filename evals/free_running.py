@@ -162,7 +162,7 @@ WAYS: Mapping[str, Callable[[Sequence[Engine], Sequence[Problem]], int]] = {
 }
 
 
-def measure(run: Run, path: Path) -> dict[str, Any]:
+def measure(run: Run[Any], path: Path) -> dict[str, Any]:
     """Tokens, seconds and decode calls by engine of every way, best of --repeats, and what they come to."""
     args = run.args
     best: dict[str, dict[str, Any]] = {}
@@ -192,7 +192,7 @@ def measure(run: Run, path: Path) -> dict[str, Any]:
     return {"ways": best, "ratios": ratios}
 
 
-def show(run: Run, result: dict[str, Any]) -> None:
+def show(run: Run[Any], result: dict[str, Any]) -> None:
     """The table, and the ratios."""
     from rich.table import Table
 

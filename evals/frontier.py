@@ -12,7 +12,6 @@ traces. Writes frontier.json and frontier.html, with a plot for each world.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from pydantic import PositiveInt
 from rich.table import Table
 
 from evals.frontier_policies import (
@@ -46,7 +46,7 @@ from stepwise.routing.compare import PolicyRow
 from stepwise.routing.metrics import OperatingPoint
 from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.runs.progress import progress
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 
 BUDGETS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
 SIGMAS = 3.0
@@ -54,21 +54,19 @@ STAND_IN_BINS = 10
 FOLLOWED = (0.1, 0.35, 0.65)  # prices at which the optimal filter is simulated against its root value
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, metavar="FILE", help="published parameters; without it, a stand-in")
-    parser.add_argument(
-        "--episodes", type=positive, default=100_000, metavar="N", help="problems simulated (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=1, help="of the simulation (default: %(default)s)")
-    parser.add_argument(
-        "--corrected-hazard",
-        action="store_true",
-        help="with --data: count steps right, not as published (see the solver)",
-    )
+class _Options(Options):
+    data: Path | None = None
+    """published parameters; without it, a stand-in"""
+    episodes: PositiveInt = 100000
+    """problems simulated"""
+    seed: int = 1
+    """of the simulation"""
+    corrected_hazard: bool = False
+    """with --data: count steps right, not as published (see the solver)"""
 
 
-@program(doc=__doc__, arguments=arguments, resumable=False)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, resumable=False)
+def main(run: Run[_Options]) -> None:
     data, episodes, seed = run.args.data, run.args.episodes, run.args.seed
     as_published = data is not None and not run.args.corrected_hazard
     drawn = world_of(data, published_hazard=as_published)
@@ -200,7 +198,9 @@ def plot(world: World, frontiers: dict[str, Frontier], episodes: int) -> Markup:
     return Markup('<h2>World "{}"</h2><p>{}</p>{}').format(world.kind, key, drawings)
 
 
-def _print(run: Run, world: World, rows: dict[str, list[tuple[float, float]]], checks: list[dict[str, Any]]) -> None:
+def _print(
+    run: Run[_Options], world: World, rows: dict[str, list[tuple[float, float]]], checks: list[dict[str, Any]]
+) -> None:
     table = Table(title=f'World "{world.kind}": accuracy at expected strong calls', title_justify="left")
     table.add_column("policy")
     for calls in BUDGETS:

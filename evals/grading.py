@@ -15,7 +15,6 @@ of them with --all, else the first few of each), the real ones all.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import statistics
@@ -32,7 +31,7 @@ from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION, Verdict, check_gold, grade
 from stepwise.grading.answers import ParsedAnswer, compare, read
 from stepwise.grading.text import Unreadable, clean
-from stepwise.runs.shell import Run, program
+from stepwise.runs.shell import Options, Run, program
 from stepwise.types import Problem
 
 QUESTIONS = {"gsm8k": "question", "math500": "problem", "aime24": "problem"}
@@ -42,17 +41,19 @@ SHOWN = 5
 Made = tuple[str, str, bool]  # name of the change, the answer, whether it equals the gold answer
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, help="folder with gsm8k, math500 and aime24")
-    parser.add_argument(
-        "--limit", type=int, default=250, help="problems per data set for made answers (default: %(default)s)"
-    )
-    parser.add_argument("--repeats", type=int, default=5, help="of what is timed (default: %(default)s)")
-    parser.add_argument("--all", action="store_true", help="print every disagreement, not the first few of a change")
+class _Options(Options):
+    data: Path
+    """folder with gsm8k, math500 and aime24"""
+    limit: int = 250
+    """problems per data set for made answers"""
+    repeats: int = 5
+    """of what is timed"""
+    all: bool = False
+    """print every disagreement, not the first few of a change"""
 
 
-@program(doc=__doc__, arguments=arguments, resumable=False)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, resumable=False)
+def main(run: Run[_Options]) -> None:
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     found = {name: golds for name in QUESTIONS if (golds := _golds(run.args.data, name))}
     if not found:
@@ -274,7 +275,7 @@ def _rates(repeats: int) -> dict[str, float]:
     return rates
 
 
-def _print_disagreements(run: Run, result: dict[str, Any]) -> None:
+def _print_disagreements(run: Run[_Options], result: dict[str, Any]) -> None:
     """Gold answer, prediction and both verdicts wherever the two graders differ."""
 
     def line(row: dict[str, Any], truth: bool | None) -> str:
@@ -303,7 +304,7 @@ def _print_disagreements(run: Run, result: dict[str, Any]) -> None:
         run.say(line(row, row["labelled"]))
 
 
-def _print(run: Run, result: dict[str, Any]) -> None:
+def _print(run: Run[_Options], result: dict[str, Any]) -> None:
     from rich.table import Table
 
     for title, part in (("data set", "sets"), ("change", "changes")):

@@ -10,7 +10,6 @@ identify.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +17,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 
 from evals.simulated_traces import simulate
 from stepwise.routing.pomdp.estimate import Padded, Parameters, count, expect, learn, pad, smoothed
 from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.routing.pomdp.fit_data import FitTrace, unlabelled
 from stepwise.runs.progress import progress
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 
 BINS, FRESH = 8, 1000
 P_WEAK, P_STRONG, ESCALATE = 0.87, 0.95, 0.1
@@ -39,13 +39,15 @@ WORLDS: dict[str, dict[str, Any]] = {
 }
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--traces", type=positive, nargs="+", default=[300, 1000, 3000], metavar="N")
-    parser.add_argument("--seeds", type=positive, default=5, help="simulations of each (default: %(default)s)")
+class _Options(Options):
+    traces: tuple[PositiveInt, ...] = (300, 1000, 3000)
+    """numbers of traces to fit to"""
+    seeds: PositiveInt = 5
+    """simulations of each"""
 
 
-@program(doc=__doc__, arguments=arguments, resumable=False)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, resumable=False)
+def main(run: Run[_Options]) -> None:
     rows: list[dict[str, Any]] = []
     with progress("simulating", len(WORLDS) * len(run.args.traces) * run.args.seeds) as advance:
         for world in WORLDS:
@@ -135,7 +137,7 @@ def figures(
     }
 
 
-def show(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
+def show(run: Run[_Options], rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title=f"Mean over {run.args.seeds} simulations", title_justify="left", box=None)

@@ -7,7 +7,6 @@ part it was at. The sham control (--sham) trains lab-weak further on its own cor
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +24,7 @@ from stepwise.models import load_backend
 from stepwise.models.base import Backend, Request
 from stepwise.routing.pomdp.fit_check import auroc
 from stepwise.runs.progress import progress
-from stepwise.runs.shell import Run, program
+from stepwise.runs.shell import Options, Run, program
 from stepwise.stats import wilson
 from stepwise.steps import split_steps
 from stepwise.types import Step
@@ -35,24 +34,21 @@ from .lab_tables import gates, show
 Solved = list[list[str]]  # for one problem: its samples, each a list of steps
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--models", type=Path, metavar="DIR", help="folder with lab-weak/model.gguf, ...; the shipped ones"
-    )
-    parser.add_argument(
-        "--problems", type=int, default=500, help="held-out problems of each split (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--samples", type=int, default=32, help="samples of a problem for coverage (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--sham", type=int, default=0, metavar="TOKENS", help="train lab-weak on its own corpus for so long"
-    )
-    parser.add_argument("--cards", action="store_true", help="write the figures into the models' cards")
+class _Options(Options):
+    models: Path | None = None
+    """folder with lab-weak/model.gguf, ...; the shipped ones"""
+    problems: int = 500
+    """held-out problems of each split"""
+    samples: int = 32
+    """samples of a problem for coverage"""
+    sham: int = 0
+    """train lab-weak on its own corpus for so long"""
+    cards: bool = False
+    """write the figures into the models' cards"""
 
 
-@program(doc=__doc__, arguments=arguments)
-def main(run: Run) -> int:
+@program(_Options, doc=__doc__)
+def main(run: Run[_Options]) -> int:
     weak, strong = _load(run, "lab-weak"), _load(run, "lab-strong")
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "solved": lambda: _solved(run, weak, strong),
@@ -76,13 +72,13 @@ def main(run: Run) -> int:
     return 0 if all(g["held"] for g in held) else 1
 
 
-def _folder(run: Run, name: str) -> Path:
+def _folder(run: Run[_Options], name: str) -> Path:
     from stepwise.lab import model_path
 
     return run.args.models / name if run.args.models else model_path(name).parent
 
 
-def _load(run: Run, name: str) -> Backend:
+def _load(run: Run[_Options], name: str) -> Backend:
     return load_backend(f"llamacpp/{_folder(run, name) / 'model.gguf'}")
 
 
@@ -137,7 +133,7 @@ def _rate(values: Iterable[bool]) -> dict[str, float]:
     return {"solved": float(np.mean(listed)), "low": spread.low, "high": spread.high, "n": len(listed)}
 
 
-def _solved(run: Run, weak: Backend, strong: Backend) -> dict[str, Any]:
+def _solved(run: Run[_Options], weak: Backend, strong: Backend) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for split in ("test", "test-wording", "test-family", "test-long", "test-recovery"):
         problems = generate(split, run.args.problems)
@@ -160,7 +156,7 @@ def _solved(run: Run, weak: Backend, strong: Backend) -> dict[str, Any]:
     return table
 
 
-def _right_rule(run: Run, weak: Backend) -> dict[str, Any]:
+def _right_rule(run: Run[_Options], weak: Backend) -> dict[str, Any]:
     """Share of right uses of each rule at temperature 1, among steps whose prefix is right."""
     problems = generate("test", run.args.problems, start=20_000)
     uses: dict[str, list[bool]] = defaultdict(list)
@@ -177,7 +173,7 @@ def _right_rule(run: Run, weak: Backend) -> dict[str, Any]:
     return {name: _rate(uses[name]) for name in sorted(uses)}
 
 
-def _recovery(run: Run, weak: Backend) -> dict[str, Any]:
+def _recovery(run: Run[_Options], weak: Backend) -> dict[str, Any]:
     """Share of solutions with a wrong step that end wrong all the same."""
     out = {}
     for split in ("test", "test-recovery"):
@@ -194,7 +190,7 @@ def _recovery(run: Run, weak: Backend) -> dict[str, Any]:
     return out
 
 
-def _coverage(run: Run, weak: Backend) -> dict[str, Any]:
+def _coverage(run: Run[_Options], weak: Backend) -> dict[str, Any]:
     """Problems failed in every sample, and what continuing from four places makes of them, on fresh samples."""
     n = run.args.samples
     problems = generate("test", run.args.problems)
@@ -229,7 +225,7 @@ def _coverage(run: Run, weak: Backend) -> dict[str, Any]:
     return out
 
 
-def _scorer(run: Run, weak: Backend) -> dict[str, Any]:
+def _scorer(run: Run[_Options], weak: Backend) -> dict[str, Any]:
     """Scores of lab-weak's own steps by state: S0 right so far, S1 wrong earlier, S2 wrong just now."""
     from stepwise import load_scorer
 
@@ -258,7 +254,7 @@ def _scorer(run: Run, weak: Backend) -> dict[str, Any]:
     }
 
 
-def _sham(run: Run, before: float) -> dict[str, Any]:
+def _sham(run: Run[_Options], before: float) -> dict[str, Any]:
     """lab-weak, trained on more of its own corpus: what "more pretraining" alone would give any method."""
     path = continue_on_own_corpus(_folder(run, "lab-weak"), run.args.sham, run.out / "sham")
     problems = generate("test", run.args.problems)
@@ -282,7 +278,7 @@ def continue_on_own_corpus(model_dir: Path, tokens: int, out: Path, seed: int = 
     return export_gguf(out / "model", out / "model.gguf", quantization="q8_0")
 
 
-def _write_cards(run: Run, figures: dict[str, Any]) -> None:
+def _write_cards(run: Run[_Options], figures: dict[str, Any]) -> None:
     command = f"python -m evals.lab --problems {run.args.problems} --samples {run.args.samples} --sham {run.args.sham}"
     own: dict[str, dict[str, Any]] = {
         "lab-weak": {k: figures[k] for k in ("right_rule", "recovery", "coverage", "sham") if k in figures},

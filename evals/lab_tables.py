@@ -28,7 +28,7 @@ def gates(f: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"what": w, "measured": m, "low": lo, "high": hi, "held": bool(lo <= m <= hi)} for w, m, lo, hi in rows]
 
 
-def show(run: Run, figures: dict[str, Any], held: list[dict[str, Any]]) -> None:
+def show(run: Run[Any], figures: dict[str, Any], held: list[dict[str, Any]]) -> None:
     rows = [
         (g["what"], g["measured"], f"{g['low']:.2f} to {g['high']:.2f}", "held" if g["held"] else "MISSED")
         for g in held
@@ -64,7 +64,7 @@ def show(run: Run, figures: dict[str, Any], held: list[dict[str, Any]]) -> None:
         run.say(f"Sham: {sham['tokens']:,} more tokens of its own corpus take lab-weak {change}.")
 
 
-def table(run: Run, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def table(run: Run[Any], title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from rich.table import Table
 
     shown = Table(title=title, title_justify="left")

@@ -11,7 +11,6 @@ rightful content is the answer is excluded by our rule and counted apart. Writes
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 from stepwise.errors import DataError
 from stepwise.interventions.checks.leaks import LeakVerdict, check_leak
 from stepwise.io import read_rows
-from stepwise.runs.shell import Run, program
+from stepwise.runs.shell import Options, Run, program
 from stepwise.stats import wilson
 
 from .lab_tables import table
@@ -29,12 +28,13 @@ CASES = Path(__file__).parent.parent / "tests" / "interventions" / "leak_cases.j
 Case = dict[str, Any]
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cases", type=Path, default=CASES, metavar="FILE", help="labelled cases (those of the tests)")
+class _Options(Options):
+    cases: Path = CASES
+    """labelled cases (those of the tests)"""
 
 
-@program(doc=__doc__, arguments=arguments, resumable=False)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, resumable=False)
+def main(run: Run[_Options]) -> None:
     cases = read_rows(run.args.cases, finished=True)
     if not cases:
         raise DataError(f"--cases {run.args.cases}: no cases; in a checkout they are in tests/interventions")
@@ -84,7 +84,7 @@ def figures(cases: Sequence[Case], rule: Callable[[Case], bool]) -> dict[str, An
     return counts
 
 
-def show(run: Run, result: dict[str, Any]) -> None:
+def show(run: Run[_Options], result: dict[str, Any]) -> None:
     def share(interval: Any) -> str:
         return "" if interval is None else "{:.3f} ({:.3f} to {:.3f})".format(*interval)
 

@@ -10,7 +10,6 @@ counted. Lab figures.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 
 from stepwise.config import Config
 from stepwise.config.training import SftConfig
@@ -30,7 +30,7 @@ from stepwise.interventions.settings import BuildSettings, CollectSettings
 from stepwise.interventions.writers import in_use
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.lab.references import Granularity, reference
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 from stepwise.stats import bootstrap
 
 from .lab_tables import table
@@ -54,13 +54,15 @@ class Tokens(NamedTuple):
     entropy: Floats
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--problems", type=positive, default=120, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--split", default="train", help="of the lab's problems (default: %(default)s)")
+class _Options(Options):
+    problems: PositiveInt = 120
+    """"""
+    split: str = "train"
+    """of the lab's problems"""
 
 
-@program(doc=__doc__, arguments=arguments, resumable=False)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, resumable=False)
+def main(run: Run[_Options]) -> None:
     from stepwise.training.lora import load_trainee
 
     sources = data(run.config, generate(run.args.split, run.args.problems))
@@ -186,7 +188,7 @@ def mean_of_tokens(problems: Sequence[str], values: Sequence[Floats]) -> list[fl
     return None if found is None else list(found)
 
 
-def show(run: Run, figures: Mapping[str, Mapping[str, Any]]) -> None:
+def show(run: Run[_Options], figures: Mapping[str, Mapping[str, Any]]) -> None:
     """Two tables: over all problems, and over those that have an intervention."""
 
     def shown(value: Sequence[float] | None) -> str:

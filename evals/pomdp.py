@@ -8,7 +8,6 @@ measurement over the bar is repeated, up to three times in all, and the least co
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
@@ -20,20 +19,22 @@ import numpy as np
 
 from stepwise.errors import DataError
 from stepwise.routing.pomdp import RoutingPomdp
-from stepwise.runs.shell import Run, program
+from stepwise.runs.shell import Options, Run, program
 
 GAP, ONE, EIGHT = 1e-3, 1.0, 5.0  # the bars: points, and processor seconds for one price and for eight
 TRIES = 3
 PRICES = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, metavar="FILE", help="published parameters; without it, a stand-in")
-    parser.add_argument("--eps", type=float, default=3e-4, help="error allowed per step, points (default: %(default)s)")
+class _Options(Options):
+    data: Path | None = None
+    """published parameters; without it, a stand-in"""
+    eps: float = 0.0003
+    """error allowed per step, points"""
 
 
-@program(doc=__doc__, arguments=arguments, resumable=False)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, resumable=False)
+def main(run: Run[_Options]) -> None:
     rows: list[dict[str, Any]] = []
     for name in ("pair", "score"):
         model = load(run.args.data, name)
@@ -85,7 +86,7 @@ def measure(model: RoutingPomdp, prices: Sequence[float], eps: float, published:
     }
 
 
-def _print(run: Run, rows: list[dict[str, Any]]) -> None:
+def _print(run: Run[_Options], rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     title = f"Exact solution; bars: gap {GAP} of 100, {ONE:.0f} s for one price, {EIGHT:.0f} s for eight"

@@ -13,23 +13,23 @@ Writes replay.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 
 from stepwise.errors import DataError
 from stepwise.io import read_rows
 from stepwise.routing.pomdp.fit_check import auroc, log_likelihood
 from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, FitTrace, from_row, lag_correlation
 from stepwise.runs.progress import progress
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 
 from .replay_arms import BELIEFS, SCORE, WORLDS, Arm, Array, Seen, arms, cumulative_sum, law_of, seen_of, worlds
 
@@ -47,19 +47,17 @@ MEASURES = {
 }
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, metavar="FILE", required=True, help="labelled traces with scores")
-    parser.add_argument("--splits", type=positive, default=20, help="halvings of the problems (default: %(default)s)")
-    parser.add_argument(
-        "--smoothing",
-        choices=("kernel", "counts"),
-        default="kernel",
-        help="of all arms' laws: as published, or bare counts (default: %(default)s)",
-    )
+class _Options(Options):
+    data: Path
+    """labelled traces with scores"""
+    splits: PositiveInt = 20
+    """halvings of the problems"""
+    smoothing: Literal["kernel", "counts"] = "kernel"
+    """of all arms' laws: as published, or bare counts"""
 
 
-@program(doc=__doc__, arguments=arguments, resumable=False)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, resumable=False)
+def main(run: Run[_Options]) -> None:
     traces = load(run.args.data)
     result: dict[str, Any] = {"splits": run.args.splits, "smoothing": run.args.smoothing, "models": {}}
     with progress("replaying", len(traces) * run.args.splits) as advance:
@@ -223,7 +221,7 @@ def lag_of(traces: Sequence[Seen]) -> float:
     return float(np.corrcoef(np.asarray(pairs).T)[0, 1])
 
 
-def show(run: Run, result: Mapping[str, Any]) -> None:
+def show(run: Run[_Options], result: Mapping[str, Any]) -> None:
     for name, found in result["models"].items():
         lags = ", ".join(f"{value:.2f} {state}" for state, value in found["correlation"].items() if value is not None)
         run.say(f"\n{name}: {found['traces']} traces; correlation of neighbouring scores: {lags}")
@@ -240,7 +238,9 @@ def show(run: Run, result: Mapping[str, Any]) -> None:
         _table(run, "AUROC of here, all steps: real traces and the two worlds", ["real", *WORLDS], drawn)
 
 
-def _table(run: Run, title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Any]], form: str = ".3f") -> None:
+def _table(
+    run: Run[_Options], title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Any]], form: str = ".3f"
+) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=None)

@@ -13,12 +13,13 @@ scorer as it is and on the usual problems.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field, PositiveInt
 
 from stepwise.report import Report, write_report
 from stepwise.report.shell import percent
@@ -26,7 +27,7 @@ from stepwise.routing.compare import judge
 from stepwise.routing.policies import Threshold
 from stepwise.routing.pomdp.fit import FitCard
 from stepwise.runs.progress import progress
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 
 from .routing_arms import NAMES as ARM_NAMES
 from .routing_arms import Arm, Material, chosen
@@ -39,41 +40,40 @@ from .routing_world import ELSEWHERE, SCORERS, World, opened, problems_of
 OVERHEAD_PROBLEMS = 64
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    sizes(parser, problems=200, seeds=3, points=12)
-    parser.add_argument("--arms", nargs="+", default=[], metavar="NAME", help=f"some of: {', '.join(ARM_NAMES)}")
-    parser.add_argument(
-        "--learned",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="DIR",
-        help="that programs.train_router wrote, each an arm",
-    )
-    parser.add_argument("--split", default="test", help="problems that are measured on (default: %(default)s)")
-    kinds = "; ".join(f"{name}: {what}" for name, (what, _) in SCORERS.items())
-    parser.add_argument("--scorer", choices=tuple(SCORERS), default="plain", help=kinds)
-    parser.add_argument("--refit", action="store_true", help="fit with this scorer, on other problems of this split")
-    parser.add_argument("--samples", type=int, default=32, metavar="K", help="for the votes; 0: none (default: 32)")
-
-
-def sizes(parser: argparse.ArgumentParser, *, problems: int, seeds: int, points: int) -> None:
+class SizeOptions(Options):
     """The options that say how long a run takes."""
-    parser.add_argument(
-        "--problems", type=positive, default=problems, metavar="N", help="measured (default: %(default)s)"
-    )
-    parser.add_argument("--seeds", type=positive, default=seeds, metavar="N", help="default: %(default)s")
-    parser.add_argument("--points", type=positive, default=points, metavar="N", help="per arm (default: %(default)s)")
-    parser.add_argument(
-        "--fit", type=positive, default=300, metavar="N", help="fitting problems (default: %(default)s)"
-    )
-    parser.add_argument("--calibrate", type=positive, default=200, metavar="N", help="as many others for the settings")
-    parser.add_argument("--resamples", type=positive, default=400, metavar="N", help="of the bootstrap")
-    parser.add_argument("--cache", type=Path, metavar="FILE", help="answers to share with other runs; else in --out")
+
+    problems: PositiveInt = 200
+    """measured"""
+    seeds: PositiveInt = 3
+    """runs with other seeds"""
+    points: PositiveInt = 12
+    """per arm"""
+    fit: PositiveInt = 300
+    """fitting problems"""
+    calibrate: PositiveInt = 200
+    """as many others for the settings"""
+    resamples: PositiveInt = 400
+    """of the bootstrap"""
+    cache: Path | None = None
+    """answers to share with other runs; else in --out"""
 
 
-@program(doc=__doc__, arguments=arguments)
-def main(run: Run) -> None:
+class _Options(SizeOptions):
+    arms: tuple[str, ...] = Field((), description=f"some of: {', '.join(ARM_NAMES)}")
+    learned: tuple[Path, ...] = ()
+    """that programs.train_router wrote, each an arm"""
+    split: str = "test"
+    """problems that are measured on"""
+    scorer: str = Field("plain", description="; ".join(f"{name}: {what}" for name, (what, _) in SCORERS.items()))
+    refit: bool = False
+    """fit with this scorer, on other problems of this split"""
+    samples: int = 32
+    """for the votes; 0: none"""
+
+
+@program(_Options, doc=__doc__)
+def main(run: Run[_Options]) -> None:
     args = run.args
     arms = chosen(args.arms, args.learned)
     with opened(run.config, args.cache or run.path("calls.jsonl")) as world:
@@ -88,7 +88,7 @@ def main(run: Run) -> None:
     report(run, rows, own, counted, material.fit().card)
 
 
-def material_of(world: World, args: argparse.Namespace, scorer: str, split: str, refit: bool) -> Material:
+def material_of(world: World, args: SizeOptions, scorer: str, split: str, refit: bool) -> Material:
     """What the arms are fitted on, and what they are measured on. Problems of the split itself only with `refit`, and
     then others than those measured.
     """
@@ -99,7 +99,7 @@ def material_of(world: World, args: argparse.Namespace, scorer: str, split: str,
     return Material(world, scorer, scorer if refit else "plain", fitting, others, measured_on, args.points)
 
 
-def measured(run: Run, m: Material, arms: Sequence[Arm], file: str, seeds: Sequence[int]) -> list[Row]:
+def measured(run: Run[Any], m: Material, arms: Sequence[Arm], file: str, seeds: Sequence[int]) -> list[Row]:
     """A row for every arm, setting and seed; those in the file are not measured again."""
     done = {(row.arm, row.setting, row.seed): row for row in run.rows(file, Row)}
     rows = []
@@ -129,7 +129,7 @@ def _of_arm(
             yield Row.of(arm.name, arm.level, policy.point, seed, found)
 
 
-def votes(run: Run, m: Material, seeds: Sequence[int]) -> list[Row]:
+def votes(run: Run[_Options], m: Material, seeds: Sequence[int]) -> list[Row]:
     """Rows of the votes and of the best of k."""
     done = run.rows("votes.jsonl", Row)
     for seed in seeds:
@@ -140,7 +140,7 @@ def votes(run: Run, m: Material, seeds: Sequence[int]) -> list[Row]:
     return done
 
 
-def own_work(run: Run, m: Material) -> list[dict[str, Any]]:
+def own_work(run: Run[_Options], m: Material) -> list[dict[str, Any]]:
     """The router's own work, for the policies that do most of it."""
     done = run.rows("overhead.jsonl")
     if done:
@@ -155,7 +155,7 @@ def own_work(run: Run, m: Material) -> list[dict[str, Any]]:
 
 
 def report(
-    run: Run, rows: Sequence[Row], own: Sequence[dict[str, Any]], counted: Sequence[Cost], card: FitCard
+    run: Run[_Options], rows: Sequence[Row], own: Sequence[dict[str, Any]], counted: Sequence[Cost], card: FitCard
 ) -> None:
     """Print the tables and sentences; write routing.json and the page."""
     samples = run.args.resamples

@@ -9,18 +9,19 @@ figures: a test bed, no benchmark.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
+
+from pydantic import Field, PositiveInt
 
 from stepwise.errors import DataError
 from stepwise.routing.estimates import Estimate, Outcomes, estimate
 from stepwise.routing.metrics import cheapest, frontier_area, pgr
 from stepwise.runs.shell import Run, program
 
-from .routing import material_of, measured, sizes
+from .routing import SizeOptions, material_of, measured
 from .routing_arms import NAMES as ARM_NAMES
 from .routing_arms import chosen
 from .routing_claims import Ends
@@ -60,17 +61,18 @@ class Condition(NamedTuple):
 Rows = Mapping[str, Sequence[Row]]
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    sizes(parser, problems=200, seeds=1, points=8)
-    parser.add_argument("--arms", nargs="+", default=list(DEFAULT), metavar="NAME", help=f"of {', '.join(ARM_NAMES)}")
-    kinds = "; ".join(f"{name}: {what}" for name, (what, _) in SCORERS.items() if name != "plain")
-    parser.add_argument(
-        "--scorers", nargs="*", default=["noisy", "cold", "hot", "strict", "lenient"], metavar="KIND", help=kinds
+class _Options(SizeOptions):
+    seeds: PositiveInt = 1
+    points: PositiveInt = 8
+    arms: tuple[str, ...] = Field(tuple(DEFAULT), description=f"of {', '.join(ARM_NAMES)}")
+    scorers: tuple[str, ...] = Field(
+        ("noisy", "cold", "hot", "strict", "lenient"),
+        description="; ".join(f"{name}: {what}" for name, (what, _) in SCORERS.items() if name != "plain"),
     )
 
 
-@program(doc=__doc__, arguments=arguments)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__)
+def main(run: Run[_Options]) -> None:
     unknown = [kind for kind in run.args.scorers if kind not in SCORERS]
     if unknown:
         raise DataError(f"--scorers {unknown[0]!r} is none; the kinds are {', '.join(SCORERS)}")
@@ -89,7 +91,7 @@ def conditions(scorers: Sequence[str]) -> list[Condition]:
     ]
 
 
-def of_condition(run: Run, world: World, condition: Condition) -> list[Row]:
+def of_condition(run: Run[_Options], world: World, condition: Condition) -> list[Row]:
     """The rows of one condition."""
     m = material_of(world, run.args, condition.scorer, condition.split, condition.refit)
     file = f"rows_{condition.key.replace(', ', '_').replace(' ', '_')}.jsonl"
@@ -170,7 +172,7 @@ def sentences(rows: Rows, area: Mapping[str, Mapping[str, Estimate]], samples: i
     return said
 
 
-def report(run: Run, rows: Rows) -> None:
+def report(run: Run[_Options], rows: Rows) -> None:
     """Print the tables and sentences, and write them."""
     samples = run.args.resamples
     area, settings = areas(rows, samples), kept_settings(rows)
@@ -201,7 +203,7 @@ def report(run: Run, rows: Rows) -> None:
     run.path("robustness.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def _table(run: Run, title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+def _table(run: Run[_Options], title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")

@@ -143,7 +143,7 @@ def levels_of(rows: Sequence[Row]) -> dict[str, str]:
     return {row.arm: row.level for row in rows} | {HINDSIGHT: "bound"}
 
 
-def show(run: Run, cost: Cost, lines: Sequence[Line]) -> None:
+def show(run: Run[Any], cost: Cost, lines: Sequence[Line]) -> None:
     """Print the table of one cost."""
     from rich.table import Table
 

@@ -19,19 +19,20 @@ With --steps real, steps of random lengths through the router, in lockstep and a
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import PositiveInt
 
 from stepwise.errors import DataError
 from stepwise.lab import MODELS, model_path
 from stepwise.models.engine import Engine, GenerationJob
 from stepwise.prompt import SolvePrompt
-from stepwise.runs.shell import Run, program
+from stepwise.runs.shell import Options, Run, program
 
 from .free_running import measure, show
 
@@ -41,23 +42,35 @@ RATIOS = (*AIMS, "lockstep / in order", "one / in order")
 Way = Callable[[Sequence[str]], int]
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="lab-weak", help="lab model or path of a GGUF (default: %(default)s)")
-    parser.add_argument("--shape", help="a random-weight model of this shape instead, made in --out: qwen3-0.6b")
-    parser.add_argument("--problems", type=int, default=16, help="problems in lockstep (default: %(default)s)")
-    parser.add_argument("--singles", type=int, default=4, help="problems of the other ways (default: %(default)s)")
-    parser.add_argument(
-        "--steps", type=_steps, default=10, help='steps of a solution, or "real": random lengths (default: %(default)s)'
-    )
-    parser.add_argument("--tokens", type=int, default=20, help="tokens of a step (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="best of so many (default: %(default)s)")
-    parser.add_argument("--context", type=int, default=512, help="longest sequence (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--gpu-layers", type=int, default=0, help="layers on the GPU (default: %(default)s)")
+class _Options(Options):
+    model: str = "lab-weak"
+    """lab model or path of a GGUF"""
+    shape: str | None = None
+    """a random-weight model of this shape instead, made in --out: qwen3-0.6b"""
+    problems: int = 16
+    """problems in lockstep"""
+    singles: int = 4
+    """problems of the other ways"""
+    steps: PositiveInt | Literal["real"] = 10
+    """steps of a solution, or "real": random lengths"""
+    tokens: int = 20
+    """tokens of a step"""
+    repeats: int = 3
+    """best of so many"""
+    context: int = 512
+    """longest sequence"""
+    threads: int = 1
+    """CPU threads"""
+    gpu_layers: int = 0
+    """layers on the GPU"""
+
+    @property
+    def num_steps(self) -> int:
+        return 0 if self.steps == "real" else self.steps
 
 
-@program(doc=__doc__, arguments=arguments, resumable=False)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, resumable=False)
+def main(run: Run[_Options]) -> None:
     args = run.args
     path = _model(run)
     if args.steps == "real":
@@ -65,7 +78,7 @@ def main(run: Run) -> None:
         run.path("throughput.json").write_text(json.dumps({"model": path.name, **free}, indent=2) + "\n")
         show(run, free)
         return
-    settings = {"context": args.context, "threads": args.threads, "gpu_layers": args.gpu_layers}
+    settings: dict[str, Any] = {"context": args.context, "threads": args.threads, "gpu_layers": args.gpu_layers}
     with Engine.load(path, sequences=args.problems, **settings) as engine, _high_level(path, args) as llama:
         ways = _ways(engine, llama, args)
         best = _measure(ways, args)
@@ -86,11 +99,7 @@ def main(run: Run) -> None:
     _print(run, result)
 
 
-def _steps(text: str) -> int | str:
-    return text if text == "real" else int(text)
-
-
-def _model(run: Run) -> Path:
+def _model(run: Run[_Options]) -> Path:
     if run.args.shape:
         from .shapes import random_model
 
@@ -99,7 +108,7 @@ def _model(run: Run) -> Path:
 
 
 @contextmanager
-def _high_level(path: Path, args: argparse.Namespace) -> Iterator[Any]:
+def _high_level(path: Path, args: _Options) -> Iterator[Any]:
     """llama-cpp-python's `Llama`, which never sees an end of message."""
     import llama_cpp.llama_cpp as lib
     from llama_cpp import Llama
@@ -114,15 +123,15 @@ def _high_level(path: Path, args: argparse.Namespace) -> Iterator[Any]:
             lib.llama_vocab_is_eog = is_end
 
 
-def _ways(engine: Engine, llama: Any, args: argparse.Namespace) -> dict[str, Way]:
+def _ways(engine: Engine, llama: Any, args: _Options) -> dict[str, Way]:
     prompt = SolvePrompt()
-    total = args.steps * args.tokens
+    total = args.num_steps * args.tokens
     settings = {"temperature": TEMPERATURE, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
     def lockstep(questions: Sequence[str]) -> int:
         prefixes = [tuple(engine.prompt_ids(prompt, question)) for question in questions]
         made = 0
-        for step in range(args.steps):
+        for step in range(args.num_steps):
             jobs = [
                 GenerationJob(ids, args.tokens, temperature=TEMPERATURE, seed=step * 1000 + i, ignore_end=True)
                 for i, ids in enumerate(prefixes)
@@ -143,7 +152,7 @@ def _ways(engine: Engine, llama: Any, args: argparse.Namespace) -> dict[str, Way
         made = 0
         ids = [engine.prompt_ids(prompt, question) for question in questions]
         so_far: list[str | list[int]] = [one if args.shape else _text(engine, one) for one in ids]
-        for step in range(args.steps):
+        for step in range(args.num_steps):
             for i, prefix in enumerate(so_far):
                 text, tokens = complete(prefix, args.tokens, step)
                 # Text of random weights does not tokenize back: there the ids that the object holds are given again.
@@ -165,7 +174,7 @@ def _text(engine: Engine, ids: Sequence[int]) -> str:
     return b"".join(engine.vocabulary.token_bytes(i) or engine.vocabulary.text(i).encode() for i in ids).decode()
 
 
-def _measure(ways: dict[str, Way], args: argparse.Namespace) -> dict[str, tuple[int, float]]:
+def _measure(ways: dict[str, Way], args: _Options) -> dict[str, tuple[int, float]]:
     """(tokens, seconds) of the best repeat of each way; every run has problems of its own."""
     from stepwise.lab.problems import generate
 
@@ -183,16 +192,16 @@ def _measure(ways: dict[str, Way], args: argparse.Namespace) -> dict[str, tuple[
             begin = time.perf_counter()
             tokens = way(questions)
             seconds = time.perf_counter() - begin
-            if tokens < 0.9 * n * args.steps * args.tokens:
+            if tokens < 0.9 * n * args.num_steps * args.tokens:
                 raise DataError(
-                    f"{name} wrote {tokens} tokens of {n * args.steps * args.tokens}; --context is too small"
+                    f"{name} wrote {tokens} tokens of {n * args.num_steps * args.tokens}; --context is too small"
                 )
             if name not in best or tokens / seconds > best[name][0] / best[name][1]:
                 best[name] = (tokens, seconds)
     return best
 
 
-def _print(run: Run, result: dict[str, Any]) -> None:
+def _print(run: Run[_Options], result: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(

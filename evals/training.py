@@ -10,7 +10,6 @@ stopped; --workers run side by side.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -21,11 +20,13 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import Field, PositiveInt
+
 from stepwise.config import Config
 from stepwise.errors import ConfigError
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.runs.progress import progress
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 
 from .training_arms import (
     ARMS,
@@ -51,26 +52,36 @@ Made = TypeVar("Made")
 REFERENCE_SEED = 10_000  # of the base's samples that define the stratum of problems it fails
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    known = "; ".join(ARMS)
-    parser.add_argument("--arms", nargs="+", default=DEFAULT, metavar="NAME", help=f"all, or some of: {known}")
-    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of each arm (default: 3)")
-    parser.add_argument("--problems", type=positive, default=200, metavar="N", help="held-out problems (default: 200)")
-    parser.add_argument("--pool", type=positive, default=240, metavar="N", help="training problems (default: 240)")
-    parser.add_argument("--sft-tokens", type=positive, default=80_000, metavar="N", help="with a loss (default: 80k)")
-    parser.add_argument("--rl-steps", type=positive, default=50, metavar="N", help="batches of rollouts (default: 50)")
-    parser.add_argument("--rl-problems", type=positive, default=8, metavar="N", help="in a batch (default: 8)")
-    parser.add_argument("--sft-rate", type=float, default=1e-3, metavar="R", help="learning rate (default: 1e-3)")
-    parser.add_argument("--rl-rate", type=float, default=1e-3, metavar="R", help="learning rate (default: 1e-3)")
-    parser.add_argument("--workers", type=positive, default=2, metavar="N", help="runs at a time (default: 2)")
+class _Options(Options):
+    neutral = ("arms", "seeds", "workers")
+
+    arms: tuple[str, ...] = Field(DEFAULT, description=f"all, or some of: {'; '.join(ARMS)}")
+    seeds: PositiveInt = 3
+    """runs of each arm"""
+    problems: PositiveInt = 200
+    """held-out problems"""
+    pool: PositiveInt = 240
+    """training problems"""
+    sft_tokens: PositiveInt = 80000
+    """with a loss"""
+    rl_steps: PositiveInt = 50
+    """batches of rollouts"""
+    rl_problems: PositiveInt = 8
+    """in a batch"""
+    sft_rate: float = 0.001
+    """learning rate"""
+    rl_rate: float = 0.001
+    """learning rate"""
+    workers: PositiveInt = 2
+    """runs at a time"""
 
 
-@program(doc=__doc__, arguments=arguments, neutral=("arms", "seeds", "workers"))
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__)
+def main(run: Run[_Options]) -> None:
     from stepwise.training.sampler import exact_weights
 
     args = run.args
-    wanted = list(ARMS) if args.arms == ["all"] else args.arms
+    wanted = list(ARMS) if args.arms == ("all",) else args.arms
     unknown = [name for name in wanted if name not in ARMS]
     if unknown:
         raise ConfigError(f"--arms {', '.join(unknown)}: unknown; give some of {'; '.join(ARMS)}")
@@ -98,7 +109,7 @@ def held_out(n: int) -> list[LabProblem]:
     return generate("test", n)
 
 
-def prepare(run: Run, cfg: Config, scale: Scale, names: list[str]) -> None:
+def prepare(run: Run[_Options], cfg: Config, scale: Scale, names: list[str]) -> None:
     """The collection and every dataset that the arms need, before any run begins."""
     kinds = {ARMS[name].data for name in names} - {""}
     if any(ARMS[name].sft.get("replay") for name in names):
@@ -114,7 +125,7 @@ def prepare(run: Run, cfg: Config, scale: Scale, names: list[str]) -> None:
         run.say(f"{kind}: {len(rows)} rows of {len({row.question for row in rows})} problems")
 
 
-def supervise_all(run: Run, exact: Config, scale: Scale, names: list[str]) -> None:
+def supervise_all(run: Run[_Options], exact: Config, scale: Scale, names: list[str]) -> None:
     """The supervised phases of all arms, each kind once for every seed."""
     kinds = {ARMS[name].supervised: name for name in names if ARMS[name].data}
     wanted = [(name, seed) for seed in range(run.args.seeds) for name in kinds.values()]
@@ -128,7 +139,7 @@ def supervise_all(run: Run, exact: Config, scale: Scale, names: list[str]) -> No
             pass
 
 
-def measure_all(run: Run, exact: Config, scale: Scale, names: list[str]) -> None:
+def measure_all(run: Run[_Options], exact: Config, scale: Scale, names: list[str]) -> None:
     """A row in results.jsonl for every arm and seed, all arms under one seed before the next."""
     done = {(row.arm, row.seed) for row in run.rows("results.jsonl", Measured)}
     wanted = [("base", REFERENCE_SEED), *((name, seed) for seed in range(run.args.seeds) for name in names)]
@@ -144,7 +155,7 @@ def measure_all(run: Run, exact: Config, scale: Scale, names: list[str]) -> None
 
 
 @contextmanager
-def side_by_side(run: Run, label: str, total: int, done: int) -> Iterator[tuple[Any, Any]]:
+def side_by_side(run: Run[_Options], label: str, total: int, done: int) -> Iterator[tuple[Any, Any]]:
     """`submit(function, ...)` for processes of --workers at a time, and `results()`: each result as it comes, with the
     progress bar it belongs to.
     """

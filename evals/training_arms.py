@@ -107,11 +107,11 @@ CREDIT: dict[str, Arm] = {
     "shuffled, true": _with_truth("shuffled"),
 }
 ARMS = {**PAPER, **CLONED, **CREDIT}
-DEFAULT = [
+DEFAULT = (
     "sham", "rl", "rft+rl", "reference+rl", "reflection+rl", "strong+rl", "int", "int+rl",
     "int, suffix", "int, no prefix", "int, no filter",
     "vineppo", "first_error, true", "first_error, scorer", "vppo, true", "vppo, scorer",
-]  # fmt: skip
+)  # fmt: skip
 """What three seeds of fit into about three hours on two idle cores; the longest is not the last."""
 COLLECTED = {"pairs", "true_step", "intervention", "suffix", "unfiltered", "moved", "rejection", "reflection"}
 """Datasets that are made from the collection."""

@@ -18,7 +18,6 @@ pip install trl==1.16.0 datasets==5.2.0; without it, only our own rows are there
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.util
 import json
@@ -27,13 +26,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import TypeAdapter
+from pydantic import PositiveInt, TypeAdapter
 
 from stepwise.errors import DataError, MissingDependencyError
 from stepwise.lab import MODELS, model_path
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 
 from .shapes import SHAPES, write_checkpoint
 from .training_memory_worker import Base, Case, Job, Side
@@ -43,22 +42,31 @@ CARD_BYTES = 24e9
 Rows = dict[str, Any]
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    add("--shapes", nargs="+", metavar="SHAPE", help=f"lab-weak, {', '.join(SHAPES)} (default: by device)")
-    add("--methods", nargs="+", choices=["sft", "grpo"], default=["sft", "grpo"], help="(default: both)")
-    add("--bases", nargs="+", choices=get_args(Base), help="types of the base's weights (default: by device)")
-    add("--layers", type=int, help="cut a random shape to so many layers, 0 for none (default: 4 on a CPU, else 0)")
-    add("--rows", type=positive, help="sequences in a step (default: by case)")
-    add("--tokens", type=positive, help="tokens of a sequence, a quarter of them prompt (default: by case)")
-    add("--micro", type=positive, help="sequences in one pass, a divisor of --rows (default: by case)")
-    add("--repeats", type=positive, default=2, help="timed steps; the median counts (default: %(default)s)")
-    add("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+class _Options(Options):
+    device: str = "cpu"
+    """cpu or cuda"""
+    shapes: tuple[str, ...] | None = None
+    """lab-weak, or one of evals/shapes.py; by device without it"""
+    methods: tuple[Literal["sft", "grpo"], ...] = ("sft", "grpo")
+    """of training"""
+    bases: tuple[Base, ...] | None = None
+    """types of the base's weights"""
+    layers: int | None = None
+    """cut a random shape to so many layers, 0 for none"""
+    rows: PositiveInt | None = None
+    """sequences in a step"""
+    tokens: PositiveInt | None = None
+    """tokens of a sequence, a quarter of them prompt"""
+    micro: PositiveInt | None = None
+    """sequences in one pass, a divisor of --rows"""
+    repeats: PositiveInt = 2
+    """timed steps; the median counts"""
+    threads: PositiveInt = 1
+    """CPU threads"""
 
 
-@program(doc=__doc__, arguments=arguments)
-def main(run: Run) -> int:
+@program(_Options, doc=__doc__)
+def main(run: Run[_Options]) -> int:
     every = cases(run.args)
     sides: list[Side] = ["stepwise"] if missing() else ["stepwise", "trl"]
     done = {key(row): row for row in run.rows("rows.jsonl") if "error" not in row}
@@ -83,11 +91,11 @@ def missing() -> list[str]:
     return [name for name in ("trl", "datasets") if importlib.util.find_spec(name) is None]
 
 
-def cases(args: argparse.Namespace) -> list[Case]:
+def cases(args: _Options) -> list[Case]:
     """The cases of the options, each checked; raises DataError for what cannot be run."""
     on_gpu = args.device.startswith("cuda")
     shapes = args.shapes or (["qwen3-0.6b", "qwen3-4b"] if on_gpu else ["lab-weak", "qwen3-0.6b"])
-    bases = args.bases or (["bfloat16", "4bit"] if on_gpu else ["float32"])
+    bases: tuple[Base, ...] = args.bases or (("bfloat16", "4bit") if on_gpu else ("float32",))
     if unknown := [shape for shape in shapes if shape not in (*SHAPES, "lab-weak")]:
         raise DataError(f"--shapes has {unknown[0]!r}; known are lab-weak, {', '.join(SHAPES)}")
     if "4bit" in bases and not on_gpu:
@@ -106,7 +114,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
     return found
 
 
-def _sizes(args: argparse.Namespace, shape: str, method: str, on_gpu: bool) -> tuple[int, int, int, int]:
+def _sizes(args: _Options, shape: str, method: str, on_gpu: bool) -> tuple[int, int, int, int]:
     """Rows, tokens of the prompt and of the completion, rows in one pass."""
     if on_gpu:
         rows, prompt, completion, micro = (2, 256, 3840, 1) if method == "sft" else (8, 256, 1024, 4)
@@ -131,7 +139,7 @@ def label(case: Case) -> str:
     return f"{case.shape}{cut} {case.method} {kind}"
 
 
-def _measure(run: Run, side: Side, case: Case) -> Rows:
+def _measure(run: Run[_Options], side: Side, case: Case) -> Rows:
     args = run.args
     folder = str(_model(run, case))
     figures = alone(Job(side, case, folder, run.config.lora, args.device, args.repeats, args.threads, run.config.seed))
@@ -159,7 +167,7 @@ def alone(job: Job) -> Rows:
     return figures
 
 
-def _model(run: Run, case: Case) -> Path:
+def _model(run: Run[_Options], case: Case) -> Path:
     """Directory of the case's weights; random ones are made once for each shape."""
     if case.shape in MODELS:
         return model_path(case.shape, "safetensors")
@@ -200,7 +208,7 @@ def _versions() -> dict[str, str | None]:
     return {name: importlib.metadata.version(name) if there else None for name, there in found.items()}
 
 
-def _print(run: Run, rows: Sequence[Rows], compared: Sequence[Rows]) -> None:
+def _print(run: Run[_Options], rows: Sequence[Rows], compared: Sequence[Rows]) -> None:
     from rich import box
     from rich.table import Table
 

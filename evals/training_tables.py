@@ -18,7 +18,9 @@ from .training_measures import SAMPLES, STRATA, Measured, interval, scores, stra
 from .training_page import CONTROL, GROUPS, training_page
 
 
-def show(run: Run, rows: Sequence[Measured], problems: Sequence[LabProblem], reference: Measured) -> dict[str, Any]:
+def show(
+    run: Run[Any], rows: Sequence[Measured], problems: Sequence[LabProblem], reference: Measured
+) -> dict[str, Any]:
     """Print all tables; what they hold, for training.json. `reference` says which problems the base fails."""
     masks, by_arm = strata(problems, reference.right), _by_arm(rows)
     summary: dict[str, Any] = {"problems": len(problems), "arms": {}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import json
@@ -10,14 +9,15 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import ValidationError
+from cyclopts import Parameter
+from pydantic import PositiveInt, ValidationError
 
 from stepwise.critics.inputs import as_steps
 from stepwise.data.tables import parse_table
 from stepwise.errors import BackendError, DataError
-from stepwise.runs.shell import positive
+from stepwise.runs.shell import PIPE, POSITIONAL, Options
 from stepwise.steps import encodable
 from stepwise.types import Problem, Trace, Usage, as_problem, from_json
 
@@ -46,21 +46,28 @@ class Attempt(NamedTuple):
         return sum(len(text.encode("utf-8", "replace")) for text in texts), len(self.steps)
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the attempt; - or nothing: standard input")
-    parser.add_argument("--row", type=positive, metavar="N", help="the Nth attempt of a file with several, from 1")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
+class AttemptOptions(Options):
+    """Which attempt, and in which form the result is printed."""
+
+    neutral = ("as_json",)
+
+    file: Annotated[Path | None, POSITIONAL, PIPE] = None
+    """the attempt; - or nothing: standard input"""
+    row: PositiveInt | None = None
+    """the Nth attempt of a file with several, from 1"""
+    as_json: Annotated[bool, Parameter("--json")] = False
+    """print one JSON object on one line"""
 
 
-def read_attempt(args: argparse.Namespace) -> Attempt:
+def read_attempt(args: AttemptOptions) -> Attempt:
     """The attempt that the arguments name; raises DataError naming the file, the field, the value and the remedy."""
-    piped = args.file is None or str(args.file) == "-"
-    where = "standard input" if piped else str(args.file)
-    if piped and sys.stdin.isatty():
+    file = None if args.file == Path("-") else args.file
+    where = "standard input" if file is None else str(file)
+    if file is None and sys.stdin.isatty():
         raise DataError("there is no FILE, and nothing is piped in; give a file (--help says what it holds) or a pipe")
-    if not piped and not args.file.is_file():
+    if file is not None and not file.is_file():
         raise DataError(f"{where}: no such file; give a file with one attempt (--help says how it looks)")
-    data = sys.stdin.buffer.read() if piped else args.file.read_bytes()
+    data = sys.stdin.buffer.read() if file is None else file.read_bytes()
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:

@@ -12,14 +12,13 @@ discarded draft was the problem (routing). A killed run goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from stepwise.config import Config
 from stepwise.data.examples import read_examples, write_pairs
@@ -27,36 +26,41 @@ from stepwise.data.problems import SOURCES, load_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.interventions import building
 from stepwise.interventions.collection import read_stage
-from stepwise.interventions.datasets import KINDS, NEED_COLLECTION, Recipe, pairs
+from stepwise.interventions.datasets import NEED_COLLECTION, Recipe, pairs
 from stepwise.interventions.from_routing import from_routing, plan_from_routing, read_traces
 from stepwise.interventions.settings import BuildSettings
 from stepwise.lab.problems import generate
 from stepwise.lab.references import Granularity, reference
 from stepwise.runs.plan import PlannedCalls
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, one_of, program
 from stepwise.types import Problem, Trace
 
-
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--kind", required=True, choices=[*KINDS, "pairs", "routing"], help="what to make", metavar="KIND"
-    )
-    parser.add_argument("--collection", type=Path, metavar="DIR", help="directory of a collection")
-    parser.add_argument("--traces", type=Path, metavar="DIR", help="directory, or traces.jsonl, that route wrote")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--problems", metavar="FILE", help=SOURCES)
-    where.add_argument("--split", default="train", help="split of the lab's problems (default: %(default)s)")
-    parser.add_argument("--n", type=positive, default=50, metavar="N", help="of a split (default: %(default)s)")
-    parser.add_argument(
-        "--granularity", choices=("full", "compressed", "regrouped"), help="of the lab's references, in place of theirs"
-    )
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="a=b", help="a setting, such as per_problem=2 or rounds=5"
-    )
-    parser.add_argument("--licence", default="other", help="licence's short name, for the card (default: %(default)s)")
+_WHERE = one_of("Problems")
 
 
-def _settings_of(args: argparse.Namespace) -> BuildSettings:
+class _Options(Options):
+    neutral = ("licence",)
+
+    kind: str
+    """what to make, see above"""
+    collection: Path | None = None
+    """directory of a collection"""
+    traces: Path | None = None
+    """directory, or traces.jsonl, that route wrote"""
+    problems: Annotated[str | None, _WHERE] = Field(None, description=SOURCES)
+    split: Annotated[str, _WHERE] = "train"
+    """split of the lab's problems"""
+    n: PositiveInt = 50
+    """of a split"""
+    granularity: Literal["full", "compressed", "regrouped"] | None = None
+    """of the lab's references, in place of theirs"""
+    option: tuple[str, ...] = ()
+    """a setting, such as per_problem=2 or rounds=5"""
+    licence: str = "other"
+    """licence's short name, for the card"""
+
+
+def _settings_of(args: _Options) -> BuildSettings:
     """The settings of --option; raises ConfigError for one that does not exist or does not fit."""
     given: dict[str, Any] = {}
     for option in args.option:
@@ -79,7 +83,7 @@ def _settings_of(args: argparse.Namespace) -> BuildSettings:
         raise ConfigError(f"--option {name}: {detail['msg']}, not {detail['input']!r:.60}; there are {known}") from None
 
 
-def _problems_of(args: argparse.Namespace) -> list[Problem] | None:
+def _problems_of(args: _Options) -> list[Problem] | None:
     """The problems that the arguments name, with references as asked for; None: those that the collection knows."""
     if args.problems is not None:
         if args.granularity:
@@ -95,7 +99,7 @@ def _problems_of(args: argparse.Namespace) -> list[Problem] | None:
     return [dataclasses.replace(lab.problem, reference=reference(lab, kind)) for lab in labs]
 
 
-def _recipe_of(config: Config, args: argparse.Namespace) -> Recipe:
+def _recipe_of(config: Config, args: _Options) -> Recipe:
     if args.kind in (*NEED_COLLECTION, "pairs") and args.collection is None:
         raise DataError(f"--kind {args.kind} is made from a collection; give its directory with --collection")
     problems, kind = _problems_of(args), "intervention" if args.kind == "pairs" else args.kind
@@ -103,20 +107,20 @@ def _recipe_of(config: Config, args: argparse.Namespace) -> Recipe:
     return Recipe(kind, source, config, _settings_of(args), problems)
 
 
-def _traces_of(args: argparse.Namespace) -> list[Trace]:
+def _traces_of(args: _Options) -> list[Trace]:
     if args.traces is None:
         raise DataError("--kind routing is made from traces; give the directory that route wrote with --traces")
     return read_traces(args.traces)
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
+def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     if args.kind == "routing":
         return plan_from_routing(_traces_of(args), _settings_of(args).collect)
     return _recipe_of(config, args).planned()
 
 
-@program(doc=__doc__, arguments=_arguments, plan=_plan)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, plan=_plan)
+def main(run: Run[_Options]) -> None:
     args = run.args
     if args.kind == "routing":
         settings = _settings_of(args).collect
@@ -125,7 +129,7 @@ def main(run: Run) -> None:
         recipe = _recipe_of(run.config, args)
         if recipe.checked.excluded:
             run.say(recipe.checked.summary())
-        if args.kind == "pairs":
+        if args.kind == "pairs" and args.collection is not None:
             found = pairs(read_stage(args.collection, "examples"), read_stage(args.collection, "failures"))
             run.say(f"{len(found)} pairs in {write_pairs(run.path('pairs.jsonl'), found)}")
             return

@@ -7,9 +7,10 @@ what they have in common, and a killed run goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+
+from pydantic import PositiveInt
 
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
@@ -20,49 +21,54 @@ from stepwise.routing.compare import plan_routing
 from stepwise.routing.estimates import Estimate
 from stepwise.routing.saved import load_policy
 from stepwise.runs.plan import PlannedCalls
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 from stepwise.types import Problem
 
 from .route import problems_of
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--budget", type=float, required=True, metavar="X", help="strong tokens per problem")
-    parser.add_argument(
-        "--share", action="store_true", help="the budget is a share of what the strong model alone takes"
-    )
-    parser.add_argument("--hard", action="store_true", help="cap the measurement too, so that its budget holds exactly")
-    parser.add_argument("--policy", type=Path, metavar="FILE", help="as for route; default: that of [routing]")
-    parser.add_argument("--bounds", type=float, nargs=2, metavar="X", help="of the operating point; known for ours")
-    parser.add_argument("--problems", metavar="FILE", help="to pick on, as for route (default: the lab's split val)")
-    parser.add_argument("--measure-on", metavar="FILE", help="other problems (default: the lab's split test)")
-    parser.add_argument("--n", type=positive, default=200, metavar="N", help="of each, at most (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=positive, default=8, metavar="N", help="settings to try (default: %(default)s)"
-    )
+class _Options(Options):
+    budget: float
+    """strong tokens per problem"""
+    share: bool = False
+    """the budget is a share of what the strong model alone takes"""
+    hard: bool = False
+    """cap the measurement too, so that its budget holds exactly"""
+    policy: Path | None = None
+    """as for route"""
+    bounds: tuple[float, float] | None = None
+    """of the operating point; known for ours"""
+    problems: str | None = None
+    """to pick on, as for route; the lab's split val without it"""
+    measure_on: str | None = None
+    """other problems; the lab's split test without it"""
+    n: PositiveInt = 200
+    """of each, at most"""
+    rounds: PositiveInt = 8
+    """settings to try"""
 
 
-def _sets(args: argparse.Namespace) -> tuple[list[Problem], list[Problem]]:
+def _sets(args: _Options) -> tuple[list[Problem], list[Problem]]:
     """The problems to pick on, and those to measure on."""
     if (args.problems is None) != (args.measure_on is None):
         raise DataError("--problems and --measure-on go together: give both files, or none for the lab's")
     pairs = ((args.problems, "val"), (args.measure_on, "test"))
-    first, others = (problems_of(argparse.Namespace(problems=file, split=split, n=args.n)) for file, split in pairs)
+    first, others = (problems_of(file, split, args.n) for file, split in pairs)
     return first, others
 
 
-def _policy_of(config: Config, args: argparse.Namespace) -> Policy:
+def _policy_of(config: Config, args: _Options) -> Policy:
     """The policy of --policy, or else of the configuration."""
     return load_policy(args.policy).policy if args.policy else policy_from_config(config.routing)
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
+def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     first, others = _sets(args)
     return plan_routing(config, [Never(), Always(), *[_policy_of(config, args)] * (args.rounds + 2)], [*first, *others])
 
 
-@program(doc=__doc__, arguments=_arguments, plan=_plan)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, plan=_plan)
+def main(run: Run[_Options]) -> None:
     args, (first, others), policy = run.args, _sets(run.args), _policy_of(run.config, run.args)
     if policy.point is None:
         raise ConfigError(f"policy {policy.name!r} has no operating point; give another routing.policy, or --policy")
@@ -77,7 +83,7 @@ def main(run: Run) -> None:
             router=router,
             measure_on=others,
             unit="share" if args.share else "strong_tokens",
-            bounds=tuple(args.bounds) if args.bounds else None,
+            bounds=args.bounds,
             rounds=args.rounds,
             hard=args.hard,
             seed=run.config.seed,
@@ -89,7 +95,7 @@ def main(run: Run) -> None:
     run.say(f"Use it: stepwise route --policy {path}")
 
 
-def _show(run: Run, result: Calibrated, picked_on: int) -> None:
+def _show(run: Run[_Options], result: Calibrated, picked_on: int) -> None:
     """Every setting with its band, and what the one that was picked does on the other problems."""
     rows = []
     for point in result.curve:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
+from typing import Any
 
 from stepwise.runs.shell import Run, program
 
 
 @program(doc=__doc__)
-def main(run: Run) -> None:
-    if run.args.config is None and not run.args.set:
+def main(run: Run[Any]) -> None:
+    if run.shared.config is None and not run.shared.set:
         print(files("stepwise.config").joinpath("lab.toml").read_text(encoding="utf-8"), end="")
         return
     print(json.dumps({"hash": run.config.hash, **run.config.model_dump(mode="json")}, indent=1))

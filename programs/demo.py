@@ -5,10 +5,11 @@ Routes held-out lab problems under ten policies, prints what each cost and solve
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
+
+from pydantic import PositiveInt
 
 from stepwise.config import Config
 from stepwise.grading import GRADER_VERSION
@@ -18,7 +19,7 @@ from stepwise.routing import Always, Never, Policy, Random, StepRouter, Threshol
 from stepwise.routing.compare import Measured, in_words, measure, plan_routing
 from stepwise.routing.estimates import by_family
 from stepwise.runs.plan import PlannedCalls
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 from stepwise.types import Problem
 
 POLICIES: tuple[Policy, ...] = (
@@ -31,18 +32,18 @@ MOST_SHOWN = 2
 MOST_FIRST = 20
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--problems", type=positive, default=200, metavar="N", help="problems to route (default: %(default)s)"
-    )
-    parser.add_argument("--show", type=int, default=MOST_SHOWN, metavar="N", help="repaired solutions to print")
+class _Options(Options):
+    problems: PositiveInt = 200
+    """problems to route"""
+    show: int = MOST_SHOWN
+    """repaired solutions to print"""
 
 
-def _problems_of(args: argparse.Namespace) -> list[Problem]:
+def _problems_of(args: _Options) -> list[Problem]:
     return [made.problem for made in generate("test", args.problems)]
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
+def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     return plan_routing(config, POLICIES, _problems_of(args))
 
 
@@ -66,7 +67,7 @@ def _first_repairs(measured: list[Measured]) -> list[TraceView]:
     return [*repairs, *(view for m in reversed(measured) for view in m.views if id(view) not in first)]
 
 
-def _save(run: Run, measured: list[Measured]) -> Report:
+def _save(run: Run[_Options], measured: list[Measured]) -> Report:
     """Write the figures and the page; also of a part, after Ctrl-C."""
     report = Report(
         title="Routing lab problems step by step",
@@ -95,8 +96,8 @@ def _save(run: Run, measured: list[Measured]) -> Report:
     return report
 
 
-@program(doc=__doc__, arguments=_arguments, plan=_plan, resumable=False)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, plan=_plan, resumable=False)
+def main(run: Run[_Options]) -> None:
     problems = _problems_of(run.args)
     run.say(f"Routing {len(problems)} held-out lab problems under {len(POLICIES)} policies.")
     measured: list[Measured] = []

@@ -13,7 +13,6 @@ again when the same command is run again.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -23,7 +22,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, PositiveInt
 from pydantic.dataclasses import dataclass
 from rich import box
 from rich.table import Table
@@ -38,7 +37,7 @@ from stepwise.errors import DataError
 from stepwise.models.scorers import load_scorer, score_items
 from stepwise.runs.plan import PlannedCalls, plan_localizing
 from stepwise.runs.progress import progress
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 
 BATCH = 16  # attempts that are scored together
 SHOWN = 160  # characters of an error
@@ -58,18 +57,22 @@ Ask = Callable[[dict[str, ProcessBenchRow], Callable[[_AskedRow], None]], object
 """Asks about attempts, by key, and hands on what is said of each as it comes."""
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help="rows to be measured on")
-    parser.add_argument(
-        "--localizer", nargs="+", default=["module"], metavar="NAME", help="see above (default: module)"
-    )
-    parser.add_argument("--tune", type=Path, metavar="FILE", help="rows to choose on; none of them may be in --data")
-    parser.add_argument("--limit", type=positive, metavar="N", help="the first N rows of each file")
-    parser.add_argument("--seed", type=int, default=0, help="of intervals (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, default=8, help="attempts at a time (default: %(default)s)")
+class _Options(Options):
+    data: tuple[Path, ...]
+    """rows to be measured on"""
+    localizer: tuple[str, ...] = ("module",)
+    """see above"""
+    tune: Path | None = None
+    """rows to choose on; none of them may be in --data"""
+    limit: PositiveInt | None = None
+    """the first N rows of each file"""
+    seed: int = 0
+    """of intervals"""
+    threads: PositiveInt = 8
+    """attempts at a time"""
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
+def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     parts = []
     for name in dict.fromkeys(args.localizer):
         test, tuning = _sets(args, name)
@@ -88,9 +91,9 @@ def _sizes(rows: Rows) -> list[tuple[int, int]]:
     return [(len("".join(parts).encode("utf-8", "replace")), len(parts) - 2) for parts in texts]
 
 
-@program(doc=__doc__, arguments=_arguments, plan=_plan)
+@program(_Options, doc=__doc__, plan=_plan)
 def main(
-    run: Run,
+    run: Run[_Options],
     scorer: Callable[[Any], Any] = load_scorer,
     module: Callable[[Config], Any] = ErrorLocalizer.from_config,
 ) -> None:
@@ -125,7 +128,7 @@ def main(
     _show(run, result)
 
 
-def _sets(args: argparse.Namespace, name: str) -> tuple[dict[str, list[ProcessBenchRow]], list[ProcessBenchRow]]:
+def _sets(args: _Options, name: str) -> tuple[dict[str, list[ProcessBenchRow]], list[ProcessBenchRow]]:
     """The subsets to measure on, and the rows of --tune; raises `DataError` for what localizer `name` cannot do."""
     scores = name.removeprefix("scores:") if name.startswith("scores:") else None
     if scores is None and name not in ("scorer", "module"):
@@ -161,7 +164,7 @@ def _key_of(row: ProcessBenchRow) -> str:
     return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:32]
 
 
-def _remembered(run: Run, file: str, rows: Rows, ask: Ask) -> dict[str, _AskedRow]:
+def _remembered(run: Run[_Options], file: str, rows: Rows, ask: Ask) -> dict[str, _AskedRow]:
     """What is said of every attempt, by key: of those that an earlier start asked about, what it wrote to `file`.
 
     A failure is asked about again.
@@ -272,7 +275,7 @@ def _prior(rows: Rows) -> dict[str, Any]:
     }
 
 
-def _show(run: Run, result: dict[str, Any]) -> None:
+def _show(run: Run[_Options], result: dict[str, Any]) -> None:
     """One table per localizer, in percent; then the guess by position, and what failed."""
     for name in dict.fromkeys(row["localizer"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["localizer"] == name]

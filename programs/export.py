@@ -8,43 +8,45 @@ own card.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Annotated, Any
 
 from stepwise.export.gguf import Quantization, export_gguf, export_lora_gguf
 from stepwise.models.safetensors import fingerprint
-from stepwise.runs.shell import Run, program
+from stepwise.runs.shell import POSITIONAL, Options, Run, one_of, program
 from stepwise.training.adapters import adapter_directory, base_of, check_adapter, merge, read_card
 from stepwise.training.cards import base_name, front_matter, markdown_table
 
-
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", metavar="ADAPTER", help="the adapter's directory")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--adapter-only", action="store_true", help="write adapter.gguf, in F32")
-    what.add_argument("--merge", action="store_true", help="write model.gguf: base and adapter as one model")
-    parser.add_argument("--base", metavar="DIR", help="the base's directory; by default the one the adapter names")
-    parser.add_argument(
-        "--quantization", choices=get_args(Quantization), default="q8_0", help="of model.gguf (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--transformers", action="store_true", help="with --merge: keep the merged model in transformers' layout too"
-    )
+_WHAT = one_of("Result", required=True)
 
 
-@program(doc=__doc__, arguments=_arguments, resumable=False)
-def main(run: Run) -> None:
+class _Options(Options):
+    adapter: Annotated[str, POSITIONAL]
+    """the adapter's directory"""
+    adapter_only: Annotated[bool, _WHAT] = False
+    """write adapter.gguf, in F32"""
+    merge: Annotated[bool, _WHAT] = False
+    """write model.gguf: base and adapter as one model"""
+    base: str | None = None
+    """the base's directory; by default the one the adapter names"""
+    quantization: Quantization = "q8_0"
+    """of model.gguf"""
+    transformers: bool = False
+    """with --merge: keep the merged model in transformers' layout too"""
+
+
+@program(_Options, doc=__doc__, resumable=False)
+def main(run: Run[_Options]) -> None:
     args = run.args
     adapter = adapter_directory(args.adapter)
     base = base_of(adapter, args.base)
     # Only a configuration that was given says under which prompt the adapter will be asked.
-    check_adapter(adapter, base, run.config.prompt if args.config or args.set else None)
+    check_adapter(adapter, base, run.config.prompt if run.shared.config or run.shared.set else None)
     if args.adapter_only:
         file = export_lora_gguf(adapter, run.path("adapter.gguf"), base)
     else:
@@ -53,7 +55,7 @@ def main(run: Run) -> None:
     run.say(f"{file} ({file.stat().st_size / 1e6:,.1f} MB)")
 
 
-def _merged_gguf(run: Run, adapter: Path, base: Path) -> Path:
+def _merged_gguf(run: Run[_Options], adapter: Path, base: Path) -> Path:
     with TemporaryDirectory(dir=run.out, prefix=".merging-") as folder:
         merged = merge(adapter, Path(folder) / base_name(base).rpartition("/")[2], base)
         file = export_gguf(merged, run.path("model.gguf"), run.args.quantization)
@@ -63,7 +65,7 @@ def _merged_gguf(run: Run, adapter: Path, base: Path) -> Path:
     return file
 
 
-def _write_cards(run: Run, adapter: Path, base: Path, file: Path) -> None:
+def _write_cards(run: Run[_Options], adapter: Path, base: Path, file: Path) -> None:
     """README.md and card.json of what was written."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()

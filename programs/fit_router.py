@@ -8,15 +8,14 @@ run goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import PositiveInt, ValidationError
 from rich.table import Table
 
 from stepwise.config import Config
@@ -32,32 +31,40 @@ from stepwise.routing.pomdp.fit import RouterFit, fit_router
 from stepwise.routing.pomdp.fit_data import STATES, FitTrace, from_lab_trace, from_row, from_trace, unlabelled
 from stepwise.routing.router import StepRouter
 from stepwise.runs.plan import PlannedCalls
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, one_of, program
 from stepwise.types import Problem, Trace, from_json
 
 _STRONG_SHARE = 0.3  # of the steps in the traces that p_strong is counted on
 _CHUNK = 64  # traces scored at a time
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--traces", type=Path, nargs="+", metavar="FILE", help="JSON Lines files of traces")
-    where.add_argument("--lab", type=positive, metavar="N", help="solve N problems of a lab split and label the traces")
-    parser.add_argument("--split", default="train", help="with --lab: split of the problems (default: %(default)s)")
-    parser.add_argument(
-        "--labels",
-        choices=("lab", "column", "none"),
-        help="with --traces: the lab's checker, the column label (index of the first wrong step, -1: none), or none",
-    )
-    parser.add_argument("--prm", metavar="NAME", help="whose scores, where rows hold those of several reward models")
-    parser.add_argument("--score", action="store_true", help="score drafts that have no score with the scorer")
-    parser.add_argument("--p-strong", type=float, metavar="P", help="chance of a right strong step, where it is known")
-    parser.add_argument("--tokens-per-step", type=float, metavar="N", help="where the traces do not say")
-    parser.add_argument("--bins", type=positive, metavar="N", help="of the score; default: chosen by held-out labels")
-    parser.add_argument("--recovery", type=float, metavar="P", help="share of wrong traces that end right (no labels)")
+_WHERE = one_of("Problems", required=True)
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
+class _Options(Options):
+    traces: Annotated[tuple[Path, ...], _WHERE] = ()
+    """JSON Lines files of traces"""
+    lab: Annotated[PositiveInt | None, _WHERE] = None
+    """solve N problems of a lab split and label the traces"""
+    split: str = "train"
+    """with --lab: split of the problems"""
+    labels: Literal["lab", "column", "none"] | None = None
+    """with --traces: the lab's checker, the column label (index of the first wrong step, -1: none), or none"""
+    prm: str | None = None
+    """whose scores, where rows hold those of several reward models"""
+    score: bool = False
+    """score drafts that have no score with the scorer"""
+    p_strong: float | None = None
+    """chance of a right strong step, where it is known"""
+    tokens_per_step: float | None = None
+    """where the traces do not say"""
+    bins: PositiveInt | None = None
+    """of the score"""
+    recovery: float | None = None
+    """share of wrong traces that end right (no labels)"""
+
+
+def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     if args.lab is None:
         return []
     planned = plan_routing(config, _policies(config), _problems(args))
@@ -65,8 +72,8 @@ def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     return [*planned, replace(weak, role="scorer", generated_tokens=0)]
 
 
-@program(doc=__doc__, arguments=_arguments, plan=_plan)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, plan=_plan)
+def main(run: Run[_Options]) -> None:
     args, config = run.args, run.config
     labels = "lab" if args.lab else args.labels
     if labels is None:
@@ -90,7 +97,7 @@ def main(run: Run) -> None:
     _show(run, fit)
 
 
-def _collected(run: Run) -> list[FitTrace]:
+def _collected(run: Run[_Options]) -> list[FitTrace]:
     """Scored traces of lab problems, by the weak model alone and with strong steps at random places."""
     traces = list[Trace]()
     for policy in _policies(run.config):
@@ -108,7 +115,7 @@ def _collected(run: Run) -> list[FitTrace]:
     return [from_lab_trace(trace) for trace in traces if trace.steps]
 
 
-def _read(run: Run, files: Sequence[Path], labels: str) -> Iterable[FitTrace]:
+def _read(run: Run[_Options], files: Sequence[Path], labels: str) -> Iterable[FitTrace]:
     """The traces of files in either form; raises `DataError` naming file and row."""
     for path in files:
         if not path.is_file():
@@ -167,11 +174,11 @@ def _policies(config: Config) -> list[Policy]:
     return [Never(), Random(_STRONG_SHARE, config.seed)]
 
 
-def _problems(args: argparse.Namespace) -> list[Problem]:
-    return [lab_problem.problem for lab_problem in generate(args.split, args.lab)]
+def _problems(args: _Options) -> list[Problem]:
+    return [lab_problem.problem for lab_problem in generate(args.split, args.lab or 0)]
 
 
-def _show(run: Run, fit: RouterFit) -> None:
+def _show(run: Run[_Options], fit: RouterFit) -> None:
     """Print the figures with their intervals, and draw the calibration plot."""
     card = fit.card
     title = f"Fitted to {card.traces} traces of {card.problems} problems (configuration {card.config})"

@@ -8,14 +8,11 @@ the rows of all stages (chunks/), and report.html.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, get_args
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, PositiveInt
 
 from stepwise.config import Config
 from stepwise.data.examples import AnswerColumn, QuestionColumn, read_examples
@@ -31,57 +28,41 @@ from stepwise.report.collection import write_collection_report
 from stepwise.report.shell import first_of_each
 from stepwise.report.terminal import funnel_table, side_by_side
 from stepwise.runs.plan import PlannedCalls, plan_collecting
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, one_of, program
 
 SHOWN = 3
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--problems", metavar="FILE", help=SOURCES)
-    where.add_argument("--lab", type=positive, metavar="N", help="N problems of the lab (default: 50)")
-    parser.add_argument("--split", default="train", help="of the lab's problems (default: %(default)s)")
-    parser.add_argument("--n", type=positive, metavar="N", help="the first N problems of FILE (default: all)")
-    parser.add_argument("--licence", default="other", metavar="NAME", help="for the card (default: %(default)s)")
-    parser.add_argument(
-        "--column-names",
-        nargs=2,
-        default=["question", "answer"],
-        metavar="NAME",
-        help="of the dataset: question or problem, and answer or solution (default: question answer)",
-    )
-    parser.add_argument(
-        "--candidates", dest="set", action="append", type="critic.candidates={}".format, default=argparse.SUPPRESS,
-        metavar="N", help="interventions tried per error (critic.candidates)",
-    )  # fmt: skip
-    group = parser.add_argument_group("how many of what; none stands for no limit")
-    for name, field in CollectSettings.model_fields.items():
-        description = f"{field.description} (default: {str(field.default).lower()})".replace("%", "%%")
-        option = f"--{name.replace('_', '-')}"
-        group.add_argument(option, type=_setting(name), default=field.default, metavar="VALUE", help=description)
+_WHERE = one_of("Problems")
 
 
-def _setting(name: str) -> Callable[[str], Any]:
-    """Type of the option for one field of CollectSettings."""
+class _Options(Options, CollectSettings):
+    model_config = ConfigDict(strict=False)
+    neutral = ("licence", "column_names", "candidates")
 
-    def read(text: str) -> Any:
-        try:
-            value = None if text.lower() == "none" else json.loads(text)
-        except ValueError:
-            value = text
-        try:
-            return getattr(CollectSettings.model_validate({name: value}), name)
-        except ValidationError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: {error.errors()[0]['msg']}") from None
+    problems: Annotated[str | None, _WHERE] = Field(None, description=SOURCES)
+    lab: Annotated[PositiveInt | None, _WHERE] = None
+    """N problems of the lab"""
+    split: str = "train"
+    """of the lab's problems"""
+    n: PositiveInt | None = None
+    """the first N problems of FILE"""
+    licence: str = "other"
+    """for the card"""
+    column_names: tuple[QuestionColumn, AnswerColumn] = ("question", "answer")
+    """of the dataset: question or problem, and answer or solution"""
+    candidates: PositiveInt | None = None
+    """interventions tried per error (critic.candidates)"""
 
-    return read
+    def overrides(self) -> list[str]:
+        return [] if self.candidates is None else [f"critic.candidates={self.candidates}"]
 
 
-def _settings_of(args: argparse.Namespace) -> CollectSettings:
+def _settings_of(args: _Options) -> CollectSettings:
     return CollectSettings(**{name: getattr(args, name) for name in CollectSettings.model_fields})
 
 
-def _problems_of(args: argparse.Namespace) -> Checked:
+def _problems_of(args: _Options) -> Checked:
     """The problems that the arguments ask for, those that cannot be graded sorted out; raises DataError."""
     if args.problems is None:
         return check_problems(lab.problem for lab in generate(args.split, args.lab or 50))
@@ -111,26 +92,17 @@ def _notes(config: Config, checked: Checked, settings: CollectSettings) -> list[
     return lines
 
 
-def _columns_of(args: argparse.Namespace) -> tuple[QuestionColumn, AnswerColumn]:
-    """The column names asked for; raises DataError for others than the common ones."""
-    question, answer = args.column_names
-    if question not in get_args(QuestionColumn) or answer not in get_args(AnswerColumn):
-        raise DataError(f"--column-names is {question} {answer}; give question or problem, and then answer or solution")
-    return question, answer
-
-
-def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
+def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     checked, settings = _problems_of(args), _settings_of(args)
-    _columns_of(args)
     for line in _notes(config, checked, settings):
         print(line, file=sys.stderr)
     return plan_collecting(config, settings, checked.problems)
 
 
-@program(doc=__doc__, arguments=_arguments, plan=_plan, same_run=uncapped)
-def main(run: Run, writers: Writers | None = None) -> None:
+@program(_Options, doc=__doc__, plan=_plan, same_run=uncapped)
+def main(run: Run[_Options], writers: Writers | None = None) -> None:
     began, args = time.monotonic(), run.args
-    checked, settings, columns = _problems_of(args), _settings_of(args), _columns_of(args)
+    checked, settings, columns = _problems_of(args), _settings_of(args), args.column_names
     for line in _notes(run.config, checked, settings):
         run.say(line)
     try:
@@ -153,7 +125,7 @@ def main(run: Run, writers: Writers | None = None) -> None:
     run.say(f"This start took {time.monotonic() - began:.0f} s.")
 
 
-def _show(run: Run) -> None:
+def _show(run: Run[_Options]) -> None:
     """Print the funnel, what was spent, some examples, and where the files are."""
     path = run.out / "dataset.jsonl"
     counts, examples, caps = funnel(run.out), read_examples(path), Caps.of(run.config, run.directory)
@@ -168,7 +140,7 @@ def _show(run: Run) -> None:
     else:
         run.say("No example came out; the stages show where the attempts were lost, and chunks/ holds every text.")
     if 2 * counts["candidates with a false equation"] > counts["candidates"]:
-        run.say("Most candidates state a false equation and were dropped; --check-sums false keeps them.")
+        run.say("Most candidates state a false equation and were dropped; --no-check-sums keeps them.")
     run.metrics(**counts)
     run.say(f"{len(examples)} examples: {path}, with the card {path.with_suffix('.md').name} beside it")
     page = write_collection_report(run.path("report.html"), run.out)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -18,38 +17,37 @@ from stepwise.report.terminal import show_intervention
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.runs.shell import Run, program
 
-from . import attempts
-from .attempts import FORMS, Attempt, asked, notes, plain, read_attempt
+from .attempts import FORMS, Attempt, AttemptOptions, asked, notes, plain, read_attempt
 from .localize import as_row, localized, show
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    attempts.arguments(parser)
-    parser.add_argument("--first-error", type=int, metavar="N", help="it is step N (from 0): do not look for it")
+class _Options(AttemptOptions):
+    first_error: int | None = None
+    """it is step N (from 0): do not look for it"""
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
+def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     sizes = [_read(args).size]
     return [*(plan_localizing(config, sizes) if args.first_error is None else ()), *plan_proposing(config, sizes)]
 
 
-@program(doc=f"{__doc__}\n{FORMS}", arguments=_arguments, plan=_plan, resumable=False)
-def main(run: Run) -> int:
+@program(_Options, doc=f"{__doc__}\n{FORMS}", plan=_plan, resumable=False)
+def main(run: Run[_Options]) -> int:
     attempt, first = _read(run.args), run.args.first_error
     found = localized(run.config, attempt) if first is None else None
-    if found is not None and not run.args.json:
+    if found is not None and not run.args.as_json:
         show(run, attempt, found)
     if found is not None:
         first = found.first_error
     made = None if first is None or (found is not None and found.failure) else _proposed(run.config, attempt, first)
-    if run.args.json:
+    if run.args.as_json:
         print(json.dumps(_row(attempt, first, found, made)))
     elif made is not None:
         _show(run, attempt, made)
     return int(any(part is not None and part.failure is not None for part in (found, made)))
 
 
-def _read(args: argparse.Namespace) -> Attempt:
+def _read(args: _Options) -> Attempt:
     attempt, first = read_attempt(args), args.first_error
     if first is not None and not 0 <= first < len(attempt.steps):
         raise DataError(f"--first-error is {first}; give a step of the attempt, 0 to {len(attempt.steps) - 1}")
@@ -61,7 +59,7 @@ def _proposed(config: Config, attempt: Attempt, first: int) -> Any:
     return asked(proposer, problem=attempt.problem, steps=attempt.steps, first_error=first)
 
 
-def _show(run: Run, attempt: Attempt, made: Any) -> None:
+def _show(run: Run[_Options], attempt: Attempt, made: Any) -> None:
     if made.failure is not None:
         print(f"no intervention: {made.failure}", file=sys.stderr)
     else:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from typing import Any
@@ -19,18 +18,18 @@ from stepwise.report.terminal import printable, show_localization
 from stepwise.runs.plan import PlannedCalls, plan_localizing
 from stepwise.runs.shell import Run, program
 
-from .attempts import FORMS, Attempt, arguments, asked, notes, plain, read_attempt
+from .attempts import FORMS, Attempt, AttemptOptions, asked, notes, plain, read_attempt
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
+def _plan(config: Config, args: AttemptOptions) -> list[PlannedCalls]:
     return plan_localizing(config, [read_attempt(args).size])
 
 
-@program(doc=f"{__doc__}\n{FORMS}", arguments=arguments, plan=_plan, resumable=False)
-def main(run: Run) -> int:
+@program(AttemptOptions, doc=f"{__doc__}\n{FORMS}", plan=_plan, resumable=False)
+def main(run: Run[AttemptOptions]) -> int:
     attempt = read_attempt(run.args)
     found = localized(run.config, attempt)
-    if run.args.json:
+    if run.args.as_json:
         print(json.dumps(as_row(attempt, found)))
     else:
         show(run, attempt, found)
@@ -46,7 +45,7 @@ def localized(config: Config, attempt: Attempt) -> Any:
     return found
 
 
-def show(run: Run, attempt: Attempt, found: Any) -> None:
+def show(run: Run[Any], attempt: Attempt, found: Any) -> None:
     """Print problem, steps with verdicts, and what it took; what went wrong goes to standard error."""
     run.console.print(printable(attempt.problem.id, "bold"))
     run.console.print(Padding(printable(attempt.problem.question), (0, 0, 1, 2), expand=False))

@@ -6,19 +6,18 @@ copies the result to where the library loads it from. `evals.lab` and `evals.con
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stepwise.export.gguf import export_gguf, export_lora_gguf
 from stepwise.lab import corpus
 from stepwise.models.safetensors import read_json
 from stepwise.runs.progress import progress
-from stepwise.runs.shell import Run, program
+from stepwise.runs.shell import Options, Run, program
 
 from .lab_critic import criticized, repaired
 from .lab_training import Recipe, Shape, new_model, pack, spread_unused, train
@@ -28,29 +27,36 @@ START_FROM = {"lab-weak": None, "lab-strong": "lab-weak", "lab-scorer": "lab-wea
 RANK = 64  # of the adapter lab-critic, on every linear layer of the frozen lab-weak
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-    parser.add_argument(
-        "--share", type=float, default=1.0, help="share of each model's tokens, to try it out (default: 1)"
+class _Options(Options):
+    threads: int = 2
+    """CPU threads"""
+    share: float = 1.0
+    """share of each model's tokens, to try it out"""
+    seed: int = 0
+    """seed of weights and corpora"""
+    no_compile: bool = False
+    """do not use torch.compile"""
+    float32: bool = False
+    """no bfloat16, which some CPUs only emulate"""
+    only: tuple[Literal["lab-weak", "lab-strong", "lab-scorer", "lab-critic"], ...] = (
+        "lab-weak",
+        "lab-strong",
+        "lab-scorer",
+        "lab-critic",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and corpora (default: %(default)s)")
-    parser.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
-    parser.add_argument("--float32", action="store_true", help="no bfloat16, which some CPUs only emulate")
-    parser.add_argument("--only", nargs="*", default=list(TOKENS), choices=list(TOKENS), help="models to make")
-    parser.add_argument(
-        "--base", type=Path, metavar="DIR", help="take tokenizer and lab-weak from an earlier run's directory"
-    )
-    parser.add_argument(
-        "--repair", type=int, default=0, metavar="N", help="N more tokens for lab-critic, on the steps that it writes"
-    )
-    parser.add_argument("--critic", type=Path, metavar="DIR", help="these alone, from the adapter in this directory")
-    parser.add_argument(
-        "--install", type=Path, metavar="DIR", help="copy the finished models there (stepwise/lab/models)"
-    )
+    """models to make"""
+    base: Path | None = None
+    """take tokenizer and lab-weak from an earlier run's directory"""
+    repair: int = 0
+    """N more tokens for lab-critic, on the steps that it writes"""
+    critic: Path | None = None
+    """these alone, from the adapter in this directory"""
+    install: Path | None = None
+    """copy the finished models there (stepwise/lab/models)"""
 
 
-@program(doc=__doc__, arguments=_arguments)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__)
+def main(run: Run[_Options]) -> None:
     import torch
 
     torch.set_num_threads(run.args.threads)
@@ -77,7 +83,7 @@ def main(run: Run) -> None:
             run.say(f"{name} installed in {run.args.install / name}")
 
 
-def _base(run: Run) -> Path:
+def _base(run: Run[_Options]) -> Path:
     return run.args.base or run.out
 
 
@@ -89,7 +95,7 @@ def _examples(name: str, tokenizer: Any, seed: int) -> Iterator[Any]:
     return corpus.solved(tokenizer, misled=name == "lab-weak", seed=10 * seed + (1 if name == "lab-weak" else 2))
 
 
-def _make(run: Run, name: str, recipe: Recipe) -> None:
+def _make(run: Run[_Options], name: str, recipe: Recipe) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -134,7 +140,9 @@ def _make(run: Run, name: str, recipe: Recipe) -> None:
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
-def _train(run: Run, name: str, model: Any, recipe: Recipe, examples: Iterator[Any], padding: int) -> list[float]:
+def _train(
+    run: Run[_Options], name: str, model: Any, recipe: Recipe, examples: Iterator[Any], padding: int
+) -> list[float]:
     """One part of a model's training, from its last checkpoint on; the losses of its steps."""
     losses: list[float] = []
     with progress(name, recipe.steps) as advance:

@@ -8,13 +8,15 @@ comes, so a run that goes on repeats no step of the problems that were open.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from pydantic import Field, PositiveInt
 
 from stepwise.config import Config
 from stepwise.data.problems import SOURCES, load_problems
@@ -31,43 +33,51 @@ from stepwise.routing.learned import Learned
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.saved import PolicyCard, SavedPolicy, load_policy, save_policy
 from stepwise.runs.plan import PlannedCalls
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import PIPE, Options, Run, one_of, program
 from stepwise.types import Problem, Trace
 
-
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--problems", metavar="FILE", help=f"{SOURCES}; - is standard input")
-    where.add_argument("--split", default="test", help="split of the lab's problems (default: %(default)s)")
-    parser.add_argument(
-        "--n", type=positive, metavar="N", help="the first N problems (default: all of a file, 50 of a split)"
-    )
-    parser.add_argument(
-        "--policy", type=Path, metavar="FILE", help="saved policy, or the fit.json of fit_router (its exact plan)"
-    )
-    parser.add_argument("--at", type=float, metavar="X", help="operating point: threshold, rate, price per token, ...")
-    parser.add_argument("--force", action="store_true", help="take a --policy that was set for other models")
-    parser.add_argument("--stream", action="store_true", help="one problem at a time, each step printed as it is made")
-    parser.add_argument("--json", action="store_true", help="print a JSON object per problem, and one of the totals")
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="solutions to print at the end")
+_WHERE = one_of("Problems")
 
 
-def problems_of(args: argparse.Namespace) -> list[Problem]:
-    """The problems that the arguments ask for; raises `DataError` for a file that is missing, empty, repeats ids or
-    holds a gold answer that the grader cannot read.
+class _Options(Options):
+    neutral = ("stream", "as_json", "show")
+
+    problems: Annotated[str | None, _WHERE, PIPE] = Field(None, description=f"{SOURCES}; - is standard input")
+    split: Annotated[str, _WHERE] = "test"
+    """split of the lab's problems"""
+    n: PositiveInt | None = None
+    """the first N problems"""
+    policy: Path | None = None
+    """saved policy, or the fit.json of fit_router (its exact plan)"""
+    at: float | None = None
+    """operating point: threshold, rate, price per token, ..."""
+    force: bool = False
+    """take a --policy that was set for other models"""
+    stream: bool = False
+    """one problem at a time, each step printed as it is made"""
+    as_json: Annotated[bool, Parameter("--json")] = False
+    """print a JSON object per problem, and one of the totals"""
+    show: int = 0
+    """solutions to print at the end"""
+
+
+def problems_of(source: str | None, split: str, n: int | None) -> list[Problem]:
+    """The first `n` problems of `source` (see `load_problems`; "-" is standard input), or of a split of the lab.
+
+    Raises `DataError` where it is missing, empty, repeats ids or holds a gold answer that cannot be graded.
     """
-    if args.problems is None:
-        return [made.problem for made in generate(args.split, args.n or 50)]
-    source = _piped(sys.stdin.buffer.read()) if args.problems == "-" else args.problems
+    if source is None:
+        return [made.problem for made in generate(split, n or 50)]
     try:
-        problems = load_problems(source, split="train" if args.split == "val" else args.split, n=args.n)
+        rows = _piped(sys.stdin.buffer.read()) if source == "-" else source
+        problems = load_problems(rows, split="train" if split == "val" else split, n=n)
         for problem in problems:
             if problem.answer is not None:
                 check_gold(problem)
     except DataError as error:
-        raise error if args.problems in str(error) else DataError(f"--problems {args.problems}: {error}") from None
+        raise error if source in str(error) else DataError(f"--problems {source}: {error}") from None
     if not problems:
-        raise DataError(f"--problems {args.problems} holds no problems; write one JSON object per line")
+        raise DataError(f"--problems {source} holds no problems; write one JSON object per line")
     return problems
 
 
@@ -79,7 +89,7 @@ def _piped(data: bytes) -> list[Any]:
     return [text] if text else []
 
 
-def _policy_of(config: Config, args: argparse.Namespace) -> SavedPolicy:
+def _policy_of(config: Config, args: _Options) -> SavedPolicy:
     """The policy of --policy or else of the configuration, at the operating point of --at."""
     saved = load_policy(args.policy) if args.policy else SavedPolicy(policy_from_config(config.routing), None)
     if args.force and isinstance(saved.policy, Learned):  # it looks at the models itself
@@ -94,13 +104,14 @@ def _policy_of(config: Config, args: argparse.Namespace) -> SavedPolicy:
         raise DataError(f"--at is {args.at}: {reason_of(error)} (policy {saved.policy.name!r})") from None
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
-    return plan_routing(config, [_policy_of(config, args).policy], problems_of(args))
+def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
+    return plan_routing(config, [_policy_of(config, args).policy], problems_of(args.problems, args.split, args.n))
 
 
-@program(doc=__doc__, arguments=_arguments, plan=_plan)
-def main(run: Run) -> None:
-    args, problems, saved = run.args, problems_of(run.args), _policy_of(run.config, run.args)
+@program(_Options, doc=__doc__, plan=_plan)
+def main(run: Run[_Options]) -> None:
+    args, saved = run.args, _policy_of(run.config, run.args)
+    problems = problems_of(args.problems, args.split, args.n)
     with StepRouter.from_config(run.config, policy=saved.policy, window=1 if args.stream else None) as loaded:
         if not args.force:
             saved.check(run.config, loaded.card)
@@ -111,7 +122,7 @@ def main(run: Run) -> None:
                 run.say(cache.summary())
 
 
-def _remember(run: Run, policy: Policy, card: PolicyCard) -> None:
+def _remember(run: Run[_Options], policy: Policy, card: PolicyCard) -> None:
     """Write the policy down; raises `DataError` where the run began with another one, as when its file was changed."""
     path = run.path("policy.json")
     if path.exists() and load_policy(path).policy != policy:
@@ -119,7 +130,7 @@ def _remember(run: Run, policy: Policy, card: PolicyCard) -> None:
     save_policy(path, policy, card)
 
 
-def _route(run: Run, router: StepRouter, problems: list[Problem]) -> None:
+def _route(run: Run[_Options], router: StepRouter, problems: list[Problem]) -> None:
     """Route what is not routed yet; caps are for the whole run, so what it spent before it was stopped counts."""
     assert router.cache is not None
     for role, usage in router.cache.spent().items():
@@ -127,12 +138,12 @@ def _route(run: Run, router: StepRouter, problems: list[Problem]) -> None:
     # What ended in an error is tried again; its first row stays in the file, and the last row of a problem counts.
     asked = set(problems)
     kept = [trace for trace in run.rows("traces.jsonl", Trace) if trace.finish != "error" and trace.problem in asked]
-    for trace in kept if run.args.json else ():
+    for trace in kept if run.args.as_json else ():
         print(json.dumps(_row_of(trace)), flush=True)
 
     def told(trace: Trace) -> None:
         run.write("traces.jsonl", trace)
-        if run.args.json:
+        if run.args.as_json:
             print(json.dumps(_row_of(trace)), flush=True)
 
     stream: Callable[[Trace], None] | None = StepStream(run.console) if run.args.stream else None
@@ -159,7 +170,7 @@ def _row_of(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _finish(run: Run, router: StepRouter, traces: list[Trace]) -> None:
+def _finish(run: Run[_Options], router: StepRouter, traces: list[Trace]) -> None:
     """Print and write what the traces amount to; those that were interrupted are shown, but not counted."""
     if not traces:
         return
@@ -190,7 +201,7 @@ def _finish(run: Run, router: StepRouter, traces: list[Trace]) -> None:
     run.say("Solutions ended: " + ", ".join(f"{kind} {count}" for kind, count in ended.items()))
     for row in rows:
         run.metrics(**vars(row), finish=ended, grader=GRADER_VERSION)
-        if run.args.json and saved is not None:
+        if run.args.as_json and saved is not None:
             totals = {**vars(row), "finish": ended, "estimated_savings": dataclasses.asdict(saved)}
             print(json.dumps({"totals": totals}))
     page = write_report(run.path("report.html"), report)

@@ -12,10 +12,11 @@ adapter.gguf and a card), metrics.jsonl, rollouts/ and report.html. A killed run
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt
 
 from stepwise import training
 from stepwise.config import Config
@@ -25,7 +26,7 @@ from stepwise.errors import DataError
 from stepwise.lab.problems import generate
 from stepwise.report import write_training_report
 from stepwise.runs.plan import PlannedCalls
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import POSITIONAL, Options, Run, one_of, program
 from stepwise.training.adapters import Evaluated, adapter_directory, evaluate
 from stepwise.training.cards import add_evaluation
 from stepwise.training.rollouts import hints_of
@@ -34,26 +35,37 @@ from stepwise.types import Problem
 MEASURED_BEFORE = "before.jsonl"
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("method", choices=("sft", "dpo", "rl"), help="supervised, by preference, or by reinforcement")
-    parser.add_argument(
-        "--dataset", type=Path, nargs="+", default=[], metavar="FILE", help="sft, dpo: rows to train on"
-    )
-    parser.add_argument("--replay", type=Path, metavar="FILE", help="sft: the model's own right solutions")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--problems", metavar="FILE", help=f"rl: {SOURCES}")
-    where.add_argument("--lab", type=positive, metavar="N", help="rl: N problems of the lab (default: 100)")
-    parser.add_argument("--hints", type=Path, metavar="FILE", help="rl: interventions to begin their problems with")
-    parser.add_argument("--split", default="train", help="rl: of the lab's problems (default: %(default)s)")
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="go on with this adapter, or that of this run")
-    parser.add_argument("--sink", nargs="+", default=[], metavar="NAME", help="tensorboard, wandb, mlflow, trackio")
-    tests = parser.add_mutually_exclusive_group()
-    tests.add_argument("--test", metavar="FILE", help="problems to measure on before and after")
-    tests.add_argument("--test-lab", type=positive, metavar="N", help="the same: N held-out problems of the lab")
-    parser.add_argument("--samples", type=positive, default=4, metavar="K", help="of each (default: %(default)s)")
+_WHERE = one_of("Problems")
+_TESTS = one_of("Tests")
 
 
-def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
+class _Options(Options):
+    method: Annotated[Literal["sft", "dpo", "rl"], POSITIONAL]
+    """supervised, by preference, or by reinforcement"""
+    dataset: tuple[Path, ...] = ()
+    """sft, dpo: rows to train on"""
+    replay: Path | None = None
+    """sft: the model's own right solutions"""
+    problems: Annotated[str | None, _WHERE] = Field(None, description=f"rl: {SOURCES}")
+    lab: Annotated[PositiveInt | None, _WHERE] = None
+    """rl: N problems of the lab"""
+    hints: Path | None = None
+    """rl: interventions to begin their problems with"""
+    split: str = "train"
+    """rl: of the lab's problems"""
+    adapter: Path | None = None
+    """go on with this adapter, or that of this run"""
+    sink: tuple[str, ...] = ()
+    """tensorboard, wandb, mlflow, trackio"""
+    test: Annotated[str | None, _TESTS] = None
+    """problems to measure on before and after"""
+    test_lab: Annotated[PositiveInt | None, _TESTS] = None
+    """the same: N held-out problems of the lab"""
+    samples: PositiveInt = 4
+    """of each"""
+
+
+def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     """Generation only: what is trained costs no model that is asked."""
     samples = len(_tests_of(args)) * args.samples * 2
     rollouts = samples
@@ -63,8 +75,8 @@ def _plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
     return [PlannedCalls("weak", rollouts, rollouts * prompt, rollouts * config.rl.max_tokens)] if rollouts else []
 
 
-@program(doc=__doc__, arguments=_arguments, plan=_plan)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__, plan=_plan)
+def main(run: Run[_Options]) -> None:
     args, cfg, tests = run.args, run.config, _tests_of(run.args)
     _check_inputs(args)
     start = adapter_directory(args.adapter) if args.adapter is not None else None
@@ -92,7 +104,7 @@ def main(run: Run) -> None:
     run.say(f'use it: --set models.weak.adapter="{adapter / "adapter.gguf"}"')
 
 
-def _check_inputs(args: argparse.Namespace) -> None:
+def _check_inputs(args: _Options) -> None:
     """Raise DataError for an option that the method does not take, or that it needs."""
     method, rl = args.method, args.method == "rl"
     maker = "build_dataset --kind pairs" if method == "dpo" else "intervene"
@@ -117,7 +129,7 @@ def _check_inputs(args: argparse.Namespace) -> None:
             raise DataError(message)
 
 
-def _problems_of(args: argparse.Namespace) -> list[Problem]:
+def _problems_of(args: _Options) -> list[Problem]:
     """What reinforcement trains on."""
     if args.method != "rl":
         return []
@@ -126,14 +138,14 @@ def _problems_of(args: argparse.Namespace) -> list[Problem]:
     )
 
 
-def _tests_of(args: argparse.Namespace) -> list[Problem]:
+def _tests_of(args: _Options) -> list[Problem]:
     """What is measured on before and after; none without --test or --test-lab."""
     if args.test is not None:
         return load_problems(args.test, split="test")
     return _lab("test", args.test_lab) if args.test_lab is not None else []
 
 
-def _measured_before(run: Run, tests: list[Problem], start: Path | None) -> Evaluated:
+def _measured_before(run: Run[_Options], tests: list[Problem], start: Path | None) -> Evaluated:
     """The measurement before training; an interrupted run has it on disk."""
     known: list[Evaluated] = run.rows(MEASURED_BEFORE, Evaluated)
     if not known:

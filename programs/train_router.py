@@ -8,10 +8,12 @@ goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveInt
 
 from stepwise.errors import DataError
 from stepwise.io import read_rows
@@ -20,32 +22,39 @@ from stepwise.routing.pomdp.fit import RouterFit
 from stepwise.routing.pomdp.simulator import RouterSimulator
 from stepwise.routing.ppo import PpoSettings, train
 from stepwise.runs.progress import progress
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, program
 from stepwise.types import Trace
 
 _PRICES = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3)
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fit", type=Path, required=True, metavar="FILE", help="fit.json of programs.fit_router")
-    parser.add_argument("--traces", type=Path, nargs="+", default=[], metavar="FILE", help="to draw token counts from")
-    parser.add_argument("--kind", choices=("agg", "seq"), default="agg", help="TRIM-Agg or TRIM-Seq (default: agg)")
-    parser.add_argument(
-        "--prices", type=float, nargs="+", default=list(_PRICES), metavar="P", help="of a strong token (default: six)"
-    )
-    parser.add_argument(
-        "--draft-share", type=float, default=0.0, metavar="S", help="price of a drafted token over that"
-    )
-    parser.add_argument("--stay", type=int, nargs="+", default=[], metavar="K", help="strong steps on end, beside one")
-    parser.add_argument("--hand-over", action="store_true", help="let the strong model write all that is left, too")
-    parser.add_argument("--batches", type=positive, default=1055, metavar="N", help="of the training (default: 1055)")
-    parser.add_argument("--size", type=positive, default=64, metavar="N", help="episodes in a batch (default: 64)")
-    parser.add_argument("--test", type=positive, default=10_000, metavar="N", help="episodes for the figures")
-    parser.add_argument("--dropout", type=float, default=0.1, metavar="P", help="TRIM-Agg's (default: 0.1)")
+class _Options(Options):
+    fit: Path
+    """fit.json of programs.fit_router"""
+    traces: tuple[Path, ...] = ()
+    """to draw token counts from"""
+    kind: Literal["agg", "seq"] = "agg"
+    """TRIM-Agg or TRIM-Seq"""
+    prices: tuple[float, ...] = tuple(_PRICES)
+    """of a strong token"""
+    draft_share: float = 0.0
+    """price of a drafted token over that"""
+    stay: tuple[int, ...] = ()
+    """strong steps on end, beside one"""
+    hand_over: bool = False
+    """let the strong model write all that is left, too"""
+    batches: PositiveInt = 1055
+    """of the training"""
+    size: PositiveInt = 64
+    """episodes in a batch"""
+    test: PositiveInt = 10000
+    """episodes for the figures"""
+    dropout: float = 0.1
+    """TRIM-Agg's"""
 
 
-@program(doc=__doc__, arguments=_arguments)
-def main(run: Run) -> None:
+@program(_Options, doc=__doc__)
+def main(run: Run[_Options]) -> None:
     args, fit = run.args, RouterFit.load(run.args.fit)
     models = ModelNames(fit.card.weak, fit.card.strong, fit.card.scorer, fit.card.config)
     if len(set(args.prices)) < len(args.prices):
@@ -55,7 +64,7 @@ def main(run: Run) -> None:
     _show(run, fit, policies)
 
 
-def _train_one(run: Run, world: RouterSimulator, models: ModelNames, price: float) -> Learned:
+def _train_one(run: Run[_Options], world: RouterSimulator, models: ModelNames, price: float) -> Learned:
     """The policy for one price; gone on with, or taken as it is, where it is there."""
     args = run.args
     settings = PpoSettings(
@@ -74,7 +83,7 @@ def _train_one(run: Run, world: RouterSimulator, models: ModelNames, price: floa
         return train(world, settings, models, _folder(run, price), advance=advance)
 
 
-def _show(run: Run, fit: RouterFit, policies: Sequence[Learned]) -> None:
+def _show(run: Run[_Options], fit: RouterFit, policies: Sequence[Learned]) -> None:
     """What the policies do in the simulator, beside the exact optimum of the fit where drafts are free."""
     rows = []
     for card in (policy.card for policy in policies):
@@ -88,7 +97,7 @@ def _show(run: Run, fit: RouterFit, policies: Sequence[Learned]) -> None:
     run.say(f"The policies: {run.out / 'policies'}; route with python -m programs.route --policy CARD.json")
 
 
-def _folder(run: Run, price: float) -> Path:
+def _folder(run: Run[_Options], price: float) -> Path:
     """The folder of the policies; the files of that for `price` in it are the run's own."""
     weights, card = files_of("policies", price)
     for file in (weights, card, card.with_suffix(".checkpoint")):

@@ -2,56 +2,64 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from stepwise import __version__
 
 PROGRAMS = {
-    "build_dataset": "Make a dataset to train on: interventions in another form, or what they are compared with.",
-    "calibrate": "Set a routing policy for a budget: its operating point is picked and measured apart.",
+    "demo": "Route lab problems under ten policies: what is saved.",
+    "route": "Route problems through a weak and a strong model.",
+    "calibrate": "Set a routing policy for a budget, and measure it.",
+    "fit_router": "Fit the routing model (POMDP) to traces.",
+    "train_router": "Train a routing policy by reinforcement.",
+    "localize": "Find the first error of an attempt at a problem.",
+    "intervene_one": "The same, and propose a step in its place (InT).",
+    "intervene": "Collect interventions: problems in, a dataset out.",
+    "build_dataset": "Other datasets: controls, rewrites, pairs, routing.",
+    "train": "Train a LoRA adapter: sft, dpo or rl.",
+    "export": "Write an adapter as GGUF, alone or merged.",
+    "evaluate_localizer": "How often first errors are named (ProcessBench).",
     "config": "Print the annotated default configuration.",
-    "demo": "Watch the lab's weak model solve problems with the strong one called in only where it is needed.",
-    "evaluate_localizer": "Measure how often localizers name the first error, on ProcessBench's columns.",
-    "export": "Write a trained adapter as GGUF: the adapter alone, or merged into its base as one model.",
-    "fit_router": "Fit the routing model to traces: chances of a right step, lengths, what scores mean.",
-    "intervene": "Collect interventions from a model's failed attempts (InT): problems in, a dataset out.",
-    "intervene_one": "Find the first error of one attempt, and propose a step to put in its place (InT).",
-    "localize": "Find the first error of an attempt at a problem, and show what is said of each step.",
     "pretrain_lab": "Make the lab's models from nothing.",
-    "route": "Route problems through a weak and a strong model, step by step; resumable.",
-    "train": "Train a LoRA adapter of models.weak: supervised (sft), by preference (dpo), by reinforcement (rl).",
-    "train_router": "Train a routing policy by reinforcement: in a simulator of the models, or with the models.",
 }
 """Every program, with the line that `stepwise --help` shows of it."""
+_MAKERS = ("pretrain_lab",)
+_DOC = """Find, repair and route the step at which a small language model goes wrong.
+
+`stepwise PROGRAM --help` lists a program's options; in a checkout, `python -m evals.NAME` runs a benchmark."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console command; returns the program's exit code, 2 when there is no such program."""
-    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if name in ("-h", "--help"):
-        print("usage: stepwise PROGRAM [options]\n\nPrograms (`stepwise PROGRAM --help` for the options of one):")
-        for program, line in PROGRAMS.items():
-            print(f"  {program:<18}  {line}")
-        return 0
-    if name == "--version":
-        print(f"stepwise {__version__}")
-        return 0
-    if name not in PROGRAMS:
-        close = difflib.get_close_matches(name, PROGRAMS, n=1)
-        hint = f'did you mean "{close[0]}"?' if close else "`stepwise --help` lists them."
-        print(f'error: there is no program "{name}"; {hint}', file=sys.stderr)
-        return 2
+    app = App("stepwise", _DOC, version=f"stepwise {__version__}", help_format="plaintext")
+    programs, makers = Group("Programs", sort_key=1), Group("Made from a checkout", sort_key=2)
+    for name, line in PROGRAMS.items():
+        group = makers if name in _MAKERS else programs
+        app.command(App(name, line, default_command=_starter(name), help_flags=(), version_flags=(), group=group))
     try:
-        code: int = importlib.import_module(f"{_package()}.{name}").main(rest)
-    except KeyboardInterrupt:  # while it was being imported; a program that runs sees to it itself
+        tokens = list(sys.argv[1:] if argv is None else argv)
+        return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
+    except CycloptsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # while a program was being imported; one that runs sees to it itself
         print("interrupted before anything was done", file=sys.stderr)
         return 130
-    return code
+
+
+def _starter(name: str) -> Callable[..., int]:
+    def start(*argv: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
+        code: int = importlib.import_module(f"{_package()}.{name}").main(argv)
+        return code
+
+    return start
 
 
 def _package() -> str:

@@ -1,4 +1,3 @@
-import argparse
 import errno
 import json
 import os
@@ -9,6 +8,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
@@ -16,24 +16,26 @@ from stepwise.config import Config
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls
-from stepwise.runs.shell import Run, positive, program
+from stepwise.runs.shell import Options, Run, one_of, program
 
 SECRET = "sk-abcdefghijklmnop123456"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--count", type=int, default=3)
-    parser.add_argument("--fail-at", type=int, default=-1)
+class Counting(Options):
+    count: int = 3
+    """rows"""
+    fail_at: int = -1
+    """row at which it fails"""
 
 
-def plan(config: Config, args: argparse.Namespace) -> list[PlannedCalls]:
+def plan(config: Config, args: Counting) -> list[PlannedCalls]:
     return [PlannedCalls("weak", args.count, 100 * args.count, 10 * args.count)]
 
 
 def counting(error: type[BaseException] = KeyboardInterrupt, *, resumable: bool = True) -> Callable[..., int]:
     """A program that writes the rows 0..count-1, going on after those that are there, and fails at a row if told to."""
 
-    @program(doc="Count.", arguments=arguments, plan=plan, resumable=resumable)
+    @program(Counting, doc="Count.", plan=plan, resumable=resumable)
     def main(run: Run) -> None:
         done = len(run.rows("rows.jsonl"))
         for number in range(done, run.args.count):
@@ -231,11 +233,54 @@ def test_a_pipe_that_is_closed_early_is_no_traceback(tmp_path: Path) -> None:
     assert process.wait(timeout=120) == 1
 
 
-@pytest.mark.parametrize("text", ["0", "-3", "two", "1.5", ""])
-def test_a_count_must_be_at_least_one(text: str) -> None:
-    assert positive("12") == 12
-    with pytest.raises(argparse.ArgumentTypeError, match="at least 1"):
-        positive(text)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--count", "two"], "--count is two: "),
+        (["--count", "1.5"], "--count is 1.5: "),
+        (["--count"], "--count requires an argument"),
+        (["--cuont", "3"], "Did you mean --count?"),
+        (["--coun", "3"], "Unknown option: --coun"),
+        (["more"], "more"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it_and_nothing_is_written(
+    out: Path, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert counting()(["--out", str(out), *given]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_nothing_of_the_environment_becomes_a_setting_or_an_option(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SEED", "seed", "COUNT", "ROUTING", "STEPWISE_SEED", "TEST_RUN_COUNT"):
+        monkeypatch.setenv(name, "7")
+    assert counting()(["--out", str(out)]) == 0
+    assert card(out)["arguments"] == {"count": 3, "fail_at": -1}
+    assert card(out)["config_hash"] == Config().hash
+
+
+def test_options_that_exclude_one_another_and_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    where = one_of("Where", required=True)
+
+    class Choosing(Options):
+        file: Annotated[Path | None, where] = None
+        lab: Annotated[int | None, where] = None
+        most: int | None = 5
+        sums: bool = True
+
+    @program(Choosing, doc="Choose.")
+    def main(run: Run[Choosing]) -> None:
+        run.write("rows.jsonl", run.args.model_dump(mode="json"))
+
+    assert main(["--file", "a", "--lab", "3"]) == 2
+    assert main([]) == 2
+    assert capsys.readouterr().err.count("give one of --file, --lab") == 2
+    assert main(["--out", str(tmp_path), "--lab", "3", "--most", "none", "--no-sums"]) == 0
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert row == {"file": None, "lab": 3, "most": None, "sums": False}
 
 
 def test_a_dry_run_prints_the_cost_and_writes_nothing(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

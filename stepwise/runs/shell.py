@@ -1,28 +1,33 @@
 """The shell that every program shares: options, output directory, dry run, interruption, one-line errors.
 
-A program is one function:
+A program is one function, and a class of its own options, which cyclopts reads from the command line:
 
-    @program(doc=__doc__, arguments=arguments, plan=plan)
-    def main(run: Run) -> None:
-        for problem in ...:
+    class _Options(Options):
+        n: PositiveInt = 50
+        # and what --help says of it, as its docstring
+
+    @program(_Options, doc=__doc__, plan=plan)
+    def main(run: Run[_Options]) -> None:
+        for problem in problems[: run.args.n]:
             run.write("traces.jsonl", trace)
         run.metrics(accuracy=0.93)
 
-`main(argv)` then parses `--config FILE --set a.b=c --out DIR --dry-run --overwrite --debug` and the program's own
-arguments, and returns an exit code: 0, 1 for a failure, 2 for a mistake in the input, 130 after Ctrl-C.
+`main(argv)` then reads these and the options of `Shared`, and returns an exit code: 0, 1 for a failure, 2 for a mistake
+in the input, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
 from rich.console import Console
 from rich.table import Table
 
@@ -33,27 +38,90 @@ from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls, show_plan
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-_NO_SETTINGS = (
-    "config",
-    "set",
-    "out",
-    "dry_run",
-    "overwrite",
-    "debug",
-    "show",
-    "stream",
-    "json",
-    "licence",
-    "column_names",
-)  # these do not change what is computed
+POSITIONAL = Parameter(show_default=True)
+"""Marks an option that is given by its place: `file: Annotated[Path, POSITIONAL]`."""
+_SHARED = Group("Shared by all programs", sort_key=1)
+_NEGATABLE = Parameter(negative_bool="no-")
+PIPE = Parameter(allow_leading_hyphen=True)
+"""Marks an option that takes "-" for standard input."""
 
 
-class Run:
-    """What a program gets: its configuration, its own arguments, a console (standard output), an output directory."""
+def one_of(title: str, *, required: bool = False) -> Parameter:
+    """Marks options of which at most one may be given, or exactly one where it is `required`."""
 
-    def __init__(self, config: Config, args: argparse.Namespace, directory: RunDirectory, console: Console) -> None:
+    def check(arguments: ArgumentCollection) -> None:
+        # By tokens: of a model's fields, cyclopts' own validators see no values.
+        given = [argument.name for argument in arguments if argument.tokens]
+        if len(given) > 1 or (required and not given):
+            names = given or [argument.name for argument in arguments]
+            raise ValueError(f"give {'one' if required else 'only one'} of {', '.join(names)}")
+
+    return Parameter(group=Group(title, validator=check))
+
+
+class Options(BaseModel):
+    """Options of a program, one a field: its type is checked by pydantic, and its docstring is shown by --help.
+
+    An option that may be None takes "none". `neutral` names those that do not change what is computed, so that a run
+    goes on when they change.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    neutral: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for field in cls.model_fields.values():
+            field.kw_only = POSITIONAL not in field.metadata
+            if field.default is True and _NEGATABLE not in field.metadata:
+                field.metadata.append(_NEGATABLE)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _none(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            if value == "none":
+                return handler(None)
+            raise
+
+    def overrides(self) -> list[str]:
+        """Settings of the configuration that options of the program's own stand for, as in --set."""
+        return []
+
+
+class Shared(Options):
+    """What every program takes."""
+
+    config: Path | None = None
+    """TOML file; without it, the embedded lab"""
+    set: Annotated[list[str], Parameter(consume_multiple=False)] = []
+    """change one setting, for example routing.threshold=0.4"""
+    out: Path | None = None
+    """output directory; out/NAME without it"""
+    dry_run: bool = False
+    """print what the run would spend, and do not run"""
+    overwrite: bool = False
+    """remove the files of an earlier run in --out first"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+class Run(Generic[OptionsT]):
+    """What a program gets: its configuration, its own options, those of all, a console (standard output), and an output
+    directory.
+    """
+
+    def __init__(
+        self, config: Config, args: OptionsT, shared: Shared, directory: RunDirectory, console: Console
+    ) -> None:
         self.config = config
         self.args = args
+        self.shared = shared
         self.console = console
         self.directory = directory
         """For the library's functions that work in an open directory."""
@@ -95,21 +163,20 @@ class Run:
 
 
 def program(
+    options: type[OptionsT] = Options,  # type: ignore[assignment]
     *,
     doc: str | None,
-    arguments: Callable[[argparse.ArgumentParser], None] | None = None,
-    plan: Callable[[Config, argparse.Namespace], Sequence[PlannedCalls]] | None = None,
+    plan: Callable[[Config, OptionsT], Sequence[PlannedCalls]] | None = None,
     resumable: bool = True,
     same_run: Callable[[Config], Config] = lambda config: config,
-    neutral: Sequence[str] = (),
 ) -> Callable[[Callable[..., int | None]], Callable[..., int]]:
     """Turn `function(run)` into `main(argv=None) -> exit code`. The file's name is the program's name.
 
-    `doc` is the module's docstring, shown by --help. `arguments` adds the program's own options. `plan` says what the
-    run would spend, per role, for --dry-run. A program that is not `resumable` starts anew each time: it
-    removes its own files of an earlier start with the same settings instead of going on from them. `same_run` leaves
-    out of the configuration what may change between the starts of one run, and `neutral` names such arguments. What is
-    given to `main` by name, such as models in place of those of the configuration, goes to the function.
+    `doc` is the module's docstring, shown by --help; `options` the program's own. `plan` says what the run would spend,
+    per role, for --dry-run. A program that is not `resumable` starts anew each time: it removes its own files of an
+    earlier start with the same settings instead of going on from them. `same_run` leaves out of the configuration what
+    may change between the starts of one run. What is given to `main` by name, such as models in place of those of the
+    configuration, goes to the function.
     """
 
     def decorate(function: Callable[..., int | None]) -> Callable[..., int]:
@@ -117,19 +184,20 @@ def program(
         name = file.stem
         command = f"python -m evals.{name}" if file.parent.name == "evals" else f"stepwise {name}"
 
-        def start(args: argparse.Namespace, given: dict[str, Any]) -> int:
-            config = Config.load(args.config, args.set)
-            own = {key: value for key, value in vars(args).items() if key not in (*_NO_SETTINGS, *neutral)}
-            console = Console(stderr=getattr(args, "json", False))  # with --json, standard output is for a program
-            directory = RunDirectory(args.out, program=name, config=same_run(config), arguments=own)
-            directory.check(overwrite=args.overwrite)
-            if args.dry_run:
+        def start(args: OptionsT, shared: Shared, given: dict[str, Any]) -> int:
+            config = Config.load(shared.config, [*shared.set, *args.overrides()])
+            console = Console(stderr=getattr(args, "as_json", False))  # with --json, standard output is for a program
+            out = shared.out or Path("out") / name
+            computed = args.model_dump(mode="json", exclude=set(options.neutral))
+            directory = RunDirectory(out, program=name, config=same_run(config), arguments=computed)
+            directory.check(overwrite=shared.overwrite)
+            if shared.dry_run:
                 show_plan(plan(config, args) if plan else [], config, console)
                 return 0
-            going_on = directory.open(anew=args.overwrite or not resumable)
-            run = Run(config, args, directory, console)
-            if going_on:
-                run.say(f"going on with the run in {args.out} (--overwrite starts anew)")
+            resumed = directory.open(anew=shared.overwrite or not resumable)
+            run = Run(config, args, shared, directory, console)
+            if resumed:
+                run.say(f"going on with the run in {out} (--overwrite starts anew)")
             try:
                 with directory.ending():
                     code = function(run, **given) or 0
@@ -143,48 +211,64 @@ def program(
         @functools.wraps(function)
         def main(argv: Sequence[str] | None = None, **given: Any) -> int:
             os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-            options = _parser(name, command, doc)
-            if arguments is not None:
-                arguments(options)
-            args = options.parse_args(argv)
-            return _guarded(lambda: start(args, given), debug=args.debug)
+            try:
+                parsed = _parse(command, doc, options, sys.argv[1:] if argv is None else argv)
+            except (CycloptsError, ValidationError) as error:
+                _complain(f"error: {_reason(error)}; `{command} --help` lists the options")
+                return 2
+            if parsed is None:
+                return 0
+            args, shared = parsed
+            return _guarded(lambda: start(args, shared, given), debug=shared.debug)
 
         return main
 
     return decorate
 
 
-def positive(text: str) -> int:
-    """Type of an argparse option that counts something: a whole number of at least 1."""
-    number = int(text) if text.strip().isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return number
+def _parse(
+    command: str, doc: str | None, options: type[OptionsT], argv: Sequence[str]
+) -> tuple[OptionsT, Shared] | None:
+    """The program's own options and the shared ones; None where help was asked for and has been printed."""
+
+    def read(args: Any = None, shared: Any = None) -> tuple[OptionsT, Shared]:
+        return args or options(), shared or Shared()
+
+    read.__annotations__ = {
+        "args": Annotated[options | None, Parameter("*")],
+        "shared": Annotated[Shared | None, Parameter("*", group=_SHARED)],
+    }
+    each = Parameter(
+        consume_multiple=1,
+        allow_repeating=True,
+        negative_bool="",
+        negative_iterable="",
+        show_default=lambda value: None if value in (None, False, ()) else value,
+    )
+    app = App(
+        command,
+        doc,
+        default_command=read,
+        default_parameter=each,
+        group_commands=_SHARED,
+        help_format="markdown",
+        version_flags=(),
+    )
+    action, bound, _ = app.parse_args(list(argv), exit_on_error=False, print_error=False)
+    result = action(*bound.args, **bound.kwargs)
+    return result if action is read else None
 
 
-def _parser(name: str, command: str, doc: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command,
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    shared = parser.add_argument_group("shared by all programs")
-    shared.add_argument("--config", type=Path, metavar="FILE", help="TOML file; without it, the embedded lab")
-    shared.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="a.b=c",
-        help="change one setting, for example routing.threshold=0.4",
-    )
-    shared.add_argument(
-        "--out", type=Path, default=Path("out") / name, metavar="DIR", help="output (default: %(default)s)"
-    )
-    shared.add_argument("--dry-run", action="store_true", help="print what the run would spend, and do not run")
-    shared.add_argument("--overwrite", action="store_true", help="remove the files of an earlier run in DIR first")
-    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
+def _reason(error: CycloptsError | ValidationError) -> str:
+    """One line: which option, what was given, what is wrong with it."""
+    invalid = error if isinstance(error, ValidationError) else error.__cause__
+    if not isinstance(invalid, ValidationError):
+        return str(error)
+    detail = invalid.errors(include_url=False)[0]
+    option = f"--{detail['loc'][0]}".replace("_", "-")
+    if detail["type"] == "missing":
+        return f"{option} is missing"
+    return f"{option} is {detail['input']!s:.80}: {detail['msg'].replace('Input should be', 'it should be')}"
 
 
 def _guarded(work: Callable[[], int], *, debug: bool) -> int:

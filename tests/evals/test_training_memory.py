@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.util
 import json
@@ -23,10 +22,8 @@ pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
 SMALL = ["--shapes", "lab-weak", "--rows", "2", "--tokens", "16", "--repeats", "1"]
 
 
-def options(*given: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    training_memory.arguments(parser)
-    return parser.parse_args(list(given))
+def options(**given: Any) -> Any:
+    return training_memory._Options(**given)
 
 
 def case(**changes: Any) -> Case:
@@ -84,7 +81,7 @@ def test_cases_follow_the_device_and_refuse_what_cannot_be_run() -> None:
     assert [training_memory.label(one) for one in on_cpu] == [
         "lab-weak sft fp32", "lab-weak grpo fp32", "qwen3-0.6b/4 sft fp32", "qwen3-0.6b/4 grpo fp32",
     ]  # fmt: skip
-    on_gpu = training_memory.cases(options("--device", "cuda"))
+    on_gpu = training_memory.cases(options(device="cuda"))
     assert {(one.shape, one.base, one.method) for one in on_gpu} == {
         (shape, base, method)
         for shape in ("qwen3-0.6b", "qwen3-4b")
@@ -95,11 +92,11 @@ def test_cases_follow_the_device_and_refuse_what_cannot_be_run() -> None:
     assert {(one.rows, one.completion) for one in on_gpu if one.method == "grpo"} == {(8, 1024)}
     assert all(one.layers is None and one.checkpointing for one in on_gpu)
     with pytest.raises(DataError, match="must divide the 4 rows"):
-        training_memory.cases(options("--rows", "4", "--micro", "3"))
+        training_memory.cases(options(rows=4, micro=3))
     with pytest.raises(DataError, match="4bit needs --device cuda"):
-        training_memory.cases(options("--bases", "4bit"))
+        training_memory.cases(options(bases=("4bit",)))
     with pytest.raises(DataError, match=r"known are lab-weak, qwen3-0\.6b, qwen3-4b"):
-        training_memory.cases(options("--shapes", "qwen3-7b"))
+        training_memory.cases(options(shapes=("qwen3-7b",)))
 
 
 def test_ratios_say_where_the_two_sides_did_not_do_the_same() -> None:
