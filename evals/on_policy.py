@@ -26,8 +26,7 @@ from stepwise.interventions.building import Builder
 from stepwise.interventions.datasets import KINDS
 from stepwise.interventions.pipeline import Chunk, run_stages
 from stepwise.interventions.rows import by_id
-from stepwise.interventions.settings import BuildSettings, CollectSettings
-from stepwise.interventions.writers import in_use
+from stepwise.interventions.settings import BuildSettings, CollectSettings, in_use
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.lab.references import Granularity, reference
 from stepwise.runs.shell import Options, Run, program

@@ -2,8 +2,8 @@
 
 Of a collection (--collection, the directory that intervene wrote) any kind can be made, of problems alone those that
 need no collection. Kinds: the collection's interventions as they are, without the success filter (unfiltered), with
-the continuation that ended right (suffix), in a random place (moved), proposed for another place (random, earlier,
-later, and oracle: the true first error, which the lab knows); the references; rewrites with the reference in view
+the continuation that ended right (suffix), in a random place (moved), proposed for another place (random, earlier);
+the references; rewrites with the reference in view
 (reflection); solutions by the strong model (strong); the weak model's own right solutions (rejection); the first tokens
 of its solutions (first_tokens); more of what lab-weak was pretrained on (own_corpus); pairs of the intervention and the
 wrong step (pairs, for DPO). Of routed traces (--traces, the directory that route wrote): the escalated steps whose
@@ -21,14 +21,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, ValidationError
 
 from stepwise.config import Config
-from stepwise.data.examples import read_examples, write_pairs
+from stepwise.data.examples import read_examples
 from stepwise.data.problems import SOURCES, load_problems
 from stepwise.errors import ConfigError, DataError
-from stepwise.interventions import building
 from stepwise.interventions.collection import read_stage
-from stepwise.interventions.datasets import NEED_COLLECTION, Recipe, pairs
+from stepwise.interventions.datasets import NEED_COLLECTION, Recipe, lab_problem, pairs, problems_of
 from stepwise.interventions.from_routing import from_routing, plan_from_routing, read_traces
 from stepwise.interventions.settings import BuildSettings
+from stepwise.io import write_rows
 from stepwise.lab.problems import generate
 from stepwise.lab.references import Granularity, reference
 from stepwise.runs.plan import PlannedCalls
@@ -92,7 +92,7 @@ def _problems_of(args: _Options) -> list[Problem] | None:
     if args.collection is None:
         labs = generate(args.split, args.n)
     elif args.granularity:
-        labs = [building.lab_problem(problem.id) for problem in building.problems_of(args.collection, None)]
+        labs = [lab_problem(problem.id) for problem in problems_of(args.collection, None)]
     else:
         return None
     kind: Granularity = args.granularity or "full"
@@ -131,7 +131,8 @@ def main(run: Run[_Options]) -> None:
             run.say(recipe.checked.summary())
         if args.kind == "pairs" and args.collection is not None:
             found = pairs(read_stage(args.collection, "examples"), read_stage(args.collection, "failures"))
-            run.say(f"{len(found)} pairs in {write_pairs(run.path('pairs.jsonl'), found)}")
+            write_rows(run.path("pairs.jsonl"), found)
+            run.say(f"{len(found)} pairs in {run.out / 'pairs.jsonl'}")
             return
         path = recipe.write(run.directory, licence=args.licence)
     rows = len(read_examples(path))

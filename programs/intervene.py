@@ -15,14 +15,13 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, PositiveInt
 
 from stepwise.config import Config
-from stepwise.data.examples import AnswerColumn, QuestionColumn, read_examples
+from stepwise.data.examples import read_examples
 from stepwise.data.problems import SOURCES, Checked, check_problems, load_problems
 from stepwise.errors import BudgetExceededError, DataError
 from stepwise.interventions.chunks import Caps
 from stepwise.interventions.collection import collect, funnel, read_stage, sealed_cost
 from stepwise.interventions.rows import by_id
-from stepwise.interventions.settings import CollectSettings, uncapped
-from stepwise.interventions.writers import Writers
+from stepwise.interventions.settings import CollectSettings, Writers, uncapped
 from stepwise.lab.problems import generate, is_lab_question
 from stepwise.report.collection import write_collection_report
 from stepwise.report.shell import first_of_each
@@ -38,7 +37,7 @@ _WHERE = one_of("Problems")
 
 class _Options(Options, CollectSettings):
     model_config = ConfigDict(strict=False)
-    neutral = ("licence", "column_names", "candidates")
+    neutral = ("licence", "candidates")
 
     problems: Annotated[str | None, _WHERE] = Field(None, description=SOURCES)
     lab: Annotated[PositiveInt | None, _WHERE] = None
@@ -49,8 +48,6 @@ class _Options(Options, CollectSettings):
     """the first N problems of FILE"""
     licence: str = "other"
     """for the card"""
-    column_names: tuple[QuestionColumn, AnswerColumn] = ("question", "answer")
-    """of the dataset: question or problem, and answer or solution"""
     candidates: PositiveInt | None = None
     """interventions tried per error (critic.candidates)"""
 
@@ -102,7 +99,7 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 @program(_Options, doc=__doc__, plan=_plan, same_run=uncapped)
 def main(run: Run[_Options], writers: Writers | None = None) -> None:
     began, args = time.monotonic(), run.args
-    checked, settings, columns = _problems_of(args), _settings_of(args), args.column_names
+    checked, settings = _problems_of(args), _settings_of(args)
     for line in _notes(run.config, checked, settings):
         run.say(line)
     try:
@@ -113,7 +110,6 @@ def main(run: Run[_Options], writers: Writers | None = None) -> None:
             settings=settings,
             writers=writers,
             licence=args.licence,
-            columns=columns,
         )
     except BudgetExceededError:  # what is sealed has become a dataset
         done = {rollout.problem for rollout in read_stage(run.out, "rollouts")}

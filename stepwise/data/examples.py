@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +11,14 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.data.tables import read_table
-from stepwise.errors import DataError, MissingDependencyError
-from stepwise.io import write_text
+from stepwise.errors import DataError
+from stepwise.io import write_rows, write_text
 from stepwise.steps import split_steps
-from stepwise.types import from_json, to_json
+from stepwise.types import from_json
 
 Origin = Literal[
     "intervention", "routing", "reference", "reflection", "strong", "rejection", "first_tokens", "own_corpus"
 ]
-QuestionColumn = Literal["question", "problem"]
-AnswerColumn = Literal["answer", "solution"]
 _TEXTS = ("prompt", "chosen", "rejected")
 
 
@@ -98,8 +95,6 @@ def write_examples(
     *,
     card: Mapping[str, Any],
     licence: str = "other",
-    question: QuestionColumn = "question",
-    answer: AnswerColumn = "answer",
 ) -> Path:
     """Write the dataset as JSON Lines, and its card beside it (same name, ending .md); returns the path.
 
@@ -107,16 +102,9 @@ def write_examples(
     they are written under another name first.
     """
     path = Path(path)
-    lines = (json.dumps(_row_of(example, question, answer), ensure_ascii=False) + "\n" for example in examples)
-    write_text(path, "".join(lines))
+    write_rows(path, examples)
     write_text(path.with_suffix(".md"), _card_text(path.stem, examples, card, licence))
     return path
-
-
-def _row_of(example: Example, question: QuestionColumn = "question", answer: AnswerColumn = "answer") -> dict[str, Any]:
-    """An example as plain JSON, under the column names asked for."""
-    row: dict[str, Any] = json.loads(to_json(example))
-    return {{"question": question, "answer": answer}.get(name, name): value for name, value in row.items()}
 
 
 def read_examples(source: str | Path | Any) -> list[Example]:
@@ -144,31 +132,6 @@ def read_examples(source: str | Path | Any) -> list[Example]:
     return found
 
 
-def mix(*datasets: Iterable[Example]) -> list[Example]:
-    """Several datasets as one, such as interventions of a critic and of a router; `origin` tells them apart.
-
-    The same question and target occur once, from the first dataset that has them. Raises DataError for rows of
-    different prompts, which no one model can be trained on.
-    """
-    kept = unique(list(itertools.chain(*datasets)))
-    if len(prompts := {example.prompt_hash for example in kept}) > 1:
-        raise DataError(f"the rows were made under different prompts ({', '.join(sorted(prompts))}); mix those of one")
-    return kept
-
-
-def to_dataset(
-    examples: Sequence[Example], *, question: QuestionColumn = "question", answer: AnswerColumn = "answer"
-) -> Any:
-    """The examples as a `datasets.Dataset`; raises MissingDependencyError without that package."""
-    try:
-        import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except ImportError as error:
-        raise MissingDependencyError(
-            "a datasets.Dataset needs the package datasets; install it with: pip install datasets"
-        ) from error
-    return datasets.Dataset.from_list([_row_of(example, question, answer) for example in examples])
-
-
 def _card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], licence: str) -> str:
     """Markdown, with the fields that dataset hubs read in front: licence, size, where the rows come from."""
     origins = {origin: sum(e.origin == origin for e in examples) for origin in sorted({e.origin for e in examples})}
@@ -188,15 +151,9 @@ def _card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], 
     )
 
 
-def write_pairs(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write pairs as JSON Lines, whole or not at all; returns the path."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return Path(path)
-
-
 def read_pairs(*sources: str | Path | Any) -> list[PreferencePair]:
-    """Pairs, those of the same texts once. A source is a JSON Lines file that `write_pairs` or the dataset builder
-    wrote, a `datasets.Dataset`, or rows with the texts `prompt`, `chosen` and `rejected`.
+    """Pairs, those of the same texts once. A source is a JSON Lines file that the dataset builder wrote, a
+    `datasets.Dataset`, or rows with the texts `prompt`, `chosen` and `rejected`.
 
     The prefix is the longest run of steps that `chosen` and `rejected` begin with. Raises DataError naming file, row
     and field: for a field without a text, and for texts of which one is, or begins with, the other.

@@ -7,14 +7,12 @@ there: `reference`, a solution of the problem, and `scores`, which maps names of
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepwise.data.tables import read_table
 from stepwise.errors import DataError
-from stepwise.io import write_text
 from stepwise.models.scorers.base import scores_fault
 from stepwise.types import Localization, Problem, Step, Trace
 
@@ -61,39 +59,10 @@ def from_row(row: Mapping[str, Any], where: str = "row", *, scores: str | None =
     return ProcessBenchRow(problem, trace, Localization(None if label < 0 else label), correct)
 
 
-def to_row(example: ProcessBenchRow) -> dict[str, Any]:
-    """The inverse of `from_row` without scores. Raises DataError for a trace without steps and an index that is no
-    step.
-    """
-    problem, trace, localization, correct = example
-    if not trace.steps:
-        raise DataError(f"problem {problem.id!r}, field steps: the trace has none; an attempt has at least one step")
-    error = localization.first_error
-    if error is not None and not 0 <= error < len(trace.steps):
-        raise DataError(
-            f"problem {problem.id!r}, field first_error: {error!r}; it must be None or lie in 0..{len(trace.steps) - 1}"
-        )
-    row = {
-        "id": problem.id,
-        "generator": trace.steps[0].author,
-        "problem": problem.question,
-        "steps": [step.text for step in trace.steps],
-        "label": -1 if error is None else error,
-    }
-    extra = {"final_answer_correct": correct, "reference": problem.reference}
-    return row | {key: value for key, value in extra.items() if value is not None}
-
-
 def read_rows(path: str | Path, *, scores: str | None = None) -> list[ProcessBenchRow]:
     """All rows of a file, as `from_row` reads them. Raises DataError naming file, row (counted from 1) and field."""
     rows, where = read_table(path)
     return [from_row(row, f"{where}, row {i}", scores=scores) for i, row in enumerate(rows, 1)]
-
-
-def write_rows(path: str | Path, examples: Iterable[ProcessBenchRow]) -> None:
-    """Write JSON Lines; `datasets.load_dataset("json", ...)` reads them."""
-    lines = [json.dumps(to_row(example), ensure_ascii=False) + "\n" for example in examples]
-    write_text(path, "".join(lines))
 
 
 def _scores(row: Mapping[str, Any], name: str, steps: int, where: str) -> list[float]:

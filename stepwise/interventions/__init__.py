@@ -10,8 +10,7 @@ from stepwise.interventions.checks.sums import FalseEquation, false_equations
 from stepwise.interventions.collection import Progress, collect, funnel, read_stage
 from stepwise.interventions.datasets import build, pairs, write_dataset
 from stepwise.interventions.from_routing import from_routing
-from stepwise.interventions.settings import BuildSettings, CollectSettings
-from stepwise.interventions.writers import Writers
+from stepwise.interventions.settings import BuildSettings, CollectSettings, Writers
 
 __all__ = [
     "BuildSettings",

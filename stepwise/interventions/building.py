@@ -1,29 +1,46 @@
-"""What every kind of dataset is made with: problems, what was collected for them, settings, and who writes."""
+"""A dataset of one chunk of problems on its way (`Builder`), and interventions in other forms.
+
+Each of these changes one thing about the collection's dataset: what to clone, and where. InT's ablation (arXiv
+2601.14209, the table on what to clone in SFT): `unfiltered` has no success filter, `suffix` adds the continuation that
+ended right; leaving out the prefix is a loss weight ([sft] prefix_weight), not another dataset. The rest are ours: they
+ask whether it matters where the step stands, and who found the place.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from stepwise.config import Config
 from stepwise.data.examples import Example, Origin
-from stepwise.data.problems import load_problems
 from stepwise.errors import DataError
-from stepwise.interventions.collection import read_stage
-from stepwise.interventions.pipeline import Chunk, grade_rollouts, keep_failures, sample_rollouts
-from stepwise.interventions.rows import ROWS, FailedAttempt, Rollout, by_id, spent
+from stepwise.grading import Verdict
+from stepwise.interventions.pipeline import (
+    Chunk,
+    check_candidates,
+    grade_rollouts,
+    guide,
+    keep_failures,
+    propose_candidates,
+    sample_rollouts,
+    select,
+    survivors,
+)
+from stepwise.interventions.rows import (
+    ROWS,
+    Candidate,
+    FailedAttempt,
+    GuidedRollout,
+    Located,
+    Rollout,
+    by_id,
+    spent,
+)
 from stepwise.interventions.settings import BuildSettings, hash_of
-from stepwise.io import read_rows
-from stepwise.lab.problems import SPLITS, LabProblem, make
 from stepwise.models.base import Backend
-from stepwise.types import Problem, Usage
-
-Truth = Callable[[Problem, Sequence[str]], "int | None"]
-"""The true first error of an attempt, None where every step is right."""
+from stepwise.seeds import rng as seeded
+from stepwise.types import Usage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +55,6 @@ class Builder(Chunk):
     kind: str
     options: BuildSettings
     collected: Mapping[str, Sequence[Any]] | None = None
-    truth: Truth | None = None
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
     written: dict[str, list[Any]] = dataclasses.field(default_factory=lambda: {name: [] for name in ROWS})
     usage: dict[str, Usage] = dataclasses.field(default_factory=dict)
@@ -116,53 +132,121 @@ def first_of_each(rows: Iterable[Any], n: int) -> list[Any]:
     return kept
 
 
-def problems_of(collection: Path, given: Iterable[Problem] | None) -> list[Problem]:
-    """The problems of a collection, in its order: those given, those of its problems.jsonl, or the lab's by their ids.
-
-    Raises DataError where the directory holds no collection, and for an id that is in none of them.
-    """
-    names = list(dict.fromkeys(row.problem for row in read_stage(collection, "rollouts")))
-    if not names:
-        raise DataError(f"{collection} holds no sealed chunk of a collection; give the directory that `collect` wrote")
-    file, known = collection / "problems.jsonl", dict[str, Problem]()
-    if given is not None or file.exists():
-        known = by_id(read_rows(file, Problem) if given is None else load_problems(given))
-    else:
-        for name in names:
-            with suppress(DataError):
-                known[name] = lab_problem(name).problem
-    if missing := [name for name in names if name not in known]:
-        raise DataError(
-            f"{len(missing)} problems of {collection} are not among those given, first {missing[0]!r}; "
-            "give the problems that were collected for"
-        )
-    return [known[name] for name in names]
+def interventions(builder: Builder) -> list[Example]:
+    """The collection's examples as they are."""
+    return builder.stage("examples")
 
 
-def collected_for(collection: Path, config: Config) -> dict[str, dict[str, list[Any]]]:
-    """The rows of a collection by stage and problem; DataError for one that was made under another prompt."""
-    rows: dict[str, dict[str, list[Any]]] = {name: defaultdict(list) for name in ROWS}
-    for name, of_problem in rows.items():
-        for row in read_stage(collection, name):
-            of_problem[row.parents["problem"] if isinstance(row, Example) else row.problem].append(row)
-    prompts = {row.made.prompt_hash for rollouts in rows["rollouts"].values() for row in rollouts}
-    if other := prompts - {config.prompt.hash}:
-        raise DataError(
-            f"{collection} was collected under another prompt ({min(other)}, now {config.prompt.hash}); "
-            "give the configuration that it was collected with"
-        )
+def unfiltered(builder: Builder) -> list[Example]:
+    """Without the success filter: of each attempt the first candidate that passes the checks that need no rollout."""
+    attempts, guided = by_id(builder.stage("failures")), _guided(builder)
+    rows = [
+        _of_candidate(builder, row, attempts[row.failure], guided[row.id], "unfiltered")
+        for row in _first(survivors(builder.stage("candidates")))
+    ]
+    builder.counts["without a success"] += sum(not row.successes for row in rows)
     return rows
 
 
-def lab_problem(name: str) -> LabProblem:
-    """The lab's problem with that id, with its truth; DataError where it is none of the lab's."""
-    head, _, number = name.rpartition("/")
-    split = head.removeprefix("lab/")
-    if not head.startswith("lab/") or split not in SPLITS or not number.isdecimal():
-        raise DataError(f"problem {name!r} is none of the lab's, so its truth is not known; give `truth`")
-    return make(split, int(number))
+def suffix(builder: Builder) -> list[Example]:
+    """With the first guided continuation that ended right as `suffix`, so that whole solutions are trained on."""
+    guided, rows = _guided(builder), []
+    for example in builder.stage("examples"):
+        right = [row for row in guided[example.parents["candidate"]] if row.verdict is Verdict.CORRECT]
+        if not right:
+            builder.counts["without a continuation that ended right"] += 1
+            continue
+        first = min(right, key=lambda row: row.sample)
+        parents = {**example.parents, "guided": first.id}
+        rows.append(dataclasses.replace(example, id=first.id, suffix=first.text, complete=True, variant="suffix",
+                                        parents=parents))  # fmt: skip
+    return rows
 
 
-def lab_truth(problem: Problem, steps: Sequence[str]) -> int | None:
-    """`Truth` for the lab's problems."""
-    return lab_problem(problem.id).first_error(steps)
+def moved(builder: Builder) -> list[Example]:
+    """The same text, in place of a random other step of the attempt."""
+    attempts, rows = by_id(builder.stage("failures")), []
+    for example in builder.stage("examples"):
+        steps = attempts[example.parents["failure"]].steps
+        place = _other_place(builder, f"{example.id}|moved", len(steps), len(example.prefix))
+        if place is None:
+            builder.counts["attempts of one step"] += 1
+            continue
+        rows.append(dataclasses.replace(example, id=f"{example.id}/moved", prefix=steps[:place], variant="moved",
+                                        successes=0, guided=0))  # fmt: skip
+    return rows
+
+
+def random_place(builder: Builder) -> list[Example]:
+    """Proposed for a random other step than the one that the critic found."""
+    return _proposed_at(
+        builder, "random", lambda row, found: _other_place(builder, f"{row.id}|place", len(row.steps), found)
+    )
+
+
+def earlier(builder: Builder) -> list[Example]:
+    """Proposed for the step before the one that the critic found."""
+    return _proposed_at(builder, "earlier", lambda row, found: found - 1 if found else None)
+
+
+def _proposed_at(builder: Builder, name: str, place: Callable[[FailedAttempt, int], int | None]) -> list[Example]:
+    """The stages from proposing on, for the attempts in which the critic found an error, at other places."""
+    attempts = by_id(builder.stage("failures"))
+    located, renamed = list[Located](), dict[str, FailedAttempt]()
+    for row in builder.stage("located"):
+        if row.first_error is None or row.failed:
+            continue
+        at = place(attempts[row.failure], row.first_error)
+        if at is None:
+            builder.counts["attempts without such a place"] += 1
+            continue
+        builder.counts["at the same place as the critic's"] += at == row.first_error
+        own = f"{row.failure}/{name}"  # other ids, so that nothing is mistaken for the collection's
+        located.append(dataclasses.replace(row, id=f"{own}/l", failure=own, first_error=at, critical_error=None,
+                                           reason=""))  # fmt: skip
+        renamed[own] = dataclasses.replace(attempts[row.failure], id=own)
+    candidates = check_candidates(propose_candidates(located, renamed, builder), renamed, builder)
+    kept = survivors(candidates)
+    guided = guide(kept, renamed, builder)
+    for stage, written in (("located", located), ("candidates", candidates), ("guided", guided)):
+        builder.keep(stage, written)
+    return [
+        dataclasses.replace(
+            row, variant=name, parents={**row.parents, "failure": row.parents["failure"].rpartition("/")[0]}
+        )
+        for row in select(kept, guided, renamed, builder)
+    ]
+
+
+def _of_candidate(
+    builder: Builder, row: Candidate, attempt: FailedAttempt, guided: Sequence[GuidedRollout], variant: str
+) -> Example:
+    """The row of a candidate, with the outcomes of its guided rollouts."""
+    judged = [rollout for rollout in guided if rollout.verdict is not None]
+    return builder.example(
+        row.id, row.problem, row.content, "intervention", parents={"failure": row.failure, "candidate": row.id},
+        models={**({"weak": judged[0].made.model} if judged else {}), "critic": row.made.model}, seed=row.made.seed,
+        prefix=attempt.steps[: row.location], successes=sum(one.verdict == "CORRECT" for one in judged),
+        guided=len(judged), with_reference=row.with_reference, complete=False, variant=variant,
+    )  # fmt: skip
+
+
+def _first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The first candidate of each attempt."""
+    first: dict[str, Candidate] = {}
+    for row in candidates:
+        first.setdefault(row.failure, row)
+    return list(first.values())
+
+
+def _other_place(builder: Builder, name: str, steps: int, place: int) -> int | None:
+    """A random step other than `place`, None where there is none."""
+    places = [other for other in range(steps) if other != place]
+    return seeded(builder.config.seed, name).choice(places) if places else None
+
+
+def _guided(builder: Builder) -> defaultdict[str, list[GuidedRollout]]:
+    rows: defaultdict[str, list[GuidedRollout]] = defaultdict(list)
+    for row in builder.stage("guided"):
+        rows[row.candidate].append(row)
+    return rows

@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stepwise.config import CapsConfig, Config
-from stepwise.data.examples import AnswerColumn, Example, QuestionColumn, unique, write_examples
+from stepwise.data.examples import Example, unique, write_examples
 from stepwise.errors import BudgetExceededError
 from stepwise.grading import GRADER_VERSION
-from stepwise.interventions.settings import uncapped
-from stepwise.interventions.writers import Writers
+from stepwise.interventions.settings import Writers, uncapped
 from stepwise.io import append_rows, read_rows
 from stepwise.models.budget import Ledger
 from stepwise.models.store import CallCache
@@ -38,7 +37,6 @@ from stepwise.runs.progress import progress
 from stepwise.types import Usage
 
 T = TypeVar("T")
-Columns = tuple[QuestionColumn, AnswerColumn]
 Sealed = Callable[[Path, int, bool], str | None]
 """Hears of a chunk that is sealed: its folder, its number of members, whether an earlier start sealed it. What it
 returns stands beside the bar."""
@@ -131,7 +129,6 @@ def write_sealed(
     settings: Mapping[str, Any],
     *,
     licence: str,
-    columns: Columns = ("question", "answer"),
     stage: str = "examples",
     name: str = "dataset",
 ) -> Path:
@@ -147,7 +144,7 @@ def write_sealed(
     }
     examples = unique(sealed_rows(directory.path, stage, Example))
     card = {**card, "settings": {**settings, **configuration}}
-    return write_examples(path, examples, card=card, licence=licence, question=columns[0], answer=columns[1])
+    return write_examples(path, examples, card=card, licence=licence)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,10 @@ from stepwise.data.examples import unique
 from stepwise.data.problems import Checked, check_problems
 from stepwise.errors import DataError
 from stepwise.interventions.checks.leaks import LeakVerdict
-from stepwise.interventions.chunks import Caps, Columns, run_chunks, sealed_rows, wrapped, write_sealed
+from stepwise.interventions.chunks import Caps, run_chunks, sealed_rows, wrapped, write_sealed
 from stepwise.interventions.pipeline import Chunk, run_stages
 from stepwise.interventions.rows import ROWS, WRITTEN, by_id, spent
-from stepwise.interventions.settings import CollectSettings, uncapped
-from stepwise.interventions.writers import Writers, in_use
+from stepwise.interventions.settings import CollectSettings, Writers, in_use, uncapped
 from stepwise.io import read_rows, write_rows
 from stepwise.models.budget import Ledger
 from stepwise.models.store import key_of
@@ -35,13 +34,12 @@ def collect(
     settings: CollectSettings | None = None,
     writers: Writers | None = None,
     licence: str = "other",
-    columns: Columns = ("question", "answer"),
     on_chunk: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Make the dataset of `problems` in the directory `out`; returns its path, the card is beside it.
 
     Going on after an interruption needs no more than the same call. `out/chunks` has the rows of all stages, and
-    `out/problems.jsonl` the problems. `licence` is written into the card; `columns` are names in the dataset.
+    `out/problems.jsonl` the problems. `licence` is written into the card.
     `on_chunk` is called with a `Progress` after each chunk, also after those that an earlier start has sealed; without
     it a progress bar is shown. Raises DataError for problems that cannot be used, and for a directory with other
     problems, settings or configuration or that another process works in; BackendError where a model is gone, and
@@ -75,7 +73,7 @@ def collect(
             return _in_words(now)
 
         def finish() -> Path:
-            return _write(directory, checked, cfg, settings, licence, columns)
+            return _write(directory, checked, cfg, settings, licence)
 
         return run_chunks(
             directory, checked.problems, settings.chunk, list(ROWS), work, finish, caps=caps,
@@ -221,9 +219,7 @@ def _remember(directory: RunDirectory, problems: Sequence[Problem]) -> None:
         raise DataError(f"{path}: the run began with other problems; give another --out, or --overwrite to begin anew")
 
 
-def _write(
-    directory: RunDirectory, checked: Checked, config: Config, settings: CollectSettings, licence: str, columns: Columns
-) -> Path:
+def _write(directory: RunDirectory, checked: Checked, config: Config, settings: CollectSettings, licence: str) -> Path:
     """The dataset of what is sealed, and its card."""
     rows = {name: read_stage(directory.path, name) for name in WRITTEN}
     card = {
@@ -237,4 +233,4 @@ def _write(
         "generated tokens": {name: spent(found).generated_tokens for name, found in rows.items()},
     }
     shown = {**settings.model_dump(), "drop_after": settings.drop_after, "critic": config.critic.model_dump()}
-    return write_sealed(directory, config, card, shown, licence=licence, columns=columns)
+    return write_sealed(directory, config, card, shown, licence=licence)

@@ -6,21 +6,24 @@ rows of one kind, `write_dataset` makes a directory of them that can be gone on 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from stepwise.config import Config, Roles
 from stepwise.data.examples import Example, unique
-from stepwise.data.problems import Checked, check_problems
+from stepwise.data.problems import Checked, check_problems, load_problems
 from stepwise.errors import DataError
-from stepwise.interventions import controls, solutions
-from stepwise.interventions.building import Builder, Truth, collected_for, problems_of
+from stepwise.interventions import building, solutions
+from stepwise.interventions.building import Builder
 from stepwise.interventions.chunks import Caps, Spent, run_chunks, sealed_counts, sealed_rows, wrapped, write_sealed
+from stepwise.interventions.collection import read_stage
 from stepwise.interventions.rows import ROWS, WRITTEN, FailedAttempt, by_id, parent, spent
-from stepwise.interventions.settings import BuildSettings, uncapped
-from stepwise.interventions.writers import Writers, in_use
+from stepwise.interventions.settings import BuildSettings, Writers, in_use, uncapped
+from stepwise.io import read_rows
+from stepwise.lab.problems import SPLITS, LabProblem, make
 from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
@@ -32,14 +35,12 @@ Source = Any
 """The directory of a collection, or what `load_problems` takes."""
 
 KINDS: dict[str, Callable[[Builder], list[Example]]] = {
-    "intervention": controls.interventions,
-    "unfiltered": controls.unfiltered,
-    "suffix": controls.suffix,
-    "moved": controls.moved,
-    "random": controls.random_place,
-    "earlier": controls.earlier,
-    "later": controls.later,
-    "oracle": controls.oracle,
+    "intervention": building.interventions,
+    "unfiltered": building.unfiltered,
+    "suffix": building.suffix,
+    "moved": building.moved,
+    "random": building.random_place,
+    "earlier": building.earlier,
     "reference": solutions.references,
     "reflection": solutions.reflections,
     "strong": solutions.strong,
@@ -60,18 +61,17 @@ def build(
     problems: Iterable[Problem] | None = None,
     settings: BuildSettings | None = None,
     writers: Writers | None = None,
-    truth: Truth | None = None,
     counts: Counter[str] | None = None,
 ) -> list[Example]:
     """The rows of one kind (a key of `KINDS`).
 
     `source` is the directory of a collection, or problems. `problems` are those of the collection, where it does not
-    hold them itself and they are not the lab's. `truth` finds first errors for the kind "oracle". `counts`, where
+    hold them itself and they are not the lab's. `counts`, where
     given, is added to: what became of what. Raises DataError for an unknown kind, a kind that needs a collection and is
     given problems, another prompt than the collection's, and problems that cannot be used; BackendError where a model
     is gone.
     """
-    recipe = Recipe(kind, source, cfg, settings, problems, truth)
+    recipe = Recipe(kind, source, cfg, settings, problems)
     rows: list[Example] = []
     members, size = recipe.members, recipe.settings.chunk
     with in_use(writers, cfg) as own, progress(f"building {kind}", len(members)) as advance:
@@ -93,7 +93,6 @@ def write_dataset(
     problems: Iterable[Problem] | None = None,
     settings: BuildSettings | None = None,
     writers: Writers | None = None,
-    truth: Truth | None = None,
     licence: str = "other",
 ) -> Path:
     """`build` into the directory `out`: dataset.jsonl, the card beside it, and what models wrote on the way.
@@ -102,7 +101,7 @@ def write_dataset(
     directory of another run; OSError where the disk is full, BudgetExceededError where the next chunk would pass a cap
     of `budget`: what was sealed before stays, and has become a dataset.
     """
-    return Recipe(kind, source, cfg, settings, problems, truth).write(out, writers, licence)
+    return Recipe(kind, source, cfg, settings, problems).write(out, writers, licence)
 
 
 class Recipe:
@@ -115,14 +114,13 @@ class Recipe:
         config: Config,
         settings: BuildSettings | None = None,
         problems: Iterable[Problem] | None = None,
-        truth: Truth | None = None,
     ) -> None:
         if kind not in KINDS:
             raise DataError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
-        self.kind, self.config, self.settings, self.truth = kind, config, settings or BuildSettings(), truth
+        self.kind, self.config, self.settings = kind, config, settings or BuildSettings()
         self.collected: Mapping[str, Mapping[str, list[Any]]] | None = None
         if isinstance(source, str | Path) and (kind in NEED_COLLECTION or not _is_file_or_name(source)):
-            self.collected = collected_for(Path(source), config)
+            self.collected = _collected_for(Path(source), config)
             source = problems_of(Path(source), problems)
         elif kind in NEED_COLLECTION:
             raise DataError(f"kind {kind!r} is made from a collection; give the directory that `collect` wrote")
@@ -140,7 +138,7 @@ class Recipe:
                 for stage, rows in self.collected.items()
             }
         settings = self.settings
-        return Builder(problems, writers, self.config, settings.collect, self.kind, settings, collected, self.truth)
+        return Builder(problems, writers, self.config, settings.collect, self.kind, settings, collected)
 
     def write(self, out: str | Path | RunDirectory, writers: Writers | None = None, licence: str = "other") -> Path:
         """See `write_dataset`."""
@@ -181,7 +179,7 @@ class Recipe:
         if self.kind in written:
             role, each, tokens = written[self.kind]
             plan.append(PlannedCalls(role, n * each, text, n * each * tokens))
-        if self.kind not in ("reflection", "random", "earlier", "later", "oracle"):
+        if self.kind not in ("reflection", "random", "earlier"):
             return plan
         # What a critic is asked for, and what is guided, as if each attempt were as long as it may be.
         failures = [row for rows in (self.collected or {}).get("failures", {}).values() for row in rows]
@@ -217,22 +215,66 @@ class Recipe:
         return write_sealed(directory, self.config, card, self.settings.model_dump(mode="json"), licence=licence)
 
 
+def problems_of(collection: Path, given: Any) -> list[Problem]:
+    """The problems of a collection, in its order: those given, those of its problems.jsonl, or the lab's by their ids.
+
+    Raises DataError where the directory holds no collection, and for an id that is in none of them.
+    """
+    names = list(dict.fromkeys(row.problem for row in read_stage(collection, "rollouts")))
+    if not names:
+        raise DataError(f"{collection} holds no sealed chunk of a collection; give the directory that `collect` wrote")
+    file, known = collection / "problems.jsonl", dict[str, Problem]()
+    if given is not None or file.exists():
+        known = by_id(read_rows(file, Problem) if given is None else load_problems(given))
+    else:
+        for name in names:
+            with suppress(DataError):
+                known[name] = lab_problem(name).problem
+    if missing := [name for name in names if name not in known]:
+        raise DataError(
+            f"{len(missing)} problems of {collection} are not among those given, first {missing[0]!r}; "
+            "give the problems that were collected for"
+        )
+    return [known[name] for name in names]
+
+
+def _collected_for(collection: Path, config: Config) -> dict[str, dict[str, list[Any]]]:
+    """The rows of a collection by stage and problem; DataError for one that was made under another prompt."""
+    rows: dict[str, dict[str, list[Any]]] = {name: defaultdict(list) for name in ROWS}
+    for name, of_problem in rows.items():
+        for row in read_stage(collection, name):
+            of_problem[row.parents["problem"] if isinstance(row, Example) else row.problem].append(row)
+    prompts = {row.made.prompt_hash for rollouts in rows["rollouts"].values() for row in rollouts}
+    if other := prompts - {config.prompt.hash}:
+        raise DataError(
+            f"{collection} was collected under another prompt ({min(other)}, now {config.prompt.hash}); "
+            "give the configuration that it was collected with"
+        )
+    return rows
+
+
+def lab_problem(name: str) -> LabProblem:
+    """The lab's problem with that id, with its truth; DataError where it is none of the lab's."""
+    head, _, number = name.rpartition("/")
+    split = head.removeprefix("lab/")
+    if not head.startswith("lab/") or split not in SPLITS or not number.isdecimal():
+        raise DataError(f"problem {name!r} is none of the lab's; give `problems`, those that were collected for")
+    return make(split, int(number))
+
+
 def _is_file_or_name(source: str | Path) -> bool:
     """Whether it is no directory of a collection, but a file of problems or the name of a set of them."""
     return Path(source).is_file() if isinstance(source, Path) else not Path(source).is_dir()
 
 
-def pairs(
-    examples: Sequence[Example], failures: Iterable[FailedAttempt], *, conversational: bool = False
-) -> list[dict[str, Any]]:
+def pairs(examples: Sequence[Example], failures: Iterable[FailedAttempt]) -> list[dict[str, Any]]:
     """Pairs for preference training such as DPO (arXiv 2305.18290): a row for each example whose attempt has a step in
     its place. `prompt` is the question, `chosen` and `rejected` are the kept prefix with the intervention and with the
     wrong step.
 
-    What the two share cancels out of DPO's loss, so the prefix may stand in them, under whatever chat template.
-    `conversational` gives lists of messages, as TRL's trainers take them. Both texts end in the middle of a solution:
-    switch off an end-of-message token that a trainer would add. Raises DataError for an example whose attempt is not
-    among the failures.
+    What the two share cancels out of DPO's loss, so the prefix may stand in them, under whatever chat template. Both
+    texts end in the middle of a solution: switch off an end-of-message token that a trainer would add. Raises DataError
+    for an example whose attempt is not among the failures.
     """
     attempts = by_id(failures)
     rows = []
@@ -241,13 +283,9 @@ def pairs(
         at = len(example.prefix)
         if at >= len(steps) or steps[at] == example.intervention:
             continue
-        texts = {
-            "prompt": ("user", example.question),
-            "chosen": ("assistant", SEPARATOR.join((*example.prefix, example.intervention))),
-            "rejected": ("assistant", SEPARATOR.join((*example.prefix, steps[at]))),
-        }
-        shown = {
-            name: [{"role": role, "content": text}] if conversational else text for name, (role, text) in texts.items()
-        }
-        rows.append({"id": example.id, **shown, "answer": example.answer, "prompt_hash": example.prompt_hash})
+        chosen, rejected = (SEPARATOR.join((*example.prefix, step)) for step in (example.intervention, steps[at]))
+        rows.append({
+            "id": example.id, "prompt": example.question, "chosen": chosen, "rejected": rejected,
+            "answer": example.answer, "prompt_hash": example.prompt_hash,
+        })  # fmt: skip
     return rows

@@ -5,10 +5,7 @@ What differs from InT (arXiv 2601.14209), which asks for 32 rollouts of every ca
 2. A candidate without a success is given up after the least n with (1 - floor)^n <= miss. So one that would succeed at
    a rate of `floor` is lost with probability `miss` at most, and one with a higher rate less often.
 3. Rollouts are asked for in batches of 2, 2, 4, 8, ...: at most about as many are in vain as were needed.
-4. Where a chunk may have only so many, those candidates come first that are likeliest to succeed with the next one.
-   Under one prior for all, a failure can only lower that probability, so they are the ones with the fewest failures;
-   for the same reason no rule finds more candidates with the same rollouts than giving up after n failures.
-5. The best of several candidates is the one with the highest posterior mean rate, and rollouts that are meant to tell
+4. The best of several candidates is the one with the highest posterior mean rate, and rollouts that are meant to tell
    them apart go to the two best. A posterior does not depend on when one stopped, a share of successes does.
 
 Rules 1 to 3 are `CollectSettings.next_batch`. The prior is a beta distribution; `INT_PRIOR` has InT's published counts:
@@ -61,17 +58,13 @@ def guided_by(candidates: Sequence[Candidate], sample: Sample, settings: Collect
             name: (sum(row.verdict is Verdict.CORRECT for row in found), len(found)) for name, found in rows.items()
         }
 
-    # Ask until the rule has enough of every candidate, or the chunk has had all that it may have.
-    left = None if settings.average is None else settings.average * len(rows)
-    while True:
+    # Ask until the rule has enough of every candidate.
+    sizes = {name: settings.next_batch(0, 0) for name in rows}
+    while any(sizes.values()):
+        ask(sizes, "filter")
         counts = tried()
         won = {row.failure for row in candidates if counts[row.id][0] and settings.keep == "first"}
         sizes = {row.id: settings.next_batch(*counts[row.id]) for row in candidates if row.failure not in won}
-        given = _shared_out({name: n for name, n in sizes.items() if n}, counts, left)
-        if not given:
-            break
-        ask(given, "filter")
-        left = None if left is None else left - sum(given.values())
 
     # Tell rivals apart: a few more at a time for one of the two best of each attempt.
     rivals: defaultdict[str, list[str]] = defaultdict(list)
@@ -168,21 +161,6 @@ def fit_beta(mean: float, found: float, most: int = 32) -> Beta:
 
 INT_PRIOR = Beta(0.03775, 0.84617)
 """`fit_beta(20170 / 472320, 2213 / 14766)`"""
-
-
-def _shared_out(
-    wanted: Mapping[str, int], counts: Mapping[str, tuple[int, int]], left: int | None, prior: Beta = INT_PRIOR
-) -> dict[str, int]:
-    """What each candidate (an id) gets of its next batch `wanted`, where only `left` rollouts are left for all.
-
-    `counts` has (successes, asked) so far. Those likeliest to succeed with the next one come first, of equal ones the
-    first.
-    """
-    given: dict[str, int] = {}
-    for name in ranked({name: counts[name] for name in wanted}, prior):
-        given[name] = wanted[name] if left is None else min(wanted[name], left)
-        left = None if left is None else left - given[name]
-    return {name: given[name] for name in wanted if given[name]}
 
 
 def ranked(counts: Mapping[str, tuple[int, int]], prior: Beta = INT_PRIOR) -> list[str]:

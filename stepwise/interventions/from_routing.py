@@ -34,8 +34,7 @@ from stepwise.interventions.collection import unsound
 from stepwise.interventions.filtering import counts_of
 from stepwise.interventions.pipeline import Attempts, Chunk, check_candidates, guide, select, survivors
 from stepwise.interventions.rows import Candidate, FailedAttempt, GuidedRollout, Made, by_id, spent
-from stepwise.interventions.settings import CollectSettings, uncapped
-from stepwise.interventions.writers import Writers, in_use
+from stepwise.interventions.settings import CollectSettings, Writers, hash_of, in_use, uncapped
 from stepwise.io import read_rows
 from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory, opened
@@ -187,7 +186,7 @@ def _escalations(
                 steps = (*(step.text for step in trace.steps[:place]), draft.text)
                 failures.append(FailedAttempt(own, problem, steps, extract_answer(draft.text), Verdict.NO_ANSWER))
                 author = step.usage.model or step.author
-                made = Made(author, config.prompt.hash, settings.hash_with(config), config.seed)
+                made = Made(author, config.prompt.hash, hash_of(config, settings), config.seed)
                 candidates.append(Candidate(f"{own}/c0", problem, own, place, step.text, made, with_reference=False,
                                             usage=step.usage))  # fmt: skip
     return failures, candidates, counts

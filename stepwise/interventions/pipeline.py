@@ -32,8 +32,7 @@ from stepwise.interventions.checks.sums import false_equations
 from stepwise.interventions.filtering import Wanted, chosen, counts_of, guided_by
 from stepwise.interventions.rows import ROWS, Candidate, FailedAttempt, GuidedRollout, Located, Made, Rollout, by_id
 from stepwise.interventions.rows import parent as parent_of
-from stepwise.interventions.settings import CollectSettings, uncapped
-from stepwise.interventions.writers import Writers
+from stepwise.interventions.settings import CollectSettings, Writers, hash_of, uncapped
 from stepwise.models.base import Backend, Completion, Request
 from stepwise.models.failures import error_of
 from stepwise.seeds import seed_for
@@ -60,7 +59,7 @@ class Chunk:
 
     def made(self, model: str, seed: int, draw: int = 0) -> Made:
         """What a text by `model` comes from."""
-        return Made(model, self.config.prompt.hash, self.settings.hash_with(self.config), seed, draw)
+        return Made(model, self.config.prompt.hash, hash_of(self.config, self.settings), seed, draw)
 
 
 def run_stages(chunk: Chunk) -> dict[str, Sequence[Any]]:
@@ -259,7 +258,7 @@ def select(
             row.id, problem.question, problem.answer or "", attempts[row.failure].steps[: row.location], row.content,
             "intervention", {"problem": problem.id, "failure": row.failure, "candidate": row.id},
             {"weak": weak[row.id], "critic": row.made.model}, chunk.config.prompt.hash,
-            chunk.settings.hash_with(chunk.config), row.made.seed, *counts[row.id], row.with_reference, problem.source,
+            hash_of(chunk.config, chunk.settings), row.made.seed, *counts[row.id], row.with_reference, problem.source,
         ))  # fmt: skip
     return unique(rows)
 

@@ -7,7 +7,7 @@ What differs from the papers:
    counts once.
 3. A reference without a box gets a last step that has one, since answers are graded by their box.
 4. Self-reflections (InT, arXiv 2601.14209, the baselines of its experiments): whole rewrites of failed attempts, the
-   reference in view. One that does not end right is left out unless `only_right` is off; one with a false equation is
+   reference in view. One that does not end right is left out, and one with a false equation is
    left out as such an intervention is (`check_sums`).
 5. A critic that knows no task but its own cannot write a whole solution. With it an attempt is repaired step by step:
    locate the first error, put a step in its place, let the weak model go on, and locate again.
@@ -35,7 +35,7 @@ from stepwise.interventions.pipeline import (
     sample_rollouts,
 )
 from stepwise.interventions.rows import FailedAttempt, Rollout, by_id, spent
-from stepwise.interventions.writers import one_candidate
+from stepwise.interventions.settings import one_candidate
 from stepwise.lab import corpus
 from stepwise.seeds import rng as seeded
 from stepwise.seeds import seed_for
@@ -55,19 +55,18 @@ def references(builder: Builder) -> list[Example]:
         right = grade(extract_answer(text), problem.answer or "") is Verdict.CORRECT
         if not right:
             builder.counts["references whose answer is not the gold answer"] += 1
-        if right or not builder.options.only_right:
+        if right:
             rows.append(builder.example(f"{problem.id}/reference", problem.id, text, "reference", with_reference=True))
     return rows
 
 
 def strong(builder: Builder) -> list[Example]:
-    """Solutions by the strong model (distillation), right ones unless `only_right` is off."""
+    """The right solutions by the strong model (distillation)."""
     rollouts = builder.sampled(builder.writers.strong, builder.options.per_problem, "strong", "strong")
     right = [row for row in rollouts if row.verdict is Verdict.CORRECT]
     builder.counts["solutions"] += len(rollouts)
     builder.counts["right solutions"] += len(right)
-    kept = right if builder.options.only_right else [row for row in rollouts if row.text]
-    return _whole(builder, _distinct(kept), "strong", "strong")
+    return _whole(builder, _distinct(right), "strong", "strong")
 
 
 def rejection(builder: Builder) -> list[Example]:
@@ -144,7 +143,7 @@ def _rewritten(builder: Builder, failures: Sequence[FailedAttempt]) -> list[Exam
         builder.counts["rewrites that failed"] += not text
         builder.counts["rewrites that end right"] += verdict is Verdict.CORRECT
         builder.counts["rewrites with a false equation"] += unsound
-        if text and not unsound and (verdict is Verdict.CORRECT or not builder.options.only_right):
+        if verdict is Verdict.CORRECT and not unsound:
             rows.append(_reflection(builder, failure, text, {"critic": model}, seed))
     return rows
 
@@ -152,9 +151,9 @@ def _rewritten(builder: Builder, failures: Sequence[FailedAttempt]) -> list[Exam
 def _repaired(builder: Builder, failures: Sequence[FailedAttempt]) -> list[Example]:
     """All attempts a round further at a time, until the critic finds no more error in them or the rounds are used up.
 
-    An attempt that grades as right is not asked about again, unless the answers are not looked at (`only_right`).
+    An attempt that grades as right is not asked about again.
     """
-    only_right, model = builder.options.only_right, builder.writers.weak.name
+    model = builder.writers.weak.name
     now = {row.id: dataclasses.replace(row, id=f"{row.id}/x0") for row in failures}  # each attempt as it stands
     last: dict[str, tuple[str, str, int]] = {}  # the candidate that it took in last: its id, its model and its seed
     pending = list(now)
@@ -165,13 +164,13 @@ def _repaired(builder: Builder, failures: Sequence[FailedAttempt]) -> list[Examp
                 last[name], now[name] = repaired[now[name].id]
         # Those without an error found, or without a step that can be used, have ended.
         pending = [name for name in pending if now[name].id == f"{name}/x{number}"]
-        pending = [name for name in pending if not (only_right and now[name].verdict is Verdict.CORRECT)]
+        pending = [name for name in pending if now[name].verdict is not Verdict.CORRECT]
     rows = []
     for failure in failures:
         attempt, right = now[failure.id], now[failure.id].verdict is Verdict.CORRECT
         builder.counts["attempts that took a repair"] += failure.id in last
         builder.counts["rewrites that end right"] += right
-        if failure.id in last and attempt.answer is not None and (right or not only_right):
+        if failure.id in last and right:
             candidate, critic, seed = last[failure.id]
             text, models = SEPARATOR.join(attempt.steps), {"critic": critic, "weak": model}
             rows.append(_reflection(builder, failure, text, models, seed, candidate=candidate))

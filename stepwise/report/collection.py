@@ -328,7 +328,7 @@ def _notes(run: Mapping[str, Any], facts: Facts, stages: Sequence[Stage]) -> lis
             f"For {blind:,} of {len(located):,} attempts there was no reference solution: the critic was asked without "
             "one."
         )
-    early = [name for name in ("enough", "drop_after", "miss", "average") if arguments.get(name)]
+    early = [name for name in ("enough", "drop_after", "miss") if arguments.get(name)]
     if early:
         notes.append(
             f"Guided rollouts of a candidate stop early ({', '.join(f'{name}: {arguments[name]}' for name in early)}), "

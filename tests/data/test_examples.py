@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 import pytest
 
-from stepwise.data.examples import Example, Origin, _row_of, read_examples, to_dataset, write_examples
+from stepwise.data.examples import Example, Origin, read_examples, write_examples
 from stepwise.data.problems import check_problems, load_problems
-from stepwise.errors import DataError, MissingDependencyError
-from stepwise.types import Problem
+from stepwise.errors import DataError
+from stepwise.types import Problem, to_json
 
 CARD = {"models": {"weak": "w@1"}, "settings": {"rollouts": 4}}
 
@@ -24,6 +24,11 @@ def example(number: int = 0, prefix: tuple[str, ...] = ("2 + 3 = 5.",)) -> Examp
         {"problem": f"p{number}", "failure": f"p{number}/r0", "candidate": name}, {"weak": "w@1", "critic": "c@2"},
         "prompt", "config", 7, 3, 32,
     )  # fmt: skip
+
+
+def row_of(row: Example) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(to_json(row))
+    return plain
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -132,8 +137,11 @@ def test_ids_that_occur_twice_and_no_usable_problem_are_refused() -> None:
 @pytest.mark.parametrize(("question", "answer"), [("question", "answer"), ("problem", "solution")])
 def test_a_dataset_comes_back_as_it_was_under_either_names(tmp_path: Path, question: str, answer: str) -> None:
     rows = [example(0), example(1, prefix=())]
-    path = write_examples(tmp_path / "set.jsonl", rows, card=CARD, question=question, answer=answer)  # type: ignore[arg-type]
-    assert {question, answer} <= json.loads(path.read_text(encoding="utf-8").splitlines()[0]).keys()
+    path = write_examples(tmp_path / "set.jsonl", rows, card=CARD)
+    assert read_examples(path) == rows
+    named = {"question": question, "answer": answer}
+    plain = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    write(path, *({named.get(name, name): value for name, value in row.items()} for row in plain))
     assert read_examples(path) == rows
 
 
@@ -150,7 +158,7 @@ def test_the_card_has_counts_models_settings_and_the_licence(tmp_path: Path) -> 
 
 
 def test_a_row_that_is_no_example_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "set.jsonl", _row_of(example()), {**_row_of(example(1)), "successes": -1})
+    path = write(tmp_path / "set.jsonl", row_of(example()), {**row_of(example(1)), "successes": -1})
     with pytest.raises(DataError, match=r"row 2: not a row of examples.*successes"):
         read_examples(path)
 
@@ -165,7 +173,7 @@ def test_a_suffix_follows_the_intervention_in_the_target() -> None:
 
 
 def test_a_file_from_before_there_were_whole_solutions_and_suffixes_is_still_read(tmp_path: Path) -> None:
-    row = _row_of(example())
+    row = row_of(example())
     for later in ("complete", "suffix", "variant"):
         del row[later]
     assert read_examples(write(tmp_path / "set.jsonl", row)) == [example()]
@@ -177,16 +185,11 @@ def test_rows_of_every_origin_come_back(tmp_path: Path, origin: Origin) -> None:
     assert read_examples(write_examples(tmp_path / "set.jsonl", [row], card=CARD)) == [row]
 
 
-def test_a_datasets_dataset_is_written_and_read() -> None:
-    pytest.importorskip("datasets")
-    rows = [example(0), example(1, prefix=())]
-    assert read_examples(to_dataset(rows, question="problem", answer="solution")) == rows
-    assert load_problems(to_dataset(rows))[0].question == rows[0].question
+def test_a_datasets_dataset_of_the_rows_is_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
     whole = [dataclasses.replace(example(2, prefix=()), origin="strong", complete=True, parents={"problem": "p2"})]
-    assert read_examples(to_dataset([*rows, *whole])) == [*rows, *whole]
-
-
-def test_without_the_package_datasets_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(MissingDependencyError, match="pip install datasets"):
-        to_dataset([example()])
+    rows = [example(0), example(1, prefix=()), *whole]
+    path = write_examples(tmp_path / "set.jsonl", rows, card=CARD)
+    loaded = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert read_examples(loaded) == rows
+    assert [problem.question for problem in load_problems(loaded)] == [row.question for row in rows]

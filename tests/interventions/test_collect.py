@@ -32,7 +32,7 @@ from tests.interventions.world import CONFIG, SETTINGS
 N = 12
 
 
-FILTERED = SETTINGS.model_copy(update={"average": 5, "compare": 4, "fresh": 3, "batch": 2, "floor": 0.5, "miss": 0.2})
+FILTERED = SETTINGS.model_copy(update={"compare": 4, "fresh": 3, "batch": 2, "floor": 0.5, "miss": 0.2})
 
 
 def run(out: Path, n: int = N, settings: CollectSettings = SETTINGS, **more: Any) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,15 @@ import pytest
 from stepwise.critics import signatures
 from stepwise.critics.formats.compact_format import write_fields
 from stepwise.critics.rewriter import SolutionRewriter
-from stepwise.data.examples import Example, read_examples, write_pairs
+from stepwise.data.examples import Example, read_examples
 from stepwise.errors import BackendError, DataError
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.interventions.chunks import sealed_rows
 from stepwise.interventions.collection import collect, read_stage
 from stepwise.interventions.datasets import KINDS, NEED_COLLECTION, Recipe, build, pairs, write_dataset
 from stepwise.interventions.rows import FailedAttempt, by_id
-from stepwise.interventions.settings import BuildSettings
-from stepwise.interventions.writers import Writers
+from stepwise.interventions.settings import BuildSettings, Writers
+from stepwise.io import write_rows
 from stepwise.steps import extract_answer
 from stepwise.types import Problem
 from tests.critics.critic import asked
@@ -64,14 +63,9 @@ def made(kind: str, source: Any, counts: Counter[str] | None = None, **settings:
                  counts=counts)  # fmt: skip
 
 
-def truth(problem: Problem, steps: Sequence[str]) -> int | None:
-    sums = [tuple(map(int, SUM.findall(step)[0])) if SUM.findall(step) else (0, 0, 0) for step in steps]
-    return next((i for i, (a, b, c) in enumerate(sums) if a + b != c), None)
-
-
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "own_corpus"])
 def test_rows_of_every_kind_lead_back_to_a_problem_and_carry_the_prompt(kind: str, collection: Path) -> None:
-    rows = build(kind, collection, CONFIG, problems=world.problems(N), settings=BUILD, writers=writers(), truth=truth)
+    rows = build(kind, collection, CONFIG, problems=world.problems(N), settings=BUILD, writers=writers())
     known = by_id(world.problems(N))
     assert rows or kind == "earlier"  # this critic mends the first wrong sum alone, and may not there
     by_id(rows)
@@ -119,23 +113,20 @@ def test_references_get_a_box_and_those_that_contradict_the_answer_are_left_out_
     assert counts == {
         "references whose answer is not the gold answer": 1, "problems without a reference solution": 1,
     }  # fmt: skip
-    assert [row.id for row in made("reference", problems, only_right=False)] == [f"{p}/reference" for p in "abd"]
 
 
 def test_an_attempt_is_repaired_until_it_ends_right_or_the_rounds_are_used_up(collection: Path) -> None:
     counts, later = Counter[str](), Counter[str]()
     rows = made("reflection", collection, counts, rounds=1, per_problem=9)
     more = made("reflection", collection, later, rounds=4, per_problem=9)
-    everything = made("reflection", collection, rounds=1, only_right=False)
-    assert len(rows) < len(everything)
+    assert rows
     assert counts["failed attempts"] == counts["attempts that took a repair"] == later["rewrites that end right"]
     assert later["rewrites that end right"] > counts["rewrites that end right"] > 0
-    wrong = [row for row in everything if extract_answer(row.target) != row.answer]
-    assert wrong
+    assert all(extract_answer(row.target) == row.answer for row in [*rows, *more])
     attempts = by_id(read_stage(collection, "failures"))
     for row in more:
         failed = attempts[row.parents["failure"]].steps
-        first = truth(world.problems(N)[0], failed)
+        first = next(i for i, step in enumerate(failed) for a, b, c in SUM.findall(step) if int(a) + int(b) != int(c))
         assert row.intervention.split("\n\n")[:first] == list(failed[:first])  # what was right is kept
         assert all(int(a) + int(b) == int(c) for a, b, c in SUM.findall(row.target))
 
@@ -157,8 +148,8 @@ def test_a_model_that_can_writes_the_whole_solution_anew(collection: Path) -> No
     assert counts["rewrites that end right"] < counts["failed attempts"]
     assert counts["rewrites with a false equation"] == counts["failed attempts"] - counts["rewrites that end right"]
     unchecked = SETTINGS.model_copy(update={"check_sums": False})
-    loose = made("reflection", collection, reflection="rewrite", only_right=False, collect=unchecked)
-    assert {int(row.parents["problem"][1:]) % 2 for row in loose} == {0, 1}
+    loose = made("reflection", collection, reflection="rewrite", collect=unchecked)
+    assert len(loose) >= len(rows)
     assert {row.models["critic"] for row in loose} == {"critic"}
 
 
@@ -201,7 +192,7 @@ def test_a_moved_intervention_has_the_same_text_at_another_step(collection: Path
         assert row.guided == 0
 
 
-@pytest.mark.parametrize(("kind", "distance"), [("earlier", {-1}), ("later", {1}), ("random", {-2, -1, 1, 2})])
+@pytest.mark.parametrize(("kind", "distance"), [("earlier", {-1}), ("random", {-2, -1, 1, 2})])
 def test_another_place_is_proposed_for(kind: str, distance: set[int], collection: Path) -> None:
     located = {row.failure: row.first_error for row in read_stage(collection, "located")}
     rows = _located(kind, collection)
@@ -214,18 +205,6 @@ def _located(kind: str, collection: Path) -> list[tuple[str, Any]]:
     builder = recipe.builder(recipe.members, writers())
     KINDS[kind](builder)
     return [(row.failure.rpartition("/")[0], row.first_error) for row in builder.written["located"]]
-
-
-def test_an_oracle_says_where_the_first_error_is_and_without_one_the_problem_must_be_the_labs(collection: Path) -> None:
-    rows = build(
-        "oracle", collection, CONFIG, problems=world.problems(N), settings=BUILD, writers=writers(), truth=truth
-    )
-    attempts = by_id(read_stage(collection, "failures"))
-    for row in rows:
-        assert len(row.prefix) == truth(world.problems(1)[0], attempts[row.parents["failure"]].steps)
-        assert row.variant == "oracle"
-    with pytest.raises(DataError, match="none of the lab's"):
-        made("oracle", collection)
 
 
 def test_the_own_corpus_is_the_same_every_time_and_holds_wrong_solutions() -> None:
@@ -300,10 +279,9 @@ def test_pairs_set_the_intervention_against_the_step_in_its_place(collection: Pa
         assert row["chosen"] == example.target
         assert row["rejected"] == "\n\n".join(steps[: len(example.prefix) + 1])
         assert row["rejected"] != row["chosen"]
-    file = write_pairs(tmp_path / "pairs.jsonl", rows)
+    file = tmp_path / "pairs.jsonl"
+    write_rows(file, rows)
     assert [json.loads(line) for line in file.read_text().splitlines()] == rows
-    chat = pairs(examples[:1], failures, conversational=True)[0]
-    assert chat["chosen"] == [{"role": "assistant", "content": examples[0].target}]
     with pytest.raises(DataError, match="is not among the rows given"):
         pairs(examples, [])
 

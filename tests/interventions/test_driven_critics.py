@@ -29,8 +29,7 @@ import stepwise as sw
 from stepwise.config import Config
 from stepwise.critics import InterventionProposer
 from stepwise.interventions import collect
-from stepwise.interventions.settings import CollectSettings
-from stepwise.interventions.writers import Writers
+from stepwise.interventions.settings import CollectSettings, Writers
 
 base, out = sys.argv[1:]
 config = Config.load(None, ["models.weak.kv_type=f32"])

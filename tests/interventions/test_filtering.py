@@ -13,7 +13,6 @@ from stepwise.interventions.filtering import (
     INT_PRIOR,
     Beta,
     _next_to_compare,
-    _shared_out,
     fit_beta,
     ranked,
     replay,
@@ -112,14 +111,6 @@ def test_counts_that_no_beta_distribution_has_are_refused() -> None:
     for mean, found in ((0.2, 0.1), (0.0, 0.5), (0.01, 0.9)):
         with pytest.raises(DataError, match="no beta distribution"):
             fit_beta(mean, found)
-
-
-def test_what_is_left_goes_to_those_with_the_best_prospects() -> None:
-    counts = {"a": (0, 4), "b": (0, 2), "c": (0, 2), "d": (1, 4)}
-    wanted = {"a": 4, "b": 2, "c": 2, "d": 4}
-    assert _shared_out(wanted, counts, None) == wanted
-    assert _shared_out(wanted, counts, 7) == {"b": 2, "c": 1, "d": 4}
-    assert _shared_out(wanted, counts, 0) == {}
 
 
 def test_the_best_has_the_highest_posterior_mean_and_the_two_best_take_turns() -> None:

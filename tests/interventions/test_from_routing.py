@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stepwise.data.examples import Example, mix, read_examples
+from stepwise.data.examples import read_examples, unique
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
 from stepwise.interventions.chunks import sealed_rows
 from stepwise.interventions.datasets import build
@@ -216,9 +216,6 @@ def test_a_dataset_mixes_both_sources_and_tells_them_apart(tmp_path: Path) -> No
 
     collect(world.problems(6), CONFIG, tmp_path / "col", settings=SETTINGS, writers=world.writers())
     proposed = build("intervention", tmp_path / "col", CONFIG, problems=world.problems(6))
-    both = mix(proposed, routed)
+    both = unique([*proposed, *routed])
     assert {row.origin for row in both} == {"intervention", "routing"}
     assert len({(row.question, row.target) for row in both}) == len(both) <= len(proposed) + len(routed)
-    other: Example = dataclasses.replace(routed[0], prompt_hash="another")
-    with pytest.raises(DataError, match="different prompts"):
-        mix(proposed, [dataclasses.replace(other, question="q")])

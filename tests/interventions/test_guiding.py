@@ -56,12 +56,6 @@ def test_each_candidate_gets_what_the_rule_says_and_no_rollout_twice() -> None:
     assert len({row.id for row in guided}) == len(guided)
 
 
-def test_a_limit_on_the_average_is_kept_and_goes_to_the_fewest_failures() -> None:
-    guided, _, _ = run({"a0": "", "b0": "1", "c0": "", "d0": ""}, average=3, compare=0)
-    assert asked(guided) == {"a0": 4, "b0": 2, "c0": 4, "d0": 2}
-    assert len(guided) == 12
-
-
 def test_where_the_first_is_kept_its_siblings_are_asked_no_further() -> None:
     guided, _, kept = run({"a0": "", "a1": "001", "b0": ""}, keep="first")
     assert asked(guided) == {"a0": 4, "a1": 4, "b0": 12}

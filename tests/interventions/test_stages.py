@@ -15,6 +15,7 @@ from stepwise.interventions import pipeline
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.interventions.pipeline import run_stages
 from stepwise.interventions.rows import Candidate, FailedAttempt, GuidedRollout, Located, Made, Rollout, by_id
+from stepwise.interventions.settings import hash_of
 from stepwise.types import Failure, from_json, to_json
 from tests.fakes import Line, ScriptedBackend
 from tests.interventions import world
@@ -42,7 +43,7 @@ def test_every_row_leads_back_to_its_problem_and_to_the_random_numbers_behind_it
         for guided in (row for row in found["guided"] if row.candidate == candidate.id):
             before = tuple(step.text for step in candidate.splice(failure, problems[rollout.problem]).steps)
             assert guided.text == world.written(problems[rollout.problem], before, guided.made.seed + guided.made.draw)
-        assert example.config_hash == rollout.made.config_hash == SETTINGS.hash_with(CONFIG)
+        assert example.config_hash == rollout.made.config_hash == hash_of(CONFIG, SETTINGS)
 
 
 def test_an_example_ends_in_a_right_sum_in_place_of_the_first_wrong_one() -> None:

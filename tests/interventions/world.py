@@ -13,8 +13,7 @@ from stepwise.config import Config
 from stepwise.critics import ErrorLocalizer, InterventionProposer
 from stepwise.interventions.pipeline import Chunk
 from stepwise.interventions.rows import by_id
-from stepwise.interventions.settings import CollectSettings
-from stepwise.interventions.writers import Writers
+from stepwise.interventions.settings import CollectSettings, Writers
 from stepwise.types import Problem
 from tests.critics.critic import proposed, verified, wanted
 from tests.fakes import ScriptedBackend

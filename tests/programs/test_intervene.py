@@ -16,8 +16,7 @@ import pytest
 from programs import intervene
 from stepwise.data.examples import read_examples
 from stepwise.interventions.collection import funnel
-from stepwise.interventions.settings import CollectSettings
-from stepwise.interventions.writers import Writers
+from stepwise.interventions.settings import CollectSettings, Writers
 from stepwise.io import append_rows, read_rows
 from stepwise.types import Problem
 from tests import limits
@@ -46,10 +45,10 @@ def test_a_file_becomes_a_dataset_and_its_story_is_told_in_80_columns(
     file: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     out = tmp_path / "out"
-    assert start(file, out, "--licence", "mit", "--column-names", "problem", "solution") == 0
+    assert start(file, out, "--licence", "mit") == 0
     rows = read_rows(out / "dataset.jsonl")
     assert rows
-    assert all("problem" in row and "solution" in row and "question" not in row for row in rows)
+    assert all({"question", "answer", "prefix", "intervention"} <= row.keys() for row in rows)
     assert 'license: "mit"' in (out / "dataset.md").read_text()
     assert (out / "report.html").stat().st_size > 1000
     (counts,) = read_rows(out / "metrics.jsonl")
@@ -111,13 +110,9 @@ def test_bad_input_is_one_line_that_names_the_file(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_not_there_and_unknown_column_names_are_refused(
-    file: Path, tmp_path: Path, capsys: Captured
-) -> None:
+def test_a_file_that_is_not_there_is_refused(file: Path, tmp_path: Path, capsys: Captured) -> None:
     assert start(tmp_path / "none.jsonl", tmp_path / "out") == 2
     assert "no such file" in capsys.readouterr().err
-    assert start(file, tmp_path / "out", "--column-names", "prompt", "answer") == 2
-    assert "--column-names is prompt: it should be 'question' or 'problem'" in capsys.readouterr().err
 
 
 def test_what_is_left_out_and_what_has_no_reference_is_told_before_anything_is_spent(
@@ -154,7 +149,7 @@ def test_the_same_command_goes_on_and_other_problems_or_settings_are_refused(
     out = tmp_path / "out"
     assert start(file, out) == 0
     first = (out / "dataset.jsonl").read_bytes()
-    assert start(file, out, "--licence", "mit", "--column-names", "problem", "answer") == 0  # the rows are the same
+    assert start(file, out, "--licence", "mit") == 0  # the rows are the same
     assert "going on with the run" in capsys.readouterr().out
     assert start(file, out, "--rollouts", "4") == 2
     assert "holds a run with other arguments" in capsys.readouterr().err

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stepwise.data.examples import write_examples, write_pairs
-from stepwise.io import append_rows, read_rows
+from stepwise.data.examples import write_examples
+from stepwise.io import append_rows, read_rows, write_rows
 from stepwise.types import Problem
 from tests.training.sft_world import ROW, row
 
@@ -92,7 +92,8 @@ def test_interventions_begin_the_rollouts_of_their_problems(
 def test_dpo_trains_on_pairs_and_leaves_a_card_and_a_page(toml: str, tmp_path: Path) -> None:
     made = row(1)
     texts = {"prompt": made.question, "chosen": made.target, "rejected": f"{made.prefix[0]}\n\nThere are 9 coins."}
-    path, out = write_pairs(tmp_path / "pairs.jsonl", [texts]), tmp_path / "dpo"
+    path, out = tmp_path / "pairs.jsonl", tmp_path / "dpo"
+    write_rows(path, [texts])
     assert main(["dpo", "--config", toml, "--dataset", str(path), str(path), "--out", str(out)]) == 0
     card = json.loads((out / "adapter" / "card.json").read_text())
     assert (card["method"], card["data"][0]["rows"], "dpo" in card["config"]) == ("dpo", 1, True)

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from stepwise.config import Config
-from stepwise.data.examples import read_pairs, write_pairs
+from stepwise.data.examples import read_pairs
 from stepwise.errors import ConfigError, DataError
+from stepwise.io import write_rows
 from tests.training.sft_world import config, metrics, whole_and_killed
 
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
@@ -121,7 +122,8 @@ def test_only_the_steps_after_the_shared_ones_count(tiny_gguf_path: Path) -> Non
 
 
 def test_training_begins_at_log_2_and_the_margin_rises(tiny_gguf_path: Path, tmp_path: Path) -> None:
-    path = write_pairs(tmp_path / "pairs.jsonl", PAIRS)
+    path = tmp_path / "pairs.jsonl"
+    write_rows(path, PAIRS)
     adapter = dpo(path, config(tiny_gguf_path, *QUICK, "dpo.beta=0.5"), tmp_path / "run")
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 19))
