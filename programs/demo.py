@@ -13,6 +13,7 @@ from pydantic import PositiveInt
 
 from stepwise.config import Config
 from stepwise.grading import GRADER_VERSION
+from stepwise.io import write_text
 from stepwise.lab.problems import generate
 from stepwise.report import Report, TraceView, summary_table, write_report
 from stepwise.routing import Always, Never, Policy, Random, StepRouter, Threshold
@@ -91,7 +92,7 @@ def _save(run: Run[_Options], measured: list[Measured]) -> Report:
         "config": run.config.hash,
         "grader": GRADER_VERSION,
     }
-    run.path("metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    write_text(run.path("metrics.json"), json.dumps(metrics, indent=1) + "\n")
     write_report(run.path("report.html"), report)
     return report
 

@@ -34,6 +34,7 @@ from stepwise.data import localization as loc
 from stepwise.data.localization import Outcome
 from stepwise.data.processbench import ProcessBenchRow, read_rows
 from stepwise.errors import DataError
+from stepwise.io import write_text
 from stepwise.models.scorers import load_scorer, score_items
 from stepwise.runs.plan import PlannedCalls, plan_localizing
 from stepwise.runs.progress import progress
@@ -124,7 +125,7 @@ def main(
         "prior": {subset: _prior(part) for subset, part in test.items()},
         "rows": rows,
     }
-    run.path("localization.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(run.path("localization.json"), json.dumps(result, indent=2) + "\n")
     _show(run, result)
 
 

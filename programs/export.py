@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from stepwise.export.gguf import Quantization, export_gguf, export_lora_gguf
+from stepwise.io import write_text
 from stepwise.models.safetensors import fingerprint
 from stepwise.runs.shell import POSITIONAL, Options, Run, one_of, program
 from stepwise.training.adapters import adapter_directory, base_of, check_adapter, merge, read_card
@@ -80,8 +81,8 @@ def _write_cards(run: Run[_Options], adapter: Path, base: Path, file: Path) -> N
         "base fingerprint": fingerprint(base),
     }
     text = json.dumps({**facts, "adapter": card or None}, indent=1, ensure_ascii=False)
-    run.path("card.json").write_text(text + "\n", encoding="utf-8")
-    run.path("README.md").write_text(_readme(facts, adapter, card), encoding="utf-8")
+    write_text(run.path("card.json"), text + "\n")
+    write_text(run.path("README.md"), _readme(facts, adapter, card))
 
 
 def _readme(facts: Mapping[str, Any], adapter: Path, card: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from typing import Any
 
@@ -15,7 +14,7 @@ from stepwise.critics import InterventionProposer
 from stepwise.errors import DataError
 from stepwise.report.terminal import show_intervention
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
-from stepwise.runs.shell import Run, program
+from stepwise.runs.shell import Run, complain, program
 
 from .attempts import FORMS, Attempt, AttemptOptions, asked, notes, plain, read_attempt
 from .localize import as_row, localized, show
@@ -41,7 +40,7 @@ def main(run: Run[_Options]) -> int:
         first = found.first_error
     made = None if first is None or (found is not None and found.failure) else _proposed(run.config, attempt, first)
     if run.args.as_json:
-        print(json.dumps(_row(attempt, first, found, made)))
+        run.say_json(_row(attempt, first, found, made))
     elif made is not None:
         _show(run, attempt, made)
     return int(any(part is not None and part.failure is not None for part in (found, made)))
@@ -61,7 +60,7 @@ def _proposed(config: Config, attempt: Attempt, first: int) -> Any:
 
 def _show(run: Run[_Options], attempt: Attempt, made: Any) -> None:
     if made.failure is not None:
-        print(f"no intervention: {made.failure}", file=sys.stderr)
+        complain(f"no intervention: {made.failure}")
     else:
         for candidate, review in zip(made.candidates, made.reviews, strict=True):
             show_intervention(attempt.steps, candidate, review, run.console)

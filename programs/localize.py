@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
@@ -16,7 +15,7 @@ from stepwise.critics import ErrorLocalizer
 from stepwise.lab.problems import is_lab_question
 from stepwise.report.terminal import printable, show_localization
 from stepwise.runs.plan import PlannedCalls, plan_localizing
-from stepwise.runs.shell import Run, program
+from stepwise.runs.shell import Run, complain, program
 
 from .attempts import FORMS, Attempt, AttemptOptions, asked, notes, plain, read_attempt
 
@@ -30,7 +29,7 @@ def main(run: Run[AttemptOptions]) -> int:
     attempt = read_attempt(run.args)
     found = localized(run.config, attempt)
     if run.args.as_json:
-        print(json.dumps(as_row(attempt, found)))
+        run.say_json(as_row(attempt, found))
     else:
         show(run, attempt, found)
     return 0 if found.failure is None else 1
@@ -56,7 +55,7 @@ def show(run: Run[Any], attempt: Attempt, found: Any) -> None:
             agrees = (found.first_error if found.first_error is not None else -1) == attempt.label
             run.say(f"the row is labelled: {truth} ({'the same' if agrees else 'not the same'})")
     else:
-        print(f"no verdict: {found.failure}", file=sys.stderr)
+        complain(f"no verdict: {found.failure}")
     for line in notes(attempt, found):
         run.say(line)
 

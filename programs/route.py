@@ -9,7 +9,6 @@ comes, so a run that goes on repeats no step of the problems that were open.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -139,12 +138,12 @@ def _route(run: Run[_Options], router: StepRouter, problems: list[Problem]) -> N
     asked = set(problems)
     kept = [trace for trace in run.rows("traces.jsonl", Trace) if trace.finish != "error" and trace.problem in asked]
     for trace in kept if run.args.as_json else ():
-        print(json.dumps(_row_of(trace)), flush=True)
+        run.say_json(_row_of(trace))
 
     def told(trace: Trace) -> None:
         run.write("traces.jsonl", trace)
         if run.args.as_json:
-            print(json.dumps(_row_of(trace)), flush=True)
+            run.say_json(_row_of(trace))
 
     stream: Callable[[Trace], None] | None = StepStream(run.console) if run.args.stream else None
     try:
@@ -203,7 +202,7 @@ def _finish(run: Run[_Options], router: StepRouter, traces: list[Trace]) -> None
         run.metrics(**vars(row), finish=ended, grader=GRADER_VERSION)
         if run.args.as_json and saved is not None:
             totals = {**vars(row), "finish": ended, "estimated_savings": dataclasses.asdict(saved)}
-            print(json.dumps({"totals": totals}))
+            run.say_json({"totals": totals})
     page = write_report(run.path("report.html"), report)
     run.say(f"Look at the solutions step by step: {page.resolve().as_uri()}")
 

@@ -7,28 +7,72 @@ remedy.
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import re
 import reprlib
 from collections.abc import Sequence
+from urllib.parse import quote
 
 _KEY_SHAPES = re.compile(
     r"\b(?:sk|pk|rk|hf|gsk|xai|glpat|pypi|gh[pousr]|github_pat|xox[abprs])[-_][A-Za-z0-9_\-*.]{6,}"
     r"|\bAIza[A-Za-z0-9_\-]{10,}|\b(?:AKIA|ASIA)[A-Z0-9]{12,}|(?<=Bearer )[A-Za-z0-9._\-]{8,}"
 )
 _SECRET_NAMES = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_PIECE = 8  # characters: shorter pieces of a key are not looked for
+_configured: set[str] = set()
 REDACTED = "[secret]"
 
 
-def redact(text: str) -> str:
-    """`text` without anything shaped like an API key and without the value of any environment variable named like one.
+def keep_secret(variable: str) -> None:
+    """From now on the value of this environment variable is a secret, whatever its name is (see `api_key_env`)."""
+    _configured.add(variable)
 
-    Variables count when their name ends in KEY, TOKEN, SECRET or PASSWORD and their value has at least 8 characters.
+
+def redact(text: str, *, shapes: bool = True) -> str:
+    """`text` without secrets: the one way out for what goes to a file, a page, a log, an error or a terminal.
+
+    Taken out are the values of all variables that a configuration names (`keep_secret`), also their pieces of at least
+    8 characters, as a text that was cut leaves them; the values of at least 8 characters of variables whose name ends
+    in KEY, TOKEN, SECRET or PASSWORD; and, with `shapes`, whatever looks like an API key. Files of data are written
+    without `shapes`, since a word that looks like a key may be one of a problem's.
+
+    >>> redact("Incorrect API key provided: sk-proj-abc123DEF456")
+    'Incorrect API key provided: [secret]'
     """
-    values = {value for name, value in os.environ.items() if len(value) >= 8 and _SECRET_NAMES.search(name.upper())}
-    for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, REDACTED)
-    return _KEY_SHAPES.sub(REDACTED, text)
+    named = {value for name in _configured if len(value := os.environ.get(name, "")) >= _PIECE // 2}
+    alike = {value for name, value in os.environ.items() if len(value) >= _PIECE and _SECRET_NAMES.search(name.upper())}
+    for value in sorted(named | alike, key=len, reverse=True):
+        for form in {value, json.dumps(value)[1:-1], quote(value, safe=""), html.escape(value)}:
+            text = text.replace(form, REDACTED)
+    for value in named:
+        text = _without_pieces(_without_pieces(text, value), json.dumps(value)[1:-1])
+    return _KEY_SHAPES.sub(REDACTED, text) if shapes else text
+
+
+def _without_pieces(text: str, value: str) -> str:
+    for start in range(len(value) - _PIECE + 1):
+        at = text.find(value[start : start + _PIECE])
+        while at >= 0:
+            size = _PIECE
+            while start + size < len(value) and text[at + size : at + size + 1] == value[start + size]:
+                size += 1
+            text = text[:at] + REDACTED + text[at + size :]
+            at = text.find(value[start : start + _PIECE], at)
+    return text
+
+
+def visible(text: str) -> str:
+    r"""`text` for a terminal: without secrets, and its control characters, save line feed and tab, as escapes.
+
+    A model must not drive the terminal.
+
+    >>> print(visible("\x1b[31mred"))
+    \x1b[31mred
+    """
+    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", redact(text))
 
 
 def reason_of(error: Exception, names: Sequence[str] = ()) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stepwise.errors import DataError
+from stepwise.errors import DataError, redact
 from stepwise.types import from_json, to_json
 
 
@@ -23,7 +23,7 @@ def append_rows(path: Path, rows: Iterable[Any]) -> None:
     A last line that an earlier crash left without its line end is cut off first. Parent directories are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(to_json(row) + "\n" for row in rows)
+    text = redact("".join(to_json(row) + "\n" for row in rows), shapes=False)
     with path.open("ab") as file:
         file.truncate(_whole_bytes(path))
         file.write(text.encode())
@@ -67,9 +67,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` in UTF-8, whole or not at all; a lone surrogate becomes "?"."""
+    """Write `text` in UTF-8 and without secrets, whole or not at all; a lone surrogate becomes "?"."""
     with whole_file(path) as draft:
-        draft.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        draft.write_text(redact(text, shapes=False), encoding="utf-8", errors="replace", newline="\n")
 
 
 def write_rows(path: str | Path, rows: Iterable[Any]) -> None:

@@ -22,7 +22,7 @@ from pydantic import Field, StringConstraints, ValidationError, field_validator,
 from stepwise.config import errors as config_errors
 from stepwise.config.base import FrozenConfig
 from stepwise.config.training import DpoConfig, LoraConfig, RlConfig, SftConfig
-from stepwise.errors import ConfigError
+from stepwise.errors import ConfigError, keep_secret
 from stepwise.plugins import check_choice, is_import_path
 from stepwise.prompt import SolvePrompt
 
@@ -84,6 +84,8 @@ class LoadConfig(FrozenConfig):
                 "not shown here; put the key in the environment and write its name, for example "
                 'api_key_env = "OPENAI_API_KEY"'
             )
+        if value is not None:
+            keep_secret(value)
         return value
 
     @field_validator("api_base")

@@ -14,7 +14,7 @@ from stepwise.errors import (
     RetryLaterError,
     ScorerError,
     StepwiseError,
-    redact,
+    visible,
 )
 from stepwise.types import Failure, FailureKind
 
@@ -42,7 +42,7 @@ def failure_of(error: BaseException) -> Failure:
     carried = getattr(error, "failure", None)
     if isinstance(carried, Failure):
         return carried
-    reason = redact(f"{type(error).__name__}: {error}" if not isinstance(error, StepwiseError) else str(error))
+    reason = visible(f"{type(error).__name__}: {error}" if not isinstance(error, StepwiseError) else str(error))
     if isinstance(error, BudgetExceededError):
         return Failure("budget", reason, error.cap)
     if isinstance(error, RequestRefusedError | DataError | ScorerError):

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from stepwise.errors import DataError
+from stepwise.errors import DataError, redact
 from stepwise.io import lock
 from stepwise.types import Usage
 
@@ -79,7 +79,7 @@ class CallCache:
             lines = []
             for answer in answers:
                 row = answer._replace(usage=_USAGE.dump_python(answer.usage, exclude_defaults=True))._asdict()
-                line = json.dumps(row).encode() + b"\n"
+                line = redact(json.dumps(row), shapes=False).encode() + b"\n"
                 self._note(answer, self._end, len(line))
                 self._end += len(line)
                 lines.append(line)

@@ -5,7 +5,6 @@ Control characters in what models write are shown, never sent to the terminal.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count, takewhile
 from typing import Any
@@ -16,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from stepwise.errors import redact
+from stepwise.errors import redact, visible
 from stepwise.report.shell import COLUMNS, FINISH_WORDS, LAB_NOTICE, Report, author_kind, author_letter, caption
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Intervention, Problem, Step, Trace
@@ -149,9 +148,7 @@ def _indented(value: str, style: str = "") -> Padding:
 
 def printable(value: str, style: str = "") -> Text:
     """`value` for rich, without markup; its control characters, save line feed and tab, as visible escapes."""
-    # A model must not drive the terminal.
-    safe = (c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in value)
-    return Text("".join(safe), style=style)
+    return Text(visible(value), style=style)
 
 
 # ----- what a critic says

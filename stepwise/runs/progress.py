@@ -11,6 +11,8 @@ from rich import progress as parts
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from stepwise.errors import visible
+
 _PLAIN_SECONDS = 10.0
 
 
@@ -29,7 +31,7 @@ def progress(description: str, total: int, *, console: Console | None = None) ->
     Where standard error is no terminal, a line is printed at the start, at most every ten seconds, and at the end; the
     note ends the line.
     """
-    console = console or Console(stderr=True)
+    console, description = console or Console(stderr=True), visible(description)
     bar = _bar(description, total, console) if console.is_terminal else _lines(description, total, console)
     with bar as advance:
         yield advance
@@ -57,7 +59,7 @@ def _bar(description: str, total: int, console: Console) -> Iterator[Advance]:
 
         def show(count: int, note: str | None = None) -> None:
             nonlocal said
-            said = said if note is None else note
+            said = said if note is None else visible(note)
             shown.update(task, advance=count)
 
         yield show
@@ -74,7 +76,7 @@ def _lines(description: str, total: int, console: Console) -> Iterator[Advance]:
 
     def show(count: int, note: str | None = None) -> None:
         nonlocal done, said, last
-        done, said = done + count, said if note is None else note
+        done, said = done + count, said if note is None else visible(note)
         if time.monotonic() - last >= _PLAIN_SECONDS and done < total:
             last = time.monotonic()
             say()

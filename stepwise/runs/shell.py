@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -30,9 +31,10 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stepwise.config import Config
-from stepwise.errors import ConfigError, DataError, StepwiseError, redact
+from stepwise.errors import ConfigError, DataError, StepwiseError, redact, visible
 from stepwise.io import append_rows, read_rows
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls, show_plan
@@ -150,16 +152,20 @@ class Run(Generic[OptionsT]):
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table, every column aligned to the right."""
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(visible(title)), title_justify="left")
         for column in columns:
             table.add_column(column, justify="right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(visible(cell)) for cell in row))
         self.console.print(table)
 
     def say(self, text: str) -> None:
-        """Print a line to the console, without markup and without secrets."""
-        self.console.print(redact(text), markup=False, highlight=False)
+        """Print a line to the console, without markup, secrets and control characters."""
+        self.console.print(visible(text), markup=False, highlight=False)
+
+    def say_json(self, row: Any) -> None:
+        """Print `row` as one line of JSON, without secrets, for the program that reads standard output."""
+        print(redact(json.dumps(row), shapes=False), flush=True)
 
 
 def program(
@@ -204,7 +210,7 @@ def program(
                     directory.failed = bool(code)
             except KeyboardInterrupt:
                 remedy = "the same command goes on from there" if resumable else "the same command starts anew"
-                _complain(f"interrupted; {directory.summary()}; {remedy}")
+                complain(f"interrupted; {directory.summary()}; {remedy}")
                 return 130
             return code
 
@@ -214,7 +220,7 @@ def program(
             try:
                 parsed = _parse(command, doc, options, sys.argv[1:] if argv is None else argv)
             except (CycloptsError, ValidationError) as error:
-                _complain(f"error: {_reason(error)}; `{command} --help` lists the options")
+                complain(f"error: {_reason(error)}; `{command} --help` lists the options")
                 return 2
             if parsed is None:
                 return 0
@@ -279,12 +285,12 @@ def _guarded(work: Callable[[], int], *, debug: bool) -> int:
     try:
         return work()
     except KeyboardInterrupt:
-        _complain("interrupted before anything was written")
+        complain("interrupted before anything was written")
         return 130
     except StepwiseError as error:
         if debug:
             raise
-        _complain(f"error: {error}")
+        complain(f"error: {error}")
         return 2 if isinstance(error, ConfigError | DataError) else 1
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would complain again when it flushes at its end
@@ -293,9 +299,10 @@ def _guarded(work: Callable[[], int], *, debug: bool) -> int:
         if debug or error.errno not in _CANNOT_WRITE:
             raise
         place = f" ({error.filename})" if error.filename else ""
-        _complain(f"error: {error.strerror}{place}; make room or give another --out, then run the same command again")
+        complain(f"error: {error.strerror}{place}; make room or give another --out, then run the same command again")
         return 1
 
 
-def _complain(text: str) -> None:
-    print(redact(text), file=sys.stderr)
+def complain(text: str) -> None:
+    """Print a line to standard error, without secrets and control characters."""
+    print(visible(text), file=sys.stderr)
