@@ -36,6 +36,8 @@ class _Options(Options):
     """cap the measurement too, so that its budget holds exactly"""
     policy: Path | None = None
     """as for route"""
+    allow_import: tuple[str, ...] = ()
+    """as for route"""
     bounds: tuple[float, float] | None = None
     """of the operating point; known for ours"""
     problems: str | None = None
@@ -59,7 +61,9 @@ def _sets(args: _Options) -> tuple[list[Problem], list[Problem]]:
 
 def _policy_of(config: Config, args: _Options) -> Policy:
     """The policy of --policy, or else of the configuration."""
-    return load_policy(args.policy).policy if args.policy else policy_from_config(config.routing)
+    if args.policy:
+        return load_policy(args.policy, allow_import=args.allow_import).policy
+    return policy_from_config(config.routing)
 
 
 def _plan(config: Config, args: _Options) -> list[PlannedCalls]:

@@ -17,7 +17,7 @@ from stepwise.io import write_text
 from stepwise.lab.problems import generate
 from stepwise.report import Report, TraceView, summary_table, write_report
 from stepwise.routing import Always, Never, Policy, Random, StepRouter, Threshold
-from stepwise.routing.compare import Measured, in_words, measure, plan_routing
+from stepwise.routing.compare import Measured, compare, in_words, plan_routing
 from stepwise.routing.estimates import by_family
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Options, Run, program
@@ -109,7 +109,7 @@ def main(run: Run[_Options]) -> None:
 
     try:
         with StepRouter.from_config(run.config) as router:
-            measure(router, POLICIES, problems, on_measured=told)
+            compare(router, POLICIES, problems, on_measured=told)
     except KeyboardInterrupt:
         if measured:
             _save(run, measured)

@@ -9,6 +9,7 @@ comes, so a run that goes on repeats no step of the problems that were open.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ from stepwise.routing import Policy, RoutingInterrupted, StepRouter, policy_from
 from stepwise.routing.compare import judge, plan_routing, savings, verdict_of
 from stepwise.routing.learned import Learned
 from stepwise.routing.metrics import cost_of
-from stepwise.routing.saved import PolicyCard, SavedPolicy, load_policy, save_policy
+from stepwise.routing.saved import PolicyCard, SavedPolicy, load_policy, policy_to_dict, save_policy
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import PIPE, Options, Run, one_of, program
 from stepwise.types import Problem, Trace
@@ -48,6 +49,8 @@ class _Options(Options):
     """the first N problems"""
     policy: Path | None = None
     """saved policy, or the fit.json of fit_router (its exact plan)"""
+    allow_import: tuple[str, ...] = ()
+    """modules that --policy may import its class from"""
     at: float | None = None
     """operating point: threshold, rate, price per token, ..."""
     force: bool = False
@@ -90,7 +93,10 @@ def _piped(data: bytes) -> list[Any]:
 
 def _policy_of(config: Config, args: _Options) -> SavedPolicy:
     """The policy of --policy or else of the configuration, at the operating point of --at."""
-    saved = load_policy(args.policy) if args.policy else SavedPolicy(policy_from_config(config.routing), None)
+    if args.policy:
+        saved = load_policy(args.policy, allow_import=args.allow_import)
+    else:
+        saved = SavedPolicy(policy_from_config(config.routing), None)
     if args.force and isinstance(saved.policy, Learned):  # it looks at the models itself
         saved = saved._replace(policy=dataclasses.replace(saved.policy, force=True))
     if args.at is None:
@@ -124,7 +130,8 @@ def main(run: Run[_Options]) -> None:
 def _remember(run: Run[_Options], policy: Policy, card: PolicyCard) -> None:
     """Write the policy down; raises `DataError` where the run began with another one, as when its file was changed."""
     path = run.path("policy.json")
-    if path.exists() and load_policy(path).policy != policy:
+    settings = json.loads(json.dumps(policy_to_dict(policy)))
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("policy") != settings:
         raise DataError(f"{path}: the run began with another policy; give another --out, or --overwrite to begin anew")
     save_policy(path, policy, card)
 

@@ -32,18 +32,26 @@ if TYPE_CHECKING:
         ExportError,
         GradingError,
         MissingDependencyError,
+        PluginError,
         ScorerError,
         StepwiseError,
     )
     from stepwise.grading import Verdict, grade
+    from stepwise.interventions.collection import collect
     from stepwise.models import load_backend
     from stepwise.models.base import Backend, Capabilities, Completion, Request
     from stepwise.models.budget import Ledger
     from stepwise.models.provider import lm, register_litellm
     from stepwise.models.scorers import Scorer, load_scorer
     from stepwise.prompt import SolvePrompt
+    from stepwise.routing.compare import compare
+    from stepwise.routing.policies import Threshold
+    from stepwise.routing.policy import Escalate, Keep, Policy
     from stepwise.routing.router import StepRouter
+    from stepwise.routing.signals import Signal
     from stepwise.steps import extract_answer, normalize_text, split_steps
+    from stepwise.training.reinforce import grpo
+    from stepwise.training.supervised import sft
     from stepwise.types import Intervention, Localization, Problem, Step, Trace, Usage
 
 __version__ = "0.1.0"
@@ -59,12 +67,19 @@ _HOME = {
     "stepwise.data.problems": "load_problems",
     "stepwise.errors": (
         "BackendError BudgetExceededError CapabilityError ConfigError DataError ExportError GradingError "
-        "MissingDependencyError ScorerError StepwiseError"
+        "MissingDependencyError PluginError ScorerError StepwiseError"
     ),
     "stepwise.grading": "Verdict grade",
     "stepwise.critics": "ErrorLocalizer InterventionProposer StepJudge",
     "stepwise.prompt": "SolvePrompt",
+    "stepwise.interventions.collection": "collect",
+    "stepwise.routing.compare": "compare",
+    "stepwise.routing.policies": "Threshold",
+    "stepwise.routing.policy": "Escalate Keep Policy",
     "stepwise.routing.router": "StepRouter",
+    "stepwise.routing.signals": "Signal",
+    "stepwise.training.reinforce": "grpo",
+    "stepwise.training.supervised": "sft",
     "stepwise.models.scorers": "Scorer load_scorer",
     "stepwise.steps": "extract_answer normalize_text split_steps",
     "stepwise.types": "Intervention Localization Problem Step Trace Usage",
@@ -86,15 +101,19 @@ __all__ = [
     "CriticConfig",
     "DataError",
     "ErrorLocalizer",
+    "Escalate",
     "ExportError",
     "GradingError",
     "Intervention",
     "InterventionProposer",
+    "Keep",
     "Ledger",
     "Localization",
     "MissingDependencyError",
     "ModelConfig",
     "ModelsConfig",
+    "PluginError",
+    "Policy",
     "Problem",
     "Request",
     "RoutingConfig",
@@ -102,16 +121,21 @@ __all__ = [
     "Scorer",
     "ScorerConfig",
     "ScorerError",
+    "Signal",
     "SolvePrompt",
     "Step",
     "StepJudge",
     "StepRouter",
     "StepwiseError",
+    "Threshold",
     "Trace",
     "Usage",
     "Verdict",
+    "collect",
+    "compare",
     "extract_answer",
     "grade",
+    "grpo",
     "lab",
     "lm",
     "load_backend",
@@ -119,6 +143,7 @@ __all__ = [
     "load_scorer",
     "normalize_text",
     "register_litellm",
+    "sft",
     "split_steps",
 ]
 

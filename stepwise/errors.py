@@ -91,7 +91,7 @@ def reason_of(error: Exception, names: Sequence[str] = ()) -> str:
         if item["type"] == "value_error":  # one of ours, or of a user's, which names its value itself
             lines.append(f"{field}: {fault}" if field else fault)
         else:
-            lines.append(f"{field} is {reprlib.repr(item['input'])}: {fault[:1].lower()}{fault[1:]}")
+            lines.append(f"{field} is {redact(reprlib.repr(item['input']))}: {fault[:1].lower()}{fault[1:]}")
     return "; ".join(lines)
 
 

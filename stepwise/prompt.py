@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from stepwise.records import Checked
 
-class SolvePrompt(BaseModel):
+
+class SolvePrompt(BaseModel, metaclass=Checked):
     """How a problem becomes a chat: system text and the arguments of the model's chat template.
 
     `template_args` goes to the template as it is; thinking is off by default, since a solution is continued step by

@@ -9,13 +9,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar, dataclass_transform
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from stepwise.errors import DataError, reason_of
+from stepwise.errors import ConfigError, DataError, reason_of
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 T = TypeVar("T")
 
@@ -57,10 +62,52 @@ def record(*, allow_inf_nan: bool = True, repr: bool = True, eq: bool = True) ->
     return decorate
 
 
+class Checked(ModelMetaclass):
+    """Metaclass of pydantic models whose constructor raises `ConfigError`, as that of a `record` raises `DataError`."""
+
+    model_fields: dict[str, Any]
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A model."""
+        try:
+            return super().__call__(*args, **kwargs)
+        except ValidationError as error:
+            field = cls.model_fields.get(str(next(iter(error.errors()[0]["loc"]), "")))
+            remedy = f" ({field.description})" if field is not None and field.description else ""
+            raise ConfigError(f"{cls.__name__}: {explain(error, list(cls.model_fields))}{remedy}") from None
+
+
+class FrozenConfig(BaseModel, metaclass=Checked):
+    """Immutable, hashable, strict; an error never repeats what may be a secret put in the wrong place."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def of(cls, value: Self | Mapping[str, Any] | None, name: str) -> Self:
+        """`value` itself, or the section that a dictionary describes; the defaults for None.
+
+        Raises `ConfigError`, beginning with `name`, for anything else and for what `cls` does not take.
+        """
+        if isinstance(value, cls):
+            return value
+        if value is not None and not isinstance(value, Mapping):
+            fields = ", ".join(cls.model_fields)
+            raise ConfigError(f"{name} is {type(value).__name__}; give {cls.__name__} or a dictionary of {fields}")
+        try:
+            return cls(**(value or {}))
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
+
+
 def explain(error: ValidationError, names: list[str]) -> str:
     """What pydantic found wrong with the arguments of a class whose fields are `names`, on one line."""
-    unknown = [str(item["loc"][0]) for item in error.errors() if item["type"] == "unexpected_keyword_argument"]
+    faults = {item["type"]: item["loc"] for item in reversed(error.errors()) if len(item["loc"]) == 1}
+    unknown = [str(faults[kind][0]) for kind in ("unexpected_keyword_argument", "extra_forbidden") if kind in faults]
     missing = [str(item["loc"][0]) for item in error.errors() if item["type"] in ("missing", "missing_argument")]
+    if "unexpected_positional_argument" in faults:
+        return f"it takes at most {len(names)} arguments: {', '.join(names)}"
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"its fields are {', '.join(names)}"

@@ -1,8 +1,7 @@
 """The small frozen types that travel through the whole library.
 
-They are pydantic dataclasses: positional construction, equality and hashing work, wrong types are refused with the
-field's name (its position where it was given by position), and `to_json` / `from_json` carry every one of them through
-a JSON Lines file.
+They are records: positional construction, equality and hashing work, wrong types are refused with the field's name,
+and `to_json` / `from_json` carry every one of them through a JSON Lines file.
 """
 
 from __future__ import annotations
@@ -11,18 +10,17 @@ import dataclasses
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter
-from pydantic.dataclasses import dataclass
+from pydantic import Field, TypeAdapter
 
+from stepwise.records import record
 from stepwise.steps import SEPARATOR, extract_answer
 
 Finish = Literal["step", "answer", "eos", "length", "repeat", "error", "budget"]
 TraceFinish = Literal["", "answer", "eos", "length", "repeat", "error", "steps", "budget", "interrupted"]
-_FROZEN = ConfigDict(extra="forbid")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Problem:
     """A question with its gold answer and, where there is one, a reference solution.
 
@@ -45,7 +43,7 @@ class Problem:
 FailureKind = Literal["refused", "gone", "again", "budget"]
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Failure:
     """Why a model gave nothing, as an object: nobody reads it out of a text.
 
@@ -62,7 +60,7 @@ class Failure:
         return self.reason
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Usage:
     """What one piece of work cost a model, in tokens and calls.
 
@@ -96,7 +94,7 @@ class Usage:
         )
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Step:
     """One step of a solution: its text without the blank line after it, and who wrote it.
 
@@ -118,7 +116,7 @@ class Step:
     evidence: tuple[Step, ...] = ()
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Trace:
     """One attempt at a problem. `finish` says how it ended: "" while it is open, "answer" when a box was closed.
 
@@ -162,7 +160,7 @@ class Trace:
         return trace_html(self)
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Localization:
     """The first error of an attempt: its 0-based step index, None where every step is right, and why."""
 
@@ -171,7 +169,7 @@ class Localization:
     reason: str = ""
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Intervention:
     """One step to put in place of step `location` (0-based) and of all that follows it (InT, arXiv 2601.14209)."""
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
+from stepwise.errors import ConfigError
 from stepwise.prompt import SolvePrompt
 
 
@@ -56,12 +57,12 @@ def test_the_hash_is_the_same_in_another_process():
 def test_a_prompt_is_frozen_and_knows_its_fields():
     with pytest.raises(ValidationError, match="frozen"):
         SolvePrompt().system = "x"
-    with pytest.raises(ValidationError, match="sistem"):
+    with pytest.raises(ConfigError, match="no field 'sistem'; did you mean 'system'"):
         SolvePrompt(sistem="x")
 
 
 def test_a_user_text_without_the_question_is_refused():
-    with pytest.raises(ValidationError, match=r"has no \{question\}"):
+    with pytest.raises(ConfigError, match=r"has no \{question\}"):
         SolvePrompt(user="Solve it.")
 
 

@@ -14,13 +14,11 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from pydantic import ValidationError
-
 from stepwise.config import LoadConfig, ModelConfig
 from stepwise.errors import ConfigError
 from stepwise.lab import ADAPTERS, MODELS
 from stepwise.models.engine import Engine
-from stepwise.models.litellm_handler import PROVIDER, LlamaCppHandler, engine_named, first_fault, import_litellm
+from stepwise.models.litellm_handler import PROVIDER, LlamaCppHandler, engine_named, import_litellm
 from stepwise.models.shared import LOAD_FIELDS, identity, shared_engine
 
 _lock = threading.Lock()
@@ -62,8 +60,8 @@ def lm(spec: str | LoadConfig, **settings: Any) -> Any:
     given = {"model": spec} if isinstance(spec, str) else spec.model_dump(include=set(LoadConfig.model_fields))
     try:
         config = ModelConfig(**{**given, **fields})
-    except ValidationError as error:
-        raise ConfigError(f"{spec if isinstance(spec, str) else spec.model}: {first_fault(error)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{spec if isinstance(spec, str) else spec.model}: {error}") from None
     import_litellm()
     import dspy
 

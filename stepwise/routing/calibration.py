@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.errors import ConfigError, DataError, reason_of
 from stepwise.models.store import CallCache
-from stepwise.routing.compare import Measured, measure
+from stepwise.routing.compare import Measured, compare
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
 from stepwise.routing.learned import Learned
 from stepwise.routing.metrics import pgr
@@ -110,14 +110,18 @@ class Calibrated:
         save_policy(path, self.policy, self.card, **row)
 
     @classmethod
-    def load(cls, path: str | Path) -> Calibrated:
-        """The inverse of `save`; raises `DataError` for a file that is missing or holds no calibration."""
+    def load(cls, path: str | Path, *, allow_import: Collection[str] = ()) -> Calibrated:
+        """The inverse of `save`; raises `DataError` for a file that is missing or holds no calibration. For
+        `allow_import` see `load_policy`.
+        """
         try:
             row = json.loads(Path(path).read_text(encoding="utf-8"))
-            return from_json(cls, json.dumps({"settings": row.pop("policy"), **row}))
+            made = from_json(cls, json.dumps({"settings": row.pop("policy"), **row}))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split("\n")[:3])
             raise DataError(f"{path} holds no calibration ({reason}); make one with calibrate(...).save") from None
+        policy_from_dict(made.settings, allowed=allow_import)
+        return made
 
 
 def calibrate(
@@ -168,7 +172,7 @@ def calibrate(
     router = router if router.cache is not None else router.with_cache(CallCache())
 
     def run(policy: Policy, arm: StepRouter = router, on: Sequence[Problem] = problems) -> Measured:
-        return measure(arm, [policy], on, progress=progress)[0]
+        return compare(arm, [policy], on, progress=progress)[0]
 
     def of(statistic: Statistic, *arms: Measured) -> Estimate:
         known = [outcomes for arm in arms if (outcomes := Outcomes.of(arm)) is not None]

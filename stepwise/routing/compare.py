@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from stepwise.config import Config
+from stepwise.data.problems import load_problems
 from stepwise.errors import DataError
 from stepwise.grading import grade
 from stepwise.models.base import Generator
@@ -16,7 +17,7 @@ from stepwise.models.budget import Ledger, Prices
 from stepwise.models.scorers.base import Scorer
 from stepwise.records import record
 from stepwise.routing.metrics import Cost, OperatingPoint, cost_of, cpt, pgr, usage_by_author
-from stepwise.routing.policy import Policy, needs_scorer
+from stepwise.routing.policy import Policy, check_policy, needs_scorer
 from stepwise.runs.plan import PlannedCalls
 from stepwise.stats import wilson
 from stepwise.types import Problem, Trace, Usage
@@ -136,7 +137,7 @@ class Measured:
 
 def label_of(policy: Policy) -> str:
     """The policy's name and operating point, for tables."""
-    name = NAMES.get(policy.name, policy.family.capitalize())
+    name = NAMES.get(policy.name, policy.family[:1].upper() + policy.family[1:])
     if policy.point is None:
         return name
     return f"{name} {policy.point:g}" if 0 < abs(policy.point) < 0.01 else f"{name} {policy.point:.2f}"
@@ -155,20 +156,27 @@ def judge(router: StepRouter, traces: Sequence[Trace], seconds: float | None = N
     return Measured(label, policy.family, policy.point, views, router.cost(traces), seconds)
 
 
-def measure(
+def compare(
     router: StepRouter,
-    policies: Sequence[Policy],
-    problems: Sequence[Problem],
+    policies: Policy | Sequence[Policy],
+    problems: Any,
     *,
     progress: bool = True,
     on_measured: Callable[[Measured], None] | None = None,
 ) -> list[Measured]:
-    """Route `problems` under each policy with the models and the seed of `router`; `on_measured` gets each result.
+    """Route `problems`, whatever `load_problems` takes, under each policy with the models and the seed of `router`;
+    `on_measured` gets each result.
 
     Models that can (`reset_cache()`) begin each policy with an empty cache: no policy profits from another's prefixes.
+    Raises `ConfigError` for what is no policy, before anything runs.
+
+    Example:
+        >>> import stepwise as sw
+        >>> results = sw.compare(router, [sw.Threshold(0.3), sw.Threshold(0.7)], problems)  # doctest: +SKIP
+        >>> [(result.label, result.accuracy, result.cost.strong_tokens) for result in results]  # doctest: +SKIP
     """
-    results = []
-    for policy in policies:
+    results, problems = [], load_problems(problems)
+    for policy in [check_policy(each) for each in ([policies] if isinstance(policies, Policy) else policies)]:
         arm = router.with_policy(policy)
         for model in arm.models:
             if isinstance(model, Generator | Scorer):

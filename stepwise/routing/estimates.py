@@ -58,7 +58,7 @@ class Outcomes:
 
     @classmethod
     def of(cls, measured: Measured, cost: CostName = "strong_tokens") -> Outcomes | None:
-        """What `compare.measure` found, at one of the three costs (`COSTS`); see `metrics.cost_of` for what they are.
+        """What `compare.compare` found, at one of the three costs (`COSTS`); see `metrics.cost_of` for what they are.
 
         None where parameter-tokens are asked for and a model's size is not known. Raises `DataError` where a problem
         has no gold answer.

@@ -207,9 +207,8 @@ def check_policy(policy: Any, *, field: str = "policy") -> Policy:
 
     Raises `ConfigError`, naming `field`, class and remedy, for what is no policy and for one with a wrong part.
     """
+    policy = make_plugin(policy, {}, field=field)
     check_plugin(policy, Policy, field=field)
-    if inspect.isclass(policy):
-        return check_policy(make_plugin(policy, {}, field=field), field=field)
     name = f"{field}: {type(policy).__name__}"
     for evidence in policy.looks:
         check_choice(f"{name}.looks", evidence, get_args(Evidence))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +25,7 @@ from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
 from stepwise.routing.metrics import Cost, cost_of, usage_by_author
 from stepwise.routing.policies import Threshold
-from stepwise.routing.policy import Policy, needs_scorer
+from stepwise.routing.policy import Policy, check_policy, needs_scorer
 from stepwise.routing.route import Models, RoutingInterrupted, route_all
 from stepwise.routing.saved import PolicyCard, policy_from_config, policy_from_dict, policy_to_dict
 from stepwise.routing.trim import OnTrace, RouteSettings
@@ -32,39 +33,72 @@ from stepwise.runs.progress import progress as bar
 from stepwise.types import Problem, Trace, Usage
 
 
+class RoutedPrediction(dspy.Prediction):
+    """What a router returns: `answer`, None without a boxed one, and the `trace`."""
+
+    answer: str | None
+    trace: Trace
+
+
+class _ClassSignature:
+    """The signature of a class, which DSPy's metaclass hides; objects of it have their own."""
+
+    def __get__(self, instance: Any, owner: type) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        signature = inspect.signature(owner.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 class StepRouter(dspy.Module):
     """Solves problems with a weak model, and has a strong one write the steps that the policy escalates.
 
     `weak` and `strong` are model names ("llamacpp/lab-weak"), `ModelConfig`s, or backends; `scorer` likewise, needed
-    only by policies that look at scores. `budget` caps everything this router does in its life, and each solution
-    (`budget.problem`); `max_steps` the steps of one. A problem's trace depends on `seed`, the problem and the models
-    alone, unless a cap is reached, and up to rounding: llama.cpp's sums differ in the last digits from one batch size
-    to another, which now and then turns a draw or a score at a threshold. `cache` keeps what the models answer (a name
-    is that of its file): policies then share what they ask for at the same place, each counted as if it were alone.
-    Models and caches opened here are closed by `close()` (or a `with` block); those handed in stay open.
+    only by policies that look at scores. `policy` is one of `stepwise.routing`, one of yours (see `Policy`), or the
+    import path of its class. `prompt`, `sampling` and `budget` may be dictionaries. `budget` caps everything this
+    router does in its life, and each solution (`budget.problem`); `max_steps` the steps of one. A problem's trace
+    depends on `seed`, the problem and the models alone, unless a cap is reached, and up to rounding: llama.cpp's sums
+    differ in the last digits from one batch size to another, which now and then turns a draw or a score at a threshold.
+    `cache` keeps what the models answer (a name is that of its file): policies then share what they ask for at the same
+    place, each counted as if it were alone. Models and caches opened here are closed by `close()` (or a `with` block);
+    those handed in stay open.
+
+    Raises `ConfigError` or `DataError`, naming argument and remedy, for what does not fit; `BackendError` for models
+    that cannot be loaded.
+
+    Example:
+        >>> import stepwise as sw
+        >>> with sw.StepRouter("llamacpp/lab-weak", "llamacpp/lab-strong", "llamacpp/lab-scorer") as router:
+        ...     prediction = router(sw.lab.problems("test", 1)[0])  # doctest: +SKIP
+        ...     print(prediction.answer, prediction.trace.steps[0].decision)
     """
+
+    __signature__ = _ClassSignature()
 
     def __init__(
         self,
         weak: str | ModelConfig | Backend,
         strong: str | ModelConfig | Backend,
         scorer: str | ScorerConfig | Scorer | None = None,
-        policy: Policy | None = None,
+        policy: Policy | str | None = None,
         *,
-        prompt: SolvePrompt | None = None,
-        sampling: SamplingConfig | None = None,
-        budget: BudgetConfig | None = None,
+        prompt: SolvePrompt | Mapping[str, Any] | None = None,
+        sampling: SamplingConfig | Mapping[str, Any] | None = None,
+        budget: BudgetConfig | Mapping[str, Any] | None = None,
         max_steps: int = 30,
         seed: int = 0,
         window: int | None = None,
         cache: CallCache | str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.policy = policy or Threshold()
+        if isinstance(policy, str):
+            policy = policy_from_dict({"policy": policy})
+        self.policy = Threshold() if policy is None else check_policy(policy)
         self.state = OwnState(self)
-        self.prompt = prompt or SolvePrompt()
-        self.settings = RouteSettings(sampling or SamplingConfig(), max_steps, seed, window, self.prompt)
-        self.budget = budget or BudgetConfig()
+        self.prompt = prompt if isinstance(prompt, SolvePrompt) else SolvePrompt(**(prompt or {}))
+        self.settings = RouteSettings(SamplingConfig.of(sampling, "sampling"), max_steps, seed, window, self.prompt)
+        self.budget = BudgetConfig.of(budget, "budget")
+        self._allow_import: frozenset[str] = frozenset()
         if needs_scorer(self.policy) and scorer is None:
             raise ConfigError(
                 f"StepRouter: policy {self.policy.name!r} looks at scores; "
@@ -128,7 +162,7 @@ class StepRouter(dspy.Module):
     def with_policy(self, policy: Policy) -> Self:
         """A router with the same loaded models and settings, another policy, and a budget of its own."""
         other = self.__deepcopy__({})
-        other.policy, other.ledger = policy, Ledger(self.budget, self.prices)
+        other.policy, other.ledger = check_policy(policy), Ledger(self.budget, self.prices)
         return other
 
     def with_cache(self, cache: CallCache) -> Self:
@@ -153,20 +187,27 @@ class StepRouter(dspy.Module):
         names = self._names()
         return PolicyCard(str(names["weak"]), str(names["strong"]), names["scorer"], self.prompt.hash)
 
-    def forward(self, question: str | None = None, problem: Problem | str | None = None) -> dspy.Prediction:
-        """Route one problem; the prediction has `answer` (None without a boxed one) and `trace`."""
+    def __call__(self, question: str | Problem | None = None, problem: Problem | str | None = None) -> RoutedPrediction:
+        """Route one problem, given as either argument."""
+        given = {"question": question, "problem": problem}
+        result: RoutedPrediction = super().__call__(**{key: value for key, value in given.items() if value is not None})
+        return result
+
+    def forward(self, question: str | Problem | None = None, problem: Problem | str | None = None) -> RoutedPrediction:
+        """What `__call__` does, without DSPy's callbacks for modules."""
         return self._predict(question, problem)
 
-    async def aforward(self, question: str | None = None, problem: Problem | str | None = None) -> dspy.Prediction:
+    def _predict(self, question: str | Problem | None, problem: Problem | str | None) -> RoutedPrediction:
+        if (question is None) == (problem is None):
+            raise DataError("StepRouter takes question= or problem=, one of the two")
+        trace = self.solve_all([question if problem is None else problem], progress=False)[0]
+        return RoutedPrediction(answer=trace.answer, trace=trace)
+
+    async def aforward(
+        self, question: str | Problem | None = None, problem: Problem | str | None = None
+    ) -> RoutedPrediction:
         """`forward` in a thread of its own."""
         return await asyncio.to_thread(self._predict, question, problem)
-
-    def _predict(self, question: str | None, problem: Problem | str | None) -> dspy.Prediction:
-        given = problem if problem is not None else question
-        if given is None or (problem is not None and question is not None):
-            raise DataError("StepRouter takes question= or problem=, one of the two")
-        trace = self.solve_all([given], progress=False)[0]
-        return dspy.Prediction(answer=trace.answer, trace=trace)
 
     def solve_all(
         self,
@@ -242,11 +283,18 @@ class StepRouter(dspy.Module):
             "models": self._names(),
         }
 
+    def load(self, path: str | Path, *args: Any, allow_import: Collection[str] = (), **kwargs: Any) -> None:
+        """DSPy's `load`; a policy of a user is imported from the modules `allow_import` names, and from that of the
+        policy that this router has.
+        """
+        self._allow_import = frozenset(allow_import)
+        super().load(path, *args, **kwargs)
+
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
         """Take over policy and settings; the models stay those this router was made with.
 
         Raises `ConfigError` when the state was saved with models of other names or with another prompt: its policy
-        was set for those.
+        was set for those. A policy of a user is imported as `load` says.
         """
         if state["models"] != self._names():
             raise ConfigError(
@@ -259,7 +307,8 @@ class StepRouter(dspy.Module):
             )
         sampling, budget = SamplingConfig(**state["sampling"]), BudgetConfig(**state["budget"])
         settings = RouteSettings(sampling, state["max_steps"], state["seed"], state["window"], self.prompt)
-        self.policy, self.settings = policy_from_dict(state["policy"]), settings
+        allowed = {*self._allow_import, type(self.policy).__module__}
+        self.policy, self.settings = policy_from_dict(state["policy"], allowed=allowed), settings
         self.budget, self.ledger = budget, Ledger(budget, self.prices)
 
     def close(self) -> None:

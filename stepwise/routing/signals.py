@@ -309,8 +309,9 @@ def as_signal(given: Any, allowed: Collection[str] | None = None) -> Signal:
             near = difflib.get_close_matches(name, SIGNALS, n=1, cutoff=0.0)[0]
             raise ConfigError(f"signal is {name!r}; did you mean {near!r}? Known signals: {', '.join(SIGNALS)}")
         given = make_plugin(cls, options, field=f"signal {name!r}")
+    given = make_plugin(given, {}, field="signal")
     check_plugin(given, Signal, field="signal")
-    return make_plugin(given, {}, field="signal")  # type: ignore[no-any-return]
+    return given  # type: ignore[no-any-return]
 
 
 def signal_to_dict(signal: Signal) -> dict[str, Any]:

@@ -33,7 +33,6 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from stepwise import lab
 from stepwise.config import Config, ModelConfig
-from stepwise.config.base import FrozenConfig
 from stepwise.config.errors import explain
 from stepwise.config.training import LoraConfig, SftConfig
 from stepwise.errors import ConfigError, DataError
@@ -42,6 +41,7 @@ from stepwise.models.provider import declare
 from stepwise.models.shared import LOAD_FIELDS, close_engines, identity, shared_engine
 from stepwise.models.store import key_of
 from stepwise.prompt import SolvePrompt
+from stepwise.records import FrozenConfig
 from stepwise.runs.directory import opened
 from stepwise.training.adapters import base_directory, check_layout
 from stepwise.training.lora import load_trainee

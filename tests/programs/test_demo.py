@@ -12,7 +12,7 @@ from stepwise.io import read_rows
 from stepwise.report import TraceView
 from stepwise.report.shell import LAB_NOTICE
 from stepwise.routing import Never, StepRouter, Threshold
-from stepwise.routing.compare import measure
+from stepwise.routing.compare import compare
 from tests.routing.lab_world import LabWorld
 
 
@@ -78,7 +78,7 @@ def test_a_dry_run_asks_no_model(world: LabWorld, tmp_path: Path, capsys: pytest
 def test_highlighted_solutions_are_repaired_ones_with_the_fewest_strong_steps_first() -> None:
     world = LabWorld(12)
     router = StepRouter(world.weak, world.strong, world.scorer, Never())
-    found = measure(router, [Never(), Threshold(0.5), Threshold(0.7)], world.problems, progress=False)
+    found = compare(router, [Never(), Threshold(0.5), Threshold(0.7)], world.problems, progress=False)
     shown = demo._repaired(found)
     assert shown
     wrong = {view.trace.problem.id for view, right in zip(found[0].views, found[0].correct, strict=True) if not right}

@@ -1,8 +1,8 @@
 import dataclasses
 
 import pytest
-from pydantic import ValidationError
 
+from stepwise.errors import DataError
 from stepwise.grading import Verdict
 from stepwise.report.shell import VERDICT_WORDS, author_kind, author_letter, verdict_word
 from stepwise.routing.compare import PolicyRow, TraceView
@@ -22,7 +22,7 @@ from tests.report import sample
     ],
 )
 def test_a_row_with_an_impossible_figure_is_refused_by_the_fields_name(field: str, value: float) -> None:
-    with pytest.raises(ValidationError, match=field):
+    with pytest.raises(DataError, match=field):
         dataclasses.replace(sample.rows()[0], **{field: value})
 
 

@@ -10,7 +10,7 @@ from stepwise.config import Config
 from stepwise.lab.problems import generate
 from stepwise.models.store import CallCache
 from stepwise.routing import Never, Policy, StepRouter, Threshold
-from stepwise.routing.compare import Measured, measure
+from stepwise.routing.compare import Measured, compare
 from stepwise.routing.metrics import usage_by_author
 from stepwise.types import Usage
 from tests.routing import world
@@ -43,10 +43,10 @@ def test_a_router_keeps_answers_in_the_file_it_is_given_and_closes_it(tmp_path: 
 def test_on_the_engine_a_policy_is_charged_what_it_costs_from_a_cold_start_whoever_was_there_before() -> None:
     problems, policies = [made.problem for made in generate("test", 12)], list[Policy]((Threshold(0.5), Never()))
     with StepRouter.from_config(Config.lab()) as router:
-        alone = measure(router, policies, problems, progress=False)
+        alone = compare(router, policies, problems, progress=False)
     with CallCache() as cache, StepRouter.from_config(Config.lab(), cache=cache) as router:
-        measure(router, [Threshold(0.9)], problems, progress=False)
-        shared = measure(router, policies, problems, progress=False)
+        compare(router, [Threshold(0.9)], problems, progress=False)
+        shared = compare(router, policies, problems, progress=False)
         assert cache.hit_rate is not None
         assert cache.hit_rate > 0.4
     for one, other in zip(alone, shared, strict=True):

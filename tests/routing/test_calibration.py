@@ -13,7 +13,7 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.models.store import CallCache
 from stepwise.routing import Always, Models, Never, Policy, Random, Signalled, StepRouter, Threshold
 from stepwise.routing.calibration import Calibrated, calibrate
-from stepwise.routing.compare import measure
+from stepwise.routing.compare import compare
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.policy import When
 from stepwise.routing.query import QueryRandom
@@ -59,7 +59,7 @@ def test_the_setting_that_spends_most_within_the_budget_is_found_whichever_way_t
 def test_what_is_reported_is_measured_on_the_other_problems_with_intervals_around_it() -> None:
     made = found(Threshold(), 18)
     arm = router()
-    (alone,) = measure(arm, [made.policy], OTHERS, progress=False)
+    (alone,) = compare(arm, [made.policy], OTHERS, progress=False)
     achieved = made.achieved
     assert achieved.cost.value == pytest.approx(alone.point.cost)
     assert achieved.accuracy.value == pytest.approx(alone.point.accuracy)

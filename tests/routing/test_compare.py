@@ -7,7 +7,7 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.routing import Always, Never, Random, StepRouter, Threshold
-from stepwise.routing.compare import Measured, in_words, judge, label_of, measure, plan_routing
+from stepwise.routing.compare import Measured, compare, in_words, judge, label_of, plan_routing
 from stepwise.routing.metrics import cpt, pgr
 from stepwise.types import Problem, Usage
 from tests.routing.lab_world import LabWorld
@@ -19,7 +19,7 @@ POLICIES = (Never(), Always(), Random(0.3), Threshold(0.3), Threshold(0.6))
 def measured() -> list[Measured]:
     world = LabWorld(40)
     router = StepRouter(world.weak, world.strong, world.scorer, Never())
-    return measure(router, POLICIES, world.problems, progress=False)
+    return compare(router, POLICIES, world.problems, progress=False)
 
 
 def test_rows_agree_with_the_traces_they_count(measured: list[Measured]) -> None:
@@ -64,7 +64,7 @@ def test_the_words_say_what_the_figures_say(measured: list[Measured]) -> None:
 
 def test_no_gap_is_said_and_not_divided_by() -> None:
     world = LabWorld(5, slip=0.0)
-    same = measure(
+    same = compare(
         StepRouter(world.weak, world.strong, world.scorer, Never()), POLICIES, world.problems, progress=False
     )
     assert "no gap" in in_words(same)[-1]

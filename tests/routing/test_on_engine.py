@@ -11,7 +11,7 @@ from stepwise.config import ModelConfig, SamplingConfig, ScorerConfig
 from stepwise.models import load_backend
 from stepwise.models.scorers import LabelTokenScorer, load_scorer
 from stepwise.routing import Models, Never, RouteSettings, StepRouter, Threshold, route_all
-from stepwise.routing.compare import measure
+from stepwise.routing.compare import compare
 from stepwise.routing.metrics import usage_by_author
 from stepwise.types import Problem, Step, Usage
 
@@ -111,7 +111,7 @@ def test_fifty_routed_problems_evaluate_hardly_a_token_twice(models: Models) -> 
 
 def test_each_policy_of_a_comparison_begins_with_cold_caches(models: Models) -> None:
     router = StepRouter(*models, Never(), sampling=SAMPLING, max_steps=4)
-    first, second = measure(router, [Threshold(0.5), Threshold(0.5)], PROBLEMS[:8], progress=False)
+    first, second = compare(router, [Threshold(0.5), Threshold(0.5)], PROBLEMS[:8], progress=False)
     assert first.cost.parameter_tokens == second.cost.parameter_tokens
     spent = [[view.trace.scorer_usage.evaluated_tokens for view in m.views] for m in (first, second)]
     assert sum(spent[0]) == sum(spent[1]) > 0

@@ -9,7 +9,7 @@ from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.lab.problems import generate
 from stepwise.routing import Always, Never, StepRouter, Threshold
-from stepwise.routing.compare import Measured, measure
+from stepwise.routing.compare import Measured, compare
 
 
 def shipped() -> bool:
@@ -32,7 +32,7 @@ def test_fifty_lab_problems_are_repaired_where_the_scorer_points_and_hardly_a_to
                 counters = model.engine.counters  # type: ignore[union-attr]
                 ratios.append(counters.evaluated_tokens / max(counters.distinct_tokens, 1))
 
-        routed, never, always = measure(
+        routed, never, always = compare(
             router, [Threshold(0.5), Never(), Always()], problems, progress=False, on_measured=told
         )
     assert max(ratios[:3]) <= 1.05

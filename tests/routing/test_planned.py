@@ -31,7 +31,7 @@ from stepwise.routing import (
     policy_from_dict,
     policy_to_dict,
 )
-from stepwise.routing.compare import Measured, measure
+from stepwise.routing.compare import Measured, compare
 from stepwise.routing.pomdp.policies import _ends
 from stepwise.types import Problem, Step, Usage
 from tests.fakes import ScriptedScorer
@@ -263,7 +263,7 @@ def measured() -> dict[str, list[Measured]]:
         "published": [Published(model, law, x) for x in (2.0, 0.5)],
     }
     every = [arm for family in arms.values() for arm in family]
-    found = iter(measure(world.router(Never()), every, world.problems, progress=False))
+    found = iter(compare(world.router(Never()), every, world.problems, progress=False))
     return {family: [next(found) for _ in arms[family]] for family in arms}
 
 

@@ -11,7 +11,7 @@ import pytest
 from stepwise.config import Config
 from stepwise.lab.problems import generate
 from stepwise.routing import Agreement, Always, FirstTokenEntropy, Never, ScoreDrop, Signalled, StepRouter
-from stepwise.routing.compare import Measured, measure
+from stepwise.routing.compare import Measured, compare
 from stepwise.routing.metrics import usage_by_author
 from tests.routing.test_on_lab import shipped
 
@@ -29,7 +29,7 @@ POLICIES = [
 def measured() -> dict[str, Measured]:
     problems = [made.problem for made in generate("test", 30)]
     with StepRouter.from_config(Config.lab()) as router:
-        return {arm.family: arm for arm in measure(router, POLICIES, problems, progress=False)}
+        return {arm.family: arm for arm in compare(router, POLICIES, problems, progress=False)}
 
 
 def accuracy(arm: Measured) -> float:
