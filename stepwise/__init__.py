@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from stepwise.models.provider import lm, register_litellm
     from stepwise.models.scorers import Scorer, load_scorer
     from stepwise.prompt import SolvePrompt
+    from stepwise.report.notebook import traces_to_dataset, traces_to_frame
     from stepwise.routing.compare import compare
     from stepwise.routing.policies import Threshold
     from stepwise.routing.policy import Escalate, Keep, Policy
@@ -72,6 +73,7 @@ _HOME = {
     "stepwise.grading": "Verdict grade",
     "stepwise.critics": "ErrorLocalizer InterventionProposer StepJudge",
     "stepwise.prompt": "SolvePrompt",
+    "stepwise.report.notebook": "traces_to_dataset traces_to_frame",
     "stepwise.interventions.collection": "collect",
     "stepwise.routing.compare": "compare",
     "stepwise.routing.policies": "Threshold",
@@ -145,6 +147,8 @@ __all__ = [
     "register_litellm",
     "sft",
     "split_steps",
+    "traces_to_dataset",
+    "traces_to_frame",
 ]
 
 

@@ -77,7 +77,16 @@ class Checked(ModelMetaclass):
             raise ConfigError(f"{cls.__name__}: {explain(error, list(cls.model_fields))}{remedy}") from None
 
 
-class FrozenConfig(BaseModel, metaclass=Checked):
+class InNotebook:
+    """What a notebook shows as HTML; `stepwise.report.notebook` writes it."""
+
+    def _repr_html_(self) -> str:
+        from stepwise.report.notebook import html_of
+
+        return html_of(self)
+
+
+class FrozenConfig(BaseModel, InNotebook, metaclass=Checked):
     """Immutable, hashable, strict; an error never repeats what may be a secret put in the wrong place."""
 
     model_config = ConfigDict(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter
 
-from stepwise.records import record
+from stepwise.records import InNotebook, record
 from stepwise.steps import SEPARATOR, extract_answer
 
 Finish = Literal["step", "answer", "eos", "length", "repeat", "error", "budget"]
@@ -117,7 +118,7 @@ class Step:
 
 
 @record()
-class Trace:
+class Trace(InNotebook):
     """One attempt at a problem. `finish` says how it ended: "" while it is open, "answer" when a box was closed.
 
     `scorer_usage` is what scoring this trace cost; `note` names what went wrong where something did. `abandoned` holds
@@ -154,10 +155,18 @@ class Trace:
 
         show_trace(self)
 
-    def _repr_html_(self) -> str:
-        from stepwise.report.page import trace_html
 
-        return trace_html(self)
+class Traces(list[Trace], InNotebook):
+    """A list of traces that shows itself in a notebook; `policy` is what a table calls the one they were made under.
+
+    Example:
+        >>> Traces([Trace(Problem("p", "1 + 1?"))], "Never")[0].problem.id
+        'p'
+    """
+
+    def __init__(self, traces: Iterable[Trace] = (), policy: str = ""):
+        super().__init__(traces)
+        self.policy = policy
 
 
 @record()

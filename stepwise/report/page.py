@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from stepwise.errors import DataError, redact
 from stepwise.report.charts import COSTS, NARROW, WIDE, legend, plot_svg
+from stepwise.report.notebook import view_html
 from stepwise.report.shell import (
     COLUMNS,
     FINISH_WORDS,
@@ -21,18 +22,16 @@ from stepwise.report.shell import (
     author_kind,
     author_letter,
     caption,
-    environment,
     first_of_each,
     island,
     quantity,
     render,
-    resource,
     verdict_word,
     write_page,
 )
 from stepwise.routing.compare import TraceView
 from stepwise.routing.metrics import cost_of
-from stepwise.types import Problem, Step, Trace
+from stepwise.types import Problem, Step
 
 MAX_TRACES = 500
 STATIC_TRACES = 3  # shown where the browser runs no script
@@ -136,26 +135,3 @@ def _step(step: Step) -> dict[str, Any]:
 def _filled(fields: dict[str, Any]) -> dict[str, Any]:
     """Without the fields that are empty; a score of 0 and False stay."""
     return {key: value for key, value in fields.items() if value not in (None, "", [])}
-
-
-def trace_html(trace: Trace) -> str:
-    """A self-contained fragment (its own scoped style, no script) that shows a trace on a light or a dark ground.
-
-    Text takes the colour of the notebook; every rule of the style starts with `.stepwise-trace`.
-    """
-    return str(view_html(TraceView(trace)))  # a plain string: Markup would escape what a caller adds to it
-
-
-def view_html(view: TraceView, style: bool = True) -> Markup:
-    """The same with policy and verdict; `style=False` leaves the style out, since one copy serves many fragments."""
-    template = environment().get_template("trace.html.jinja")
-    text = template.render(
-        view=view,
-        trace=view.trace,
-        note=redact(view.trace.note),
-        cost=cost_of([view.trace]),
-        finish=FINISH_WORDS[view.trace.finish],
-        verdict=verdict_word(view.verdict) if view.verdict else "",
-        css=Markup(resource("trace.css")) if style else "",  # noqa: S704
-    )
-    return Markup(text)  # noqa: S704

@@ -209,7 +209,7 @@ def environment() -> Environment:
         "fixed": "{:.1f}".format,
         "joined": lambda points: "L".join(f"{x:.1f} {y:.1f}" for x, y in points),
     }
-    result.globals |= {"kind": author_kind, "letter": author_letter, "clean": redact}
+    result.globals |= {"kind": author_kind, "letter": author_letter, "clean": redact, "finish_words": FINISH_WORDS}
     return result
 
 

@@ -15,7 +15,7 @@ from stepwise.grading import grade
 from stepwise.models.base import Generator
 from stepwise.models.budget import Ledger, Prices
 from stepwise.models.scorers.base import Scorer
-from stepwise.records import record
+from stepwise.records import InNotebook, record
 from stepwise.routing.metrics import Cost, OperatingPoint, cost_of, cpt, pgr, usage_by_author
 from stepwise.routing.policy import Policy, check_policy, needs_scorer
 from stepwise.runs.plan import PlannedCalls
@@ -135,6 +135,10 @@ class Measured:
         )
 
 
+class Comparison(list[Measured], InNotebook):
+    """What `compare` returns: a list with an entry for each policy, which shows its table in a notebook."""
+
+
 def label_of(policy: Policy) -> str:
     """The policy's name and operating point, for tables."""
     name = NAMES.get(policy.name, policy.family[:1].upper() + policy.family[1:])
@@ -163,7 +167,7 @@ def compare(
     *,
     progress: bool = True,
     on_measured: Callable[[Measured], None] | None = None,
-) -> list[Measured]:
+) -> Comparison:
     """Route `problems`, whatever `load_problems` takes, under each policy with the models and the seed of `router`;
     `on_measured` gets each result.
 
@@ -175,7 +179,7 @@ def compare(
         >>> results = sw.compare(router, [sw.Threshold(0.3), sw.Threshold(0.7)], problems)  # doctest: +SKIP
         >>> [(result.label, result.accuracy, result.cost.strong_tokens) for result in results]  # doctest: +SKIP
     """
-    results, problems = [], load_problems(problems)
+    results, problems = Comparison(), load_problems(problems)
     for policy in [check_policy(each) for each in ([policies] if isinstance(policies, Policy) else policies)]:
         arm = router.with_policy(policy)
         for model in arm.models:

@@ -23,6 +23,7 @@ from stepwise.models.cached import Stored, StoredScorer
 from stepwise.models.scorers import Scorer, load_scorer
 from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
+from stepwise.routing.compare import label_of
 from stepwise.routing.metrics import Cost, cost_of, usage_by_author
 from stepwise.routing.policies import Threshold
 from stepwise.routing.policy import Policy, check_policy, needs_scorer
@@ -30,7 +31,7 @@ from stepwise.routing.route import Models, RoutingInterrupted, route_all
 from stepwise.routing.saved import PolicyCard, policy_from_config, policy_from_dict, policy_to_dict
 from stepwise.routing.trim import OnTrace, RouteSettings
 from stepwise.runs.progress import progress as bar
-from stepwise.types import Problem, Trace, Usage
+from stepwise.types import Problem, Trace, Traces, Usage
 
 
 class RoutedPrediction(dspy.Prediction):
@@ -218,7 +219,7 @@ class StepRouter(dspy.Module):
         on_step: OnTrace | None = None,
         resume: Iterable[Trace] = (),
         description: str = "routing",
-    ) -> list[Trace]:
+    ) -> Traces:
         """One trace per problem, in order, with a progress bar; `problems` is whatever `sw.load_problems` takes.
 
         `on_trace` is told of each trace as it is finished, `on_step` of what there is of it after each step. `resume`
@@ -262,7 +263,7 @@ class StepRouter(dspy.Module):
                     callbacks=lambda: self.callbacks,
                     scorer_settings=self._scorer_settings,
                 )
-                return in_order(fresh)
+                return Traces(in_order(fresh), label_of(self.policy))
             except RoutingInterrupted as stop:
                 raise RoutingInterrupted(in_order(stop.traces)) from None
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from stepwise.report.page import trace_html
+from stepwise.report import html_of
 from stepwise.report.shell import resource
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.report import sample
@@ -24,7 +24,7 @@ def test_a_notebook_shows_what_the_terminal_shows() -> None:
 
 
 def test_the_fragment_is_a_plain_string_without_script_or_outside_resource() -> None:
-    text = trace_html(sample.traces()[0].trace)
+    text = html_of(sample.traces()[0].trace)
     assert type(text) is str
     found = Elements(text)
     assert not {"script", "link", "img", "iframe", "html", "body"} & {tag for tag, _ in found.found}
@@ -49,7 +49,7 @@ def test_it_sets_no_ground_and_no_text_colour_of_its_own() -> None:
 def test_no_string_of_a_trace_can_become_markup(bad: str) -> None:
     draft = Step(bad, bad, 0.5, Usage(bad))
     steps = (Step(bad, bad, None, Usage(bad), (), (draft,), bad),)
-    found = Elements(trace_html(Trace(Problem(bad, bad, bad, bad), steps, "repeat", note=bad, abandoned=(draft,))))
+    found = Elements(html_of(Trace(Problem(bad, bad, bad, bad), steps, "repeat", note=bad, abandoned=(draft,))))
     assert {tag for tag, _ in found.found} <= {"div", "span", "b", "strong", "style", "details", "summary"}
     allowed = {"class", "role", "aria-label", "aria-hidden", "title", "style"}
     assert {name for _, attributes in found.found for name in attributes} <= allowed
@@ -59,7 +59,7 @@ def test_no_string_of_a_trace_can_become_markup(bad: str) -> None:
 
 def test_authors_are_told_apart_without_colour() -> None:
     steps = (Step("a", "weak"), Step("b", "strong"), Step("c", "intervention"), Step("d", "other-model"))
-    text = trace_html(Trace(Problem("p", "q"), steps))
+    text = html_of(Trace(Problem("p", "q"), steps))
     assert re.findall(r'<b class="badge (\w+)" aria-hidden="true">(\w)</b>', text) == [
         ("weak", "W"),
         ("strong", "S"),
@@ -69,5 +69,5 @@ def test_authors_are_told_apart_without_colour() -> None:
 
 
 def test_an_empty_open_trace_is_shown_as_such() -> None:
-    text = Elements(trace_html(Trace(Problem("p", "q")))).text
+    text = Elements(html_of(Trace(Problem("p", "q")))).text
     assert "0 steps, still open" in text
