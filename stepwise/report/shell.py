@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from stepwise.errors import redact
 from stepwise.io import write_text
+from stepwise.records import record
 from stepwise.routing.compare import PolicyRow, TraceView
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ VERDICT_WORDS: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@record(allow_inf_nan=False)
 class Report:
     """Everything one page shows.
 
