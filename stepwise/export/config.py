@@ -17,7 +17,6 @@ from stepwise.models.safetensors import check, read_json
 _ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor")
-_SUPPORTED = f"supported are {', '.join(_ARCHITECTURES)}"
 
 
 @dataclass(frozen=True)
@@ -55,23 +54,19 @@ class GgufConfig:
             "rope_dimension_count": self.head_dim,
             "rope_freq_base": self.rope["rope_theta"],
         }
+        kind = self.rope["rope_type"]
+        if kind in ("linear", "yarn"):
+            from gguf import RopeScalingType
+
+            factor = float(self.rope["factor"])
+            sizes |= {"rope_scaling_type": RopeScalingType(kind), "rope_scaling_factor": factor}
+            if kind == "yarn":
+                # llama.cpp multiplies by YaRN's own 0.1 ln(factor) + 1; the key holds what comes on top of it.
+                on_top = _yarn_attention_factor(self.rope) / _mscale(factor)
+                original = int(self.rope["original_max_position_embeddings"])
+                sizes |= {"rope_scaling_orig_ctx_len": original, "rope_scaling_attn_factors": on_top}
         for name, value in sizes.items():
             getattr(writer, f"add_{name}")(value)
-        self._write_rope_scaling(writer)
-
-    def _write_rope_scaling(self, writer: Any) -> None:
-        from gguf import RopeScalingType
-
-        kind = self.rope["rope_type"]
-        if kind not in ("linear", "yarn"):
-            return
-        factor = float(self.rope["factor"])
-        writer.add_rope_scaling_type(RopeScalingType(kind))
-        writer.add_rope_scaling_factor(factor)
-        if kind == "yarn":
-            writer.add_rope_scaling_orig_ctx_len(int(self.rope["original_max_position_embeddings"]))
-            # llama.cpp multiplies by YaRN's own 0.1 ln(factor) + 1; the key holds what comes on top of it.
-            writer.add_rope_scaling_attn_factors(_yarn_attention_factor(self.rope) / _mscale(factor))
 
     def rope_factors(self) -> NDArray[np.float32] | None:
         """Divisors of the rotary frequencies, shape (head_dim / 2,), for Llama 3.1's scaling; None for every other.
@@ -121,15 +116,20 @@ def read_config(model_dir: Path) -> GgufConfig:
     config = read_json(path)
     names = config.get("architectures") or [None]
     arch = _ARCHITECTURES.get(str(names[0]), "")
-    check(arch, f"{path}: architectures is {config.get('architectures')!r}; {_SUPPORTED}")
     quantized, activation = config.get("quantization_config"), config.get("hidden_act", "silu")
-    check(not quantized, f"{path}: quantization_config is set; export the unquantized model, then quantize to GGUF")
-    check(activation == "silu", f"{path}: hidden_act is {activation!r}; llama.cpp's {arch} has silu only")
     sliding = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or [])
-    check(not sliding, f"{path}: sliding-window attention is on; llama.cpp's {arch} has full attention only")
     attention_bias = arch == "qwen2" or bool(config.get("attention_bias"))
-    biased = arch == "qwen3" and attention_bias
-    check(not biased, f"{path}: attention_bias is true; llama.cpp's qwen3 has no such tensors")
+    for sound, problem in (
+        (arch, f"architectures is {config.get('architectures')!r}; supported are {', '.join(_ARCHITECTURES)}"),
+        (
+            not quantized,
+            "quantization_config is set; export the unquantized model, then quantize to GGUF",
+        ),
+        (activation == "silu", f"hidden_act is {activation!r}; llama.cpp's {arch} has silu only"),
+        (not sliding, f"sliding-window attention is on; llama.cpp's {arch} has full attention only"),
+        (not (arch == "qwen3" and attention_bias), "attention_bias is true; llama.cpp's qwen3 has no such tensors"),
+    ):
+        check(sound, f"{path}: {problem}")
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         rope = _read_rope(path, config)
@@ -158,9 +158,9 @@ def read_config(model_dir: Path) -> GgufConfig:
             mlp_bias=arch == "llama" and bool(config.get("mlp_bias")),
             rope=rope,
         )
+    except ExportError:
+        raise
     except (TypeError, ValueError) as error:
-        if isinstance(error, ExportError):
-            raise
         raise ExportError(f"{path}: a size has a value of the wrong type ({error}); write numbers") from error
     except KeyError as error:
         raise ExportError(
@@ -182,8 +182,8 @@ def _read_rope(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     rope["original_max_position_embeddings"] = (
         rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
     )
-    for key, default in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
-        sound = kind != "yarn" or rope.get(key) in (None, default)
+    for key, default in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)) if kind == "yarn" else ():
+        sound = rope.get(key) in (None, default)
         check(sound, f"{path}: YaRN with {key}={rope.get(key)} is not supported; only {default} is")
     return rope
 

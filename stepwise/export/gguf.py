@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -61,7 +61,7 @@ def export_gguf(model_dir: str | Path, out_path: str | Path, quantization: Quant
     tensors = list(_model_tensors(gguf, config, checkpoint, quantization))
     vocab_size = tensors[0].shape[0]
     tokenizer = read_tokenizer(model_dir, vocab_size)
-    with _writing(gguf, out_path, config.arch) as writer:
+    with _writing(gguf, out_path, config.arch, tensors) as writer:
         writer.add_type("model")
         writer.add_name(model_dir.resolve().name)
         writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[quantization]])
@@ -69,7 +69,6 @@ def export_gguf(model_dir: str | Path, out_path: str | Path, quantization: Quant
         writer.add_string(FINGERPRINT, fingerprint(model_dir))
         config.write(writer, vocab_size)
         tokenizer.write(writer)
-        _write_tensors(gguf, writer, tensors)
     return out_path
 
 
@@ -91,14 +90,13 @@ def export_lora_gguf(adapter_dir: str | Path, out_path: str | Path, base_dir: st
     )
     config, checkpoint = read_config(base), Checkpoint([adapter_dir / "adapter_model.safetensors"])
     tensors = list(_lora_tensors(gguf, config, checkpoint, adapter))
-    with _writing(gguf, out_path, config.arch) as writer:
+    with _writing(gguf, out_path, config.arch, tensors) as writer:
         writer.add_type("adapter")
         writer.add_name(adapter_dir.resolve().name)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(adapter["lora_alpha"]))
         if any(base.glob("model*.safetensors")):  # its config alone is enough for the rest
             writer.add_string(FINGERPRINT, fingerprint(base))
-        _write_tensors(gguf, writer, tensors)
     return out_path
 
 
@@ -119,8 +117,12 @@ def _model_tensors(
     )
     name_map = _name_map(gguf, config)
     for name in expected:
-        shape = checkpoint.shape(name)
-        yield _Tensor(name_map(name), shape, _kind(shape, quantization), partial(_load, config, checkpoint, name))
+        shape, kind = checkpoint.shape(name), quantization.upper()
+        if len(shape) == 1:  # norms and biases
+            kind = "F32"
+        elif kind == "Q8_0" and shape[-1] % 32:  # its blocks are 32 values of a row
+            kind = "F16"
+        yield _Tensor(name_map(name), shape, kind, partial(_load, config, checkpoint, name))
     factors = config.rope_factors()
     if factors is not None:
         yield _Tensor("rope_freqs.weight", factors.shape, "F32", lambda: factors)
@@ -129,12 +131,6 @@ def _model_tensors(
 def _load(config: GgufConfig, checkpoint: Checkpoint, name: str, scale: float = 1.0) -> NDArray[np.float32]:
     values = config.to_gguf_layout(name, checkpoint.read(name))
     return values if scale == 1.0 else values * np.float32(scale)
-
-
-def _kind(shape: tuple[int, ...], quantization: Quantization) -> str:
-    if len(shape) == 1:
-        return "F32"
-    return "F16" if quantization == "q8_0" and shape[-1] % 32 else quantization.upper()
 
 
 def _name_map(gguf: Any, config: GgufConfig) -> Callable[[str], str]:
@@ -176,7 +172,10 @@ def _lora_tensors(
         if match[2] == "B":
             # llama.cpp scales B A by lora_alpha / rank; whatever else PEFT asks for goes into B.
             rank = place.shape[1]
-            alpha = _by_module(adapter.get("alpha_pattern"), module, adapter["lora_alpha"])
+            # As in PEFT, the first entry counts whose key, a regular expression, matches the end of the name.
+            alphas = (adapter.get("alpha_pattern") or {}).items()
+            matching = (value for key, value in alphas if re.match(rf"(.*\.)?({key})$", module))
+            alpha = next(matching, adapter["lora_alpha"])
             scale = alpha / adapter["lora_alpha"] * (math.sqrt(rank) if adapter.get("use_rslora") else 1.0)
         gguf_name = f"{name_map(f'{module}.weight')}.lora_{match[2].lower()}"
         yield _Tensor(gguf_name, place.shape, "F32", partial(_load, config, checkpoint, name, scale))
@@ -187,37 +186,23 @@ def _lora_tensors(
     )
 
 
-def _by_module(pattern: Mapping[str, float] | None, module: str, default: float) -> float:
-    """The first entry of `pattern` whose key, a regular expression, matches the end of the name, as in PEFT."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
-
-
 @contextmanager
-def _writing(gguf: Any, out_path: Path, arch: str) -> Iterator[Any]:
-    """A GGUF writer on a temporary file beside `out_path`, which takes that name if the block ends without an error."""
-    with whole_file(out_path) as draft:
-        writer = gguf.GGUFWriter(draft, arch)
-        try:
-            yield writer
-        finally:
-            writer.close()
-
-
-def _write_tensors(gguf: Any, writer: Any, tensors: Sequence[_Tensor]) -> None:
-    for tensor in tensors:
-        kind = gguf.GGMLQuantizationType[tensor.kind]
-        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        size = math.prod(tensor.shape) // block * block_bytes
-        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in tensors:
-        values = np.ascontiguousarray(tensor.load())
-        writer.write_tensor_data(gguf.quants.quantize(values, gguf.GGMLQuantizationType[tensor.kind]))
+def _writing(gguf: Any, out_path: Path, arch: str, tensors: Sequence[_Tensor]) -> Iterator[Any]:
+    """A GGUF writer for the block to put metadata in, after which it writes `tensors`. The file is at `out_path` once
+    all went well; before, or otherwise, what stood there stays.
+    """
+    with whole_file(out_path) as draft, closing(gguf.GGUFWriter(draft, arch)) as writer:
+        yield writer
+        kinds = [gguf.GGMLQuantizationType[tensor.kind] for tensor in tensors]
+        for tensor, kind in zip(tensors, kinds, strict=True):
+            block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+            size = math.prod(tensor.shape) // block * block_bytes
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor, kind in zip(tensors, kinds, strict=True):
+            writer.write_tensor_data(gguf.quants.quantize(np.ascontiguousarray(tensor.load()), kind))
 
 
 def _import_gguf() -> Any:

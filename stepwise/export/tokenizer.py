@@ -65,18 +65,20 @@ class _GgufTokenizer:
 
     def write(self, writer: Any) -> None:
         """Add all keys to a `gguf.GGUFWriter`."""
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(self.pre)
-        writer.add_token_list(self.tokens)
-        writer.add_token_types(self.types)
-        writer.add_token_merges(self.merges)
-        for role, token_id in self.special_ids.items():
-            getattr(writer, f"add_{role}_token_id")(token_id)
-        # Always written: what llama.cpp assumes without the keys depends on the pre-tokenizer.
-        writer.add_add_bos_token(self.add_bos)
-        writer.add_add_eos_token(self.add_eos)
-        if self.chat_template is not None:
-            writer.add_chat_template(self.chat_template)
+        keys = {
+            "tokenizer_model": "gpt2",
+            "tokenizer_pre": self.pre,
+            "token_list": self.tokens,
+            "token_types": self.types,
+            "token_merges": self.merges,
+            **{f"{role}_token_id": token_id for role, token_id in self.special_ids.items()},
+            # Always written: what llama.cpp assumes without the keys depends on the pre-tokenizer.
+            "add_bos_token": self.add_bos,
+            "add_eos_token": self.add_eos,
+            **({} if self.chat_template is None else {"chat_template": self.chat_template}),
+        }
+        for name, value in keys.items():
+            getattr(writer, f"add_{name}")(value)
 
 
 def read_tokenizer(model_dir: Path, vocab_size: int) -> _GgufTokenizer:
@@ -89,11 +91,14 @@ def read_tokenizer(model_dir: Path, vocab_size: int) -> _GgufTokenizer:
     spec = read_json(path)
     model = spec.get("model") or {}
     _check_model(path, model)
-    _check_normalizer(path, spec.get("normalizer"))
+    for stage in _stages(spec.get("normalizer"), "normalizers"):
+        kind = stage.get("type")
+        check(kind == "NFC", f"{path}: normalizer {kind!r} cannot be written; only NFC or none is. {_SUPPORTED}")
     added = spec.get("added_tokens") or []
     ids = {**model["vocab"], **{entry["content"]: entry["id"] for entry in added}}
     tokens, types = _vocabulary(path, model["vocab"], added, vocab_size)
     config = read_json(model_dir / "tokenizer_config.json", optional=True)
+    template = model_dir / "chat_template.jinja"
     special_ids = _special_ids(model_dir, config, ids)
     add_bos, add_eos = _added_by_post_processor(path, spec.get("post_processor"), special_ids, ids)
     return _GgufTokenizer(
@@ -104,14 +109,13 @@ def read_tokenizer(model_dir: Path, vocab_size: int) -> _GgufTokenizer:
         special_ids=special_ids,
         add_bos=add_bos,
         add_eos=add_eos,
-        chat_template=_chat_template(model_dir, config),
+        chat_template=template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template"),
     )
 
 
 def _pre_tokenizer(path: Path, spec: Mapping[str, Any]) -> str:
     """The `tokenizer.ggml.pre` that splits as the tokenizer.json `spec` does; raises ExportError if there is none."""
-    pre = spec.get("pre_tokenizer") or {}
-    stages = pre.get("pretokenizers", []) if pre.get("type") == "Sequence" else [pre]
+    stages = _stages(spec.get("pre_tokenizer"), "pretokenizers")
     kinds = [stage.get("type") for stage in stages]
     regex = None
     if kinds == ["ByteLevel"] and stages[0].get("use_regex", True):
@@ -135,14 +139,19 @@ def _pre_tokenizer(path: Path, spec: Mapping[str, Any]) -> str:
 def _check_model(path: Path, model: Mapping[str, Any]) -> None:
     kind, vocab, merges = model.get("type"), model.get("vocab"), model.get("merges")
     check(kind == "BPE" and isinstance(vocab, dict), f"{path}: model.type is {kind!r}; {_SUPPORTED}")
-    sound = isinstance(merges, list) and merges
-    check(sound, f"{path}: model.merges is missing or empty; train the tokenizer on some text")
+    check(
+        isinstance(merges, list) and merges,
+        f"{path}: model.merges is missing or empty; train the tokenizer on some text",
+    )
     fallback = model.get("byte_fallback")
     check(not fallback, f"{path}: model.byte_fallback is true, so this is a SentencePiece tokenizer; {_SUPPORTED}")
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token", "dropout"):
         value = model.get(key)
         check(not value, f"{path}: model.{key} is {value!r}, which llama.cpp does not have; {_SUPPORTED}")
-    missing = 256 - sum(char in model["vocab"] for char in _byte_characters())
+    # The characters that stand for the 256 bytes (GPT-2): a printable byte for itself, the others from 256 on.
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    characters = {*printable, *range(256, 512 - len(printable))}
+    missing = sum(chr(code) not in model["vocab"] for code in characters)
     check(
         not missing,
         f"{path}: {missing} of the 256 byte characters are not in the vocabulary, so some text has no tokens; "
@@ -150,19 +159,11 @@ def _check_model(path: Path, model: Mapping[str, Any]) -> None:
     )
 
 
-def _byte_characters() -> list[str]:
-    """The characters that stand for the 256 bytes (GPT-2): a printable byte for itself, the others from 256 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    return [chr(byte) for byte in sorted(printable)] + [chr(256 + i) for i in range(256 - len(printable))]
-
-
-def _check_normalizer(path: Path, normalizer: Mapping[str, Any] | None) -> None:
-    stages = [normalizer] if normalizer else []
-    if normalizer and normalizer.get("type") == "Sequence":
-        stages = list(normalizer.get("normalizers", []))
-    for stage in stages:
-        kind = stage.get("type")
-        check(kind == "NFC", f"{path}: normalizer {kind!r} cannot be written; only NFC or none is. {_SUPPORTED}")
+def _stages(part: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:
+    """The parts of a normalizer, pre-tokenizer or post-processor, which may be a sequence of them under `key`."""
+    if not part:
+        return []
+    return list(part.get(key, [])) if part.get("type") == "Sequence" else [part]
 
 
 def _vocabulary(
@@ -222,10 +223,7 @@ def _added_by_post_processor(
     """Whether BOS and EOS are put around a text: only the post-processor says it where there is a tokenizer.json."""
     before: list[int] = []
     after: list[int] = []
-    stages = [post] if post else []
-    if post and post.get("type") == "Sequence":
-        stages = list(post.get("processors", []))
-    for stage in stages:
+    for stage in _stages(post, "processors"):
         kind, side = stage.get("type"), before
         check(
             kind in ("ByteLevel", "TemplateProcessing"),
@@ -242,11 +240,6 @@ def _added_by_post_processor(
         f"GGUF can add bos ({special.get('bos')}) and eos ({special.get('eos')}) only: set them to these tokens",
     )
     return bool(before), bool(after)
-
-
-def _chat_template(model_dir: Path, config: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
-    file = model_dir / "chat_template.jinja"
-    return file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
 
 
 def check_train_from(gguf: str | Path, directory: str | Path) -> None:
@@ -269,11 +262,8 @@ def check_train_from(gguf: str | Path, directory: str | Path) -> None:
     fields = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
     theirs = read_tokenizer(directory, len(fields["tokens"]))
     remedy = f"{gguf} does not come from train_from = {directory}; point train_from at the directory it was made from"
-    ours = _used(fields["tokens"], fields.get("token_type", ()))
-    for name, mine, other in (
-        ("tokens", ours, _used(theirs.tokens, theirs.types)),
-        ("merges", fields.get("merges", ()), theirs.merges),
-    ):
+    ours, others = _used(fields["tokens"], fields.get("token_type", ())), _used(theirs.tokens, theirs.types)
+    for name, mine, other in (("tokens", ours, others), ("merges", fields.get("merges", ()), theirs.merges)):
         if difference := _first_difference(mine, other):
             raise ConfigError(f"tokenizers differ in their {name}: {difference}; {remedy}")
     for name in ("eos", "bos"):

@@ -25,25 +25,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine.vocab import render_chat
 from stepwise.prompt import SolvePrompt
+from stepwise.records import record
 
-SELF_HOSTED = ("openai", "hosted_vllm", "lm_studio", "llamafile", "vllm")
-NEXT_STEP = (
+_SELF_HOSTED = ("openai", "hosted_vllm", "lm_studio", "llamafile", "vllm")
+_NEXT_STEP = (
     "Go on from exactly where your solution stops. Write the next step only, one paragraph without a blank line in it, "
     "and repeat nothing. If it is the last step, put the final answer in \\boxed{}."
 )
-REST = (
+_REST = (
     "Go on from exactly where your solution stops. Write the rest of it, steps separated by blank lines, and repeat "
     "nothing. Put the final answer in \\boxed{}."
 )
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@record()
 class Prefill:
     """One way to have an assistant's message continued: `message` is added to it, `body` to the request, and `strip`
     takes space off its end.
@@ -54,7 +54,7 @@ class Prefill:
     strip: bool = False
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@record()
 class Dialect:
     """How to talk to one kind of server. `prefills` are tried in order; `raw`: it may have /v1/completions; `body` is
     added to every request; `blank_stop`: it takes a blank line as a stop string.
@@ -84,7 +84,8 @@ _HOSTED = {
 def dialect(model: str, api_base: str | None, adapter: str | None, prompt: SolvePrompt) -> Dialect:
     """How to talk to `model`. Raises ConfigError for an `adapter` that is not the number of one on a llama-server."""
     provider = model.partition("/")[0]
-    if provider not in SELF_HOSTED or _is_openais(api_base, provider):
+    host = urlsplit(api_base or ("//api.openai.com" if provider == "openai" else "")).hostname or ""
+    if provider not in _SELF_HOSTED or host == "api.openai.com" or host.endswith(".openai.azure.com"):
         if adapter is not None:
             raise ConfigError(f"adapter is {adapter!r}, but {model} is hosted elsewhere; leave it out")
         return _HOSTED.get(provider, Dialect((_PLAIN,)))
@@ -101,29 +102,30 @@ def dialect(model: str, api_base: str | None, adapter: str | None, prompt: Solve
     return Dialect((_CONTINUE, _PLAIN), raw=True, body={"top_p": 1.0, "extra_body": extra})
 
 
-def _is_openais(api_base: str | None, provider: str) -> bool:
-    if api_base is None:
-        return provider == "openai"
-    host = urlsplit(api_base).hostname or ""
-    return host == "api.openai.com" or host.endswith(".openai.azure.com")
-
-
 def merge(*bodies: Mapping[str, Any]) -> dict[str, Any]:
-    """One request body of several, their `extra_body` joined."""
+    """One request body of several, their `extra_body` joined; what comes later counts.
+
+    >>> merge({"top_p": 1, "extra_body": {"a": 1}}, {"extra_body": {"b": 2}})
+    {'top_p': 1, 'extra_body': {'a': 1, 'b': 2}}
+    """
     merged = {key: value for body in bodies for key, value in body.items()}
     extra = {key: value for body in bodies for key, value in body.get("extra_body", {}).items()}
     return merged | ({"extra_body": extra} if extra else {})
 
 
-def chat(prompt: SolvePrompt, question: str, text: str, how: Prefill | None, *, whole: bool) -> list[dict[str, Any]]:
-    """The messages that have `text` continued: as the assistant's last message, or (`how` None) by asking in words."""
+def chat(
+    prompt: SolvePrompt, question: str, text: str, prefill: Prefill | None, *, whole: bool
+) -> list[dict[str, Any]]:
+    """The messages that have `text` continued: as the assistant's last message, or (`prefill` None) by asking in words
+    for the next step, or for the `whole` rest.
+    """
     messages: list[dict[str, Any]] = list(prompt.messages(question))
     if not text:
         return messages
-    if how is None:
-        asked = {"role": "user", "content": REST if whole else NEXT_STEP}
-        return [*messages, {"role": "assistant", "content": text.rstrip()}, asked]
-    return [*messages, {"role": "assistant", "content": text.rstrip() if how.strip else text, **how.message}]
+    if prefill is None:
+        instruction = {"role": "user", "content": _REST if whole else _NEXT_STEP}
+        return [*messages, {"role": "assistant", "content": text.rstrip()}, instruction]
+    return [*messages, {"role": "assistant", "content": text.rstrip() if prefill.strip else text, **prefill.message}]
 
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], args: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ def test_of_many_adapters_only_the_last_stay_loaded_and_each_computes_what_it_sh
     from stepwise.training import export_lora_gguf
     from tests.training.test_export_lora import random_adapter
 
-    monkeypatch.setattr(context, "KEPT_ADAPTERS", 2)
+    monkeypatch.setattr(context, "MAX_ADAPTERS", 2)
     engine = load()
     ids = engine.tokenize("Mia has 12 apples and buys 5 more.\n\n")
     freed: list[int] = []

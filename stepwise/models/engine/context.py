@@ -25,10 +25,9 @@ from stepwise.models.engine.weights import read_gguf
 
 BATCH = 512
 """Most tokens in one call of llama_decode."""
-KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
-_KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
+_KV_TYPES = {"f32": (0, 4.0), "f16": (1, 2.0), "q8_0": (8, 34 / 32)}  # ggml's number, and bytes of an element
 _MAX_STREAMS = 256
-KEPT_ADAPTERS = 8
+MAX_ADAPTERS = 8
 """Adapters that stay loaded; training attaches one after the other."""
 _DECODE_ERRORS = {1: "no room in the key-value cache", 2: "aborted", -1: "invalid batch"}
 _LOG_ERROR = 4  # ggml.h; llama_cpp's own table of levels is one off
@@ -108,8 +107,8 @@ class LlamaContext:
         flash_attention: bool,
         kv_memory: int,
     ) -> None:
-        if kv_type not in KV_TYPES:
-            raise BackendError(f"kv_type is {kv_type!r}; use one of {', '.join(KV_TYPES)}")
+        if kv_type not in _KV_TYPES:
+            raise BackendError(f"kv_type is {kv_type!r}; use one of {', '.join(_KV_TYPES)}")
         self.lib = lib = library()
         self.path, self.context, self.model, self.ctx = path, context, None, None
         if not path.is_file():
@@ -120,7 +119,7 @@ class LlamaContext:
         self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
         self.parameters: int = lib.llama_model_n_params(self.model)
         padded = (context + 255) // 256 * 256  # llama.cpp reads its cache in pieces of 256 cells
-        stream_bytes = padded * self._cell_size() * _KV_BYTES[kv_type]
+        stream_bytes = padded * self._cell_size() * _KV_TYPES[kv_type][1]
         self.streams = max(1, min(sequences, int(kv_memory / stream_bytes), _MAX_STREAMS))
         self.memory_bytes = int(lib.llama_model_size(self.model) + self.streams * stream_bytes)
         self.max_rows = max(self.streams, 64)
@@ -129,7 +128,7 @@ class LlamaContext:
         params.n_batch = params.n_ubatch = BATCH
         params.n_outputs_max, params.n_outputs_max_per_seq = self.max_rows, 0
         params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = KV_TYPES[kv_type]
+        params.type_k = params.type_v = _KV_TYPES[kv_type][0]
         params.flash_attn_type = -1 if flash_attention else 0  # -1: wherever the device has it
         params.kv_unified, params.no_perf, params.offload_kqv = False, True, gpu_layers != 0
         with captured_log() as lines:
@@ -246,7 +245,7 @@ class LlamaContext:
         # The last used stands last. Others are freed only now: at the place of the one that was attached until now, a
         # new adapter would pass for it.
         self._adapters = {**{k: v for k, v in self._adapters.items() if k != digest}, digest: adapter}
-        while len(self._adapters) > KEPT_ADAPTERS:
+        while len(self._adapters) > MAX_ADAPTERS:
             self.lib.llama_adapter_lora_free(self._adapters.pop(next(iter(self._adapters))))
 
     def close(self) -> None:

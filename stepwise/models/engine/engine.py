@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +13,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 
 from stepwise.errors import BackendError
 from stepwise.models.engine.cache import PrefixCache
@@ -29,7 +28,7 @@ from stepwise.prompt import SolvePrompt
 _GIB = 1 << 30
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
 class Counters:
     """What an engine has done since it was loaded.
 
@@ -60,7 +59,6 @@ class Engine:
         self._scheduler = Scheduler(context, self.vocabulary, self._cache)
         self.worker = Worker(self._scheduler)
         self._switches = 0
-        self._adapter = ""
         # Also runs at interpreter exit, while ctypes still works.
         self._finalizer = weakref.finalize(self, _shut_down, self.worker, self.vocabulary, context)
 
@@ -134,7 +132,7 @@ class Engine:
     def name(self) -> str:
         """File name and eight digits of the fingerprint, and the adapter's: one name, one distribution."""
         stem = self.path.parent.name if self.path.stem == "model" else self.path.stem
-        return f"{stem}@{self.fingerprint[:8]}" + (f"+{self._adapter}" if self._adapter else "")
+        return f"{stem}@{self.fingerprint[:8]}" + (f"+{self._scheduler.adapter}" if self._scheduler.adapter else "")
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:
@@ -216,8 +214,7 @@ class Engine:
         units: list[Unit] = []
         place = 0
         for number, job in enumerate(jobs):
-            prompt = Prompt(job.ids, job.n)
-            problem = self._problem(job.ids)
+            prompt, problem = Prompt(job.ids, job.n), self._problem(job.ids)
             for index in range(job.n):
                 if problem:
                     call.put(place, Generation(number, index, "", "error", error=problem))
@@ -253,7 +250,7 @@ class Engine:
         call = Call(len(sequences))
         units: list[Unit] = []
         for place, (ids, wanted) in enumerate(zip(sequences, positions, strict=True)):
-            problem = self._problem(ids) or _wrong_positions(wanted, len(ids))
+            problem = self._problem(ids, wanted)
             if problem or not wanted:
                 call.put(place, Logits(np.empty((0, len(columns)), np.float32), 0, problem))
             else:
@@ -261,7 +258,8 @@ class Engine:
                 units.append(Scoring(call, place, Prompt(needed, 1), wanted, columns))
         return call, units
 
-    def _problem(self, ids: Sequence[int]) -> str:
+    def _problem(self, ids: Sequence[int], positions: Sequence[int] = ()) -> str:
+        """Why a sequence cannot be run, "" where it can."""
         if not ids:
             return "the prompt has no tokens"
         if len(ids) > self.context:
@@ -270,6 +268,8 @@ class Engine:
             )
         if min(ids) < 0 or max(ids) >= self.vocabulary.size:
             return f"a token id lies outside the vocabulary of {self.vocabulary.size} tokens"
+        if any(not 0 <= p < len(ids) for p in positions) or any(a >= b for a, b in pairwise(positions)):
+            return f"positions {list(positions)[:8]} are not ascending places of a sequence of {len(ids)} tokens"
         return ""
 
     def reset_cache(self) -> None:
@@ -293,12 +293,10 @@ class Engine:
         identity = digest[:8] + (f"*{scale:g}" if digest and scale != 1.0 else "")
 
         def act() -> None:
-            if identity == self._adapter:
-                return
-            self._context.set_adapter(path and Path(path), digest, scale)
-            self._scheduler.adapter = identity
-            self._adapter = identity
-            self._switches += 1
+            if identity != self._scheduler.adapter:
+                self._context.set_adapter(path and Path(path), digest, scale)
+                self._scheduler.adapter = identity
+                self._switches += 1
 
         control = Control(act)
         self.worker.do(control, control)
@@ -315,9 +313,3 @@ def _shut_down(worker: Worker, vocabulary: Vocabulary, context: LlamaContext) ->
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _wrong_positions(positions: Sequence[int], n: int) -> str:
-    if all(0 <= p < n for p in positions) and all(a < b for a, b in pairwise(positions)):
-        return ""
-    return f"positions {list(positions)[:8]} are not ascending places of a sequence of {n} tokens"

@@ -12,19 +12,19 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked
+from pydantic import Field
 
 from stepwise.models.engine.cache import ids_array
 from stepwise.models.engine.grammar import Constraint
 from stepwise.models.engine.sampling import stream_key
 from stepwise.models.engine.stopping import Stop, StopRule
+from stepwise.records import record
 from stepwise.types import Finish
 
 Ranked = tuple[tuple[int, float], ...]  # the likeliest tokens with their log-probabilities, likeliest first
 
 
-@checked(frozen=True, config=ConfigDict(extra="forbid"))
+@record()
 class GenerationJob:
     """Continue `ids` in `n` samples, from number `first` on; the random numbers of sample i depend on (`seed`, i) only.
 

@@ -15,22 +15,23 @@ from typing import Any
 
 from stepwise.errors import DataError
 
-MAX_LENGTH = 200
+_MAX_LENGTH = 200
 """Characters of a string without `maxLength`."""
-MAX_ITEMS = 8
+_MAX_ITEMS = 8
 """Items of an array without `maxItems`."""
-MAX_ENTRIES = 4
+_MAX_ENTRIES = 4
 """Entries of a map (`additionalProperties`) without `maxProperties`."""
-MAX_KEY = 40
+_MAX_KEY = 40
 """Characters of a key of a map."""
-MAX_INTEGER = 10**9 - 1
+_MAX_INTEGER = 10**9 - 1
 """Size of a number without bounds."""
-DECIMALS = 6
+_DECIMALS = 6
 _CHAR = (
     r"[\x20-\x21\x23-\x5B\x5D-\x7E\u00A0-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF] | "
     # \b and \f are left out: no text needs them, and \boxed and \frac begin like them
     r'"\\" (["\\/nrt] | "u" ([0-9a-cA-CefEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2}))'
 )
+_SEPARATOR = ' "," space '
 _CHAR_BYTES = 6  # \u0041; no character has more in UTF-8
 _DATE = '[0-9] [0-9] [0-9] [1-9] "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | "1" [0-9] | "2" [0-8])'
 _TIME = '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9]'
@@ -41,6 +42,7 @@ _FORMATS = {
     "date-time": (f'{_DATE} "T" {_TIME} "Z"', 20),
     "uuid": (' "-" '.join(f"{_HEX}{{{n}}}" for n in (8, 4, 4, 4, 12)), 36),
 }
+_FIXED = {"null": ('"null"', 4), "boolean": ('"true" | "false"', 5)}
 _REFUSED = ("pattern", "multipleOf", "uniqueItems", "not", "if", "patternProperties", "dependentSchemas", "contains")
 
 
@@ -74,7 +76,7 @@ def object_grammar(depth: int = 4) -> str:
         "root ::= object0",
         f"char ::= {_CHAR}",
         'space ::= " "?',
-        rf'string ::= "\"" char{{0,{2 * MAX_LENGTH}}} "\""',
+        rf'string ::= "\"" char{{0,{2 * _MAX_LENGTH}}} "\""',
         'number ::= "-"? ("0" | [1-9] [0-9]{0,14}) ("." [0-9]{1,15})? ([eE] [-+]? [0-9]{1,2})?',
         'scalar ::= string | number | "true" | "false" | "null"',
     ]
@@ -99,17 +101,8 @@ def _integers(low: int, high: int) -> str:
     """A GBNF expression for the decimal integers in low..high, without leading zeros."""
     if low > high:
         raise DataError(f"no integer lies in {low}..{high}; give bounds that leave one")
-    parts = []
-    if low < 0:
-        parts.append(f'"-" ({_naturals(max(1, -high), -low)})')
-    if high >= 0:
-        parts.append(_naturals(max(low, 0), high))
-    return " | ".join(parts)
-
-
-def _naturals(low: int, high: int) -> str:
-    parts = []
-    for digits in range(len(str(low)), len(str(high)) + 1):
+    parts = [f'"-" ({_integers(max(1, -high), -low)})'] if low < 0 else []
+    for digits in range(len(str(max(low, 0))), len(str(high)) + 1) if high >= 0 else ():
         first = max(low, 10 ** (digits - 1) if digits > 1 else 0)
         parts.append(_same_length(str(first), str(min(high, 10**digits - 1))))
     return " | ".join(parts)
@@ -120,21 +113,15 @@ def _same_length(low: str, high: str) -> str:
     if not low:
         return '""'
     rest = len(low) - 1
-    any_rest = f" [0-9]{{{rest}}}" if rest else ""
-    if low[0] == high[0]:
-        return f'"{low[0]}"' + (f" ({_same_length(low[1:], high[1:])})" if rest else "")
-    start, stop = int(low[0]), int(high[0])
-    parts = []
-    if rest and low[1:] != "0" * rest:
-        parts.append(f'"{low[0]}" ({_same_length(low[1:], "9" * rest)})')
-        start += 1
-    last = ""
-    if rest and high[1:] != "9" * rest:
-        last = f'"{high[0]}" ({_same_length("0" * rest, high[1:])})'
-        stop -= 1
-    if start <= stop:
-        parts.append(f"[{start}-{stop}]{any_rest}")
-    return " | ".join([*parts, *([last] if last else [])])
+    zeros, nines, first, last = "0" * rest, "9" * rest, int(low[0]), int(high[0])
+    if (low[1:], high[1:]) == (zeros, nines):
+        return f"[{first}-{last}]" + (f" [0-9]{{{rest}}}" if rest else "")
+    if first == last:
+        return f'"{first}" ({_same_length(low[1:], high[1:])})'
+    parts = [f'"{first}" ({_same_length(low[1:], nines)})']
+    if last - first > 1:
+        parts.append(f"[{first + 1}-{last - 1}] [0-9]{{{rest}}}")
+    return " | ".join([*parts, f'"{last}" ({_same_length(zeros, high[1:])})'])
 
 
 class SchemaRules:
@@ -186,6 +173,8 @@ class SchemaRules:
         kind = schema.get("type", "object" if "properties" in schema else "array" if "items" in schema else "")
         if isinstance(kind, list):
             return self._union([{**schema, "type": t} for t in kind], place)
+        if kind in _FIXED:
+            return self.rule(*_FIXED[kind])
         visitor = getattr(self, f"_visit_{kind}", None)
         if visitor is None:
             raise self._refuse(
@@ -216,12 +205,6 @@ class SchemaRules:
         self._open.pop()
         return result
 
-    def _visit_null(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
-        return self.rule('"null"', 4)
-
-    def _visit_boolean(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
-        return self.rule('"true" | "false"', 5)
-
     def _visit_string(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
         form = schema.get("format")
         if form is not None:
@@ -230,21 +213,17 @@ class SchemaRules:
             body, size = _FORMATS[form]
             return self.rule(rf'"\"" {body} "\""', size + 2)
         least = int(schema.get("minLength", 0))
-        most = int(schema.get("maxLength", max(MAX_LENGTH, least)))
+        most = int(schema.get("maxLength", max(_MAX_LENGTH, least)))
         return self.rule(rf'"\"" char{{{least},{most}}} "\""', most * _CHAR_BYTES + 2)
 
     def _bounds(self, schema: Mapping[str, Any], place: str, *, whole: bool) -> tuple[int, int, bool, bool]:
         """(low, high) as integers inside the bounds, and whether each is exclusive."""
         low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
         above, below = schema.get("exclusiveMinimum", -math.inf), schema.get("exclusiveMaximum", math.inf)
-        open_low, open_high = above >= low and above > -math.inf, below <= high and below < math.inf
-        low, high = max(low, above), min(high, below)
-        least = -MAX_INTEGER if low == -math.inf else math.ceil(low)
-        most = MAX_INTEGER if high == math.inf else math.floor(high)
-        if low > -math.inf and high == math.inf:
-            most = max(most, least + MAX_INTEGER)
-        if high < math.inf and low == -math.inf:
-            least = min(least, most - MAX_INTEGER)
+        low, high, open_low, open_high = max(low, above), min(high, below), above >= low, below <= high
+        # Where only one bound is given, the other lies as far from it as the defaults lie from 0.
+        least = math.ceil(low) if low > -math.inf else min(-_MAX_INTEGER, math.floor(min(high, 0)) - _MAX_INTEGER)
+        most = math.floor(high) if high < math.inf else max(_MAX_INTEGER, least + _MAX_INTEGER)
         if whole:  # an exclusive bound that is an integer itself is stepped over
             least, most = least + (open_low and least == low), most - (open_high and most == high)
         if least > most or (not whole and least == most and (open_low or open_high)):
@@ -265,64 +244,65 @@ class SchemaRules:
             parts.append(f'"-" ({_decimals(inner, -low, open_inner, open_low)})')
         if high >= 0 and not (high == 0 and open_high):
             parts.append(_decimals(max(low, 0), high, open_low and low >= 0, open_high))
-        return self.rule(" | ".join(parts), max(len(str(low)), len(str(high))) + 1 + DECIMALS)
+        return self.rule(" | ".join(parts), max(len(str(low)), len(str(high))) + 1 + _DECIMALS)
 
     def _visit_array(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
-        fixed = schema.get("prefixItems") or []
-        parts = [self.visit(s, f"{place}[{i}]") for i, s in enumerate(fixed)]
-        separator = '"," space'
-        names, size = [name for name, _ in parts], sum(s for _, s in parts)
-        if fixed:
-            return self.rule(f'"[" {f" {separator} ".join(names)} "]"', size + 2 + 2 * max(len(names) - 1, 0))
+        if fixed := schema.get("prefixItems"):
+            parts = [self.visit(item, f"{place}[{i}]") for i, item in enumerate(fixed)]
+            names = _SEPARATOR.join(name for name, _ in parts)
+            return self.rule(f'"[" {names} "]"', sum(size for _, size in parts) + 2 * len(parts))
         least = int(schema.get("minItems", 0))
-        most = int(schema.get("maxItems", max(MAX_ITEMS, least)))
+        most = int(schema.get("maxItems", max(_MAX_ITEMS, least)))
+        return self._repeated("[]", *self.visit(schema.get("items", True), f"{place}[]"), least, most)
+
+    def _repeated(self, brackets: str, item: str, size: int, least: int, most: int) -> tuple[str, int]:
+        """From `least` to `most` items, of at most `size` bytes each."""
         if most == 0:
-            return self.rule('"[]"', 2)
-        item, size = self.visit(schema.get("items", True), f"{place}[]")
-        body = f"{item} ({separator} {item}){{{max(least - 1, 0)},{most - 1}}}"
-        return self.rule(f'"[" {body if least else f"({body})?"} "]"', most * size + 2 * (most - 1) + 2)
+            return self.rule(f'"{brackets}"', 2)
+        body = f"{item} ({_SEPARATOR}{item}){{{max(least - 1, 0)},{most - 1}}}"
+        return self.rule(f'"{brackets[0]}" {body if least else f"({body})?"} "{brackets[1]}"', most * (size + 2))
 
     def _visit_object(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
-        properties = schema.get("properties") or {}
+        properties = schema.get("properties")
         if not properties:
-            return self._map(schema, place)
-        members, size = [], 2 + 2 * (len(properties) - 1)
+            return self._visit_map(schema, place)
+        members, size = [], 0
         for key, value in properties.items():
             name, inner = self.visit(value, f"{place}.{key}")
             written = json.dumps(key, ensure_ascii=False)
             members.append(f'{literal(written)} ":" space {name}')
-            size += len(written.encode()) + 2 + inner
-        return self.rule('"{" ' + ' "," space '.join(members) + ' "}"', size)
+            size += len(written.encode()) + inner + 4  # ': ' and ', '; the last lacks the one, the brackets are as long
+        return self.rule('"{" ' + _SEPARATOR.join(members) + ' "}"', size)
 
-    def _map(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
-        values = schema.get("additionalProperties", True)
-        most = int(schema.get("maxProperties", MAX_ENTRIES))
-        least = int(schema.get("minProperties", 0))
-        if values is False or most == 0:
+    def _visit_map(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
+        values, least = schema.get("additionalProperties", True), int(schema.get("minProperties", 0))
+        most = int(schema.get("maxProperties", _MAX_ENTRIES))
+        if values is False:
             return self.rule('"{}"', 2)
         if least > 1:
             raise self._refuse(
                 place, "a map with 'minProperties' above 1 may repeat a key", "declare the properties by name"
             )
         value, size = self.visit(values, f"{place}.*")
-        entry, inner = self.rule(rf'"\"" char{{1,{MAX_KEY}}} "\"" ":" space {value}', MAX_KEY * _CHAR_BYTES + 4 + size)
-        body = f'{entry} ("," space {entry}){{0,{most - 1}}}'
-        return self.rule(f'"{{" {body if least else f"({body})?"} "}}"', most * inner + 2 * (most - 1) + 2)
+        entry, inner = self.rule(
+            rf'"\"" char{{1,{_MAX_KEY}}} "\"" ":" space {value}', _MAX_KEY * _CHAR_BYTES + 4 + size
+        )
+        return self._repeated("{}", entry, inner, least, most)
 
 
 def _decimals(low: int, high: int, open_low: bool, open_high: bool) -> str:
     """Non-negative decimals between two integers: those with a whole part in between, and the ends where they
     belong.
     """
-    fraction = f'("." [0-9]{{1,{DECIMALS}}})?'
+    fraction = f'("." [0-9]{{1,{_DECIMALS}}})?'
     parts = []
     start = low
     if open_low:
         if low < high:
-            parts.append(f'"{low}." [0-9]{{0,{DECIMALS - 1}}} [1-9]')
+            parts.append(f'"{low}." [0-9]{{0,{_DECIMALS - 1}}} [1-9]')
         start += 1
     if start <= high - 1:
         parts.append(f"({_integers(start, high - 1)}) {fraction}")
     if not open_high and not (open_low and low == high):
-        parts.append(f'"{high}" ("." "0"{{1,{DECIMALS}}})?')
+        parts.append(f'"{high}" ("." "0"{{1,{_DECIMALS}}})?')
     return " | ".join(parts)

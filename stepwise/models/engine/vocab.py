@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import threading
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -132,12 +133,14 @@ class Vocabulary:
             text = render_chat(self.template, guarded, bos_token=bos, eos_token=eos, **template_args)
         except BackendError as error:
             raise BackendError(f"the chat template of {self._path} refuses these messages: {error}") from error
+        # Special tokens longest first: one may begin like another. A mark that the template tore off its token goes.
+        specials = sorted(self._special_texts, key=len, reverse=True)
+        marked = "|".join([*(re.escape(s[0]) + mark + re.escape(s[1:]) for s in specials), f".?{mark}"])
+        parts = re.split(f"({marked})", text, flags=re.DOTALL) if mark in text else [text]
         ids: list[int] = []
-        at = 0
-        for start, end, typed in self._guarded_spans(text, mark):
-            ids += self.tokenize(text[at:start], special=True) + self.tokenize(typed)
-            at = end
-        return ids + self.tokenize(text[at:], special=True)
+        for number, part in enumerate(parts):  # by turns the template's, and what somebody typed
+            ids += self.tokenize(part.replace(mark, ""), special=number % 2 == 0)
+        return ids
 
     def _guard(self, text: str, mark: str) -> str:
         """`text` in NFC, with `mark` after the first character of every special token typed into it."""
@@ -146,15 +149,6 @@ class Vocabulary:
             if special in text:
                 text = text.replace(special, special[0] + mark + special[1:])
         return text
-
-    def _guarded_spans(self, text: str, mark: str) -> list[tuple[int, int, str]]:
-        spans, at = [], text.find(mark)
-        while at >= 0:
-            candidates = [s for s in self._special_texts if s[0] == text[at - 1] and text.startswith(s[1:], at + 1)]
-            special = max(candidates, key=len, default=text[at - 1])
-            spans.append((at - 1, at + len(special), special))
-            at = text.find(mark, at + 1)
-        return spans
 
     def _token(self, name: str) -> int:
         return int(self._ask(f"llama_vocab_{name}"))
