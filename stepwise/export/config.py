@@ -38,9 +38,9 @@ class GgufConfig:
     mlp_bias: bool
     rope: Mapping[str, Any]
 
-    def write(self, writer: Any, vocab_size: int) -> None:
-        """Add all keys to a `gguf.GGUFWriter`."""
-        sizes = {
+    def keys(self, vocab_size: int) -> dict[str, Any]:
+        """The arguments of `gguf.GGUFWriter`'s methods add_NAME, by NAME."""
+        keys = {
             "context_length": self.context,
             "embedding_length": self.hidden_size,
             "block_count": self.layers,
@@ -59,14 +59,13 @@ class GgufConfig:
             from gguf import RopeScalingType
 
             factor = float(self.rope["factor"])
-            sizes |= {"rope_scaling_type": RopeScalingType(kind), "rope_scaling_factor": factor}
+            keys |= {"rope_scaling_type": RopeScalingType(kind), "rope_scaling_factor": factor}
             if kind == "yarn":
                 # llama.cpp multiplies by YaRN's own 0.1 ln(factor) + 1; the key holds what comes on top of it.
                 on_top = _yarn_attention_factor(self.rope) / _mscale(factor)
                 original = int(self.rope["original_max_position_embeddings"])
-                sizes |= {"rope_scaling_orig_ctx_len": original, "rope_scaling_attn_factors": on_top}
-        for name, value in sizes.items():
-            getattr(writer, f"add_{name}")(value)
+                keys |= {"rope_scaling_orig_ctx_len": original, "rope_scaling_attn_factors": on_top}
+        return keys
 
     def rope_factors(self) -> NDArray[np.float32] | None:
         """Divisors of the rotary frequencies, shape (head_dim / 2,), for Llama 3.1's scaling; None for every other.

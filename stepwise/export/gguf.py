@@ -67,8 +67,8 @@ def export_gguf(model_dir: str | Path, out_path: str | Path, quantization: Quant
         writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[quantization]])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_string(FINGERPRINT, fingerprint(model_dir))
-        config.write(writer, vocab_size)
-        tokenizer.write(writer)
+        for name, value in (config.keys(vocab_size) | tokenizer).items():
+            getattr(writer, f"add_{name}")(value)
     return out_path
 
 

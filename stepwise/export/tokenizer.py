@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,39 +49,12 @@ _SUPPORTED = (
 )
 
 
-@dataclass(frozen=True)
-class _GgufTokenizer:
-    """What GGUF holds of a tokenizer. `tokens` and `types` have one entry per row of the embedding matrix."""
+def read_tokenizer(model_dir: Path, vocab_size: int) -> dict[str, Any]:
+    """The tokenizer in `model_dir`: the arguments of `gguf.GGUFWriter`'s methods add_NAME, by NAME.
 
-    pre: str
-    tokens: tuple[str, ...]
-    types: tuple[int, ...]
-    merges: tuple[str, ...]
-    special_ids: Mapping[str, int]
-    add_bos: bool
-    add_eos: bool
-    chat_template: str | list[dict[str, str]] | None
-
-    def write(self, writer: Any) -> None:
-        """Add all keys to a `gguf.GGUFWriter`."""
-        keys = {
-            "tokenizer_model": "gpt2",
-            "tokenizer_pre": self.pre,
-            "token_list": self.tokens,
-            "token_types": self.types,
-            "token_merges": self.merges,
-            **{f"{role}_token_id": token_id for role, token_id in self.special_ids.items()},
-            # Always written: what llama.cpp assumes without the keys depends on the pre-tokenizer.
-            "add_bos_token": self.add_bos,
-            "add_eos_token": self.add_eos,
-            **({} if self.chat_template is None else {"chat_template": self.chat_template}),
-        }
-        for name, value in keys.items():
-            getattr(writer, f"add_{name}")(value)
-
-
-def read_tokenizer(model_dir: Path, vocab_size: int) -> _GgufTokenizer:
-    """The tokenizer in `model_dir`, padded with unused tokens to `vocab_size`; ExportError if it cannot be written."""
+    "token_list" and "token_types" are padded with unused tokens to `vocab_size`. Raises ExportError where a GGUF cannot
+    hold it.
+    """
     path = model_dir / "tokenizer.json"
     check(
         path.is_file() or not (model_dir / "tokenizer.model").is_file(),
@@ -98,19 +70,22 @@ def read_tokenizer(model_dir: Path, vocab_size: int) -> _GgufTokenizer:
     ids = {**model["vocab"], **{entry["content"]: entry["id"] for entry in added}}
     tokens, types = _vocabulary(path, model["vocab"], added, vocab_size)
     config = read_json(model_dir / "tokenizer_config.json", optional=True)
-    template = model_dir / "chat_template.jinja"
     special_ids = _special_ids(model_dir, config, ids)
     add_bos, add_eos = _added_by_post_processor(path, spec.get("post_processor"), special_ids, ids)
-    return _GgufTokenizer(
-        pre=_pre_tokenizer(path, spec),
-        tokens=tokens,
-        types=types,
-        merges=tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]),
-        special_ids=special_ids,
-        add_bos=add_bos,
-        add_eos=add_eos,
-        chat_template=template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template"),
-    )
+    file = model_dir / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+    return {
+        "tokenizer_model": "gpt2",
+        "tokenizer_pre": _pre_tokenizer(path, spec),
+        "token_list": tokens,
+        "token_types": types,
+        "token_merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
+        **{f"{role}_token_id": token_id for role, token_id in special_ids.items()},
+        # Always written: what llama.cpp assumes without the keys depends on the pre-tokenizer.
+        "add_bos_token": add_bos,
+        "add_eos_token": add_eos,
+        **({} if template is None else {"chat_template": template}),
+    }
 
 
 def _pre_tokenizer(path: Path, spec: Mapping[str, Any]) -> str:
@@ -168,7 +143,7 @@ def _stages(part: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]
 
 def _vocabulary(
     path: Path, vocab: Mapping[str, int], added: list[dict[str, Any]], vocab_size: int
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
+) -> tuple[list[str], list[int]]:
     from gguf import TokenType
 
     largest = max([*vocab.values(), *(entry["id"] for entry in added)])
@@ -187,7 +162,7 @@ def _vocabulary(
             check(not entry.get(flag), f"{path}: {what}, which GGUF cannot express; set it to false")
         tokens[entry["id"]] = entry["content"]
         types[entry["id"]] = int(TokenType.CONTROL if entry.get("special") else TokenType.USER_DEFINED)
-    return tuple(tokens), tuple(types)
+    return tokens, types
 
 
 def _special_ids(model_dir: Path, config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, int]:
@@ -262,12 +237,15 @@ def check_train_from(gguf: str | Path, directory: str | Path) -> None:
     fields = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
     theirs = read_tokenizer(directory, len(fields["tokens"]))
     remedy = f"{gguf} does not come from train_from = {directory}; point train_from at the directory it was made from"
-    ours, others = _used(fields["tokens"], fields.get("token_type", ())), _used(theirs.tokens, theirs.types)
-    for name, mine, other in (("tokens", ours, others), ("merges", fields.get("merges", ()), theirs.merges)):
+    ours, others = (
+        _used(fields["tokens"], fields.get("token_type", ())),
+        _used(theirs["token_list"], theirs["token_types"]),
+    )
+    for name, mine, other in (("tokens", ours, others), ("merges", fields.get("merges", ()), theirs["token_merges"])):
         if difference := _first_difference(mine, other):
             raise ConfigError(f"tokenizers differ in their {name}: {difference}; {remedy}")
     for name in ("eos", "bos"):
-        theirs_id, ours_id = theirs.special_ids.get(name), fields.get(f"{name}_token_id")
+        theirs_id, ours_id = (ids.get(f"{name}_token_id") for ids in (theirs, fields))
         if theirs_id is not None and theirs_id != ours_id:
             raise ConfigError(f"tokenizers differ in the id of {name}: {ours_id} in the GGUF, {theirs_id}; {remedy}")
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))

@@ -190,10 +190,7 @@ class Worker:
         """One turn, for the driver: what has arrived is taken in the order of the coroutines that asked for it."""
         with self._turn:
             try:
-                self._take(in_order=True)
-                if self._scheduler.busy:
-                    self._scheduler.turn()
-                elif not self._inbox:
+                if not self._step(in_order=True) and not self._inbox:
                     self._uncounted = 0
             except Exception as error:
                 self._error = error
@@ -207,9 +204,7 @@ class Worker:
             while self._may_turn():
                 with self._turn:
                     if self._owner is None:
-                        self._take()
-                        if self._scheduler.busy:
-                            self._scheduler.turn()
+                        self._step()
         except Exception as caught:
             error = self._error = caught
         finally:  # a caller must never wait for a thread that has ended
@@ -224,8 +219,10 @@ class Worker:
                 self._wake.wait()
         return False
 
-    def _take(self, in_order: bool = False) -> None:
-        """Hand on what has arrived, up to a control that must wait for the jobs before it."""
+    def _step(self, in_order: bool = False) -> bool:
+        """Hand on what has arrived, up to a control that must wait for the jobs before it, and take a turn; False where
+        there was nothing to do in it.
+        """
         units: list[Unit] = []
         while True:
             with self._wake:  # not held while a control acts: whoever queues something must not wait for it
@@ -244,6 +241,9 @@ class Worker:
         if in_order:  # the sort is stable: equal orders stay as they came
             units.sort(key=lambda unit: unit.call.order)
         self._scheduler.add(units)
+        if busy := self._scheduler.busy:
+            self._scheduler.turn()
+        return busy
 
     def _abandon(self, error: Exception) -> None:
         with self._wake:
