@@ -154,8 +154,9 @@ class ScorerConfig(LoadConfig):
 
     model: ModelName = "llamacpp/lab-scorer"
     """as for a model; kind "classifier": transformers/DIRECTORY; kind "pooling": vllm/NAME ON THE SERVER"""
-    kind: Literal["label_token", "classifier", "pooling", "judge", "constant"] = "label_token"
-    """how a score is read: from label tokens, a classification head, vLLM's /pooling, a language model's answer"""
+    kind: str = "label_token"
+    """how a score is read: from label tokens (label_token), a classification head (classifier), vLLM's /pooling
+    (pooling), a language model's answer (judge), a number (constant), or by a class of yours: "my_file:MyScorer\""""
     marker: str | None = None
     """token after each step, where the score is read; unset: <|score|> for label tokens, else as the model has it"""
     good: str = "<|good|>"
@@ -170,6 +171,13 @@ class ScorerConfig(LoadConfig):
     """kind "judge": a number from 0 to 1, or yes or no"""
     value: float = Field(default=0.5, ge=0, le=1)
     """kind "constant": the score of every step"""
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if not is_import_path(value):
+            check_choice("the value", value, ("label_token", "classifier", "pooling", "judge", "constant"))
+        return value
 
     @model_validator(mode="after")
     def _has_only_keys_of_its_kind(self) -> Self:
@@ -187,7 +195,8 @@ class ScorerConfig(LoadConfig):
     def prices(self) -> tuple[float, float] | None:
         """As for a model; a scorer that runs in this process costs nothing where no price is given."""
         known = super().prices
-        return (0.0, 0.0) if known is None and self.kind in ("classifier", "constant") else known
+        here = self.kind in ("classifier", "constant") or is_import_path(self.kind)
+        return (0.0, 0.0) if known is None and here else known
 
 
 _KINDS_OF_KEY = {
@@ -276,7 +285,7 @@ class RoutingConfig(FrozenConfig):
     @classmethod
     def _is_known(cls, value: str) -> str:
         if not is_import_path(value):
-            check_choice("routing.policy", value, POLICIES)
+            check_choice("the value", value, POLICIES)
         return value
 
 

@@ -230,7 +230,7 @@ def test_a_configuration_names_a_policy_or_a_signal_by_its_path(tmp_path: Path) 
     assert policy_to_dict(signalled) == policy_to_dict(Signalled(Length(), 20.0))
     with pytest.raises(ConfigError, match="Late takes no 'strt'; did you mean 'start'"):
         policy_from_config(Config.load(None, [overrides[0], "routing.options.strt=4"]).routing)
-    with pytest.raises(ConfigError, match=r"routing\.policy is 'treshold'; did you mean 'threshold'"):
+    with pytest.raises(ConfigError, match=r"routing\.policy.*is 'treshold'; did you mean 'threshold'"):
         Config.load(None, ["routing.policy=treshold"])
 
 

@@ -59,7 +59,7 @@ def test_a_constant_scorer_is_a_line_of_configuration() -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ('kind = "clasifier"', '"scorer.kind" is .*clasifier'),
+        ('kind = "clasifier"', '"scorer.kind": the value is .*clasifier.; did you mean'),
         ('maker = "<x>"', 'unknown key "scorer.maker"; did you mean "scorer.marker"'),
         ('device = "cuda"', '"device" is set, but means nothing to a scorer of kind "label_token" .only to classifier'),
         ('kind = "judge"\nmodel = "openai/x"\ngood = "+"', '"good" is set, but means nothing .*"judge"'),

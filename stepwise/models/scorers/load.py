@@ -14,14 +14,14 @@ from stepwise.models.scorers.judge import JudgeScorer, api_completion, engine_co
 from stepwise.models.scorers.label_token import LabelTokenScorer, ServedLabelScorer
 from stepwise.models.scorers.pooling import QWEN_PRM_MARKER, PoolingScorer
 from stepwise.models.shared import load_engine
-from stepwise.plugins import check_plugin, make_plugin
+from stepwise.plugins import check_plugin, is_import_path, load_plugin, make_plugin
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Problem, Usage, as_problem
 
 
 def load_scorer(spec: str | ScorerConfig | Scorer, *, prompt: SolvePrompt | None = None) -> Scorer:
     """The scorer that `spec` names: "llamacpp/lab-scorer" (label tokens of a GGUF), a `ScorerConfig` of any kind, or a
-    scorer of your own (or its class) as it is.
+    scorer of your own: an object, its class, or the import path of that ("my_package.my_file:MyScorer").
 
     `prompt` must be the one that the solutions are written under; a classifier, a pooling server and a judge have
     their own. Raises `ConfigError` for a model that does not go with its kind and for a vocabulary without the label
@@ -31,6 +31,9 @@ def load_scorer(spec: str | ScorerConfig | Scorer, *, prompt: SolvePrompt | None
         >>> load_scorer(ScorerConfig(kind="constant", value=0.25)).score("1 + 1?", ["That is 2."])
         [0.25]
     """
+    path = spec.kind if isinstance(spec, ScorerConfig) else spec
+    if isinstance(path, str) and is_import_path(path):
+        spec = load_plugin(path, Scorer, field="scorer")
     if isinstance(spec, str):
         spec = ScorerConfig(model=spec)
     if not isinstance(spec, ScorerConfig):
