@@ -12,7 +12,10 @@ adapter.gguf and a card), metrics.jsonl, rollouts/ and report.html. A killed run
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +23,7 @@ from pydantic import Field, PositiveInt
 
 from stepwise import training
 from stepwise.config import Config
-from stepwise.data.examples import read_examples, read_pairs, unique
+from stepwise.data.examples import read_examples, read_pairs, read_training_rows, unique
 from stepwise.data.problems import SOURCES, load_problems
 from stepwise.errors import DataError
 from stepwise.lab.problems import generate
@@ -82,16 +85,18 @@ def main(run: Run[_Options]) -> None:
     start = adapter_directory(args.adapter) if args.adapter is not None else None
     given: dict[str, Any] = {"adapter": start, "sinks": args.sink}
     problems, replay = _problems_of(args), read_examples(args.replay) if args.replay else []
-    rows = [row for path in args.dataset for row in read_examples(path)] if args.method == "sft" else []
+    sources = args.dataset if args.method == "sft" else []
+    rows = unique(row for path in sources for row in read_training_rows(path, cfg.prompt))
     pairs = read_pairs(*args.dataset) if args.method == "dpo" else []
     hints = hints_of(read_examples(args.hints), problems) if args.hints is not None else {}
     before = _measured_before(run, tests, start) if tests else None
-    if args.method == "sft":
-        adapter = training.sft(unique(rows), cfg, run.directory, replay=replay, **given)
-    elif args.method == "dpo":
-        adapter = training.dpo(pairs, cfg, run.directory, **given)
-    else:
-        adapter = training.grpo(problems, cfg, run.directory, hints=hints, **given)
+    with _heard(run):
+        if args.method == "sft":
+            adapter = training.sft(rows, cfg, run.directory, replay=replay, **given)
+        elif args.method == "dpo":
+            adapter = training.dpo(pairs, cfg, run.directory, **given)
+        else:
+            adapter = training.grpo(problems, cfg, run.directory, hints=hints, **given)
     if tests:
         after = evaluate(cfg, tests, adapter, args.samples)
         add_evaluation(adapter, before=before, after=after)
@@ -102,6 +107,18 @@ def main(run: Run[_Options]) -> None:
     report = write_training_report(run.path("report.html"), run.out)
     run.say(f"adapter: {adapter}\nreport: {report}")
     run.say(f'use it: --set models.weak.adapter="{adapter / "adapter.gguf"}"')
+
+
+@contextmanager
+def _heard(run: Run[Any]) -> Iterator[None]:
+    """What the trainers log, such as the number of optimizer steps, is said in the run's console."""
+    logger, handler = logging.getLogger("stepwise.training"), logging.StreamHandler(run.console.file)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _check_inputs(args: _Options) -> None:

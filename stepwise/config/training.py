@@ -19,11 +19,13 @@ class LoraConfig(FrozenConfig):
     """The LoRA adapter that training changes; the base model stays as it is."""
 
     rank: int = Field(default=16, ge=1)
-    """rank of the adapter, on every linear layer but the head"""
+    """rank of the adapter"""
     alpha: float = Field(default=32.0, gt=0)
     """the adapter's output is scaled by alpha / rank"""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """on the adapter's input, in supervised training only"""
+    target_modules: str | list[str] = "all-linear"
+    """layers that get an adapter: "all-linear" (all but the head), or names such as ["q_proj", "v_proj"]"""
     base: Literal["auto", "float32", "bfloat16", "4bit"] = "auto"
     """how the frozen base lies in memory; auto: float32 on a CPU, bfloat16 on a GPU; 4bit needs bitsandbytes"""
     device: str = "auto"

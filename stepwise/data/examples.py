@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -13,12 +13,14 @@ from pydantic.dataclasses import dataclass
 from stepwise.data.tables import read_table
 from stepwise.errors import DataError
 from stepwise.io import write_rows, write_text
+from stepwise.prompt import SolvePrompt
 from stepwise.steps import split_steps
 from stepwise.types import from_json
 
 Origin = Literal[
     "intervention", "routing", "reference", "reflection", "strong", "rejection", "first_tokens", "own_corpus"
 ]
+Row = TypeVar("Row", "Example", "Example | Chat")
 _TEXTS = ("prompt", "chosen", "rejected")
 
 
@@ -81,11 +83,19 @@ class PreferencePair:
     prompt_hash: str | None = None
 
 
-def unique(examples: Sequence[Example]) -> list[Example]:
-    """Examples without those whose question and target occurred before."""
-    kept: dict[tuple[str, str], Example] = {}
-    for example in examples:
-        kept.setdefault((example.question, example.target), example)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Chat:
+    """Messages, each a role and a text, of which the last is the assistant's: that one is trained."""
+
+    id: str
+    messages: tuple[dict[str, str], ...]
+
+
+def unique(rows: Iterable[Row]) -> list[Row]:
+    """Rows without the examples whose question and target occurred before; chats all stay."""
+    kept: dict[Any, Row] = {}
+    for i, row in enumerate(rows):
+        kept.setdefault((row.question, row.target) if isinstance(row, Example) else i, row)
     return list(kept.values())
 
 
@@ -113,23 +123,72 @@ def read_examples(source: str | Path | Any) -> list[Example]:
     Raises DataError naming file, row and field.
     """
     rows, where = read_table(source)
-    found = []
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, Mapping):
-            raise DataError(
-                f"{where}, row {number} is {row!r:.60}; it must be an object, as `write_examples` writes them"
-            )
-        names = {"problem": "question", "solution": "answer"}
-        plain = {names.get(name, name): value for name, value in row.items() if value is not None}
-        # `datasets` gives every row all keys that any row has, None where the row has not.
-        for name in ("parents", "models"):
-            if isinstance(plain.get(name), Mapping):
-                plain[name] = {key: value for key, value in plain[name].items() if value is not None}
-        try:
-            found.append(from_json(Example, json.dumps(plain)))
-        except ValueError as error:
-            raise DataError(f"{where}, row {number}: not a row of examples ({_first(error)})") from None
-    return found
+    return [_example(row, f"{where}, row {number}") for number, row in enumerate(rows, 1)]
+
+
+def _example(row: Any, where: str) -> Example:
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} is {row!r:.60}; it must be an object, as `write_examples` writes them")
+    names = {"problem": "question", "solution": "answer"}
+    plain = {names.get(name, name): value for name, value in row.items() if value is not None}
+    # `datasets` gives every row all keys that any row has, None where the row has not.
+    for name in ("parents", "models"):
+        if isinstance(plain.get(name), Mapping):
+            plain[name] = {key: value for key, value in plain[name].items() if value is not None}
+    try:
+        return from_json(Example, json.dumps(plain))
+    except ValueError as error:
+        raise DataError(f"{where}: not a row of examples ({_first(error)})") from None
+
+
+def read_training_rows(source: str | Path | Any, prompt: SolvePrompt) -> list[Example | Chat]:
+    r"""Rows of any form that supervised training takes, each as an `Example` or a `Chat`.
+
+    Beside what `read_examples` reads: {"messages": [...]}, whose last message is trained; {"prompt": ..., "completion":
+    ...} with lists of messages, the same; and with texts, where the completion is a whole solution of the question
+    `prompt`, asked under `prompt`'s template. Raises DataError naming file, row and field.
+
+    >>> read_training_rows([{"prompt": "1 + 1?", "completion": "So \\boxed{2}."}], SolvePrompt())[0].complete
+    True
+    """
+    if isinstance(source, list | tuple) and all(isinstance(row, Example | Chat) for row in source):
+        return list(source)
+    rows, where = read_table(source)
+    return [_training_row(row, f"{where}, row {number}", f"row {number}", prompt) for number, row in enumerate(rows, 1)]
+
+
+def _training_row(row: Any, where: str, name: str, prompt: SolvePrompt) -> Example | Chat:
+    if not isinstance(row, Mapping) or (row.get("messages") is None and row.get("completion") is None):
+        return _example(row, where)
+    name = str(row.get("id") or name)
+    asked, reply = row.get("prompt"), row.get("completion")
+    if row.get("messages") is not None:
+        return read_chat(row["messages"], where, name)
+    if isinstance(asked, list) and isinstance(reply, list):
+        return read_chat([*asked, *reply], where, name)
+    question, solution = (_pair_text(row.get(field), f"{where}, field {field}") for field in ("prompt", "completion"))
+    made_from: dict[str, Any] = {"parents": {}, "models": {}, "prompt_hash": prompt.hash, "config_hash": "", "seed": 0}
+    return Example(
+        name, question, str(row.get("answer") or ""), (), solution, "reference", **made_from,
+        successes=0, guided=0, complete=True,
+    )  # fmt: skip
+
+
+def read_chat(messages: Any, where: str, name: str) -> Chat:
+    """Messages as role and text; DataError for what is no chat that ends with the assistant's reply."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or len(messages) < 2:
+        raise DataError(f'{where} has no chat; it must be {{"messages": [...]}} with at least a request and a reply')
+    chat = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            if any(part.get("type") != "text" for part in content):
+                raise DataError(f"{where}: a message of role {message['role']!r} holds more than text; leave it out")
+            content = "".join(part["text"] for part in content)
+        chat.append({"role": str(message["role"]), "content": content})
+    if chat[-1]["role"] != "assistant" or not chat[-1]["content"].strip():
+        raise DataError(f"{where} ends with {chat[-1]!r:.80}; it must end with what the assistant is to reply")
+    return Chat(name, tuple(chat))
 
 
 def _card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], licence: str) -> str:

@@ -35,6 +35,7 @@ from stepwise import lab
 from stepwise.config import Config, ModelConfig
 from stepwise.config.errors import explain
 from stepwise.config.training import LoraConfig, SftConfig
+from stepwise.data.examples import Chat, read_chat
 from stepwise.errors import ConfigError, DataError
 from stepwise.models.hub import gguf_path
 from stepwise.models.provider import declare
@@ -45,7 +46,7 @@ from stepwise.records import FrozenConfig
 from stepwise.runs.directory import opened
 from stepwise.training.adapters import base_directory, check_layout
 from stepwise.training.lora import load_trainee
-from stepwise.training.rendering import TokenRow, chat_ids, check_plain, prompt_ids, text_ids
+from stepwise.training.rendering import chat_row, prompt_ids
 from stepwise.training.supervised import schedule, train_rows
 from stepwise.training.trainer import finish, run_arguments
 
@@ -86,7 +87,10 @@ class LoraJob(TrainingJob):  # type: ignore[misc]
         self.settings = _checked(train_kwargs or {})
         if train_data_format not in (None, TrainDataFormat.CHAT):
             raise DataError(f"train_data_format is {train_data_format!r}; local models are trained on chats: give CHAT")
-        self.chats = [_chat(row, place) for place, row in enumerate(train_data or [])]
+        self.chats = [
+            read_chat(row.get("messages"), f"row {i} of the training data", f"row {i}")
+            for i, row in enumerate(train_data or [])
+        ]
         if not self.chats:
             raise DataError("there is nothing to train on; no trace passed the metric: look at the metric or teacher")
         self.adapter: Path | None = None
@@ -207,36 +211,21 @@ class LoraProvider(Provider):  # type: ignore[misc]
             "models.weak.adapter is its GGUF, with PEFT's layout beside it, or tune the model without the adapter"
         )
 
-    def _train(self, chats: Sequence[list[dict[str, str]]], cfg: Config, start: Path | None) -> Path:
+    def _train(self, chats: Sequence[Chat], cfg: Config, start: Path | None) -> Path:
         """The adapter's directory of a run on `chats`, new or gone on with."""
-        name, data = "traces of a DSPy program", [{"messages": chat} for chat in chats]
+        name, data = "traces of a DSPy program", [{"messages": list(chat.messages)} for chat in chats]
         arguments = run_arguments(start, rows=data)
         out = self.out / key_of({"config": cfg.hash, **arguments})[:12]
         with opened(out, program="dspy", config=cfg, arguments=arguments) as directory:
             trainee = load_trainee(cfg, adapter=start, dropout=True)
             prompt_ids(trainee.tokenizer, SolvePrompt(), "1 + 1 = ?")  # refuses a template that begins no reply
-            rows = [_chat_row(chat, trainee.tokenizer, trainee.context, place) for place, chat in enumerate(chats)]
+            rows = [
+                chat_row(chat, trainee.tokenizer, _TEMPLATE_ARGS, trainee.context, f"{chat.id} of the training data")
+                for chat in chats
+            ]
             plan = schedule(rows, [], cfg.sft, cfg.seed)
             train_rows(trainee, [[rows[i] for i in batch] for batch in plan], cfg, directory, label="fine-tuning")
             return finish(directory, trainee, cfg, "dspy", {name: data})
-
-
-def _chat_row(chat: Sequence[Mapping[str, str]], tokenizer: Any, context: int, place: int = 0) -> TokenRow:
-    """A chat as the ids that `llamacpp/` would serve it with, the loss on the last message and its end.
-
-    Raises DataError, naming the row, for a special token in a message and for a chat longer than `context`.
-    """
-    where = f"row {place} of the training data"
-    for message in chat:
-        check_plain(tokenizer, message["content"], where)
-    head = chat_ids(tokenizer, chat[:-1], _TEMPLATE_ARGS)
-    reply = [*text_ids(tokenizer, chat[-1]["content"], where), tokenizer.eos_token_id]
-    if len(head) + len(reply) > context:
-        raise DataError(
-            f"{where} has {len(head) + len(reply)} tokens, more than the context of {context}; give the provider a "
-            "config with a larger models.weak.context, or leave out demonstrations (exclude_demos=True)"
-        )
-    return TokenRow((*head, *reply), len(head), (1.0,) * len(reply))
 
 
 def _checked(train_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,25 +239,6 @@ def _checked(train_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _only(settings: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key in kind.model_fields}
-
-
-def _chat(row: Any, place: int) -> list[dict[str, str]]:
-    """Messages as role and text; DataError for what is no chat that ends with the assistant's reply."""
-    where = f"row {place} of the training data"
-    messages = row.get("messages") if isinstance(row, Mapping) else None
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or len(messages) < 2:
-        raise DataError(f'{where} has no chat; it must be {{"messages": [...]}} with at least a request and a reply')
-    chat = []
-    for message in messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            if any(part.get("type") != "text" for part in content):
-                raise DataError(f"{where}: a message of role {message['role']!r} holds more than text; leave it out")
-            content = "".join(part["text"] for part in content)
-        chat.append({"role": str(message["role"]), "content": content})
-    if chat[-1]["role"] != "assistant" or not chat[-1]["content"].strip():
-        raise DataError(f"{where} ends with {chat[-1]!r:.80}; it must end with what the assistant is to reply")
-    return chat
 
 
 def _parts(model: str) -> tuple[str, str | None, str | None]:

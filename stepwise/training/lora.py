@@ -94,13 +94,13 @@ def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: boo
         r=cfg.lora.rank,
         lora_alpha=cfg.lora.alpha,
         lora_dropout=cfg.lora.dropout,
-        target_modules="all-linear",
+        target_modules=cfg.lora.target_modules,
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(cfg.seed)  # before the adapter is made: its first weights are random
     with quiet():  # adapter weights are float32 whatever the base is
         if adapter is None:
-            trained = peft.get_peft_model(frozen, fresh)
+            trained = _with_fresh_adapter(frozen, fresh)
         else:
             trained = peft.PeftModel.from_pretrained(frozen, str(adapter), is_trainable=True)
     for module in trained.modules():
@@ -175,6 +175,17 @@ def _device(lora: LoraConfig) -> str:
     if lora.device.startswith("cuda") and not there:
         raise ConfigError(f'lora.device is "{lora.device}", but torch finds no CUDA device; set it to "cpu" or "auto"')
     return lora.device if lora.device != "auto" else "cuda" if there else "cpu"
+
+
+def _with_fresh_adapter(base: Any, fresh: peft.LoraConfig) -> Any:
+    try:
+        return peft.get_peft_model(base, fresh)
+    except ValueError as error:
+        layers = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, torch.nn.Linear)})
+        raise ConfigError(
+            f"lora.target_modules is {fresh.target_modules!r}, and no adapter goes there ({error!s:.150}); the model "
+            f"has {', '.join(layers)}"
+        ) from None
 
 
 def _load_base(base: Path, lora: LoraConfig, device: str) -> Any:

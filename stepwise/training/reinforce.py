@@ -108,9 +108,13 @@ def grpo(
             plain = sampler.prompts(checked.problems, trainee)
             check_teacher(labeller.teacher, sampler.engine, checked.problems, plain, cfg)
         learner = _Learner(cfg, by_id, prompts, hints, sampler, trainee, labeller, paid)
+        plan = (
+            f"{len(by_id)} problems: {cfg.rl.steps} batches of {min(cfg.rl.problems, len(by_id))} x {cfg.rl.group} "
+            f"rollouts, learning rate {cfg.rl.learning_rate:g}"
+        )
         with Trainer(
             directory, trainee, cfg, learner.optimizer, num_steps=cfg.rl.steps, save_every=cfg.rl.save_every,
-            data=str(arguments["data"]), label="reinforcement learning", sinks=sinks,
+            data=str(arguments["data"]), label="reinforcement learning", plan=plan, sinks=sinks,
         ) as run:  # fmt: skip
             learner.laser_constant = run.state.setdefault("laser_constant", None)
             for step in range(run.done + 1, cfg.rl.steps + 1):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepwise.config.training import SftConfig
-from stepwise.data.examples import Example
+from stepwise.data.examples import Chat, Example
 from stepwise.errors import ConfigError, DataError
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR, split_steps
@@ -156,11 +156,37 @@ def token_row(
     return TokenRow((*head, *ids), len(head), tuple(weights))
 
 
+def chat_row(chat: Chat, tokenizer: Any, template_args: Mapping[str, Any], context: int | None, where: str) -> TokenRow:
+    """A chat as the ids that the engine serves it with, the loss on the last message and its end.
+
+    Raises DataError, naming `where`, for a special token in a message and for a chat longer than `context`.
+    """
+    for message in chat.messages:
+        check_plain(tokenizer, message["content"], where)
+    head = chat_ids(tokenizer, chat.messages[:-1], template_args)
+    reply = [*text_ids(tokenizer, chat.messages[-1]["content"], where), tokenizer.eos_token_id]
+    if context is not None and len(head) + len(reply) > context:
+        raise DataError(
+            f"{where} has {len(head) + len(reply)} tokens, more than the context of {context}; raise "
+            "models.weak.context, or leave the row out (of a DSPy program: its demonstrations, exclude_demos=True)"
+        )
+    return TokenRow((*head, *reply), len(head), (1.0,) * len(reply))
+
+
 def render_all(
-    examples: Sequence[Example], tokenizer: Any, prompt: SolvePrompt, settings: SftConfig, context: int | None = None
+    examples: Sequence[Example | Chat],
+    tokenizer: Any,
+    prompt: SolvePrompt,
+    settings: SftConfig,
+    context: int | None = None,
 ) -> list[TokenRow]:
     """Every row; the first that cannot be used raises, before any compute is spent."""
-    return [_render(example, tokenizer, prompt, settings, context) for example in examples]
+    return [
+        chat_row(row, tokenizer, prompt.template_args, context, f"row {row.id!r}")
+        if isinstance(row, Chat)
+        else _render(row, tokenizer, prompt, settings, context)
+        for row in examples
+    ]
 
 
 def _steps(example: Example) -> list[str]:

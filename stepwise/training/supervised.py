@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stepwise.config import Config
 from stepwise.config.training import SftConfig
-from stepwise.data.examples import Example, read_examples
+from stepwise.data.examples import Chat, Example, read_training_rows
 from stepwise.errors import DataError
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.training.adapters import base_directory, check_adapter
@@ -29,7 +29,7 @@ from stepwise.training.trainer import finish, fit, plan_steps, run_arguments
 
 
 def sft(
-    dataset: str | Path | Sequence[Example] | Any,
+    dataset: str | Path | Sequence[Example | Chat] | Any,
     cfg: Config,
     out: str | Path | RunDirectory,
     *,
@@ -39,13 +39,18 @@ def sft(
 ) -> Path:
     """Train an adapter of `models.weak` on a dataset; returns the adapter's directory, `out`/adapter.
 
-    `dataset` is a file that `collect` or the dataset builder wrote, a `datasets.Dataset`, or rows. `out` is a
-    directory, or one that is open already. `adapter` is a directory of an earlier adapter to go on with, `replay` has
-    the model's own right solutions for `sft.replay`, `sinks` are names for `stepwise.training.sinks`. The same call
-    goes on where it was stopped. Raises DataError, naming the row, for rows that cannot be trained on, ConfigError for
-    weights or settings, BackendError where memory runs out.
+    `dataset` is a file that `collect` or the dataset builder wrote, a `datasets.Dataset`, or rows; rows with `messages`
+    or `prompt` and `completion` are read, too (see `read_training_rows`). `out` is a directory, or one that is open
+    already. `adapter` is a directory of an earlier adapter to go on with, `replay` has the model's own right solutions
+    for `sft.replay`, `sinks` are names for `stepwise.training.sinks`. The same call goes on where it was stopped.
+    Raises DataError, naming the row, for rows that cannot be trained on, ConfigError for weights or settings,
+    BackendError where memory runs out.
+
+    Example:
+        adapter = sft("out/intervene/dataset.jsonl", sw.Config.lab(), "out/sft")
+        weak = sw.ModelConfig(model="llamacpp/lab-weak", adapter=str(adapter / "adapter.gguf"))
     """
-    rows, again = _examples(dataset), _examples(replay or [])
+    rows, again = (read_training_rows(source, cfg.prompt) for source in (dataset, replay or []))
     arguments = run_arguments(adapter, rows=rows, replay=again)
     with opened(out, program="sft", config=cfg, arguments=arguments) as directory:
         if not rows:
@@ -99,9 +104,3 @@ def train_rows(
 def weighted_nll(trainee: Trainee, rows: Sequence[TokenRow], tile: int) -> Tensor:
     """sum(w * -log p) over the target tokens of `rows`, a scalar tensor."""
     return -weighted_logprobs(trainee, rows, tile).sum()
-
-
-def _examples(source: Any) -> list[Example]:
-    if isinstance(source, Sequence) and not isinstance(source, str) and all(isinstance(row, Example) for row in source):
-        return list(source)
-    return read_examples(source)

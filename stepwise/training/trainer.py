@@ -66,7 +66,7 @@ class Trainer:
 
     `done` is the number of optimizer steps that the checkpoint has, `state` what the method keeps in it beside the
     adapter and the optimizer (plain JSON). `data` is a hash of what is trained on: DataError for a checkpoint of other
-    data. `failed` is where a batch goes whose loss is not finite.
+    data. `failed` is where a batch goes whose loss is not finite; `plan` is said before the first step.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Trainer:
         save_every: int,
         data: str,
         label: str,
+        plan: str,
         sinks: Sequence[str] = (),
     ) -> None:
         self.trainee, self.optimizer, self.num_steps, self._save_every = trainee, optimizer, num_steps, save_every
@@ -98,7 +99,8 @@ class Trainer:
         self._stack = ExitStack()
         self._sinks = self._stack.enter_context(open_sinks(sinks, out, cfg.model_dump(mode="json"), self.done + 1))
         self._bar = self._stack.enter_context(progress(label, num_steps))
-        self._bar(self.done)
+        _logger.info("%s: %s", label, plan)
+        self._bar(self.done, plan)
 
     def log(self, row: Mapping[str, Any], note: str) -> None:
         """The end of a step: write the row of its metrics, and a checkpoint where it is time for one."""
@@ -160,13 +162,11 @@ def fit(
     BackendError where memory runs out.
     """
     optimizer = make_optimizer(trainee, settings.learning_rate, settings.weight_decay)
-    _logger.info(
-        "%s, %d rows: %d optimizer steps, learning rate %g at its peak",
-        label, sum(map(len, batches)), len(batches), settings.learning_rate,
-    )  # fmt: skip
+    num_rows = len({id(row) for rows in batches for row in rows})
+    plan = f"{num_rows} rows: {len(batches)} optimizer steps, learning rate {settings.learning_rate:g} at its peak"
     with Trainer(
         directory, trainee, cfg, optimizer,
-        num_steps=len(batches), save_every=settings.save_every, data=data, label=label, sinks=sinks,
+        num_steps=len(batches), save_every=settings.save_every, data=data, label=label, plan=plan, sinks=sinks,
     ) as run:  # fmt: skip
         _try_largest(trainee, batches[run.done :], loss, cfg.lora)
         for step in range(run.done, len(batches)):

@@ -17,13 +17,15 @@ from dspy.clients.utils_finetune import infer_data_format
 
 import stepwise as sw
 from stepwise.config import Config, ModelConfig
+from stepwise.data.examples import Chat
 from stepwise.errors import ConfigError, DataError
 from stepwise.lab import model_path
 from stepwise.models.shared import close_engines, shared_engine
 from stepwise.training import dspy_provider
 from stepwise.training.adapters import check_adapter, read_card
-from stepwise.training.dspy_provider import LoraJob, LoraProvider, _chat_row, _train_settings
+from stepwise.training.dspy_provider import LoraJob, LoraProvider, _train_settings
 from stepwise.training.lora import _load_tokenizer
+from stepwise.training.rendering import chat_row
 from tests.scripted_lm import Messages, ScriptedLM
 
 for _package in ("torch", "transformers", "peft", "gguf", "llama_cpp"):
@@ -167,7 +169,7 @@ def test_a_row_has_the_ids_that_are_served_and_the_loss_on_reply_and_end(tuned: 
         {"role": "user", "content": "And then?"},
         {"role": "assistant", "content": "13\n\nall"},
     ]
-    row = _chat_row(chat, tokenizer, 1024)
+    row = chat_row(Chat("c", tuple(chat)), tokenizer, {"enable_thinking": False}, 1024, "row")
     assert list(row.ids[: row.prompt]) == engine.chat_ids(chat[:-1], enable_thinking=False)
     reply = [*engine.tokenize("13\n\nall"), engine.token_id("<|im_end|>")]
     assert list(row.ids[row.prompt :]) == reply
@@ -181,7 +183,7 @@ def test_rows_of_the_adapters_that_bootstrap_finetune_takes_are_taken() -> None:
     for adapter in (dspy.ChatAdapter(), ours("chat"), ours("json")):
         data = adapter.format_finetune_data(Sort, [], {"word": "7"}, {"label": "red"})
         job = LoraJob(train_data=[data], train_data_format=infer_data_format(adapter), model="llamacpp/lab-weak")
-        row = _chat_row(job.chats[0], tokenizer, 2048)
+        row = chat_row(job.chats[0], tokenizer, {"enable_thinking": False}, 2048, "row")
         assert tokenizer.decode(row.ids[row.prompt :]) == data["messages"][-1]["content"] + "<|im_end|>"
         assert "<|im_start|>system" in tokenizer.decode(row.ids[: row.prompt])
 

@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from stepwise.config.training import SftConfig
-from stepwise.data.examples import write_examples
-from stepwise.errors import DataError
+from stepwise.data.examples import read_training_rows, write_examples
+from stepwise.errors import ConfigError, DataError
 from stepwise.io import read_rows
+from stepwise.prompt import SolvePrompt
 from stepwise.training.rendering import TokenRow
 from tests.training.sft_world import config, copied, metrics, row, whole_and_killed
 
@@ -173,3 +174,50 @@ def test_a_run_that_is_killed_and_gone_on_with_equals_the_uninterrupted_one(
     assert metrics(killed) == metrics(whole)
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter.gguf"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_rows_of_messages_and_of_prompt_and_completion_train_as_they_are_served(
+    tiny_gguf_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = config(tiny_gguf_path, *QUICK)
+    question, reply = "What is 2 + 3?", "2 + 3 = 5.\n\nSo it is 5."
+    ask, say = {"role": "user", "content": question}, {"role": "assistant", "content": reply}
+    forms = [
+        {"prompt": question, "completion": reply},
+        {"messages": [ask, say]},
+        {"prompt": [ask], "completion": [say]},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(form) + "\n" for form in forms))
+    tokenizer = load_trainee(cfg).tokenizer
+    read = read_training_rows(path, cfg.prompt)
+    first, *others = render_all(read, tokenizer, cfg.prompt, cfg.sft)
+    assert [row.ids for row in others] == [first.ids] * 2
+    assert tokenizer.decode(first.ids[first.prompt :]) == f"{reply}{tokenizer.eos_token}"
+    with caplog.at_level("INFO", "stepwise"):
+        sft(path, cfg, tmp_path / "run")
+    assert "3 rows: 4 optimizer steps, learning rate 0.01 at its peak" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"messages": []}, "row 1 has no chat"),
+        ({"prompt": "What?", "completion": " "}, "row 1, field completion is ' '"),
+        ({"completion": "5"}, "row 1, field prompt is None"),
+        ({"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}, "row 1 ends with"),
+        ({"text": "5"}, "row 1: not a row of examples"),
+    ],
+)
+def test_a_row_of_no_known_form_is_refused_by_its_number(bad: dict[str, object], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read_training_rows([bad], SolvePrompt())
+
+
+def test_an_adapter_goes_on_the_layers_that_are_named_and_others_are_refused(tiny_gguf_path: Path) -> None:
+    trainee = load_trainee(config(tiny_gguf_path, 'lora.target_modules=["q_proj"]'))
+    adapted = [name for name, parameter in trainee.model.named_parameters() if parameter.requires_grad]
+    assert adapted
+    assert all(".q_proj.lora_" in name for name in adapted)
+    with pytest.raises(ConfigError, match=r"lora\.target_modules is .*query.*the model has .*q_proj"):
+        load_trainee(config(tiny_gguf_path, "lora.target_modules=query"))
