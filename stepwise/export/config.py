@@ -79,8 +79,8 @@ class GgufConfig:
         exponents = np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim
         wavelengths = 2 * math.pi * float(self.rope["rope_theta"]) ** exponents
         periods = float(self.rope["original_max_position_embeddings"]) / wavelengths
-        kept = np.clip((periods - low) / (high - low), 0, 1)
-        return (1 / ((1 - kept) / factor + kept)).astype(np.float32)
+        unscaled = np.clip((periods - low) / (high - low), 0, 1)
+        return (1 / ((1 - unscaled) / factor + unscaled)).astype(np.float32)
 
     def tensor_names(self) -> list[str]:
         """Every tensor that the model must have, by its name in transformers, in the order of writing."""

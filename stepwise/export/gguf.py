@@ -52,6 +52,13 @@ def export_gguf(model_dir: str | Path, out_path: str | Path, quantization: Quant
     multiple of 32 long becomes F16. The file appears at `out_path` only when it is complete. Raises ExportError for a
     missing file and for anything that llama.cpp would compute differently, and MissingDependencyError where gguf is not
     installed.
+
+    Example:
+        >>> import tempfile
+        >>> from stepwise import lab
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_gguf(lab.model_path("lab-weak", "safetensors"), Path(folder) / "weak.gguf", "f16").name
+        'weak.gguf'
     """
     gguf = _import_gguf()
     known = get_args(Quantization)
@@ -78,6 +85,14 @@ def export_lora_gguf(adapter_dir: str | Path, out_path: str | Path, base_dir: st
     The base model's config.json says which architecture it is for; `base_dir` is that model's directory, by default the
     `base_model_name_or_path` of adapter_config.json. Ranks and alphas per module and rsLoRA are folded into B.
     Raises ExportError for what a GGUF adapter cannot hold (DoRA, biases, modules_to_save, embeddings, ...).
+
+    Example:
+        >>> import tempfile
+        >>> from stepwise import lab
+        >>> critic, weak = (lab.model_path(name, "safetensors") for name in ("lab-critic", "lab-weak"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_lora_gguf(critic, Path(folder) / "critic.gguf", weak).name
+        'critic.gguf'
     """
     gguf = _import_gguf()
     adapter_dir, out_path = Path(adapter_dir), Path(out_path)

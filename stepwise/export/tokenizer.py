@@ -158,8 +158,8 @@ def _vocabulary(
         tokens[token_id], types[token_id] = token, int(TokenType.NORMAL)
     for entry in added:
         for flag in ("lstrip", "rstrip", "single_word"):
-            what = f"added token {entry['content']!r} has {flag}=true"
-            check(not entry.get(flag), f"{path}: {what}, which GGUF cannot express; set it to false")
+            problem = f"added token {entry['content']!r} has {flag}=true"
+            check(not entry.get(flag), f"{path}: {problem}, which GGUF cannot express; set it to false")
         tokens[entry["id"]] = entry["content"]
         types[entry["id"]] = int(TokenType.CONTROL if entry.get("special") else TokenType.USER_DEFINED)
     return tokens, types

@@ -30,6 +30,9 @@ def gguf_path(name: str) -> Path:
 
     Raises DataError for a lab model whose weights are missing, and what `fetch` raises. A path is not looked at. The
     name of a lab adapter stands for the model it belongs to.
+
+    >>> gguf_path("lab-critic") == gguf_path("lab-weak"), gguf_path("models/mine.gguf").name
+    (True, 'mine.gguf')
     """
     if name in (*MODELS, *ADAPTERS):
         return model_path(ADAPTERS.get(name, name))

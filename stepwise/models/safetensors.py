@@ -51,7 +51,14 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
 
 
 class Checkpoint:
-    """The tensors of one or more safetensors files by name. Nothing but the headers is read until `read` is called."""
+    """The tensors of one or more safetensors files by name. Nothing but the headers is read until `read` is called.
+
+    Example:
+        >>> from stepwise import lab
+        >>> weights = Checkpoint.of_model(lab.model_path("lab-weak", "safetensors"))
+        >>> weights.read("model.norm.weight").shape == weights.shape("model.norm.weight")
+        True
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.places: dict[str, _TensorPlace] = {}
@@ -120,6 +127,7 @@ def fingerprint(base: str | Path) -> str:
     without safetensors.
 
     Example:
+        >>> from stepwise import lab
         >>> len(fingerprint(lab.model_path("lab-weak", "safetensors")))
         16
     """

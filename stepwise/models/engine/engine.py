@@ -87,6 +87,9 @@ class Engine:
         the path, the reason and a remedy.
 
         Example:
+            >>> from stepwise import lab
+            >>> from stepwise.models.engine import GenerationJob
+            >>> from stepwise.prompt import SolvePrompt
             >>> with Engine.load(lab.model_path("lab-weak"), context=256, sequences=4) as engine:
             ...     job = GenerationJob(tuple(engine.prompt_ids(SolvePrompt(), "2 + 3 = ?")), max_tokens=8)
             ...     len(engine.generate([job])[0].ids) <= 8

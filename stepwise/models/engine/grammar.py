@@ -22,7 +22,7 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 
 
 class Constraint:
-    """One running text under a GBNF grammar (rule `root`). Not thread safe; `close` frees it.
+    """One running text under a GBNF grammar (rule `root`). Not thread safe; `close` frees it. V is the vocabulary.
 
     Raises DataError where the grammar cannot be read, with the parser's reason.
     """
@@ -39,9 +39,9 @@ class Constraint:
 
     def accepts(self, token: int) -> bool:
         """Whether `token` may come next."""
-        one = np.zeros(1, _CANDIDATE)
-        one["id"] = token
-        return bool(self._apply(one)[0]) and self._valid(token)
+        candidate = np.zeros(1, _CANDIDATE)
+        candidate["id"] = token
+        return bool(self._apply(candidate)[0]) and self._valid(token)
 
     def masked(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """A copy (V,) of the row with -inf for every token that may not come next. Raises DataError where none may."""
@@ -51,7 +51,9 @@ class Constraint:
         if self._pending:  # few tokens go on in the middle of a character
             fits[[t for t in np.flatnonzero(fits).tolist() if not self._valid(t)]] = False
         else:
-            fits &= self._starts()
+            if self._vocabulary.starts is None:  # once per vocabulary: which tokens may follow a whole character
+                self._vocabulary.starts = np.array([self._valid(t) for t in range(self._vocabulary.size)])
+            fits &= self._vocabulary.starts
         allowed = np.flatnonzero(fits)
         if not len(allowed):
             raise DataError("no token of the vocabulary continues the text under the grammar")
@@ -59,13 +61,11 @@ class Constraint:
         row[allowed] = logits[allowed]
         return row
 
-    def _starts(self) -> npt.NDArray[np.bool_]:
-        """For every token, whether it may follow a complete character; worked out once per vocabulary."""
-        if self._vocabulary.starts is None:
-            self._vocabulary.starts = np.array([self._valid(t) for t in range(self._vocabulary.size)])
-        return self._vocabulary.starts
-
     def _apply(self, candidates: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which of the candidates (C,), structs of the layout of llama_token_data, may come next by the grammar (C,).
+
+        llama.cpp sets the logits of the others to -inf, in place.
+        """
         array = self._lib.llama_token_data_array()
         array.data = ctypes.cast(candidates.ctypes.data, self._lib.llama_token_data_p)
         array.size, array.selected, array.sorted = len(candidates), -1, False

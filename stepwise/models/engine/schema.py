@@ -62,7 +62,12 @@ class BoundedGrammar:
 
 
 def schema_grammar(schema: Mapping[str, Any]) -> BoundedGrammar:
-    """The grammar of a JSON schema. Raises DataError that names the place in the schema and the remedy."""
+    """The grammar of a JSON schema. Raises DataError that names the place in the schema and the remedy.
+
+    Example:
+        >>> schema_grammar({"enum": ["yes", "no"]}).max_tokens  # a byte each of "yes" with its quotes, and the end
+        6
+    """
     writer = SchemaRules(schema)
     name, size = writer.visit(schema, "$")
     return BoundedGrammar("\n".join([f"root ::= {name}", *writer.lines()]), size)
@@ -71,6 +76,9 @@ def schema_grammar(schema: Mapping[str, Any]) -> BoundedGrammar:
 def object_grammar(depth: int = 4) -> str:
     """The grammar of any JSON object up to `depth` levels deep, of bounded strings and numbers of members: what APIs
     call JSON mode.
+
+    >>> object_grammar().splitlines()[0]
+    'root ::= object0'
     """
     rules = [
         "root ::= object0",
@@ -92,7 +100,11 @@ def object_grammar(depth: int = 4) -> str:
 
 
 def literal(text: str) -> str:
-    """A GBNF terminal that stands for exactly `text`."""
+    r"""A GBNF terminal that stands for exactly `text`.
+
+    >>> print(literal('say "x"'))
+    "say \"x\""
+    """
     escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
     return '"' + "".join(escapes.get(c, c) for c in text) + '"'
 
@@ -144,8 +156,8 @@ class SchemaRules:
         self.rules.append(f"{name} ::= {body}")
         return name, size
 
-    def _refuse(self, place: str, what: str, remedy: str) -> DataError:
-        return DataError(f"JSON schema at {place}: {what}; {remedy}")
+    def _refuse(self, place: str, problem: str, remedy: str) -> DataError:
+        return DataError(f"JSON schema at {place}: {problem}; {remedy}")
 
     def visit(self, schema: Any, place: str) -> tuple[str, int]:
         """The rule of a schema, and its size; `place` is its name in errors, DataErrors where it cannot be held to."""
@@ -212,9 +224,9 @@ class SchemaRules:
                 raise self._refuse(place, f"format {form!r} is not supported", f"use one of {', '.join(_FORMATS)}")
             body, size = _FORMATS[form]
             return self.rule(rf'"\"" {body} "\""', size + 2)
-        least = int(schema.get("minLength", 0))
-        most = int(schema.get("maxLength", max(_MAX_LENGTH, least)))
-        return self.rule(rf'"\"" char{{{least},{most}}} "\""', most * _CHAR_BYTES + 2)
+        min_count = int(schema.get("minLength", 0))
+        max_count = int(schema.get("maxLength", max(_MAX_LENGTH, min_count)))
+        return self.rule(rf'"\"" char{{{min_count},{max_count}}} "\""', max_count * _CHAR_BYTES + 2)
 
     def _bounds(self, schema: Mapping[str, Any], place: str, *, whole: bool) -> tuple[int, int, bool, bool]:
         """(low, high) as integers inside the bounds, and whether each is exclusive."""
@@ -222,15 +234,15 @@ class SchemaRules:
         above, below = schema.get("exclusiveMinimum", -math.inf), schema.get("exclusiveMaximum", math.inf)
         low, high, open_low, open_high = max(low, above), min(high, below), above >= low, below <= high
         # Where only one bound is given, the other lies as far from it as the defaults lie from 0.
-        least = math.ceil(low) if low > -math.inf else min(-_MAX_INTEGER, math.floor(min(high, 0)) - _MAX_INTEGER)
-        most = math.floor(high) if high < math.inf else max(_MAX_INTEGER, least + _MAX_INTEGER)
+        lowest = math.ceil(low) if low > -math.inf else min(-_MAX_INTEGER, math.floor(min(high, 0)) - _MAX_INTEGER)
+        highest = math.floor(high) if high < math.inf else max(_MAX_INTEGER, lowest + _MAX_INTEGER)
         if whole:  # an exclusive bound that is an integer itself is stepped over
-            least, most = least + (open_low and least == low), most - (open_high and most == high)
-        if least > most or (not whole and least == most and (open_low or open_high)):
+            lowest, highest = lowest + (open_low and lowest == low), highest - (open_high and highest == high)
+        if lowest > highest or (not whole and lowest == highest and (open_low or open_high)):
             raise self._refuse(
                 place, f"no number is written between {low} and {high} here", "widen the bounds to integers"
             )
-        return least, most, open_low and least == low, open_high and most == high
+        return lowest, highest, open_low and lowest == low, open_high and highest == high
 
     def _visit_integer(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
         low, high, _, _ = self._bounds(schema, place, whole=True)
@@ -251,16 +263,18 @@ class SchemaRules:
             parts = [self.visit(item, f"{place}[{i}]") for i, item in enumerate(fixed)]
             names = _SEPARATOR.join(name for name, _ in parts)
             return self.rule(f'"[" {names} "]"', sum(size for _, size in parts) + 2 * len(parts))
-        least = int(schema.get("minItems", 0))
-        most = int(schema.get("maxItems", max(_MAX_ITEMS, least)))
-        return self._repeated("[]", *self.visit(schema.get("items", True), f"{place}[]"), least, most)
+        min_count = int(schema.get("minItems", 0))
+        max_count = int(schema.get("maxItems", max(_MAX_ITEMS, min_count)))
+        return self._repeated("[]", *self.visit(schema.get("items", True), f"{place}[]"), min_count, max_count)
 
-    def _repeated(self, brackets: str, item: str, size: int, least: int, most: int) -> tuple[str, int]:
-        """From `least` to `most` items, of at most `size` bytes each."""
-        if most == 0:
+    def _repeated(self, brackets: str, item: str, size: int, min_count: int, max_count: int) -> tuple[str, int]:
+        """From `min_count` to `max_count` items, of at most `size` bytes each."""
+        if max_count == 0:
             return self.rule(f'"{brackets}"', 2)
-        body = f"{item} ({_SEPARATOR}{item}){{{max(least - 1, 0)},{most - 1}}}"
-        return self.rule(f'"{brackets[0]}" {body if least else f"({body})?"} "{brackets[1]}"', most * (size + 2))
+        body = f"{item} ({_SEPARATOR}{item}){{{max(min_count - 1, 0)},{max_count - 1}}}"
+        return self.rule(
+            f'"{brackets[0]}" {body if min_count else f"({body})?"} "{brackets[1]}"', max_count * (size + 2)
+        )
 
     def _visit_object(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
         properties = schema.get("properties")
@@ -275,11 +289,11 @@ class SchemaRules:
         return self.rule('"{" ' + _SEPARATOR.join(members) + ' "}"', size)
 
     def _visit_map(self, schema: Mapping[str, Any], place: str) -> tuple[str, int]:
-        values, least = schema.get("additionalProperties", True), int(schema.get("minProperties", 0))
-        most = int(schema.get("maxProperties", _MAX_ENTRIES))
+        values, min_count = schema.get("additionalProperties", True), int(schema.get("minProperties", 0))
+        max_count = int(schema.get("maxProperties", _MAX_ENTRIES))
         if values is False:
             return self.rule('"{}"', 2)
-        if least > 1:
+        if min_count > 1:
             raise self._refuse(
                 place, "a map with 'minProperties' above 1 may repeat a key", "declare the properties by name"
             )
@@ -287,7 +301,7 @@ class SchemaRules:
         entry, inner = self.rule(
             rf'"\"" char{{1,{_MAX_KEY}}} "\"" ":" space {value}', _MAX_KEY * _CHAR_BYTES + 4 + size
         )
-        return self._repeated("{}", entry, inner, least, most)
+        return self._repeated("{}", entry, inner, min_count, max_count)
 
 
 def _decimals(low: int, high: int, open_low: bool, open_high: bool) -> str:

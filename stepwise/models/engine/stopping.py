@@ -3,7 +3,7 @@ r"""When a continuation ends, decided on its bytes, and what its text is then.
 - a blank line ends a step: two newlines with nothing but spaces between, in one token or in several, once there is
   text, and outside a code fence as `split_steps` sees it (`stop="solution"` runs on over it);
 - an answer: the line on which a \boxed{} closed has ended, or the message has;
-- repetition: the last ids are one run of at most `LONGEST_PERIOD` ids, at least `REPEATS` times over, `REPEAT_SPAN`
+- repetition: the last ids are one run of at most `_MAX_PERIOD` ids, at least `_MIN_REPEATS` times over, `_MIN_SPAN`
   ids or more;
 - one of the strings that the caller gave (`stops`), anywhere in the text: what stands before it counts.
 
@@ -21,21 +21,29 @@ from stepwise.steps import boxed, next_fence, solution_part
 from stepwise.types import Finish
 
 Stop = Literal["none", "step", "solution"]
-LONGEST_PERIOD = 64
-REPEATS = 4
-REPEAT_SPAN = 60
+_MAX_PERIOD = 64
+_MIN_REPEATS = 4
+_MIN_SPAN = 60
 _CHECK_EVERY = 8
 _LEADING = re.compile(r"\A(?:[ \t]*\r?\n)+")
 _TRAILING = re.compile(r"(?:\r?\n[ \t]*)+\r?\Z|\r\Z")
 
 
 def clean_text(data: bytes) -> str:
-    """The text of a step: decoded, without blank lines at either end."""
+    r"""The text of a step: decoded, without blank lines at either end.
+
+    >>> clean_text(b"\n  2 + 2 = 4.\n\n")
+    '  2 + 2 = 4.'
+    """
     return _TRAILING.sub("", _LEADING.sub("", data.decode("utf-8", "replace")))
 
 
 def open_fence(text: str) -> bytes:
-    """The mark of the code fence that `text` leaves open, empty if none."""
+    r"""The mark of the code fence that `text` leaves open, empty if none.
+
+    >>> open_fence("Run this:\n```python\nprint(1)")
+    b'```'
+    """
     fence = ""
     for line in text.split("\n"):
         fence = next_fence(fence, line)
@@ -50,13 +58,17 @@ def _has_answer(data: bytes | bytearray) -> bool:
 
 
 def repeats(ids: list[int]) -> bool:
-    """Whether `ids` end in a short run repeated exactly, by the numbers above."""
+    """Whether `ids` end in a short run repeated exactly, by the numbers above.
+
+    >>> repeats([1, 2, 3] * 20), repeats(list(range(60)))
+    (True, False)
+    """
     n = len(ids)
-    if n < REPEAT_SPAN:
+    if n < _MIN_SPAN:
         return False
     last = ids[-1]
-    for period in range(1, LONGEST_PERIOD + 1):
-        span = max(REPEATS * period, REPEAT_SPAN)
+    for period in range(1, _MAX_PERIOD + 1):
+        span = max(_MIN_REPEATS * period, _MIN_SPAN)
         if span > n:
             return False
         if ids[n - 1 - period] == last and ids[n - span + period :] == ids[n - span : n - period]:
@@ -74,9 +86,13 @@ class Ending:
 
 
 class StopRule:
-    """Follows one continuation as it grows.
+    r"""Follows one continuation as it grows.
 
     `fence`: the mark of a code fence that the prefix left open; `stops`: strings that end it with finish "step".
+
+    >>> rule = StopRule("step")
+    >>> rule.push(b"2 + 2 = 4."), rule.push(b"\n\n")
+    (None, Ending(finish='step', content=10, end=12))
     """
 
     __slots__ = ("_fence", "_line", "_longest", "_seen", "_stops", "data", "mode")
@@ -94,10 +110,11 @@ class StopRule:
         """Add the bytes of one token; the ending where they complete one. Costs nothing unless they hold a newline."""
         self.data += piece
         if self._stops:
+            # A stop string that ends in this piece may have begun in an earlier one.
             start = max(0, len(self.data) - len(piece) - self._longest + 1)
-            found = [at for stop in self._stops if (at := self.data.find(stop, start)) >= 0]
-            if found:
-                return Ending("step", min(found), min(found))
+            places = [at for stop in self._stops if (at := self.data.find(stop, start)) >= 0]
+            if places:
+                return Ending("step", min(places), min(places))
         if self.mode == "none" or b"\n" not in piece:
             return None
         while (newline := self.data.find(b"\n", self._line)) >= 0:

@@ -58,6 +58,7 @@ def read_gguf(path: Path) -> GgufHeader:
     """The header of a GGUF, with its tensors checked against the file's size. Raises BackendError with what is wrong.
 
     Example:
+        >>> from stepwise import lab
         >>> read_gguf(lab.model_path("lab-weak")).fields["general.architecture"]
         'qwen3'
     """
