@@ -49,7 +49,7 @@ class _Options(Options):
 
 
 @program(_Options, doc=__doc__, resumable=False)
-def main(run: Run[_Options]) -> None:
+def main(run: Run[_Options]) -> int:
     rows = [
         {"policy": policy.name, "history": history, "observation": observation, **measure(policy, run.args)}
         for observation, history, policy in policies(run.args.data)
@@ -57,6 +57,7 @@ def main(run: Run[_Options]) -> None:
     result = {"data": "published" if run.args.data else "stand-in", "bar_us": BAR, "rows": rows}
     run.path("decisions.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     _print(run, rows)
+    return run.missed(row["policy"] for row in rows if not row["held"])
 
 
 def policies(data: Path | None) -> list[tuple[str, str, Policy]]:

@@ -66,12 +66,12 @@ class _Options(Options):
 
 
 @program(_Options, doc=__doc__, resumable=False)
-def main(run: Run[_Options]) -> None:
+def main(run: Run[_Options]) -> int:
     data, episodes, seed = run.args.data, run.args.episodes, run.args.seed
     as_published = data is not None and not run.args.corrected_hazard
     drawn = world_of(data, published_hazard=as_published)
     result: dict[str, Any] = {"data": "published" if data else "stand-in", "episodes": episodes, "worlds": {}}
-    plots = []
+    plots, missed = [], list[str]()
     for world in (drawn, replace(drawn, kind="carried")):
         frontiers = measure(world, episodes, seed)
         checks = against_bounds(world, frontiers, episodes, seed)
@@ -86,11 +86,13 @@ def main(run: Run[_Options]) -> None:
             "checks": checks,
         }
         _print(run, world, rows, checks)
+        missed += [check["what"] for check in checks if not check["held"]]
         plots.append(plot(world, frontiers, episodes))
     run.path("frontier.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     note = "Accuracy against strong calls in two worlds of TRIM's POMDP. Figures of models, not of real traces."
     path = write_page(run.path("frontier.html"), page("Model frontier", note, plots))
     run.say(f"Plots: {path.resolve().as_uri()}")
+    return run.missed(missed)
 
 
 def world_of(path: Path | None, *, published_hazard: bool) -> World:

@@ -34,7 +34,7 @@ class _Options(Options):
 
 
 @program(_Options, doc=__doc__, resumable=False)
-def main(run: Run[_Options]) -> None:
+def main(run: Run[_Options]) -> int:
     rows: list[dict[str, Any]] = []
     for name in ("pair", "score"):
         model = load(run.args.data, name)
@@ -45,6 +45,7 @@ def main(run: Run[_Options]) -> None:
     result = {"data": "published" if run.args.data else "stand-in", "eps": run.args.eps, "rows": rows}
     run.path("pomdp.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     _print(run, rows)
+    return run.missed(row["observation"] for row in rows if not row["held"])
 
 
 def load(path: Path | None, observation: Literal["pair", "score"], bins: int = 20) -> RoutingPomdp:

@@ -115,6 +115,8 @@ def main(run: Run[_Options]) -> None:
             _save(run, measured)
         raise
     report = _save(run, measured)
+    traces = [view.trace for m in measured for view in m.views]
+    run.refuse_failure([trace.note for trace in traces if trace.finish == "error"], len(traces), "solutions")
     for view in _repaired(measured)[: run.args.show]:
         run.say(f"\nSolved with {view.policy}; the weak model alone gets it wrong:")
         view.trace.show()

@@ -119,6 +119,8 @@ def main(run: Run[_Options], writers: Writers | None = None) -> None:
         raise
     _show(run)
     run.say(f"This start took {time.monotonic() - began:.0f} s.")
+    rollouts = read_stage(run.out, "rollouts")
+    run.refuse_failure([rollout.error for rollout in rollouts if rollout.error], len(rollouts), "attempts")
 
 
 def _show(run: Run[_Options]) -> None:

@@ -212,6 +212,7 @@ def _finish(run: Run[_Options], router: StepRouter, traces: list[Trace]) -> None
             run.say_json({"totals": totals})
     page = write_report(run.path("report.html"), report)
     run.say(f"Look at the solutions step by step: {page.resolve().as_uri()}")
+    run.refuse_failure([trace.note for trace in traces if trace.finish == "error"], len(traces))
 
 
 if __name__ == "__main__":

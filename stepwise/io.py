@@ -99,12 +99,33 @@ def parse_rows(data: bytes, where: str, cls: type[Any] | None = None, *, finishe
         if finished and not line.strip():
             continue
         try:
-            rows.append(json.loads(line) if cls is None else from_json(cls, line))
+            rows.append(parse_json(line) if cls is None else from_json(cls, line))
         except ValueError as error:
             raise DataError(
                 f"{where}, line {number}: not a valid row ({_reason(error)}); mend or remove that line"
             ) from None
     return rows
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value that a JSON text holds; raises ValueError for any other text, also for one that is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in `path`; DataError with file, reason and `remedy` where there is none."""
+    try:
+        value = parse_json(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not JSON ({error!s:.200}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds no JSON object, but a {type(value).__name__}; {remedy}")
+    return value
 
 
 def _reason(error: ValueError) -> str:

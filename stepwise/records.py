@@ -90,7 +90,12 @@ class FrozenConfig(BaseModel, InNotebook, metaclass=Checked):
     """Immutable, hashable, strict; an error never repeats what may be a secret put in the wrong place."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     @classmethod

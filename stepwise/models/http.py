@@ -15,6 +15,7 @@ import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from stepwise.errors import BackendError, redact
+from stepwise.io import parse_json
 from stepwise.models.failures import kind_of_status
 from stepwise.types import Failure, FailureKind, Usage
 
@@ -109,7 +110,7 @@ class Server:
             message = f"{url}: HTTP {status}: {_shown(raw)}{_REMEDIES.get(status, remedy)}"
             raise _failed(kind_of_status(status), message, retry_after(response.headers.get("Retry-After")))
         try:
-            data = json.loads(raw)
+            data = parse_json(raw)
         except ValueError:
             message = f"{url}: HTTP 200, but the body is not JSON: {_shown(raw)}; is api_base this kind of server?"
             raise _failed("again", message) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import struct
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.errors import ExportError
+from stepwise.io import parse_json
 
 _SAVE = "write it with model.save_pretrained(directory) and tokenizer.save_pretrained(directory)"
 _CHUNK = 1 << 22  # bytes hashed at once
@@ -43,7 +43,7 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
         return {}
     check(path.is_file(), f"{path} does not exist; a model in transformers format has it: {_SAVE}")
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ExportError(f"{path} is not valid JSON ({error}); {_SAVE}") from error
     check(type(value) is dict, f"{path} holds a JSON {type(value).__name__}, not an object; {_SAVE}")
@@ -109,7 +109,7 @@ def _read_header(path: Path) -> dict[str, _TensorPlace]:
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
         check(8 + length <= size, f"{path} is no safetensors file, or is cut short; {_SAVE}")
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
             places = {}
             for name, entry in header.items():
                 if name != "__metadata__":

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from stepwise.errors import DataError, redact
-from stepwise.io import lock
+from stepwise.io import lock, parse_json
 from stepwise.types import Usage
 
 _USAGE = TypeAdapter(Usage)
@@ -148,7 +148,7 @@ class CallCache:
                 self._file.truncate(end)
                 break
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 answer = Answer(**{**row, "usage": _USAGE.validate_python(row["usage"])})
             except (ValueError, TypeError, KeyError, ValidationError):
                 self._file.close()

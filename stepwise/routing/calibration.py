@@ -14,6 +14,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import ConfigError, DataError, reason_of
+from stepwise.io import parse_json
 from stepwise.models.store import CallCache
 from stepwise.routing.compare import Measured, compare
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
@@ -115,7 +116,7 @@ class Calibrated:
         `allow_import` see `load_policy`.
         """
         try:
-            row = json.loads(Path(path).read_text(encoding="utf-8"))
+            row = parse_json(Path(path).read_text(encoding="utf-8"))
             made = from_json(cls, json.dumps({"settings": row.pop("policy"), **row}))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split("\n")[:3])

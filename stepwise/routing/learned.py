@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from stepwise.errors import ConfigError, ExportError, reason_of
-from stepwise.io import whole_file, write_text
+from stepwise.io import parse_json, whole_file, write_text
 from stepwise.models.safetensors import Checkpoint
 from stepwise.records import record
 from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Policy, View, When
@@ -122,7 +122,7 @@ class LearnedCard:
     def read(cls, path: Path) -> LearnedCard:
         """The card in a JSON file; raises `ConfigError` where there is none that can be read."""
         try:
-            row = json.loads(path.read_text(encoding="utf-8"))
+            row = parse_json(path.read_text(encoding="utf-8"))
             row.pop("live", None)  # of a training with the models, before 0.1.0
             return from_json(cls, json.dumps(row))
         except (OSError, ValueError, AttributeError) as error:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from stepwise.config import Config, RoutingConfig
 from stepwise.errors import ConfigError, DataError, reason_of
-from stepwise.io import write_text
+from stepwise.io import read_json, write_text
 from stepwise.plugins import check_choice, import_path, is_import_path, load_plugin, make_plugin, options_of
 from stepwise.records import record
 from stepwise.routing.learned import Learned, ModelNames
@@ -162,13 +162,7 @@ def load_policy(path: str | Path, *, allow_import: Collection[str] = ()) -> Save
         >>> load_policy(path).policy
         Threshold(threshold=0.4)
     """
-    try:
-        row = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {_REMEDY}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); {_REMEDY}") from None
-    row = row if isinstance(row, dict) else {}
+    row = read_json(path, _REMEDY)
     if "p_weak" in row:
         fit = RouterFit.load(path)
         return SavedPolicy(Planned(fit.pomdp(), fit.law), fit.card)
@@ -183,4 +177,7 @@ def load_policy(path: str | Path, *, allow_import: Collection[str] = ()) -> Save
         known = None if card is None else PolicyCard(**card)
     except (DataError, TypeError) as error:
         raise DataError(f"{path}, field card: {reason_of(error)}; give the file as it was written") from None
-    return SavedPolicy(policy_from_dict(settings, allowed=allow_import), known)
+    try:
+        return SavedPolicy(policy_from_dict(settings, allowed=allow_import), known)
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{path}: {error}") from None

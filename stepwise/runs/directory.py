@@ -13,7 +13,7 @@ from typing import Any
 from stepwise import __version__
 from stepwise.config import Config
 from stepwise.errors import DataError
-from stepwise.io import lock, write_text
+from stepwise.io import lock, read_json, write_text
 
 _CARD = "run.json"
 
@@ -182,12 +182,10 @@ def read_card(folder: Path) -> dict[str, Any]:
     path = folder / _CARD
     if not path.exists():
         return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise DataError(
-            f"{path} is not readable as the card of a run; remove it, or give another directory (--out)"
-        ) from None
+    card = read_json(path, "remove it, or give another directory (--out)")
+    if not isinstance(card.get("files", []), list):
+        raise DataError(f"{path} lists no files of a run; remove it, or give another directory (--out)")
+    return card
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stepwise.config import Config
-from stepwise.errors import ConfigError, DataError, StepwiseError, redact, visible
+from stepwise.errors import BackendError, ConfigError, DataError, StepwiseError, redact, visible
 from stepwise.io import append_rows, read_rows
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls, show_plan
@@ -162,6 +162,20 @@ class Run(Generic[OptionsT]):
     def say(self, text: str) -> None:
         """Print a line to the console, without markup, secrets and control characters."""
         self.console.print(visible(text), markup=False, highlight=False)
+
+    def refuse_failure(self, faults: Sequence[str], total: int, of: str = "problems") -> None:
+        """Raise BackendError where all of `total` came to nothing; `faults` say why each did that failed."""
+        if total and len(faults) == total:
+            raise BackendError(
+                f"all {total} {of} failed, for example: {faults[0]}; mend that, and run the command again"
+            )
+
+    def missed(self, bars: Iterable[str]) -> int:
+        """The exit code of a measurement: 1, and said, where it missed any of its bars."""
+        names = list(dict.fromkeys(bars))
+        if names:
+            self.say(f"MISSED: {', '.join(names)}")
+        return int(bool(names))
 
     def say_json(self, row: Any) -> None:
         """Print `row` as one line of JSON, without secrets, for the program that reads standard output."""

@@ -24,6 +24,7 @@ from stepwise import lab
 from stepwise.config import Config, ModelConfig
 from stepwise.errors import ConfigError, DataError, ExportError
 from stepwise.grading import Verdict, grade_many
+from stepwise.io import parse_json
 from stepwise.models.base import Request
 from stepwise.models.hub import PREFIX, fetch
 from stepwise.models.llamacpp import LlamaCppBackend
@@ -110,7 +111,7 @@ def read_card(adapter: str | Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}); restore it, or remove it to go without its checks") from None
     if not isinstance(card, dict):

@@ -25,7 +25,7 @@ from torch import Tensor
 from stepwise.config import Config
 from stepwise.config.training import FitConfig, LoraConfig
 from stepwise.errors import DataError
-from stepwise.io import append_rows, read_rows, write_rows
+from stepwise.io import append_rows, parse_json, read_rows, write_rows
 from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.progress import progress
@@ -334,7 +334,7 @@ def _load_checkpoint(folder: Path, trainee: Trainee, optimizer: Any) -> tuple[in
     if not _is_whole(folder):
         return 0, {}
     try:
-        saved = json.loads((folder / "state.json").read_text())
+        saved = parse_json((folder / "state.json").read_text())
         optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True, map_location=trainee.device))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder} is damaged ({error!s:.100}); remove it, and the run begins anew") from None

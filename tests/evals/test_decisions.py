@@ -8,12 +8,13 @@ from evals.decisions import STEPS, main, view
 
 
 def test_the_benchmark_times_each_policy_for_both_observations(tmp_path):
-    assert main(["--repeats", "2", "--calls", "20", "--out", str(tmp_path / "out")]) == 0
+    code = main(["--repeats", "2", "--calls", "20", "--out", str(tmp_path / "out")])
     result = json.loads((tmp_path / "out" / "decisions.json").read_text())
     assert (result["data"], result["bar_us"]) == ("stand-in", 50)
     timed = {(row["policy"], row["history"], row["observation"]) for row in result["rows"]}
     assert len(timed) == len(result["rows"]) == 9
     assert {policy for policy, _, _ in timed} == {"threshold", "belief", "planned", "published"}
+    assert code == int(not all(row["held"] for row in result["rows"]))
     for row in result["rows"]:
         dearest = max(row[f"step_{n}_us"] for n in STEPS)
         assert dearest > 0

@@ -16,7 +16,9 @@ from stepwise.routing import Never, Random, Threshold
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.saved import PolicyCard, load_policy, save_policy
 from stepwise.types import Problem, Trace
+from tests.fakes import Line
 from tests.routing.lab_world import LabWorld
+from tests.scorers.stand_in import Answer, serving
 
 
 def start(out: Path, *arguments: str) -> int:
@@ -204,3 +206,38 @@ def test_the_plan_of_a_fit_is_used_and_refused_for_other_models(
     path.write_text(json.dumps({**row, "card": {**row["card"], "strong": "another"}}))
     assert start(tmp_path / "other", *options) == 2
     assert "the fit is for the strong model 'another'" in capsys.readouterr().err
+
+
+def test_a_run_in_which_every_problem_failed_is_no_success(
+    world: LabWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.weak._script = lambda *_: Line(finish="error", error="too long for this model")
+    assert start(tmp_path, "--n", "3") == 1
+    said = capsys.readouterr()
+    assert "all 3 problems failed, for example: " in said.err
+    assert "too long for this model" in said.err
+    assert "error 3" in said.out
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_key_that_is_refused_stops_the_run_at_its_first_requests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOOR", "a-secret-for-the-door")
+
+    def refuse(path: str, body: object) -> Answer:
+        return Answer({"error": {"message": "bad key a-secret-for-the-door"}}, 401)
+
+    with serving(refuse) as server:
+        model = (
+            f'{{model = "openai/m", api_base = "{server.url}/v1", api_key_env = "DOOR", '
+            'continuation = "prefill", sequences = 2}'
+        )
+        settings = ["--set", f"models.weak={model}", "--set", "routing.policy=never"]
+        assert start(tmp_path, "--n", "40", *settings) == 1
+    said = capsys.readouterr()
+    assert "401" in said.err
+    assert len(server.requests) <= 4, "two in flight, and none after the first was refused"
+    assert len(said.err.splitlines()) <= 3, said.err
+    for text in (said.out, said.err, *(file.read_text() for file in tmp_path.rglob("*") if file.is_file())):
+        assert "a-secret-for" not in text

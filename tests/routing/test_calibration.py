@@ -218,7 +218,7 @@ def test_a_policy_set_for_other_models_is_refused_by_its_card() -> None:
     [
         (None, "no such file"),
         ("{", "not JSON"),
-        ("[1]", "no policy"),
+        ("[1]", "no JSON object"),
         ('{"policy": "threshhold"}', "did you mean"),
         ('{"policy": {"policy": "never"}, "card": {"weak": 1}}', "field card"),
     ],

@@ -17,7 +17,6 @@ What this does differently from the models' own code:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from stepwise.errors import BackendError, ConfigError, MissingDependencyError
+from stepwise.io import parse_json
 from stepwise.models.scorers.base import PrefixScorer, Scored, Task
 from stepwise.models.scorers.pooling import QWEN_PRM_MARKER, QWEN_PRM_SYSTEM
 from stepwise.types import Usage
@@ -212,7 +212,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BackendError(f"{path} does not exist; give the directory of a model in transformers format")
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         kind = config["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise BackendError(f"{path} is no configuration of a model ({error!r}); copy it again") from error

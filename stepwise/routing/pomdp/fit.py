@@ -25,7 +25,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import ConfigError, DataError
-from stepwise.io import write_text
+from stepwise.io import read_json, write_text
 from stepwise.routing.pomdp.estimate import LEAST_STRONG, MAX_CORRELATION, estimate, independent
 from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.routing.pomdp.fit_check import HeldOut, choose_bins, choose_power, held_out, intervals_of, pair_law
@@ -113,13 +113,11 @@ class RouterFit:
     @classmethod
     def load(cls, path: str | Path) -> RouterFit:
         """The inverse of `save`; raises `DataError` for a file that is missing or holds no fit."""
+        row = read_json(path, "make one with stepwise fit_router")
+        if isinstance(row.get("card"), dict):
+            row["card"].pop("difficulty", None)  # before 0.1.0 it held classes of problems, for another solver
         try:
-            row = json.loads(Path(path).read_text(encoding="utf-8"))
-            if isinstance(row, dict) and isinstance(row.get("card"), dict):
-                row["card"].pop("difficulty", None)  # before 0.1.0 it held classes of problems, for another solver
             return from_json(cls, json.dumps(row))
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file; make one with python -m programs.fit_router") from None
         except ValueError as error:
             reason = " ".join(str(error).split("\n")[:3])
             raise DataError(f"{path} holds no fit ({reason}); make one with python -m programs.fit_router") from None
