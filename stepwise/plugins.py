@@ -158,14 +158,14 @@ def make_plugin(cls: Any, options: Mapping[str, Any], *, field: str) -> Any:
                 f"{field}: {cls!r} is an object already, so it takes no {', '.join(options)}; name a class"
             )
         return cls
-    known = _parameters(cls)
+    parameters = _parameters(cls)
     for key in options:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'nothing'}"
+        if key not in parameters:
+            near = difflib.get_close_matches(key, parameters, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(parameters) or 'nothing'}"
             raise ConfigError(f"{field}: {cls.__qualname__} takes no {key!r}; {hint}")
     if missing := [
-        key for key, parameter in known.items() if parameter.default is parameter.empty and key not in options
+        key for key, parameter in parameters.items() if parameter.default is parameter.empty and key not in options
     ]:
         raise ConfigError(f"{field}: {cls.__qualname__} needs {', '.join(missing)}; give it, or a default in the class")
     try:

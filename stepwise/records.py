@@ -45,9 +45,9 @@ def record(*, allow_inf_nan: bool = True, repr: bool = True, eq: bool = True) ->
     config = ConfigDict(extra="forbid", allow_inf_nan=allow_inf_nan, arbitrary_types_allowed=True)
 
     def decorate(cls: type[T]) -> type[T]:
-        made: Any = dataclass(frozen=True, repr=repr, eq=eq, config=config)(cls)
-        names = [field.name for field in dataclasses.fields(made) if field.init]
-        checked = made.__init__
+        decorated: Any = dataclass(frozen=True, repr=repr, eq=eq, config=config)(cls)
+        names = [field.name for field in dataclasses.fields(decorated) if field.init]
+        checked = decorated.__init__
 
         @functools.wraps(checked)
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -56,8 +56,8 @@ def record(*, allow_inf_nan: bool = True, repr: bool = True, eq: bool = True) ->
             except ValidationError as error:
                 raise DataError(f"{type(self).__name__}: {explain(error, names)}") from None
 
-        made.__init__ = __init__
-        return made  # type: ignore[no-any-return]
+        decorated.__init__ = __init__
+        return decorated  # type: ignore[no-any-return]
 
     return decorate
 

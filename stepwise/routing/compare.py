@@ -222,7 +222,7 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
     steps, width = config.routing.max_steps, config.sampling.max_step_tokens
     question = max((len(problem.question.encode()) for problem in problems), default=0) + 64
 
-    def planned(role: str, arms: int, local: bool, generates: bool = True) -> PlannedCalls:
+    def calls_of(role: str, arms: int, local: bool, generates: bool = True) -> PlannedCalls:
         calls = arms * len(problems) * steps
         # A local model evaluates each token of a solution once; an API reads the whole prefix again at every step.
         prompt = question + steps * width if local else steps * (question + steps * width // 2)
@@ -232,8 +232,8 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
     weak = sum(policy.calls_per_step.get("weak", 1) for policy in policies if policy.name != "always")
     strong = sum(policy.calls_per_step.get("strong", 1) for policy in policies if policy.name != "never")
     scored = sum(policy.calls_per_step.get("scorer", 1) for policy in policies if needs_scorer(policy))
-    parts = [planned("weak", weak, config.models.weak.local), planned("strong", strong, config.models.strong.local)]
-    return [*parts, *([planned("scorer", scored, True, generates=False)] if scored else [])]
+    parts = [calls_of("weak", weak, config.models.weak.local), calls_of("strong", strong, config.models.strong.local)]
+    return [*parts, *([calls_of("scorer", scored, True, generates=False)] if scored else [])]
 
 
 @record(allow_inf_nan=False)

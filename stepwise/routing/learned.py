@@ -229,10 +229,10 @@ def _features(scores: Array, tokens: Array) -> Array:
     """TRIM-Agg's five, (B, 5), of scores and tokens (B, T) of committed steps and a draft: least and product of the
     earlier scores (1 where there are none), the draft's score, its tokens / 300, its index / 30.
     """
-    known = np.where(np.isnan(scores), 1.0, scores)
-    earlier = np.concatenate([np.ones((len(known), 1)), known[:, :-1]], axis=1)
-    index = np.full(len(known), (known.shape[1] - 1) / _STEPS)
-    return np.stack([earlier.min(1), earlier.prod(1), known[:, -1], tokens[:, -1] / _TOKENS, index], axis=1)
+    filled = np.where(np.isnan(scores), 1.0, scores)  # (B, T)
+    earlier = np.concatenate([np.ones((len(filled), 1)), filled[:, :-1]], axis=1)
+    index = np.full(len(filled), (filled.shape[1] - 1) / _STEPS)
+    return np.stack([earlier.min(1), earlier.prod(1), filled[:, -1], tokens[:, -1] / _TOKENS, index], axis=1)
 
 
 def _pairs(scores: Array, tokens: Array) -> Array:
@@ -262,7 +262,12 @@ def positions(length: int, width: int) -> Array:
 
 def forward(kind: Kind, weights: Weights, scores: Array, tokens: Array) -> Array:
     """Logits of the actions, (B, A), for scores and tokens (B, T) of committed steps and a draft."""
-    hidden = _aggregate(weights, _features(scores, tokens)) if kind == "agg" else _last(weights, _pairs(scores, tokens))
+    if kind == "agg":
+        hidden = _features(scores, tokens)
+        for layer in ("body.0", "body.1"):
+            hidden = np.tanh(_norm(weights, f"{layer}.norm", _linear(weights, layer, hidden)))
+    else:
+        hidden = _transformer(weights, _pairs(scores, tokens))
     return _linear(weights, "actor.1", np.tanh(_linear(weights, "actor.0", hidden)))
 
 
@@ -272,13 +277,7 @@ def softmax(logits: Array) -> Array:
     return np.asarray(shifted / shifted.sum(-1, keepdims=True))
 
 
-def _aggregate(weights: Weights, x: Array) -> Array:
-    for layer in ("body.0", "body.1"):
-        x = np.tanh(_norm(weights, f"{layer}.norm", _linear(weights, layer, x)))
-    return x
-
-
-def _last(weights: Weights, x: Array) -> Array:
+def _transformer(weights: Weights, x: Array) -> Array:
     """What the transformer makes of the last place, (B, width), of pairs (B, T, 2)."""
     h = _linear(weights, "embed", x)
     batch, length, width = h.shape

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field
 
-from stepwise.errors import ConfigError, PluginError
+from stepwise.errors import ConfigError, PluginError, StepwiseError, reason_of
 from stepwise.plugins import Plugin, check_choice, check_plugin, make_plugin, options_of
 from stepwise.records import record
 from stepwise.seeds import stable_hash
@@ -221,12 +221,41 @@ def check_policy(policy: Any, *, field: str = "policy") -> Policy:
     return policy  # type: ignore[no-any-return]
 
 
-def check_action(policy: Policy, action: Any) -> Action | Look:
-    """`action` itself; raises `PluginError`, naming class and remedy, where `decide` returned something else."""
-    if isinstance(action, Action | Look):
-        return action
-    hint = f"; {action.__name__} is the class, write {action.__name__}()" if inspect.isclass(action) else ""
-    raise PluginError(
-        f"{type(policy).__name__}.decide() returned {action!r}, which is no action{hint}; return Keep(), Escalate(), "
-        'HandOver(), Resample() or Look("draft") of stepwise.routing'
-    )
+async def decide(policy: Policy, view: View) -> Action | Look:
+    """What `policy` says of `view`.
+
+    Raises `PluginError`, naming step, problem, class and remedy, where it raises, returns no action, or looks for
+    evidence that is not in its `looks` or is there already. Errors that are not its fault (a model is gone) pass.
+    """
+    try:
+        action: Any = policy.decide(view)
+        if inspect.isawaitable(action):  # it asks a model
+            action = await action
+        fault, cause = _fault_of(policy, action, view), None
+    except StepwiseError as error:
+        if not isinstance(error, PluginError):
+            raise
+        fault, cause = str(error), error
+    except Exception as error:
+        fault = f"{type(policy).__name__}.decide() raised {type(error).__name__}: {reason_of(error)}"
+        cause = error  # type: ignore[assignment]
+    if not fault:
+        return action  # type: ignore[no-any-return]
+    raise PluginError(f"the policy failed at step {view.index} of problem {view.problem.id!r}: {fault}") from cause
+
+
+def _fault_of(policy: Policy, action: Any, view: View) -> str:
+    """What is wrong with a return value of `policy.decide`, and what to do; "" for nothing."""
+    name = type(policy).__name__
+    if isinstance(action, Look):
+        there = view.draft is not None if action.what == "draft" else action.what in view.looked
+        if there or action.what not in policy.looks:
+            fault = "again, although it is there" if there else "which is not in its `looks`"
+            return f"{name}.decide() looks for {action.what!r} {fault}; correct it"
+    elif not isinstance(action, Action):
+        hint = f"; {action.__name__} is the class, write {action.__name__}()" if inspect.isclass(action) else ""
+        return (
+            f"{name}.decide() returned {action!r}, which is no action{hint}; return Keep(), Escalate(), HandOver(), "
+            'Resample() or Look("draft") of stepwise.routing'
+        )
+    return ""

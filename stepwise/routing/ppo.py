@@ -1,4 +1,4 @@
-"""Training TRIM-Agg and TRIM-Seq by proximal policy optimization in the simulator; `tuning` goes on with the models.
+"""Training TRIM-Agg and TRIM-Seq by proximal policy optimization, in the simulator.
 
 Settings are those of TRIM's code (arXiv 2601.10245). Clipped objective: arXiv 1707.06347, equation 7; advantages: arXiv
 1506.02438, equation 16, nothing discounted. What differs from TRIM's code, where that is known:
@@ -57,12 +57,12 @@ class PpoSettings:
     problems: int = Field(default=64, ge=1)  # in a batch
     batches: int = Field(default=1055, ge=1)  # TRIM: 10 epochs of 7,500 problems less the tenth held out
     epochs: int = Field(default=3, ge=1)  # passes over a batch
-    rate: float = Field(default=3e-4, gt=0, allow_inf_nan=False)  # learning rate at the start; it falls to 0 linearly
-    trace: _Share = 0.95  # lambda of generalised advantage estimation
+    learning_rate: float = Field(default=3e-4, gt=0, allow_inf_nan=False)  # at the start; it falls to 0 linearly
+    gae_lambda: _Share = 0.95  # of generalised advantage estimation
     clip: float = Field(default=0.2, gt=0, allow_inf_nan=False)  # of the ratio, and of the change of the value
     value_weight: float = Field(default=0.5, ge=0, allow_inf_nan=False)  # of the critic's loss
     entropy: tuple[_Share, _Share] = (0.01, 0.001)  # its weight at the start and at the end
-    most_gradient: float = Field(default=0.5, gt=0, allow_inf_nan=False)  # norm that gradients are cut to
+    max_grad_norm: float = Field(default=0.5, gt=0, allow_inf_nan=False)  # norm that gradients are cut to
     dropout: float = Field(default=0.1, ge=0, lt=1)  # in TRIM-Agg's two shared layers
     validate_every: int = Field(default=50, ge=1)  # batches between two looks at the held-out episodes
     validation: int = Field(default=2000, ge=1)  # those episodes, that the weights are chosen by
@@ -157,14 +157,14 @@ def rewards(decisions: Decisions, right: Any, price: float, draft_share: float =
     return reward
 
 
-def advantages(reward: Array, values: Array, episode: Ints, step: Ints, trace: float) -> Array:
+def advantages(reward: Array, values: Array, episode: Ints, step: Ints, gae_lambda: float) -> Array:
     """Generalised advantage estimates (arXiv 1506.02438, equation 16) with nothing discounted; all arrays (D,)."""
     order = np.lexsort((step, episode))
     result, after, following = np.zeros(len(order)), 0.0, 0.0
     for place, i in reversed(list(enumerate(order))):
         if place + 1 == len(order) or episode[order[place + 1]] != episode[i]:
             after = following = 0.0
-        after = reward[i] + following - values[i] + trace * after
+        after = reward[i] + following - values[i] + gae_lambda * after
         result[i], following = after, values[i]
     return result
 
@@ -186,15 +186,14 @@ def value_loss(values: Tensor, old: Tensor, target: Tensor, clip: float) -> Tens
 class PpoLearner:
     """Weights and the optimizer's state after `done` batches."""
 
-    def __init__(self, settings: PpoSettings, weights: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, settings: PpoSettings, weights: Tensors | None = None) -> None:
         import torch
 
-        given = _initial(settings.kind, len(settings.runs), settings.seed) if weights is None else weights
+        weights = weights or _initial(settings.kind, len(settings.runs), settings.seed)
         self.settings, self.done = settings, 0
-        self.weights: Tensors = {  # in the order of their names, which is that of the optimizer's state in a file
-            name: torch.as_tensor(given[name]).to(torch.float32).clone().requires_grad_() for name in sorted(given)
-        }
-        self.optimizer = torch.optim.Adam(self.weights.values(), lr=settings.rate)
+        # in the order of their names, which is that of the optimizer's state in a file
+        self.weights: Tensors = {name: weights[name].clone().requires_grad_() for name in sorted(weights)}
+        self.optimizer = torch.optim.Adam(self.weights.values(), lr=settings.learning_rate)
 
     def arrays(self) -> dict[str, Array]:
         """The weights as `learned.forward` takes them."""
@@ -211,12 +210,12 @@ class PpoLearner:
         with torch.no_grad():
             logits, old_values = _network(settings.kind, self.weights, x, last)
             old = logits.log_softmax(-1).gather(1, action[:, None])[:, 0]
-        gain = advantages(reward, old_values.double().numpy(), decisions.episode, decisions.step, settings.trace)
+        gain = advantages(reward, old_values.double().numpy(), decisions.episode, decisions.step, settings.gae_lambda)
         target = old_values + torch.as_tensor(gain, dtype=torch.float32)
         advantage = torch.as_tensor((gain - gain.mean()) / (gain.std() + 1e-8), dtype=torch.float32)
         left = 1 - self.done / settings.batches
         entropy_weight = settings.entropy[1] + left * (settings.entropy[0] - settings.entropy[1])
-        self.optimizer.param_groups[0]["lr"] = settings.rate * left
+        self.optimizer.param_groups[0]["lr"] = settings.learning_rate * left
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_hash(settings.seed, self.done, "dropout"))
             for _ in range(settings.epochs):
@@ -227,7 +226,7 @@ class PpoLearner:
                 loss = loss + entropy_weight * (logs.exp() * logs).sum(-1).mean()
                 self.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(self.weights.values(), settings.most_gradient)
+                torch.nn.utils.clip_grad_norm_(self.weights.values(), settings.max_grad_norm)
                 self.optimizer.step()
         self.done += 1
 
@@ -244,16 +243,14 @@ class PpoLearner:
             save_file(flat, draft, metadata={"done": str(self.done), **notes})
 
     @classmethod
-    def begin(
-        cls, path: Path, settings: PpoSettings, mark: str, start: Weights | None = None
-    ) -> tuple[Self, Weights, dict[str, str]]:
-        """Learner, best weights and notes of the checkpoint at `path`, of weights `start` where there is none; raises
+    def begin(cls, path: Path, settings: PpoSettings, mark: str) -> tuple[Self, Weights, dict[str, str]]:
+        """Learner, best weights and notes of the checkpoint at `path`, of fresh weights where there is none; raises
         `ConfigError` for a damaged one, and for one with another `mark`.
         """
         from safetensors import SafetensorError, safe_open
 
         if not path.is_file():
-            return cls(settings, start), start or {}, {}
+            return cls(settings), {}, {}
         try:
             with safe_open(path, framework="pt") as file:
                 notes = dict(file.metadata())

@@ -168,8 +168,8 @@ def question_key(problem: Problem) -> str:
 
 def refuse_overlap(fitted_on: Iterable[str], problems: Iterable[Problem], what: str = "this policy") -> None:
     """Raises `DataError` where a problem's question is among those that `what` was fitted on (their `question_key`)."""
-    known = set(fitted_on)
-    shared = [problem.id for problem in problems if question_key(problem) in known]
+    keys = set(fitted_on)
+    shared = [problem.id for problem in problems if question_key(problem) in keys]
     if shared:
         raise DataError(f"{what} was fitted on {len(shared)} of these problems, such as {shared[0]!r}; take others")
 

@@ -71,18 +71,18 @@ def route_all(
     policy.check_models(**{role: model and model.name for role, model in models._asdict().items()})
     settings, ledger = settings or RouteSettings(), ledger or Ledger()
     around = Wrappers(ledger, settings.prompt, store, callbacks, settings.run)
-    asked = Models(
+    wrapped = Models(
         around.model(models.weak, "weak"),
         around.model(models.strong, "strong"),
         None if models.scorer is None else around.scorer(models.scorer, scorer_settings),
     )
     solver_of = _Reviewed if policy.when == "solution" else Solver
     solvers = [
-        solver_of(problem, asked, policy, settings, ledger.for_problem((spent or {}).get(problem)), on_step, on_trace)
+        solver_of(problem, wrapped, policy, settings, ledger.for_problem((spent or {}).get(problem)), on_step, on_trace)
         for problem in problems
     ]
 
-    working: list[Any] = [model for model in asked if model is not None]
+    working: list[Any] = [model for model in wrapped if model is not None]
     driver = Driver(
         [engine for model in working for engine in model.engines], exact=not any(model.remote for model in working)
     )

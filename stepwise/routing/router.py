@@ -227,7 +227,7 @@ class StepRouter(dspy.Module):
         again; another one's problem is begun anew, and what it cost counts for the caps on its problem (what the cache
         says of it, where replays from there are free). Ctrl-C raises `RoutingInterrupted` with the traces so far.
         """
-        asked = load_problems(problems)
+        problems = load_problems(problems)
         earlier = list(resume)
         done = {trace.problem: trace for trace in earlier if trace.finish not in ("", "interrupted")}
         spent: dict[Problem, dict[str, Usage]] = {}
@@ -235,7 +235,7 @@ class StepRouter(dspy.Module):
             account = spent.setdefault(trace.problem, {})
             for role, usage in usage_by_author(trace).items():
                 account[role] = account.get(role, Usage()) + usage
-        todo = [problem for problem in asked if problem not in done]
+        todo = [problem for problem in problems if problem not in done]
         if self.cache is not None and self.cache.replays_are_free:
             spent = {problem: self.cache.spent(problem.id) for problem in todo}
 
@@ -246,7 +246,7 @@ class StepRouter(dspy.Module):
 
         def in_order(fresh: Iterable[Trace]) -> list[Trace]:
             new = iter(fresh)
-            return [done[problem] if problem in done else next(new) for problem in asked]
+            return [done[problem] if problem in done else next(new) for problem in problems]
 
         with bar(description, len(todo)) if progress else nullcontext(lambda _: None) as advance:
             try:

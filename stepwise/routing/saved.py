@@ -72,8 +72,8 @@ def policy_from_config(routing: RoutingConfig) -> Policy:
     """The policy that a `RoutingConfig` asks for; raises `ConfigError` as `policy_from_dict` does, and for options that
     it does not have.
     """
-    of_its_own = {"threshold": {"threshold": routing.threshold}, "random": {"p": routing.probability}}
-    return _policy(routing.policy, {**of_its_own.get(routing.policy, {}), **routing.options}, None)
+    defaults = {"threshold": {"threshold": routing.threshold}, "random": {"p": routing.probability}}
+    return _policy(routing.policy, {**defaults.get(routing.policy, {}), **routing.options}, None)
 
 
 def _policy(name: str, options: Mapping[str, Any], allowed: Collection[str] | None) -> Policy:
@@ -119,9 +119,9 @@ class PolicyCard:
         for role in ("weak", "strong", *(["scorer"] if scorer else []), "prompt"):
             ours, theirs = getattr(self, role), getattr(other, role)
             if ours != theirs:
-                what = "with the prompt" if role == "prompt" else f"for the {role} model"
+                part = "with the prompt" if role == "prompt" else f"for the {role} model"
                 raise ConfigError(
-                    f"the policy was set {what} {ours!r}, the router has {theirs!r}; set it again for these models, "
+                    f"the policy was set {part} {ours!r}, the router has {theirs!r}; set it again for these models, "
                     "or force it"
                 )
 
@@ -174,10 +174,10 @@ def load_policy(path: str | Path, *, allow_import: Collection[str] = ()) -> Save
     if not isinstance(settings, Mapping):
         raise DataError(f"{path} holds no policy; {_REMEDY}")
     try:
-        known = None if card is None else PolicyCard(**card)
+        policy_card = None if card is None else PolicyCard(**card)
     except (DataError, TypeError) as error:
         raise DataError(f"{path}, field card: {reason_of(error)}; give the file as it was written") from None
     try:
-        return SavedPolicy(policy_from_dict(settings, allowed=allow_import), known)
+        return SavedPolicy(policy_from_dict(settings, allowed=allow_import), policy_card)
     except (ConfigError, DataError) as error:
         raise type(error)(f"{path}: {error}") from None

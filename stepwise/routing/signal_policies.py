@@ -69,8 +69,8 @@ class Signalled(Policy):
     @property
     def family(self) -> str:
         """What a comparison calls it at any threshold."""
-        what = {"escalate": "", "hand_over": ", hand over", "resample": f", resample {self.tries}"}[self.action]
-        return f"{self.signal.name}{what}{' then escalate' if what and self.last == 'escalate' else ''}"
+        action = {"escalate": "", "hand_over": ", hand over", "resample": f", resample {self.tries}"}[self.action]
+        return f"{self.signal.name}{action}{' then escalate' if action and self.last == 'escalate' else ''}"
 
     def decide(self, view: View) -> Action | Look:
         """Look for what the signal needs, then act."""

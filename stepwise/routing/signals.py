@@ -33,7 +33,7 @@ from stepwise.routing.policy import Evidence, Look, View
 from stepwise.routing.pomdp.filter import ObservationLaw
 
 Worse = Literal["high", "low"]
-_LEAST = 1e-12  # likelihood where a law has none
+_FLOOR = 1e-12  # likelihood where a law has none
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
@@ -118,7 +118,7 @@ class CumulativeSum(Signal):
         law, total = self.law.score_only(), 0.0
         for step in (*view.steps, *((view.draft,) if view.draft else ())):
             right, _, wrong = law.likelihoods(step.score or 0.0)
-            total = max(0.0, total + math.log(max(wrong, _LEAST) / max(right, _LEAST)))
+            total = max(0.0, total + math.log(max(wrong, _FLOOR) / max(right, _FLOOR)))
             if step.author == "strong":
                 total = 0.0
         return total
@@ -142,9 +142,9 @@ class FirstTokenEntropy(Signal):
         """In nats, at least 0, of the untempered distribution."""
         if not view.first_token:
             return None
-        known = [math.exp(logprob) for logprob in view.first_token]
-        rest = max(0.0, 1.0 - sum(known))
-        return max(0.0, -sum(p * math.log(p) for p in (*known, rest) if p > 0))
+        shares = [math.exp(logprob) for logprob in view.first_token]
+        rest = max(0.0, 1.0 - sum(shares))
+        return max(0.0, -sum(p * math.log(p) for p in (*shares, rest) if p > 0))
 
 
 @record(allow_inf_nan=False)
@@ -218,9 +218,9 @@ def fit_mixture(values: Iterable[float], *, rounds: int = 500) -> MaxLogitMixtur
             f"{len(x)} values are too few for a mixture, or all the same; give 20 or more of drafts that differ"
         )
     halves = np.array_split(x, 2)
-    weights, least = np.array([0.5, 0.5]), 0.01 * x.std()
+    weights, floor = np.array([0.5, 0.5]), 0.01 * x.std()
     means = np.array([half.mean() for half in halves])
-    deviations = np.maximum([half.std() for half in halves], least)
+    deviations = np.maximum([half.std() for half in halves], floor)
     before = -np.inf
     for _ in range(rounds):
         logs = np.log(weights / deviations) - 0.5 * ((x[:, None] - means) / deviations) ** 2
@@ -230,7 +230,7 @@ def fit_mixture(values: Iterable[float], *, rounds: int = 500) -> MaxLogitMixtur
         shares = np.exp(logs - top) / sums
         mass = shares.sum(axis=0) + 1e-9
         weights, means = mass / mass.sum(), (shares * x[:, None]).sum(axis=0) / mass
-        deviations = np.maximum(np.sqrt((shares * (x[:, None] - means) ** 2).sum(axis=0) / mass), least)
+        deviations = np.maximum(np.sqrt((shares * (x[:, None] - means) ** 2).sum(axis=0) / mass), floor)
         if likelihood - before < 1e-9:
             break
         before = likelihood
@@ -272,8 +272,8 @@ class Agreement(Signal):
         """In [0, 1]."""
         if view.draft is None or not view.resamples:
             return None
-        own = self._gist(view.draft.text)
-        return sum(self._gist(sample.text) == own for sample in view.resamples) / len(view.resamples)
+        gist = self._gist(view.draft.text)
+        return sum(self._gist(sample.text) == gist for sample in view.resamples) / len(view.resamples)
 
     def _gist(self, text: str) -> str:
         numbers = _NUMBER.findall(text) if self.by == "result" else []

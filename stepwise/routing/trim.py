@@ -20,21 +20,20 @@ for (`stepwise.models.driver`).
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
 
 from stepwise.config import SamplingConfig
-from stepwise.errors import BudgetExceededError, PluginError, StepwiseError, reason_of
+from stepwise.errors import BudgetExceededError, PluginError, StepwiseError
 from stepwise.models.base import Completion, Generator, Request
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.failures import error_of, failure_of
 from stepwise.prompt import SolvePrompt
 from stepwise.records import record
 from stepwise.routing.evidence import KINDS, Evidence, check_logprobs
-from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Policy, Resample, View, check_action
+from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Policy, Resample, View, decide
 from stepwise.seeds import stable_hash
 from stepwise.steps import extract_answer
 from stepwise.types import Problem, Step, Trace, TraceFinish, Usage
@@ -126,7 +125,7 @@ class Solver:
             self._accept()
 
     async def _after_step(self) -> None:
-        """Nothing here; see `review`, where a solution that has ended may be begun anew."""
+        """Nothing here; see `route`, where a solution that has ended may be begun anew."""
 
     async def _refused(self) -> None:
         """The strong model may not be asked for this step: the weak one's draft stands."""
@@ -154,35 +153,23 @@ class Solver:
         if self.policy.needs_scores:
             await self.score()
         while not self.finish:
-            action = await self._decision()
-            if isinstance(action, Look):
-                await self._look(action)
-                if action.what == "draft":
-                    break
-            elif action is not None:
+            try:
+                action = await decide(self.policy, self._view())
+            except PluginError as error:  # costs this problem and no other
+                self.plugin_error = error
+                self._end("error", str(error))
+                break
+            if not isinstance(action, Look):
                 return self._act(action)
+            self.evidence.done.add(action.what)
+            if action.what == "draft":
+                self.undecided = True
+                break
+            if action.what == "scores":
+                await self.score()
+            elif action.what in KINDS:
+                await KINDS[action.what].gather(self, action)
         return False
-
-    async def _decision(self) -> Action | Look | None:
-        """What the policy says; None where it fails, which ends this problem and no other."""
-        try:
-            action: Any = self.policy.decide(self._view())
-            if inspect.isawaitable(action):  # it asks a model
-                action = await action
-            action = check_action(self.policy, action)
-            if isinstance(action, Look):
-                self._check_look(action.what)
-            return action  # type: ignore[no-any-return]
-        except Exception as error:
-            if isinstance(error, StepwiseError) and not isinstance(error, PluginError):
-                raise  # not the policy's fault: a model is gone, the budget is spent
-            ours = isinstance(error, PluginError)
-            fault = f"{type(self.policy).__name__}.decide() raised {type(error).__name__}: {reason_of(error)}"
-            note = f"at step {len(self.steps)} of problem {self.problem.id!r}: {error if ours else fault}"
-            self.plugin_error = PluginError(f"the policy failed {note}")
-            self.plugin_error.__cause__ = error
-            self._end("error", f"the policy failed {note}")
-            return None
 
     async def score(self) -> None:
         """Fill in the scores that are missing; a step keeps the score that was decided on."""
@@ -208,23 +195,6 @@ class Solver:
             ]
             if self.draft is not None and len(result.scores) > place:
                 self.draft = dataclasses.replace(self.draft, score=result.scores[-1])
-
-    def _check_look(self, what: str) -> None:
-        """Raise `PluginError` for evidence that the policy did not name, or has already."""
-        there = self.draft is not None if what == "draft" else what in self._view().looked
-        if what not in self.looks or there:
-            fault = "again, although it is there" if there else "which is not in its `looks`"
-            raise PluginError(f"policy {self.policy.name!r} looks for {what!r} {fault}; correct its decide()")
-
-    async def _look(self, look: Look) -> None:
-        """Get what the policy looks for."""
-        self.evidence.done.add(look.what)
-        if look.what == "draft":
-            self.undecided = True
-        elif look.what == "scores":
-            await self.score()
-        elif look.what in KINDS:
-            await KINDS[look.what].gather(self, look)
 
     def _act(self, action: Action) -> bool:
         """Note what the policy decided; True when the weak model is to draft again."""
