@@ -7,7 +7,7 @@ interventions of routed traces, `build` (`datasets`) the datasets that they are 
 
 from stepwise.interventions.checks.leaks import LeakCheck, LeakVerdict, answer_due, check_leak
 from stepwise.interventions.checks.sums import FalseEquation, false_equations
-from stepwise.interventions.collection import Progress, collect, funnel, read_stage
+from stepwise.interventions.collection import collect, funnel, read_stage
 from stepwise.interventions.datasets import build, pairs, write_dataset
 from stepwise.interventions.from_routing import from_routing
 from stepwise.interventions.settings import BuildSettings, CollectSettings, Writers
@@ -18,7 +18,6 @@ __all__ = [
     "FalseEquation",
     "LeakCheck",
     "LeakVerdict",
-    "Progress",
     "Writers",
     "answer_due",
     "build",

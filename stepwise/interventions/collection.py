@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +26,29 @@ from stepwise.types import Problem, to_json
 
 
 def collect(
-    problems: Iterable[Problem] | Checked,
+    problems: Any,
     cfg: Config,
     out: str | Path | RunDirectory,
     *,
     settings: CollectSettings | None = None,
     writers: Writers | None = None,
     licence: str = "other",
-    on_chunk: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Make the dataset of `problems` in the directory `out`; returns its path, the card is beside it.
 
     Going on after an interruption needs no more than the same call. `out/chunks` has the rows of all stages, and
-    `out/problems.jsonl` the problems. `licence` is written into the card.
-    `on_chunk` is called with a `Progress` after each chunk, also after those that an earlier start has sealed; without
-    it a progress bar is shown. Raises DataError for problems that cannot be used, and for a directory with other
-    problems, settings or configuration or that another process works in; BackendError where a model is gone, and
-    OSError where the disk is full; BudgetExceededError where a cap of `budget` would be passed: what was sealed before
-    stays, and has become a dataset. Caps do not make it another run: it goes on when they are raised.
+    `out/problems.jsonl` the problems, which are whatever `load_problems` takes. `licence` is written into the card.
+
+    Raises DataError for problems that cannot be used, and for a directory with other problems, settings or
+    configuration or that another process works in; BackendError where a model is gone, and OSError where the disk is
+    full; BudgetExceededError where a cap of `budget` would be passed: what was sealed before stays, and has become a
+    dataset. Caps do not make it another run: it goes on when they are raised.
+
+    Example:
+        config = sw.Config.lab()
+        problems = [lab.problem for lab in sw.lab.generate("train", 20)]
+        path = collect(problems, config, "out/int", settings=CollectSettings(rollouts=4, guided=8))
+        examples = read_examples(path)  # stepwise.data.examples
     """
     settings = settings or CollectSettings()
     checked = problems if isinstance(problems, Checked) else check_problems(problems)
@@ -56,7 +60,7 @@ def collect(
         ExitStack() as stack,
     ):
         _remember(directory, checked.problems)
-        account, caps = _Account(cfg, len(checked.problems)), Caps.of(cfg, directory)
+        account, caps = Account(cfg, len(checked.problems)), Caps.of(cfg, directory)
         if caps is not None:  # what chunks have cost that were sealed when there were no caps counts too
             caps.catch_up(sealed_cost(directory.path, cfg))
         asked = stack.enter_context(wrapped(own, directory, cfg, caps))
@@ -67,17 +71,15 @@ def collect(
 
         def sealed(folder: Path, members: int, before: bool) -> str:
             rows = {name: read_rows(folder / f"{name}.jsonl", kind) for name, kind in ROWS.items()}
-            now = account.add(rows, members, before=before)
-            if on_chunk is not None:
-                on_chunk(now)
-            return _in_words(now)
+            account.add(rows, members, before=before)
+            return account.note()
 
         def finish() -> Path:
             return _write(directory, checked, cfg, settings, licence)
 
         return run_chunks(
             directory, checked.problems, settings.chunk, list(ROWS), work, finish, caps=caps,
-            label=None if on_chunk else "collecting", on_sealed=sealed,
+            label="collecting", on_sealed=sealed,
         )  # fmt: skip
 
 
@@ -119,87 +121,58 @@ def unsound(candidates: Iterable[Any]) -> int:
 
 def sealed_cost(out: str | Path, config: Config) -> Ledger:
     """What the rows in the sealed chunks of `out` have cost."""
-    account = _Account(config, 0)
-    account.add({name: read_stage(out, name) for name in ROWS}, 0, before=True)
+    account = Account(config)
+    account.add({name: read_stage(out, name) for name in ROWS}, 0)
     return account.ledger
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a collection is, after a chunk; counts are of all chunks so far, those of earlier starts included.
+class Account:
+    """Adds up the rows of sealed chunks and what they cost, under the caps and prices of a configuration."""
 
-    `examples` may count twice what two chunks have in common. `generated` has tokens by role ("weak", "critic", and
-    "scorer" where it finds the errors). `money` is in the unit of the prices, None where a price is not known. `left`
-    has what is left of each cap of `budget` that is set. `seconds` are of this start, which did all but
-    `problems_before` problems and wrote all but `generated_before` tokens.
-    """
-
-    problems: int = 0
-    problems_in_all: int = 0
-    rollouts: int = 0
-    failures: int = 0
-    examples: int = 0
-    guided: int = 0
-    successes: int = 0
-    generated: Mapping[str, int] | None = None
-    money: float | None = None
-    left: Mapping[str, float] | None = None
-    seconds: float = 0.0
-    problems_before: int = 0
-    generated_before: int = 0
-
-
-class _Account:
-    """Adds up the rows of chunks and what they cost, under the caps and prices of a configuration."""
-
-    def __init__(self, config: Config, problems: int) -> None:
+    def __init__(self, config: Config, num_problems: int = 0) -> None:
         locates = "scorer" if config.critic.method == "scorer" else "critic"
         self._roles = {"rollouts": "weak", "located": locates, "candidates": "critic", "guided": "weak"}
         models = {"weak": config.models.weak, "critic": config.models.critic, "scorer": config.scorer}
         prices = {role: models[role].prices for role in dict.fromkeys(self._roles.values())}
-        self.ledger = Ledger(config.budget, prices)
-        self._counts: Counter[str] = Counter(problems_in_all=problems)
+        self.ledger, self._num_problems = Ledger(config.budget, prices), num_problems
+        self._counts: Counter[str] = Counter()
         self._began = time.monotonic()
 
-    def add(self, rows: Mapping[str, Sequence[Any]], problems: int, *, before: bool) -> Progress:
-        """Count a chunk of so many problems; `before`: an earlier start made it."""
+    def add(self, rows: Mapping[str, Sequence[Any]], num_problems: int, *, before: bool = False) -> None:
+        """Count a chunk of so many problems; `before`: an earlier start sealed it."""
         for stage, role in self._roles.items():
             self.ledger.record(role, spent(rows[stage]))
-        self._counts.update({stage: len(rows[stage]) for stage in ("rollouts", "failures", "examples", "guided")})
-        self._counts["successes"] += sum(row.verdict == "CORRECT" for row in rows["guided"])
-        self._counts["problems"] += problems
+        self._counts.update({stage: len(rows[stage]) for stage in ("examples", "guided")})
+        self._counts["right"] += sum(row.verdict == "CORRECT" for row in rows["guided"])
+        self._counts["problems"] += num_problems
         if before:
-            self._counts["problems_before"] += problems
-            self._counts["generated_before"] = self.ledger.usage().generated_tokens
-        return Progress(
-            **self._counts,
-            generated={role: self.ledger.usage(role).generated_tokens for role in self._roles.values()},
-            money=self.ledger.usage().cost,
-            left={name: left for name, left in self.ledger.remaining().items() if left is not None},
-            seconds=time.monotonic() - self._began,
-        )
+            self._counts["problems before"] += num_problems
+            self._counts["tokens before"] = self.ledger.usage().generated_tokens
 
+    def note(self, seconds: float | None = None) -> str:
+        """One line for the progress bar: "examples 41, guided 12% right, 310k tokens, 0.42 of 5.00 spent".
 
-def _in_words(now: Progress) -> str:
-    """One short line for the progress bar: "examples 41, guided 12 % right, 310k tokens, 0.42 of 5.00 spent"."""
-    parts, left = [f"examples {now.examples:,}"], now.left or {}
-    if now.guided:
-        parts.append(f"guided {now.successes / now.guided:.0%} right")
-    written = sum((now.generated or {}).values())
-    cap = f" of {_short(written + left['total_tokens'])}" if "total_tokens" in left else ""
-    parts.append(f"{_short(written)}{cap} tokens")
-    if now.money is None:
-        parts.append("no price known")
-    elif now.money or "money" in left:
-        cap = f" of {now.money + left['money']:.2f}" if "money" in left else ""
-        parts.append(f"{now.money:.2f}{cap} spent")
-    here = now.problems - now.problems_before
-    if here and now.seconds > 0:
-        parts.append(f"{_short((written - now.generated_before) / now.seconds)} tokens/s")
-        seconds = (now.problems_in_all - now.problems) * now.seconds / here
-        if seconds:
-            parts.append(f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left")
-    return ", ".join(parts)
+        Rate and remaining time are of what was done in the `seconds` since this start (None: by the clock).
+        """
+        counts, total, left = self._counts, self.ledger.usage(), self.ledger.remaining()
+        seconds = time.monotonic() - self._began if seconds is None else seconds
+        parts = [f"examples {counts['examples']:,}"]
+        if counts["guided"]:
+            parts.append(f"guided {counts['right'] / counts['guided']:.0%} right")
+        tokens, more = total.generated_tokens, left["total_tokens"]
+        parts.append(f"{_short(tokens)}{'' if more is None else f' of {_short(tokens + more)}'} tokens")
+        if total.cost is None:
+            parts.append("no price known")
+        elif total.cost or left["money"] is not None:
+            cap = "" if left["money"] is None else f" of {total.cost + left['money']:.2f}"
+            parts.append(f"{total.cost:.2f}{cap} spent")
+        done = counts["problems"] - counts["problems before"]
+        if done and seconds > 0:
+            parts.append(f"{_short((tokens - counts['tokens before']) / seconds)} tokens/s")
+            rest = (self._num_problems - counts["problems"]) * seconds / done
+            if rest:
+                parts.append(f"about {rest:.0f} s left" if rest < 120 else f"about {rest / 60:.0f} min left")
+        return ", ".join(parts)
 
 
 def _short(count: float) -> str:

@@ -1,18 +1,39 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from stepwise.interventions.collection import Progress, _in_words, _short
+from stepwise.config import Config
+from stepwise.interventions.collection import Account, _short
+from stepwise.types import Usage
 
-NOW = Progress(
-    problems=40, problems_in_all=100, rollouts=160, failures=90, examples=41, guided=200, successes=24,
-    generated={"weak": 300_000, "critic": 10_000}, money=0.42, left={"money": 4.58}, seconds=60.0,
-    problems_before=10, generated_before=10_000,
-)  # fmt: skip
+
+def account(
+    *overrides: str, cost: float | None = 0.42, guided: int = 200, problems: int = 40, before: int = 10
+) -> Account:
+    """100 problems, of which `problems` are done, `before` of them by an earlier start."""
+    made = Account(Config.load(None, list(overrides)), 100)
+
+    def rows(
+        tokens: int, guided: int, right: int, cost: float | None, examples: int
+    ) -> dict[str, list[SimpleNamespace]]:
+        written = [SimpleNamespace(usage=Usage("weak", 1, 0, 0, tokens, cost=cost))]
+        rollouts = [SimpleNamespace(usage=Usage(), verdict="CORRECT" if i < right else "WRONG") for i in range(guided)]
+        return {"rollouts": written, "located": [], "candidates": [], "guided": rollouts, "examples": [None] * examples}
+
+    made.add(rows(10_000, 0, 0, 0.0, 1), before, before=True)
+    if problems > before:
+        made.add(rows(300_000, guided, 24 if guided else 0, cost, 40), problems - before)
+    return made
+
+
+PRICES = ["models.weak.model=openai/x", "models.weak.price_in=0", "models.weak.price_out=0"]
+MONEY = [*PRICES, "budget.money=5", "models.critic.price_in=0", "models.critic.price_out=0"]
 
 
 def test_one_line_has_examples_success_tokens_money_rate_and_time() -> None:
-    assert _in_words(NOW) == (
+    assert account(*MONEY).note(60.0) == (
         "examples 41, guided 12% right, 310k tokens, 0.42 of 5.00 spent, 5.0k tokens/s, about 2 min left"
     )
 
@@ -20,17 +41,17 @@ def test_one_line_has_examples_success_tokens_money_rate_and_time() -> None:
 @pytest.mark.parametrize(
     ("changed", "said", "unsaid"),
     [
-        ({"money": None, "left": {}}, "no price known", "spent"),
-        ({"money": 0.0, "left": {}}, "310k tokens, 5.0k", "spent"),
-        ({"money": 0.42, "left": {}}, "0.42 spent", " of "),
-        ({"left": {"total_tokens": 90_000}}, "310k of 400k tokens", "5.00"),
-        ({"guided": 0, "successes": 0}, "examples 41, 310k", "guided"),
-        ({"problems": 100}, "tokens/s", "left"),
-        ({"problems_before": 40}, "spent", "tokens/s"),  # nothing was done here: there is no rate yet
+        (account("models.weak.model=openai/x", cost=None), "no price known", "spent"),
+        (account(cost=0.0), "310k tokens, 5.0k", "spent"),
+        (account(*PRICES), "0.42 spent", " of "),
+        (account("budget.total_tokens=400_000"), "310k of 400k tokens", "5.00"),
+        (account(guided=0), "examples 41, 310k", "guided"),
+        (account(problems=100), "tokens/s", "left"),
+        (account(*MONEY, problems=40, before=40), "spent", "tokens/s"),  # nothing was done here: there is no rate yet
     ],
 )
-def test_what_is_not_known_is_left_out(changed: dict[str, object], said: str, unsaid: str) -> None:
-    line = _in_words(Progress(**{**vars(NOW), **changed}))  # type: ignore[arg-type]
+def test_what_is_not_known_is_left_out(changed: Account, said: str, unsaid: str) -> None:
+    line = changed.note(60.0)
     assert said in line
     assert unsaid not in line
 
