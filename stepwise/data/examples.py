@@ -110,6 +110,10 @@ def write_examples(
 
     `card` holds counts, models and settings; `licence` is the licence's short name. Both files are whole or not there:
     they are written under another name first.
+
+    Example:
+        examples = build("rejection", "gsm8k.jsonl", config)
+        write_examples("set.jsonl", examples, card={"models": {"weak": "m.gguf"}}, licence="mit")  # and set.md
     """
     path = Path(path)
     write_rows(path, examples)
@@ -121,6 +125,10 @@ def read_examples(source: str | Path | Any) -> list[Example]:
     """The inverse of `write_examples`, also for a `datasets.Dataset`; either column names.
 
     Raises DataError naming file, row and field.
+
+    Example:
+        rows = read_examples("out/int/dataset.jsonl")
+        rows[0].target  # what is trained: the kept prefix and the intervention
     """
     rows, where = read_table(source)
     return [_example(row, f"{where}, row {number}") for number, row in enumerate(rows, 1)]
@@ -211,11 +219,16 @@ def _card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], 
 
 
 def read_pairs(*sources: str | Path | Any) -> list[PreferencePair]:
-    """Pairs, those of the same texts once. A source is a JSON Lines file that the dataset builder wrote, a
+    r"""Pairs, those of the same texts once. A source is a JSON Lines file that the dataset builder wrote, a
     `datasets.Dataset`, or rows with the texts `prompt`, `chosen` and `rejected`.
 
     The prefix is the longest run of steps that `chosen` and `rejected` begin with. Raises DataError naming file, row
     and field: for a field without a text, and for texts of which one is, or begins with, the other.
+
+    >>> row = {"prompt": "What is 2 + 3?", "chosen": "Add.\n\nIt is 5.", "rejected": "Add.\n\nIt is 6."}
+    >>> pair = read_pairs([row])[0]
+    >>> pair.prefix, pair.chosen, pair.rejected
+    (('Add.',), ('It is 5.',), ('It is 6.',))
     """
     pairs: dict[tuple[Any, ...], PreferencePair] = {}
     for rows, source in map(read_table, sources):

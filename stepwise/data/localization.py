@@ -54,6 +54,9 @@ Localizer = Callable[[ProcessBenchRow], Outcome]
 class LocalizationCounts(NamedTuple):
     """Attempts of one subset: the wrong ones, those among them whose first error was `found`; the right ones, those
     among them that were `cleared`.
+
+    >>> LocalizationCounts(found=1, wrong=2, cleared=3, right=3).f1  # harmonic mean of 50 % and 100 %
+    66.66666666666667
     """
 
     found: int
@@ -100,6 +103,9 @@ def mean_f1(
 
     Attempts are drawn anew within each subset. None when there is no subset, or one without F1. Draws that leave a
     subset without one of the classes have no F1 and are left out. Deterministic for a given `seed`.
+
+    >>> mean_f1([LocalizationCounts(1, 2, 3, 3)], samples=100).value
+    66.66666666666667
     """
     values = [subset.f1 for subset in subsets]
     if not values or None in values:
@@ -137,6 +143,9 @@ def blind_f1(prior: Sequence[float]) -> float | None:
     Saying "no error" with probability q, else naming the most frequent place, which is right in a share a of the wrong
     attempts: 2 a q (1 - q) / (q + a (1 - q)) is largest at q / (1 - q) = sqrt(a), where it is 2 a / (1 + sqrt(a))^2.
     A constant guess by itself has F1 0: it misses every right attempt.
+
+    >>> round(blind_f1([40.0, 60.0]), 1)
+    38.1
     """
     if not prior:
         return None
@@ -145,7 +154,11 @@ def blind_f1(prior: Sequence[float]) -> float | None:
 
 
 def first_below(scores: Sequence[float], threshold: float) -> int | None:
-    """Index of the first step whose score is under `threshold`, None where there is none."""
+    """Index of the first step whose score is under `threshold`, None where there is none.
+
+    >>> first_below([0.9, 0.4, 0.1], 0.5)
+    1
+    """
     return next((i for i, score in enumerate(scores) if score < threshold), None)
 
 

@@ -31,6 +31,10 @@ def from_row(row: Mapping[str, Any], where: str = "row", *, scores: str | None =
 
     The generator becomes the author of every step. A label of -1 becomes `first_error=None`. `scores` names the scorer
     whose published scores become those of the steps.
+
+    >>> row = {"problem": "What is 2 + 3?", "steps": ["2 + 3 = 6.", "So it is 6."], "label": 0}
+    >>> from_row(row).localization.first_error
+    0
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is {row!r}; it must be an object with problem, steps and label")

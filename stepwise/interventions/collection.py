@@ -84,14 +84,22 @@ def collect(
 
 
 def read_stage(out: str | Path, stage: str) -> list[Any]:
-    """All rows of one stage (a name of `ROWS`) in the sealed chunks of `out`, in order."""
+    """All rows of one stage (a name of `ROWS`) in the sealed chunks of `out`, in order.
+
+    Example:
+        wrong = [row for row in read_stage("out/int", "rollouts") if row.verdict == "WRONG"]
+    """
     if stage not in ROWS:
         raise DataError(f"stage {stage!r} is none of {', '.join(ROWS)}")
     return sealed_rows(out, stage, ROWS[stage])
 
 
 def funnel(out: str | Path) -> dict[str, int]:
-    """How many rows reached each stage, of the sealed chunks of `out`."""
+    """How many rows reached each stage, of the sealed chunks of `out`.
+
+    Example:
+        funnel("out/int")["examples"]
+    """
     rows = {name: read_stage(out, name) for name in ROWS}
     rollouts, located, candidates, guided = (rows[name] for name in WRITTEN)
     leaks = Counter(row.leak for row in candidates)

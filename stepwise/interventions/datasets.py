@@ -70,6 +70,11 @@ def build(
     given, is added to: what became of what. Raises DataError for an unknown kind, a kind that needs a collection and is
     given problems, another prompt than the collection's, and problems that cannot be used; BackendError where a model
     is gone.
+
+    Example:
+        config = sw.Config.lab()
+        rows = build("rejection", sw.load_problems("gsm8k", split="train", n=100), config)
+        rows = build("unfiltered", "out/int", config)  # of the collection that `collect` wrote there
     """
     recipe = Recipe(kind, source, cfg, settings, problems)
     rows: list[Example] = []
@@ -100,6 +105,9 @@ def write_dataset(
     Going on after an interruption needs no more than the same call. Raises as `build` does, and DataError for a
     directory of another run; OSError where the disk is full, BudgetExceededError where the next chunk would pass a cap
     of `budget`: what was sealed before stays, and has become a dataset.
+
+    Example:
+        write_dataset("reflection", "out/int", sw.Config.lab(), "out/reflection", licence="mit")
     """
     return Recipe(kind, source, cfg, settings, problems).write(out, writers, licence)
 
@@ -275,6 +283,10 @@ def pairs(examples: Sequence[Example], failures: Iterable[FailedAttempt]) -> lis
     What the two share cancels out of DPO's loss, so the prefix may stand in them, under whatever chat template. Both
     texts end in the middle of a solution: switch off an end-of-message token that a trainer would add. Raises DataError
     for an example whose attempt is not among the failures.
+
+    Example:
+        rows = pairs(read_stage("out/int", "examples"), read_stage("out/int", "failures"))
+        adapter = dpo(read_pairs(rows), config, "out/dpo")
     """
     attempts = by_id(failures)
     rows = []

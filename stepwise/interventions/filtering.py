@@ -105,7 +105,12 @@ def counts_of(rows: Iterable[GuidedRollout], *, fresh: bool = False) -> dict[str
 
 @dataclass(frozen=True)
 class Beta:
-    """A beta distribution of success rates, both parameters above 0."""
+    """A beta distribution of success rates, both parameters above 0.
+
+    >>> prior = Beta(1.0, 1.0)
+    >>> prior.rate(3, 4), round(prior.fails(1), 3)  # (1 + 3) / (2 + 4), and one half
+    (0.6666666666666666, 0.5)
+    """
 
     a: float
     b: float
@@ -164,7 +169,11 @@ INT_PRIOR = Beta(0.03775, 0.84617)
 
 
 def ranked(counts: Mapping[str, tuple[int, int]], prior: Beta = INT_PRIOR) -> list[str]:
-    """Candidates (ids) with (successes, asked), the highest posterior mean rate first, of equal ones the first."""
+    """Candidates (ids) with (successes, asked), the highest posterior mean rate first, of equal ones the first.
+
+    >>> ranked({"lucky": (1, 2), "known": (20, 32)})  # 1 of 2 says less than 20 of 32
+    ['known', 'lucky']
+    """
     return sorted(counts, key=lambda name: -prior.rate(*counts[name]))
 
 
@@ -177,6 +186,9 @@ def replay(outcomes: Sequence[bool], settings: CollectSettings) -> tuple[int, in
     """(successes, rollouts) of a candidate whose rollouts end as `outcomes` say, in this order.
 
     Raises DataError where there are fewer than the settings ask for.
+
+    >>> replay([False, False, False, True] + [False] * 28, CollectSettings())  # 2 in vain, then 2 with a success
+    (1, 4)
     """
     asked = successes = 0
     while size := settings.next_batch(successes, asked):

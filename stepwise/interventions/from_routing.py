@@ -83,6 +83,10 @@ def from_routing(
     is how sure it must be that a step succeeds more often than its draft. Raises DataError for traces that cannot be
     used, and for a directory of another run; BackendError where the model is gone, OSError where the disk is full, and
     BudgetExceededError where the next chunk would pass a cap of `budget`: what was sealed before stays.
+
+    Example:
+        traces = router.solve_all(sw.load_problems("gsm8k", split="train", n=200))
+        path = from_routing(traces, sw.Config.lab(), "out/routing")
     """
     if not 0.5 <= confident < 1:
         raise ConfigError(f"confident is {confident}; give a probability of at least 0.5 and below 1")
@@ -133,6 +137,9 @@ def read_traces(source: str | Path | Iterable[Trace]) -> list[Trace]:
     """Traces as `stepwise route` writes them (traces.jsonl, or its directory), the last one of a problem tried again.
 
     Raises DataError for a file that is missing, has no rows or rows that are no traces.
+
+    Example:
+        traces = read_traces("out/route")  # its traces.jsonl
     """
     if not isinstance(source, str | Path):
         return list(source)

@@ -63,7 +63,14 @@ class Chunk:
 
 
 def run_stages(chunk: Chunk) -> dict[str, Sequence[Any]]:
-    """The rows of every stage (the names of `ROWS`) for the problems of a chunk; nothing is written."""
+    """The rows of every stage (the names of `ROWS`) for the problems of a chunk; nothing is written.
+
+    Example:
+        config = sw.Config.lab()
+        problems = {lab.problem.id: lab.problem for lab in sw.lab.generate("train", 4)}
+        rows = run_stages(Chunk(problems, Writers(config), config, CollectSettings()))
+        rows["examples"]  # what a model is trained on
+    """
     writers, settings = chunk.writers, chunk.settings
     rollouts = grade_rollouts(sample_rollouts(chunk, writers.weak), chunk.problems)
     failures = keep_failures(rollouts, settings.attempts)

@@ -175,7 +175,11 @@ Row = TypeVar("Row", bound=_Identified)
 
 
 def by_id(rows: Iterable[Row]) -> dict[str, Row]:
-    """Rows by id; raises DataError where an id occurs twice."""
+    """Rows by id; raises DataError where an id occurs twice.
+
+    >>> sorted(by_id([Problem("a", "What is 2 + 3?"), Problem("b", "Why?")]))
+    ['a', 'b']
+    """
     result: dict[str, Row] = {}
     for row in rows:
         if row.id in result:

@@ -27,6 +27,12 @@ class CollectSettings(BaseModel):
 
     When a candidate has had enough guided rollouts follows from `guided`, `enough`, `floor`, `miss` and `batch`; see
     `stepwise.interventions.filtering`.
+
+    >>> settings = CollectSettings(guided=32, floor=0.1, miss=0.3)
+    >>> settings.drop_after  # .9 ** 12 <= .3
+    12
+    >>> settings.next_batch(successes=0, asked=4), settings.next_batch(successes=1, asked=4)
+    (4, 0)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
@@ -164,6 +170,10 @@ class Writers:
 
     `weak` and `strong` are backends, the others modules: ErrorLocalizer, InterventionProposer with one candidate, and
     SolutionRewriter. `around`, while it is set, is put around their calls.
+
+    Example:
+        writers = Writers(config, weak=my_backend)  # the others are those of the configuration
+        collect(problems, config, "out/int", writers=writers)
     """
 
     def __init__(

@@ -100,6 +100,11 @@ def check_leak(
 
     `answer_due` says that the step is to state the answer (see `answer_due`). Raises DataError for an answer that is
     empty or that the grader cannot read.
+
+    >>> check_leak("Half of 84 is left, which is 42.", "42", problem="There are 84 coins.").verdict.value
+    'leak'
+    >>> check_leak("Take half of the 84 coins.", "42", problem="There are 84 coins.").verdict.value
+    'clean'
     """
     gold = _Gold.read(answer)
     known = " \n ".join((problem, *prefix))

@@ -53,7 +53,11 @@ class Mention:
 
 
 def mentions(text: str) -> list[Mention]:
-    """The numbers of `text` in order; numbers over the grader's caps are left out."""
+    """The numbers of `text` in order; numbers over the grader's caps are left out.
+
+    >>> [sorted(mention.values) for mention in mentions("1,234 and one half")]
+    [[Fraction(1234, 1)], [Fraction(1, 2)]]
+    """
     return sorted([*_written(text), *_spelled(text)], key=lambda m: (m.start, m.end))
 
 
@@ -126,6 +130,9 @@ def monomial(text: str) -> tuple[Fraction, tuple[str, ...]] | None:
 
     `text` is an answer cleaned by the grader. So `2\sqrt{12}` and `4\sqrt{3}` are one value, as `14\pi` and
     `\pi \cdot 14` are.
+
+    >>> monomial("2\\sqrt{3}") == monomial("\\sqrt{12}") != monomial("2")
+    True
     """
     square, letters, inverse, at = Fraction(1), [], False, 0
     text = re.sub(r"\\frac\s*\{(-?[^{}]*(?:\{\d+\})?)\}\s*\{(\d+)\}", r"\1/\2", text.replace(" ", ""))

@@ -47,7 +47,11 @@ class FalseEquation:
 
 
 def false_equations(text: str) -> list[FalseEquation]:
-    """The equations of `text` that are false, in order; [] where all that can be judged hold."""
+    """The equations of `text` that are false, in order; [] where all that can be judged hold.
+
+    >>> [equation.text for equation in false_equations("So 3 + 4 = 7. Then Max owns 10 / 2 = 30.")]
+    ['10 / 2 = 30']
+    """
     sentences = [one for one in _SENTENCE.split(tidy(text)) if "=" in one and not _DENIED.search(one)]
     return [found for one in sentences for found in _in_sentence(one)]
 
