@@ -171,6 +171,8 @@ class ScorerConfig(LoadConfig):
     """kind "judge": a number from 0 to 1, or yes or no"""
     value: float = Field(default=0.5, ge=0, le=1)
     """kind "constant": the score of every step"""
+    options: dict[str, Any] = Field(default={})
+    """the arguments of a scorer of yours"""
 
     @field_validator("kind")
     @classmethod
@@ -182,7 +184,8 @@ class ScorerConfig(LoadConfig):
     @model_validator(mode="after")
     def _has_only_keys_of_its_kind(self) -> Self:
         for key, kinds in _KINDS_OF_KEY.items():
-            if self.kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
+            kind = "my_file:MyScorer" if is_import_path(self.kind) else self.kind
+            if kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(
                     f'"{key}" is set, but means nothing to a scorer of kind "{self.kind}" (only to '
                     f"{' and '.join(kinds)}); remove it or set kind"
@@ -200,6 +203,7 @@ class ScorerConfig(LoadConfig):
 
 
 _KINDS_OF_KEY = {
+    "options": ("my_file:MyScorer",),
     "marker": ("label_token", "classifier", "pooling"),
     "good": ("label_token",),
     "bad": ("label_token",),

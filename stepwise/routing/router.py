@@ -115,8 +115,11 @@ class StepRouter(dspy.Module):
             cache = CallCache(cache)
             self._owned.append(cache)
         self.cache = cache
-        read = ("kind", "marker", "good", "bad", "dtype", "ask", "value")  # what a score depends on beside the model
-        self._scorer_settings = scorer.model_dump(include=set(read)) if isinstance(scorer, ScorerConfig) else None
+        # What a score depends on beside the model; options only where there are any, for the keys of stored answers.
+        read = {"kind", "marker", "good", "bad", "dtype", "ask", "value", "options"}
+        self._scorer_settings = None
+        if isinstance(scorer, ScorerConfig):
+            self._scorer_settings = scorer.model_dump(include=read if scorer.options else read - {"options"})
         self.models = self._stored(models)
         self.prices = {role: _prices(spec) for role, spec in (("weak", weak), ("strong", strong), ("scorer", scorer))}
         self.ledger = Ledger(self.budget, self.prices)

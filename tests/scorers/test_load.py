@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from stepwise.config import Config, ScorerConfig
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.scorers import ConstantScorer, LabelTokenScorer, Scorer, load_scorer
+from stepwise.types import Problem
 
 
 def refusal(tmp_path: Path, lines: str) -> str:
@@ -88,3 +90,28 @@ def test_a_scorer_is_handed_through_and_an_api_model_is_refused() -> None:
     assert load_scorer(scorer) is scorer
     with pytest.raises(ConfigError, match=r'scorer\.model is "openai/gpt"'):
         load_scorer("openai/gpt")
+
+
+class Novelty(Scorer):
+    """The share of words of a step that were not there before."""
+
+    def __init__(self, floor: float = 0.3):
+        self.floor = floor
+
+    def score(self, problem: Problem, steps: Sequence[str]) -> Sequence[float]:
+        words = [set(step.split()) for step in steps]
+        seen = [set(problem.question.split()).union(*words[:i]) for i in range(len(steps))]
+        return [max(self.floor, len(new - old) / len(new)) for new, old in zip(words, seen, strict=True)]
+
+
+def test_a_scorer_of_ones_own_is_named_by_its_import_path_and_takes_options() -> None:
+    kind = "tests.scorers.test_load:Novelty"
+    scorer = load_scorer(ScorerConfig(kind=kind, options={"floor": 0.6}))
+    assert scorer.score_batch([("A cat sat.", ["A cat.", "A dog."])]) == [[0.6, 0.6]]
+    assert load_scorer(ScorerConfig(kind=kind)).identity != scorer.identity
+    with pytest.raises(ConfigError, match=r"scorer: Novelty takes no 'flor'; did you mean 'floor'\?"):
+        load_scorer(ScorerConfig(kind=kind, options={"flor": 0.5}))
+    with pytest.raises(ConfigError, match=r"scorer is 'fractions:Fraction': Fraction is no Scorer"):
+        load_scorer(ScorerConfig(kind="fractions:Fraction"))
+    with pytest.raises(ConfigError, match=r"\"options\" is set, but means nothing"):
+        ScorerConfig(options={"floor": 0.5})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from stepwise.errors import BackendError, ScorerError, StepwiseError, reason_of, redact
 from stepwise.models.driver import Batcher, Driver
 from stepwise.models.failures import failure_of
+from stepwise.plugins import Plugin
 from stepwise.steps import encodable
 from stepwise.types import Failure, Problem, Usage, as_problem
 
@@ -53,7 +54,7 @@ class Scored(NamedTuple):
         return ScorerError(f"scorer {name!r}, problem {as_problem(problem).id!r}{joint}{self.error}")
 
 
-class Scorer(ABC):
+class Scorer(Plugin):
     """Gives the probability that each step is right, given the problem and all steps before it: inherit and write
     `score`.
 
@@ -76,7 +77,7 @@ class Scorer(ABC):
         [[1.0]]
     """
 
-    name: str = ""
+    name: str  # type: ignore[misc]
     usage: Usage = Usage()
     incremental: bool = False
     parameters: int | None = None
@@ -86,14 +87,9 @@ class Scorer(ABC):
     _lock: threading.Lock
     _batcher: Batcher[Item, Scored]
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "name" not in vars(cls):
-            cls.name = cls.__name__
-
-    def __new__(cls, *_: Any, **__: Any) -> Self:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """A scorer of one's own need not call `super().__init__()`."""
-        self = super().__new__(cls)
+        self = super().__new__(cls, *args, **kwargs)
         self._lock = threading.Lock()
         self._batcher = Batcher(lambda items: score_items(self, items))
         return self
@@ -131,10 +127,10 @@ class Scorer(ABC):
         settings = {k: v for k, v in sorted(vars(self).items()) if k[0] != "_" and isinstance(v, plain)}
         return f"{type(self).__module__}:{type(self).__qualname__} {settings}"
 
-    def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:  # noqa: B027
+    def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:
         """Take over scores that this scorer gave before, perhaps in another process."""
 
-    def reset_cache(self) -> None:  # noqa: B027
+    def reset_cache(self) -> None:
         """Drop what is kept of earlier calls, so that what follows is measured from cold."""
 
     def close(self) -> None:

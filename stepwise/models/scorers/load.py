@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from stepwise.config import ScorerConfig
 from stepwise.errors import ConfigError, ScorerError
@@ -31,15 +31,14 @@ def load_scorer(spec: str | ScorerConfig | Scorer, *, prompt: SolvePrompt | None
         >>> load_scorer(ScorerConfig(kind="constant", value=0.25)).score("1 + 1?", ["That is 2."])
         [0.25]
     """
-    path = spec.kind if isinstance(spec, ScorerConfig) else spec
+    path, options = (spec.kind, spec.options) if isinstance(spec, ScorerConfig) else (spec, {})
     if isinstance(path, str) and is_import_path(path):
         spec = load_plugin(path, Scorer, field="scorer")
     if isinstance(spec, str):
         spec = ScorerConfig(model=spec)
     if not isinstance(spec, ScorerConfig):
         check_plugin(spec, Scorer, field="scorer")
-        scorer: Scorer = make_plugin(spec, {}, field="scorer")
-        return scorer
+        return cast(Scorer, make_plugin(spec, options, field="scorer"))
     if spec.kind == "constant":
         return ConstantScorer(spec.value)
     if spec.kind == "classifier":
