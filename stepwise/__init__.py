@@ -6,6 +6,7 @@ Every name below is loaded when it is first used, so `import stepwise` costs not
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from stepwise.types import Intervention, Localization, Problem, Step, Trace, Usage
 
 __version__ = "0.1.0"
+
+logging.getLogger("stepwise").addHandler(logging.NullHandler())  # what is shown is the application's choice
 
 _HOME = {
     "stepwise.models": "load_backend",

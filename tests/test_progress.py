@@ -69,3 +69,15 @@ def test_on_a_terminal_the_note_stands_under_the_bar_on_one_line_without_markup(
     assert "2/2" in drawn
     assert "examples [41], " in drawn
     assert "x" * 40 not in drawn
+
+
+def test_inside_a_bar_there_is_no_other() -> None:
+    text = io.StringIO()
+    with progress("outer", 2, console=Console(file=text)) as advance:
+        with progress("inner", 5, console=Console(file=text)) as inside:
+            inside(5, "note")
+        advance(2)
+    assert "inner" not in text.getvalue()
+    with progress("later", 1, console=Console(file=text)) as advance:
+        advance(1)
+    assert "later: 1/1" in text.getvalue()

@@ -1,5 +1,6 @@
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -346,3 +347,23 @@ def test_ctrl_c_ends_a_real_process_with_130_and_its_rows_on_disk(tmp_path: Path
     assert said.startswith("interrupted; ")
     assert "Traceback" not in said
     assert rows(out) == [0]
+
+
+def test_the_librarys_log_is_shown_when_asked_for_and_its_warnings_always(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @program(doc="Log.")
+    def main(run: Run) -> None:
+        log = logging.getLogger("stepwise.models")
+        log.info("loaded %s", "\x1b[2Ja model")
+        log.warning("lost one: %s", SECRET)
+
+    assert main(["--out", str(out)]) == 0
+    quiet = capsys.readouterr().err
+    assert main(["--out", str(out), "--verbose"]) == 0
+    said = capsys.readouterr().err
+    assert "loaded" not in quiet
+    assert "lost one: [secret]" in quiet
+    assert r"loaded \x1b[2Ja model" in said
+    assert said.count("lost one") == 1
+    assert not logging.getLogger("stepwise").handlers[1:]

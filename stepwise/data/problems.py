@@ -70,7 +70,7 @@ _PROSE = re.compile(r"(?:^|\s)(?:is|are|was|were|equals?|so|therefore|thus|hence
 _TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm)\s*\{[^{}]*\}|\$[^$]*\$")
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _MOST_WORDS = 12
-_log = logging.getLogger(__name__)
+_log = logging.getLogger(__package__)
 
 
 def load_problems(source: Any, *, split: str = "", n: int | None = None) -> list[Problem]:

@@ -19,7 +19,7 @@ from stepwise.routing.policy import Policy, check_policy, needs_scorer
 from stepwise.routing.trim import FOR_GOOD, OnTrace, RouteSettings, Solver
 from stepwise.types import Problem, Step, Trace, Usage
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger(__package__)
 
 
 class Models(NamedTuple):

@@ -1,10 +1,12 @@
-"""One progress bar for the whole library: drawn on a terminal, a few plain lines elsewhere."""
+"""One progress bar for the whole library: drawn on a terminal and in a notebook, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Protocol
 
 from rich import progress as parts
@@ -14,6 +16,7 @@ from rich.text import Text
 from stepwise.errors import visible
 
 _PLAIN_SECONDS = 10.0
+_drawing = threading.Lock()  # held while a bar is shown: two would overwrite one another
 
 
 class Advance(Protocol):
@@ -26,15 +29,27 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(description: str, total: int, *, console: Console | None = None) -> Iterator[Advance]:
-    """Yields what moves the bar on by so many of `total`, and sets a note under it; thread-safe on a terminal.
+    """Yields what moves the bar on by so many of `total`, and sets a note under it; thread-safe.
 
-    Where standard error is no terminal, a line is printed at the start, at most every ten seconds, and at the end; the
-    note ends the line.
+    The bar is drawn on a terminal and in a notebook (with ipywidgets). Elsewhere a line is printed at the start, at
+    most every ten seconds, and at the end; the note ends the line. Inside another bar there is none.
+
+    Example:
+        with progress("routing", len(problems)) as advance:
+            for problem in problems:
+                advance(1, problem.id)
     """
     console, description = console or Console(stderr=True), visible(description)
-    bar = _bar(description, total, console) if console.is_terminal else _lines(description, total, console)
-    with bar as advance:
-        yield advance
+    if not _drawing.acquire(blocking=False):
+        yield lambda count, note=None: None
+        return
+    notebook = console.is_jupyter and find_spec("ipywidgets") is not None
+    draw = _bar if console.is_terminal or notebook else _lines
+    try:
+        with draw(description, total, console) as advance:
+            yield advance
+    finally:
+        _drawing.release()
 
 
 @contextmanager

@@ -21,15 +21,19 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
 from rich.console import Console
+from rich.highlighter import NullHighlighter
+from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
@@ -39,6 +43,7 @@ from stepwise.io import append_rows, read_rows
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls, show_plan
 
+_log = logging.getLogger(__package__)
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 POSITIONAL = Parameter(show_default=True)
 """Marks an option that is given by its place: `file: Annotated[Path, POSITIONAL]`."""
@@ -106,6 +111,8 @@ class Shared(Options):
     """print what the run would spend, and do not run"""
     overwrite: bool = False
     """remove the files of an earlier run in --out first"""
+    verbose: bool = False
+    """show what the library logs, not its warnings alone"""
     debug: bool = False
     """show the traceback of an error"""
 
@@ -220,6 +227,7 @@ def program(
                 run.say(f"going on with the run in {out} (--overwrite starts anew)")
             try:
                 with directory.ending():
+                    _log.info("%s begins in %s with configuration %s", name, out, config.hash)
                     code = function(run, **given) or 0
                     directory.failed = bool(code)
             except KeyboardInterrupt:
@@ -239,7 +247,8 @@ def program(
             if parsed is None:
                 return 0
             args, shared = parsed
-            return _guarded(lambda: start(args, shared, given), debug=shared.debug)
+            with _logged(shared.verbose):
+                return _guarded(lambda: start(args, shared, given), debug=shared.debug)
 
         return main
 
@@ -289,6 +298,27 @@ def _reason(error: CycloptsError | ValidationError) -> str:
     if detail["type"] == "missing":
         return f"{option} is missing"
     return f"{option} is {detail['input']!s:.80}: {detail['msg'].replace('Input should be', 'it should be')}"
+
+
+@contextmanager
+def _logged(verbose: bool) -> Iterator[None]:
+    """Show on standard error what the library logs: from INFO on if `verbose`, else warnings."""
+
+    def clean(record: logging.LogRecord) -> bool:
+        record.msg, record.args = visible(record.getMessage()), None
+        return True
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, highlighter=NullHighlighter())
+    handler.addFilter(clean)
+    logger = logging.getLogger("stepwise")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _guarded(work: Callable[[], int], *, debug: bool) -> int:

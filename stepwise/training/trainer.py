@@ -55,7 +55,7 @@ class TrainedRow(Protocol):
 
 Row = TypeVar("Row", bound=TrainedRow)
 Loss = Callable[[Sequence[Row]], tuple[Tensor, dict[str, float]]]
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__package__)
 _METRICS, _CHECKPOINT, _ADAPTER = "metrics.jsonl", "checkpoint", "adapter"
 _CHECKPOINT_FILES = ("state.json", "optimizer.pt", *(f"adapter/{name}" for name in LAYOUT))
 _ADAPTER_FILES = (*LAYOUT, "adapter.gguf", "README.md", "card.json")
