@@ -244,12 +244,12 @@ def _pair(row: Any, where: str, name: str) -> PreferencePair:
         raise DataError(f"{where} is {row!r:.60}; it must be an object with prompt, chosen and rejected")
     prompt, chosen, rejected = (_pair_text(row.get(field), f"{where}, field {field}") for field in _TEXTS)
     better, worse = split_steps(chosen), split_steps(rejected)
-    shared = next((i for i, (one, other) in enumerate(zip(better, worse, strict=False)) if one != other), None)
+    shared = next((i for i, (left, right) in enumerate(zip(better, worse, strict=False)) if left != right), None)
     if shared is None:
         short = "chosen" if len(better) <= len(worse) else "rejected"
         beginning = f"{short} is only the beginning of the other"
-        what = "chosen equals rejected" if len(better) == len(worse) else beginning
-        raise DataError(f"{where}: {what}, so there is no step to prefer; leave the row out")
+        reason = "chosen equals rejected" if len(better) == len(worse) else beginning
+        raise DataError(f"{where}: {reason}, so there is no step to prefer; leave the row out")
     steps = (tuple(better[:shared]), tuple(better[shared:]), tuple(worse[shared:]))
     prompt_hash = row.get("prompt_hash")
     return PreferencePair(str(row.get("id") or name), prompt, *steps, None if prompt_hash is None else str(prompt_hash))

@@ -122,7 +122,7 @@ def load_problems(source: Any, *, split: str = "", n: int | None = None) -> list
             places[problem.id] = place
         elif isinstance(row, Problem | str) and (not isinstance(row, str) or row.strip()):
             problem = as_problem(row)
-            check_is_no_prose(problem.answer, f"{place} ({problem.id!r})")
+            _check_is_no_prose(problem.answer, f"{place} ({problem.id!r})")
         else:
             raise DataError(f"{place} is {row!r:.60}; it must be an object with question and answer, or a question")
         problems.append(problem)
@@ -136,7 +136,7 @@ class _RowReader:
 
     def __init__(self) -> None:
         self.renamed: dict[str, str] = {}  # column to field
-        self._kept: dict[str, None] = {}
+        self._others: dict[str, None] = {}
 
     def read(self, row: Mapping[str, Any], where: str, source: str) -> tuple[Problem, bool]:
         """One row as a problem, and whether the row has an id; DataError names `where` and the field."""
@@ -170,12 +170,12 @@ class _RowReader:
             answer, reference = (reference, "") if bare else (extract_answer(reference) or "", reference)
         elif boxed(answer):
             answer = extract_answer(answer) or answer
-        check_is_no_prose(answer, f"{where}, field {(columns['answer'] or columns['reference'] or ['answer'])[0]}")
+        _check_is_no_prose(answer, f"{where}, field {(columns['answer'] or columns['reference'] or ['answer'])[0]}")
         known = {column for field in ("question", "answer", "reference") for column in columns[field]} | used.keys()
         others = {column: _plain(value) for column, value in row.items() if column not in known}
         metadata = {str(column): value for column, value in others.items() if value is not None}
         metadata |= metadata.pop("metadata", None) or {}  # of a problem that `to_json` wrote
-        self._kept |= dict.fromkeys(metadata)
+        self._others |= dict.fromkeys(metadata)
         name = texts.get("id") or as_problem(question).id
         where_from = texts.get("source") or source
         return Problem(name, question, answer or None, reference or None, where_from, metadata), "id" in texts
@@ -183,14 +183,14 @@ class _RowReader:
     def summary(self) -> str:
         """What was read as what, on one line."""
         line = ", ".join(f"{column} read as {field}" for column, field in self.renamed.items())
-        return line + (f"; kept beside them: {', '.join(self._kept)}" if self._kept else "")
+        return line + (f"; kept beside them: {', '.join(self._others)}" if self._others else "")
 
 
-def check_is_no_prose(gold: str | None, where: str) -> None:
+def _check_is_no_prose(gold: str | None, where: str) -> None:
     """Raise DataError where a gold answer is a sentence about its answer, which no prediction would equal."""
     text = _TEXT.sub(" ", gold or "")
-    most = 3 if "=" in text and text.rstrip().endswith(".") else _MOST_WORDS
-    if gold and not boxed(gold) and (_PROSE.search(text) or len(_WORD.findall(text)) > most):
+    max_words = 3 if "=" in text and text.rstrip().endswith(".") else _MOST_WORDS
+    if gold and not boxed(gold) and (_PROSE.search(text) or len(_WORD.findall(text)) > max_words):
         raise DataError(f"{where}: {gold!r:.80} is prose; give the answer alone, in a box, or behind ####")
 
 

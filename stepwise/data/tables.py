@@ -69,14 +69,14 @@ def read_hub(
             ) from error
         load_dataset = datasets.load_dataset
     try:
-        found = load_dataset(name, config, **({"split": split} if split else {}))
+        loaded = load_dataset(name, config, **({"split": split} if split else {}))
     except Exception as error:  # the package's own errors, those of its HTTP library, no room on the disk
         reason = (redact(str(error)).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{name} could not be read from the hub ({reason}); check the name, connect to the network, or give the "
             "path of a local file"
         ) from error
-    return _choose_split(found, name, split, prefer) if isinstance(found, Mapping) else list(found)
+    return _choose_split(loaded, name, split, prefer) if isinstance(loaded, Mapping) else list(loaded)
 
 
 def parse_table(data: bytes, where: str) -> list[Any]:

@@ -201,20 +201,21 @@ def _proposed_at(builder: Builder, name: str, place: Callable[[FailedAttempt, in
             builder.counts["attempts without such a place"] += 1
             continue
         builder.counts["at the same place as the critic's"] += at == row.first_error
-        own = f"{row.failure}/{name}"  # other ids, so that nothing is mistaken for the collection's
-        located.append(dataclasses.replace(row, id=f"{own}/l", failure=own, first_error=at, critical_error=None,
-                                           reason=""))  # fmt: skip
-        renamed[own] = dataclasses.replace(attempts[row.failure], id=own)
+        name_here = f"{row.failure}/{name}"  # other ids, so that nothing is mistaken for the collection's
+        located.append(dataclasses.replace(
+            row, id=f"{name_here}/l", failure=name_here, first_error=at, critical_error=None, reason=""
+        ))  # fmt: skip
+        renamed[name_here] = dataclasses.replace(attempts[row.failure], id=name_here)
     candidates = check_candidates(propose_candidates(located, renamed, builder), renamed, builder)
-    kept = survivors(candidates)
-    guided = guide(kept, renamed, builder)
+    usable = survivors(candidates)
+    guided = guide(usable, renamed, builder)
     for stage, written in (("located", located), ("candidates", candidates), ("guided", guided)):
         builder.keep(stage, written)
     return [
         dataclasses.replace(
             row, variant=name, parents={**row.parents, "failure": row.parents["failure"].rpartition("/")[0]}
         )
-        for row in select(kept, guided, renamed, builder)
+        for row in select(usable, guided, renamed, builder)
     ]
 
 

@@ -56,17 +56,17 @@ def collect(
     arguments = {**settings.model_dump(), "problems": digest}
     with (
         opened(out, program="collect", config=uncapped(cfg), arguments=arguments) as directory,
-        in_use(writers, cfg) as own,
+        in_use(writers, cfg) as models,
         ExitStack() as stack,
     ):
         _remember(directory, checked.problems)
         account, caps = Account(cfg, len(checked.problems)), Caps.of(cfg, directory)
         if caps is not None:  # what chunks have cost that were sealed when there were no caps counts too
             caps.catch_up(sealed_cost(directory.path, cfg))
-        asked = stack.enter_context(wrapped(own, directory, cfg, caps))
+        asked = stack.enter_context(wrapped(models, directory, cfg, caps))
 
         def work(members: Sequence[Problem]) -> dict[str, Sequence[Any]]:
-            own.reset_caches("weak", "localizer", "proposer")
+            models.reset_caches("weak", "localizer", "proposer")
             return run_stages(Chunk(by_id(members), asked, cfg, settings))
 
         def sealed(folder: Path, members: int, before: bool) -> str:

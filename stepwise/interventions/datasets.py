@@ -79,9 +79,9 @@ def build(
     recipe = Recipe(kind, source, cfg, settings, problems)
     rows: list[Example] = []
     members, size = recipe.members, recipe.settings.chunk
-    with in_use(writers, cfg) as own, progress(f"building {kind}", len(members)) as advance:
+    with in_use(writers, cfg) as models, progress(f"building {kind}", len(members)) as advance:
         for first in range(0, len(members), size):
-            builder = recipe.builder(members[first : first + size], own)
+            builder = recipe.builder(members[first : first + size], models)
             rows += KINDS[kind](builder)
             if counts is not None:
                 counts.update(builder.counts)
@@ -154,12 +154,12 @@ class Recipe:
         arguments = {"kind": self.kind, **self.settings.model_dump(mode="json"), "source": self._digest()}
         with (
             opened(out, program="build_dataset", config=uncapped(config), arguments=arguments) as directory,
-            in_use(writers, config) as own,
-            wrapped(own, directory, config, caps := Caps.of(config, directory)) as asked,
+            in_use(writers, config) as models,
+            wrapped(models, directory, config, caps := Caps.of(config, directory)) as asked,
         ):
 
             def work(members: Sequence[Any]) -> dict[str, Sequence[Any]]:
-                own.reset_caches()
+                models.reset_caches()
                 builder = self.builder(members, asked)
                 rows = KINDS[self.kind](builder)
                 paid = [Spent(role, usage) for role, usage in builder.usage.items()]

@@ -55,7 +55,8 @@ def guided_by(candidates: Sequence[Candidate], sample: Sample, settings: Collect
     def tried() -> dict[str, tuple[int, int]]:
         """(successes, rollouts), those that could not be judged included: they are paid for."""
         return {
-            name: (sum(row.verdict is Verdict.CORRECT for row in found), len(found)) for name, found in rows.items()
+            name: (sum(row.verdict is Verdict.CORRECT for row in outcomes), len(outcomes))
+            for name, outcomes in rows.items()
         }
 
     # Ask until the rule has enough of every candidate.
@@ -76,10 +77,10 @@ def guided_by(candidates: Sequence[Candidate], sample: Sample, settings: Collect
         several = [names for names in rivals.values() if len(names) > 1]
         ask({_next_to_compare({name: counts[name] for name in names}): size for names in several}, "compare")
 
-    everything = [row for found in rows.values() for row in found]
+    rollouts = [row for outcomes in rows.values() for row in outcomes]
     if settings.fresh:
-        ask({row.id: settings.fresh for row in chosen(candidates, everything, settings)}, "fresh")
-    return [row for found in rows.values() for row in found]
+        ask({row.id: settings.fresh for row in chosen(candidates, rollouts, settings)}, "fresh")
+    return [row for outcomes in rows.values() for row in outcomes]
 
 
 def chosen(

@@ -95,8 +95,8 @@ def from_routing(
     arguments = {**settings.model_dump(), "confident": confident, "traces": digest}
     with (
         opened(out, program="from_routing", config=uncapped(cfg), arguments=arguments) as directory,
-        in_use(writers, cfg) as own,
-        wrapped(own, directory, cfg, caps := Caps.of(cfg, directory)) as asked,
+        in_use(writers, cfg) as models,
+        wrapped(models, directory, cfg, caps := Caps.of(cfg, directory)) as asked,
     ):
         problems: dict[str, Problem] = {}
         named, seen = list[Named](), Counter[str]()
@@ -113,7 +113,7 @@ def from_routing(
         members = [(name, trace) for name, trace in named if trace.problem.id in usable]
 
         def work(traces: Sequence[Named]) -> dict[str, Sequence[Any]]:
-            own.reset_caches("weak")
+            models.reset_caches("weak")
             return _compared(Chunk(usable, asked, cfg, settings), traces, confident)
 
         def finish() -> Path:
@@ -189,13 +189,17 @@ def _escalations(
             elif draft.text == step.text:
                 counts["the same as the draft"] += 1
             else:
-                own, problem = f"{name}/s{place}", trace.problem.id
+                attempt_id, problem = f"{name}/s{place}", trace.problem.id
                 steps = (*(step.text for step in trace.steps[:place]), draft.text)
-                failures.append(FailedAttempt(own, problem, steps, extract_answer(draft.text), Verdict.NO_ANSWER))
+                failures.append(
+                    FailedAttempt(attempt_id, problem, steps, extract_answer(draft.text), Verdict.NO_ANSWER)
+                )
                 author = step.usage.model or step.author
                 made = Made(author, config.prompt.hash, hash_of(config, settings), config.seed)
-                candidates.append(Candidate(f"{own}/c0", problem, own, place, step.text, made, with_reference=False,
-                                            usage=step.usage))  # fmt: skip
+                candidates.append(Candidate(
+                    f"{attempt_id}/c0", problem, attempt_id, place, step.text, made, with_reference=False,
+                    usage=step.usage,
+                ))  # fmt: skip
     return failures, candidates, counts
 
 
@@ -204,8 +208,8 @@ def _compared(chunk: Chunk, traces: Sequence[Named], confident: float) -> dict[s
     failures, proposed, counts = _escalations(traces, chunk.config, chunk.settings)
     attempts = by_id(failures)
     candidates = check_candidates(proposed, attempts, chunk)
-    kept = survivors(candidates)
-    comparisons, guided = compare(kept, attempts, chunk, confident)
+    usable = survivors(candidates)
+    comparisons, guided = compare(usable, attempts, chunk, confident)
     leaks = Counter(row.leak for row in candidates)
     counts["steps that leak"] += leaks[LeakVerdict.LEAK]
     counts["steps with a false equation"] += unsound(candidates)
@@ -213,7 +217,7 @@ def _compared(chunk: Chunk, traces: Sequence[Named], confident: float) -> dict[s
     counts.update(row.kind for row in comparisons)
     kinds = {row.id: row.kind for row in comparisons}
     rows: dict[str, list[Example]] = {"intervention": [], "distillation": []}
-    for example in select(kept, guided, attempts, chunk):
+    for example in select(usable, guided, attempts, chunk):
         kind = kinds[example.parents["candidate"]]
         routed = kind == "intervention"
         rows[kind].append(dataclasses.replace(

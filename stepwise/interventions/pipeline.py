@@ -77,9 +77,9 @@ def run_stages(chunk: Chunk) -> dict[str, Sequence[Any]]:
     attempts = by_id(failures)
     located = locate_errors(failures, chunk)
     candidates = check_candidates(propose_candidates(located, attempts, chunk), attempts, chunk)
-    kept = survivors(candidates)
-    guided = guide(kept, attempts, chunk)
-    examples = select(kept, guided, attempts, chunk)
+    usable = survivors(candidates)
+    guided = guide(usable, attempts, chunk)
+    examples = select(usable, guided, attempts, chunk)
     return dict(zip(ROWS, (rollouts, failures, located, candidates, guided, examples), strict=True))
 
 
@@ -108,21 +108,22 @@ def grade_rollouts(rollouts: Sequence[AnyRollout], problems: Mapping[str, Proble
     ]
 
 
-def keep_failures(rollouts: Sequence[Rollout], most: int | None = None) -> list[FailedAttempt]:
-    """Attempts that ended wrong or without an answer, the same text once; at most `most` of each problem.
+def keep_failures(rollouts: Sequence[Rollout], max_per_problem: int | None = None) -> list[FailedAttempt]:
+    """Attempts that ended wrong or without an answer, the same text once; at most
+    `max_per_problem` of each problem.
 
     What could not be judged (see `Verdict`) is no failure of the model and is left out.
     """
     wrong = [r for r in rollouts if r.verdict in (Verdict.WRONG, Verdict.NO_ANSWER) and r.steps]
     copies = Counter((r.problem, r.steps) for r in wrong)
-    kept: dict[tuple[str, tuple[str, ...]], FailedAttempt] = {}
+    failures: dict[tuple[str, tuple[str, ...]], FailedAttempt] = {}
     per_problem: Counter[str] = Counter()
     for row in wrong:
-        key = (row.problem, row.steps)
-        if key not in kept and (most is None or per_problem[row.problem] < most) and row.verdict is not None:
-            kept[key] = FailedAttempt(row.id, row.problem, row.steps, row.answer, row.verdict, copies[key])
+        key, room = (row.problem, row.steps), max_per_problem is None or per_problem[row.problem] < max_per_problem
+        if key not in failures and room and row.verdict is not None:
+            failures[key] = FailedAttempt(row.id, row.problem, row.steps, row.answer, row.verdict, copies[key])
             per_problem[row.problem] += 1
-    return list(kept.values())
+    return list(failures.values())
 
 
 def locate_errors(failures: Sequence[FailedAttempt], chunk: Chunk) -> list[Located]:
@@ -214,11 +215,11 @@ def survivors(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Candidates that give nothing away and hold no false equation, the same step at the same place of an attempt
     once.
     """
-    kept: dict[tuple[str, int, str], Candidate] = {}
+    unique_steps: dict[tuple[str, int, str], Candidate] = {}
     for row in candidates:
         if row.leak is LeakVerdict.CLEAN and not row.unsound:
-            kept.setdefault((row.failure, row.location, row.content), row)
-    return list(kept.values())
+            unique_steps.setdefault((row.failure, row.location, row.content), row)
+    return list(unique_steps.values())
 
 
 def guide(candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk) -> list[GuidedRollout]:

@@ -257,11 +257,11 @@ def in_use(writers: Writers | None, config: Config) -> Iterator[Writers]:
     if writers is not None:
         yield writers
         return
-    own = Writers(config)
+    loaded = Writers(config)
     try:
-        yield own
+        yield loaded
     finally:
-        own.close()
+        loaded.close()
 
 
 def one_candidate(config: Config) -> Config:

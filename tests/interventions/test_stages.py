@@ -82,7 +82,7 @@ def test_failures_are_wrong_or_without_an_answer_and_the_same_text_is_kept_once(
         made(6, "e", None),
     ]  # fmt: skip
     assert [(row.id, row.copies) for row in pipeline.keep_failures(given)] == [("p/r0", 2), ("p/r3", 1)]
-    assert [row.id for row in pipeline.keep_failures(given, most=1)] == ["p/r0"]
+    assert [row.id for row in pipeline.keep_failures(given, max_per_problem=1)] == ["p/r0"]
 
 
 def test_a_text_without_a_box_has_no_answer_and_one_that_failed_no_verdict() -> None:

@@ -125,10 +125,10 @@ def answer_due(trace: Trace, location: int) -> bool:
         return False
     before = [earlier.text for earlier in trace.steps[:location]]
     try:
-        found = check_leak(step, trace.answer, problem=trace.problem.question, prefix=before)
+        check = check_leak(step, trace.answer, problem=trace.problem.question, prefix=before)
     except DataError:
         return location == len(trace.steps) - 1  # an answer that nobody can read: the last step states it
-    return found.verdict is not LeakVerdict.CLEAN
+    return check.verdict is not LeakVerdict.CLEAN
 
 
 @dataclass(frozen=True)
@@ -171,12 +171,12 @@ class _Gold:
             other = clean(_with_binomials(text), "prediction")
             if compare(other, self.text, _same_monomial):
                 return True
-            found = read(other, "prediction").value
+            value = read(other, "prediction").value
         except Unreadable:
             return False
-        form = monomial(other) if found is None and "\\sqrt" in other else None
-        roots = {(value * abs(value), ()) for value in self.values}
-        return found in self.values or form in roots
+        form = monomial(other) if value is None and "\\sqrt" in other else None
+        roots = {(gold * abs(gold), ()) for gold in self.values}
+        return value in self.values or form in roots
 
 
 def _leaks(text: str, gold: _Gold, known: str) -> Iterator[tuple[str, int, int]]:
@@ -238,23 +238,23 @@ def _claimed(text: str, gold: _Gold) -> Iterator[tuple[str, int, int]]:
 def _written(text: str, gold: _Gold, known: str) -> Iterator[tuple[str, int, int]]:
     """Answers that are no plain number, as they are written: names, groups, formulas."""
     if gold.parsed.items:
-        for found in re.finditer(r"\\?[(\[{][^()\[\]{}]*,[^()\[\]{}]*\\?[)\]}]", text):
-            if gold.equals(found[0]) and key(found[0]) not in key(known):
-                yield "written out", *found.span()
+        for match in re.finditer(r"\\?[(\[{][^()\[\]{}]*,[^()\[\]{}]*\\?[)\]}]", text):
+            if gold.equals(match[0]) and key(match[0]) not in key(known):
+                yield "written out", *match.span()
         yield from _item_by_item(text, gold, known)
     elif gold.parsed.word is not None:
         name = gold.parsed.latex
         inner = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", name).strip()
         if inner[:1].isupper() and len(inner) > 1:
             pattern = re.compile(rf"(?<!\w){re.escape(inner)}(?!\w)")
-            for found in pattern.finditer(text):
-                if not pattern.search(known) and not _NEGATED.search(_around(text, *found.span())[0]):
-                    yield "named", *found.span()
+            for match in pattern.finditer(text):
+                if not pattern.search(known) and not _NEGATED.search(_around(text, *match.span())[0]):
+                    yield "named", *match.span()
     elif not gold.values:
-        for found in re.finditer(r"[^\s,;:=.?]+(?:\s*(?:[-+*/^]|\\[a-z]+)\s*[^\s,;:=.?]+)*", text):
-            piece = found[0].strip(".,")
+        for match in re.finditer(r"[^\s,;:=.?]+(?:\s*(?:[-+*/^]|\\[a-z]+)\s*[^\s,;:=.?]+)*", text):
+            piece = match[0].strip(".,")
             if len(key(piece)) > 1 and gold.equals(piece) and key(piece) not in key(known):
-                yield "written out", *found.span()
+                yield "written out", *match.span()
 
 
 def _item_by_item(text: str, gold: _Gold, known: str) -> Iterator[tuple[str, int, int]]:
@@ -284,18 +284,18 @@ def _around(text: str, start: int, end: int) -> tuple[str, str]:
     return text[max(0, start - _NEAR) : start], text[end : end + _NEAR]
 
 
-def _same_monomial(one: str, other: str) -> bool:
-    left, right = monomial(one), monomial(other)
+def _same_monomial(first: str, second: str) -> bool:
+    left, right = monomial(first), monomial(second)
     return left is not None and left == right
 
 
 def _with_binomials(text: str) -> str:
-    def value(found: re.Match[str]) -> str:
-        return str(math.comb(int(found[1]), int(found[2])))
+    def value(match: re.Match[str]) -> str:
+        return str(math.comb(int(match[1]), int(match[2])))
 
     return re.sub(r"\\[dt]?binom\s*\{\s*(\d{1,3})\s*\}\s*\{\s*(\d{1,3})\s*\}", value, text)
 
 
 def _plain(text: str) -> str:
     """`text` with spaces in place of mathematics and emphasis marks, of the same length: places stay as they are."""
-    return _MARKUP.sub(lambda found: " " * len(found[0]), text)
+    return _MARKUP.sub(lambda match: " " * len(match[0]), text)

@@ -62,24 +62,24 @@ def mentions(text: str) -> list[Mention]:
 
 
 def _written(text: str) -> Iterator[Mention]:
-    for found in _WRITTEN.finditer(text):
-        start, plain = found.start(), found["number"]
+    for match in _WRITTEN.finditer(text):
+        start, plain = match.start(), match["number"]
         before = text[max(0, start - 8) : start]
         if before[-1:].isdigit() or (before[-1:] == "." and before[-2:-1].isdigit()):
             continue
         # A sign between two values is a subtraction, but "is -3" has a negative number.
         binary = bool(_AFTER_VALUE.search(before)) and (
-            before[-1:] != " " or found["sign"] != (found["sign"] or "")[:1]
+            before[-1:] != " " or match["sign"] != (match["sign"] or "")[:1]
         )
-        if found["sign"] and (binary or (found["sign"][-1:] == " " and _AFTER_VALUE.search(before))):
-            start, sign = found.start("number"), 1
+        if match["sign"] and (binary or (match["sign"][-1:] == " " and _AFTER_VALUE.search(before))):
+            start, sign = match.start("number"), 1
         else:
-            sign = -1 if found["sign"] else 1
+            sign = -1 if match["sign"] else 1
         value = _value(plain)
         if value is None:
             continue
-        values = {sign * value} | ({sign * value / 100} if found["percent"] else set())
-        yield Mention(start, found.end(), frozenset(values), len(plain.partition(".")[2]) if "/" not in plain else 0)
+        values = {sign * value} | ({sign * value / 100} if match["percent"] else set())
+        yield Mention(start, match.end(), frozenset(values), len(plain.partition(".")[2]) if "/" not in plain else 0)
 
 
 @lru_cache(maxsize=4096)
@@ -92,25 +92,25 @@ def _value(plain: str) -> Fraction | None:
 
 
 def _spelled(text: str) -> Iterator[Mention]:
-    for found in _SPELLED.finditer(text):
-        if found["half"]:
+    for match in _SPELLED.finditer(text):
+        if match["half"]:
             value = Fraction(1, 2)
-        elif found["single"]:
-            value = Fraction(1, _PARTS[found["lone"].lower()])
+        elif match["single"]:
+            value = Fraction(1, _PARTS[match["lone"].lower()])
         else:
-            value = Fraction(_count(found["whole"].lower()))
-            if found["rest"]:
-                value += Fraction(1, _PARTS[found["rest"].lower()])
-            elif found["part"]:
-                value /= _PARTS[found["part"].lower()]
-        start, sign = found.start(), -1 if found["sign"] else 1
+            value = Fraction(_count(match["whole"].lower()))
+            if match["rest"]:
+                value += Fraction(1, _PARTS[match["rest"].lower()])
+            elif match["part"]:
+                value /= _PARTS[match["part"].lower()]
+        start, sign = match.start(), -1 if match["sign"] else 1
         if (
-            found["sign"]
-            and found["sign"].lower() == "minus"
+            match["sign"]
+            and match["sign"].lower() == "minus"
             and re.search(r"\d\s*\Z", text[max(0, start - 8) : start])
         ):
-            start, sign = found.start("whole"), 1
-        yield Mention(start, found.end(), frozenset({sign * value}))
+            start, sign = match.start("whole"), 1
+        yield Mention(start, match.end(), frozenset({sign * value}))
 
 
 def _count(words: str) -> int:
@@ -139,14 +139,14 @@ def monomial(text: str) -> tuple[Fraction, tuple[str, ...]] | None:
     if text[:1] == "-":
         text, square = text[1:], Fraction(-1)
     while at < len(text):
-        found = _FACTOR.match(text, at)
-        if found is None or found.end() == at:
+        match = _FACTOR.match(text, at)
+        if match is None or match.end() == at:
             return None
-        at = found.end()
-        if found["times"]:
-            inverse = found["times"] == "/"
-        elif found["root"] or found["number"]:
-            value = Fraction(found["root"]) if found["root"] else Fraction(found["number"]) ** 2
+        at = match.end()
+        if match["times"]:
+            inverse = match["times"] == "/"
+        elif match["root"] or match["number"]:
+            value = Fraction(match["root"]) if match["root"] else Fraction(match["number"]) ** 2
             if inverse and value == 0:
                 return None
             square = square / value if inverse else square * value
@@ -154,7 +154,7 @@ def monomial(text: str) -> tuple[Fraction, tuple[str, ...]] | None:
         elif inverse:
             return None
         else:
-            letters.append(found["letter"])
+            letters.append(match["letter"])
     return square, tuple(sorted(letters))
 
 

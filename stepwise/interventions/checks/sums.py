@@ -52,8 +52,8 @@ def false_equations(text: str) -> list[FalseEquation]:
     >>> [equation.text for equation in false_equations("So 3 + 4 = 7. Then Max owns 10 / 2 = 30.")]
     ['10 / 2 = 30']
     """
-    sentences = [one for one in _SENTENCE.split(tidy(text)) if "=" in one and not _DENIED.search(one)]
-    return [found for one in sentences for found in _in_sentence(one)]
+    sentences = [part for part in _SENTENCE.split(tidy(text)) if "=" in part and not _DENIED.search(part)]
+    return [equation for sentence in sentences for equation in _in_sentence(sentence)]
 
 
 def _in_sentence(sentence: str) -> Iterator[FalseEquation]:
