@@ -186,6 +186,20 @@ def test_a_size_at_which_llama_cpp_aborts_is_named(
         load(path=broken)
 
 
+def test_a_value_of_another_type_is_named(adapters: Path, load: LoadEngine, tmp_path: Path) -> None:
+    data, key = (adapters / "adapter.gguf").read_bytes(), b"adapter.lora.alpha"
+    (tmp_path / "broken.gguf").write_bytes(data.replace(key + b"\x06", key + b"\x04"))  # a float becomes a uint32
+    with pytest.raises(BackendError, match="adapter.lora.alpha is [0-9]+, which is no float"):
+        load(adapter=tmp_path / "broken.gguf")
+
+
+@pytest.mark.parametrize("key", ["qwen3.rope.dimension_count", "qwen3.attention.key_length", "qwen3.vocab_size"])
+def test_a_size_that_a_converter_leaves_out_is_not_missed(tiny_gguf_path: Path, tmp_path: Path, key: str) -> None:
+    data = tiny_gguf_path.read_bytes().replace(key.encode(), key[:-1].encode() + b"_")
+    (tmp_path / "other.gguf").write_bytes(data)
+    assert key not in read_gguf(tmp_path / "other.gguf").fields
+
+
 def test_the_fields_are_those_that_the_package_gguf_reads(tiny_gguf_path: Path, adapters: Path) -> None:
     from gguf import GGUFReader
 

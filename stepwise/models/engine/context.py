@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,11 @@ MAX_ADAPTERS = 8
 _DECODE_ERRORS = {1: "no room in the key-value cache", 2: "aborted", -1: "invalid batch"}
 _LOG_ERROR = 4  # ggml.h; llama_cpp's own table of levels is one off
 _log_lock = threading.Lock()
-_ready = False
 
 
+@cache
 def library() -> Any:
     """llama_cpp's low-level module, imported and made quiet on first use."""
-    global _ready
     # llama.cpp's OpenMP threads spin while they wait, which brings a machine that does anything else to a halt.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
@@ -47,12 +47,9 @@ def library() -> Any:
         raise MissingDependencyError(
             f"llama-cpp-python is needed to run a GGUF ({error}); pip install 'llama-cpp-python>=0.3.36,<0.4'"
         ) from error
-    with _log_lock:
-        if not _ready:
-            if logger.logger.level == logging.NOTSET:  # nobody has chosen: errors come as exceptions
-                logger.logger.setLevel(logging.CRITICAL)
-            lib.llama_backend_init()
-            _ready = True
+    if logger.logger.level == logging.NOTSET:  # nobody has chosen: errors come as exceptions
+        logger.logger.setLevel(logging.CRITICAL)
+    lib.llama_backend_init()
     return lib
 
 
@@ -168,22 +165,22 @@ class LlamaContext:
         return int(lib.llama_model_n_layer(model) * lib.llama_model_n_head_kv(model) * both)
 
     def _make_batch(self) -> None:
-        """A llama_batch whose fields are numpy arrays, so that a step fills it with a few slice assignments."""
-        self.token, self.pos = np.zeros(BATCH, np.int32), np.zeros(BATCH, np.int32)
-        self.stream, self.want = np.zeros(BATCH, np.int32), np.zeros(BATCH, np.int8)
-        self._counts = np.ones(BATCH, np.int32)
-        self._pointers = self.stream.ctypes.data + 4 * np.arange(BATCH, dtype=np.uint64)
-        self._batch = batch = self.lib.llama_batch()
-        fields: dict[str, npt.NDArray[Any]] = {
+        """A llama_batch whose fields are numpy arrays (BATCH,), so that a step fills it with a few assignments."""
+        self.token, self.pos, self.stream = np.zeros((3, BATCH), np.int32)
+        self.want = np.zeros(BATCH, np.int8)  # 1: logits are wanted after this token
+        # llama.cpp takes a list of streams for each token: here each list is one entry of `stream`.
+        counts, pointers = np.ones(BATCH, np.int32), self.stream.ctypes.data + 4 * np.arange(BATCH, dtype=np.uint64)
+        self._fields: dict[str, npt.NDArray[Any]] = {
             "token": self.token,
             "pos": self.pos,
-            "n_seq_id": self._counts,
-            "seq_id": self._pointers,
+            "n_seq_id": counts,
+            "seq_id": pointers,
             "logits": self.want,
         }
+        self._batch = self.lib.llama_batch()
         types = dict(self.lib.llama_batch._fields_)
-        for name, array in fields.items():
-            setattr(batch, name, ctypes.cast(array.ctypes.data, types[name]))
+        for name, array in self._fields.items():  # they stay referenced: the batch holds bare addresses
+            setattr(self._batch, name, ctypes.cast(array.ctypes.data, types[name]))
 
     def decode(self, n: int, rows: int) -> npt.NDArray[np.float32]:
         """Run the first `n` entries of the batch, streams ascending; logits (rows, vocabulary) where `want` is set.
@@ -197,13 +194,12 @@ class LlamaContext:
             raise BackendError(f"{self.path}: llama_decode failed with code {code} ({reason}) on {n} tokens")
         if not rows:
             return np.empty((0, self.vocabulary), np.float32)
+        # llama.cpp seldom moves its buffer, and a view of it costs more than drawing from a row.
         address = ctypes.cast(self.lib.llama_get_logits(self.ctx), ctypes.c_void_p).value or 0
-        view = self._views.get(address)
-        if view is None:
-            kind = ctypes.c_float * (self.max_rows * self.vocabulary)
-            view = np.ctypeslib.as_array(kind.from_address(address)).reshape(self.max_rows, self.vocabulary)
-            self._views = {address: view}
-        return view[:rows]
+        if address not in self._views:
+            buffer = (ctypes.c_float * (self.max_rows * self.vocabulary)).from_address(address)
+            self._views = {address: np.ctypeslib.as_array(buffer).reshape(self.max_rows, self.vocabulary)}
+        return self._views[address][:rows]
 
     def truncate(self, stream: int, n: int) -> None:
         """Forget what `stream` holds from position `n` on."""

@@ -42,6 +42,13 @@ _SIZES = {
     **dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), 1 << 16),
     **dict.fromkeys(("embedding_length", "feed_forward_length", "vocab_size"), 1 << 24),
 }
+# What is read without a look at its type.
+_KINDS = {
+    "adapter.lora.alpha": float,
+    **dict.fromkeys(("general.architecture", "general.type", "adapter.type"), str),
+    **dict.fromkeys(("adapter.lora.task_name", "adapter.lora.prompt_prefix"), str),
+}
+_DIVISORS = ("block_count", "attention.head_count", "embedding_length")
 
 
 @dataclass(frozen=True)
@@ -148,12 +155,14 @@ class _Reader:
 
 def _check_fields(fields: Mapping[str, Any]) -> None:
     """What llama.cpp takes for granted: sizes that it asserts or computes with, and lists as long as the vocabulary."""
-    arch = fields.get("general.architecture")
-    if not isinstance(arch, str):
-        raise ValueError(f"general.architecture is {arch!r}, not a name")
+    for key, kind in _KINDS.items():
+        if not isinstance(fields.get(key, kind()), kind):
+            raise ValueError(f"{key} is {fields[key]!r}, which is no {kind.__name__}")
+    arch = fields.get("general.architecture", "")
     sizes = {name: fields.get(f"{arch}.{name}") for name in _SIZES}
     for name, value in sizes.items():
-        least = 0 if isinstance(value, np.ndarray) else 1  # one per layer: there are layers without attention
+        # One number for each layer: there are layers without attention.
+        least = int(name in _DIVISORS and not isinstance(value, np.ndarray))
         if isinstance(value, int | np.ndarray) and not np.all((np.asarray(value) >= least) & (value <= _SIZES[name])):
             raise ValueError(f"{arch}.{name} is {value}, not in {least}..{_SIZES[name]}")
     for name in ("layer_norm_epsilon", "layer_norm_rms_epsilon"):
@@ -161,9 +170,11 @@ def _check_fields(fields: Mapping[str, Any]) -> None:
         if isinstance(epsilon, float) and not 0 <= epsilon < math.inf:
             raise ValueError(f"{arch}.attention.{name} is {epsilon}, below 0 or no number")
     rotated, width = sizes["rope.dimension_count"], sizes["attention.key_length"]
-    if arch in ("llama", "qwen2", "qwen3") and rotated != (width or rotated):
+    if arch in ("llama", "qwen2", "qwen3") and None not in (rotated, width) and rotated != width:
         raise ValueError(f"{arch}.rope.dimension_count is {rotated}, and a head has {width}")
     tokens = fields.get("tokenizer.ggml.tokens", ())
+    if isinstance(tokens, list) and len(set(tokens)) < len(tokens):
+        raise ValueError("tokenizer.ggml.tokens has a token twice")
     for key, form in (("token_type", "<i4"), ("scores", "<f4")):
         values = fields.get(f"tokenizer.ggml.{key}")
         if values is not None and (getattr(values, "dtype", None) != form or len(values) != len(tokens)):
