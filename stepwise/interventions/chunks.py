@@ -197,9 +197,13 @@ class Caps:
             names = ("calls", "prompt_tokens", "evaluated_tokens", "generated_tokens")
             more = {name: max(0, getattr(all_of_it, name) - getattr(known, name)) for name in names}
             if any(more.values()):
-                usage = Usage(all_of_it.model, **more)
-                self.ledger.record(role, usage)
-                append_rows(self._path, [Spent(role, usage)])
+                self.add([Spent(role, Usage(all_of_it.model, **more))])
+
+    def add(self, rows: Sequence[Spent]) -> None:
+        """Count and write down what nobody has."""
+        for row in rows:
+            self.ledger.record(row.role, row.usage)
+        append_rows(self._path, rows)
 
     def _write(self, role: str, usage: Usage) -> None:
         """Write down what a call cost."""
@@ -216,6 +220,8 @@ def wrapped(writers: Writers, directory: RunDirectory, config: Config, caps: Cap
         store = None
         if not all(config.role(role).local for role in ("weak", "strong", "critic", "scorer")):
             store = stack.enter_context(CallCache(directory.claim("answers.jsonl"), replays_are_free=True))
+            if caps is not None:
+                caps.add([Spent(lost.role, lost.perhaps) for lost in store.unanswered])
         ledger = Ledger() if caps is None else caps.ledger
         around = Wrappers(
             ledger, config.prompt, store, run=uncapped(config).hash, keep_local=False,

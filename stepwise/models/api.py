@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from stepwise.config import ModelConfig
 from stepwise.errors import REDACTED, redact
+from stepwise.io import parse_json
+from stepwise.models.dialects import SELF_HOSTED
 from stepwise.models.failures import failure_of
-from stepwise.models.http import CallFailed, retried, retry_after
+from stepwise.models.http import CallFailed, bounded_client, retried, retry_after
 from stepwise.models.litellm_handler import import_litellm
 from stepwise.types import Failure, FailureKind, Usage
 
@@ -28,20 +33,32 @@ class Choice(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """The samples of one call; `usages` one for each, exact in the sum."""
+    """The samples of one call; `usages` one for each, exact in the sum. `perhaps` is the most that tries without an
+    answer were billed.
+    """
 
     choices: tuple[Choice, ...]
     usages: tuple[Usage, ...]
+    perhaps: Usage = Usage()
+
+
+SENDING: ContextVar[Callable[[Usage], None] | None] = ContextVar("stepwise_sending", default=None)
+"""Hears, before a request is sent, the most that it may be billed: who keeps answers writes it down."""
 
 
 class Api:
-    """Calls to one model; `attempts` and `backoff` as in `http.retried`. Thread safe; `usage` is all that was spent."""
+    """Calls to one model; `attempts` and `backoff` as in `http.retried`. Thread safe; `usage` is all that was spent.
+
+    A call takes at most `config.timeout` seconds, its reply has at most `http.MOST_BYTES`, and redirects are not
+    followed, where the provider's client can be given ours: OpenAI-compatible servers and Anthropic.
+    """
 
     def __init__(self, config: ModelConfig, name: str, *, attempts: int = 5, backoff: float = 0.5):
         self.config, self.name, self.attempts, self.backoff = config, name, attempts, backoff
         self.key = config.api_key()
         self.usage = Usage()
         self._lock = threading.Lock()
+        self._http, self._last_body = bounded_client(config.api_base or "", config.timeout)
 
     def ask(self, prompt: str | Sequence[Mapping[str, Any]], **settings: Any) -> Samples:
         """Samples after raw text (by the OpenAI-compatible /v1/completions) or messages. Raises CallFailed."""
@@ -52,35 +69,83 @@ class Api:
         if self.config.api_base is not None:
             where = {"api_base": self.config.api_base, "api_key": self.key or "none-needed"}
         request = {"max_retries": 0, "num_retries": 0, "timeout": self.config.timeout, **where, **settings}
+        request |= self._client(prompt)
+        texts = [prompt] if isinstance(prompt, str) else [str(part.get("content", "")) for part in prompt]
+        read, limit = sum(map(_num_bytes, texts)), settings.get("max_tokens")
+        bound = self._priced(Usage(self.name, 1, read, read, (limit or 0) * (settings.get("n") or 1)))
+        if (sending := SENDING.get()) is not None:
+            sending(bound)
+        perhaps = billed = Usage()  # of tries without an answer, and of those whose answer is no use
 
         def once() -> Any:
+            nonlocal perhaps, billed
             try:
                 if isinstance(prompt, str):
                     name = f"text-completion-openai/{self.config.model.partition('/')[2]}"
                     return litellm.text_completion(prompt=prompt, model=name, **request)
                 return litellm.completion(messages=list(prompt), model=self.config.model, **request)
             except OpenAIError as error:
+                counts, _ = _counts(self._reported())
+                if counts:
+                    billed += dataclasses.replace(self._shares(*counts, 1, 0)[0], calls=0)
+                elif isinstance(error, litellm.Timeout | litellm.APIConnectionError):
+                    perhaps += bound
                 wait = retry_after((getattr(error, "litellm_response_headers", None) or {}).get("retry-after"))
                 raise CallFailed(Failure(failure_of(error).kind, _reason(error)), wait=wait or 0.0) from None
+            except RecursionError:
+                raise CallFailed(Failure("again", "the reply is nested too deeply to be read")) from None
 
         try:
             response, retries = retried(once, attempts=self.attempts, backoff=self.backoff)
         except CallFailed as failed:
-            raise self._failed(failed.failure.kind, str(failed), failed.retries) from None
+            raise self._failed(failed.failure.kind, str(failed), failed.retries, billed, perhaps) from None
         choices = tuple(filter(None, map(_choice, getattr(response, "choices", None) or [])))
+        counts, fault = _counts(getattr(response, "usage", None) or self._reported())
+        if fault:
+            raise self._failed("refused", f"HTTP 200 with {fault}", retries, billed, perhaps + bound)
         if not choices:
             inside = getattr(response, "error", None)
             said = f"an error inside: {str(inside)[:200]}" if inside else "no text in it"
-            raise self._failed("refused", f"HTTP 200 with {said}", retries)
-        usages = self._usages(getattr(response, "usage", None), choices, prompt, settings.get("max_tokens"), retries)
+            if counts:
+                billed += dataclasses.replace(self._shares(*counts, 1, 0)[0], calls=0)
+            raise self._failed("refused", f"HTTP 200 with {said}", retries, billed, perhaps)
+        sizes = [_num_bytes(choice.text) for choice in choices]
+        # A server that tells nothing is taken to have used a token for each byte, or `max_tokens` where that is less:
+        # it cannot have exceeded either.
+        counts = counts or (read, sum(min(size, limit or size) for size in sizes), 0)
+        first, *others = self._shares(*counts, len(choices), retries)
+        usages = (first + billed, *others)
         self._spend(usages)
-        return Samples(choices, usages)
+        return Samples(choices, usages, perhaps)
 
-    def _failed(self, kind: FailureKind, message: str, retries: int) -> CallFailed:
-        usage = Usage(self.name, 1, retries=retries, cost=None if self.config.prices is None else 0.0)
+    def _client(self, prompt: Any) -> dict[str, Any]:
+        """The argument that makes LiteLLM send by our client; none for a provider of whose client nothing is known."""
+        provider = self.config.model.partition("/")[0]
+        if provider in SELF_HOSTED:
+            from openai import OpenAI
+
+            key = self.key or os.environ.get("OPENAI_API_KEY") or "none-needed"
+            base = self.config.api_base
+            return {"client": OpenAI(api_key=key, base_url=base, http_client=self._http, max_retries=0)}
+        if provider == "anthropic":
+            from litellm.llms.custom_httpx.http_handler import HTTPHandler
+
+            return {"client": HTTPHandler(client=self._http)}
+        return {}
+
+    def _reported(self) -> Any:
+        """The usage in the last reply, as the server wrote it; None where there is none."""
+        try:
+            body = parse_json(self._last_body() or b"null")
+        except ValueError:
+            return None
+        return body.get("usage") if isinstance(body, dict) else None
+
+    def _failed(self, kind: FailureKind, message: str, retries: int, billed: Usage, perhaps: Usage) -> CallFailed:
+        usage = self._priced(Usage(self.name, 1, retries=retries)) + billed
         self._spend([usage])
         tries = f" ({retries + 1} tries)" if retries else ""
-        return CallFailed(Failure(kind, self._line(message + tries)), usage)
+        return CallFailed(Failure(kind, self._line(message + tries)), usage, perhaps=perhaps)
 
     def _line(self, message: str) -> str:
         """`message` with the model and its address before it, and without secrets."""
@@ -92,28 +157,37 @@ class Api:
         with self._lock:
             self.usage = sum(usages, self.usage)
 
-    def _usages(
-        self, said: Any, choices: Sequence[Choice], prompt: Any, max_tokens: int | None, retries: int
-    ) -> tuple[Usage, ...]:
-        """The prompt goes to the first sample, what was generated to all in equal parts: a server tells the sum only.
+    def _shares(self, read: int, generated: int, cached: int, number: int, retries: int) -> tuple[Usage, ...]:
+        """The prompt goes to the first sample, what was written to all in equal parts: a server tells the sum only."""
+        each, rest = divmod(generated, number)
+        first = Usage(self.name, 1, read, read - min(cached, read), each + (rest > 0), retries)
+        others = (Usage(self.name, 1, generated_tokens=each + (i < rest)) for i in range(1, number))
+        return tuple(map(self._priced, (first, *others)))
 
-        A server that tells nothing is taken to have used a token for each byte, or `max_tokens` where that is less:
-        it cannot have exceeded either.
-        """
-        texts = [prompt] if isinstance(prompt, str) else [str(part.get("content", "")) for part in prompt]
-        sizes = [_num_bytes(choice.text) for choice in choices]
-        read = getattr(said, "prompt_tokens", 0) or sum(map(_num_bytes, texts))
-        generated = getattr(said, "completion_tokens", 0) or sum(min(size, max_tokens or size) for size in sizes)
-        cached = min(getattr(getattr(said, "prompt_tokens_details", None), "cached_tokens", 0) or 0, read)
-        each, rest = divmod(generated, len(choices))
-        usages = []
-        for i in range(len(choices)):
-            written, cost = each + (i < rest), None
-            if self.config.prices is not None:
-                cost = (self.config.prices[0] * read + self.config.prices[1] * written) / 1e6
-            usages.append(Usage(self.name, 1, read, read - cached, written, retries, cost))
-            read = cached = retries = 0
-        return tuple(usages)
+    def _priced(self, usage: Usage) -> Usage:
+        prices = self.config.prices
+        if prices is None:
+            return usage
+        cost = (prices[0] * usage.prompt_tokens + prices[1] * usage.generated_tokens) / 1e6
+        return dataclasses.replace(usage, cost=cost)
+
+
+def _counts(said: Any) -> tuple[tuple[int, int, int] | None, str]:
+    """Tokens read, written and read from a cache, as a server says it, None where it does not; or what is wrong."""
+    if said is None:
+        return None, ""
+    said = said if isinstance(said, Mapping) else said.model_dump()
+    details = said.get("prompt_tokens_details") or said.get("input_tokens_details") or {}
+    named = {
+        "prompt_tokens": said.get("prompt_tokens") or said.get("input_tokens") or 0,
+        "completion_tokens": said.get("completion_tokens") or said.get("output_tokens") or 0,
+        "cached_tokens": (details.get("cached_tokens") if isinstance(details, Mapping) else 0) or 0,
+    }
+    for name, count in named.items():
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < 2**40:
+            return None, f"{name} = {count!r:.40}, which is no count of tokens"
+    read, written, cached = named.values()
+    return ((read, written, cached) if read or written else None), ""
 
 
 def _num_bytes(text: str) -> int:
@@ -126,7 +200,7 @@ def _choice(choice: Any) -> Choice | None:
     text = getattr(choice, "text", None)
     if text is None and message is not None:
         text = message.get("content") if isinstance(message, dict) else message.content
-    if text is None:
+    if not isinstance(text, str):
         return None
     fields = getattr(choice, "provider_specific_fields", None) or {}
     said = fields["stop_reason"] if "stop_reason" in fields else getattr(choice, "stop_reason", False)

@@ -103,7 +103,8 @@ class Completion:
     without a box; "length"; "repeat" where the text repeats itself; "error" and "budget", with what happened in `error`
     for a person and in `failure` for the program. `rest` are the other samples of the same request, as `generate` gives
     them; each has a usage of its own. `end`: how many bytes of `token_ids` count as text, where ids were asked for that
-    run on behind it (`Request.token_ids`).
+    run on behind it (`Request.token_ids`). `perhaps`: the most that tries which a server did not answer were billed
+    beside `usage`.
     """
 
     request: int
@@ -118,11 +119,17 @@ class Completion:
     failure: Failure | None = None
     rest: tuple[Completion, ...] = ()
     end: int | None = None
+    perhaps: Usage = Usage()
 
     @property
     def samples(self) -> tuple[Completion, ...]:
         """All that the request asked for: itself and `rest`."""
         return (self, *self.rest)
+
+    @property
+    def costs(self) -> tuple[Usage, Usage]:
+        """What all samples cost, and the most that tries without an answer were billed beside it."""
+        return sum((s.usage for s in self.samples), Usage()), sum((s.perhaps for s in self.samples), Usage())
 
     @property
     def failed(self) -> Failure | None:
@@ -132,15 +139,17 @@ class Completion:
         return self.failure or Failure("refused", self.error or "no reason given")
 
     @classmethod
-    def of_failure(cls, failure: Failure, usage: Usage | None = None, *, request: int = 0, n: int = 1) -> Completion:
-        """What answers a request of `n` samples that could not be done; the first sample carries `usage`."""
+    def of_failure(
+        cls, failure: Failure, usage: Usage | None = None, *, request: int = 0, n: int = 1, perhaps: Usage | None = None
+    ) -> Completion:
+        """What answers a request of `n` samples that could not be done; the first sample carries what it cost."""
         finish: Finish = "budget" if failure.kind == "budget" else "error"
         first, *rest = (
             cls(request, i, "", finish, usage=(usage or Usage()) if not i else Usage(), error=failure.reason,
                 failure=failure)
             for i in range(n)
         )  # fmt: skip
-        return dataclasses.replace(first, rest=tuple(rest))
+        return dataclasses.replace(first, rest=tuple(rest), perhaps=perhaps or Usage())
 
 
 @runtime_checkable
@@ -214,6 +223,12 @@ class Generator(ABC):
     def prefix_ids(self, request: Request) -> list[int]:
         """The token ids that the completion follows on, [] where they are not known or the request is refused."""
         return []
+
+    def parts(self, request: Request) -> list[Request]:
+        """The requests, of one call each, that `request` is to this model: their answers come, and are kept, one by
+        one. Known once it is `ready`.
+        """
+        return [request]
 
     def reset_cache(self) -> None:  # noqa: B027
         """Drop every cached prefix, so that what follows is measured from cold."""
@@ -341,6 +356,10 @@ class Wrapped(Generator):
     def prefix_ids(self, request: Request) -> list[int]:
         """The model's."""
         return self.model.prefix_ids(request)
+
+    def parts(self, request: Request) -> list[Request]:
+        """The model's."""
+        return self.model.parts(request)
 
     def reset_cache(self) -> None:
         """Drop the model's cached prefixes."""

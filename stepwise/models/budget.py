@@ -53,14 +53,16 @@ class Reservation:
         self._amount = amount
         self._open = True
 
-    def settle(self, usage: Usage) -> None:
-        """Replace the reservation by what the work really cost; a second settlement raises DataError."""
+    def settle(self, usage: Usage, perhaps: Usage | None = None) -> None:
+        """Replace the reservation by what the work really cost, and the most that tries without an answer were billed;
+        a second settlement raises DataError.
+        """
         if not self._open:
             raise DataError(f"this reservation of {self._role} is already settled or cancelled; reserve again")
         self._open = False
         if (on_spent := self._ledger._levels[-1]._on_spent) is not None:
-            on_spent(self._role, usage)
-        self._ledger._close(self._role, self._amount, usage)
+            on_spent(self._role, usage if perhaps is None else usage + perhaps)
+        self._ledger._close(self._role, self._amount, usage, perhaps)
 
     def cancel(self) -> None:
         """Give the reservation back; after a settlement it does nothing."""
@@ -85,9 +87,10 @@ class Ledger:
     server refused or lost and that was sent again is one call; how often that was stands in `Usage.retries`. A sample
     for which a model has to be asked twice is two calls, and both are reserved beforehand.
 
-    What nobody tells is not counted: a call that was broken off (Ctrl-C, a killed process), a try that a server
-    charged for and did not answer. A judge's scores are reserved as what they read, once per step; what it writes,
-    and a second try, are counted afterwards, so they may pass a cap before the next reservation is refused.
+    A request that a server did not answer (it hung, the connection broke, the process was killed) may have been billed:
+    it counts for the caps at the most that it can have cost, apart from what is known (`perhaps`). A judge's scores are
+    reserved as what they read, once per step; what it writes, and a second try, are counted afterwards, so they may
+    pass a cap before the next reservation is refused.
 
     `on_spent` hears of each role and what it has spent when that is settled, before anybody hears of what was bought.
     """
@@ -105,6 +108,7 @@ class Ledger:
         self._spent = dict(_NOTHING)
         self._held = dict(_NOTHING)
         self._usage: dict[str, Usage] = {}
+        self._perhaps: dict[str, Usage] = {}
         self._lock = threading.Lock()
         self._name = "budget"
         self._levels: tuple[Ledger, ...] = (self,)  # this ledger and those it is part of; all share one lock
@@ -133,7 +137,7 @@ class Ledger:
         account = Ledger(self._problem_caps, self._prices)
         account._name, account._lock, account._levels = "budget.problem", self._lock, (account, *self._levels)
         for role, usage in (spent or {}).items():
-            account._add(role, usage)
+            account._add(role, usage, account._usage)
         return account
 
     def reserve(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> Reservation:
@@ -191,9 +195,14 @@ class Ledger:
                 ledger._hold(ask, 1)
                 turn.tell(None)
 
-    def record(self, role: str, usage: Usage) -> None:
-        """Add what was spent without a reservation (scoring with a local model, for example)."""
-        self._close(role, _NOTHING, usage)
+    def record(self, role: str, usage: Usage, perhaps: Usage | None = None) -> None:
+        """Add what was spent, and perhaps billed, without a reservation (by an earlier start, for example)."""
+        self._close(role, _NOTHING, usage, perhaps)
+
+    def perhaps(self, role: str | None = None) -> Usage:
+        """The most that requests without an answer were billed: a role's, or all."""
+        with self._lock:
+            return self._perhaps.get(role, Usage()) if role else sum(self._perhaps.values(), Usage())
 
     def usage(self, role: str | None = None) -> Usage:
         """What a role has spent so far; None for all of them together. Its cost is None where a price is unknown."""
@@ -226,8 +235,10 @@ class Ledger:
         with self._lock:
             usages = dict(self._usage)
             lefts = {name: cap - self._spent[name] - self._held[name] for name, cap in self._caps.items()}
+            unanswered = {f"{role}, perhaps billed without an answer": usage for role, usage in self._perhaps.items()}
         lines = [_spent_line(role, usage) for role, usage in usages.items()]
         lines.append(_spent_line("all", sum(usages.values(), Usage())))
+        lines += [_spent_line(role, usage) for role, usage in unanswered.items()]
         lines += [
             f"cap on {name}: {float(self._caps[name]):,.10g}, {float(left):,.10g} left" for name, left in lefts.items()
         ]
@@ -271,16 +282,19 @@ class Ledger:
             for name in _NAMES:
                 level._held[name] += sign * ask[name]
 
-    def _close(self, role: str, held: Mapping[str, Amount], usage: Usage | None) -> None:
+    def _close(self, role: str, held: Mapping[str, Amount], usage: Usage | None, perhaps: Usage | None = None) -> None:
         queue = self._levels[-1]._queue
         with self._lock:
             self._hold(held, -1)
-            for level in self._levels if usage is not None else ():
-                level._add(role, usage)  # type: ignore[arg-type]
+            for level in self._levels:
+                if usage is not None:
+                    level._add(role, usage, level._usage)
+                if perhaps is not None and perhaps.calls:
+                    level._add(role, perhaps, level._perhaps)
             if queue:
                 self._give_turns(queue)
 
-    def _add(self, role: str, usage: Usage) -> None:
+    def _add(self, role: str, usage: Usage, account: dict[str, Usage]) -> None:
         """Count what was spent in this ledger alone, with its cost where a price is known. Needs the lock."""
         price, money = self._prices.get(role), 0 if usage.cost is None else Fraction(str(usage.cost))
         if usage.cost is None and price is not None:
@@ -288,7 +302,7 @@ class Ledger:
             usage = dataclasses.replace(usage, cost=float(money))
         for name, amount in _amounts(role, usage.generated_tokens, usage.calls, money).items():
             self._spent[name] += amount
-        self._usage[role] = self._usage.get(role, Usage()) + usage
+        account[role] = account.get(role, Usage()) + usage
 
 
 def _amounts(role: str, generated: int, calls: int, money: Amount) -> dict[str, Amount]:

@@ -14,12 +14,16 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from stepwise.errors import BudgetExceededError
+from stepwise.models.api import SENDING
 from stepwise.models.base import Backend, Completion, Generator, Request, Wrapped, first_of
 from stepwise.models.engine.cache import PrefixTree, ids_array
+from stepwise.models.failures import failure_of
 from stepwise.models.scorers.base import Scored, Scorer, WrappedScorer
 from stepwise.models.store import Answer, CallCache, key_of
 from stepwise.types import Problem, Usage, as_problem
@@ -76,7 +80,18 @@ class Stored(Wrapped):
         return self.store.misses.get(self.role, 0)
 
     async def generate(self, request: Request) -> Completion:
-        """The known completions, or the model's, which are kept."""
+        """The known completions, or the model's, which are kept: each call of a server by itself, when it answers."""
+        if request.n > 1 and self.model.remote and self._find(self._key(request, []), request) is None:
+            try:
+                await self.model.ready()
+            except BudgetExceededError as refusal:
+                return Completion.of_failure(failure_of(refusal), n=request.n)
+            parts = self.model.parts(request)
+            if len(parts) > 1:
+                return first_of([*chain(*[each.samples for each in await asyncio.gather(*map(self._one, parts))])])
+        return await self._one(request)
+
+    async def _one(self, request: Request) -> Completion:
         ids = self.model.prefix_ids(request)
         key = self._key(request, ids)
         samples, asked = self._find(key, request), False
@@ -85,21 +100,25 @@ class Stored(Wrapped):
             if wanted < request.top_logprobs and samples[0].failed is None:
                 samples = None  # whoever asked first wanted less of it
         self.store.count(self.role, int(not asked), int(asked))
-        return first_of([self._told(sample, request, ids) for sample in samples])
+        told = [self._told(sample, request, ids) for sample in samples]
+        return first_of(told if asked else [dataclasses.replace(sample, perhaps=Usage()) for sample in told])
 
     async def _ask(self, key: str, request: Request) -> tuple[list[Completion], int]:
         """Ask the model and keep what it says: the samples, and how many log-probabilities were asked for."""
+        if self.model.remote:
+            SENDING.set(lambda most: self.store.begin(key, self.role, request.problem.id, most))
         result = await self.model.generate(request)
         samples = [dataclasses.replace(sample, rest=()) for sample in result.samples]
         if result.finish == "budget":  # nobody was asked
             return samples, request.top_logprobs
-        usage, value = sum((sample.usage for sample in samples), Usage()), None
+        (usage, perhaps), value = result.costs, None
         if all(sample.failed is None for sample in samples):
-            rows = _KEPT.dump_python(samples, mode="json", exclude_defaults=True)
+            bare = [dataclasses.replace(sample, perhaps=Usage()) for sample in samples]
+            rows = _KEPT.dump_python(bare, mode="json", exclude_defaults=True)
             value = {"top": request.top_logprobs, "made": rows}
         with self._lock:
             self.spent += usage
-        self.store.add([Answer(key, self.role, request.problem.id, usage, value)])
+        self.store.add([Answer(key, self.role, request.problem.id, usage, value, perhaps)])
         return samples, request.top_logprobs
 
     def _find(self, key: str, request: Request) -> list[Completion] | None:

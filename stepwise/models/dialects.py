@@ -32,7 +32,7 @@ from stepwise.models.engine.vocab import render_chat
 from stepwise.prompt import SolvePrompt
 from stepwise.records import record
 
-_SELF_HOSTED = ("openai", "hosted_vllm", "lm_studio", "llamafile", "vllm")
+SELF_HOSTED = ("openai", "hosted_vllm", "lm_studio", "llamafile", "vllm")
 _NEXT_STEP = (
     "Go on from exactly where your solution stops. Write the next step only, one paragraph without a blank line in it, "
     "and repeat nothing. If it is the last step, put the final answer in \\boxed{}."
@@ -85,7 +85,7 @@ def dialect(model: str, api_base: str | None, adapter: str | None, prompt: Solve
     """How to talk to `model`. Raises ConfigError for an `adapter` that is not the number of one on a llama-server."""
     provider = model.partition("/")[0]
     host = urlsplit(api_base or ("//api.openai.com" if provider == "openai" else "")).hostname or ""
-    if provider not in _SELF_HOSTED or host == "api.openai.com" or host.endswith(".openai.azure.com"):
+    if provider not in SELF_HOSTED or host == "api.openai.com" or host.endswith(".openai.azure.com"):
         if adapter is not None:
             raise ConfigError(f"adapter is {adapter!r}, but {model} is hosted elsewhere; leave it out")
         return _HOSTED.get(provider, Dialect((_PLAIN,)))

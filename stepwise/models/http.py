@@ -6,11 +6,16 @@ from __future__ import annotations
 
 import email.utils
 import json
+import socket
+import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+import httpcore
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
@@ -21,6 +26,8 @@ from stepwise.types import Failure, FailureKind, Usage
 
 T = TypeVar("T")
 _LONGEST_WAIT = 60.0
+MOST_BYTES = 32 * 2**20
+"""The longest reply that is read, unpacked: some hundred thousand tokens with their log-probabilities."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _REMEDIES = {
     400: "; check that model, marker and context fit the server",
@@ -35,12 +42,16 @@ class CallFailed(BackendError):
     """A call that got no usable answer.
 
     `wait`: seconds that the server asks to wait before another try; `retries`: how often the call was sent again;
-    `usage`: what all of it cost, where the client counts that.
+    `usage`: what all of it cost, where the client counts that; `perhaps`: the most that tries without an answer were
+    billed beside it.
     """
 
-    def __init__(self, failure: Failure, usage: Usage | None = None, *, wait: float = 0.0):
+    def __init__(
+        self, failure: Failure, usage: Usage | None = None, *, wait: float = 0.0, perhaps: Usage | None = None
+    ):
         super().__init__(failure.reason)
         self.failure, self.usage, self.wait, self.retries = failure, usage or Usage(), wait, 0
+        self.perhaps = perhaps or Usage()
 
 
 def retried(call: Callable[[], T], *, attempts: int, backoff: float) -> tuple[T, int]:
@@ -69,6 +80,81 @@ def retried(call: Callable[[], T], *, attempts: int, backoff: float) -> tuple[T,
     return result, retrying.statistics["attempt_number"] - 1
 
 
+class _Bounded(httpx.BaseTransport):
+    """Sends by `client`; a request takes at most `timeout` seconds until its reply is whole, however slowly it comes,
+    and a reply that unpacks to more than `most` bytes is an error. `last` is the body that the calling thread got.
+    """
+
+    def __init__(self, client: httpx.Client, timeout: float, most: int) -> None:
+        self._client, self._timeout, self._most, self.last = client, timeout, most, threading.local()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """See httpx. Raises ReadTimeout and DecodingError where a bound is passed."""
+        request.headers["accept-encoding"] = "gzip, deflate"  # what `_unpacked` can bound
+        self.last.body, late, sockets = b"", threading.Event(), list[socket.socket]()
+
+        def trace(_: str, info: Mapping[str, Any]) -> None:
+            if isinstance(stream := info.get("return_value"), httpcore.NetworkStream):
+                sockets.append(stream.get_extra_info("socket"))
+
+        def stop() -> None:
+            late.set()
+            for each in sockets:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+        request.extensions = {**request.extensions, "trace": trace}
+        timer = threading.Timer(self._timeout, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            response = self._client.send(request, stream=True, follow_redirects=False)
+            with closing(response):
+                body = self._unpacked(response, request)
+        except httpx.TransportError as error:
+            if not late.is_set():
+                raise
+            message = f"timed out: no whole reply within {self._timeout:g} s"
+            raise httpx.ReadTimeout(message, request=request) from error
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise httpx.ReadTimeout(f"timed out: no whole reply within {self._timeout:g} s", request=request)
+        self.last.body = body
+        dropped = ("content-encoding", "content-length", "transfer-encoding")
+        headers = [(name, value) for name, value in response.headers.multi_items() if name not in dropped]
+        return httpx.Response(response.status_code, headers=headers, content=body)
+
+    def _unpacked(self, response: httpx.Response, request: httpx.Request) -> bytes:
+        body, packed = bytearray(), response.headers.get("content-encoding", "identity") != "identity"
+        unpack = zlib.decompressobj(wbits=47)  # gzip or zlib
+        try:
+            for part in response.iter_raw():
+                body += unpack.decompress(part, self._most + 1 - len(body)) if packed else part
+                if len(body) > self._most:
+                    raise httpx.DecodingError(f"the reply has more than {self._most:,} bytes", request=request)
+        except zlib.error as error:
+            raise httpx.DecodingError(f"the reply cannot be unpacked ({error})", request=request) from None
+        return bytes(body)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def bounded_client(
+    address: str, timeout: float, *, most: int = MOST_BYTES, headers: Mapping[str, str] | None = None
+) -> tuple[httpx.Client, Callable[[], bytes]]:
+    """A client that keeps to the bounds of every hosted call and follows no redirect, since a key would go with it; and
+    what gives the body of the calling thread's last reply.
+    """
+    # A proxy that stands in the environment knows nothing of servers on this machine. A connection that is kept could
+    # not be ended when time is up.
+    local, fresh = urlsplit(address).hostname in _LOOPBACK, httpx.Limits(max_keepalive_connections=0)
+    bounded = _Bounded(httpx.Client(timeout=timeout, trust_env=not local, limits=fresh), timeout, most)
+    client = httpx.Client(transport=bounded, headers=headers, timeout=timeout, follow_redirects=False)
+    return client, lambda: getattr(bounded.last, "body", b"")
+
+
 class _Reply(NamedTuple):
     """The JSON value that came back, and how often the request had to be sent again."""
 
@@ -77,7 +163,7 @@ class _Reply(NamedTuple):
 
 
 class Server:
-    """One server. `timeout` in seconds for each try, `attempts` and `backoff` as in `retried`.
+    """One server. `timeout` in seconds for the whole of each try, `attempts` and `backoff` as in `retried`.
 
     Redirects are not followed: the key would go with them.
     """
@@ -88,9 +174,7 @@ class Server:
         self.root = api_base.rstrip("/").removesuffix("/v1")
         self.attempts, self.backoff = attempts, backoff
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        # A proxy that stands in the environment knows nothing of servers on this machine.
-        local = urlsplit(self.root).hostname in _LOOPBACK
-        self._client = httpx.Client(headers=headers, timeout=timeout, follow_redirects=False, trust_env=not local)
+        self._client, _ = bounded_client(self.root, timeout, headers=headers)
 
     def post(self, path: str, body: Mapping[str, Any]) -> _Reply:
         """The answer to `body` at `path`; raises `CallFailed` when there is none that can be used."""

@@ -12,7 +12,9 @@ import dataclasses
 import re
 import threading
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 from stepwise.config import ModelConfig
@@ -110,8 +112,7 @@ class LiteLLMBackend(Generator):
         """The samples of one request, the first with the others as its `rest`; a failure has finish "error"."""
         if self._findings is None:
             await outside(asyncio.to_thread(lambda: self.findings))
-        parts = [range(request.n)] if self.findings.several else [range(i, i + 1) for i in range(request.n)]
-        futures = [self._pool.submit(self._part, request, part) for part in parts]
+        futures = [self._pool.submit(copy_context().run, self._part, part) for part in self.parts(request)]
         try:
             done = await outside(asyncio.gather(*map(asyncio.wrap_future, futures)))
         finally:  # cancelled, what has not begun must not be paid for
@@ -119,30 +120,46 @@ class LiteLLMBackend(Generator):
                 future.cancel()
         return first_of([sample for samples in done for sample in samples])
 
+    def parts(self, request: Request) -> list[Request]:
+        """One request where the server gives several samples in a call, else one for each sample."""
+        if request.n == 1 or self.findings.several:
+            return [request]
+        return [dataclasses.replace(request, n=1, sample=request.sample + i) for i in range(request.n)]
+
     def close(self) -> None:
         """Wait for the requests in flight and end the threads; calling it twice does nothing."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _part(self, request: Request, samples: range) -> list[Completion]:
-        """Some samples of one request, by one call, and by more where fewer came than were asked for."""
-        made: list[Completion] = []
+    def _part(self, request: Request) -> list[Completion]:
+        """The samples of one request, by one call, and by more where fewer came than were asked for."""
+        made, samples = list[Completion](), range(request.sample, request.sample + request.n)
         try:
             self._check(request)
             while len(made) < len(samples):
                 rest = samples[len(made) :]
                 reply = self._ask(request, rest, stop=True)
-                for sample, choice, usage in zip(rest, reply.choices, reply.usages, strict=False):
-                    made.append(self._finished(request, sample, choice, usage))
-        except (CallFailed, ConfigError, DataError) as error:
-            spent = error.usage if isinstance(error, CallFailed) else Usage(self.name)
-            failed = Completion.of_failure(failure_of(error), spent, n=len(samples) - len(made))
-            made += map(_as_sample, failed.samples, samples[len(made) :])
+                perhaps = [reply.perhaps, *[Usage()] * len(rest)]
+                for sample, choice, usage, lost in zip(rest, reply.choices, reply.usages, perhaps, strict=False):
+                    done = self._finished(request, sample, choice, usage)
+                    made.append(dataclasses.replace(done, perhaps=done.perhaps + lost))
+        except CallFailed as error:
+            made += self._failed(request, error, samples[len(made) :], error.usage, error.perhaps)
+        except (ConfigError, DataError) as error:
+            made += self._failed(request, error, samples[len(made) :], Usage(self.name))
         return made
+
+    def _failed(
+        self, request: Request, error: Exception, samples: range, usage: Usage, perhaps: Usage | None = None
+    ) -> list[Completion]:
+        failed = Completion.of_failure(failure_of(error), usage, n=len(samples), perhaps=perhaps)
+        return list(map(_as_sample, failed.samples, samples))
 
     def _check(self, request: Request) -> None:
         """Refuse what a model could not answer sensibly. Raises DataError."""
         check_question(request)
-        if self.findings.continuation == "raw":
+        if request.token_ids:
+            raise DataError(f"{self.name} takes no token ids; give the problem and its prefix, or messages")
+        if not request.messages and self.findings.continuation == "raw":
             texts = (request.problem.question, *(step.text for step in request.prefix))
             mark = next((found for text in texts if (found := _MARK.search(text))), None)
             if mark:
@@ -152,18 +169,22 @@ class LiteLLMBackend(Generator):
                 )
 
     def _finished(self, request: Request, sample: int, choice: Choice, usage: Usage) -> Completion:
+        if request.messages:
+            finish: Finish = "eos" if choice.ended == "stop" else "length"
+            return Completion(0, sample, choice.text, finish, (), choice.logprobs, usage, top_logprobs=choice.top)
         text, finish, again = self._read(request, choice)
+        perhaps = Usage()
         if again:
             try:
                 reply = self._ask(request, range(sample, sample + 1), stop=False)
             except CallFailed as error:  # the first call has been paid for
-                failed = Completion.of_failure(error.failure, usage + error.usage)
+                failed = Completion.of_failure(error.failure, usage + error.usage, perhaps=error.perhaps)
                 return _as_sample(failed, sample)
-            choice, usage = reply.choices[0], usage + reply.usages[0]
+            choice, usage, perhaps = reply.choices[0], usage + reply.usages[0], reply.perhaps
             text, finish, _ = self._read(request, choice)
         logprobs = choice.logprobs if choice.text == text else None  # of what was cut off they would be wrong
         top = choice.top if request.top_logprobs and not _THINKING.match(choice.text) else None
-        return Completion(0, sample, text, finish, (), logprobs, usage, top_logprobs=top)
+        return Completion(0, sample, text, finish, (), logprobs, usage, top_logprobs=top, perhaps=perhaps)
 
     def _ask(self, request: Request, samples: range, *, stop: bool) -> Samples:
         """One call for `samples`."""
@@ -183,12 +204,15 @@ class LiteLLMBackend(Generator):
             settings["top_p"] = request.top_p
         if request.top_k:
             settings |= {"extra_body": {"top_k": request.top_k}} if self.dialect.raw else {"top_k": request.top_k}
-        if stop and self._stops_at_blank_lines(request):
+        if stop and not request.messages and self._stops_at_blank_lines(request):
             settings["stop"] = [SEPARATOR]
         if found.seed:
             settings["seed"] = (request.seed + 1_000_003 * samples[0]) % 2**31
         if len(samples) > 1:
             settings["n"] = len(samples)
+        if request.messages:
+            held = {"response_format": request.schema} if isinstance(request.schema, Mapping) else {}
+            return [{**message} for message in request.messages], dialects.merge(settings, held, request.options)
         if found.continuation == "raw":
             return encodable(self._template(self.prompt, question) + text), dialects.merge(found.body, settings)
         if found.logprobs:  # llama_cpp.server gives none where top_logprobs is 0

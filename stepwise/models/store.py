@@ -1,7 +1,11 @@
 """Answers of models that are kept: asked once, found again by everybody who asks the same.
 
 A row is on its way to the disk when `add` returns, so a process that is killed at any moment loses nothing that was
-added; a torn last line, as a crash of the machine may leave it, is cut off when the file is opened.
+added; a torn last line, as a crash of the machine may leave it, is cut off when the file is opened, and a line that
+cannot be read costs that line.
+
+A request to a server is written down before it is sent (`begin`). One that has no answer when the file is opened again
+was perhaps billed: it counts in `perhaps` at the most that it can have cost.
 """
 
 from __future__ import annotations
@@ -10,11 +14,12 @@ import hashlib
 import io
 import json
 import threading
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from stepwise.errors import DataError, redact
 from stepwise.io import lock, parse_json
@@ -26,7 +31,8 @@ _FORM = 1  # of rows and keys; part of every key, so that another form is asked 
 
 class Answer(NamedTuple):
     """A row: what `role` answered for the problem with this id, and what that really cost. `value` is plain JSON, None
-    where it failed: such a row is never found, but counts in `spent`.
+    where it failed: such a row is never found, but counts in `spent`. `perhaps`: the most that tries which were not
+    answered were billed beside it.
     """
 
     key: str
@@ -34,6 +40,7 @@ class Answer(NamedTuple):
     problem: str
     usage: Usage
     value: Any = None
+    perhaps: Usage = Usage()
 
 
 class CallCache:
@@ -41,7 +48,8 @@ class CallCache:
 
     `replays_are_free`: what the file holds when it is opened has been paid for and counted, and a router neither
     reserves nor counts it again (see `paid`): for going on with a run. Without, a known answer counts as if it were
-    asked for, so that policies are compared at the cost that each would have.
+    asked for, so that policies are compared at the cost that each would have. `unanswered` has the requests that an
+    earlier process had sent when it was killed, and `perhaps` what each may have cost.
 
     Raises `DataError` for a file that is no cache or that another process has open.
     """
@@ -52,10 +60,13 @@ class CallCache:
         self.hits: dict[str, int] = {}
         self.misses: dict[str, int] = {}
         self._places: dict[str, tuple[int, int]] = {}
-        self._spent: dict[str, dict[str, Usage]] = {}
+        self._spent: dict[str, dict[str, Usage]] = {}  # by problem and role
+        self._perhaps: dict[str, dict[str, Usage]] = {}
+        self._open: dict[str, Answer] = {}  # sent and not answered, as what it may cost
         self._lock = threading.Lock()
         self._file = io.BytesIO() if self.path is None else _opened(self.path)
-        self._end = self._read()
+        self._end = 0
+        self._read()
         self._began = self._end
 
     def __contains__(self, key: str) -> bool:
@@ -76,16 +87,28 @@ class CallCache:
     def add(self, answers: Iterable[Answer]) -> None:
         """Keep answers; a later one under the same key counts."""
         with self._lock:
-            lines = []
             for answer in answers:
-                row = answer._replace(usage=_USAGE.dump_python(answer.usage, exclude_defaults=True))._asdict()
-                line = redact(json.dumps(row), shapes=False).encode() + b"\n"
-                self._note(answer, self._end, len(line))
-                self._end += len(line)
-                lines.append(line)
-            self._file.seek(0, io.SEEK_END)
-            self._file.write(b"".join(lines))
-            self._file.flush()
+                row = answer._asdict() | {"usage": _dumped(answer.usage)}
+                row["perhaps"] = _dumped(answer.perhaps)
+                if not row["perhaps"]:  # as in files of earlier versions
+                    del row["perhaps"]
+                start = self._end
+                self._note(answer, start, self._write(row) - start)
+
+    def begin(self, key: str, role: str, problem: str, most: Usage) -> None:
+        """Write down that what `key` stands for is sent to a server now, and the most that it may be billed."""
+        with self._lock:
+            self._write({"sent": key, "role": role, "problem": problem, "usage": _dumped(most)})
+            self._open[key] = Answer(key, role, problem, Usage(), None, most)
+
+    def _write(self, row: Mapping[str, Any]) -> int:
+        """Put a line at the end of the file; returns where the next one goes. Needs the lock."""
+        line = redact(json.dumps(row), shapes=False).encode() + b"\n"
+        self._file.seek(0, io.SEEK_END)
+        self._file.write(line)
+        self._file.flush()
+        self._end += len(line)
+        return self._end
 
     def paid(self, key: str) -> bool:
         """Whether the answer is free: it was there when the file was opened, and replays are free."""
@@ -94,8 +117,17 @@ class CallCache:
 
     def spent(self, problem: str | None = None) -> dict[str, Usage]:
         """What was really spent by role, over all starts, failures included; on one problem, or on all."""
+        return self._sum(self._spent, problem)
+
+    def perhaps(self, problem: str | None = None) -> dict[str, Usage]:
+        """The most that was billed beside that, for requests without an answer, by role; those that are being asked now
+        are not among them.
+        """
+        return self._sum(self._perhaps, problem)
+
+    def _sum(self, of: Mapping[str, Mapping[str, Usage]], problem: str | None) -> dict[str, Usage]:
         with self._lock:
-            accounts = self._spent.values() if problem is None else [self._spent.get(problem, {})]
+            accounts = of.values() if problem is None else [of.get(problem, {})]
             total: dict[str, Usage] = {}
             for account in accounts:
                 for role, usage in account.items():
@@ -134,30 +166,65 @@ class CallCache:
         self.close()
 
     def _note(self, answer: Answer, start: int, length: int) -> None:
-        account = self._spent.setdefault(answer.problem, {})
-        account[answer.role] = account.get(answer.role, Usage()) + answer.usage
+        self._open.pop(answer.key, None)
+        for of, usage in ((self._spent, answer.usage), (self._perhaps, answer.perhaps)):
+            account = of.setdefault(answer.problem, {})
+            account[answer.role] = account.get(answer.role, Usage()) + usage
         if answer.value is not None:
             self._places[answer.key] = (start, length)
 
-    def _read(self) -> int:
-        """Note every whole row, cut a torn one off, and return where the next one goes."""
-        end = 0
+    def _read(self) -> None:
+        """Note every whole row, cut a torn one off, and note what was sent and never answered."""
+        garbled, rows = list[int](), 0
         self._file.seek(0)
         for number, line in enumerate(self._file, start=1):
             if not line.endswith(b"\n"):
-                self._file.truncate(end)
+                self._file.truncate(self._end)
                 break
             try:
-                row = parse_json(line)
-                answer = Answer(**{**row, "usage": _USAGE.validate_python(row["usage"])})
-            except (ValueError, TypeError, KeyError, ValidationError):
-                self._file.close()
-                raise DataError(
-                    f"{self.path}, line {number}: not a row of a cache of answers; remove it, or give another file"
-                ) from None
-            self._note(answer, end, len(line))
-            end += len(line)
-        return end
+                answer = _answer_of(line)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                garbled.append(number)
+            else:
+                rows += 1
+                if answer.value is _SENT:
+                    self._open[answer.key] = answer._replace(value=None)
+                else:
+                    self._note(answer, self._end, len(line))
+            self._end += len(line)
+        if garbled and not rows:
+            self._file.close()
+            raise DataError(
+                f"{self.path}, line {garbled[0]}: not a row of a cache of answers; remove it, or give another file"
+            )
+        if garbled:
+            warnings.warn(
+                f"{self.path}: lines {', '.join(map(str, garbled[:5]))}{' ...' * (len(garbled) > 5)} cannot be read; "
+                "what they held is asked for again, and is in no sum of what was spent", stacklevel=4,
+            )  # fmt: skip
+        self.unanswered = tuple(self._open.values())
+        self.add(self.unanswered)
+
+
+_SENT = object()
+
+
+def _answer_of(line: bytes) -> Answer:
+    """The row on a line; one that was only sent has the value `_SENT`. Raises whatever a line that is none leads to."""
+    row = parse_json(line)
+    usages = {name: _USAGE.validate_python(row[name]) for name in ("usage", "perhaps") if name in row}
+    if any(min(usage.calls, usage.prompt_tokens, usage.evaluated_tokens, usage.generated_tokens) < 0
+           for usage in usages.values()):  # fmt: skip
+        raise ValueError("a count is negative")
+    if not all(isinstance(row[name], str) for name in ("role", "problem")):
+        raise TypeError("role and problem are texts")
+    if "sent" in row:
+        return Answer(str(row["sent"]), row["role"], row["problem"], Usage(), _SENT, usages["usage"])
+    return Answer(**{**row, **usages})
+
+
+def _dumped(usage: Usage) -> Any:
+    return _USAGE.dump_python(usage, exclude_defaults=True)
 
 
 def key_of(parts: Mapping[str, Any]) -> str:

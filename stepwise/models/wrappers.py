@@ -60,7 +60,7 @@ class Budgeted(Wrapped):
         except BaseException:
             held.cancel()
             raise
-        held.settle(sum((sample.usage for sample in result.samples), Usage()))
+        held.settle(*result.costs)
         return result
 
     async def ready(self) -> None:

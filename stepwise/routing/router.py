@@ -240,7 +240,10 @@ class StepRouter(dspy.Module):
                 account[role] = account.get(role, Usage()) + usage
         todo = [problem for problem in problems if problem not in done]
         if self.cache is not None and self.cache.replays_are_free:
-            spent = {problem: self.cache.spent(problem.id) for problem in todo}
+            for problem in todo:
+                perhaps = self.cache.perhaps(problem.id)
+                paid = self.cache.spent(problem.id).items()
+                spent[problem] = {role: usage + perhaps.get(role, Usage()) for role, usage in paid}
 
         def tell(trace: Trace) -> None:
             if on_trace is not None:
