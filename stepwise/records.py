@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, dataclass_transform
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -26,13 +26,15 @@ T = TypeVar("T")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(Field, dataclasses.field))
-def record(*, allow_inf_nan: bool = True, repr: bool = True, eq: bool = True) -> Callable[[type[T]], type[T]]:
+def record(
+    *, allow_inf_nan: bool = True, repr: bool = True, extra: Literal["forbid", "ignore"] = "forbid"
+) -> Callable[[type[T]], type[T]]:
     """Decorate a class with annotated fields.
 
     Args:
         allow_inf_nan: False refuses infinities and NaN in its numbers.
         repr: whether it shows its fields.
-        eq: whether equal fields make equal objects; else each is equal to itself alone.
+        extra: what becomes of arguments that are no fields, where one is read from JSON or by name.
 
     Example:
         >>> @record()
@@ -42,10 +44,10 @@ def record(*, allow_inf_nan: bool = True, repr: bool = True, eq: bool = True) ->
         Traceback (most recent call last):
         stepwise.errors.DataError: Point: x is 0.5: input should be a valid integer, got a number with a fractional part
     """
-    config = ConfigDict(extra="forbid", allow_inf_nan=allow_inf_nan, arbitrary_types_allowed=True)
+    config = ConfigDict(extra=extra, allow_inf_nan=allow_inf_nan, arbitrary_types_allowed=True)
 
     def decorate(cls: type[T]) -> type[T]:
-        decorated: Any = dataclass(frozen=True, repr=repr, eq=eq, config=config)(cls)
+        decorated: Any = dataclass(frozen=True, repr=repr, config=config)(cls)
         names = [field.name for field in dataclasses.fields(decorated) if field.init]
         checked = decorated.__init__
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 import stepwise as sw
+from stepwise import routing
 from stepwise.errors import ConfigError, DataError
 from stepwise.records import record
 
@@ -75,3 +77,22 @@ def test_a_record_is_a_frozen_value() -> None:
     assert len({Pair(), Pair(1)}) == 1
     with pytest.raises(AttributeError):
         Pair().left = 2  # type: ignore[misc]
+
+
+_CLASSES = {
+    value
+    for home in (sw, routing)
+    for name in home.__all__
+    if isinstance(value := getattr(home, name), type) and not issubclass(value, BaseException)
+}
+
+
+@pytest.mark.parametrize("cls", sorted(_CLASSES, key=lambda cls: cls.__name__), ids=lambda cls: cls.__name__)
+def test_no_public_constructor_shows_an_error_of_pydantics(cls: type) -> None:
+    raised: list[Exception] = []
+    for arguments in ({"nonsense": 1}, dict.fromkeys(inspect.signature(cls).parameters, object())):
+        try:
+            cls(**arguments)
+        except Exception as error:
+            raised.append(error)
+    assert not any(isinstance(error, ValidationError) or "errors.pydantic.dev" in str(error) for error in raised)

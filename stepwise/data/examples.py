@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from stepwise.data.tables import read_table
 from stepwise.errors import DataError
 from stepwise.io import write_rows, write_text
 from stepwise.prompt import SolvePrompt
+from stepwise.records import record
 from stepwise.steps import split_steps
 from stepwise.types import from_json
 
@@ -25,7 +25,7 @@ _TEXTS = ("prompt", "chosen", "rejected")
 
 
 # `ignore` lets a dataset have columns beside these, such as those of another loader.
-@dataclass(frozen=True, config=ConfigDict(extra="ignore"))
+@record(extra="ignore")
 class Example:
     """One row of the dataset: after `prefix` (steps of the attempt), the model is to write `intervention`.
 
@@ -68,7 +68,7 @@ class Example:
         return "\n\n".join((*self.prefix, self.intervention, *filter(None, (self.suffix,))))
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@record()
 class PreferencePair:
     """Two continuations of the same correct prefix, in steps; `prompt` is the question.
 
@@ -83,7 +83,7 @@ class PreferencePair:
     prompt_hash: str | None = None
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@record()
 class Chat:
     """Messages, each a role and a text, of which the last is the assistant's: that one is trained."""
 

@@ -21,11 +21,10 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 
 from stepwise.data.processbench import ProcessBenchRow
 from stepwise.errors import DataError
+from stepwise.records import record
 from stepwise.seeds import rng as seeded
 from stepwise.stats import Interval, percentile
 from stepwise.types import Usage
@@ -34,7 +33,7 @@ _STEP_LABEL = re.compile(r"\s*(?:#+|\**)\s*step\s+\d+\s*[:.)]", re.IGNORECASE)
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@record()
 class Outcome:
     """What a localizer said of one attempt, and what that cost.
 

@@ -20,9 +20,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
-
 from stepwise.config import Config
 from stepwise.data.examples import Example
 from stepwise.data.problems import check_problems
@@ -37,6 +34,7 @@ from stepwise.interventions.rows import Candidate, FailedAttempt, GuidedRollout,
 from stepwise.interventions.settings import CollectSettings, Writers, hash_of, in_use, uncapped
 from stepwise.io import read_rows
 from stepwise.models.store import key_of
+from stepwise.records import record
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.plan import PlannedCalls
 from stepwise.steps import boxed, extract_answer
@@ -49,7 +47,7 @@ _NONE = (0, 0)
 _FILES = ("failures", "candidates", "guided", "comparisons", "examples", "distillation", "counts", "spent")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@record()
 class Comparison:
     """What followed the strong model's step, and what followed the draft; `id` is the candidate's.
 

@@ -12,17 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from stepwise.errors import BackendError, DataError
 from stepwise.models.driver import Batcher, Driver
+from stepwise.records import record
 from stepwise.types import Failure, Finish, Problem, Step, Usage
 
-_FROZEN = ConfigDict(extra="forbid")
 
-
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Capabilities:
     """What a backend can do, found by a probe when it is loaded.
 
@@ -38,7 +36,7 @@ class Capabilities:
     token_ids: bool = False
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Request:
     """Continue the solution of `problem` after the steps of `prefix`, or, where there are `messages`, answer them.
 
@@ -91,7 +89,7 @@ def check_question(request: Request) -> None:
         raise DataError(f"problem {request.problem.id!r}: the question is empty; give its text")
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Completion:
     """One sample for request number `request` (0-based position in the call), sample number `sample`.
 

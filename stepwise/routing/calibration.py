@@ -10,12 +10,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
-
 from stepwise.errors import ConfigError, DataError, reason_of
 from stepwise.io import parse_json
 from stepwise.models.store import CallCache
+from stepwise.records import record
 from stepwise.routing.compare import Measured, compare
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
 from stepwise.routing.learned import Learned
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from stepwise.routing.router import StepRouter
 
 Unit = Literal["strong_tokens", "share"]
-_FROZEN = ConfigDict(extra="forbid")
 _BOUNDS = {  # of the operating point, where it is the policy's own
     "threshold": (0.0, 1.01),
     "random": (0.0, 1.0),
@@ -46,7 +43,7 @@ _Dial = Callable[[float], Policy]
 _NEAR = 0.02  # a setting that leaves no more than this share of the budget unspent is not improved further
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class _CurvePoint:
     """One setting on the calibration problems: strong tokens per problem and accuracy."""
 
@@ -55,7 +52,7 @@ class _CurvePoint:
     accuracy: Estimate
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class _Achieved:
     """What the chosen setting did on problems that it was not chosen on, beside both models alone.
 
@@ -73,7 +70,7 @@ class _Achieved:
     strong_cost: Estimate
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class Calibrated:
     """A policy set for a budget. Plain JSON by `save` and `load`; `load_policy` reads the policy from the same file.
 

@@ -6,9 +6,8 @@ import random
 from fractions import Fraction
 
 import pytest
-from pydantic import ValidationError
 
-from stepwise.errors import DataError
+from stepwise.errors import ConfigError, DataError
 from stepwise.interventions.filtering import (
     INT_PRIOR,
     Beta,
@@ -31,7 +30,7 @@ def test_a_candidate_is_given_up_at_the_first_n_at_which_the_bound_holds(floor: 
 def test_a_miss_of_zero_never_gives_up_and_numbers_out_of_range_are_refused() -> None:
     assert CollectSettings(miss=0.0).drop_after is None
     for floor, miss in ((0.0, 0.5), (1.0, 0.5), (0.1, 1.0), (0.1, -0.1)):
-        with pytest.raises(ValidationError, match="floor" if miss == 0.5 else "miss"):
+        with pytest.raises(ConfigError, match="floor" if miss == 0.5 else "miss"):
             CollectSettings(floor=floor, miss=miss)
 
 

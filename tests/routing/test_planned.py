@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
-from stepwise.errors import ConfigError
+from stepwise.errors import ConfigError, DataError
 from stepwise.routing import (
     Always,
     BeliefThreshold,
@@ -194,7 +193,7 @@ def test_they_print_their_settings_and_not_their_tables() -> None:
     ],
 )
 def test_settings_that_make_no_policy_are_refused(make: Any, message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(DataError, match=message):
         make()
 
 

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 
 from stepwise.errors import ConfigError, DataError
 from stepwise.io import read_json, write_text
+from stepwise.records import record
 from stepwise.routing.pomdp.estimate import LEAST_STRONG, MAX_CORRELATION, estimate, independent
 from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.routing.pomdp.fit_check import HeldOut, choose_bins, choose_power, held_out, intervals_of, pair_law
@@ -38,10 +37,9 @@ _LEAST = (100, 50, 50)  # labelled drafts in each state
 _LEAST_ENDED, _LEAST_PROBLEMS = 30, 30
 _LEAST_WRONG = 50  # labelled traces with a wrong step that make up for labels missing elsewhere
 _LEAST_OUTCOMES = 300  # solved and failed traces each, where there are fewer labels than that
-_FROZEN = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class FitCard:
     """What a fit is good for and how sure it is.
 
@@ -83,7 +81,7 @@ class FitCard:
                 )
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class RouterFit:
     """Parameters of the routing POMDP with the card of their fit. Plain JSON by `save` and `load`.
 

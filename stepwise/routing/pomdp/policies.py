@@ -21,20 +21,19 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from stepwise.errors import DataError
+from stepwise.records import record
 from stepwise.routing.policy import Action, Escalate, Keep, Policy, View, When
 from stepwise.routing.pomdp.filter import Belief, History, ObservationLaw, StepFilter
 from stepwise.routing.pomdp.solve import Plan, RoutingPomdp
 from stepwise.steps import extract_answer
 
-_FROZEN = ConfigDict(extra="forbid")
 _SAME = 1e-9  # how far two tables of one law may be apart by rounding
 
 
-@dataclass(frozen=True, config=_FROZEN, repr=False)
+@record(repr=False)
 class _OnBelief(Policy):
     """Asked after each draft; decides on the belief that the scores so far give under a fitted model."""
 
@@ -64,7 +63,7 @@ class _OnBelief(Policy):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-@dataclass(frozen=True, config=_FROZEN, repr=False)
+@record(repr=False)
 class _Filtered(_OnBelief, ABC):
     """`history` is that of `StepFilter`; "memoryless" gets the true prior of each step under this policy."""
 
@@ -86,7 +85,7 @@ class _Filtered(_OnBelief, ABC):
         """0 to keep a draft of usual length, 1 to have the strong model write it."""
 
 
-@dataclass(frozen=True, config=_FROZEN, repr=False)
+@record(repr=False)
 class BeliefThreshold(_Filtered):
     """The strong model rewrites a draft iff the belief in "wrong just now" passes `tau`, strictly: 1 never escalates.
 
@@ -118,7 +117,7 @@ class BeliefThreshold(_Filtered):
         return int(belief[2] > self.tau)
 
 
-@dataclass(frozen=True, config=_FROZEN, repr=False)
+@record(repr=False)
 class Planned(_Filtered):
     """The optimal policy of the fitted model: escalate iff that is worth more than keeping, at a price per token.
 
@@ -158,7 +157,7 @@ class Planned(_Filtered):
         return int(strong > keep)
 
 
-@dataclass(frozen=True, config=_FROZEN, repr=False)
+@record(repr=False)
 class Published(_OnBelief):
     """TRIM-POMDP's published decision rule, for reproduction: memoryless belief under a uniform prior, closeness gate.
 
