@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stepwise.data.examples import Example, Origin
@@ -35,6 +35,7 @@ from stepwise.interventions.rows import (
     Located,
     Rollout,
     by_id,
+    first_of_each,
     spent,
 )
 from stepwise.interventions.settings import BuildSettings, hash_of
@@ -93,10 +94,11 @@ class Builder(Chunk):
     def failures(self) -> list[FailedAttempt]:
         """Attempts of the weak model that ended wrong, at most `per_problem` of each problem."""
         if self.collected is not None:
-            return first_of_each(self.stage("failures"), self.options.per_problem)
-        failures = keep_failures(self.rollouts())
-        self.keep("failures", failures)
-        return first_of_each(failures, self.options.per_problem)
+            failures = self.stage("failures")
+        else:
+            failures = keep_failures(self.rollouts())
+            self.keep("failures", failures)
+        return first_of_each(failures, lambda row: row.problem, self.options.per_problem)
 
     def example(
         self,
@@ -121,17 +123,6 @@ class Builder(Chunk):
         )  # fmt: skip
 
 
-def first_of_each(rows: Iterable[Any], n: int) -> list[Any]:
-    """The first `n` rows of each problem, in order."""
-    seen: Counter[str] = Counter()
-    kept = []
-    for row in rows:
-        seen[row.problem] += 1
-        if seen[row.problem] <= n:
-            kept.append(row)
-    return kept
-
-
 def interventions(builder: Builder) -> list[Example]:
     """The collection's examples as they are."""
     return builder.stage("examples")
@@ -142,7 +133,7 @@ def unfiltered(builder: Builder) -> list[Example]:
     attempts, guided = by_id(builder.stage("failures")), _guided(builder)
     rows = [
         _of_candidate(builder, row, attempts[row.failure], guided[row.id], "unfiltered")
-        for row in _first(survivors(builder.stage("candidates")))
+        for row in first_of_each(survivors(builder.stage("candidates")), lambda row: row.failure)
     ]
     builder.counts["without a success"] += sum(not row.successes for row in rows)
     return rows
@@ -230,14 +221,6 @@ def _of_candidate(
         prefix=attempt.steps[: row.location], successes=sum(one.verdict == "CORRECT" for one in judged),
         guided=len(judged), with_reference=row.with_reference, complete=False, variant=variant,
     )  # fmt: skip
-
-
-def _first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The first candidate of each attempt."""
-    first: dict[str, Candidate] = {}
-    for row in candidates:
-        first.setdefault(row.failure, row)
-    return list(first.values())
 
 
 def _other_place(builder: Builder, name: str, steps: int, place: int) -> int | None:

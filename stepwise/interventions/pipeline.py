@@ -30,7 +30,17 @@ from stepwise.grading import Verdict, grade_many
 from stepwise.interventions.checks.leaks import LeakVerdict, answer_due, check_leak
 from stepwise.interventions.checks.sums import false_equations
 from stepwise.interventions.filtering import Wanted, chosen, counts_of, guided_by
-from stepwise.interventions.rows import ROWS, Candidate, FailedAttempt, GuidedRollout, Located, Made, Rollout, by_id
+from stepwise.interventions.rows import (
+    ROWS,
+    Candidate,
+    FailedAttempt,
+    GuidedRollout,
+    Located,
+    Made,
+    Rollout,
+    by_id,
+    first_of_each,
+)
 from stepwise.interventions.rows import parent as parent_of
 from stepwise.interventions.settings import CollectSettings, Writers, hash_of, uncapped
 from stepwise.models.base import Backend, Completion, Request
@@ -116,14 +126,12 @@ def keep_failures(rollouts: Sequence[Rollout], max_per_problem: int | None = Non
     """
     wrong = [r for r in rollouts if r.verdict in (Verdict.WRONG, Verdict.NO_ANSWER) and r.steps]
     copies = Counter((r.problem, r.steps) for r in wrong)
-    failures: dict[tuple[str, tuple[str, ...]], FailedAttempt] = {}
-    per_problem: Counter[str] = Counter()
-    for row in wrong:
-        key, room = (row.problem, row.steps), max_per_problem is None or per_problem[row.problem] < max_per_problem
-        if key not in failures and room and row.verdict is not None:
-            failures[key] = FailedAttempt(row.id, row.problem, row.steps, row.answer, row.verdict, copies[key])
-            per_problem[row.problem] += 1
-    return list(failures.values())
+    different = first_of_each(wrong, lambda r: (r.problem, r.steps))
+    return [
+        FailedAttempt(r.id, r.problem, r.steps, r.answer, r.verdict, copies[r.problem, r.steps])
+        for r in first_of_each(different, lambda r: r.problem, max_per_problem or len(different))
+        if r.verdict is not None
+    ]
 
 
 def locate_errors(failures: Sequence[FailedAttempt], chunk: Chunk) -> list[Located]:
@@ -215,11 +223,8 @@ def survivors(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Candidates that give nothing away and hold no false equation, the same step at the same place of an attempt
     once.
     """
-    unique_steps: dict[tuple[str, int, str], Candidate] = {}
-    for row in candidates:
-        if row.leak is LeakVerdict.CLEAN and not row.unsound:
-            unique_steps.setdefault((row.failure, row.location, row.content), row)
-    return list(unique_steps.values())
+    clean = (row for row in candidates if row.leak is LeakVerdict.CLEAN and not row.unsound)
+    return first_of_each(clean, lambda row: (row.failure, row.location, row.content))
 
 
 def guide(candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk) -> list[GuidedRollout]:

@@ -8,7 +8,8 @@ the failure as an object.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import ConfigDict, Field
@@ -172,6 +173,7 @@ class _Identified(Protocol):
 
 
 Row = TypeVar("Row", bound=_Identified)
+T = TypeVar("T")
 
 
 def by_id(rows: Iterable[Row]) -> dict[str, Row]:
@@ -193,3 +195,18 @@ def parent(rows: Mapping[str, Row], name: str, child: str) -> Row:
     if name not in rows:
         raise DataError(f"row {child!r}: its parent {name!r} is not among the rows given")
     return rows[name]
+
+
+def first_of_each(rows: Iterable[T], key: Callable[[T], Hashable], n: int = 1) -> list[T]:
+    """The first `n` rows with the same key, in order.
+
+    >>> first_of_each(["a1", "b1", "a2", "a3"], lambda row: row[0], n=2)
+    ['a1', 'b1', 'a2']
+    """
+    seen: Counter[Hashable] = Counter()
+    result = []
+    for row in rows:
+        seen[key(row)] += 1
+        if seen[key(row)] <= n:
+            result.append(row)
+    return result

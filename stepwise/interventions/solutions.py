@@ -24,7 +24,7 @@ from typing import Any
 from stepwise import critics
 from stepwise.data.examples import Example, Origin
 from stepwise.grading import Verdict, grade, grade_many
-from stepwise.interventions.building import Builder, first_of_each
+from stepwise.interventions.building import Builder
 from stepwise.interventions.checks.sums import false_equations
 from stepwise.interventions.pipeline import (
     check_sums,
@@ -34,7 +34,7 @@ from stepwise.interventions.pipeline import (
     propose_candidates,
     sample_rollouts,
 )
-from stepwise.interventions.rows import FailedAttempt, Rollout, by_id, spent
+from stepwise.interventions.rows import FailedAttempt, Rollout, by_id, first_of_each, spent
 from stepwise.interventions.settings import one_candidate
 from stepwise.lab import corpus
 from stepwise.seeds import rng as seeded
@@ -66,15 +66,17 @@ def strong(builder: Builder) -> list[Example]:
     right = [row for row in rollouts if row.verdict is Verdict.CORRECT]
     builder.counts["solutions"] += len(rollouts)
     builder.counts["right solutions"] += len(right)
-    return _whole(builder, _distinct(right), "strong", "strong")
+    return _whole(builder, first_of_each(right, lambda row: (row.problem, row.text)), "strong", "strong")
 
 
 def rejection(builder: Builder) -> list[Example]:
     """The model's own right solutions (RFT), at most `per_problem` of a problem, the same text once."""
-    right = _distinct(row for row in builder.rollouts() if row.verdict is Verdict.CORRECT)
+    correct = (row for row in builder.rollouts() if row.verdict is Verdict.CORRECT)
+    right = first_of_each(correct, lambda row: (row.problem, row.text))
     builder.counts["right rollouts, the same text once"] += len(right)
     builder.counts["problems without a right rollout"] += len(builder.problems.keys() - {row.problem for row in right})
-    return _whole(builder, first_of_each(right, builder.options.per_problem), "rejection", "weak")
+    kept = first_of_each(right, lambda row: row.problem, builder.options.per_problem)
+    return _whole(builder, kept, "rejection", "weak")
 
 
 def first_tokens(builder: Builder) -> list[Example]:
@@ -228,10 +230,3 @@ def _whole(builder: Builder, rollouts: Iterable[Rollout], origin: Origin, role: 
                         models={role: row.made.model}, seed=row.made.seed)
         for row in rollouts
     ]  # fmt: skip
-
-
-def _distinct(rows: Iterable[Rollout]) -> list[Rollout]:
-    kept: dict[tuple[str, str], Rollout] = {}
-    for row in rows:
-        kept.setdefault((row.problem, row.text), row)
-    return list(kept.values())
