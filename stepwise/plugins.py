@@ -33,6 +33,11 @@ def import_path(value: object) -> str:
     """The path that `load_plugin` finds this class (or the class of this object) under.
 
     Raises `ConfigError` for one that has none: defined inside a function, or in a notebook or the script that runs.
+
+    Example:
+        >>> import fractions
+        >>> import_path(fractions.Fraction)
+        'fractions:Fraction'
     """
     cls = value if isinstance(value, type) else type(value)
     if "<locals>" in cls.__qualname__ or cls.__module__ == "__main__":
@@ -124,7 +129,13 @@ class Plugin(ABC):
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """Raise `ConfigError`, with the nearest one, unless `value` is one of `choices`."""
+    """Raise `ConfigError`, with the nearest one, unless `value` is one of `choices`.
+
+    Example:
+        >>> check_choice("when", "afer", ("before", "after"))
+        Traceback (most recent call last):
+        stepwise.errors.ConfigError: when is 'afer'; did you mean 'after'? it is one of 'before', 'after'
+    """
     if value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -135,6 +146,14 @@ def options_of(value: Any) -> dict[str, Any]:
     """The arguments that `make_plugin` makes `value` again: its fields, or the arguments of `__init__`.
 
     Raises `ConfigError` where an argument is not kept under its own name.
+
+    Example:
+        >>> import datetime
+        >>> class Late:
+        ...     def __init__(self, start=2):
+        ...         self.start = start
+        >>> options_of(Late(3))
+        {'start': 3}
     """
     names = _parameters(type(value))
     for name in names:
@@ -151,6 +170,13 @@ def make_plugin(cls: Any, options: Mapping[str, Any], *, field: str) -> Any:
     """`cls(**options)`; raises `ConfigError`, naming class and argument, for arguments that it does not take or want.
 
     An object that was loaded instead of a class is taken as it is, and takes no options.
+
+    Example:
+        >>> class Late:
+        ...     def __init__(self, start=2):
+        ...         self.start = start
+        >>> make_plugin(Late, {"start": 3}, field="policy").start
+        3
     """
     if not inspect.isclass(cls):
         if options:

@@ -140,7 +140,13 @@ class Comparison(list[Measured], InNotebook):
 
 
 def label_of(policy: Policy) -> str:
-    """The policy's name and operating point, for tables."""
+    """The policy's name and operating point, for tables.
+
+    Example:
+        >>> from stepwise.routing.policies import Threshold
+        >>> label_of(Threshold(0.3))
+        'Threshold 0.30'
+    """
     name = NAMES.get(policy.name, policy.family[:1].upper() + policy.family[1:])
     if policy.point is None:
         return name
@@ -148,7 +154,13 @@ def label_of(policy: Policy) -> str:
 
 
 def verdict_of(trace: Trace) -> str:
-    """The verdict on a trace's answer as its value ("CORRECT", "WRONG", ...), "" without a gold answer."""
+    r"""The verdict on a trace's answer as its value ("CORRECT", "WRONG", ...), "" without a gold answer.
+
+    Example:
+        >>> from stepwise.types import Step
+        >>> verdict_of(Trace(Problem("p", "1 + 1?", "2"), (Step(r"So \boxed{2}.", "weak"),), "answer"))
+        'CORRECT'
+    """
     return "" if trace.problem.answer is None else grade(trace.answer or "", trace.problem.answer).value
 
 

@@ -210,7 +210,12 @@ class Learned(Policy):
 
 
 def action_of(run: int, reason: str) -> Action:
-    """The action that has the strong model write `run` steps, none for 0."""
+    """The action that has the strong model write `run` steps, none for 0.
+
+    Example:
+        >>> action_of(0, "likely right"), action_of(2, "unsure").steps
+        (Keep(reason='likely right'), 2)
+    """
     if run >= FOR_GOOD:
         return HandOver(reason)
     return Escalate(run, reason) if run else Keep(reason)
@@ -272,7 +277,12 @@ def forward(kind: Kind, weights: Weights, scores: Array, tokens: Array) -> Array
 
 
 def softmax(logits: Array) -> Array:
-    """Probabilities along the last axis."""
+    """Probabilities along the last axis.
+
+    Example:
+        >>> softmax(np.array([0.0, 0.0]))
+        array([0.5, 0.5])
+    """
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(-1, keepdims=True))
 
@@ -304,6 +314,11 @@ def _norm(weights: Weights, name: str, x: Array) -> Array:
 
 
 def files_of(directory: str | Path, price: float | None) -> tuple[Path, Path]:
-    """Weights and card of the policy for `price`."""
+    """Weights and card of the policy for `price`.
+
+    Example:
+        >>> [path.name for path in files_of("policies", 0.001)]
+        ['learned-0.001.safetensors', 'learned-0.001.json']
+    """
     stem = f"{_STEM}{price!r}"
     return Path(directory) / f"{stem}.safetensors", Path(directory) / f"{stem}.json"

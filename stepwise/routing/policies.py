@@ -22,7 +22,12 @@ from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Poli
 
 @record()
 class Never(Policy):
-    """The weak model alone."""
+    """The weak model alone.
+
+    Example:
+        >>> Never().decide(View(Problem("p", "?")))
+        Keep(reason='the weak model alone')
+    """
 
     name: ClassVar[str] = "never"
 
@@ -33,7 +38,12 @@ class Never(Policy):
 
 @record()
 class Always(Policy):
-    """The strong model alone; the weak one writes nothing."""
+    """The strong model alone; the weak one writes nothing.
+
+    Example:
+        >>> Always().decide(View(Problem("p", "?")))
+        HandOver(reason='the strong model alone')
+    """
 
     name: ClassVar[str] = "always"
 
@@ -48,6 +58,10 @@ class Random(Policy):
 
     With one seed the draws are shared between rates: a step escalated at p = 0.2 is also escalated at p = 0.4, at the
     same prefix.
+
+    Example:
+        >>> Random(1.0).decide(View(Problem("p", "?"))) == Escalate()
+        True
     """
 
     p: float = Field(default=0.3, ge=0, le=1)
@@ -69,6 +83,10 @@ class Threshold(Policy):
 
     Strictly below: 0 never escalates, and 1 keeps only steps scored exactly 1.0, so use anything above 1 (say 1.01) for
     "always". An empty draft cannot be scored and counts as 0.0 here.
+
+    Example:
+        >>> Threshold(0.5).decide(View(Problem("p", "?"), (), Step("So 3.", "weak", 0.3)))
+        Escalate(steps=1, reason='score 0.30 < 0.50')
     """
 
     threshold: float = Field(default=0.5, ge=0, allow_inf_nan=False)
@@ -109,6 +127,10 @@ class Judged(Policy):
             of earlier steps where there are some.
 
     Deciding raises ConfigError for a model that cannot be had, BackendError where its provider refuses (a wrong key).
+
+    Example:
+        >>> Judged("llamacpp/lab-critic", scored=True).looks
+        ('scores',)
     """
 
     lm: str | None = None

@@ -28,14 +28,24 @@ Evidence = Literal["draft", "scores", "first_token", "logprobs", "resamples", "r
 
 @record()
 class Keep:
-    """Go on with the weak model: it writes this step ("before"), or its draft stands ("after")."""
+    """Go on with the weak model: it writes this step ("before"), or its draft stands ("after").
+
+    Example:
+        >>> Keep("good enough")
+        Keep(reason='good enough')
+    """
 
     reason: str = dataclasses.field(default="", compare=False)
 
 
 @record()
 class Escalate:
-    """The strong model writes this step and the `steps` - 1 after it; then the weak model goes on (TRIM: steps=1)."""
+    """The strong model writes this step and the `steps` - 1 after it; then the weak model goes on (TRIM: steps=1).
+
+    Example:
+        >>> Escalate(steps=2, reason="low score")
+        Escalate(steps=2, reason='low score')
+    """
 
     steps: int = Field(default=1, ge=1)
     reason: str = dataclasses.field(default="", compare=False)
@@ -43,14 +53,24 @@ class Escalate:
 
 @record()
 class HandOver:
-    """The strong model writes this step and every step after it."""
+    """The strong model writes this step and every step after it.
+
+    Example:
+        >>> HandOver().reason
+        ''
+    """
 
     reason: str = dataclasses.field(default="", compare=False)
 
 
 @record()
 class Resample:
-    """The weak model drafts this step again (only "after" a draft); costs no strong token. See `View.attempt`."""
+    """The weak model drafts this step again (only "after" a draft); costs no strong token. See `View.attempt`.
+
+    Example:
+        >>> Resample("unsure") == Resample()  # reasons do not count
+        True
+    """
 
     reason: str = dataclasses.field(default="", compare=False)
 
@@ -66,6 +86,10 @@ class Look:
     weak model writes one token, `n` is how many of the likeliest are shown. "logprobs" come with every draft of a
     policy that names them in its `looks`. "resamples": `n` more drafts of this step. "rating": the strong model rates
     the draft. "verification": the weak model says `n` times whether the solution is right.
+
+    Example:
+        >>> Look("resamples", n=3)
+        Look(what='resamples', n=3)
     """
 
     what: Evidence

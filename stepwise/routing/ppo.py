@@ -46,7 +46,12 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 @record()
 class PpoSettings:
-    """How a policy is trained; the defaults are TRIM's."""
+    """How a policy is trained; the defaults are TRIM's.
+
+    Example:
+        >>> PpoSettings(price=1e-3, stay=(3,)).runs
+        (0, 1, 3)
+    """
 
     kind: Kind = "agg"
     price: float = Field(default=8e-4, ge=0, allow_inf_nan=False)  # lambda, where a right solution is worth 1
@@ -158,7 +163,13 @@ def rewards(decisions: Decisions, right: Any, price: float, draft_share: float =
 
 
 def advantages(reward: Array, values: Array, episode: Ints, step: Ints, gae_lambda: float) -> Array:
-    """Generalised advantage estimates (arXiv 1506.02438, equation 16) with nothing discounted; all arrays (D,)."""
+    """Generalised advantage estimates (arXiv 1506.02438, equation 16) with nothing discounted; all arrays (D,).
+
+    Example:
+        >>> episode, step = np.zeros(2, dtype=int), np.arange(2)
+        >>> advantages(np.array([0.0, 1.0]), np.zeros(2), episode, step, gae_lambda=0.5)
+        array([0.5, 1. ])
+    """
     order = np.lexsort((step, episode))
     result, after, following = np.zeros(len(order)), 0.0, 0.0
     for place, i in reversed(list(enumerate(order))):

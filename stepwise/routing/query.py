@@ -44,7 +44,12 @@ _Array = NDArray[np.float64]
 
 @record(allow_inf_nan=False)
 class QueryRandom(Random):
-    """Each problem goes to the strong model whole with probability `p`; with one seed a higher rate only adds."""
+    """Each problem goes to the strong model whole with probability `p`; with one seed a higher rate only adds.
+
+    Example:
+        >>> QueryRandom(1.0).decide(View(Problem("p", "?"))) == HandOver()
+        True
+    """
 
     name: ClassVar[str] = "query_random"
     when: ClassVar[When] = "question"
@@ -65,6 +70,10 @@ class QueryClassifier(Policy):
         threshold: in [0, 1]; the operating point.
         fitted_on: keys of the questions that the weights were fitted on; see `refuse_overlap`.
         calibrated_on: likewise of those that the threshold was chosen on.
+
+    Example:
+        >>> round(QueryClassifier((0.0,) * 8, bias=1.0).chance("How many?"), 3)
+        0.731
     """
 
     weights: Annotated[tuple[float, ...], Field(min_length=1)] = dataclasses.field(repr=False)
@@ -102,6 +111,10 @@ class Cascade(Policy):
         threshold: in [0, 1.01]; the operating point. Above 1 everything is handed over.
         samples: of the verification.
         calibrated_on: keys of the questions that the threshold was chosen on; see `refuse_overlap`.
+
+    Example:
+        >>> Cascade(threshold=0.5).decide(View(Problem("p", "?"), ended="length")).reason
+        "the weak model's solution ended in 'length'"
     """
 
     check: Literal["verification", "least_score"] = "verification"
@@ -162,7 +175,12 @@ class Cascade(Policy):
 
 
 def question_key(problem: Problem) -> str:
-    """Twelve hex digits of the words of a question: the same problem under another id is the same problem."""
+    """Twelve hex digits of the words of a question: the same problem under another id is the same problem.
+
+    Example:
+        >>> question_key(Problem("a", "How  many?")) == question_key(Problem("b", "how many?"))
+        True
+    """
     return f"{stable_hash(' '.join(problem.question.lower().split())):016x}"[:12]
 
 

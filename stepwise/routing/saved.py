@@ -53,6 +53,10 @@ def policy_from_dict(settings: Mapping[str, Any], *, allowed: Collection[str] | 
     Settings of other policies are ignored, but not for a policy by its import path. `allowed` are the modules that
     settings from a saved file may have imported; None where the user wrote them himself. Raises `ConfigError` for an
     unknown policy (naming the nearest), a wrong value, and a module that is not allowed.
+
+    Example:
+        >>> policy_from_dict({"policy": "random", "p": 0.2})
+        Random(p=0.2, seed=0)
     """
     name = str(settings.get("policy", ""))
     options = {key: value for key, value in settings.items() if key != "policy"}
@@ -71,6 +75,10 @@ def policy_from_dict(settings: Mapping[str, Any], *, allowed: Collection[str] | 
 def policy_from_config(routing: RoutingConfig) -> Policy:
     """The policy that a `RoutingConfig` asks for; raises `ConfigError` as `policy_from_dict` does, and for options that
     it does not have.
+
+    Example:
+        >>> policy_from_config(RoutingConfig(policy="threshold", threshold=0.3))
+        Threshold(threshold=0.3)
     """
     defaults = {"threshold": {"threshold": routing.threshold}, "random": {"p": routing.probability}}
     return _policy(routing.policy, {**defaults.get(routing.policy, {}), **routing.options}, None)

@@ -37,6 +37,10 @@ class Signalled(Policy):
         last: what becomes of a step that is still flagged after `tries`: the last draft is kept, or it is escalated.
 
     Raises `DataError` for "resample" with a signal that acts before there is a draft.
+
+    Example:
+        >>> Signalled("score_drop", 0.4, "resample", tries=1).family
+        'score_drop, resample 1'
     """
 
     signal: AnySignal
@@ -103,6 +107,10 @@ class TwoStage(Policy):
         threshold: in the unit of `after`; the operating point.
 
     Raises `DataError` for signals in the wrong place and for `good` worse than `bad`.
+
+    Example:
+        >>> TwoStage("first_token_entropy", good=0.1, bad=1.5, after="score", threshold=0.5).family
+        'first_token_entropy, then score'
     """
 
     before: AnySignal
@@ -236,6 +244,10 @@ def threshold_at(worse: Literal["high", "low"], values: Iterable[float], share: 
 
     `Watch` notes the values of a signal; take other problems than those to measure on. At most that share: among equal
     values all are flagged or none. Raises `DataError` for no values and a share outside [0, 1].
+
+    Example:
+        >>> threshold_at("low", [0.1, 0.4, 0.6, 0.9], share=0.5)  # 0.1 and 0.4 are below
+        0.6
     """
     worst_first = sorted(values, reverse=worse == "high")
     if not worst_first or not 0 <= share <= 1:

@@ -77,7 +77,12 @@ class Signal(Plugin):
 
 @record(allow_inf_nan=False)
 class StepScore(Signal):
-    """The scorer's probability that the draft is correct; an empty draft counts as 0."""
+    """The scorer's probability that the draft is correct; an empty draft counts as 0.
+
+    Example:
+        >>> StepScore().value(View(Problem("p", "?"), (), Step("So 3.", "weak", 0.3)))
+        0.3
+    """
 
     name: ClassVar[str] = "score"
 
@@ -88,7 +93,12 @@ class StepScore(Signal):
 
 @record(allow_inf_nan=False)
 class ScoreDrop(Signal):
-    """How far the draft's score lies below that of the step before it; the first step is compared with 1."""
+    """How far the draft's score lies below that of the step before it; the first step is compared with 1.
+
+    Example:
+        >>> ScoreDrop().value(View(Problem("p", "?"), (), Step("So 3.", "weak", 0.3)))
+        0.7
+    """
 
     name: ClassVar[str] = "score_drop"
     worse: ClassVar[Worse] = "high"
@@ -107,6 +117,11 @@ class CumulativeSum(Signal):
 
     Args:
         law: of the scores, fitted on other problems (`RouterFit.law`); one of pairs counts as its `score_only`.
+
+    Example:
+        >>> law = ObservationLaw((0.0, 0.5, 1.0), ((0.2, 0.8), (0.5, 0.5), (0.8, 0.2)))
+        >>> round(CumulativeSum(law).value(View(Problem("p", "?"), (), Step("So 3.", "weak", 0.3))), 3)
+        1.386
     """
 
     law: ObservationLaw
@@ -126,7 +141,12 @@ class CumulativeSum(Signal):
 
 @record(allow_inf_nan=False)
 class FirstTokenEntropy(Signal):
-    """Entropy of the weak model's first token of the step, before it writes the step, from its `top` likeliest."""
+    """Entropy of the weak model's first token of the step, before it writes the step, from its `top` likeliest.
+
+    Example:
+        >>> round(FirstTokenEntropy().value(View(Problem("p", "?"), first_token=(math.log(0.5), math.log(0.5)))), 3)
+        0.693
+    """
 
     top: int = Field(default=20, ge=2, le=20)
     name: ClassVar[str] = "first_token_entropy"
@@ -149,7 +169,12 @@ class FirstTokenEntropy(Signal):
 
 @record(allow_inf_nan=False)
 class MaxLogit(Signal):
-    """How certain the weak model was: mean log-probability of the likeliest token over the tokens of the draft."""
+    """How certain the weak model was: mean log-probability of the likeliest token over the tokens of the draft.
+
+    Example:
+        >>> MaxLogit().value(View(Problem("p", "?"), logprobs=((-0.1, -3.0), (-0.3, -2.0))))
+        -0.2
+    """
 
     name: ClassVar[str] = "max_logit"
     evidence: ClassVar[Evidence] = "logprobs"
@@ -169,6 +194,10 @@ class MaxLogitMixture(Signal):
     everywhere.
 
     Raises `DataError` where the means do not grow, the weights do not add up to 1 or a deviation is not positive.
+
+    Example:
+        >>> round(MaxLogitMixture((0.5, 0.5), (-1.0, 0.0), (0.5, 0.5)).chance(-0.5), 3)
+        0.5
     """
 
     weights: tuple[float, float]
@@ -211,6 +240,10 @@ def fit_mixture(values: Iterable[float], *, rounds: int = 500) -> MaxLogitMixtur
     It starts from the two halves of the sorted values. A deviation stays above 1 % of that of all values, since a
     component on one value alone would be infinitely likely. Raises `DataError` for fewer than 20 values or none that
     differ.
+
+    Example:
+        >>> [round(mean, 3) for mean in fit_mixture([-1.0, -0.9, -1.1, -0.1, 0.0, -0.2] * 5).means]
+        [-1.0, -0.1]
     """
     x = np.sort(np.asarray(list(values), dtype=np.float64))
     if len(x) < 20 or not np.isfinite(x).all() or x[0] == x[-1]:
@@ -240,7 +273,12 @@ def fit_mixture(values: Iterable[float], *, rounds: int = 500) -> MaxLogitMixtur
 
 @record(allow_inf_nan=False)
 class StrongRating(Signal):
-    """The strong model's rating of the draft, one digit; SpecReason's example accepts from 7 on."""
+    """The strong model's rating of the draft, one digit; SpecReason's example accepts from 7 on.
+
+    Example:
+        >>> StrongRating().value(View(Problem("p", "?"), rating=7))
+        7.0
+    """
 
     name: ClassVar[str] = "rating"
     evidence: ClassVar[Evidence] = "rating"
@@ -257,6 +295,11 @@ class Agreement(Signal):
     Args:
         k: how many more the weak model draws.
         by: "result" compares the last number of a step, or its text where it has none; "text" the words.
+
+    Example:
+        >>> others = (Step("Thus 3.", "weak"), Step("Thus 4.", "weak"))
+        >>> Agreement(2).value(View(Problem("p", "?"), (), Step("So 3.", "weak"), resamples=others))
+        0.5
     """
 
     k: int = Field(default=3, ge=1, le=64)
@@ -297,6 +340,10 @@ def as_signal(given: Any, allowed: Collection[str] | None = None) -> Signal:
     "name" and its fields. `allowed` is as for `load_plugin`.
 
     Raises `ConfigError` for what is none of these, for a class that is no complete `Signal`, and for wrong fields.
+
+    Example:
+        >>> as_signal({"name": "agreement", "k": 5})
+        Agreement(k=5, by='result')
     """
     if isinstance(given, str | Mapping):
         options = {"name": given} if isinstance(given, str) else dict(given)
@@ -315,13 +362,23 @@ def as_signal(given: Any, allowed: Collection[str] | None = None) -> Signal:
 
 
 def signal_to_dict(signal: Signal) -> dict[str, Any]:
-    """Its name, or the import path of a user's, and its fields, plain JSON; the inverse of `as_signal`."""
+    """Its name, or the import path of a user's, and its fields, plain JSON; the inverse of `as_signal`.
+
+    Example:
+        >>> signal_to_dict(Agreement(5))
+        {'name': 'agreement', 'k': 5, 'by': 'result'}
+    """
     options = TypeAdapter(dict[str, Any]).dump_python(options_of(signal), mode="json")
     return {"name": signal.name if SIGNALS.get(signal.name) is type(signal) else import_path(signal), **options}
 
 
 def looks_for(signals: Sequence[Signal]) -> dict[str, str]:
-    """What these signals look for, each with the name of the first signal that wants it."""
+    """What these signals look for, each with the name of the first signal that wants it.
+
+    Example:
+        >>> looks_for([StepScore()])
+        {'scores': 'score', 'draft': 'score'}
+    """
     wanted_by: dict[str, str] = {}
     for signal in signals:
         for look in (*signal.needs, *([Look("draft")] if signal.when == "after" else [])):

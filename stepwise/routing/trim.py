@@ -51,6 +51,10 @@ class RouteSettings:
 
     `window` bounds the problems that are open at once (None: all of them). `prompt` is what the models put around a
     question; here it only bounds what a request may cost. `run`, the hash of a configuration, goes into every request.
+
+    Example:
+        >>> RouteSettings(max_steps=12, seed=1).window is None
+        True
     """
 
     sampling: SamplingConfig = SamplingConfig()
