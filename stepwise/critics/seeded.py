@@ -20,12 +20,14 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from stepwise.critics.inputs import as_steps
 from stepwise.critics.module import CriticModule, failed_by, usage_of
+from stepwise.models.api import SENDING
 from stepwise.models.base import Completion, Generator, Request, first_of
 from stepwise.models.driver import Driver, outside
 from stepwise.models.failures import error_of, failure_of
 from stepwise.models.litellm_handler import PROVIDER
 from stepwise.models.provider import engines_of
-from stepwise.models.wrappers import Wrappers, usage_entry
+from stepwise.models.wrappers import Wrappers, prompt_bound, usage_entry
+from stepwise.prompt import SolvePrompt
 from stepwise.types import Step, Usage, as_problem
 
 _call: ContextVar[Callable[[], Awaitable[Any]]] = ContextVar("stepwise_lm_call")
@@ -137,16 +139,22 @@ class _LanguageModel(Generator):
 
     async def generate(self, request: Request) -> Completion:
         """The texts that the call gives; what it raises is a failure with what it cost."""
+        read = prompt_bound(request, SolvePrompt())
+        bound = Usage(self.name, 1, read, read, request.n * request.max_tokens)
+        if self.remote and (sending := SENDING.get()) is not None:
+            sending(bound)
         with dspy.context(usage_tracker=(tracker := UsageTracker())):
             try:
                 call = _call.get()()
                 # A server answers when it likes, and counts as running; a local model is the driver's to move.
                 outputs = await (outside(call) if self.remote else call)
             except Exception as error:
-                return Completion.of_failure(failure_of(error), usage_of(tracker), n=request.n)
+                failure, usage = failure_of(error), usage_of(tracker)
+                lost = isinstance(error, dspy.LMTimeoutError | dspy.LMTransportError)
+                return Completion.of_failure(failure, usage, n=request.n, perhaps=bound if lost else None)
         texts = [output if isinstance(output, str) else (output or {}).get("text") or "" for output in outputs]
-        usage = [usage_of(tracker), *[Usage()] * len(texts)]
-        return first_of([Completion(0, i, text, "eos", usage=usage[i]) for i, text in enumerate(texts)])
+        usages = [usage_of(tracker), *[Usage()] * len(texts)]
+        return first_of([Completion(0, i, text, "eos", usage=usages[i]) for i, text in enumerate(texts)])
 
 
 class _Wrapped:

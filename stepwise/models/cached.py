@@ -64,20 +64,9 @@ class Stored(Wrapped):
         super().__init__(model)
         self.role = role
         self.store = store if store is not None else CallCache()
-        self.spent = Usage()
         self._seen: PrefixTree[None] = PrefixTree()
         self._lock = threading.Lock()
         self._flights = _Flights()
-
-    @property
-    def hits(self) -> int:
-        """Requests under this role that were known."""
-        return self.store.hits.get(self.role, 0)
-
-    @property
-    def misses(self) -> int:
-        """Requests under this role that went to the model."""
-        return self.store.misses.get(self.role, 0)
 
     async def generate(self, request: Request) -> Completion:
         """The known completions, or the model's, which are kept: each call of a server by itself, when it answers."""
@@ -116,8 +105,6 @@ class Stored(Wrapped):
             bare = [dataclasses.replace(sample, perhaps=Usage()) for sample in samples]
             rows = _KEPT.dump_python(bare, mode="json", exclude_defaults=True)
             value = {"top": request.top_logprobs, "made": rows}
-        with self._lock:
-            self.spent += usage
         self.store.add([Answer(key, self.role, request.problem.id, usage, value, perhaps)])
         return samples, request.top_logprobs
 

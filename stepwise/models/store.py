@@ -47,7 +47,7 @@ class CallCache:
     """Answers by key, in the JSON Lines file at `path`, or in memory alone without one. Thread safe.
 
     `replays_are_free`: what the file holds when it is opened has been paid for and counted, and a router neither
-    reserves nor counts it again (see `paid`): for going on with a run. Without, a known answer counts as if it were
+    reserves nor counts it again: for going on with a run. Without, a known answer counts as if it were
     asked for, so that policies are compared at the cost that each would have. `unanswered` has the requests that an
     earlier process had sent when it was killed, and `perhaps` what each may have cost.
 
@@ -67,10 +67,6 @@ class CallCache:
         self._file = io.BytesIO() if self.path is None else _opened(self.path)
         self._end = 0
         self._read()
-        self._began = self._end
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._places
 
     def __len__(self) -> int:
         return len(self._places)
@@ -109,11 +105,6 @@ class CallCache:
         self._file.flush()
         self._end += len(line)
         return self._end
-
-    def paid(self, key: str) -> bool:
-        """Whether the answer is free: it was there when the file was opened, and replays are free."""
-        place = self._places.get(key) if self.replays_are_free else None
-        return place is not None and place[0] < self._began
 
     def spent(self, problem: str | None = None) -> dict[str, Usage]:
         """What was really spent by role, over all starts, failures included; on one problem, or on all."""

@@ -46,7 +46,7 @@ class Budgeted(Wrapped):
         """Reserve, ask, settle."""
         account = ACCOUNT.get() or self.ledger
         calls = request.n * self.model.calls_per_sample
-        read = _prompt_bound(request, self._prompt)
+        read = prompt_bound(request, self._prompt)
         try:
             if self.model.remote and self.model.probe_bound.calls:
                 await self.ready()
@@ -76,7 +76,7 @@ class Budgeted(Wrapped):
                 held.settle(spent)
 
 
-def _prompt_bound(request: Request, prompt: SolvePrompt) -> int:
+def prompt_bound(request: Request, prompt: SolvePrompt) -> int:
     """The most tokens that a model reads for one sample of `request`."""
     if request.token_ids:
         return len(request.token_ids)
