@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from stepwise.data.tables import SUFFIXES, file_of_split, read_hub, read_table
 from stepwise.errors import DataError, MissingDependencyError
 from stepwise.grading import check_gold
+from stepwise.lab.problems import LabProblem
 from stepwise.steps import boxed, encodable, extract_answer
 from stepwise.types import Problem, as_problem
 
@@ -79,9 +80,9 @@ def load_problems(source: Any, *, split: str = "", n: int | None = None) -> list
     `source` is a file (JSON Lines, JSON, CSV, parquet), a directory with a file for each split, a named set of `SETS`
     ("gsm8k", "gsm8k:train", "math500"; a local file where there is one, see `PLACES`, else the hub), a data set of the
     hub ("ORG/NAME", "ORG/NAME/CONFIG:SPLIT"), a `datasets` object or data frame, one problem as a `Problem`, a mapping
-    or the text of a question, or an iterable of such problems, in which a text is always a question. `split` is what
-    is taken of several where the name does not say. One line of the log (a warning, so that it is seen) says which
-    columns were read as what, where they have other names than ours.
+    or the text of a question, or an iterable of such problems (or the lab's), in which a text is always a question.
+    `split` is what is taken of several where the name does not say. One line of the log (a warning, so that it is seen)
+    says which columns were read as what, where they have other names than ours.
 
     Raises DataError, with place, row and field, for a source that is missing, empty or not UTF-8, a row without a
     question or with two columns for one field, a gold answer that is prose, and an id that occurs twice;
@@ -108,6 +109,7 @@ def load_problems(source: Any, *, split: str = "", n: int | None = None) -> list
     reader, problems, places = _RowReader(), list[Problem](), dict[str, str]()
     for number, row in enumerate(rows[:n], 1):
         place = f"{where}, row {number}"
+        row = row.problem if isinstance(row, LabProblem) else row
         if isinstance(row, Path):
             problems += load_problems(row, split=split)
             continue

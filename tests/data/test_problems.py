@@ -15,6 +15,7 @@ import stepwise as sw
 from stepwise.data.problems import SETS, check_problems
 from stepwise.data.tables import read_hub
 from stepwise.errors import DataError, MissingDependencyError
+from stepwise.lab.problems import generate
 from stepwise.types import Problem, from_json, to_json
 
 GSM8K = {
@@ -126,6 +127,11 @@ def test_parquet_without_its_package_names_the_extra(tmp_path: Path) -> None:
         (tmp_path / "p.parquet").write_bytes(b"PAR1")
         with pytest.raises(MissingDependencyError, match=r'pip install "stepwise\[data\]"'):
             sw.load_problems(tmp_path / "p.parquet")
+
+
+def test_problems_of_the_lab_are_taken_as_they_are_made() -> None:
+    made = generate("test", 2)
+    assert sw.load_problems(made) == [item.problem for item in made]
 
 
 def test_problems_rows_texts_and_paths_are_taken_by_the_same_function(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""What README and docs show is run: every Python snippet, every command.
+
+A command says `# not run: why` where it takes too long or needs what is not here. The others are run as they stand, in
+one directory, in the order of the pages: dry runs and snippets here, all of them under `make test-slow`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from stepwise.cli import PROGRAMS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_MAKES_THE_ENVIRONMENT = ("make", "pip", "source")  # what stands before any test: CI runs the two of make
+_ALLOWED_NOT_RUN = 10
+
+
+class Command(NamedTuple):
+    """A command of a page, without its comment; `reason`: why it is not run, where the page says so."""
+
+    page: str
+    text: str
+    reason: str
+
+    @property
+    def arguments(self) -> list[str]:
+        words = shlex.split(self.text)
+        return (
+            [sys.executable, "-m", "stepwise.cli", *words[1:]]
+            if words[0] == "stepwise"
+            else [sys.executable, *words[1:]]
+        )
+
+
+def _commands() -> list[Command]:
+    """Commands of indented blocks, and code spans that have arguments; each text once, however often it is named."""
+    found: dict[str, Command] = {}
+    for page in PAGES:
+        text = page.read_text()
+        blocks = re.findall(r"^    ((?:stepwise|python) .*)$", text.replace("\\\n", " "), re.MULTILINE)
+        spans = re.findall(r"`((?:stepwise\s[^`]*?\s--|python -m\s(?!\w+\.NAME))[^`]*)`", text)
+        for shown in [*blocks, *spans]:
+            command, _, comment = shown.partition("  #")
+            words = " ".join(command.split())
+            reason = re.search(r"not run: (.*)", comment)
+            if words not in found or reason:
+                found[words] = Command(page.name, words, reason[1] if reason else "")
+    return list(found.values())
+
+
+COMMANDS = _commands()
+RUN = [command for command in COMMANDS if not command.reason]
+
+
+def _directory(folder: Path) -> Path:
+    """Where the commands of the pages find the files that they name: README's own configuration and problems."""
+    config = re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert config
+    (folder / "mine.toml").write_text(config[1])
+    row = re.search(r"\{\"id\": \"1\".*?\}", (ROOT / "README.md").read_text())
+    assert row
+    (folder / "problems.jsonl").write_text(json.dumps(json.loads(row[0])) + "\n")
+    return folder
+
+
+def _run(command: Command, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ANTHROPIC_API_KEY": "none"}
+    return subprocess.run(command.arguments, cwd=folder, capture_output=True, text=True, env=environment)
+
+
+def test_pages_have_commands_and_at_most_ten_are_not_run() -> None:
+    assert {command.page for command in RUN} >= {"README.md", "methods.md", "training.md", "results.md"}
+    assert len([command for command in COMMANDS if command.reason]) <= _ALLOWED_NOT_RUN
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.text[:60])
+def test_a_command_names_a_program_that_exists(command: Command) -> None:
+    words = shlex.split(command.text)
+    if words[0] == "stepwise":
+        assert words[1] in PROGRAMS
+    else:
+        assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), words[2]
+
+
+@pytest.mark.parametrize("command", [c for c in RUN if "--dry-run" in c.text], ids=lambda command: command.text[:60])
+def test_a_dry_run_of_a_page_says_what_it_would_spend(command: Command, tmp_path: Path) -> None:
+    done = _run(command, _directory(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "Dry run" in done.stdout
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda p: p.name)
+def test_python_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+def test_every_command_of_the_pages_runs_as_it_stands(tmp_path: Path) -> None:
+    folder, failed = _directory(tmp_path), []
+    for command in RUN:
+        done = _run(command, folder)
+        if done.returncode != 0:
+            failed.append(f"{command.page}: {command.text}: exit {done.returncode}: {done.stderr[-500:]}")
+    assert not failed, "\n".join(failed)
