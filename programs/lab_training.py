@@ -55,10 +55,6 @@ class Recipe:
         """Optimizer steps in the run."""
         return max(1, self.tokens // (self.rows * self.row))
 
-    def as_dict(self) -> dict[str, Any]:
-        """What a card or a checkpoint records of it."""
-        return asdict(self)
-
 
 def new_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
     """A model with fresh weights and tied embeddings."""

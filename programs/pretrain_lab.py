@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,7 +134,7 @@ def _make(run: Run[_Options], name: str, recipe: Recipe) -> None:
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "made by": "python -m programs.pretrain_lab",
         "starts from": begin or "random weights",
-        "recipe": recipe.as_dict(),
+        "recipe": asdict(recipe),
         "loss at the end": sum(losses[-50:]) / max(1, len(losses[-50:])),
     }
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")

@@ -70,14 +70,6 @@ def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, fl
     return curves
 
 
-def _thinned(points: Sequence[tuple[int, float]], most: int = 200) -> list[tuple[int, float]]:
-    """At most `most` of the points, evenly spread, the first and the last among them."""
-    if len(points) <= most:
-        return list(points)
-    places = sorted({round(i * (len(points) - 1) / (most - 1)) for i in range(most)})
-    return [points[i] for i in places]
-
-
 def write_card(
     adapter: str | Path,
     method: Method,
@@ -148,24 +140,21 @@ def _measured(result: Evaluated | None) -> dict[str, Any] | None:
     return None if result is None else {"accuracy": result.accuracy, **json.loads(to_json(result))}
 
 
-def _curve(points: Sequence[tuple[int, float]]) -> dict[str, Any]:
-    kept = _thinned(points)
-    return {
-        "points": len(points),
-        "first": points[0][1],
-        "last": points[-1][1],
-        "steps": [step for step, _ in kept],
-        "values": [value for _, value in kept],
-    }
+def _curve(points: Sequence[tuple[int, float]], most: int = 200) -> dict[str, Any]:
+    """A curve's ends and length, and at most `most` of its points, evenly spread, the ends among them."""
+    num = min(len(points), most)
+    shown = [points[round(i * (len(points) - 1) / max(num - 1, 1))] for i in range(num)]
+    steps, values = zip(*shown, strict=True)
+    return {"points": len(points), "first": values[0], "last": values[-1], "steps": [*steps], "values": [*values]}
 
 
 def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"stepwise": __version__, "grader": GRADER_VERSION}
-    versions["python"] = platform.python_version()
+    ours = {"stepwise": __version__, "grader": GRADER_VERSION, "python": platform.python_version()}
+    versions: dict[str, str | None] = {**ours, **dict.fromkeys(_PACKAGES)}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
-    return {package: versions.get(package) for package in (*versions, *_PACKAGES)}
+    return versions
 
 
 def _license(base: Path) -> str:

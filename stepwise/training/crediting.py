@@ -66,27 +66,29 @@ def credit_groups(
     """
     credited: list[RlRollout] = []
     advantages: list[Array] = []
-    kept: list[bool] = []
+    is_trained: list[bool] = []
     for places in groups_of(rollouts):
-        known = [labels[i] for i in places]
+        group_labels = [labels[i] for i in places]
         rows = [dataclasses.replace(rollouts[i], reward=None) if labels[i].failed else rollouts[i] for i in places]
-        group = _make_group(rows, known)
-        draw = seed_for(seed, rows[0].problem, "credit", rows[0].step)
-        of_group = credit.check_advantages(scheme, group, draw)  # (B, T)
+        group = _make_group(rows, group_labels)
+        group_seed = seed_for(seed, rows[0].problem, "credit", rows[0].step)
+        group_advantages = credit.check_advantages(scheme, group, group_seed)  # (B, T)
         if self_scores is not None:
-            of_group = mixed_advantages(of_group, group, np.array([self_scores[i] for i in places]), share)
-        signal = credit.has_signal(of_group)
-        for row, label, line in zip(rows, known, of_group, strict=True):
-            mine = line[: len(row.token_ids)]
-            advantages.append(mine)
-            kept.append(signal and (row.reward is not None or credit.has_signal(mine)))
-            if row.reward is not None or mine.any():
-                means = tuple(float(mine[a:b].mean()) if a < b else None for a, b in row.spans)
+            group_advantages = mixed_advantages(
+                group_advantages, group, np.array([self_scores[i] for i in places]), share
+            )
+        signal = credit.has_signal(group_advantages)
+        for row, label, line in zip(rows, group_labels, group_advantages, strict=True):
+            row_advantages = line[: len(row.token_ids)]
+            advantages.append(row_advantages)
+            is_trained.append(signal and (row.reward is not None or credit.has_signal(row_advantages)))
+            if row.reward is not None or row_advantages.any():
+                means = tuple(float(row_advantages[a:b].mean()) if a < b else None for a, b in row.spans)
                 row = dataclasses.replace(
                     row, first_error=label.first_error, step_scores=label.scores or (), step_advantages=means
                 )
             credited.append(row)
-    return credited, advantages, kept
+    return credited, advantages, is_trained
 
 
 def groups_of(rollouts: Sequence[RlRollout]) -> list[range]:
@@ -95,7 +97,7 @@ def groups_of(rollouts: Sequence[RlRollout]) -> list[range]:
     return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(rollouts)], strict=True)]
 
 
-def figures_of(rollouts: Sequence[RlRollout], kept: Sequence[bool]) -> dict[str, Any]:
+def figures_of(rollouts: Sequence[RlRollout], is_trained: Sequence[bool]) -> dict[str, Any]:
     """What a step's rollouts came to, for its metrics."""
     rewards = [row.reward for row in rollouts if row.reward is not None]
     groups = groups_of(rollouts)
@@ -103,9 +105,9 @@ def figures_of(rollouts: Sequence[RlRollout], kept: Sequence[bool]) -> dict[str,
     return {
         "reward": float(np.mean(rewards)) if rewards else None,
         "groups": len(groups),
-        "kept_groups": sum(any(kept[i] for i in group) for group in groups),
+        "kept_groups": sum(any(is_trained[i] for i in group) for group in groups),
         "no_spread": sum(len(spread) < 2 for spread in spreads) / len(groups),
-        "masked": sum(row.reward is None and not k for row, k in zip(rollouts, kept, strict=True)),
+        "masked": sum(row.reward is None and not k for row, k in zip(rollouts, is_trained, strict=True)),
         "verdicts": dict(sorted(Counter(str(row.verdict or NOT_GENERATED) for row in rollouts).items())),
         "length": float(np.mean([len(row.token_ids) for row in rollouts])),
     }
@@ -122,8 +124,8 @@ def check_learning(
     rewards = [{rollouts[i].reward for i in group} for group in groups_of(rollouts)]
     no_answer = sum(rollout.verdict in (None, Verdict.NO_ANSWER) for rollout in rollouts)
     answered = scheme.needs == "teacher" or no_answer < len(rollouts)  # a teacher needs no answers
-    same = (rewards.count({1.0}), rewards.count({0.0}))
-    counts = (row["trained_tokens"], answered, len(rollouts), no_answer, len(rewards), *same)
+    num_equal = (rewards.count({1.0}), rewards.count({0.0}))
+    counts = (row["trained_tokens"], answered, len(rollouts), no_answer, len(rewards), *num_equal)
     state["first_batches"] = [a + b for a, b in zip(state.get("first_batches", [0] * len(counts)), counts, strict=True)]
     trained, answered, samples, no_answer, groups, right, wrong = state["first_batches"]
     if row["step"] < last or (trained and answered):
@@ -166,17 +168,17 @@ def _make_group(rows: Sequence[RlRollout], labels: Sequence[Labels]) -> Group:
     mask = np.arange(max(lengths))[None, :] < lengths[:, None]
     rewards = np.array([np.nan if row.reward is None else row.reward for row in rows])
     merged = [_merged(row, label) for row, label in zip(rows, labels, strict=True)]
-    known = [label for _, label in merged]
+    group_labels = [label for _, label in merged]
     return Group(
         rewards,
         mask,
         tuple(spans for spans, _ in merged),
-        scores=_column([label.scores for label in known], rewards),
-        first_error=tuple(label.first_error for label in known),
-        values=_column([label.values for label in known], rewards),
-        critiques=_column([label.critiques for label in known], rewards),
-        evidence=_padded([label.evidence for label in known], rewards, mask.shape),
-        teacher=_padded([label.teacher for label in known], rewards, mask.shape),
+        scores=_column([label.scores for label in group_labels], rewards),
+        first_error=tuple(label.first_error for label in group_labels),
+        values=_column([label.values for label in group_labels], rewards),
+        critiques=_column([label.critiques for label in group_labels], rewards),
+        evidence=_padded([label.evidence for label in group_labels], rewards, mask.shape),
+        teacher=_padded([label.teacher for label in group_labels], rewards, mask.shape),
     )
 
 
@@ -184,10 +186,10 @@ def mixed_advantages(advantages: Array, group: Group, scores: Array, share: floa
     """LaSeR's advantages (B, T): (1 - `share`) A + `share` A_s on sampled tokens, where A_s is a rollout's self-score
     (B,) less the mean of the group's, over rollouts with a reward (arXiv 2510.14943).
     """
-    known = group.rewarded
-    if not known.any():
+    rewarded = group.rewarded
+    if not rewarded.any():
         return advantages
-    own = np.where(known, scores - scores[known].mean(), 0.0)
+    own = np.where(rewarded, scores - scores[rewarded].mean(), 0.0)
     return (1 - share) * advantages + share * np.where(group.tokens, own[:, None], 0.0)
 
 

@@ -23,13 +23,12 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model
 
 from stepwise import lab
 from stepwise.config import Config, ModelConfig
@@ -57,17 +56,14 @@ _TEMPLATE_ARGS = SolvePrompt().template_args  # those that `llamacpp/` serves a 
 _turn = threading.Lock()
 
 
-@lru_cache(maxsize=1)
-def _train_settings() -> type[BaseModel]:
-    """The keys that `train_kwargs` may have: those of [lora], of [sft] but for the roles of rows, and `seed`."""
-    fields: dict[str, Any] = {
-        name: (info.annotation, info)
-        for section in (LoraConfig, SftConfig)
-        for name, info in section.model_fields.items()
-        if name not in _ROLES
-    }
-    fields["seed"] = (int, Field(default=0, ge=0, description="everything random in the job follows from it"))
-    return create_model("TrainSettings", __base__=FrozenConfig, **fields)
+_FIELDS: dict[str, Any] = {
+    name: (info.annotation, info)
+    for section in (LoraConfig, SftConfig)
+    for name, info in section.model_fields.items()
+    if name not in _ROLES
+} | {"seed": (int, Field(default=0, ge=0, description="everything random in the job follows from it"))}
+_TrainSettings = create_model("TrainSettings", __base__=FrozenConfig, **_FIELDS)
+"""The keys that `train_kwargs` may have: those of [lora], of [sft] but for the roles of rows, and `seed`."""
 
 
 class LoraJob(TrainingJob):  # type: ignore[misc]
@@ -187,7 +183,12 @@ class LoraProvider(Provider):  # type: ignore[misc]
         chosen = ModelConfig(**weak)
         base_directory(chosen)
         sections = {
-            key: kind(**{**getattr(self.config, key).model_dump(), **_only(settings, kind)})
+            key: kind(
+                **{
+                    **getattr(self.config, key).model_dump(),
+                    **{name: value for name, value in settings.items() if name in kind.model_fields},
+                }
+            )
             for key, kind in (("lora", LoraConfig), ("sft", SftConfig))
         }
         models = self.config.models.model_copy(update={"weak": chosen})
@@ -230,15 +231,10 @@ class LoraProvider(Provider):  # type: ignore[misc]
 
 def _checked(train_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that were given, of the right types; ConfigError names the nearest key of an unknown one."""
-    kind = _train_settings()
     try:
-        return kind.model_validate(dict(train_kwargs)).model_dump(exclude_unset=True)
+        return _TrainSettings.model_validate(dict(train_kwargs)).model_dump(exclude_unset=True)
     except ValidationError as error:
-        raise ConfigError(explain(error, kind, "train_kwargs")) from None
-
-
-def _only(settings: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key in kind.model_fields}
+        raise ConfigError(explain(error, _TrainSettings, "train_kwargs")) from None
 
 
 def _parts(model: str) -> tuple[str, str | None, str | None]:

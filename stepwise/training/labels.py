@@ -32,11 +32,10 @@ from stepwise.seeds import seed_for
 from stepwise.steps import extract_answer
 from stepwise.training.crediting import Labels
 from stepwise.training.lora import Trainee
-from stepwise.training.policy import Floats, RolloutRow, forward
+from stepwise.training.policy import Floats, RolloutRow, forward, read_logprobs
 from stepwise.training.rendering import prompt_ids
 from stepwise.training.rollouts import RlRollout
 from stepwise.training.sampler import Sampler
-from stepwise.training.teacher import read_logprobs
 from stepwise.types import Problem, Usage
 
 Locate = Callable[[Problem, Sequence[str]], int | None]
@@ -53,26 +52,26 @@ def judge_asked(cfg: Config, need: str, **given: Any) -> str:
     teacher is not local.
     """
     settings, strong = cfg.rl.credit, cfg.models.strong
-    who = {"scores": "scorer", "critiques": "critic", "teacher": "teacher"}.get(need, "")
+    judge = {"scores": "scorer", "critiques": "critic", "teacher": "teacher"}.get(need, "")
     if need == "first_error":
-        who = "locate" if settings.first_error == "given" else settings.first_error
-    for name, judge in given.items():
-        if judge is not None and name != who:
+        judge = "locate" if settings.first_error == "given" else settings.first_error
+    for name, value in given.items():
+        if value is not None and name != judge:
             raise ConfigError(
                 f'{name} is given, but rl.credit.scheme = "{settings.scheme}" with first_error = '
-                f'"{settings.first_error}" asks {who or "nobody"}; leave it out, or change the scheme'
+                f'"{settings.first_error}" asks {judge or "nobody"}; leave it out, or change the scheme'
             )
-    if who == "locate" and given.get("locate") is None:
+    if judge == "locate" and given.get("locate") is None:
         raise ConfigError(
             'rl.credit.first_error is "given", but no function was; give grpo locate(problem, steps), or set '
             'first_error to "scorer" or "critic"'
         )
-    if who == "teacher" and not strong.local:
+    if judge == "teacher" and not strong.local:
         raise ConfigError(
             f'models.strong.model is "{strong.model}", but rl.credit.scheme = "distill" needs the log-probabilities of '
             'every token, from the in-process engine; write "llamacpp/PATH.gguf", or choose another scheme'
         )
-    return who
+    return judge
 
 
 class Labeller:
@@ -103,12 +102,12 @@ class Labeller:
         self._loaded: Any = None
         self._cached = scorer if teacher is None else teacher
         self.scheme = credit.load_credit(cfg.rl.credit) if scheme is None else scheme
-        who = judge_asked(cfg, self.scheme.needs, scorer=scorer, critic=critic, locate=locate, teacher=teacher)
-        if who == "scorer" and scorer is None:
+        judge = judge_asked(cfg, self.scheme.needs, scorer=scorer, critic=critic, locate=locate, teacher=teacher)
+        if judge == "scorer" and scorer is None:
             self.scorer = self._loaded = self._cached = load_scorer(cfg.scorer, prompt=cfg.prompt)
-        elif who == "teacher" and teacher is None:
+        elif judge == "teacher" and teacher is None:
             self.teacher = self._loaded = self._cached = load_engine(cfg.models.strong)
-        elif who == "critic" and critic is None:
+        elif judge == "critic" and critic is None:
             self.critic = self._load_critic()
             if cfg.models.critic.local:
                 self._cached = shared_engine(cfg.models.critic)
@@ -124,13 +123,13 @@ class Labeller:
         if self._loaded is not None:
             self._loaded.close()
 
-    def label(self, rollouts: Sequence[RlRollout], own: Sequence[Floats] | None = None) -> Labelled:
+    def label(self, rollouts: Sequence[RlRollout], logprobs: Sequence[Floats] | None = None) -> Labelled:
         """The labels of each rollout, what they cost, and the size of the model that spent it.
 
         `own` has the trainer's log-probabilities of each rollout's tokens, for the scheme that compares them. Raises
         BackendError where a judge is not there, DataError for a step that `locate` names and the rollout has not.
         """
-        labels, asked = [Labels() for _ in rollouts], []
+        labels, to_label = [Labels() for _ in rollouts], []
         need = self.scheme.needs
         if not need:
             return labels, Usage(), 0
@@ -141,22 +140,22 @@ class Labeller:
             if wanted and not row.steps and need in _NO_STEPS:  # wrong as a whole, which needs no judge
                 labels[i] = Labels(**{need: _NO_STEPS[need]})
             elif wanted:
-                asked.append(i)
-        rows = [rollouts[i] for i in asked]
+                to_label.append(i)
+        rows = [rollouts[i] for i in to_label]
         if need == "evidence":
-            if own is None:
+            if logprobs is None:
                 raise DataError("there are no log-probabilities of the trainer to compare with; give those of a pass")
-            of_asked, usage, size = self._evidence(rows, [own[i] for i in asked])
+            new_labels, usage, size = self._evidence(rows, [logprobs[i] for i in to_label])
         else:
-            find = {
+            label_by = {
                 "first_error": self._first_errors,
                 "scores": self._scores,
                 "values": self._values,
                 "critiques": self._critiques,
                 "teacher": self._teacher_gaps,
             }[need]
-            of_asked, usage, size = find(rows)
-        for i, label in zip(asked, of_asked, strict=True):
+            new_labels, usage, size = label_by(rows)
+        for i, label in zip(to_label, new_labels, strict=True):
             labels[i] = label
         return labels, usage, size
 
@@ -214,10 +213,10 @@ class Labeller:
             labels.append(Labels(critiques=votes) if votes else Labels(failed=str(of_row[0].failure)))
         return labels, usage, self.critic_size
 
-    def _ask_critic(self, asked: Sequence[tuple[RlRollout, tuple[Any, ...]]], label: str) -> tuple[list[Any], Usage]:
+    def _ask_critic(self, to_label: Sequence[tuple[RlRollout, tuple[Any, ...]]], label: str) -> tuple[list[Any], Usage]:
         """The critic's prediction about each rollout; what stands beside it is for its seed."""
-        items = [{"problem": self.problems[row.problem], "steps": list(row.steps)} for row, _ in asked]
-        seeds = [seed_for(self.cfg.seed, row.id, *name) for row, name in asked]
+        items = [{"problem": self.problems[row.problem], "steps": list(row.steps)} for row, _ in to_label]
+        seeds = [seed_for(self.cfg.seed, row.id, *name) for row, name in to_label]
         around = Wrappers(self.sampler.ledger, self.cfg.prompt, run=self.cfg.hash)
         predictions = critics.ask_all(self.critic, items, seeds, label=label, around=around)
         return predictions, sum((prediction.usage for prediction in predictions), Usage())
@@ -270,7 +269,7 @@ class Labeller:
         )
         return dict(zip(prefixes, shares, strict=True)), usage
 
-    def _evidence(self, rows: Sequence[RlRollout], own: Sequence[Floats]) -> Labelled:
+    def _evidence(self, rows: Sequence[RlRollout], without_oracle: Sequence[Floats]) -> Labelled:
         """Log p(token | oracle) - log p(token) under the policy as it is."""
         room = self.trainee.context
         failed = Labels(failed=f"with the oracle in its prompt it is longer than the context of {room} tokens")
@@ -279,7 +278,7 @@ class Labeller:
         labels, fits = [failed] * len(rows), [i for i, row in enumerate(with_oracle) if row.length <= room]
         logprobs, _ = forward(self.trainee, [with_oracle[i] for i in fits], self.cfg)
         for i, line in zip(fits, logprobs, strict=True):
-            labels[i] = Labels(evidence=line - own[i])
+            labels[i] = Labels(evidence=line - without_oracle[i])
         usage = Usage(evaluated_tokens=sum(with_oracle[i].length for i in fits))
         return labels, usage, self.sampler.engine.parameters
 
@@ -301,16 +300,16 @@ class Labeller:
         return labels, Usage(evaluated_tokens=evaluated), self.teacher.parameters
 
 
-def _wrong_steps(said: Any) -> tuple[int, ...]:
+def _wrong_steps(prediction: Any) -> tuple[int, ...]:
     """The steps that an ErrorLocalizer's prediction calls wrong: the first error, and what its checks say after it."""
-    if said.first_error is None:
+    if prediction.first_error is None:
         return ()
-    later = (i for i, right in enumerate(said.verdicts) if not right and i > said.first_error)
-    return (int(said.first_error), *later)
+    later = (i for i, right in enumerate(prediction.verdicts) if not right and i > prediction.first_error)
+    return (int(prediction.first_error), *later)
 
 
-def _check_failures(who: str, errors: Sequence[str]) -> None:
+def _check_failures(judge: str, errors: Sequence[str]) -> None:
     """Raise BackendError where most of the rollouts failed; `errors` has "" for the others."""
     failed = [error for error in errors if error]
     if 2 * len(failed) > len(errors):
-        raise BackendError(f"{who} failed for {len(failed)} of {len(errors)} rollouts, first: {failed[0]}")
+        raise BackendError(f"{judge} failed for {len(failed)} of {len(errors)} rollouts, first: {failed[0]}")

@@ -1,12 +1,13 @@
 """Passes over a batch of rollouts: padding, micro-batches, log-probabilities, updates. All tensors are (B, T) over
-prompt and rollout together, padded on the right.
+prompt and rollout together, padded on the right. And the passes of a teacher over it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,16 @@ from torch import Tensor
 from stepwise.config import Config
 from stepwise.config.training import RlConfig
 from stepwise.errors import ConfigError
+from stepwise.models.engine import Engine
 from stepwise.training import losses
 from stepwise.training.logprobs import LogProbs, pad, token_logprobs
 from stepwise.training.lora import Trainee
 from stepwise.training.trainer import micro_batches
+from stepwise.types import Problem
 
 Floats = NDArray[np.float64]
+_MAX_LOGITS = 1 << 25  # numbers that one call brings back at most (128 MB): a whole vocabulary for every token read
+_OTHER = "a teacher reads the student's token ids: give a models.strong of the same family as models.weak"
 # Tokens of the lab, Qwen and Llama 3 that solutions never hold, in the order of preference.
 _RESERVED = ("<|reserved_0|>", "<|vision_pad|>", "<|reserved_special_token_0|>", "<|fim_pad|>")
 
@@ -82,10 +87,10 @@ class Batch:
         where a row has none.
         """
         placed = np.zeros(tuple(self.mask.shape))
-        for line, row, mine in zip(placed, self.rows, values, strict=True):
-            if mine is None:
+        for line, row, row_values in zip(placed, self.rows, values, strict=True):
+            if row_values is None:
                 return None
-            line[len(row.prompt) : row.length] = mine
+            line[len(row.prompt) : row.length] = row_values
         return like.new_tensor(placed)
 
     def of_rows(self, values: Tensor) -> list[Floats]:
@@ -113,13 +118,13 @@ def forward(
     token `mark` behind it (0 without one). `base` switches the adapter off.
     """
     logprobs, marks = [_nothing()] * len(rows), [0.0] * len(rows)
-    alone: AbstractContextManager[Any] = trainee.model.disable_adapter() if base else nullcontext()
-    with torch.no_grad(), alone:
+    adapter_off: AbstractContextManager[Any] = trainee.model.disable_adapter() if base else nullcontext()
+    with torch.no_grad(), adapter_off:
         for part in parts_of(rows, cfg):
             batch = Batch(trainee, [rows[i] for i in part], mark)
             values = batch.logprobs(cfg.lora.tile).logprobs
-            behind = [0.0] * len(part) if mark is None else batch.at_mark(values).double().tolist()
-            for i, line, of_mark in zip(part, batch.of_rows(values), behind, strict=True):
+            mark_logprobs = [0.0] * len(part) if mark is None else batch.at_mark(values).double().tolist()
+            for i, line, of_mark in zip(part, batch.of_rows(values), mark_logprobs, strict=True):
                 logprobs[i], marks[i] = line, of_mark
     return logprobs, marks
 
@@ -204,3 +209,75 @@ def _loss(batch: Batch, logprobs: Tensor, rl: RlConfig, laser: tuple[int, float]
     rewards = logprobs.new_tensor([row.reward for row in rows])
     weights = logprobs.new_tensor([row.class_weight for row in rows])
     return piece._replace(total=piece.total + rl.laser * losses.self_score_loss(scores, rewards, weights))
+
+
+# ---- the teacher of on-policy distillation: models.strong, reading what the student wrote ----
+# Both must have the same tokens and write prompts alike, which is checked before anything is sampled.
+
+
+def check_teacher(
+    teacher: Engine, student: Engine, problems: Iterable[Problem], prompts: Mapping[str, Sequence[int]], cfg: Config
+) -> None:
+    """Raise ConfigError where `teacher` cannot read what `student` writes after `prompts` (ids by problem id).
+
+    Tokens may be missing at the end of either vocabulary, where some models of a family have padding.
+    """
+    ours, theirs = student.vocabulary, teacher.vocabulary
+    for token in range(min(ours.size, theirs.size)):
+        if ours.text(token) != theirs.text(token):
+            raise ConfigError(
+                f"models.strong.model is {cfg.models.strong.model}, whose token {token} is {theirs.text(token)!r}, but "
+                f"{ours.text(token)!r} in models.weak.model, {cfg.models.weak.model}; {_OTHER}"
+            )
+    for problem in problems:
+        student_ids, read = list(prompts[problem.id]), teacher.prompt_ids(cfg.prompt, problem.question)
+        if student_ids != read:
+            raise ConfigError(
+                f"models.strong.model is {cfg.models.strong.model}, which writes the prompt of problem {problem.id!r} "
+                f"as {len(read)} tokens, but models.weak.model, {cfg.models.weak.model}, as {len(student_ids)}, or "
+                f"others: another tokenizer or chat template; {_OTHER}"
+            )
+    longest = min(max(map(len, prompts.values())) + cfg.rl.max_tokens, cfg.models.weak.context)
+    if teacher.context < longest:
+        raise ConfigError(
+            f"models.strong.context is {teacher.context}, but a prompt and its rollout may have {longest} tokens; "
+            "raise it, or lower rl.max_tokens"
+        )
+
+
+def read_logprobs(
+    engine: Engine, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], max_logits: int = _MAX_LOGITS
+) -> tuple[list[NDArray[np.float64] | str], int]:
+    """Log p(token | all before it) of every token of each (prompt, rollout), neither empty: (T,) per rollout, or why
+    it could not be read. With how many tokens were evaluated.
+
+    Of all calls together no more than `max_logits` logits are in memory at once; each goes on in the cache of the one
+    before.
+    """
+    size, evaluated = engine.vocabulary.size, 0
+    logprobs: list[NDArray[np.float64] | str] = [np.zeros(len(ids)) for _, ids in sequences]
+    tokens = [(i, t) for i, (_, ids) in enumerate(sequences) for t in range(len(ids))]
+    per_call = max(1, max_logits // size)
+    for first in range(0, len(tokens), per_call):
+        grouped = groupby(tokens[first : first + per_call], key=lambda token: token[0])
+        part = [(i, [t for _, t in group]) for i, group in grouped]
+        whole = [(*sequences[i][0], *sequences[i][1]) for i, _ in part]
+        # The logits of a token stand at the position before it.
+        positions = [[len(sequences[i][0]) + t - 1 for t in places] for i, places in part]
+        results = engine.score(whole, positions, range(size))
+        evaluated += sum(result.evaluated_tokens for result in results)
+        for (i, places), result in zip(part, results, strict=True):
+            values = logprobs[i]
+            if result.error:
+                logprobs[i] = result.error
+            elif not isinstance(values, str):
+                values[places] = _logprobs(result.logits, [sequences[i][1][t] for t in places])
+    return logprobs, evaluated
+
+
+def _logprobs(logits: NDArray[np.float32], ids: Sequence[int]) -> NDArray[np.float64]:
+    """Of each row of `logits` (T, V), the log-probability of its token of `ids` (T,)."""
+    logits -= logits.max(axis=1, keepdims=True)
+    total: NDArray[np.float64] = np.exp(logits).sum(axis=1, dtype=np.float64)
+    chosen: NDArray[np.float64] = logits[np.arange(len(ids)), list(ids)].astype(np.float64) - np.log(total)
+    return chosen

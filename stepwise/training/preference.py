@@ -58,18 +58,18 @@ def dpo(
     `logp_chosen` and `logp_rejected` in nats per step. Raises DataError, naming the row, for pairs that cannot be
     trained on, ConfigError for weights or settings, BackendError where memory runs out.
     """
-    ready = isinstance(pairs, Sequence) and pairs and all(isinstance(pair, PreferencePair) for pair in pairs)
-    read: list[PreferencePair] = [*pairs] if ready else read_pairs(pairs)  # type: ignore[misc]
-    arguments = run_arguments(adapter, rows=read)
+    is_parsed = isinstance(pairs, Sequence) and pairs and all(isinstance(pair, PreferencePair) for pair in pairs)
+    parsed: list[PreferencePair] = [*pairs] if is_parsed else read_pairs(pairs)  # type: ignore[misc]
+    arguments = run_arguments(adapter, rows=parsed)
     with opened(out, program="dpo", config=cfg, arguments=arguments) as directory:
-        if not read:
+        if not parsed:
             raise DataError("there are no pairs; make some with python -m programs.build_dataset --kind pairs")
         if adapter is not None:
             check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
         trainee = load_trainee(cfg, adapter=adapter)
-        sides = [_render_pair(pair, trainee.tokenizer, cfg.prompt, trainee.context) for pair in read]
-        begun = None if adapter is None else hashlib.sha256((Path(adapter) / LAYOUT[1]).read_bytes()).hexdigest()
-        data = key_of({**arguments, "begun": begun})
+        sides = [_render_pair(pair, trainee.tokenizer, cfg.prompt, trainee.context) for pair in parsed]
+        start_hash = None if adapter is None else hashlib.sha256((Path(adapter) / LAYOUT[1]).read_bytes()).hexdigest()
+        data = key_of({**arguments, "begun": start_hash})
         before = reference(directory, trainee, [side for both in sides for side in both], cfg, data)
         rows = [PairRow(*both, before[2 * i], before[2 * i + 1]) for i, both in enumerate(sides)]
         plan = plan_steps([row.num_trained for row in rows], cfg.dpo, f"{cfg.seed}|dpo")
@@ -81,7 +81,7 @@ def dpo(
         fit(
             trainee, batches, loss, cfg.dpo, cfg, directory, data=data, label="preference training", sinks=sinks
         )  # fmt: skip
-        return finish(directory, trainee, cfg, "dpo", {"pairs": read})
+        return finish(directory, trainee, cfg, "dpo", {"pairs": parsed})
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,9 @@ from stepwise.training.adapters import base_directory, check_adapter
 from stepwise.training.crediting import FIRST_BATCHES, check_learning, credit_groups, figures_of, note
 from stepwise.training.labels import Labeller, Locate, judge_asked
 from stepwise.training.lora import Trainee, apply_gradients, load_trainee, make_optimizer, memory_errors, peak_bytes
-from stepwise.training.policy import Floats, RolloutRow, forward, laser_token, update
+from stepwise.training.policy import Floats, RolloutRow, check_teacher, forward, laser_token, update
 from stepwise.training.rollouts import Hints, RlRollout, check_hints, grade_rollouts, rollouts_name
 from stepwise.training.sampler import Sampler, batch_of, check_agreement, mismatch_of
-from stepwise.training.teacher import check_teacher
 from stepwise.training.trainer import Trainer, check_finite, finish, run_arguments
 from stepwise.types import Problem
 
@@ -87,12 +86,12 @@ def grpo(
     by_id = {problem.id: problem for problem in checked.problems}
     scheme = load_credit(cfg.rl.credit) if credit is None else as_credit(credit)
     pays = cfg.rl.reward if reward is None else reward
-    paid = None if pays is None else as_reward(pays, "rl.reward" if reward is None else "reward")
+    own_reward = None if pays is None else as_reward(pays, "rl.reward" if reward is None else "reward")
     hints = check_hints(hints or {}, checked.problems, cfg.rl.credit)
     hinted = [{"problem": name, "steps": list(steps)} for name, steps in hints.items()]
     arguments = run_arguments(adapter, problems=checked.problems, hints=hinted)
-    own = {"credit": credit, "reward": reward}
-    arguments |= {name: name_of(value) for name, value in own.items() if value is not None}
+    handed_in = {"credit": credit, "reward": reward}
+    arguments |= {name: name_of(value) for name, value in handed_in.items() if value is not None}
     with opened(out, program="grpo", config=cfg, arguments=arguments) as directory, ExitStack() as stack:
         if adapter is not None:
             check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
@@ -107,7 +106,7 @@ def grpo(
         if labeller.teacher is not None:
             plain = sampler.prompts(checked.problems, trainee)
             check_teacher(labeller.teacher, sampler.engine, checked.problems, plain, cfg)
-        learner = _Learner(cfg, by_id, prompts, hints, sampler, trainee, labeller, paid)
+        learner = _Learner(cfg, by_id, prompts, hints, sampler, trainee, labeller, own_reward)
         plan = (
             f"{len(by_id)} problems: {cfg.rl.steps} batches of {min(cfg.rl.problems, len(by_id))} x {cfg.rl.group} "
             f"rollouts, learning rate {cfg.rl.learning_rate:g}"
@@ -156,7 +155,7 @@ class _Learner:
         where memory runs out; DataError for a loss that is not finite, with its rollouts in `failed`.
         """
         cfg, rl = self.cfg, self.cfg.rl
-        began = time.monotonic()
+        start_time = time.monotonic()
 
         # Sample: a group of solutions of each problem, from the policy as it is now.
         self.sampler.attach(self.trainee)
@@ -170,11 +169,11 @@ class _Learner:
 
         # Label: what the credit scheme wants to know of each step.
         with memory_errors(cfg.lora):
-            own, self_scores, evaluated = self._own_pass(rollouts, step)
-            labels, usage, labeller_size = self.labeller.label(rollouts, own)
+            logprobs, self_scores, evaluated = self._own_pass(rollouts, step)
+            labels, usage, labeller_size = self.labeller.label(rollouts, logprobs)
 
         # Credit: outcomes and labels become advantages per token, (T,) for each rollout.
-        rollouts, advantages, kept = credit_groups(
+        rollouts, advantages, is_trained = credit_groups(
             rollouts, labels, self.labeller.scheme, cfg.seed, self_scores=self_scores, share=rl.laser_mix
         )
         labelled = time.monotonic()
@@ -182,23 +181,23 @@ class _Learner:
         # Update: one or a few steps of the optimizer on the rollouts that are kept (with LaSeR all that have a reward).
         weights = losses.rollout_weights([len(row.token_ids) for row in rollouts], rl.loss, rl.max_tokens)
         classes = [0.0] * len(rollouts) if self.mark is None else losses.class_weights([row.reward for row in rollouts])
-        chosen = [i for i in range(len(rollouts)) if kept[i] or classes[i]]
-        rows = [self._row(rollouts[i], advantages[i], weights[i], classes[i]) for i in chosen]
-        mismatch = None if own is None else mismatch_of(own, rollouts)
+        indices = [i for i in range(len(rollouts)) if is_trained[i] or classes[i]]
+        rows = [self._row(rollouts[i], advantages[i], weights[i], classes[i]) for i in indices]
+        mismatch = None if logprobs is None else mismatch_of(logprobs, rollouts)
         figures: dict[str, float] = {}
         if rows:
             with memory_errors(cfg.lora):
-                evaluated += self._references(rows, None if own is None else [own[i] for i in chosen])
+                evaluated += self._references(rows, None if logprobs is None else [logprobs[i] for i in indices])
                 figures, first = update(
                     self.trainee,
                     rows,
                     cfg,
                     lambda: apply_gradients(self.trainee, self.optimizer, _rate(cfg, step), rl.clip_norm),
-                    lambda part, values: check_finite(values, [rollouts[chosen[i]] for i in part], failed),
+                    lambda part, values: check_finite(values, [rollouts[indices[i]] for i in part], failed),
                     None if self.mark is None else (self.mark, self.laser_constant or 0.0),
                 )
             old = [line if row.old is None else row.old for row, line in zip(rows, first, strict=True)]
-            mismatch = mismatch or mismatch_of(old, [rollouts[i] for i in chosen])
+            mismatch = mismatch or mismatch_of(old, [rollouts[i] for i in indices])
         done = time.monotonic()
 
         # Tokens by what was done with them, and the floating-point operations of all of it: 2 per parameter and token
@@ -209,7 +208,7 @@ class _Learner:
         extra = usage.generated_tokens + usage.evaluated_tokens
         row = {
             "step": step,
-            **figures_of(rollouts, kept),
+            **figures_of(rollouts, is_trained),
             **{name: figures.get(name) for name in ("entropy", "loss", "grad_norm", "clip_share")},
             "kl": figures.get("kl") if rl.kl else None,
             "mismatch": mismatch and mismatch.mean,
@@ -221,7 +220,7 @@ class _Learner:
             "extra_tokens": extra,
             "flops": None if labeller_size is None else flops + 2.0 * labeller_size * extra,
             "learning_rate": _rate(cfg, step),
-            "generate_seconds": round(sampled - began, 4),
+            "generate_seconds": round(sampled - start_time, 4),
             "extra_seconds": round(labelled - sampled, 4),
             "train_seconds": round(done - labelled, 4),
             "peak_bytes": peak_bytes(self.trainee.device),
@@ -246,24 +245,24 @@ class _Learner:
             return None, None, 0
         rows = [self._row(row) for row in rollouts]
         evaluated = sum(row.length for row in rows)
-        own, marks = forward(self.trainee, rows, cfg, mark=self.mark)
+        logprobs, marks = forward(self.trainee, rows, cfg, mark=self.mark)
         if step == 1 and cfg.rl.correction == "none":
-            check_agreement(mismatch_of(own, rollouts), cfg, self.trainee)
+            check_agreement(mismatch_of(logprobs, rollouts), cfg, self.trainee)
         if not laser:
-            return own, None, evaluated
+            return logprobs, None, evaluated
         if self.laser_constant is None:
             _, of_base = forward(self.trainee, rows, cfg, mark=self.mark, base=True)
             self.laser_constant, evaluated = float(np.mean(of_base)), 2 * evaluated
-        return own, [losses.LASER_BETA * (mark - self.laser_constant) for mark in marks], evaluated
+        return logprobs, [losses.LASER_BETA * (mark - self.laser_constant) for mark in marks], evaluated
 
-    def _references(self, rows: Sequence[RolloutRow], own: Sequence[Floats] | None) -> int:
+    def _references(self, rows: Sequence[RolloutRow], logprobs: Sequence[Floats] | None) -> int:
         """Give `rows` what the loss compares with; returns how many tokens that took. `own` is their own pass."""
         cfg, rl, evaluated = self.cfg, self.cfg.rl, 0
-        if own is None and (rl.updates > 1 or rl.correction != "none"):
-            own, _ = forward(self.trainee, rows, cfg)
+        if logprobs is None and (rl.updates > 1 or rl.correction != "none"):
+            logprobs, _ = forward(self.trainee, rows, cfg)
             evaluated += sum(row.length for row in rows)
-        if own is not None:
-            for row, old in zip(rows, own, strict=True):
+        if logprobs is not None:
+            for row, old in zip(rows, logprobs, strict=True):
                 # With one update the loss's own log-probabilities are the old ones, to the last digit.
                 row.old = old if rl.updates > 1 else None
                 if rl.correction != "none":

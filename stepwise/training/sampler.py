@@ -252,7 +252,9 @@ def mismatch_of(logprobs: Sequence[Floats], rollouts: Sequence[RlRollout]) -> Mi
 
 def check_agreement(gap: Mismatch, cfg: Config, trainee: Trainee) -> None:
     """Raise BackendError, with what differs, where sampler and trainer disagree by more than the tolerance."""
-    weak, weights, trainer = cfg.models.weak, _sampler_weights(cfg), _trainer_type(trainee)
+    weak, weights, base = cfg.models.weak, _sampler_weights(cfg), trainee.model.get_base_model()
+    # The type in which the trainer's frozen layers compute, such as "float32".
+    trainer = "4bit" if getattr(base, "is_loaded_in_4bit", False) else str(base.dtype).removeprefix("torch.")
     most = _tolerance(cfg, weights, trainer)
     if gap.mean <= most:
         return
@@ -263,11 +265,3 @@ def check_agreement(gap: Mismatch, cfg: Config, trainee: Trainee) -> None:
         f"{weak.kv_type} cache, {attention} flash attention; the trainer computes {trainee.base} in {trainer}. If they "
         "are not the same weights, mend train_from; if only the rounding differs, set rl.correction, or rl.tolerance"
     )
-
-
-def _trainer_type(trainee: Trainee) -> str:
-    """The type in which the trainer's frozen layers compute, such as "float32"; "4bit" for quantized ones."""
-    base = trainee.model.get_base_model()
-    if getattr(base, "is_loaded_in_4bit", False):
-        return "4bit"
-    return str(base.dtype).removeprefix("torch.")

@@ -6,13 +6,11 @@ trackers: one that fails while the run goes on is named in a warning, once, and 
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
 import secrets
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any, Self
 
 from stepwise.errors import ConfigError, MissingDependencyError, redact
 from stepwise.io import write_text
+from stepwise.plugins import check_choice
 
 STATE = "sinks.json"
 """In the run's directory: the names under which W&B, MLflow and trackio know the run, for going on with it."""
@@ -34,17 +33,12 @@ class _Sinks:
 
     def __init__(self, trackers: Mapping[str, Any]) -> None:
         self._trackers = dict(trackers)
-        self._failures = Counter[str]()  # in a row, by name
-        self._warned: set[str] = set()
+        self._failures: dict[str, int] = {}  # in a row, of those that ever failed
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
         """Hand the numbers of a metrics row to every tracker; what is no finite number (None, text) is left out."""
-        values = numbers(row)
         for name, tracker in list(self._trackers.items()):
-            failed = not self._try(name, partial(tracker.log, values, step=step))
-            self._failures[name] = self._failures[name] + 1 if failed else 0
-            if self._failures[name] >= _PATIENCE:
-                del self._trackers[name]
+            self._try(name, partial(tracker.log, numbers(row), step=step))
 
     def close(self, *, finished: bool = True) -> None:
         """Close every tracker; `finished` is False where the run failed or was interrupted. Again: does nothing."""
@@ -58,20 +52,22 @@ class _Sinks:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(finished=kind is None)
 
-    def _try(self, name: str, call: Callable[[], None]) -> bool:
-        """Whether `call` went through; the first time it does not, a warning says so."""
+    def _try(self, name: str, call: Callable[[], None]) -> None:
+        """Make a call; its first failure is said in a warning, and after some in a row no more is made."""
         try:
             call()
         except Exception as error:  # whatever a package or a network can raise: hours of training weigh more
-            if name not in self._warned:
-                self._warned.add(name)
+            if name not in self._failures:
                 warnings.warn(
                     f"the sink {name!r} failed ({type(error).__name__}: {redact(str(error))}); training goes on and "
                     f"metrics.jsonl has every row. After {_PATIENCE} failures in a row it is left out; said once",
                     stacklevel=4,
                 )
-            return False
-        return True
+            self._failures[name] = self._failures.get(name, 0) + 1
+            if self._failures[name] >= _PATIENCE:
+                self._trackers.pop(name, None)
+        else:
+            self._failures.update({name: 0} if name in self._failures else {})
 
 
 def open_sinks(names: Sequence[str], out: Path, config: Mapping[str, Any], step: int = 1) -> _Sinks:
@@ -80,15 +76,15 @@ def open_sinks(names: Sequence[str], out: Path, config: Mapping[str, Any], step:
 
     `config` is shown beside the curves. Raises ConfigError for an unknown name and where a sink cannot be opened (no
     login, no server), MissingDependencyError where its package is missing: both before anything is computed.
+
+    Example:
+        with open_sinks(["tensorboard"], Path("out/rl"), config.model_dump()) as sinks:
+            sinks.log(1, {"reward": 0.5})
     """
-    for name in names:
-        if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
-            raise ConfigError(f'sinks: "{name}" is none of {", ".join(NAMES)}{hint}')
     trackers: dict[str, Any] = {}
     try:
         for name in dict.fromkeys(names):
+            check_choice("sinks", name, NAMES)
             trackers[name] = _started(name, out, config, step)
     except BaseException:
         _Sinks(trackers).close(finished=False)
@@ -109,10 +105,8 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as one level, `rl.credit.scheme`, each value as text."""
     settings: dict[str, str] = {}
     for name, value in config.items():
-        if isinstance(value, Mapping):
-            settings |= _flat(value, f"{prefix}{name}.")
-        else:
-            settings[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value, default=str)
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        settings |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": text}
     return settings
 
 

@@ -94,8 +94,8 @@ class Trainer:
         self.done, self.state = _load_checkpoint(self._checkpoint, trainee, optimizer)
         check_same(self._checkpoint, self.state.setdefault("data", data), data)
         rows = read_rows(self._metrics)
-        if len(earlier := [row for row in rows if row.get("step", 0) <= self.done]) < len(rows):
-            write_rows(self._metrics, earlier)  # the steps after the checkpoint are done again
+        if len(rows_before := [row for row in rows if row.get("step", 0) <= self.done]) < len(rows):
+            write_rows(self._metrics, rows_before)  # the steps after the checkpoint are done again
         self._stack = ExitStack()
         self._sinks = self._stack.enter_context(open_sinks(sinks, out, cfg.model_dump(mode="json"), self.done + 1))
         self._bar = self._stack.enter_context(progress(label, num_steps))
@@ -170,7 +170,7 @@ def fit(
     ) as run:  # fmt: skip
         _try_largest(trainee, batches[run.done :], loss, cfg.lora)
         for step in range(run.done, len(batches)):
-            began, rows = time.monotonic(), batches[step]
+            start_time, rows = time.monotonic(), batches[step]
             rate = cosine(step, len(batches), settings.learning_rate, settings.warmup)
             seed = cfg.seed * 1_000_003 + step
             means, grad_norm = train_step(trainee, optimizer, rows, loss, cfg.lora, rate, settings.clip_norm, seed)
@@ -189,7 +189,7 @@ def fit(
                 "grad_norm": grad_norm,
                 "learning_rate": rate,
                 "rows": len(rows),
-                "seconds": round(time.monotonic() - began, 4),
+                "seconds": round(time.monotonic() - start_time, 4),
                 "peak_bytes": peak_bytes(trainee.device),
             }
             run.log(row, f"loss {means['loss']:.3f}, {row['tokens']:,} tokens")

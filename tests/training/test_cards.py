@@ -16,7 +16,6 @@ from stepwise.models.safetensors import fingerprint
 from stepwise.prompt import SolvePrompt
 from stepwise.training.adapters import Evaluated, base_of, check_adapter, evaluate, read_card, with_adapter
 from stepwise.training.cards import (
-    _thinned,
     add_evaluation,
     base_name,
     curves_of,
@@ -143,12 +142,14 @@ def test_curves_leave_out_what_is_no_number_instead_of_drawing_zero() -> None:
     assert curves_of(rows) == {"loss": [(3, 1.0), (4, 2.5)], "kl": [(2, 0.5)]}
 
 
-def test_thinning_keeps_the_ends_and_the_order() -> None:
-    points = [(i, float(i)) for i in range(1000)]
-    kept = _thinned(points, 7)
-    assert (kept[0], kept[-1], len(kept)) == (points[0], points[-1], 7)
-    assert kept == sorted(kept)
-    assert _thinned(points[:5], 7) == points[:5]
+def test_a_curve_is_thinned_with_its_ends_and_in_order(made: tuple[Path, Path], adapter: Path) -> None:
+    points = {"long": [(i, float(i)) for i in range(1000)], "short": [(0, 3.0), (1, 2.0)], "one": [(4, 1.0)]}
+    write_card(adapter, "sft", Config.lab(), made[0], curves=points)
+    curves = (read_card(adapter) or {})["curves"]
+    assert (curves["long"]["steps"][0], curves["long"]["steps"][-1], len(curves["long"]["steps"])) == (0, 999, 200)
+    assert curves["long"]["steps"] == sorted(set(curves["long"]["steps"]))
+    assert (curves["short"]["steps"], curves["short"]["values"]) == ([0, 1], [3.0, 2.0])
+    assert (curves["one"]["steps"], curves["one"]["last"]) == ([4], 1.0)
 
 
 def test_data_hashes_depend_on_rows_and_order() -> None:

@@ -23,7 +23,7 @@ from stepwise.lab import model_path
 from stepwise.models.shared import close_engines, shared_engine
 from stepwise.training import dspy_provider
 from stepwise.training.adapters import check_adapter, read_card
-from stepwise.training.dspy_provider import LoraJob, LoraProvider, _train_settings
+from stepwise.training.dspy_provider import LoraJob, LoraProvider, _TrainSettings
 from stepwise.training.lora import _load_tokenizer
 from stepwise.training.rendering import chat_row
 from tests.scripted_lm import Messages, ScriptedLM
@@ -213,7 +213,7 @@ def test_settings_are_typed_and_refused_before_anything_starts(
 def test_every_setting_is_a_key_of_the_configuration() -> None:
     config = Config.lab()
     sections = {*type(config.lora).model_fields, *type(config.sft).model_fields, "seed"}
-    assert set(_train_settings().model_fields) < sections
+    assert set(_TrainSettings.model_fields) < sections
 
 
 @pytest.mark.parametrize(

@@ -129,11 +129,15 @@ def nothing(problem: Problem, solution: str, verdict: Any) -> float:
 
 
 def strange(exact: Config, folder: Path, *changed: str) -> Config:
-    """A sampler with the strong model's weights for a trainer of the weak one's."""
+    """The strong model's weights as sampler, in a file that says it is the weak one, for a trainer of the weak one."""
+    from stepwise.models.safetensors import fingerprint
     from stepwise.training.sampler import exact_weights
 
     strong = Config.load(None, ["models.weak.model=llamacpp/lab-strong"])
     wrong = exact_weights(strong, folder / "strong").models.weak.model
+    true, said = (fingerprint(lab.model_path(name, "safetensors")).encode() for name in ("lab-strong", "lab-weak"))
+    path = Path(wrong.removeprefix("llamacpp/"))
+    path.write_bytes(path.read_bytes().replace(true, said))
     weak = exact.models.weak.model_copy(update={"model": wrong})
     made = exact.model_copy(update={"models": exact.models.model_copy(update={"weak": weak})})
     rl = {"steps": 1, **dict(pair.split("=") for pair in changed)}

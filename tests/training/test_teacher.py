@@ -14,8 +14,8 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine.jobs import Logits
+from stepwise.training.policy import check_teacher, read_logprobs
 from stepwise.training.rollouts import read_rollouts
-from stepwise.training.teacher import check_teacher, read_logprobs
 from stepwise.types import Problem
 from tests.training import rl_world
 from tests.training.rl_world import problems, untimed
