@@ -1,7 +1,7 @@
 """The sampler of reinforcement learning: the base GGUF in the engine, with the adapter in training attached to it.
 
 The adapter is exported and attached anew before every step, and never merged. Sampling and training are two programs
-that compute the same thing: whether they agree is gap on the tokens of the first step.
+that compute the same thing: whether they agree is measured on the tokens of the first step.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ OF_WEIGHTS = {"ALL_F32": 0.0, "MOSTLY_F16": 0.005, "MOSTLY_BF16": 0.01, "MOSTLY_
 OF_CACHE = {"f32": 0.0, "f16": 0.005, "q8_0": 0.02}
 """And the type of the key-value cache; flash attention counts as an F16 cache."""
 OF_OTHER_WEIGHTS = 0.2
-"""For weights of fewer bits, which were not gap."""
+"""For weights of fewer bits, which were not measured."""
 OF_TRAINER = 0.02
-"""For a trainer that computes in 16 bits, which was not gap."""
+"""For a trainer that computes in 16 bits, which was not measured."""
 
 
 class Sampler:
