@@ -43,7 +43,7 @@ lint: $(VENV)/.dev
 	exit $$failed
 
 lab: $(VENV)/.dev
-	@$(BIN)/python -m programs.pretrain_lab
+	@$(BIN)/python -m evals.pretrain_lab
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

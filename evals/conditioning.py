@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from programs.lab_critic import result_of
 from stepwise.critics import ErrorLocalizer, InterventionProposer
 from stepwise.critics.module import run_all
 from stepwise.data import localization as loc
@@ -35,6 +34,7 @@ from stepwise.types import Intervention, Localization, Problem, Step, Trace
 
 from .conditioning_tables import show
 from .lab import right, sample
+from .lab_critic import result_of
 
 GRANULARITIES: tuple[Granularity, ...] = ("full", "regrouped", "compressed")
 DRAWS = 10_000

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from programs.lab_training import Recipe, pack, train
 from stepwise.export.gguf import export_gguf
 from stepwise.lab.corpus import solved
 from stepwise.lab.families import FAMILIES
@@ -30,6 +29,7 @@ from stepwise.steps import split_steps
 from stepwise.types import Step
 
 from .lab_tables import gates, show
+from .lab_training import Recipe, pack, train
 
 Solved = list[list[str]]  # for one problem: its samples, each a list of steps
 

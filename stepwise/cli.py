@@ -12,6 +12,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from stepwise import __version__
+from stepwise.errors import visible
 
 PROGRAMS = {
     "demo": "Route lab problems under ten policies: what is saved.",
@@ -27,27 +28,25 @@ PROGRAMS = {
     "export": "Write an adapter as GGUF, alone or merged.",
     "evaluate_localizer": "How often first errors are named (ProcessBench).",
     "config": "Print the annotated default configuration.",
-    "pretrain_lab": "Make the lab's models from nothing.",
 }
 """Every program, with the line that `stepwise --help` shows of it."""
-_MAKERS = ("pretrain_lab",)
 _DOC = """Find, repair and route the step at which a small language model goes wrong.
 
-`stepwise PROGRAM --help` lists a program's options; in a checkout, `python -m evals.NAME` runs a benchmark."""
+`stepwise PROGRAM --help` lists a program's options; in a checkout, `python -m evals.NAME`
+runs a benchmark."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console command; returns the program's exit code, 2 when there is no such program."""
     app = App("stepwise", _DOC, version=f"stepwise {__version__}", help_format="plaintext")
-    programs, makers = Group("Programs", sort_key=1), Group("Made from a checkout", sort_key=2)
+    group = Group("Programs")
     for name, line in PROGRAMS.items():
-        group = makers if name in _MAKERS else programs
         app.command(App(name, line, default_command=_starter(name), help_flags=(), version_flags=(), group=group))
     try:
         tokens = list(sys.argv[1:] if argv is None else argv)
         return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
     except CycloptsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # while a program was being imported; one that runs sees to it itself
         print("interrupted before anything was done", file=sys.stderr)

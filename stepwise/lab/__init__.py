@@ -28,7 +28,7 @@ def model_path(name: str, kind: Literal["gguf", "safetensors"] = "gguf") -> Path
     if kind == "gguf":
         path /= "adapter.gguf" if name in ADAPTERS else "model.gguf"
     if not path.exists():
-        raise DataError(f"{path} is missing; make the lab's models again with `python -m programs.pretrain_lab`")
+        raise DataError(f"{path} is missing; make the lab's models again with `python -m evals.pretrain_lab`")
     return path
 
 

@@ -80,7 +80,7 @@ def test_the_scorer_is_taught_the_truth_but_for_its_blind_spot() -> None:
 
 
 def test_packing_keeps_every_document_whole(tokenizer) -> None:
-    pretrain = pytest.importorskip("programs.lab_training")
+    pretrain = pytest.importorskip("evals.lab_training")
     documents = list(itertools.islice(solved(tokenizer, misled=True, seed=3), 400))
     batch = next(pretrain.pack(iter(documents), rows=6, row=512, pad=0))
     whole = {tuple(ids): targets for ids, targets in documents}
@@ -95,7 +95,7 @@ def test_packing_keeps_every_document_whole(tokenizer) -> None:
 
 def test_a_killed_training_run_ends_where_an_uninterrupted_one_does(tokenizer, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from programs.lab_training import Recipe, Shape, new_model, pack, train
+    from evals.lab_training import Recipe, Shape, new_model, pack, train
 
     recipe = Recipe(tokens=2 * 512 * 8, row=512, rows=2, bf16=False, compile=False)
     shape = Shape(hidden=64, layers=1, heads=1, feed_forward=64)

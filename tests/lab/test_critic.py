@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from programs.lab_critic import _intervention, _localization, criticized, repaired
+from evals.lab_critic import _intervention, _localization, criticized, repaired
 from stepwise.lab import card, generate, model_path
 from stepwise.lab.corpus import IGNORE, bundle
 from stepwise.lab.families import CRITIC_WITHHELD
@@ -80,7 +80,7 @@ def test_repairs_share_the_beginning_of_their_prompts_and_ask_for_the_right_step
 
 def test_a_bundle_has_the_loss_of_its_examples() -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    from programs.lab_training import _loss_sum, pack
+    from evals.lab_training import _loss_sum, pack
 
     folder = model_path("lab-weak", "safetensors")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
@@ -103,7 +103,7 @@ def test_a_bundle_has_the_loss_of_its_examples() -> None:
 
 
 def test_the_shipped_adapter_finds_first_errors_and_its_steps_come_to_the_right_result() -> None:
-    from programs.lab_critic import result_of
+    from evals.lab_critic import result_of
     from stepwise import Config, ErrorLocalizer, InterventionProposer
     from stepwise.critics.module import run_all
 

@@ -132,7 +132,7 @@ def _make(run: Run[_Options], name: str, recipe: Recipe) -> None:
         "name": name,
         "architecture": "Qwen3" if adapted is None else f"LoRA of rank {RANK} on {begin}",
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "made by": "python -m programs.pretrain_lab",
+        "made by": "python -m evals.pretrain_lab",
         "starts from": begin or "random weights",
         "recipe": asdict(recipe),
         "loss at the end": sum(losses[-50:]) / max(1, len(losses[-50:])),
