@@ -21,6 +21,13 @@ def append_rows(path: Path, rows: Iterable[Any]) -> None:
     """Add rows (the library's types, or dictionaries) at the end of `path`, flushed and synced to disk as one chunk.
 
     A last line that an earlier crash left without its line end is cut off first. Parent directories are made.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "rows.jsonl"
+    >>> append_rows(path, [{"n": 1}])
+    >>> append_rows(path, [{"n": 2}])
+    >>> read_rows(path)
+    [{'n': 1}, {'n': 2}]
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = redact("".join(to_json(row) + "\n" for row in rows), shapes=False)
@@ -108,7 +115,11 @@ def parse_rows(data: bytes, where: str, cls: type[Any] | None = None, *, finishe
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value that a JSON text holds; raises ValueError for any other text, also for one that is nested too deep."""
+    """The value that a JSON text holds; raises ValueError for any other text, also for one that is nested too deep.
+
+    >>> parse_json('{"a": 1}')
+    {'a': 1}
+    """
     try:
         return json.loads(text)
     except RecursionError:

@@ -18,7 +18,13 @@ class Interval(NamedTuple):
 
 
 def wilson(correct: int, n: int, confidence: float = 0.95) -> Interval:
-    """Share of `correct` among `n` with Wilson's score interval; raises `DataError` unless 0 <= correct <= n > 0."""
+    """Share of `correct` among `n`, in [0, 1], with Wilson's score interval (1927, J. Am. Stat. Assoc. 22).
+
+    Raises `DataError` unless 0 <= correct <= n and n > 0.
+
+    >>> [round(value, 3) for value in wilson(8, 10)]
+    [0.8, 0.49, 0.943]
+    """
     from statistics import NormalDist
 
     if not 0 <= correct <= n or n == 0:
@@ -42,6 +48,12 @@ def bootstrap(
 
     `statistic` takes an array (n,) of indices and returns a number, None where it has none; such resamples are left
     out. None where the whole sample has none. Raises DataError for n = 0. Deterministic for a given `seed`.
+
+    >>> import numpy as np
+    >>> values = np.array([0.0, 1.0, 1.0, 1.0])
+    >>> interval = bootstrap(lambda index: float(values[index].mean()), n=4)
+    >>> interval.value, interval.low < 0.75 < interval.high
+    (0.75, True)
     """
     if n < 1:
         raise DataError(f"bootstrap: n is {n}; give at least one value")
@@ -52,7 +64,11 @@ def bootstrap(
 
 
 def resamples(n: int, samples: int = 2000, seed: int = 0) -> Iterator[Any]:
-    """The indices 0..n-1, (n,), then `samples` times as many of them drawn with replacement."""
+    """The indices 0..n-1, (n,), then `samples` times as many of them drawn with replacement.
+
+    >>> [len(index) for index in resamples(3, samples=2)]
+    [3, 3, 3]
+    """
     import numpy as np
 
     yield np.arange(n)
@@ -65,6 +81,9 @@ def percentile(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """The first of `values` with the interval between the quantiles of the others (of itself where it is alone).
 
     An end that lies beside an infinite value is infinite or NaN.
+
+    >>> percentile([2.0, 1.0, 2.0, 3.0], confidence=0.5)
+    Interval(value=2.0, low=1.5, high=2.5)
     """
     import numpy as np
 

@@ -29,6 +29,9 @@ def split_steps(text: str) -> list[str]:
     CRLF and runs of blank lines count as one blank line; there are no empty steps and no split inside a code fence
     (three or more ``` or ~~~, closed by a line of at least as many; one that is never closed runs to the end, as in
     CommonMark). `"\n\n".join(split_steps(text))` gives back any text that already has that form.
+
+    >>> split_steps("3 + 4 = 7.\n\n\nSo it is \\boxed{7}.")
+    ['3 + 4 = 7.', 'So it is \\boxed{7}.']
     """
     steps: list[str] = []
     lines: list[str] = []
@@ -61,6 +64,9 @@ def boxed(text: str) -> list[str]:
 
     Of boxes inside one another the outermost closed one is listed, or the inner one where a box holds nothing but a
     box. Takes time linear in the text, whatever is in it.
+
+    >>> boxed(r"\boxed{1}, then \boxed{\frac{1}{2}}")
+    ['1', '\\frac{1}{2}']
     """
     found: list[tuple[int, int, str]] = []  # where each box begins and ends, and its content
     braces: list[tuple[int, int]] = []  # where what is open begins, and where its content does (-1: not a box)

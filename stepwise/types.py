@@ -171,7 +171,11 @@ class Traces(list[Trace], InNotebook):
 
 @record()
 class Localization:
-    """The first error of an attempt: its 0-based step index, None where every step is right, and why."""
+    """The first error of an attempt: its 0-based step index, None where every step is right, and why.
+
+    >>> Localization(first_error=1, verdicts=(True, False)).first_error
+    1
+    """
 
     first_error: int | None
     verdicts: tuple[bool, ...] = ()
@@ -180,7 +184,12 @@ class Localization:
 
 @record()
 class Intervention:
-    """One step to put in place of step `location` (0-based) and of all that follows it (InT, arXiv 2601.14209)."""
+    """One step to put in place of step `location` (0-based) and of all that follows it (InT, arXiv 2601.14209).
+
+    >>> wrong = Trace(Problem("p", "1 + 1?"), (Step("1 + 1 = 3.", "weak"),))
+    >>> Intervention(0, "1 + 1 = 2.").apply(wrong).text
+    '1 + 1 = 2.'
+    """
 
     location: int
     content: str

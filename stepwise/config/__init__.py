@@ -314,7 +314,11 @@ class BudgetConfig(CapsConfig):
 
 
 class Config(FrozenConfig):
-    """Everything a run depends on. `Config()` is the embedded lab."""
+    """Everything a run depends on. `Config()` is the embedded lab.
+
+    >>> Config(seed=3).seed, Config().models.weak.model
+    (3, 'llamacpp/lab-weak')
+    """
 
     seed: int = Field(default=0, ge=0)
     """everything random in a run follows from it"""
@@ -339,8 +343,12 @@ class Config(FrozenConfig):
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Self:
         """Read a TOML file (None for the lab) and apply `overrides`.
 
-        An override is "dotted.key=value"; the value is TOML, or a bare word that is taken as a string. Raises
-        ConfigError for a file that cannot be read, an unknown key, a wrong type or a value out of range.
+        An override is "dotted.key=value"; the value is TOML, or a bare word that is taken as a string. Nothing is read
+        from the environment. Raises ConfigError for a file that cannot be read, an unknown key, a wrong type or a value
+        out of range.
+
+        >>> Config.load(None, ["routing.threshold=0.4"]).routing.threshold
+        0.4
         """
         file = "the built-in configuration" if path is None else str(path)
         data = {} if path is None else config_errors.read_toml(Path(path))
