@@ -157,9 +157,9 @@ class LlamaCppBackend(Generator):
         except UnicodeDecodeError:  # the token began in the middle of a character
             return self._text_ids(made.text)
 
-    def set_adapter(self, path: str | Path | None, scale: float = 1.0) -> None:
-        """Attach a LoRA adapter in GGUF, or none; the name changes with it. Raises BackendError."""
-        self.engine.set_adapter(path, scale)
+    def set_adapter(self, path: str | Path | None, scale: float = 1.0, *, check_base: bool = True) -> None:
+        """Attach a LoRA adapter in GGUF, or none; the name changes with it. See `Engine.set_adapter`."""
+        self.engine.set_adapter(path, scale, check_base=check_base)
 
     def reset_cache(self) -> None:
         """Drop every cached prefix, so that what follows is measured from cold."""

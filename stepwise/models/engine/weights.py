@@ -170,6 +170,9 @@ def _check_fields(fields: Mapping[str, Any]) -> None:
         if isinstance(epsilon, float) and not 0 <= epsilon < math.inf:
             raise ValueError(f"{arch}.attention.{name} is {epsilon}, below 0 or no number")
     rotated, width = sizes["rope.dimension_count"], sizes["attention.key_length"]
+    embedding, heads = sizes["embedding_length"], sizes["attention.head_count"]
+    if width is None and isinstance(embedding, int) and isinstance(heads, int):
+        width = embedding // heads
     if arch in ("llama", "qwen2", "qwen3") and None not in (rotated, width) and rotated != width:
         raise ValueError(f"{arch}.rope.dimension_count is {rotated}, and a head has {width}")
     tokens = fields.get("tokenizer.ggml.tokens", ())
