@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -100,3 +101,10 @@ def simulate(plan: Plan, episodes: int, seed: int) -> tuple[float, float]:
         state = np.where(committed == 0, np.where(rng.random(episodes) < p, 0, 2), 1)
         prior = np.einsum("es,est->et", belief, np.stack(matrices)[action])
     return float(earned.mean()), float(earned.std() / np.sqrt(episodes))
+
+
+def critical_tokens(plan: Plan, step: int, belief: Sequence[float], *, last: bool = False) -> float:
+    """Tokens of this step up to which some strong model is worth more than keeping it; 0 if none ever is."""
+    keep, *others = plan.action_values(step, belief, 0.0, last=last)
+    gains = zip((value - keep for value in others), plan.prices, strict=True)
+    return max(0.0 if gain <= 0 else float("inf") if price == 0 else gain / price for gain, price in gains)

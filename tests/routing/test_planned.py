@@ -35,7 +35,7 @@ from stepwise.routing.pomdp.policies import _ends
 from stepwise.types import Problem, Step, Usage
 from tests.fakes import ScriptedScorer
 from tests.routing.lab_world import LabWorld
-from tests.routing.pomdp_world import SMALL
+from tests.routing.pomdp_world import SMALL, critical_tokens
 
 LAW = ObservationLaw((0.0, 0.2, 0.5, 0.8, 1.0), SMALL.observation)
 MODEL = replace(SMALL, p_strong=(0.95,))
@@ -87,7 +87,7 @@ def test_the_plan_decides_at_the_belief_the_step_and_the_tokens_of_the_draft(his
         scores = [rng.random() for _ in range(rng.randint(1, 9))]
         belief = tuple(policy.filter.beliefs(scores)[-1].tolist())
         for last in (False, True):
-            critical = policy.plan.critical_tokens(len(scores) - 1, belief, last=last)
+            critical = critical_tokens(policy.plan, len(scores) - 1, belief, last=last)
             for tokens in (int(critical), int(critical) + 1):
                 action = escalates(policy, view(*scores, tokens=tokens, finish="answer" if last else "step"))
                 seen_actions.add((action, last))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stepwise.errors import DataError
 from stepwise.routing.pomdp import Plan, RoutingPomdp
 from tests.published import TRIM
-from tests.routing.pomdp_world import SMALL, SMALL_PRICES, expand, random_model, simulate
+from tests.routing.pomdp_world import SMALL, SMALL_PRICES, critical_tokens, expand, random_model, simulate
 
 PLACES = np.linspace(0, 1, 201)
 
@@ -65,7 +65,7 @@ ROOTS = [  # cost per token, root value with the published hazard (known), with 
 def test_values_of_both_actions_are_the_known_ones(case: tuple) -> None:
     step, belief, keep, strong, tokens = case
     assert plan().action_values(step, belief, 60) == pytest.approx((keep, strong), abs=2e-5)
-    assert plan().critical_tokens(step, belief) == pytest.approx(tokens, abs=6e-3)
+    assert critical_tokens(plan(), step, belief) == pytest.approx(tokens, abs=6e-3)
     bounds = plan(eps=3e-4).action_bounds(step, belief, 60)
     for (low, high), known in zip(bounds, (keep, strong), strict=True):
         assert low - 6e-6 <= known <= high + 6e-6
@@ -76,7 +76,7 @@ def test_values_with_the_corrected_hazard_stay_what_they_are(case: tuple) -> Non
     step, belief, keep, strong, tokens = case
     corrected = plan(published_hazard=False)
     assert corrected.action_values(step, belief, 60) == pytest.approx((keep, strong), abs=2e-5)
-    assert corrected.critical_tokens(step, belief) == pytest.approx(tokens, abs=2e-3)
+    assert critical_tokens(corrected, step, belief) == pytest.approx(tokens, abs=2e-3)
 
 
 def test_every_published_bound_of_the_continuation_overlaps_with_ours() -> None:
@@ -169,7 +169,7 @@ OWN = [
 def test_a_model_of_our_own_keeps_its_values(case: tuple) -> None:
     step, belief, last, values, tokens = case
     assert small().action_values(step, belief, 20, last=last) == pytest.approx(values, abs=1e-7)
-    assert small().critical_tokens(step, belief, last=last) == pytest.approx(tokens, abs=1e-5)
+    assert critical_tokens(small(), step, belief, last=last) == pytest.approx(tokens, abs=1e-5)
 
 
 def test_a_model_of_our_own_keeps_its_root_values_under_both_hazards() -> None:
@@ -252,11 +252,11 @@ def test_a_weak_model_that_is_never_wrong_is_never_replaced() -> None:
         low, high = curve.bounds(PLACES)
         assert low == pytest.approx(100 * PLACES, abs=1e-3)
         assert high == pytest.approx(100 * PLACES, abs=1e-3)
-    assert perfect.critical_tokens(1, (0.7, 0.3, 0.0)) == 0
+    assert critical_tokens(perfect, 1, (0.7, 0.3, 0.0)) == 0
 
 
 def test_free_strong_tokens_have_no_critical_number() -> None:
-    assert SMALL.solve(0.0).critical_tokens(0, (0.2, 0.2, 0.6)) == float("inf")
+    assert critical_tokens(SMALL.solve(0.0), 0, (0.2, 0.2, 0.6)) == float("inf")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.routing.pomdp.fit_data import FitTrace, lag_correlation
 
 Array = NDArray[np.float64]
-LEAST_STRONG = 30  # strong steps from which something is told
+LEAST_STRONG = 30  # strong steps from which something can be said
 MAX_CORRELATION = 0.1  # of neighbouring scores in the state "right", up to which EM needs no labels
 _SHRINK = 1.0  # scores per bin that a law is shrunk by
 _HAZARD_SHRINK = 2.0
@@ -64,9 +64,8 @@ def estimate(
     the same traces as arrays with these `edges`, where they are at hand.
     """
     edges = tuple(edges) if edges is not None else _score_edges(traces, bins)
-    width = len(edges) - 1
-    strength = _SHRINK * width
-    data = pad(traces, edges[1:-1]) if padded is None else padded
+    width, strength = len(edges) - 1, _SHRINK * (len(edges) - 1)
+    data = padded or pad(traces, edges[1:-1])
     labelled = [trace for trace in traces if trace.labelled]
     if len(labelled) == len(traces):
         counts = count(data, width)
@@ -75,7 +74,9 @@ def estimate(
         wrong = None
         if labelled and not independent(traces):
             wrong = smoothed(count(pad(labelled, edges[1:-1]), width).rows, strength)[1:]
-        recovery = _recovered(labelled) if recovery is None else recovery
+        if recovery is None:
+            ends = [trace.solved for trace in labelled if trace.first_error is not None and trace.solved is not None]
+            recovery = sum(ends) / len(ends) if ends else 0.0
         learned = learn(data, width, p_strong=p_strong, recovery=recovery, strength=strength, wrong_rows=wrong)
         counts, _, _ = expect(data, learned, recovery)
         rows = learned.rows
@@ -125,12 +126,6 @@ def independent(traces: Sequence[FitTrace]) -> bool:
     return value is not None and abs(value) <= MAX_CORRELATION
 
 
-def _recovered(labelled: Sequence[FitTrace]) -> float:
-    """Share of the labelled traces with a wrong step that were solved all the same; 0 where none says."""
-    ends = [trace.solved for trace in labelled if trace.first_error is not None and trace.solved is not None]
-    return sum(ends) / len(ends) if ends else 0.0
-
-
 def _tokens(traces: Sequence[FitTrace]) -> float:
     """Mean tokens of a step: of the strong model's where enough are known, as they are paid for, else of all."""
     known = [(step.replaced, step.tokens) for t in traces for step in t.steps if step.tokens is not None]
@@ -149,7 +144,7 @@ class Padded(NamedTuple):
     `draft` and `strong` are what is known: 1 right, 0 wrong, -1 not known or not written; likewise `solved` (traces,).
     """
 
-    here: NDArray[np.bool_]
+    here: NDArray[np.bool_]  # whether the trace has this step
     bins: NDArray[np.int64]
     drafted: NDArray[np.bool_]
     replaced: NDArray[np.bool_]
@@ -234,12 +229,12 @@ def expect(data: Padded, at: Parameters, recovery: float = 0.0) -> tuple[_Counts
         wrong_end = np.log(np.select([data.solved == 1, data.solved == 0], [recovery, 1 - recovery], 1.0))[:, None]
         right_end = np.log(np.where(data.solved == 0, 0.0, 1.0))[:, None]
     # The first wrong step at t: right before it, wrong at it, wrong earlier from there on.
-    before = np.cumsum(log_stays, axis=1)
-    tail = np.cumsum(log_after[:, ::-1], axis=1)[:, ::-1]
+    before = np.cumsum(log_stays, axis=1)  # (traces, steps): log P(right up to and including step t)
+    tail = np.cumsum(log_after[:, ::-1], axis=1)[:, ::-1]  # the same of all from t on, after a wrong step
     zero = np.zeros((len(data.here), 1))
     log_joint = np.hstack([zero, before[:, :-1]]) + log_falls + np.hstack([tail[:, 1:], zero])
     log_joint = np.where(data.here, log_joint, -np.inf) + wrong_end
-    log_all = np.hstack([log_joint, before[:, -1:] + right_end])
+    log_all = np.hstack([log_joint, before[:, -1:] + right_end])  # (traces, steps + 1)
     peak = log_all.max(axis=1, keepdims=True)
     if not np.isfinite(peak).all():
         raise DataError(
@@ -303,8 +298,7 @@ def learn(
 
 def law_of(edges: Sequence[float], rows: Array, pair: bool = False) -> ObservationLaw:
     """The law with these edges and rows."""
-    first, second, third = (tuple(row.tolist()) for row in rows)
-    return ObservationLaw(tuple(edges), (first, second, third), pair)
+    return ObservationLaw(tuple(edges), tuple(map(tuple, rows.tolist())), pair)  # type: ignore[arg-type]
 
 
 def smoothed(counts: Array, strength: float) -> Array:

@@ -69,10 +69,8 @@ class ObservationLaw:
         """
         if observation not in ("pair", "score"):
             raise DataError(f'observation is {observation!r}; give "pair" or "score"')
-        table = next((part for key, part in d.items() if key.startswith("observation")), None)
-        if not table:
-            raise DataError("the parameters have no 'observation'; give TRIM's published layout")
-        pairs, rows = (next(iter(table.values()))[key] for key in ("pairs", "prob"))
+        table = next(iter(published_part(d, "observation").values()))
+        pairs, rows = table["pairs"], table["prob"]
         bins = round(len(pairs) ** 0.5)
         if [tuple(int(value * bins) for value in pair) for pair in pairs] != [divmod(i, bins) for i in range(bins**2)]:
             raise DataError("observation.pairs is not a square grid of bin centres; give TRIM's published layout")
@@ -292,6 +290,14 @@ def check_rows(name: str, rows: Sequence[Sequence[float]]) -> None:
                 f"{name}[{state}] has {min(row):.9g} as its least entry and adds up to {sum(row):.9g}; "
                 "give probabilities that add up to 1"
             )
+
+
+def published_part(d: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+    """The first part of TRIM's published parameters whose key begins with `prefix`; raises `DataError` without one."""
+    for key, part in d.items():
+        if key.startswith(prefix) and isinstance(part, Mapping) and part:
+            return part
+    raise DataError(f"the parameters have no {prefix!r}, only {', '.join(map(repr, d))}; give TRIM's published layout")
 
 
 def _check_score(value: float) -> None:

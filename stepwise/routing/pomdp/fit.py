@@ -166,7 +166,12 @@ def fit_router(
         raise DataError(f"tokens_per_step is {tokens_per_step!r}; give a number above 0")
     if bins is not None and bins < 2:
         raise DataError(f"bins is {bins}; with fewer than 2 the score says nothing, so give at least 2")
-    _check_scored(traces)
+    missing = [(t.problem, i) for t in traces for i, step in enumerate(t.steps) if step.drafted and step.score is None]
+    if missing:
+        raise DataError(
+            f"{len(missing)} drafts have no score, the first at step {missing[0][1]} of {missing[0][0]!r}; score them "
+            "(--score), or leave those traces out"
+        )
     _check_enough(traces, p_strong=p_strong, recovery=recovery)
     labelled = [trace for trace in traces if trace.labelled]
     measurable = _wrong(labelled) >= _LEAST_WRONG
@@ -200,19 +205,6 @@ def fit_router(
     )
     pair = pair_law(labelled) if measurable else None
     return RouterFit(fitted.p_weak, (fitted.p_strong,), fitted.hazard, fitted.law, fitted.tokens_per_step, card, pair)
-
-
-def _check_scored(traces: Sequence[FitTrace]) -> None:
-    """Raise `DataError` unless every draft has its score."""
-    missing = [
-        (trace.problem, i) for trace in traces for i, s in enumerate(trace.steps) if s.drafted and s.score is None
-    ]
-    if missing:
-        problem, i = missing[0]
-        raise DataError(
-            f"{len(missing)} drafts have no score, the first at step {i} of {problem!r}; score them (--score), or "
-            "leave those traces out"
-        )
 
 
 def _check_enough(traces: Sequence[FitTrace], *, p_strong: float | None = None, recovery: float | None = None) -> None:

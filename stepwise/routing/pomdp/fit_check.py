@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 
+from stepwise.records import record
 from stepwise.routing.pomdp.estimate import Array, Padded, RouterEstimate, estimate, law_of, pad
 from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
 from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, FitTrace
@@ -24,10 +23,9 @@ POWERS = (0.85, 0.7, 0.55, 0.4)  # of likelihood ratios, to choose from beside 1
 _NUM_BINS = (4, 6, 8, 12, 16)  # numbers of score bins to choose from
 _WORTH = 0.002  # nats per draft that a power below 1 must gain
 _FOLDS = 5
-_FROZEN = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class CalibrationBin:
     """Of `n` drafts whose belief in "wrong just now" was about `predicted`, the share that were, with its interval."""
 
@@ -36,7 +34,7 @@ class CalibrationBin:
     n: int
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@record()
 class HeldOut:
     """The filter on problems that it was not fitted on.
 

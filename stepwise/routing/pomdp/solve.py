@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.errors import DataError
-from stepwise.routing.pomdp.filter import ObservationLaw, Row, check_probabilities, check_rows
+from stepwise.routing.pomdp.filter import ObservationLaw, Row, check_probabilities, check_rows, published_part
 
 Array = NDArray[np.float64]
 Bounds = tuple[float, float]
@@ -53,6 +53,13 @@ class RoutingPomdp:
         discount: per step.
 
     Raises `DataError` where a probability is none, rows do not add up to 1, or the hazard does not end.
+
+    Example:
+        >>> sure = ((0.1, 0.9), (0.9, 0.1), (0.9, 0.1))  # P(low score), P(high score) in each state
+        >>> plan = RoutingPomdp(0.8, (1.0,), (0.0, 0.0, 1.0), sure, tokens_per_step=20).solve(0.25)
+        >>> keep, escalate = plan.action_values(0, (0.3, 0.0, 0.7), 20)
+        >>> escalate > keep
+        True
     """
 
     p_weak: float
@@ -94,13 +101,13 @@ class RoutingPomdp:
         default, `strong` may be several. `hazard` is a name in terminal_*. `observation` "pair" is (least earlier
         score, current score), as published; "score" is the current score alone. Raises `DataError` for a missing key.
         """
-        defaults = _part(d, "defaults")
+        defaults = published_part(d, "defaults")
         strong = defaults["p_llm"] if strong is None else strong
-        several = [strong] if isinstance(strong, str | int | float) else strong
+        models = [strong] if isinstance(strong, str | int | float) else strong
         return cls(
             p_weak=_chance(d, defaults["p_slm"] if weak is None else weak),
-            p_strong=tuple(_chance(d, each) for each in several),
-            hazard=tuple(map(float, _named(_part(d, "terminal"), hazard, "hazard")["hazard"])),
+            p_strong=tuple(_chance(d, model) for model in models),
+            hazard=tuple(map(float, _named(published_part(d, "terminal"), hazard, "hazard")["hazard"])),
             observation=ObservationLaw.from_dict(d, observation).rows,
             tokens_per_step=float(defaults["avg_token_count"]),
             reward=float(defaults["task_reward"]),
@@ -145,7 +152,7 @@ class RoutingPomdp:
         right, earlier, now = p * o[0] * x, o[1] * (1 - x), (1 - p) * o[2] * x
         right_slope, now_slope = p * o[0], (1 - p) * o[2]  # per unit of x
         mass, mass_slope = right + earlier + now, right_slope - o[1] + now_slope
-        # Mass of "all committed steps are right" after each action, with its slope, and the action's fee.
+        # Of each action: y, the mass of "all committed steps are right" after it (observations, n), its slope, its fee.
         actions = [(right, right_slope, 0.0)]
         for q, price in zip(self.p_strong, prices, strict=True):
             actions.append((q * (right + now), q * (right_slope + now_slope), price * self.tokens_per_step))
@@ -166,14 +173,14 @@ class RoutingPomdp:
         return lower, upper, slope
 
     def _prices(self, cost_per_token: float | Sequence[float]) -> tuple[float, ...]:
-        several = [cost_per_token] * len(self.p_strong) if isinstance(cost_per_token, int | float) else cost_per_token
-        if len(several) != len(self.p_strong):
+        prices = [cost_per_token] * len(self.p_strong) if isinstance(cost_per_token, int | float) else cost_per_token
+        if len(prices) != len(self.p_strong):
             raise DataError(
-                f"cost_per_token has {len(several)} entries for {len(self.p_strong)} strong models; give one for each"
+                f"cost_per_token has {len(prices)} entries for {len(self.p_strong)} strong models; give one for each"
             )
-        if not all(math.isfinite(price) and price >= 0 for price in several):
+        if not all(math.isfinite(price) and price >= 0 for price in prices):
             raise DataError(f"cost_per_token is {cost_per_token!r}; give finite numbers of at least 0")
-        return tuple(map(float, several))
+        return tuple(map(float, prices))
 
 
 def _best(actions: Sequence[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
@@ -227,9 +234,13 @@ class Plan:
             tokens: of this step, for the price of having it written anew.
             last: whether this is known to be the last step.
         """
-        right, _, now = _checked(belief)
+        if len(belief) != 3 or not all(b >= -_SUM for b in belief) or not abs(sum(belief) - 1.0) <= _SUM:
+            raise DataError(
+                f"belief is {tuple(belief)!r}; give the chances of right, wrong earlier, wrong just now, adding up to 1"
+            )
         if not (math.isfinite(tokens) and tokens >= 0):
             raise DataError(f"tokens is {tokens!r}; give a number of at least 0")
+        right, _, now = belief
         bounds = [self.continuation(step, right, last=last)]
         for q, price in zip(self.model.p_strong, self.prices, strict=True):
             low, high = self.continuation(step, q * (right + now), last=last)
@@ -241,15 +252,6 @@ class Plan:
     ) -> tuple[float, ...]:
         """Value of each action: the middles of `action_bounds`, so right within gap / 2."""
         return tuple((low + high) / 2 for low, high in self.action_bounds(step, belief, tokens, last=last))
-
-    def critical_tokens(self, step: int, belief: Sequence[float], *, last: bool = False) -> float:
-        """Tokens of this step up to which some strong model is worth more than keeping it; 0 if none ever is."""
-        keep, *others = self.action_values(step, belief, 0.0, last=last)
-        gains = [value - keep for value in others]
-        return max(
-            0.0 if gain <= 0 else math.inf if price == 0 else gain / price
-            for gain, price in zip(gains, self.prices, strict=True)
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,8 +283,12 @@ class _Sandwich:
         nodes = np.linspace(0.0, 1.0, 17)
         lower, upper, slope = function(nodes)
         while True:
-            crossing, low = _meet(nodes, lower, slope)
-            share = (crossing - nodes[:-1]) / np.diff(nodes)
+            # Where tangents of neighbouring nodes cross (n - 1), kept between the two, and the lower bound there.
+            step, bend = np.diff(nodes), np.diff(slope)
+            behind = lower[1:] - slope[1:] * step  # the right tangent at the left node
+            along = np.divide(lower[:-1] - behind, bend, out=step / 2, where=bend > 1e-12).clip(0.0, step)
+            crossing, low = nodes[:-1] + along, lower[:-1] + slope[:-1] * along
+            share = (crossing - nodes[:-1]) / step
             chord = lower[:-1] + share * np.diff(lower)
             inside = np.minimum(crossing - nodes[:-1], nodes[1:] - crossing) > _CLOSEST
             new = crossing[inside & (chord - low > eps)]
@@ -291,8 +297,8 @@ class _Sandwich:
             places = np.concatenate([nodes, new])
             order = np.argsort(places, kind="stable")
             nodes = places[order]
-            known = zip((lower, upper, slope), function(new), strict=True)
-            lower, upper, slope = (np.concatenate(pair)[order] for pair in known)
+            pairs = zip((lower, upper, slope), function(new), strict=True)
+            lower, upper, slope = (np.concatenate(pair)[order] for pair in pairs)
         above = upper[:-1] + share * np.diff(upper)
         chord_slope = np.diff(upper) / np.diff(nodes)
         return cls(
@@ -329,30 +335,6 @@ class _Sandwich:
         return tuple(part.tolist() for part in (self.nodes[1:-1], self.crossing, *lines))
 
 
-def _meet(nodes: Array, lower: Array, slope: Array) -> tuple[Array, Array]:
-    """Where the tangents of neighbouring nodes cross (n - 1), kept between the two, and the lower bound there."""
-    bend = np.diff(slope)
-    step = np.diff(nodes)
-    behind = lower[1:] - slope[1:] * step  # the right tangent at the left node
-    along = np.divide(lower[:-1] - behind, bend, out=step / 2, where=bend > 1e-12)
-    along = np.clip(along, 0.0, step)
-    return nodes[:-1] + along, lower[:-1] + slope[:-1] * along
-
-
-def _checked(belief: Sequence[float]) -> tuple[float, float, float]:
-    if len(belief) != 3 or not all(b >= -_SUM for b in belief) or not abs(sum(belief) - 1.0) <= _SUM:
-        text = f"belief is {tuple(belief)!r}; give the chances of right, wrong earlier, wrong just now, adding up to 1"
-        raise DataError(text)
-    return belief[0], belief[1], belief[2]
-
-
-def _part(d: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
-    for key, part in d.items():
-        if key.startswith(prefix) and isinstance(part, Mapping) and part:
-            return part
-    raise DataError(f"the parameters have no {prefix!r}, only {', '.join(map(repr, d))}; give TRIM's published layout")
-
-
 def _named(d: Mapping[str, Any], name: str, field: str) -> Mapping[str, Any]:
     if name not in d:
         raise DataError(f"{field} is {name!r}; the parameters have {', '.join(map(repr, d))}")
@@ -362,5 +344,5 @@ def _named(d: Mapping[str, Any], name: str, field: str) -> Mapping[str, Any]:
 
 def _chance(d: Mapping[str, Any], model: str | float) -> float:
     if isinstance(model, str):
-        return float(_named(_part(d, "transition_params"), model, "model")["next_step_accuracy"])
+        return float(_named(published_part(d, "transition_params"), model, "model")["next_step_accuracy"])
     return float(model)
