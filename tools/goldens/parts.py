@@ -129,7 +129,8 @@ def pomdp() -> dict[str, Any]:
         for price in (0.0, 0.1, 0.25, 0.6):
             for options in ({}, {"published_hazard": True}):
                 plan = model.solve(price, 1e-4, **options)
-                keep, strong = plan.action_values(2, (0.5, 0.1, 0.4), 0.0)  # of a step that costs nothing
+                keep, *others = plan.action_values(2, (0.5, 0.1, 0.4), 0.0)  # of a step that costs nothing
+                gain = max(others) - keep
                 found[f"{name}, {price}, {options}"] = {
                     "gap": plan.gap,
                     "root": list(plan.root_value),
@@ -138,7 +139,7 @@ def pomdp() -> dict[str, Any]:
                         for step in (0, 3, 7)
                         for belief in ((0.9, 0.02, 0.08), (0.4, 0.3, 0.3), (0.05, 0.15, 0.8))
                     ],
-                    "critical": 0.0 if strong <= keep else (strong - keep) / price if price else math.inf,
+                    "critical": 0.0 if gain <= 0 else gain / price if price else math.inf,
                 }
     return json.loads(json.dumps(found, default=_plain))
 
