@@ -16,7 +16,7 @@ import numpy as np
 
 from stepwise.errors import DataError
 from stepwise.routing.policies import Always, Never, Random, Threshold
-from stepwise.routing.policy import Policy
+from stepwise.routing.policy import Policy, Signal
 from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.routing.pomdp.fit import RouterFit, fit_router
 from stepwise.routing.pomdp.fit_check import kernel_law
@@ -30,7 +30,6 @@ from stepwise.routing.signals import (
     FirstTokenEntropy,
     MaxLogit,
     ScoreDrop,
-    Signal,
     StepScore,
     StrongRating,
     fit_mixture,

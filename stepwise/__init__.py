@@ -48,9 +48,8 @@ if TYPE_CHECKING:
     from stepwise.report.notebook import traces_to_dataset, traces_to_frame
     from stepwise.routing.compare import compare
     from stepwise.routing.policies import Threshold
-    from stepwise.routing.policy import Escalate, Keep, Policy
+    from stepwise.routing.policy import Escalate, Keep, Policy, Signal
     from stepwise.routing.router import StepRouter
-    from stepwise.routing.signals import Signal
     from stepwise.steps import extract_answer, normalize_text, split_steps
     from stepwise.training.reinforce import grpo
     from stepwise.training.supervised import sft
@@ -80,9 +79,8 @@ _HOME = {
     "stepwise.interventions.collection": "collect",
     "stepwise.routing.compare": "compare",
     "stepwise.routing.policies": "Threshold",
-    "stepwise.routing.policy": "Escalate Keep Policy",
+    "stepwise.routing.policy": "Escalate Keep Policy Signal",
     "stepwise.routing.router": "StepRouter",
-    "stepwise.routing.signals": "Signal",
     "stepwise.training.reinforce": "grpo",
     "stepwise.training.supervised": "sft",
     "stepwise.models.scorers": "Scorer load_scorer",

@@ -51,7 +51,8 @@ def test_the_command_of_an_example_runs(name: str, monkeypatch: Any, tmp_path: P
 
 def test_policy_signal_and_scorer_are_compared_and_calibrated_at_equal_cost() -> None:
     world = LabWorld(24, "train")
-    with sw.StepRouter(world.weak, world.strong, Sums()) as router:
+    with sw.StepRouter(world.weak, world.strong, "examples.own_scorer:Sums") as router:
+        assert isinstance(router.models.scorer, Sums)
         arms = sw.compare(router, [Never(), Early(0.5), Signalled(Length(), 10.0)], world.problems, progress=False)
         made = calibrate(
             Early(), world.problems[:12], budget=30, router=router, measure_on=world.problems[12:], bounds=(0, 1.01),

@@ -16,6 +16,7 @@ from stepwise.routing.policy import (
     Look,
     Policy,
     Resample,
+    Signal,
     View,
 )
 
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
         MaxLogit,
         MaxLogitMixture,
         ScoreDrop,
-        Signal,
         StepScore,
         StrongRating,
         fit_mixture,
@@ -76,7 +76,6 @@ _LAZY = {
     "RoutingInterrupted": "route",
     "RoutingPomdp": "pomdp",
     "ScoreDrop": "signals",
-    "Signal": "signals",
     "Signalled": "signal_policies",
     "StepFilter": "pomdp",
     "StepRouter": "router",

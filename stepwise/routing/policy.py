@@ -1,4 +1,4 @@
-"""What a policy is: it looks at the solution so far and decides who writes the step.
+"""What a policy is: it looks at the solution so far and decides who writes the step; and a signal, one number for it.
 
 A policy of your own is a class that inherits from `Policy` and has `decide`; everything else has a default. It keeps no
 state between calls: what it may look at is in the `View` it is given, so one policy serves any number of problems at
@@ -22,6 +22,7 @@ from stepwise.records import record
 from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Step, TraceFinish
 
+Worse = Literal["high", "low"]
 When = Literal["question", "before", "after", "solution"]
 Evidence = Literal["draft", "scores", "first_token", "logprobs", "resamples", "rating", "verification"]
 
@@ -219,6 +220,44 @@ class Policy(Plugin):
     def check_models(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
         """Raise `ConfigError` where it knows what models it is for, and one of these is another."""
         return
+
+
+class Signal(Plugin):
+    """One number per step: inherit from this and write `value`; `Signalled` makes a policy of it.
+
+    Attributes:
+        name: what tables call it; the class's name where nothing else is said.
+        when: "before" the draft is written, or "after".
+        worse: which values call for the strong model, "high" or "low".
+        evidence: what it looks at, besides the draft.
+
+    Example:
+        A long draft calls for the strong model:
+
+        >>> class Length(Signal):
+        ...     worse = "high"
+        ...     evidence = "draft"
+        ...     def value(self, view):
+        ...         return view.tokens
+        >>> Length().needs
+        ()
+    """
+
+    name: ClassVar[str]
+    when: ClassVar[Literal["before", "after"]] = "after"
+    worse: ClassVar[Worse] = "low"
+    evidence: ClassVar[Evidence] = "scores"
+
+    _choices = {"when": ("before", "after"), "worse": get_args(Worse), "evidence": get_args(Evidence)}  # noqa: RUF012
+
+    @property
+    def needs(self) -> tuple[Look, ...]:
+        """What to look for, in this order, "draft" left out."""
+        return (Look(self.evidence),) if self.evidence != "draft" else ()
+
+    @abstractmethod
+    def value(self, view: View) -> float | None:
+        """The number, None where the evidence is missing (it failed, or could not be read or afforded)."""
 
 
 def needs_scorer(policy: Policy) -> bool:

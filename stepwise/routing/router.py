@@ -22,6 +22,7 @@ from stepwise.models.budget import Ledger
 from stepwise.models.cached import Stored, StoredScorer
 from stepwise.models.scorers import Scorer, load_scorer
 from stepwise.models.store import CallCache
+from stepwise.plugins import is_import_path
 from stepwise.prompt import SolvePrompt
 from stepwise.routing.compare import label_of
 from stepwise.routing.metrics import Cost, cost_of, usage_by_author
@@ -32,6 +33,8 @@ from stepwise.routing.saved import PolicyCard, policy_from_config, policy_from_d
 from stepwise.routing.trim import OnTrace, RouteSettings
 from stepwise.runs.progress import progress as bar
 from stepwise.types import Problem, Trace, Traces, Usage
+
+_Given = Problem | str | None
 
 
 class RoutedPrediction(dspy.Prediction):
@@ -67,11 +70,8 @@ class StepRouter(dspy.Module):
     Raises `ConfigError` or `DataError`, naming argument and remedy, for what does not fit; `BackendError` for models
     that cannot be loaded.
 
-    Example:
-        >>> import stepwise as sw
-        >>> with sw.StepRouter("llamacpp/lab-weak", "llamacpp/lab-strong", "llamacpp/lab-scorer") as router:
-        ...     prediction = router(sw.lab.problems("test", 1)[0])  # doctest: +SKIP
-        ...     print(prediction.answer, prediction.trace.steps[0].decision)
+    >>> router = StepRouter("llamacpp/lab-weak", "llamacpp/lab-strong", "llamacpp/lab-scorer")  # doctest: +SKIP
+    >>> router("What is 2 + 3?").trace.steps[0].decision  # doctest: +SKIP
     """
 
     __signature__ = _ClassSignature()
@@ -191,25 +191,23 @@ class StepRouter(dspy.Module):
         names = self._names()
         return PolicyCard(str(names["weak"]), str(names["strong"]), names["scorer"], self.prompt.hash)
 
-    def __call__(self, question: str | Problem | None = None, problem: Problem | str | None = None) -> RoutedPrediction:
+    def __call__(self, question: _Given = None, problem: _Given = None) -> RoutedPrediction:
         """Route one problem, given as either argument."""
         given = {"question": question, "problem": problem}
         result: RoutedPrediction = super().__call__(**{key: value for key, value in given.items() if value is not None})
         return result
 
-    def forward(self, question: str | Problem | None = None, problem: Problem | str | None = None) -> RoutedPrediction:
+    def forward(self, question: _Given = None, problem: _Given = None) -> RoutedPrediction:
         """What `__call__` does, without DSPy's callbacks for modules."""
         return self._predict(question, problem)
 
-    def _predict(self, question: str | Problem | None, problem: Problem | str | None) -> RoutedPrediction:
+    def _predict(self, question: _Given, problem: _Given) -> RoutedPrediction:
         if (question is None) == (problem is None):
             raise DataError("StepRouter takes question= or problem=, one of the two")
         trace = self.solve_all([question if problem is None else problem], progress=False)[0]
         return RoutedPrediction(answer=trace.answer, trace=trace)
 
-    async def aforward(
-        self, question: str | Problem | None = None, problem: Problem | str | None = None
-    ) -> RoutedPrediction:
+    async def aforward(self, question: _Given = None, problem: _Given = None) -> RoutedPrediction:
         """`forward` in a thread of its own."""
         return await asyncio.to_thread(self._predict, question, problem)
 
@@ -230,19 +228,18 @@ class StepRouter(dspy.Module):
         again; another one's problem is begun anew, and what it cost counts for the caps on its problem (what the cache
         says of it, where replays from there are free). Ctrl-C raises `RoutingInterrupted` with the traces so far.
         """
-        problems = load_problems(problems)
-        earlier = list(resume)
-        done = {trace.problem: trace for trace in earlier if trace.finish not in ("", "interrupted")}
+        problems, resume = load_problems(problems), list(resume)
+        done = {trace.problem: trace for trace in resume if trace.finish not in ("", "interrupted")}
         spent: dict[Problem, dict[str, Usage]] = {}
-        for trace in earlier:
+        for trace in resume:
             account = spent.setdefault(trace.problem, {})
             for role, usage in usage_by_author(trace).items():
                 account[role] = account.get(role, Usage()) + usage
         todo = [problem for problem in problems if problem not in done]
-        if self.cache is not None and self.cache.replays_are_free:
+        store = self.cache if self.cache is not None and self.cache.replays_are_free else None
+        if store is not None:
             for problem in todo:
-                perhaps = self.cache.perhaps(problem.id)
-                paid = self.cache.spent(problem.id).items()
+                perhaps, paid = store.perhaps(problem.id), store.spent(problem.id).items()
                 spent[problem] = {role: usage + perhaps.get(role, Usage()) for role, usage in paid}
 
         def tell(trace: Trace) -> None:
@@ -265,7 +262,7 @@ class StepRouter(dspy.Module):
                     on_trace=tell,
                     on_step=on_step,
                     spent=spent,
-                    store=self.cache if self.cache is not None and self.cache.replays_are_free else None,
+                    store=store,
                     callbacks=lambda: self.callbacks,
                     scorer_settings=self._scorer_settings,
                 )
@@ -291,9 +288,7 @@ class StepRouter(dspy.Module):
         }
 
     def load(self, path: str | Path, *args: Any, allow_import: Collection[str] = (), **kwargs: Any) -> None:
-        """DSPy's `load`; a policy of a user is imported from the modules `allow_import` names, and from that of the
-        policy that this router has.
-        """
+        """DSPy's; a user's policy is imported from modules in `allow_import`, and from that of this router's policy."""
         self._allow_import = frozenset(allow_import)
         super().load(path, *args, **kwargs)
 
@@ -330,8 +325,7 @@ class StepRouter(dspy.Module):
         self.close()
 
     def __repr__(self) -> str:
-        models = ", ".join(f"{role}={name!r}" for role, name in self._names().items())
-        return f"StepRouter({models}, policy={self.policy!r})"
+        return f"StepRouter({', '.join(f'{k}={v!r}' for k, v in self._names().items())}, policy={self.policy!r})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy that shares the loaded models and the budget; only the original closes the models."""
@@ -352,5 +346,5 @@ class StepRouter(dspy.Module):
 def _prices(spec: Any) -> tuple[float, float] | None:
     """What a model costs: known of a configuration or a name, unknown of an object."""
     if isinstance(spec, str):
-        spec = ModelConfig(model=spec)
+        spec = ScorerConfig(kind=spec) if is_import_path(spec) else ModelConfig(model=spec)
     return spec.prices if isinstance(spec, LoadConfig) else None

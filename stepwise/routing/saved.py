@@ -15,12 +15,12 @@ from stepwise.plugins import check_choice, import_path, is_import_path, load_plu
 from stepwise.records import record
 from stepwise.routing.learned import Learned, ModelNames
 from stepwise.routing.policies import Always, Judged, Never, Random, Threshold
-from stepwise.routing.policy import Policy, check_policy, needs_scorer
+from stepwise.routing.policy import Policy, Signal, check_policy, needs_scorer
 from stepwise.routing.pomdp.fit import FitCard, RouterFit
 from stepwise.routing.pomdp.policies import BeliefThreshold, Planned, Published
 from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom
 from stepwise.routing.signal_policies import Signalled, TwoStage
-from stepwise.routing.signals import SIGNALS, Signal, as_signal, signal_to_dict
+from stepwise.routing.signals import SIGNALS, as_signal, signal_to_dict
 
 _CLASSES: tuple[type[Policy], ...] = (
     Never, Always, Random, Threshold, QueryRandom, QueryClassifier, Cascade, Signalled, TwoStage, Judged,

@@ -17,8 +17,8 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 
 from stepwise.errors import DataError, PluginError
 from stepwise.records import record
-from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Policy, Resample, View
-from stepwise.routing.signals import Signal, as_signal, looks_for, signal_to_dict
+from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Policy, Resample, Signal, View
+from stepwise.routing.signals import as_signal, looks_for, signal_to_dict
 
 AnySignal = Annotated[Any, BeforeValidator(as_signal), PlainSerializer(signal_to_dict)]
 

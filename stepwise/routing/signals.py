@@ -19,69 +19,28 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, TypeAdapter
 
 from stepwise.errors import ConfigError, DataError
-from stepwise.plugins import Plugin, check_plugin, import_path, is_import_path, load_plugin, make_plugin, options_of
+from stepwise.plugins import check_plugin, import_path, is_import_path, load_plugin, make_plugin, options_of
 from stepwise.records import record
-from stepwise.routing.policy import Evidence, Look, View
+from stepwise.routing.policy import Evidence, Look, Signal, View, Worse
 from stepwise.routing.pomdp.filter import ObservationLaw
 
-Worse = Literal["high", "low"]
 _FLOOR = 1e-12  # likelihood where a law has none
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
-
-
-class Signal(Plugin):
-    """One number per step: inherit from this and write `value`; `Signalled` makes a policy of it.
-
-    Attributes:
-        name: what tables call it; the class's name where nothing else is said.
-        when: "before" the draft is written, or "after".
-        worse: which values call for the strong model, "high" or "low".
-        evidence: what it looks at, besides the draft.
-
-    Example:
-        A long draft calls for the strong model:
-
-        >>> class Length(Signal):
-        ...     worse = "high"
-        ...     evidence = "draft"
-        ...     def value(self, view):
-        ...         return view.tokens
-        >>> Length().needs
-        ()
-    """
-
-    name: ClassVar[str]
-    when: ClassVar[Literal["before", "after"]] = "after"
-    worse: ClassVar[Worse] = "low"
-    evidence: ClassVar[Evidence] = "scores"
-
-    _choices = {"when": ("before", "after"), "worse": get_args(Worse), "evidence": get_args(Evidence)}  # noqa: RUF012
-
-    @property
-    def needs(self) -> tuple[Look, ...]:
-        """What to look for, in this order, "draft" left out."""
-        return (Look(self.evidence),) if self.evidence != "draft" else ()
-
-    @abstractmethod
-    def value(self, view: View) -> float | None:
-        """The number, None where the evidence is missing (it failed, or could not be read or afforded)."""
 
 
 @record(allow_inf_nan=False)
 class StepScore(Signal):
     """The scorer's probability that the draft is correct; an empty draft counts as 0.
 
-    Example:
-        >>> StepScore().value(View(Problem("p", "?"), (), Step("So 3.", "weak", 0.3)))
-        0.3
+    >>> StepScore().value(View(Problem("p", "?"), (), Step("So 3.", "weak", 0.3)))
+    0.3
     """
 
     name: ClassVar[str] = "score"
@@ -95,9 +54,8 @@ class StepScore(Signal):
 class ScoreDrop(Signal):
     """How far the draft's score lies below that of the step before it; the first step is compared with 1.
 
-    Example:
-        >>> ScoreDrop().value(View(Problem("p", "?"), (), Step("So 3.", "weak", 0.3)))
-        0.7
+    >>> ScoreDrop().value(View(Problem("p", "?"), (), Step("So 3.", "weak", 0.3)))
+    0.7
     """
 
     name: ClassVar[str] = "score_drop"
@@ -118,10 +76,9 @@ class CumulativeSum(Signal):
     Args:
         law: of the scores, fitted on other problems (`RouterFit.law`); one of pairs counts as its `score_only`.
 
-    Example:
-        >>> law = ObservationLaw((0.0, 0.5, 1.0), ((0.2, 0.8), (0.5, 0.5), (0.8, 0.2)))
-        >>> round(CumulativeSum(law).value(View(Problem("p", "?"), (), Step("So 3.", "weak", 0.3))), 3)
-        1.386
+    >>> law = ObservationLaw((0.0, 0.5, 1.0), ((0.2, 0.8), (0.5, 0.5), (0.8, 0.2)))
+    >>> round(CumulativeSum(law).value(View(Problem("p", "?"), (), Step("So 3.", "weak", 0.3))), 3)
+    1.386
     """
 
     law: ObservationLaw
@@ -143,9 +100,8 @@ class CumulativeSum(Signal):
 class FirstTokenEntropy(Signal):
     """Entropy of the weak model's first token of the step, before it writes the step, from its `top` likeliest.
 
-    Example:
-        >>> round(FirstTokenEntropy().value(View(Problem("p", "?"), first_token=(math.log(0.5), math.log(0.5)))), 3)
-        0.693
+    >>> round(FirstTokenEntropy().value(View(Problem("p", "?"), first_token=(math.log(0.5), math.log(0.5)))), 3)
+    0.693
     """
 
     top: int = Field(default=20, ge=2, le=20)
@@ -171,9 +127,8 @@ class FirstTokenEntropy(Signal):
 class MaxLogit(Signal):
     """How certain the weak model was: mean log-probability of the likeliest token over the tokens of the draft.
 
-    Example:
-        >>> MaxLogit().value(View(Problem("p", "?"), logprobs=((-0.1, -3.0), (-0.3, -2.0))))
-        -0.2
+    >>> MaxLogit().value(View(Problem("p", "?"), logprobs=((-0.1, -3.0), (-0.3, -2.0))))
+    -0.2
     """
 
     name: ClassVar[str] = "max_logit"
@@ -195,9 +150,8 @@ class MaxLogitMixture(Signal):
 
     Raises `DataError` where the means do not grow, the weights do not add up to 1 or a deviation is not positive.
 
-    Example:
-        >>> round(MaxLogitMixture((0.5, 0.5), (-1.0, 0.0), (0.5, 0.5)).chance(-0.5), 3)
-        0.5
+    >>> round(MaxLogitMixture((0.5, 0.5), (-1.0, 0.0), (0.5, 0.5)).chance(-0.5), 3)
+    0.5
     """
 
     weights: tuple[float, float]
@@ -241,9 +195,8 @@ def fit_mixture(values: Iterable[float], *, rounds: int = 500) -> MaxLogitMixtur
     component on one value alone would be infinitely likely. Raises `DataError` for fewer than 20 values or none that
     differ.
 
-    Example:
-        >>> [round(mean, 3) for mean in fit_mixture([-1.0, -0.9, -1.1, -0.1, 0.0, -0.2] * 5).means]
-        [-1.0, -0.1]
+    >>> [round(mean, 3) for mean in fit_mixture([-1.0, -0.9, -1.1, -0.1, 0.0, -0.2] * 5).means]
+    [-1.0, -0.1]
     """
     x = np.sort(np.asarray(list(values), dtype=np.float64))
     if len(x) < 20 or not np.isfinite(x).all() or x[0] == x[-1]:
@@ -275,9 +228,8 @@ def fit_mixture(values: Iterable[float], *, rounds: int = 500) -> MaxLogitMixtur
 class StrongRating(Signal):
     """The strong model's rating of the draft, one digit; SpecReason's example accepts from 7 on.
 
-    Example:
-        >>> StrongRating().value(View(Problem("p", "?"), rating=7))
-        7.0
+    >>> StrongRating().value(View(Problem("p", "?"), rating=7))
+    7.0
     """
 
     name: ClassVar[str] = "rating"
@@ -296,10 +248,9 @@ class Agreement(Signal):
         k: how many more the weak model draws.
         by: "result" compares the last number of a step, or its text where it has none; "text" the words.
 
-    Example:
-        >>> others = (Step("Thus 3.", "weak"), Step("Thus 4.", "weak"))
-        >>> Agreement(2).value(View(Problem("p", "?"), (), Step("So 3.", "weak"), resamples=others))
-        0.5
+    >>> others = (Step("Thus 3.", "weak"), Step("Thus 4.", "weak"))
+    >>> Agreement(2).value(View(Problem("p", "?"), (), Step("So 3.", "weak"), resamples=others))
+    0.5
     """
 
     k: int = Field(default=3, ge=1, le=64)
@@ -341,9 +292,8 @@ def as_signal(given: Any, allowed: Collection[str] | None = None) -> Signal:
 
     Raises `ConfigError` for what is none of these, for a class that is no complete `Signal`, and for wrong fields.
 
-    Example:
-        >>> as_signal({"name": "agreement", "k": 5})
-        Agreement(k=5, by='result')
+    >>> as_signal({"name": "agreement", "k": 5})
+    Agreement(k=5, by='result')
     """
     if isinstance(given, str | Mapping):
         options = {"name": given} if isinstance(given, str) else dict(given)
@@ -364,9 +314,8 @@ def as_signal(given: Any, allowed: Collection[str] | None = None) -> Signal:
 def signal_to_dict(signal: Signal) -> dict[str, Any]:
     """Its name, or the import path of a user's, and its fields, plain JSON; the inverse of `as_signal`.
 
-    Example:
-        >>> signal_to_dict(Agreement(5))
-        {'name': 'agreement', 'k': 5, 'by': 'result'}
+    >>> signal_to_dict(Agreement(5))
+    {'name': 'agreement', 'k': 5, 'by': 'result'}
     """
     options = TypeAdapter(dict[str, Any]).dump_python(options_of(signal), mode="json")
     return {"name": signal.name if SIGNALS.get(signal.name) is type(signal) else import_path(signal), **options}
@@ -375,9 +324,8 @@ def signal_to_dict(signal: Signal) -> dict[str, Any]:
 def looks_for(signals: Sequence[Signal]) -> dict[str, str]:
     """What these signals look for, each with the name of the first signal that wants it.
 
-    Example:
-        >>> looks_for([StepScore()])
-        {'scores': 'score', 'draft': 'score'}
+    >>> looks_for([StepScore()])
+    {'scores': 'score', 'draft': 'score'}
     """
     wanted_by: dict[str, str] = {}
     for signal in signals:
