@@ -81,8 +81,7 @@ _HOME = {
     "stepwise.routing.policies": "Threshold",
     "stepwise.routing.policy": "Escalate Keep Policy Signal",
     "stepwise.routing.router": "StepRouter",
-    "stepwise.training.reinforce": "grpo",
-    "stepwise.training.supervised": "sft",
+    "stepwise.training": "grpo sft",  # it says what to install where PyTorch is missing
     "stepwise.models.scorers": "Scorer load_scorer",
     "stepwise.steps": "extract_answer normalize_text split_steps",
     "stepwise.types": "Intervention Localization Problem Step Trace Usage",
