@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, PositiveInt
 
 from stepwise.config import Config
 from stepwise.data.examples import read_examples
-from stepwise.data.problems import SOURCES, Checked, check_problems, load_problems
+from stepwise.data.problems import SOURCES, CheckedProblems, check_problems, load_problems
 from stepwise.errors import BudgetExceededError, DataError
 from stepwise.interventions.chunks import Caps
 from stepwise.interventions.collection import collect, funnel, read_stage, sealed_cost
@@ -59,7 +59,7 @@ def _settings_of(args: _Options) -> CollectSettings:
     return CollectSettings(**{name: getattr(args, name) for name in CollectSettings.model_fields})
 
 
-def _problems_of(args: _Options) -> Checked:
+def _problems_of(args: _Options) -> CheckedProblems:
     """The problems that the arguments ask for, those that cannot be graded sorted out; raises DataError."""
     if args.problems is None:
         return check_problems(lab.problem for lab in generate(args.split, args.lab or 50))
@@ -71,7 +71,7 @@ def _problems_of(args: _Options) -> Checked:
         raise DataError(f"--problems {args.problems}: {error}") from None
 
 
-def _notes(config: Config, checked: Checked, settings: CollectSettings) -> list[str]:
+def _notes(config: Config, checked: CheckedProblems, settings: CollectSettings) -> list[str]:
     """What is to be known before anything is spent."""
     lines = [checked.summary()]
     strange = [p for p in checked.problems if not is_lab_question(p.question)]

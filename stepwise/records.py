@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, dataclass_transform
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -77,44 +77,6 @@ class Checked(ModelMetaclass):
             field = cls.model_fields.get(str(next(iter(error.errors()[0]["loc"]), "")))
             remedy = f" ({field.description})" if field is not None and field.description else ""
             raise ConfigError(f"{cls.__name__}: {explain(error, list(cls.model_fields))}{remedy}") from None
-
-
-class InNotebook:
-    """What a notebook shows as HTML; `stepwise.report.notebook` writes it."""
-
-    def _repr_html_(self) -> str:
-        from stepwise.report.notebook import html_of
-
-        return html_of(self)
-
-
-class FrozenConfig(BaseModel, InNotebook, metaclass=Checked):
-    """Immutable, hashable, strict; an error never repeats what may be a secret put in the wrong place."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        hide_input_in_errors=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
-
-    @classmethod
-    def of(cls, value: Self | Mapping[str, Any] | None, name: str) -> Self:
-        """`value` itself, or the section that a dictionary describes; the defaults for None.
-
-        Raises `ConfigError`, beginning with `name`, for anything else and for what `cls` does not take.
-        """
-        if isinstance(value, cls):
-            return value
-        if value is not None and not isinstance(value, Mapping):
-            fields = ", ".join(cls.model_fields)
-            raise ConfigError(f"{name} is {type(value).__name__}; give {cls.__name__} or a dictionary of {fields}")
-        try:
-            return cls(**(value or {}))
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from None
 
 
 def explain(error: ValidationError, names: list[str]) -> str:

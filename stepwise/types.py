@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter
 
-from stepwise.records import InNotebook, record
+from stepwise.records import record
 from stepwise.steps import SEPARATOR, extract_answer
 
 Finish = Literal["step", "answer", "eos", "length", "repeat", "error", "budget"]
@@ -115,6 +115,15 @@ class Step:
     discarded: tuple[Step, ...] = ()
     decision: str = ""
     evidence: tuple[Step, ...] = ()
+
+
+class InNotebook:
+    """What a notebook shows as HTML; `stepwise.report.notebook` writes it."""
+
+    def _repr_html_(self) -> str:
+        from stepwise.report.notebook import html_of
+
+        return html_of(self)
 
 
 @record()

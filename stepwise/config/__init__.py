@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from stepwise.config import errors as config_errors
+from stepwise.config.errors import FrozenConfig
 from stepwise.config.training import DpoConfig, LoraConfig, RlConfig, SftConfig
 from stepwise.errors import ConfigError, keep_secret
 from stepwise.plugins import check_choice, is_import_path
 from stepwise.prompt import SolvePrompt
-from stepwise.records import FrozenConfig
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S.*$")]
 Roles = Literal["weak", "strong", "critic", "scorer"]

@@ -1,17 +1,48 @@
-"""Reading TOML and dotted overrides, and saying what is wrong with them so that a person can mend it at once."""
+"""What every section of a configuration is; TOML and dotted overrides, and what is wrong with them in words."""
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from stepwise.errors import ConfigError, redact
+from stepwise.records import Checked
+from stepwise.types import InNotebook
+
+
+class FrozenConfig(BaseModel, InNotebook, metaclass=Checked):
+    """Immutable, hashable, strict; an error never repeats what may be a secret put in the wrong place."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )
+
+    @classmethod
+    def of(cls, value: Self | Mapping[str, Any] | None, name: str) -> Self:
+        """`value` itself, or the section that a dictionary describes; the defaults for None.
+
+        Raises `ConfigError`, beginning with `name`, for anything else and for what `cls` does not take.
+        """
+        if isinstance(value, cls):
+            return value
+        if value is not None and not isinstance(value, Mapping):
+            fields = ", ".join(cls.model_fields)
+            raise ConfigError(f"{name} is {type(value).__name__}; give {cls.__name__} or a dictionary of {fields}")
+        try:
+            return cls(**(value or {}))
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

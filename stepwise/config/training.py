@@ -7,8 +7,8 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from stepwise.config.errors import FrozenConfig
 from stepwise.plugins import is_import_path
-from stepwise.records import FrozenConfig
 
 Scheme = Literal[
     "outcome", "first_error", "vppo", "vineppo", "capo", "pure_min", "oppo", "distill", "shuffled"

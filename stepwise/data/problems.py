@@ -197,7 +197,7 @@ def _check_is_no_prose(gold: str | None, where: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checked:
+class CheckedProblems:
     """Problems that can be used, and the others with what is wrong with them, by id.
 
     `without_reference` lists the ids of used problems for which the critic has no reference solution: it is asked in
@@ -219,7 +219,7 @@ class Checked:
         return ", ".join(parts)
 
 
-def check_problems(source: Any) -> Checked:
+def check_problems(source: Any) -> CheckedProblems:
     """Sort out what cannot be graded: no gold answer, or one that does not grade as itself.
 
     `source` is whatever `load_problems` takes. Raises DataError as it does, and for an id that occurs twice, and where
@@ -247,7 +247,7 @@ def check_problems(source: Any) -> Checked:
         why = "; ".join(list(excluded.values())[:3]) or "none was given"
         raise DataError(f"no problem can be used ({why}); give problems with answers that the grader reads")
     bare = tuple(p.id for p in good if p.reference is None or not p.reference.strip())
-    return Checked(tuple(good), excluded, bare)
+    return CheckedProblems(tuple(good), excluded, bare)
 
 
 def _open_name(text: str, split: str) -> tuple[list[Any], str, str] | None:

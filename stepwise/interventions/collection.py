@@ -11,7 +11,7 @@ from typing import Any
 
 from stepwise.config import Config
 from stepwise.data.examples import unique
-from stepwise.data.problems import Checked, check_problems
+from stepwise.data.problems import CheckedProblems, check_problems
 from stepwise.errors import DataError
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.interventions.chunks import Caps, run_chunks, sealed_rows, wrapped, write_sealed
@@ -51,7 +51,7 @@ def collect(
         examples = read_examples(path)  # stepwise.data.examples
     """
     settings = settings or CollectSettings()
-    checked = problems if isinstance(problems, Checked) else check_problems(problems)
+    checked = problems if isinstance(problems, CheckedProblems) else check_problems(problems)
     digest = key_of({"problems": [to_json(p) for p in checked.problems], "excluded": sorted(checked.excluded)})
     arguments = {**settings.model_dump(), "problems": digest}
     with (
@@ -200,7 +200,9 @@ def _remember(directory: RunDirectory, problems: Sequence[Problem]) -> None:
         raise DataError(f"{path}: the run began with other problems; give another --out, or --overwrite to begin anew")
 
 
-def _write(directory: RunDirectory, checked: Checked, config: Config, settings: CollectSettings, licence: str) -> Path:
+def _write(
+    directory: RunDirectory, checked: CheckedProblems, config: Config, settings: CollectSettings, licence: str
+) -> Path:
     """The dataset of what is sealed, and its card."""
     rows = {name: read_stage(directory.path, name) for name in WRITTEN}
     card = {

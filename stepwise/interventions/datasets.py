@@ -14,7 +14,7 @@ from typing import Any
 
 from stepwise.config import Config, Roles
 from stepwise.data.examples import Example, unique
-from stepwise.data.problems import Checked, check_problems, load_problems
+from stepwise.data.problems import CheckedProblems, check_problems, load_problems
 from stepwise.errors import DataError
 from stepwise.interventions import building, solutions
 from stepwise.interventions.building import Builder
@@ -133,7 +133,7 @@ class Recipe:
         elif kind in NEED_COLLECTION:
             raise DataError(f"kind {kind!r} is made from a collection; give the directory that `collect` wrote")
         # The corpus is drawn in one go, whatever the problems are.
-        self.checked = Checked((), {}, ()) if kind == "own_corpus" else check_problems(source)
+        self.checked = CheckedProblems((), {}, ()) if kind == "own_corpus" else check_problems(source)
         self.members: Sequence[Any] = [None] if kind == "own_corpus" else self.checked.problems
 
     def builder(self, members: Sequence[Any], writers: Writers) -> Builder:

@@ -48,7 +48,7 @@ _FILES = ("failures", "candidates", "guided", "comparisons", "examples", "distil
 
 
 @record()
-class Comparison:
+class GuidedComparison:
     """What followed the strong model's step, and what followed the draft; `id` is the candidate's.
 
     `helps` is the probability that the step's success is higher than the draft's, given the counts.
@@ -232,7 +232,7 @@ def _compared(chunk: Chunk, traces: Sequence[Named], confident: float) -> dict[s
 
 def compare(
     candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk, confident: float = 0.95
-) -> tuple[list[Comparison], list[GuidedRollout]]:
+) -> tuple[list[GuidedComparison], list[GuidedRollout]]:
     """Rollouts of the weak model behind each step and, where one of them ended right, behind its draft.
 
     `settings.guided` of each, without an early end after successes, which would bias the comparison; a step without a
@@ -259,7 +259,9 @@ def compare(
         step, draft_counts = of_steps.get(row.id, _NONE), of_drafts.get(f"{row.failure}/draft", _NONE)
         helps = _more_often(*step, *draft_counts)
         kind: Kind = "intervention" if helps >= confident else "distillation"
-        rows.append(Comparison(row.id, row.problem, *step, *draft_counts, helps, kind if step[0] else "no success"))
+        rows.append(
+            GuidedComparison(row.id, row.problem, *step, *draft_counts, helps, kind if step[0] else "no success")
+        )
     return rows, [*guided, *behind]
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from stepwise.config.errors import FrozenConfig
 from stepwise.errors import DataError, MissingDependencyError, redact
-from stepwise.records import FrozenConfig
 from stepwise.report.shell import COLUMNS, FINISH_WORDS, caption, environment, resource, verdict_word
 from stepwise.routing.compare import Comparison, Measured, TraceView, in_words, verdict_of
 from stepwise.routing.metrics import cost_of, usage_by_author

@@ -15,12 +15,12 @@ from stepwise.grading import grade
 from stepwise.models.base import Generator
 from stepwise.models.budget import Ledger, Prices
 from stepwise.models.scorers.base import Scorer
-from stepwise.records import InNotebook, record
+from stepwise.records import record
 from stepwise.routing.metrics import Cost, OperatingPoint, cost_of, cpt, pgr, usage_by_author
 from stepwise.routing.policy import Policy, check_policy, needs_scorer
 from stepwise.runs.plan import PlannedCalls
 from stepwise.stats import wilson
-from stepwise.types import Problem, Trace, Usage
+from stepwise.types import InNotebook, Problem, Trace, Usage
 
 if TYPE_CHECKING:
     from stepwise.routing.router import StepRouter

@@ -32,7 +32,7 @@ from pydantic import Field, ValidationError, create_model
 
 from stepwise import lab
 from stepwise.config import Config, ModelConfig
-from stepwise.config.errors import explain
+from stepwise.config.errors import FrozenConfig, explain
 from stepwise.config.training import LoraConfig, SftConfig
 from stepwise.data.examples import Chat, read_chat
 from stepwise.errors import ConfigError, DataError
@@ -41,7 +41,6 @@ from stepwise.models.provider import declare
 from stepwise.models.shared import LOAD_FIELDS, close_engines, identity, shared_engine
 from stepwise.models.store import key_of
 from stepwise.prompt import SolvePrompt
-from stepwise.records import FrozenConfig
 from stepwise.runs.directory import opened
 from stepwise.training.adapters import base_directory, check_layout
 from stepwise.training.lora import load_trainee
