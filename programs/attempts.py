@@ -23,10 +23,10 @@ from stepwise.types import Problem, Trace, Usage, as_problem, from_json
 
 FORMS = """FILE (or standard input) holds one attempt:
 
-  JSON   an object with question (or problem), steps (a list of texts) or solution (one text), and optionally
-         reference, answer and id; a row of ProcessBench, or of a traces.jsonl, is taken as it is, and of a
-         file with several the one that --row names
-  text   the problem, a line ---, the attempt (steps end at blank lines), and optionally a line --- and a reference"""
+- JSON: an object with question (or problem), steps (a list of texts) or solution (one text), and optionally reference,
+  answer and id; a row of ProcessBench, or of a traces.jsonl, is taken as it is, and of a file with several the one that
+  --row names
+- text: the problem, a line ---, the attempt (steps end at blank lines), and optionally a line --- and a reference"""
 _FIELDS = ("id", "question", "problem", "steps", "solution", "reference", "answer", "label")
 
 

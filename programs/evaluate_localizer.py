@@ -2,9 +2,9 @@
 
 --data takes files of `problem`, `steps`, `label` (-1: no wrong step), each a subset of its own. --localizer takes
 
-  module         ErrorLocalizer as [critic] and [models.critic] describe it
-  scorer         the first step under a threshold, of the scores of the scorer in the configuration ([scorer])
-  scores:NAME    the same with the scores that the file's column `scores` has under NAME
+    module        ErrorLocalizer as [critic] and [models.critic] describe it
+    scorer        the first step under a threshold, of the scores of the scorer in the configuration ([scorer])
+    scores:NAME   the same with the scores that the file's column `scores` has under NAME
 
 A threshold is chosen on the rows of --tune FILE, which are never those it is measured on. References are taken from the
 column `reference`. Writes localization.json; what a scorer or a module said is kept row by row, and is not asked for

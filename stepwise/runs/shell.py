@@ -45,7 +45,7 @@ from stepwise.runs.plan import PlannedCalls, show_plan
 
 _log = logging.getLogger(__package__)
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-POSITIONAL = Parameter(show_default=True)
+POSITIONAL = Parameter(show_default=False)
 """Marks an option that is given by its place: `file: Annotated[Path, POSITIONAL]`."""
 _SHARED = Group("Shared by all programs", sort_key=1)
 _NEGATABLE = Parameter(negative_bool="no-")
@@ -103,7 +103,7 @@ class Shared(Options):
 
     config: Path | None = None
     """TOML file; without it, the embedded lab"""
-    set: Annotated[list[str], Parameter(consume_multiple=False)] = []
+    set: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = ()
     """change one setting, for example routing.threshold=0.4"""
     out: Path | None = None
     """output directory; out/NAME without it"""
@@ -272,7 +272,7 @@ def _parse(
         allow_repeating=True,
         negative_bool="",
         negative_iterable="",
-        show_default=lambda value: None if value in (None, False, ()) else value,
+        show_default=lambda value: None if value is False or value in (None, ()) else value,
     )
     app = App(
         command,
