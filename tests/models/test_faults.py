@@ -159,7 +159,7 @@ def test_a_corrupt_or_missing_model_is_named_with_the_remedy(tmp_path: Path) -> 
     broken = tmp_path / "broken.gguf"
     for data in (b"", b"GGUF", b"GGUF" + bytes(200), b"PK\x03\x04 a zip file"):
         broken.write_bytes(data)
-        with pytest.raises(BackendError, match=r"broken\.gguf.*give a complete GGUF file"):
+        with pytest.raises(BackendError, match=r"broken\.gguf is not a sound GGUF file.*download it again"):
             load_backend(f"llamacpp/{broken}")
     with pytest.raises(BackendError, match="no such file; give the path"):
         load_backend(f"llamacpp/{tmp_path / 'missing.gguf'}")
