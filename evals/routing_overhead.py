@@ -8,8 +8,7 @@ from typing import Any
 
 from stepwise.models.scorers import Item, Scored, score_items
 from stepwise.models.scorers.base import WrappedScorer
-from stepwise.routing.compare import label_of
-from stepwise.routing.policy import Policy
+from stepwise.routing.policy import Policy, label_of
 from stepwise.types import Problem
 
 from .routing_world import World

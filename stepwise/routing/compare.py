@@ -17,7 +17,7 @@ from stepwise.models.budget import Ledger, Prices
 from stepwise.models.scorers.base import Scorer
 from stepwise.records import record
 from stepwise.routing.metrics import Cost, OperatingPoint, cost_of, cpt, pgr, usage_by_author
-from stepwise.routing.policy import Policy, check_policy, needs_scorer
+from stepwise.routing.policy import NAMES, Policy, check_policy, label_of, needs_scorer
 from stepwise.runs.plan import PlannedCalls
 from stepwise.stats import wilson
 from stepwise.types import InNotebook, Problem, Trace, Usage
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _Amount = Annotated[float, Field(ge=0)]
 _Count = Annotated[int, Field(ge=0)]
-NAMES = {"never": "Never (weak alone)", "always": "Always (strong alone)"}
 
 
 @record(allow_inf_nan=False)
@@ -137,20 +136,6 @@ class Measured:
 
 class Comparison(list[Measured], InNotebook):
     """What `compare` returns: a list with an entry for each policy, which shows its table in a notebook."""
-
-
-def label_of(policy: Policy) -> str:
-    """The policy's name and operating point, for tables.
-
-    Example:
-        >>> from stepwise.routing.policies import Threshold
-        >>> label_of(Threshold(0.3))
-        'Threshold 0.30'
-    """
-    name = NAMES.get(policy.name, policy.family[:1].upper() + policy.family[1:])
-    if policy.point is None:
-        return name
-    return f"{name} {policy.point:g}" if 0 < abs(policy.point) < 0.01 else f"{name} {policy.point:.2f}"
 
 
 def verdict_of(trace: Trace) -> str:

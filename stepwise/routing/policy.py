@@ -23,6 +23,7 @@ from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Step, TraceFinish
 
 Worse = Literal["high", "low"]
+NAMES = {"never": "Never (weak alone)", "always": "Always (strong alone)"}
 When = Literal["question", "before", "after", "solution"]
 Evidence = Literal["draft", "scores", "first_token", "logprobs", "resamples", "rating", "verification"]
 
@@ -258,6 +259,20 @@ class Signal(Plugin):
     @abstractmethod
     def value(self, view: View) -> float | None:
         """The number, None where the evidence is missing (it failed, or could not be read or afforded)."""
+
+
+def label_of(policy: Policy) -> str:
+    """The policy's name and operating point, for tables.
+
+    Example:
+        >>> from stepwise.routing.policies import Threshold
+        >>> label_of(Threshold(0.3))
+        'Threshold 0.30'
+    """
+    name = NAMES.get(policy.name, policy.family[:1].upper() + policy.family[1:])
+    if policy.point is None:
+        return name
+    return f"{name} {policy.point:g}" if 0 < abs(policy.point) < 0.01 else f"{name} {policy.point:.2f}"
 
 
 def needs_scorer(policy: Policy) -> bool:

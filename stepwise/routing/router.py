@@ -24,10 +24,9 @@ from stepwise.models.scorers import Scorer, load_scorer
 from stepwise.models.store import CallCache
 from stepwise.plugins import is_import_path
 from stepwise.prompt import SolvePrompt
-from stepwise.routing.compare import label_of
 from stepwise.routing.metrics import Cost, cost_of, usage_by_author
 from stepwise.routing.policies import Threshold
-from stepwise.routing.policy import Policy, check_policy, needs_scorer
+from stepwise.routing.policy import Policy, check_policy, label_of, needs_scorer
 from stepwise.routing.route import Models, RoutingInterrupted, route_all
 from stepwise.routing.saved import PolicyCard, policy_from_config, policy_from_dict, policy_to_dict
 from stepwise.routing.trim import OnTrace, RouteSettings

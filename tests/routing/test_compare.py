@@ -7,8 +7,9 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.routing import Always, Never, Random, StepRouter, Threshold
-from stepwise.routing.compare import Measured, compare, in_words, judge, label_of, plan_routing
+from stepwise.routing.compare import Measured, compare, in_words, judge, plan_routing
 from stepwise.routing.metrics import cpt, pgr
+from stepwise.routing.policy import label_of
 from stepwise.types import Problem, Usage
 from tests.routing.lab_world import LabWorld
 

@@ -32,10 +32,10 @@ from stepwise.routing import (
     Watch,
     route_all,
 )
-from stepwise.routing.compare import label_of, plan_routing
+from stepwise.routing.compare import plan_routing
 from stepwise.routing.evidence import _read_rating
 from stepwise.routing.metrics import cost_of, usage_by_author
-from stepwise.routing.policy import When
+from stepwise.routing.policy import When, label_of
 from stepwise.types import Problem, Trace, Usage, from_json, to_json
 from tests.fakes import Line, ScriptedBackend, ScriptedScorer, n_tokens
 from tests.routing import world
