@@ -1,16 +1,52 @@
 r"""Text to steps and back, and the final answer in it.
 
 A step is a stretch of a solution up to a blank line (InT and TRIM use the same unit). A blank line inside a fenced code
-block does not end a step.
+block, an [asy] drawing, a displayed formula or a LaTeX environment does not end a step. `split_steps` has other modes
+for texts without blank lines.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 SEPARATOR = "\n\n"
+SplitMode = Literal["paragraphs", "numbered", "lines"]
+"""What begins a step: what follows a blank line, an item of a numbered list as well, or every line."""
+
 _FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})(.*)")
 _TOKEN = re.compile(r"(?P<box>\\{1,2}(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
+_DISPLAY = re.compile(r"\[/?asy\]|(?<!\\)\\[\[\]]|(?<!\\)\$\$|\\(?:begin|end)\s*\{([A-Za-z]+\*?)\}")
+_PROSE_ENVIRONMENTS = ("document", "proof", "solution", "answer", "theorem", "lemma", "problem")
+_LONGEST_DISPLAY = 4
+"""Blank lines after which a formula or environment counts as one that was never closed."""
+_ITEM = re.compile(r"\s*(?:[*#_]+\s*)?(?:step\s+\d+|\(?\d{1,2}[.):](?!\d))(?:\W|$)", re.IGNORECASE)
+
+_THOUGHT_BEGINS = re.compile(
+    r"<(?:think|thinking|thought|thoughts|reasoning|seed:think)>|\[THINK\]|<\|(?:begin_of_thought|START_THINKING)\|>|◁think▷"
+    r"|<\|channel\|>\s*(?:analysis|commentary)|\Aanalysis(?=[A-Z])",
+    re.IGNORECASE,
+)
+_THOUGHT_ENDS = re.compile(
+    r"</(?:think|thinking|thought|thoughts|reasoning|seed:think)>|\[/THINK\]|<\|(?:end_of_thought|END_THINKING)\|>|◁/think▷"
+    r"|<\|channel\|>\s*final\s*(?:<\|message\|>)?|assistantfinal(?=\S)",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"(?<!`)(`{1,2})(?!`)[^`\n]+?\1(?!`)")
+_WORD_FOR_ANSWER = r"(?:answer|result|value|solution|number|expression|ans)s?"
+_PLACEHOLDER = re.compile(
+    r"(?:\\text\s*\{)?[\s<\[(]*"
+    rf"(?:(?:the|your|final|my|insert|put|correct|numerical|simplified|exact|here|\s)*\b{_WORD_FOR_ANSWER}"
+    r"(?:\s+(?:here|goes here))?|x{3,}|\\(?:square|Box|ldots|cdots|dots|dotsc|cdot|blacksquare|phantom\s*\{.*\})"
+    r"|TBD|TODO)[\s>\])}]*",
+    re.IGNORECASE,
+)
+# Between two boxes that are one answer: `$x=\boxed{3}$ or $x=\boxed{-3}$`.
+_JOINED = re.compile(
+    r"[\s.]{0,2}(?:\$|\\[)\]])?\s*(?:\\q?quad\s*)?(?:,|;|,?\s*(?:\\text\s*\{\s*,?\s*)?(?:and|or)\b\s*\}?)\s*(?:\\q?quad\s*)?(?:\$|\\[(\[])?\s*"
+    r"(?P<name>[A-Za-z](?:_\w|_\{\w+\})?\s*=\s*)?"
+)
+_NAME_BEFORE = re.compile(r"([A-Za-z](?:_\w|_\{\w+\})?)\s*=\s*\Z")
 
 
 def encodable(text: str) -> str:
@@ -19,43 +55,72 @@ def encodable(text: str) -> str:
 
 
 def normalize_text(text: str) -> str:
-    r"""Line ends as \n, and every run of blank lines as one blank line (outside code fences), none at either end."""
+    r"""Line ends as \n, and every run of blank lines as one blank line (outside code and formulas), none at either end.
+
+    Example:
+        >>> normalize_text("One.\r\n\r\n\r\nTwo.\n")
+        'One.\n\nTwo.'
+    """
     return SEPARATOR.join(split_steps(text))
 
 
-def split_steps(text: str) -> list[str]:
+def split_steps(text: str, mode: SplitMode = "paragraphs") -> list[str]:
     r"""The steps of a solution, without the blank lines between them.
 
     CRLF and runs of blank lines count as one blank line; there are no empty steps and no split inside a code fence
     (three or more ``` or ~~~, closed by a line of at least as many; one that is never closed runs to the end, as in
-    CommonMark). `"\n\n".join(split_steps(text))` gives back any text that already has that form.
+    CommonMark), an [asy] drawing, `\[ \]`, `$$` or an environment. `"\n\n".join(split_steps(text))` gives back any text
+    that already has that form. For texts without blank lines, `mode` "numbered" also begins a step at "2." or "Step 2",
+    and "lines" at every line.
 
-    >>> split_steps("3 + 4 = 7.\n\n\nSo it is \\boxed{7}.")
-    ['3 + 4 = 7.', 'So it is \\boxed{7}.']
+    Example:
+        >>> split_steps("Add.\n\\[\n1+1\n\n=2\n\\]\n\nDone.")
+        ['Add.\n\\[\n1+1\n\n=2\n\\]', 'Done.']
+        >>> split_steps("1. Add.\n2. Done.", mode="numbered")
+        ['1. Add.', '2. Done.']
     """
     steps: list[str] = []
     lines: list[str] = []
-    fence = ""
+    block = ""
     for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
-        fence = next_fence(fence, line)
-        if line.strip() or fence:
-            lines.append(line)
-        elif lines:
+        inside, block = bool(block), next_block(block, line)
+        begins = mode == "lines" or (mode == "numbered" and _ITEM.match(line) is not None)
+        if (lines and not inside and (not line.strip() or begins)) or (lines and not line.strip() and not block):
             steps.append("\n".join(lines))
             lines = []
+        if line.strip() or (block and lines):
+            lines.append(line)
     while lines and not lines[-1].strip():
         lines.pop()
     return [*steps, "\n".join(lines)] if lines else steps
 
 
-def next_fence(fence: str, line: str) -> str:
-    """The mark of the code fence that is open after `line`, given the one that was open before it; "" for none."""
-    mark = _FENCE.fullmatch(line)
-    if mark is None:
-        return fence
-    if not fence:
-        return mark[1]
-    return "" if mark[1].startswith(fence) and not mark[2].strip() else fence
+def next_block(block: str, line: str) -> str:
+    r"""What is open after `line` in which a blank line ends no step, given what was open before it; "" for nothing.
+
+    A code fence (its mark), `[asy]`, `\[`, `$$`, `\begin{...}`. Formulas and environments carry a newline for every
+    run of blank lines that they held, and a space while one goes on; with too many of them they count as not closed.
+    """
+    mark = block.rstrip("\n ") or block
+    if mark[:1] in ("`", "~") and mark:
+        fence = _FENCE.fullmatch(line)
+        closed = fence is not None and fence[1].startswith(mark) and not fence[2].strip()
+        return "" if closed else mark
+    if not mark and (fence := _FENCE.fullmatch(line)):
+        return fence[1]
+    if not line.strip():
+        if not mark or mark == "[asy]" or block.endswith(" "):
+            return block
+        block += "\n "
+        return "" if block.count("\n") > _LONGEST_DISPLAY else block
+    held = block.count("\n")
+    for token in _DISPLAY.finditer(line):
+        if not mark:
+            begins = token[0] in ("[asy]", "\\[", "$$") or token[0].startswith("\\begin")
+            mark, held = token[0] if begins and token[1] not in _PROSE_ENVIRONMENTS else "", 0
+        elif token[0] == {"[asy]": "[/asy]", "\\[": "\\]", "$$": "$$"}.get(mark, mark.replace("\\begin", "\\end")):
+            mark = ""
+    return mark + "\n" * held if mark else ""
 
 
 def boxed(text: str) -> list[str]:
@@ -65,10 +130,16 @@ def boxed(text: str) -> list[str]:
     Of boxes inside one another the outermost closed one is listed, or the inner one where a box holds nothing but a
     box. Takes time linear in the text, whatever is in it.
 
-    >>> boxed(r"\boxed{1}, then \boxed{\frac{1}{2}}")
-    ['1', '\\frac{1}{2}']
+    Example:
+        >>> boxed(r"\boxed{\frac12} and \boxed{\boxed{3}}")
+        ['\\frac12', '3']
     """
-    found: list[tuple[int, int, str]] = []  # where each box begins and ends, and its content
+    return [content for _, _, content in _boxes(text)]
+
+
+def _boxes(text: str) -> list[tuple[int, int, str]]:
+    """Where each box begins and ends, and its content."""
+    found: list[tuple[int, int, str]] = []
     braces: list[tuple[int, int]] = []  # where what is open begins, and where its content does (-1: not a box)
     for token in _TOKEN.finditer(text):
         if token["box"] or token["open"]:
@@ -82,15 +153,87 @@ def boxed(text: str) -> list[str]:
                 inside.append(found.pop())
             alone = len(inside) == 1 and not (text[start : inside[0][0]] + text[inside[0][1] : token.start()]).strip()
             found.append((begin, token.end(), inside[0][2] if alone else text[start : token.start()]))
-    return [content for _, _, content in found]
+    return found
 
 
 def solution_part(text: str) -> str:
-    """What stands outside of the reasoning: after the last </think>, and before a <think> that follows it unclosed."""
-    return text.rpartition("</think>")[2].partition("<think>")[0]
+    """What stands outside of the reasoning: after the last thought that ends, and before one that begins behind it.
+
+    Thoughts are <think>, <thinking>, <thought>, <reasoning>, [THINK], <|begin_of_thought|> and gpt-oss's analysis
+    channel; a template may have opened one in the prompt, so that only its end is in the text.
+
+    Example:
+        >>> solution_part("maybe 3</think>It is 4.")
+        'It is 4.'
+    """
+    start, begin = _last_thought(text)
+    return text[start : begin.start()] if begin else text[start:]
+
+
+def open_thought(text: str) -> str:
+    """The mark of the thought that `text` (a prompt, the steps before) leaves open, "" for none."""
+    begin = _last_thought(text)[1]
+    return begin[0] if begin else ""
+
+
+def _last_thought(text: str) -> tuple[int, re.Match[str] | None]:
+    """Where the last thought that ends does so, and the one that begins behind it."""
+    start = max((end.end() for end in _THOUGHT_ENDS.finditer(text)), default=0)
+    return start, _THOUGHT_BEGINS.search(text, start)
+
+
+def has_answer(text: str) -> bool:
+    """Whether a box with an answer was closed: not in a thought or in code, and not an empty one or a placeholder."""
+    return bool(_answers(text)[1])
 
 
 def extract_answer(text: str) -> str | None:
-    r"""Content of the last closed \boxed{} in `solution_part`, stripped; None when there is none or it is empty."""
-    answers = boxed(solution_part(text))
-    return (answers[-1].strip() or None) if answers else None
+    r"""Content of the last box in `text` that is an answer, stripped; None when there is none.
+
+    No answers are boxes in thoughts (see `solution_part`) or code, empty ones and placeholders (`\boxed{...}`,
+    `\boxed{your answer}`). Boxes that are joined by a comma, "and" or "or" are one answer, with their names where these
+    differ.
+
+    Example:
+        >>> extract_answer(r"So \boxed{42}. Remember: the answer goes in \boxed{}."), extract_answer("no box")
+        ('42', None)
+        >>> extract_answer(r"$x=\boxed{3}$ or $x=\boxed{-3}$")
+        '3, -3'
+    """
+    part, boxes = _answers(text)
+    if not boxes:
+        return None
+    joined = [boxes[-1]]
+    names = [_NAME_BEFORE.search(part[: boxes[-1][0]])]
+    for box in reversed(boxes[:-1]):
+        if not _JOINED.fullmatch(part[box[1] : joined[0][0]]):
+            break
+        joined.insert(0, box)
+        names.insert(0, _NAME_BEFORE.search(part[: box[0]]))
+    contents = [content.strip() for _, _, content in joined]
+    known = [name[1] for name in names if name]
+    if len(joined) > 1 and len(set(known)) == len(joined):
+        contents = [f"{name} = {content}" for name, content in zip(known, contents, strict=True)]
+    return ", ".join(contents)
+
+
+def _answers(text: str) -> tuple[str, list[tuple[int, int, str]]]:
+    """The part outside of thoughts and code, and the boxes in it that are answers."""
+    part = solution_part(text)
+    if "boxed" not in part and "fbox" not in part:
+        return part, []
+    if "`" in part or "~~~" in part:
+        part = _CODE.sub(" ", _without_fences(part))
+    return part, [box for box in _boxes(part) if _is_answer(box[2])]
+
+
+def _is_answer(content: str) -> bool:
+    return re.search(r"[^\W_]|\\\{", content) is not None and _PLACEHOLDER.fullmatch(content.strip()) is None
+
+
+def _without_fences(text: str) -> str:
+    fence, lines = "", []
+    for line in text.split("\n"):
+        inside, fence = bool(fence), next_block(fence, line) if fence or _FENCE.fullmatch(line) else ""
+        lines.append("" if inside or fence else line)
+    return "\n".join(lines)

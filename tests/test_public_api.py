@@ -57,7 +57,7 @@ def test_the_small_types_keep_their_fields_in_order() -> None:
 
 
 def test_functions_keep_their_parameters() -> None:
-    assert parameters(sw.split_steps) == ["text"]
+    assert parameters(sw.split_steps) == ["text", "mode"]
     assert parameters(sw.extract_answer) == ["text"]
     assert parameters(sw.grade)[:2] == ["prediction", "gold"]
     assert parameters(sw.Config.load) == ["path", "overrides"]

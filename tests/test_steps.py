@@ -8,9 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepwise.steps import boxed, extract_answer, normalize_text, solution_part, split_steps
+from stepwise.steps import (
+    boxed,
+    extract_answer,
+    has_answer,
+    next_block,
+    normalize_text,
+    open_thought,
+    solution_part,
+    split_steps,
+)
 
 PIECES = ["a", "b", " ", "\t", "\n", "\n\n", "\r\n", "\r", "```", "~~~", "````", "`", "\\boxed{", "}", "{", "\\"]
+PIECES += ["\\[", "\\]", "$$", "[asy]", "[/asy]", "\\begin{align*}", "\\end{align*}"]
 MESSY = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
 
 
@@ -121,7 +131,7 @@ def test_boxes_are_found_by_matching_braces(text, found):
     [
         (r"\boxed{1} \boxed{ 2 }", "2"),
         (r"\boxed{1} \boxed{2", "1"),
-        (r"\boxed{1} \boxed{}", None),
+        (r"\boxed{1} \boxed{}", "1"),
         (r"\boxed{ }", None),
         ("no box", None),
         ("", None),
@@ -167,3 +177,147 @@ def test_a_model_that_repeats_itself_does_not_stall_the_search(text):
     split_steps(text)
     # Linear work takes well under a second; quadratic work would take minutes.
     assert time.monotonic() - start < 30
+
+
+DISPLAYS = [
+    "[asy]\ndraw(a);\n\ndot(b);\n[/asy]",
+    "\\[\na\n\n= b\n\\]",
+    "so \\[ a\n\n= b \\] holds",
+    "$$\na\n\n= b\n$$",
+    "$$a\n\n= b$$",
+    "\\begin{align*}\na&=b\\\\\n\nc&=d\n\\end{align*}",
+    "\\begin{tabular}{c}\na\n\n\nb\n\\end{tabular}",
+    "\\begin{cases}\\begin{array}{c}\n\n1\\end{array}\n\n2\\end{cases}",
+    "\\[\\begin{pmatrix}1\\\\[4pt]\n\n2\\end{pmatrix}\\]",
+]
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
+def test_a_blank_line_in_a_drawing_a_formula_or_an_environment_does_not_end_a_step(display):
+    text = f"First.\n\n{display}\n\nLast."
+    assert len(split_steps(text)) == 3
+    assert split_steps(text)[2] == "Last."
+    assert split_steps("\n\n".join(split_steps(text))) == split_steps(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\[a=b\\]\n\nc",
+        "$$a=b$$\n\nc",
+        "[asy]draw(a);[/asy]\n\nc",
+        "\\begin{align}a\\end{align}\n\nc",
+        "It costs \\$5 and \\$6.\n\nc",
+        "\\begin{proof} So.\n\nc",
+        "the row \\\\[4pt] ends\n\nc",
+    ],
+)
+def test_what_is_closed_on_its_line_or_holds_prose_keeps_nothing_together(text):
+    assert len(split_steps(text)) == 2
+
+
+def test_a_formula_that_is_never_closed_does_not_swallow_the_solution():
+    steps = split_steps("\n\n".join(["\\[ a = b", *"cdefghij"]))
+    assert len(steps) == 5
+    assert steps[1:] == list("ghij")
+    assert next_block("\\[", "") == "\\[\n "
+
+
+def test_texts_without_blank_lines_are_split_by_a_mode_that_is_asked_for():
+    text = "Intro\n1. Add 2 and 3.\n   It is 5.\n2) Double it.\n**Step 3:** \\boxed{10}"
+    assert split_steps(text) == [text]
+    assert split_steps(text, mode="numbered") == [
+        "Intro",
+        "1. Add 2 and 3.\n   It is 5.",
+        "2) Double it.",
+        "**Step 3:** \\boxed{10}",
+    ]
+    assert split_steps("a = 1\nb = 2\n\\[\nx\n\ny\n\\]\n\n1.5 litres", mode="lines") == [
+        "a = 1",
+        "b = 2",
+        "\\[\nx\n\ny\n\\]",
+        "1.5 litres",
+    ]
+    assert split_steps("1.5 litres\n2.5 litres", mode="numbered") == ["1.5 litres\n2.5 litres"]
+
+
+NO_ANSWERS = [
+    r"\boxed{}",
+    r"\boxed{ }",
+    r"\boxed{\ }",
+    r"\boxed{...}",
+    r"\boxed{\ldots}",
+    r"\boxed{?}",
+    r"\boxed{\_\_\_}",
+    r"\boxed{___}",
+    r"\boxed{answer}",
+    r"\boxed{your answer}",
+    r"\boxed{\text{answer}}",
+    r"\boxed{\text{Final Answer}}",
+    r"\boxed{<answer>}",
+    r"\boxed{[your answer here]}",
+    r"\boxed{\square}",
+    r"\boxed{XXX}",
+    r"\boxed{\text{the final answer}}",
+    r"\boxed{\phantom{0}}",
+    "`\\boxed{7}`",
+    "``\\boxed{7}``",
+    "```\n\\boxed{7}\n```",
+    "~~~latex\n\\boxed{7}\n~~~",
+    "<think>\\boxed{7}</think>",
+    "<think>\\boxed{7}",
+    "<Thinking>\\boxed{7}</Thinking>",
+    "<thought>\\boxed{7}</thought>",
+    "<reasoning>\\boxed{7}</reasoning>",
+    "[THINK]\\boxed{7}[/THINK]",
+    "[THINK]\\boxed{7}",
+    "<|begin_of_thought|>\\boxed{7}<|end_of_thought|>",
+    "<|channel|>analysis<|message|>\\boxed{7}",
+    "<|channel|>analysis<|message|>\\boxed{7}<|end|><|start|>assistant<|channel|>final<|message|>",
+    "analysisWe try \\boxed{7}",
+    "the template began it: \\boxed{7}</think>",
+    "the template began it: \\boxed{7}[/THINK]",
+]
+
+
+@pytest.mark.parametrize("box", NO_ANSWERS)
+def test_a_box_that_is_no_answer_ends_nothing_and_hides_no_answer(box):
+    assert not has_answer(box)
+    assert extract_answer(box) is None
+    assert extract_answer(f"{box}\nIt is \\boxed{{42}}.") == (None if open_thought(box) else "42")
+
+
+@pytest.mark.parametrize(
+    ("text", "thought"),
+    [
+        ("<|im_start|>assistant\n<think>\n", "<think>"),
+        ("<think>a</think>", ""),
+        ("a</think> b <think>", "<think>"),
+        ("no thought", ""),
+        ("[THINK] so", "[THINK]"),
+        ("<|channel|>analysis<|message|>x", "<|channel|>analysis"),
+        ("<|channel|>analysis<|message|>x<|end|><|channel|>final<|message|>", ""),
+    ],
+)
+def test_a_thought_that_a_prompt_or_the_steps_before_leave_open_is_known(text, thought):
+    assert open_thought(text) == thought
+    assert has_answer(thought + "\\boxed{7}") == (not thought)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"$x=\boxed{3}$ or $x=\boxed{-3}$", "3, -3"),
+        (r"The roots are $\boxed{3}$ and $\boxed{-3}$.", "3, -3"),
+        (r"\boxed{1}, \boxed{2}, and \boxed{3}", "1, 2, 3"),
+        (r"\(\boxed{1}\) or \(\boxed{2}\)", "1, 2"),
+        (r"$a=\boxed{1}$, $b=\boxed{2}$", "a = 1, b = 2"),
+        (r"First \boxed{3}; no, \boxed{1}", "1"),
+        (r"\boxed{3}. Checking again: \boxed{4}", "4"),
+        ("\\boxed{3}\n\n\\boxed{4}", "4"),
+        (r"\boxed{3} is wrong and \boxed{4} right", "4"),
+        (r"not \boxed{3} but \boxed{4}", "4"),
+    ],
+)
+def test_boxes_that_are_joined_are_one_answer_and_a_correction_is_the_last(text, answer):
+    assert extract_answer(text) == answer

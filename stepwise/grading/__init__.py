@@ -14,12 +14,15 @@ from stepwise.grading.grader import (
     grade,
     grade_many,
 )
+from stepwise.grading.reading import FoundAnswer, find_answer
 
 __all__ = [
     "DEFAULT_TIMEOUT",
     "GRADER_VERSION",
+    "FoundAnswer",
     "Verdict",
     "check_gold",
+    "find_answer",
     "grade",
     "grade_many",
 ]

@@ -1,10 +1,10 @@
-r"""Equality of two algebraic answers, decided in a worker process: math-verify parses, many digits decide.
+r"""Equality of two algebraic answers, decided in a worker process: math-verify's parser reads, exact values decide.
 
-math-verify's comparison is not used where a value can be computed, since it calls `1/2^99` and `1/2^98` equal and
-simplifies for a long time. Instead both sides are evaluated to 30 digits, at several fixed points where there are
-variables: expressions must agree at each point (at those where both are real, if that is often enough), equations and
-inequalities must be multiples of each other. Decimals are exact fractions, so a rounded decimal does not equal what
-it was rounded from. The parser is the one that math-verify uses, called so that capitals stay capitals.
+math-verify's own comparison is not used: it calls `1/2^99` and `1/2^98` equal and simplifies for a long time. Numbers
+and functions are compared by `agreement.py`; equations and inequalities are equal where they are multiples of each
+other. Decimals are exact fractions, so a rounded decimal does not equal what it was rounded from. The parser is called
+so that capitals stay capitals, and what it would drop or misread (primes, gcd, fractional parts) is rewritten or
+refused first.
 """
 
 from __future__ import annotations
@@ -13,50 +13,76 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from stepwise.grading.text import Role, Unreadable
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
 
-DIGITS = 30
-_TOLERANCE = 1e-20
-_ZERO = 1e-80
+from stepwise.grading.agreement import Gcd, Lcm, agree, proportional
+from stepwise.grading.text import Role, Unreadable, closing
+
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\d.])")
-_NOT_MATH = re.compile(r"(?<![\d_^{])\d+\s+\d|(?<![\w^{.])\d+\s*_|(?<![A-Za-z\\{])[A-Za-z]{5,}|\\text")
+_NOT_MATH = re.compile(r"(?<![\d_^{])\d+\s+\d|(?<![\w^{.])\d+\s*_|(?<![A-Za-z\\{])[A-Za-z]{5,}|\\text|\\\{")
 _TRIGONOMETRIC = re.compile(
     r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\^\s*(?:\d|\{\d\})\s*)?)([({]?)\s*(\d+(?:\.\d+)?)\s*°"
 )
-_POINTS = ((7, 5), (11, 3), (3, 13), (-5, 7), (13, -11), (-17, -3))
-_STEP = (3, 17)
+_PRIME = re.compile(r"([A-Za-z])('+)(?!\s*\()")
+_OVER_SETS = re.compile(r"\\(?:max|min|gcd|lcm)\s*(?=\\\{)")
+_FUNCTIONS = {"\\text{gcd}": Gcd, "\\text{lcm}": Lcm}
+_REWRITES = ((r"\\bmod(?![A-Za-z])", r"\\mod "), (r"\\lg(?![A-Za-z])", r"\\log_{10}"),
+             (r"\\(gcd|lcm)\s*(?=\()", r"\\text{\1}"))  # fmt: skip
 
 
 def equal(prediction: str, gold: str) -> bool:
-    """Whether two LaTeX texts mean the same. Raises Unreadable for the one that cannot be parsed, gold first."""
+    r"""Whether two LaTeX texts mean the same.
+
+    Raises Unreadable for the one that cannot be parsed, gold first, and for the prediction where it cannot be told.
+
+    Example:
+        >>> equal(r"\lfloor (n+1)/2\rfloor", r"\lceil n/2\rceil"), equal(r"\lfloor x\rfloor", "x")
+        (True, False)
+    """
     right = _parse(gold, "gold")
     left = _parse(prediction, "prediction")
-    return bool(left == right) or _same(left, right)
+    same = True if left == right else _same(left, right)
+    if same is None:
+        raise Unreadable("prediction", "whether it equals the gold answer cannot be told")
+    return same
 
 
 def _parse(latex: str, role: Role) -> Any:
-    import sympy
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
-
+    latex = _sets_as_arguments(latex)
     # The parser reads letter by letter and drops what it does not know, which would make a formula of any text.
     if _NOT_MATH.search(latex):
         raise Unreadable(role, "it is neither a number nor a formula")
+    latex = _PRIME.sub(lambda match: f"{match[1]}_{{prime{len(match[2])}}}", latex)
     latex = _TRIGONOMETRIC.sub(r"\1\2{\\frac{\3\\pi}{180}}", latex)
+    for pattern, replacement in _REWRITES:
+        latex = re.sub(pattern, replacement, latex)
     text = _DECIMAL.sub(lambda match: "{" + _fraction(match[1], match[2]) + "}", latex.replace("°", ""))
     try:
         found = latex2sympy(text, is_real=True, conversion_config=ConversionConfig(lowercase_symbols=False))
     except Exception as error:  # the parser raises plain Exception for a syntax error
         raise Unreadable(role, f"it is not LaTeX that math-verify reads: {str(error)[:80]}") from None
-    imaginary = {symbol: sympy.I for symbol in getattr(found, "free_symbols", ()) if symbol.name == "i"}
+    if not isinstance(found, sympy.Basic):
+        return found
+    if isinstance(found, sympy.FiniteSet) and len(found) == 1:  # `{5}` in plain braces; sets in `\\{ \\}` were refused
+        found = found.args[0]
+    found = found.replace(
+        lambda part: isinstance(part, AppliedUndef) and part.func.__name__ in _FUNCTIONS,
+        lambda part: _FUNCTIONS[part.func.__name__](*part.args),
+    )
+    imaginary = {symbol: sympy.I for symbol in found.free_symbols if symbol.name == "i"}
     found = found.xreplace(imaginary) if imaginary else found
-    return found.doit() if isinstance(found, sympy.Expr) and found.has(*_operations()) else found
+    return found.doit() if isinstance(found, sympy.Expr) else found
 
 
-def _operations() -> tuple[Any, ...]:
-    """What is carried out before numbers are compared: evaluating it numerically is slow or inexact."""
-    import sympy
-
-    return (sympy.Integral, sympy.Sum, sympy.Product, sympy.Derivative, sympy.Limit)
+def _sets_as_arguments(latex: str) -> str:
+    r"""`\max\{a,b\}` as `\max(a,b)`: braces that are no set."""
+    while (match := _OVER_SETS.search(latex)) and (end := closing(latex, match.end() + 1)) > 0:
+        inner = latex[match.end() + 2 : end].removesuffix("\\")
+        latex = latex[: match.end()] + "(" + inner + ")" + latex[end + 1 :]
+    return latex
 
 
 def _fraction(whole: str, decimals: str) -> str:
@@ -64,11 +90,7 @@ def _fraction(whole: str, decimals: str) -> str:
     return str(value.numerator) if value.denominator == 1 else f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
-def _same(left: Any, right: Any) -> bool:
-    import sympy
-    from math_verify import verify
-    from sympy.core.relational import Relational
-
+def _same(left: Any, right: Any) -> bool | None:
     parts = [expression.args if isinstance(expression, sympy.And) else (expression,) for expression in (left, right)]
     related = [all(isinstance(part, Relational) for part in side) for side in parts]
     if related[0] != related[1]:
@@ -76,10 +98,8 @@ def _same(left: Any, right: Any) -> bool:
     if all(related):
         return len(parts[0]) == len(parts[1]) and _match(list(parts[0]), list(parts[1]))
     if isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr):
-        agreed = _agree(left, right)
-        if agreed is not None:
-            return agreed
-    return bool(verify(right, left, strict=True, timeout_seconds=None))
+        return agree(left, right)
+    return None
 
 
 def _match(left: list[Any], right: list[Any]) -> bool:
@@ -93,59 +113,11 @@ def _match(left: list[Any], right: list[Any]) -> bool:
 
 def _same_relation(left: Any, right: Any) -> bool:
     """Both as `difference REL 0`; equal when the differences have a constant ratio, positive for inequalities."""
-    import sympy
-
     kinds, differences = [], []
     for relation in (left, right):
-        turned = isinstance(relation, (sympy.Lt, sympy.Le))
+        turned = isinstance(relation, sympy.Lt | sympy.Le)
         kind = {sympy.Lt: sympy.Gt, sympy.Le: sympy.Ge}.get(type(relation), type(relation))
         kinds.append(kind)
         differences.append(relation.rhs - relation.lhs if turned else relation.lhs - relation.rhs)
-    if kinds[0] is not kinds[1]:
-        return False
-    ratios = []
-    for point in _points(*differences):
-        one, other = (_value(difference, point) for difference in differences)
-        if one is None or other is None or abs(one) < _ZERO or abs(other) < _ZERO:
-            return bool(differences[0] == differences[1])
-        ratios.append(one / other)
-    constant = all(_close(ratio, ratios[0]) for ratio in ratios)
-    return constant and (kinds[0] in (sympy.Eq, sympy.Ne) or bool(sympy.re(ratios[0]) > 0))
-
-
-def _agree(left: Any, right: Any) -> bool | None:
-    """Whether two expressions have the same values; None where they cannot be evaluated."""
-    pairs = []
-    for point in _points(left, right):
-        one, other = _value(left, point), _value(right, point)
-        if one is None or other is None:
-            return None
-        pairs.append((one, other))
-    real = [(one, other) for one, other in pairs if one.is_real and other.is_real]
-    return all(_close(one, other) for one, other in (real if len(real) >= 3 else pairs))
-
-
-def _points(*expressions: Any) -> list[dict[Any, Any]]:
-    """Fixed values for all variables: one empty point where there are none, six otherwise, of mixed signs."""
-    import sympy
-
-    symbols = sorted(set().union(*(expression.free_symbols for expression in expressions)), key=str)
-    if not symbols:
-        return [{}]
-    points = []
-    for k, (top, bottom) in enumerate(_POINTS):
-        step = sympy.Rational(*_STEP) * (1 if k % 2 else -1)
-        values = [sympy.Rational(top, bottom) + j * step for j in range(len(symbols))]
-        points.append(dict(zip(symbols, [abs(value) if k < 3 else value for value in values], strict=True)))
-    return points
-
-
-def _value(expression: Any, point: dict[Any, Any]) -> Any:
-    """A finite number with DIGITS digits, None where there is none."""
-    value = expression.evalf(DIGITS, subs=point) if point else expression.evalf(DIGITS)
-    return value if value.is_number and value.is_finite and value.is_comparable is not None else None
-
-
-def _close(one: Any, other: Any) -> bool:
-    size = max(abs(one), abs(other))
-    return bool(size < _ZERO or abs(one - other) <= _TOLERANCE * size)
+    ratio = proportional(*differences) if kinds[0] is kinds[1] else 0
+    return ratio == 1 or (ratio == -1 and kinds[0] in (sympy.Eq, sympy.Ne))

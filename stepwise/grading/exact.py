@@ -1,7 +1,7 @@
 r"""Exact rational arithmetic on the part of LaTeX that answers are mostly made of.
 
-Integers, decimals, `\frac`, mixed numbers, `+ - * / ^ !`, brackets. Everything stays a `Fraction`, so `1/2^99` and
-`1/2^98` differ and 0.1 is one tenth. Sizes are capped before they are computed.
+Integers, decimals, `\frac`, mixed numbers, `+ - * / ^ !`, `\mod`, brackets. Everything stays a `Fraction`, so `1/2^99`
+and `1/2^98` differ and 0.1 is one tenth. Sizes are capped before they are computed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from fractions import Fraction
 
 MAX_EXPONENT = 10_000
 MAX_BITS = 100_000
-MAX_FACTORIAL = 1_000
-_TOKEN = re.compile(r"\s*(\d+\.\d*|\.\d+|\d+|\\frac|\\cdot|\\times|\\div|[-+*/^(){}!])")
-_SIGNS = {"*": "*", "\\cdot": "*", "\\times": "*", "/": "/", "\\div": "/"}
+MAX_FACTORIAL = 5_000
+_TOKEN = re.compile(r"\s*(\d+\.\d*|\.\d+|\d+|\\frac|\\cdot|\\times|\\div|\\mod|[-+*/^(){}!])")
+_SIGNS = {"*": "*", "\\cdot": "*", "\\times": "*", "/": "/", "\\div": "/", "\\mod": "mod"}
 _CLOSING = {"(": ")", "{": "}"}
 _BY_HAND = re.compile(r"(-?)\s*(\d+)\s+(\d+)/(\d+)")
 _SCIENTIFIC = re.compile(r"(-?(?:\d+\.?\d*|\.\d+))[eE]([+-]?\d{1,9})")
@@ -96,7 +96,11 @@ class _Parser:
         while token := self.peek():
             if token in _SIGNS:
                 self.take()
-                value = self.divide(value, self.signed()) if _SIGNS[token] == "/" else value * self.signed()
+                other = self.signed()
+                if _SIGNS[token] == "mod":
+                    value -= other * math.floor(self.divide(value, other))
+                else:
+                    value = self.divide(value, other) if _SIGNS[token] == "/" else value * other
             elif token in ("(", "\\frac"):
                 value *= self.power()
             else:

@@ -11,14 +11,16 @@ from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
 from stepwise.errors import DataError
-from stepwise.grading.answers import compare
+from stepwise.grading.equality import compare, leaves_arithmetic
 from stepwise.grading.pool import WorkerDied, WorkerTimeout, shared_pool
-from stepwise.grading.text import Unreadable, find_answer
+from stepwise.grading.reading import find_answer
+from stepwise.grading.text import Unreadable
 from stepwise.runs.progress import progress as progress_bar
+from stepwise.steps import extract_answer
 from stepwise.types import Problem
 
 DEFAULT_TIMEOUT = 10.0
-RULES = "2"
+RULES = "3"
 _CACHE_SIZE = 65_536
 
 
@@ -28,11 +30,11 @@ class Verdict(StrEnum):
     CORRECT = "CORRECT"
     """Equal to the gold answer."""
     WRONG = "WRONG"
-    """Read, and not equal to the gold answer."""
+    """Read, and not equal to the gold answer; for rewards also one with arithmetic left to do (`29 - 15` for 14)."""
     NO_ANSWER = "NO_ANSWER"
-    """The prediction is empty, or has a box that is empty or never closed."""
+    """The prediction is empty, or has a box that is no answer (empty, open, in a thought) and no answer elsewhere."""
     UNPARSEABLE_PREDICTION = "UNPARSEABLE_PREDICTION"
-    """The predicted answer is neither a number, a word nor a formula, or is over a cap (see `grading/text.py`)."""
+    """Nothing can be read in the prediction, it is over a cap (see `grading/text.py`), or it cannot be told."""
     UNPARSEABLE_GOLD = "UNPARSEABLE_GOLD"
     """The gold answer cannot be read; `check_gold` finds these before a run."""
     TIMEOUT = "TIMEOUT"
@@ -56,7 +58,7 @@ def _version(package: str) -> str:
 GRADER_VERSION = f"{RULES}+math-verify-{_version('math-verify')}+sympy-{_version('sympy')}"
 """Stamp it beside stored verdicts: verdicts of different versions are not comparable."""
 
-_cache: OrderedDict[tuple[str, str, bool, str], Verdict] = OrderedDict()
+_cache: OrderedDict[tuple[str, str, bool, bool, str], Verdict] = OrderedDict()
 _cache_lock = threading.Lock()
 if hasattr(os, "register_at_fork"):  # a child forked while another thread holds the lock would wait for ever
     os.register_at_fork(
@@ -68,18 +70,34 @@ class _NeedsAlgebra(Exception):
     pass
 
 
-def grade(prediction: str | None, gold: str | None, *, timeout: float = DEFAULT_TIMEOUT) -> Verdict:
+def grade(
+    prediction: str | None,
+    gold: str | None,
+    *,
+    timeout: float = DEFAULT_TIMEOUT,
+    outside_box: bool = True,
+    accept_arithmetic: bool = True,
+) -> Verdict:
     r"""Whether the answer in `prediction` equals the one in `gold`; never hangs.
 
-    A text with `\boxed{}` is searched for its last closed box after </think>; otherwise the whole text is the answer.
-    None or an empty text is NO_ANSWER. `timeout` is in seconds and counts the work of one worker process only.
-    Raises DataError for a `timeout` that is not positive and for what is not a text, GradingError when worker processes
-    cannot be run.
+    `stepwise.grading.find_answer` says which part of `prediction` is read, and how; with `outside_box=False` it is the
+    last box alone. None or an empty text is NO_ANSWER. An unevaluated sum (`29 - 15` for 14) is CORRECT, and
+    WRONG with `accept_arithmetic=False`, as rewards have it: paying for it teaches to skip the arithmetic.
+    `timeout` is in seconds and counts the work of one worker process only. Raises DataError for a `timeout` that is
+    not positive and for what is not a text, GradingError when worker processes cannot be run.
+
+    Example:
+        >>> grade(r"So it is \boxed{\frac12}.", "0.5")
+        <Verdict.CORRECT: 'CORRECT'>
     """
     for name, value in (("prediction", prediction), ("gold", gold)):
         if value is not None and not isinstance(value, str):
             raise DataError(f"grade: {name} is {value!r}, a {type(value).__name__}; give it as text")
-    return _grade(prediction, gold, timeout, shortcut=True)
+    verdict = _grade(prediction, gold, timeout, outside_box=outside_box)
+    if verdict is Verdict.CORRECT and not accept_arithmetic:
+        answer = find_answer(prediction, outside_box).answer
+        return Verdict.WRONG if leaves_arithmetic(answer, extract_answer(gold or "") or gold or "") else verdict
+    return verdict
 
 
 def grade_many(
@@ -87,9 +105,14 @@ def grade_many(
     *,
     timeout: float = DEFAULT_TIMEOUT,
     progress: bool = False,
+    outside_box: bool = True,
+    accept_arithmetic: bool = True,
 ) -> list[Verdict]:
     """`grade` for every (prediction, gold), in order, on all workers at once; `progress=True` shows a bar."""
     from concurrent.futures import ThreadPoolExecutor
+
+    def judged(pair: tuple[str | None, str | None]) -> Verdict:
+        return grade(*pair, timeout=timeout, outside_box=outside_box, accept_arithmetic=accept_arithmetic)
 
     items = list(pairs)
     verdicts = []
@@ -97,7 +120,7 @@ def grade_many(
         advance = stack.enter_context(progress_bar("grading", len(items))) if progress else None
         # The threads only wait at the pipes; they time nothing.
         threads = stack.enter_context(ThreadPoolExecutor(shared_pool().size, "grading"))
-        for verdict in threads.map(lambda pair: grade(*pair, timeout=timeout), items):
+        for verdict in threads.map(judged, items):
             verdicts.append(verdict)
             if advance is not None:
                 advance(1)
@@ -114,20 +137,26 @@ def check_gold(problem: Problem, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         )
 
 
-def _grade(prediction: str | None, gold: str | None, timeout: float, *, shortcut: bool) -> Verdict:
+def _grade(
+    prediction: str | None, gold: str | None, timeout: float, *, shortcut: bool = True, outside_box: bool = True
+) -> Verdict:
     if not timeout > 0:
         raise DataError(f"timeout={timeout!r} seconds; it must be positive")
-    right, left = find_answer(gold), find_answer(prediction)
+    right = extract_answer(gold or "") or ("" if "\\boxed" in (gold or "") else (gold or "").strip())
     if not right:
         return Verdict.UNPARSEABLE_GOLD
+    # Where gold answers are checked, both are the same text and nothing is searched for.
+    left, source = (right, "box") if not shortcut else find_answer(prediction, outside_box)
     if not left:
-        return Verdict.NO_ANSWER
+        silent = not (prediction or "").strip() or "\\boxed" in (prediction or "") or not outside_box
+        return Verdict.NO_ANSWER if silent else Verdict.UNPARSEABLE_PREDICTION
+    bare = source != "box"
     try:
-        return _truth(compare(left, right, _undecided, shortcut=shortcut))
+        return _truth(compare(left, right, _undecided, shortcut=shortcut, bare=bare))
     except Unreadable as error:
         return _unreadable(error.role)
     except _NeedsAlgebra:
-        return _ask(left, right, timeout, shortcut)
+        return _ask(left, right, timeout, shortcut, bare)
 
 
 def _undecided(prediction: str, gold: str) -> bool:
@@ -142,14 +171,15 @@ def _unreadable(role: str) -> Verdict:
     return Verdict.UNPARSEABLE_GOLD if role == "gold" else Verdict.UNPARSEABLE_PREDICTION
 
 
-def _ask(prediction: str, gold: str, timeout: float, shortcut: bool) -> Verdict:
-    entry = (gold, prediction, shortcut, GRADER_VERSION)
+def _ask(prediction: str, gold: str, timeout: float, shortcut: bool, bare: bool) -> Verdict:
+    entry = (gold, prediction, shortcut, bare, GRADER_VERSION)
     with _cache_lock:
         if entry in _cache:
             _cache.move_to_end(entry)
             return _cache[entry]
     try:
-        reply = shared_pool().ask({"prediction": prediction, "gold": gold, "shortcut": shortcut}, timeout)
+        request = {"prediction": prediction, "gold": gold, "shortcut": shortcut, "bare": bare}
+        reply = shared_pool().ask(request, timeout)
     except WorkerTimeout:
         return Verdict.TIMEOUT
     except WorkerDied:

@@ -1,4 +1,4 @@
-r"""From a prediction to the answer in it, to one spelling of that answer; and the caps on what is looked at further."""
+r"""From an answer to one spelling of it; and the caps on what is looked at further."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 from stepwise.grading.exact import MAX_EXPONENT, TooBig, evaluate
-from stepwise.steps import extract_answer, solution_part
+from stepwise.grading.style import plain_style
 
 MAX_LENGTH = 1_000
 MAX_DIGITS = 500
@@ -23,14 +23,21 @@ _TABLE = str.maketrans(
     | dict(zip("（），．：％＄’", "(),.:%$'", strict=True))
     | {"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "∓": r"\mp "}
     | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset "}
+    | {"≈": r"\approx ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "′": "'", "∖": r"\setminus "}
+    | {"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil "}
     | {"π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "∞": r"\infty ", "°": r"^\circ "}
     | {char: rf"\frac{{{top}}}{{{low}}}" for char, top, low in ("½12", "⅓13", "⅔23", "¼14", "¾34", "⅕15", "⅛18")}
 )
-_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
-_PLAIN_DIGITS = str.maketrans(_RAISED + _LOWERED, "0123456789" * 2)
+_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "₀₁₂₃₄₅₆₇₈₉₋₊ₙ"
+_PLAIN_DIGITS = str.maketrans(_RAISED + _LOWERED, "0123456789-+n" * 2)
 _SMALL_DIGITS = re.compile(rf"([{_RAISED}]+)|[{_LOWERED}]+")
 _REPEATING = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\overline\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_THOUSANDS_BEHIND = re.compile(r"(?<==)\s*[-$]?\s*\d{1,3}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")
+# `$3$,$5$`: several formulas, each in its own dollars.
+_MATH_PARTS = re.compile(r"\s*\$[^$]+\$(?:\s*(?:,|;|and|or|,\s*and)?\s*\$[^$]+\$)+[\s.]*")
+_LEADING = re.compile(r"^(?:\s*(?:=(?!=)|\\(?:approx|therefore|implies|to|(?:R|r|Longr)ightarrow)(?![A-Za-z])"
+                      r"|(?:\\text\s*\{\s*)?(?i:approximately|approx\.|about|exactly)(?:\s*\}|\s)))+\s*")  # fmt: skip
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ("{", "}"))
 _REWRITES = [
     (re.compile(pattern), replacement)
@@ -42,9 +49,18 @@ _REWRITES = [
         (r"\\hspace\*?\{[^{}]*\}", " "),
         (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\\[,;:> ]|\\(?:quad|qquad|thinspace|enspace)(?![A-Za-z])|~", " "),
-        (r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf)(?![A-Za-z])", " "),
-        (r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|mbox|hbox|mathrm|mathsf|mathit)\s*\{", r"\\text{"),
-        (r"\\(?:mathbf|boldsymbol|bm)\s*\{(?=\s*-?\d)", "{"),
+        (r"\^\s*([-+]\s*\d+|\d\d+)(?![\d.])", r"^{\1}"),
+        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+[xX]\s+(?=\d)", r"\\times "),
+        (r"(\d)\s*(?:\\text\s*\{\s*)?\band\s+(?:an?|one)[- ]half\b\s*\}?", r"\1\\frac{1}{2}"),
+        (r"(\d)\s*(?:\\text\s*\{\s*)?\band\s+(?:an?|one)[- ]third\b\s*\}?", r"\1\\frac{1}{3}"),
+        (r"(\d)\s*(?:\\text\s*\{\s*)?\band\s+(?:an?|one)[- ](?:quarter|fourth)\b\s*\}?", r"\1\\frac{1}{4}"),
+        (r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|ex|em|mm|cm|in)\s*\]|\\(?:tabularnewline|cr)(?![A-Za-z])", r"\\\\"),
+        (r"\\mathbb\s*([A-Z])|\\(?:Bbb|mathds)\s*\{?([A-Z])\}?", r"\\mathbb{\1\2}"),
+        (r"\\bmod(?![A-Za-z])", r"\\mod "),
+        (r"_\s*\{\s*\\text\s*\{\s*([A-Za-z]+)\s*\}\s*\}|_\s*\\text\s*\{\s*([A-Za-z]+)\s*\}", r"_{\1\2}"),
+        (r"(?<!_\{)\\(?:mathrm|text)\s*\{\s*(gcd|lcm|max|min|mod|sgn|floor|ceil)\s*\}", r"\\\1 "),
+        (r"\\(?:simeq|approxeq|doteq)(?![A-Za-z])", r"\\approx"),
+        (r"\\[lr]vert(?![A-Za-z])", "|"),
         (r"\\text\{\s*\\?([$%])\s*\}", r"\1"),
         (r"\\log\s*_\s*(?:\{\s*e\s*\}|e)(?![A-Za-z])", r"\\ln "),
         (r"\\operatorname\*?\s*\{([A-Za-z]+)\}", r"\\\1 "),
@@ -71,6 +87,15 @@ _REWRITES = [
         (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
     )
 ]
+_CLAUSE = (
+    r"(?:for|where|when(?:ever)?)\b[\s}]*(?:\\text|all\b|any\b|every\b|each\b"
+    r"|(?:some\b|an?\b)?\s*(?:positive |nonnegative )?integers?\b"
+    r"|\$?[b-zB-Z](?![A-Za-z])|\\)|since\b|because\b|given\b|provided\b|\\forall"
+)
+_CONDITION = re.compile(
+    rf"[\s,;]*(?:\(|\\text\s*\{{\s*,?\s*\(?)?\s*(?:{_CLAUSE}).*"
+    r"|[\s,;(]+[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\\in\s*\\mathbb\{[NZQ]\}.*"
+)
 _ARGUMENT = re.compile(r"\s*(\\[A-Za-z]+|[^\s{}\\])")
 _EXPONENT = re.compile(r"[-+]*(?:\d+(?:\.\d+)?|\\[A-Za-z]+|[A-Za-z])")
 _OPEN = "([{"
@@ -85,23 +110,17 @@ class Unreadable(Exception):
         self.reason = reason
 
 
-def find_answer(text: str | None) -> str:
-    r"""The answer in a text: its last closed box after </think>; without a box, all the text but the reasoning."""
-    if text is None:
-        return ""
-    if "\\boxed" in text or "\\fbox" in text:
-        return extract_answer(text) or ""
-    return solution_part(text).strip()
-
-
 def clean(answer: str, role: Role) -> str:
     """One spelling of an answer, with every cap checked. Raises Unreadable."""
     if len(answer) > MAX_LENGTH:
         raise Unreadable(role, f"{len(answer)} characters; at most {MAX_LENGTH} are read")
-    text = _unwrap(_SMALL_DIGITS.sub(_full_size, answer).translate(_TABLE))
+    text = plain_style(
+        _unwrap(_MATH_PARTS.sub(_without_dollars, _SMALL_DIGITS.sub(_full_size, answer)).translate(_TABLE))
+    )
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = re.sub(r"\s+", " ", _unwrap(text))
+    text = _LEADING.sub("", re.sub(r"\s+", " ", _unwrap(text)))
+    text = _THOUSANDS_BEHIND.sub(lambda match: match[0].replace(",", ""), text)
     if _SPACED_THOUSANDS.fullmatch(text):
         text = text.replace(" ", "")
     _check_caps(text, role)
@@ -128,6 +147,35 @@ def strip_parentheses(text: str) -> str:
     return text
 
 
+def split(text: str, separator: re.Pattern[str]) -> list[str]:
+    r"""`text` cut at the separators that stand outside of all brackets (those of `\text{ and }` are their own)."""
+    parts, start, at = [], 0, 0
+    while at < len(text):
+        if match := separator.match(text, at):
+            parts.append(text[start:at])
+            start = at = match.end()
+        elif text[at] in "([{" and (close := closing(text, at)) >= 0:
+            at = close + 1
+        else:
+            at += 1
+    return [*parts, text[start:]]
+
+
+def without_condition(text: str) -> tuple[str, str]:
+    r"""An answer and the condition behind it ("for x > 0"); "" where it says nothing ("for all k", "(since ...)")."""
+    at, depth = 0, 0
+    while at < len(text):
+        clause = _CONDITION.match(text, at) if depth == 0 and at else None
+        if clause and text[:at].strip() and not re.search(r"remainder", clause[0]):
+            trivial = re.search(r"\\mathbb\{[ZN]\}|integer|since|because", clause[0]) and not re.search(
+                r"even|odd", clause[0]
+            )
+            return text[:at].rstrip(" ,;"), "" if trivial else key(clause[0].strip(" ,;"))
+        depth += (text[at] in "([{") - (text[at] in ")]}")
+        at += 1
+    return text, ""
+
+
 def closing(text: str, start: int) -> int:
     """Index of the bracket that closes the one at `start` (any kind closes any kind: intervals), -1 if none does."""
     depth = 0
@@ -141,6 +189,10 @@ def closing(text: str, start: int) -> int:
 def _full_size(match: re.Match[str]) -> str:
     """Raised or lowered digits, as many as stand together, as one exponent or index."""
     return ("^{" if match[1] else "_{") + match[0].translate(_PLAIN_DIGITS) + "}"
+
+
+def _without_dollars(match: re.Match[str]) -> str:
+    return match[0].replace("$", " ") if match[0].count("$") % 2 == 0 else match[0]
 
 
 def _repeating(match: re.Match[str]) -> str:

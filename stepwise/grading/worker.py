@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stepwise.grading.answers import Algebra
+    from stepwise.grading.equality import Algebra
 
 MEMORY = 4 << 30
 
@@ -27,13 +27,13 @@ def _answer(request: dict[str, Any], algebra: Algebra | None = None) -> dict[str
     from math_verify.errors import TimeoutException
 
     from stepwise.grading.algebra import equal
-    from stepwise.grading.answers import compare
+    from stepwise.grading.equality import compare
     from stepwise.grading.text import Unreadable
 
     try:
-        return {
-            "equal": compare(request["prediction"], request["gold"], algebra or equal, shortcut=request["shortcut"])
-        }
+        prediction, gold = request["prediction"], request["gold"]
+        options = {"shortcut": request["shortcut"], "bare": request.get("bare", False)}
+        return {"equal": compare(prediction, gold, algebra or equal, **options)}
     except Unreadable as error:
         return {"unreadable": error.role, "reason": error.reason}
     except TimeoutException as error:  # a BaseException of math-verify's, which `except Exception` would miss

@@ -28,7 +28,7 @@ from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed
 from stepwise.models.probe import Findings, probe, probe_bound, template_of
 from stepwise.prompt import SolvePrompt
-from stepwise.steps import SEPARATOR, encodable
+from stepwise.steps import SEPARATOR, encodable, open_thought
 from stepwise.types import Finish, Usage
 
 _THINKING = re.compile(r"\A\s*<think>.*?</think>|\A(?:(?!<think>).)*</think>", re.DOTALL)
@@ -229,12 +229,12 @@ class LiteLLMBackend(Generator):
         """What counts of a reply: its text without thoughts, cut at the step's or the answer's end as the engine would;
         how it ended; and whether it must be asked for again without a stop string.
         """
-        text, open_thought = _THINKING.sub("", choice.text), False
+        text, thinking = _THINKING.sub("", choice.text), False
         if text.lstrip().startswith("<think>"):
-            text, open_thought = "", True
+            text, thinking = "", True
         if self.findings.continuation == "prompt" or request.stop == "step":
             text = text.lstrip("\r\n")
-        rule = StopRule(request.stop, _fence(request))
+        rule = StopRule(request.stop, _fence(request), thought=open_thought(_before(request)))
         ending = rule.push(text.encode("utf-8", "replace"))
         stopped = choice.ended == "stop" and choice.stopped != ""
         if ending is None:
@@ -245,12 +245,16 @@ class LiteLLMBackend(Generator):
                 finish = "repeat"
             ending = rule.last(finish)
         cut = clean_text(bytes(rule.data[: ending.content]))
-        too_early = open_thought or rule.in_fence or (not cut and choice.stopped == SEPARATOR)
+        too_early = thinking or rule.in_fence or (not cut and choice.stopped == SEPARATOR)
         return cut, ending.finish, self._stops_at_blank_lines(request) and stopped and too_early
 
 
+def _before(request: Request) -> str:
+    return SEPARATOR.join(step.text for step in request.prefix)
+
+
 def _fence(request: Request) -> bytes:
-    """The code fence that the prefix leaves open, if any."""
+    """What the prefix leaves open of code or formulas, if anything."""
     return open_fence(request.prefix[-1].text) if request.prefix else b""
 
 

@@ -14,10 +14,11 @@ from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.models.engine.stopping import clean_text, open_fence
 from stepwise.models.litellm_handler import chat_job
 from stepwise.prompt import SolvePrompt
-from stepwise.steps import SEPARATOR
+from stepwise.steps import SEPARATOR, open_thought
 from stepwise.types import Failure, Usage
 
 _DRAWN = ("max_tokens", "n", "temperature", "top_p", "top_k", "seed", "top_logprobs")
+_PROMPT_END = 32  # tokens in which a template's opening of a thought would stand
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n\s*\Z")
 
 
@@ -108,12 +109,14 @@ class LlamaCppBackend(Generator):
         for step in request.prefix:
             own = step.token_ids and step.usage.model == name
             ids += self._sampled_ids(step.text, step.token_ids) if own else self._text_ids(step.text)
-        last = request.prefix[-1].text if request.prefix else ""
+        before = SEPARATOR.join(step.text for step in request.prefix)
+        prompt = self.engine.detokenize(self._prompt_ids(request.problem.question)[-_PROMPT_END:])
         return GenerationJob(
             tuple(ids),
             stop=request.stop,
             first=request.sample,
-            fence=open_fence(last).decode() if "```" in last or "~~~" in last else "",
+            fence=open_fence(request.prefix[-1].text if request.prefix else "").decode(),
+            thought=open_thought(prompt.decode("utf-8", "replace") + before),
             **drawn,
         )
 

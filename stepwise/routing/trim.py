@@ -35,7 +35,7 @@ from stepwise.records import record
 from stepwise.routing.evidence import KINDS, Evidence, check_logprobs
 from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Policy, Resample, View, decide
 from stepwise.seeds import stable_hash
-from stepwise.steps import extract_answer
+from stepwise.steps import SEPARATOR, has_answer, open_thought
 from stepwise.types import Problem, Step, Trace, TraceFinish, Usage
 
 MAX_COPIES = 2  # a step may stand twice in a trace; a third copy means that the models go in circles
@@ -228,6 +228,8 @@ class Solver:
             else:
                 self._end("repeat", f"{place} is empty")
             return
+        thought = open_thought(SEPARATOR.join(other.text for other in self.steps))
+        answered = finish == "answer" or has_answer(thought + step.text)
         step = dataclasses.replace(
             step, discarded=tuple(self.drafts), decision=self.decision, evidence=tuple(self.paid_evidence)
         )
@@ -237,7 +239,7 @@ class Solver:
         if step.author == "strong":
             self.strong_steps -= 1
             self.decision = f"{self.decision.removesuffix(' (continued)')} (continued)"
-        if finish == "answer" or extract_answer(step.text) is not None:
+        if answered:
             self._end("answer")
         elif finish == "eos":
             self._end("eos", f"ended without a boxed answer at {place}")

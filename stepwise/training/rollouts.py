@@ -27,7 +27,7 @@ from stepwise.data.examples import Example
 from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict, grade_many
 from stepwise.io import read_rows
-from stepwise.steps import SEPARATOR, extract_answer, next_fence, split_steps
+from stepwise.steps import SEPARATOR, next_block, split_steps
 from stepwise.types import Finish, Problem
 
 Spans = tuple[tuple[int, int], ...]
@@ -84,7 +84,7 @@ def _step_ranges(data: bytes) -> list[tuple[int, int]]:
     begin, end, start, fence = -1, -1, 0, ""
     for mark in _LINE_END.finditer(data):
         line = data[start : mark.start()].decode("utf-8", "replace")
-        fence = next_fence(fence, line)
+        fence = next_block(fence, line)
         if line.strip():
             begin, end = start if begin < 0 else begin, mark.start()
         elif begin >= 0 and not fence:
@@ -119,16 +119,18 @@ def grade_rollouts(
     reward: Reward | None = None,
 ) -> list[RlRollout]:
     r"""The same rollouts with verdict and reward: 1 for CORRECT, 0 for WRONG and for an answer that cannot be read (it
-    would be a way out), and None for what could not be judged.
+    would be a way out) or with arithmetic left to do (`29 - 15`: paying for it teaches to skip it), and None for what
+    could not be judged.
 
-    A rollout without a closed \boxed{} is NO_ANSWER, whose reward is None or, with `no_answer` "wrong", 0. `reward`
-    pays what could be judged, and what has no answer, in place of that. Raises DataError for a rollout whose problem
-    is not among `problems` (by id), ConfigError for a `reward` that returns no number from 0 to 1.
+    A rollout without an answer in a \boxed{} is NO_ANSWER, whose reward is None or, with `no_answer` "wrong", 0.
+    `reward` pays what could be judged, and what has no answer, in place of that. Raises DataError for a rollout whose
+    problem is not among `problems` (by id), ConfigError for a `reward` that returns no number from 0 to 1.
     """
     missing = next((row for row in rollouts if row.problem not in problems), None)
     if missing is not None:
         raise DataError(f"rollout {missing.id!r}: its problem {missing.problem!r} is not among the problems given")
-    verdicts = grade_many([(extract_answer(row.solution), problems[row.problem].answer) for row in rollouts])
+    pairs = [(row.solution, problems[row.problem].answer) for row in rollouts]
+    verdicts = grade_many(pairs, outside_box=False, accept_arithmetic=False)
     paid: dict[Verdict, float | None] = {Verdict.CORRECT: 1.0, Verdict.WRONG: 0.0, Verdict.UNPARSEABLE_PREDICTION: 0.0}
     paid[Verdict.NO_ANSWER] = 0.0 if no_answer == "wrong" else None
     graded = []
@@ -180,7 +182,7 @@ def check_hints(hints: Mapping[str, Sequence[str]], problems: Iterable[Problem],
         if held := next((mark for mark in _BOXES if mark in text), None):
             raise DataError(f"{where} holds {held} ({hint[-1]!r:.60}); end it before the answer, and without reasoning")
         for line in text.split("\n"):
-            fence = next_fence(fence, line)
+            fence = next_block(fence, line)
         if fence:
             raise DataError(f"{where} leaves a code fence open ({fence}); close it")
         checked[name] = hint

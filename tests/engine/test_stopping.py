@@ -142,3 +142,39 @@ def test_a_stop_string_ends_a_text_however_it_is_cut_into_tokens() -> None:
     assert stopped(["E", "N", "d"], ["END"]) is None
     assert stopped(["one two three"], ["three", "two"]) == b"one "  # the earliest counts, not the first in the list
     assert stopped(["caf", "é!"], ["é"]) == b"caf"
+
+
+@pytest.mark.parametrize("thought", ["<think>", "[THINK]", "<|channel|>analysis"])
+def test_a_box_in_a_thought_that_the_prompt_opened_ends_nothing(thought: str) -> None:
+    rule = StopRule("solution", thought=thought)
+    assert rule.push(b"Maybe \\boxed{3}\n") is None
+    assert rule.last("length").finish == "length"
+    ending = (
+        "</think>" if thought == "<think>" else "[/THINK]" if thought == "[THINK]" else "<|channel|>final<|message|>"
+    )
+    assert rule.push(ending.encode() + b"It is \\boxed{4}.") is None
+    assert rule.last("eos").finish == "answer"
+    assert StopRule("solution").push(b"Maybe \\boxed{3}\n") == Ending("answer", 15, 16)
+
+
+@pytest.mark.parametrize("box", ["\\boxed{}", "\\boxed{...}", "\\boxed{your answer}", "`\\boxed{3}`"])
+def test_a_box_that_is_no_answer_ends_nothing(box: str) -> None:
+    rule = StopRule("solution")
+    assert rule.push(f"I put it in {box}.\n".encode()) is None
+    ending = rule.push(b"So \\boxed{3}.\n")
+    assert ending is not None
+    assert ending.finish == "answer"
+
+
+@pytest.mark.parametrize(
+    "display", ["\\[\na\n\nb\n\\]", "$$\na\n\nb\n$$", "[asy]\na\n\nb\n[/asy]", "\\begin{align}\na\n\nb\n\\end{align}"]
+)
+def test_a_blank_line_in_a_formula_ends_no_step_however_it_is_cut_into_tokens(display: str) -> None:
+    text = f"So\n{display}\n\nThen"
+    for width in (1, 2, 3, 7, len(text)):
+        ending, content, _ = run([text[i : i + width] for i in range(0, len(text), width)])
+        assert ending is not None
+        assert [content] == split_steps(text)[:1]
+    left = open_fence(f"So\n{display[: len(display) // 2]}")
+    assert left
+    assert run([f"{display[len(display) // 2 :]}\n\nThen"], fence=left)[0] is not None

@@ -40,12 +40,14 @@ def test_the_benchmark_writes_what_both_graders_said(tmp_path):
         "final_answer_correct": True,
     }
     (tmp_path / "processbench" / "gsm8k.json").write_text(json.dumps([solution]))
-    assert main(["--data", str(tmp_path), "--repeats", "1", "--out", str(tmp_path / "out")]) == 0
+    assert main(["--data", str(tmp_path), "--repeats", "1", "--cases", "3", "--out", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "grading.json").read_text())
     assert result["sets"]["gsm8k"]["gold_failed"] == []
     assert result["sets"]["math500"]["made"] > 3
     assert result["our_failures"] == []
-    assert [(row["verdict"], row["plain"]) for row in result["real"]] == [("CORRECT", True)]
+    real = result["corpora"]["processbench"]
+    assert (real["answers"], real["right"], real["ours"], real["plain"]) == (1, 1, 0, 0)
+    assert result["corpora"]["rewritten"]["answers"] == result["corpora"]["kinds"]["answers"] == 3
     assert result["times_ms"]["exact_path"] > 0
     assert result["times_ms"]["worker_path"] > 0
 

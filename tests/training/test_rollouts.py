@@ -99,10 +99,14 @@ def row(sample: int, text: str, **more: object) -> RlRollout:
 
 def test_only_right_and_wrong_carry_a_reward_and_no_answer_does_as_it_is_told() -> None:
     problem = {"p": Problem("p", "?", "4")}
-    rows = [row(0, "\\boxed{4}"), row(1, "\\boxed{5}"), row(2, "nothing"), row(3, "\\boxed{?!}")]
+    rows = [row(0, "\\boxed{4}"), row(1, "\\boxed{5}"), row(2, "nothing"), row(3, "\\boxed{x^2 + * y}")]
     masked = grade_rollouts(rows, problem, "mask")
     assert [made.reward for made in masked] == [1.0, 0.0, None, 0.0]
-    assert [made.verdict for made in masked[:3]] == [Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER]
+    verdicts = [Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER, Verdict.UNPARSEABLE_PREDICTION]
+    assert [made.verdict for made in masked] == verdicts
+    unevaluated = grade_rollouts([row(0, "\\boxed{1 + 3}"), row(1, "\\boxed{}")], problem, "mask")
+    assert [made.reward for made in unevaluated] == [0.0, None]
+    assert unevaluated[0].verdict is Verdict.WRONG
     assert [made.reward for made in grade_rollouts(rows, problem, "wrong")] == [1.0, 0.0, 0.0, 0.0]
     broken = RlRollout("p/s0/r0", 0, "p", "?", 0, "", (), (), (), (), "error")
     assert grade_rollouts([broken], problem, "wrong") == [broken]

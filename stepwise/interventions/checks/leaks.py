@@ -22,7 +22,8 @@ from enum import StrEnum
 from fractions import Fraction
 
 from stepwise.errors import DataError
-from stepwise.grading.answers import ParsedAnswer, compare, read
+from stepwise.grading.answers import ParsedAnswer, read
+from stepwise.grading.equality import compare
 from stepwise.grading.text import Unreadable, clean, key
 from stepwise.interventions.checks.numbers import Mention, about, mentions, monomial
 from stepwise.steps import boxed

@@ -30,9 +30,10 @@ class GenerationJob:
 
     `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch truncation off. `stop`: "step" and "solution" as in
     `Request`, "none" runs to the end of the message or `max_tokens`. `grammar` is GBNF with the rule `root`. `fence`:
-    the mark of a code fence that the prompt left open. `ignore_end` runs on over end-of-sequence tokens (for
-    measurements). `stop_strings` end a sample with finish "step" where one of them was written, what stands before it
-    counts. `top_logprobs`: how many of the likeliest tokens are reported at each position.
+    what the prompt left open of code or formulas, `thought`: the mark of a thought that it left open. `ignore_end` runs
+    on over end-of-sequence tokens (for measurements). `stop_strings` end a sample with finish "step" where one of them
+    was written, what stands before it counts. `top_logprobs`: how many of the likeliest tokens are reported at each
+    position.
 
     Example:
         >>> GenerationJob(ids=(1, 2, 3), max_tokens=64, n=4, temperature=0.0, stop="step").n
@@ -49,6 +50,7 @@ class GenerationJob:
     stop: Stop = "none"
     grammar: str | None = None
     fence: str = ""
+    thought: str = ""
     ignore_end: bool = False
     stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     top_logprobs: int = Field(default=0, ge=0, le=100)
@@ -195,7 +197,8 @@ class Sample(Unit):
 
     def __post_init__(self) -> None:
         self.key = stream_key(self.job.seed, self.job.first + self.sample)
-        self.rule = StopRule(self.job.stop, self.job.fence.encode(), [text.encode() for text in self.job.stop_strings])
+        stops = [text.encode() for text in self.job.stop_strings]
+        self.rule = StopRule(self.job.stop, self.job.fence.encode(), stops, self.job.thought)
 
 
 @dataclass(slots=True, eq=False)

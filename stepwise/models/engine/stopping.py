@@ -1,8 +1,9 @@
 r"""When a continuation ends, decided on its bytes, and what its text is then.
 
 - a blank line ends a step: two newlines with nothing but spaces between, in one token or in several, once there is
-  text, and outside a code fence as `split_steps` sees it (`stop="solution"` runs on over it);
-- an answer: the line on which a \boxed{} closed has ended, or the message has;
+  text, and outside of code, drawings and formulas as `split_steps` sees them (`stop="solution"` runs on over it);
+- an answer: the line on which a \boxed{} with an answer closed has ended, or the message has; a box in a thought, also
+  in one that the prompt opened, in code, empty or with a placeholder is none (`stepwise.steps.has_answer`);
 - repetition: the last ids are one run of at most `_MAX_PERIOD` ids, at least `_MIN_REPEATS` times over, `_MIN_SPAN`
   ids or more;
 - one of the strings that the caller gave (`stops`), anywhere in the text: what stands before it counts.
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stepwise.steps import boxed, next_fence, solution_part
+from stepwise.steps import has_answer, next_block
 from stepwise.types import Finish
 
 Stop = Literal["none", "step", "solution"]
@@ -39,22 +40,15 @@ def clean_text(data: bytes) -> str:
 
 
 def open_fence(text: str) -> bytes:
-    r"""The mark of the code fence that `text` leaves open, empty if none.
+    r"""What `text` leaves open in which a blank line ends no step (see `next_block`), empty if nothing.
 
     >>> open_fence("Run this:\n```python\nprint(1)")
     b'```'
     """
     fence = ""
     for line in text.split("\n"):
-        fence = next_fence(fence, line)
+        fence = next_block(fence, line)
     return fence.encode()
-
-
-def _has_answer(data: bytes | bytearray) -> bool:
-    """Whether a box was closed, reasoning in <think> tags aside."""
-    if b"boxed" not in data and b"fbox" not in data:
-        return False
-    return bool(boxed(solution_part(data.decode("utf-8", "replace"))))
 
 
 def repeats(ids: list[int]) -> bool:
@@ -88,17 +82,19 @@ class Ending:
 class StopRule:
     r"""Follows one continuation as it grows.
 
-    `fence`: the mark of a code fence that the prefix left open; `stops`: strings that end it with finish "step".
+    `fence`: what the prefix left open (see `open_fence`); `stops`: strings that end it with finish "step"; `thought`:
+    the mark of a thought that prompt or prefix left open (see `stepwise.steps.open_thought`).
 
     >>> rule = StopRule("step")
     >>> rule.push(b"2 + 2 = 4."), rule.push(b"\n\n")
     (None, Ending(finish='step', content=10, end=12))
     """
 
-    __slots__ = ("_fence", "_line", "_longest", "_seen", "_stops", "data", "mode")
+    __slots__ = ("_fence", "_line", "_longest", "_seen", "_stops", "_thought", "data", "mode")
 
-    def __init__(self, mode: Stop, fence: bytes = b"", stops: Sequence[bytes] = ()):
+    def __init__(self, mode: Stop, fence: bytes = b"", stops: Sequence[bytes] = (), thought: str = ""):
         self.mode = mode
+        self._thought = thought
         self._stops = tuple(stops)
         self._longest = max(map(len, self._stops), default=0)
         self.data = bytearray()
@@ -120,18 +116,23 @@ class StopRule:
         while (newline := self.data.find(b"\n", self._line)) >= 0:
             line, start = self.data[self._line : newline].decode("utf-8", "replace"), self._line
             self._line = newline + 1
+            self._fence = next_block(self._fence, line.rstrip("\r"))
             if line.strip():
                 self._seen = True
-                self._fence = next_fence(self._fence, line.rstrip("\r"))
-                if _has_answer(self.data[:newline]):
+                if self._has_answer(newline):
                     return Ending("answer", newline, newline + 1)
             elif self._seen and not self._fence and self.mode == "step":
                 return Ending("step", start - 1, newline + 1)
         return None
 
+    def _has_answer(self, end: int) -> bool:
+        if b"boxed" not in self.data and b"fbox" not in self.data:
+            return False
+        return has_answer(self._thought + self.data[:end].decode("utf-8", "replace"))
+
     @property
     def in_fence(self) -> bool:
-        """Whether a code fence is open at the end of the last whole line."""
+        """Whether code, a drawing or a formula is open at the end of the last whole line."""
         return bool(self._fence)
 
     def repeated(self, ids: list[int]) -> bool:
@@ -140,5 +141,5 @@ class StopRule:
 
     def last(self, finish: Finish) -> Ending:
         """The ending where nothing in the text caused it; a closed box makes it an answer under any text rule."""
-        answered = self.mode != "none" and _has_answer(self.data)
+        answered = self.mode != "none" and self._has_answer(len(self.data))
         return Ending("answer" if answered else finish, len(self.data), len(self.data))

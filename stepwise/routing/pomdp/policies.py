@@ -28,7 +28,7 @@ from stepwise.records import record
 from stepwise.routing.policy import Action, Escalate, Keep, Policy, View, When
 from stepwise.routing.pomdp.filter import Belief, History, ObservationLaw, StepFilter
 from stepwise.routing.pomdp.solve import Plan, RoutingPomdp
-from stepwise.steps import extract_answer
+from stepwise.steps import has_answer
 
 _SAME = 1e-9  # how far two tables of one law may be apart by rounding
 
@@ -202,9 +202,7 @@ class Published(_OnBelief):
 
 def _ends(view: View) -> bool:
     """Whether the solution ends with the draft, as far as is known: it has an answer, or ends the message."""
-    return view.draft is not None and (
-        view.draft_finish in ("answer", "eos") or extract_answer(view.draft.text) is not None
-    )
+    return view.draft is not None and (view.draft_finish in ("answer", "eos") or has_answer(view.draft.text))
 
 
 def _better(values: tuple[float, ...], where: str = "") -> Action:
