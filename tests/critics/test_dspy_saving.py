@@ -150,8 +150,9 @@ def test_a_compiled_program_loaded_shows_the_same_examples(method: Any, tmp_path
 
 
 def test_copies_that_dspy_makes_share_scorer_and_adapter_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
-    class Unique:
-        name = "unique"
+    class Unique(sw.Scorer):
+        def score(self, problem: Any, steps: Any) -> list[float]:
+            return [1.0 for _ in steps]
 
         def __deepcopy__(self, memo: Any) -> Any:
             raise TypeError("a model in memory is not copied")
