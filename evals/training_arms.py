@@ -140,7 +140,13 @@ class Scale:
         values["seed"] = seed
         values["sft"] |= {"tokens": tokens, "learning_rate": self.sft_rate, **arm.sft}
         values["dpo"] |= {"tokens": tokens, "learning_rate": DPO_RATE * self.sft_rate, "batch": PAIRS_OF_A_STEP}
-        own = {"steps": steps, "problems": self.rl_problems, "learning_rate": self.rl_rate, "max_tokens": 256}
+        own = {
+            "steps": steps,
+            "problems": self.rl_problems,
+            "learning_rate": self.rl_rate,
+            "max_tokens": 256,
+            "no_answer": "mask",
+        }
         given = arm.rl or {}
         credit = values["rl"]["credit"] | given.get("credit", {})
         values["rl"] |= own | given | {"credit": credit}

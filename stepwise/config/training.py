@@ -169,8 +169,8 @@ class RlConfig(FrozenConfig):
     """LaSeR: share of the self-score's advantage"""
     reward: str | None = None
     """what a rollout earns, by import path: "my_package.my_file:MyReward", or a function; unset: 1 right, 0 wrong"""
-    no_answer: Literal["mask", "wrong"] = "mask"
-    """a rollout without an answer carries no reward, or that of a wrong one"""
+    no_answer: Literal["mask", "wrong"] = "wrong"
+    """a rollout without an answer earns what a wrong one does, or ("mask") carries no reward and leaves its group"""
     correction: Literal["none", "truncate", "mask"] = "none"
     """where the sampler is not the trainer (quantized weights): weigh tokens by the truncated ratio, or mask them"""
     correction_cap: float = Field(default=2.0, gt=1)

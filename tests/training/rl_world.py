@@ -32,7 +32,7 @@ def config(folder: Path | None = None, *overrides: str) -> Config:
     """Two problems, two rollouts each, blame by the lab's truth; with an exact sampler where there is a folder."""
     settings = (
         "rl.steps=4", "rl.problems=2", "rl.group=2", "rl.max_tokens=120", "rl.save_every=2", "rl.learning_rate=1e-3",
-        "rl.credit.scheme=first_error", "rl.credit.first_error=given", "lora.rank=4",
+        "rl.credit.scheme=first_error", "rl.credit.first_error=given", "rl.no_answer=mask", "lora.rank=4",
     )  # fmt: skip
     made = Config.load(None, [*settings, *overrides])
     if folder is None:

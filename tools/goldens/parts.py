@@ -63,7 +63,7 @@ def reinforcement(steps: int = 2) -> dict[str, Any]:
     from stepwise.training import grpo
 
     exact = [f"{part}.{setting}" for part in ("models.weak", "scorer") for setting in EXACT]
-    settings = ("rl.problems=3", "rl.group=4", "rl.max_tokens=200", "rl.learning_rate=1e-3")
+    settings = ("rl.problems=3", "rl.group=4", "rl.max_tokens=200", "rl.learning_rate=1e-3", "rl.no_answer=mask")
     given = [made.problem for made in sw.lab.generate("train", 3 * steps, start=12)]
     return _trained(grpo, given, (f"rl.steps={steps}", "rl.credit.scheme=first_error", *exact, *settings))
 
