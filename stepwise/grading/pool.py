@@ -119,16 +119,23 @@ class Pool:
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         """Have a free worker answer; waiting for one does not count towards `timeout`.
 
-        Raises WorkerTimeout and WorkerDied for this request, GradingError when no worker can be started.
+        A worker that was killed from outside is replaced and the request asked once more. Raises WorkerTimeout and
+        (the second time) WorkerDied for this request, GradingError when no worker can be started.
         """
         with self._free:
-            worker = self._take()
-            try:
-                reply = worker.ask(request, timeout)
-            except BaseException:
-                # Also on KeyboardInterrupt: a worker in the middle of a job must not serve the next one.
-                self._drop(worker)
-                raise
+            for last in (False, True):
+                worker = self._take()
+                try:
+                    reply = worker.ask(request, timeout)
+                except BaseException as error:
+                    with self._lock:
+                        closed = worker not in self._all  # by `close`, so that nobody asks any more
+                    # Also on KeyboardInterrupt: a worker in the middle of a job must not serve the next one.
+                    self._drop(worker)
+                    if last or closed or not isinstance(error, WorkerDied):
+                        raise
+                else:
+                    break
             with self._lock:
                 self._idle.append(worker)
             return reply

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import json
 import logging
 import os
@@ -239,6 +240,9 @@ def program(
         @functools.wraps(function)
         def main(argv: Sequence[str] | None = None, **given: Any) -> int:
             os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show must not cost the run its end
+                    stream.reconfigure(errors="replace")
             try:
                 parsed = _parse(command, doc, options, sys.argv[1:] if argv is None else argv)
             except (CycloptsError, ValidationError) as error:

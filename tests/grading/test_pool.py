@@ -87,7 +87,7 @@ def test_a_worker_that_takes_too_long_is_killed_at_once_and_replaced(pool):
     assert pool.pids != [pid]
 
 
-def test_a_worker_that_is_killed_while_it_works_fails_that_one_request(pool):
+def test_a_request_whose_workers_are_killed_twice_fails_alone(pool):
     failures = []
 
     def ask():
@@ -96,13 +96,32 @@ def test_a_worker_that_is_killed_while_it_works_fails_that_one_request(pool):
         except WorkerDied as error:
             failures.append(error)
 
+    def kill_what_works() -> bool:
+        for pid in pool.pids:
+            os.kill(pid, signal.SIGKILL)
+        thread.join(0.2)
+        return not thread.is_alive()
+
     thread = threading.Thread(target=ask)
     thread.start()
-    assert wait_until(lambda: pool.pids)
-    os.kill(pool.pids[0], signal.SIGKILL)
-    thread.join(PATIENCE)
+    assert wait_until(kill_what_works)
     assert len(failures) == 1
     assert pool.ask(EASY, 60)["equal"]
+
+
+def test_a_worker_that_is_killed_once_while_it_works_costs_nothing(pool):
+    replies = []
+    slow = {"prediction": r"(x+1)^{12}", "gold": r"(x+1)^{12}+0*x", "shortcut": False}
+    pool.ask(EASY, 60)
+    (pid,) = pool.pids
+    os.kill(pid, signal.SIGSTOP)  # so that it is at work when it dies
+    thread = threading.Thread(target=lambda: replies.append(pool.ask(slow, PATIENCE)))
+    thread.start()
+    assert wait_until(lambda: not pool._idle)
+    os.kill(pid, signal.SIGKILL)
+    thread.join(PATIENCE)
+    assert [reply["equal"] for reply in replies] == [True]
+    assert pid not in pool.pids
 
 
 def test_a_worker_that_was_killed_while_it_was_idle_costs_nothing(pool):

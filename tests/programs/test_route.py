@@ -241,3 +241,15 @@ def test_a_key_that_is_refused_stops_the_run_at_its_first_requests(
     assert len(said.err.splitlines()) <= 3, said.err
     for text in (said.out, said.err, *(file.read_text() for file in tmp_path.rglob("*") if file.is_file())):
         assert "a-secret-for" not in text
+
+
+def test_a_terminal_without_unicode_loses_neither_table_nor_page(
+    tmp_path: Path, world: LabWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    assert route.main(["--n", "3", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+    buffer = ascii_only.buffer
+    assert isinstance(buffer, io.BytesIO)
+    assert b"report.html" in buffer.getvalue()
