@@ -46,7 +46,7 @@ def cases(data: Path, golds: Sequence[Problem], limit: int = 0) -> Iterator[Case
         taken[case.corpus] += 1
         if limit and taken[case.corpus] > limit:
             continue
-        yield case._replace(right=mended.get((case.corpus.removesuffix(" texts"), case.name), case.right))
+        yield case._replace(right=mended.get((case.corpus, case.name), case.right))
 
 
 def read_by_hand() -> dict[tuple[str, str], bool]:

@@ -22,7 +22,9 @@ from stepwise.grading.agreement import Gcd, Lcm, agree, proportional
 from stepwise.grading.text import Role, Unreadable, closing
 
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\d.])")
-_NOT_MATH = re.compile(r"(?<![\d_^{])\d+\s+\d|(?<![\w^{.])\d+\s*_|(?<![A-Za-z\\{])[A-Za-z]{5,}|\\text|\\\{")
+_NOT_MATH = re.compile(
+    r"(?<![\d_^{])\d+\s+\d|(?<![\w^{.])\d+\s*_|(?<![A-Za-z\\{])[A-Za-z]{5,}|\\text|\\\{|\\[lcdv]?dots"
+)
 _TRIGONOMETRIC = re.compile(
     r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\^\s*(?:\d|\{\d\})\s*)?)([({]?)\s*(\d+(?:\.\d+)?)\s*°"
 )

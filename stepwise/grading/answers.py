@@ -59,6 +59,7 @@ _CLOCK = re.compile(r"(\d{1,4}(?:\s*:\s*\d{1,4}){1,2})\s*(?:\\text\s*\{)?\s*([ap
 # What may stand before `=`: x, AB, x_1, \theta, f(x), P(x, y), m\angle ABC, \overline{AB}, \text{Area}.
 _SYMBOL = r"(?:[A-Za-z]|\\[A-Za-z]+)"
 _NAME = r"[A-Za-z]*\s*(?:\\[A-Za-z]+\s*)?\{?[A-Za-z ]*\}?(?:_(?:\w|\{[\w+-]+\}))?'*"
+_NAME_IN_WORDS = re.compile(r"^\s*\\text\s*\{[^{}]*\}\s*=")
 _ARGUMENTS = rf"(?:\(\s*{_SYMBOL}(?:,\s*{_SYMBOL})*\s*\))?"
 _NAMED = re.compile(rf"\s*({_NAME}{_ARGUMENTS})\s*(?:=|\\(?:in|equiv|approx)(?![A-Za-z]))\s*(.+)")
 _APPLIED = re.compile(
@@ -68,6 +69,7 @@ _TUPLE_NAME = re.compile(r"\s*\(([^()=]*(?:\([^()]*\)[^()=]*)*)\)\s*=\s*(\(.*\))
 _RELATION = re.compile(r"<|>|=|\\(?:le|ge|ne|in|approx|equiv)(?![A-Za-z])")
 _EQUAL_SIGN = re.compile(r"=|\\equiv(?![A-Za-z])")
 _APPROX = re.compile(r"\\approx(?![A-Za-z])")
+_ANY_EQUAL = re.compile(f"{_EQUAL_SIGN.pattern}|{_APPROX.pattern}")
 _ORDER = re.compile(r"(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z]))")
 _VARIABLE = re.compile(r"[A-Za-z]|\\[a-z]+")
 _UNKNOWNS = re.compile(r"(?<![A-Za-z\\])[xyz](?![A-Za-z])|(?<![A-Za-z\\])(?:[a-z]*[xyz])(?![A-Za-z])")
@@ -100,7 +102,11 @@ def read(text: str, role: Role, known: frozenset[str] | None = None) -> ParsedAn
         text, condition = without_condition(text)
         if role == "gold" and (_NO_GOLD.fullmatch(plain_words(text)) or _is_sentence(text)):
             raise Unreadable(role, "it is a sentence, not an answer")
-        said = _is_prose(text) and spelled(plain_words(text)) is None and not _CLOCK.fullmatch(text)
+        said = (
+            _is_prose(_NAME_IN_WORDS.sub("", text))
+            and spelled(plain_words(text)) is None
+            and not _CLOCK.fullmatch(text)
+        )
         if said and (known is not None or not reader.is_number(text)):
             return ParsedAnswer(text, word=plain_words(text))
         depth = 0
@@ -262,6 +268,8 @@ class _Reader:
         r"""The last of values that are said to be equal; before `\approx` the exact one is kept beside it."""
         sides = [side for side in split(text, _APPROX) if side.strip()]
         exact = [part for side in sides[:1] for part in split(side, _EQUAL_SIGN) if part.strip()]
+        if not exact:
+            raise NoNumber("there is nothing beside its sign")
         values = [value for part in exact if (value := evaluate(strip_parentheses(part))) is not None]
         if any(value != values[0] for value in values):
             raise NoNumber("its two sides are different numbers")
@@ -315,11 +323,12 @@ def _without_points(text: str, points: list[ParsedAnswer]) -> ParsedAnswer:
 
 def _is_quantity(text: str) -> bool:
     """Whether what stands before the first sign is a value to be named and not an equation in x, y or z."""
-    first, *others = [
-        part for part in split(text, re.compile(f"{_EQUAL_SIGN.pattern}|{_APPROX.pattern}")) if part.strip()
-    ]
-    if not others or re.search(r"(?<![A-Za-z\\])[a-hj-zA-Z](?![A-Za-z])|[A-Za-z]\s*\(", others[-1].replace("e^", "")):
+    sides = [part for part in split(text, _ANY_EQUAL) if part.strip()]
+    if len(sides) < 2 or re.search(
+        r"(?<![A-Za-z\\])[a-hj-zA-Z](?![A-Za-z])|[A-Za-z]\s*\(", sides[-1].replace("e^", "")
+    ):
         return False  # the last side has variables
+    first = sides[0]
     return bool(_APPLIED.fullmatch(first)) or not _UNKNOWNS.search(re.sub(r"\\[A-Za-z]+", " ", first))
 
 

@@ -213,6 +213,10 @@ def _same_group(one: ParsedAnswer, other: ParsedAnswer, algebra: Algebra) -> boo
             return all(
                 _same(replace(p, name=""), replace(g, name=""), algebra) for p, g in zip(mine, other.items, strict=True)
             )
+    if one.kind == "list" and other.kind == "list" and all(item.kind == "{}" for item in one.items):
+        # Several sets for a gold answer that lists all their elements.
+        elements = tuple(inner for item in one.items for inner in item.items)
+        one = replace(one, items=elements) if len(elements) == len(other.items) else one
     # Three values or more in brackets are no interval: a list written as a tuple, in the gold answer's order.
     listed = one.kind == "()" and other.kind == "list" and len(other.items) >= 3
     if not (alike or listed) or len(one.items) != len(other.items):

@@ -44,6 +44,7 @@ _HEDGES = re.compile(
 )
 _FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _NUMBER = re.compile(r"(?<![\w.,])-?\d[\d,]*(?:\.\d+)?(?![\w])%?")
+_TOTAL = re.compile(r"\btotal of \\?\$?(\d[\d,]*(?:\.\d+)?)(?![\d%/.]*[%/])(?=\s+[a-z])")
 _LONGEST = 400
 
 
@@ -93,6 +94,8 @@ def _only_value(sentence: str) -> str:
     sentence = sentence.replace("**", "")
     if _HEDGES.search(_FORMULA.sub(" ", sentence)):
         return ""
+    if len(totals := _TOTAL.findall(sentence)) == 1:
+        return str(totals[0])
     formulas = [next(filter(None, match.groups())) for match in _FORMULA.finditer(sentence)]
     outside = _FORMULA.sub(" ", sentence)
     if len(formulas) == 1 and not re.search(r"\d", outside):

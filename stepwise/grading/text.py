@@ -57,6 +57,10 @@ _REWRITES = [
         (r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|ex|em|mm|cm|in)\s*\]|\\(?:tabularnewline|cr)(?![A-Za-z])", r"\\\\"),
         (r"\\mathbb\s*([A-Z])|\\(?:Bbb|mathds)\s*\{?([A-Z])\}?", r"\\mathbb{\1\2}"),
         (r"\\bmod(?![A-Za-z])", r"\\mod "),
+        (
+            r"\\frac\s*\{\s*\\text\s*\{\s*([A-Za-z]+)\s*\}\s*\}\s*\{\s*\\text\s*\{\s*([A-Za-z]+)\s*\}\s*\}",
+            r"\\text{\1/\2}",
+        ),
         (r"_\s*\{\s*\\text\s*\{\s*([A-Za-z]+)\s*\}\s*\}|_\s*\\text\s*\{\s*([A-Za-z]+)\s*\}", r"_{\1\2}"),
         (r"(?<!_\{)\\(?:mathrm|text)\s*\{\s*(gcd|lcm|max|min|mod|sgn|floor|ceil)\s*\}", r"\\\1 "),
         (r"\\(?:simeq|approxeq|doteq)(?![A-Za-z])", r"\\approx"),

@@ -55,7 +55,7 @@ perimeter permutation person pet petal phone photo photograph piano picture pie 
 pint pitcher pixel pizza plane planet plank plant plate player plum point police pony pool position possibility post
 poster pot potato practice present prime prize problem product profit program project puppy purse puzzle quart
 question quilt quiz quizzes rabbit race racket rat record rectangle red region rent report request resident restaurant
-revenue ribbon rice ring road rock roll room root rope rose round row rug rung runner sack salad sale salt sand
+revenue ribbon rice ring road rock roll room roots rope rose round row rug rung runner sack salad sale salt sand
 sandwich scarf school scientist seagull seashell seat section seed segment sentence serving session set shark sheep
 sheet shelf shell shelves ship shirt shoe shop shot shrimp shrub sibling side sign sister skirt sleep slice slot snack
 snail snake sock soda soil soldier solution song speaker spider spoon spoonful spot square squirrel stair stamp star
@@ -71,9 +71,11 @@ _THINGS = frozenset(_THING_WORDS.split())
 _FILLERS_TEXT = (
     "of a an the per each every left total in all remaining altogether overall exactly only his her their its own and "
     "different distinct possible red blue green yellow white black brown pink purple orange gold silver small large "
-    "big long tall old new apart away together positive ordered whole unique square cubic "
+    "big long tall old new apart away together positive ordered real rational prime odd even consecutive nonzero whole "
+    "unique square cubic "
 )
 _FILLERS = frozenset(_FILLERS_TEXT.split())
+_CLOSING_WORDS = {"left", "total", "remaining", "altogether", "overall", "all", "together", "each"}
 _MAGNITUDES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
                "hundreds": 100, "thousands": 1000, "millions": 10**6, "billions": 10**9, "trillions": 10**12,
                "dozens": 12, "mil": 10**6, "gross": 144}  # fmt: skip
@@ -257,7 +259,7 @@ def _with_words(
         return rest, "", changed
     if unit := canonical(left, power):
         return rest, unit, changed
-    if all(_is_thing(word, known) for word in words) and not (set(words) <= _FILLERS - {"left", "total", "remaining"}):
+    if all(_is_thing(word, known) for word in words) and not (set(words) <= _FILLERS - _CLOSING_WORDS):
         return rest, next((u for word in words if (u := _unit(word)) and len(word) > 2), ""), changed
     if number is None and not bare and not (set(words) & _CHANGING):
         return rest + "\\text{" + name + "}", "", None  # a formula with words: algebra refuses it
