@@ -22,7 +22,7 @@ from stepwise.config import Config
 from stepwise.data.problems import SOURCES, load_problems
 from stepwise.data.tables import parse_table
 from stepwise.errors import DataError, reason_of
-from stepwise.grading import GRADER_VERSION, check_gold
+from stepwise.grading import GRADER_VERSION, check_gold, find_answer
 from stepwise.lab.problems import generate
 from stepwise.models.store import CallCache
 from stepwise.report import Report, summary_table, write_report
@@ -169,6 +169,7 @@ def _row_of(trace: Trace) -> dict[str, Any]:
         "id": trace.problem.id,
         "answer": trace.answer,
         "verdict": verdict_of(trace) or None,
+        "answer_read_from": find_answer(trace.text).source or None,
         "finish": trace.finish,
         "note": trace.note,
         "strong_tokens": cost.strong_tokens,

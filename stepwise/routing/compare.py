@@ -11,7 +11,7 @@ from pydantic import Field
 from stepwise.config import Config
 from stepwise.data.problems import load_problems
 from stepwise.errors import DataError
-from stepwise.grading import grade
+from stepwise.grading import find_answer, grade
 from stepwise.models.base import Generator
 from stepwise.models.budget import Ledger, Prices
 from stepwise.models.scorers.base import Scorer
@@ -146,7 +146,9 @@ def verdict_of(trace: Trace) -> str:
         >>> verdict_of(Trace(Problem("p", "1 + 1?", "2"), (Step(r"So \boxed{2}.", "weak"),), "answer"))
         'CORRECT'
     """
-    return "" if trace.problem.answer is None else grade(trace.answer or "", trace.problem.answer).value
+    # Where the solution says its answer nowhere, not even outside of a box, there is none to judge.
+    read = find_answer(trace.text).source
+    return "" if trace.problem.answer is None else grade(trace.text if read else "", trace.problem.answer).value
 
 
 def judge(router: StepRouter, traces: Sequence[Trace], seconds: float | None = None) -> Measured:

@@ -7,10 +7,10 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.routing import Always, Never, Random, StepRouter, Threshold
-from stepwise.routing.compare import Measured, compare, in_words, judge, plan_routing
+from stepwise.routing.compare import Measured, compare, in_words, judge, plan_routing, verdict_of
 from stepwise.routing.metrics import cpt, pgr
 from stepwise.routing.policy import label_of
-from stepwise.types import Problem, Usage
+from stepwise.types import Problem, Step, Trace, Usage
 from tests.routing.lab_world import LabWorld
 
 POLICIES = (Never(), Always(), Random(0.3), Threshold(0.3), Threshold(0.6))
@@ -107,3 +107,17 @@ def test_the_plan_bounds_what_a_run_spends(measured: list[Measured]) -> None:
     only = {part.role: part for part in plan_routing(Config(), [Always()], problems)}
     assert only["weak"].calls == 0
     assert "scorer" not in only
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        (r"So \boxed{5}.", "CORRECT"),
+        ("2 + 3 = 5\n\nThe answer is 5.", "CORRECT"),
+        ("2 + 3 = 5\n\n#### 6", "WRONG"),
+        ("I add.\n\nI do not know.", "NO_ANSWER"),
+    ],
+)
+def test_an_answer_outside_a_box_is_graded_too(text: str, verdict: str) -> None:
+    steps = tuple(Step(step, "weak") for step in text.split("\n\n"))
+    assert verdict_of(Trace(Problem("p", "2 + 3 = ?", "5"), steps, "eos")) == verdict
