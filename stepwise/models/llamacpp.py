@@ -104,7 +104,8 @@ class LlamaCppBackend(Generator):
             held = "grammar" if isinstance(request.schema, str) else "response_format"
             return chat_job(self.engine, request.messages, {**drawn, held: request.schema, **request.options})
         if request.token_ids:
-            return GenerationJob(request.token_ids, stop=request.stop, first=request.sample, **drawn)
+            thought = open_thought(self.engine.detokenize(request.token_ids).decode("utf-8", "replace"))
+            return GenerationJob(request.token_ids, stop=request.stop, first=request.sample, thought=thought, **drawn)
         ids = list(self._prompt_ids(request.problem.question))
         for step in request.prefix:
             own = step.token_ids and step.usage.model == name
