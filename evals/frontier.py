@@ -40,8 +40,8 @@ from evals.frontier_reference import REFERENCE, ROUNDING
 from evals.frontier_worlds import World, exact, pooled_pairs
 from evals.pages import page
 from evals.pomdp import load
+from stepwise.io import write_text
 from stepwise.report.charts import NARROW, WIDE, CostAxis, legend, plot_svg
-from stepwise.report.shell import write_page
 from stepwise.routing.compare import PolicyRow
 from stepwise.routing.metrics import OperatingPoint
 from stepwise.routing.pomdp.filter import ObservationLaw
@@ -90,7 +90,8 @@ def main(run: Run[_Options]) -> int:
         plots.append(plot(world, frontiers, episodes))
     run.path("frontier.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     note = "Accuracy against strong calls in two worlds of TRIM's POMDP. Figures of models, not of real traces."
-    path = write_page(run.path("frontier.html"), page("Model frontier", note, plots))
+    path = run.path("frontier.html")
+    write_text(path, page("Model frontier", note, plots))
     run.say(f"Plots: {path.resolve().as_uri()}")
     return run.missed(missed)
 

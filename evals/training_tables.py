@@ -9,8 +9,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from stepwise.io import write_text
 from stepwise.lab.problems import LabProblem
-from stepwise.report.shell import write_page
 from stepwise.runs.shell import Run
 
 from .training_arms import ARMS, CLONED, CREDIT, PAPER
@@ -41,7 +41,8 @@ def show(
     summary["differences"] = {f"{one} over {other}": value for (one, other), value in over.items()}
     for name, found in by_arm.items():
         summary["arms"][name] = _summary(name, found, by_arm, masks)
-    path = write_page(run.path("training.html"), training_page(by_arm, problems, masks))
+    path = run.path("training.html")
+    write_text(path, training_page(by_arm, problems, masks))
     run.say(f"Page: {path.resolve().as_uri()}")
     run.say(
         "pass@1 in percent; over sham: difference with a 95 % interval, problems and seeds drawn again together. "

@@ -19,7 +19,7 @@ from stepwise.data.examples import read_examples
 from stepwise.data.problems import SOURCES, CheckedProblems, check_problems, load_problems
 from stepwise.errors import BudgetExceededError, DataError
 from stepwise.interventions.chunks import Caps
-from stepwise.interventions.collection import collect, funnel, read_stage, sealed_cost
+from stepwise.interventions.collection import collect, funnel, read_stage
 from stepwise.interventions.rows import by_id
 from stepwise.interventions.settings import CollectSettings, Writers, uncapped
 from stepwise.lab.problems import generate, is_lab_question
@@ -103,17 +103,10 @@ def main(run: Run[_Options], writers: Writers | None = None) -> None:
     for line in _notes(run.config, checked, settings):
         run.say(line)
     try:
-        collect(
-            checked,
-            run.config,
-            run.directory,
-            settings=settings,
-            writers=writers,
-            licence=args.licence,
-        )
-    except BudgetExceededError:  # what is sealed has become a dataset
+        collect(checked, run.config, run.directory, settings=settings, writers=writers, licence=args.licence)
+    except (BudgetExceededError, KeyboardInterrupt):  # what is sealed has become a dataset
         done = {rollout.problem for rollout in read_stage(run.out, "rollouts")}
-        if done:
+        if done and (run.out / "dataset.jsonl").exists():
             _show(run)
         run.say(f"{len(done)} of {len(checked.problems)} problems are done.")
         raise
@@ -126,9 +119,9 @@ def main(run: Run[_Options], writers: Writers | None = None) -> None:
 def _show(run: Run[_Options]) -> None:
     """Print the funnel, what was spent, some examples, and where the files are."""
     path = run.out / "dataset.jsonl"
-    counts, examples, caps = funnel(run.out), read_examples(path), Caps.of(run.config, run.directory)
+    counts, examples = funnel(run.out), read_examples(path)
     run.console.print(funnel_table(counts))
-    run.say((caps.ledger if caps is not None else sealed_cost(run.out, run.config)).summary())
+    run.say(Caps(run.config, run.directory).ledger.summary())
     if examples:
         failures = by_id(read_stage(run.out, "failures"))
         shown = first_of_each(examples, SHOWN, lambda row: row.parents.get("problem", row.question))

@@ -1,74 +1,281 @@
-"""Find the first error of an attempt at a problem, and show what is said of each step.
+"""Find the first error of an attempt at a problem, show what is said of each step, and with --propose a step to put in
+its place (InT, arXiv 2601.14209).
 
 [critic], [models.critic] and [scorer] of the configuration say who is asked, and how.
+FILE (or standard input) holds one attempt:
+
+- JSON: an object with question (or problem), steps (a list of texts) or solution (one text), and optionally reference,
+  answer and id; a row of ProcessBench, or of a traces.jsonl, is taken as it is, and of a file with several the one that
+  --row names
+- text: the problem, a line ---, the attempt (steps end at blank lines), and optionally a line --- and a reference
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import json
+import re
 import sys
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
+from cyclopts import Parameter
+from pydantic import PositiveInt, ValidationError
 from rich.padding import Padding
 
 from stepwise.config import Config
-from stepwise.critics import ErrorLocalizer
+from stepwise.critics import ErrorLocalizer, InterventionProposer
+from stepwise.critics.inputs import as_steps
+from stepwise.data.tables import parse_table
+from stepwise.errors import BackendError, DataError
 from stepwise.lab.problems import is_lab_question
-from stepwise.report.terminal import printable, show_localization
-from stepwise.runs.plan import PlannedCalls, plan_localizing
-from stepwise.runs.shell import Run, complain, program
+from stepwise.report.terminal import printable, show_intervention, show_localization
+from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
+from stepwise.runs.shell import PIPE, POSITIONAL, Options, Run, complain, program
+from stepwise.steps import encodable
+from stepwise.types import Problem, Trace, Usage, as_problem, from_json
 
-from .attempts import FORMS, Attempt, AttemptOptions, asked, notes, plain, read_attempt
-
-
-def _plan(config: Config, args: AttemptOptions) -> list[PlannedCalls]:
-    return plan_localizing(config, [read_attempt(args).size])
+_FIELDS = ("id", "question", "problem", "steps", "solution", "reference", "answer", "label")
 
 
-@program(AttemptOptions, doc=f"{__doc__}\n{FORMS}", plan=_plan, resumable=False)
-def main(run: Run[AttemptOptions]) -> int:
-    attempt = read_attempt(run.args)
-    found = localized(run.config, attempt)
+class _Attempt(NamedTuple):
+    """A problem, the steps of an attempt at it, and the number of the first wrong one where the row is labelled (-1:
+    there is none).
+    """
+
+    problem: Problem
+    steps: list[str]
+    label: int | None = None
+
+
+class _Options(Options):
+    neutral = ("as_json",)
+
+    file: Annotated[Path | None, POSITIONAL, PIPE] = None
+    """the attempt; - or nothing: standard input"""
+    row: PositiveInt | None = None
+    """the Nth attempt of a file with several, from 1"""
+    propose: bool = False
+    """propose a step to put in the place of the first error"""
+    first_error: int | None = None
+    """with --propose: it is step N (from 0), do not look for it"""
+    as_json: Annotated[bool, Parameter("--json")] = False
+    """print one JSON object on one line"""
+
+
+def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
+    attempt = _read(args)
+    texts = (attempt.problem.question, attempt.problem.reference or "", *attempt.steps)
+    sizes = [(sum(len(text.encode("utf-8", "replace")) for text in texts), len(attempt.steps))]
+    looked_for = plan_localizing(config, sizes) if args.first_error is None else []
+    return [*looked_for, *(plan_proposing(config, sizes) if args.propose else [])]
+
+
+@program(_Options, doc=__doc__, plan=_plan, resumable=False)
+def main(run: Run[_Options]) -> int:
+    attempt, first, located, proposed = _read(run.args), run.args.first_error, None, None
+    if first is None:
+        located = _localized(run.config, attempt)
+        first = located.first_error
+        if not run.args.as_json:
+            _show_located(run, attempt, located)
+    if run.args.propose and first is not None and not (located and located.failure):
+        proposer = InterventionProposer.from_config(run.config)
+        proposed = _asked(proposer, problem=attempt.problem, steps=attempt.steps, first_error=first)
+        if not run.args.as_json:
+            _show_proposed(run, attempt, proposed)
+    failure = next((result.failure for result in (located, proposed) if result is not None and result.failure), None)
     if run.args.as_json:
-        run.say_json(as_row(attempt, found))
-    else:
-        show(run, attempt, found)
-    return 0 if found.failure is None else 1
+        row = {"id": attempt.problem.id, "steps": attempt.steps, "label": attempt.label, "first_error": first}
+        row |= _located_row(located) if located is not None else {}
+        row |= _proposed_row(attempt, proposed) if run.args.propose else {}
+        run.say_json(row | {"failure": failure})
+    return int(failure is not None)
 
 
-def localized(config: Config, attempt: Attempt) -> Any:
+def _localized(config: Config, attempt: _Attempt) -> Any:
     """The prediction of the configuration's ErrorLocalizer."""
-    found = asked(ErrorLocalizer.from_config(config), problem=attempt.problem, steps=attempt.steps)
+    located = _asked(ErrorLocalizer.from_config(config), problem=attempt.problem, steps=attempt.steps)
     by_lab = config.scorer.model if config.critic.method == "scorer" else config.models.critic.model
     if by_lab.startswith("llamacpp/lab-") and not is_lab_question(attempt.problem.question):
-        found.warnings = [*found.warnings, f"{by_lab} knows lab problems only, and this is none: set another model"]
-    return found
+        located.warnings = [*located.warnings, f"{by_lab} knows lab problems only, and this is none: set another model"]
+    return located
 
 
-def show(run: Run[Any], attempt: Attempt, found: Any) -> None:
+def _asked(module: Any, **item: Any) -> Any:
+    """What `module` says; raises BackendError where its language model cannot be reached or refuses."""
+    from dspy.utils.exceptions import LMError
+
+    try:
+        return module(**item)
+    except LMError as error:
+        raise BackendError(f"models.critic was asked and failed: {str(error).strip().splitlines()[0]}") from error
+
+
+# ----- what is printed
+
+
+def _show_located(run: Run[_Options], attempt: _Attempt, located: Any) -> None:
     """Print problem, steps with verdicts, and what it took; what went wrong goes to standard error."""
     run.console.print(printable(attempt.problem.id, "bold"))
     run.console.print(Padding(printable(attempt.problem.question), (0, 0, 1, 2), expand=False))
-    if found.failure is None:
-        show_localization(attempt.steps, found, run.console)
+    if located.failure is None:
+        show_localization(attempt.steps, located, run.console)
         if attempt.label is not None:
             truth = "no error" if attempt.label < 0 else f"step {attempt.label}"
-            agrees = (found.first_error if found.first_error is not None else -1) == attempt.label
+            agrees = (located.first_error if located.first_error is not None else -1) == attempt.label
             run.say(f"the row is labelled: {truth} ({'the same' if agrees else 'not the same'})")
     else:
-        complain(f"no verdict: {found.failure}")
-    for line in notes(attempt, found):
-        run.say(line)
+        complain(f"no verdict: {located.failure}")
+    _say_notes(run, located)
 
 
-def as_row(attempt: Attempt, found: Any) -> dict[str, Any]:
-    """The result as plain JSON; where `failure` is not null there is no verdict."""
-    row: dict[str, Any] = {"id": attempt.problem.id, "steps": attempt.steps, "label": attempt.label}
-    row |= {name: found.get(name) for name in ("first_error", "critical_error", "verdicts", "scores", "failure")}
-    row["checks"] = [plain(check) for check in found.get("checks") or []]
-    row["reason"] = found.localization.reason if found.localization else ""
-    votes = found.get("votes")
-    row["votes"] = votes and {"none" if first is None else str(first): n for first, n in votes.items()}
-    return row | {"warnings": found.warnings, "repairs": found.repairs, "usage": plain(found.usage)}
+def _show_proposed(run: Run[_Options], attempt: _Attempt, proposed: Any) -> None:
+    if proposed.failure is not None:
+        complain(f"no intervention: {proposed.failure}")
+    else:
+        for candidate, review in zip(proposed.candidates, proposed.reviews, strict=True):
+            show_intervention(attempt.steps, candidate, review, run.console)
+    _say_notes(run, proposed)
+
+
+def _say_notes(run: Run[_Options], result: Any) -> None:
+    """What is to be known beside a result: warnings, repairs, cost."""
+    for warning in result.warnings:
+        run.say(f"warning: {warning}")
+    for reason in result.repairs:
+        run.say(f"a reply could not be read and was asked for again: {reason}")
+    if (used := result.usage).calls:
+        run.say(f"calls: {used.calls}, tokens read: {used.prompt_tokens}, written: {used.generated_tokens}")
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON takes it."""
+    if isinstance(value, Usage):
+        return dataclasses.asdict(value)
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _located_row(located: Any) -> dict[str, Any]:
+    votes = located.get("votes")
+    return {
+        **{name: located.get(name) for name in ("first_error", "critical_error", "verdicts", "scores")},
+        "checks": [_plain(check) for check in located.get("checks") or []],
+        "reason": located.localization.reason if located.localization else "",
+        "votes": votes and {"none" if first is None else str(first): n for first, n in votes.items()},
+        **{name: _plain(located[name]) for name in ("warnings", "repairs", "usage")},
+    }
+
+
+def _proposed_row(attempt: _Attempt, proposed: Any) -> dict[str, Any]:
+    """`proposal` is null where nothing was proposed, `intervention` too where that failed."""
+    step = proposed.intervention if proposed is not None else None
+    return {
+        "intervention": step and dataclasses.asdict(step),
+        "repaired": step and [*attempt.steps[: step.location], step.content],
+        "proposal": proposed and {
+            "candidates": [
+                {**dataclasses.asdict(candidate), "review": review and review.toDict()}
+                for candidate, review in zip(proposed.candidates, proposed.reviews, strict=True)
+            ],
+            **{name: _plain(proposed[name]) for name in ("warnings", "repairs", "usage")},
+        },
+    }  # fmt: skip
+
+
+# ----- what is read
+
+
+def _read(args: _Options) -> _Attempt:
+    """The attempt that the arguments name; raises DataError naming the file, the field, the value and the remedy."""
+    attempt, first = _read_attempt(args), args.first_error
+    if first is not None and not args.propose:
+        raise DataError(f"--first-error is {first}, and nothing is to be proposed; add --propose, or leave it out")
+    if first is not None and not 0 <= first < len(attempt.steps):
+        raise DataError(f"--first-error is {first}; give a step of the attempt, 0 to {len(attempt.steps) - 1}")
+    return attempt
+
+
+def _read_attempt(args: _Options) -> _Attempt:
+    file = None if args.file == Path("-") else args.file
+    where = "standard input" if file is None else str(file)
+    if file is None and sys.stdin.isatty():
+        raise DataError("there is no FILE, and nothing is piped in; give a file (--help says what it holds) or a pipe")
+    if file is not None and not file.is_file():
+        raise DataError(f"{where}: no such file; give a file with one attempt (--help says how it looks)")
+    data = sys.stdin.buffer.read() if file is None else file.read_bytes()
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8 ({error}); save it as UTF-8") from None
+    parts = re.split(r"^---[ \t]*$", text, flags=re.MULTILINE)
+    if len(parts) > 1 or not text.lstrip().startswith(("{", "[")):
+        return _from_text(parts, where)
+    try:
+        rows = parse_table(data, where)
+    except DataError as error:
+        raise DataError(f"{error}, or write plain text, a line --- between problem and attempt") from None
+    if args.row is None and len(rows) > 1 and isinstance(rows[0], Mapping):
+        raise DataError(f"{where} holds {len(rows)} attempts; choose one with --row, 1 to {len(rows)}")
+    place = args.row or 1
+    if place > len(rows):
+        raise DataError(f"--row is {place}, but {where} holds {len(rows)} attempts; give a smaller number")
+    return _from_row(rows[place - 1], where if len(rows) == 1 else f"{where}, row {place}")
+
+
+def _from_text(parts: list[str], where: str) -> _Attempt:
+    if not 2 <= len(parts) <= 3:
+        raise DataError(
+            f"{where} has {len(parts) - 1} lines ---; it needs one between problem and attempt, and one more before a "
+            "reference (or write JSON)"
+        )
+    for name, text in zip(("problem", "attempt", "reference"), parts, strict=False):
+        if not text.strip():
+            raise DataError(f"{where}: the {name} is empty; write it, or leave out the line --- of a reference")
+    problem = as_problem(parts[0].strip())
+    reference = parts[2].strip() if len(parts) == 3 else None
+    return _Attempt(Problem(problem.id, problem.question, reference=reference), as_steps(parts[1]))
+
+
+def _from_row(row: Any, where: str) -> _Attempt:
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} is {str(row)[:80]!r}; it must be an object with question and steps")
+    if isinstance(row.get("problem"), Mapping):
+        try:
+            trace = from_json(Trace, json.dumps(row))
+        except ValidationError as error:
+            detail = error.errors()[0]
+            field = ".".join(map(str, detail["loc"]))
+            raise DataError(f"{where}, field {field}: {detail['msg']}; give a row as traces.jsonl has it") from None
+        return _Attempt(trace.problem, as_steps(trace))
+    for name in row:
+        close = difflib.get_close_matches(name, _FIELDS, n=1, cutoff=0.8)
+        if name not in _FIELDS and close and close[0] not in row:
+            raise DataError(f"{where}, field {name}: there is no such field; did you mean {close[0]}?")
+    question = _one_of(row, ("question", "problem"), where)
+    if not isinstance(question, str) or not question.strip():
+        raise DataError(f"{where}, field question: it is {question!r}; give the text of a problem")
+    question, texts = encodable(question), {}
+    for name in ("id", "reference", "answer"):
+        value = row.get(name)
+        if not isinstance(value, str | None):
+            raise DataError(f"{where}, field {name}: it is {value!r}; write it as a text, in quotes")
+        texts[name] = value and encodable(value)
+    steps, label = as_steps(_one_of(row, ("steps", "solution"), where)), row.get("label")
+    if label is not None and (type(label) is not int or not -1 <= label < len(steps)):
+        raise DataError(f"{where}, field label: it is {label!r}; give a step's number, or -1 for no error")
+    named = texts["id"] or as_problem(question).id
+    return _Attempt(Problem(named, question, texts["answer"], texts["reference"]), steps, label)
+
+
+def _one_of(row: Mapping[str, Any], names: tuple[str, str], where: str) -> Any:
+    given = [name for name in names if row.get(name) is not None]
+    if len(given) != 1:
+        what = "are both there" if given else "are both missing"
+        raise DataError(f"{where}: the fields {names[0]} and {names[1]} {what}; give one of them")
+    return row[given[0]]
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 import dataclasses
 import io
-from pathlib import Path
 from typing import Any
 
-import pytest
 from rich.console import Console
 
 from stepwise.config import Config, ModelConfig
 from stepwise.interventions.settings import CollectSettings
-from stepwise.runs.plan import PlannedCalls, _money, _seconds, plan_collecting, show_plan
+from stepwise.runs.plan import PlannedCalls, _money, plan_collecting, show_plan
 from stepwise.types import Problem
 
 PLANNED = PlannedCalls("strong", calls=10, prompt_tokens=1_000_000, generated_tokens=500_000)
@@ -26,35 +24,6 @@ def test_money_is_tokens_times_prices_and_unknown_without_them() -> None:
     assert _money(PLANNED, ModelConfig(model="openai/x", price_in=3.0, price_out=4.0)) == 5.0
     assert _money(PLANNED, ModelConfig(model="openai/x")) is None
     assert _money(PLANNED, ModelConfig(model="llamacpp/lab-weak")) == 0.0
-
-
-def test_a_larger_file_takes_longer_and_a_missing_one_is_unknown(tmp_path: Path) -> None:
-    times = []
-    for size in (1, 2_000_000_000):
-        path = tmp_path / f"{size}.gguf"
-        with path.open("wb") as file:
-            file.truncate(size)
-        times.append(_seconds(PLANNED, ModelConfig(model=f"llamacpp/{path}")))
-    assert times[0] is not None
-    assert times[1] is not None
-    assert times[1] > times[0] > 0
-    assert _seconds(PLANNED, ModelConfig(model="llamacpp/none.gguf")) is None
-    assert _seconds(PLANNED, ModelConfig(model="llamacpp/not-a-lab-model")) is None
-
-
-def test_requests_to_an_api_run_beside_each_other() -> None:
-    alone = _seconds(PLANNED, ModelConfig(model="openai/x", sequences=1))
-    together = _seconds(PLANNED, ModelConfig(model="openai/x", sequences=5))
-    assert alone is not None
-    assert together == pytest.approx(alone / 5)
-
-
-def test_the_steps_of_one_solution_do_not_run_beside_each_other() -> None:
-    model = ModelConfig(model="openai/x", sequences=5)
-    two_problems = dataclasses.replace(PLANNED, at_once=2)
-    alone, together = _seconds(two_problems, model), _seconds(PLANNED, model)
-    assert alone is not None
-    assert together == pytest.approx(alone * 2 / 5)
 
 
 def test_the_table_sums_up_and_one_unknown_price_makes_the_sum_unknown() -> None:
@@ -82,7 +51,6 @@ def test_a_collection_asks_at_most_for_every_attempt_and_every_guided_rollout_at
     assert planned["weak"].generated_tokens == planned["weak"].calls * 100
     assert planned["critic"].calls == 2 * (3 * 2 * (1 + 3))  # each reply may be asked for twice
     assert planned["critic"].generated_tokens == planned["critic"].calls * 1024
-    assert planned["critic"].at_once == 1
     fewer = collecting("critic.candidates=3", attempts=1)
     assert fewer["weak"].calls == 3 * (2 + 3 * 8 + 8)
     assert collecting("models.weak.model=openai/x")["weak"].prompt_tokens > collecting()["weak"].prompt_tokens

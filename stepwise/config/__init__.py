@@ -351,11 +351,8 @@ class Config(FrozenConfig):
         0.4
         """
         file = "the built-in configuration" if path is None else str(path)
-        data = {} if path is None else config_errors.read_toml(Path(path))
-        for override in overrides:
-            config_errors.apply_override(data, override)
         try:
-            return cls.model_validate(config_errors.merge(cls().model_dump(), data))
+            return cls.model_validate(config_errors.merged(cls().model_dump(), path, overrides))
         except ValidationError as error:
             raise ConfigError(config_errors.explain(error, cls, file, overrides)) from None
 

@@ -45,8 +45,18 @@ class FrozenConfig(BaseModel, InNotebook, metaclass=Checked):
             raise ConfigError(f"{name}: {error}") from None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; raises ConfigError naming the file when it is missing or not TOML."""
+def merged(defaults: dict[str, Any], path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """`defaults` with the tables of a TOML file on top, and each "dotted.key=value" of `overrides` on top of these.
+
+    Raises ConfigError naming the file when it is missing or not TOML, and for an override without a key or a value.
+    """
+    data = {} if path is None else _read_toml(Path(path))
+    for override in overrides:
+        _apply_override(data, override)
+    return _merge(defaults, data)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -56,7 +66,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {redact(str(error))}") from None
 
 
-def apply_override(data: dict[str, Any], override: str) -> None:
+def _apply_override(data: dict[str, Any], override: str) -> None:
     """Set one "dotted.key=value" in `data`; a value that is not TOML is taken as a string."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
@@ -70,12 +80,12 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     data[parts[-1]] = _toml_value(text.strip())
 
 
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`base` with `changes` on top, table by table."""
     merged = dict(base)
     for key, value in changes.items():
         under = merged.get(key)
-        merged[key] = merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+        merged[key] = _merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
     return merged
 
 

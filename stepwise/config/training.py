@@ -159,8 +159,6 @@ class RlConfig(FrozenConfig):
     """weight of the divergence from the base model, which is the disabled adapter"""
     updates: int = Field(default=1, ge=1)
     """optimizer steps on each batch of rollouts"""
-    gamma: float = Field(default=1.0, gt=0, le=1)
-    """grpo_lambda: discount"""
     trace: float = Field(default=0.99, ge=0, le=1)
     """grpo_lambda: decay of the trace"""
     laser: float = Field(default=0.0, ge=0)

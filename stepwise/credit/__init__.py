@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from stepwise.config.training import CreditConfig
-from stepwise.credit.base import Credit, Reward, as_credit, as_reward, check_advantages, check_reward
-from stepwise.credit.group import Array, Group, has_signal, step_advantages
+from stepwise.credit.base import Credit, Reward, as_credit, as_reward
+from stepwise.credit.group import Array, Group, has_signal
 from stepwise.credit.schemes import capo, distill, first_error, oppo, outcome, pure_min, shuffled, vineppo, vppo
 
 SchemeFunction = Callable[[Group, CreditConfig, int], Array]
@@ -87,8 +87,6 @@ __all__ = [
     "as_credit",
     "as_reward",
     "capo",
-    "check_advantages",
-    "check_reward",
     "distill",
     "first_error",
     "has_signal",
@@ -97,7 +95,6 @@ __all__ = [
     "outcome",
     "pure_min",
     "shuffled",
-    "step_advantages",
     "vineppo",
     "vppo",
 ]

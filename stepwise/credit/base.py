@@ -37,7 +37,7 @@ class Credit(Plugin):
         ...         credit[:, 0] = np.nan_to_num(group.rewards - np.nanmean(group.rewards))
         ...         return credit
         >>> group = Group([1.0, 0.0], np.ones((2, 2), dtype=bool), (((0, 2),), ((0, 2),)))
-        >>> check_advantages(FirstToken(), group, seed=0).tolist()
+        >>> FirstToken().checked(group, seed=0).tolist()
         [[0.5, 0.0], [-0.5, 0.0]]
     """
 
@@ -51,6 +51,29 @@ class Credit(Plugin):
         `seed` >= 0 follows from the run's seed, the problem and the step; it is for schemes that draw.
         """
 
+    def checked(self, group: Group, seed: int) -> Array:
+        """The scheme's advantages (B, T), 0 where the policy sampled nothing; PluginError, naming class, method and
+        remedy, where it raises or returns anything but finite numbers of that shape.
+        """
+        where = f"{type(self).__name__}.advantages"
+        values = _called(where, self.advantages, group, seed)
+        try:
+            advantages = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError):
+            shape = group.mask.shape
+            raise PluginError(f"{where} returned {values!r:.80}; return an array of {shape} numbers") from None
+        if advantages.shape != group.mask.shape:
+            raise PluginError(
+                f"{where} returned an array of shape {advantages.shape} for {group.mask.shape[0]} rollouts of at most "
+                f"{group.mask.shape[1]} tokens; return one of shape group.mask.shape"
+            )
+        for i, t in np.argwhere(group.mask & ~np.isfinite(advantages)):
+            raise PluginError(
+                f"{where} returned {advantages[i, t]} at rollout {i}, token {t}; return finite numbers (a rollout "
+                "without a reward has nan in group.rewards: leave it out with group.rewarded)"
+            )
+        return np.where(group.mask, advantages, 0.0)
+
 
 class Reward(Plugin):
     """What a rollout earns, in place of 1 for a right answer and 0 for a wrong one.
@@ -59,7 +82,7 @@ class Reward(Plugin):
         >>> class Short(Reward):
         ...     def reward(self, problem, solution, verdict):
         ...         return 1.0 - min(len(solution), 2000) / 4000 if verdict is Verdict.CORRECT else 0.0
-        >>> check_reward(Short(), Problem("p", "1 + 1?", "2"), "x" * 1000, Verdict.CORRECT)
+        >>> Short().checked(Problem("p", "1 + 1?", "2"), "x" * 1000, Verdict.CORRECT)
         0.75
     """
 
@@ -67,12 +90,30 @@ class Reward(Plugin):
     def reward(self, problem: Problem, solution: str, verdict: Verdict) -> float | None:
         """What the text `solution` earns, from 0 to 1, where the grader says `verdict`; None leaves it out."""
 
+    def checked(self, problem: Problem, solution: str, verdict: Verdict) -> float | None:
+        """What it pays; PluginError, naming class, method and remedy, where it raises or returns no such number."""
+        where = self._where()
+        value = _called(f"{where} (problem {problem.id!r})", self.reward, problem, solution, verdict)
+        if value is None:
+            return None
+        if type(value) not in (float, int, bool):
+            raise PluginError(f"{where} returned {value!r:.80}, a {type(value).__name__}; {_IN_REWARDS}")
+        if not (math.isfinite(value) and 0 <= value <= 1):
+            raise PluginError(f"{where} returned {value} for problem {problem.id!r}; {_IN_REWARDS}")
+        return float(value)
+
+    def _where(self) -> str:
+        return f"{type(self).__name__}.reward"
+
 
 class _FunctionReward(Reward):
     """A function of (problem, solution, verdict) as a reward."""
 
     def __init__(self, function: RewardFunction) -> None:
         self.function = function
+
+    def _where(self) -> str:
+        return getattr(self.function, "__qualname__", repr(self.function))
 
     def reward(self, problem: Problem, solution: str, verdict: Verdict) -> float | None:
         return self.function(problem, solution, verdict)
@@ -97,49 +138,6 @@ def as_reward(value: Any, field: str = "reward") -> Reward:
     check_plugin(value, Reward, field=field)
     reward: Reward = make_plugin(value, {}, field=field)
     return reward
-
-
-def name_of(value: Any) -> str:
-    """What a scheme or reward that was handed in is called in a run's arguments."""
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}:{named.__qualname__}"
-
-
-def check_advantages(scheme: Credit, group: Group, seed: int) -> Array:
-    """The scheme's advantages (B, T), 0 where the policy sampled nothing; PluginError, naming class, method and remedy,
-    where it raises or returns anything but finite numbers of that shape.
-    """
-    where = f"{type(scheme).__name__}.advantages"
-    values = _called(where, scheme.advantages, group, seed)
-    try:
-        advantages = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise PluginError(f"{where} returned {values!r:.80}; return an array of {group.mask.shape} numbers") from None
-    if advantages.shape != group.mask.shape:
-        raise PluginError(
-            f"{where} returned an array of shape {advantages.shape} for {group.mask.shape[0]} rollouts of at most "
-            f"{group.mask.shape[1]} tokens; return one of shape group.mask.shape"
-        )
-    for i, t in np.argwhere(group.mask & ~np.isfinite(advantages)):
-        raise PluginError(
-            f"{where} returned {advantages[i, t]} at rollout {i}, token {t}; return finite numbers (a rollout without "
-            "a reward has nan in group.rewards: leave it out with group.rewarded)"
-        )
-    return np.where(group.mask, advantages, 0.0)
-
-
-def check_reward(reward: Reward, problem: Problem, solution: str, verdict: Verdict) -> float | None:
-    """What `reward` pays; PluginError, naming class, method and remedy, where it raises or returns no such number."""
-    function = reward.function if isinstance(reward, _FunctionReward) else None
-    where = f"{type(reward).__name__}.reward" if function is None else getattr(function, "__qualname__", repr(function))
-    value = _called(f"{where} (problem {problem.id!r})", reward.reward, problem, solution, verdict)
-    if value is None:
-        return None
-    if type(value) not in (float, int, bool):
-        raise PluginError(f"{where} returned {value!r:.80}, a {type(value).__name__}; {_IN_REWARDS}")
-    if not (math.isfinite(value) and 0 <= value <= 1):
-        raise PluginError(f"{where} returned {value} for problem {problem.id!r}; {_IN_REWARDS}")
-    return float(value)
 
 
 def _called(where: str, function: Callable[..., Any], *args: Any) -> Any:

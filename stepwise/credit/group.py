@@ -99,21 +99,6 @@ def has_signal(advantages: Array) -> bool:
     return bool((np.abs(advantages) > _NOISE).any())
 
 
-def step_advantages(advantages: Array, group: Group) -> tuple[tuple[float, ...], ...]:
-    """Per rollout, the mean of `advantages` (B, T) over the sampled tokens of each step; for display and for checks.
-
-    Raises `DataError` where the shapes differ.
-    """
-    if advantages.shape != group.mask.shape:
-        raise DataError(
-            f"advantages have shape {advantages.shape}, group.mask {group.mask.shape}; give those of this group"
-        )
-    return tuple(
-        tuple(float(row[start:stop][sampled[start:stop]].mean()) for start, stop in spans)
-        for row, sampled, spans in zip(advantages, group.mask, group.spans, strict=True)
-    )
-
-
 def _check_arrays(group: Group) -> None:
     rewards, mask = group.rewards, group.mask
     if rewards.ndim != 1 or not len(rewards):

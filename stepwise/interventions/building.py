@@ -36,12 +36,10 @@ from stepwise.interventions.rows import (
     Rollout,
     by_id,
     first_of_each,
-    spent,
 )
 from stepwise.interventions.settings import BuildSettings, hash_of
 from stepwise.models.base import Backend
 from stepwise.seeds import rng as seeded
-from stepwise.types import Usage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +47,7 @@ class Builder(Chunk):
     """One chunk of problems on its way to a dataset of one kind; `settings` are for what is sampled or guided anew.
 
     `collected` has the rows of a collection's stages that belong to these problems, None where there is no collection.
-    What models write on the way is kept in `written` by stage, what they cost in `usage` by role; `counts` says what
-    became of what.
+    What models write on the way is kept in `written` by stage; `counts` says what became of what.
     """
 
     kind: str
@@ -58,18 +55,6 @@ class Builder(Chunk):
     collected: Mapping[str, Sequence[Any]] | None = None
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
     written: dict[str, list[Any]] = dataclasses.field(default_factory=lambda: {name: [] for name in ROWS})
-    usage: dict[str, Usage] = dataclasses.field(default_factory=dict)
-
-    def keep(self, stage: str, rows: Sequence[Any], role: str = "weak") -> None:
-        """Keep rows that were made for this dataset; `role` wrote them where it was not the critic."""
-        self.written[stage] += rows
-        locates = "scorer" if self.config.critic.method == "scorer" else "critic"
-        if stage != "failures":
-            self.pay({"located": locates, "candidates": "critic"}.get(stage, role), spent(rows))
-
-    def pay(self, role: str, usage: Usage) -> None:
-        """Count what was asked of a model."""
-        self.usage[role] = self.usage.get(role, Usage()) + usage
 
     def stage(self, name: str) -> list[Any]:
         """The rows of a stage; DataError where there is no collection to take them from."""
@@ -83,12 +68,12 @@ class Builder(Chunk):
             return self.stage("rollouts")
         return self.sampled(self.writers.weak, self.options.samples)
 
-    def sampled(self, model: Backend, n: int, name: str = "r", role: str = "weak") -> list[Rollout]:
-        """`n` fresh graded solutions of each problem by `role`; their ids end in `name` and a number."""
+    def sampled(self, model: Backend, n: int, name: str = "r") -> list[Rollout]:
+        """`n` fresh graded solutions of each problem by `model`; their ids end in `name` and a number."""
         rows = sample_rollouts(self.but(rollouts=n), model)
         rows = [dataclasses.replace(row, id=f"{row.problem}/{name}{row.sample}") for row in rows]
         graded = grade_rollouts(rows, self.problems)
-        self.keep("rollouts", graded, role)
+        self.written["rollouts"] += graded
         return graded
 
     def failures(self) -> list[FailedAttempt]:
@@ -97,7 +82,7 @@ class Builder(Chunk):
             failures = self.stage("failures")
         else:
             failures = keep_failures(self.rollouts())
-            self.keep("failures", failures)
+            self.written["failures"] += failures
         return first_of_each(failures, lambda row: row.problem, self.options.per_problem)
 
     def example(
@@ -201,7 +186,7 @@ def _proposed_at(builder: Builder, name: str, place: Callable[[FailedAttempt, in
     usable = survivors(candidates)
     guided = guide(usable, renamed, builder)
     for stage, written in (("located", located), ("candidates", candidates), ("guided", guided)):
-        builder.keep(stage, written)
+        builder.written[stage] += written
     return [
         dataclasses.replace(
             row, variant=name, parents={**row.parents, "failure": row.parents["failure"].rpartition("/")[0]}

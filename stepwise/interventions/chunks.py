@@ -7,8 +7,8 @@ files as if nothing had happened, as far as the models themselves repeat their a
 `concurrency` above 1 the critic's batches depend on timing).
 
 Under the caps of [budget] nothing is asked for that could pass one. What was paid for is written down as it is told, in
-spent.jsonl, so that the caps hold over all starts of a run, those that were killed included. A call that was broken off
-is not counted.
+spent.jsonl, so that the caps hold over all starts of a run, those that were killed and those without a cap included. A
+call that was broken off is not counted.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stepwise.config import CapsConfig, Config
+from stepwise.config import Config
 from stepwise.data.examples import Example, unique, write_examples
 from stepwise.errors import BudgetExceededError
 from stepwise.grading import GRADER_VERSION
-from stepwise.interventions.settings import Writers, uncapped
+from stepwise.interventions.settings import Writers, in_use, uncapped
 from stepwise.io import append_rows, read_rows
 from stepwise.models.budget import Ledger
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
-from stepwise.runs.directory import RunDirectory
+from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.progress import progress
 from stepwise.types import Usage
 
@@ -51,46 +51,36 @@ def run_chunks(
     work: Callable[[Sequence[T]], Mapping[str, Sequence[Any]]],
     finish: Callable[[], Path],
     *,
-    caps: Caps | None = None,
-    label: str | None = None,
+    caps: Caps,
+    label: str,
     on_sealed: Sealed | None = None,
 ) -> Path:
     """Do `work` for `size` members at a time, then `finish`; what it returns is returned.
 
     What `work` returns, rows for all of the file `names`, is sealed as a chunk; chunks that are sealed already are
     passed over. `label` names the bar to show. No chunk is begun that, at the mean cost of those before it, would pass
-    a cap: then, and where `work` itself meets one, what is sealed is finished and BudgetExceededError raised. Rows of
-    the file "spent", one of the names (`Spent`), say what a chunk cost, for caps of later starts.
+    a cap: then, where `work` itself meets one, and after Ctrl-C, what is sealed is finished before the exception goes
+    on.
     """
-    folder = _chunk_folder(directory)
+    folder = directory.made() / "chunks"
+    folder.mkdir(exist_ok=True)
+    for left in folder.glob(f"*{_OPEN}"):  # what an earlier start left open
+        shutil.rmtree(left)
     try:
-        with progress(label, len(members)) if label else nullcontext(lambda *_: None) as advance:
+        with progress(label, len(members)) as advance:
             for first in range(0, len(members), size):
                 chunk, place = members[first : first + size], folder / f"{first // size:05d}"
                 for name in names:  # a chunk is the run's own before it is there, so that --overwrite finds it
                     directory.claim(f"chunks/{place.name}/{name}.jsonl", folder=False)
                 before = place.exists()
                 if not before:
-                    if caps is not None:
-                        caps.check(first, len(chunk))
-                    rows = work(chunk)
-                    if "spent" in rows and caps is None:  # else it was written down call by call
-                        append_rows(directory.claim("spent.jsonl"), rows["spent"])
-                    _seal(place, rows)
+                    caps.check(first, len(chunk))
+                    _seal(place, work(chunk))
                 advance(len(chunk), on_sealed(place, len(chunk), before) if on_sealed else None)
-    except BudgetExceededError:
+    except (BudgetExceededError, KeyboardInterrupt):
         finish()
         raise
     return finish()
-
-
-def _chunk_folder(directory: RunDirectory) -> Path:
-    """Where the chunks of a run lie; what an earlier start left open is thrown away."""
-    folder = directory.made() / "chunks"
-    folder.mkdir(exist_ok=True)
-    for left in folder.glob(f"*{_OPEN}"):
-        shutil.rmtree(left)
-    return folder
 
 
 def _seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
@@ -148,7 +138,7 @@ def write_sealed(
 
 
 @dataclasses.dataclass(frozen=True)
-class Spent:
+class _Spent:
     """A row of spent.jsonl: what one call by `role` cost."""
 
     role: str
@@ -156,22 +146,16 @@ class Spent:
 
 
 class Caps:
-    """The caps of a configuration, and what all starts of a run have spent by the file `path`.
+    """The caps of a configuration, and what all starts of a run have spent by its spent.jsonl.
 
     Raises ConfigError where a cap on money lacks a price.
     """
 
-    def __init__(self, config: Config, path: Path) -> None:
+    def __init__(self, config: Config, directory: RunDirectory) -> None:
         self.config, self.ledger = config, Ledger.for_config(config, self._write)
-        self._path, self._lock = path, threading.Lock()
-        for row in read_rows(path, Spent):
+        self._path, self._lock = directory.claim("spent.jsonl"), threading.Lock()
+        for row in read_rows(self._path, _Spent):
             self.ledger.record(row.role, row.usage)
-
-    @classmethod
-    def of(cls, config: Config, directory: RunDirectory) -> Caps | None:
-        """Those of a run; None where there are none, so that nothing is written for them."""
-        capped = any(getattr(config.budget, name) is not None for name in CapsConfig.model_fields)
-        return cls(config, directory.claim("spent.jsonl")) if capped else None
 
     def check(self, done: int, coming: int) -> None:
         """Raise BudgetExceededError where `coming` problems, at the mean cost of the `done` ones, would not fit.
@@ -190,41 +174,37 @@ class Caps:
                     cap=f"budget.{name}",
                 )
 
-    def catch_up(self, sealed: Ledger) -> None:
-        """Count what sealed chunks have cost beyond what is written down: it was spent when there was no cap."""
-        for role in ("weak", "critic", "scorer"):
-            all_of_it, known = sealed.usage(role), self.ledger.usage(role)
-            names = ("calls", "prompt_tokens", "evaluated_tokens", "generated_tokens")
-            more = {name: max(0, getattr(all_of_it, name) - getattr(known, name)) for name in names}
-            if any(more.values()):
-                self.add([Spent(role, Usage(all_of_it.model, **more))])
-
-    def add(self, rows: Sequence[Spent]) -> None:
-        """Count and write down what nobody has."""
-        for row in rows:
-            self.ledger.record(row.role, row.usage)
-        append_rows(self._path, rows)
-
     def _write(self, role: str, usage: Usage) -> None:
         """Write down what a call cost."""
         with self._lock:
-            append_rows(self._path, [Spent(role, usage)])
+            append_rows(self._path, [_Spent(role, usage)])
+
+    def add(self, role: str, usage: Usage) -> None:
+        """Count and write down what was spent without a call of this start."""
+        self.ledger.record(role, usage)
+        self._write(role, usage)
 
 
 @contextmanager
-def wrapped(writers: Writers, directory: RunDirectory, config: Config, caps: Caps | None) -> Iterator[Writers]:
-    """The same models, which raise BudgetExceededError instead of passing a cap of `caps`; what those answer that are
-    not in this process is kept in the run's answers.jsonl when it arrives, and free to a chunk that is done again.
+def working(
+    out: str | Path | RunDirectory, program: str, config: Config, arguments: Mapping[str, Any], writers: Writers | None
+) -> Iterator[tuple[RunDirectory, Writers, Caps]]:
+    """The open directory of a run, the models (`writers`, or those of the configuration) and its caps.
+
+    The models raise BudgetExceededError instead of passing a cap; what those answer that are not in this process is
+    kept in the run's answers.jsonl when it arrives, and free to a chunk that is done again. Caps do not make it another
+    run: it goes on when they are raised.
     """
     with ExitStack() as stack:
-        store = None
+        directory = stack.enter_context(opened(out, program=program, config=uncapped(config), arguments=arguments))
+        models = stack.enter_context(in_use(writers, config))
+        caps, store = Caps(config, directory), None
         if not all(config.role(role).local for role in ("weak", "strong", "critic", "scorer")):
             store = stack.enter_context(CallCache(directory.claim("answers.jsonl"), replays_are_free=True))
-            if caps is not None:
-                caps.add([Spent(lost.role, lost.perhaps) for lost in store.unanswered])
-        ledger = Ledger() if caps is None else caps.ledger
+            for lost in store.unanswered:
+                caps.add(lost.role, lost.perhaps)
         around = Wrappers(
-            ledger, config.prompt, store, run=uncapped(config).hash, keep_local=False,
+            caps.ledger, config.prompt, store, run=uncapped(config).hash, keep_local=False,
             reply_tokens=config.critic.max_tokens,
         )  # fmt: skip
-        yield stack.enter_context(writers.within(around))
+        yield directory, stack.enter_context(models.within(around)), caps

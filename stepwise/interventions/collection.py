@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from stepwise.data.examples import unique
 from stepwise.data.problems import CheckedProblems, check_problems
 from stepwise.errors import DataError
 from stepwise.interventions.checks.leaks import LeakVerdict
-from stepwise.interventions.chunks import Caps, run_chunks, sealed_rows, wrapped, write_sealed
+from stepwise.interventions.chunks import run_chunks, sealed_rows, working, write_sealed
 from stepwise.interventions.pipeline import Chunk, run_stages
 from stepwise.interventions.rows import ROWS, WRITTEN, by_id, spent
-from stepwise.interventions.settings import CollectSettings, Writers, in_use, uncapped
+from stepwise.interventions.settings import CollectSettings, Writers
 from stepwise.io import read_rows, write_rows
 from stepwise.models.budget import Ledger
 from stepwise.models.store import key_of
-from stepwise.runs.directory import RunDirectory, opened
+from stepwise.runs.directory import RunDirectory
 from stepwise.types import Problem, to_json
 
 
@@ -50,29 +49,22 @@ def collect(
         path = collect(problems, config, "out/int", settings=CollectSettings(rollouts=4, guided=8))
         examples = read_examples(path)  # stepwise.data.examples
     """
-    settings = settings or CollectSettings()
+    settings, began = settings or CollectSettings(), time.monotonic()
     checked = problems if isinstance(problems, CheckedProblems) else check_problems(problems)
     digest = key_of({"problems": [to_json(p) for p in checked.problems], "excluded": sorted(checked.excluded)})
     arguments = {**settings.model_dump(), "problems": digest}
-    with (
-        opened(out, program="collect", config=uncapped(cfg), arguments=arguments) as directory,
-        in_use(writers, cfg) as models,
-        ExitStack() as stack,
-    ):
+    with working(out, "collect", cfg, arguments, writers) as (directory, models, caps):
         _remember(directory, checked.problems)
-        account, caps = Account(cfg, len(checked.problems)), Caps.of(cfg, directory)
-        if caps is not None:  # what chunks have cost that were sealed when there were no caps counts too
-            caps.catch_up(sealed_cost(directory.path, cfg))
-        asked = stack.enter_context(wrapped(models, directory, cfg, caps))
+        account = _Account(caps.ledger, len(checked.problems))
 
         def work(members: Sequence[Problem]) -> dict[str, Sequence[Any]]:
             models.reset_caches("weak", "localizer", "proposer")
-            return run_stages(Chunk(by_id(members), asked, cfg, settings))
+            return run_stages(Chunk(by_id(members), models, cfg, settings))
 
         def sealed(folder: Path, members: int, before: bool) -> str:
             rows = {name: read_rows(folder / f"{name}.jsonl", kind) for name, kind in ROWS.items()}
             account.add(rows, members, before=before)
-            return account.note()
+            return account.note(time.monotonic() - began)
 
         def finish() -> Path:
             return _write(directory, checked, cfg, settings, licence)
@@ -127,43 +119,26 @@ def unsound(candidates: Iterable[Any]) -> int:
     return sum(row.leak is LeakVerdict.CLEAN and bool(row.unsound) for row in candidates)
 
 
-def sealed_cost(out: str | Path, config: Config) -> Ledger:
-    """What the rows in the sealed chunks of `out` have cost."""
-    account = Account(config)
-    account.add({name: read_stage(out, name) for name in ROWS}, 0)
-    return account.ledger
+class _Account:
+    """Adds up the rows of sealed chunks; `ledger` has what all starts have spent."""
 
-
-class Account:
-    """Adds up the rows of sealed chunks and what they cost, under the caps and prices of a configuration."""
-
-    def __init__(self, config: Config, num_problems: int = 0) -> None:
-        locates = "scorer" if config.critic.method == "scorer" else "critic"
-        self._roles = {"rollouts": "weak", "located": locates, "candidates": "critic", "guided": "weak"}
-        models = {"weak": config.models.weak, "critic": config.models.critic, "scorer": config.scorer}
-        prices = {role: models[role].prices for role in dict.fromkeys(self._roles.values())}
-        self.ledger, self._num_problems = Ledger(config.budget, prices), num_problems
-        self._counts: Counter[str] = Counter()
-        self._began = time.monotonic()
+    def __init__(self, ledger: Ledger, num_problems: int) -> None:
+        self.ledger, self._num_problems, self._counts = ledger, num_problems, Counter[str]()
+        self._tokens_before = ledger.usage().generated_tokens
 
     def add(self, rows: Mapping[str, Sequence[Any]], num_problems: int, *, before: bool = False) -> None:
         """Count a chunk of so many problems; `before`: an earlier start sealed it."""
-        for stage, role in self._roles.items():
-            self.ledger.record(role, spent(rows[stage]))
         self._counts.update({stage: len(rows[stage]) for stage in ("examples", "guided")})
         self._counts["right"] += sum(row.verdict == "CORRECT" for row in rows["guided"])
         self._counts["problems"] += num_problems
-        if before:
-            self._counts["problems before"] += num_problems
-            self._counts["tokens before"] = self.ledger.usage().generated_tokens
+        self._counts["problems before"] += num_problems if before else 0
 
-    def note(self, seconds: float | None = None) -> str:
+    def note(self, seconds: float) -> str:
         """One line for the progress bar: "examples 41, guided 12% right, 310k tokens, 0.42 of 5.00 spent".
 
-        Rate and remaining time are of what was done in the `seconds` since this start (None: by the clock).
+        Rate and remaining time are of what was done in the `seconds` since this start.
         """
         counts, total, left = self._counts, self.ledger.usage(), self.ledger.remaining()
-        seconds = time.monotonic() - self._began if seconds is None else seconds
         parts = [f"examples {counts['examples']:,}"]
         if counts["guided"]:
             parts.append(f"guided {counts['right'] / counts['guided']:.0%} right")
@@ -176,7 +151,7 @@ class Account:
             parts.append(f"{total.cost:.2f}{cap} spent")
         done = counts["problems"] - counts["problems before"]
         if done and seconds > 0:
-            parts.append(f"{_short((tokens - counts['tokens before']) / seconds)} tokens/s")
+            parts.append(f"{_short((tokens - self._tokens_before) / seconds)} tokens/s")
             rest = (self._num_problems - counts["problems"]) * seconds / done
             if rest:
                 parts.append(f"about {rest:.0f} s left" if rest < 120 else f"about {rest / 60:.0f} min left")

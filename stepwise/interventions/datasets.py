@@ -18,14 +18,14 @@ from stepwise.data.problems import CheckedProblems, check_problems, load_problem
 from stepwise.errors import DataError
 from stepwise.interventions import building, solutions
 from stepwise.interventions.building import Builder
-from stepwise.interventions.chunks import Caps, Spent, run_chunks, sealed_counts, sealed_rows, wrapped, write_sealed
+from stepwise.interventions.chunks import run_chunks, sealed_counts, sealed_rows, working, write_sealed
 from stepwise.interventions.collection import read_stage
 from stepwise.interventions.rows import ROWS, WRITTEN, FailedAttempt, by_id, parent, spent
-from stepwise.interventions.settings import BuildSettings, Writers, in_use, uncapped
+from stepwise.interventions.settings import BuildSettings, Writers, in_use
 from stepwise.io import read_rows
 from stepwise.lab.problems import SPLITS, LabProblem, make
 from stepwise.models.store import key_of
-from stepwise.runs.directory import RunDirectory, opened
+from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.runs.progress import progress
 from stepwise.steps import SEPARATOR
@@ -50,7 +50,7 @@ KINDS: dict[str, Callable[[Builder], list[Example]]] = {
 }
 """The kinds of dataset. Those before "reference" need a collection; the others take it where they can."""
 NEED_COLLECTION = tuple(KINDS)[: tuple(KINDS).index("reference")]
-_FILES = (*ROWS, "counts", "spent")
+_FILES = (*ROWS, "counts")
 
 
 def build(
@@ -152,18 +152,13 @@ class Recipe:
         """See `write_dataset`."""
         config, label = self.config, f"building {self.kind}"
         arguments = {"kind": self.kind, **self.settings.model_dump(mode="json"), "source": self._digest()}
-        with (
-            opened(out, program="build_dataset", config=uncapped(config), arguments=arguments) as directory,
-            in_use(writers, config) as models,
-            wrapped(models, directory, config, caps := Caps.of(config, directory)) as asked,
-        ):
+        with working(out, "build_dataset", config, arguments, writers) as (directory, models, caps):
 
             def work(members: Sequence[Any]) -> dict[str, Sequence[Any]]:
                 models.reset_caches()
-                builder = self.builder(members, asked)
+                builder = self.builder(members, models)
                 rows = KINDS[self.kind](builder)
-                paid = [Spent(role, usage) for role, usage in builder.usage.items()]
-                return {**builder.written, "examples": rows, "counts": [dict(builder.counts)], "spent": paid}
+                return {**builder.written, "examples": rows, "counts": [dict(builder.counts)]}
 
             def finish() -> Path:
                 return self._finish(directory, licence)

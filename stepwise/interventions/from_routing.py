@@ -26,16 +26,16 @@ from stepwise.data.problems import check_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict, grade, grade_many
 from stepwise.interventions.checks.leaks import LeakVerdict
-from stepwise.interventions.chunks import Caps, Spent, run_chunks, sealed_counts, sealed_rows, wrapped, write_sealed
+from stepwise.interventions.chunks import run_chunks, sealed_counts, sealed_rows, working, write_sealed
 from stepwise.interventions.collection import unsound
 from stepwise.interventions.filtering import counts_of
 from stepwise.interventions.pipeline import Attempts, Chunk, check_candidates, guide, select, survivors
 from stepwise.interventions.rows import Candidate, FailedAttempt, GuidedRollout, Made, by_id, spent
-from stepwise.interventions.settings import CollectSettings, Writers, hash_of, in_use, uncapped
+from stepwise.interventions.settings import CollectSettings, Writers, hash_of
 from stepwise.io import read_rows
 from stepwise.models.store import key_of
 from stepwise.records import record
-from stepwise.runs.directory import RunDirectory, opened
+from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls
 from stepwise.steps import boxed, extract_answer
 from stepwise.types import Problem, Trace, to_json
@@ -44,11 +44,11 @@ Kind = Literal["intervention", "distillation", "no success"]
 Named = tuple[str, Trace]
 """A trace with its id."""
 _NONE = (0, 0)
-_FILES = ("failures", "candidates", "guided", "comparisons", "examples", "distillation", "counts", "spent")
+_FILES = ("failures", "candidates", "guided", "comparisons", "examples", "distillation", "counts")
 
 
 @record()
-class GuidedComparison:
+class _GuidedComparison:
     """What followed the strong model's step, and what followed the draft; `id` is the candidate's.
 
     `helps` is the probability that the step's success is higher than the draft's, given the counts.
@@ -91,11 +91,7 @@ def from_routing(
     settings, given = settings or CollectSettings(), read_traces(traces)
     digest = key_of({"traces": [to_json(trace) for trace in given]})
     arguments = {**settings.model_dump(), "confident": confident, "traces": digest}
-    with (
-        opened(out, program="from_routing", config=uncapped(cfg), arguments=arguments) as directory,
-        in_use(writers, cfg) as models,
-        wrapped(models, directory, cfg, caps := Caps.of(cfg, directory)) as asked,
-    ):
+    with working(out, "from_routing", cfg, arguments, writers) as (directory, models, caps):
         problems: dict[str, Problem] = {}
         named, seen = list[Named](), Counter[str]()
         for trace in given:
@@ -112,7 +108,7 @@ def from_routing(
 
         def work(traces: Sequence[Named]) -> dict[str, Sequence[Any]]:
             models.reset_caches("weak")
-            return _compared(Chunk(usable, asked, cfg, settings), traces, confident)
+            return _compared(Chunk(usable, models, cfg, settings), traces, confident)
 
         def finish() -> Path:
             guided = sealed_rows(directory.path, "guided", GuidedRollout)
@@ -226,13 +222,12 @@ def _compared(chunk: Chunk, traces: Sequence[Named], confident: float) -> dict[s
     return {
         "failures": failures, "candidates": candidates, "guided": guided, "comparisons": comparisons,
         "examples": rows["intervention"], "distillation": rows["distillation"], "counts": [dict(counts)],
-        "spent": [Spent("weak", spent(guided))],
     }  # fmt: skip
 
 
 def compare(
     candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk, confident: float = 0.95
-) -> tuple[list[GuidedComparison], list[GuidedRollout]]:
+) -> tuple[list[_GuidedComparison], list[GuidedRollout]]:
     """Rollouts of the weak model behind each step and, where one of them ended right, behind its draft.
 
     `settings.guided` of each, without an early end after successes, which would bias the comparison; a step without a
@@ -260,7 +255,7 @@ def compare(
         helps = _more_often(*step, *draft_counts)
         kind: Kind = "intervention" if helps >= confident else "distillation"
         rows.append(
-            GuidedComparison(row.id, row.problem, *step, *draft_counts, helps, kind if step[0] else "no success")
+            _GuidedComparison(row.id, row.problem, *step, *draft_counts, helps, kind if step[0] else "no success")
         )
     return rows, [*guided, *behind]
 

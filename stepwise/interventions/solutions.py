@@ -34,7 +34,7 @@ from stepwise.interventions.pipeline import (
     propose_candidates,
     sample_rollouts,
 )
-from stepwise.interventions.rows import FailedAttempt, Rollout, by_id, first_of_each, spent
+from stepwise.interventions.rows import FailedAttempt, Rollout, by_id, first_of_each
 from stepwise.interventions.settings import one_candidate
 from stepwise.lab import corpus
 from stepwise.seeds import rng as seeded
@@ -62,7 +62,7 @@ def references(builder: Builder) -> list[Example]:
 
 def strong(builder: Builder) -> list[Example]:
     """The right solutions by the strong model (distillation)."""
-    rollouts = builder.sampled(builder.writers.strong, builder.options.per_problem, "strong", "strong")
+    rollouts = builder.sampled(builder.writers.strong, builder.options.per_problem, "strong")
     right = [row for row in rollouts if row.verdict is Verdict.CORRECT]
     builder.counts["solutions"] += len(rollouts)
     builder.counts["right solutions"] += len(right)
@@ -90,7 +90,7 @@ def first_tokens(builder: Builder) -> list[Example]:
             builder.but(rollouts=1, max_tokens=length), problems={name: builder.problems[name] for name in names}
         )
         rollouts = sample_rollouts(part, builder.writers.weak) if names else []
-        builder.keep("rollouts", rollouts)
+        builder.written["rollouts"] += rollouts
         # What is cut at its longest has no end to be trained on, so it is a beginning too.
         rows += [
             builder.example(f"{row.id}/first", row.problem, row.text, "first_tokens", parents={"rollout": row.id},
@@ -136,7 +136,6 @@ def _rewritten(builder: Builder, failures: Sequence[FailedAttempt]) -> list[Exam
     rewriter, settings = builder.writers.rewriter, builder.settings
     replies = critics.ask_all(rewriter, items, seeds, label="rewriting", concurrency=settings.concurrency,
                               around=builder.writers.around)  # fmt: skip
-    builder.pay("critic", spent(replies))
     texts = [normalize_text(reply.get("solution") or "") for reply in replies]
     verdicts = _graded(builder, failures, [extract_answer(text) for text in texts])
     rows, model = [], critics.model_name(rewriter)
@@ -205,9 +204,9 @@ def _round(
         repaired[before.id] = ((row.id, row.made.model, row.made.seed), after)
     builder.counts["repairs with a false equation"] += sum(bool(row.unsound) for row in candidates)
     for stage, rows in (("located", located), ("candidates", candidates), ("guided", guided)):
-        builder.keep(stage, rows)
+        builder.written[stage] += rows
     changed = [row for row in standing if row.id in repaired or not row.id.endswith("/x0")]
-    builder.keep("failures", [repaired[row.id][1] if row.id in repaired else row for row in changed])
+    builder.written["failures"] += [repaired[row.id][1] if row.id in repaired else row for row in changed]
     return repaired
 
 

@@ -20,7 +20,7 @@ from stepwise.interventions.collection import funnel, read_stage
 from stepwise.interventions.rows import ROWS, Candidate, FailedAttempt, GuidedRollout, Located, spent
 from stepwise.io import read_rows
 from stepwise.report.charts import Bar, bars_svg, stage_svg
-from stepwise.report.shell import first_of_each, of_the_lab, render, write_page
+from stepwise.report.shell import first_of_each, of_the_lab, write_page
 from stepwise.runs.directory import read_card
 from stepwise.types import Problem
 
@@ -36,7 +36,7 @@ _LEAKS = {"leak": "with the answer given away", "answer_step": "of the answer's 
 
 
 @dataclass(frozen=True)
-class Stage:
+class _Stage:
     """One stage of the funnel: of `rows` rows, `kept` went on as `becomes`, and the others were left out, by reason."""
 
     name: str
@@ -48,7 +48,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Card:
+class _Card:
     """One candidate, or one attempt that has none, with all that is shown of it; texts are as they were written.
 
     `location` is the 0-based step of the first error. `guided` are the outcomes of the judged rollouts, None where
@@ -136,7 +136,7 @@ class Facts:
             fates[row.id] = fate
         return fates
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[_Stage]:
         """The funnel."""
         rows, guided = self.rows, self.guided
         failures, located, candidates = rows["failures"], rows["located"], rows["candidates"]
@@ -151,12 +151,12 @@ class Facts:
         each = f"{len(candidates) / errors:.2g} for each error" if errors else ""
         tries = f"{len(rows['guided']):,} guided rollouts, {right:,} of them end right"
         return [
-            Stage("Rollouts", len(rows["rollouts"]), "failed attempts", len(failures), self._not_failed(), endings),
-            Stage("Failed attempts", len(located), "errors located", errors, dict(lost.most_common())),
-            Stage("Candidates", len(candidates), "candidates guided", len(guided), dict(before.most_common()), each),
-            Stage("Candidates guided", len(guided), "with a guided success", successes,
+            _Stage("Rollouts", len(rows["rollouts"]), "failed attempts", len(failures), self._not_failed(), endings),
+            _Stage("Failed attempts", len(located), "errors located", errors, dict(lost.most_common())),
+            _Stage("Candidates", len(candidates), "candidates guided", len(guided), dict(before.most_common()), each),
+            _Stage("Candidates guided", len(guided), "with a guided success", successes,
                   _some({NO_SUCCESS: became[NO_SUCCESS]}), tries),
-            Stage("With a guided success", successes, "examples", became[EXAMPLE],
+            _Stage("With a guided success", successes, "examples", became[EXAMPLE],
                   _some({OUTDONE: became[OUTDONE], TWIN: became[TWIN]})),
         ]  # fmt: skip
 
@@ -194,7 +194,7 @@ class Facts:
         return [Bar(str(n), counts[n], f"step {n}: {counts[n]:,} of {having[n]:,} attempts that have this step")
                 for n in steps]  # fmt: skip
 
-    def cards(self) -> list[Card]:
+    def cards(self) -> list[_Card]:
         """All candidates and the attempts without one, examples first, then by what became of them."""
         located: dict[str, Located] = {row.failure: row for row in self.rows["located"]}
         examples = self.rows["examples"]
@@ -206,7 +206,7 @@ class Facts:
         for row in self.rows["candidates"]:
             tries, failure = self.guided.get(row.id, []), self.failures[row.failure]
             fault = row.failed or ": ".join(part for part in (row.leak_reason, row.leak_text) if part) or row.unsound
-            cards.append(Card(
+            cards.append(_Card(
                 row.id, problems.get(row.problem), row.problem, self.fates[row.id], failure.steps, failure.answer,
                 located[row.failure].reason if row.failure in located else "", row.location, row.content, fault,
                 self.outcomes.get(row.id),
@@ -215,7 +215,7 @@ class Facts:
         for place in self.rows["located"]:
             if (fate := _unlocated(place)) and place.failure in self.failures:
                 failure = self.failures[place.failure]
-                cards.append(Card(
+                cards.append(_Card(
                     failure.id, problems.get(failure.problem), failure.problem, fate, failure.steps, failure.answer,
                     place.reason, fault=place.failed,
                 ))  # fmt: skip
@@ -267,7 +267,8 @@ def write_collection_report(
     stages, cards = facts.stages(), facts.cards()
     shown = first_of_each(cards, max_cards, lambda card: card.fate)
     names = {row.problem for row in facts.rows["rollouts"]}
-    text = render(
+    return write_page(
+        path,
         "collection.html.jinja",
         title="Interventions collected from failed attempts",
         subtitle=f"{len(names):,} problems, {stages[0].rows:,} rollouts, {stages[-1].kept:,} examples",
@@ -282,10 +283,9 @@ def write_collection_report(
         cards=shown,
         total=len(cards),
     )
-    return write_page(path, text)
 
 
-def _bar(stage: Stage, whole: int) -> Markup:
+def _bar(stage: _Stage, whole: int) -> Markup:
     return stage_svg([("kept", stage.becomes, stage.kept), *(("left", *left) for left in stage.left.items())], whole)
 
 
@@ -321,7 +321,7 @@ def _meta(run: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     }
 
 
-def _notes(run: Mapping[str, Any], facts: Facts, stages: Sequence[Stage]) -> list[str]:
+def _notes(run: Mapping[str, Any], facts: Facts, stages: Sequence[_Stage]) -> list[str]:
     notes, arguments, located = [], run.get("arguments", {}), facts.rows["located"]
     if blind := sum(not row.with_reference for row in located):
         notes.append(

@@ -6,6 +6,7 @@ parsed as HTML. A content security policy allows that one script, by its hash, a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,7 @@ from stepwise.report.shell import (
     author_letter,
     caption,
     first_of_each,
-    island,
     quantity,
-    render,
     verdict_word,
     write_page,
 )
@@ -49,16 +48,12 @@ def write_report(path: str | Path, report: Report, max_traces: int = MAX_TRACES)
         report = Report("My models", rows=tuple(m.row for m in measured), traces=measured[0].views)
         write_report("report.html", report)
     """
-    return write_page(path, page_html(report, max_traces))
-
-
-def page_html(report: Report, max_traces: int = MAX_TRACES) -> str:
-    """The text of the page that `write_report` writes."""
     if max_traces < 0:
         raise DataError(f"max_traces is {max_traces}; it must be 0 or more")
     shown = first_of_each(report.traces, max_traces, lambda view: view.policy)
     plots = [(cost, [plot_svg(report.rows, cost, canvas) for canvas in (WIDE, NARROW)]) for cost in COSTS]
-    return render(
+    return write_page(
+        path,
         "page.html.jinja",
         title=report.title,
         subtitle=report.subtitle,
@@ -79,12 +74,15 @@ def page_html(report: Report, max_traces: int = MAX_TRACES) -> str:
 
 
 def _island(views: Sequence[TraceView]) -> Markup:
-    """The traces as JSON that is safe inside a script element."""
+    """The traces as JSON that is safe inside a script element: ASCII only, with `<`, `>` and `&` written as escapes."""
     places: dict[Problem, int] = {}
     traces = [_trace(view, places.setdefault(view.trace.problem, len(places))) for view in views]
     names = ("id", "question", "answer", "reference", "source")
     problems = [_filled({name: getattr(problem, name) for name in names}) for problem in places]
-    return island({"problems": problems, "traces": traces})
+    text = json.dumps({"problems": problems, "traces": traces}, ensure_ascii=True, separators=(",", ":"))
+    for char in "<>&":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return Markup(text)  # noqa: S704
 
 
 def _trace(view: TraceView, problem: int) -> dict[str, Any]:

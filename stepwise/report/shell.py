@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
@@ -213,14 +212,9 @@ def environment() -> Environment:
     return result
 
 
-def macro(template: str, name: str, /, **values: Any) -> Markup:
-    """What the macro `name` of a template writes."""
-    return Markup(getattr(environment().get_template(template).module, name)(**values))  # noqa: S704
-
-
 def draw(figure: str, /, **values: Any) -> Markup:
     """The drawing of that name in figures.svg.jinja."""
-    return macro("figures.svg.jinja", figure, **values)
+    return Markup(getattr(environment().get_template("figures.svg.jinja").module, figure)(**values))  # noqa: S704
 
 
 def resource(name: str) -> str:
@@ -228,7 +222,8 @@ def resource(name: str) -> str:
     return files("stepwise.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def render(
+def write_page(
+    path: str | Path,
     template: str,
     *,
     title: str,
@@ -239,14 +234,14 @@ def render(
     scripts: Sequence[str],
     styles: Sequence[str] = ("page.css",),
     **values: Any,
-) -> str:
-    """The text of a page: `template` extends base.html.jinja; the files `scripts` become one script in one scope.
+) -> Path:
+    """Write a page to `path` and return the path; missing folders are made. The file appears whole or not at all.
 
-    Facts in `meta` that are None or empty are left out. `lab` says that the figures come from the embedded test bed;
-    the page then says so.
+    `template` extends base.html.jinja; the files `scripts` become one script in one scope. Facts in `meta` that are
+    None or empty are left out. `lab` says that the figures come from the embedded test bed; the page then says so.
     """
     script = '"use strict";\n(() => {\n' + "\n".join(resource(name) for name in scripts) + "})();\n"
-    return (
+    text = (
         environment()
         .get_template(template)
         .render(
@@ -261,10 +256,6 @@ def render(
             **values,
         )
     )
-
-
-def write_page(path: str | Path, text: str) -> Path:
-    """Write a page to `path` and return the path; missing folders are made. The file appears whole or not at all."""
     write_text(path, text)
     return Path(path)
 
@@ -284,14 +275,6 @@ def first_of_each(items: Sequence[T], limit: int, kind: Callable[[T], object]) -
         ranks[kind(item)] = ranks.get(kind(item), 0) + 1
         order.append((ranks[kind(item)], position))
     return [items[position] for position in sorted(position for _, position in sorted(order)[:limit])]
-
-
-def island(data: Any) -> Markup:
-    """Data as JSON that is safe inside a script element: ASCII only, with `<`, `>` and `&` written as escapes."""
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
-    for char in "<>&":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return Markup(text)  # noqa: S704
 
 
 def of_the_lab(run: Mapping[str, Any], *roles: str) -> bool:

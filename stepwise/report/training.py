@@ -11,7 +11,7 @@ from markupsafe import Markup
 from stepwise.errors import DataError
 from stepwise.io import read_rows
 from stepwise.report.charts import Line, curves_svg, line_swatch, number
-from stepwise.report.shell import FINISH_WORDS, first_of_each, of_the_lab, render, verdict_word, write_page
+from stepwise.report.shell import FINISH_WORDS, first_of_each, of_the_lab, verdict_word, write_page
 from stepwise.runs.directory import read_card
 from stepwise.training.rollouts import RlRollout, read_rollouts
 
@@ -101,11 +101,6 @@ def write_training_report(path: str | Path, out: str | Path, *, max_rollouts: in
     still going has a page too. The same directory gives the same bytes. Raises DataError where `out` has no metrics, or
     `max_rollouts` is negative.
     """
-    return write_page(path, training_html(out, max_rollouts=max_rollouts))
-
-
-def training_html(out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> str:
-    """The text of the page that `write_training_report` writes."""
     if max_rollouts < 0:
         raise DataError(f"max_rollouts is {max_rollouts}; it must be 0 or more")
     out = Path(out)
@@ -121,7 +116,8 @@ def training_html(out: str | Path, *, max_rollouts: int = MAX_ROLLOUTS) -> str:
         title, section = "Preference training", "dpo"
     else:
         title, section = "Supervised training", "sft"
-    return render(
+    return write_page(
+        path,
         "training.html.jinja",
         title=title,
         subtitle=f"{steps:,}{f' of {planned:,}' if planned else ''} steps",

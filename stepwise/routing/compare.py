@@ -226,7 +226,7 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
         # A local model evaluates each token of a solution once; an API reads the whole prefix again at every step.
         prompt = question + steps * width if local else steps * (question + steps * width // 2)
         generated = calls * width if generates else 0
-        return PlannedCalls(role, calls, arms * len(problems) * prompt, generated, len(problems))  # type: ignore[arg-type]
+        return PlannedCalls(role, calls, arms * len(problems) * prompt, generated)  # type: ignore[arg-type]
 
     weak = sum(policy.calls_per_step.get("weak", 1) for policy in policies if policy.name != "always")
     strong = sum(policy.calls_per_step.get("strong", 1) for policy in policies if policy.name != "never")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict
@@ -13,28 +12,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from stepwise import lab
 from stepwise.config import Config, LoadConfig, Roles
-from stepwise.errors import DataError
 from stepwise.types import Problem
 
 if TYPE_CHECKING:
     from stepwise.interventions.settings import CollectSettings
 
-# Round assumptions of an estimate, all stated in its footnote: a local model reads its weights once per token and
-# batches eight sequences a time; a small one is bound by arithmetic instead.
-_BYTES_PER_SECOND = 10e9
-_BATCH = 8
-_TOKENS_PER_SECOND = 1500.0
-_PREFILL_FACTOR = 4.0
-_API_TOKENS_PER_SECOND = 50.0
 _INSTRUCTIONS = 2000  # tokens of a critic's prompt beside the texts, at most
 _BYTES = 3  # of a text, for one token: what a likely case reckons with
 _LIKELY_INSTRUCTIONS = 500  # tokens
-_FOOTNOTE = (
-    "Upper bounds for tokens and calls; budget caps are not in them. Times are rough: 10 GB/s of memory, 8 sequences a "
-    "batch and at most 1,500 tokens/s for a local model, 50 tokens/s per request for an API."
-)
+_FOOTNOTE = "Upper bounds for tokens and calls; budget caps are not in them."
 _LIKELY_FOOTNOTE = (
     "Likely: half of the attempts fail, a solution is as long as its reference (as the question, where there is none), "
     "half of the interventions help at once and the others never, and every reply of the critic can be read."
@@ -45,15 +32,13 @@ _LIKELY_FOOTNOTE = (
 class PlannedCalls:
     """The most that one role of a run would be asked for.
 
-    `prompt_tokens` counts tokens that are not cached. `at_once` bounds the requests that can be in flight together
-    (None: all of them): the steps of one solution follow on one another. `likely` is a usual case beside the worst.
+    `prompt_tokens` counts tokens that are not cached. `likely` is a usual case beside the worst.
     """
 
     role: Roles
     calls: int
     prompt_tokens: int
     generated_tokens: int
-    at_once: int | None = None
     likely: PlannedCalls | None = None
 
 
@@ -98,9 +83,9 @@ def plan_collecting(config: Config, settings: CollectSettings, problems: Sequenc
     prompts = questions * (1 if local else settings.rollouts)
     prompts += times * (questions + len(problems) * (room + config.critic.max_tokens))
     calls = len(problems) * (settings.rollouts + guided)
-    weak = PlannedCalls("weak", calls, prompts, calls * room, min(settings.chunk, len(problems)) * settings.rollouts)
+    weak = PlannedCalls("weak", calls, prompts, calls * room)
     likely = _likely_collecting(config, settings, problems)
-    parts = [weak, *(_together(asked, role, settings.concurrency) for role in dict.fromkeys(p.role for p in asked))]
+    parts = [weak, *(_together(asked, role) for role in dict.fromkeys(p.role for p in asked))]
     return [dataclasses.replace(part, likely=likely.get(part.role)) for part in parts]
 
 
@@ -130,12 +115,11 @@ def _likely_collecting(
     return found
 
 
-def _together(parts: Sequence[PlannedCalls], role: Roles, at_once: int) -> PlannedCalls:
-    """What `parts` ask of one role, so many calls at a time."""
+def _together(parts: Sequence[PlannedCalls], role: Roles) -> PlannedCalls:
+    """What `parts` ask of one role."""
     own = [part for part in parts if part.role == role]
     return PlannedCalls(
-        role, sum(p.calls for p in own), sum(p.prompt_tokens for p in own), sum(p.generated_tokens for p in own),
-        min(at_once, max(p.at_once or at_once for p in own)),
+        role, sum(p.calls for p in own), sum(p.prompt_tokens for p in own), sum(p.generated_tokens for p in own)
     )  # fmt: skip
 
 
@@ -144,7 +128,7 @@ def _asked_twice(config: Config, texts: Sequence[int], calls: Sequence[int], rep
     width, total = config.critic.max_tokens, sum(calls)
     beside = 2 * (_INSTRUCTIONS + replies * width) + width  # the repair shows the model its reply
     prompts = sum(n * (2 * text + beside) for text, n in zip(texts, calls, strict=True))
-    return PlannedCalls("critic", 2 * total, prompts, 2 * total * width, len(texts))
+    return PlannedCalls("critic", 2 * total, prompts, 2 * total * width)
 
 
 def _money(planned: PlannedCalls, model: LoadConfig) -> float | None:
@@ -155,20 +139,8 @@ def _money(planned: PlannedCalls, model: LoadConfig) -> float | None:
     return (planned.prompt_tokens * prices[0] + planned.generated_tokens * prices[1]) / 1e6
 
 
-def _seconds(planned: PlannedCalls, model: LoadConfig) -> float | None:
-    """A rough time; None when the model's file is not there to be measured."""
-    if not model.local:
-        together = min(model.sequences, planned.calls if planned.at_once is None else planned.at_once)
-        return planned.generated_tokens / _API_TOKENS_PER_SECOND / max(together, 1)
-    size = _file_size(model.model.removeprefix("llamacpp/"))
-    if size is None:
-        return None
-    rate = min(_TOKENS_PER_SECOND, _BATCH * _BYTES_PER_SECOND / size)
-    return planned.generated_tokens / rate + planned.prompt_tokens / (_PREFILL_FACTOR * rate)
-
-
 def show_plan(plan: Sequence[PlannedCalls], config: Config, console: Console) -> None:
-    """Print the table: role, model, calls, tokens, money, time."""
+    """Print the table: role, model, calls, tokens, money."""
     if not plan:
         console.print("This program asks no model for anything.")
         return
@@ -178,7 +150,6 @@ def show_plan(plan: Sequence[PlannedCalls], config: Config, console: Console) ->
     for heading in ("calls", "prompt\ntokens", "generated\ntokens"):
         table.add_column(heading, justify="right", no_wrap=True)  # a figure that is cut says something else
     table.add_column("money", justify="right")
-    table.add_column("time", justify="right", no_wrap=True)
     for part in plan:
         table.add_row(part.role, config.role(part.role).model, *_cells([part], config))
         if part.likely is not None:
@@ -195,38 +166,12 @@ def show_plan(plan: Sequence[PlannedCalls], config: Config, console: Console) ->
 
 
 def _cells(plan: Sequence[PlannedCalls], config: Config) -> list[str]:
-    """Calls, prompt tokens, generated tokens, money and time of all of `plan` together."""
+    """Calls, prompt tokens, generated tokens and money of all of `plan` together."""
     costs = [_money(part, config.role(part.role)) for part in plan]
-    times = [_seconds(part, config.role(part.role)) for part in plan]
     sums = [sum(part.calls for part in plan), sum(p.prompt_tokens for p in plan), sum(p.generated_tokens for p in plan)]
     cost = None if None in costs else sum(cost for cost in costs if cost is not None)
-    time = None if None in times else sum(time for time in times if time is not None)
-    return [*map(_count, sums), _money_text(cost), _time_text(time)]
-
-
-def _file_size(name: str) -> int | None:
-    path = Path(name)
-    if path.suffix != ".gguf":
-        if name not in (*lab.MODELS, *lab.ADAPTERS):
-            return None
-        try:
-            path = lab.model_path(name)
-        except DataError:
-            return None
-    return path.stat().st_size if path.exists() else None
+    return [*map(_count, sums), "no price known" if cost is None else f"{cost:,.4f}"]
 
 
 def _count(value: int) -> str:
     return f"{value:,}" if value < 10_000_000 else f"{value / 1e6:,.1f}M"  # so that a column stays narrow
-
-
-def _money_text(value: float | None) -> str:
-    return "no price known" if value is None else f"{value:,.4f}"
-
-
-def _time_text(value: float | None) -> str:
-    if value is None:
-        return "unknown"
-    if value < 120:
-        return f"about {value:.0f} s"
-    return f"about {value / 60:.0f} min" if value < 120 * 60 else f"about {value / 3600:.0f} h"

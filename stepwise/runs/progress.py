@@ -19,7 +19,7 @@ _PLAIN_SECONDS = 10.0
 _drawing = threading.Lock()  # held while a bar is shown: two would overwrite one another
 
 
-class Advance(Protocol):
+class _Advance(Protocol):
     """Moves a bar on, `advance(count)`, and says how the work stands, `advance(count, "examples 41, guided 12 %")`."""
 
     def __call__(self, count: int, note: str | None = None) -> None:
@@ -28,7 +28,7 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(description: str, total: int, *, console: Console | None = None) -> Iterator[Advance]:
+def progress(description: str, total: int, *, console: Console | None = None) -> Iterator[_Advance]:
     """Yields what moves the bar on by so many of `total`, and sets a note under it; thread-safe.
 
     The bar is drawn on a terminal and in a notebook (with ipywidgets). Elsewhere a line is printed at the start, at
@@ -53,7 +53,7 @@ def progress(description: str, total: int, *, console: Console | None = None) ->
 
 
 @contextmanager
-def _bar(description: str, total: int, console: Console) -> Iterator[Advance]:
+def _bar(description: str, total: int, console: Console) -> Iterator[_Advance]:
     columns = (
         parts.TextColumn("{task.description}"),
         parts.BarColumn(),
@@ -81,7 +81,7 @@ def _bar(description: str, total: int, console: Console) -> Iterator[Advance]:
 
 
 @contextmanager
-def _lines(description: str, total: int, console: Console) -> Iterator[Advance]:
+def _lines(description: str, total: int, console: Console) -> Iterator[_Advance]:
     began = last = time.monotonic()
     done, said = 0, ""
 

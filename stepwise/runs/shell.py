@@ -12,7 +12,7 @@ A program is one function, and a class of its own options, which cyclopts reads 
             run.write("traces.jsonl", trace)
         run.metrics(accuracy=0.93)
 
-`main(argv)` then reads these and the options of `Shared`, and returns an exit code: 0, 1 for a failure, 2 for a mistake
+`main(argv)` then reads these and the options of all, and returns an exit code: 0, 1 for a failure, 2 for a mistake
 in the input, 130 after Ctrl-C.
 """
 
@@ -99,7 +99,7 @@ class Options(BaseModel):
         return []
 
 
-class Shared(Options):
+class _Shared(Options):
     """What every program takes."""
 
     config: Path | None = None
@@ -127,7 +127,7 @@ class Run(Generic[OptionsT]):
     """
 
     def __init__(
-        self, config: Config, args: OptionsT, shared: Shared, directory: RunDirectory, console: Console
+        self, config: Config, args: OptionsT, shared: _Shared, directory: RunDirectory, console: Console
     ) -> None:
         self.config = config
         self.args = args
@@ -212,7 +212,7 @@ def program(
         name = file.stem
         command = f"python -m evals.{name}" if file.parent.name == "evals" else f"stepwise {name}"
 
-        def start(args: OptionsT, shared: Shared, given: dict[str, Any]) -> int:
+        def start(args: OptionsT, shared: _Shared, given: dict[str, Any]) -> int:
             config = Config.load(shared.config, [*shared.set, *args.overrides()])
             console = Console(stderr=getattr(args, "as_json", False))  # with --json, standard output is for a program
             out = shared.out or Path("out") / name
@@ -261,15 +261,15 @@ def program(
 
 def _parse(
     command: str, doc: str | None, options: type[OptionsT], argv: Sequence[str]
-) -> tuple[OptionsT, Shared] | None:
+) -> tuple[OptionsT, _Shared] | None:
     """The program's own options and the shared ones; None where help was asked for and has been printed."""
 
-    def read(args: Any = None, shared: Any = None) -> tuple[OptionsT, Shared]:
-        return args or options(), shared or Shared()
+    def read(args: Any = None, shared: Any = None) -> tuple[OptionsT, _Shared]:
+        return args or options(), shared or _Shared()
 
     read.__annotations__ = {
         "args": Annotated[options | None, Parameter("*")],
-        "shared": Annotated[Shared | None, Parameter("*", group=_SHARED)],
+        "shared": Annotated[_Shared | None, Parameter("*", group=_SHARED)],
     }
     each = Parameter(
         consume_multiple=1,

@@ -72,7 +72,7 @@ def credit_groups(
         rows = [dataclasses.replace(rollouts[i], reward=None) if labels[i].failed else rollouts[i] for i in places]
         group = _make_group(rows, group_labels)
         group_seed = seed_for(seed, rows[0].problem, "credit", rows[0].step)
-        group_advantages = credit.check_advantages(scheme, group, group_seed)  # (B, T)
+        group_advantages = scheme.checked(group, group_seed)  # (B, T)
         if self_scores is not None:
             group_advantages = mixed_advantages(
                 group_advantages, group, np.array([self_scores[i] for i in places]), share

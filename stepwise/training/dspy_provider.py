@@ -65,7 +65,7 @@ _TrainSettings = create_model("TrainSettings", __base__=FrozenConfig, **_FIELDS)
 """The keys that `train_kwargs` may have: those of [lora], of [sft] but for the roles of rows, and `seed`."""
 
 
-class LoraJob(TrainingJob):  # type: ignore[misc]
+class _LoraJob(TrainingJob):  # type: ignore[misc]
     """One fine-tuning in the background. `result()` is the tuned `dspy.LM`, or raises what went wrong.
 
     Settings and data are checked when it is made: ConfigError, DataError.
@@ -125,7 +125,7 @@ class LoraProvider(Provider):  # type: ignore[misc]
     def __init__(self, out: str | Path, *, train_from: str | Path | None = None, config: Config | None = None) -> None:
         super().__init__()
         self.finetunable = True
-        self.TrainingJob = LoraJob
+        self.TrainingJob = _LoraJob
         self.out = Path(out).absolute()
         self.train_from = train_from
         self.config = config or Config.lab()
@@ -147,7 +147,7 @@ class LoraProvider(Provider):  # type: ignore[misc]
 
     def finetune(
         self,
-        job: LoraJob,
+        job: _LoraJob,
         model: str,
         train_data: list[dict[str, Any]],
         train_data_format: TrainDataFormat | str | None = None,

@@ -94,7 +94,7 @@ def policy_loss(
 
     `logprobs`, `old` (before the first update on this batch), `advantages`, `correction` (see `importance_weights`) and
     `reference` (the base's log-probabilities) are (B, T), `mask` (B, T) is True on sampled tokens, `weights` (B,) come
-    from `rollout_weights`. The ratio counts between 1 - `clip_low` and 1 + `clip_high`. `decay` is gamma x lambda of
+    from `rollout_weights`. The ratio counts between 1 - `clip_low` and 1 + `clip_high`. `decay` is lambda of
     GRPO-lambda. `kl` weighs the divergence from the base, which is added up as the token losses are. Raises DataError
     for a `kl` without a `reference`.
     """

@@ -63,7 +63,7 @@ class RolloutRow:
         return len(self.prompt) + len(self.ids)
 
 
-class Batch:
+class _Batch:
     """Rows as tensors on the trainee's device. `mask` (B, T) is True on sampled tokens; `mark` is a token that stands
     behind each rollout (None: none does).
     """
@@ -106,7 +106,7 @@ class Batch:
         return torch.from_numpy(values).to(self._trainee.device)
 
 
-def parts_of(rows: Sequence[RolloutRow], cfg: Config) -> list[list[int]]:
+def _parts_of(rows: Sequence[RolloutRow], cfg: Config) -> list[list[int]]:
     """Places of `rows` in micro-batches, the longest first."""
     return micro_batches([row.length for row in rows], cfg.lora.micro_tokens)
 
@@ -120,8 +120,8 @@ def forward(
     logprobs, marks = [_nothing()] * len(rows), [0.0] * len(rows)
     adapter_off: AbstractContextManager[Any] = trainee.model.disable_adapter() if base else nullcontext()
     with torch.no_grad(), adapter_off:
-        for part in parts_of(rows, cfg):
-            batch = Batch(trainee, [rows[i] for i in part], mark)
+        for part in _parts_of(rows, cfg):
+            batch = _Batch(trainee, [rows[i] for i in part], mark)
             values = batch.logprobs(cfg.lora.tile).logprobs
             mark_logprobs = [0.0] * len(part) if mark is None else batch.at_mark(values).double().tolist()
             for i, line, of_mark in zip(part, batch.of_rows(values), mark_logprobs, strict=True):
@@ -163,8 +163,8 @@ def update(
     loss = grad_norm = entropy = divergence = 0.0
     first = [np.zeros(0)] * len(rows)
     for number in range(n):
-        for part in parts_of(rows, cfg):
-            batch = Batch(trainee, [rows[i] for i in part], laser and laser[0])
+        for part in _parts_of(rows, cfg):
+            batch = _Batch(trainee, [rows[i] for i in part], laser and laser[0])
             logprobs, entropies = batch.logprobs(cfg.lora.tile, entropy=number == 0)  # (B, T)
             piece = _loss(batch, logprobs, cfg.rl, laser)
             value = float(piece.total.detach())
@@ -185,7 +185,7 @@ def update(
     return figures | {"clip_share": clipped / (n * tokens), "kl": divergence / (n * tokens)}, first
 
 
-def _loss(batch: Batch, logprobs: Tensor, rl: RlConfig, laser: tuple[int, float] | None) -> losses.PolicyLoss:
+def _loss(batch: _Batch, logprobs: Tensor, rl: RlConfig, laser: tuple[int, float] | None) -> losses.PolicyLoss:
     """The part of the loss of all rows that those of `batch` make up; `logprobs` (B, T)."""
     rows = batch.rows
     old = batch.per_token([row.old for row in rows], logprobs)
@@ -198,7 +198,7 @@ def _loss(batch: Batch, logprobs: Tensor, rl: RlConfig, laser: tuple[int, float]
         loss=rl.loss,
         clip_low=rl.clip_low,
         clip_high=rl.clip_high,
-        decay=rl.gamma * rl.trace,
+        decay=rl.trace,
         correction=batch.per_token([row.correction for row in rows], logprobs),
         reference=batch.per_token([row.base for row in rows], logprobs),
         kl=rl.kl,

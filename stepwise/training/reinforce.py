@@ -25,7 +25,7 @@ import numpy as np
 
 from stepwise.config import Config
 from stepwise.credit import Credit, Reward, as_credit, as_reward, load_credit
-from stepwise.credit.base import RewardFunction, name_of
+from stepwise.credit.base import RewardFunction
 from stepwise.data.problems import check_problems
 from stepwise.errors import DataError
 from stepwise.io import write_rows
@@ -91,7 +91,10 @@ def grpo(
     hinted = [{"problem": name, "steps": list(steps)} for name, steps in hints.items()]
     arguments = run_arguments(adapter, problems=checked.problems, hints=hinted)
     handed_in = {"credit": credit, "reward": reward}
-    arguments |= {name: name_of(value) for name, value in handed_in.items() if value is not None}
+    for name, value in handed_in.items():
+        if value is not None:
+            named: Any = value if hasattr(value, "__qualname__") else type(value)
+            arguments[name] = f"{named.__module__}:{named.__qualname__}"
     with opened(out, program="grpo", config=cfg, arguments=arguments) as directory, ExitStack() as stack:
         if adapter is not None:
             check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)

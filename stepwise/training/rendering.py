@@ -49,8 +49,8 @@ def prompt_ids(tokenizer: Any, prompt: SolvePrompt, question: str) -> list[int]:
     Raises ConfigError for a template that begins no assistant's message, DataError for a question that holds a special
     token (the engine would read it as text, the template as the token).
     """
-    check_plain(tokenizer, prompt.user + prompt.system, "the prompt")
-    check_plain(tokenizer, question, "the question")
+    _check_plain(tokenizer, prompt.user + prompt.system, "the prompt")
+    _check_plain(tokenizer, question, "the question")
     return chat_ids(tokenizer, prompt.messages(question), prompt.template_args)
 
 
@@ -70,7 +70,7 @@ def chat_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], template_arg
     return ids
 
 
-def check_plain(tokenizer: Any, text: str, what: str) -> None:
+def _check_plain(tokenizer: Any, text: str, what: str) -> None:
     """Raise DataError where `text` holds the text of a special token."""
     special = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     token = next((mark for mark in special if mark and mark in text), None)
@@ -80,7 +80,7 @@ def check_plain(tokenizer: Any, text: str, what: str) -> None:
 
 def text_ids(tokenizer: Any, text: str, what: str) -> list[int]:
     """Ids of plain text; DataError where they do not give the text back."""
-    check_plain(tokenizer, text, what)
+    _check_plain(tokenizer, text, what)
     text = unicodedata.normalize("NFC", text)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -162,7 +162,7 @@ def chat_row(chat: Chat, tokenizer: Any, template_args: Mapping[str, Any], conte
     Raises DataError, naming `where`, for a special token in a message and for a chat longer than `context`.
     """
     for message in chat.messages:
-        check_plain(tokenizer, message["content"], where)
+        _check_plain(tokenizer, message["content"], where)
     head = chat_ids(tokenizer, chat.messages[:-1], template_args)
     reply = [*text_ids(tokenizer, chat.messages[-1]["content"], where), tokenizer.eos_token_id]
     if context is not None and len(head) + len(reply) > context:

@@ -22,7 +22,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from stepwise.config.training import CreditConfig
-from stepwise.credit import Reward, check_reward
+from stepwise.credit import Reward
 from stepwise.data.examples import Example
 from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict, grade_many
@@ -137,7 +137,7 @@ def grade_rollouts(
     for row, verdict in zip(rollouts, verdicts, strict=True):
         earned = paid.get(verdict)
         if reward is not None and verdict in paid and row.finish != "error":
-            earned = check_reward(reward, problems[row.problem], row.solution, verdict)
+            earned = reward.checked(problems[row.problem], row.solution, verdict)
         graded.append(row if row.finish == "error" else dataclasses.replace(row, verdict=verdict, reward=earned))
     return graded
 

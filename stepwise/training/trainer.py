@@ -37,7 +37,7 @@ from stepwise.training.sinks import STATE, open_sinks
 from stepwise.types import to_json
 
 
-class TrainedRow(Protocol):
+class _TrainedRow(Protocol):
     """A row of a dataset as `fit` takes it; a dataclass."""
 
     @property
@@ -53,7 +53,7 @@ class TrainedRow(Protocol):
         """The row's share of the mean that the loss of a step is."""
 
 
-Row = TypeVar("Row", bound=TrainedRow)
+Row = TypeVar("Row", bound=_TrainedRow)
 Loss = Callable[[Sequence[Row]], tuple[Tensor, dict[str, float]]]
 _logger = logging.getLogger(__package__)
 _METRICS, _CHECKPOINT, _ADAPTER = "metrics.jsonl", "checkpoint", "adapter"
@@ -171,7 +171,7 @@ def fit(
         _try_largest(trainee, batches[run.done :], loss, cfg.lora)
         for step in range(run.done, len(batches)):
             start_time, rows = time.monotonic(), batches[step]
-            rate = cosine(step, len(batches), settings.learning_rate, settings.warmup)
+            rate = _cosine(step, len(batches), settings.learning_rate, settings.warmup)
             seed = cfg.seed * 1_000_003 + step
             means, grad_norm = train_step(trainee, optimizer, rows, loss, cfg.lora, rate, settings.clip_norm, seed)
             plain = [dataclasses.asdict(row) for row in rows]  # type: ignore[call-overload]
@@ -235,7 +235,7 @@ def _try_largest(trainee: Trainee, batches: Sequence[Sequence[Row]], loss: Loss[
 # ---- one step of the optimizer ----
 
 
-def cosine(step: int, steps: int, peak: float, warmup: float) -> float:
+def _cosine(step: int, steps: int, peak: float, warmup: float) -> float:
     """Learning rate of step `step` (0-based) of `steps`: up in a line, then down as a cosine to a tenth of the peak."""
     up = warmup * steps
     if step < up:

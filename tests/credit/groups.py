@@ -107,3 +107,11 @@ def take(group: Group, order: list[int]) -> Group:
         return field[order] if isinstance(field, np.ndarray) else tuple(field[i] for i in order)
 
     return Group(**{name: rows(getattr(group, name)) for name in Group.__dataclass_fields__})
+
+
+def step_advantages(advantages: np.ndarray, group: Group) -> list[list[float]]:
+    """Per rollout, the mean of `advantages` (B, T) over the sampled tokens of each step."""
+    return [
+        [float(row[start:stop][sampled[start:stop]].mean()) for start, stop in spans]
+        for row, sampled, spans in zip(advantages, group.mask, group.spans, strict=True)
+    ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stepwise.config.training import CreditConfig
-from stepwise.credit import Group, advantages, has_signal, step_advantages
+from stepwise.credit import Group, advantages, has_signal
 from stepwise.errors import DataError
 from tests.credit.groups import NAN, all_wrong, by_hand, tokens
 
@@ -89,11 +89,3 @@ def test_rounding_in_a_scheme_is_no_signal() -> None:
     group = all_wrong(scores=((0.3, 0.3),) * 3, mask=tokens(*["xxfxx"] * 3))  # equal scores, steps of equal length
     got = advantages(group, CreditConfig(scheme="pure_min"))
     assert not has_signal(got)
-
-
-def test_the_advantage_of_a_step_is_the_mean_over_its_sampled_tokens() -> None:
-    group = by_hand()
-    values = np.arange(40.0).reshape(4, 10)
-    assert step_advantages(values, group) == ((0.5, 2.5), (11.0, 13.0, 17.0), (20.5, 23.5), (32.0,))
-    with pytest.raises(DataError, match=r"shape \(4, 9\), group\.mask \(4, 10\)"):
-        step_advantages(values[:, 1:], group)

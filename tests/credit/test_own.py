@@ -18,8 +18,6 @@ from stepwise.credit import (
     advantages,
     as_credit,
     as_reward,
-    check_advantages,
-    check_reward,
     load_credit,
     outcome,
 )  # fmt: skip
@@ -113,11 +111,11 @@ def test_what_is_no_scheme_is_refused_when_it_is_handed_in(given: Any, said: str
 )  # fmt: skip
 def test_what_a_scheme_returns_is_checked(value: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        check_advantages(Whole(value), by_hand(), 0)
+        Whole(value).checked(by_hand(), 0)
 
 
 def test_advantages_of_tokens_that_nobody_sampled_are_put_to_zero_and_an_exception_names_the_method() -> None:
-    checked = check_advantages(Whole(np.ones((4, 10))), by_hand(), 0)
+    checked = Whole(np.ones((4, 10))).checked(by_hand(), 0)
     assert np.array_equal(checked, by_hand().mask)
 
     class Failing(Credit):
@@ -125,7 +123,7 @@ def test_advantages_of_tokens_that_nobody_sampled_are_put_to_zero_and_an_excepti
             raise IndexError("no step 3")
 
     with pytest.raises(ConfigError, match=r"Failing\.advantages raised IndexError: no step 3"):
-        check_advantages(Failing(), by_hand(), 0)
+        Failing().checked(by_hand(), 0)
 
 
 @pytest.mark.parametrize(
@@ -141,16 +139,16 @@ def test_advantages_of_tokens_that_nobody_sampled_are_put_to_zero_and_an_excepti
 )
 def test_what_a_reward_returns_is_checked(value: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        check_reward(Fixed(value), PROBLEM, "2", Verdict.CORRECT)
+        Fixed(value).checked(PROBLEM, "2", Verdict.CORRECT)
 
 
 def test_a_class_an_object_a_function_and_a_path_are_rewards() -> None:
     for given, paid in ((Fixed, 1.0), (Fixed(None), None), (half, 0.5), (f"{__name__}:half", 0.5), (Fixed(True), 1.0)):
-        assert check_reward(as_reward(given), PROBLEM, "2", Verdict.WRONG) == paid
+        assert as_reward(given).checked(PROBLEM, "2", Verdict.WRONG) == paid
     with pytest.raises(ConfigError, match=r"reward: CreditConfig is no Reward"):
         as_reward(CreditConfig())
     with pytest.raises(ConfigError, match=r"broken \(problem 'p7'\) raised KeyError: 'gone'"):
-        check_reward(as_reward(broken), PROBLEM, "2", Verdict.WRONG)
+        as_reward(broken).checked(PROBLEM, "2", Verdict.WRONG)
 
 
 def test_the_examples_in_docstrings_are_true() -> None:

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stepwise import credit
-from stepwise.credit import Group, advantages, has_signal, step_advantages
-from tests.credit.groups import CONFIGS, groups, take
+from stepwise.credit import Group, advantages, has_signal
+from tests.credit.groups import CONFIGS, groups, step_advantages, take
 
 few = settings(max_examples=40)
 FIXED = [cfg for cfg in CONFIGS if cfg.scheme != "shuffled"]  # a shuffled order hangs on the rollout's index

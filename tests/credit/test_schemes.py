@@ -13,7 +13,7 @@ from stepwise import credit
 from stepwise.config.training import CreditConfig, Scheme
 from stepwise.credit import NEEDS, SCHEMES, advantages, has_signal
 from stepwise.errors import DataError
-from tests.credit.groups import CONFIGS, NAN, all_wrong, by_hand, tokens
+from tests.credit.groups import CONFIGS, NAN, all_wrong, by_hand, step_advantages, tokens
 
 
 def rows(*wanted: list) -> np.ndarray:
@@ -243,7 +243,7 @@ def test_identical_all_wrong_rollouts_still_give_a_signal(scheme) -> None:
 
 @pytest.mark.parametrize("scheme", ["first_error", "vppo", "vineppo", "capo", "pure_min", "oppo"])
 def test_blame_falls_on_the_wrong_step_of_an_all_wrong_group(scheme) -> None:
-    first, second = credit.step_advantages(advantages(all_wrong(), CreditConfig(scheme=scheme)), all_wrong())[0]
+    first, second = step_advantages(advantages(all_wrong(), CreditConfig(scheme=scheme)), all_wrong())[0]
     assert second < 0
     assert second < first
 

@@ -9,8 +9,9 @@ import pytest
 from evals.pomdp import PRICES, load, main
 
 
-def test_the_benchmark_measures_one_price_and_eight_for_both_observations_and_hazards(tmp_path):
-    assert main(["--eps", "0.05", "--out", str(tmp_path / "out")]) == 0
+def test_the_benchmark_measures_one_price_and_eight_and_says_that_a_coarse_plan_misses_the_bars(tmp_path, capsys):
+    assert main(["--eps", "0.05", "--out", str(tmp_path / "out")]) == 1  # so fast that no gap can be held
+    assert "MISSED: pair, score" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "pomdp.json").read_text())
     assert result["data"] == "stand-in"
     assert len(result["rows"]) == 8

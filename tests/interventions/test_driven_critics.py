@@ -92,8 +92,9 @@ def collect(api: str, out: Path, seconds: float | None = None) -> bool:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """Everything but the run's card, which has times."""
-    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "run.json"}
+    """Everything but the run's card, which has times, and what was paid, which holds what a killed start has lost."""
+    left_out = ("run.json", "spent.jsonl")
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in left_out}
 
 
 def whole_and_killed(api: str, folder: Path, runs: int) -> tuple[dict[str, bytes], list[dict[str, bytes]]]:

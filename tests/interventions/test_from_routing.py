@@ -14,7 +14,7 @@ from stepwise.data.examples import read_examples, unique
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
 from stepwise.interventions.chunks import sealed_rows
 from stepwise.interventions.datasets import build
-from stepwise.interventions.from_routing import GuidedComparison, _escalations, _more_often, from_routing, read_traces
+from stepwise.interventions.from_routing import _escalations, _GuidedComparison, _more_often, from_routing, read_traces
 from stepwise.io import append_rows
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.fakes import ScriptedBackend
@@ -84,7 +84,7 @@ def test_a_step_is_an_intervention_only_where_the_draft_was_the_problem(tmp_path
 
 def test_step_and_draft_are_followed_by_as_many_rollouts(tmp_path: Path) -> None:
     run(tmp_path, traces())
-    compared = sealed_rows(tmp_path, "comparisons", GuidedComparison)
+    compared = sealed_rows(tmp_path, "comparisons", _GuidedComparison)
     assert {(row.guided, row.draft_guided) for row in compared} == {(24, 24)}
     for row in compared:
         assert (row.helps >= 0.95) is (row.kind == "intervention")
@@ -116,7 +116,7 @@ def test_a_draft_that_closed_a_box_counts_as_what_it_answered(tmp_path: Path) ->
     problems = world.problems(2)
     early = [f"{wrong(problems[0], 1)} So \\boxed{{1}}.", f"All in all \\boxed{{{problems[1].answer}}}."]
     run(tmp_path, [trace(p, 1, draft) for p, draft in zip(problems, early, strict=True)])
-    compared = sealed_rows(tmp_path, "comparisons", GuidedComparison)
+    compared = sealed_rows(tmp_path, "comparisons", _GuidedComparison)
     assert [(row.draft_successes, row.draft_guided, row.kind) for row in compared] == [
         (0, 24, "intervention"),
         (24, 24, "distillation"),
@@ -141,7 +141,7 @@ def test_interrupted_and_gone_on_with_it_is_the_same_and_asks_for_nothing_twice(
     assert {request.problem.id for request in again.requests} == {"p2", "p3", "p4", "p5"}
     whole = run(tmp_path / "whole", traces())
     for file in whole.parent.rglob("*"):
-        if file.is_file() and file.name != "run.json":
+        if file.is_file() and file.name not in ("run.json", "spent.jsonl"):
             assert (path.parent / file.relative_to(whole.parent)).read_bytes() == file.read_bytes()
     with pytest.raises(DataError, match="other arguments"):
         run(tmp_path / "out", traces(), confident=0.9)

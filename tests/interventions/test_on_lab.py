@@ -72,5 +72,6 @@ def command(weights: Path, out: Path) -> list[str]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """Everything but the run's card, which has times."""
-    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "run.json"}
+    """Everything but the run's card, which has times, and what was paid, which holds what a killed start has lost."""
+    left_out = ("run.json", "spent.jsonl")
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in left_out}

@@ -5,26 +5,27 @@ from types import SimpleNamespace
 import pytest
 
 from stepwise.config import Config
-from stepwise.interventions.collection import Account, _short
+from stepwise.interventions.collection import _Account, _short
+from stepwise.models.budget import Ledger
 from stepwise.types import Usage
 
 
 def account(
     *overrides: str, cost: float | None = 0.42, guided: int = 200, problems: int = 40, before: int = 10
-) -> Account:
+) -> _Account:
     """100 problems, of which `problems` are done, `before` of them by an earlier start."""
-    made = Account(Config.load(None, list(overrides)), 100)
+    ledger = Ledger.for_config(Config.load(None, list(overrides)))
+    ledger.record("weak", Usage("weak", 1, 0, 0, 10_000, cost=0.0))
+    made = _Account(ledger, 100)
 
-    def rows(
-        tokens: int, guided: int, right: int, cost: float | None, examples: int
-    ) -> dict[str, list[SimpleNamespace]]:
-        written = [SimpleNamespace(usage=Usage("weak", 1, 0, 0, tokens, cost=cost))]
-        rollouts = [SimpleNamespace(usage=Usage(), verdict="CORRECT" if i < right else "WRONG") for i in range(guided)]
-        return {"rollouts": written, "located": [], "candidates": [], "guided": rollouts, "examples": [None] * examples}
+    def rows(guided: int, right: int, examples: int) -> dict[str, list[SimpleNamespace | None]]:
+        rollouts = [SimpleNamespace(verdict="CORRECT" if i < right else "WRONG") for i in range(guided)]
+        return {"guided": [*rollouts], "examples": [None] * examples}
 
-    made.add(rows(10_000, 0, 0, 0.0, 1), before, before=True)
+    made.add(rows(0, 0, 1), before, before=True)
     if problems > before:
-        made.add(rows(300_000, guided, 24 if guided else 0, cost, 40), problems - before)
+        ledger.record("weak", Usage("weak", 1, 0, 0, 300_000, cost=cost))
+        made.add(rows(guided, 24 if guided else 0, 40), problems - before)
     return made
 
 
@@ -50,7 +51,7 @@ def test_one_line_has_examples_success_tokens_money_rate_and_time() -> None:
         (account(*MONEY, problems=40, before=40), "spent", "tokens/s"),  # nothing was done here: there is no rate yet
     ],
 )
-def test_what_is_not_known_is_left_out(changed: Account, said: str, unsaid: str) -> None:
+def test_what_is_not_known_is_left_out(changed: _Account, said: str, unsaid: str) -> None:
     line = changed.note(60.0)
     assert said in line
     assert unsaid not in line

@@ -261,6 +261,7 @@ def test_killed_or_interrupted_in_a_later_chunk_the_same_command_gives_the_same_
         assert line.startswith("interrupted; ")
         assert "chunks/*/rollouts.jsonl with " in line
         assert line.endswith("the same command goes on from there")
-    assert not (out / "dataset.jsonl").exists()
+    # What is sealed has become a dataset with its page, where there was time for it.
+    assert [(out / name).exists() for name in ("dataset.jsonl", "report.html")] == [sign is signal.SIGINT] * 2
     assert start(file, out) == 0
     assert (out / "dataset.jsonl").read_bytes() == (whole / "dataset.jsonl").read_bytes()

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from programs import intervene_one, localize
-from stepwise import cli
+from programs import localize
 from stepwise.io import append_rows
 from stepwise.lab.problems import generate
 from stepwise.types import Problem, Step, Trace
@@ -207,9 +206,9 @@ def test_method_and_format_are_those_of_the_configuration(critic: Critic, capsys
         ('[{"question": "q", "steps": ["a"]}, {}]', "holds 2 attempts; choose one with --row, 1 to 2"),
     ],
 )
-@pytest.mark.parametrize("program", [localize, intervene_one])
+@pytest.mark.parametrize("options", [[], ["--propose"]])
 def test_wrong_input_is_one_line_that_names_field_value_and_remedy(
-    program: Any,
+    options: list[str],
     row: str,
     message: str,
     critic: Critic,
@@ -217,7 +216,7 @@ def test_wrong_input_is_one_line_that_names_field_value_and_remedy(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     piped(monkeypatch, row.encode())
-    assert program.main([]) == 2
+    assert localize.main(options) == 2
     told = capsys.readouterr()
     assert message in told.err
     assert (told.err.count("\n"), told.out, critic.models) == (1, "", [])
@@ -260,11 +259,6 @@ def test_a_dry_run_says_what_it_would_ask_and_asks_nothing(critic: Critic, capsy
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  critic")]
     assert row.split()[2] == "6"  # log2 of 3, rounded up, and one; each read twice at most
     assert critic.models == []
-
-
-def test_the_command_lists_both_programs() -> None:
-    assert {"localize", "intervene_one"} <= set(cli.PROGRAMS)
-    assert "attempts" not in cli.PROGRAMS
 
 
 def test_lab_critic_gives_a_verdict_that_can_be_read_of_any_text(

@@ -3,16 +3,23 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from stepwise.errors import DataError
 from stepwise.report import Report, TraceView, write_report
-from stepwise.report.page import _island, page_html
+from stepwise.report.page import _island
 from stepwise.report.shell import LAB_NOTICE
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.report import sample
 from tests.report.markup import HOSTILE, Elements, data_of, hostile_report
+
+
+def page_html(report: Report, max_traces: int = 500) -> str:
+    """The text of the page that is written."""
+    with TemporaryDirectory() as folder:
+        return write_report(Path(folder) / "page.html", report, max_traces).read_text(encoding="utf-8")
 
 
 def test_the_page_is_one_file_that_loads_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,12 +17,18 @@ from stepwise.report.training import (
     _pick,
     _read_metrics,
     _spaced,
-    training_html,
     write_training_report,
 )
 from stepwise.training.rollouts import RlRollout, rollouts_name
 from tests.report.browsing import BROWSER, played
 from tests.report.markup import HOSTILE, Elements
+
+
+def training_html(out: Path, **more: Any) -> str:
+    """The text of the page that is written."""
+    with TemporaryDirectory() as folder:
+        return write_training_report(Path(folder) / "page.html", out, **more).read_text(encoding="utf-8")
+
 
 METRICS: dict[str, Any] = {
     "reward": 0.25, "groups": 4, "kept_groups": 2, "no_spread": 0.5, "masked": 1, "verdicts": {"CORRECT": 1},

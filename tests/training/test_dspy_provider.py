@@ -23,7 +23,7 @@ from stepwise.lab import model_path
 from stepwise.models.shared import close_engines, shared_engine
 from stepwise.training import dspy_provider
 from stepwise.training.adapters import check_adapter, read_card
-from stepwise.training.dspy_provider import LoraJob, LoraProvider, _TrainSettings
+from stepwise.training.dspy_provider import LoraProvider, _LoraJob, _TrainSettings
 from stepwise.training.lora import _load_tokenizer
 from stepwise.training.rendering import chat_row
 from tests.scripted_lm import Messages, ScriptedLM
@@ -182,7 +182,7 @@ def test_rows_of_the_adapters_that_bootstrap_finetune_takes_are_taken() -> None:
     tokenizer = _load_tokenizer(model_path("lab-weak", "safetensors"))
     for adapter in (dspy.ChatAdapter(), ours("chat"), ours("json")):
         data = adapter.format_finetune_data(Sort, [], {"word": "7"}, {"label": "red"})
-        job = LoraJob(train_data=[data], train_data_format=infer_data_format(adapter), model="llamacpp/lab-weak")
+        job = _LoraJob(train_data=[data], train_data_format=infer_data_format(adapter), model="llamacpp/lab-weak")
         row = chat_row(job.chats[0], tokenizer, {"enable_thinking": False}, 2048, "row")
         assert tokenizer.decode(row.ids[row.prompt :]) == data["messages"][-1]["content"] + "<|im_end|>"
         assert "<|im_start|>system" in tokenizer.decode(row.ids[: row.prompt])
@@ -230,7 +230,7 @@ def test_data_that_cannot_be_trained_on_is_refused_before_anything_starts(
     rows: list[Any], form: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        LoraJob(train_data=rows, train_data_format=form, model="llamacpp/lab-weak")
+        _LoraJob(train_data=rows, train_data_format=form, model="llamacpp/lab-weak")
 
 
 def test_a_metric_that_no_trace_passes_is_an_error_and_not_an_untuned_program(tmp_path: Path) -> None:
@@ -242,9 +242,9 @@ def test_a_metric_that_no_trace_passes_is_an_error_and_not_an_untuned_program(tm
 def test_a_job_that_fails_raises_where_its_result_is_asked_for(tmp_path: Path) -> None:
     lm = sw.lm("llamacpp/lab-weak", provider=LoraProvider(tmp_path / "out"), **LM_SETTINGS)
 
-    def failed(content: str, reply: str = "yes") -> LoraJob:
+    def failed(content: str, reply: str = "yes") -> _LoraJob:
         chat = [{"role": "user", "content": content}, {"role": "assistant", "content": reply}]
-        job: LoraJob = lm.finetune([{"messages": chat}], "chat", SETTINGS)
+        job: _LoraJob = lm.finetune([{"messages": chat}], "chat", SETTINGS)
         assert isinstance(job.exception(), DataError)
         assert job.status() == "failed"
         return job
@@ -313,7 +313,7 @@ def test_dspy_calls_a_provider_as_this_one_expects() -> None:
     for name in ("finetune", "launch", "kill", "is_provider_model"):
         theirs, ours = (list(inspect.signature(getattr(cls, name)).parameters) for cls in (Provider, LoraProvider))
         assert [key for key in ours if key != "self"] == theirs
-    assert list(inspect.signature(LoraJob).parameters) == list(inspect.signature(TrainingJob).parameters)
+    assert list(inspect.signature(_LoraJob).parameters) == list(inspect.signature(TrainingJob).parameters)
     assert "train_kwargs" in inspect.signature(LM.finetune).parameters
     source = inspect.getsource(LM._run_finetune_job)
     for call in ("self.provider.finetune(", "self.copy(model=model)", "job.set_result(lm)", "job.set_result(err)"):

@@ -7,7 +7,7 @@ expression that words go on with) is not read at all, so that nobody judges it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -162,7 +162,25 @@ def tidy(text: str) -> str:
     return text
 
 
-def tokens_of(sentence: str) -> list[_Token]:
+def equations(sentence: str) -> Iterator[tuple[str, Side, Side, bool]]:
+    """The equations of a tidy sentence of which anything is to be computed: as written, the two sides, and whether
+    another sign of equality follows on the right one.
+    """
+    tokens = _tokens_of(sentence)
+    cuts = [i for i, token in enumerate(tokens) if token.kind == "equals"]
+    for i, cut in enumerate(cuts):
+        first = cuts[i - 1] + 1 if i else 0
+        last = cuts[i + 1] if i + 1 < len(cuts) else len(tokens)
+        left, right = _side_before(tokens, first, cut), _side_from(tokens, cut + 1, last)
+        if left is None or right is None or not (left.counts or right.counts):
+            continue
+        if not left.counts and (left.start != first or (i == 0 and left.units)):
+            continue  # "3 miles less than Reggie = 20 - 3": what is equal is a thing in words, not the number
+        shown = sentence[tokens[left.start].start : tokens[right.stop - 1].end]
+        yield " ".join(shown.split()), left, right, right.stop == last < len(tokens)
+
+
+def _tokens_of(sentence: str) -> list[_Token]:
     """The tokens of a tidy sentence."""
     return [
         _Token("number" if match["number"] else str(match.lastgroup), match[0], match.start(), match.end())
@@ -171,20 +189,20 @@ def tokens_of(sentence: str) -> list[_Token]:
     ]
 
 
-def side_before(tokens: Sequence[_Token], first: int, stop: int) -> Side | None:
+def _side_before(tokens: Sequence[_Token], first: int, stop: int) -> Side | None:
     """The longest expression that ends before token `stop` and begins at `first` or later; None where it goes on to
     the left in a way that is not arithmetic on numbers.
     """
     if stop - first > LONGEST:
         return None
     for start in range(first, stop):
-        side = side_from(tokens, start, stop)
+        side = _side_from(tokens, start, stop)
         if side is not None and side.stop == stop:
             return side if start == first or _begins(tokens, first, start) else None
     return None
 
 
-def side_from(tokens: Sequence[_Token], start: int, stop: int) -> Side | None:
+def _side_from(tokens: Sequence[_Token], start: int, stop: int) -> Side | None:
     """The expression that begins at `start`, as far as it goes before `stop`; None where it goes on in a way that is
     not arithmetic on numbers.
     """
@@ -201,7 +219,7 @@ class _Reader:
         self.depth, self.wants_operand = 0, True
 
     def read(self) -> Side | None:
-        """See `side_from`."""
+        """See `_side_from`."""
         while self.at < self.stop:
             token = self.tokens[self.at]
             goes_on = self._operand(token) if self.wants_operand else self._after(token)

@@ -20,12 +20,11 @@ Pure: no model, no process.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
 
-from stepwise.interventions.checks.expressions import UNITS, Side, side_before, side_from, tidy, tokens_of
+from stepwise.interventions.checks.expressions import UNITS, Side, equations, tidy
 
 _ROUNDED = re.compile(
     r"\b(?:about|approx\w*|around|roughly|round\w*|nearly|almost|nearest|estimat\w*|whole|full|remainder|quotient)\b|[≈~]|\\approx"
@@ -52,25 +51,16 @@ def false_equations(text: str) -> list[FalseEquation]:
     >>> [equation.text for equation in false_equations("So 3 + 4 = 7. Then Max owns 10 / 2 = 30.")]
     ['10 / 2 = 30']
     """
-    sentences = [part for part in _SENTENCE.split(tidy(text)) if "=" in part and not _DENIED.search(part)]
-    return [equation for sentence in sentences for equation in _in_sentence(sentence)]
-
-
-def _in_sentence(sentence: str) -> Iterator[FalseEquation]:
-    tokens = tokens_of(sentence)
-    cuts = [i for i, token in enumerate(tokens) if token.kind == "equals"]
-    for i, cut in enumerate(cuts):
-        first = cuts[i - 1] + 1 if i else 0
-        last = cuts[i + 1] if i + 1 < len(cuts) else len(tokens)
-        left, right = side_before(tokens, first, cut), side_from(tokens, cut + 1, last)
-        if left is None or right is None or not (left.counts or right.counts):
+    false = []
+    for sentence in _SENTENCE.split(tidy(text)):
+        if "=" not in sentence or _DENIED.search(sentence):
             continue
-        if not left.counts and (left.start != first or (i == 0 and left.units)):
-            continue  # "3 miles less than Reggie = 20 - 3": what is equal is a thing in words, not the number
-        values = _judge(left, right, run_on=right.stop == last < len(tokens), rounded=bool(_ROUNDED.search(sentence)))
-        if values is not None:
-            shown = sentence[tokens[left.start].start : tokens[right.stop - 1].end]
-            yield FalseEquation(" ".join(shown.split()), *values)
+        rounded = bool(_ROUNDED.search(sentence))
+        for shown, left, right, run_on in equations(sentence):
+            values = _judge(left, right, run_on=run_on, rounded=rounded)
+            if values is not None:
+                false.append(FalseEquation(shown, *values))
+    return false
 
 
 def _judge(left: Side, right: Side, *, run_on: bool, rounded: bool) -> tuple[Fraction, Fraction] | None:
