@@ -206,7 +206,7 @@ def test_without_a_runs_card_the_rows_are_shown_all_the_same(out: Path) -> None:
     (out / "run.json").unlink()
     assert "weak-model@1" in collection_html(out)
     (out / "run.json").write_text("[broken")
-    with pytest.raises(DataError, match=r"run\.json is not readable"):
+    with pytest.raises(DataError, match=r"run\.json is not JSON"):
         collection_html(out)
 
 
