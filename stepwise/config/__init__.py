@@ -373,5 +373,11 @@ class Config(FrozenConfig):
     @property
     def critic_is_bare(self) -> bool:
         """Whether the critic's prompts leave the instructions out."""
-        bare = self.models.critic.model == _LAB_CRITIC if self.critic.bare is None else self.critic.bare
+        critic = self.models.critic
+        bare = is_lab_critic(critic.model, critic.adapter) if self.critic.bare is None else self.critic.bare
         return bare and self.critic.format == "compact"
+
+
+def is_lab_critic(model: str, adapter: str | None = None) -> bool:
+    """Whether a model with an adapter is the lab's critic, which was trained on prompts without instructions."""
+    return (adapter or model).removeprefix("llamacpp/") == "lab-critic"

@@ -24,7 +24,7 @@ class StepJudge(CriticModule):
     """
 
     def __init__(
-        self, lm: Any = None, *, adapter: Format | Any | None = None, bare: bool = False, max_chars: int = 40_000
+        self, lm: Any = None, *, adapter: Format | Any | None = None, bare: bool | None = None, max_chars: int = 40_000
     ) -> None:
         super().__init__({"judge": signatures.JudgeStep}, lm, adapter, bare=bare, max_chars=max_chars)
 
@@ -46,7 +46,7 @@ class StepDecider(CriticModule):
     """
 
     def __init__(
-        self, lm: Any = None, *, adapter: Format | Any | None = None, bare: bool = False, max_chars: int = 40_000
+        self, lm: Any = None, *, adapter: Format | Any | None = None, bare: bool | None = None, max_chars: int = 40_000
     ) -> None:
         super().__init__({"decide": signatures.DecideStep}, lm, adapter, bare=bare, max_chars=max_chars)
 

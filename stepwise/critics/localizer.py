@@ -50,7 +50,7 @@ class ErrorLocalizer(CriticModule):
         scorer: Any = None,
         threshold: float = 0.5,
         adapter: Format | Any | None = None,
-        bare: bool = False,
+        bare: bool | None = None,
         max_chars: int = 40_000,
     ) -> None:
         if method not in get_args(Method):

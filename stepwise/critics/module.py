@@ -22,7 +22,7 @@ from typing import Any, Self, TypeVar
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from stepwise.config import Config, ModelConfig
+from stepwise.config import Config, CriticConfig, ModelConfig, is_lab_critic
 from stepwise.critics.formats import Format, adapter
 from stepwise.critics.formats.dspy_adapters import held, repair_reasons
 from stepwise.critics.inputs import Steps, as_steps, fitted, question_and_reference
@@ -49,7 +49,9 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
     """Base of the modules. `lm` is a model's name, a ModelConfig or a dspy.LM; None: the one DSPy is configured with.
 
     `adapter` is a format ("compact", "chat", "json") or a dspy.Adapter, None for the one DSPy is configured with, and
-    the compact one where there is none; `bare` as in `formats.adapter`. What goes into a prompt is cut to `max_chars`.
+    the compact one where there is none; `bare` as in `formats.adapter`, None: as the model was trained (lab-critic: no
+    instructions). A local model that is named is asked as [critic] says: greedily, for at most 1,024 tokens a reply.
+    What goes into a prompt is cut to `max_chars`.
     Every prediction has `failure` (None, or why there is no result) and `error` (the same as a `Failure`), `repairs`
     (reasons of second calls), `warnings` (what was cut) and `usage`.
 
@@ -78,7 +80,7 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
         for name, signature in predictors.items():
             setattr(self, name, Predictor(signature))
         if lm is not None:
-            self.set_lm(provider.lm(lm) if isinstance(lm, str | ModelConfig) else lm)
+            self.set_lm(_named_lm(lm, CriticConfig()) if isinstance(lm, str | ModelConfig) else lm)
 
     @abstractmethod
     async def run(self, *args: Any, **kwargs: Any) -> dspy.Prediction:
@@ -167,13 +169,25 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
 
     def _format(self) -> Any:
         form, bare = self.setting("adapter"), self.setting("bare")
+        if bare is None:
+            bare = form in (None, "compact") and any(_is_lab_critic(each) for each in self.predictors())
         if form is not None:
             return adapter(form, bare=bare)
         return self._adapter or dspy.settings.adapter or adapter("compact", bare=bare)
 
 
 def _is_local(predictor: Any) -> bool:
-    return str(getattr(predictor.lm or dspy.settings.lm, "model", "")).startswith(f"{PROVIDER}/")
+    return _model_of(predictor).startswith(f"{PROVIDER}/")
+
+
+def _is_lab_critic(predictor: Any) -> bool:
+    lm = predictor.lm or dspy.settings.lm
+    adapter = getattr(lm, "kwargs", {}).get("adapter")
+    return is_lab_critic(_model_of(predictor).partition("@")[0], adapter)  # behind the @ are hashes
+
+
+def _model_of(predictor: Any) -> str:
+    return str(getattr(predictor.lm or dspy.settings.lm, "model", ""))
 
 
 async def caught(work: Awaitable[T]) -> T | AdapterParseError:
@@ -186,8 +200,17 @@ async def caught(work: Awaitable[T]) -> T | AdapterParseError:
 
 def critic_lm(config: Config) -> Any:
     """The dspy.LM of models.critic, at the temperature and length of [critic]."""
-    model = config.role("critic")
-    return provider.lm(model, temperature=config.critic.temperature, max_tokens=config.critic.max_tokens)
+    return provider.lm(config.models.critic, **_reply_settings(config.critic))
+
+
+def _reply_settings(critic: CriticConfig) -> dict[str, Any]:
+    return {"temperature": critic.temperature, "max_tokens": critic.max_tokens}
+
+
+def _named_lm(model: str | ModelConfig, critic: CriticConfig) -> Any:
+    """The dspy.LM of a name; what an API takes is its own affair."""
+    name = model if isinstance(model, str) else model.model
+    return provider.lm(model, **(_reply_settings(critic) if name.startswith((f"{PROVIDER}/", "hf:")) else {}))
 
 
 def failed(reason: str, error: Failure | None = None, **values: Any) -> dspy.Prediction:

@@ -21,9 +21,10 @@ class InterventionProposer(CriticModule):
 
         InterventionProposer("llamacpp/lab-critic")(problem=problem, steps=["2 + 2 = 5."], first_error=0).intervention
 
-    With `solve_first` the model solves the problem by the reference before it proposes, and sees its solution.
-    `revisions` is how often a proposal that fails the three-question self-check is rewritten; the check needs `answer`
-    (or a Problem with one). `candidates` are drawn at `temperature`, each with its own solution and checks.
+    The defaults are those of [critic], for small models; InT's own form is `solve_first=True, revisions=1`. With
+    `solve_first` the model solves the problem by the reference before it proposes, and sees its solution. `revisions`
+    is how often a proposal that fails the three-question self-check is rewritten; the check needs `answer` (or a
+    Problem with one). `candidates` are drawn at `temperature`, each with its own solution and checks.
 
     The prediction has `intervention` (the first candidate whose last self-check found nothing, else the first, with a
     warning), `candidates`, `reviews` (for each candidate, the last self-check or None), and `failure`. A location past
@@ -34,12 +35,12 @@ class InterventionProposer(CriticModule):
         self,
         lm: Any = None,
         *,
-        solve_first: bool = True,
-        revisions: int = 1,
+        solve_first: bool = False,
+        revisions: int = 0,
         candidates: int = 1,
         temperature: float | None = None,
         adapter: Format | Any | None = None,
-        bare: bool = False,
+        bare: bool | None = None,
         max_chars: int = 40_000,
     ) -> None:
         if candidates < 1 or revisions < 0:

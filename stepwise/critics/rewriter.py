@@ -24,7 +24,7 @@ class SolutionRewriter(CriticModule):
     """
 
     def __init__(
-        self, lm: Any = None, *, adapter: Format | Any | None = None, bare: bool = False, max_chars: int = 40_000
+        self, lm: Any = None, *, adapter: Format | Any | None = None, bare: bool | None = None, max_chars: int = 40_000
     ) -> None:
         super().__init__({"rewrite": signatures.RewriteAttempt}, lm, adapter, bare=bare, max_chars=max_chars)
 

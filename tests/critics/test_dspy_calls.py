@@ -45,7 +45,7 @@ CASES: list[tuple[Any, dict[str, Any], int]] = [
     (lambda: ErrorLocalizer(method="vote", samples=4), ATTEMPT, 8),
     (lambda: ErrorLocalizer(method="bisect"), ATTEMPT, 4),
     (lambda: StepJudge(), ATTEMPT, 2),
-    (lambda: InterventionProposer(candidates=2), FOUND, 12),
+    (lambda: InterventionProposer(candidates=2, solve_first=True, revisions=1), FOUND, 12),
 ]
 
 

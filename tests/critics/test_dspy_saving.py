@@ -100,7 +100,7 @@ def test_the_format_is_saved_with_the_module(form: Any, tmp_path: Path) -> None:
     ("saved", "other", "message"),
     [
         (ErrorLocalizer(method="bisect"), ErrorLocalizer(), "saved with method = 'bisect', the module has 'one_pass'"),
-        (InterventionProposer(), InterventionProposer(solve_first=False), "solve_first = True"),
+        (InterventionProposer(solve_first=True), InterventionProposer(), "solve_first = True"),
         (
             ErrorLocalizer(method="scorer", scorer=HALF),
             ErrorLocalizer(method="scorer", scorer=ScorerConfig(kind="constant", value=0.6)),

@@ -58,7 +58,9 @@ def test_without_a_reference_no_stage_speaks_of_one() -> None:
         revise=[proposed(0, "y")],
     )
     lm = ScriptedLM(script)
-    InterventionProposer(lm)(problem="How many?", steps=STEPS, first_error=1, answer="37")
+    InterventionProposer(lm, solve_first=True, revisions=1)(
+        problem="How many?", steps=STEPS, first_error=1, answer="37"
+    )
     assert said == ["solve", "propose", "review", "revise", "review"]
     assert all("reference" not in str(messages) for messages in lm.calls)
 
@@ -66,7 +68,7 @@ def test_without_a_reference_no_stage_speaks_of_one() -> None:
 def test_the_model_solves_first_and_sees_its_own_solution_when_it_proposes() -> None:
     said: list[str] = []
     lm = ScriptedLM(by_stage(said, solve=[solved("I count 41.\n\nI take 4.")], propose=[proposed(1, "x")]))
-    InterventionProposer(lm, revisions=0)(problem=PROBLEM, steps=STEPS, first_error=1)
+    InterventionProposer(lm, solve_first=True)(problem=PROBLEM, steps=STEPS, first_error=1)
     assert said == ["solve", "propose"]
     assert fields(prompts(lm)[0]) == ["problem", "reference"]
     assert "#worked: I count 41.\n\nI take 4.\n" in prompts(lm)[1]
@@ -74,7 +76,7 @@ def test_the_model_solves_first_and_sees_its_own_solution_when_it_proposes() -> 
 
 def test_a_solution_that_cannot_be_read_is_left_out_with_a_warning() -> None:
     lm = ScriptedLM(by_stage([], solve=[UNREADABLE, UNREADABLE], propose=[proposed(1, "x")]))
-    made = InterventionProposer(lm, revisions=0)(problem=PROBLEM, steps=STEPS, first_error=1)
+    made = InterventionProposer(lm, solve_first=True)(problem=PROBLEM, steps=STEPS, first_error=1)
     assert made.intervention == Intervention(1, "x")
     assert made.warnings[0].startswith("the solution written first is not used")
     assert "#worked: (none)" in prompts(lm)[-1]
@@ -86,7 +88,7 @@ def test_a_yes_in_the_self_check_has_the_step_rewritten_by_the_advice(fault: str
     first = reviewed(**{fault: True}, advice="Be vague.")  # type: ignore[arg-type]
     script = by_stage(said, propose=[proposed(1, "It is 37.")], review=[first, reviewed()], revise=[proposed(0, "Hm.")])
     lm = ScriptedLM(script)
-    made = InterventionProposer(lm, solve_first=False)(problem=PROBLEM, steps=STEPS, first_error=1)
+    made = InterventionProposer(lm, revisions=1)(problem=PROBLEM, steps=STEPS, first_error=1)
     assert said == ["propose", "review", "revise", "review"]
     assert made.intervention == Intervention(0, "Hm.")
     assert made.reviews[0].contains_answer is False
@@ -114,7 +116,7 @@ def test_a_step_that_passes_is_not_rewritten_and_one_that_never_does_is_kept_wit
 def test_a_self_check_that_cannot_be_read_leaves_the_step_as_it_was_and_says_so(stage: str) -> None:
     replies = {"review": [reviewed(late=True)], "revise": []} | {stage: [UNREADABLE] * 2}
     lm = ScriptedLM(by_stage([], propose=[proposed(1, "x")], **replies))
-    made = InterventionProposer(lm, solve_first=False)(problem=PROBLEM, steps=STEPS, first_error=1)
+    made = InterventionProposer(lm, revisions=1)(problem=PROBLEM, steps=STEPS, first_error=1)
     assert (made.intervention, made.failure) == (Intervention(1, "x"), None)
     assert (made.reviews == [None]) == (stage == "review")
     assert made.warnings[0].startswith(f"candidate 0 was not {stage}")
@@ -122,7 +124,7 @@ def test_a_self_check_that_cannot_be_read_leaves_the_step_as_it_was_and_says_so(
 
 def test_without_an_answer_there_is_no_self_check_and_a_warning_says_so() -> None:
     lm = ScriptedLM([proposed(1, "x")])
-    made = InterventionProposer(lm, solve_first=False)(problem="How many?", steps=STEPS, first_error=1)
+    made = InterventionProposer(lm, revisions=1)(problem="How many?", steps=STEPS, first_error=1)
     assert (made.reviews, made.warnings) == ([None], ["no answer is given, so no self-check was made"])
 
 
@@ -136,7 +138,9 @@ def test_k_candidates_are_k_calls_of_each_stage_that_no_cache_can_merge() -> Non
         review=(reviewed() for _ in range(3)),
     )
     lm = MeasuredLM(script)
-    made = InterventionProposer(lm, candidates=3)(problem=PROBLEM, steps=STEPS, first_error=1)
+    made = InterventionProposer(lm, solve_first=True, revisions=1, candidates=3)(
+        problem=PROBLEM, steps=STEPS, first_error=1
+    )
     assert sorted(step.content for step in made.candidates) == ["a", "b", "c"]
     assert made.intervention == made.candidates[0]
     assert {stage: said.count(stage) for stage in said} == {"solve": 3, "propose": 3, "review": 3}
@@ -168,7 +172,7 @@ def test_a_location_after_the_error_is_asked_for_again_in_a_proposal_and_in_a_re
             [], propose=[proposed(0, "x")], review=[reviewed(late=True)], revise=[proposed(2, "y"), proposed(2, "y")]
         )
     )
-    made = InterventionProposer(lm, solve_first=False)(problem=PROBLEM, steps=STEPS, first_error=1)
+    made = InterventionProposer(lm, revisions=1)(problem=PROBLEM, steps=STEPS, first_error=1)
     assert made.intervention == Intervention(0, "x")
 
 
@@ -184,7 +188,7 @@ def test_an_empty_step_is_no_proposal() -> None:
 def test_a_first_error_that_is_no_step_is_refused(first: Any) -> None:
     lm = ScriptedLM([])
     with pytest.raises(DataError, match=r"first_error is .*, but the attempt has steps 0 to 2"):
-        InterventionProposer(lm)(problem=PROBLEM, steps=STEPS, first_error=first)
+        InterventionProposer(lm, solve_first=True, revisions=1)(problem=PROBLEM, steps=STEPS, first_error=first)
     assert lm.calls == []
 
 

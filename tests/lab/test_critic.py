@@ -9,6 +9,7 @@ import re
 import pytest
 
 from evals.lab_critic import _intervention, _localization, criticized, repaired
+from stepwise.config import CriticConfig, ModelConfig
 from stepwise.lab import card, generate, model_path
 from stepwise.lab.corpus import IGNORE, bundle
 from stepwise.lab.families import CRITIC_WITHHELD
@@ -125,3 +126,34 @@ def test_the_shipped_adapter_finds_first_errors_and_its_steps_come_to_the_right_
 def test_its_card_says_what_it_is_an_adapter_of() -> None:
     assert card("lab-critic")["starts from"] == "lab-weak"
     assert model_path("lab-critic").name == "adapter.gguf"
+
+
+def test_a_module_of_a_name_asks_as_the_one_of_the_configuration_does() -> None:
+    """By name, by configuration and through DSPy's own setting, the lab's critic gets the prompts that it knows."""
+    from stepwise import Config, ErrorLocalizer, InterventionProposer
+
+    (problem, steps, first), name = attempts(1, start=300)[0], "llamacpp/lab-critic"
+    given = {"problem": problem.problem, "steps": steps}
+    for make, inputs in ((ErrorLocalizer, given), (InterventionProposer, {**given, "first_error": first})):
+        asked = []
+        configured = make.from_config(Config.lab())
+        adapted = ModelConfig(model="llamacpp/lab-weak", adapter="lab-critic")
+        for module in (configured, make(name), make(adapted), make()):
+            with dspy.context(lm=configured.get_lm()):
+                module(**inputs)
+            lm = module.predictors()[0].lm or configured.get_lm()
+            kwargs = {key: lm.kwargs.get(key) for key in ("temperature", "max_tokens")}
+            asked.append((module.history[-1]["messages"], kwargs))
+        assert asked[1:] == asked[:1] * 3
+
+
+def test_what_a_module_does_by_default_is_what_the_configuration_does() -> None:
+    import inspect
+
+    from stepwise import ErrorLocalizer, InterventionProposer
+    from stepwise.critics import SolutionRewriter
+
+    for make in (ErrorLocalizer, InterventionProposer, SolutionRewriter):
+        for name, parameter in inspect.signature(make.__init__).parameters.items():
+            if name in CriticConfig.model_fields and name != "temperature":  # None there: as the model is set
+                assert parameter.default == getattr(CriticConfig(), name), name
