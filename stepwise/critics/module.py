@@ -29,9 +29,9 @@ from stepwise.critics.inputs import Steps, as_steps, fitted, question_and_refere
 from stepwise.critics.parameters import Predictor, Settings
 from stepwise.errors import ConfigError, redact
 from stepwise.models import provider
+from stepwise.models.calls import PROVIDER
 from stepwise.models.driver import outside
 from stepwise.models.failures import failure_of
-from stepwise.models.litellm_handler import PROVIDER
 from stepwise.runs.progress import progress as progress_bar
 from stepwise.types import Failure, Problem, Usage
 

@@ -55,7 +55,7 @@ class Predictor(dspy.Predict):  # type: ignore[misc]
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> Predictor:
         """See DSPy."""
         super().load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
-        if self.lm is not None and self.lm.model.startswith("llamacpp/"):
+        if self.lm is not None and self.lm.model.startswith("llamacpp/") and self.lm.engine == "litellm":
             provider.register_litellm()
             provider.declare(
                 self.lm.model, None, self.lm.kwargs.get("context", ModelConfig.model_fields["context"].default)

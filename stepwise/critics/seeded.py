@@ -22,9 +22,9 @@ from stepwise.critics.inputs import as_steps
 from stepwise.critics.module import CriticModule, failed_by, usage_of
 from stepwise.models.api import SENDING
 from stepwise.models.base import Completion, Generator, Request, first_of
+from stepwise.models.calls import PROVIDER
 from stepwise.models.driver import Driver, outside
 from stepwise.models.failures import error_of, failure_of
-from stepwise.models.litellm_handler import PROVIDER
 from stepwise.models.provider import engines_of
 from stepwise.models.wrappers import Wrappers, prompt_bound, usage_entry
 from stepwise.prompt import SolvePrompt

@@ -6,45 +6,40 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import os
-import re
-import secrets
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
-from stepwise.config import ModelConfig
-from stepwise.errors import BackendError, ConfigError, DataError, StepwiseError
-from stepwise.models.engine import Engine, Generation, GenerationJob, schema_grammar
-from stepwise.models.engine.jobs import Drawn
-from stepwise.models.engine.schema import object_grammar
-from stepwise.models.shared import LOAD_FIELDS, identity, shared_engine
-
-PROVIDER = "llamacpp"
-_NAME = re.compile(r"(?P<name>.+?)(?:@(?P<identity>[0-9a-f]{8}(?:\+[0-9a-f]{8}\S*)?))?", re.DOTALL)
-_HANDLED = ("temperature", "top_p", "top_k", "seed", "n", "max_tokens", "stop", "logprobs", "top_logprobs", "grammar",
-            "response_format", "chat_template_kwargs")  # fmt: skip
-_IGNORED = ("stream", "stream_options", "max_retries", "user", "metadata", "extra_headers", "parallel_tool_calls",
-            "continue_final_message", "add_generation_prompt", "store")  # fmt: skip
-_NEUTRAL = {"frequency_penalty": 0, "presence_penalty": 0, "tools": [], "best_of": 1, "echo": False, "logit_bias": {}}
+from stepwise.errors import BackendError, MissingDependencyError, StepwiseError
+from stepwise.models.calls import PROVIDER, Call, finish_reason, first_fault, logprobs, pieces, prepare, text_of
+from stepwise.models.engine import Generation
 
 
 def import_litellm() -> Any:
     """litellm, told not to fetch its price list from the network and not to print advice at every error."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    import litellm
+    try:
+        import litellm
+    except ImportError as error:
+        raise MissingDependencyError(
+            "LiteLLM is not installed: `pip install litellm`; DSPy programs on a local model do without it, "
+            'with stepwise.lm(..., engine="native")'
+        ) from error
 
     litellm.suppress_debug_info = True
     return litellm
 
 
 class LlamaCppHandler:
-    """What LiteLLM calls. Thread safe: concurrent calls share the engine's batches."""
+    """What LiteLLM calls. Thread safe: concurrent calls share the engine's batches.
+
+    LiteLLM takes instances of its `CustomLLM` only; `litellm_handler` makes one, so that this file imports no LiteLLM.
+    """
 
     def completion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:
         """A ModelResponse with `n` choices; errors are LiteLLM's, those of the caller not retryable."""
@@ -70,7 +65,11 @@ class LlamaCppHandler:
                 _checked(call, event) if isinstance(event, Generation) else event
                 for event in call.engine.stream(call.job)
             )
-            yield from _chunks(call, events)
+            for piece in pieces(call, events):
+                if isinstance(piece, str):
+                    yield _chunk(piece)
+                else:
+                    yield _chunk(piece[0], finish_reason(piece[1]), _usage(call, [piece[1]]))
 
     async def astreaming(self, model: str, messages: list[Any], **kwargs: Any) -> AsyncIterator[dict[str, Any]]:
         """`streaming` for asyncio."""
@@ -83,28 +82,31 @@ class LlamaCppHandler:
             chunks.close()  # type: ignore[attr-defined]
 
 
+def litellm_handler() -> Any:
+    """A handler for LiteLLM's `custom_provider_map`."""
+    import_litellm()
+    from litellm.llms.custom_llm import CustomLLM
+
+    return type("LlamaCppHandler", (LlamaCppHandler, CustomLLM), {})()
+
+
 @lru_cache(maxsize=1)
 def _threads() -> ThreadPoolExecutor:
     """Where asynchronous calls wait: asyncio's own pool has too few threads to fill a batch."""
     return ThreadPoolExecutor(64, thread_name_prefix="stepwise-litellm")
 
 
-def _prepared(model: str, messages: list[Any], kwargs: Mapping[str, Any]) -> _Call:
+def _prepared(model: str, messages: list[Any], kwargs: Mapping[str, Any]) -> Call:
     """The call as a job; what the caller must change is a BadRequestError, which nobody retries."""
     given = kwargs.get("litellm_params") or {}
     drop = bool(given.get("drop_params") or import_litellm().drop_params)
     try:
-        call = _prepare(model, messages, kwargs["optional_params"], bool(given.get("text_completion")), drop)
+        call = prepare(model, messages, kwargs["optional_params"], bool(given.get("text_completion")), drop)
     except (ValidationError, StepwiseError) as error:
         message = first_fault(error) if isinstance(error, ValidationError) else str(error)
         raise _bad_request(model, message) from error
-    if len(call.job.ids) > call.engine.context:
-        raise import_litellm().ContextWindowExceededError(
-            f"the prompt has {len(call.job.ids)} tokens, more than the context of {call.engine.context}; "
-            "load with a larger context",
-            model=model,
-            llm_provider=PROVIDER,
-        )
+    if call.too_long:
+        raise import_litellm().ContextWindowExceededError(call.too_long, model=model, llm_provider=PROVIDER)
     return call
 
 
@@ -114,7 +116,7 @@ def _bad_request(model: str, message: str) -> Exception:
 
 
 @contextmanager
-def _server_errors(call: _Call) -> Iterator[None]:
+def _server_errors(call: Call) -> Iterator[None]:
     """An engine that fails or was closed meanwhile is a server's error: a second try finds a fresh one."""
     try:
         yield
@@ -122,7 +124,7 @@ def _server_errors(call: _Call) -> Iterator[None]:
         raise import_litellm().InternalServerError(str(error), model=call.model, llm_provider=PROVIDER) from error
 
 
-def _checked(call: _Call, made: Generation) -> Generation:
+def _checked(call: Call, made: Generation) -> Generation:
     """`made`, or its error: the caller's where a grammar was given, since another try would end the same."""
     if made.finish != "error":
         return made
@@ -131,131 +133,13 @@ def _checked(call: _Call, made: Generation) -> Generation:
     raise BackendError(made.error)
 
 
-def first_fault(error: ValidationError) -> str:
-    """The first fault of a validation, as `field: what is wrong`."""
-    detail = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
-
-
-class _Call(NamedTuple):
-    """One call: `job` for `engine`, and the model's full name."""
-
-    engine: Engine
-    job: GenerationJob
-    model: str
-
-
-def _prepare(
-    model: str, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any], raw: bool, drop: bool
-) -> _Call:
-    """The engine and the job that a call stands for; raises the library's errors where it makes no sense."""
-    params = {key: value for key, value in params.items() if value is not None and key not in _IGNORED}
-    params = {key: value for key, value in params.items() if key not in _NEUTRAL or value != _NEUTRAL[key]}
-    load = {key: params.pop(key) for key in LOAD_FIELDS if key in params}
-    unknown = sorted(set(params) - set(_HANDLED))
-    if unknown and not drop:
-        known = ", ".join((*_HANDLED, *LOAD_FIELDS))
-        raise ConfigError(f"{PROVIDER} models do not take {', '.join(unknown)}; leave it out, or use {known}")
-    engine = engine_named(model, load)
-    if raw and len(messages) != 1:
-        raise DataError(f"{len(messages)} prompts in one call; give one (n draws several samples of it)")
-    if raw:
-        job = _job(engine.vocabulary.raw_ids(_content(messages[0])), params, engine.context)
-    else:
-        job = chat_job(engine, messages, params)
-    return _Call(engine, job, f"{PROVIDER}/{model}")
-
-
-def engine_named(model: str, load: Mapping[str, Any]) -> Engine:
-    """The shared engine that a model name of LiteLLM stands for, refused if its file is no longer the one named."""
-    match = _NAME.fullmatch(model)
-    assert match is not None
-    engine = shared_engine(ModelConfig(model=f"{PROVIDER}/{match['name']}", **load))
-    if match["identity"] is not None and match["identity"] != identity(engine):
-        raise ConfigError(
-            f"{PROVIDER}/{model}: the files now have the hashes {identity(engine)}; weights or adapter were changed "
-            "since, or the adapter is not given: call stepwise.lm again"
-        )
-    return engine
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-        raise DataError(f"a message of role {message.get('role')!r} holds more than text; these models read text only")
-    return "".join(part["text"] for part in content)
-
-
-def chat_job(engine: Engine, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> GenerationJob:
-    """The job that answers `messages`, a last one of the assistant continued, under LiteLLM's `params`.
-
-    Raises DataError for messages that the model cannot read, ConfigError for another response_format than a schema.
-    """
-    chat = [{"role": str(message.get("role", "user")), "content": _content(message)} for message in messages]
-    if not chat:
-        raise DataError("messages is empty; give at least one")
-    begun = chat.pop()["content"] if chat[-1]["role"] == "assistant" else ""
-    ids = engine.chat_ids(chat, **{"enable_thinking": False, **(params.get("chat_template_kwargs") or {})})
-    return _job(ids + engine.tokenize(begun), params, engine.context)
-
-
-def _job(ids: Sequence[int], params: Mapping[str, Any], context: int) -> GenerationJob:
-    if not ids:
-        raise DataError("the prompt is empty; give at least one character")
-    stop = params.get("stop") or ()
-    top = params.get("top_logprobs") or 0
-    if isinstance(params.get("logprobs"), int) and not isinstance(params.get("logprobs"), bool):
-        top = params["logprobs"]  # a raw text asks for logprobs by number
-    grammar, longest = _grammar(params)
-    return GenerationJob(
-        tuple(ids),
-        max_tokens=min(params.get("max_tokens", longest), longest, max(1, context - len(ids) + 1)),
-        n=params.get("n", 1),
-        temperature=params.get("temperature", 0.7),
-        top_p=params.get("top_p", 1.0),
-        top_k=max(0, params.get("top_k", 0)),  # -1 is how some say that it is off
-        seed=params["seed"] if "seed" in params else secrets.randbits(32),
-        grammar=grammar,
-        stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
-        top_logprobs=top,
-    )
-
-
-def _grammar(params: Mapping[str, Any]) -> tuple[str | None, int]:
-    """The grammar that was asked for, and the most tokens that it can need."""
-    wanted, grammar = params.get("response_format") or {"type": "text"}, params.get("grammar")
-    kind = wanted.get("type")
-    schema = wanted.get("schema") or (wanted.get("json_schema") or {}).get("schema")
-    if kind in ("json_schema", "json_object") and schema:
-        bounded = schema_grammar(schema)
-        return bounded.gbnf, bounded.max_tokens
-    if kind == "json_object":
-        return object_grammar(), 1 << 20
-    if kind != "text":
-        raise ConfigError(f'response_format is {wanted!r}; use {{"type": "json_schema", "json_schema": ...}}')
-    return grammar, 1 << 20
-
-
-def _text(made: Generation) -> str:
-    return made.data[: made.end].decode("utf-8", "replace")
-
-
-def _usage(call: _Call, samples: Sequence[Generation]) -> dict[str, Any]:
-    prompt, generated = len(call.job.ids), sum(len(made.ids) for made in samples)
-    cached = prompt - max((made.evaluated_tokens for made in samples), default=0)
-    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated,
-            "prompt_tokens_details": {"cached_tokens": cached}}  # fmt: skip
-
-
-def _response(call: _Call, samples: Sequence[Generation], kwargs: Mapping[str, Any]) -> Any:
+def _response(call: Call, samples: Sequence[Generation], kwargs: Mapping[str, Any]) -> Any:
     """LiteLLM's own response object, filled in."""
     from litellm.types.utils import ChoiceLogprobs, Choices, Message, Usage
 
     def choice(made: Generation) -> Any:
-        message, reason = Message(content=_text(made), role="assistant"), _finish_reason(made)
-        more = {"logprobs": ChoiceLogprobs(content=_logprobs(call.engine, made))} if scored else {}
+        message, reason = Message(content=text_of(made), role="assistant"), finish_reason(made)
+        more = {"logprobs": ChoiceLogprobs(content=logprobs(call.engine, made))} if scored else {}
         return Choices(index=made.sample, message=message, finish_reason=reason, **more)
 
     response, scored = kwargs["model_response"], bool(kwargs["optional_params"].get("logprobs"))
@@ -264,46 +148,10 @@ def _response(call: _Call, samples: Sequence[Generation], kwargs: Mapping[str, A
     return response
 
 
-def _finish_reason(made: Generation) -> str:
-    return "length" if made.finish == "length" else "stop"
-
-
-def _logprobs(engine: Engine, made: Generation) -> list[dict[str, Any]]:
-    """One entry per token, as OpenAI has it; of the untempered distribution."""
-
-    def entry(token: int, logprob: float) -> dict[str, Any]:
-        data = engine.token_bytes(token)
-        return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
-
-    tops = made.top or ((),) * len(made.ids)
-    return [
-        {**entry(token, logprob), "top_logprobs": [entry(*other) for other in top]}
-        for token, logprob, top in zip(made.ids, made.logprobs, tops, strict=True)
-    ]
-
-
-def _chunks(call: _Call, events: Iterable[Drawn | Generation]) -> Iterator[dict[str, Any]]:
-    """Pieces of the text of one sample, none of them a part of a stop string; together they are the whole text."""
-    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-    text, sent = "", 0
-    for event in events:
-        if isinstance(event, Generation):
-            yield _chunk(_text(event)[sent:], _finish_reason(event), _usage(call, [event]))
-            return
-        text += decode(call.engine.token_bytes(event.token))
-        safe = len(text) - _held_back(text, call.job.stop_strings)
-        if safe > sent:
-            yield _chunk(text[sent:safe])
-            sent = safe
-
-
-def _held_back(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` may be the beginning of a stop string, or are one."""
-    longest = 0
-    for stop in stops:
-        sizes = range(min(len(stop), len(text)), 0, -1)
-        longest = max(longest, next((size for size in sizes if text.endswith(stop[:size])), 0))
-    return longest
+def _usage(call: Call, samples: Sequence[Generation]) -> dict[str, Any]:
+    prompt, generated = len(call.job.ids), sum(len(made.ids) for made in samples)
+    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated,
+            "prompt_tokens_details": {"cached_tokens": call.cached_tokens(samples)}}  # fmt: skip
 
 
 def _chunk(text: str, reason: str = "", usage: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.models.base import Capabilities, Completion, Generator, Request, check_question, first_of
+from stepwise.models.calls import chat_job
 from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.models.engine.stopping import clean_text, open_fence
-from stepwise.models.litellm_handler import chat_job
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR, open_thought
 from stepwise.types import Failure, Usage

@@ -12,15 +12,17 @@ the model without a template. Without a seed a fresh one is drawn, and without a
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Literal, get_args
 
 from stepwise.config import LoadConfig, ModelConfig
 from stepwise.errors import ConfigError
 from stepwise.lab import ADAPTERS, MODELS
+from stepwise.models.calls import PROVIDER, engine_named
 from stepwise.models.engine import Engine
-from stepwise.models.litellm_handler import PROVIDER, LlamaCppHandler, engine_named, import_litellm
+from stepwise.models.litellm_handler import import_litellm, litellm_handler
 from stepwise.models.shared import LOAD_FIELDS, identity, shared_engine
 
+_Door = Literal["litellm", "native"]
 _lock = threading.Lock()
 
 
@@ -32,7 +34,7 @@ def register_litellm() -> None:
     litellm = import_litellm()
     with _lock:
         if not any(item["provider"] == PROVIDER for item in litellm.custom_provider_map):
-            litellm.custom_provider_map.append({"provider": PROVIDER, "custom_handler": LlamaCppHandler()})
+            litellm.custom_provider_map.append({"provider": PROVIDER, "custom_handler": litellm_handler()})
         litellm.utils.custom_llm_setup()  # else what it supports is unknown until its first call
     for name in (*MODELS, *ADAPTERS):
         declare(f"{PROVIDER}/{name}", (0.0, 0.0))
@@ -48,20 +50,29 @@ def declare(model: str, prices: tuple[float, float] | None, context: int = 2048)
     }})  # fmt: skip
 
 
-def lm(spec: str | LoadConfig, **settings: Any) -> Any:
+def lm(spec: str | LoadConfig, *, engine: _Door = "litellm", **settings: Any) -> Any:
     """A dspy.LM for any model: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", "openai/...", or a ModelConfig.
 
     `settings` are fields of the ModelConfig (context, adapter, api_base, ...) or keywords of dspy.LM (temperature,
-    max_tokens, cache, ...). It always goes through LiteLLM. A local model is loaded at once, shared with every other
+    max_tokens, cache, ...). It goes through LiteLLM; with engine="native" a local model is called by DSPy itself, for
+    where LiteLLM is missing (see `stepwise.models.native`). A local model is loaded at once, shared with every other
     `lm` of the same settings, and its name holds the hashes of weights and adapter, so that no cached answer outlives
-    them. Raises ConfigError, BackendError, and MissingDependencyError without dspy.
+    them. Raises ConfigError, BackendError, and MissingDependencyError without LiteLLM.
+
+    Example:
+        >>> lm("llamacpp/lab-critic", engine="native").model.partition("@")[0]
+        'llamacpp/lab-critic'
     """
+    if engine not in get_args(_Door):
+        raise ConfigError(f"engine is {engine!r}; use one of {', '.join(get_args(_Door))}")
     fields = {key: settings.pop(key) for key in list(settings) if key in LoadConfig.model_fields}
     given = {"model": spec} if isinstance(spec, str) else spec.model_dump(include=set(LoadConfig.model_fields))
     try:
         config = ModelConfig(**{**given, **fields})
     except ConfigError as error:
         raise ConfigError(f"{spec if isinstance(spec, str) else spec.model}: {error}") from None
+    if engine == "native":
+        return _native_lm(config, settings)
     import_litellm()
     import dspy
 
@@ -76,9 +87,24 @@ def lm(spec: str | LoadConfig, **settings: Any) -> Any:
     return dspy.LM(name, engine="litellm", **load, **settings)
 
 
+def _native_lm(config: ModelConfig, settings: dict[str, Any]) -> Any:
+    if not config.local:
+        raise ConfigError(f'engine="native" is for models of this process, not for {config.model}; leave it out')
+    import dspy
+
+    from stepwise.models.native import AsyncNativeEngine, NativeEngine
+
+    name = f"{config.model}@{identity(shared_engine(config))}"
+    load = config.model_dump(include=set(LOAD_FIELDS), exclude_defaults=True)
+    given = name.partition("/")[2], load
+    return dspy.LM(name, engine=NativeEngine(*given), async_engine=AsyncNativeEngine(*given), **settings)
+
+
 def engines_of(language_model: Any) -> tuple[Engine, ...]:
     """The engine of this process that a dspy.LM of `lm` asks; none for a hosted model, or an LM of somebody else's."""
     provider, _, name = str(getattr(language_model, "model", "")).partition("/")
     if provider != PROVIDER:
         return ()
-    return (engine_named(name, {key: value for key, value in language_model.kwargs.items() if key in LOAD_FIELDS}),)
+    native = getattr(getattr(language_model, "engine", None), "load", None)
+    load = language_model.kwargs if native is None else native
+    return (engine_named(name, {key: value for key, value in load.items() if key in LOAD_FIELDS}),)

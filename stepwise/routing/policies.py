@@ -173,7 +173,7 @@ class Judged(Policy):
 def _decider(policy: Judged) -> Any:
     """The module that asks, made at the first decision: a policy is loaded and saved without its model."""
     settings = {"api_base": policy.api_base, "api_key_env": policy.api_key_env, "temperature": policy.temperature}
-    given = {name: value for name, value in settings.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     return critics.StepDecider(lm(policy.lm, **given) if policy.lm is not None else None, adapter=policy.format)
 
 

@@ -112,7 +112,10 @@ def test_a_stream_gives_the_same_text_in_pieces_and_the_usage_at_its_end(model: 
     assert "".join(pieces(chunks)) == text_of(whole)
     assert len([piece for piece in pieces(chunks) if piece]) > 3
     assert chunks[-1].usage.completion_tokens == 15
-    assert [reason for chunk in chunks if (reason := chunk.choices[0].finish_reason)] == ["length"]
+    reasons = [
+        choice.finish_reason for chunk in chunks for choice in chunk.choices
+    ]  # that with the usage may have none
+    assert list(filter(None, reasons)) == ["length"]
 
     async def collect() -> tuple[str, str]:
         common = {"messages": MESSAGES, "temperature": 0.0, "max_tokens": 15} | EXACT
@@ -207,6 +210,14 @@ def test_a_provider_that_was_there_before_stays(model: str) -> None:
         assert sum(item["provider"] == "llamacpp" for item in litellm.custom_provider_map) == 1
     finally:
         litellm.custom_provider_map.remove(other)
+
+
+def test_the_handler_is_one_that_litellm_takes(model: str) -> None:
+    from litellm.llms.custom_llm import CustomLLM
+
+    ours = [item["custom_handler"] for item in litellm.custom_provider_map if item["provider"] == "llamacpp"]
+    assert len(ours) == 1
+    assert isinstance(ours[0], CustomLLM)  # since LiteLLM 1.108.14 no other is called
 
 
 def test_engines_are_shared_by_weights_and_settings_and_close(model: str, engine: Engine) -> None:

@@ -53,6 +53,15 @@ def _takes_grammar(lm: Any) -> bool:
     return str(getattr(lm, "model", "")).startswith("llamacpp/") or bool(getattr(lm, "supports_grammar", False))
 
 
+def _hold(lm: Any, lm_kwargs: dict[str, Any], gbnf: str) -> None:
+    """Put a grammar into the options of a call, in the way that the model's engine takes one."""
+    form = getattr(getattr(lm, "engine", None), "grammar_format", None)
+    if form is None:
+        lm_kwargs["grammar"] = gbnf
+    else:
+        lm_kwargs["response_format"] = form(gbnf)
+
+
 class _Repairing(ABC):
     """One call, and where its reply cannot be read, one more that says why."""
 
@@ -176,7 +185,7 @@ class ChatAdapter(_Headed, dspy.ChatAdapter):  # type: ignore[misc]
     def constrain(self, lm: Any, lm_kwargs: dict[str, Any], signature: Any) -> None:
         """Adds the grammar of the format."""
         if _takes_grammar(lm):
-            lm_kwargs["grammar"] = compact_format.chat_grammar(signature)
+            _hold(lm, lm_kwargs, compact_format.chat_grammar(signature))
 
     def written(self, completion: str) -> Mapping[str, Any]:
         """The text under each header, under the first where there are several of a name."""
@@ -253,7 +262,7 @@ class CompactAdapter(_Repairing, Adapter):  # type: ignore[misc]
     def constrain(self, lm: Any, lm_kwargs: dict[str, Any], signature: Any) -> None:
         """Adds the grammar of the format."""
         if _takes_grammar(lm):
-            lm_kwargs["grammar"] = compact_format.fields_grammar(signature)
+            _hold(lm, lm_kwargs, compact_format.fields_grammar(signature))
 
     def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """The messages of a call, without a system message where there are no instructions."""
