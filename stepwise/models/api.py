@@ -88,7 +88,9 @@ class Api:
                 counts, _ = _counts(self._reported())
                 if counts:
                     billed += dataclasses.replace(self._shares(*counts, 1, 0)[0], calls=0)
-                elif isinstance(error, litellm.Timeout | litellm.APIConnectionError):
+                elif isinstance(error, litellm.Timeout | litellm.APIConnectionError) or (
+                    "client" in request and self._last_body() is None  # LiteLLM has other names for a lost connection
+                ):
                     perhaps += bound
                 wait = retry_after((getattr(error, "litellm_response_headers", None) or {}).get("retry-after"))
                 raise CallFailed(Failure(failure_of(error).kind, _reason(error)), wait=wait or 0.0) from None

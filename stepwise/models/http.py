@@ -91,7 +91,7 @@ class _Bounded(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """See httpx. Raises ReadTimeout and DecodingError where a bound is passed."""
         request.headers["accept-encoding"] = "gzip, deflate"  # what `_unpacked` can bound
-        self.last.body, late, sockets = b"", threading.Event(), list[socket.socket]()
+        self.last.body, late, sockets = None, threading.Event(), list[socket.socket]()
 
         def trace(_: str, info: Mapping[str, Any]) -> None:
             if isinstance(stream := info.get("return_value"), httpcore.NetworkStream):
@@ -143,16 +143,16 @@ class _Bounded(httpx.BaseTransport):
 
 def bounded_client(
     address: str, timeout: float, *, most: int = MOST_BYTES, headers: Mapping[str, str] | None = None
-) -> tuple[httpx.Client, Callable[[], bytes]]:
+) -> tuple[httpx.Client, Callable[[], bytes | None]]:
     """A client that keeps to the bounds of every hosted call and follows no redirect, since a key would go with it; and
-    what gives the body of the calling thread's last reply.
+    what gives the body of the reply to the calling thread's last request, None where none came whole.
     """
     # A proxy that stands in the environment knows nothing of servers on this machine. A connection that is kept could
     # not be ended when time is up.
     local, fresh = urlsplit(address).hostname in _LOOPBACK, httpx.Limits(max_keepalive_connections=0)
     bounded = _Bounded(httpx.Client(timeout=timeout, trust_env=not local, limits=fresh), timeout, most)
     client = httpx.Client(transport=bounded, headers=headers, timeout=timeout, follow_redirects=False)
-    return client, lambda: getattr(bounded.last, "body", b"")
+    return client, lambda: getattr(bounded.last, "body", None)
 
 
 class _Reply(NamedTuple):
