@@ -158,7 +158,7 @@ def _whole(folder: Path) -> dict[str, bytes]:
 
 def damage(name: str, text: bytes, folder: Path, n: int) -> dict[str, Any]:
     """How many damaged copies of a file were answered with an error of ours, or read; the rest are faults."""
-    counts = {"file": name, "copies": 0, "refused": 0, "read": 0, "faults": 0}
+    counts = dict.fromkeys(("copies", "refused", "read", "faults"), 0)
     for number, data in enumerate(mutants(text, random.Random(name), n)):
         path = folder / f"{name}-{number}" / name
         path.parent.mkdir(parents=True)
@@ -171,7 +171,7 @@ def damage(name: str, text: bytes, folder: Path, n: int) -> dict[str, Any]:
             counts["refused"] += 1
         except Exception:
             counts["faults"] += 1
-    return counts | {"held": counts["faults"] == 0}
+    return {"file": name, **counts, "held": counts["faults"] == 0}
 
 
 # ----- the program

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from stepwise.errors import BudgetExceededError
 from stepwise.models.api import SENDING
 from stepwise.models.base import Backend, Completion, Generator, Request, Wrapped, first_of
+from stepwise.models.driver import driver
 from stepwise.models.engine.cache import PrefixTree, ids_array
 from stepwise.models.failures import failure_of
 from stepwise.models.scorers.base import Scored, Scorer, WrappedScorer
@@ -39,9 +40,10 @@ class _Flights:
     def __init__(self) -> None:
         self._tasks: dict[Any, asyncio.Task[Any]] = {}
 
-    async def ask(self, key: Any, ask: Callable[[], Awaitable[Any]]) -> tuple[Any, bool]:
+    async def ask(self, key: Any, ask: Callable[[], Awaitable[Any]], remote: bool) -> tuple[Any, bool]:
         """The answer to `key`, and whether it was asked for here: of several who ask at once only the first does, and
-        its cancellation does not end it for the others.
+        its cancellation does not end it for the others. What a server (`remote`) has been sent is waited for and kept
+        also where the run stops.
         """
         place = (asyncio.get_running_loop(), key)
         task, first = self._tasks.get(place), False
@@ -49,6 +51,9 @@ class _Flights:
             task, first = asyncio.ensure_future(ask()), True
             self._tasks[place] = task
             task.add_done_callback(lambda _: self._tasks.pop(place, None))
+            if remote and (running := driver()) is not None:
+                running.flights.add(task)
+                task.add_done_callback(running.flights.discard)
         return await asyncio.shield(task), first
 
 
@@ -85,7 +90,7 @@ class Stored(Wrapped):
         key = self._key(request, ids)
         samples, asked = self._find(key, request), False
         while samples is None:
-            (samples, wanted), asked = await self._flights.ask(key, lambda: self._ask(key, request))
+            (samples, wanted), asked = await self._flights.ask(key, lambda: self._ask(key, request), self.model.remote)
             if wanted < request.top_logprobs and samples[0].failed is None:
                 samples = None  # whoever asked first wanted less of it
         self.store.count(self.role, int(not asked), int(asked))
@@ -179,7 +184,9 @@ class StoredScorer(WrappedScorer):
         value = self.store.find(row[-1])
         if value is None:
             result: Scored
-            result, asked = await self._flights.ask(row[-1], lambda: self._ask(problem, steps, known, row))
+            result, asked = await self._flights.ask(
+                row[-1], lambda: self._ask(problem, steps, known, row), self.scorer.remote
+            )
             self.store.count(self.role, int(not asked), int(asked))
             if result.error:
                 return result if asked else result._replace(usage=Usage(self.name))

@@ -53,12 +53,17 @@ class Driver:
         self._lock = threading.Lock()
         self._loop: _Loop | None = None
         self._ident = 0
+        self.stopped_by: BaseException | None = None
+        """What a coroutine raised: nothing more is asked of any model"""
+        self.flights: set[asyncio.Future[Any]] = set()
+        """requests to servers, of which the answers are kept before the run ends"""
 
     def run(self, coroutines: Sequence[Coroutine[Any, Any, T]], *, window: int | None = None) -> list[T]:
         """The results, in order; at most `window` coroutines are open at once (None: all).
 
-        The first exception that one of them raises cancels the others and is raised here, and so does Ctrl-C. Raises
-        BackendError on a driver's own thread, which would wait for itself.
+        The first exception that one of them raises cancels the others and is raised here, and so does Ctrl-C; what had
+        been sent to servers by then is answered and kept first (not on Ctrl-C). Raises BackendError on a driver's own
+        thread, which would wait for itself.
         """
         if getattr(_thread, "loop_of", None) is not None:
             for coroutine in coroutines:
@@ -117,6 +122,7 @@ class Driver:
                     results[place] = await coroutine
                 except BaseException as error:  # also KeyboardInterrupt, which would end the loop's thread
                     failures.append(error)
+                    self.stopped_by = error
                     raise asyncio.CancelledError from None
 
         lanes = [asyncio.ensure_future(work()) for _ in range(min(window or len(coroutines), len(coroutines)))]
@@ -125,6 +131,8 @@ class Driver:
                 await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 if failures:
                     break
+            while self.flights:  # paid for: kept before those who asked are cancelled
+                await asyncio.wait(self.flights)
         finally:
             for lane in lanes:
                 lane.cancel()

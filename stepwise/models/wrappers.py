@@ -20,6 +20,7 @@ from stepwise.errors import BudgetExceededError
 from stepwise.models.base import Backend, Completion, Generator, Request, Wrapped
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.cached import Stored, StoredScorer
+from stepwise.models.driver import driver
 from stepwise.models.failures import error_of, failure_of
 from stepwise.models.scorers.base import Scored, Scorer, WrappedScorer
 from stepwise.models.store import CallCache
@@ -121,6 +122,8 @@ class Guarded(Wrapped):
         """Ask; raises `BackendError` where the model is gone."""
         if self._gone is not None:
             raise error_of(self._gone)
+        if (running := driver()) is not None and running.stopped_by is not None:
+            raise asyncio.CancelledError  # the run stops: nothing more is bought
         result = await self.model.generate(request)
         failure = result.failed
         if failure is None or failure.kind in ("refused", "budget"):

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from stepwise.config import BudgetConfig, ModelConfig
-from stepwise.errors import DataError
+from stepwise.errors import BackendError, DataError
 from stepwise.models.base import Request
 from stepwise.models.budget import Ledger
 from stepwise.models.driver import Driver
@@ -263,3 +264,28 @@ def test_a_server_that_answers_nothing_in_time_costs_its_own_requests_alone() ->
         model = Wrappers(Ledger()).model(backend, "weak")
         made = Driver(exact=False).run([model.generate(Request(problem)) for problem in PROBLEMS])
     assert [i for i, each in enumerate(made) if each.failed] == [5, 7]
+
+
+def test_where_a_model_is_gone_what_else_was_sent_is_kept_before_the_run_stops(tmp_path: Path) -> None:
+    stopped, sent, driver = threading.Event(), threading.Barrier(4), Driver(exact=False)
+
+    def answers(_: str, body: dict[str, Any]) -> Reply:
+        sent.wait(30)
+        if "What is 0 + 0?" in json.dumps(body):
+            return error(401, "no such key")
+        stopped.wait(30)
+        return reply("fine")
+
+    path = tmp_path / "answers.jsonl"
+    with behind(answers, sequences=4) as (backend, server), CallCache(path, replays_are_free=True) as store:
+        model = Wrappers(Ledger(), store=store).model(backend, "weak")
+        asked = [model.generate(Request(problem, max_tokens=50)) for problem in PROBLEMS]
+        with ThreadPoolExecutor(1) as thread:
+            run = thread.submit(driver.run, asked, window=4)
+            while driver.stopped_by is None:
+                time.sleep(0.01)
+            stopped.set()
+            with pytest.raises(BackendError, match="401"):
+                run.result()
+        assert len(server.requests) == 4
+        assert (len(store), store.perhaps()["weak"].calls) == (3, 0)
