@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def _run_directory(path: Path) -> object:
     return directory
 
 
-READERS = {
+READERS: dict[str, Callable[[Path], object]] = {
     "answers.jsonl": _answers, "run.json": _run_directory, "policy.json": load_policy, "config.toml": Config.load,
     "traces.jsonl": lambda path: read_rows(path, Trace),
 }  # fmt: skip

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-_VALUES = [
+_VALUES: list[Any] = [
     "",
     "x",
     None,
