@@ -207,6 +207,8 @@ def _finish(run: Run[_Options], router: StepRouter, traces: list[Trace]) -> None
         run.say(line)
     ended = {kind: sum(t.finish == kind for t in traces) for kind in dict.fromkeys(t.finish for t in traces)}
     run.say("Solutions ended: " + ", ".join(f"{kind} {count}" for kind, count in ended.items()))
+    if capped := [trace.note for trace in done if trace.finish != "budget" and "budget." in trace.note]:
+        run.say(f"Steps of {len(capped)} of them were kept from the strong model by a cap, such as: {capped[0]}")
     for row in rows:
         run.metrics(**vars(row), finish=ended, grader=GRADER_VERSION)
         if run.args.as_json and saved is not None:

@@ -53,6 +53,8 @@ class Request:
     prefix; the completion's ids are then as sampled, whatever was cut.
 
     `run` (the hash of a configuration), `role` and `attempt` say, beside problem and step, what it is asked for.
+    `least_tokens`: where a cap leaves less than `max_tokens`, but so many, it is asked for what is left; what is cut by
+    that comes back with the finish "budget", its text and what it cost. 0: all or nothing.
 
         Request(Problem("p", "What is 2 + 2?"), max_tokens=64)
         Request(problem, messages=({"role": "user", "content": "Is it right?"},), schema='root ::= "yes" | "no"')
@@ -76,6 +78,7 @@ class Request:
     messages: tuple[Mapping[str, Any], ...] = ()
     schema: Any = None
     options: Mapping[str, Any] = Field(default_factory=dict)
+    least_tokens: int = Field(default=0, ge=0)
 
     @property
     def step(self) -> int:

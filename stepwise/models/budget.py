@@ -12,8 +12,8 @@ Caps on one problem work the same way: `ledger.for_problem()` is a ledger of its
 and in the run's at once.
 
 A coroutine waits for its turn instead (`areserve`): it is refused only where it would not fit beside what is spent once
-everything in flight has settled. Turns are given in the order of asking, and whoever holds a reservation asks for no
-other, so that nobody waits for ever.
+everything in flight has settled, and one that can do with less gets what is left then. Turns are given in the order of
+asking, and whoever holds a reservation asks for no other, so that nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import asyncio
 import dataclasses
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
+from stepwise.plugins import check_choice
 from stepwise.types import Usage
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 Prices = tuple[float, float]  # money per million prompt tokens, per million generated tokens
 _NAMES = ("strong_tokens", "total_tokens", "calls", "money")
+_ROLES = ("weak", "strong", "critic", "scorer")
 Amount = int | Fraction  # counts are whole numbers, money is exact
 _NOTHING: dict[str, Amount] = dict.fromkeys(_NAMES, 0)
 
@@ -45,13 +47,16 @@ ACCOUNT: ContextVar[Ledger | None] = ContextVar("stepwise_account", default=None
 
 
 class Reservation:
-    """An amount set aside by `Ledger.reserve`. Leaving the `with` block without `settle` gives it back."""
+    """An amount set aside by `Ledger.reserve`. Leaving the `with` block without `settle` gives it back.
 
-    def __init__(self, ledger: Ledger, role: str, amount: Mapping[str, Amount]) -> None:
-        self._ledger = ledger
-        self._role = role
-        self._amount = amount
-        self._open = True
+    `max_tokens` is what it is for; less than was asked for where the cap `cut_by` has no more (`areserve`).
+    """
+
+    def __init__(
+        self, ledger: Ledger, role: str, amount: Mapping[str, Amount], max_tokens: int, cut_by: str = ""
+    ) -> None:
+        self._ledger, self._role, self._amount, self._open = ledger, role, amount, True
+        self.max_tokens, self.cut_by = max_tokens, cut_by
 
     def settle(self, usage: Usage, perhaps: Usage | None = None) -> None:
         """Replace the reservation by what the work really cost, and the most that tries without an answer were billed;
@@ -93,6 +98,13 @@ class Ledger:
     pass a cap before the next reservation is refused.
 
     `on_spent` hears of each role and what it has spent when that is settled, before anybody hears of what was bought.
+    `roles` stand in the summary even where they have spent nothing.
+
+    >>> ledger = Ledger(CapsConfig(strong_tokens=100), roles=["strong"])
+    >>> with ledger.reserve("strong", 64) as reservation:
+    ...     reservation.settle(Usage(calls=1, generated_tokens=40))
+    >>> ledger.usage("strong").generated_tokens, ledger.remaining()["strong_tokens"]
+    (40, 60.0)
     """
 
     def __init__(
@@ -100,6 +112,7 @@ class Ledger:
         caps: CapsConfig | None = None,
         prices: Mapping[str, Prices | None] | None = None,
         on_spent: Callable[[str, Usage], None] | None = None,
+        roles: Sequence[str] = (),
     ) -> None:
         limits = {name: getattr(caps, name, None) for name in _NAMES}
         self._caps = {name: Fraction(str(limit)) for name, limit in limits.items() if limit is not None}
@@ -107,12 +120,13 @@ class Ledger:
         self._prices, self._on_spent = dict(prices or {}), on_spent
         self._spent = dict(_NOTHING)
         self._held = dict(_NOTHING)
-        self._usage: dict[str, Usage] = {}
+        self._usage: dict[str, Usage] = {role: Usage() for role in roles}
         self._perhaps: dict[str, Usage] = {}
         self._lock = threading.Lock()
         self._name = "budget"
         self._levels: tuple[Ledger, ...] = (self,)  # this ledger and those it is part of; all share one lock
         self._queue: deque[_Turn] = deque()  # of the run's ledger: who waits, first to last
+        self._refused: dict[str, int] = {}  # of the run's ledger: requests that a cap forbade, by its key
 
     @classmethod
     def for_config(cls, config: Config, on_spent: Callable[[str, Usage], None] | None = None) -> Self:
@@ -152,16 +166,26 @@ class Ledger:
             if short := self._short(ask):
                 raise self._refusal(role, ask, *short)
             self._hold(ask, 1)
-        return Reservation(self, role, ask)
+        return Reservation(self, role, ask, max_tokens)
 
-    async def areserve(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> Reservation:
-        """`reserve` for a coroutine, which waits while what is in flight may still give back what it needs."""
-        ask, queue = self._ask(role, max_tokens, prompt_tokens, calls), self._levels[-1]._queue
+    async def areserve(
+        self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1, least_tokens: int = 0
+    ) -> Reservation:
+        """`reserve` for a coroutine, which waits while what is in flight may still give back what it needs.
+
+        Where that will not do, it gets what is left, if that is at least `least_tokens` (0: all or nothing).
+        """
+        queue = self._levels[-1]._queue
+
+        def asked(tokens: int) -> dict[str, Amount]:
+            return self._ask(role, tokens, prompt_tokens, calls)
+
+        ask = asked(max_tokens)
         with self._lock:
             if not queue and not self._short(ask):
                 self._hold(ask, 1)
-                return Reservation(self, role, ask)
-            turn = _Turn(self, role, ask)
+                return Reservation(self, role, ask, max_tokens)
+            turn = _Turn(self, role, ask, max_tokens, asked, least_tokens)
             queue.append(turn)
             self._give_turns(queue)
         try:
@@ -171,10 +195,10 @@ class Ledger:
                 if turn in queue:
                     queue.remove(turn)
                 elif turn.granted:
-                    self._hold(ask, -1)
+                    self._hold(turn.ask, -1)
                 self._give_turns(queue)
             raise
-        return Reservation(self, role, ask)
+        return Reservation(self, role, turn.ask, turn.max_tokens, turn.cut_by)
 
     def _give_turns(self, queue: deque[_Turn]) -> None:
         """Grant or refuse whoever waits and may know by now, in order; nobody takes what an earlier one waits for.
@@ -185,6 +209,8 @@ class Ledger:
             ledger, ask = turn.ledger, turn.ask
             needs = {(id(level), name) for level in ledger._levels for name in level._caps if ask[name] > 0}
             never = None if needs & wanted else ledger._short(ask, settled=True)
+            if never and turn.fits_cut(f"{never[0]._name}.{never[1]}"):
+                never, ask = None, turn.ask
             if never:
                 queue.remove(turn)
                 turn.tell(ledger._refusal(turn.role, ask, *never))
@@ -205,16 +231,21 @@ class Ledger:
             return self._perhaps.get(role, Usage()) if role else sum(self._perhaps.values(), Usage())
 
     def usage(self, role: str | None = None) -> Usage:
-        """What a role has spent so far; None for all of them together. Its cost is None where a price is unknown."""
+        """What a role has spent so far; None for all of them together, the scorer's calls included (which the cap on
+        calls leaves out). Its cost is None where a price is unknown. Raises ConfigError for a role that is not known.
+        """
         with self._lock:
             if role is not None:
+                if role not in self._usage:
+                    check_choice("role", role, {*_ROLES, *self._prices})
                 return self._usage.get(role, Usage())
             return sum(self._usage.values(), Usage())
 
     def remaining(self) -> dict[str, float | None]:
         """What is left of each cap, reservations taken off; None where there is no cap, negative after an overrun.
 
-        For the account of a problem the nearer of its own cap and the run's.
+        For the account of a problem the nearer of its own cap and the run's. `budget.problem`, a cap on each of many
+        problems, is in no ledger of a run.
         """
         with self._lock:
             lefts = {
@@ -230,10 +261,18 @@ class Ledger:
             left = [level._caps[name] - level._spent[name] for level in self._levels if name in level._caps]
         return max(0, int(min(left))) if left else None
 
-    def summary(self) -> str:
-        """A few lines for a person: one per role, one for the total, one per cap."""
+    def left_of(self, key: str) -> str:
+        """In words, what the cap with that key has left once all that is in flight were given back."""
+        name = key.rpartition(".")[2]
         with self._lock:
-            usages = dict(self._usage)
+            level = next(level for level in self._levels if key == f"{level._name}.{name}")
+            cap, left = level._caps[name], level._caps[name] - level._spent[name]
+        return f"{key} has {max(0.0, float(left)):.10g} of {float(cap):.10g} left"
+
+    def summary(self) -> str:
+        """A few lines for a person: one per role, one for the total, one per cap and what it refused."""
+        with self._lock:
+            usages, refused = dict(self._usage), dict(self._refused)
             lefts = {name: cap - self._spent[name] - self._held[name] for name, cap in self._caps.items()}
             unanswered = {f"{role}, perhaps billed without an answer": usage for role, usage in self._perhaps.items()}
         lines = [_spent_line(role, usage) for role, usage in usages.items()]
@@ -242,6 +281,9 @@ class Ledger:
         lines += [
             f"cap on {name}: {float(self._caps[name]):,.10g}, {float(left):,.10g} left" for name, left in lefts.items()
         ]
+        each = [(name, getattr(self._problem_caps, name, None)) for name in _NAMES]
+        lines += [f"cap on {name} of each problem: {cap:,.10g}" for name, cap in each if cap is not None]
+        lines += [f"requests refused by {key}: {count:,}" for key, count in refused.items()]
         return "\n".join(lines)
 
     def _ask(self, role: str, max_tokens: int, prompt_tokens: int, calls: int) -> dict[str, Amount]:
@@ -269,6 +311,8 @@ class Ledger:
 
     def _refusal(self, role: str, ask: Mapping[str, Amount], level: Ledger, name: str) -> BudgetExceededError:
         key = f"{level._name}.{name}"
+        counts = self._levels[-1]._refused
+        counts[key] = counts.get(key, 0) + 1
         return BudgetExceededError(
             f"{key} = {float(level._caps[name]):.10g}: {float(level._spent[name]):.10g} spent, "
             f"{float(level._held[name]):.10g} reserved, and {role} asks for up to {float(ask[name]):.10g} more; "
@@ -313,12 +357,28 @@ def _amounts(role: str, generated: int, calls: int, money: Amount) -> dict[str, 
 
 
 class _Turn:
-    """Somebody who waits for a reservation."""
+    """Somebody who waits for `max_tokens`, or for as few as `least`; `asked` makes amounts of tokens."""
 
-    def __init__(self, ledger: Ledger, role: str, ask: Mapping[str, Amount]) -> None:
+    def __init__(
+        self, ledger: Ledger, role: str, ask: Mapping[str, Amount], max_tokens: int,
+        asked: Callable[[int], Mapping[str, Amount]], least: int,
+    ) -> None:  # fmt: skip
         self.ledger, self.role, self.ask, self.granted = ledger, role, ask, False
+        self.max_tokens, self.cut_by, self._asked, self._least = max_tokens, "", asked, least
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self.given: asyncio.Future[None] = self._loop.create_future()
+
+    def fits_cut(self, cap: str) -> bool:
+        """Ask for no more than `cap` will have left, where that is enough. Needs the lock."""
+        low, high = self._least, self.max_tokens  # `high` does not fit
+        if not 0 < low < high or self.ledger._short(self._asked(low), settled=True):
+            return False
+        while high - low > 1:
+            middle = (low + high) // 2
+            short = self.ledger._short(self._asked(middle), settled=True)
+            low, high = (low, middle) if short else (middle, high)
+        self.max_tokens, self.ask, self.cut_by = low, self._asked(low), cap
+        return True
 
     def tell(self, refusal: BudgetExceededError | None) -> None:
         """Let the coroutine go on, or raise; from any thread."""

@@ -103,9 +103,9 @@ class Stored(Wrapped):
             SENDING.set(lambda most: self.store.begin(key, self.role, request.problem.id, most))
         result = await self.model.generate(request)
         samples = [dataclasses.replace(sample, rest=()) for sample in result.samples]
-        if result.finish == "budget":  # nobody was asked
-            return samples, request.top_logprobs
         (usage, perhaps), value = result.costs, None
+        if result.finish == "budget" and not usage.calls:  # nobody was asked
+            return samples, request.top_logprobs
         if all(sample.failed is None for sample in samples):
             bare = [dataclasses.replace(sample, perhaps=Usage()) for sample in samples]
             rows = _KEPT.dump_python(bare, mode="json", exclude_defaults=True)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -52,17 +53,20 @@ class Budgeted(Wrapped):
             if self.model.remote and self.model.probe_bound.calls:
                 await self.ready()
             held = await account.areserve(
-                self.role, calls * request.max_tokens, prompt_tokens=calls * read, calls=calls
-            )
+                self.role, calls * request.max_tokens, prompt_tokens=calls * read, calls=calls,
+                least_tokens=calls * request.least_tokens,
+            )  # fmt: skip
         except BudgetExceededError as refusal:
             return Completion.of_failure(failure_of(refusal), n=request.n)
+        if held.cut_by:
+            request = dataclasses.replace(request, max_tokens=held.max_tokens // calls)
         try:
             result = await self.model.generate(request)
         except BaseException:
             held.cancel()
             raise
         held.settle(*result.costs)
-        return result
+        return cut_short(result, request, held.cut_by) if held.cut_by else result
 
     async def ready(self) -> None:
         """Probe on the run's account."""
@@ -75,6 +79,14 @@ class Budgeted(Wrapped):
             spent = await asyncio.to_thread(self.model.prepare)
             if spent.calls:
                 held.settle(spent)
+
+
+def cut_short(result: Completion, request: Request, cap: str) -> Completion:
+    """`result` of a request that asked for what `cap` had left: a text that ended there was cut by the cap."""
+    if result.finish != "length" or result.usage.generated_tokens < request.max_tokens:
+        return result
+    reason = f"{cap} had {request.max_tokens} tokens left, too few for this; raise it"
+    return dataclasses.replace(result, finish="budget", error=reason, failure=Failure("budget", reason, cap))
 
 
 def prompt_bound(request: Request, prompt: SolvePrompt) -> int:

@@ -98,7 +98,8 @@ class _Kind(NamedTuple):
 
 def _glimpse(solver: Solver, look: Look) -> Request:
     """The draft's own request, cut after one token: the draft, if it is written, begins with the same token."""
-    return dataclasses.replace(solver.step_request("weak"), max_tokens=1, top_logprobs=min(look.n, 20))
+    request = solver.step_request("weak")
+    return dataclasses.replace(request, max_tokens=1, least_tokens=0, top_logprobs=min(look.n, 20))
 
 
 def _keep_glimpse(evidence: Evidence, samples: Sequence[Completion]) -> list[str]:
@@ -109,7 +110,7 @@ def _keep_glimpse(evidence: Evidence, samples: Sequence[Completion]) -> list[str
 
 def _samples(solver: Solver, look: Look) -> Request:
     seed = stable_hash(solver.settings.seed, solver.problem.id, len(solver.steps), "resamples")
-    return dataclasses.replace(solver.step_request("weak"), n=look.n, seed=seed, top_logprobs=0)
+    return dataclasses.replace(solver.step_request("weak"), n=look.n, seed=seed, top_logprobs=0, least_tokens=0)
 
 
 def _keep_samples(evidence: Evidence, samples: Sequence[Completion]) -> list[str]:

@@ -130,5 +130,6 @@ class _Reviewed(Solver):
         if before is None or self.steps:
             await super()._refused()
             return
-        self.steps, self.drafts, self.paid_evidence = before.steps, before.drafts, before.paid_evidence
-        self.finish, self.note = before.ended, f"not handed over: the budget is spent, {self.refused_by}"
+        cut = [step for step in self.paid_evidence if step.decision.startswith("cut: ")]
+        self.steps, self.drafts, self.paid_evidence = before.steps, before.drafts, [*before.paid_evidence, *cut]
+        self.finish, self.note = before.ended, f"not handed over: {self.refused_by}"

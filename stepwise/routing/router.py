@@ -121,7 +121,7 @@ class StepRouter(dspy.Module):
             self._scorer_settings = scorer.model_dump(include=read if scorer.options else read - {"options"})
         self.models = self._stored(models)
         self.prices = {role: _prices(spec) for role, spec in (("weak", weak), ("strong", strong), ("scorer", scorer))}
-        self.ledger = Ledger(self.budget, self.prices)
+        self.ledger = self._new_ledger()
 
     @classmethod
     def from_config(
@@ -165,7 +165,7 @@ class StepRouter(dspy.Module):
     def with_policy(self, policy: Policy) -> Self:
         """A router with the same loaded models and settings, another policy, and a budget of its own."""
         other = self.__deepcopy__({})
-        other.policy, other.ledger = check_policy(policy), Ledger(self.budget, self.prices)
+        other.policy, other.ledger = check_policy(policy), self._new_ledger()
         return other
 
     def with_cache(self, cache: CallCache) -> Self:
@@ -310,7 +310,11 @@ class StepRouter(dspy.Module):
         settings = RouteSettings(sampling, state["max_steps"], state["seed"], state["window"], self.prompt)
         allowed = {*self._allow_import, type(self.policy).__module__}
         self.policy, self.settings = policy_from_dict(state["policy"], allowed=allowed), settings
-        self.budget, self.ledger = budget, Ledger(budget, self.prices)
+        self.budget, self.ledger = budget, self._new_ledger()
+
+    def _new_ledger(self) -> Ledger:
+        roles = [role for role, model in self.models._asdict().items() if model is not None]
+        return Ledger(self.budget, self.prices, roles=roles)
 
     def close(self) -> None:
         """Free the models that this router loaded itself; calling it twice does nothing."""

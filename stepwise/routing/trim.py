@@ -11,7 +11,8 @@ What differs from TRIM:
    policy.
 5. `policies.Threshold` compares strictly: a score equal to the threshold is kept.
 6. Caps, on a problem and on the run, are kept by the models' wrappers, which reserve a whole step before it is asked
-   for. A strong step that may not be paid for is written by the weak model instead.
+   for, or what is left, where that may do. A strong step that may not be paid for, or that the cap cut, is written by
+   the weak model instead; the trace's note says which, and what was cut stands with the evidence.
 
 One problem is one coroutine, `Solver.run`; `route.route_all` runs many, and the engines make batches of what they ask
 for (`stepwise.models.driver`).
@@ -39,6 +40,7 @@ from stepwise.steps import SEPARATOR, has_answer, open_thought
 from stepwise.types import Problem, Step, Trace, TraceFinish, Usage
 
 MAX_COPIES = 2  # a step may stand twice in a trace; a third copy means that the models go in circles
+LEAST_TOKENS = 8  # where a cap leaves less for a step, nobody is asked for it
 MAX_DRAFTS = 16  # drafts of one step; a policy that resamples for ever is stopped here
 FOR_GOOD = 2**31  # steps: all that follow
 Role = Literal["weak", "strong"]
@@ -96,7 +98,8 @@ class Solver:
         self.evidence = Evidence()
         self.undecided = False  # the policy wants to see the draft first
         self.decision = ""
-        self.refused_by = ""  # the cap that stood in the way of the last model
+        self.refused_by = ""  # what stood in the way of the last model: what a cap had left
+        self.refused: dict[str, list[int]] = {}  # by cap: the steps that the strong model did not write for it
         self.ended: TraceFinish = ""  # how the weak model's whole solution ended, once it was reviewed
 
     async def run(self) -> Trace:
@@ -123,7 +126,7 @@ class Solver:
                 break
         if self.strong_steps and not self.finish and not await self._write("strong"):
             self.strong_steps = 0
-            self.decision = f"keep: the budget is spent, {self.refused_by} ({self.decision})"
+            self.decision = f"keep: {self.refused_by} ({self.decision})"
             await self._refused()
         if not self.finish:
             self._accept()
@@ -141,9 +144,11 @@ class Solver:
         result = await self.ask(role, self.step_request(role))
         failure = result.failed
         if failure is not None and failure.kind == "budget":
-            self.refused_by = failure.cap
+            self.refused_by = self._left(failure.cap, result)
             if role == "weak":
-                self._end("budget", f"the budget was spent before step {len(self.steps)}: {failure.cap}")
+                self._end("budget", f"the budget ended before step {len(self.steps)}: {self.refused_by}")
+            else:
+                self.refused.setdefault(failure.cap, []).append(len(self.steps))
             return False
         self._replace(Step(result.text, role, usage=result.usage, token_ids=result.token_ids))
         self.draft_finish = result.finish
@@ -151,6 +156,13 @@ class Solver:
         if failure is not None:
             self._end("error", f"the {role} model failed at step {len(self.steps)}: {failure}")
         return True
+
+    def _left(self, cap: str, result: Completion) -> str:
+        """What the cap that forbade a step had left; nothing is left where the step was cut."""
+        if result.usage.calls:
+            return f"{cap} had {result.usage.generated_tokens} tokens left, which cut the step"
+        left, needs = self.account.left_of(cap), min(LEAST_TOKENS, self.settings.sampling.max_step_tokens)
+        return left + (f", a step needs {needs}" if cap.endswith("tokens") else "")
 
     async def _decide(self) -> bool:
         """Let the policy decide on what it wants to see; True where the weak model is to draft again."""
@@ -186,7 +198,7 @@ class Solver:
         self.scorer_usage += result.usage
         place, failure = len(self.steps), result.failure
         if failure is not None and failure.kind == "budget":
-            self._end("budget", f"the budget was spent before step {place} was scored: {failure.cap}")
+            self._end("budget", f"the budget ended before step {place} was scored: {failure.cap}")
         elif failure is not None and failure.kind != "refused":
             raise error_of(failure, f"the scorer at step {place} of problem {self.problem.id!r}")
         elif result.error:
@@ -265,7 +277,12 @@ class Solver:
             except BudgetExceededError as refusal:
                 return Completion.of_failure(failure_of(refusal), n=request.n)
             check_logprobs(model, role, self.looks.get("logprobs") or self.looks.get("first_token", ""))
-        return await model.generate(request)
+        result = await model.generate(request)
+        failure = result.failed
+        if failure is not None and failure.kind == "budget" and result.usage.calls:  # what it got was too little
+            cut = Step(result.text, role, usage=result.usage, decision=f"cut: {failure.cap}")
+            self.paid_evidence.append(cut)
+        return result
 
     def step_request(self, role: Role) -> Request:
         """The next step; its seed depends on the place alone, so that policies share drafts."""
@@ -274,6 +291,7 @@ class Solver:
             self.problem,
             tuple(self.steps),
             max_tokens=sampling.max_step_tokens,
+            least_tokens=min(LEAST_TOKENS, sampling.max_step_tokens),
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
@@ -321,7 +339,8 @@ class Solver:
     def _end(self, finish: TraceFinish, note: str = "") -> None:
         """Close the trace; what was written for a step that never came to be is kept as abandoned."""
         self._replace(None)
-        self.finish, self.note = finish, note
+        kept = [f"kept weak at step {', '.join(map(str, steps))}: {cap}" for cap, steps in self.refused.items()]
+        self.finish, self.note = finish, "; ".join([*([note] if note else []), *kept])
 
     def _replace(self, step: Step | None) -> None:
         """Put `step` in place of the draft, which joins the drafts thrown away."""

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+import pytest
+
 from stepwise.config import BudgetConfig, CapsConfig
-from stepwise.errors import BudgetExceededError
+from stepwise.errors import BudgetExceededError, ConfigError
 from stepwise.models.budget import Ledger
 from stepwise.types import Usage
 
@@ -92,3 +94,29 @@ def test_what_is_left_for_a_policy_leaves_other_problems_reservations_out() -> N
     other.record("strong", Usage(generated_tokens=30))
     assert mine.unspent("strong_tokens") == 70
     assert mine.unspent("money") is None
+
+
+def test_who_can_do_with_less_gets_what_is_left_once_all_in_flight_has_settled() -> None:
+    ledger, given = Ledger(BudgetConfig(strong_tokens=100)), list[tuple[str, int, str]]()
+
+    async def step(name: str, cost: int) -> None:
+        try:
+            held = await ledger.areserve("strong", 60, least_tokens=10)
+        except BudgetExceededError:
+            given.append((name, 0, "refused"))
+            return
+        with held:
+            given.append((name, held.max_tokens, held.cut_by))
+            await asyncio.sleep(0.001)
+            held.settle(Usage(calls=1, generated_tokens=min(cost, held.max_tokens)))
+
+    _run(step("a", 35), step("b", 35), step("c", 18), step("d", 50), step("e", 50))
+    cap = "budget.strong_tokens"
+    assert given == [("a", 60, ""), ("b", 60, ""), ("c", 30, cap), ("d", 12, cap), ("e", 0, "refused")]
+    assert ledger.remaining()["strong_tokens"] == 0
+
+
+def test_a_role_that_nobody_has_is_refused() -> None:
+    assert Ledger(roles=["sampler"]).usage("sampler") == Ledger().usage("critic") == Usage()
+    with pytest.raises(ConfigError, match="did you mean 'strong'"):
+        Ledger().usage("strnog")

@@ -41,6 +41,19 @@ def test_a_split_is_routed_counted_and_shown(
     assert (tmp_path / "report.html").exists()
 
 
+def test_what_a_cap_kept_from_the_strong_model_is_said(
+    world: LabWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caps = ["--set", "budget.strong_tokens=30", "--set", "routing.threshold=0.6"]
+    assert start(tmp_path, "--n", "10", *caps) == 0
+    traces = read_rows(tmp_path / "traces.jsonl", Trace)
+    assert 0 < cost_of(traces).strong_tokens <= 30
+    kept = [trace for trace in traces if "kept weak" in trace.note]
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"Steps of {len(kept)} of them were kept from the strong model by a cap, such as: kept weak at step" in out
+    assert "requests refused by budget.strong_tokens:" in out
+
+
 def test_problems_come_from_a_file(world: LabWorld, tmp_path: Path) -> None:
     append_rows(tmp_path / "mine.jsonl", world.problems[:3])
     without_line_end = (tmp_path / "mine.jsonl").read_bytes().rstrip()

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from stepwise.config import BudgetConfig, CapsConfig, SamplingConfig
 from stepwise.models.budget import Ledger
+from stepwise.models.store import CallCache
 from stepwise.routing import Always, Models, Never, Policy, RouteSettings, RoutingInterrupted, StepRouter, Threshold
 from stepwise.routing import route_all as route
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Problem, Trace, Usage
-from tests.fakes import ScriptedBackend
+from tests.fakes import ScriptedBackend, ScriptedScorer
 from tests.routing import world
 
 CAPPED = RouteSettings(SamplingConfig(max_step_tokens=16))
@@ -42,7 +43,7 @@ def test_strong_tokens_of_a_problem_never_pass_its_cap_and_the_weak_model_goes_o
         assert {step.author for step in refused} <= {"weak"}
         assert bool(refused) == (trace.steps != uncapped.steps)  # a cap that is not reached changes nothing
         assert not refused or strong(trace) > cap - 16
-    assert any("keep: the budget is spent" in step.decision for trace in traces for step in trace.steps)
+    assert any("keep: budget.problem.strong_tokens has" in step.decision for trace in traces for step in trace.steps)
 
 
 @given(st.integers(0, 90), st.integers(0, 700))
@@ -61,7 +62,7 @@ def test_the_calls_of_a_problem_are_capped_exactly() -> None:
     traces, _ = run(Never(), BudgetConfig(problem=CapsConfig(calls=3)))
     assert [cost_of([trace]).calls for trace in traces] == [3] * len(traces)
     assert {(trace.finish, trace.note) for trace in traces} == {
-        ("budget", "the budget was spent before step 3: budget.problem.calls")
+        ("budget", "the budget ended before step 3: budget.problem.calls has 0 of 3 left")
     }
 
 
@@ -77,7 +78,9 @@ def test_a_dear_problem_at_the_head_of_the_line_holds_nobody_up() -> None:
     caps = BudgetConfig(problem=CapsConfig(total_tokens=40))
     traces = route(world.problems(6), made, Never(), CAPPED, ledger=Ledger(caps))
     assert [trace.finish for trace in traces] == ["budget"] + ["answer"] * 5
-    assert [len(batch) for batch in made.weak.batches] == [6, 6, 5]  # type: ignore[attr-defined]
+    assert [len(batch) for batch in made.weak.batches] == [6, 6, 6]  # type: ignore[attr-defined]
+    assert made.weak.requests[-6].max_tokens == 8  # type: ignore[attr-defined]  # what the first one had left
+    assert [step.decision for step in traces[0].abandoned] == ["cut: budget.problem.total_tokens"]
 
 
 def test_a_policy_is_told_of_the_nearer_cap() -> None:
@@ -128,6 +131,52 @@ def test_asking_a_router_the_same_question_again_begins_a_new_problem() -> None:
     first, second = (router.solve_all(world.problems(1), progress=False)[0] for _ in range(2))
     assert [step.text for step in first.steps] == [step.text for step in second.steps]
     assert strong(first) == strong(second)
+
+
+# --- a step gets what is left -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("caps", [{"strong_tokens": 100}, {"problem": {"strong_tokens": 20}}, {"strong_tokens": 45}])
+def test_a_cap_smaller_than_the_longest_step_does_not_switch_the_strong_model_off(caps: dict[str, object]) -> None:
+    """Steps here have 8 tokens, and may have 128."""
+    budget = BudgetConfig.model_validate(caps)
+    ledger = Ledger(budget)
+    traces = route(world.problems(3), world.models(), Always(), RouteSettings(), ledger=ledger)
+    if (cap := budget.strong_tokens) is not None:
+        assert cap - 8 < cost_of(traces).strong_tokens == ledger.usage("strong").generated_tokens <= cap
+    if (cap := budget.problem.strong_tokens) is not None:
+        assert all(cap - 8 < strong(trace) <= cap for trace in traces)
+    assert {trace.finish for trace in traces} == {"answer"}
+
+
+def test_a_strong_step_that_the_cap_cuts_gives_way_to_the_draft_and_is_counted() -> None:
+    talks = {"p0": ["one two three four five six seven eight nine ten", "\\boxed{7}"]}
+    made = Models(ScriptedBackend({"p0": ["draft", "\\boxed{7}"]}), ScriptedBackend(talks), ScriptedScorer({}, 0.0))
+    ledger, store = Ledger(BudgetConfig(strong_tokens=9)), CallCache(replays_are_free=True)
+    (trace,) = route(world.problems(1), made, Threshold(0.5), RouteSettings(), ledger=ledger, store=store)
+    first, last = trace.steps
+    assert (first.text, first.author) == ("draft", "weak")
+    assert first.decision.startswith("keep: budget.strong_tokens had 9 tokens left, which cut the step (escalate: ")
+    assert [(step.author, step.usage.generated_tokens) for step in first.evidence] == [("strong", 9)]
+    assert last.decision.startswith("keep: budget.strong_tokens has 0 of 9 left, a step needs 8 (escalate: ")
+    assert (trace.finish, trace.note) == ("answer", "kept weak at step 0, 1: budget.strong_tokens")
+    assert strong(trace) == ledger.usage("strong").generated_tokens == store.spent()["strong"].generated_tokens == 9
+    assert ledger.summary().splitlines()[-1] == "requests refused by budget.strong_tokens: 1"
+
+
+@given(st.integers(0, 120), st.integers(0, 400), st.sampled_from([16, 64, 128]))
+@settings(max_examples=30, deadline=None)
+def test_what_is_left_is_spent_and_never_more(strong_cap: int, total: int, longest: int) -> None:
+    ledger = Ledger(BudgetConfig(strong_tokens=strong_cap, total_tokens=total))
+    steps = RouteSettings(SamplingConfig(max_step_tokens=longest))
+    traces = route(world.problems(8), world.models(), Threshold(0.5), steps, ledger=ledger)
+    cost = cost_of(traces)
+    assert cost.strong_tokens == ledger.usage("strong").generated_tokens <= strong_cap
+    assert cost.all_tokens == ledger.usage().generated_tokens <= total
+    ended = [trace for trace in traces if trace.finish == "budget"]
+    assert not ended or cost.all_tokens > total - 8
+    weak = [trace for trace in traces if "kept weak" in trace.note and trace not in ended]
+    assert not weak or cost.strong_tokens > strong_cap - 8 or cost.all_tokens > total - 8
 
 
 # --- models behind an API ---------------------------------------------------------------------------------------------

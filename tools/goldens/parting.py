@@ -9,7 +9,7 @@ from typing import Any
 from .draws import NEAR, Finding, decided, sampled
 
 Piece = Mapping[str, Any]
-_EVIDENCE = ("first_token", "resamples", "rating", "verification", "scores", "logprobs")
+_EVIDENCE = ("first_token", "resamples", "rating", "verification", "scores", "logprobs", "cut")
 
 
 @dataclass(frozen=True)
