@@ -70,6 +70,8 @@ def _directory(folder: Path) -> Path:
     row = re.search(r"\{\"id\": \"1\".*?\}", (ROOT / "README.md").read_text())
     assert row
     (folder / "problems.jsonl").write_text(json.dumps(json.loads(row[0])) + "\n")
+    (own,) = re.findall(r"```python\n((?:(?!```).)*class Early.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (folder / "my_file.py").write_text(own)
     return folder
 
 
