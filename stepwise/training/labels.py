@@ -108,8 +108,8 @@ class Labeller:
             )
         if judge == "teacher" and not strong.local:
             raise ConfigError(
-                f'models.strong.model is "{strong.model}", but rl.credit.scheme = "distill" needs the log-probabilities '
-                'of every token, from the in-process engine; write "llamacpp/PATH.gguf", or choose another scheme'
+                f'models.strong.model is "{strong.model}", but rl.credit.scheme = "distill" needs the log-probabilities'
+                ' of every token, from the in-process engine; write "llamacpp/PATH.gguf", or choose another scheme'
             )
         return judge
 
