@@ -20,13 +20,16 @@ from stepwise.data.problems import SOURCES, CheckedProblems, check_problems, loa
 from stepwise.errors import BudgetExceededError, DataError
 from stepwise.interventions.chunks import Caps
 from stepwise.interventions.collection import collect, funnel, read_stage
+from stepwise.interventions.rows import by_id
 from stepwise.interventions.settings import CollectSettings, Writers, uncapped
 from stepwise.lab.problems import generate, is_lab_question
 from stepwise.report.collection import write_collection_report
-from stepwise.report.terminal import funnel_table
+from stepwise.report.shell import first_of_each
+from stepwise.report.terminal import funnel_table, side_by_side
 from stepwise.runs.plan import PlannedCalls, plan_collecting
 from stepwise.runs.shell import Options, Run, one_of, program
 
+SHOWN = 3
 _WHERE = one_of("Problems")
 
 
@@ -117,9 +120,13 @@ def _show(run: Run[_Options]) -> None:
     counts, examples = funnel(run.out), read_examples(path)
     run.console.print(funnel_table(counts))
     run.say(Caps(run.config, run.directory).ledger.summary())
-    if not counts["failed attempts"]:
+    if examples:
+        failures = by_id(read_stage(run.out, "failures"))
+        shown = first_of_each(examples, SHOWN, lambda row: row.parents.get("problem", row.question))
+        run.console.print(side_by_side(shown, failures))
+    elif not counts["failed attempts"]:
         run.say("No example came out, since no attempt ended wrong: take harder problems, or more --rollouts.")
-    elif not examples:
+    else:
         run.say("No example came out; the stages show where the attempts were lost, and chunks/ holds every text.")
     if 2 * counts["candidates with a false equation"] > counts["candidates"]:
         run.say("Most candidates state a false equation and were dropped; --no-check-sums keeps them.")

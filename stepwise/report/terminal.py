@@ -25,6 +25,7 @@ BAR_CELLS = 8
 FULL_WIDTH = 124  # the whole table, with the longest names of the built-in policies
 _RIGHT, _WRONG = "color(34)", "color(160)"
 _MARKS = {True: ("✓", "right", _RIGHT), False: ("✗", "wrong", _WRONG), None: ("·", "not checked", "dim")}
+_LONGEST = 160  # characters of a step that is shown in short
 _OF = {  # what the rows of a count are a share of
     "rollouts without a text": "rollouts",
     "failed attempts": "rollouts",
@@ -245,3 +246,33 @@ def funnel_table(counts: Mapping[str, int]) -> Table:
         share = f"{number / counts[whole]:.0%} of {whole}" if counts.get(whole) else ""
         table.add_row(name, f"{number:,}", share, style="bold" if name == "examples" else "")
     return table
+
+
+def side_by_side(examples: Iterable[Any], failures: Mapping[str, Any]) -> Table:
+    """Each example of a collection in short: the step that was wrong, and the intervention in its place.
+
+    `examples` are `data.examples.Example`s, `failures` the `FailedAttempt`s by id.
+    """
+    table = Table(title="Wrong step and intervention", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("attempt", overflow="fold")
+    table.add_column("step", justify="right")
+    table.add_column("wrong step", ratio=1)
+    table.add_column("intervention", ratio=1)
+    table.add_column("right", justify="right")
+    for example in examples:
+        location = len(example.prefix)
+        failure = failures[example.parents["failure"]]
+        wrong, better = _shortened(failure.steps[location]), _shortened(example.intervention)
+        cells = (
+            printable(wrong),
+            printable(better, COLOURS["intervention"]),
+            f"{example.successes} of {example.guided}",
+        )
+        table.add_row(printable(failure.id), str(location), *cells)
+    return table
+
+
+def _shortened(text: str) -> str:
+    """`text` on one line, cut behind `_LONGEST` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"

@@ -6,9 +6,12 @@ import io
 from rich.console import Console
 
 from stepwise.data.examples import Example
+from stepwise.grading import Verdict
+from stepwise.interventions.rows import FailedAttempt
 from stepwise.report.shell import first_of_each
-from stepwise.report.terminal import funnel_table
+from stepwise.report.terminal import funnel_table, side_by_side
 
+FAILURE = FailedAttempt("p0/r3", "p0", ("1 + 2 = 3.", "3 * \x1b[31m[bold]2 = 5.", "So 5."), "5", Verdict.WRONG)
 EXAMPLE = Example(
     "p0/r3/c0", "Q", "6", ("1 + 2 = 3.",), "3 * 2 = 6.", "intervention", {"problem": "p0", "failure": "p0/r3"},
     {}, "h", "c", 1, 3, 8,
@@ -30,7 +33,23 @@ def test_the_funnel_has_the_share_of_each_stage_in_the_one_before() -> None:
     assert any(line.split() == ["new", "stage", "7"] for line in lines)
 
 
+def test_the_wrong_step_stands_beside_the_intervention_and_drives_no_terminal() -> None:
+    text = drawn(side_by_side([EXAMPLE], {"p0/r3": FAILURE}))
+    (line,) = [line for line in text.splitlines() if "p0/r3" in line]
+    assert line.split()[:2] == ["p0/r3", "1"]
+    assert "3 * 2 = 6." in line
+    assert "3 of 8" in line
+    assert "\\x1b[31m[bold]" in text
+    assert "\x1b" not in text
+
+
 def test_examples_of_different_problems_are_shown() -> None:
     others = [dataclasses.replace(EXAMPLE, id=f"x{i}", parents={"problem": f"p{i // 2}"}) for i in range(8)]
     shown = first_of_each(others, 3, lambda row: row.parents["problem"])
     assert [example.id for example in shown] == ["x0", "x2", "x4"]
+
+
+def test_a_long_step_is_cut_and_stays_on_one_line() -> None:
+    long = dataclasses.replace(EXAMPLE, intervention="a\n\n b" + "x" * 300)
+    text = drawn(side_by_side([long], {"p0/r3": FAILURE}), width=400)
+    assert [line for line in text.splitlines() if "a b" + "x" * 156 + "…" in line]
