@@ -307,7 +307,7 @@ def _learned(path: Path) -> Arm:
 
     cards = [LearnedCard.read(file) for file in sorted(path.glob("learned-*.json"))]
     if not cards:
-        raise DataError(f"--learned {path}: there is no learned policy; train one with python -m programs.train_router")
+        raise DataError(f"--learned {path}: there is no learned policy; train one with stepwise train_router")
     prices = sorted(card.price for card in cards)
     name = f"learned, {cards[0].kind}"
     return Arm(name, "step", FIT, lambda m: [Learned(str(path), price, force=True) for price in m.spread(prices)])

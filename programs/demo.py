@@ -93,7 +93,7 @@ def _save(run: Run[_Options], measured: list[Measured]) -> Report:
         "grader": GRADER_VERSION,
     }
     write_text(run.path("metrics.json"), json.dumps(metrics, indent=1) + "\n")
-    write_report(run.path("report.html"), report)
+    run.page("report.html", lambda path: write_report(path, report), "the solutions step by step")
     return report
 
 
@@ -123,7 +123,6 @@ def main(run: Run[_Options]) -> None:
     run.console.print(summary_table(report, run.console.width))
     for line in in_words(measured):
         run.say(line)
-    run.say(f"Look at the solutions step by step: {(run.out / 'report.html').resolve().as_uri()}")
 
 
 if __name__ == "__main__":

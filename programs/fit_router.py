@@ -119,7 +119,7 @@ def _read(run: Run[_Options], files: Sequence[Path], labels: str) -> Iterable[Fi
     """The traces of files in either form; raises `DataError` naming file and row."""
     for path in files:
         if not path.is_file():
-            raise DataError(f"--traces {path}: no such file; make one with python -m programs.route")
+            raise DataError(f"--traces {path}: no such file; make one with stepwise route")
         rows = read_rows(path, finished=True)
         routed = [i for i, row in enumerate(rows) if isinstance(row.get("problem"), dict)]
         truths = {i: rows[i].pop("label", None) for i in routed}

@@ -30,6 +30,8 @@ from stepwise.runs.plan import PlannedCalls, plan_collecting
 from stepwise.runs.shell import Options, Run, one_of, program
 
 SHOWN = 3
+
+
 _WHERE = one_of("Problems")
 
 
@@ -109,7 +111,7 @@ def main(run: Run[_Options], writers: Writers | None = None) -> None:
         run.say(f"{len(done)} of {len(checked.problems)} problems are done.")
         raise
     _show(run)
-    run.say(f"This start took {time.monotonic() - began:.0f} s.")
+    run.say(f"Done in {time.monotonic() - began:.0f} s{', counted from this start on' if run.resumed else ''}.")
     rollouts = read_stage(run.out, "rollouts")
     run.refuse_failure([rollout.error for rollout in rollouts if rollout.error], len(rollouts), "attempts")
 
@@ -132,8 +134,7 @@ def _show(run: Run[_Options]) -> None:
         run.say("Most candidates state a false equation and were dropped; --no-check-sums keeps them.")
     run.metrics(**counts)
     run.say(f"{len(examples)} examples: {path}, with the card {path.with_suffix('.md').name} beside it")
-    page = write_collection_report(run.path("report.html"), run.out)
-    run.say(f"Look at the collection: {page.resolve().as_uri()}")
+    run.page("report.html", lambda path: write_collection_report(path, run.out), "the collection")
 
 
 if __name__ == "__main__":

@@ -214,8 +214,7 @@ def _finish(run: Run[_Options], router: StepRouter, traces: list[Trace]) -> None
         if run.args.as_json and saved is not None:
             totals = {**vars(row), "finish": ended, "estimated_savings": dataclasses.asdict(saved)}
             run.say_json({"totals": totals})
-    page = write_report(run.path("report.html"), report)
-    run.say(f"Look at the solutions step by step: {page.resolve().as_uri()}")
+    run.page("report.html", lambda path: write_report(path, report), "the solutions step by step")
     run.refuse_failure([trace.note for trace in traces if trace.finish == "error"], len(traces))
 
 

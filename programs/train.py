@@ -65,11 +65,12 @@ class _Options(Options):
     test_lab: Annotated[PositiveInt | None, _TESTS] = None
     """the same: N held-out problems of the lab"""
     samples: PositiveInt = 4
-    """of each"""
+    """solutions of each test problem"""
 
 
 def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     """Generation only: what is trained costs no model that is asked."""
+    _check_inputs(args)
     samples = len(_tests_of(args)) * args.samples * 2
     rollouts = samples
     if args.method == "rl":
@@ -80,8 +81,8 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 
 @program(_Options, doc=__doc__, plan=_plan)
 def main(run: Run[_Options]) -> None:
+    _check_inputs(run.args)
     args, cfg, tests = run.args, run.config, _tests_of(run.args)
-    _check_inputs(args)
     start = adapter_directory(args.adapter) if args.adapter is not None else None
     given: dict[str, Any] = {"adapter": start, "sinks": args.sink}
     problems, replay = _problems_of(args), read_examples(args.replay) if args.replay else []
@@ -104,9 +105,9 @@ def main(run: Run[_Options]) -> None:
             run.say(
                 f"pass@1 on {len(tests)} problems: {_share(before.accuracy)} before, {_share(after.accuracy)} after"
             )
-    report = write_training_report(run.path("report.html"), run.out)
-    run.say(f"adapter: {adapter}\nreport: {report}")
+    run.say(f"adapter: {adapter}")
     run.say(f'use it: --set models.weak.adapter="{adapter / "adapter.gguf"}"')
+    run.page("report.html", lambda path: write_training_report(path, run.out), "the training")
 
 
 @contextmanager
@@ -125,6 +126,8 @@ def _check_inputs(args: _Options) -> None:
     """Raise DataError for an option that the method does not take, or that it needs."""
     method, rl = args.method, args.method == "rl"
     maker = "build_dataset --kind pairs" if method == "dpo" else "intervene"
+    if args.adapter is not None:
+        adapter_directory(args.adapter)
     refused = [
         (
             rl and (args.dataset or args.replay),
@@ -134,7 +137,8 @@ def _check_inputs(args: _Options) -> None:
             not rl and (args.problems is not None or args.lab is not None),
             f"{method} trains on a dataset; give --dataset FILE, and --problems or --lab to rl",
         ),
-        (not rl and not args.dataset, f"{method} needs --dataset FILE; make one with python -m programs.{maker}"),
+        (rl and args.problems is None and args.lab is None, "rl needs --problems FILE or --lab N"),
+        (not rl and not args.dataset, f"{method} needs --dataset FILE; make one with `stepwise {maker}`"),
         (
             method == "dpo" and args.replay,
             "--replay is for sft; leave it out, or set dpo.nll to hold the chosen steps up",
@@ -150,9 +154,7 @@ def _problems_of(args: _Options) -> list[Problem]:
     """What reinforcement trains on."""
     if args.method != "rl":
         return []
-    return (
-        load_problems(args.problems, split="train") if args.problems is not None else _lab(args.split, args.lab or 100)
-    )
+    return load_problems(args.problems, split="train") if args.lab is None else _lab(args.split, args.lab)
 
 
 def _tests_of(args: _Options) -> list[Problem]:

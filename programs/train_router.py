@@ -94,7 +94,7 @@ def _show(run: Run[_Options], fit: RouterFit, policies: Sequence[Learned]) -> No
         rows.append(form.format(**done, price=card.price, exact=exact, batches=card.batches).split())
     columns = ("price", "right", "strong tokens", "worth", "error", "exact plan", "best batch")
     run.table(f"In the simulator, {run.args.test} episodes", columns, rows)
-    run.say(f"The policies: {run.out / 'policies'}; route with python -m programs.route --policy CARD.json")
+    run.say(f"The policies: {run.out / 'policies'}; route with stepwise route --policy CARD.json")
 
 
 def _folder(run: Run[_Options], price: float) -> Path:
@@ -109,7 +109,7 @@ def _tokens_of(files: Sequence[Path]) -> list[int]:
     """Token counts of the steps in files of traces that are there, drafts thrown away left out."""
     for path in files:
         if not path.is_file():
-            raise DataError(f"--traces {path}: no such file; make one with python -m programs.fit_router --lab N")
+            raise DataError(f"--traces {path}: no such file; make one with stepwise fit_router --lab N")
     traces = [trace for path in files for trace in read_rows(path, Trace, finished=True)]
     counts = [step.usage.generated_tokens for trace in traces for step in trace.steps if step.usage.generated_tokens]
     if files and not counts:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from stepwise import BackendError, ConfigError, MissingDependencyError, ModelConfig, load_backend
+from stepwise import BackendError, ConfigError, DataError, MissingDependencyError, ModelConfig, load_backend
 from stepwise.models.base import Request
-from stepwise.models.hub import fetch, gguf_path
+from stepwise.models.hub import adapter_path, fetch, gguf_path
+from stepwise.training.adapters import adapter_directory
 from stepwise.types import Problem
 
 hub = pytest.importorskip("huggingface_hub")
@@ -97,3 +98,17 @@ def test_without_the_hub_library_the_package_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingDependencyError, match="pip install huggingface_hub"):
         fetch("hf:org/repo/file.gguf")
+
+
+def test_an_adapter_is_its_file_or_the_directory_or_the_run_that_it_lies_in(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "adapter" / "adapter.gguf"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert {adapter_path(name) for name in (file, file.parent, tmp_path / "run")} == {file}
+    with pytest.raises(DataError, match=r"has no adapter\.gguf"):
+        adapter_path(tmp_path)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (file.parent / name).touch()
+    assert {adapter_directory(name) for name in (file, file.parent, tmp_path / "run")} == {file.parent}
+    with pytest.raises(DataError, match="nowhere: no such directory"):
+        adapter_directory("nowhere")

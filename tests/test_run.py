@@ -93,9 +93,63 @@ def test_an_interrupted_run_says_so_in_one_line_and_goes_on_from_there(
     assert card(out)["status"] == "interrupted"
     fail["at"] = -1
     assert main(["--out", str(out)]) == 0
-    assert "going on with the run" in capsys.readouterr().out
+    assert "goes on (--overwrite starts anew)" in capsys.readouterr().out.replace("\n", " ")
     assert rows(out) == [0, 1, 2, 3]
     assert card(out)["status"] == "finished"
+
+
+def test_a_failed_start_that_did_nothing_leaves_nothing_and_the_corrected_command_begins_there(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @program(Counting, doc="Count.")
+    def main(run: Run) -> None:
+        run.directory.claim("given.jsonl", is_input=True).write_text("{}\n")
+        run.path("deep/er/rows.jsonl")
+        if run.args.count == 1:
+            raise DataError("count")
+        run.write("rows.jsonl", {"n": 1})
+
+    assert main(["--out", str(out), "--count", "1"]) == 2
+    assert not out.exists()
+    assert main(["--out", str(out), "--count", "2"]) == 0
+    assert card(out)["status"] == "finished"
+    assert main(["--out", str(out), "--count", "2"]) == 0
+    assert f"the run in {out} is finished already (--overwrite starts anew)" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("models.weak.model=llamacpp/nowhere/x.gguf", "models.weak.model: nowhere/x.gguf: no such file"),
+        ("models.weak.adapter=nowhere", "models.weak.adapter: nowhere: no such file"),
+        ("scorer.model=llamacpp/nowhere.gguf", "scorer.model: nowhere.gguf: no such file"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_model_that_is_not_there_is_refused_before_anything_is_written_in_a_dry_run_too(
+    out: Path, setting: str, said: str, dry: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert counting()(["--out", str(out), "--set", setting, *dry]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("fail_at", "status"), [(9, "finished"), (1, "interrupted")])
+def test_a_page_is_written_when_it_is_known_how_the_run_ended(
+    out: Path, fail_at: int, status: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @program(Counting, doc="Count.")
+    def main(run: Run) -> None:
+        run.page("page.html", lambda path: path.write_text(str(card(out)["status"])), "the rows")
+        run.write("rows.jsonl", {"n": 0})
+        if run.args.fail_at == 1:
+            raise KeyboardInterrupt
+
+    main(["--out", str(out), "--fail-at", str(fail_at)])
+    assert (out / "page.html").read_text() == status
+    assert f"Look at the rows: {(out / 'page.html').resolve().as_uri()} " in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_program_that_is_not_resumable_starts_anew(out: Path) -> None:

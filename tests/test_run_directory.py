@@ -46,6 +46,10 @@ def test_starting_anew_removes_directories_that_are_empty_then_and_no_others(out
 def test_like_files_of_chunks_are_summed_up(out: Path) -> None:
     directory = in_chunks(out)
     assert directory.summary() == f"{out} holds chunks/*/rows.jsonl with 6 rows, rows.jsonl with 1 rows"
+    for step in ("00001", "00002"):
+        directory.claim(f"rollouts/step-{step}.jsonl").write_text("{}\n")
+    directory.claim("given.jsonl", is_input=True).write_text("{}\n")
+    assert directory.summary().endswith("rows.jsonl with 1 rows, rollouts/step-*.jsonl with 2 rows")
     directory.claim("chunks/00002/rows.jsonl", folder=False)
     assert not (out / "chunks" / "00002").exists()
     close(directory)

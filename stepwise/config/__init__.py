@@ -51,7 +51,8 @@ class LoadConfig(FrozenConfig):
     flash_attention: bool = True
     """false only for exact numerical comparisons"""
     adapter: str | None = None
-    """LoRA adapter in GGUF, attached to the model: "lab-critic", "hf:...", a path; for a llama-server, its number"""
+    """LoRA adapter in GGUF, attached to the model: "lab-critic", "hf:...", its path, the run that trained it; for a
+    llama-server, its number"""
     train_from: str | None = None
     """directory with the transformers weights that belong to a GGUF: what training starts from"""
     api_base: str | None = None

@@ -168,7 +168,7 @@ def _short(count: float) -> str:
 
 def _remember(directory: RunDirectory, problems: Sequence[Problem]) -> None:
     """Write the problems down, or compare them with those that the run began with: a file may have been changed."""
-    path = directory.claim("problems.jsonl")
+    path = directory.claim("problems.jsonl", is_input=True)
     if not path.exists():
         write_rows(path, problems)
     elif read_rows(path, Problem) != list(problems):

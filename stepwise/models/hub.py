@@ -10,10 +10,11 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from stepwise.errors import BackendError, ConfigError, MissingDependencyError, redact
+from stepwise.errors import BackendError, ConfigError, DataError, MissingDependencyError, redact
 from stepwise.lab import ADAPTERS, MODELS, model_path
 
 PREFIX = "hf:"
+_ADAPTER = "adapter.gguf"
 _REMEDIES = {
     "GatedRepoError": "accept its terms on the hub and set HF_TOKEN",
     "RepositoryNotFoundError": "check the name, or set HF_TOKEN where the repository is private",
@@ -40,10 +41,18 @@ def gguf_path(name: str) -> Path:
 
 
 def adapter_path(name: str | Path) -> Path:
-    """Path of the LoRA adapter in GGUF that `name` stands for: a lab adapter, "hf:...", or a path."""
+    """Path of the LoRA adapter in GGUF that `name` stands for: a lab adapter, "hf:...", its path, or the directory that
+    training wrote it into, or that of the run. Raises DataError for a directory that has none.
+    """
     if name in ADAPTERS:
         return model_path(str(name))
-    return fetch(str(name)) if str(name).startswith(PREFIX) else Path(name).expanduser()
+    path = fetch(str(name)) if str(name).startswith(PREFIX) else Path(name).expanduser()
+    if not path.is_dir():
+        return path
+    for file in (path / _ADAPTER, path / "adapter" / _ADAPTER):
+        if file.is_file():
+            return file
+    raise DataError(f"{name} has no {_ADAPTER}; write it with export_lora_gguf, or give the GGUF's path")
 
 
 @lru_cache(maxsize=256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,8 +32,12 @@ class RunDirectory:
     def __init__(self, path: Path, *, program: str, config: Config, arguments: Mapping[str, Any]) -> None:
         self.path = path
         self.failed = False
+        self.finished = False
+        """Whether an earlier start of this run came to its end."""
         self._lock: int | None = None  # descriptor of the locked directory
         self._mine = False  # whether the card in the directory is this run's
+        self._is_new = False  # whether the directory was made here
+        self._inputs: set[str] = set()
         self._began = time.time()
         self._card: dict[str, Any] = {
             "program": program,
@@ -78,6 +83,7 @@ class RunDirectory:
                 self._remove(name)
             (self.path / _CARD).unlink()
             return False
+        self.finished = found.get("status") == "finished"
         self._card["files"] = files
         self._write()
         self._mine = True
@@ -86,6 +92,7 @@ class RunDirectory:
     def made(self) -> Path:
         """The directory, which exists from now on, with the run's card in it; DataError where another run began it."""
         if not self._mine:
+            self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._take()
             if (self.path / _CARD).exists():
@@ -107,12 +114,15 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
 
-    def claim(self, name: str, *, folder: bool = True) -> Path:
+    def claim(self, name: str, *, folder: bool = True, is_input: bool = False) -> Path:
         """Path of the run's own file `name` (relative, inside the directory).
 
-        Its parent directory exists; with `folder` False it may be missing, and is left to the caller.
+        Its parent directory exists; with `folder` False it may be missing, and is left to the caller. `is_input`: it
+        only repeats what the run was given, so that it counts for nothing that was done.
         """
         path = self._inside(name)
+        if is_input:
+            self._inputs.add(name)
         if name not in self._card["files"]:
             self.made()
             if folder:
@@ -125,7 +135,8 @@ class RunDirectory:
     def ending(self) -> Iterator[None]:
         """When the block ends, write down how, and how long this start of the run took, in seconds; then let go.
 
-        The block may set `failed`. Where the run left no files, nothing is written.
+        The block may set `failed`. Where the run left no files, nothing is written, and of a run that failed before it
+        had done anything nothing stays: with what was wrong put right, it may begin there.
         """
         status = "failed"
         try:
@@ -137,7 +148,9 @@ class RunDirectory:
         finally:
             self._card |= {"status": status, "seconds": round(time.time() - self._began, 3)}
             try:
-                if self._mine:
+                if self._mine and status == "failed" and not self._has_results():
+                    self._remove_all()
+                elif self._mine:
                     self._write()
             except OSError:
                 if status == "finished":  # else a full disk may be the very failure, not to be hidden by a second one
@@ -150,21 +163,34 @@ class RunDirectory:
         rows: dict[str, int] = {}
         for name in self._card["files"]:
             path = self.path / name
-            if path.suffix == ".jsonl" and path.exists():
-                head, *inner = Path(name).parts
-                shown = "/".join((head, *("*" for _ in inner[:-1]), *inner[-1:]))  # the like files of chunks as one
+            if path.suffix == ".jsonl" and path.exists() and name not in self._inputs:
+                shown = re.sub(r"\d{3,}", "*", name)  # the like files of chunks and steps as one
                 rows[shown] = rows.get(shown, 0) + path.read_bytes().count(b"\n")
         sizes = [f"{name} with {count} rows" for name, count in rows.items()]
         return f"{self.path} holds {', '.join(sizes)}" if sizes else f"{self.path} holds no rows yet"
+
+    def _has_results(self) -> bool:
+        """Whether there is anything in the run's files, but for what it was given."""
+        files = (self.path / name for name in self._card["files"] if name not in self._inputs)
+        return any(file.exists() and file.stat().st_size for file in files)
+
+    def _remove_all(self) -> None:
+        """Remove the run's files and its card, and the directory where it was made for it."""
+        for name in self._card["files"]:
+            self._remove(name)
+        (self.path / _CARD).unlink(missing_ok=True)
+        if self._is_new:
+            with suppress(OSError):  # somebody has put something there
+                self.path.rmdir()
 
     def _remove(self, name: str) -> None:
         """Remove the run's file `name`, and the directories inside that are empty without it."""
         path = self._inside(name)
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # not empty, or gone already
-            for folder in path.parents:
-                if folder == self.path:
-                    break
+        for folder in path.parents:
+            if folder == self.path:
+                break
+            with suppress(OSError):  # not empty, or gone already
                 folder.rmdir()
 
     def _inside(self, name: str) -> Path:

@@ -25,10 +25,11 @@ import json
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
@@ -38,9 +39,10 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from stepwise.config import Config
+from stepwise.config import Config, Roles, ScorerConfig
 from stepwise.errors import BackendError, ConfigError, DataError, StepwiseError, redact, visible
 from stepwise.io import append_rows, read_rows
+from stepwise.lab import ADAPTERS, MODELS
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls, show_plan
 
@@ -135,6 +137,9 @@ class Run(Generic[OptionsT]):
         self.console = console
         self.directory = directory
         """For the library's functions that work in an open directory."""
+        self.resumed = False
+        """Whether it goes on with what an earlier start left."""
+        self._pages: list[Callable[[], None]] = []
 
     @property
     def out(self) -> Path:
@@ -168,8 +173,28 @@ class Run(Generic[OptionsT]):
         self.console.print(table)
 
     def say(self, text: str) -> None:
-        """Print a line to the console, without markup, secrets and control characters."""
-        self.console.print(visible(text), markup=False, highlight=False)
+        """Print a line to the console, without markup, secrets and control characters; paths are not broken."""
+        for line in visible(text).split("\n"):
+            whole = textwrap.fill(line, self.console.width, break_long_words=False, break_on_hyphens=False)
+            self.console.print(whole, markup=False, highlight=False, soft_wrap=True)
+
+    def page(self, name: str, write: Callable[[Path], Any], shows: str) -> None:
+        """Have `write` make the page `name` once the run has ended, so that it says how, and say where it is.
+
+        `shows` names what can be looked at there.
+        """
+        path = self.path(name)
+
+        def made() -> None:
+            write(path)
+            self.say(f"Look at {shows}: {path.resolve().as_uri()}")
+
+        self._pages.append(made)
+
+    def write_pages(self) -> None:
+        """Write the pages that were asked for, once."""
+        while self._pages:
+            self._pages.pop(0)()
 
     def refuse_failure(self, faults: Sequence[str], total: int, of: str = "problems") -> None:
         """Raise BackendError where all of `total` came to nothing; `faults` say why each did that failed."""
@@ -219,13 +244,16 @@ def program(
             computed = args.model_dump(mode="json", exclude=set(options.neutral))
             directory = RunDirectory(out, program=name, config=same_run(config), arguments=computed)
             directory.check(overwrite=shared.overwrite)
+            if plan is not None and not given:
+                _check_files(config)
             if shared.dry_run:
                 show_plan(plan(config, args) if plan else [], config, console)
                 return 0
-            resumed = directory.open(anew=shared.overwrite or not resumable)
             run = Run(config, args, shared, directory, console)
-            if resumed:
-                run.say(f"going on with the run in {out} (--overwrite starts anew)")
+            run.resumed = directory.open(anew=shared.overwrite or not resumable)
+            if run.resumed:
+                state = "is finished already" if directory.finished else "goes on"
+                run.say(f"the run in {out} {state} (--overwrite starts anew)")
             try:
                 with directory.ending():
                     _log.info("%s begins in %s with configuration %s", name, out, config.hash)
@@ -235,6 +263,8 @@ def program(
                 remedy = "the same command goes on from there" if resumable else "the same command starts anew"
                 complain(f"interrupted; {directory.summary()}; {remedy}")
                 return 130
+            finally:
+                run.write_pages()
             return code
 
         @functools.wraps(function)
@@ -257,6 +287,23 @@ def program(
         return main
 
     return decorate
+
+
+def _check_files(config: Config) -> None:
+    """Raise ConfigError for a local model, or an adapter of one, that is not there: before anything is written."""
+    for role in get_args(Roles):
+        model = config.role(role)
+        if not model.local or (isinstance(model, ScorerConfig) and model.kind not in ("label_token", "judge")):
+            continue
+        place = role if role == "scorer" else f"models.{role}"
+        weights = model.model.partition("/")[2]
+        for key, name, remedy in (
+            ("model", weights, "the path of a GGUF, or the name of a lab model"),
+            ("adapter", model.adapter, "the path of a LoRA adapter in GGUF, or the run that trained it"),
+        ):
+            elsewhere = name is None or name in (*MODELS, *ADAPTERS) or name.startswith("hf:")
+            if not elsewhere and not Path(str(name)).expanduser().exists():
+                raise ConfigError(f"{place}.{key}: {name}: no such file; give {remedy}")
 
 
 def _parse(
@@ -296,7 +343,7 @@ def _reason(error: CycloptsError | ValidationError) -> str:
     """One line: which option, what was given, what is wrong with it."""
     invalid = error if isinstance(error, ValidationError) else error.__cause__
     if not isinstance(invalid, ValidationError):
-        return str(error)
+        return str(error.__cause__ if isinstance(error.__cause__, ValueError) else error)
     detail = invalid.errors(include_url=False)[0]
     option = f"--{detail['loc'][0]}".replace("_", "-")
     if detail["type"] == "missing":

@@ -20,12 +20,13 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from stepwise import io, lab
+from stepwise import lab
 from stepwise.config import Config, ModelConfig
 from stepwise.errors import ConfigError, DataError, ExportError
 from stepwise.grading import Verdict, grade_many
+from stepwise.io import parse_json
 from stepwise.models.base import Request
-from stepwise.models.hub import PREFIX, fetch
+from stepwise.models.hub import PREFIX, adapter_path, fetch
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.safetensors import Checkpoint, fingerprint, read_json
 from stepwise.models.shared import load_engine
@@ -48,6 +49,8 @@ _BESIDE = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.
 
 def check_layout(adapter: str | Path) -> None:
     """Raise DataError unless `adapter` is a directory in PEFT's layout."""
+    if not Path(adapter).is_dir():
+        raise DataError(f"adapter {adapter}: no such directory; give the directory that training wrote, or its run")
     missing = [name for name in LAYOUT if not (Path(adapter) / name).is_file()]
     if missing:
         raise DataError(f"adapter {adapter} has no {' and no '.join(missing)}; give the directory that training wrote")
@@ -97,17 +100,30 @@ def base_of(adapter: str | Path, base: str | Path | None = None) -> Path:
 
 
 def adapter_directory(name: str | Path) -> Path:
-    """The directory that a name stands for: a lab adapter, a run that trained one, or the directory itself."""
+    """The directory in PEFT's layout that a name stands for: a lab adapter, a run that trained one, the directory
+    itself, or the adapter.gguf in it. Raises DataError where there is none.
+    """
     if name in lab.ADAPTERS:
         return lab.model_path(str(name), "safetensors")
-    inside = Path(name) / "adapter"
-    return inside if (inside / "adapter_config.json").is_file() else Path(name)
+    path = Path(name).expanduser()
+    path = path.parent if path.suffix == ".gguf" and path.is_file() else path
+    folder = path / "adapter" if (path / "adapter" / LAYOUT[0]).is_file() else path
+    check_layout(folder)
+    return folder
 
 
 def read_card(adapter: str | Path) -> dict[str, Any] | None:
     """card.json of an adapter's directory, None where it has none; DataError where it is no JSON object."""
     path = Path(adapter) / CARD
-    return io.read_json(path, "restore it, or remove it to go without its checks") if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        card = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); restore it, or remove it to go without its checks") from None
+    if not isinstance(card, dict):
+        raise DataError(f"{path} holds no JSON object; restore it, or remove it to go without its checks")
+    return card
 
 
 def check_adapter(
@@ -251,15 +267,10 @@ class Evaluated:
 
 
 def with_adapter(model: ModelConfig, adapter: str | Path | None) -> ModelConfig:
-    """`model` with `adapter` attached to it: a LoRA GGUF, a lab adapter, or the directory that training wrote one into;
-    as it is for None.
-    """
+    """`model` with `adapter` attached to it, which `adapter_path` takes; as it is for None."""
     if adapter is None:
         return model
-    file = Path(adapter) / "adapter.gguf"
-    if file.parent.is_dir() and not file.is_file():
-        raise DataError(f"{adapter} has no adapter.gguf; write it with export_lora_gguf, or give the GGUF's path")
-    return ModelConfig(**{**model.model_dump(), "adapter": str(file if file.is_file() else adapter)})
+    return ModelConfig(**{**model.model_dump(), "adapter": str(adapter_path(adapter))})
 
 
 def evaluate(

@@ -36,7 +36,7 @@ from stepwise.config.errors import FrozenConfig, explain
 from stepwise.config.training import LoraConfig, SftConfig
 from stepwise.data.examples import Chat, read_chat
 from stepwise.errors import ConfigError, DataError
-from stepwise.models.hub import gguf_path
+from stepwise.models.hub import adapter_path, gguf_path
 from stepwise.models.provider import declare
 from stepwise.models.shared import LOAD_FIELDS, close_engines, identity, shared_engine
 from stepwise.models.store import key_of
@@ -45,7 +45,7 @@ from stepwise.runs.directory import opened
 from stepwise.training.adapters import base_directory, check_layout
 from stepwise.training.lora import load_trainee
 from stepwise.training.rendering import chat_row, prompt_ids
-from stepwise.training.supervised import train_rows
+from stepwise.training.supervised import schedule, train_rows
 from stepwise.training.trainer import finish, run_arguments
 
 _LOCAL = "llamacpp/"
@@ -201,7 +201,7 @@ class LoraProvider(Provider):  # type: ignore[misc]
             return None
         if adapter in lab.ADAPTERS:
             return lab.model_path(str(adapter), "safetensors")
-        known = [*sorted(self.out.glob("*/adapter/adapter.gguf")), *([Path(adapter)] if adapter else [])]
+        known = [*sorted(self.out.glob("*/adapter/adapter.gguf")), *([adapter_path(adapter)] if adapter else [])]
         for file in known:
             if file.is_file() and _digest(file) == digest:
                 check_layout(file.parent)
@@ -223,7 +223,8 @@ class LoraProvider(Provider):  # type: ignore[misc]
                 chat_row(chat, trainee.tokenizer, _TEMPLATE_ARGS, trainee.context, f"{chat.id} of the training data")
                 for chat in chats
             ]
-            train_rows(trainee, rows, cfg, directory, label="fine-tuning")
+            plan = schedule(rows, [], cfg.sft, cfg.seed)
+            train_rows(trainee, [[rows[i] for i in batch] for batch in plan], cfg, directory, label="fine-tuning")
             return finish(directory, trainee, cfg, "dspy", {name: data})
 
 

@@ -76,7 +76,7 @@ def test_a_lab_adapter_is_found_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "--adapter-only"], "has no adapter_config.json"),
+        (["nowhere", "--adapter-only"], "adapter nowhere: no such directory"),
         (["ADAPTER", "--merge", "--base", "nowhere"], "'nowhere' of adapter"),
         (["ADAPTER", "--merge", "--base", "lab-strong"], "does not fit the base"),
         (["ADAPTER", "--adapter-only", "--set", "prompt.system=Think."], "was trained under the prompt"),

@@ -54,9 +54,9 @@ def test_a_file_becomes_a_dataset_and_its_story_is_told_in_80_columns(
     (counts,) = read_rows(out / "metrics.jsonl")
     assert counts == funnel(out)
     said = capsys.readouterr().out
-    assert all(len(line) <= 80 for line in said.splitlines())
+    assert all(len(line) <= 80 for line in said.splitlines() if str(out) not in line)
     assert re.search(rf"failed attempts +{counts['failed attempts']} +\d+% of rollouts", said)
-    assert f"{len(rows)} examples: {out / 'dataset.jsonl'}" in said.replace(" \n", " ").replace("\n", "")
+    assert f"{len(rows)} examples: {out / 'dataset.jsonl'}" in said.replace("\n", " ")
     assert "weak (weak):" in said
     assert "critic (critic):" in said
     example = read_examples(out / "dataset.jsonl")[0]
@@ -150,7 +150,7 @@ def test_the_same_command_goes_on_and_other_problems_or_settings_are_refused(
     assert start(file, out) == 0
     first = (out / "dataset.jsonl").read_bytes()
     assert start(file, out, "--licence", "mit") == 0  # the rows are the same
-    assert "going on with the run" in capsys.readouterr().out
+    assert "is finished already" in capsys.readouterr().out.replace("\n", " ")
     assert start(file, out, "--rollouts", "4") == 2
     assert "holds a run with other arguments" in capsys.readouterr().err
     assert start(file, out, "--set", "seed=1") == 2

@@ -77,7 +77,7 @@ class FitCard:
             if name != getattr(self, role):
                 raise ConfigError(
                     f"the fit is for the {role} model {getattr(self, role)!r}, the router has {name!r}; "
-                    "fit again for these models (python -m programs.fit_router)"
+                    "fit again for these models (stepwise fit_router)"
                 )
 
 
@@ -118,7 +118,7 @@ class RouterFit:
             return from_json(cls, json.dumps(row))
         except ValueError as error:
             reason = " ".join(str(error).split("\n")[:3])
-            raise DataError(f"{path} holds no fit ({reason}); make one with python -m programs.fit_router") from None
+            raise DataError(f"{path} holds no fit ({reason}); make one with stepwise fit_router") from None
 
 
 def fit_router(
@@ -210,7 +210,7 @@ def fit_router(
 def _check_enough(traces: Sequence[FitTrace], *, p_strong: float | None = None, recovery: float | None = None) -> None:
     """Raise `DataError` that names each thing there is too little of, what is missing, and about how many traces."""
     if not traces:
-        raise DataError("no traces to fit on; route some problems first (python -m programs.route)")
+        raise DataError("no traces to fit on; route some problems first (stepwise route)")
     labelled = [trace for trace in traces if trace.labelled]
     if len(labelled) == len(traces):
         drafts = states_of(labelled)
