@@ -113,7 +113,7 @@ def _config(job: Job) -> Config:
 
 def _ours(job: Job, data: Data, meter: Meter) -> tuple[float, float]:
     """Steps of the library's own functions."""
-    from stepwise.training.lora import apply_gradients, load_trainee, make_optimizer
+    from stepwise.training.lora import load_trainee
     from stepwise.training.losses import rollout_weights
     from stepwise.training.policy import RolloutRow, update
     from stepwise.training.rendering import TokenRow
@@ -122,7 +122,7 @@ def _ours(job: Job, data: Data, meter: Meter) -> tuple[float, float]:
 
     case, cfg = job.case, _config(job)
     trainee = load_trainee(cfg)
-    optimizer = make_optimizer(trainee, RATE)
+    optimizer = trainee.optimizer(RATE)
     weights = rollout_weights([case.completion] * case.rows, cfg.rl.loss, case.completion)
     ones = np.ones(case.completion)
 
@@ -142,7 +142,7 @@ def _ours(job: Job, data: Data, meter: Meter) -> tuple[float, float]:
             )
             for line, advantage, weight in zip(data.ids.tolist(), data.advantages, weights, strict=True)
         ]
-        figures, _ = update(trainee, rows, cfg, lambda: apply_gradients(trainee, optimizer, RATE, 1.0))
+        figures, _ = update(trainee, rows, cfg, lambda: trainee.step(optimizer, RATE, 1.0))
         return figures["loss"], figures["grad_norm"]
 
     found = []

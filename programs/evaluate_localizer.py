@@ -105,19 +105,19 @@ def main(
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(args.localizer):
         test, tuning = _sets(args, name)
-        subsets = [row for part in test.values() for row in part]
-        if name == "scorer":
-            said = _remembered(run, "scores.jsonl", [*tuning, *subsets], _scoring(scorer(run.config.scorer)))
-            test = {subset: [_scored(row, said[_key_of(row)]) for row in part] for subset, part in test.items()}
-            tuning = [_scored(row, said[_key_of(row)]) for row in tuning]
+        rows_of_all = [row for part in test.values() for row in part]
         if name == "module":
-            said = _remembered(run, "outcomes.jsonl", subsets, _localizing(module(run.config), args.threads))
+            said = _remembered(run, "outcomes.jsonl", rows_of_all, _localizing(module(run.config), args.threads))
             rows += _measure(name, None, {key: row.outcome for key, row in said.items()}, test, args.seed)
+            continue
+        if name == "scorer":
+            said = _remembered(run, "scores.jsonl", [*tuning, *rows_of_all], _scoring(scorer(run.config.scorer)))
         else:
-            threshold = loc.best_threshold([loc.scores_of(row) for row in tuning], tuning)
-            localize = loc.below(threshold)
-            outcomes = {_key_of(row): localize(row) for part in test.values() for row in part}
-            rows += _measure(name, threshold, outcomes, test, args.seed)
+            said = {row.key: row for row in map(_published, [*tuning, *rows_of_all])}
+        chosen_on = [said[_key_of(row)] for row in tuning]
+        threshold = loc.best_threshold([None if row.outcome.error else row.scores for row in chosen_on], tuning)
+        outcomes = {key: _below(row, threshold) for key, row in said.items()}
+        rows += _measure(name, threshold, outcomes, test, args.seed)
     result = {
         "data": [str(path) for path in args.data],
         "seed": args.seed,
@@ -199,13 +199,16 @@ def _scoring(scorer: Any) -> Ask:
     return ask
 
 
-def _scored(row: ProcessBenchRow, said: _AskedRow) -> ProcessBenchRow:
-    """`row` with the scores in its steps, or the error in the note of its trace."""
-    steps = row.trace.steps
-    if not said.outcome.error:
-        steps = tuple(dataclasses.replace(step, score=s) for step, s in zip(steps, said.scores, strict=True))
-    spent, error = said.outcome.usage, said.outcome.error
-    return row._replace(trace=dataclasses.replace(row.trace, steps=steps, scorer_usage=spent, note=error))
+def _published(row: ProcessBenchRow) -> _AskedRow:
+    """The scores that stand in the steps of a row."""
+    scores = tuple(step.score for step in row.trace.steps if step.score is not None)
+    return _AskedRow(_key_of(row), Outcome(None), scores)
+
+
+def _below(row: _AskedRow, threshold: float) -> Outcome:
+    """The first step whose score is under `threshold`, where there are scores."""
+    first = None if row.outcome.error else loc.first_below(row.scores, threshold)
+    return dataclasses.replace(row.outcome, first_error=first)
 
 
 def _localizing(module: Any, threads: int) -> Ask:

@@ -30,8 +30,6 @@ from stepwise.runs.plan import PlannedCalls, plan_collecting
 from stepwise.runs.shell import Options, Run, one_of, program
 
 SHOWN = 3
-
-
 _WHERE = one_of("Problems")
 
 

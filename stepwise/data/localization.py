@@ -220,24 +220,6 @@ def _fingerprint(example: ProcessBenchRow) -> str:
     return hashlib.sha256("\0".join(" ".join(text.split()) for text in texts).encode("utf-8", "replace")).hexdigest()
 
 
-def scores_of(example: ProcessBenchRow) -> list[float] | None:
-    """`Step.score` of each step; None where a step has none, or where the trace's note says that scoring failed."""
-    scores = [step.score for step in example.trace.steps if step.score is not None]
-    return None if example.trace.note or len(scores) < len(example.trace.steps) else scores
-
-
-def below(threshold: float) -> Localizer:
-    """Names the first step whose `Step.score` is under `threshold`; fails where `scores_of` is None."""
-
-    def localize(example: ProcessBenchRow) -> Outcome:
-        scores, spent = scores_of(example), example.trace.scorer_usage
-        if scores is None:
-            return Outcome(None, example.trace.note or "not every step has a score", usage=spent)
-        return Outcome(first_below(scores, threshold), usage=spent)
-
-    return localize
-
-
 def constant_guess(index: int) -> Localizer:
     """Names step `index` of every attempt, the last step of a shorter one."""
     return lambda example: Outcome(min(index, len(example.trace.steps) - 1))

@@ -108,12 +108,12 @@ class Builder(Chunk):
         )  # fmt: skip
 
 
-def interventions(builder: Builder) -> list[Example]:
+def _interventions(builder: Builder) -> list[Example]:
     """The collection's examples as they are."""
     return builder.stage("examples")
 
 
-def unfiltered(builder: Builder) -> list[Example]:
+def _unfiltered(builder: Builder) -> list[Example]:
     """Without the success filter: of each attempt the first candidate that passes the checks that need no rollout."""
     attempts, guided = by_id(builder.stage("failures")), _guided(builder)
     rows = [
@@ -124,7 +124,7 @@ def unfiltered(builder: Builder) -> list[Example]:
     return rows
 
 
-def suffix(builder: Builder) -> list[Example]:
+def _suffix(builder: Builder) -> list[Example]:
     """With the first guided continuation that ended right as `suffix`, so that whole solutions are trained on."""
     guided, rows = _guided(builder), []
     for example in builder.stage("examples"):
@@ -139,7 +139,7 @@ def suffix(builder: Builder) -> list[Example]:
     return rows
 
 
-def moved(builder: Builder) -> list[Example]:
+def _moved(builder: Builder) -> list[Example]:
     """The same text, in place of a random other step of the attempt."""
     attempts, rows = by_id(builder.stage("failures")), []
     for example in builder.stage("examples"):
@@ -153,14 +153,14 @@ def moved(builder: Builder) -> list[Example]:
     return rows
 
 
-def random_place(builder: Builder) -> list[Example]:
+def _random_place(builder: Builder) -> list[Example]:
     """Proposed for a random other step than the one that the critic found."""
     return _proposed_at(
         builder, "random", lambda row, found: _other_place(builder, f"{row.id}|place", len(row.steps), found)
     )
 
 
-def earlier(builder: Builder) -> list[Example]:
+def _earlier(builder: Builder) -> list[Example]:
     """Proposed for the step before the one that the critic found."""
     return _proposed_at(builder, "earlier", lambda row, found: found - 1 if found else None)
 
@@ -219,3 +219,14 @@ def _guided(builder: Builder) -> defaultdict[str, list[GuidedRollout]]:
     for row in builder.stage("guided"):
         rows[row.candidate].append(row)
     return rows
+
+
+KINDS: dict[str, Callable[[Builder], list[Example]]] = {
+    "intervention": _interventions,
+    "unfiltered": _unfiltered,
+    "suffix": _suffix,
+    "moved": _moved,
+    "random": _random_place,
+    "earlier": _earlier,
+}
+"""The kinds of dataset that need a collection."""

@@ -34,22 +34,9 @@ from stepwise.types import Problem, to_json
 Source = Any
 """The directory of a collection, or what `load_problems` takes."""
 
-KINDS: dict[str, Callable[[Builder], list[Example]]] = {
-    "intervention": building.interventions,
-    "unfiltered": building.unfiltered,
-    "suffix": building.suffix,
-    "moved": building.moved,
-    "random": building.random_place,
-    "earlier": building.earlier,
-    "reference": solutions.references,
-    "reflection": solutions.reflections,
-    "strong": solutions.strong,
-    "rejection": solutions.rejection,
-    "first_tokens": solutions.first_tokens,
-    "own_corpus": solutions.own_corpus,
-}
-"""The kinds of dataset. Those before "reference" need a collection; the others take it where they can."""
-NEED_COLLECTION = tuple(KINDS)[: tuple(KINDS).index("reference")]
+KINDS: Mapping[str, Callable[[Builder], list[Example]]] = building.KINDS | solutions.KINDS
+"""The kinds of dataset, each one function of a chunk of problems."""
+NEED_COLLECTION = tuple(building.KINDS)
 _FILES = (*ROWS, "counts")
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -42,7 +42,7 @@ from stepwise.seeds import seed_for
 from stepwise.steps import SEPARATOR, boxed, extract_answer, normalize_text, split_steps
 
 
-def references(builder: Builder) -> list[Example]:
+def _references(builder: Builder) -> list[Example]:
     """The reference solutions as they stand, one for each problem that has one."""
     rows = []
     for problem in builder.problems.values():
@@ -60,7 +60,7 @@ def references(builder: Builder) -> list[Example]:
     return rows
 
 
-def strong(builder: Builder) -> list[Example]:
+def _strong(builder: Builder) -> list[Example]:
     """The right solutions by the strong model (distillation)."""
     rollouts = builder.sampled(builder.writers.strong, builder.options.per_problem, "strong")
     right = [row for row in rollouts if row.verdict is Verdict.CORRECT]
@@ -69,7 +69,7 @@ def strong(builder: Builder) -> list[Example]:
     return _whole(builder, first_of_each(right, lambda row: (row.problem, row.text)), "strong", "strong")
 
 
-def rejection(builder: Builder) -> list[Example]:
+def _rejection(builder: Builder) -> list[Example]:
     """The model's own right solutions (RFT), at most `per_problem` of a problem, the same text once."""
     correct = (row for row in builder.rollouts() if row.verdict is Verdict.CORRECT)
     right = first_of_each(correct, lambda row: (row.problem, row.text))
@@ -79,7 +79,7 @@ def rejection(builder: Builder) -> list[Example]:
     return _whole(builder, kept, "rejection", "weak")
 
 
-def first_tokens(builder: Builder) -> list[Example]:
+def _first_tokens(builder: Builder) -> list[Example]:
     """The first tokens of one sample for each problem, whatever it ends in, and a share of whole ones (UPFT)."""
     options, rows = builder.options, []
     drawn = {name: random.Random(f"{builder.config.seed}|{name}|whole").random() for name in builder.problems}
@@ -102,7 +102,7 @@ def first_tokens(builder: Builder) -> list[Example]:
     return rows
 
 
-def own_corpus(builder: Builder) -> list[Example]:
+def _own_corpus(builder: Builder) -> list[Example]:
     """Solutions as lab-weak was pretrained on: training on more of them is the sham that must change nothing.
 
     The lab's alone: of no other model is the corpus known. Problems are drawn as the corpus draws them, other ones than
@@ -119,7 +119,7 @@ def own_corpus(builder: Builder) -> list[Example]:
     ]  # fmt: skip
 
 
-def reflections(builder: Builder) -> list[Example]:
+def _reflections(builder: Builder) -> list[Example]:
     """Rewrites of the weak model's failed attempts, at most `per_problem` of a problem."""
     form = builder.options.reflection
     if form == "auto":
@@ -229,3 +229,14 @@ def _whole(builder: Builder, rollouts: Iterable[Rollout], origin: Origin, role: 
                         models={role: row.made.model}, seed=row.made.seed)
         for row in rollouts
     ]  # fmt: skip
+
+
+KINDS: dict[str, Callable[[Builder], list[Example]]] = {
+    "reference": _references,
+    "reflection": _reflections,
+    "strong": _strong,
+    "rejection": _rejection,
+    "first_tokens": _first_tokens,
+    "own_corpus": _own_corpus,
+}
+"""The kinds of dataset that take a collection where they can."""

@@ -47,7 +47,7 @@ COSTS: tuple[CostAxis, ...] = (
 )
 
 
-class Canvas(NamedTuple):
+class _Canvas(NamedTuple):
     """Size and margins of a drawing in CSS pixels, and about how many ticks fit on its x axis."""
 
     width: int
@@ -59,8 +59,8 @@ class Canvas(NamedTuple):
     ticks: int
 
 
-WIDE = Canvas(width=860, height=420, left=64, right=24, top=18, bottom=56, ticks=8)
-NARROW = Canvas(width=336, height=320, left=46, right=14, top=14, bottom=50, ticks=4)
+WIDE = _Canvas(width=860, height=420, left=64, right=24, top=18, bottom=56, ticks=8)
+NARROW = _Canvas(width=336, height=320, left=46, right=14, top=14, bottom=50, ticks=4)
 
 
 class _Point(NamedTuple):
@@ -106,7 +106,7 @@ def ticks(low: float, high: float, wanted: int) -> list[float]:
     return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
 
 
-def plot_svg(rows: Sequence[PolicyRow], cost: CostAxis, canvas: Canvas = WIDE) -> Markup:
+def plot_svg(rows: Sequence[PolicyRow], cost: CostAxis, canvas: _Canvas = WIDE) -> Markup:
     """One drawing of accuracy against `cost`; rows whose accuracy or cost is not known are left out."""
     placed = [(row, x) for row in rows if row.accuracy is not None and (x := cost.value(row)) is not None]
     if not placed:
@@ -175,7 +175,7 @@ def _title(row: PolicyRow, cost: CostAxis) -> str:
 
 
 def _labels(
-    points: Sequence[_Point], lines: Sequence[tuple[str, list[_Point]]], canvas: Canvas
+    points: Sequence[_Point], lines: Sequence[tuple[str, list[_Point]]], canvas: _Canvas
 ) -> list[tuple[str, float, float, str]]:
     """The settings beside their points, each at the first of six places where it covers nothing, else left out.
 

@@ -20,8 +20,7 @@ from stepwise.report.shell import (
     COLUMNS,
     FINISH_WORDS,
     Report,
-    author_kind,
-    author_letter,
+    badge,
     caption,
     first_of_each,
     quantity,
@@ -115,12 +114,13 @@ def _trace(view: TraceView, problem: int) -> dict[str, Any]:
 
 def _step(step: Step) -> dict[str, Any]:
     """A step as the script wants it; author and model names repeat, but they are short."""
+    kind, letter = badge(step.author)
     return _filled(
         {
             "text": step.text,
             "author": step.author,
-            "kind": author_kind(step.author),
-            "letter": author_letter(step.author),
+            "kind": kind,
+            "letter": letter,
             "model": step.usage.model,
             "tokens": step.usage.generated_tokens or None,
             "score": None if step.score is None else round(step.score, 4),

@@ -81,14 +81,15 @@ class Report:
 # ----- words and numbers
 
 
-def author_kind(author: str) -> str:
-    """The colour class of an author; any name but the three known roles is "other"."""
-    return author if author in ("weak", "strong", "intervention") else "other"
+def badge(author: str) -> tuple[str, str]:
+    """The colour class of an author (any name but the three known roles is "other"), and the letter that tells authors
+    apart without colour.
 
-
-def author_letter(author: str) -> str:
-    """The letter of an author's badge, so that authors are told apart without colour."""
-    return next((char.upper() for char in author if char.isalnum()), "?")[0]
+    >>> badge("weak"), badge("openai/gpt")
+    (('weak', 'W'), ('other', 'O'))
+    """
+    kind = author if author in ("weak", "strong", "intervention") else "other"
+    return kind, next((char.upper() for char in author if char.isalnum()), "?")[0]
 
 
 def verdict_word(verdict: str) -> str:
@@ -208,7 +209,12 @@ def environment() -> Environment:
         "fixed": "{:.1f}".format,
         "joined": lambda points: "L".join(f"{x:.1f} {y:.1f}" for x, y in points),
     }
-    result.globals |= {"kind": author_kind, "letter": author_letter, "clean": redact, "finish_words": FINISH_WORDS}
+    result.globals |= {
+        "kind": lambda name: badge(name)[0],
+        "letter": lambda name: badge(name)[1],
+        "clean": redact,
+        "finish_words": FINISH_WORDS,
+    }
     return result
 
 

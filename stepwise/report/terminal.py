@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stepwise.errors import redact, visible
-from stepwise.report.shell import COLUMNS, FINISH_WORDS, LAB_NOTICE, Report, author_kind, author_letter, caption
+from stepwise.report.shell import COLUMNS, FINISH_WORDS, LAB_NOTICE, Report, badge, caption
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Intervention, Problem, Step, Trace
 
@@ -93,7 +93,7 @@ def _steps(trace: Trace, first: int = 0) -> Iterator[RenderableType]:
     for index, step in enumerate(trace.steps[first:], start=first):
         yield from _drafts(step.discarded, "discarded draft")
         yield _heading(step, f"step {index}")
-        yield _indented(step.text, COLOURS[author_kind(step.author)])
+        yield _indented(step.text, COLOURS[badge(step.author)[0]])
         if step.decision:
             yield _indented(step.decision, "dim italic")
 
@@ -106,8 +106,9 @@ def _drafts(drafts: Sequence[Step], title: str) -> Iterator[RenderableType]:
 
 def _heading(step: Step, title: str, dim: bool = False) -> Text:
     """Badge, author, model and score of a step on one line."""
-    colour = COLOURS[author_kind(step.author)] + (" dim" if dim else "")
-    parts = [(f" {author_letter(step.author)} ", f"{colour} reverse bold"), (f" {step.author}", colour)]
+    kind, letter = badge(step.author)
+    colour = COLOURS[kind] + (" dim" if dim else "")
+    parts = [(f" {letter} ", f"{colour} reverse bold"), (f" {step.author}", colour)]
     parts.append((f"  {title}", "dim"))
     if step.usage.model:
         parts.append((f"  {step.usage.model}", "dim"))

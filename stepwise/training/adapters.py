@@ -20,11 +20,10 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from stepwise import lab
+from stepwise import io, lab
 from stepwise.config import Config, ModelConfig
 from stepwise.errors import ConfigError, DataError, ExportError
 from stepwise.grading import Verdict, grade_many
-from stepwise.io import parse_json
 from stepwise.models.base import Request
 from stepwise.models.hub import PREFIX, adapter_path, fetch
 from stepwise.models.llamacpp import LlamaCppBackend
@@ -115,15 +114,7 @@ def adapter_directory(name: str | Path) -> Path:
 def read_card(adapter: str | Path) -> dict[str, Any] | None:
     """card.json of an adapter's directory, None where it has none; DataError where it is no JSON object."""
     path = Path(adapter) / CARD
-    if not path.is_file():
-        return None
-    try:
-        card = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); restore it, or remove it to go without its checks") from None
-    if not isinstance(card, dict):
-        raise DataError(f"{path} holds no JSON object; restore it, or remove it to go without its checks")
-    return card
+    return io.read_json(path, "restore it, or remove it to go without its checks") if path.is_file() else None
 
 
 def check_adapter(

@@ -44,7 +44,7 @@ _SECTIONS = {"sft": "sft", "dpo": "dpo", "grpo": "rl", "dspy": "sft"}
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 
 
-def data_facts(rows: Iterable[Any], name: str) -> dict[str, Any]:
+def _data_facts(rows: Iterable[Any], name: str) -> dict[str, Any]:
     """Of `rows` (the library's types, or dictionaries): how many, of which origins or sources where they have one, and
     a SHA-256 over them in order.
     """
@@ -101,7 +101,7 @@ def write_card(
         "prompt_hash": None if own_prompts else config.prompt.hash,
         "config_hash": config.hash,
         "config": {key: settings[key] for key in sections} | {"models": models},
-        "data": [data_facts(rows, name) for name, rows in data.items()],
+        "data": [_data_facts(rows, name) for name, rows in data.items()],
         "curves": {key: _curve(points) for key, points in curves.items() if points},
         "evaluation": {"before": _measured(before), "after": _measured(after)},
         "versions": _versions(),

@@ -45,7 +45,7 @@ from stepwise.runs.directory import opened
 from stepwise.training.adapters import base_directory, check_layout
 from stepwise.training.lora import load_trainee
 from stepwise.training.rendering import chat_row, prompt_ids
-from stepwise.training.supervised import schedule, train_rows
+from stepwise.training.supervised import train_rows
 from stepwise.training.trainer import finish, run_arguments
 
 _LOCAL = "llamacpp/"
@@ -223,8 +223,7 @@ class LoraProvider(Provider):  # type: ignore[misc]
                 chat_row(chat, trainee.tokenizer, _TEMPLATE_ARGS, trainee.context, f"{chat.id} of the training data")
                 for chat in chats
             ]
-            plan = schedule(rows, [], cfg.sft, cfg.seed)
-            train_rows(trainee, [[rows[i] for i in batch] for batch in plan], cfg, directory, label="fine-tuning")
+            train_rows(trainee, rows, cfg, directory, label="fine-tuning")
             return finish(directory, trainee, cfg, "dspy", {name: data})
 
 

@@ -45,35 +45,6 @@ Labelled = tuple[list[Labels], Usage, int | None]
 _NO_STEPS: Mapping[str, Any] = {"first_error": 0, "scores": (0.0,), "critiques": ((0,),)}  # a text without steps
 
 
-def judge_asked(cfg: Config, need: str, **given: Any) -> str:
-    """Whom a scheme with that `need` asks: "scorer", "critic", "locate", "teacher", or "" where it asks nobody.
-
-    Raises ConfigError where a judge is `given` (by these names) and not asked, `locate` is asked and not given, or the
-    teacher is not local.
-    """
-    settings, strong = cfg.rl.credit, cfg.models.strong
-    judge = {"scores": "scorer", "critiques": "critic", "teacher": "teacher"}.get(need, "")
-    if need == "first_error":
-        judge = "locate" if settings.first_error == "given" else settings.first_error
-    for name, value in given.items():
-        if value is not None and name != judge:
-            raise ConfigError(
-                f'{name} is given, but rl.credit.scheme = "{settings.scheme}" with first_error = '
-                f'"{settings.first_error}" asks {judge or "nobody"}; leave it out, or change the scheme'
-            )
-    if judge == "locate" and given.get("locate") is None:
-        raise ConfigError(
-            'rl.credit.first_error is "given", but no function was; give grpo locate(problem, steps), or set '
-            'first_error to "scorer" or "critic"'
-        )
-    if judge == "teacher" and not strong.local:
-        raise ConfigError(
-            f'models.strong.model is "{strong.model}", but rl.credit.scheme = "distill" needs the log-probabilities of '
-            'every token, from the in-process engine; write "llamacpp/PATH.gguf", or choose another scheme'
-        )
-    return judge
-
-
 class Labeller:
     """Finds out what `rl.credit.scheme` wants to know of each rollout: by the judge given, else by the scorer, critic
     or teacher (models.strong) that the configuration has. `problems` and `prompts` are by problem id.
@@ -102,7 +73,7 @@ class Labeller:
         self._loaded: Any = None
         self._cached = scorer if teacher is None else teacher
         self.scheme = credit.load_credit(cfg.rl.credit) if scheme is None else scheme
-        judge = judge_asked(cfg, self.scheme.needs, scorer=scorer, critic=critic, locate=locate, teacher=teacher)
+        judge = self.judge_asked(cfg, self.scheme.needs, scorer=scorer, critic=critic, locate=locate, teacher=teacher)
         if judge == "scorer" and scorer is None:
             self.scorer = self._loaded = self._cached = load_scorer(cfg.scorer, prompt=cfg.prompt)
         elif judge == "teacher" and teacher is None:
@@ -112,6 +83,35 @@ class Labeller:
             if cfg.models.critic.local:
                 self._cached = shared_engine(cfg.models.critic)
                 self.critic_size = self._cached.parameters
+
+    @staticmethod
+    def judge_asked(cfg: Config, need: str, **given: Any) -> str:
+        """Whom a scheme with that `need` asks: "scorer", "critic", "locate", "teacher", or "" where it asks nobody.
+
+        Raises ConfigError where a judge is `given` (by these names) and not asked, `locate` is asked and not given, or
+        the teacher is not local.
+        """
+        settings, strong = cfg.rl.credit, cfg.models.strong
+        judge = {"scores": "scorer", "critiques": "critic", "teacher": "teacher"}.get(need, "")
+        if need == "first_error":
+            judge = "locate" if settings.first_error == "given" else settings.first_error
+        for name, value in given.items():
+            if value is not None and name != judge:
+                raise ConfigError(
+                    f'{name} is given, but rl.credit.scheme = "{settings.scheme}" with first_error = '
+                    f'"{settings.first_error}" asks {judge or "nobody"}; leave it out, or change the scheme'
+                )
+        if judge == "locate" and given.get("locate") is None:
+            raise ConfigError(
+                'rl.credit.first_error is "given", but no function was; give grpo locate(problem, steps), or set '
+                'first_error to "scorer" or "critic"'
+            )
+        if judge == "teacher" and not strong.local:
+            raise ConfigError(
+                f'models.strong.model is "{strong.model}", but rl.credit.scheme = "distill" needs the log-probabilities'
+                ' of every token, from the in-process engine; write "llamacpp/PATH.gguf", or choose another scheme'
+            )
+        return judge
 
     def reset_cache(self) -> None:
         """Forget what was read; a scorer that keeps nothing has nothing to forget."""

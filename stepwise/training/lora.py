@@ -51,6 +51,20 @@ class Trainee:
         named = sorted((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
         return [parameter for _, parameter in named]
 
+    def optimizer(self, rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+        """AdamW over the adapter's weights."""
+        return torch.optim.AdamW(self.trainable(), lr=rate, weight_decay=weight_decay)
+
+    def step(self, optimizer: torch.optim.Optimizer, rate: float, clip_norm: float) -> float:
+        """One step at the learning rate `rate`; returns the norm of the gradient before clipping."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trainable(), clip_norm))
+        if math.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
     def save(self, folder: str | Path) -> Path:
         """Write the adapter in PEFT's layout to `folder`; returns it."""
         folder = Path(folder)
@@ -108,22 +122,6 @@ def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: boo
             module.p = cfg.lora.dropout if dropout else 0.0
     context = min(model.context, int(getattr(frozen.config, "max_position_embeddings", model.context)))
     return Trainee(trained.train(), tokenizer, device, base, context)
-
-
-def make_optimizer(trainee: Trainee, rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
-    """AdamW over the adapter's weights."""
-    return torch.optim.AdamW(trainee.trainable(), lr=rate, weight_decay=weight_decay)
-
-
-def apply_gradients(trainee: Trainee, optimizer: Any, rate: float, clip_norm: float) -> float:
-    """One step at the learning rate `rate`; returns the norm of the gradient before clipping."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    norm = float(torch.nn.utils.clip_grad_norm_(trainee.trainable(), clip_norm))
-    if math.isfinite(norm):
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def policy_loss(
         raise DataError(f"kl is {kl:g}, but there are no log-probabilities of the base to diverge from; give reference")
     change = torch.where(mask, logprobs - old, 0.0)
     if loss == "grpo_lambda":
-        change, advantages = traced(change, decay), advantages.clamp(min=LOWEST_ADVANTAGE)
+        change, advantages = _traced(change, decay), advantages.clamp(min=LOWEST_ADVANTAGE)
     ratio = change.exp()
     kept = ratio.clamp(1 - clip_low, 1 + clip_high)
     gain = torch.minimum(ratio * advantages, kept * advantages)
@@ -111,13 +111,13 @@ def policy_loss(
     total = -(gain * shares if correction is None else gain * shares * correction).sum()
     divergence = total.new_zeros(())
     if reference is not None:
-        each = torch.where(mask, k3(logprobs, reference), 0.0)
+        each = torch.where(mask, _k3(logprobs, reference), 0.0)
         total = total + kl * (each * shares).sum()
         divergence = each.detach().sum()
     return PolicyLoss(total, clipped, divergence)
 
 
-def traced(change: Tensor, decay: float) -> Tensor:
+def _traced(change: Tensor, decay: float) -> Tensor:
     """Eligibility traces over changes of log-probabilities (B, T): entry t is sum_{l <= t} tr(t, l) `change`_l, where
     tr(t, l) = max(`decay`^(t - l), `TRACE_FLOOR`) (GRPO-lambda, arXiv 2510.00194; the exponent of its ratio).
 
@@ -129,7 +129,7 @@ def traced(change: Tensor, decay: float) -> Tensor:
     return change @ weights.t()
 
 
-def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
+def _k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     """Divergence KL(policy || reference) for each sampled token, estimated without bias and never below 0:
     r - 1 - log r with r = p_reference / p_policy (J. Schulman, "Approximating KL Divergence", 2020; GRPO, eq. 4).
     """

@@ -70,7 +70,7 @@ def dpo(
         sides = [_render_pair(pair, trainee.tokenizer, cfg.prompt, trainee.context) for pair in parsed]
         start_hash = None if adapter is None else hashlib.sha256((Path(adapter) / LAYOUT[1]).read_bytes()).hexdigest()
         data = key_of({**arguments, "begun": start_hash})
-        before = reference(directory, trainee, [side for both in sides for side in both], cfg, data)
+        before = _reference_logprobs(directory, trainee, [side for both in sides for side in both], cfg, data)
         rows = [PairRow(*both, before[2 * i], before[2 * i + 1]) for i, both in enumerate(sides)]
         plan = plan_steps([row.num_trained for row in rows], cfg.dpo, f"{cfg.seed}|dpo")
         batches = [[rows[i] for i in batch] for batch in plan]
@@ -127,7 +127,7 @@ def _render_pair(
     return side("chosen", pair.chosen), side("rejected", pair.rejected)
 
 
-def reference(
+def _reference_logprobs(
     directory: RunDirectory, trainee: Trainee, rows: Sequence[TokenRow], cfg: Config, data: str
 ) -> list[float]:
     """Summed log-probability of each row's step under the trainee as it is now, in nats; those in the run's directory

@@ -33,11 +33,11 @@ from stepwise.runs.directory import RunDirectory, opened
 from stepwise.training import losses
 from stepwise.training.adapters import base_directory, check_adapter
 from stepwise.training.crediting import FIRST_BATCHES, check_learning, credit_groups, figures_of, note
-from stepwise.training.labels import Labeller, Locate, judge_asked
-from stepwise.training.lora import Trainee, apply_gradients, load_trainee, make_optimizer, memory_errors, peak_bytes
+from stepwise.training.labels import Labeller, Locate
+from stepwise.training.lora import Trainee, load_trainee, memory_errors, peak_bytes
 from stepwise.training.policy import Floats, RolloutRow, check_teacher, forward, laser_token, update
 from stepwise.training.rollouts import Hints, RlRollout, check_hints, grade_rollouts, rollouts_name
-from stepwise.training.sampler import Sampler, batch_of, check_agreement, mismatch_of
+from stepwise.training.sampler import Sampler, batch_of, mismatch_of
 from stepwise.training.trainer import Trainer, check_finite, finish, run_arguments
 from stepwise.types import Problem
 
@@ -98,7 +98,7 @@ def grpo(
     with opened(out, program="grpo", config=cfg, arguments=arguments) as directory, ExitStack() as stack:
         if adapter is not None:
             check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
-        judge_asked(cfg, scheme.needs, scorer=scorer, critic=critic, locate=locate)
+        Labeller.judge_asked(cfg, scheme.needs, scorer=scorer, critic=critic, locate=locate)
         sampler = stack.enter_context(Sampler(cfg))
         trainee = load_trainee(cfg, adapter=adapter)
         prompts = sampler.prompts(checked.problems, trainee, hints)
@@ -148,7 +148,7 @@ class _Learner:
     """LaSeR: mean log-probability of its token under the base, None until the first step has measured it"""
 
     def __post_init__(self) -> None:
-        self.optimizer = make_optimizer(self.trainee, self.cfg.rl.learning_rate)
+        self.optimizer = self.trainee.optimizer(self.cfg.rl.learning_rate)
         self.mark = laser_token(self.cfg, self.trainee)
 
     def step(self, step: int, failed: Path) -> tuple[dict[str, Any], list[RlRollout]]:
@@ -195,7 +195,7 @@ class _Learner:
                     self.trainee,
                     rows,
                     cfg,
-                    lambda: apply_gradients(self.trainee, self.optimizer, _rate(cfg, step), rl.clip_norm),
+                    lambda: self.trainee.step(self.optimizer, _rate(cfg, step), rl.clip_norm),
                     lambda part, values: check_finite(values, [rollouts[indices[i]] for i in part], failed),
                     None if self.mark is None else (self.mark, self.laser_constant or 0.0),
                 )
@@ -250,7 +250,7 @@ class _Learner:
         evaluated = sum(row.length for row in rows)
         logprobs, marks = forward(self.trainee, rows, cfg, mark=self.mark)
         if step == 1 and cfg.rl.correction == "none":
-            check_agreement(mismatch_of(logprobs, rollouts), cfg, self.trainee)
+            self.sampler.check_agreement(mismatch_of(logprobs, rollouts), self.trainee)
         if not laser:
             return logprobs, None, evaluated
         if self.laser_constant is None:

@@ -187,6 +187,24 @@ class Sampler:
             prompts[problem.id] = ids
         return prompts
 
+    def check_agreement(self, gap: Mismatch, trainee: Trainee) -> None:
+        """Raise BackendError, with what differs, where sampler and trainer disagree by more than the tolerance."""
+        cfg = self._cfg
+        weak, weights, base = cfg.models.weak, _sampler_weights(cfg), trainee.model.get_base_model()
+        # The type in which the trainer's frozen layers compute, such as "float32".
+        trainer = "4bit" if getattr(base, "is_loaded_in_4bit", False) else str(base.dtype).removeprefix("torch.")
+        most = _tolerance(cfg, weights, trainer)
+        if gap.mean <= most:
+            return
+        attention = "with" if weak.flash_attention else "without"
+        raise BackendError(
+            f"at the first step the log-probabilities of sampler and trainer differ by {gap.mean:.2g} nats in the "
+            f"mean (at most {gap.worst:.2g}), more than {most:.2g}. The sampler is {weak.model} with {weights} "
+            f"weights, a {weak.kv_type} cache, {attention} flash attention; the trainer computes {trainee.base} in "
+            f"{trainer}. If they are not the same weights, mend train_from; if only the rounding differs, set "
+            "rl.correction, or rl.tolerance"
+        )
+
     def close(self) -> None:
         """Free the engine; calling it twice does nothing."""
         self.backend.close()
@@ -249,20 +267,3 @@ def mismatch_of(logprobs: Sequence[Floats], rollouts: Sequence[RlRollout]) -> Mi
     """How far the trainer, with `logprobs` (T,) of each of `rollouts`, is from the sampler that wrote them."""
     sampler = np.concatenate([np.array(row.logprobs) for row in rollouts])
     return mismatch(np.concatenate(list(logprobs)), sampler)
-
-
-def check_agreement(gap: Mismatch, cfg: Config, trainee: Trainee) -> None:
-    """Raise BackendError, with what differs, where sampler and trainer disagree by more than the tolerance."""
-    weak, weights, base = cfg.models.weak, _sampler_weights(cfg), trainee.model.get_base_model()
-    # The type in which the trainer's frozen layers compute, such as "float32".
-    trainer = "4bit" if getattr(base, "is_loaded_in_4bit", False) else str(base.dtype).removeprefix("torch.")
-    most = _tolerance(cfg, weights, trainer)
-    if gap.mean <= most:
-        return
-    attention = "with" if weak.flash_attention else "without"
-    raise BackendError(
-        f"at the first step the log-probabilities of sampler and trainer differ by {gap.mean:.2g} nats in the mean "
-        f"(at most {gap.worst:.2g}), more than {most:.2g}. The sampler is {weak.model} with {weights} weights, a "
-        f"{weak.kv_type} cache, {attention} flash attention; the trainer computes {trainee.base} in {trainer}. If they "
-        "are not the same weights, mend train_from; if only the rounding differs, set rl.correction, or rl.tolerance"
-    )

@@ -63,13 +63,12 @@ def sft(
             check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
         trainee = load_trainee(cfg, adapter=adapter, dropout=True)
         tokens = render_all([*rows, *again], trainee.tokenizer, cfg.prompt, cfg.sft, trainee.context)
-        plan = schedule(tokens[: len(rows)], tokens[len(rows) :], cfg.sft, cfg.seed)
-        batches = [[tokens[i] for i in batch] for batch in plan]
-        train_rows(trainee, batches, cfg, directory, data=str(arguments["data"]), sinks=sinks)
+        train_rows(trainee, tokens[: len(rows)], cfg, directory, replay=tokens[len(rows) :],
+                   data=str(arguments["data"]), sinks=sinks)  # fmt: skip
         return finish(directory, trainee, cfg, "sft", {"dataset": rows, "replay": again})
 
 
-def schedule(rows: Sequence[TokenRow], replay: Sequence[TokenRow], settings: SftConfig, seed: int) -> list[list[int]]:
+def _schedule(rows: Sequence[TokenRow], replay: Sequence[TokenRow], settings: SftConfig, seed: int) -> list[list[int]]:
     """Which rows make up each optimizer step; replay rows are counted on after the others. See `plan_steps`."""
 
     def members(rng: random.Random) -> list[int]:
@@ -85,18 +84,23 @@ def schedule(rows: Sequence[TokenRow], replay: Sequence[TokenRow], settings: Sft
 
 def train_rows(
     trainee: Trainee,
-    batches: Sequence[Sequence[TokenRow]],
+    rows: Sequence[TokenRow],
     cfg: Config,
     directory: RunDirectory,
     *,
+    replay: Sequence[TokenRow] = (),
     data: str = "",
     sinks: Sequence[str] = (),
     label: str = "supervised training",
 ) -> None:
-    """`fit` on rows of tokens: the loss of a step is sum(w * -log p) / sum(w), in nats, over its target tokens."""
+    """`fit` on rows of tokens, with a share of those of `replay` in every epoch: the loss of a step is
+    sum(w * -log p) / sum(w), in nats, over its target tokens.
+    """
+    every = [*rows, *replay]
+    batches = [[every[i] for i in batch] for batch in _schedule(rows, replay, cfg.sft, cfg.seed)]
 
-    def loss(rows: Sequence[TokenRow]) -> tuple[Tensor, dict[str, float]]:
-        return weighted_nll(trainee, rows, cfg.lora.tile), {}
+    def loss(part: Sequence[TokenRow]) -> tuple[Tensor, dict[str, float]]:
+        return weighted_nll(trainee, part, cfg.lora.tile), {}
 
     fit(trainee, batches, loss, cfg.sft, cfg, directory, data=data, label=label, sinks=sinks)
 

@@ -32,7 +32,7 @@ from stepwise.runs.progress import progress
 from stepwise.seeds import rng as seeded
 from stepwise.training.adapters import LAYOUT
 from stepwise.training.cards import Method, curves_of, write_card
-from stepwise.training.lora import Trainee, apply_gradients, make_optimizer, memory_errors, peak_bytes
+from stepwise.training.lora import Trainee, memory_errors, peak_bytes
 from stepwise.training.sinks import STATE, open_sinks
 from stepwise.types import to_json
 
@@ -161,7 +161,7 @@ def fit(
     gradient is 0, so that nothing would be trained, and for a loss that is not finite, with the batch on disk;
     BackendError where memory runs out.
     """
-    optimizer = make_optimizer(trainee, settings.learning_rate, settings.weight_decay)
+    optimizer = trainee.optimizer(settings.learning_rate, settings.weight_decay)
     num_rows = len({id(row) for rows in batches for row in rows})
     plan = f"{num_rows} rows: {len(batches)} optimizer steps, learning rate {settings.learning_rate:g} at its peak"
     with Trainer(
@@ -215,7 +215,7 @@ def train_step(
             piece.backward()  # type: ignore[no-untyped-call]
             shares = {"loss": float(piece.detach())} | {name: value / total for name, value in figures.items()}
             means = {name: means.get(name, 0.0) + share for name, share in shares.items()}
-        return means, apply_gradients(trainee, optimizer, rate, clip_norm)
+        return means, trainee.step(optimizer, rate, clip_norm)
 
 
 def _parts(rows: Sequence[Row], lora: LoraConfig) -> list[list[Row]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +12,6 @@ from stepwise.data.localization import (
     Outcome,
     _fingerprint,
     absent_number,
-    below,
     best_constant,
     best_threshold,
     blind_f1,
@@ -28,7 +25,7 @@ from stepwise.data.localization import (
 )
 from stepwise.data.processbench import ProcessBenchRow
 from stepwise.errors import DataError
-from stepwise.types import Localization, Problem, Step, Trace, Usage
+from stepwise.types import Localization, Problem, Step, Trace
 
 
 def example(
@@ -158,17 +155,6 @@ def test_nothing_is_chosen_on_rows_that_it_is_measured_on():
     assert _fingerprint(twin) == _fingerprint(tuning[0])
     with pytest.raises(DataError, match=r"1 of 2 attempts of test .*'other id'.* are in the tuning split too"):
         refuse_shared(tuning, [*test, twin], "test")
-
-
-def test_a_threshold_reads_the_scores_of_the_steps_and_fails_where_they_are_not_all_there():
-    row = example(1, (0.9, 0.2, 0.1))
-    spent = Usage("prm", 1, 7)
-    scored = row._replace(trace=dataclasses.replace(row.trace, scorer_usage=spent))
-    assert below(0.5)(scored) == Outcome(1, usage=spent)
-    assert below(0.1)(scored) == Outcome(None, usage=spent)
-    failed = row._replace(trace=dataclasses.replace(row.trace, scorer_usage=spent, note="too long"))
-    assert below(0.5)(failed) == Outcome(None, "too long", usage=spent)
-    assert below(0.5)(example(1, (0.9, None))).error == "not every step has a score"
 
 
 def test_a_constant_guess_names_the_last_step_of_an_attempt_that_is_shorter():

@@ -4,7 +4,7 @@ import pytest
 
 from stepwise.errors import DataError
 from stepwise.grading import Verdict
-from stepwise.report.shell import VERDICT_WORDS, author_kind, author_letter, verdict_word
+from stepwise.report.shell import VERDICT_WORDS, badge, verdict_word
 from stepwise.routing.compare import PolicyRow, TraceView
 from stepwise.types import Problem, Step, Trace
 from tests.report import sample
@@ -44,14 +44,14 @@ def test_a_trace_is_escalated_when_a_kept_step_is_the_strong_models() -> None:
 
 
 def test_only_the_three_roles_have_a_colour_and_every_author_has_a_letter() -> None:
-    assert [author_kind(name) for name in ("weak", "strong", "intervention", 'weak" x', "")] == [
+    assert [badge(name)[0] for name in ("weak", "strong", "intervention", 'weak" x', "")] == [
         "weak",
         "strong",
         "intervention",
         "other",
         "other",
     ]
-    assert [author_letter(name) for name in ("weak", "strong", "openai/gpt", "ß", "<>", "")] == list("WSOS??")
+    assert [badge(name)[1] for name in ("weak", "strong", "openai/gpt", "ß", "<>", "")] == list("WSOS??")
 
 
 def test_every_verdict_of_the_grader_has_words_and_only_a_correct_one_is_right() -> None:

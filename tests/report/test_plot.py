@@ -1,12 +1,13 @@
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.pages import tag
-from stepwise.report.charts import COSTS, NARROW, WIDE, Canvas, legend, plot_svg, ticks
+from stepwise.report.charts import COSTS, NARROW, WIDE, legend, plot_svg, ticks
 from stepwise.routing.compare import PolicyRow
 from tests.report import sample
 from tests.report.markup import HOSTILE, Elements
@@ -79,7 +80,7 @@ one_row = st.builds(
 
 
 @given(st.lists(one_row, min_size=1, max_size=12), st.sampled_from([WIDE, NARROW]))
-def test_every_point_lies_inside_the_drawing(rows: list[PolicyRow], canvas: Canvas) -> None:
+def test_every_point_lies_inside_the_drawing(rows: list[PolicyRow], canvas: Any) -> None:
     for cost in COSTS:
         svg = plot_svg(rows, cost, canvas)
         assert not re.search(r"\b(nan|inf)\b", re.sub("<title>.*?</title>", "", svg))

@@ -16,10 +16,10 @@ from stepwise.models.safetensors import fingerprint
 from stepwise.prompt import SolvePrompt
 from stepwise.training.adapters import Evaluated, base_of, check_adapter, evaluate, read_card, with_adapter
 from stepwise.training.cards import (
+    _data_facts,
     add_evaluation,
     base_name,
     curves_of,
-    data_facts,
     write_card,
 )
 from stepwise.types import Problem
@@ -153,10 +153,10 @@ def test_a_curve_is_thinned_with_its_ends_and_in_order(made: tuple[Path, Path], 
 
 
 def test_data_hashes_depend_on_rows_and_order() -> None:
-    again = data_facts(ROWS, "other name")["sha256"]
-    assert again == data_facts(ROWS, "int.jsonl")["sha256"]
-    assert again != data_facts(ROWS[::-1], "int.jsonl")["sha256"]
-    assert data_facts([Problem("1", "q", source="gsm8k")], "p")["counts"] == {"gsm8k": 1}
+    again = _data_facts(ROWS, "other name")["sha256"]
+    assert again == _data_facts(ROWS, "int.jsonl")["sha256"]
+    assert again != _data_facts(ROWS[::-1], "int.jsonl")["sha256"]
+    assert _data_facts([Problem("1", "q", source="gsm8k")], "p")["counts"] == {"gsm8k": 1}
 
 
 def test_the_fingerprint_sees_one_changed_weight_but_not_the_sharding(made: tuple[Path, Path], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from stepwise.grading import Verdict
 from stepwise.models.base import Completion, Generator, Request, first_of
 from stepwise.models.scorers import BatchScorer, Scored
 from stepwise.steps import split_steps
-from stepwise.training.labels import Labeller, judge_asked
+from stepwise.training.labels import Labeller
 from stepwise.training.lora import load_trainee
 from stepwise.training.policy import RolloutRow, forward
 from stepwise.training.rollouts import RlRollout, token_spans
@@ -240,7 +240,7 @@ def test_judges_are_loaded_where_the_scheme_asks_them_and_none_is_given() -> Non
     def asked(scheme: str, first_error: str = "scorer") -> str:
         given: dict[str, Any] = {"locate": len} if first_error == "given" else {}
         cfg = Config.load(None, [f"rl.credit.scheme={scheme}", f"rl.credit.first_error={first_error}"])
-        return judge_asked(cfg, load_credit(cfg.rl.credit).needs, **given)
+        return Labeller.judge_asked(cfg, load_credit(cfg.rl.credit).needs, **given)
 
     who = [("outcome", ""), ("pure_min", "scorer"), ("capo", "critic"), ("vineppo", ""), ("oppo", "")]
     assert [asked(scheme) for scheme, _ in who] == [name for _, name in who]

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
 
 from stepwise.training.adapters import base_directory  # noqa: E402
-from stepwise.training.lora import load_trainee, make_optimizer  # noqa: E402
+from stepwise.training.lora import load_trainee  # noqa: E402
 from stepwise.training.trainer import _load_checkpoint, _save_checkpoint  # noqa: E402
 
 
@@ -69,7 +69,7 @@ def test_dropout_is_for_supervised_training_alone(tiny_gguf_path: Path) -> None:
 
 def test_a_checkpoint_brings_back_adapter_and_optimizer(tiny_gguf_path: Path, tmp_path: Path) -> None:
     trainee = load_trainee(config(tiny_gguf_path))
-    optimizer = make_optimizer(trainee, 1e-2)
+    optimizer = trainee.optimizer(1e-2)
 
     def step(trained: object, by: object) -> None:
         trained.model(input_ids=torch.arange(1, 20)[None]).logits.square().mean().backward()  # type: ignore[attr-defined]
@@ -83,7 +83,7 @@ def test_a_checkpoint_brings_back_adapter_and_optimizer(tiny_gguf_path: Path, tm
     _save_checkpoint(tmp_path / "checkpoint", 8, trainee, optimizer, {"tokens": 6})
     step(trainee, optimizer)
     again = load_trainee(config(tiny_gguf_path, "seed=3"))
-    own = make_optimizer(again, 1e-2)
+    own = again.optimizer(1e-2)
     assert _load_checkpoint(tmp_path / "checkpoint", again, own) == (8, {"tokens": 6})
     step(again, own)
     assert torch.equal(logits(again), logits(trainee))
@@ -92,7 +92,7 @@ def test_a_checkpoint_brings_back_adapter_and_optimizer(tiny_gguf_path: Path, tm
 
 def test_a_checkpoint_that_was_being_replaced_is_still_found(tiny_gguf_path: Path, tmp_path: Path) -> None:
     trainee = load_trainee(config(tiny_gguf_path))
-    optimizer = make_optimizer(trainee, 1e-2)
+    optimizer = trainee.optimizer(1e-2)
     _save_checkpoint(tmp_path / "checkpoint", 3, trainee, optimizer, {})
     (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
     (tmp_path / "checkpoint.new").mkdir()

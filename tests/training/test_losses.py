@@ -10,15 +10,15 @@ import pytest
 from stepwise.errors import DataError
 from stepwise.training import losses
 from stepwise.training.losses import (
+    _k3,
+    _traced,
     class_weights,
     importance_weights,
-    k3,
     mismatch,
     policy_loss,
     rollout_weights,
     self_score_loss,
     self_scores,
-    traced,
 )
 
 torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"')
@@ -90,8 +90,8 @@ def test_the_divergence_is_added_up_as_the_token_losses_are() -> None:
 
 def test_k3_is_unbiased_for_the_divergence_of_two_known_distributions() -> None:
     p, q = t(0.7, 0.2, 0.1), t(0.5, 0.25, 0.25)
-    assert float((p * k3(p.log(), q.log())).sum()) == pytest.approx(float((p * (p / q).log()).sum()))
-    assert (k3(p.log(), q.log()) >= 0).all()
+    assert float((p * _k3(p.log(), q.log())).sum()) == pytest.approx(float((p * (p / q).log()).sum()))
+    assert (_k3(p.log(), q.log()) >= 0).all()
 
 
 def test_grpo_lambda_gives_token_l_the_sum_of_the_traces_of_all_tokens_from_it_on() -> None:
@@ -110,9 +110,9 @@ def test_grpo_lambda_gives_token_l_the_sum_of_the_traces_of_all_tokens_from_it_o
 
 def test_the_trace_stands_in_the_exponent_of_the_ratio_and_never_falls_under_its_floor() -> None:
     change = t([0.1, -0.2, 0.3])
-    assert traced(change, 0.5)[0].tolist() == pytest.approx([0.1, -0.15, 0.225])
+    assert _traced(change, 0.5)[0].tolist() == pytest.approx([0.1, -0.15, 0.225])
     floor = losses.TRACE_FLOOR
-    assert traced(change, 0.0)[0].tolist() == pytest.approx([0.1, -0.2 + 0.1 * floor, 0.3 - 0.1 * floor])
+    assert _traced(change, 0.0)[0].tolist() == pytest.approx([0.1, -0.2 + 0.1 * floor, 0.3 - 0.1 * floor])
     made = policy_loss(
         OLD[:1] + change, OLD[:1], torch.ones(1, 3).double(), MASK[:1], t(1.0), loss="grpo_lambda", decay=0.5
     )

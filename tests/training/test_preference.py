@@ -17,10 +17,10 @@ from stepwise.training import dpo  # noqa: E402
 from stepwise.training.lora import Trainee, load_trainee  # noqa: E402
 from stepwise.training.preference import (  # noqa: E402
     PairRow,
+    _reference_logprobs,
     _render_pair,
     pair_losses,
     preference_loss,
-    reference,
 )
 from stepwise.training.trainer import train_step  # noqa: E402
 
@@ -152,11 +152,11 @@ def test_a_reference_on_disk_is_taken_and_one_of_other_data_refused(tiny_gguf_pa
     trainee = load_trainee(cfg)
     sides = [side for row in rows(trainee, cfg) for side in (row.chosen, row.rejected)]
     with opened(tmp_path / "run", program="dpo", config=cfg, arguments={}) as directory:
-        found = reference(directory, trainee, sides, cfg, "a")
+        found = _reference_logprobs(directory, trainee, sides, cfg, "a")
         disturb(trainee)
-        assert reference(directory, trainee, sides, cfg, "a") == found
+        assert _reference_logprobs(directory, trainee, sides, cfg, "a") == found
         with pytest.raises(DataError, match=r"reference\.json belongs to other data"):
-            reference(directory, trainee, sides, cfg, "b")
+            _reference_logprobs(directory, trainee, sides, cfg, "b")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
 from stepwise.training import sft  # noqa: E402
 from stepwise.training.lora import load_trainee  # noqa: E402
 from stepwise.training.rendering import render_all  # noqa: E402
-from stepwise.training.supervised import schedule, weighted_nll  # noqa: E402
+from stepwise.training.supervised import _schedule, weighted_nll  # noqa: E402
 from stepwise.training.trainer import train_step  # noqa: E402
 
 ROWS = [row(i) for i in range(6)]
@@ -102,16 +102,16 @@ def test_zero_weight_on_the_prefix_leaves_its_tokens_out_of_the_count(tiny_gguf_
 
 def test_the_schedule_visits_every_row_once_an_epoch_in_another_order() -> None:
     rows = [tokens(i) for i in range(10)]
-    plan = schedule(rows, [], SftConfig(batch=4, epochs=2), seed=1)
+    plan = _schedule(rows, [], SftConfig(batch=4, epochs=2), seed=1)
     assert [len(batch) for batch in plan] == [4, 4, 2, 4, 4, 2]
     first, second = ([i for batch in plan[k : k + 3] for i in batch] for k in (0, 3))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
-    assert plan == schedule(rows, [], SftConfig(batch=4, epochs=2), seed=1)
+    assert plan == _schedule(rows, [], SftConfig(batch=4, epochs=2), seed=1)
 
 
 def test_a_number_of_tokens_ends_the_schedule_at_the_step_that_reaches_it() -> None:
-    plan = schedule([tokens(i) for i in range(10)], [], SftConfig(batch=4, epochs=1, tokens=70), seed=1)
+    plan = _schedule([tokens(i) for i in range(10)], [], SftConfig(batch=4, epochs=1, tokens=70), seed=1)
     assert sum(3 * len(batch) for batch in plan) >= 70
     assert sum(3 * len(batch) for batch in plan[:-1]) < 70
 
@@ -119,7 +119,7 @@ def test_a_number_of_tokens_ends_the_schedule_at_the_step_that_reaches_it() -> N
 @pytest.mark.parametrize("pool", [3, 40])
 def test_replay_makes_up_its_share_of_the_rows(pool: int) -> None:
     rows, again = [tokens(i) for i in range(20)], [tokens(i) for i in range(pool)]
-    plan = schedule(rows, again, SftConfig(batch=100, epochs=3, replay=0.5), seed=1)
+    plan = _schedule(rows, again, SftConfig(batch=100, epochs=3, replay=0.5), seed=1)
     for batch in plan:
         assert len(batch) == 40
         assert sum(i >= 20 for i in batch) == 20

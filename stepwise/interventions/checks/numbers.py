@@ -11,18 +11,17 @@ from functools import lru_cache
 
 from stepwise.grading.answers import read
 from stepwise.grading.text import Unreadable, clean
+from stepwise.grading.units import spelled
 
-_SMALL = {
-    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
-    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
-    "seventeen": 17, "eighteen": 18, "nineteen": 19,
-}  # fmt: skip
-_TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
+_ONES_TEXT = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+_ONES = _ONES_TEXT.split()
+_WORD = "|".join([*_ONES, "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million"])
 _PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fifth": 5, "eighth": 8, "ninth": 9, "twelfth": 12} | {
-    f"{word}th": value for word, value in _SMALL.items() if value > 3
+    f"{word}th": value for value, word in enumerate(_ONES) if value > 3
 }
-_WORD = "|".join([*_SMALL, *_TENS, *_SCALES])
 _PART = "|".join(sorted(_PARTS, key=len, reverse=True))
 _SPELLED = re.compile(
     rf"\b(?:(?P<sign>negative|minus)\s+)?(?:(?P<whole>(?:{_WORD})(?:(?:-|\s+(?:and\s+)?)(?:{_WORD}))*)"
@@ -93,36 +92,19 @@ def _value(plain: str) -> Fraction | None:
 
 def _spelled(text: str) -> Iterator[Mention]:
     for match in _SPELLED.finditer(text):
-        if match["half"]:
-            value = Fraction(1, 2)
-        elif match["single"]:
-            value = Fraction(1, _PARTS[match["lone"].lower()])
-        else:
-            value = Fraction(_count(match["whole"].lower()))
-            if match["rest"]:
-                value += Fraction(1, _PARTS[match["rest"].lower()])
-            elif match["part"]:
-                value /= _PARTS[match["part"].lower()]
+        part = (match["lone"] or match["half"] or match["rest"] or match["part"] or "").lower()
+        share = Fraction(1, _PARTS[part]) if part else Fraction(1)
+        value: Fraction | None = Fraction(1)
+        if match["whole"]:  # as the grader reads it; "a hundred" is found without its article
+            value = spelled(match["whole"])
+            value = spelled(f"one {match['whole']}") if value is None else value
+        if value is None:
+            continue
+        value = value + share if match["rest"] else value * share
         start, sign = match.start(), -1 if match["sign"] else 1
-        if (
-            match["sign"]
-            and match["sign"].lower() == "minus"
-            and re.search(r"\d\s*\Z", text[max(0, start - 8) : start])
-        ):
+        if sign < 0 and match["sign"].lower() == "minus" and re.search(r"\d\s*\Z", text[max(0, start - 8) : start]):
             start, sign = match.start("whole"), 1
         yield Mention(start, match.end(), frozenset({sign * value}))
-
-
-def _count(words: str) -> int:
-    total = current = 0
-    for word in re.split(r"[-\s]+", words):
-        if word in _SCALES:
-            current = max(current, 1) * _SCALES[word]
-            if word != "hundred":
-                total, current = total + current, 0
-        elif word != "and":
-            current += _SMALL.get(word, 0) + _TENS.get(word, 0)
-    return total + current
 
 
 def monomial(text: str) -> tuple[Fraction, tuple[str, ...]] | None:
