@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from stepwise.config import ModelConfig
 from stepwise.errors import ConfigError, DataError
 from stepwise.models.engine import Engine, Generation, GenerationJob, schema_grammar
+from stepwise.models.engine.gbnf import object_grammar
 from stepwise.models.engine.jobs import Drawn
-from stepwise.models.engine.schema import object_grammar
 from stepwise.models.shared import LOAD_FIELDS, identity, shared_engine
 
 PROVIDER = "llamacpp"

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from stepwise.errors import DataError
 from stepwise.models.engine import Engine, GenerationJob, schema_grammar
-from stepwise.models.engine.schema import _integers
+from stepwise.models.engine.gbnf import integers
 
 
 class Colour(Enum):
@@ -128,7 +128,7 @@ def test_integer_ranges_are_exactly_the_integers_in_them() -> None:
         *(sorted(rng.sample(range(-3000, 3000), 2)) for _ in range(60)),
     ]
     for low, high in cases:
-        pattern = re.compile(as_regex(_integers(low, high)))
+        pattern = re.compile(as_regex(integers(low, high)))
         for value in (*range(low - 25, low + 25), *range(high - 25, high + 25), *rng.sample(range(-4000, 4000), 50)):
             assert bool(pattern.fullmatch(str(value))) == (low <= value <= high), (low, high, value)
         assert not pattern.fullmatch("007")
@@ -142,17 +142,61 @@ def as_regex(gbnf: str) -> str:
     ("schema", "says"),
     [
         ({"type": "string", "pattern": "a+"}, "pattern"),
-        ({"$ref": "#/$defs/T", "$defs": {"T": {"type": "array", "items": {"$ref": "#/$defs/T"}}}}, "refers to itself"),
+        (
+            {"$ref": "#/$defs/T", "$defs": {"T": {"type": "array", "items": {"$ref": "#/$defs/T"}, "minItems": 1}}},
+            "refers to itself",
+        ),
         ({"type": "object", "properties": {"x": {"type": "integer", "minimum": 5, "maximum": 4}}}, r"\$\.x"),
-        ({"type": "string", "format": "email"}, "email"),
+        ({"type": "string", "format": "regex"}, "regex"),
         ({"$ref": "#/$defs/missing"}, "leads nowhere"),
         ({"type": "thing"}, "unknown"),
         ({"type": "number", "exclusiveMinimum": 0.2, "maximum": 0.4}, "widen"),
+        # what used to be violated without a word
+        ({"type": "object", "properties": {"a": {"type": "null"}}, "required": ["b"]}, "'b' is required and no prop"),
+        ({"type": "object", "required": ["b"]}, "'b' is required"),
+        ({"type": "object", "properties": {"a": {"type": "null"}}, "minProperties": 2}, "1 properties and other"),
+        ({"type": "object", "additionalProperties": False, "minProperties": 1}, "may have none"),
+        ({"type": "integer", "minimum": 3, "exclusiveMinimum": True}, "no number"),
+        ({"type": "string", "minLength": 3, "maxLength": 2}, "minLength is 3"),
+        ({"type": "string", "format": "date", "maxLength": 9}, "a date has 10"),
+        ({"type": "array", "minItems": 3, "maxItems": 2}, "minItems is 3"),
+        ({"type": "array", "prefixItems": [{"type": "null"}], "minItems": 2}, "1 'prefixItems'"),
+        ({"type": "array", "contains": {}}, "'contains'"),
+        ({"not": {}}, "'not'"),
+        ({"$ref": "#/$defs/T", "maxLength": 2, "$defs": {"T": {"type": "string"}}}, "beside maxLength"),
+        ({"anyOf": [{"type": "string"}], "maxLength": 2}, "beside maxLength"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "use 'anyOf'"),
+        ({"enum": ["a"], "type": "integer"}, "no value is of type"),
+        ({"type": "object", "propertyNames": {"type": "integer"}}, "no strings"),
+        ({"dependentRequired": {"a": ["b"]}, "type": "object"}, "dependentRequired"),
     ],
 )
 def test_what_cannot_be_bounded_is_refused_with_place_and_remedy(schema: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError, match=says):
         schema_grammar(schema)
+
+
+@pytest.mark.parametrize(
+    ("more", "required"),
+    [
+        ({"type": "array", "items": {"$ref": "#/$defs/T"}, "maxItems": 1}, True),
+        ({"anyOf": [{"$ref": "#/$defs/T"}, {"type": "null"}]}, True),
+        ({"type": "object", "additionalProperties": {"$ref": "#/$defs/T"}, "maxProperties": 1}, True),
+        ({"$ref": "#/$defs/T"}, False),
+    ],
+)
+def test_a_schema_that_refers_to_itself_is_unrolled_and_ends(engine: Engine, more: Any, required: bool) -> None:
+    node = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 2]}, "more": more},
+        "required": ["n", "more"][: 1 + required],
+    }
+    grammar = schema_grammar({"$ref": "#/$defs/T", "$defs": {"T": node}})
+    job = GenerationJob((7, 8, 9), max_tokens=480, n=30, temperature=1.0, grammar=grammar.gbnf)
+    texts = [made.data.decode() for made in engine.generate([job]) if made.finish == "eos"]
+    assert texts
+    assert 1 < max(text.count('"n":') for text in texts) <= 4
+    assert all(json.loads(text) for text in texts)
 
 
 def test_the_bound_counts_the_longest_text() -> None:

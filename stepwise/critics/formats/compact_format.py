@@ -22,7 +22,8 @@ from pydantic_core import to_json
 
 from stepwise.critics.formats.field_format import MARK, FieldFormat
 from stepwise.errors import DataError
-from stepwise.models.engine.schema import SchemaRules, literal
+from stepwise.models.engine.gbnf import literal
+from stepwise.models.engine.schema import SchemaRules
 
 # A line may end in all the ways that Unicode knows; "->" is how a request ends.
 _FORGED = re.compile(rf"(?<=[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])(?={MARK}|->)")

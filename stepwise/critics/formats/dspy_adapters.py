@@ -34,6 +34,7 @@ _SIZES = (
     *("minLength", "maxLength", "minItems", "maxItems"),
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
 )
+_HOSTED_FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
 repair_reasons: ContextVar[list[str] | None] = ContextVar("stepwise_repairs", default=None)
 """Where it is a list, the reason of every repair is added to it."""
 
@@ -223,26 +224,28 @@ class JsonAdapter(_Headed, dspy.JSONAdapter):  # type: ignore[misc]
 def _response_schema(signature: Any, *, sizes: bool) -> dict[str, Any] | None:
     """The JSON schema of the output fields as strict modes want it: every property required, no others.
 
-    None where the schema has a map (`dict[str, int]`) and `sizes` is False. `sizes` keeps the limits of numbers,
-    lengths and lists, which the engine holds to and hosted models refuse; it also lets texts without a limit have
-    `MAX_REPEAT` characters, of which the engine would allow fewer.
+    None where the schema has a map (`dict[str, int]`) or `Any` and `sizes` is False. `sizes` keeps the limits of
+    numbers, lengths and lists, which the engine holds to and hosted models refuse; it also lets texts without a limit
+    have `MAX_REPEAT` characters, of which the engine would allow fewer.
     """
     properties, definitions = {}, {}
     for name, form in compact_format.fields_of(signature).items():
         properties[name] = dict(form.schema)
         definitions.update(properties[name].pop("$defs", {}))
-        if sizes and form.is_text:
+        if sizes and form.is_text and "type" in properties[name]:
             properties[name].setdefault("maxLength", MAX_REPEAT)
     schema = {"type": "object", "properties": properties, **({"$defs": definitions} if definitions else {})}
     return schema if _made_strict(schema, sizes) or sizes else None
 
 
 def _made_strict(schema: dict[str, Any], sizes: bool) -> bool:
-    """Changes `schema` and what is in it; whether it has no map."""
+    """Changes `schema` and what is in it; whether it has no map, and nothing that may be any value."""
     if not sizes:
         for key in _SIZES:
             schema.pop(key, None)
-    strict = True
+        if schema.get("format") not in _HOSTED_FORMATS:
+            schema.pop("format", None)
+    strict = bool(schema.keys() & {"type", "$ref", "anyOf", "allOf", "enum", "const"})  # else it is any value
     if "properties" in schema:
         schema.update(required=list(schema["properties"]), additionalProperties=False)
     elif schema.get("type") == "object":

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
 
 from stepwise.errors import DataError
-from stepwise.models.engine.schema import SchemaRules, literal
+from stepwise.models.engine.gbnf import literal
+from stepwise.models.engine.keywords import loosened
+from stepwise.models.engine.schema import SchemaRules
 
 MARK = "#"
 NONE = "none"
@@ -100,6 +103,15 @@ def _parts(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[_P
     return [_Part(kind if kind in ("null", "boolean", "integer", "number", "text", "format") else "json", schema, {})]
 
 
+class _Schemas(GenerateJsonSchema):
+    """Schemas in which a Decimal is a number, and not any text beside."""
+
+    def decimal_schema(self, schema: Any) -> dict[str, Any]:
+        """See pydantic."""
+        result = super().decimal_schema(schema)
+        return next((part for part in result.get("anyOf", ()) if part.get("type") == "number"), result)
+
+
 @dataclass(frozen=True)
 class FieldFormat:
     """How one output field is written and read: `parts` are the alternatives of its value; `columns` those of each cell
@@ -116,7 +128,7 @@ class FieldFormat:
     def of(cls, name: str, field: Any) -> FieldFormat:
         """From a DSPy field, its annotation and constraints."""
         adapter = TypeAdapter(constrained(field))
-        schema = adapter.json_schema()
+        schema = _holdable(adapter.json_schema(schema_generator=_Schemas))
         definitions = schema.get("$defs", {})
         items = _parts(schema["items"], definitions) if schema.get("type") == "array" and "items" in schema else []
         records = items[0].schema.get("properties", {}) if len(items) == 1 else {}
@@ -234,6 +246,16 @@ class FieldFormat:
             else:
                 written.append(rules.visit(part.schema, f"${self.name}")[0])
         return written[0] if len(written) == 1 else rules.rule(" | ".join(written), 0)[0]
+
+
+def _holdable(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What of a schema a grammar can hold to: values are checked when they are read. Any JSON where that is nothing."""
+    held: Mapping[str, Any] = loosened(schema)
+    try:
+        SchemaRules(held).visit(held, "$")
+    except DataError:
+        return {}
+    return held
 
 
 def _words(parts: Sequence[_Part]) -> str:
