@@ -33,6 +33,7 @@ _THOUGHT_ENDS = re.compile(
     re.IGNORECASE,
 )
 _CODE = re.compile(r"(?<!`)(`{1,2})(?!`)[^`\n]+?\1(?!`)")
+_WRITTEN = re.compile(r"[^\W_]|\\\{")
 _WORD_FOR_ANSWER = r"(?:answer|result|value|solution|number|expression|ans)s?"
 _PLACEHOLDER = re.compile(
     r"(?:\\text\s*\{)?[\s<\[(]*"
@@ -224,11 +225,8 @@ def _answers(text: str) -> tuple[str, list[tuple[int, int, str]]]:
         return part, []
     if "`" in part or "~~~" in part:
         part = _CODE.sub(" ", _without_fences(part))
-    return part, [box for box in _boxes(part) if _is_answer(box[2])]
-
-
-def _is_answer(content: str) -> bool:
-    return re.search(r"[^\W_]|\\\{", content) is not None and _PLACEHOLDER.fullmatch(content.strip()) is None
+    # Something is written in it (a letter, a digit, a set), and it does not only say where an answer would go.
+    return part, [box for box in _boxes(part) if _WRITTEN.search(box[2]) and not _PLACEHOLDER.fullmatch(box[2].strip())]
 
 
 def _without_fences(text: str) -> str:

@@ -27,7 +27,6 @@ from stepwise.models.driver import Driver, outside
 from stepwise.models.failures import error_of, failure_of
 from stepwise.models.provider import engines_of
 from stepwise.models.wrappers import Wrappers, prompt_bound, usage_entry
-from stepwise.prompt import SolvePrompt
 from stepwise.types import Step, Usage, as_problem
 
 _call: ContextVar[Callable[[], Awaitable[Any]]] = ContextVar("stepwise_lm_call")
@@ -139,7 +138,7 @@ class _LanguageModel(Generator):
 
     async def generate(self, request: Request) -> Completion:
         """The texts that the call gives; what it raises is a failure with what it cost."""
-        read = prompt_bound(request, SolvePrompt())
+        read = prompt_bound(request)
         bound = Usage(self.name, 1, read, read, request.n * request.max_tokens)
         if self.remote and (sending := SENDING.get()) is not None:
             sending(bound)

@@ -130,7 +130,10 @@ class Completion:
     @property
     def costs(self) -> tuple[Usage, Usage]:
         """What all samples cost, and the most that tries without an answer were billed beside it."""
-        return sum((s.usage for s in self.samples), Usage()), sum((s.perhaps for s in self.samples), Usage())
+        usage, perhaps = self.usage, self.perhaps
+        for other in self.rest:
+            usage, perhaps = usage + other.usage, perhaps + other.perhaps
+        return usage, perhaps
 
     @property
     def failed(self) -> Failure | None:

@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from fractions import Fraction
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -40,23 +41,23 @@ _NAMES = ("strong_tokens", "total_tokens", "calls", "money")
 _ROLES = ("weak", "strong", "critic", "scorer")
 Amount = int | Fraction  # counts are whole numbers, money is exact
 _NOTHING: dict[str, Amount] = dict.fromkeys(_NAMES, 0)
-
-
 ACCOUNT: ContextVar[Ledger | None] = ContextVar("stepwise_account", default=None)
 """The account of the problem that the running coroutine is about."""
 
 
-class Reservation:
+@dataclasses.dataclass(slots=True)
+class _Reservation:
     """An amount set aside by `Ledger.reserve`. Leaving the `with` block without `settle` gives it back.
 
     `max_tokens` is what it is for; less than was asked for where the cap `cut_by` has no more (`areserve`).
     """
 
-    def __init__(
-        self, ledger: Ledger, role: str, amount: Mapping[str, Amount], max_tokens: int, cut_by: str = ""
-    ) -> None:
-        self._ledger, self._role, self._amount, self._open = ledger, role, amount, True
-        self.max_tokens, self.cut_by = max_tokens, cut_by
+    _ledger: Ledger
+    _role: str
+    _amount: Mapping[str, Amount]
+    max_tokens: int
+    cut_by: str = ""
+    _open: bool = True
 
     def settle(self, usage: Usage, perhaps: Usage | None = None) -> None:
         """Replace the reservation by what the work really cost, and the most that tries without an answer were billed;
@@ -154,7 +155,7 @@ class Ledger:
             account._add(role, usage, account._usage)
         return account
 
-    def reserve(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> Reservation:
+    def reserve(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> _Reservation:
         """Set aside at most `max_tokens` generated tokens over `calls` calls that read `prompt_tokens` in all.
 
         `prompt_tokens` matters for a cap on money only; give an upper bound (the bytes of the text are one for
@@ -166,25 +167,21 @@ class Ledger:
             if short := self._short(ask):
                 raise self._refusal(role, ask, *short)
             self._hold(ask, 1)
-        return Reservation(self, role, ask, max_tokens)
+        return _Reservation(self, role, ask, max_tokens)
 
     async def areserve(
         self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1, least_tokens: int = 0
-    ) -> Reservation:
+    ) -> _Reservation:
         """`reserve` for a coroutine, which waits while what is in flight may still give back what it needs.
 
         Where that will not do, it gets what is left, if that is at least `least_tokens` (0: all or nothing).
         """
-        queue = self._levels[-1]._queue
-
-        def asked(tokens: int) -> dict[str, Amount]:
-            return self._ask(role, tokens, prompt_tokens, calls)
-
+        asked, queue = partial(self._ask, role, prompt_tokens=prompt_tokens, calls=calls), self._levels[-1]._queue
         ask = asked(max_tokens)
         with self._lock:
             if not queue and not self._short(ask):
                 self._hold(ask, 1)
-                return Reservation(self, role, ask, max_tokens)
+                return _Reservation(self, role, ask, max_tokens)
             turn = _Turn(self, role, ask, max_tokens, asked, least_tokens)
             queue.append(turn)
             self._give_turns(queue)
@@ -198,7 +195,7 @@ class Ledger:
                     self._hold(turn.ask, -1)
                 self._give_turns(queue)
             raise
-        return Reservation(self, role, turn.ask, turn.max_tokens, turn.cut_by)
+        return _Reservation(self, role, turn.ask, turn.max_tokens, turn.cut_by)
 
     def _give_turns(self, queue: deque[_Turn]) -> None:
         """Grant or refuse whoever waits and may know by now, in order; nobody takes what an earlier one waits for.

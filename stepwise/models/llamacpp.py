@@ -66,8 +66,8 @@ class LlamaCppBackend(Generator):
 
     async def generate(self, request: Request) -> Completion:
         """One request, in common batches with whoever else is asking."""
-        name = self.name
-        job = self._planned(request, name)
+        name = self.engine.name
+        job = self._job(request, name)
         if isinstance(job, Failure):
             return Completion.of_failure(job, n=request.n)
         samples = await self.engine.agenerate([job])
@@ -75,8 +75,8 @@ class LlamaCppBackend(Generator):
 
     def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         """The same for callers who wait, on whatever thread: a driver knows that one of its threads waits here."""
-        name, results = self.name, list[Completion]()
-        jobs = [self._planned(request, name) for request in requests]
+        name, results = self.engine.name, list[Completion]()
+        jobs = [self._job(request, name) for request in requests]
         done = iter(self.engine.generate([job for job in jobs if not isinstance(job, Failure)]))
         for number, (request, job) in enumerate(zip(requests, jobs, strict=True)):
             if isinstance(job, Failure):
@@ -88,30 +88,30 @@ class LlamaCppBackend(Generator):
 
     def prefix_ids(self, request: Request) -> list[int]:
         """The ids that the completion of `request` follows on, [] where the template refuses it."""
-        job = self._planned(request, self.engine.name)
+        job = self._job(request, self.engine.name)
         return [] if isinstance(job, Failure) else list(job.ids)
 
-    def _planned(self, request: Request, name: str) -> GenerationJob | Failure:
+    def _job(self, request: Request, name: str) -> GenerationJob | Failure:
+        """What the engine of this name is to draw, or why the request is refused."""
+        drawn = {field: getattr(request, field) for field in _DRAWN}
         try:
-            return self._job(request, name)
+            check_question(request)
+            if request.messages:
+                held = "grammar" if isinstance(request.schema, str) else "response_format"
+                return chat_job(self.engine, request.messages, {**drawn, held: request.schema, **request.options})
+            if request.token_ids:
+                thought = open_thought(self.engine.detokenize(request.token_ids).decode("utf-8", "replace"))
+                return GenerationJob(
+                    request.token_ids, stop=request.stop, first=request.sample, thought=thought, **drawn
+                )
+            ids = list(self._prompt_ids(request.problem.question))
+            for step in request.prefix:
+                own = step.token_ids and step.usage.model == name
+                ids += self._sampled_ids(step.text, step.token_ids) if own else self._text_ids(step.text)
+            prompt = self.engine.detokenize(self._prompt_ids(request.problem.question)[-_PROMPT_END:])
         except (BackendError, ConfigError, DataError) as error:
             return Failure("refused", str(error))
-
-    def _job(self, request: Request, name: str) -> GenerationJob:
-        check_question(request)
-        drawn = {name: getattr(request, name) for name in _DRAWN}
-        if request.messages:
-            held = "grammar" if isinstance(request.schema, str) else "response_format"
-            return chat_job(self.engine, request.messages, {**drawn, held: request.schema, **request.options})
-        if request.token_ids:
-            thought = open_thought(self.engine.detokenize(request.token_ids).decode("utf-8", "replace"))
-            return GenerationJob(request.token_ids, stop=request.stop, first=request.sample, thought=thought, **drawn)
-        ids = list(self._prompt_ids(request.problem.question))
-        for step in request.prefix:
-            own = step.token_ids and step.usage.model == name
-            ids += self._sampled_ids(step.text, step.token_ids) if own else self._text_ids(step.text)
         before = SEPARATOR.join(step.text for step in request.prefix)
-        prompt = self.engine.detokenize(self._prompt_ids(request.problem.question)[-_PROMPT_END:])
         return GenerationJob(
             tuple(ids),
             stop=request.stop,

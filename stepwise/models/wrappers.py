@@ -1,7 +1,7 @@
 """Every concern of a call as a wrapper of the same shape: `await generate(request)` or `await ascore(problem, steps)`.
 
-    Budgeted(Reported(Stored(Guarded(model))))     comparisons: a known answer is charged as if it were asked for
-    Stored(Budgeted(Reported(Guarded(model))))     resumed runs: what an earlier start has paid for is free
+    Metered(Stored(Guarded(model)))     comparisons: a known answer is charged as if it were asked for
+    Stored(Metered(Guarded(model)))     resumed runs: what an earlier start has paid for is free
 
 `Wrappers` puts them together; nothing else does. A request that a cap refuses comes back as a completion with finish
 "budget", a failed one with "error" and its `Failure`.
@@ -15,7 +15,7 @@ import json
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from stepwise.errors import BudgetExceededError
 from stepwise.models.base import Backend, Completion, Generator, Request, Wrapped
@@ -32,56 +32,127 @@ T = TypeVar("T")
 _PROMPT = SolvePrompt()
 
 
-class Budgeted(Wrapped):
-    """`model` under the caps of `ledger`, as `role`: the most that a request may cost is reserved before it is asked.
+Callbacks = Callable[[], Iterable[Any]]
+"""What gives DSPy's callbacks, asked at each call."""
 
-    Where the coroutine that asks has an account of its own (`ACCOUNT`, a problem's), its caps hold too. `prompt` is
-    what the model puts around a question; it only bounds what a request may cost. A model that must be tried out first
-    (an API) does it on the ledger's account.
+
+class _Meter(NamedTuple):
+    """What every call of a role goes through, be it a model's or a scorer's: caps first, then DSPy hears of it.
+
+    The most that it may cost is reserved in `ledger` before it is asked; where the coroutine that asks has an account
+    of its own (`ACCOUNT`, a problem's), its caps hold too. DSPy's callbacks (and `callbacks`) hear of start and end,
+    its usage tracker of the cost; nobody does where there are no `callbacks`. `frame` is how many tokens are put around
+    a question at most.
     """
 
-    def __init__(self, model: Generator, ledger: Ledger, role: str, prompt: SolvePrompt) -> None:
+    ledger: Ledger
+    role: str
+    frame: int
+    callbacks: Callbacks | None
+
+    async def call(
+        self,
+        held: Any,
+        model: Any,
+        asked: Any,
+        work: Callable[[], Awaitable[T]],
+        costs: Callable[[T], tuple[Usage, Usage | None]],
+    ) -> T:
+        """The result of `work`, a call of `model` that was `asked` something under the reservation `held`, which is
+        settled at what `costs` says of the result.
+        """
+        try:
+            listeners, tracker, call_id = list[Any](), None, uuid.uuid4().hex
+            if self.callbacks is not None:
+                import dspy
+
+                listeners = [*(dspy.settings.get("callbacks") or ()), *self.callbacks()]
+                tracker = dspy.settings.usage_tracker
+            for listener in listeners:
+                listener.on_lm_start(call_id=call_id, instance=model, inputs={"requests": [asked]})
+            result: T | None = None
+            failure: BaseException | None = None
+            try:
+                result = await work()
+            except BaseException as error:
+                failure = error
+                raise
+            finally:
+                for listener in listeners:
+                    listener.on_lm_end(call_id=call_id, outputs=result, exception=failure)
+            usage, perhaps = costs(result)
+            if tracker is not None:
+                tracker.add_usage(model.name, usage_entry(usage))
+        except BaseException:
+            held.cancel()
+            raise
+        held.settle(usage, perhaps)
+        return result
+
+
+class _Metered(Wrapped):
+    """`model` behind a meter. A model that must be tried out first (an API) does it on the run's account."""
+
+    def __init__(self, model: Generator, meter: _Meter) -> None:
         super().__init__(model)
-        self.ledger, self.role, self._prompt = ledger, role, prompt
+        self._meter = meter
 
     async def generate(self, request: Request) -> Completion:
-        """Reserve, ask, settle."""
-        account = ACCOUNT.get() or self.ledger
+        """The model's completion; what a cap refuses has the finish "budget"."""
         calls = request.n * self.model.calls_per_sample
-        read = prompt_bound(request, self._prompt)
+        read, meter = prompt_bound(request, self._meter.frame), self._meter
         try:
             if self.model.remote and self.model.probe_bound.calls:
                 await self.ready()
-            held = await account.areserve(
-                self.role, calls * request.max_tokens, prompt_tokens=calls * read, calls=calls,
+            held = await (ACCOUNT.get() or meter.ledger).areserve(
+                meter.role, calls * request.max_tokens, prompt_tokens=calls * read, calls=calls,
                 least_tokens=calls * request.least_tokens,
             )  # fmt: skip
         except BudgetExceededError as refusal:
             return Completion.of_failure(failure_of(refusal), n=request.n)
         if held.cut_by:
             request = dataclasses.replace(request, max_tokens=held.max_tokens // calls)
-        try:
-            result = await self.model.generate(request)
-        except BaseException:
-            held.cancel()
-            raise
-        held.settle(*result.costs)
-        return cut_short(result, request, held.cut_by) if held.cut_by else result
+        result = await meter.call(
+            held, self.model, request, lambda: self.model.generate(request), lambda result: result.costs
+        )
+        return _cut_short(result, request, held.cut_by) if held.cut_by else result
 
     async def ready(self) -> None:
         """Probe on the run's account."""
-        most = self.model.probe_bound
+        most, ledger = self.model.probe_bound, self._meter.ledger
         if not most.calls:
             return
-        with await self.ledger.areserve(
-            self.role, most.generated_tokens, prompt_tokens=most.prompt_tokens, calls=most.calls
+        with await ledger.areserve(
+            self._meter.role, most.generated_tokens, prompt_tokens=most.prompt_tokens, calls=most.calls
         ) as held:
             spent = await asyncio.to_thread(self.model.prepare)
             if spent.calls:
                 held.settle(spent)
 
 
-def cut_short(result: Completion, request: Request, cap: str) -> Completion:
+class _MeteredScorer(WrappedScorer):
+    """`scorer` behind a meter: the reading of each step without a score is reserved."""
+
+    def __init__(self, scorer: Scorer, meter: _Meter) -> None:
+        super().__init__(scorer)
+        self._meter = meter
+
+    async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
+        """The scorer's; a refusal is a `Scored` with a failure of kind "budget"."""
+        question, new = problem.question if isinstance(problem, Problem) else problem, len(steps) - known
+        read = len("".join([question, *steps]).encode("utf-8", "replace")) + self._meter.frame
+        try:
+            ledger = ACCOUNT.get() or self._meter.ledger
+            held = await ledger.areserve("scorer", 0, prompt_tokens=new * read, calls=new)
+        except BudgetExceededError as refusal:
+            return Scored.of_failure(failure_of(refusal), Usage(self.name))
+        return await self._meter.call(
+            held, self.scorer, (problem, steps), lambda: self.scorer.ascore(problem, steps, known),
+            lambda result: (result.usage, None),
+        )  # fmt: skip
+
+
+def _cut_short(result: Completion, request: Request, cap: str) -> Completion:
     """`result` of a request that asked for what `cap` had left: a text that ended there was cut by the cap."""
     if result.finish != "length" or result.usage.generated_tokens < request.max_tokens:
         return result
@@ -89,33 +160,15 @@ def cut_short(result: Completion, request: Request, cap: str) -> Completion:
     return dataclasses.replace(result, finish="budget", error=reason, failure=Failure("budget", reason, cap))
 
 
-def prompt_bound(request: Request, prompt: SolvePrompt) -> int:
-    """The most tokens that a model reads for one sample of `request`."""
+def prompt_bound(request: Request, frame: int = 0) -> int:
+    """The most tokens that a model reads for one sample of `request`: the bytes of the text, and the `frame` around."""
     if request.token_ids:
         return len(request.token_ids)
     if request.messages:  # a template may put a few tokens around each; some servers show the model the schema
         asked = json.dumps([request.messages, request.schema], ensure_ascii=False, default=str)
         return len(asked.encode("utf-8", "replace")) + 16 * len(request.messages)
-    return _text_bound([request.problem.question, *(step.text for step in request.prefix)], prompt)
-
-
-def _text_bound(texts: Sequence[str], prompt: SolvePrompt) -> int:
-    """The most tokens that a model reads of `texts` under `prompt`: their bytes; the chat template adds a few."""
-    return len("".join(texts).encode("utf-8", "replace")) + len(prompt.model_dump_json()) + 64
-
-
-class Reported(Wrapped):
-    """`model`, of whose calls DSPy hears: its callbacks (and `callbacks`) at start and end, its usage tracker after."""
-
-    def __init__(self, model: Generator, callbacks: Callbacks) -> None:
-        super().__init__(model)
-        self._callbacks = callbacks
-
-    async def generate(self, request: Request) -> Completion:
-        """Tell, ask, tell."""
-        work = self.model.generate(request)
-        return await _reported(self.model, self._callbacks(), {"requests": [request]}, work,
-                              lambda result: [sample.usage for sample in result.samples])  # fmt: skip
+    texts = [request.problem.question, *(step.text for step in request.prefix)]
+    return len("".join(texts).encode("utf-8", "replace")) + frame
 
 
 class Guarded(Wrapped):
@@ -148,35 +201,6 @@ class Guarded(Wrapped):
         return result
 
 
-async def _reported(
-    model: Any,
-    callbacks: Iterable[Any],
-    inputs: dict[str, Any],
-    work: Awaitable[T],
-    usages: Callable[[T], Sequence[Usage]],
-) -> T:
-    """The result of `work`, a call of `model` that DSPy's callbacks and usage tracker hear of."""
-    import dspy
-
-    call_id, listeners = uuid.uuid4().hex, [*(dspy.settings.get("callbacks") or ()), *callbacks]
-    for listener in listeners:
-        listener.on_lm_start(call_id=call_id, instance=model, inputs=inputs)
-    result: Any = None
-    failure: BaseException | None = None
-    try:
-        result = await work
-    except BaseException as error:
-        failure = error
-        raise
-    finally:
-        for listener in listeners:
-            listener.on_lm_end(call_id=call_id, outputs=result, exception=failure)
-    spent = sum(usages(result), Usage())
-    if (tracker := dspy.settings.usage_tracker) is not None:
-        tracker.add_usage(model.name, usage_entry(spent))
-    return result  # type: ignore[no-any-return]
-
-
 def usage_entry(usage: Usage) -> dict[str, Any]:
     """`usage` as DSPy's usage trackers have it."""
     return {
@@ -186,54 +210,7 @@ def usage_entry(usage: Usage) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# ----- scorers
-
-
-class BudgetedScorer(WrappedScorer):
-    """`scorer` under the caps of `ledger`: the reading of each step without a score is reserved before it is asked."""
-
-    def __init__(self, scorer: Scorer, ledger: Ledger, prompt: SolvePrompt) -> None:
-        super().__init__(scorer)
-        self.ledger, self._prompt = ledger, prompt
-
-    async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
-        """Reserve, ask, settle; a refusal is a `Scored` with a failure of kind "budget"."""
-        new = len(steps) - known
-        question = problem.question if isinstance(problem, Problem) else problem
-        read = new * _text_bound([question, *steps], self._prompt)
-        try:
-            account = ACCOUNT.get() or self.ledger
-            held = await account.areserve("scorer", 0, prompt_tokens=read, calls=new)
-        except BudgetExceededError as refusal:
-            return Scored([], Usage(self.name), str(refusal), failure_of(refusal))
-        try:
-            result = await self.scorer.ascore(problem, steps, known)
-        except BaseException:
-            held.cancel()
-            raise
-        held.settle(result.usage)
-        return result
-
-
-class ReportedScorer(WrappedScorer):
-    """`scorer`, of whose calls DSPy hears."""
-
-    def __init__(self, scorer: Scorer, callbacks: Callbacks) -> None:
-        super().__init__(scorer)
-        self._callbacks = callbacks
-
-    async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
-        """Tell, ask, tell."""
-        work = self.scorer.ascore(problem, steps, known)
-        return await _reported(self.scorer, self._callbacks(), {"requests": [(problem, steps)]}, work,
-                              lambda result: [result.usage])  # fmt: skip
-
-
 # ----- the one place where they are put together
-
-
-Callbacks = Callable[[], Iterable[Any]]
-"""What gives DSPy's callbacks, asked at each call."""
 
 
 @dataclass(frozen=True)
@@ -261,9 +238,7 @@ class Wrappers:
         store = self.store if self.keep_local or model.remote else None
         if store is not None and not store.replays_are_free:
             model = Stored(model, store, role=role)
-        if self.callbacks is not None:
-            model = Reported(model, self.callbacks)
-        model = Budgeted(model, self.ledger, role, self.prompt)
+        model = _Metered(model, self._meter(role))
         return Stored(model, store, role=role) if store is not None and store.replays_are_free else model
 
     def scorer(self, scorer: Scorer, settings: Any = None) -> Scorer:
@@ -271,8 +246,10 @@ class Wrappers:
         store = self.store if self.keep_local or scorer.remote else None
         if store is not None and not store.replays_are_free:
             scorer = StoredScorer(scorer, store, settings=settings)
-        if self.callbacks is not None:
-            scorer = ReportedScorer(scorer, self.callbacks)
-        scorer = BudgetedScorer(scorer, self.ledger, self.prompt)
+        scorer = _MeteredScorer(scorer, self._meter("scorer"))
         free = store is not None and store.replays_are_free
         return StoredScorer(scorer, store, settings=settings) if free else scorer
+
+    def _meter(self, role: str) -> _Meter:
+        # A chat template adds a few tokens to the prompt.
+        return _Meter(self.ledger, role, len(self.prompt.model_dump_json()) + 64, self.callbacks)

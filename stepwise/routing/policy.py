@@ -305,35 +305,36 @@ async def decide(policy: Policy, view: View) -> Action | Look:
     Raises `PluginError`, naming step, problem, class and remedy, where it raises, returns no action, or looks for
     evidence that is not in its `looks` or is there already. Errors that are not its fault (a model is gone) pass.
     """
+    name, cause = f"{type(policy).__name__}.decide()", None
     try:
         action: Any = policy.decide(view)
         if inspect.isawaitable(action):  # it asks a model
             action = await action
-        fault, cause = _fault_of(policy, action, view), None
-    except StepwiseError as error:
-        if not isinstance(error, PluginError):
-            raise
+        if isinstance(action, Action):
+            return action
+        fault = _fault_of(policy, action, view)
+        if not fault:
+            return action  # type: ignore[no-any-return]
+    except PluginError as error:
         fault, cause = str(error), error
+    except StepwiseError:
+        raise
     except Exception as error:
-        fault = f"{type(policy).__name__}.decide() raised {type(error).__name__}: {reason_of(error)}"
-        cause = error  # type: ignore[assignment]
-    if not fault:
-        return action  # type: ignore[no-any-return]
+        fault, cause = f"{name} raised {type(error).__name__}: {reason_of(error)}", error  # type: ignore[assignment]
     raise PluginError(f"the policy failed at step {view.index} of problem {view.problem.id!r}: {fault}") from cause
 
 
 def _fault_of(policy: Policy, action: Any, view: View) -> str:
-    """What is wrong with a return value of `policy.decide`, and what to do; "" for nothing."""
-    name = type(policy).__name__
+    """What is wrong with what `policy.decide` returned where it is no action, and what to do; "" for nothing."""
+    name = f"{type(policy).__name__}.decide()"
     if isinstance(action, Look):
         there = view.draft is not None if action.what == "draft" else action.what in view.looked
-        if there or action.what not in policy.looks:
-            fault = "again, although it is there" if there else "which is not in its `looks`"
-            return f"{name}.decide() looks for {action.what!r} {fault}; correct it"
-    elif not isinstance(action, Action):
-        hint = f"; {action.__name__} is the class, write {action.__name__}()" if inspect.isclass(action) else ""
-        return (
-            f"{name}.decide() returned {action!r}, which is no action{hint}; return Keep(), Escalate(), HandOver(), "
-            'Resample() or Look("draft") of stepwise.routing'
-        )
-    return ""
+        if not there and action.what in policy.looks:
+            return ""
+        fault = "again, although it is there" if there else "which is not in its `looks`"
+        return f"{name} looks for {action.what!r} {fault}; correct it"
+    hint = f"; {action.__name__} is the class, write {action.__name__}()" if inspect.isclass(action) else ""
+    return (
+        f"{name} returned {action!r}, which is no action{hint}; return Keep(), Escalate(), HandOver(), "
+        'Resample() or Look("draft") of stepwise.routing'
+    )

@@ -237,9 +237,10 @@ class WrappedScorer(BatchScorer):
 
 
 class Task(NamedTuple):
-    """A solution on its way through a `PrefixScorer`: the steps `first`.. are still to be scored.
+    """A solution on its way through a `PrefixScorer`: the steps from `first` (0-based) on are still to be scored.
 
-    `keys` has one for each prefix, `known` the scores that were kept; `fault` says why it cannot be scored.
+    `keys` has one for each prefix, `known` the scores that were kept; `fault` says why it cannot be scored. `done`:
+    nothing is to be asked.
     """
 
     question: str
@@ -247,16 +248,8 @@ class Task(NamedTuple):
     keys: Sequence[bytes] = ()
     known: Sequence[float] = ()
     fault: str = ""
-
-    @property
-    def first(self) -> int:
-        """0-based index of the first step without a score."""
-        return len(self.known)
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is to be asked."""
-        return bool(self.fault) or self.first == len(self.steps)
+    first: int = 0
+    done: bool = False
 
 
 class PrefixScorer(BatchScorer):
@@ -301,7 +294,8 @@ class PrefixScorer(BatchScorer):
             keys.append(key)
         with self._lock:
             known = [self._known[key] for key in takewhile(self._known.__contains__, keys)]
-        return Task(question, texts, keys, known, _text_fault(question, texts, self.marker_text))
+        fault, first = _text_fault(question, texts, self.marker_text), len(known)
+        return Task(question, texts, keys, known, fault, first, bool(fault) or first == len(texts))
 
     def _end(self, task: Task, fresh: Scored | None) -> Scored:
         """The scores with the `fresh` ones, which are kept from now on."""
