@@ -27,11 +27,13 @@ from stepwise.lab.problems import generate
 from stepwise.models.store import CallCache
 from stepwise.report import Report, summary_table, write_report
 from stepwise.report.terminal import StepStream, show_trace
-from stepwise.routing import Policy, RoutingInterrupted, StepRouter, policy_from_config
 from stepwise.routing.compare import judge, plan_routing, savings, verdict_of
-from stepwise.routing.learned import Learned
+from stepwise.routing.learned import Learned, ModelNames
 from stepwise.routing.metrics import cost_of
-from stepwise.routing.saved import PolicyCard, SavedPolicy, load_policy, policy_to_dict, save_policy
+from stepwise.routing.policy import Policy
+from stepwise.routing.route import RoutingInterrupted
+from stepwise.routing.router import StepRouter
+from stepwise.routing.saved import SavedPolicy, load_policy, policy_from_config, policy_to_dict, save_policy
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import PIPE, Options, Run, one_of, program
 from stepwise.types import Problem, Trace
@@ -127,7 +129,7 @@ def main(run: Run[_Options]) -> None:
                 run.say(cache.summary())
 
 
-def _remember(run: Run[_Options], policy: Policy, card: PolicyCard) -> None:
+def _remember(run: Run[_Options], policy: Policy, card: ModelNames) -> None:
     """Write the policy down; raises `DataError` where the run began with another one, as when its file was changed."""
     path = run.path("policy.json")
     settings = json.loads(json.dumps(policy_to_dict(policy)))

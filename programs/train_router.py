@@ -56,7 +56,7 @@ class _Options(Options):
 @program(_Options, doc=__doc__)
 def main(run: Run[_Options]) -> None:
     args, fit = run.args, RouterFit.load(run.args.fit)
-    models = ModelNames(fit.card.weak, fit.card.strong, fit.card.scorer, fit.card.config)
+    models = fit.card.models
     if len(set(args.prices)) < len(args.prices):
         raise DataError(f"--prices has {args.prices}; give each price once")
     world = RouterSimulator.from_fit(fit, tokens=_tokens_of(args.traces))

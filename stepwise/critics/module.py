@@ -2,7 +2,7 @@
 
 A module is `__init__` and the coroutine `run`, which calls predictors by `await self.call(...)`. A caller who waits
 (`module(...)`, `run_all`) has the coroutine run in a loop of its own, and every call of a model in a thread, by the
-model's synchronous side; `module.acall(...)` and `arun_all` await the asynchronous one. Either way what is set by
+model's synchronous side; `module.acall(...)` awaits the asynchronous one. Either way what is set by
 `dspy.context`, callbacks, traces and usage trackers reach every call.
 """
 
@@ -12,9 +12,9 @@ import asyncio
 import copy
 import threading
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -241,8 +241,11 @@ def run_all(
     show; `on_result` hears of each item as it is done (index and prediction), never twice at a time. After Ctrl-C no
     item begins, and those at work are waited for.
     """
-    given = list(items)
-    with _reporting(len(given), concurrency, progress, on_result) as done, ThreadPoolExecutor(concurrency) as calls:
+    if concurrency < 1:
+        raise ConfigError(f"concurrency is {concurrency}; give at least 1")
+    given, lock = list(items), threading.Lock()
+    bar = progress_bar(progress, len(given)) if progress else nullcontext(lambda _: None)
+    with bar as advance, ThreadPoolExecutor(concurrency) as calls:
 
         def work(index: int) -> dspy.Prediction:
             _gate.set(calls)
@@ -250,55 +253,15 @@ def run_all(
                 result = module(**given[index])
             except Exception as error:
                 result = failed_by(error)
-            return done(index, result)
-
-        with ThreadPoolExecutor(concurrency) as pool:
-            contexts = [copy_context() for _ in given]
-            return list(pool.map(lambda index: contexts[index].run(work, index), range(len(given))))
-
-
-async def arun_all(
-    module: dspy.Module,
-    items: Iterable[dict[str, Any]],
-    *,
-    concurrency: int = CONCURRENCY,
-    progress: str | None = None,
-    on_result: OnResult | None = None,
-) -> list[dspy.Prediction]:
-    """`run_all` for asyncio: `await module.acall(**item)`."""
-    given = list(items)
-    with _reporting(len(given), concurrency, progress, on_result) as done, held(_gate, asyncio.Semaphore(concurrency)):
-        slots = asyncio.Semaphore(concurrency)
-
-        async def work(index: int) -> dspy.Prediction:
-            async with slots:
-                try:
-                    result = await module.acall(**given[index])
-                except Exception as error:
-                    result = failed_by(error)
-            return done(index, result)
-
-        return list(await asyncio.gather(*map(work, range(len(given)))))
-
-
-@contextmanager
-def _reporting(
-    total: int, concurrency: int, progress: str | None, on_result: OnResult | None
-) -> Iterator[Callable[[int, dspy.Prediction], dspy.Prediction]]:
-    """Yields what is to be called with each item that is done: it tells `on_result` and moves the bar on."""
-    if concurrency < 1:
-        raise ConfigError(f"concurrency is {concurrency}; give at least 1")
-    lock = threading.Lock()
-    with progress_bar(progress, total) if progress else nullcontext(lambda _: None) as advance:
-
-        def done(index: int, result: dspy.Prediction) -> dspy.Prediction:
             with lock:
                 if on_result is not None:
                     on_result(index, result)
                 advance(1)
             return result
 
-        yield done
+        with ThreadPoolExecutor(concurrency) as pool:
+            contexts = [copy_context() for _ in given]
+            return list(pool.map(lambda index: contexts[index].run(work, index), range(len(given))))
 
 
 def _waited(work: Coroutine[Any, Any, T]) -> T:

@@ -16,13 +16,13 @@ from stepwise.models.store import CallCache
 from stepwise.records import record
 from stepwise.routing.compare import Measured, compare
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
-from stepwise.routing.learned import Learned
+from stepwise.routing.learned import Learned, ModelNames
 from stepwise.routing.metrics import pgr
 from stepwise.routing.policies import Always, Never
 from stepwise.routing.policy import Policy
 from stepwise.routing.pomdp.policies import Planned, Published
 from stepwise.routing.query import QueryClassifier, question_key, refuse_overlap
-from stepwise.routing.saved import PolicyCard, policy_from_dict, policy_to_dict, save_policy
+from stepwise.routing.saved import policy_from_dict, policy_to_dict, save_policy
 from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
 from stepwise.types import Problem, from_json
 
@@ -86,7 +86,7 @@ class Calibrated:
     """
 
     settings: dict[str, Any]
-    card: PolicyCard
+    card: ModelNames
     budget: float
     unit: Unit
     limit: float

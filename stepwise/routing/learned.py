@@ -47,29 +47,41 @@ _REMEDY = "train it with stepwise train_router"
 
 @record()
 class ModelNames:
-    """Names of the models that a policy is for, as the configuration names them, and the configuration's hash."""
+    """Names of the models that a policy is for; `config` and `prompt` are hashes of configuration and prompt.
+
+    A name is as the configuration has it ("llamacpp/lab-weak"), or that of a loaded model ("lab-weak@11989165", with a
+    hash of its weights). What is None or "" is not known.
+
+    Example:
+        >>> ModelNames("llamacpp/lab-weak", "llamacpp/lab-strong").check(ModelNames("lab-weak@11989165", ""))
+    """
 
     weak: str
     strong: str
-    scorer: str
+    scorer: str | None = None
     config: str = ""
+    prompt: str = ""
 
-    def check(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
-        """Raise `ConfigError` where one of the models is another; None is not checked.
+    def check(self, other: ModelNames, *, scorer: bool = True) -> None:
+        """Raise `ConfigError` where a model (the scorer only if `scorer`) or the prompt of `other` is another one.
 
-        A model that was loaded has a name without the kind of backend and with a hash of its weights
-        ("lab-weak@11989165" for "llamacpp/lab-weak"); what either side does not say is not checked.
+        What either side does not say is not checked.
         """
-        for role, theirs in (("weak", weak), ("strong", strong), ("scorer", scorer)):
-            ours = getattr(self, role)
-            if theirs is None:
-                continue
-            (name, _, weights), (name2, _, weights2) = (x.rpartition("/")[2].partition("@") for x in (ours, theirs))
-            if name != name2 or (weights and weights2 and weights != weights2):
+        for role in ("weak", "strong", *(["scorer"] if scorer else []), "prompt"):
+            ours, theirs = getattr(self, role), getattr(other, role)
+            if ours and theirs and not _same_name(ours, theirs):
+                part = "prompt" if role == "prompt" else f"{role} model"
                 raise ConfigError(
-                    f"the learned policy is for the {role} model {ours!r}, the router has {theirs!r}; {_REMEDY} for "
-                    "these models, or force it"
+                    f"the policy is for the {part} {ours!r}, the router has {theirs!r}; make it again for these "
+                    "models, or force it"
                 )
+
+
+def _same_name(ours: str, theirs: str) -> bool:
+    (name, _, weights), (name2, _, weights2) = ours.partition("@"), theirs.partition("@")
+    if not ("/" in name and "/" in name2):  # one of them is loaded, and has no provider before it
+        name, name2 = name.rpartition("/")[2], name2.rpartition("/")[2]
+    return name == name2 and (weights == weights2 or not (weights and weights2))
 
 
 @record()
@@ -199,7 +211,7 @@ class Learned(Policy):
     def check_models(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
         """Raise `ConfigError` unless these are the models it was trained for, or `force` is set."""
         if not self.force:
-            self.card.pair.check(weak=weak, strong=strong, scorer=scorer)
+            self.card.pair.check(ModelNames(weak or "", strong or "", scorer))
 
     def decide(self, view: View) -> Action:
         """The likeliest action."""

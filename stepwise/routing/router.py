@@ -24,11 +24,12 @@ from stepwise.models.scorers import Scorer, load_scorer
 from stepwise.models.store import CallCache
 from stepwise.plugins import is_import_path
 from stepwise.prompt import SolvePrompt
+from stepwise.routing.learned import ModelNames
 from stepwise.routing.metrics import Cost, cost_of, usage_by_author
 from stepwise.routing.policies import Threshold
 from stepwise.routing.policy import Policy, check_policy, label_of, needs_scorer
 from stepwise.routing.route import Models, RoutingInterrupted, route_all
-from stepwise.routing.saved import PolicyCard, policy_from_config, policy_from_dict, policy_to_dict
+from stepwise.routing.saved import policy_from_config, policy_from_dict, policy_to_dict
 from stepwise.routing.trim import OnTrace, RouteSettings
 from stepwise.runs.progress import progress as bar
 from stepwise.types import Problem, Trace, Traces, Usage
@@ -185,10 +186,10 @@ class StepRouter(dspy.Module):
         return Models(weak, strong, scorer)
 
     @property
-    def card(self) -> PolicyCard:
+    def card(self) -> ModelNames:
         """The models and the prompt that this router works with, for the card of a policy that is set for them."""
         names = self._names()
-        return PolicyCard(str(names["weak"]), str(names["strong"]), names["scorer"], self.prompt.hash)
+        return ModelNames(str(names["weak"]), str(names["strong"]), names["scorer"], prompt=self.prompt.hash)
 
     def __call__(self, question: _Given = None, problem: _Given = None) -> RoutedPrediction:
         """Route one problem, given as either argument."""

@@ -12,11 +12,10 @@ from stepwise.config import Config, RoutingConfig
 from stepwise.errors import ConfigError, DataError, reason_of
 from stepwise.io import read_json, write_text
 from stepwise.plugins import check_choice, import_path, is_import_path, load_plugin, make_plugin, options_of
-from stepwise.records import record
 from stepwise.routing.learned import Learned, ModelNames
 from stepwise.routing.policies import Always, Judged, Never, Random, Threshold
 from stepwise.routing.policy import Policy, Signal, check_policy, needs_scorer
-from stepwise.routing.pomdp.fit import FitCard, RouterFit
+from stepwise.routing.pomdp.fit import RouterFit
 from stepwise.routing.pomdp.policies import BeliefThreshold, Planned, Published
 from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom
 from stepwise.routing.signal_policies import Signalled, TwoStage
@@ -111,45 +110,22 @@ def _plain(value: Any) -> Any:
 _REMEDY = "give a saved policy, or the fit.json of `stepwise fit_router`"
 
 
-@record()
-class PolicyCard:
-    """Names of the models (weights and adapter) and hash of the prompt that a policy was set for."""
-
-    weak: str
-    strong: str
-    scorer: str | None
-    prompt: str
-
-    def check(self, other: PolicyCard, *, scorer: bool = True) -> None:
-        """Raise `ConfigError` unless these are the models of `other`; the scorer counts only where the policy asks
-        it.
-        """
-        for role in ("weak", "strong", *(["scorer"] if scorer else []), "prompt"):
-            ours, theirs = getattr(self, role), getattr(other, role)
-            if ours != theirs:
-                part = "with the prompt" if role == "prompt" else f"for the {role} model"
-                raise ConfigError(
-                    f"the policy was set {part} {ours!r}, the router has {theirs!r}; set it again for these models, "
-                    "or force it"
-                )
-
-
 class SavedPolicy(NamedTuple):
-    """What a file holds: `card` is None where it says nothing of models."""
+    """What a file holds: `card` has the models that it was made for, None where it says nothing of them."""
 
     policy: Policy
-    card: PolicyCard | FitCard | ModelNames | None
+    card: ModelNames | None
 
-    def check(self, config: Config, card: PolicyCard) -> None:
+    def check(self, config: Config, card: ModelNames) -> None:
         """Raise `ConfigError` where the policy is for other models than those of `config`, whose card is `card`."""
-        if isinstance(self.card, FitCard | ModelNames):
-            names = {"weak": config.models.weak.model, "strong": config.models.strong.model}
-            self.card.check(**names, scorer=config.scorer.model)
-        elif self.card is not None:
-            self.card.check(card, scorer=needs_scorer(self.policy))
+        if self.card is None:
+            return
+        if not self.card.prompt:  # it names the models as a configuration does
+            card = ModelNames(config.models.weak.model, config.models.strong.model, config.scorer.model)
+        self.card.check(card, scorer=not self.card.prompt or needs_scorer(self.policy))
 
 
-def save_policy(path: str | Path, policy: Policy, card: PolicyCard | None = None, **more: Any) -> None:
+def save_policy(path: str | Path, policy: Policy, card: ModelNames | None = None, **more: Any) -> None:
     """Write one JSON object with `policy`, `card` and whatever else is given, which must be plain JSON."""
     shown = None if card is None else dataclasses.asdict(card)
     write_text(path, json.dumps({"policy": policy_to_dict(policy), "card": shown, **more}, indent=1) + "\n")
@@ -173,7 +149,7 @@ def load_policy(path: str | Path, *, allow_import: Collection[str] = ()) -> Save
     row = read_json(path, _REMEDY)
     if "p_weak" in row:
         fit = RouterFit.load(path)
-        return SavedPolicy(Planned(fit.pomdp(), fit.law), fit.card)
+        return SavedPolicy(Planned(fit.pomdp(), fit.law), fit.card.models)
     if "runs" in row:
         learned = Learned(str(Path(path).parent), row.get("price"))
         return SavedPolicy(learned, learned.card.pair)
@@ -182,10 +158,10 @@ def load_policy(path: str | Path, *, allow_import: Collection[str] = ()) -> Save
     if not isinstance(settings, Mapping):
         raise DataError(f"{path} holds no policy; {_REMEDY}")
     try:
-        policy_card = None if card is None else PolicyCard(**card)
+        names = None if card is None else ModelNames(**card)
     except (DataError, TypeError) as error:
         raise DataError(f"{path}, field card: {reason_of(error)}; give the file as it was written") from None
     try:
-        return SavedPolicy(policy_from_dict(settings, allowed=allow_import), policy_card)
+        return SavedPolicy(policy_from_dict(settings, allowed=allow_import), names)
     except (ConfigError, DataError) as error:
         raise type(error)(f"{path}: {error}") from None

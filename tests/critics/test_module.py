@@ -13,18 +13,12 @@ from dspy.utils.exceptions import ContextWindowExceededError, LMAuthError, LMInv
 
 from stepwise import ErrorLocalizer, InterventionProposer, StepJudge
 from stepwise.critics.inputs import fitted
-from stepwise.critics.module import arun_all, run_all
+from stepwise.critics.module import run_all
 from stepwise.critics.signatures import numbered
 from stepwise.errors import ConfigError
 from stepwise.types import Problem, Step, Trace
 from tests.critics.critic import MeasuredLM, asked, fields, judged, numbers, prompts, proposed, verified, wanted
 from tests.scripted_lm import ScriptedLM
-
-WAYS = ("threads", "tasks")
-
-
-def all_of(way: str, module: Any, items: Any, **how: Any) -> Any:
-    return run_all(module, items, **how) if way == "threads" else asyncio.run(arun_all(module, items, **how))
 
 
 def marked(messages: Any) -> str:
@@ -37,11 +31,10 @@ def item(name: str, steps: int = 9) -> dict[str, Any]:
     return {"problem": name, "steps": ["a step"] * steps}
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_results_keep_the_order_and_a_failing_item_stops_no_other(way: str) -> None:
+def test_results_keep_the_order_and_a_failing_item_stops_no_other() -> None:
     heard: dict[int, Any] = {}
     items = [item("3"), {"problem": "", "steps": ["a"]}, item("x"), item("1"), {"problem": "2"}, item("0")]
-    found = all_of(way, ErrorLocalizer(ScriptedLM(marked)), items, on_result=heard.__setitem__)
+    found = run_all(ErrorLocalizer(ScriptedLM(marked)), items, on_result=heard.__setitem__)
     assert [made.first_error for made in found] == [3, None, None, 1, None, 0]
     assert [made.failure is None for made in found] == [True, False, False, True, False, True]
     assert found[1].failure == "DataError: problem is ''; give the text of a problem"
@@ -50,30 +43,27 @@ def test_results_keep_the_order_and_a_failing_item_stops_no_other(way: str) -> N
     assert found[2].usage.calls == 2  # a failure has cost something
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("method", "calls"), [("one_pass", 12), ("vote", 36)])
-def test_no_more_calls_are_in_flight_than_concurrency_allows(way: str, method: Any, calls: int) -> None:
+def test_no_more_calls_are_in_flight_than_concurrency_allows(method: Any, calls: int) -> None:
     lm = MeasuredLM(marked, seconds=0.05)
-    found = all_of(way, ErrorLocalizer(lm, method, samples=3), [item(str(i % 9)) for i in range(12)], concurrency=4)
+    found = run_all(ErrorLocalizer(lm, method, samples=3), [item(str(i % 9)) for i in range(12)], concurrency=4)
     assert [made.first_error for made in found] == [i % 9 for i in range(12)]
     assert 2 <= lm.most <= 4
     assert len(lm.calls) == calls
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_what_a_model_raises_is_the_failure_of_that_item(way: str) -> None:
+def test_what_a_model_raises_is_the_failure_of_that_item() -> None:
     def script(messages: Any) -> str:
         if "#problem: bad" in asked(messages):
             raise ConnectionError("refused, with the key sk-abcdefghijklmnop")
         return verified(0)
 
-    bad, good = all_of(way, ErrorLocalizer(ScriptedLM(script)), [item("bad"), item("good")])
+    bad, good = run_all(ErrorLocalizer(ScriptedLM(script)), [item("bad"), item("good")])
     assert "refused" in bad.failure
     assert "abcdefgh" not in bad.failure
     assert (bad.first_error, bad.localization, good.first_error) == (None, None, 0)
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("raised", "kind"),
     [
@@ -85,7 +75,7 @@ def test_what_a_model_raises_is_the_failure_of_that_item(way: str) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_a_model_raises_says_what_it_means_for_the_others(way: str, raised: Exception, kind: str) -> None:
+def test_what_a_model_raises_says_what_it_means_for_the_others(raised: Exception, kind: str) -> None:
     def script(messages: Any) -> str:
         if "#problem: bad" in asked(messages):
             raise raised
@@ -93,7 +83,7 @@ def test_what_a_model_raises_says_what_it_means_for_the_others(way: str, raised:
 
     module = ErrorLocalizer(lm := ScriptedLM(script))
     lm.num_retries = 0
-    bad, good, unread = all_of(way, module, [item("bad"), item("good"), item("x")])
+    bad, good, unread = run_all(module, [item("bad"), item("good"), item("x")])
     assert (bad.error.kind, good.error, unread.error.kind) == (kind, None, "refused")
     assert unread.error.reason == unread.failure
 
@@ -130,16 +120,14 @@ def test_an_interruption_ends_the_batch_and_what_was_at_work_is_still_heard_of()
     assert len(heard) < 12
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_nothing_to_do_and_no_one_to_do_it(way: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert all_of(way, ErrorLocalizer(ScriptedLM([])), [], progress="localizing") == []
+def test_nothing_to_do_and_no_one_to_do_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_all(ErrorLocalizer(ScriptedLM([])), [], progress="localizing") == []
     with pytest.raises(ConfigError, match="concurrency is 0; give at least 1"):
-        all_of(way, ErrorLocalizer(ScriptedLM([])), [item("1")], concurrency=0)
+        run_all(ErrorLocalizer(ScriptedLM([])), [item("1")], concurrency=0)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_bar_counts_every_item(way: str, capsys: pytest.CaptureFixture[str]) -> None:
-    all_of(way, ErrorLocalizer(ScriptedLM(marked)), [item("1"), item("x"), item("2")], progress="localizing")
+def test_the_bar_counts_every_item(capsys: pytest.CaptureFixture[str]) -> None:
+    run_all(ErrorLocalizer(ScriptedLM(marked)), [item("1"), item("x"), item("2")], progress="localizing")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("localizing: 0/3")
     assert lines[-1].startswith("localizing: 3/3")
@@ -147,7 +135,12 @@ def test_the_bar_counts_every_item(way: str, capsys: pytest.CaptureFixture[str])
 
 def test_coroutines_wait_together_and_not_one_after_the_other() -> None:
     lm = MeasuredLM(marked, seconds=0.2)
-    asyncio.run(arun_all(ErrorLocalizer(lm, "vote", samples=3), [item(str(i)) for i in range(8)], concurrency=24))
+    localizer = ErrorLocalizer(lm, "vote", samples=3)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(localizer.acall(**item(str(i))) for i in range(8)))
+
+    asyncio.run(all_at_once())
     assert 12 <= lm.most <= 24
 
 

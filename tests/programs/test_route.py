@@ -13,8 +13,9 @@ import pytest
 from programs import route
 from stepwise.io import append_rows, read_rows
 from stepwise.routing import Never, Random, Threshold
+from stepwise.routing.learned import ModelNames
 from stepwise.routing.metrics import cost_of
-from stepwise.routing.saved import PolicyCard, load_policy, save_policy
+from stepwise.routing.saved import load_policy, save_policy
 from stepwise.types import Problem, Trace
 from tests.fakes import Line
 from tests.routing.lab_world import LabWorld
@@ -175,7 +176,7 @@ def test_a_policy_that_was_set_for_another_pair_is_refused_unless_forced(
     world: LabWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, path = tmp_path / "out", tmp_path / "p.json"
-    save_policy(path, Random(0.5), PolicyCard("scripted-weak", "another", None, "0"))
+    save_policy(path, Random(0.5), ModelNames("scripted-weak", "another", prompt="0"))
     assert start(out, "--n", "2", "--policy", str(path)) == 2
     assert "another" in capsys.readouterr().err
     assert world.weak.requests == []
@@ -218,7 +219,7 @@ def test_the_plan_of_a_fit_is_used_and_refused_for_other_models(
     row = json.loads(path.read_text())
     path.write_text(json.dumps({**row, "card": {**row["card"], "strong": "another"}}))
     assert start(tmp_path / "other", *options) == 2
-    assert "the fit is for the strong model 'another'" in capsys.readouterr().err
+    assert "the policy is for the strong model 'another'" in capsys.readouterr().err
 
 
 def test_a_run_in_which_every_problem_failed_is_no_success(

@@ -14,10 +14,11 @@ from stepwise.models.store import CallCache
 from stepwise.routing import Always, Models, Never, Policy, Random, Signalled, StepRouter, Threshold
 from stepwise.routing.calibration import Calibrated, calibrate
 from stepwise.routing.compare import compare
+from stepwise.routing.learned import ModelNames
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.policy import When
 from stepwise.routing.query import QueryRandom
-from stepwise.routing.saved import PolicyCard, load_policy, save_policy
+from stepwise.routing.saved import load_policy, save_policy
 from stepwise.routing.signals import ScoreDrop
 from stepwise.types import Problem
 from tests.routing import world
@@ -197,20 +198,24 @@ def test_a_calibration_is_read_back_as_it_was_written_and_its_policy_is_read_fro
     assert Calibrated.load(tmp_path / "set.json") == made
     policy, card = load_policy(tmp_path / "set.json")
     assert policy == made.policy
-    assert card == router().card == PolicyCard("w", "s", "scripted-scorer", router().prompt.hash)
+    assert card == router().card == ModelNames("w", "s", "scripted-scorer", prompt=router().prompt.hash)
     save_policy(tmp_path / "other.json", Never())
     with pytest.raises(DataError, match="holds no calibration"):
         Calibrated.load(tmp_path / "other.json")
 
 
 def test_a_policy_set_for_other_models_is_refused_by_its_card() -> None:
-    card = PolicyCard("w", "s", "p", "0")
-    card.check(PolicyCard("w", "s", "q", "0"), scorer=False)
-    for other in (PolicyCard("v", "s", "p", "0"), PolicyCard("w", "t", "p", "0"), PolicyCard("w", "s", "q", "0")):
-        with pytest.raises(ConfigError, match="was set for the"):
+    card = ModelNames("w", "s", "p", prompt="0")
+    card.check(ModelNames("w", "s", "q", prompt="0"), scorer=False)
+    for other in (
+        ModelNames("v", "s", "p", prompt="0"),
+        ModelNames("w", "t", "p", prompt="0"),
+        ModelNames("w", "s", "q", prompt="0"),
+    ):
+        with pytest.raises(ConfigError, match="the policy is for the"):
             card.check(other)
     with pytest.raises(ConfigError, match="prompt"):
-        card.check(PolicyCard("w", "s", "p", "1"))
+        card.check(ModelNames("w", "s", "p", prompt="1"))
 
 
 @pytest.mark.parametrize(

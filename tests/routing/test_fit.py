@@ -12,6 +12,7 @@ import pytest
 
 from evals.simulated_traces import simulate
 from stepwise.errors import ConfigError, DataError
+from stepwise.routing.learned import ModelNames
 from stepwise.routing.pomdp import RoutingPomdp
 from stepwise.routing.pomdp.estimate import (
     Parameters,
@@ -76,9 +77,9 @@ def test_a_fit_is_saved_and_loaded_and_refuses_other_models(fitted: RouterFit, t
     row["card"]["difficulty"] = {"classes": [[0.6, 0.7], [0.4, 1.0]], "gain": [0.3, 0.2, 0.4]}  # as before 0.1.0
     (tmp_path / "old.json").write_text(json.dumps(row))
     assert RouterFit.load(tmp_path / "old.json") == fitted
-    fitted.card.check(**NAMES)
-    with pytest.raises(ConfigError, match=r"fit is for the strong model 's', the router has 'other'; fit again"):
-        fitted.card.check(**{**NAMES, "strong": "other"})
+    fitted.card.models.check(ModelNames(**NAMES))
+    with pytest.raises(ConfigError, match=r"is for the strong model 's', the router has 'other'; make it again"):
+        fitted.card.models.check(ModelNames(**{**NAMES, "strong": "other"}))
     with pytest.raises(DataError, match="no such file; make one with"):
         RouterFit.load(tmp_path / "none.json")
     (tmp_path / "broken.json").write_text((tmp_path / "fit.json").read_text().replace('"p_weak": 0.8', '"p_weak": 1.8'))

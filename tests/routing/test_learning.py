@@ -18,7 +18,7 @@ from tests.routing.learning_world import MODEL, PAIR, WORLD, Optimal, trained
 
 pytest.importorskip("torch", reason='training needs pip install "stepwise[train]"')
 SCORED = replace(WORLD, strong_scored=True)  # as the loop does
-QUICK = {"rate": 1e-3, "problems": 256, "epochs": 8, "dropout": 0.0, "validate_every": 20, "validation": 1000}
+QUICK = {"learning_rate": 1e-3, "problems": 256, "epochs": 8, "dropout": 0.0, "validate_every": 20, "validation": 1000}
 
 
 def worth(policy: Learned, price: float) -> float:
@@ -44,7 +44,7 @@ def optimum(price: float) -> float:
 
 def test_the_learned_policy_beats_every_threshold_and_comes_near_the_exact_optimum(tmp_path: Path) -> None:
     price = 0.008
-    given = {**QUICK, "problems": 128, "rate": 2e-3, "batches": 150, "test": 1000, "price": price}
+    given = {**QUICK, "problems": 128, "learning_rate": 2e-3, "batches": 150, "test": 1000, "price": price}
     policy = trained(tmp_path, SCORED, **given)
     value = worth(policy, price)
     assert value > best_threshold(price)

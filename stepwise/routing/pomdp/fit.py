@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from stepwise.errors import ConfigError, DataError
+from stepwise.errors import DataError
 from stepwise.io import read_json, write_text
 from stepwise.records import record
+from stepwise.routing.learned import ModelNames
 from stepwise.routing.pomdp.estimate import LEAST_STRONG, MAX_CORRELATION, estimate, independent
 from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.routing.pomdp.fit_check import HeldOut, choose_bins, choose_power, held_out, intervals_of, pair_law
@@ -71,14 +72,10 @@ class FitCard:
     held_out: HeldOut | None = None
     held_out_pair: HeldOut | None = None
 
-    def check(self, *, weak: str, strong: str, scorer: str) -> None:
-        """Raise `ConfigError` unless these are the names of the models it was fitted for."""
-        for role, name in (("weak", weak), ("strong", strong), ("scorer", scorer)):
-            if name != getattr(self, role):
-                raise ConfigError(
-                    f"the fit is for the {role} model {getattr(self, role)!r}, the router has {name!r}; "
-                    "fit again for these models (stepwise fit_router)"
-                )
+    @property
+    def models(self) -> ModelNames:
+        """The models it was fitted for."""
+        return ModelNames(self.weak, self.strong, self.scorer, self.config)
 
 
 @record()
