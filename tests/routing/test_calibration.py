@@ -206,16 +206,12 @@ def test_a_calibration_is_read_back_as_it_was_written_and_its_policy_is_read_fro
 
 def test_a_policy_set_for_other_models_is_refused_by_its_card() -> None:
     card = ModelNames("w", "s", "p", prompt="0")
-    card.check(ModelNames("w", "s", "q", prompt="0"), scorer=False)
-    for other in (
-        ModelNames("v", "s", "p", prompt="0"),
-        ModelNames("w", "t", "p", prompt="0"),
-        ModelNames("w", "s", "q", prompt="0"),
-    ):
+    card.check(dataclasses.replace(card, scorer="q"), scorer=False)
+    for other in ({"weak": "v"}, {"strong": "t"}, {"scorer": "q"}):
         with pytest.raises(ConfigError, match="the policy is for the"):
-            card.check(other)
+            card.check(dataclasses.replace(card, **other))
     with pytest.raises(ConfigError, match="prompt"):
-        card.check(ModelNames("w", "s", "p", prompt="1"))
+        card.check(dataclasses.replace(card, prompt="1"))
 
 
 @pytest.mark.parametrize(
