@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import Field
@@ -288,15 +289,8 @@ class _Batched(BatchGenerator):
         super().__init__()
         self.backend, self.parameters = backend, backend.parameters
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The backend's."""
-        return self.backend.name
-
-    @property
-    def capabilities(self) -> Capabilities:  # type: ignore[override]
-        """The backend's."""
-        return self.backend.capabilities
+    name: Any = property(attrgetter("backend.name"), doc="The backend's.")
+    capabilities: Any = property(attrgetter("backend.capabilities"), doc="The backend's.")
 
     def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         """The backend's."""
@@ -325,25 +319,10 @@ class Wrapped(Generator):
         self.parameters, self.calls_per_sample = inner.parameters, inner.calls_per_sample
         self.prompt_hash, self.remote = inner.prompt_hash, inner.remote
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The model's."""
-        return self.model.name
-
-    @property
-    def capabilities(self) -> Capabilities:  # type: ignore[override]
-        """The model's."""
-        return self.model.capabilities
-
-    @property
-    def engines(self) -> tuple[Any, ...]:
-        """The model's."""
-        return self.model.engines
-
-    @property
-    def probe_bound(self) -> Usage:
-        """The model's."""
-        return self.model.probe_bound
+    name: Any = property(attrgetter("model.name"), doc="The model's.")
+    capabilities: Any = property(attrgetter("model.capabilities"), doc="The model's.")
+    engines: Any = property(attrgetter("model.engines"), doc="The model's.")
+    probe_bound: Any = property(attrgetter("model.probe_bound"), doc="The model's.")
 
     async def generate(self, request: Request) -> Completion:
         """The model's."""

@@ -234,7 +234,8 @@ class LiteLLMBackend(Generator):
             text, thinking = "", True
         if self.findings.continuation == "prompt" or request.stop == "step":
             text = text.lstrip("\r\n")
-        rule = StopRule(request.stop, _fence(request), thought=open_thought(_before(request)))
+        before = SEPARATOR.join(step.text for step in request.prefix)
+        rule = StopRule(request.stop, _fence(request), thought=open_thought(before))
         ending = rule.push(text.encode("utf-8", "replace"))
         stopped = choice.ended == "stop" and choice.stopped != ""
         if ending is None:
@@ -247,10 +248,6 @@ class LiteLLMBackend(Generator):
         cut = clean_text(bytes(rule.data[: ending.content]))
         too_early = thinking or rule.in_fence or (not cut and choice.stopped == SEPARATOR)
         return cut, ending.finish, self._stops_at_blank_lines(request) and stopped and too_early
-
-
-def _before(request: Request) -> str:
-    return SEPARATOR.join(step.text for step in request.prefix)
 
 
 def _fence(request: Request) -> bytes:

@@ -28,30 +28,6 @@ if TYPE_CHECKING:
 _DIGIT = re.compile(r"\W*([0-9])(?![0-9]|\.[0-9])")
 
 
-def _rating_question(question: str, before: Sequence[str], step: str) -> str:
-    """What the strong model is asked about a draft (SpecReason, arXiv 2504.07891: utility of a step, 0 to 9)."""
-    return (
-        f"Rate one step of a solution.\n\nProblem:\n{question}\n\n"
-        f"Steps before:\n{SEPARATOR.join(before) or '(none)'}\n\n"
-        f"The step to rate:\n{step}\n\nHow correct is this step, and how useful for solving the problem? "
-        "Answer with one digit from 0 (useless or wrong) to 9 (certainly right), and nothing else."
-    )
-
-
-def _read_rating(text: str) -> int | None:
-    """The digit that an answer begins with, None where there is none; thinking before it does not count."""
-    found = _DIGIT.match(text.rpartition("</think>")[2].strip())
-    return int(found[1]) if found else None
-
-
-def _verification_question(question: str, steps: Sequence[str]) -> str:
-    """What the weak model is asked about a whole solution (AutoMix, arXiv 2310.12963)."""
-    return (
-        f"Check a solution.\n\nProblem:\n{question}\n\nSolution:\n{SEPARATOR.join(steps)}\n\n"
-        'Is its final answer correct? Answer with one word: "yes" if it is, "no" if it is not.'
-    )
-
-
 def check_logprobs(model: Generator, role: str, wanted_by: str) -> None:
     """Raises `CapabilityError` where `model` gives no log-probabilities, which the signal `wanted_by` needs."""
     if not model.capabilities.logprobs:
@@ -119,19 +95,31 @@ def _keep_samples(evidence: Evidence, samples: Sequence[Completion]) -> list[str
 
 
 def _rating(solver: Solver, look: Look) -> Request:
+    """SpecReason's question to the strong model (arXiv 2504.07891): the utility of a step, 0 to 9."""
+    before = SEPARATOR.join(step.text for step in solver.steps) or "(none)"
     draft = solver.draft.text if solver.draft is not None else ""
-    question = _rating_question(solver.problem.question, [step.text for step in solver.steps], draft)
+    question = (
+        f"Rate one step of a solution.\n\nProblem:\n{solver.problem.question}\n\nSteps before:\n{before}\n\n"
+        f"The step to rate:\n{draft}\n\nHow correct is this step, and how useful for solving the problem? "
+        "Answer with one digit from 0 (useless or wrong) to 9 (certainly right), and nothing else."
+    )
     problem = Problem(solver.problem.id, question)
     return Request(problem, stop="solution", max_tokens=8, temperature=0.0, role="strong")
 
 
 def _keep_rating(evidence: Evidence, samples: Sequence[Completion]) -> list[str]:
-    evidence.rating = _read_rating(samples[0].text)
+    digit = _DIGIT.match(samples[0].text.rpartition("</think>")[2].strip())  # thinking before it does not count
+    evidence.rating = int(digit[1]) if digit else None
     return ["cannot be read" if evidence.rating is None else f"{evidence.rating} of 9"]
 
 
 def _verification(solver: Solver, look: Look) -> Request:
-    question = _verification_question(solver.problem.question, [step.text for step in solver.steps])
+    """AutoMix's question to the weak model about a whole solution (arXiv 2310.12963)."""
+    solution = SEPARATOR.join(step.text for step in solver.steps)
+    question = (
+        f"Check a solution.\n\nProblem:\n{solver.problem.question}\n\nSolution:\n{solution}\n\n"
+        'Is its final answer correct? Answer with one word: "yes" if it is, "no" if it is not.'
+    )
     seed = stable_hash(solver.settings.seed, solver.problem.id, "verification")
     heat, problem = solver.settings.sampling.temperature, Problem(solver.problem.id, question)
     return Request(problem, stop="solution", max_tokens=8, n=look.n, temperature=heat, seed=seed, role="weak")

@@ -218,19 +218,10 @@ class Learned(Policy):
         scores, tokens = seen(view)
         share = softmax(forward(self.card.kind, self.weights, scores[None], tokens[None])[0])
         best = int(share.argmax())
-        return action_of(self.card.runs[best], f"probability {share[best]:.2f}, of keeping {share[0]:.2f}")
-
-
-def action_of(run: int, reason: str) -> Action:
-    """The action that has the strong model write `run` steps, none for 0.
-
-    Example:
-        >>> action_of(0, "likely right"), action_of(2, "unsure").steps
-        (Keep(reason='likely right'), 2)
-    """
-    if run >= FOR_GOOD:
-        return HandOver(reason)
-    return Escalate(run, reason) if run else Keep(reason)
+        run, reason = self.card.runs[best], f"probability {share[best]:.2f}, of keeping {share[0]:.2f}"
+        if run >= FOR_GOOD:
+            return HandOver(reason)
+        return Escalate(run, reason) if run else Keep(reason)
 
 
 def seen(view: View) -> tuple[Array, Array]:

@@ -50,14 +50,14 @@ def common_prefix(a: array[int], b: array[int]) -> int:
     return int(differs.argmax()) if differs.any() else n
 
 
-class Node(Generic[T]):
+class _Node(Generic[T]):
     """`edge`: the ids from the parent to here; `paths`: what passes through or ends here."""
 
     __slots__ = ("children", "edge", "parent", "paths")
 
-    def __init__(self, edge: array[int], parent: Node[T] | None):
+    def __init__(self, edge: array[int], parent: _Node[T] | None):
         self.edge, self.parent = edge, parent
-        self.children: dict[int, Node[T]] = {}
+        self.children: dict[int, _Node[T]] = {}
         self.paths: dict[T, None] = {}
 
 
@@ -71,10 +71,10 @@ class PrefixTree(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self.root: Node[T] = Node(ids_array(), None)
+        self.root: _Node[T] = _Node(ids_array(), None)
         self.distinct = 0
 
-    def insert(self, ids: array[int], path: T) -> Node[T]:
+    def insert(self, ids: array[int], path: T) -> _Node[T]:
         """Add `path` under `ids` and return the node where it ends, for `remove`."""
         node, at = self.root, 0
         while at < len(ids):
@@ -92,30 +92,30 @@ class PrefixTree(Generic[T]):
             node, up = up, up.parent
         return end
 
-    def _grow(self, node: Node[T], tail: array[int]) -> Node[T]:
+    def _grow(self, node: _Node[T], tail: array[int]) -> _Node[T]:
         self.distinct += len(tail)
         if node.parent is not None and not node.children and not node.paths:
             node.edge.extend(tail)  # a path that grew by a step, not a branch
             return node
-        child = node.children[tail[0]] = Node(tail, node)
+        child = node.children[tail[0]] = _Node(tail, node)
         return child
 
-    def _split(self, node: Node[T], n: int) -> Node[T]:
+    def _split(self, node: _Node[T], n: int) -> _Node[T]:
         assert node.parent is not None  # the root has no edge and is never split
-        upper: Node[T] = Node(node.edge[:n], node.parent)
+        upper: _Node[T] = _Node(node.edge[:n], node.parent)
         upper.paths.update(node.paths)
         upper.children[node.edge[n]] = node
         node.parent.children[node.edge[0]] = upper
         node.edge, node.parent = node.edge[n:], upper
         return upper
 
-    def remove(self, node: Node[T], path: T) -> None:
+    def remove(self, node: _Node[T], path: T) -> None:
         """Take `path`, which ends at `node`, out; its tokens stay counted."""
         while node.parent is not None:
             node.paths.pop(path, None)
             node = node.parent
 
-    def matches(self, ids: array[int]) -> Iterator[tuple[int, Node[T]]]:
+    def matches(self, ids: array[int]) -> Iterator[tuple[int, _Node[T]]]:
         """(length of the common prefix, node) where paths share a prefix of `ids`, longest first."""
         matches, node, at = [], self.root, 0
         while at < len(ids) and (child := node.children.get(ids[at])) is not None:
@@ -137,7 +137,7 @@ class Path:
 
     __slots__ = ("blob", "busy", "ids", "key", "node", "ready", "stream", "used")
 
-    def __init__(self, ids: array[int], ready: int, stream: int, key: Hashable, node: Node[Path], blob: Blob | None):
+    def __init__(self, ids: array[int], ready: int, stream: int, key: Hashable, node: _Node[Path], blob: Blob | None):
         self.ids, self.ready, self.stream, self.key, self.node, self.blob = ids, ready, stream, key, node, blob
         self.busy, self.used = blob is None, 0
 

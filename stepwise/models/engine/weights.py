@@ -52,7 +52,7 @@ _DIVISORS = ("block_count", "attention.head_count", "embedding_length")
 
 
 @dataclass(frozen=True)
-class GgufHeader:
+class _GgufHeader:
     """`fields`: the metadata (numbers, booleans, texts, lists of texts, arrays of numbers); `shapes` of the tensors by
     name, in the order of GGUF, the innermost dimension first.
     """
@@ -61,7 +61,7 @@ class GgufHeader:
     shapes: Mapping[str, tuple[int, ...]]
 
 
-def read_gguf(path: Path) -> GgufHeader:
+def read_gguf(path: Path) -> _GgufHeader:
     """The header of a GGUF, with its tensors checked against the file's size. Raises BackendError with what is wrong.
 
     Example:
@@ -112,7 +112,7 @@ class _Reader:
             return self.numbers(_SCALARS[inner], count)
         return [self.text() for _ in range(count)]
 
-    def header(self) -> GgufHeader:
+    def header(self) -> _GgufHeader:
         if self.data[:4] != b"GGUF":
             raise ValueError("the magic bytes GGUF are missing at its start")
         self.at = 4
@@ -136,7 +136,7 @@ class _Reader:
         for name, _, stop in tensors:
             if start + stop > len(self.data):
                 raise ValueError(f"tensor {name} ends at byte {start + stop}, the file at {len(self.data)}")
-        return GgufHeader(fields, {name: shape for name, shape, _ in tensors})
+        return _GgufHeader(fields, {name: shape for name, shape, _ in tensors})
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int]:
         """Name, shape, and where it ends in the data, 0 where that is not known."""

@@ -110,7 +110,7 @@ class LabelTokenScorer(PrefixScorer):
         usage = Usage(self.name, 1, length, reading.evaluated_tokens)
         if reading.error:
             return Scored([], usage, reading.error)
-        return Scored([label_score(good, bad) for good, bad in reading.logits.tolist()], usage)
+        return Scored([_label_score(good, bad) for good, bad in reading.logits.tolist()], usage)
 
     def _sequence(self, task: Task) -> tuple[list[Any], list[int]]:
         """The whole solution, and the position of the marker after each step without a score."""
@@ -121,7 +121,7 @@ class LabelTokenScorer(PrefixScorer):
         return ids, markers[task.first :]
 
 
-def label_score(good: float, bad: float) -> float:
+def _label_score(good: float, bad: float) -> float:
     """Softmax of `good` among the two logits (or log-probabilities)."""
     gap = bad - good
     return 1 / (1 + math.exp(gap)) if gap < 0 else math.exp(-gap) / (1 + math.exp(-gap))
@@ -242,7 +242,7 @@ def _scored(steps: Sequence[tuple[_Reply, _Reply]]) -> Scored:
     fault = "" if failure else next((fault for pair in values if (fault := _implausible(pair))), "")
     if failure or fault:
         return Scored.of_failure(failure or Failure("gone", fault), usage)
-    return Scored([label_score(*pair) for pair in values], usage)
+    return Scored([_label_score(*pair) for pair in values], usage)
 
 
 def _implausible(logprobs: Sequence[float]) -> str:
