@@ -167,20 +167,19 @@ def solution_part(text: str) -> str:
         >>> solution_part("maybe 3</think>It is 4.")
         'It is 4.'
     """
-    start, begin = _last_thought(text)
-    return text[start : begin.start()] if begin else text[start:]
+    return _outside_thoughts(text)[0]
 
 
 def open_thought(text: str) -> str:
     """The mark of the thought that `text` (a prompt, the steps before) leaves open, "" for none."""
-    begin = _last_thought(text)[1]
-    return begin[0] if begin else ""
+    return _outside_thoughts(text)[1]
 
 
-def _last_thought(text: str) -> tuple[int, re.Match[str] | None]:
-    """Where the last thought that ends does so, and the one that begins behind it."""
+def _outside_thoughts(text: str) -> tuple[str, str]:
+    """What stands behind the last thought that ends, up to one that begins there; and the mark of that, "" for none."""
     start = max((end.end() for end in _THOUGHT_ENDS.finditer(text)), default=0)
-    return start, _THOUGHT_BEGINS.search(text, start)
+    begin = _THOUGHT_BEGINS.search(text, start)
+    return (text[start : begin.start()], begin[0]) if begin else (text[start:], "")
 
 
 def has_answer(text: str) -> bool:
@@ -220,7 +219,7 @@ def extract_answer(text: str) -> str | None:
 
 def _answers(text: str) -> tuple[str, list[tuple[int, int, str]]]:
     """The part outside of thoughts and code, and the boxes in it that are answers."""
-    part = solution_part(text)
+    part, _ = _outside_thoughts(text)
     if "boxed" not in part and "fbox" not in part:
         return part, []
     if "`" in part or "~~~" in part:
