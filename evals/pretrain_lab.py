@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from stepwise.export.gguf import export_gguf, export_lora_gguf
 from stepwise.lab import corpus
-from stepwise.models.safetensors import read_json
+from stepwise.models.safetensors import fingerprint, read_json
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Options, Run, program
 
@@ -134,6 +134,7 @@ def _make(run: Run[_Options], name: str, recipe: Recipe) -> None:
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "made by": "python -m evals.pretrain_lab",
         "starts from": begin or "random weights",
+        **({} if begin is None or adapted is None else {"base fingerprint": fingerprint(_base(run) / begin)}),
         "recipe": asdict(recipe),
         "loss at the end": sum(losses[-50:]) / max(1, len(losses[-50:])),
     }

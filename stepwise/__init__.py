@@ -5,6 +5,7 @@ Every name below is loaded when it is first used, so `import stepwise` costs not
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 from typing import TYPE_CHECKING, Any
@@ -156,7 +157,9 @@ def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return importlib.import_module(f"stepwise.{name}")
     if name not in _MODULE_OF:
-        raise AttributeError(f"module 'stepwise' has no attribute {name!r}")
+        near = difflib.get_close_matches(name, __all__, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise AttributeError(f"module 'stepwise' has no attribute {name!r}{hint}")
     value = getattr(importlib.import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value

@@ -8,11 +8,13 @@ remedy.
 from __future__ import annotations
 
 import html
+import inspect
 import json
 import os
 import re
 import reprlib
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import quote
 
 _KEY_SHAPES = re.compile(
@@ -93,6 +95,16 @@ def reason_of(error: Exception, names: Sequence[str] = ()) -> str:
         else:
             lines.append(f"{field} is {redact(reprlib.repr(item['input']))}: {fault[:1].lower()}{fault[1:]}")
     return "; ".join(lines)
+
+
+def wrong_type(name: str, value: Any, remedy: str) -> str:
+    """The message that `value`, given as `name`, is of a wrong type."""
+    if inspect.iscoroutine(value):
+        return f"{name} is a coroutine; await it first"
+    kind = (
+        f"the class {value.__name__}" if inspect.isclass(value) else f"{reprlib.repr(value)} ({type(value).__name__})"
+    )
+    return redact(f"{name} is {kind}; {remedy}")
 
 
 class StepwiseError(Exception):

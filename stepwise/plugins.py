@@ -16,7 +16,7 @@ from abc import ABC
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Self
 
-from stepwise.errors import ConfigError, StepwiseError, reason_of
+from stepwise.errors import ConfigError, StepwiseError, reason_of, wrong_type
 
 
 def is_import_path(text: str) -> bool:
@@ -90,6 +90,10 @@ def check_plugin(value: Any, base: Any, *, field: str) -> None:
     cls = value if inspect.isclass(value) else type(value)
     name, wanted = cls.__qualname__, getattr(base, "__qualname__", str(base))
     if not (issubclass(value, base) if inspect.isclass(value) else isinstance(value, base)):
+        if cls.__module__ == "builtins":
+            raise ConfigError(
+                wrong_type(field, value, f"give a class that inherits from {wanted} of {base.__module__}")
+            )
         raise ConfigError(
             f"{field}: {name} is no {wanted}; write `class {name}({wanted})`, with {wanted} from {base.__module__}"
         )
@@ -105,6 +109,11 @@ def check_plugin(value: Any, base: Any, *, field: str) -> None:
                 f"{field}: {name} has {part!r}, which no {wanted} has; did you mean {near[0]!r}? If it is your own, "
                 "begin its name with an underscore"
             )
+    for part in public:
+        returns = getattr(getattr(base, part), "__annotations__", {}).get("return", "")
+        is_async = [inspect.iscoroutinefunction(getattr(owner, part)) for owner in (cls, base)]
+        if is_async == [True, False] and "Awaitable" not in str(returns):
+            raise ConfigError(f"{field}: {name}.{part} is `async def`, but nobody awaits it; write `def {part}`")
     for key, choices in () if inspect.isclass(value) else getattr(base, "_choices", {}).items():
         check_choice(f"{field}: {name}.{key}", getattr(value, key), choices)
 

@@ -6,12 +6,12 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
-from stepwise.records import Checked
+from stepwise.records import Section
 
 
-class SolvePrompt(BaseModel, metaclass=Checked):
+class SolvePrompt(Section):
     """How a problem becomes a chat: system text and the arguments of the model's chat template.
 
     `template_args` goes to the template as it is; thinking is off by default, since a solution is continued step by
@@ -22,7 +22,7 @@ class SolvePrompt(BaseModel, metaclass=Checked):
 
     system: str = ""
     user: str = "{question}"
-    template_args: dict[str, Any] = {"enable_thinking": False}
+    template_args: dict[str, Any] = Field(default={"enable_thinking": False})
 
     @field_validator("user")
     @classmethod

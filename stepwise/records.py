@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from stepwise.errors import ConfigError, DataError, reason_of
+from stepwise.errors import ConfigError, DataError, reason_of, redact, wrong_type
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -48,7 +49,7 @@ def record(
 
     def decorate(cls: type[T]) -> type[T]:
         decorated: Any = dataclass(frozen=True, repr=repr, config=config)(cls)
-        names = [field.name for field in dataclasses.fields(decorated) if field.init]
+        fields = {f.name: decorated.__pydantic_fields__[f.name] for f in dataclasses.fields(decorated) if f.init}
         checked = decorated.__init__
 
         @functools.wraps(checked)
@@ -56,7 +57,7 @@ def record(
             try:
                 checked(self, *args, **kwargs)
             except ValidationError as error:
-                raise DataError(f"{type(self).__name__}: {explain(error, names)}") from None
+                raise DataError(f"{type(self).__name__}: {_explain(error, fields)}") from None
 
         decorated.__init__ = __init__
         return decorated  # type: ignore[no-any-return]
@@ -71,16 +72,82 @@ class Checked(ModelMetaclass):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """A model."""
+        if args:
+            first = next(iter(cls.model_fields))
+            raise ConfigError(f"{cls.__name__} takes its fields by name, such as {cls.__name__}({first}=...)")
         try:
-            return super().__call__(*args, **kwargs)
+            return super().__call__(**kwargs)
         except ValidationError as error:
-            field = cls.model_fields.get(str(next(iter(error.errors()[0]["loc"]), "")))
-            remedy = f" ({field.description})" if field is not None and field.description else ""
-            raise ConfigError(f"{cls.__name__}: {explain(error, list(cls.model_fields))}{remedy}") from None
+            raise ConfigError(f"{cls.__name__}: {_explain(error, cls.model_fields)}") from None
 
 
-def explain(error: ValidationError, names: list[str]) -> str:
-    """What pydantic found wrong with the arguments of a class whose fields are `names`, on one line."""
+class Section(BaseModel, metaclass=Checked):
+    """A frozen model of settings, whose copies are checked too."""
+
+    reads: ClassVar[str] = ""  # what `read` takes, for errors
+
+    @classmethod
+    def of(cls, value: Any, name: str) -> Self:
+        """`value` itself, or what a dictionary of its fields describes, or a text or path where `read` takes one; the
+        defaults for None. Whatever takes settings from a user takes them through here.
+
+        Raises `ConfigError`, beginning with `name`, for anything else and for what `cls` does not take.
+        """
+        if isinstance(value, cls):
+            return value
+        try:
+            if cls.reads and isinstance(value, str | os.PathLike):
+                return cls.read(value)
+            if value is None or isinstance(value, Mapping):
+                return cls(**(value or {}))
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
+        remedy = f"give {cls.__name__}{cls.reads}, or a dictionary of {', '.join([*cls.model_fields][:6])}"
+        raise ConfigError(wrong_type(name, value, remedy))
+
+    @classmethod
+    def read(cls, text: str | os.PathLike[str]) -> Self:
+        """What a text or a path stands for."""
+        raise NotImplementedError
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values, which are checked; raises `ConfigError`."""
+        copy = super().model_copy(deep=deep)
+        return copy if update is None else type(self)(**{**dict(copy), **update})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        remedy = f"make another: model_copy(update={{{name!r}: {value!r:.40}}})"
+        raise ConfigError(f"{type(self).__name__} cannot be changed; {redact(remedy)}")
+
+
+def items_of(values: Any, kind: type | tuple[type, ...], name: str, remedy: str) -> list[Any]:
+    """`values` as a list: one of `kind`, or several in any iterable.
+
+    Raises `DataError` with `name`, what was given, and `remedy` for anything else.
+
+    Example:
+        >>> items_of(["x"], int, "numbers", "give integers")
+        Traceback (most recent call last):
+        stepwise.errors.DataError: numbers[0] is 'x' (str); give integers
+    """
+    if isinstance(values, kind):
+        return [values]
+    if isinstance(values, str | Mapping | BaseModel) or not isinstance(values, Iterable):
+        raise DataError(wrong_type(name, values, remedy))
+    items = list(values)
+    for place, item in enumerate(items):
+        if not isinstance(item, kind):
+            raise DataError(wrong_type(f"{name}[{place}]", item, remedy))
+    return items
+
+
+def _explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
+    """What pydantic found wrong with the arguments of a class with `fields`, on one line, with what a field means."""
+    names = list(fields)
+    place = next(iter(error.errors()[0]["loc"]), "")
+    place = dict(enumerate(names)).get(place, "") if isinstance(place, int) else place
+    meant = getattr(fields.get(place), "description", None)
+    meaning = f" ({' '.join(meant.split())})" if meant else ""
     faults = {item["type"]: item["loc"] for item in reversed(error.errors()) if len(item["loc"]) == 1}
     unknown = [str(faults[kind][0]) for kind in ("unexpected_keyword_argument", "extra_forbidden") if kind in faults]
     missing = [str(item["loc"][0]) for item in error.errors() if item["type"] in ("missing", "missing_argument")]
@@ -91,5 +158,5 @@ def explain(error: ValidationError, names: list[str]) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"its fields are {', '.join(names)}"
         return f"there is no field {unknown[0]!r}; {hint}"
     if missing:
-        return f"{', '.join(missing)} must be given"
-    return reason_of(error, names)
+        return f"{', '.join(missing)} must be given{meaning}"
+    return reason_of(error, names) + meaning

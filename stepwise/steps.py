@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from stepwise.errors import DataError, wrong_type
+
 SEPARATOR = "\n\n"
 SplitMode = Literal["paragraphs", "numbered", "lines"]
 """What begins a step: what follows a blank line, an item of a numbered list as well, or every line."""
@@ -55,6 +57,11 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _check_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise DataError(wrong_type("text", text, "give a str, such as trace.text"))
+
+
 def normalize_text(text: str) -> str:
     r"""Line ends as \n, and every run of blank lines as one blank line (outside code and formulas), none at either end.
 
@@ -80,6 +87,7 @@ def split_steps(text: str, mode: SplitMode = "paragraphs") -> list[str]:
         >>> split_steps("1. Add.\n2. Done.", mode="numbered")
         ['1. Add.', '2. Done.']
     """
+    _check_text(text)
     steps: list[str] = []
     lines: list[str] = []
     block = ""
@@ -177,6 +185,7 @@ def open_thought(text: str) -> str:
 
 def _outside_thoughts(text: str) -> tuple[str, str]:
     """What stands behind the last thought that ends, up to one that begins there; and the mark of that, "" for none."""
+    _check_text(text)
     start = max((end.end() for end in _THOUGHT_ENDS.finditer(text)), default=0)
     begin = _THOUGHT_BEGINS.search(text, start)
     return (text[start : begin.start()], begin[0]) if begin else (text[start:], "")

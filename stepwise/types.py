@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter
 
-from stepwise.records import record
-from stepwise.steps import SEPARATOR, extract_answer
+from stepwise.errors import DataError, wrong_type
+from stepwise.records import items_of, record
+from stepwise.steps import SEPARATOR, extract_answer, split_steps
 
 Finish = Literal["step", "answer", "eos", "length", "repeat", "error", "budget"]
 TraceFinish = Literal["", "answer", "eos", "length", "repeat", "error", "steps", "budget", "interrupted"]
@@ -31,7 +32,7 @@ class Problem:
     True
     """
 
-    id: str
+    id: Annotated[str, Field(description="a name of its own, such as '1'; sw.load_problems makes one of the question")]
     question: str
     answer: str | None = None
     reference: str | None = None
@@ -215,9 +216,27 @@ def as_problem(problem: Problem | str) -> Problem:
     """A `Problem` as it is, a string as a problem with that question and an id made from it."""
     if isinstance(problem, Problem):
         return problem
+    if not isinstance(problem, str):
+        raise DataError(wrong_type("problem", problem, "give a Problem, or the text of a question"))
     import hashlib
 
     return Problem("q-" + hashlib.sha256(problem.encode()).hexdigest()[:12], problem)
+
+
+def texts_of(steps: Any) -> list[str]:
+    r"""The texts of the steps of a solution: of a list of texts or steps, of a trace, or of a whole solution, which is
+    split. Raises DataError for anything else.
+
+    >>> texts_of("1 + 1 = 2.\n\nSo it is 2."), texts_of([Step("1 + 1 = 2.", "weak")])
+    (['1 + 1 = 2.', 'So it is 2.'], ['1 + 1 = 2.'])
+    """
+    if isinstance(steps, str):
+        return split_steps(steps)
+    steps = steps.steps if isinstance(steps, Trace) else steps
+    remedy = "give the texts of the steps, a Trace, or the whole solution as one text"
+    if not isinstance(steps, Sequence):
+        raise DataError(wrong_type("steps", steps, remedy))
+    return [step if isinstance(step, str) else step.text for step in items_of(steps, (str, Step), "steps", remedy)]
 
 
 def to_json(value: Any) -> str:

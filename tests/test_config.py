@@ -192,7 +192,7 @@ def test_half_a_price_is_refused() -> None:
 
 
 def test_a_configuration_is_frozen_hashable_and_equal_by_value() -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ConfigError, match="Config cannot be changed; make another"):
         Config.lab().seed = 1  # type: ignore[misc]
     assert Config.lab() == Config.load() == Config()
     assert len({Config.lab(), Config(), Config.load(None, ["seed=1"])}) == 2

@@ -11,7 +11,7 @@ import pytest
 
 from stepwise import BackendError, ConfigError, DataError, MissingDependencyError, ModelConfig, load_backend
 from stepwise.models.base import Request
-from stepwise.models.hub import adapter_path, fetch, gguf_path
+from stepwise.models.hub import adapter_path, fetch, gguf_file, gguf_path
 from stepwise.training.adapters import adapter_directory
 from stepwise.types import Problem
 
@@ -55,6 +55,8 @@ def test_a_path_or_a_lab_model_never_asks_the_hub(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(hub, "hf_hub_download", refuse)
     assert gguf_path("some/model.gguf") == Path("some/model.gguf")
+    with pytest.raises(BackendError, match=r'no such file.*"hf:Qwen/Qwen3-0.6B/FILE.gguf" is downloaded'):
+        gguf_file("Qwen/Qwen3-0.6B")
     assert gguf_path("lab-weak").name == "model.gguf"
 
 

@@ -114,7 +114,7 @@ def test_an_object_takes_no_options_and_is_checked_like_a_class(module: str) -> 
     assert make_plugin(unit, {}, field="shape") is unit
     with pytest.raises(ConfigError, match="an object already, so it takes no radius"):
         make_plugin(unit, {"radius": 2}, field="shape")
-    with pytest.raises(ConfigError, match="shape: int is no Shape"):
+    with pytest.raises(ConfigError, match=r"shape is 3 \(int\); give a class that inherits from Shape"):
         check_plugin(3, Shape, field="shape")
 
 

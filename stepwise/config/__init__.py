@@ -8,26 +8,26 @@ when it is used.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stepwise.config import errors as config_errors
 from stepwise.config.errors import FrozenConfig
 from stepwise.config.training import DpoConfig, LoraConfig, RlConfig, SftConfig
-from stepwise.errors import ConfigError, keep_secret
+from stepwise.errors import ConfigError, keep_secret, redact, wrong_type
 from stepwise.plugins import check_choice, is_import_path
 from stepwise.prompt import SolvePrompt
 
-ModelName = Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S.*$")]
 Roles = Literal["weak", "strong", "critic", "scorer"]
+_MODEL_NAME = re.compile(r"([^/\s]+)/(\S.*)")
 _ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 _LAB_CRITIC = "llamacpp/lab-critic"
 _UPPERCASE_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{12,}")
@@ -36,7 +36,7 @@ _UPPERCASE_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{12,}")
 class LoadConfig(FrozenConfig):
     """How a model is loaded and what it costs; shared by generating models and scorers."""
 
-    model: ModelName
+    model: str
     """provider/name: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", "hf:ORG/REPO/FILE.gguf", "openai/NAME", ..."""
     context: int = Field(default=2048, ge=64)
     """longest sequence in tokens, prompt and solution together"""
@@ -64,17 +64,32 @@ class LoadConfig(FrozenConfig):
     price_out: float | None = Field(default=None, ge=0)
     """money per million generated tokens"""
 
-    @field_validator("model", mode="before")
+    reads: ClassVar[str] = ', a name such as "llamacpp/lab-weak", the path of a GGUF'
+
     @classmethod
-    def _hub_files_run_here(cls, value: Any) -> Any:
-        return f"llamacpp/{value}" if isinstance(value, str) and value.startswith("hf:") else value
+    def read(cls, text: str | os.PathLike[str]) -> Self:
+        """The model of that name; a `Path` is that of a GGUF."""
+        return cls(model=text if isinstance(text, str) else f"llamacpp/{text}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_stands_for_its_model(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
 
     @field_validator("model")
     @classmethod
     def _names_its_provider(cls, value: str) -> str:
-        if value.endswith(".gguf") and not value.startswith(("llamacpp/", "hf:")):
-            raise ValueError(f'a GGUF is named "llamacpp/" and its path: "llamacpp/{value}"')
-        return value
+        if value.startswith("hf:"):  # files of the hub run here
+            return f"llamacpp/{value}"
+        named = _MODEL_NAME.fullmatch(value)
+        provider, name = named.groups() if named else ("", value)
+        gguf = value.endswith(".gguf") and provider != "llamacpp"
+        misspelt = provider != "llamacpp" and difflib.get_close_matches(provider.lower(), ["llamacpp"], cutoff=0.8)
+        if named and not gguf and not misspelt:
+            return value
+        here = gguf or misspelt or value.startswith("lab-")
+        hint = f'did you mean "llamacpp/{name if misspelt else value}"?' if here else 'write it as in "openai/NAME"'
+        raise ValueError(redact(f"{value!r} is not provider/name of a known provider; {hint}"))
 
     @field_validator("api_key_env")
     @classmethod
@@ -153,7 +168,7 @@ class ModelConfig(LoadConfig):
 class ScorerConfig(LoadConfig):
     """What says of each step whether it is right; `stepwise.models.scorers` describes the kinds."""
 
-    model: ModelName = "llamacpp/lab-scorer"
+    model: str = "llamacpp/lab-scorer"
     """as for a model; kind "classifier": transformers/DIRECTORY; kind "pooling": vllm/NAME ON THE SERVER"""
     kind: str = "label_token"
     """how a score is read: from label tokens (label_token), a classification head (classifier), vLLM's /pooling
@@ -341,7 +356,7 @@ class Config(FrozenConfig):
         return cls()
 
     @classmethod
-    def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Self:
+    def load(cls, path: str | os.PathLike[str] | None = None, overrides: str | Sequence[str] = ()) -> Self:
         """Read a TOML file (None for the lab) and apply `overrides`.
 
         An override is "dotted.key=value"; the value is TOML, or a bare word that is taken as a string. Nothing is read
@@ -351,11 +366,21 @@ class Config(FrozenConfig):
         >>> Config.load(None, ["routing.threshold=0.4"]).routing.threshold
         0.4
         """
+        if not isinstance(path, str | os.PathLike | None):
+            raise ConfigError(wrong_type("path", path, "give the path of a TOML file"))
         file = "the built-in configuration" if path is None else str(path)
+        overrides = [overrides] if isinstance(overrides, str) else overrides
         try:
             return cls.model_validate(config_errors.merged(cls().model_dump(), path, overrides))
         except ValidationError as error:
             raise ConfigError(config_errors.explain(error, cls, file, overrides)) from None
+
+    reads: ClassVar[str] = ", the path of a TOML file"
+
+    @classmethod
+    def read(cls, text: str | os.PathLike[str]) -> Self:
+        """`load` without overrides."""
+        return cls.load(text)
 
     @property
     def hash(self) -> str:
@@ -368,6 +393,7 @@ class Config(FrozenConfig):
 
     def role(self, name: Roles) -> LoadConfig:
         """How to load the model of a role."""
+        check_choice("role", name, get_args(Roles))
         found: LoadConfig = self.scorer if name == "scorer" else getattr(self.models, name)
         return found
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from stepwise.errors import ConfigError, redact
-from stepwise.records import Checked
+from stepwise.records import Section
 from stepwise.types import InNotebook
 
 
-class FrozenConfig(BaseModel, InNotebook, metaclass=Checked):
+class FrozenConfig(Section, InNotebook):
     """Immutable, hashable, strict; an error never repeats what may be a secret put in the wrong place."""
 
     model_config = ConfigDict(
@@ -28,24 +29,10 @@ class FrozenConfig(BaseModel, InNotebook, metaclass=Checked):
         allow_inf_nan=False,
     )
 
-    @classmethod
-    def of(cls, value: Self | Mapping[str, Any] | None, name: str) -> Self:
-        """`value` itself, or the section that a dictionary describes; the defaults for None.
 
-        Raises `ConfigError`, beginning with `name`, for anything else and for what `cls` does not take.
-        """
-        if isinstance(value, cls):
-            return value
-        if value is not None and not isinstance(value, Mapping):
-            fields = ", ".join(cls.model_fields)
-            raise ConfigError(f"{name} is {type(value).__name__}; give {cls.__name__} or a dictionary of {fields}")
-        try:
-            return cls(**(value or {}))
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from None
-
-
-def merged(defaults: dict[str, Any], path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def merged(
+    defaults: dict[str, Any], path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """`defaults` with the tables of a TOML file on top, and each "dotted.key=value" of `overrides` on top of these.
 
     Raises ConfigError naming the file when it is missing or not TOML, and for an override without a key or a value.
@@ -68,7 +55,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
     """Set one "dotted.key=value" in `data`; a value that is not TOML is taken as a string."""
-    key, equals, text = override.partition("=")
+    key, equals, text = str(override).partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f'override "{redact(key)}": expected key=value, for example routing.threshold=0.4')
@@ -91,7 +78,7 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def _toml_value(text: str) -> Any:
     try:
-        parsed = tomllib.loads(f"value = {text}")
+        parsed = tomllib.loads(f"value = {'0' if text.startswith('.') else ''}{text}")  # .5 is no TOML
     except tomllib.TOMLDecodeError:
         return text
     return parsed["value"] if parsed.keys() == {"value"} else text
@@ -116,8 +103,6 @@ def _line(item: ErrorDetails, model: type[BaseModel], file: str, given: Sequence
     if item["type"] == "value_error":
         return f'{source}: "{key}": {item["msg"].removeprefix("Value error, ")}'
     wrong = f'{source}: "{key}" is {_show(item["input"])}'
-    if item["type"] == "string_pattern_mismatch":
-        return f"{wrong}: expected {_description(key, model)}"
     if item["type"] == "model_type":
         example = next(dotted for dotted, _ in _keys(model) if dotted.startswith(key + "."))
         return f"{wrong}: expected a table of keys; set one of them, for example {example}"

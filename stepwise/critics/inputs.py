@@ -5,25 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stepwise.errors import DataError
-from stepwise.steps import encodable, split_steps
-from stepwise.types import Problem, Trace
+from stepwise.steps import encodable
+from stepwise.types import Problem, Step, Trace, texts_of
 
-Steps = Sequence[str] | Trace | str
+Steps = Sequence[str | Step] | Trace | str
 """An attempt: its steps, a trace, or a whole solution, which is split."""
 
 
 def as_steps(steps: Steps) -> list[str]:
     """The texts of the steps of an attempt; a whole solution is split. Raises DataError where there are none."""
-    if isinstance(steps, Trace):
-        found = [step.text for step in steps.steps]
-    elif isinstance(steps, str):
-        found = split_steps(steps)
-    elif isinstance(steps, Sequence):
-        found = list(steps)
-    else:
-        raise DataError(f"steps is {steps!r}; give the texts of the steps, a Trace, or the whole solution as one text")
+    found = texts_of(steps)
     for index, text in enumerate(found):
-        if not isinstance(text, str) or not text.strip():
+        if not text.strip():
             raise DataError(f"steps[{index}] is {text!r}; give the text of a step")
     if not found:
         raise DataError("steps is empty: there is nothing to check; give at least one step")

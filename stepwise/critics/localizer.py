@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from itertools import count, takewhile
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import dspy
@@ -73,8 +74,9 @@ class ErrorLocalizer(CriticModule):
         self.scorer = loaded
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
+    def from_config(cls, config: Config | str | Path) -> Self:
         """The localizer that [critic], models.critic and [scorer] describe."""
+        config = Config.of(config, "config")
         settings = config.critic
         scoring = settings.method == "scorer"
         return cls(

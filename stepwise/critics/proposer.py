@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any, Self
 
 import dspy
@@ -58,8 +59,9 @@ class InterventionProposer(CriticModule):
         )  # fmt: skip
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
+    def from_config(cls, config: Config | str | Path) -> Self:
         """The proposer that [critic] and models.critic describe."""
+        config = Config.of(config, "config")
         settings = config.critic
         return cls(
             critic_lm(config),

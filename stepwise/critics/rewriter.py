@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self
 
 import dspy
@@ -29,8 +30,9 @@ class SolutionRewriter(CriticModule):
         super().__init__({"rewrite": signatures.RewriteAttempt}, lm, adapter, bare=bare, max_chars=max_chars)
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
+    def from_config(cls, config: Config | str | Path) -> Self:
         """The one that [critic] and models.critic describe."""
+        config = Config.of(config, "config")
         return cls(critic_lm(config), adapter=config.critic.format, bare=config.critic_is_bare)
 
     async def run(self, problem: Problem | str, steps: Steps, reference: str | None = None) -> dspy.Prediction:

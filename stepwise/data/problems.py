@@ -95,6 +95,8 @@ def load_problems(source: Any, *, split: str = "", n: int | None = None) -> list
     >>> problem.answer, problem.reference, problem.metadata
     ('5', '2 + 3 = 5 in all.', {'level': 1})
     """
+    if n is not None and (not isinstance(n, int) or n < 0):
+        raise DataError(f"n is {n!r}; give how many problems to read, or None for all")
     if isinstance(source, str):
         text = source.strip()
         if (opened := _open_name(text, split)) is None:

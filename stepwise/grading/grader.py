@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
-from stepwise.errors import DataError
+from stepwise.errors import DataError, wrong_type
 from stepwise.grading.equality import compare, leaves_arithmetic
 from stepwise.grading.pool import WorkerDied, WorkerTimeout, shared_pool
 from stepwise.grading.reading import find_answer
@@ -92,7 +92,7 @@ def grade(
     """
     for name, value in (("prediction", prediction), ("gold", gold)):
         if value is not None and not isinstance(value, str):
-            raise DataError(f"grade: {name} is {value!r}, a {type(value).__name__}; give it as text")
+            raise DataError(f"grade: {wrong_type(name, value, 'give it as text')}")
     verdict = _grade(prediction, gold, timeout, outside_box=outside_box)
     if verdict is Verdict.CORRECT and not accept_arithmetic:
         answer = find_answer(prediction, outside_box).answer
@@ -140,7 +140,7 @@ def check_gold(problem: Problem, *, timeout: float = DEFAULT_TIMEOUT) -> None:
 def _grade(
     prediction: str | None, gold: str | None, timeout: float, *, shortcut: bool = True, outside_box: bool = True
 ) -> Verdict:
-    if not timeout > 0:
+    if not isinstance(timeout, int | float) or not timeout > 0:
         raise DataError(f"timeout={timeout!r} seconds; it must be positive")
     right = extract_answer(gold or "") or ("" if "\\boxed" in (gold or "") else (gold or "").strip())
     if not right:

@@ -26,10 +26,10 @@ from stepwise.types import Problem, to_json
 
 def collect(
     problems: Any,
-    cfg: Config,
+    cfg: Config | str | Path,
     out: str | Path | RunDirectory,
     *,
-    settings: CollectSettings | None = None,
+    settings: CollectSettings | Mapping[str, Any] | None = None,
     writers: Writers | None = None,
     licence: str = "other",
 ) -> Path:
@@ -49,7 +49,8 @@ def collect(
         path = collect(problems, config, "out/int", settings=CollectSettings(rollouts=4, guided=8))
         examples = read_examples(path)  # stepwise.data.examples
     """
-    settings, began = settings or CollectSettings(), time.monotonic()
+    cfg, began = Config.of(cfg, "cfg"), time.monotonic()
+    settings = CollectSettings.of(settings, "settings")
     checked = problems if isinstance(problems, CheckedProblems) else check_problems(problems)
     digest = key_of({"problems": [to_json(p) for p in checked.problems], "excluded": sorted(checked.excluded)})
     arguments = {**settings.model_dump(), "problems": digest}

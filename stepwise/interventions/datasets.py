@@ -43,10 +43,10 @@ _FILES = (*ROWS, "counts")
 def build(
     kind: str,
     source: Source,
-    cfg: Config,
+    cfg: Config | str | Path,
     *,
     problems: Iterable[Problem] | None = None,
-    settings: BuildSettings | None = None,
+    settings: BuildSettings | Mapping[str, Any] | None = None,
     writers: Writers | None = None,
     counts: Counter[str] | None = None,
 ) -> list[Example]:
@@ -63,6 +63,7 @@ def build(
         rows = build("rejection", sw.load_problems("gsm8k", split="train", n=100), config)
         rows = build("unfiltered", "out/int", config)  # of the collection that `collect` wrote there
     """
+    cfg = Config.of(cfg, "cfg")
     recipe = Recipe(kind, source, cfg, settings, problems)
     rows: list[Example] = []
     members, size = recipe.members, recipe.settings.chunk
@@ -79,11 +80,11 @@ def build(
 def write_dataset(
     kind: str,
     source: Source,
-    cfg: Config,
+    cfg: Config | str | Path,
     out: str | Path | RunDirectory,
     *,
     problems: Iterable[Problem] | None = None,
-    settings: BuildSettings | None = None,
+    settings: BuildSettings | Mapping[str, Any] | None = None,
     writers: Writers | None = None,
     licence: str = "other",
 ) -> Path:
@@ -106,13 +107,14 @@ class Recipe:
         self,
         kind: str,
         source: Source,
-        config: Config,
-        settings: BuildSettings | None = None,
+        config: Config | str | Path,
+        settings: BuildSettings | Mapping[str, Any] | None = None,
         problems: Iterable[Problem] | None = None,
     ) -> None:
         if kind not in KINDS:
             raise DataError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
-        self.kind, self.config, self.settings = kind, config, settings or BuildSettings()
+        self.kind, self.config = kind, (config := Config.of(config, "cfg"))
+        self.settings = BuildSettings.of(settings, "settings")
         self.collected: Mapping[str, Mapping[str, list[Any]]] | None = None
         if isinstance(source, str | Path) and (kind in NEED_COLLECTION or not _is_file_or_name(source)):
             self.collected = _collected_for(Path(source), config)

@@ -18,12 +18,12 @@ from stepwise.models import load_backend
 from stepwise.models.base import Backend, Generator, generator_of
 from stepwise.models.shared import shared_engine
 from stepwise.models.wrappers import Wrappers
-from stepwise.records import Checked
+from stepwise.records import Section
 
 Role = Literal["weak", "strong", "localizer", "proposer", "rewriter"]
 
 
-class CollectSettings(BaseModel, metaclass=Checked):
+class CollectSettings(Section):
     """How many of what. How many candidates are proposed for an attempt is `critic.candidates` of the configuration.
 
     When a candidate has had enough guided rollouts follows from `guided`, `enough`, `floor`, `miss` and `batch`; see
@@ -119,7 +119,7 @@ class CollectSettings(BaseModel, metaclass=Checked):
         return self.model_copy(update={**alike, "guided": guided, "batch": min(guided, self.batch)})
 
 
-class BuildSettings(BaseModel, metaclass=Checked):
+class BuildSettings(Section):
     """How many of what, for the kinds of dataset that need it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)

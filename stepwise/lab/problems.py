@@ -324,4 +324,6 @@ def generate(split: str, n: int, *, start: int = 0, knobs: Knobs | None = None) 
     the test-only family), "test", "test-wording", "test-family", "test-long" (9 to 10 operations), "test-recovery".
     Raises DataError for an unknown one.
     """
+    if not isinstance(n, int) or n < 0:
+        raise DataError(f"n is {n!r}; give how many problems to make")
     return [make(split, i, knobs) for i in range(start, start + n)]

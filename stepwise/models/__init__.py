@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stepwise.errors import ConfigError
 from stepwise.prompt import SolvePrompt
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from stepwise.config import ModelConfig
     from stepwise.models.base import Backend
 
 
-def load_backend(spec: str | ModelConfig | Backend, *, prompt: SolvePrompt | None = None, **overrides: Any) -> Backend:
+def load_backend(
+    spec: str | Path | Mapping[str, Any] | ModelConfig | Backend, *, prompt: SolvePrompt | None = None, **overrides: Any
+) -> Backend:
     """The backend that `spec` names: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", "hf:ORG/REPO/FILE.gguf", any
     model that LiteLLM reaches ("openai/...", "anthropic/...", with api_base for a server), a ModelConfig, or a backend
     as it is.
@@ -23,14 +28,12 @@ def load_backend(spec: str | ModelConfig | Backend, *, prompt: SolvePrompt | Non
     """
     from stepwise.config import ModelConfig
 
-    if isinstance(spec, str):
-        spec = ModelConfig(model=spec, **overrides)
-    elif isinstance(spec, ModelConfig):
-        spec = ModelConfig(**{**spec.model_dump(), **overrides})
-    else:
+    if hasattr(spec, "continue_solutions") and not isinstance(spec, type):
+        backend = cast("Backend", spec)
         if overrides:
-            raise ConfigError(f"{spec.name} is loaded already; {', '.join(overrides)} cannot be changed on it")
-        return spec
+            raise ConfigError(f"{backend.name} is loaded already; {', '.join(overrides)} cannot be changed on it")
+        return backend
+    spec = ModelConfig.of(spec, "model").model_copy(update=overrides)
     if not spec.local:
         from stepwise.models.litellm import LiteLLMBackend
 

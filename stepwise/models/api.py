@@ -15,7 +15,7 @@ from stepwise.io import parse_json
 from stepwise.models.dialects import SELF_HOSTED
 from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed, bounded_client, retried, retry_after
-from stepwise.models.litellm_handler import import_litellm
+from stepwise.models.litellm_handler import check_provider, import_litellm
 from stepwise.types import Failure, FailureKind, Usage
 
 
@@ -56,6 +56,7 @@ class Api:
     def __init__(self, config: ModelConfig, name: str, *, attempts: int = 5, backoff: float = 0.5):
         self.config, self.name, self.attempts, self.backoff = config, name, attempts, backoff
         self.key = config.api_key()
+        check_provider(config.model, config.api_base)
         self.usage = Usage()
         self._lock = threading.Lock()
         self._http, self._last_body = bounded_client(config.api_base or "", config.timeout)

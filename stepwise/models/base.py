@@ -17,7 +17,7 @@ from pydantic import Field
 
 from stepwise.errors import BackendError, DataError
 from stepwise.models.driver import Batcher, Driver
-from stepwise.records import record
+from stepwise.records import items_of, record
 from stepwise.types import Failure, Finish, Problem, Step, Usage
 
 
@@ -85,6 +85,11 @@ class Request:
     def step(self) -> int:
         """0-based index of the step that is asked for."""
         return len(self.prefix)
+
+
+def as_requests(requests: Any) -> list[Request]:
+    """One request or several as a list; raises DataError for what is none."""
+    return items_of(requests, Request, "requests", "give a list of Request, such as [Request(problem)]")
 
 
 def check_question(request: Request) -> None:
@@ -240,7 +245,7 @@ class Generator(ABC):
 
     def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         """The synchronous door: a flat list in request order, `n` per request; never raises for one item."""
-        results = Driver(self.engines).run([self.generate(request) for request in requests])
+        results = Driver(self.engines).run([self.generate(request) for request in as_requests(requests)])
         return [
             dataclasses.replace(sample, request=number, rest=())
             for number, result in enumerate(results)

@@ -27,14 +27,12 @@ from contextvars import ContextVar
 from fractions import Fraction
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
+from stepwise.config import BudgetConfig, CapsConfig, Config
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
 from stepwise.plugins import check_choice
 from stepwise.types import Usage
-
-if TYPE_CHECKING:
-    from stepwise.config import CapsConfig, Config
 
 Prices = tuple[float, float]  # money per million prompt tokens, per million generated tokens
 _NAMES = ("strong_tokens", "total_tokens", "calls", "money")
@@ -110,11 +108,12 @@ class Ledger:
 
     def __init__(
         self,
-        caps: CapsConfig | None = None,
+        caps: CapsConfig | Mapping[str, Any] | None = None,
         prices: Mapping[str, Prices | None] | None = None,
         on_spent: Callable[[str, Usage], None] | None = None,
         roles: Sequence[str] = (),
     ) -> None:
+        caps = caps if isinstance(caps, CapsConfig) else BudgetConfig.of(caps, "caps")
         limits = {name: getattr(caps, name, None) for name in _NAMES}
         self._caps = {name: Fraction(str(limit)) for name, limit in limits.items() if limit is not None}
         self._problem_caps: CapsConfig | None = getattr(caps, "problem", None)

@@ -7,6 +7,8 @@ cache, and HF_HUB_OFFLINE=1 uses what is there already.
 
 from __future__ import annotations
 
+import difflib
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -35,9 +37,28 @@ def gguf_path(name: str) -> Path:
     >>> gguf_path("lab-critic") == gguf_path("lab-weak"), gguf_path("models/mine.gguf").name
     (True, 'mine.gguf')
     """
-    if name in (*MODELS, *ADAPTERS):
-        return model_path(ADAPTERS.get(name, name))
-    return fetch(name) if name.startswith(PREFIX) else Path(name).expanduser()
+    return model_path(ADAPTERS.get(name, name)) if name in (*MODELS, *ADAPTERS) else local_path(name)
+
+
+def gguf_file(name: str) -> Path:
+    """`gguf_path` of a file that is there; raises BackendError, with what may be meant, where it is not."""
+    path = gguf_path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(name, (*MODELS, *ADAPTERS), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "give the path of a GGUF, or the name of a lab model"
+        raise BackendError(f"{path}: no such file; {hint}{hub_hint(name, '/FILE.gguf')}")
+    return path
+
+
+def local_path(name: str | Path) -> Path:
+    """A path as it is, "hf:..." as that of what was downloaded."""
+    return fetch(str(name)) if str(name).startswith(PREFIX) else Path(name).expanduser()
+
+
+def hub_hint(name: str | Path, file: str = "") -> str:
+    """What to write where a path that is not there looks like the name of a repository; "" where it does not."""
+    is_name = re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(name)) and not str(name).endswith(".gguf")
+    return f'; "{PREFIX}{name}{file}" is downloaded from the hub' if is_name else ""
 
 
 def adapter_path(name: str | Path) -> Path:
@@ -46,7 +67,7 @@ def adapter_path(name: str | Path) -> Path:
     """
     if name in ADAPTERS:
         return model_path(str(name))
-    path = fetch(str(name)) if str(name).startswith(PREFIX) else Path(name).expanduser()
+    path = local_path(name)
     if not path.is_dir():
         return path
     for file in (path / _ADAPTER, path / "adapter" / _ADAPTER):

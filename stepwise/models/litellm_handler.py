@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stepwise.errors import BackendError, MissingDependencyError, StepwiseError
+from stepwise.errors import BackendError, ConfigError, MissingDependencyError, StepwiseError
 from stepwise.models.calls import PROVIDER, Call, finish_reason, first_fault, logprobs, pieces, prepare, text_of
 from stepwise.models.engine import Generation
+from stepwise.models.hub import hub_hint
 
 
 def import_litellm() -> Any:
@@ -33,6 +35,20 @@ def import_litellm() -> Any:
 
     litellm.suppress_debug_info = True
     return litellm
+
+
+def check_provider(model: str, api_base: str | None = None) -> None:
+    """Raise ConfigError, with what is meant, where LiteLLM has no provider for the model of that name."""
+    litellm, (provider, _, name) = import_litellm(), model.partition("/")
+    litellm.utils.custom_llm_setup()  # else it does not know a user's own providers before its first call
+    try:
+        litellm.get_llm_provider(model, api_base=api_base)
+    except litellm.BadRequestError:
+        near = difflib.get_close_matches(provider, [known.value for known in litellm.LlmProviders], n=1)
+        hint = f'did you mean "{near[0]}/{name}"?' if near else 'name it, as in "openai/NAME"'
+        raise ConfigError(
+            f"{model!r}: LiteLLM knows no provider {provider!r}; {hint}{hub_hint(model, '/FILE.gguf')}"
+        ) from None
 
 
 class LlamaCppHandler:

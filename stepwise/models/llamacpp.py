@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from stepwise.errors import BackendError, ConfigError, DataError
-from stepwise.models.base import Capabilities, Completion, Generator, Request, check_question, first_of
+from stepwise.models.base import Capabilities, Completion, Generator, Request, as_requests, check_question, first_of
 from stepwise.models.calls import chat_job
 from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.models.engine.stopping import clean_text, open_fence
@@ -75,7 +75,7 @@ class LlamaCppBackend(Generator):
 
     def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         """The same for callers who wait, on whatever thread: a driver knows that one of its threads waits here."""
-        name, results = self.engine.name, list[Completion]()
+        name, results, requests = self.engine.name, list[Completion](), as_requests(requests)
         jobs = [self._job(request, name) for request in requests]
         done = iter(self.engine.generate([job for job in jobs if not isinstance(job, Failure)]))
         for number, (request, job) in enumerate(zip(requests, jobs, strict=True)):
@@ -93,6 +93,7 @@ class LlamaCppBackend(Generator):
 
     def _job(self, request: Request, name: str) -> GenerationJob | Failure:
         """What the engine of this name is to draw, or why the request is refused."""
+        self.engine.worker.check_usable()
         drawn = {field: getattr(request, field) for field in _DRAWN}
         try:
             check_question(request)

@@ -151,7 +151,10 @@ def _first_reply(
                 raise
             return {}, api.ask(messages, max_tokens=PROBE_TOKENS, **settings)
     except CallFailed as error:
-        raise BackendError(f"{error}; check model, api_base and api_key_env") from None
+        given = api.key or api.config.api_base
+        unset = [] if given else import_litellm().validate_environment(api.config.model)["missing_keys"]
+        hint = f" ({', '.join(unset)} not set)" if unset else ""
+        raise BackendError(f"{error}; check model, api_base and api_key_env{hint}") from None
 
 
 def _halves(text: str) -> tuple[str, str]:

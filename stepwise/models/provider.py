@@ -11,7 +11,11 @@ the model without a template. Without a seed a fresh one is drawn, and without a
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import threading
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from stepwise.config import LoadConfig, ModelConfig
@@ -19,7 +23,7 @@ from stepwise.errors import ConfigError
 from stepwise.lab import ADAPTERS, MODELS
 from stepwise.models.calls import PROVIDER, engine_named
 from stepwise.models.engine import Engine
-from stepwise.models.litellm_handler import import_litellm, litellm_handler
+from stepwise.models.litellm_handler import check_provider, import_litellm, litellm_handler
 from stepwise.models.shared import LOAD_FIELDS, identity, shared_engine
 
 _Door = Literal["litellm", "native"]
@@ -50,7 +54,7 @@ def declare(model: str, prices: tuple[float, float] | None, context: int = 2048)
     }})  # fmt: skip
 
 
-def lm(spec: str | LoadConfig, *, engine: _Door = "litellm", **settings: Any) -> Any:
+def lm(spec: str | Path | Mapping[str, Any] | LoadConfig, *, engine: _Door = "litellm", **settings: Any) -> Any:
     """A dspy.LM for any model: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", "openai/...", or a ModelConfig.
 
     `settings` are fields of the ModelConfig (context, adapter, api_base, ...) or keywords of dspy.LM (temperature,
@@ -66,17 +70,19 @@ def lm(spec: str | LoadConfig, *, engine: _Door = "litellm", **settings: Any) ->
     if engine not in get_args(_Door):
         raise ConfigError(f"engine is {engine!r}; use one of {', '.join(get_args(_Door))}")
     fields = {key: settings.pop(key) for key in list(settings) if key in LoadConfig.model_fields}
-    given = {"model": spec} if isinstance(spec, str) else spec.model_dump(include=set(LoadConfig.model_fields))
-    try:
-        config = ModelConfig(**{**given, **fields})
-    except ConfigError as error:
-        raise ConfigError(f"{spec if isinstance(spec, str) else spec.model}: {error}") from None
+    given = spec if isinstance(spec, LoadConfig) else ModelConfig.of(spec, "lm")
+    config = ModelConfig(**{**given.model_dump(include=set(LoadConfig.model_fields)), **fields})
+    import dspy
+
+    known = {*LoadConfig.model_fields, *inspect.signature(dspy.LM).parameters}
+    for setting in settings.keys() - known:  # others go to the provider, which may know them
+        if near := difflib.get_close_matches(setting, known, n=1, cutoff=0.85):
+            raise ConfigError(f"lm: there is no setting {setting!r}; did you mean {near[0]!r}?")
     if engine == "native":
         return _native_lm(config, settings)
     import_litellm()
-    import dspy
-
     if not config.local:
+        check_provider(config.model, config.api_base)
         key = config.api_key()
         settings = {**({"api_base": config.api_base} if config.api_base else {}), **settings}
         return dspy.LM(config.model, engine="litellm", **({"api_key": key} if key else {}), **settings)

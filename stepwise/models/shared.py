@@ -11,7 +11,7 @@ from typing import Any
 from stepwise.config import LoadConfig
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine import Engine
-from stepwise.models.hub import adapter_path, gguf_path
+from stepwise.models.hub import adapter_path, gguf_file
 
 LOAD_FIELDS = ("context", "sequences", "threads", "gpu_layers", "kv_type", "flash_attention", "adapter")
 """What of a model's configuration its engine depends on, besides the weights."""
@@ -52,7 +52,7 @@ def close_engines(path: str | Path | None = None) -> int:
 
 
 def _key(config: LoadConfig) -> Hashable:
-    path = gguf_path(config.model.partition("/")[2])
+    path = gguf_file(config.model.partition("/")[2])
     adapter = _stamp(adapter_path(config.lora)) if config.lora is not None else None
     # A forked child cannot use its parent's engines.
     return os.getpid(), _stamp(path), adapter, tuple(getattr(config, field) for field in LOAD_FIELDS)
@@ -63,7 +63,7 @@ def _stamp(path: Path) -> Hashable:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise BackendError(f"{path}: {error.strerror}; give the path of a GGUF file") from error
+        raise BackendError(f"{path}: {error.strerror}; give the path of a LoRA adapter in GGUF") from error
     return os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -79,4 +79,4 @@ def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
         raise ConfigError(f'model is "{config.model}"; the engine runs GGUF files: write "llamacpp/path/to/model.gguf"')
     settings = {field: getattr(config, field) for field in LOAD_FIELDS}
     settings |= {"adapter": config.lora, "train_from": config.train_from, **overrides}
-    return Engine.load(gguf_path(name), **settings)
+    return Engine.load(gguf_file(name), **settings)

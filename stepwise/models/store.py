@@ -227,6 +227,8 @@ def key_of(parts: Mapping[str, Any]) -> str:
 def _opened(path: Path) -> BinaryIO:
     """The file, made where it is missing, and locked until it is closed, or the process ends in whatever way."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise DataError(f"{path}: the cache is a file, and this is a directory; give the path of a file in it")
     path.touch()
     file = path.open("r+b")
     if not lock(file.fileno()):

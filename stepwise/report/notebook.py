@@ -6,13 +6,14 @@ starts with `.stepwise-trace`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from markupsafe import Markup
 
 from stepwise.config.errors import FrozenConfig
-from stepwise.errors import DataError, MissingDependencyError, redact
+from stepwise.errors import MissingDependencyError, redact
+from stepwise.records import items_of
 from stepwise.report.shell import COLUMNS, FINISH_WORDS, caption, environment, resource, verdict_word
 from stepwise.routing.compare import Comparison, Measured, TraceView, in_words, verdict_of
 from stepwise.routing.metrics import cost_of, usage_by_author
@@ -100,7 +101,9 @@ def traces_to_frame(traces: Iterable[Trace | TraceView | Measured], *, policy: s
     try:
         import pandas as pd  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:
-        raise MissingDependencyError("traces_to_frame needs pandas; install it with: pip install pandas") from error
+        raise MissingDependencyError(
+            'traces_to_frame needs pandas; install it with: pip install "stepwise[data]"'
+        ) from error
     return pd.DataFrame(rows)
 
 
@@ -149,16 +152,12 @@ def _views(traces: Iterable[Trace | TraceView | Measured], policy: str = "") -> 
     """The traces with policy and verdict; raises `DataError` for what is none."""
     views: list[TraceView] = []
     policy = policy or (traces.policy if isinstance(traces, Traces) else "")
-    for item in [traces] if isinstance(traces, Trace | Measured | Mapping | str) else traces:
+    for item in items_of(traces, (Trace, TraceView, Measured), "traces", "give what solve_all or sw.compare returned"):
         match item:
             case Measured():
                 views += item.views
             case TraceView():
                 views.append(item)
-            case Trace():
-                views.append(TraceView(item, policy, verdict_of(item)))
             case _:
-                raise DataError(
-                    f"traces: {type(item).__name__} is no trace; give what solve_all or sw.compare returned"
-                )
+                views.append(TraceView(item, policy, verdict_of(item)))
     return views

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from stepwise.config import Config
 from stepwise.data.problems import load_problems
-from stepwise.errors import DataError
+from stepwise.errors import ConfigError, DataError, wrong_type
 from stepwise.grading import find_answer, grade
 from stepwise.models.base import Generator
 from stepwise.models.budget import Ledger, Prices
 from stepwise.models.scorers.base import Scorer
 from stepwise.records import record
 from stepwise.routing.metrics import Cost, OperatingPoint, cost_of, cpt, pgr, usage_by_author
-from stepwise.routing.policy import NAMES, Policy, check_policy, label_of, needs_scorer
+from stepwise.routing.policy import NAMES, Policy, label_of, needs_scorer
 from stepwise.runs.plan import PlannedCalls
 from stepwise.stats import wilson
 from stepwise.types import InNotebook, Problem, Trace, Usage
@@ -161,14 +161,14 @@ def judge(router: StepRouter, traces: Sequence[Trace], seconds: float | None = N
 
 def compare(
     router: StepRouter,
-    policies: Policy | Sequence[Policy],
+    policies: Any,
     problems: Any,
     *,
     progress: bool = True,
     on_measured: Callable[[Measured], None] | None = None,
 ) -> Comparison:
-    """Route `problems`, whatever `load_problems` takes, under each policy with the models and the seed of `router`;
-    `on_measured` gets each result.
+    """Route `problems`, whatever `load_problems` takes, under each of `policies` (one or several, as
+    a router takes them) with the models and the seed of `router`; `on_measured` gets each result.
 
     Models that can (`reset_cache()`) begin each policy with an empty cache: no policy profits from another's prefixes.
     Raises `ConfigError` for what is no policy, before anything runs.
@@ -178,14 +178,16 @@ def compare(
         >>> results = sw.compare(router, [sw.Threshold(0.3), sw.Threshold(0.7)], problems)  # doctest: +SKIP
         >>> [(result.label, result.accuracy, result.cost.strong_tokens) for result in results]  # doctest: +SKIP
     """
+    if not hasattr(router, "with_policy"):
+        raise ConfigError(wrong_type("router", router, "give a StepRouter"))
+    several = isinstance(policies, Iterable) and not isinstance(policies, Policy | type | str | Mapping)
     results, problems = Comparison(), load_problems(problems)
-    for policy in [check_policy(each) for each in ([policies] if isinstance(policies, Policy) else policies)]:
-        arm = router.with_policy(policy)
+    for arm in [router.with_policy(each) for each in (policies if several else [policies])]:
         for model in arm.models:
             if isinstance(model, Generator | Scorer):
                 model.reset_cache()
         began = time.perf_counter()
-        traces = arm.solve_all(problems, progress=progress, description=f"{label_of(policy):<22}")
+        traces = arm.solve_all(problems, progress=progress, description=f"{label_of(arm.policy):<22}")
         results.append(judge(arm, traces, time.perf_counter() - began))
         if on_measured is not None:
             on_measured(results[-1])

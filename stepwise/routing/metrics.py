@@ -18,6 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import DataError
+from stepwise.records import items_of
 from stepwise.types import Step, Trace, Usage
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -166,6 +167,7 @@ def cost_of(traces: Sequence[Trace], *, weak: Any = None, strong: Any = None, sc
     over the models, so prefill and scorer count. `weak`, `strong`, `scorer` are numbers of weights, or models with a
     `parameters` attribute. Raises `DataError` for an empty list.
     """
+    traces = items_of(traces, Trace, "traces", "give what solve_all returned")
     if not traces:
         raise DataError("cost_of: no traces; route at least one problem first")
     models = {"weak": weak, "strong": strong, "scorer": scorer}

@@ -81,15 +81,15 @@ class Random(Policy):
 class Threshold(Policy):
     """TRIM-Thr (arXiv 2601.10245): the strong model rewrites a drafted step iff its score is below `threshold`.
 
-    Strictly below: 0 never escalates, and 1 keeps only steps scored exactly 1.0, so use anything above 1 (say 1.01) for
-    "always". An empty draft cannot be scored and counts as 0.0 here.
+    Strictly below: 0 never escalates, and 1 keeps only steps scored exactly 1.0, so 1.01, the highest, is "always". An
+    empty draft cannot be scored and counts as 0.0 here.
 
     Example:
         >>> Threshold(0.5).decide(View(Problem("p", "?"), (), Step("So 3.", "weak", 0.3)))
         Escalate(steps=1, reason='score 0.30 < 0.50')
     """
 
-    threshold: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    threshold: float = Field(default=0.5, ge=0, le=1.01, allow_inf_nan=False, description="scores lie in [0, 1]")
 
     name: ClassVar[str] = "threshold"
     when: ClassVar[When] = "after"

@@ -15,7 +15,7 @@ import dspy
 from stepwise.config import BudgetConfig, Config, LoadConfig, ModelConfig, SamplingConfig, ScorerConfig
 from stepwise.critics.parameters import OwnState
 from stepwise.data.problems import load_problems
-from stepwise.errors import ConfigError, DataError
+from stepwise.errors import ConfigError, DataError, wrong_type
 from stepwise.models import load_backend
 from stepwise.models.base import Backend
 from stepwise.models.budget import Ledger
@@ -24,12 +24,13 @@ from stepwise.models.scorers import Scorer, load_scorer
 from stepwise.models.store import CallCache
 from stepwise.plugins import is_import_path
 from stepwise.prompt import SolvePrompt
+from stepwise.records import items_of
 from stepwise.routing.learned import ModelNames
 from stepwise.routing.metrics import Cost, cost_of, usage_by_author
 from stepwise.routing.policies import Threshold
-from stepwise.routing.policy import Policy, check_policy, label_of, needs_scorer
+from stepwise.routing.policy import Policy, label_of, needs_scorer
 from stepwise.routing.route import Models, RoutingInterrupted, route_all
-from stepwise.routing.saved import policy_from_config, policy_from_dict, policy_to_dict
+from stepwise.routing.saved import as_policy, policy_from_config, policy_from_dict, policy_to_dict
 from stepwise.routing.trim import OnTrace, RouteSettings
 from stepwise.runs.progress import progress as bar
 from stepwise.types import Problem, Trace, Traces, Usage
@@ -78,10 +79,10 @@ class StepRouter(dspy.Module):
 
     def __init__(
         self,
-        weak: str | ModelConfig | Backend,
-        strong: str | ModelConfig | Backend,
-        scorer: str | ScorerConfig | Scorer | None = None,
-        policy: Policy | str | None = None,
+        weak: str | Path | Mapping[str, Any] | ModelConfig | Backend,
+        strong: str | Path | Mapping[str, Any] | ModelConfig | Backend,
+        scorer: str | Path | Mapping[str, Any] | ScorerConfig | Scorer | None = None,
+        policy: Policy | type[Policy] | str | Mapping[str, Any] | None = None,
         *,
         prompt: SolvePrompt | Mapping[str, Any] | None = None,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
@@ -92,11 +93,9 @@ class StepRouter(dspy.Module):
         cache: CallCache | str | Path | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(policy, str):
-            policy = policy_from_dict({"policy": policy})
-        self.policy = Threshold() if policy is None else check_policy(policy)
+        self.policy = Threshold() if policy is None else as_policy(policy)
         self.state = OwnState(self)
-        self.prompt = prompt if isinstance(prompt, SolvePrompt) else SolvePrompt(**(prompt or {}))
+        self.prompt = SolvePrompt.of(prompt, "prompt")
         self.settings = RouteSettings(SamplingConfig.of(sampling, "sampling"), max_steps, seed, window, self.prompt)
         self.budget = BudgetConfig.of(budget, "budget")
         self._allow_import: frozenset[str] = frozenset()
@@ -107,29 +106,27 @@ class StepRouter(dspy.Module):
             )
         self._owned: list[Any] = []
         models = Models(
-            self._load(weak, load_backend),
-            self._load(strong, load_backend),
-            None if scorer is None else self._load(scorer, load_scorer),
+            self._load("weak", weak, load_backend),
+            self._load("strong", strong, load_backend),
+            None if scorer is None else self._load("scorer", scorer, load_scorer),
         )
-        if isinstance(cache, str | Path):
-            cache = CallCache(cache)
-            self._owned.append(cache)
-        self.cache = cache
+        self.cache = self._opened(cache)
         # What a score depends on beside the model; options only where there are any, for the keys of stored answers.
         read = {"kind", "marker", "good", "bad", "dtype", "ask", "value", "options"}
         self._scorer_settings = None
         if isinstance(scorer, ScorerConfig):
             self._scorer_settings = scorer.model_dump(include=read if scorer.options else read - {"options"})
         self.models = self._stored(models)
-        self.prices = {role: _prices(spec) for role, spec in (("weak", weak), ("strong", strong), ("scorer", scorer))}
+        specs = {"weak": weak, "strong": strong, "scorer": scorer}
+        self.prices = {role: _prices(role, spec) for role, spec in specs.items()}
         self.ledger = self._new_ledger()
 
     @classmethod
     def from_config(
         cls,
-        config: Config,
+        config: Config | str | Path,
         *,
-        policy: Policy | None = None,
+        policy: Policy | type[Policy] | str | Mapping[str, Any] | None = None,
         cache: CallCache | str | Path | None = None,
         window: int | None = None,
     ) -> Self:
@@ -139,7 +136,9 @@ class StepRouter(dspy.Module):
         finished early are on disk early. Raises `ConfigError` where the policy looks at scores, the weak model is not
         the lab's and the scorer still is.
         """
-        policy, weak = policy or policy_from_config(config.routing), config.models.weak.model
+        config = Config.of(config, "config")
+        policy = policy_from_config(config.routing) if policy is None else as_policy(policy)
+        weak = config.models.weak.model
         foreign = not weak.startswith("llamacpp/lab-")
         if needs_scorer(policy) and foreign and config.scorer == ScorerConfig():
             raise ConfigError(
@@ -163,16 +162,16 @@ class StepRouter(dspy.Module):
         router.settings = dataclasses.replace(router.settings, run=config.hash)
         return router
 
-    def with_policy(self, policy: Policy) -> Self:
+    def with_policy(self, policy: Policy | type[Policy] | str | Mapping[str, Any]) -> Self:
         """A router with the same loaded models and settings, another policy, and a budget of its own."""
         other = self.__deepcopy__({})
-        other.policy, other.ledger = check_policy(policy), self._new_ledger()
+        other.policy, other.ledger = as_policy(policy), self._new_ledger()
         return other
 
-    def with_cache(self, cache: CallCache) -> Self:
+    def with_cache(self, cache: CallCache | str | Path) -> Self:
         """A router with the same loaded models, whose answers are kept in `cache`, and a budget of its own."""
         other = self.with_policy(self.policy)
-        other.cache, other._scorer_settings = cache, None  # a run's own file knows one scorer
+        other.cache, other._scorer_settings = self._opened(cache), None  # a run's own file knows one scorer
         other.models = other._stored(self.models)
         return other
 
@@ -228,7 +227,7 @@ class StepRouter(dspy.Module):
         again; another one's problem is begun anew, and what it cost counts for the caps on its problem (what the cache
         says of it, where replays from there are free). Ctrl-C raises `RoutingInterrupted` with the traces so far.
         """
-        problems, resume = load_problems(problems), list(resume)
+        problems, resume = load_problems(problems), items_of(resume, Trace, "resume", "give traces of an earlier call")
         done = {trace.problem: trace for trace in resume if trace.finish not in ("", "interrupted")}
         spent: dict[Problem, dict[str, Usage]] = {}
         for trace in resume:
@@ -290,7 +289,10 @@ class StepRouter(dspy.Module):
     def load(self, path: str | Path, *args: Any, allow_import: Collection[str] = (), **kwargs: Any) -> None:
         """DSPy's; a user's policy is imported from modules in `allow_import`, and from that of this router's policy."""
         self._allow_import = frozenset(allow_import)
-        super().load(path, *args, **kwargs)
+        try:
+            super().load(path, *args, **kwargs)
+        except KeyError as error:
+            raise DataError(f"{path} holds no router ({error} is missing); give a file that `save` wrote") from None
 
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
         """Take over policy and settings; the models stay those this router was made with.
@@ -340,15 +342,29 @@ class StepRouter(dspy.Module):
     def _names(self) -> dict[str, str | None]:
         return {role: getattr(model, "name", None) for role, model in self.models._asdict().items()}
 
-    def _load(self, spec: Any, load: Callable[..., Any]) -> Any:
-        model = load(spec, prompt=self.prompt)
+    def _opened(self, cache: CallCache | str | Path | None) -> CallCache | None:
+        if isinstance(cache, str | Path):
+            cache = CallCache(cache)
+            self._owned.append(cache)
+        if not isinstance(cache, CallCache | None):
+            raise ConfigError(wrong_type("cache", cache, "give a CallCache, or the path of its file"))
+        return cache
+
+    def _load(self, role: str, spec: Any, load: Callable[..., Any]) -> Any:
+        try:
+            model = load(spec, prompt=self.prompt)
+        except ConfigError as error:
+            reason = str(error).removeprefix("model: ").removeprefix("scorer: ")
+            raise ConfigError(f"{role}: {reason}") from None
         if model is not spec and hasattr(model, "close"):
             self._owned.append(model)
         return model
 
 
-def _prices(spec: Any) -> tuple[float, float] | None:
+def _prices(role: str, spec: Any) -> tuple[float, float] | None:
     """What a model costs: known of a configuration or a name, unknown of an object."""
-    if isinstance(spec, str):
-        spec = ScorerConfig(kind=spec) if is_import_path(spec) else ModelConfig(model=spec)
+    if isinstance(spec, str) and is_import_path(spec):
+        spec = ScorerConfig(kind=spec)
+    if isinstance(spec, str | Path | Mapping):
+        spec = (ScorerConfig if role == "scorer" else ModelConfig).of(spec, role)
     return spec.prices if isinstance(spec, LoadConfig) else None

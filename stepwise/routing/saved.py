@@ -71,6 +71,24 @@ def policy_from_dict(settings: Mapping[str, Any], *, allowed: Collection[str] | 
     return _policy(name, options, allowed)
 
 
+def as_policy(value: Policy | type[Policy] | str | Mapping[str, Any], field: str = "policy") -> Policy:
+    """A policy from an object, a class, a name or import path, or what `policy_from_dict` takes.
+
+    Raises `ConfigError`, with the remedy, for anything else.
+
+    Example:
+        >>> as_policy("never"), as_policy(Threshold)
+        (Never(), Threshold(threshold=0.5))
+    """
+    if isinstance(value, str | Path) and str(value).endswith(".json"):
+        raise ConfigError(
+            f"{field} is '{value}'; take it from the file by load_policy('{value}').policy of stepwise.routing"
+        )
+    if isinstance(value, str | Mapping):
+        return policy_from_dict({"policy": value} if isinstance(value, str) else value)
+    return check_policy(value, field=field)
+
+
 def policy_from_config(routing: RoutingConfig) -> Policy:
     """The policy that a `RoutingConfig` asks for; raises `ConfigError` as `policy_from_dict` does, and for options that
     it does not have.

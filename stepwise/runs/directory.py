@@ -13,7 +13,7 @@ from typing import Any
 
 from stepwise import __version__
 from stepwise.config import Config
-from stepwise.errors import DataError
+from stepwise.errors import DataError, wrong_type
 from stepwise.io import lock, read_json, write_text
 
 _CARD = "run.json"
@@ -226,6 +226,8 @@ def opened(
     if isinstance(out, RunDirectory):
         yield out
         return
+    if not isinstance(out, str | os.PathLike):
+        raise DataError(wrong_type("out", out, "give the path of a directory"))
     directory = RunDirectory(Path(out), program=program, config=config, arguments=arguments)
     directory.check(overwrite=False)
     directory.open(anew=False)

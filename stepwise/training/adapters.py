@@ -25,7 +25,7 @@ from stepwise.config import Config, ModelConfig
 from stepwise.errors import ConfigError, DataError, ExportError
 from stepwise.grading import Verdict, grade_many
 from stepwise.models.base import Request
-from stepwise.models.hub import PREFIX, adapter_path, fetch
+from stepwise.models.hub import adapter_path, hub_hint, local_path
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.safetensors import Checkpoint, fingerprint, read_json
 from stepwise.models.shared import load_engine
@@ -74,9 +74,11 @@ def base_directory(model: ModelConfig) -> Path:
             f"{model.model} has no train_from; training starts from transformers weights: set train_from to the "
             "directory that the GGUF was made from"
         )
-    folder = Path(model.train_from).expanduser()
+    folder = local_path(model.train_from)
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"train_from = {folder} holds no config.json; give a directory in transformers' layout")
+        raise ConfigError(
+            f"train_from = {folder} holds no config.json; give a directory in transformers' layout{hub_hint(folder)}"
+        )
     return folder
 
 
@@ -89,7 +91,7 @@ def base_of(adapter: str | Path, base: str | Path | None = None) -> Path:
     named = str(base or described(adapter).get("base_model_name_or_path") or "")
     if named in lab.MODELS:
         return lab.model_path(named, "safetensors")
-    folder = fetch(named) if named.startswith(PREFIX) else Path(named).expanduser()
+    folder = local_path(named)
     if not named or not (folder / "config.json").is_file():
         raise DataError(
             f"the base model {named!r} of adapter {adapter} is no directory with a config.json; give the directory "

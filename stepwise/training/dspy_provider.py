@@ -122,13 +122,15 @@ class LoraProvider(Provider):  # type: ignore[misc]
     the run directory of the earlier job, and so go on with it.
     """
 
-    def __init__(self, out: str | Path, *, train_from: str | Path | None = None, config: Config | None = None) -> None:
+    def __init__(
+        self, out: str | Path, *, train_from: str | Path | None = None, config: Config | str | Path | None = None
+    ) -> None:
         super().__init__()
         self.finetunable = True
         self.TrainingJob = _LoraJob
         self.out = Path(out).absolute()
         self.train_from = train_from
-        self.config = config or Config.lab()
+        self.config = Config.of(config, "config")
 
     @staticmethod
     def is_provider_model(model: str) -> bool:

@@ -39,7 +39,7 @@ from stepwise.training.trainer import check_same, finish, fit, micro_batches, pl
 
 def dpo(
     pairs: str | Path | Sequence[Mapping[str, Any]] | Sequence[PreferencePair] | Any,
-    cfg: Config,
+    cfg: Config | str | Path,
     out: str | Path | RunDirectory,
     *,
     adapter: str | Path | None = None,
@@ -58,6 +58,7 @@ def dpo(
     `logp_chosen` and `logp_rejected` in nats per step. Raises DataError, naming the row, for pairs that cannot be
     trained on, ConfigError for weights or settings, BackendError where memory runs out.
     """
+    cfg = Config.of(cfg, "cfg")
     is_parsed = isinstance(pairs, Sequence) and pairs and all(isinstance(pair, PreferencePair) for pair in pairs)
     parsed: list[PreferencePair] = [*pairs] if is_parsed else read_pairs(pairs)  # type: ignore[misc]
     arguments = run_arguments(adapter, rows=parsed)

@@ -15,7 +15,7 @@ differs from GRPO (arXiv 2402.03300) and the trainers that have it:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +43,8 @@ from stepwise.types import Problem
 
 
 def grpo(
-    problems: Iterable[Problem],
-    cfg: Config,
+    problems: Any,
+    cfg: Config | str | Path,
     out: str | Path | RunDirectory,
     *,
     adapter: str | Path | None = None,
@@ -78,6 +78,7 @@ def grpo(
     Example:
         adapter = grpo("problems.jsonl", sw.Config.load("config.toml", ["rl.credit.scheme=vppo"]), "out/rl")
     """
+    cfg = Config.of(cfg, "cfg")
     checked = check_problems(problems)
     if checked.excluded:
         shown = "; ".join(f"{name}: {why}" for name, why in [*checked.excluded.items()][:3])

@@ -83,7 +83,7 @@ def open_sinks(names: Sequence[str], out: Path, config: Mapping[str, Any], step:
     """
     trackers: dict[str, Any] = {}
     try:
-        for name in dict.fromkeys(names):
+        for name in dict.fromkeys([names] if isinstance(names, str) else names):
             check_choice("sinks", name, NAMES)
             trackers[name] = _started(name, out, config, step)
     except BaseException:

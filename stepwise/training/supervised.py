@@ -30,7 +30,7 @@ from stepwise.training.trainer import finish, fit, plan_steps, run_arguments
 
 def sft(
     dataset: str | Path | Sequence[Example | Chat] | Any,
-    cfg: Config,
+    cfg: Config | str | Path,
     out: str | Path | RunDirectory,
     *,
     adapter: str | Path | None = None,
@@ -50,6 +50,7 @@ def sft(
         adapter = sft("out/intervene/dataset.jsonl", sw.Config.lab(), "out/sft")
         weak = sw.ModelConfig(model="llamacpp/lab-weak", adapter=str(adapter / "adapter.gguf"))
     """
+    cfg = Config.of(cfg, "cfg")
     rows, again = (read_training_rows(source, cfg.prompt) for source in (dataset, replay or []))
     arguments = run_arguments(adapter, rows=rows, replay=again)
     with opened(out, program="sft", config=cfg, arguments=arguments) as directory:

@@ -57,7 +57,7 @@ def test_a_comparison_has_a_row_for_each_trace_of_each_policy() -> None:
 
 def test_what_is_no_trace_is_named() -> None:
     for wrong in (["p"], "traces.jsonl", [{"id": "p"}]):
-        with pytest.raises(DataError, match=r"traces: (str|dict) is no trace; give what solve_all"):
+        with pytest.raises(DataError, match=r"traces(\[0\])? is .*(str|dict)\); give what solve_all"):
             _rows(wrong)  # type: ignore[arg-type]
 
 

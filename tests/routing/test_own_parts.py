@@ -111,7 +111,7 @@ def broken(**attributes: Any) -> Any:
             r"Mine has no decide\(\), which every Policy must have; add `def dec",
         ),
         (lambda: type("Mine", (sw.Policy,), {"decid": 1})(), r"Mine has no decide\(\).*rename 'decid'"),
-        (lambda: lambda view: Keep(), "function is no Policy"),
+        (lambda: lambda view: Keep(), "function.; give a class that inherits from Policy"),
     ],
 )
 def test_what_is_wrong_is_said_where_it_is_handed_in(world: LabWorld, policy: Any, says: str) -> None:
@@ -305,7 +305,7 @@ def test_settings_may_be_dictionaries_and_are_held(world: LabWorld) -> None:
     assert 0 < made.cost(traces).strong_tokens <= 30
     for settings, says in (
         ({"budget": {"strong_token": 5}}, "budget: .*did you mean 'strong_tokens'"),
-        ({"budget": 5}, "budget is int; give BudgetConfig or a dictionary of strong_tokens"),
+        ({"budget": 5}, "budget is 5 .int.; give BudgetConfig, or a dictionary of strong_tokens"),
         ({"sampling": {"temperature": "hot"}}, "sampling: .*temperature is 'hot'"),
         ({"prompt": {"user": "hi"}}, "user='hi' has no {question}"),
     ):

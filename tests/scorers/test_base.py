@@ -54,7 +54,7 @@ def test_a_method_that_is_missing_and_an_object_that_is_no_scorer_are_named() ->
         Lazy()  # type: ignore[abstract]
     with pytest.raises(ConfigError, match=r"scorer: .*Lazy .*\bscore\b"):
         load_scorer(Lazy)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"scorer: float is no Scorer; write `class float\(Scorer\)`"):
+    with pytest.raises(ConfigError, match=r"scorer is 0.5 \(float\); give a class that inherits from Scorer"):
         load_scorer(0.5)  # type: ignore[arg-type]
 
 

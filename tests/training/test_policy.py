@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stepwise.config import Config, ModelConfig
+from stepwise.config.training import LoraConfig
 from stepwise.training.lora import load_trainee
 from stepwise.training.losses import LASER_BETA, importance_weights, rollout_weights
 from stepwise.training.policy import RolloutRow, forward, update
@@ -39,7 +40,7 @@ def trainee(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def config(**changes: Any) -> Config:
     cfg = Config()
     micro = changes.pop("micro_tokens", 10_000)
-    lora = cfg.lora.model_copy(update={"micro_tokens": micro, "tile": 4})
+    lora = LoraConfig.model_construct(**{**dict(cfg.lora), "micro_tokens": micro, "tile": 4})  # less than is allowed
     return cfg.model_copy(update={"lora": lora, "rl": cfg.rl.model_copy(update={"max_tokens": 8, **changes})})
 
 

@@ -68,7 +68,7 @@ class Worker:
         Raises BackendError after `stop`, on the thread of the driver that takes this engine's turns (it would wait for
         itself), and what made the whole call fail.
         """
-        self._check_usable()
+        self.check_usable()
         if not item:
             return call.results
         owner = self._owner
@@ -86,7 +86,7 @@ class Worker:
 
     async def wait(self, units: list[Unit], call: Call) -> list[Any]:
         """`do` for the running event loop, which a driver may own; cancelled, the jobs are dropped."""
-        self._check_usable()
+        self.check_usable()
         if not units:
             return call.results
         loop, thread = asyncio.get_running_loop(), threading.get_ident()
@@ -116,9 +116,9 @@ class Worker:
         """Queue `item` and return at once. Raises BackendError after `stop`, and in a forked child, which has no such
         thread.
         """
-        self._check_usable()  # a forked child must not touch the lock
+        self.check_usable()  # a forked child must not touch the lock
         with self._wake:
-            self._check_usable()
+            self.check_usable()
             self._inbox.append(item)
             owner = self._owner
             if owner is None:
@@ -135,7 +135,8 @@ class Worker:
         """Whether this is a forked child: it has no such thread, and a lock may be held there for ever."""
         return os.getpid() != self._process
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
+        """Raise BackendError where it takes no calls any more: closed, broken, or in a forked child."""
         if self.forked:
             raise BackendError("the engine was loaded before this process was forked; load it in the child")
         if self._error is not None:

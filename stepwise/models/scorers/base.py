@@ -15,12 +15,12 @@ from itertools import takewhile
 from operator import attrgetter
 from typing import Any, NamedTuple, Self, TypeVar
 
-from stepwise.errors import BackendError, ScorerError, StepwiseError, reason_of, redact
+from stepwise.errors import BackendError, DataError, ScorerError, StepwiseError, reason_of, redact, wrong_type
 from stepwise.models.driver import Batcher, Driver
 from stepwise.models.failures import failure_of
 from stepwise.plugins import Plugin
 from stepwise.steps import encodable
-from stepwise.types import Failure, Problem, Usage, as_problem
+from stepwise.types import Failure, Problem, Usage, as_problem, texts_of
 
 Item = tuple[Problem | str, Sequence[str]]
 A = TypeVar("A")
@@ -110,6 +110,10 @@ class Scorer(Plugin):
 
     def score_batch(self, items: Sequence[Item]) -> list[list[float]]:
         """Scores in [0, 1] for each (problem, steps); raises `ScorerError` where one cannot be scored."""
+        for place, item in enumerate(items):
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                raise DataError(wrong_type(f"items[{place}]", item, "give a pair of a problem and its steps"))
+        items = [(as_problem(problem), texts_of(steps)) for problem, steps in items]
         for (problem, _), result in zip(items, results := score_items(self, items), strict=True):
             if result.error:
                 raise result.as_error(self.name, problem)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from stepwise.errors import BackendError, ConfigError, MissingDependencyError
 from stepwise.io import parse_json
+from stepwise.models.hub import hub_hint, local_path
 from stepwise.models.scorers.base import PrefixScorer, Scored, Task
 from stepwise.models.scorers.pooling import QWEN_PRM_MARKER, QWEN_PRM_SYSTEM
 from stepwise.types import Usage
@@ -45,11 +46,11 @@ class _Encoded(NamedTuple):
 class ClassifierScorer(PrefixScorer):
     """Scores from a classification head at the end of each step; see the module's text for the layouts.
 
-    `directory` holds config.json, tokenizer files and safetensors. `marker` None is the layout's own. `context`:
-    longest solution in tokens, no more than the model was made for. `dtype` is "bfloat16", "float16" or "float32",
-    `device` as in PyTorch ("cpu", "cuda", "cuda:1", "mps"); `batch_tokens`: most tokens of one padded batch. A step
-    appended costs its whole prefix (no key-value cache is kept). Raises `ConfigError` where the tokenizer lacks the
-    marker, `BackendError` where the files are not such a model.
+    `directory` (or "hf:ORG/REPO") holds config.json, tokenizer files and safetensors. `marker` None is the layout's
+    own. `context`: longest solution in tokens, no more than the model was made for. `dtype` is "bfloat16", "float16" or
+    "float32", `device` as in PyTorch ("cpu", "cuda", "cuda:1", "mps"); `batch_tokens`: most tokens of one padded batch.
+    A step appended costs its whole prefix (no key-value cache is kept). Raises `ConfigError` where the tokenizer lacks
+    the marker, `BackendError` where the files are not such a model.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class ClassifierScorer(PrefixScorer):
         batch_tokens: int = 8192,
         memory: int = 200_000,
     ):
-        folder = Path(directory).expanduser()
+        folder = local_path(directory)
         config = _read_config(folder)
         super().__init__(f"{folder.name} {dtype}", memory=memory)
         self._torch, transformers = _libraries()
@@ -210,7 +211,9 @@ class ClassifierScorer(PrefixScorer):
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        raise BackendError(f"{path} does not exist; give the directory of a model in transformers format")
+        raise BackendError(
+            f"{path} does not exist; give the directory of a model in transformers format{hub_hint(folder)}"
+        )
     try:
         config: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         kind = config["model_type"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any, cast
 
-from stepwise.config import ScorerConfig
+from stepwise.config import LoadConfig, ScorerConfig
 from stepwise.errors import ConfigError, ScorerError
 from stepwise.models.http import Server
+from stepwise.models.hub import hub_hint
 from stepwise.models.scorers.base import BatchScorer, Item, Scored, Scorer
 from stepwise.models.scorers.classifier import ClassifierScorer
 from stepwise.models.scorers.judge import JudgeScorer, api_completion, engine_completion
@@ -19,7 +22,9 @@ from stepwise.prompt import SolvePrompt
 from stepwise.types import Problem, Usage, as_problem
 
 
-def load_scorer(spec: str | ScorerConfig | Scorer, *, prompt: SolvePrompt | None = None) -> Scorer:
+def load_scorer(
+    spec: str | Path | Mapping[str, Any] | ScorerConfig | Scorer, *, prompt: SolvePrompt | None = None
+) -> Scorer:
     """The scorer that `spec` names: "llamacpp/lab-scorer" (label tokens of a GGUF), a `ScorerConfig` of any kind, or a
     scorer of your own: an object, its class, or the import path of that ("my_package.my_file:MyScorer").
 
@@ -34,8 +39,8 @@ def load_scorer(spec: str | ScorerConfig | Scorer, *, prompt: SolvePrompt | None
     path, options = (spec.kind, spec.options) if isinstance(spec, ScorerConfig) else (spec, {})
     if isinstance(path, str) and is_import_path(path):
         spec = load_plugin(path, Scorer, field="scorer")
-    if isinstance(spec, str):
-        spec = ScorerConfig(model=spec)
+    if isinstance(spec, str | PathLike | Mapping | LoadConfig):
+        spec = ScorerConfig.of(spec, "scorer")
     if not isinstance(spec, ScorerConfig):
         check_plugin(spec, Scorer, field="scorer")
         return cast(Scorer, make_plugin(spec, options, field="scorer"))
@@ -56,7 +61,8 @@ def _label_token(spec: ScorerConfig, prompt: SolvePrompt | None) -> Scorer:
     if not spec.local and spec.api_base is None:
         raise ConfigError(
             f'scorer.model is "{spec.model}"; label tokens are read from a local model or from a completions server: '
-            'write model = "llamacpp/path.gguf", or add api_base, or choose kind = "judge" for a model behind an API'
+            'write model = "llamacpp/path.gguf", or add api_base, or choose kind = "judge" for a model behind an API, '
+            'or kind = "classifier" with "transformers/DIRECTORY" for a classification head'
         )
     tokens: dict[str, Any] = {
         "prompt": prompt,
@@ -99,6 +105,7 @@ def _after(provider: str, spec: ScorerConfig, what: str) -> str:
     if found != provider:
         raise ConfigError(
             f'scorer.model is "{spec.model}"; a scorer of kind "{spec.kind}" is written "{provider}/..." with {what}'
+            f"{hub_hint(spec.model) if provider == 'transformers' else ''}"
         )
     return name
 
