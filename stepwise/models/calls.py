@@ -29,7 +29,7 @@ _IGNORED = ("stream", "stream_options", "max_retries", "user", "metadata", "extr
 _NEUTRAL = {"frequency_penalty": 0, "presence_penalty": 0, "tools": [], "best_of": 1, "echo": False, "logit_bias": {}}
 
 
-class Call(NamedTuple):
+class ChatCall(NamedTuple):
     """One call: `job` for `engine`, and the model's full name."""
 
     engine: Engine
@@ -57,7 +57,7 @@ def first_fault(error: ValidationError) -> str:
 
 def prepare(
     model: str, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any], raw: bool, drop: bool
-) -> Call:
+) -> ChatCall:
     """The engine and the job that a call stands for; raises the library's errors where it makes no sense."""
     params = {key: value for key, value in params.items() if value is not None and key not in _IGNORED}
     params = {key: value for key, value in params.items() if key not in _NEUTRAL or value != _NEUTRAL[key]}
@@ -73,7 +73,7 @@ def prepare(
         job = _job(engine.vocabulary.raw_ids(_content(messages[0])), params, engine.context)
     else:
         job = chat_job(engine, messages, params)
-    return Call(engine, job, f"{PROVIDER}/{model}")
+    return ChatCall(engine, job, f"{PROVIDER}/{model}")
 
 
 def engine_named(model: str, load: Mapping[str, Any]) -> Engine:
@@ -172,7 +172,7 @@ def logprobs(engine: Engine, made: Generation) -> list[dict[str, Any]]:
     ]
 
 
-def pieces(call: Call, events: Iterable[Drawn | Generation]) -> Iterator[str | tuple[str, Generation]]:
+def pieces(call: ChatCall, events: Iterable[Drawn | Generation]) -> Iterator[str | tuple[str, Generation]]:
     """Pieces of the text of one sample, none of them a part of a stop string; together they are the whole text. The
     last comes with the sample.
     """

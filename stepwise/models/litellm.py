@@ -18,11 +18,11 @@ from contextvars import copy_context
 from typing import Any
 
 from stepwise.config import ModelConfig
-from stepwise.errors import ConfigError, DataError
+from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.models import dialects
 from stepwise.models.api import Api, Choice, Samples
 from stepwise.models.base import Capabilities, Completion, Generator, Request, check_question, first_of
-from stepwise.models.driver import outside
+from stepwise.models.driver import driver, outside
 from stepwise.models.engine.stopping import StopRule, clean_text, open_fence, repeats
 from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed
@@ -112,7 +112,14 @@ class LiteLLMBackend(Generator):
         """The samples of one request, the first with the others as its `rest`; a failure has finish "error"."""
         if self._findings is None:
             await outside(asyncio.to_thread(lambda: self.findings))
-        futures = [self._pool.submit(copy_context().run, self._part, part) for part in self.parts(request)]
+        running = driver()
+
+        def send(part: Request) -> list[Completion]:
+            if running is not None and running.stopped_by is not None:  # while this one waited for its turn
+                raise BackendError(f"{self.name}: not sent, since the run stops")
+            return self._part(part)
+
+        futures = [self._pool.submit(copy_context().run, send, part) for part in self.parts(request)]
         try:
             done = await outside(asyncio.gather(*map(asyncio.wrap_future, futures)))
         finally:  # cancelled, what has not begun must not be paid for

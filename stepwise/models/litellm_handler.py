@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stepwise.errors import BackendError, ConfigError, MissingDependencyError, StepwiseError
-from stepwise.models.calls import PROVIDER, Call, finish_reason, first_fault, logprobs, pieces, prepare, text_of
+from stepwise.models.calls import PROVIDER, ChatCall, finish_reason, first_fault, logprobs, pieces, prepare, text_of
 from stepwise.models.engine import Generation
 from stepwise.models.hub import hub_hint
 
@@ -112,7 +112,7 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(64, thread_name_prefix="stepwise-litellm")
 
 
-def _prepared(model: str, messages: list[Any], kwargs: Mapping[str, Any]) -> Call:
+def _prepared(model: str, messages: list[Any], kwargs: Mapping[str, Any]) -> ChatCall:
     """The call as a job; what the caller must change is a BadRequestError, which nobody retries."""
     given = kwargs.get("litellm_params") or {}
     drop = bool(given.get("drop_params") or import_litellm().drop_params)
@@ -132,7 +132,7 @@ def _bad_request(model: str, message: str) -> Exception:
 
 
 @contextmanager
-def _server_errors(call: Call) -> Iterator[None]:
+def _server_errors(call: ChatCall) -> Iterator[None]:
     """An engine that fails or was closed meanwhile is a server's error: a second try finds a fresh one."""
     try:
         yield
@@ -140,7 +140,7 @@ def _server_errors(call: Call) -> Iterator[None]:
         raise import_litellm().InternalServerError(str(error), model=call.model, llm_provider=PROVIDER) from error
 
 
-def _checked(call: Call, made: Generation) -> Generation:
+def _checked(call: ChatCall, made: Generation) -> Generation:
     """`made`, or its error: the caller's where a grammar was given, since another try would end the same."""
     if made.finish != "error":
         return made
@@ -149,7 +149,7 @@ def _checked(call: Call, made: Generation) -> Generation:
     raise BackendError(made.error)
 
 
-def _response(call: Call, samples: Sequence[Generation], kwargs: Mapping[str, Any]) -> Any:
+def _response(call: ChatCall, samples: Sequence[Generation], kwargs: Mapping[str, Any]) -> Any:
     """LiteLLM's own response object, filled in."""
     from litellm.types.utils import ChoiceLogprobs, Choices, Message, Usage
 
@@ -164,7 +164,7 @@ def _response(call: Call, samples: Sequence[Generation], kwargs: Mapping[str, An
     return response
 
 
-def _usage(call: Call, samples: Sequence[Generation]) -> dict[str, Any]:
+def _usage(call: ChatCall, samples: Sequence[Generation]) -> dict[str, Any]:
     prompt, generated = len(call.job.ids), sum(len(made.ids) for made in samples)
     return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated,
             "prompt_tokens_details": {"cached_tokens": call.cached_tokens(samples)}}  # fmt: skip

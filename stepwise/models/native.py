@@ -18,7 +18,7 @@ from dspy import lm15
 from pydantic import ValidationError
 
 from stepwise.errors import BackendError, StepwiseError
-from stepwise.models.calls import Call, finish_reason, first_fault, logprobs, pieces, prepare, text_of
+from stepwise.models.calls import ChatCall, finish_reason, first_fault, logprobs, pieces, prepare, text_of
 from stepwise.models.engine import Generation
 
 _GBNF = "x-gbnf"
@@ -72,7 +72,7 @@ class NativeEngine:
         """The response_format that holds a call to a grammar."""
         return {"type": "json_schema", "json_schema": {"name": "grammar", "schema": {_GBNF: gbnf}}}
 
-    def call(self, request: Any) -> tuple[Call, bool]:
+    def call(self, request: Any) -> tuple[ChatCall, bool]:
         """The request as a job, and whether it asks for logprobs."""
         config = request.config
         unknown = [name for name in _REFUSED if getattr(config, name) not in (None, 0)]
@@ -136,7 +136,7 @@ def _content(parts: Any) -> Any:
     return [{"type": part.type, "text": getattr(part, "text", "")} for part in parts]
 
 
-def _checked(call: Call, sample: Generation) -> Generation:
+def _checked(call: ChatCall, sample: Generation) -> Generation:
     """`sample`, or its error: the caller's where a grammar was given, since another try would end the same."""
     if sample.finish != "error":
         return sample
@@ -154,12 +154,12 @@ def _server_errors() -> Iterator[None]:
         raise lm15.ServerError(str(error), provider="llamacpp") from error
 
 
-def _usage(call: Call, sample: Generation) -> Any:
+def _usage(call: ChatCall, sample: Generation) -> Any:
     cached = call.cached_tokens([sample])
     return lm15.Usage(input_tokens=len(call.job.ids), output_tokens=len(sample.ids), cache_read_tokens=cached)
 
 
-def _response(call: Call, sample: Generation, scored: bool) -> Any:
+def _response(call: ChatCall, sample: Generation, scored: bool) -> Any:
     text = lm15.Message.assistant([lm15.TextPart(text_of(sample))])
     scores = tuple(_token_logprob(entry) for entry in logprobs(call.engine, sample)) if scored else None
     return lm15.Response(id=None, model=call.model, message=text, finish_reason=finish_reason(sample),
