@@ -24,9 +24,17 @@ class StepJudge(CriticModule):
     """
 
     def __init__(
-        self, lm: Any = None, *, adapter: Format | Any | None = None, bare: bool | None = None, max_chars: int = 40_000
+        self,
+        lm: Any = None,
+        *,
+        adapter: Format | Any | None = None,
+        bare: bool | None = None,
+        max_chars: int = 40_000,
+        callbacks: Sequence[Any] = (),
     ) -> None:
-        super().__init__({"judge": signatures.JudgeStep}, lm, adapter, bare=bare, max_chars=max_chars)
+        super().__init__(
+            {"judge": signatures.JudgeStep}, lm, adapter, bare=bare, max_chars=max_chars, callbacks=callbacks
+        )
 
     async def run(self, problem: Problem | str, steps: Steps, reference: str | None = None) -> dspy.Prediction:
         """Judge the last of `steps`; raises DataError for an empty attempt or question."""
@@ -46,9 +54,17 @@ class StepDecider(CriticModule):
     """
 
     def __init__(
-        self, lm: Any = None, *, adapter: Format | Any | None = None, bare: bool | None = None, max_chars: int = 40_000
+        self,
+        lm: Any = None,
+        *,
+        adapter: Format | Any | None = None,
+        bare: bool | None = None,
+        max_chars: int = 40_000,
+        callbacks: Sequence[Any] = (),
     ) -> None:
-        super().__init__({"decide": signatures.DecideStep}, lm, adapter, bare=bare, max_chars=max_chars)
+        super().__init__(
+            {"decide": signatures.DecideStep}, lm, adapter, bare=bare, max_chars=max_chars, callbacks=callbacks
+        )
 
     async def run(
         self, problem: Problem | str, steps: Steps, scores: Sequence[float | None] = (), budget: int | None = None

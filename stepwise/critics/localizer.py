@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
+from collections.abc import Sequence
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -53,6 +54,7 @@ class ErrorLocalizer(CriticModule):
         adapter: Format | Any | None = None,
         bare: bool | None = None,
         max_chars: int = 40_000,
+        callbacks: Sequence[Any] = (),
     ) -> None:
         if method not in get_args(Method):
             raise ConfigError(f"method {method!r} is not one of {', '.join(get_args(Method))}")
@@ -70,6 +72,7 @@ class ErrorLocalizer(CriticModule):
             predictors.get(method, {"verify": signatures.VerifyAttempt}), lm, adapter, ("method", "scorer"),
             bare=bare, method=method, samples=samples, temperature=temperature,
             scorer=None if loaded is None else loaded.name, threshold=threshold, max_chars=max_chars,
+            callbacks=callbacks,
         )  # fmt: skip
         self.scorer = loaded
 

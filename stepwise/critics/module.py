@@ -71,9 +71,10 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
         lm: Any = None,
         adapter: Format | Any | None = None,
         fixed: Sequence[str] = (),
+        callbacks: Sequence[Any] = (),
         **settings: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(callbacks=list(callbacks))
         form = adapter if adapter is None or isinstance(adapter, str) else None
         self.settings = Settings(fixed, adapter=form, **settings)
         self._adapter = None if isinstance(adapter, str) else adapter

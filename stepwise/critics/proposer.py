@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,6 +44,7 @@ class InterventionProposer(CriticModule):
         adapter: Format | Any | None = None,
         bare: bool | None = None,
         max_chars: int = 40_000,
+        callbacks: Sequence[Any] = (),
     ) -> None:
         if candidates < 1 or revisions < 0:
             raise ConfigError(
@@ -56,6 +58,7 @@ class InterventionProposer(CriticModule):
             {**solve, "propose": propose.insert(2, "worked", worked, str) if solve_first else propose, **check}, lm,
             adapter, ("solve_first", "revisions"), bare=bare, solve_first=solve_first, revisions=revisions,
             candidates=candidates, temperature=temperature, max_chars=max_chars,
+            callbacks=callbacks,
         )  # fmt: skip
 
     @classmethod

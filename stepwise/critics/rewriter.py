@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,9 +26,17 @@ class SolutionRewriter(CriticModule):
     """
 
     def __init__(
-        self, lm: Any = None, *, adapter: Format | Any | None = None, bare: bool | None = None, max_chars: int = 40_000
+        self,
+        lm: Any = None,
+        *,
+        adapter: Format | Any | None = None,
+        bare: bool | None = None,
+        max_chars: int = 40_000,
+        callbacks: Sequence[Any] = (),
     ) -> None:
-        super().__init__({"rewrite": signatures.RewriteAttempt}, lm, adapter, bare=bare, max_chars=max_chars)
+        super().__init__(
+            {"rewrite": signatures.RewriteAttempt}, lm, adapter, bare=bare, max_chars=max_chars, callbacks=callbacks
+        )
 
     @classmethod
     def from_config(cls, config: Config | str | Path) -> Self:

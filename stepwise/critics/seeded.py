@@ -22,11 +22,12 @@ from stepwise.critics.inputs import as_steps
 from stepwise.critics.module import CriticModule, failed_by, usage_of
 from stepwise.models.api import SENDING
 from stepwise.models.base import Completion, Generator, Request, first_of
+from stepwise.models.callbacks import usage_entry
 from stepwise.models.calls import PROVIDER
 from stepwise.models.driver import Driver, outside
 from stepwise.models.failures import error_of, failure_of
 from stepwise.models.provider import engines_of
-from stepwise.models.wrappers import Wrappers, prompt_bound, usage_entry
+from stepwise.models.wrappers import Wrappers, prompt_bound
 from stepwise.types import Step, Usage, as_problem
 
 _call: ContextVar[Callable[[], Awaitable[Any]]] = ContextVar("stepwise_lm_call")

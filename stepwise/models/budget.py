@@ -113,10 +113,7 @@ class Ledger:
         on_spent: Callable[[str, Usage], None] | None = None,
         roles: Sequence[str] = (),
     ) -> None:
-        caps = caps if isinstance(caps, CapsConfig) else BudgetConfig.of(caps, "caps")
-        limits = {name: getattr(caps, name, None) for name in _NAMES}
-        self._caps = {name: Fraction(str(limit)) for name, limit in limits.items() if limit is not None}
-        self._problem_caps: CapsConfig | None = getattr(caps, "problem", None)
+        self._limit(caps)
         self._prices, self._on_spent = dict(prices or {}), on_spent
         self._spent = dict(_NOTHING)
         self._held = dict(_NOTHING)
@@ -141,6 +138,26 @@ class Ledger:
                         f"{key}.money is set, but {table} has no price; set {table}.price_in and .price_out"
                     )
         return cls(config.budget, prices, on_spent)
+
+    def _limit(self, caps: Any) -> None:
+        caps = caps if isinstance(caps, CapsConfig) else BudgetConfig.of(caps, "caps")
+        limits = {name: getattr(caps, name, None) for name in _NAMES}
+        self._given = caps
+        self._caps = {name: Fraction(str(limit)) for name, limit in limits.items() if limit is not None}
+        self._problem_caps: CapsConfig | None = getattr(caps, "problem", None)
+
+    @property
+    def caps(self) -> Any:
+        """The caps that it was made with. New ones hold from there on, for what was spent before too; those of a
+        problem for the problems that begin then.
+        """
+        return self._given
+
+    @caps.setter
+    def caps(self, caps: CapsConfig | None) -> None:
+        with self._lock:
+            self._limit(caps)
+            self._give_turns(self._levels[-1]._queue)
 
     def for_problem(self, spent: Mapping[str, Usage] | None = None) -> Ledger:
         """The account of one problem: under the caps of `budget.problem`, and in the same breath under this ledger's.

@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,72 +20,61 @@ from stepwise.errors import BudgetExceededError
 from stepwise.models.base import Backend, Completion, Generator, Request, Wrapped
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.cached import Stored, StoredScorer
+from stepwise.models.callbacks import Callbacks, CalledModel, Said, reported
 from stepwise.models.driver import driver
 from stepwise.models.failures import error_of, failure_of
 from stepwise.models.scorers.base import Scored, Scorer, WrappedScorer
 from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
-from stepwise.types import Failure, Problem, Usage
+from stepwise.steps import SEPARATOR
+from stepwise.types import Failure, Problem, Usage, as_problem
 
 T = TypeVar("T")
 _PROMPT = SolvePrompt()
-
-
-Callbacks = Callable[[], Iterable[Any]]
-"""What gives DSPy's callbacks, asked at each call."""
 
 
 class _Meter(NamedTuple):
     """What every call of a role goes through, be it a model's or a scorer's: caps first, then DSPy hears of it.
 
     The most that it may cost is reserved in `ledger` before it is asked; where the coroutine that asks has an account
-    of its own (`ACCOUNT`, a problem's), its caps hold too. DSPy's callbacks (and `callbacks`) hear of start and end,
-    its usage tracker of the cost; nobody does where there are no `callbacks`. `frame` is how many tokens are put around
-    a question at most.
+    of its own (`ACCOUNT`, a problem's), its caps hold too. DSPy hears of it as `stepwise.models.callbacks` says; it does
+    not where there are no `callbacks`. `prompt` is what is put around a question.
     """
 
     ledger: Ledger
     role: str
-    frame: int
+    prompt: SolvePrompt
     callbacks: Callbacks | None
+
+    @property
+    def frame(self) -> int:
+        """The most tokens that are put around a question; a chat template adds a few to the prompt."""
+        return len(self.prompt.model_dump_json()) + 64
+
+    def chat(self, problem: Problem | str, steps: Sequence[str]) -> list[Any]:
+        """A question and the steps of its solution, as DSPy is told of them."""
+        begun = [{"role": "assistant", "content": SEPARATOR.join(steps)}] if steps else []
+        return [*self.prompt.messages(as_problem(problem).question), *begun]
 
     async def call(
         self,
         held: Any,
-        model: Any,
-        asked: Any,
+        called: CalledModel,
+        chat: Sequence[Any],
         work: Callable[[], Awaitable[T]],
-        costs: Callable[[T], tuple[Usage, Usage | None]],
+        read: Callable[[T], Said],
     ) -> T:
-        """The result of `work`, a call of `model` that was `asked` something under the reservation `held`, which is
-        settled at what `costs` says of the result.
-        """
+        """The result of `work`, a call under the reservation `held`, which is settled at what `read` says of it."""
         try:
-            listeners, tracker, call_id = list[Any](), None, uuid.uuid4().hex
-            if self.callbacks is not None:
-                import dspy
-
-                listeners = [*(dspy.settings.get("callbacks") or ()), *self.callbacks()]
-                tracker = dspy.settings.usage_tracker
-            for listener in listeners:
-                listener.on_lm_start(call_id=call_id, instance=model, inputs={"requests": [asked]})
-            result: T | None = None
-            failure: BaseException | None = None
-            try:
+            if self.callbacks is None:
                 result = await work()
-            except BaseException as error:
-                failure = error
-                raise
-            finally:
-                for listener in listeners:
-                    listener.on_lm_end(call_id=call_id, outputs=result, exception=failure)
-            usage, perhaps = costs(result)
-            if tracker is not None:
-                tracker.add_usage(model.name, usage_entry(usage))
+            else:
+                result = await reported(called, chat, self.callbacks, work, read)
         except BaseException:
             held.cancel()
             raise
-        held.settle(usage, perhaps)
+        said = read(result)
+        held.settle(said.usage, said.perhaps)
         return result
 
 
@@ -112,8 +100,10 @@ class _Metered(Wrapped):
             return Completion.of_failure(failure_of(refusal), n=request.n)
         if held.cut_by:
             request = dataclasses.replace(request, max_tokens=held.max_tokens // calls)
+        settings = {name: getattr(request, name) for name in ("temperature", "max_tokens", "n", "seed")}
+        chat = request.messages or meter.chat(request.problem, [step.text for step in request.prefix])
         result = await meter.call(
-            held, self.model, request, lambda: self.model.generate(request), lambda result: result.costs
+            held, CalledModel(self.name, meter.role, settings), chat, lambda: self.model.generate(request), _said
         )
         return _cut_short(result, request, held.cut_by) if held.cut_by else result
 
@@ -147,9 +137,20 @@ class _MeteredScorer(WrappedScorer):
         except BudgetExceededError as refusal:
             return Scored.of_failure(failure_of(refusal), Usage(self.name))
         return await self._meter.call(
-            held, self.scorer, (problem, steps), lambda: self.scorer.ascore(problem, steps, known),
-            lambda result: (result.usage, None),
+            held, CalledModel(self.name, "scorer", {}), self._meter.chat(problem, steps),
+            lambda: self.scorer.ascore(problem, steps, known), _scored,
         )  # fmt: skip
+
+
+def _said(result: Completion) -> Said:
+    usage, perhaps = result.costs
+    failure = None if result.failed is None else error_of(result.failed)
+    return Said([sample.text for sample in result.samples], usage, failure, perhaps)
+
+
+def _scored(result: Scored) -> Said:
+    failure = None if result.failed is None else error_of(result.failed)
+    return Said([" ".join(f"{score:.3f}" for score in result.scores)], result.usage, failure)
 
 
 def _cut_short(result: Completion, request: Request, cap: str) -> Completion:
@@ -201,15 +202,6 @@ class Guarded(Wrapped):
         return result
 
 
-def usage_entry(usage: Usage) -> dict[str, Any]:
-    """`usage` as DSPy's usage trackers have it."""
-    return {
-        "prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.generated_tokens,
-        "total_tokens": usage.prompt_tokens + usage.generated_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.prompt_tokens - usage.evaluated_tokens},
-    }  # fmt: skip
-
-
 # ----- the one place where they are put together
 
 
@@ -251,5 +243,4 @@ class Wrappers:
         return StoredScorer(scorer, store, settings=settings) if free else scorer
 
     def _meter(self, role: str) -> _Meter:
-        # A chat template adds a few tokens to the prompt.
-        return _Meter(self.ledger, role, len(self.prompt.model_dump_json()) + 64, self.callbacks)
+        return _Meter(self.ledger, role, self.prompt, self.callbacks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -36,6 +37,7 @@ from stepwise.runs.progress import progress as bar
 from stepwise.types import Problem, Trace, Traces, Usage
 
 _Given = Problem | str | None
+_log = logging.getLogger(__package__)
 
 
 class RoutedPrediction(dspy.Prediction):
@@ -68,6 +70,10 @@ class StepRouter(dspy.Module):
     place, each counted as if it were alone. Models and caches opened here are closed by `close()` (or a `with` block);
     those handed in stay open.
 
+    `ledger` has what was spent by role and what is left of the caps (`ledger.summary()`), `cost([trace])` what one
+    solution took. DSPy's `callbacks` hear of each call of a model, as `stepwise.models.callbacks` says; calls also
+    stand in `history` and in `inspect_history()`.
+
     Raises `ConfigError` or `DataError`, naming argument and remedy, for what does not fit; `BackendError` for models
     that cannot be loaded.
 
@@ -91,13 +97,14 @@ class StepRouter(dspy.Module):
         seed: int = 0,
         window: int | None = None,
         cache: CallCache | str | Path | None = None,
+        callbacks: Sequence[Any] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(callbacks=list(callbacks))
         self.policy = Threshold() if policy is None else as_policy(policy)
         self.state = OwnState(self)
         self.prompt = SolvePrompt.of(prompt, "prompt")
         self.settings = RouteSettings(SamplingConfig.of(sampling, "sampling"), max_steps, seed, window, self.prompt)
-        self.budget = BudgetConfig.of(budget, "budget")
+        caps = BudgetConfig.of(budget, "budget")
         self._allow_import: frozenset[str] = frozenset()
         if needs_scorer(self.policy) and scorer is None:
             raise ConfigError(
@@ -119,7 +126,17 @@ class StepRouter(dspy.Module):
         self.models = self._stored(models)
         specs = {"weak": weak, "strong": strong, "scorer": scorer}
         self.prices = {role: _prices(role, spec) for role, spec in specs.items()}
-        self.ledger = self._new_ledger()
+        self.ledger = self._new_ledger(caps)
+
+    @property
+    def budget(self) -> BudgetConfig:
+        """The caps of the ledger; setting them (a mapping will do) counts from there on, what was spent included."""
+        caps: BudgetConfig = self.ledger.caps
+        return caps
+
+    @budget.setter
+    def budget(self, caps: BudgetConfig | Mapping[str, Any]) -> None:
+        self.ledger.caps = BudgetConfig.of(caps, "budget")
 
     @classmethod
     def from_config(
@@ -165,7 +182,7 @@ class StepRouter(dspy.Module):
     def with_policy(self, policy: Policy | type[Policy] | str | Mapping[str, Any]) -> Self:
         """A router with the same loaded models and settings, another policy, and a budget of its own."""
         other = self.__deepcopy__({})
-        other.policy, other.ledger = as_policy(policy), self._new_ledger()
+        other.policy, other.ledger = as_policy(policy), self._new_ledger(self.budget)
         return other
 
     def with_cache(self, cache: CallCache | str | Path) -> Self:
@@ -189,6 +206,16 @@ class StepRouter(dspy.Module):
         """The models and the prompt that this router works with, for the card of a policy that is set for them."""
         names = self._names()
         return ModelNames(str(names["weak"]), str(names["strong"]), names["scorer"], prompt=self.prompt.hash)
+
+    def get_lm(self) -> Any:
+        """Raises ConfigError: a router asks no language model of DSPy's."""
+        raise ConfigError(f"a router has no dspy.LM: it asks {self._names()}; its models are in .models")
+
+    def set_lm(self, lm: Any) -> None:
+        """Raises ConfigError: the models of a router are those it was made with."""
+        raise ConfigError(
+            f"a router has no dspy.LM to set: it asks {self._names()}; its models are those that it was made with"
+        )
 
     def __call__(self, question: _Given = None, problem: _Given = None) -> RoutedPrediction:
         """Route one problem, given as either argument."""
@@ -250,7 +277,10 @@ class StepRouter(dspy.Module):
             new = iter(fresh)
             return [done[problem] if problem in done else next(new) for problem in problems]
 
-        with bar(description, len(todo)) if progress else nullcontext(lambda _: None) as advance:
+        callers = [*(dspy.settings.caller_modules or ())]
+        callers += [] if any(caller is self for caller in callers) else [self]  # in whose history the calls stand
+        shown = bar(description, len(todo)) if progress else nullcontext(lambda _: None)
+        with dspy.context(caller_modules=callers), shown as advance:
             try:
                 fresh = route_all(
                     todo,
@@ -295,7 +325,8 @@ class StepRouter(dspy.Module):
             raise DataError(f"{path} holds no router ({error} is missing); give a file that `save` wrote") from None
 
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
-        """Take over policy and settings; the models stay those this router was made with.
+        """Take over policy and settings; the models stay those this router was made with, and so do its caps, where it
+        has any, and what it has spent: those of the file count for a router without caps.
 
         Raises `ConfigError` when the state was saved with models of other names or with another prompt: its policy
         was set for those. A policy of a user is imported as `load` says.
@@ -309,15 +340,19 @@ class StepRouter(dspy.Module):
             raise ConfigError(
                 f"this state was saved with prompt {state['prompt']}; make the router with prompt=SolvePrompt(**that)"
             )
-        sampling, budget = SamplingConfig(**state["sampling"]), BudgetConfig(**state["budget"])
+        sampling, caps = SamplingConfig(**state["sampling"]), BudgetConfig(**state["budget"])
         settings = RouteSettings(sampling, state["max_steps"], state["seed"], state["window"], self.prompt)
         allowed = {*self._allow_import, type(self.policy).__module__}
         self.policy, self.settings = policy_from_dict(state["policy"], allowed=allowed), settings
-        self.budget, self.ledger = budget, self._new_ledger()
+        if self.budget == BudgetConfig():
+            self.budget = caps
+        elif caps not in (self.budget, BudgetConfig()):
+            _log.warning("the caps of this router stay (%s); those that were saved are left out (%s)",
+                         *(each.model_dump(exclude_defaults=True) for each in (self.budget, caps)))  # fmt: skip
 
-    def _new_ledger(self) -> Ledger:
+    def _new_ledger(self, caps: BudgetConfig) -> Ledger:
         roles = [role for role, model in self.models._asdict().items() if model is not None]
-        return Ledger(self.budget, self.prices, roles=roles)
+        return Ledger(caps, self.prices, roles=roles)
 
     def close(self) -> None:
         """Free the models that this router loaded itself; calling it twice does nothing."""

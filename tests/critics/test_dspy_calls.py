@@ -90,6 +90,12 @@ def test_history_usage_and_callbacks_have_every_call_repairs_included(make: Any,
         type(module).__name__: 1, "Predictor": calls // 2, "lm": calls, "lm answered": calls,
         "read": calls // 2, "unread": calls // 2,
     }  # fmt: skip
+    own, alike = Heard(), type(module)(callbacks=[heard])  # as every module of DSPy takes them
+    assert alike.callbacks == [heard]
+    alike.callbacks = [own]
+    with dspy.context(lm=ScriptedLM(halting)):
+        alike(**inputs)
+    assert own.events == {type(module).__name__: 1}
     shown = io.StringIO()
     module.inspect_history(n=calls, file=shown)
     assert shown.getvalue().count(UNREADABLE) == calls  # as a reply, and in the repair that shows it

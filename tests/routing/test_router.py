@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import io
 import json
 import subprocess
 import sys
@@ -96,15 +97,19 @@ def test_a_prediction_carries_its_usage_when_dspy_tracks_it() -> None:
 class Recorder(BaseCallback):  # type: ignore[misc]
     def __init__(self) -> None:
         self.events: list[tuple[str, str, int]] = []
+        self.asked: list[tuple[str, str, str]] = []
+        self.outputs: list[Any] = []
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         self.events.append(("module", "start", 1))
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        self.events.append((instance.name, "start", len(inputs["requests"])))
+        self.events.append((instance.model, "start", 1))
+        self.asked.append((instance.role, instance.model.split("/")[0], inputs["messages"][-1]["content"]))
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         self.events.append(("", "failed" if exception else "end", int(outputs is not None)))
+        self.outputs.append(outputs)
 
 
 def test_dspy_callbacks_see_the_module_and_each_request() -> None:
@@ -121,6 +126,69 @@ def test_dspy_callbacks_see_the_module_and_each_request() -> None:
         with pytest.raises(RuntimeError):
             made.solve_all(world.problems(3), progress=False)
         assert sorted(recorder.events) == [("", "failed", 0)] * 3 + [("w", "start", 1)] * 3
+
+
+def test_a_callback_is_told_what_it_is_told_of_a_language_model_of_dspys() -> None:
+    recorder = Recorder()
+    made = router(Threshold(0.5), callbacks=[recorder], budget={"strong_tokens": 0})
+    trace = made.solve_all(world.problems(1), progress=False)[0]
+    question, first = trace.problem.question, trace.steps[0]
+    assert recorder.asked[:3] == [("weak", "w", question), ("scorer", "scripted-scorer", first.text),
+                                  ("weak", "w", first.text)]  # fmt: skip
+    assert recorder.outputs[:2] == [[first.text], [f"{first.score:.3f}"]]
+
+
+class Raising(BaseCallback):  # type: ignore[misc]
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        raise ValueError("no start")
+
+    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        raise KeyError("no end")
+
+
+def test_a_callback_that_raises_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    quiet, told = router(Threshold(0.5)), router(Threshold(0.5))
+    with dspy.context(callbacks=[Raising()]):
+        traces = told.solve_all(world.problems(3), progress=False)
+    assert traces == quiet.solve_all(world.problems(3), progress=False)
+    assert {"the callback 'Raising' failed in on_lm_start: no start"} < {record.message for record in caplog.records}
+
+
+def test_the_history_has_every_call_and_there_is_no_language_model_to_get_or_set() -> None:
+    made, out = router(Threshold(0.5)), io.StringIO()
+    trace = made(question="How many?").trace
+    calls = made.ledger.usage("weak").calls + made.ledger.usage("strong").calls
+    assert sum(entry["kwargs"]["role"] != "scorer" for entry in made.history) == calls
+    made.inspect_history(n=len(made.history), file=out)
+    assert all(step.text in out.getvalue() for step in trace.steps)
+    assert made.with_policy(Always()).history == []
+    with pytest.raises(ConfigError, match=r"no dspy\.LM: it asks {'weak': 'w'"):
+        made.get_lm()
+    with pytest.raises(ConfigError, match="that it was made with"):
+        made.set_lm(dspy.LM("openai/x"))
+
+
+def test_caps_and_what_was_spent_survive_loading_and_a_new_budget_holds_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    router(Always(), budget={"strong_tokens": 300}).save(tmp_path / "router.json")
+    capped, free = router(Always(), budget={"strong_tokens": 50}), router()
+    for _ in range(4):
+        capped.solve_all(world.problems(2), progress=False)
+        capped.load(tmp_path / "router.json")
+    assert 42 < capped.ledger.usage("strong").generated_tokens <= 50
+    assert capped.budget == BudgetConfig(strong_tokens=50)
+    assert "the caps of this router stay ({'strong_tokens': 50})" in caplog.text
+    free.load(tmp_path / "router.json")
+    free.solve_all(world.problems(2), progress=False)
+    spent = free.ledger.usage("strong").generated_tokens
+    assert free.ledger.remaining()["strong_tokens"] == 300 - spent < 300
+    free.budget = {"strong_tokens": 0, "problem": {"calls": 2}}
+    traces = free.solve_all(world.problems(2), progress=False)
+    assert (free.ledger.usage("strong").generated_tokens, free.ledger.remaining()["strong_tokens"]) == (spent, -spent)
+    assert {trace.finish for trace in traces} == {"budget"}
+    with pytest.raises(ConfigError, match="strong_token"):
+        free.budget = {"strong_token": 5}
 
 
 SETTINGS: dict[str, Any] = {

@@ -1,0 +1,106 @@
+"""DSPy hears of the calls that go through no dspy.LM: its callbacks, the histories of its modules, its usage tracker.
+
+A callback gets what it gets of a dspy.LM, and `role` beside it:
+
+    class Log(BaseCallback):
+        def on_lm_start(self, call_id, instance, inputs):
+            print(instance.role, instance.model, inputs["messages"][-1]["content"])
+
+        def on_lm_end(self, call_id, outputs, exception=None):
+            print(outputs)  # the texts, or of a scorer the scores as one text; None after an exception
+
+As everywhere in DSPy, one that raises is a warning in the log.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from stepwise.types import Usage
+
+T = TypeVar("T")
+Callbacks = Callable[[], Iterable[Any]]
+"""What gives DSPy's callbacks, asked at each call."""
+_log = logging.getLogger(__package__)
+
+
+class CalledModel:
+    """The `instance` of a call: what a dspy.LM says of itself, and the `role` ("weak", "strong", "scorer", ...).
+
+    `history` has an entry once the call has ended.
+    """
+
+    def __init__(self, model: str, role: str, kwargs: dict[str, Any]) -> None:
+        self.model, self.role, self.kwargs = model, role, kwargs
+        self.model_type, self.cache = "chat", False
+        self.callbacks: list[Any] = []
+        self.history: list[dict[str, Any]] = []
+
+
+class Said(NamedTuple):
+    """What a call gave: its texts, what it cost, why it gave nothing, and what was perhaps billed beside that."""
+
+    outputs: list[str]
+    usage: Usage
+    failure: BaseException | None = None
+    perhaps: Usage | None = None
+
+
+async def reported(
+    instance: CalledModel,
+    messages: Sequence[Any],
+    callbacks: Callbacks,
+    work: Callable[[], Awaitable[T]],
+    read: Callable[[T], Said],
+) -> T:
+    """The result of `work`, which `read` makes into what DSPy hears of it."""
+    import dspy
+
+    call_id, listeners = uuid.uuid4().hex, [*(dspy.settings.get("callbacks") or ()), *callbacks()]
+    inputs = {"prompt": None, "messages": list(messages), "kwargs": {**instance.kwargs, "role": instance.role}}
+    _tell(listeners, "on_lm_start", call_id=call_id, instance=instance, inputs=inputs)
+    said = Said([], Usage())
+    try:
+        result = await work()
+        said = read(result)
+    except BaseException as error:
+        said = Said([], Usage(), error)
+        raise
+    finally:
+        outputs = said.outputs if said.failure is None else None
+        if dspy.settings.caller_modules:
+            dspy.BaseLM.update_history(instance, _entry(instance, inputs, said))
+        _tell(listeners, "on_lm_end", call_id=call_id, outputs=outputs, exception=said.failure)
+    if (tracker := dspy.settings.usage_tracker) is not None:
+        tracker.add_usage(instance.model, usage_entry(said.usage))
+    return result
+
+
+def _tell(listeners: Sequence[Any], event: str, **values: Any) -> None:
+    for listener in listeners:
+        try:
+            getattr(listener, event)(**values)
+        except Exception as error:
+            _log.warning("the callback %r failed in %s: %s", type(listener).__name__, event, error, exc_info=error)
+
+
+def _entry(instance: CalledModel, inputs: dict[str, Any], said: Said) -> dict[str, Any]:
+    """A call as DSPy's histories have it."""
+    return {
+        **inputs, "response": None, "outputs": said.outputs, "usage": usage_entry(said.usage), "cost": said.usage.cost,
+        "timestamp": datetime.datetime.now().isoformat(), "uuid": str(uuid.uuid4()), "model": instance.model,
+        "response_model": instance.model, "model_type": instance.model_type,
+    }  # fmt: skip
+
+
+def usage_entry(usage: Usage) -> dict[str, Any]:
+    """`usage` as DSPy's usage trackers have it."""
+    return {
+        "prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.generated_tokens,
+        "total_tokens": usage.prompt_tokens + usage.generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.prompt_tokens - usage.evaluated_tokens},
+    }  # fmt: skip
