@@ -48,10 +48,12 @@ class _Options(Options):
     traces: Path | None = None
     """directory, or traces.jsonl, that route wrote"""
     problems: Annotated[str | None, _WHERE] = Field(None, description=SOURCES)
-    split: Annotated[str, _WHERE] = "train"
+    lab: Annotated[PositiveInt | None, _WHERE] = None
+    """N problems of the lab"""
+    split: str = "train"
     """split of the lab's problems"""
-    n: PositiveInt = 50
-    """of a split"""
+    n: PositiveInt | None = None
+    """the first N problems"""
     granularity: Literal["full", "compressed", "regrouped"] | None = None
     """of the lab's references, in place of theirs"""
     option: tuple[str, ...] = ()
@@ -88,9 +90,9 @@ def _problems_of(args: _Options) -> list[Problem] | None:
     if args.problems is not None:
         if args.granularity:
             raise DataError("--granularity is for the lab's problems; leave it out with --problems")
-        return load_problems(args.problems, split="train")
+        return load_problems(args.problems, split="train", n=args.n)
     if args.collection is None:
-        labs = generate(args.split, args.n)
+        labs = generate(args.split, args.lab or args.n or 50)[: args.n]
     elif args.granularity:
         labs = [lab_problem(problem.id) for problem in problems_of(args.collection, None)]
     else:

@@ -43,7 +43,7 @@ class _Options(Options, CollectSettings):
     split: str = "train"
     """of the lab's problems"""
     n: PositiveInt | None = None
-    """the first N problems of FILE"""
+    """the first N problems"""
     licence: str = "other"
     """for the card"""
     candidates: PositiveInt | None = None
@@ -60,7 +60,7 @@ def _settings_of(args: _Options) -> CollectSettings:
 def _problems_of(args: _Options) -> CheckedProblems:
     """The problems that the arguments ask for, those that cannot be graded sorted out; raises DataError."""
     if args.problems is None:
-        return check_problems(lab.problem for lab in generate(args.split, args.lab or 50))
+        return check_problems(lab.problem for lab in generate(args.split, args.lab or args.n or 50)[: args.n])
     try:
         return check_problems(load_problems(args.problems, split="train", n=args.n))
     except DataError as error:

@@ -45,7 +45,9 @@ class _Options(Options):
     neutral = ("stream", "as_json", "show")
 
     problems: Annotated[str | None, _WHERE, PIPE] = Field(None, description=f"{SOURCES}; - is standard input")
-    split: Annotated[str, _WHERE] = "test"
+    lab: Annotated[PositiveInt | None, _WHERE] = None
+    """N problems of the lab"""
+    split: str = "test"
     """split of the lab's problems"""
     n: PositiveInt | None = None
     """the first N problems"""
@@ -65,13 +67,13 @@ class _Options(Options):
     """solutions to print at the end"""
 
 
-def problems_of(source: str | None, split: str, n: int | None) -> list[Problem]:
-    """The first `n` problems of `source` (see `load_problems`; "-" is standard input), or of a split of the lab.
+def problems_of(source: str | None, split: str, n: int | None, lab: int | None = None) -> list[Problem]:
+    """The first `n` problems of `source` (see `load_problems`; "-" is standard input), or of `lab` of a lab split.
 
     Raises `DataError` where it is missing, empty, repeats ids or holds a gold answer that cannot be graded.
     """
     if source is None:
-        return [made.problem for made in generate(split, n or 50)]
+        return [made.problem for made in generate(split, lab or n or 50)[:n]]
     try:
         rows = _piped(sys.stdin.buffer.read()) if source == "-" else source
         problems = load_problems(rows, split="train" if split == "val" else split, n=n)
@@ -111,14 +113,18 @@ def _policy_of(config: Config, args: _Options) -> SavedPolicy:
         raise DataError(f"--at is {args.at}: {reason_of(error)} (policy {saved.policy.name!r})") from None
 
 
+def _problems_of(args: _Options) -> list[Problem]:
+    return problems_of(args.problems, args.split, args.n, args.lab)
+
+
 def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
-    return plan_routing(config, [_policy_of(config, args).policy], problems_of(args.problems, args.split, args.n))
+    return plan_routing(config, [_policy_of(config, args).policy], _problems_of(args))
 
 
 @program(_Options, doc=__doc__, plan=_plan)
 def main(run: Run[_Options]) -> None:
     args, saved = run.args, _policy_of(run.config, run.args)
-    problems = problems_of(args.problems, args.split, args.n)
+    problems = _problems_of(args)
     with StepRouter.from_config(run.config, policy=saved.policy, window=1 if args.stream else None) as loaded:
         if not args.force:
             saved.check(run.config, loaded.card)

@@ -84,3 +84,11 @@ def test_no_figure_of_the_table_is_cut_on_a_narrow_terminal() -> None:
     for figure in ("174,108", "50.0M", "1,178.3M", "9,999,999", "0.0000"):
         assert figure in text.getvalue()
     assert "…" not in text.getvalue()
+
+
+def test_caps_below_the_bound_are_named_and_others_are_not() -> None:
+    config = Config.load(None, ["budget.strong_tokens=100", "budget.calls=100000"])
+    text = io.StringIO()
+    show_plan([PlannedCalls("strong", 6, 10, 2304)], config, Console(file=text, width=200))
+    assert "budget.strong_tokens = 100 is less than the 2,304 that this could take" in text.getvalue()
+    assert "budget.calls" not in text.getvalue()

@@ -161,8 +161,27 @@ def show_plan(plan: Sequence[PlannedCalls], config: Config, console: Console) ->
         table.add_row("  likely", "", *_cells(likely, config), style="dim")
     console.print(table)
     console.print(_FOOTNOTE, highlight=False)
+    for line in _caps_that_may_bind(plan, config):
+        console.print(line, highlight=False)
     if likely:
         console.print(_LIKELY_FOOTNOTE, highlight=False)
+
+
+def _caps_that_may_bind(plan: Sequence[PlannedCalls], config: Config) -> list[str]:
+    """A line for each cap of the run that is below the most that it could spend."""
+    money = [_money(part, config.role(part.role)) for part in plan]
+    bounds: dict[str, float | None] = {
+        "strong_tokens": sum(part.generated_tokens for part in plan if part.role == "strong"),
+        "total_tokens": sum(part.generated_tokens for part in plan),
+        "calls": sum(part.calls for part in plan if part.role != "scorer"),
+        "money": None if None in money else sum(cost for cost in money if cost is not None),
+    }
+    rows = ((name, getattr(config.budget, name), most) for name, most in bounds.items())
+    return [
+        f"budget.{name} = {cap:,.10g} is less than the {most:,.10g} that this could take: what it forbids is left out, "
+        f"{'steps stay with the weak model' if name == 'strong_tokens' else 'solutions may end early'}."
+        for name, cap, most in rows if cap is not None and most is not None and cap < most
+    ]  # fmt: skip
 
 
 def _cells(plan: Sequence[PlannedCalls], config: Config) -> list[str]:

@@ -55,6 +55,13 @@ def test_what_a_cap_kept_from_the_strong_model_is_said(
     assert "requests refused by budget.strong_tokens:" in out
 
 
+def test_lab_says_how_many_as_in_the_other_programs_and_n_takes_the_first(world: LabWorld, tmp_path: Path) -> None:
+    for number, options in enumerate((["--lab", "3"], ["--n", "3"], ["--lab", "5", "--n", "3"])):
+        assert start(tmp_path / f"{number}", *options) == 0
+        assert len(read_rows(tmp_path / f"{number}" / "traces.jsonl")) == 3
+    assert start(tmp_path / "both", "--lab", "3", "--problems", "x.jsonl") != 0
+
+
 def test_problems_come_from_a_file(world: LabWorld, tmp_path: Path) -> None:
     append_rows(tmp_path / "mine.jsonl", world.problems[:3])
     without_line_end = (tmp_path / "mine.jsonl").read_bytes().rstrip()
