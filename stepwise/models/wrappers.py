@@ -37,7 +37,7 @@ class _Meter(NamedTuple):
     """What every call of a role goes through, be it a model's or a scorer's: caps first, then DSPy hears of it.
 
     The most that it may cost is reserved in `ledger` before it is asked; where the coroutine that asks has an account
-    of its own (`ACCOUNT`, a problem's), its caps hold too. DSPy hears of it as `stepwise.models.callbacks` says; it does
+    of its own (`ACCOUNT`, a problem's), its caps hold too. DSPy hears of it as `stepwise.models.callbacks` says, but
     not where there are no `callbacks`. `prompt` is what is put around a question.
     """
 
