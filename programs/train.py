@@ -12,10 +12,7 @@ adapter.gguf and a card), metrics.jsonl, rollouts/ and report.html. A killed run
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,13 +26,15 @@ from stepwise.errors import DataError
 from stepwise.lab.problems import generate
 from stepwise.report import write_training_report
 from stepwise.runs.plan import PlannedCalls
+from stepwise.runs.progress import announce
 from stepwise.runs.shell import POSITIONAL, Options, Run, one_of, program
 from stepwise.training.adapters import Evaluated, adapter_directory, evaluate
 from stepwise.training.cards import add_evaluation
 from stepwise.training.rollouts import hints_of
 from stepwise.types import Problem
 
-MEASURED_BEFORE = "before.jsonl"
+BEFORE, AFTER = "before.jsonl", "after.jsonl"
+"""What was measured on the test problems."""
 
 
 _WHERE = one_of("Problems")
@@ -90,16 +89,16 @@ def main(run: Run[_Options]) -> None:
     rows = unique(row for path in sources for row in read_training_rows(path, cfg.prompt))
     pairs = read_pairs(*args.dataset) if args.method == "dpo" else []
     hints = hints_of(read_examples(args.hints), problems) if args.hints is not None else {}
-    before = _measured_before(run, tests, start) if tests else None
-    with _heard(run):
-        if args.method == "sft":
-            adapter = training.sft(rows, cfg, run.directory, replay=replay, **given)
-        elif args.method == "dpo":
-            adapter = training.dpo(pairs, cfg, run.directory, **given)
-        else:
-            adapter = training.grpo(problems, cfg, run.directory, hints=hints, **given)
+    before = _measured(run, BEFORE, tests, start) if tests else None
+    announce("loading what trains")
+    if args.method == "sft":
+        adapter = training.sft(rows, cfg, run.directory, replay=replay, **given)
+    elif args.method == "dpo":
+        adapter = training.dpo(pairs, cfg, run.directory, **given)
+    else:
+        adapter = training.grpo(problems, cfg, run.directory, hints=hints, **given)
     if tests:
-        after = evaluate(cfg, tests, adapter, args.samples)
+        after = _measured(run, AFTER, tests, adapter)
         add_evaluation(adapter, before=before, after=after)
         if before is not None:
             run.say(
@@ -108,18 +107,6 @@ def main(run: Run[_Options]) -> None:
     run.say(f"adapter: {adapter}")
     run.say(f'use it: --set models.weak.adapter="{adapter / "adapter.gguf"}"')
     run.page("report.html", lambda path: write_training_report(path, run.out), "the training")
-
-
-@contextmanager
-def _heard(run: Run[Any]) -> Iterator[None]:
-    """What the trainers log, such as the number of optimizer steps, is said in the run's console."""
-    logger, handler = logging.getLogger("stepwise.training"), logging.StreamHandler(run.console.file)
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
 
 
 def _check_inputs(args: _Options) -> None:
@@ -164,12 +151,12 @@ def _tests_of(args: _Options) -> list[Problem]:
     return _lab("test", args.test_lab) if args.test_lab is not None else []
 
 
-def _measured_before(run: Run[_Options], tests: list[Problem], start: Path | None) -> Evaluated:
-    """The measurement before training; an interrupted run has it on disk."""
-    known: list[Evaluated] = run.rows(MEASURED_BEFORE, Evaluated)
+def _measured(run: Run[_Options], name: str, tests: list[Problem], adapter: Path | None) -> Evaluated:
+    """What the file `name` says of `adapter`; measured where an earlier start has not."""
+    known: list[Evaluated] = run.rows(name, Evaluated)
     if not known:
-        known = [evaluate(run.config, tests, start, run.args.samples)]
-        run.write(MEASURED_BEFORE, *known)
+        known = [evaluate(run.config, tests, adapter, run.args.samples)]
+        run.write(name, *known)
     return known[0]
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Timer
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -54,7 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _starter(name: str) -> Callable[..., int]:
     def start(*argv: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
-        code: int = importlib.import_module(f"{_package()}.{name}").main(argv)
+        slow = Timer(3.0, print, [f"loading stepwise {name} ..."], {"file": sys.stderr, "flush": True})
+        slow.daemon = True
+        slow.start()
+        try:
+            module = importlib.import_module(f"{_package()}.{name}")
+        finally:
+            slow.cancel()
+        code: int = module.main(argv)
         return code
 
     return start

@@ -1,9 +1,10 @@
 import io
+import time
 
 import pytest
 from rich.console import Console
 
-from stepwise.runs.progress import progress
+from stepwise.runs.progress import announce, progress, stage
 
 
 def test_elsewhere_than_on_a_terminal_the_start_and_the_end_are_lines() -> None:
@@ -71,13 +72,49 @@ def test_on_a_terminal_the_note_stands_under_the_bar_on_one_line_without_markup(
     assert "x" * 40 not in drawn
 
 
-def test_inside_a_bar_there_is_no_other() -> None:
+def test_what_an_earlier_start_did_is_said_and_the_bar_begins_there() -> None:
     text = io.StringIO()
-    with progress("outer", 2, console=Console(file=text)) as advance:
-        with progress("inner", 5, console=Console(file=text)) as inside:
-            inside(5, "note")
+    with progress("training", 6, done=4, console=Console(file=text)) as advance:
         advance(2)
-    assert "inner" not in text.getvalue()
+    assert [line.partition(",")[0] for line in text.getvalue().splitlines()] == [
+        "training: 4 of 6 done", "training: 4/6", "training: 6/6",
+    ]  # fmt: skip
+    assert "going on at 5" in text.getvalue()
+
+
+def test_a_bar_inside_another_is_a_stage_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, text = 0.0, io.StringIO()
+    monkeypatch.setattr("stepwise.runs.progress.time.monotonic", lambda: now)
+    with progress("outer", 2, console=Console(file=text)) as advance:
+        with stage("guiding"), progress("answers", 5, console=Console(file=text)) as inside:
+            inside(3, "note")
+            now = 11.0
+            advance(0)
+        advance(2)
+    assert text.getvalue().splitlines() == [
+        "outer: 0/2, 0 s",
+        "outer: 0/2, 11 s, guiding, answers 3/5",
+        "outer: 2/2, 11 s",
+    ]
     with progress("later", 1, console=Console(file=text)) as advance:
         advance(1)
     assert "later: 1/1" in text.getvalue()
+
+
+def test_a_unit_that_takes_long_shows_its_stage_although_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepwise.runs.progress._PLAIN_SECONDS", 0.0)
+    text = io.StringIO()
+    with progress("collecting", 2, console=Console(file=text)), stage("solving"):
+        limit = time.monotonic() + 30
+        while "solving" not in text.getvalue() and time.monotonic() < limit:
+            time.sleep(0.1)
+    assert "collecting: 0/2" in text.getvalue()
+    assert ", solving" in text.getvalue()
+
+
+def test_what_is_announced_is_a_line_of_the_log_unless_a_bar_is_shown(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "stepwise"):
+        announce("loading [a] model")
+        with progress("routing", 1, console=Console(file=io.StringIO())), stage("x"):
+            announce("hidden")
+    assert caplog.messages == ["loading [a] model"]

@@ -28,6 +28,7 @@ from stepwise.models.driver import Driver, outside
 from stepwise.models.failures import error_of, failure_of
 from stepwise.models.provider import engines_of
 from stepwise.models.wrappers import Wrappers, prompt_bound
+from stepwise.runs.progress import stage
 from stepwise.types import Step, Usage, as_problem
 
 _call: ContextVar[Callable[[], Awaitable[Any]]] = ContextVar("stepwise_lm_call")
@@ -87,8 +88,14 @@ def ask_all(
             stopped.append(prediction)
         return prediction
 
+    async def counted(*task: Any) -> dspy.Prediction:
+        prediction = await ask(*task)
+        advance(1)
+        return prediction
+
     tasks = zip(items, seeds, greedy or [False] * len(items), attempts or [0] * len(items), strict=True)
-    predictions = Driver(_engines(module)).run([ask(*task) for task in tasks], window=concurrency)
+    with stage(label, len(items)) as advance:
+        predictions = Driver(_engines(module)).run([counted(*task) for task in tasks], window=concurrency)
     if stopped:
         failure, text = stopped[0].error, stopped[0].failure
         if failure.kind == "budget":

@@ -67,7 +67,8 @@ def run_chunks(
     for left in folder.glob(f"*{_OPEN}"):  # what an earlier start left open
         shutil.rmtree(left)
     try:
-        with progress(label, len(members)) as advance:
+        done = min(len([*folder.iterdir()]) * size, len(members))
+        with progress(label, len(members), done=done) as advance:
             for first in range(0, len(members), size):
                 chunk, place = members[first : first + size], folder / f"{first // size:05d}"
                 for name in names:  # a chunk is the run's own before it is there, so that --overwrite finds it
@@ -76,7 +77,8 @@ def run_chunks(
                 if not before:
                     caps.check(first, len(chunk))
                     _seal(place, work(chunk))
-                advance(len(chunk), on_sealed(place, len(chunk), before) if on_sealed else None)
+                note = on_sealed(place, len(chunk), before) if on_sealed else None
+                advance(0 if before else len(chunk), note)
     except (BudgetExceededError, KeyboardInterrupt):
         finish()
         raise

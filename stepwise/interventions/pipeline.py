@@ -45,6 +45,7 @@ from stepwise.interventions.rows import parent as parent_of
 from stepwise.interventions.settings import CollectSettings, Writers, hash_of, uncapped
 from stepwise.models.base import Backend, Completion, Request
 from stepwise.models.failures import error_of
+from stepwise.runs.progress import stage
 from stepwise.seeds import seed_for
 from stepwise.steps import split_steps
 from stepwise.types import Problem, Step
@@ -100,7 +101,7 @@ def sample_rollouts(chunk: Chunk, model: Backend) -> list[Rollout]:
         for problem in chunk.problems.values()
     ]
     rows = []
-    for text, request in _completed(model, requests):
+    for text, request in _completed(model, requests, "solving"):
         made = chunk.made(model.name, request.seed, text.sample)
         rows.append(Rollout(
             f"{request.problem.id}/r{text.sample}", request.problem.id, text.sample, text.text, text.finish, made,
@@ -241,7 +242,7 @@ def guide(candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk) -> 
             seed = seed_for(chunk.config.seed, row.id, "guided", part.first)
             requests.append(_request(chunk, problem, prefix, seed, part.n))
         rollouts = []
-        for text, request in _completed(weak, requests):
+        for text, request in _completed(weak, requests, "guiding"):
             part = wanted[text.request]
             row, number = part.candidate, part.first + text.sample
             rollouts.append(GuidedRollout(
@@ -290,11 +291,12 @@ def _request(chunk: Chunk, problem: Problem, prefix: Sequence[Step], seed: int, 
     )  # fmt: skip
 
 
-def _completed(model: Backend, requests: Sequence[Request]) -> list[tuple[Completion, Request]]:
+def _completed(model: Backend, requests: Sequence[Request], name: str) -> list[tuple[Completion, Request]]:
     """Every completion with its request. One request that is refused is a row; a model that is gone, or fails for most
     of them, raises BackendError, a cap BudgetExceededError.
     """
-    completions = model.continue_solutions(requests)
+    with stage(name):
+        completions = model.continue_solutions(requests)
     failures = [failure for completion in completions if (failure := completion.failed) is not None]
     for failure in failures:
         if failure.kind in ("gone", "budget"):

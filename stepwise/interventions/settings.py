@@ -19,6 +19,7 @@ from stepwise.models.base import Backend, Generator, generator_of
 from stepwise.models.shared import shared_engine
 from stepwise.models.wrappers import Wrappers
 from stepwise.records import Section
+from stepwise.runs.progress import stage
 
 Role = Literal["weak", "strong", "localizer", "proposer", "rewriter"]
 
@@ -226,7 +227,8 @@ class Writers:
 
     def _writer(self, role: str, load: Callable[[Config], Any]) -> Any:
         if role not in self._used:
-            self._used[role] = load(self._config)
+            with stage(f"loading the {role}"):
+                self._used[role] = load(self._config)
         return self._used[role]
 
     @contextmanager

@@ -18,6 +18,7 @@ from pydantic import Field
 from stepwise.errors import BackendError, DataError
 from stepwise.models.driver import Batcher, Driver
 from stepwise.records import items_of, record
+from stepwise.runs.progress import stage
 from stepwise.types import Failure, Finish, Problem, Step, Usage
 
 
@@ -245,7 +246,15 @@ class Generator(ABC):
 
     def continue_solutions(self, requests: Sequence[Request]) -> list[Completion]:
         """The synchronous door: a flat list in request order, `n` per request; never raises for one item."""
-        results = Driver(self.engines).run([self.generate(request) for request in as_requests(requests)])
+        requests = as_requests(requests)
+        with stage("answers", len(requests)) as advance:
+
+            async def answered(request: Request) -> Completion:
+                completion = await self.generate(request)
+                advance(1)
+                return completion
+
+            results = Driver(self.engines).run([answered(request) for request in requests])
         return [
             dataclasses.replace(sample, request=number, rest=())
             for number, result in enumerate(results)

@@ -12,6 +12,7 @@ from stepwise.config import LoadConfig
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine import Engine
 from stepwise.models.hub import adapter_path, gguf_file
+from stepwise.runs.progress import announce, stage
 
 LOAD_FIELDS = ("context", "sequences", "threads", "gpu_layers", "kv_type", "flash_attention", "adapter")
 """What of a model's configuration its engine depends on, besides the weights."""
@@ -79,4 +80,7 @@ def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
         raise ConfigError(f'model is "{config.model}"; the engine runs GGUF files: write "llamacpp/path/to/model.gguf"')
     settings = {field: getattr(config, field) for field in LOAD_FIELDS}
     settings |= {"adapter": config.lora, "train_from": config.train_from, **overrides}
-    return Engine.load(gguf_file(name), **settings)
+    doing = f"loading {config.model}" + (f" with {config.adapter}" if config.adapter else "")
+    announce(doing)
+    with stage(doing):
+        return Engine.load(gguf_file(name), **settings)

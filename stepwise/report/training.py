@@ -11,8 +11,9 @@ from markupsafe import Markup
 from stepwise.errors import DataError
 from stepwise.io import read_rows
 from stepwise.report.charts import Line, curves_svg, line_swatch, number
-from stepwise.report.shell import FINISH_WORDS, first_of_each, of_the_lab, verdict_word, write_page
+from stepwise.report.shell import FINISH_WORDS, first_of_each, of_the_lab, percent, verdict_word, write_page
 from stepwise.runs.directory import read_card
+from stepwise.training.adapters import read_card as read_card_of
 from stepwise.training.rollouts import RlRollout, read_rollouts
 
 MAX_ROLLOUTS = 120
@@ -121,7 +122,7 @@ def write_training_report(path: str | Path, out: str | Path, *, max_rollouts: in
         "training.html.jinja",
         title=title,
         subtitle=f"{steps:,}{f' of {planned:,}' if planned else ''} steps",
-        meta=_meta(run, section),
+        meta=_meta(run, section, out),
         lab=of_the_lab(run, "weak"),
         scripts=("common.js", "cards.js"),
         styles=("page.css", "cards.css"),
@@ -226,23 +227,31 @@ def _step(row: RlRollout, i: int, strongest: float) -> dict[str, Any]:
     return {"text": row.steps[i], "kind": kind, "words": words, "depth": depth, "score": score, "wrong": wrong}
 
 
-def _meta(run: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _meta(run: Mapping[str, Any], name: str, out: Path) -> dict[str, Any]:
     config, how = run.get("config", {}), run.get("arguments", {})
-    section = config.get(name, {})
+    section, rows, data = config.get(name, {}), how.get("rows"), how.get("dataset")
+    card = read_card_of(out / "adapter") or {}
+    rows = rows or sum(part.get("rows", 0) for part in card.get("data", ()) if name != "rl") or None
+    batch = section.get("batch")
+    tests = [row for file in ("before.jsonl", "after.jsonl") for row in read_rows(out / file)]
+    shares = [percent(row["correct"] / row["judged"] if row["judged"] else None) for row in tests]
     scheme = section.get("credit", {}).get("scheme")
     return {
         "configuration": run.get("config_hash"),
         "model": config.get("models", {}).get("weak", {}).get("model"),
         "starts from": how.get("adapter"),
+        "dataset": ", ".join(data) if isinstance(data, list) else data,
         "problems": how.get("problems"),
-        "rows": how.get("rows"),
+        "rows": rows,
+        "tested on": how.get("test"),
+        "pass@1": ", ".join(f"{share} {when}" for share, when in zip(shares, ("before", "after"), strict=False)),
         "hinted problems": how.get("hints"),
         "credit": scheme,
         "teacher": config.get("models", {}).get("strong", {}).get("model") if scheme == "distill" else None,
         "loss": section.get("loss"),
         "rollouts of a problem": section.get("group"),
         "beta": section.get("beta"),
-        "rows in a step": section.get("batch"),
+        "rows in a step": min(batch, rows) if batch and rows else batch,
         "learning rate": section.get("learning_rate"),
         "rank of the adapter": config.get("lora", {}).get("rank"),
         "seed": config.get("seed"),

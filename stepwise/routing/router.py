@@ -279,7 +279,8 @@ class StepRouter(dspy.Module):
 
         callers = [*(dspy.settings.caller_modules or ())]
         callers += [] if any(caller is self for caller in callers) else [self]  # in whose history the calls stand
-        shown = bar(description, len(todo)) if progress else nullcontext(lambda _: None)
+        known = len(problems) - len(todo)
+        shown = bar(description, len(problems), done=known) if progress else nullcontext(lambda _: None)
         with dspy.context(caller_modules=callers), shown as advance:
             try:
                 fresh = route_all(

@@ -1,13 +1,18 @@
-"""One progress bar for the whole library: drawn on a terminal and in a notebook, a few plain lines elsewhere."""
+"""One progress bar for the whole library: drawn on a terminal and in a notebook, a few plain lines elsewhere.
+
+`progress` is the bar of a run. What happens inside of one of its units stands beside its note (`stage`); what takes
+long before there is a bar is a line that programs print (`announce`).
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich import progress as parts
 from rich.console import Console, RenderableType
@@ -17,6 +22,8 @@ from stepwise.errors import visible
 
 _PLAIN_SECONDS = 10.0
 _drawing = threading.Lock()  # held while a bar is shown: two would overwrite one another
+_bars: list[_Shown] = []  # the one that is shown, if any
+_log = logging.getLogger(__name__)
 
 
 class _Advance(Protocol):
@@ -27,33 +34,101 @@ class _Advance(Protocol):
         ...
 
 
+class _Shown:
+    """What a bar shows: how much is done of what, the note, and the stages of what is being done."""
+
+    def __init__(self, description: str, total: int, done: int) -> None:
+        self.description, self.total, self.done, self.note = description, total, done, ""
+        self.stages: list[list[Any]] = []  # name, done, total
+        self.began = time.monotonic()
+
+    def words(self) -> str:
+        """The note and the stages."""
+        stages = [f"{name} {done}/{total}" if total else name for name, done, total in [*self.stages]]
+        return ", ".join(filter(None, (self.note, *stages)))
+
+    def line(self) -> str:
+        """All of it in one line."""
+        return ", ".join(filter(None, (
+            f"{self.description}: {self.done}/{self.total}", f"{time.monotonic() - self.began:.0f} s", self.words(),
+        )))  # fmt: skip
+
+
 @contextmanager
-def progress(description: str, total: int, *, console: Console | None = None) -> Iterator[_Advance]:
+def progress(description: str, total: int, *, done: int = 0, console: Console | None = None) -> Iterator[_Advance]:
     """Yields what moves the bar on by so many of `total`, and sets a note under it; thread-safe.
 
-    The bar is drawn on a terminal and in a notebook (with ipywidgets). Elsewhere a line is printed at the start, at
-    most every ten seconds, and at the end; the note ends the line. Inside another bar there is none.
+    The bar is drawn on a terminal and in a notebook (with ipywidgets). Elsewhere a line is printed at the start, every
+    ten seconds, and at the end; note and stage end the line. `done` were done by an earlier start, which is said.
+    Inside another bar it is a `stage` of that one.
 
     Example:
         with progress("routing", len(problems)) as advance:
             for problem in problems:
                 advance(1, problem.id)
     """
-    console, description = console or Console(stderr=True), visible(description)
+    console = console or Console(stderr=True)
     if not _drawing.acquire(blocking=False):
-        yield lambda count, note=None: None
+        with stage(description, total) as advance:
+            yield advance
         return
+    shown = _Shown(visible(description), total, done)
+    if done:
+        rest = f"going on at {done + 1}" if done < total else "nothing is left to do"
+        print_line(console, f"{shown.description}: {done} of {total} done, {rest}")
     notebook = console.is_jupyter and find_spec("ipywidgets") is not None
     draw = _bar if console.is_terminal or notebook else _lines
     try:
-        with draw(description, total, console) as advance:
+        with draw(shown, console) as moved:
+            _bars.append(shown)
+
+            def advance(count: int, note: str | None = None) -> None:
+                shown.done += count
+                shown.note = shown.note if note is None else visible(note)
+                moved()
+
             yield advance
     finally:
+        _bars.clear()
         _drawing.release()
 
 
 @contextmanager
-def _bar(description: str, total: int, console: Console) -> Iterator[_Advance]:
+def stage(name: str, total: int = 0) -> Iterator[_Advance]:
+    """What is being done inside of a unit of the bar that is shown: its name and how much of `total` (0: not counted)
+    is done stand beside the note until the block ends. Without a bar nothing is shown.
+
+    Example:
+        with stage("locating", len(attempts)) as advance:
+            advance(1)
+    """
+    entry: list[Any] = [visible(name), 0, total]
+    stages = _bars[0].stages if _bars else []
+    stages.append(entry)
+
+    def advance(count: int, note: str | None = None) -> None:
+        entry[1] += count
+
+    try:
+        yield advance
+    finally:
+        with suppress(ValueError):
+            stages.remove(entry)
+
+
+def announce(text: str) -> None:
+    """Say what is done now, where no bar is shown: a line of the log, which programs print."""
+    if not _bars:
+        _log.info("%s", text)
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _bar(shown: _Shown, console: Console) -> Iterator[Callable[[], None]]:
     columns = (
         parts.TextColumn("{task.description}"),
         parts.BarColumn(),
@@ -61,43 +136,41 @@ def _bar(description: str, total: int, console: Console) -> Iterator[_Advance]:
         parts.TimeElapsedColumn(),
         parts.TimeRemainingColumn(),
     )
-    said = ""
 
     class Noted(parts.Progress):
         def get_renderables(self) -> Iterable[RenderableType]:
             yield from super().get_renderables()
-            if said:  # a line of its own: beside the bar there is no room on a terminal of 80 columns
-                yield Text(said, style="dim", no_wrap=True, overflow="ellipsis")
+            if words := shown.words():  # a line of its own: beside the bar there is no room on a terminal of 80 columns
+                yield Text(words, style="dim", no_wrap=True, overflow="ellipsis")
 
-    with Noted(*columns, console=console) as shown:
-        task = shown.add_task(description, total=total)
-
-        def show(count: int, note: str | None = None) -> None:
-            nonlocal said
-            said = said if note is None else visible(note)
-            shown.update(task, advance=count)
-
-        yield show
+    with Noted(*columns, console=console) as drawn:
+        task = drawn.add_task(shown.description, total=shown.total, completed=shown.done)
+        yield lambda: drawn.update(task, completed=shown.done)
 
 
 @contextmanager
-def _lines(description: str, total: int, console: Console) -> Iterator[_Advance]:
-    began = last = time.monotonic()
-    done, said = 0, ""
+def _lines(shown: _Shown, console: Console) -> Iterator[Callable[[], None]]:
+    ended, last = threading.Event(), time.monotonic()
+    lock = threading.Lock()
 
-    def say() -> None:
-        line = f"{description}: {done}/{total}, {time.monotonic() - began:.0f} s"
-        console.print(f"{line}, {said}" if said else line, markup=False, highlight=False, soft_wrap=True)
+    def moved() -> None:
+        nonlocal last
+        with lock:
+            if not ended.is_set() and time.monotonic() - last >= _PLAIN_SECONDS and shown.done < shown.total:
+                last = time.monotonic()
+                print_line(console, shown.line())
 
-    def show(count: int, note: str | None = None) -> None:
-        nonlocal done, said, last
-        done, said = done + count, said if note is None else visible(note)
-        if time.monotonic() - last >= _PLAIN_SECONDS and done < total:
-            last = time.monotonic()
-            say()
+    def watch() -> None:  # a unit may take long, and says nothing by itself
+        while not ended.wait(1):
+            moved()
 
-    say()
+    print_line(console, shown.line())
+    watcher = threading.Thread(target=watch, name="stepwise-progress", daemon=True)
+    watcher.start()
     try:
-        yield show
+        yield moved
     finally:
-        say()
+        ended.set()
+        watcher.join()
+        shown.stages.clear()
+        print_line(console, shown.line())

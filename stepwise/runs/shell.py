@@ -34,8 +34,6 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
 from rich.console import Console
-from rich.highlighter import NullHighlighter
-from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
@@ -45,6 +43,7 @@ from stepwise.io import append_rows, read_rows
 from stepwise.lab import ADAPTERS, MODELS
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls, show_plan
+from stepwise.runs.progress import announce
 
 _log = logging.getLogger(__package__)
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -353,23 +352,25 @@ def _reason(error: CycloptsError | ValidationError) -> str:
 
 @contextmanager
 def _logged(verbose: bool) -> Iterator[None]:
-    """Show on standard error what the library logs: from INFO on if `verbose`, else warnings."""
+    """Print on standard error what the library logs, a line each: from INFO on if `verbose`, else warnings, and always
+    what `announce` says.
+    """
 
-    def clean(record: logging.LogRecord) -> bool:
-        record.msg, record.args = visible(record.getMessage()), None
-        return True
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            complain(record.getMessage())
 
-    handler = RichHandler(console=Console(stderr=True), show_path=False, highlighter=NullHighlighter())
-    handler.addFilter(clean)
-    logger = logging.getLogger("stepwise")
-    level = logger.level
+    handler, logger, announced = Lines(), logging.getLogger("stepwise"), logging.getLogger(announce.__module__)
+    levels = logger.level, announced.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    announced.setLevel(logging.INFO)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)
+        logger.setLevel(levels[0])
+        announced.setLevel(levels[1])
 
 
 def _guarded(work: Callable[[], int], *, debug: bool) -> int:

@@ -23,6 +23,7 @@ from stepwise.errors import BackendError, ConfigError, DataError, ExportError, M
 from stepwise.export.gguf import export_lora_gguf
 from stepwise.export.tokenizer import check_train_from
 from stepwise.models.hub import gguf_path
+from stepwise.runs.progress import announce
 from stepwise.training import require_training
 from stepwise.training.adapters import LAYOUT, base_directory, check_layout, quiet
 
@@ -102,6 +103,7 @@ def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: boo
     if adapter is not None:
         check_layout(adapter)
     _check_tokens(model, base)
+    announce(f"loading the weights to train from {base}")
     tokenizer = _load_tokenizer(base)
     frozen = _load_base(base, cfg.lora, device)
     fresh = peft.LoraConfig(

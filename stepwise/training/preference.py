@@ -34,7 +34,15 @@ from stepwise.training.adapters import LAYOUT, base_directory, check_adapter
 from stepwise.training.logprobs import weighted_logprobs
 from stepwise.training.lora import Trainee, load_trainee, memory_errors
 from stepwise.training.rendering import TokenRow, check_prompt, prompt_ids, token_row
-from stepwise.training.trainer import check_same, finish, fit, micro_batches, plan_steps, run_arguments
+from stepwise.training.trainer import (
+    check_same,
+    finish,
+    finished_adapter,
+    fit,
+    micro_batches,
+    plan_steps,
+    run_arguments,
+)
 
 
 def dpo(
@@ -67,10 +75,12 @@ def dpo(
             raise DataError("there are no pairs; make some with stepwise build_dataset --kind pairs")
         if adapter is not None:
             check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
-        trainee = load_trainee(cfg, adapter=adapter)
-        sides = [_render_pair(pair, trainee.tokenizer, cfg.prompt, trainee.context) for pair in parsed]
         start_hash = None if adapter is None else hashlib.sha256((Path(adapter) / LAYOUT[1]).read_bytes()).hexdigest()
         data = key_of({**arguments, "begun": start_hash})
+        if (finished := finished_adapter(directory, data)) is not None:
+            return finished
+        trainee = load_trainee(cfg, adapter=adapter)
+        sides = [_render_pair(pair, trainee.tokenizer, cfg.prompt, trainee.context) for pair in parsed]
         before = _reference_logprobs(directory, trainee, [side for both in sides for side in both], cfg, data)
         rows = [PairRow(*both, before[2 * i], before[2 * i + 1]) for i, both in enumerate(sides)]
         plan = plan_steps([row.num_trained for row in rows], cfg.dpo, f"{cfg.seed}|dpo")

@@ -30,6 +30,7 @@ from stepwise.data.problems import check_problems
 from stepwise.errors import DataError
 from stepwise.io import write_rows
 from stepwise.runs.directory import RunDirectory, opened
+from stepwise.runs.progress import stage
 from stepwise.training import losses
 from stepwise.training.adapters import base_directory, check_adapter
 from stepwise.training.crediting import FIRST_BATCHES, check_learning, credit_groups, figures_of, note
@@ -38,7 +39,7 @@ from stepwise.training.lora import Trainee, load_trainee, memory_errors, peak_by
 from stepwise.training.policy import Floats, RolloutRow, check_teacher, forward, laser_token, update
 from stepwise.training.rollouts import Hints, RlRollout, check_hints, grade_rollouts, rollouts_name
 from stepwise.training.sampler import Sampler, batch_of, mismatch_of
-from stepwise.training.trainer import Trainer, check_finite, finish, run_arguments
+from stepwise.training.trainer import Trainer, check_finite, finish, finished_adapter, run_arguments
 from stepwise.types import Problem
 
 
@@ -97,6 +98,8 @@ def grpo(
             named: Any = value if hasattr(value, "__qualname__") else type(value)
             arguments[name] = f"{named.__module__}:{named.__qualname__}"
     with opened(out, program="grpo", config=cfg, arguments=arguments) as directory, ExitStack() as stack:
+        if (finished := finished_adapter(directory, str(arguments["data"]))) is not None:
+            return finished
         if adapter is not None:
             check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
         Labeller.judge_asked(cfg, scheme.needs, scorer=scorer, critic=critic, locate=locate)
@@ -190,7 +193,7 @@ class _Learner:
         mismatch = None if logprobs is None else mismatch_of(logprobs, rollouts)
         figures: dict[str, float] = {}
         if rows:
-            with memory_errors(cfg.lora):
+            with memory_errors(cfg.lora), stage("updating"):
                 evaluated += self._references(rows, None if logprobs is None else [logprobs[i] for i in indices])
                 figures, first = update(
                     self.trainee,

@@ -25,7 +25,7 @@ from stepwise.training.adapters import base_directory, check_adapter
 from stepwise.training.logprobs import weighted_logprobs
 from stepwise.training.lora import Trainee, load_trainee
 from stepwise.training.rendering import TokenRow, render_all
-from stepwise.training.trainer import finish, fit, plan_steps, run_arguments
+from stepwise.training.trainer import finish, finished_adapter, fit, plan_steps, run_arguments
 
 
 def sft(
@@ -54,6 +54,8 @@ def sft(
     rows, again = (read_training_rows(source, cfg.prompt) for source in (dataset, replay or []))
     arguments = run_arguments(adapter, rows=rows, replay=again)
     with opened(out, program="sft", config=cfg, arguments=arguments) as directory:
+        if (finished := finished_adapter(directory, str(arguments["data"]))) is not None:
+            return finished
         if not rows:
             raise DataError("the dataset has no rows; collect interventions first")
         if cfg.sft.replay and not again:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import os
 import random
@@ -25,10 +24,10 @@ from torch import Tensor
 from stepwise.config import Config
 from stepwise.config.training import FitConfig, LoraConfig
 from stepwise.errors import DataError
-from stepwise.io import append_rows, parse_json, read_rows, write_rows
+from stepwise.io import append_rows, parse_json, read_json, read_rows, write_rows
 from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory
-from stepwise.runs.progress import progress
+from stepwise.runs.progress import announce, progress
 from stepwise.seeds import rng as seeded
 from stepwise.training.adapters import LAYOUT
 from stepwise.training.cards import Method, curves_of, write_card
@@ -55,7 +54,6 @@ class _TrainedRow(Protocol):
 
 Row = TypeVar("Row", bound=_TrainedRow)
 Loss = Callable[[Sequence[Row]], tuple[Tensor, dict[str, float]]]
-_logger = logging.getLogger(__package__)
 _METRICS, _CHECKPOINT, _ADAPTER = "metrics.jsonl", "checkpoint", "adapter"
 _CHECKPOINT_FILES = ("state.json", "optimizer.pt", *(f"adapter/{name}" for name in LAYOUT))
 _ADAPTER_FILES = (*LAYOUT, "adapter.gguf", "README.md", "card.json")
@@ -98,9 +96,8 @@ class Trainer:
             write_rows(self._metrics, rows_before)  # the steps after the checkpoint are done again
         self._stack = ExitStack()
         self._sinks = self._stack.enter_context(open_sinks(sinks, out, cfg.model_dump(mode="json"), self.done + 1))
-        self._bar = self._stack.enter_context(progress(label, num_steps))
-        _logger.info("%s: %s", label, plan)
-        self._bar(self.done, plan)
+        announce(f"{label}: {plan}")
+        self._bar = self._stack.enter_context(progress(label, num_steps, done=self.done))
 
     def log(self, row: Mapping[str, Any], note: str) -> None:
         """The end of a step: write the row of its metrics, and a checkpoint where it is time for one."""
@@ -132,6 +129,18 @@ def finish(
     curves = curves_of(read_rows(directory.path / _METRICS))
     given = {name: rows for name, rows in data.items() if rows}
     write_card(folder, method, cfg, trainee.base, data=given, curves=curves)
+    return folder
+
+
+def finished_adapter(directory: RunDirectory, data: str) -> Path | None:
+    """The adapter of a run on `data` (a hash) that has come to its end already, None for any other run. Raises
+    DataError where it was made from other data.
+    """
+    state, folder = directory.path / _CHECKPOINT / "state.json", directory.path / _ADAPTER
+    if not directory.finished or not state.is_file() or not (folder / "card.json").is_file():
+        return None
+    check_same(state.parent, read_json(state, "remove it, and the run begins anew").get("extra", {}).get("data"), data)
+    announce(f"the adapter is trained already: {folder}")
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,23 @@ def test_sft_leaves_an_adapter_with_a_card_that_knows_before_and_after_and_a_pag
     assert card["evaluation"]["before"]["problems"] == card["evaluation"]["after"]["problems"] == 3
     assert card["evaluation"]["before"]["model"] != card["evaluation"]["after"]["model"]
     assert "Supervised training" in (out / "report.html").read_text()
-    said = capsys.readouterr().out
-    assert "supervised training: 4 rows: 2 optimizer steps, learning rate 0.0002 at its peak" in said
-    assert "pass@1 on 3 problems: 0.0% before, 0.0% after" in said
+    said = capsys.readouterr()
+    assert said.err.count("supervised training: 4 rows: 2 optimizer steps, learning rate 0.0002 at its peak\n") == 1
+    assert "loading the weights to train from" in said.err
+    assert "pass@1 on 3 problems: 0.0% before, 0.0% after" in said.out
+    page = (out / "report.html").read_text()
+    assert "running" not in re.sub(r"<(style|script).*?</\1>", "", page, flags=re.DOTALL)
+    assert "0.0 % before, 0.0 % after" in page
+    assert rows in page
+    trained = (out / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    again = ["sft", "--config", toml, "--dataset", rows, "--test", problems, "--samples", "1", "--out", str(out)]
+    assert main(again) == 0
+    said = capsys.readouterr()
+    assert "finished already" in said.out
+    assert "the adapter is trained already" in said.err
+    assert "loading the weights" not in said.err
+    assert "evaluating" not in said.err
+    assert (out / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == trained
 
 
 def test_rl_goes_on_from_the_run_that_sft_made(toml: str, rows: str, problems: str, tmp_path: Path) -> None:

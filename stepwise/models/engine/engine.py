@@ -24,6 +24,7 @@ from stepwise.models.engine.weights import check_origin, read_gguf
 from stepwise.models.engine.worker import Control, Worker
 from stepwise.models.hub import adapter_path
 from stepwise.prompt import SolvePrompt
+from stepwise.runs.progress import stage
 
 _GIB = 1 << 30
 
@@ -186,7 +187,8 @@ class Engine:
         A job that cannot be done comes back with finish "error"; raises BackendError only where the whole engine fails.
         """
         call = Call(sum(job.n for job in jobs))
-        return self.worker.do(self._samples(jobs, call), call)
+        with stage("answers", len(call.results)) as call.on_result:
+            return self.worker.do(self._samples(jobs, call), call)
 
     async def agenerate(self, jobs: Sequence[GenerationJob]) -> list[Generation]:
         """`generate` as a coroutine: the other coroutines of the event loop go on meanwhile. Cancelled, its jobs are

@@ -111,7 +111,7 @@ class Call:
     """One caller's jobs: their results as they come, and an event that is set when all are there.
 
     A caller who wants to see them at once gives a queue `feed`: it gets each `Drawn` token and each result, and None
-    at the end. `on_end` is called once, on whichever thread ends the call.
+    at the end. `on_result` is called with 1 for each result, `on_end` once, on whichever thread ends the call.
     """
 
     def __init__(self, size: int, feed: SimpleQueue[Any] | None = None):
@@ -121,6 +121,7 @@ class Call:
         self.done = threading.Event()
         self.cancelled = False
         self.failure: Exception | None = None
+        self.on_result: Callable[[int], None] = lambda count: None
         self.on_end: Callable[[], None] | None = None
         self.order = ORDER.get()
 
@@ -128,6 +129,7 @@ class Call:
         """Store one result; the last one wakes the caller."""
         self.results[place] = result
         self.missing -= 1
+        self.on_result(1)
         if self.feed is not None:
             self.feed.put(result)
         if not self.missing:
