@@ -70,7 +70,8 @@ def load_plugin(path: str, base: Any, *, field: str, allowed: Collection[str] | 
     if allowed is not None and module_name not in allowed:
         raise ConfigError(
             f"{field} is {path!r} in a saved file, and loading it would run code of module {module_name!r}; allow that "
-            f"by name if you trust it: allow_import=[{module_name!r}], or --allow-import {module_name}"
+            f"by name if you trust it: allow_import=[{module_name!r}] where it is loaded (of a router "
+            f"within a program: where it is made), or --allow-import {module_name}"
         )
     value: Any = _module(module_name, path, field)
     for part in name.split("."):

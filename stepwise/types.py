@@ -68,7 +68,8 @@ class Usage:
 
     `prompt_tokens` is the length of the prefixes as asked for; `evaluated_tokens` counts only those that the model had
     to run through (the rest came from its cache). An API that does not say what it cached reports the two as equal.
-    `model` is the model's name ("" once usages of different models were added up); `cost` is money, None when no price
+    What is answered from memory (a solution that a scorer has scored before) is no call. `model` is the model's name
+    ("" once usages of different models were added up); `cost` is money, None when no price
     is known.
     """
 
@@ -152,6 +153,28 @@ class Trace(InNotebook):
     def answer(self) -> str | None:
         """Content of the last closed box, None when there is none."""
         return extract_answer(self.text)
+
+    @property
+    def usage(self) -> dict[str, Usage]:
+        """What each author spent on it ("weak", "strong", ...), discarded drafts included, the scorer under "scorer".
+
+        >>> step = Step("2", "weak", usage=Usage("w", 1, 5, 5, 3))
+        >>> Trace(Problem("p", "1 + 1?"), (step,)).usage["weak"].generated_tokens
+        3
+        """
+        spent: dict[str, Usage] = {}
+        for step in self.written:
+            spent[step.author] = spent.get(step.author, Usage()) + step.usage
+        if self.scorer_usage != Usage():
+            spent["scorer"] = self.scorer_usage
+        return spent
+
+    @property
+    def written(self) -> Iterable[Step]:
+        """Every text that a model wrote for it: steps, discarded drafts, evidence, and abandoned ones."""
+        for step in self.steps:
+            yield from (*step.evidence, *step.discarded, step)
+        yield from self.abandoned
 
     def prefix(self, n: int) -> Trace:
         """The first `n` steps as an open trace; raises IndexError unless 0 <= n <= len(steps)."""

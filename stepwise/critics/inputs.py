@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from stepwise.data.problems import load_problems
 from stepwise.errors import DataError
 from stepwise.steps import encodable
 from stepwise.types import Problem, Step, Trace, texts_of
@@ -21,6 +23,30 @@ def as_steps(steps: Steps) -> list[str]:
     if not found:
         raise DataError("steps is empty: there is nothing to check; give at least one step")
     return [encodable(text) for text in found]
+
+
+def attempt_of(names: Sequence[str], args: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a module by name. `question` is another name of `problem`; a trace, or what has one (a router's
+    prediction), brings its problem along, which its id stands for too. Raises DataError where there is no problem.
+    """
+    given = {**dict(zip(names, args, strict=False)), **named}
+    if "steps" not in names or "problem" not in names:
+        return given
+    if "question" in given:
+        if given.get("problem") is not None:
+            raise DataError("problem and question are both given; give one of the two")
+        given["problem"] = given.pop("question")
+    trace = given.get("steps")
+    trace = trace if isinstance(trace, Trace) else getattr(trace, "trace", None)
+    if isinstance(trace, Trace):
+        given["steps"] = trace
+        if given.get("problem") in (None, trace.problem.id):
+            given["problem"] = trace.problem
+    elif given.get("problem") is None:
+        raise DataError("problem is missing; give the question, or as steps a trace, which knows it")
+    if isinstance(given["problem"], Mapping) or hasattr(given["problem"], "toDict"):
+        given["problem"] = load_problems(given["problem"])[0]
+    return given
 
 
 def question_and_reference(problem: Problem | str, reference: str | None) -> tuple[str, str | None]:

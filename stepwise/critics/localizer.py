@@ -58,9 +58,11 @@ class ErrorLocalizer(CriticModule):
     ) -> None:
         if method not in get_args(Method):
             raise ConfigError(f"method {method!r} is not one of {', '.join(get_args(Method))}")
-        if (method == "scorer") != (scorer is not None):
+        if method == "scorer" and scorer is None:
+            raise ConfigError('method "scorer" needs a scorer; give one, for example scorer="llamacpp/lab-scorer"')
+        if method != "scorer" and scorer is not None:
             raise ConfigError(
-                f'method {method!r} with scorer={scorer!r}: give a scorer with method="scorer", and only then'
+                f'a scorer is given, but method {method!r} asks none; set method="scorer" or leave it out'
             )
         if not isinstance(samples, int) or samples < 1 or not 0 <= threshold <= 1:
             raise ConfigError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 import threading
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from dspy.utils.exceptions import AdapterParseError
 from stepwise.config import Config, CriticConfig, ModelConfig, is_lab_critic
 from stepwise.critics.formats import Format, adapter
 from stepwise.critics.formats.dspy_adapters import held, repair_reasons
-from stepwise.critics.inputs import Steps, as_steps, fitted, question_and_reference
+from stepwise.critics.inputs import Steps, as_steps, attempt_of, fitted, question_and_reference
 from stepwise.critics.parameters import Predictor, Settings
 from stepwise.errors import ConfigError, redact
 from stepwise.models import provider
@@ -94,6 +95,12 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
     async def aforward(self, *args: Any, **kwargs: Any) -> dspy.Prediction:
         """What `run` gives, with `failure`, `error`, `repairs` and `usage`."""
         gate = _gate.get() or asyncio.Semaphore(CONCURRENCY)
+        name, given = type(self).__name__, attempt_of(list(inspect.signature(self.run).parameters), args, kwargs)
+        if dspy.settings.lm is None and any(predictor.lm is None for predictor in self.predictors()):
+            raise ConfigError(
+                f'{name} has no language model; give one, {name}("llamacpp/lab-critic"), or set one for all of DSPy, '
+                'dspy.configure(lm=sw.lm("llamacpp/lab-critic"))'
+            )
         with (
             dspy.context(adapter=self._format()),
             dspy.track_usage() as tracker,
@@ -103,7 +110,7 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
             held(_gate, gate),
         ):
             try:
-                prediction = await self.run(*args, **kwargs)
+                prediction = await self.run(**given)
             except AdapterParseError as error:
                 prediction = failed(str(error))
             if prediction.failure is not None and dspy.settings.trace is not None:

@@ -79,10 +79,10 @@ def load_problems(source: Any, *, split: str = "", n: int | None = None) -> list
 
     `source` is a file (JSON Lines, JSON, CSV, parquet), a directory with a file for each split, a named set of `SETS`
     ("gsm8k", "gsm8k:train", "math500"; a local file where there is one, see `PLACES`, else the hub), a data set of the
-    hub ("ORG/NAME", "ORG/NAME/CONFIG:SPLIT"), a `datasets` object or data frame, one problem as a `Problem`, a mapping
-    or the text of a question, or an iterable of such problems (or the lab's), in which a text is always a question.
-    `split` is what is taken of several where the name does not say. One line of the log (a warning, so that it is seen)
-    says which columns were read as what, where they have other names than ours.
+    hub ("ORG/NAME", "ORG/NAME/CONFIG:SPLIT"), a `datasets` object or data frame, one problem as a `Problem`, a mapping,
+    a `dspy.Example` or the text of a question, or an iterable of such problems (or the lab's), in which a text is
+    always a question. `split` is what is taken of several where the name does not say. One line of the log (a warning,
+    so that it is seen) says which columns were read as what, where they have other names than ours.
 
     Raises DataError, with place, row and field, for a source that is missing, empty or not UTF-8, a row without a
     question or with two columns for one field, a gold answer that is prose, and an id that occurs twice;
@@ -102,7 +102,7 @@ def load_problems(source: Any, *, split: str = "", n: int | None = None) -> list
         if (opened := _open_name(text, split)) is None:
             return load_problems([as_problem(text)], n=n)
         rows, where, name = opened
-    elif isinstance(source, Problem) or (isinstance(source, Mapping) and _is_row(source)):
+    elif isinstance(source, Problem) or (isinstance(row := _mapping(source), Mapping) and _is_row(row)):
         rows, where, name = [source], "the row", ""
     else:
         (rows, where), name = read_table(source, prefer=split), ""
@@ -111,7 +111,7 @@ def load_problems(source: Any, *, split: str = "", n: int | None = None) -> list
     reader, problems, places = _RowReader(), list[Problem](), dict[str, str]()
     for number, row in enumerate(rows[:n], 1):
         place = f"{where}, row {number}"
-        row = row.problem if isinstance(row, LabProblem) else row
+        row = row.problem if isinstance(row, LabProblem) else _mapping(row)
         if isinstance(row, Path):
             problems += load_problems(row, split=split)
             continue
@@ -288,6 +288,11 @@ def _open_set(name: str, split: str, prefer: str) -> tuple[list[Any], str, str]:
         return read_hub(known.hub, known.config, split=chosen), f"{known.hub} ({chosen})", name
     except (DataError, MissingDependencyError) as error:
         raise type(error)(f"{error}, such as {name}.jsonl or data/{name}/{chosen}.jsonl (or set {PLACES})") from None
+
+
+def _mapping(row: Any) -> Any:
+    """A dspy.Example as a mapping, anything else as it is."""
+    return row.toDict() if hasattr(row, "toDict") else row
 
 
 def _is_row(source: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from stepwise.errors import DataError
 from stepwise.records import items_of
-from stepwise.types import Step, Trace, Usage
+from stepwise.types import Trace, Usage
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 _ROUNDING = 1e-9  # 0.95 of a gap computed in floats may come out as 0.9499999999999999
@@ -141,23 +141,9 @@ class Cost:
         return self.strong_tokens / self.problems
 
 
-def _written(trace: Trace) -> Iterable[Step]:
-    """Every piece of text a model wrote for a trace: steps, discarded drafts, evidence, and abandoned ones."""
-    for step in trace.steps:
-        yield from step.evidence
-        yield from step.discarded
-        yield step
-    yield from trace.abandoned
-
-
 def usage_by_author(trace: Trace) -> dict[str, Usage]:
     """What each author spent on one trace, discarded drafts included, and the scorer under "scorer"."""
-    spent: dict[str, Usage] = {}
-    for step in _written(trace):
-        spent[step.author] = spent.get(step.author, Usage()) + step.usage
-    if trace.scorer_usage != Usage():
-        spent["scorer"] = trace.scorer_usage
-    return spent
+    return trace.usage
 
 
 def cost_of(traces: Sequence[Trace], *, weak: Any = None, strong: Any = None, scorer: Any = None) -> Cost:

@@ -72,7 +72,7 @@ class StepRouter(dspy.Module):
 
     `ledger` has what was spent by role and what is left of the caps (`ledger.summary()`), `cost([trace])` what one
     solution took. DSPy's `callbacks` hear of each call of a model, as `stepwise.models.callbacks` says; calls also
-    stand in `history` and in `inspect_history()`.
+    stand in `history` and in `inspect_history()`. `allow_import`: see `load`.
 
     Raises `ConfigError` or `DataError`, naming argument and remedy, for what does not fit; `BackendError` for models
     that cannot be loaded.
@@ -98,6 +98,7 @@ class StepRouter(dspy.Module):
         window: int | None = None,
         cache: CallCache | str | Path | None = None,
         callbacks: Sequence[Any] = (),
+        allow_import: Collection[str] = (),
     ) -> None:
         super().__init__(callbacks=list(callbacks))
         self.policy = Threshold() if policy is None else as_policy(policy)
@@ -105,7 +106,7 @@ class StepRouter(dspy.Module):
         self.prompt = SolvePrompt.of(prompt, "prompt")
         self.settings = RouteSettings(SamplingConfig.of(sampling, "sampling"), max_steps, seed, window, self.prompt)
         caps = BudgetConfig.of(budget, "budget")
-        self._allow_import: frozenset[str] = frozenset()
+        self._allow_import = frozenset(allow_import)
         if needs_scorer(self.policy) and scorer is None:
             raise ConfigError(
                 f"StepRouter: policy {self.policy.name!r} looks at scores; "
@@ -230,7 +231,10 @@ class StepRouter(dspy.Module):
     def _predict(self, question: _Given, problem: _Given) -> RoutedPrediction:
         if (question is None) == (problem is None):
             raise DataError("StepRouter takes question= or problem=, one of the two")
-        trace = self.solve_all([question if problem is None else problem], progress=False)[0]
+        name, given = ("question", question) if problem is None else ("problem", problem)
+        if isinstance(given, str) and not given.strip():
+            raise DataError(f"{name} is {given!r}; give the text of a question")
+        trace = self.solve_all([given], progress=False)[0]
         return RoutedPrediction(answer=trace.answer, trace=trace)
 
     async def aforward(self, question: _Given = None, problem: _Given = None) -> RoutedPrediction:
@@ -318,8 +322,10 @@ class StepRouter(dspy.Module):
         }
 
     def load(self, path: str | Path, *args: Any, allow_import: Collection[str] = (), **kwargs: Any) -> None:
-        """DSPy's; a user's policy is imported from modules in `allow_import`, and from that of this router's policy."""
-        self._allow_import = frozenset(allow_import)
+        """DSPy's; a user's policy is imported from modules in `allow_import` (those of the constructor too, where the
+        router of a larger program gets them), and from that of this router's policy.
+        """
+        self._allow_import |= frozenset(allow_import)
         try:
             super().load(path, *args, **kwargs)
         except KeyError as error:

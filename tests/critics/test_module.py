@@ -15,7 +15,7 @@ from stepwise import ErrorLocalizer, InterventionProposer, StepJudge
 from stepwise.critics.inputs import fitted
 from stepwise.critics.module import run_all
 from stepwise.critics.signatures import numbered
-from stepwise.errors import ConfigError
+from stepwise.errors import ConfigError, DataError
 from stepwise.types import Problem, Step, Trace
 from tests.critics.critic import MeasuredLM, asked, fields, judged, numbers, prompts, proposed, verified, wanted
 from tests.scripted_lm import ScriptedLM
@@ -308,3 +308,34 @@ def test_nothing_is_kept_between_calls() -> None:
 
 def test_numbers_begin_where_they_are_told() -> None:
     assert numbered(["a", "b\nc"], first=5) == "[5] a\n[6] b\n    c"
+
+
+def test_steps_bring_their_problem_and_question_is_another_name_of_it() -> None:
+    problem = Problem("p", "How many?", "4")
+    trace = Trace(problem, (Step("There are 0.", "weak"), Step("So 2.", "weak")))
+    ways: list[dict[str, Any]] = [
+        {"problem": problem, "steps": trace}, {"steps": trace}, {"steps": dspy.Prediction(answer="4", trace=trace)},
+        {"problem": "p", "steps": trace}, {"question": "How many?", "steps": trace},
+        {"problem": dspy.Example(question="How many?"), "steps": trace},
+        {"problem": {"question": "How many?"}, "steps": trace},
+    ]  # fmt: skip
+    asked = []
+    for given in ways:
+        lm = ScriptedLM([verified(1)])
+        assert ErrorLocalizer(lm)(**given).first_error == 1
+        asked.append(lm.calls[0])
+    assert all(call == asked[0] for call in asked)
+    lm = ScriptedLM([verified(1)])
+    ErrorLocalizer(lm)("How many?", trace)
+    assert lm.calls[0] == asked[0]
+    for wrong, message in (({"steps": ["So 2."]}, "problem is missing"),
+                           ({"problem": "a", "question": "b", "steps": trace}, "both given")):  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            ErrorLocalizer(ScriptedLM([]))(**wrong)
+
+
+def test_a_module_without_a_model_says_what_to_write() -> None:
+    with dspy.context(lm=None), pytest.raises(ConfigError, match=r'ErrorLocalizer\("llamacpp/lab-critic"\)'):
+        ErrorLocalizer()(problem="1 + 1?", steps=["2"])
+    with pytest.raises(ConfigError, match='scorer="llamacpp/lab-scorer"'):
+        ErrorLocalizer(method="scorer")

@@ -333,3 +333,36 @@ def test_a_policy_that_looks_at_scores_needs_a_scorer_when_the_router_is_made() 
     with pytest.raises(ConfigError, match="scorer="):
         StepRouter(ScriptedBackend({}), ScriptedBackend({}))
     assert StepRouter(ScriptedBackend({}), ScriptedBackend({}), policy=Never()).models.scorer is None
+
+
+def test_an_example_of_dspys_is_a_problem_and_a_trace_says_what_each_author_spent() -> None:
+    made, example = router(), dspy.Example(question="How many?", answer="7").with_inputs("question")
+    trace = made(problem=example).trace
+    assert (trace.problem.question, trace.problem.answer) == ("How many?", "7")
+    assert made.solve_all([example], progress=False)[0].problem == trace.problem
+    assert sum(usage.generated_tokens for usage in trace.usage.values()) == cost_of([trace]).all_tokens
+    assert trace.usage == usage_by_author(trace)
+    with pytest.raises(DataError, match="question is ''; give the text of a question"):
+        made(question="")
+
+
+def test_the_modules_of_a_saved_policy_are_allowed_where_the_router_of_a_program_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "early_policies.py").write_text(
+        "import stepwise as sw\n\n\nclass Early(sw.Policy):\n    when = 'before'\n\n"
+        "    def decide(self, view):\n        return sw.Keep()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Program(dspy.Module):  # type: ignore[misc]
+        def __init__(self, **settings: Any) -> None:
+            super().__init__()
+            self.router = router(**settings)
+
+    Program(policy="early_policies:Early").save(tmp_path / "program.json")
+    with pytest.raises(ConfigError, match="of a router within a program: where it is made"):
+        Program().load(tmp_path / "program.json")
+    program = Program(allow_import=["early_policies"])
+    program.load(tmp_path / "program.json")
+    assert type(program.router.policy).__name__ == "Early"
