@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -162,12 +163,13 @@ def _route(run: Run[_Options], router: StepRouter, problems: list[Problem]) -> N
             run.say_json(_row_of(trace))
 
     stream: Callable[[Trace], None] | None = StepStream(run.console) if run.args.stream else None
+    began = time.monotonic()
     try:
         traces = router.solve_all(problems, on_trace=told, on_step=stream, resume=kept, progress=stream is None)
     except RoutingInterrupted as stop:
         _finish(run, router, [trace for trace in stop.traces if trace.steps])
         raise
-    _finish(run, router, traces)
+    _finish(run, router, traces, None if kept else time.monotonic() - began)
 
 
 def _row_of(trace: Trace) -> dict[str, Any]:
@@ -186,12 +188,14 @@ def _row_of(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _finish(run: Run[_Options], router: StepRouter, traces: list[Trace]) -> None:
-    """Print and write what the traces amount to; those that were interrupted are shown, but not counted."""
+def _finish(run: Run[_Options], router: StepRouter, traces: list[Trace], seconds: float | None = None) -> None:
+    """Print and write what the traces amount to; those that were interrupted are shown, but not counted. `seconds` is
+    what all took, where they were routed in one go.
+    """
     if not traces:
         return
     done = [trace for trace in traces if trace.finish != "interrupted"]
-    rows = (judge(router, done).row,) if done else ()
+    rows = (judge(router, done, seconds).row,) if done else ()
     views = judge(router, traces).views
     report = Report(
         title="Routed problems",
@@ -199,6 +203,7 @@ def _finish(run: Run[_Options], router: StepRouter, traces: list[Trace]) -> None
         traces=views,
         meta={
             "weak model": run.config.models.weak.model,
+            "its adapter": run.config.models.weak.adapter or "",
             "strong model": run.config.models.strong.model,
             "scorer": run.config.scorer.model,
             "configuration": run.config.hash,

@@ -122,7 +122,8 @@ def write_examples(
 
 
 def read_examples(source: str | Path | Any) -> list[Example]:
-    """The inverse of `write_examples`, also for a `datasets.Dataset`; either column names.
+    """The inverse of `write_examples`, also for a `datasets.Dataset`; either column names. The directory of a run
+    stands for the dataset in it.
 
     Raises DataError naming file, row and field.
 
@@ -130,7 +131,7 @@ def read_examples(source: str | Path | Any) -> list[Example]:
         rows = read_examples("out/int/dataset.jsonl")
         rows[0].target  # what is trained: the kept prefix and the intervention
     """
-    rows, where = read_table(source)
+    rows, where = read_table(source, prefer="dataset")
     return [_example(row, f"{where}, row {number}") for number, row in enumerate(rows, 1)]
 
 
@@ -146,6 +147,12 @@ def _example(row: Any, where: str) -> Example:
     try:
         return from_json(Example, json.dumps(plain))
     except ValueError as error:
+        lacking = [name for name in ("prefix", "intervention") if name not in plain]
+        if lacking and "question" in plain:
+            raise DataError(
+                f"{where}: a problem, not a row of examples (it has no {' and no '.join(lacking)}); make a dataset of "
+                "the problems first: stepwise intervene --problems FILE"
+            ) from None
         raise DataError(f"{where}: not a row of examples ({_first(error)})") from None
 
 
@@ -161,7 +168,7 @@ def read_training_rows(source: str | Path | Any, prompt: SolvePrompt) -> list[Ex
     """
     if isinstance(source, list | tuple) and all(isinstance(row, Example | Chat) for row in source):
         return list(source)
-    rows, where = read_table(source)
+    rows, where = read_table(source, prefer="dataset")
     return [_training_row(row, f"{where}, row {number}", f"row {number}", prompt) for number, row in enumerate(rows, 1)]
 
 
@@ -231,7 +238,7 @@ def read_pairs(*sources: str | Path | Any) -> list[PreferencePair]:
     (('Add.',), ('It is 5.',), ('It is 6.',))
     """
     pairs: dict[tuple[Any, ...], PreferencePair] = {}
-    for rows, source in map(read_table, sources):
+    for rows, source in (read_table(source, prefer="dataset") for source in sources):
         for number, row in enumerate(rows, 1):
             pair = _pair(row, f"{source}, row {number}", f"row {number}")
             pairs.setdefault((pair.prompt, pair.prefix, pair.chosen, pair.rejected), pair)

@@ -312,6 +312,7 @@ def _meta(run: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     return {
         "configuration": run.get("config_hash", ""),
         "weak model": ", ".join(models["rollouts"]),
+        "its adapter": config.get("models", {}).get("weak", {}).get("adapter"),
         "critic": ", ".join(models["candidates"] or models["located"]),
         "rollouts per problem": arguments.get("rollouts"),
         "candidates per error": config.get("critic", {}).get("candidates"),

@@ -62,6 +62,7 @@ def write_report(path: str | Path, report: Report, max_traces: int = MAX_TRACES)
         scripts=("common.js", "page.js"),
         report=report,
         plots=plots,
+        joined=sum(bool(row.anchor) for row in report.rows) > 1,
         legend=legend(report.rows),
         columns=COLUMNS,
         caption=caption(report.rows),

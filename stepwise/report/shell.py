@@ -177,7 +177,7 @@ COLUMNS: tuple[_Column, ...] = (
     _Column("Calls", "requests to the models", *_of("calls", count)),
     _Column(
         "Seconds",
-        "wall-clock time of the run",
+        "wall-clock time of a run in one go",
         *_of("seconds", lambda value: MISSING if value is None else f"{value:,.{1 if value < 100 else 0}f}"),
     ),
 )

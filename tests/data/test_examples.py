@@ -193,3 +193,13 @@ def test_a_datasets_dataset_of_the_rows_is_read(tmp_path: Path) -> None:
     loaded = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
     assert read_examples(loaded) == rows
     assert [problem.question for problem in load_problems(loaded)] == [row.question for row in rows]
+
+
+def test_the_directory_of_a_collection_stands_for_its_dataset_and_problems_are_no_dataset(tmp_path: Path) -> None:
+    from tests.training.sft_world import row
+
+    write_examples(tmp_path / "dataset.jsonl", [row(1)], card={})
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert read_examples(tmp_path) == [row(1)]
+    with pytest.raises(DataError, match=r"a problem, not a row of examples .* no prefix .*stepwise intervene"):
+        read_examples([{"id": "p", "problem": "1 + 1?", "answer": "2"}])
