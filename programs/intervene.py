@@ -47,7 +47,8 @@ class _Options(Options, CollectSettings):
     licence: str = "other"
     """for the card"""
     candidates: PositiveInt | None = None
-    """interventions tried per error (critic.candidates)"""
+    """interventions tried per error (critic.candidates); where critic.temperature is 0 the first is greedy, the others
+    are drawn at 0.7"""
 
     def overrides(self) -> list[str]:
         return [] if self.candidates is None else [f"critic.candidates={self.candidates}"]

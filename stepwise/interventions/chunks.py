@@ -135,6 +135,8 @@ def write_sealed(
         "grader": GRADER_VERSION,
     }
     examples = unique(sealed_rows(directory.path, stage, Example))
+    # That of a row counts the settings too, so that it is another hash than the configuration's.
+    configuration["config_hash of the rows (configuration and settings)"] = sorted({e.config_hash for e in examples})
     card = {**card, "settings": {**settings, **configuration}}
     return write_examples(path, examples, card=card, licence=licence)
 

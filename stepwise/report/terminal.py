@@ -35,6 +35,7 @@ _OF = {  # what the rows of a count are a share of
     "proposals that failed": "candidates",
     "candidates that leak": "candidates",
     "answer steps left out": "candidates",
+    "candidates with a false equation": "candidates",
     "candidates guided": "candidates",
     "guided rollouts that end right": "guided rollouts",
     "examples": "failed attempts",
