@@ -1,5 +1,6 @@
 # make demo    install what is needed to run, then route lab problems and write out/demo/report.html
 # make test    install everything, then run the fast tests
+# make test-latest   the tests of LiteLLM, DSPy, transformers and PEFT with their newest versions
 # Each is complete on a fresh machine with Python 3.11 or later, a C++ compiler and make. A second call installs nothing,
 # unless pyproject.toml or constraints.txt have changed.
 #
@@ -23,7 +24,13 @@ CHECKOUT_FIRST := $(BIN)/python -c "import pathlib, site; \
 # Waiting threads that spin stop a machine whose cores are busy.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-slow lint lab clean
+# What users get who install without our constraints: the newest of everything, in an environment of its own.
+LATEST := .venv-latest
+LATEST_TESTS := tests/models/test_provider.py tests/models/test_provider_dspy.py tests/models/test_native.py \
+	tests/models/test_litellm.py tests/critics tests/scorers/test_classifier.py tests/training/test_lora.py \
+	tests/training/test_logprobs.py tests/training/test_merge.py tests/training/test_export_lora.py
+
+.PHONY: demo test test-slow test-latest lint lab clean
 
 demo: $(VENV)/.core
 	@$(BIN)/python -m programs.demo --overwrite
@@ -33,6 +40,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m slow
+
+test-latest: $(LATEST)/.dev
+	@$(LATEST)/bin/python -m pytest -m "not slow" $(LATEST_TESTS)
 
 lint: $(VENV)/.dev
 	@failed=0; \
@@ -46,7 +56,7 @@ lab: $(VENV)/.dev
 	@$(BIN)/python -m evals.pretrain_lab
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LATEST) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.python:
 	@$(PYTHON) tools/check_machine.py
@@ -64,4 +74,16 @@ $(VENV)/.dev: $(VENV)/.core
 	@echo "Installing what training and the tests need (PyTorch is the largest part)."
 	@$(PIP) -e ".[train,dev]"
 	@$(CHECKOUT_FIRST)
+	@touch $@
+
+# PyTorch alone is pinned: its newest wheel for Linux brings CUDA.
+$(LATEST)/.dev: pyproject.toml
+	@$(PYTHON) tools/check_machine.py
+	@rm -rf $(LATEST)
+	@echo "Making $(LATEST) with the newest versions (llama.cpp is compiled where pip has no wheel of it: 5 minutes)."
+	@$(PYTHON) -m venv $(LATEST)
+	@$(LATEST)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
+	@CMAKE_ARGS="$(CMAKE_ARGS)" $(LATEST)/bin/python -m pip --disable-pip-version-check install --quiet -e ".[train,dev]"
+	@$(LATEST)/bin/python -c "import pathlib, site; \
+		pathlib.Path(site.getsitepackages()[0], 'stepwise-checkout.pth').write_text('$(CURDIR)\n')"
 	@touch $@

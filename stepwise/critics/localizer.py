@@ -76,7 +76,23 @@ class ErrorLocalizer(CriticModule):
             scorer=None if loaded is None else loaded.name, threshold=threshold, max_chars=max_chars,
             callbacks=callbacks,
         )  # fmt: skip
-        self.scorer = loaded
+        self.scorer, self._scorer_spec = loaded, scorer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle writes: how a scorer is loaded, not the scorer. Raises ConfigError for one that was handed in
+        loaded, on a model of this process.
+        """
+        state: dict[str, Any] = super().__getstate__()
+        if getattr(self._scorer_spec, "engines", ()):
+            raise ConfigError(
+                "scorer: one that is loaded cannot be saved with the program; give its name or ScorerConfig"
+            )
+        return {key: value for key, value in state.items() if key != "scorer"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The localizer with its scorer loaded."""
+        super().__setstate__(state)
+        self.scorer = None if self._scorer_spec is None else load_scorer(self._scorer_spec)
 
     @classmethod
     def from_config(cls, config: Config | str | Path) -> Self:

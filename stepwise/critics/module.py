@@ -172,7 +172,7 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
             memo[id(shared)] = shared
         other: Self = type(self).__new__(type(self))
         memo[id(self)] = other
-        other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        dspy.Module.__setstate__(other, copy.deepcopy(dspy.Module.__getstate__(self), memo))
         return other
 
     def _format(self) -> Any:

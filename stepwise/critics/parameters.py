@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
+import cloudpickle
 import dspy
 from dspy.predict.parameter import Parameter
 
@@ -55,12 +57,33 @@ class Predictor(dspy.Predict):  # type: ignore[misc]
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> Predictor:
         """See DSPy."""
         super().load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
+        self._declare_lm()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle writes: the signature by value, since its class may be one that was made on the way."""
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "signature": cloudpickle.dumps(state["signature"])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What pickle wrote; the model is made known to LiteLLM."""
+        super().__setstate__({**state, "signature": cloudpickle.loads(state["signature"])})
+        self._declare_lm()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Predictor:
+        """A copy with the same signature."""
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        state = copy.deepcopy(super().__getstate__(), memo)
+        super(Predictor, other).__setstate__(state)
+        return other
+
+    def _declare_lm(self) -> None:
         if self.lm is not None and self.lm.model.startswith("llamacpp/") and self.lm.engine == "litellm":
             provider.register_litellm()
             provider.declare(
                 self.lm.model, None, self.lm.kwargs.get("context", ModelConfig.model_fields["context"].default)
             )
-        return self
 
 
 class OwnState(Parameter):  # type: ignore[misc]

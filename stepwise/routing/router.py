@@ -113,11 +113,8 @@ class StepRouter(dspy.Module):
                 "pass scorer=, for example 'llamacpp/lab-scorer'"
             )
         self._owned: list[Any] = []
-        models = Models(
-            self._load("weak", weak, load_backend),
-            self._load("strong", strong, load_backend),
-            None if scorer is None else self._load("scorer", scorer, load_scorer),
-        )
+        self._specs = {"weak": weak, "strong": strong, "scorer": scorer}
+        models = self._loaded()
         self.cache = self._opened(cache)
         # What a score depends on beside the model; options only where there are any, for the keys of stored answers.
         read = {"kind", "marker", "good", "bad", "dtype", "ask", "value", "options"}
@@ -125,8 +122,7 @@ class StepRouter(dspy.Module):
         if isinstance(scorer, ScorerConfig):
             self._scorer_settings = scorer.model_dump(include=read if scorer.options else read - {"options"})
         self.models = self._stored(models)
-        specs = {"weak": weak, "strong": strong, "scorer": scorer}
-        self.prices = {role: _prices(role, spec) for role, spec in specs.items()}
+        self.prices = {role: _prices(role, spec) for role, spec in self._specs.items()}
         self.ledger = self._new_ledger(caps)
 
     @property
@@ -380,6 +376,39 @@ class StepRouter(dspy.Module):
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__, _owned=[], history=[], state=OwnState(other))
         return other
+
+    def __copy__(self) -> Self:
+        """The same as a deep copy."""
+        return self.__deepcopy__({})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and `save(..., save_program=True)` write: how models are loaded, not the models, and no cache.
+
+        Raises `ConfigError` for a model that was handed in loaded and cannot be written.
+        """
+        for role, spec in self._specs.items():
+            if getattr(spec, "engines", ()):
+                raise ConfigError(
+                    f"{role}: a model that is loaded cannot be saved with the program; make the router with its name "
+                    "or configuration, or save its state alone: router.save('router.json')"
+                )
+        state: dict[str, Any] = super().__getstate__()
+        made_anew = ("models", "cache", "ledger", "state", "_owned")
+        return {"caps": self.budget, **{key: value for key, value in state.items() if key not in made_anew}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The router with its models loaded; its caps begin anew."""
+        state = dict(state)
+        caps = state.pop("caps")
+        super().__setstate__(state)
+        self._owned, self.state, self.cache = [], OwnState(self), None
+        self.models = self._loaded()
+        self.ledger = self._new_ledger(caps)
+
+    def _loaded(self) -> Models:
+        weak, strong = (self._load(role, self._specs[role], load_backend) for role in ("weak", "strong"))
+        scorer = self._specs["scorer"]
+        return Models(weak, strong, None if scorer is None else self._load("scorer", scorer, load_scorer))
 
     def _names(self) -> dict[str, str | None]:
         return {role: getattr(model, "name", None) for role, model in self.models._asdict().items()}

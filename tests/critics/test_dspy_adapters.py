@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import dspy
 import pytest
@@ -277,3 +277,40 @@ def test_an_unknown_format_and_bare_elsewhere_are_refused() -> None:
         adapter("xml")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="bare"):
         adapter("chat", bare=True)
+
+
+class Prompt(NamedTuple):
+    """What DSPy 3.5 has announced that `Adapter.format` returns."""
+
+    system: str | None
+    messages: list[Any]
+
+
+def coming(form: Any) -> Any:
+    """The adapter of a format on top of one of DSPy whose `format` returns a `Prompt`."""
+    ours = type(adapter(form))
+    base = next(kind for kind in ours.__mro__ if kind.__module__.startswith("dspy."))
+
+    class Coming(base):  # type: ignore[misc,valid-type]
+        def format(self, *args: Any) -> Prompt:
+            system, *others = super().format(*args)
+            as_messages = [getattr(dspy.lm15.Message, each["role"])(each["content"]) for each in others]
+            return Prompt(system["content"], as_messages)
+
+    return type("Both", (ours, Coming), {})()
+
+
+@pytest.mark.parametrize("form", ["compact", "chat", "json"])
+def test_prompts_of_both_kinds_say_the_same_also_when_a_reply_is_mended(form: Any) -> None:
+    signature = dspy.Signature("question: str -> sum: int")
+    demos = [{"question": "1 + 1?", "sum": 2}]
+    for more in ({}, {"__repair__": ("four", "sum is 'four'")}):
+        inputs = {"question": "2 + 2?", **more}
+        now, then = (each.format(signature, demos, inputs) for each in (adapter(form), coming(form)))
+        assert isinstance(then, Prompt)
+        written = [{"role": "system", "content": then.system}]
+        written += [{"role": message.role, "content": message.text} for message in then.messages]
+        assert written == now
+    kept = [each.format_finetune_data(signature, demos, {"question": "2 + 2?"}, {"sum": 4})
+            for each in (adapter(form), coming(form))]  # fmt: skip
+    assert kept[0] == kept[1]

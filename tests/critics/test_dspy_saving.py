@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import dspy
 import pytest
 
@@ -285,3 +287,69 @@ def test_a_router_inside_a_program_of_the_user_is_saved_with_its_policy(policy: 
     assert saved.parts["router"].settings.seed == 4
     assert copied.dump_state() != saved.dump_state() == saved.reset_copy().dump_state()
     assert saved.parts["router"].dump_state()["policy"]["policy"] == policy.name
+
+
+WHOLE = """
+import json, sys
+import dspy
+from stepwise.models.shared import close_engines
+
+program = dspy.load(sys.argv[1], allow_pickle=True)
+found = program(**json.loads(sys.argv[2]))
+trace = getattr(found, "trace", None)
+print(json.dumps([str(getattr(found, "failure", None)), found.first_error if trace is None else trace.text]))
+"""
+
+
+def elsewhere(program: Any, folder: Path, inputs: dict[str, Any]) -> list[Any]:
+    """What a program that was saved whole says in a process that knows nothing but its file."""
+    program.save(folder / "whole", save_program=True)
+    (folder / "whole.py").write_text(WHOLE)
+    command = [sys.executable, str(folder / "whole.py"), str(folder / "whole"), json.dumps(inputs)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    result: list[Any] = json.loads(run.stdout.splitlines()[-1])
+    return result
+
+
+@pytest.mark.usefixtures("_no_engine_is_left")
+def test_a_router_saved_whole_routes_as_before_in_another_process(tmp_path: Path) -> None:
+    scorer = ScorerConfig(kind="constant", value=0.4)
+    names = "llamacpp/lab-weak", "llamacpp/lab-strong"
+    problem = sw.lab.generate("test", 1)[0].problem.question
+    with StepRouter(*names, scorer, routing.Threshold(0.61), seed=4, max_steps=3) as router:
+        text = router(problem=problem).trace.text
+        assert elsewhere(router, tmp_path, {"problem": problem}) == ["None", text]
+        again = pickle.loads(cloudpickle.dumps(router))
+        with again:
+            assert (again.policy, again.settings, again.prices) == (router.policy, router.settings, router.prices)
+            assert again.models.weak is not router.models.weak
+            assert again.state.module is again
+        assert router(problem=problem).trace.text == text  # the original's models are still open
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.usefixtures("_no_engine_is_left")
+def test_a_critic_saved_whole_says_the_same_in_another_process(
+    tiny_gguf_path: Path, tmp_path: Path, compiled: bool
+) -> None:
+    critic = ErrorLocalizer(local(tiny_gguf_path, context=4096), adapter="json")
+    if compiled:  # its signature is a class that no module has
+        predictor = critic.predictors()[0]
+        predictor.signature = predictor.signature.with_instructions("Mind the units.")
+    found = critic(**ATTEMPT)
+    assert elsewhere(critic, tmp_path, ATTEMPT) == [str(found.failure), found.first_error]
+    for loaded in (pickle.loads(pickle.dumps(critic)), critic.deepcopy()):
+        assert loaded.dump_state() == critic.dump_state()
+        assert loaded(**ATTEMPT).first_error == found.first_error
+
+
+def test_a_scorer_is_loaded_anew_and_one_that_was_handed_in_loaded_is_refused() -> None:
+    critic = ErrorLocalizer(method="scorer", scorer=HALF)
+    loaded = pickle.loads(pickle.dumps(critic))
+    assert loaded.scorer.name == critic.scorer.name
+    assert loaded(**ATTEMPT).first_error == critic(**ATTEMPT).first_error
+    with sw.load_backend("llamacpp/lab-weak") as weak:
+        router = StepRouter(weak, weak, policy=routing.Never())
+        with pytest.raises(ConfigError, match=r"weak: a model that is loaded cannot be saved.*name"):
+            pickle.dumps(router)

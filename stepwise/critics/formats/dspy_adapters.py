@@ -98,16 +98,21 @@ class _Repairing(ABC):
                 outputs = await Adapter.acall(self, lm, dict(lm_kwargs), signature, demos, again)
         return outputs
 
-    def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
-        """The messages of a call; of a repair too, where `inputs` says that it is one."""
+    def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> Any:
+        """The prompt of a call, of a repair too, where `inputs` says that it is one: a list of messages, or from DSPy
+        3.5 on its `Prompt` of a system text and messages.
+        """
         given = dict(inputs)
         repair = given.pop(_REPAIR, None)
-        messages: list[dict[str, Any]] = super().format(signature, demos, given)  # type: ignore[misc]
-        if repair is not None:
-            raw, reason = repair
-            asked = f"That cannot be read: {reason}. Write it again, complete and in the format asked for."
-            messages += [{"role": "assistant", "content": raw}, {"role": "user", "content": asked}]
-        return messages
+        prompt = super().format(signature, demos, given)  # type: ignore[misc]
+        if repair is None:
+            return prompt
+        raw, reason = repair
+        asked = f"That cannot be read: {reason}. Write it again, complete and in the format asked for."
+        if isinstance(prompt, list):
+            return [*prompt, {"role": "assistant", "content": raw}, {"role": "user", "content": asked}]
+        again = dspy.lm15.Message.assistant(raw), dspy.lm15.Message.user(asked)
+        return type(prompt)(system=prompt.system, messages=[*prompt.messages, *again])
 
     def parse(self, signature: Any, completion: str) -> dict[str, Any]:
         """`read`, but with DSPy's AdapterParseError, which holds the raw text and the reason."""
@@ -121,7 +126,8 @@ class _Repairing(ABC):
     ) -> dict[str, list[Any]]:
         """A whole conversation with the right reply, for training on."""
         content = self.format_assistant_message_content(signature, outputs)  # type: ignore[attr-defined]
-        return {"messages": [*self.format(signature, demos, inputs), {"role": "assistant", "content": content}]}
+        messages = _as_chat(self.format(signature, demos, inputs))
+        return {"messages": [*messages, {"role": "assistant", "content": content}]}
 
     @contextmanager
     def _given_up(self, signature: Any, again: Mapping[str, Any]) -> Iterator[None]:
@@ -139,6 +145,14 @@ class _Repairing(ABC):
         else:
             return
         raise AdapterParseError(type(self).__name__, signature, raw, fault)
+
+
+def _as_chat(prompt: Any) -> list[dict[str, Any]]:
+    """A prompt of either kind as messages of an API."""
+    if isinstance(prompt, list):
+        return prompt
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return [*system, *({"role": message.role, "content": message.text} for message in prompt.messages)]
 
 
 @contextmanager
@@ -267,9 +281,12 @@ class CompactAdapter(_Repairing, Adapter):  # type: ignore[misc]
         if _takes_grammar(lm):
             _hold(lm, lm_kwargs, compact_format.fields_grammar(signature))
 
-    def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
-        """The messages of a call, without a system message where there are no instructions."""
-        return [message for message in super().format(signature, demos, inputs) if message["content"]]
+    def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> Any:
+        """The prompt of a call, without a system message where there are no instructions."""
+        prompt = super().format(signature, demos, inputs)
+        if isinstance(prompt, list):
+            return [message for message in prompt if message["content"]]
+        return type(prompt)(system=prompt.system or None, messages=list(prompt.messages))
 
     def format_system_message(self, signature: Any) -> str:
         """The signature's instructions, and a line on what goes into each output field."""
