@@ -19,7 +19,7 @@ from stepwise.routing import Always, Never, Policy, StepRouter, policy_from_conf
 from stepwise.routing.calibration import Calibrated, calibrate
 from stepwise.routing.compare import plan_routing
 from stepwise.routing.estimates import Estimate
-from stepwise.routing.saved import load_policy
+from stepwise.routing.saved import allowing, load_policy
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Options, Run, program
 from stepwise.types import Problem
@@ -96,7 +96,7 @@ def main(run: Run[_Options]) -> None:
     result.save(path)
     _show(run, result, len(first))
     run.say(cache.summary())
-    run.say(f"Use it: stepwise route --policy {path}")
+    run.say(f"Use it: stepwise route --policy {path}{allowing(result.settings)}")
 
 
 def _show(run: Run[_Options], result: Calibrated, picked_on: int) -> None:

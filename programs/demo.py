@@ -78,7 +78,7 @@ def _save(run: Run[_Options], measured: list[Measured]) -> Report:
         meta={
             "weak model": run.config.models.weak.model,
             "strong model": run.config.models.strong.model,
-            "scorer": run.config.scorer.model,
+            "scorer": run.config.scorer.title,
             "configuration": run.config.hash,
             "seed": str(run.config.seed),
         },

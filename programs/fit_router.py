@@ -83,7 +83,7 @@ def main(run: Run[_Options]) -> None:
         traces,
         weak=config.models.weak.model,
         strong=config.models.strong.model,
-        scorer=args.prm or config.scorer.model,
+        scorer=args.prm or config.scorer.title,
         config=config.hash,
         labels=labels,
         p_strong=args.p_strong,

@@ -98,7 +98,7 @@ def main(run: Run[_Options]) -> int:
 def _localized(config: Config, attempt: _Attempt) -> Any:
     """The prediction of the configuration's ErrorLocalizer."""
     located = _asked(ErrorLocalizer.from_config(config), problem=attempt.problem, steps=attempt.steps)
-    by_lab = config.scorer.model if config.critic.method == "scorer" else config.models.critic.model
+    by_lab = config.scorer.title if config.critic.method == "scorer" else config.models.critic.model
     if by_lab.startswith("llamacpp/lab-") and not is_lab_question(attempt.problem.question):
         located.warnings = [*located.warnings, f"{by_lab} knows lab problems only, and this is none: set another model"]
     return located

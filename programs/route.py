@@ -139,10 +139,16 @@ def main(run: Run[_Options]) -> None:
 def _remember(run: Run[_Options], policy: Policy, card: ModelNames) -> None:
     """Write the policy down; raises `DataError` where the run began with another one, as when its file was changed."""
     path = run.path("policy.json")
-    settings = json.loads(json.dumps(policy_to_dict(policy)))
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("policy") != settings:
-        raise DataError(f"{path}: the run began with another policy; give another --out, or --overwrite to begin anew")
-    save_policy(path, policy, card)
+    code = type(policy)._source  # of a class of the user's
+    now = json.loads(json.dumps({"policy": policy_to_dict(policy), "card": dataclasses.asdict(card), "code": code}))
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if other := [key for key, name in now.items() if before.get(key, name) != name]:
+        what = {"policy": "policy", "card": "models", "code": "code of the policy"}[other[0]]
+        raise DataError(
+            f"{path}: the run began with another {what} ({before[other[0]]}, now {now[other[0]]}); give another --out, "
+            "or --overwrite to begin anew"
+        )
+    save_policy(path, policy, card, code=code)
 
 
 def _route(run: Run[_Options], router: StepRouter, problems: list[Problem]) -> None:
@@ -205,7 +211,7 @@ def _finish(run: Run[_Options], router: StepRouter, traces: list[Trace], seconds
             "weak model": run.config.models.weak.model,
             "its adapter": run.config.models.weak.adapter or "",
             "strong model": run.config.models.strong.model,
-            "scorer": run.config.scorer.model,
+            "scorer": run.config.scorer.title,
             "configuration": run.config.hash,
         },
         lab=run.args.problems is None or run.config.models.weak.model.startswith("llamacpp/lab-"),

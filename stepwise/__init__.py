@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,18 +46,18 @@ if TYPE_CHECKING:
     from stepwise.models.scorers import Scorer, load_scorer
     from stepwise.prompt import SolvePrompt
     from stepwise.report.notebook import traces_to_dataset, traces_to_frame
+    from stepwise.routing.calibration import calibrate
     from stepwise.routing.compare import compare
     from stepwise.routing.policies import Threshold
     from stepwise.routing.policy import Escalate, Keep, Policy, Signal
     from stepwise.routing.router import StepRouter
+    from stepwise.routing.saved import load_policy, save_policy
     from stepwise.steps import extract_answer, normalize_text, split_steps
     from stepwise.training.reinforce import grpo
     from stepwise.training.supervised import sft
     from stepwise.types import Intervention, Localization, Problem, Step, Trace, Usage
 
 __version__ = "0.1.0"
-
-logging.getLogger("stepwise").addHandler(logging.NullHandler())  # what is shown is the application's choice
 
 _HOME = {
     "stepwise.models": "load_backend",
@@ -78,10 +77,12 @@ _HOME = {
     "stepwise.prompt": "SolvePrompt",
     "stepwise.report.notebook": "traces_to_dataset traces_to_frame",
     "stepwise.interventions.collection": "collect",
+    "stepwise.routing.calibration": "calibrate",
     "stepwise.routing.compare": "compare",
     "stepwise.routing.policies": "Threshold",
     "stepwise.routing.policy": "Escalate Keep Policy Signal",
     "stepwise.routing.router": "StepRouter",
+    "stepwise.routing.saved": "load_policy save_policy",
     "stepwise.training": "grpo sft",  # it says what to install where PyTorch is missing
     "stepwise.models.scorers": "Scorer load_scorer",
     "stepwise.steps": "extract_answer normalize_text split_steps",
@@ -134,6 +135,7 @@ __all__ = [
     "Trace",
     "Usage",
     "Verdict",
+    "calibrate",
     "collect",
     "compare",
     "extract_answer",
@@ -142,10 +144,12 @@ __all__ = [
     "lab",
     "lm",
     "load_backend",
+    "load_policy",
     "load_problems",
     "load_scorer",
     "normalize_text",
     "register_litellm",
+    "save_policy",
     "sft",
     "split_steps",
     "traces_to_dataset",

@@ -13,10 +13,12 @@ import inspect
 import os
 import sys
 from abc import ABC
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Self
 
 from stepwise.errors import ConfigError, StepwiseError, reason_of, wrong_type
+from stepwise.identity import settings_text, source_of
 
 
 def is_import_path(text: str) -> bool:
@@ -126,16 +128,22 @@ class Plugin(ABC):
 
     name: ClassVar[str]
     _choices: ClassVar[Mapping[str, Collection[str]]] = {}  # attributes that are one of a few words
+    _arguments: Mapping[str, Any] = {}  # of the constructor, as they were given
+    _source: ClassVar[str] = ""  # of its code, as it was when the class was made
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls._source = source_of(cls.__module__)
         if "name" not in {*vars(cls), *vars(cls).get("__annotations__", ())}:
             cls.name = cls.__name__
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """An object, unless a method is missing."""
         _check_complete(cls, cls.__module__)
-        return super().__new__(cls)
+        self = super().__new__(cls)
+        with suppress(TypeError):  # which the constructor is about to raise
+            object.__setattr__(self, "_arguments", _bound(cls, args, kwargs))
+        return self
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -174,6 +182,12 @@ def options_of(value: Any) -> dict[str, Any]:
                 f"`self.{name} = {name}` in its __init__, or make it a dataclass"
             )
     return {name: getattr(value, name) for name in names}
+
+
+def identity_of(value: Plugin) -> str:
+    """The class of `value`, its settings (see `settings_text`) and, of a class of one's own, a hash of its code."""
+    cls = type(value)
+    return f"{cls.__module__}:{cls.__qualname__} {settings_text(value, value._arguments)} {cls._source}".rstrip()
 
 
 def make_plugin(cls: Any, options: Mapping[str, Any], *, field: str) -> Any:
@@ -220,6 +234,15 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
         for name, parameter in given.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
+
+
+def _bound(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments by name, with the defaults of those that were not given."""
+    if cls.__init__ is object.__init__:  # type: ignore[misc]
+        return {}
+    bound = inspect.signature(cls).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def _check_complete(cls: type, field: str) -> None:

@@ -102,6 +102,11 @@ class ScriptedScorer(BatchScorer):
     calls.
     """
 
+    @property
+    def identity(self) -> str:
+        """Its script may be a method of anything."""
+        return self.name
+
     def __init__(
         self,
         script: Mapping[str, float] | Callable[[Problem, tuple[str, ...]], Sequence[float]],

@@ -158,21 +158,39 @@ def test_a_program_that_is_not_resumable_starts_anew(out: Path) -> None:
         assert rows(out) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("changed", [["--set", "seed=1"], ["--count", "9"]])
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (["--set", "seed=1"], "other settings: seed was 0, now 1;"),
+        (["--set", "budget.problem.calls=9"], "other settings: budget.problem.calls was None, now 9;"),
+        (["--count", "9"], "other arguments: count was 3, now 9;"),
+    ],
+)
 def test_a_directory_of_another_run_is_refused_until_overwritten(
-    out: Path, changed: list[str], capsys: pytest.CaptureFixture[str]
+    out: Path, changed: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = counting()
     assert main(["--out", str(out)]) == 0
     (out / "notes.txt").write_text("mine")
     assert main(["--out", str(out), *changed]) == 2
     said = capsys.readouterr().err
-    assert f"--out {out} holds a run with " in said
+    assert f"--out {out} holds a run with {named}" in said
     assert "--overwrite" in said
     assert rows(out) == [0, 1, 2]
     assert main(["--out", str(out), *changed, "--overwrite"]) == 0
     assert json.loads((out / "rows.jsonl").read_text().splitlines()[0])["start"] == 0
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_does_not_go_on_with_edited_code_of_the_users(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file, named = tmp_path / "rules_of_mine.py", ["--set", "routing.policy=rules_of_mine:Rule"]
+    for text, code in (("x = 1\n", 0), ("x = 1\n", 0), ("x = 2\n", 2)):
+        file.write_text(text)
+        assert counting()(["--out", str(out), *named]) == code
+    assert "holds a run with other code: rules_of_mine was " in capsys.readouterr().err
 
 
 def test_a_directory_with_other_files_is_never_written_to(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

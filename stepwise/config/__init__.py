@@ -211,6 +211,19 @@ class ScorerConfig(LoadConfig):
         return self
 
     @property
+    def title(self) -> str:
+        """What cards call it: the model with what it is asked for beside the default; the class, where it is yours."""
+        others = self.model_dump(mode="json", include={*_KINDS_OF_KEY, "kind"} - _PLACES, exclude_defaults=True)
+        kind = others.pop("kind", "")
+        if is_import_path(kind):
+            return f"{kind} with {json.dumps(self.options)}"
+        return (
+            f"{self.model} with {json.dumps({'kind': kind, **others} if kind else others)}"
+            if others or kind
+            else self.model
+        )
+
+    @property
     def prices(self) -> tuple[float, float] | None:
         """As for a model; a scorer that runs in this process costs nothing where no price is given."""
         known = super().prices
@@ -229,6 +242,7 @@ _KINDS_OF_KEY = {
     "value": ("constant",),
     "api_base": ("label_token", "pooling", "judge"),
 }
+_PLACES = {"device", "api_base"}  # where it runs, which changes no score
 
 
 class ModelsConfig(FrozenConfig):

@@ -184,7 +184,12 @@ COLUMNS: tuple[_Column, ...] = (
 
 
 def caption(rows: Sequence[PolicyRow]) -> str:
-    """How many problems stand behind the rows."""
+    """How many problems stand behind the rows, and how many were lost."""
+    lost = ", ".join(f"{row.failed:,} under {row.policy}" for row in rows if row.failed)
+    return _sizes(rows) + (f" Lost to failures, counted as wrong: {lost}." if lost else "")
+
+
+def _sizes(rows: Sequence[PolicyRow]) -> str:
     sizes = sorted({row.n for row in rows})
     if not sizes:
         return "No policy was measured."

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from stepwise.data.problems import load_problems
 from stepwise.errors import ConfigError, DataError, reason_of
 from stepwise.io import parse_json
 from stepwise.models.store import CallCache
@@ -19,7 +20,7 @@ from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
 from stepwise.routing.learned import Learned, ModelNames
 from stepwise.routing.metrics import pgr
 from stepwise.routing.policies import Always, Never
-from stepwise.routing.policy import Policy
+from stepwise.routing.policy import Policy, check_policy
 from stepwise.routing.pomdp.policies import Planned, Published
 from stepwise.routing.query import QueryClassifier, question_key, refuse_overlap
 from stepwise.routing.saved import policy_from_dict, policy_to_dict, save_policy
@@ -40,6 +41,7 @@ _BOUNDS = {  # of the operating point, where it is the policy's own
 }
 _CHEAP = 1e-5  # of the reward: a price per token at which almost everything is escalated that could gain
 _Dial = Callable[[float], Policy]
+_UNUSED = 0.1  # a share of the budget that is worth a note where it is left
 _NEAR = 0.02  # a setting that leaves no more than this share of the budget unspent is not improved further
 
 
@@ -78,7 +80,8 @@ class Calibrated:
         settings: of the policy, as `policy_to_dict` gives them.
         card: the models it was set for.
         budget, unit: as asked for; `limit`: the same in strong tokens per problem.
-        reached: whether its cost on the calibration problems is within the budget; `note` says what is special.
+        reached: whether its cost on the calibration problems is within the budget; `note` says what is special, such
+            as a budget that is not used up, or is passed on other problems (where `achieved.cost` has its interval).
         curve: every setting measured on the calibration problems, by rising cost. The setting was picked there, so the
             bands are those of each point, not of the best.
         calibrated_on: keys of the calibration questions (`query.question_key`).
@@ -124,11 +127,11 @@ class Calibrated:
 
 def calibrate(
     policy: Policy,
-    problems: Sequence[Problem],
+    problems: Any,
     *,
     budget: float,
     router: StepRouter,
-    measure_on: Sequence[Problem],
+    measure_on: Any,
     unit: Unit = "strong_tokens",
     bounds: tuple[float, float] | None = None,
     settings: Sequence[float] | None = None,
@@ -147,7 +150,7 @@ def calibrate(
 
     Args:
         policy: any with `at(x)`; one without an operating point is measured as it is.
-        problems: to choose on, with gold answers.
+        problems: to choose on, with gold answers; whatever `load_problems` takes.
         budget: mean tokens that the strong model writes per problem, or their share; see `unit`.
         router: its models, seed and caps (`router.budget` holds for every setting as it does for a run).
         measure_on: other problems, with gold answers.
@@ -166,7 +169,13 @@ def calibrate(
     Raises `DataError` for a budget out of range, problems that are in both sets (under whatever id) or that the policy
     was fitted on, and problems without answers; `ConfigError` for a policy whose bounds are not known.
     """
+    problems, measure_on = load_problems(problems), load_problems(measure_on)
     _check(policy, problems, budget, measure_on, unit)
+    policy = check_policy(policy)
+    if settings is None and isinstance(policy, Learned):
+        settings = policy.prices
+    if not settings:
+        _check_bounds(policy, bounds)
     router = router if router.cache is not None else router.with_cache(CallCache())
 
     def run(policy: Policy, arm: StepRouter = router, on: Sequence[Problem] = problems) -> Measured:
@@ -179,8 +188,6 @@ def calibrate(
     weak, strong = run(Never()), run(Always())
     limit = budget * strong.point.cost if unit == "share" else float(budget)
     gap = strong.point.accuracy > weak.point.accuracy
-    if settings is None and isinstance(policy, Learned):
-        settings = policy.prices
     if settings and policy.point is not None:
         tried = [run(policy.at(x)) for x in dict.fromkeys(settings)]
     else:
@@ -195,6 +202,7 @@ def calibrate(
         own = most if caps.strong_tokens is None else min(caps.strong_tokens, most)
         arm.budget = caps.model_copy(update={"strong_tokens": own})
     arms = run(Never(), on=measure_on), run(Always(), on=measure_on), run(best, arm, measure_on)
+    cost = of(lambda p: p[2].cost, *arms)
     return Calibrated(
         settings=policy_to_dict(best),
         card=router.card,
@@ -202,12 +210,12 @@ def calibrate(
         unit=unit,
         limit=limit,
         reached=bool(within),
-        note=_note(gap, within, tried, limit),
+        note="; ".join(filter(None, (_note(gap, within, tried, chosen, limit), _held(cost, limit)))),
         curve=tuple(_CurvePoint(m.setting, of(lambda p: p[0].cost, m), of(lambda p: p[0].accuracy, m)) for m in tried),
         calibrated_on=tuple(sorted(map(question_key, problems))),
         achieved=_Achieved(
             problems=len(measure_on),
-            cost=of(lambda p: p[2].cost, *arms),
+            cost=cost,
             share=of(lambda p: p[2].cost / p[1].cost if p[1].cost else None, *arms),
             accuracy=of(lambda p: p[2].accuracy, *arms),
             pgr=of(lambda p: pgr(p[2], p[0], p[1]), *arms),
@@ -238,8 +246,19 @@ def _check(
         refuse_overlap(policy.fitted_on, [*problems, *measure_on])
 
 
+def _check_bounds(policy: Policy, bounds: tuple[float, float] | None) -> None:
+    """Raise `ConfigError` where the bounds of the operating point are not known, before anything is spent."""
+    known = policy.point is None or isinstance(policy, Signalled | TwoStage | Planned | Published)
+    low, high = bounds or _BOUNDS.get(policy.name, (0.0, 1.0) if known else (math.nan, math.nan))
+    if not low < high:
+        raise ConfigError(
+            f"calibrate: bounds are {bounds} for policy {policy.name!r}; give those of its operating point, "
+            f"{policy.dial!r}: bounds=(low, high), on the command line --bounds LOW HIGH, or settings=[...] to try"
+        )
+
+
 def _dial(policy: Policy, bounds: tuple[float, float] | None, run: Callable[[Policy], Measured]) -> _Dial:
-    """From [0, 1] to settings of the policy; raises `ConfigError` where its bounds are not known."""
+    """From [0, 1] to settings of the policy."""
     if policy.point is None:
         return lambda _: policy
     if bounds is None and isinstance(policy, Signalled | TwoStage):
@@ -249,12 +268,7 @@ def _dial(policy: Policy, bounds: tuple[float, float] | None, run: Callable[[Pol
         return lambda u: policy.at(threshold_at(watch.signal.worse, values, u))
     if bounds is None and isinstance(policy, Planned | Published):
         bounds = (_CHEAP * policy.model.reward, policy.model.reward)
-    low, high = bounds or _BOUNDS.get(policy.name, (math.nan, math.nan))
-    if not low < high:
-        raise ConfigError(
-            f"calibrate: bounds are {bounds} for policy {policy.name!r}; give bounds=(low, high) of its operating "
-            "point, or settings=[...] to try"
-        )
+    low, high = bounds or _BOUNDS[policy.name]
 
     def at(u: float) -> Policy:
         x = low * (high / low) ** u if low > 0 and high / low > 100 else low + u * (high - low)
@@ -293,7 +307,7 @@ def _search(dial: _Dial, run: Callable[[Policy], Measured], limit: float, rounds
     return list(tried.values())
 
 
-def _note(gap: bool, within: Sequence[Measured], tried: Sequence[Measured], limit: float) -> str:
+def _note(gap: bool, within: Sequence[Measured], tried: Sequence[Measured], chosen: Measured, limit: float) -> str:
     """What is special about the choice, in words; "" for nothing."""
     if not within:
         return (
@@ -302,6 +316,21 @@ def _note(gap: bool, within: Sequence[Measured], tried: Sequence[Measured], limi
         )
     if not gap:
         return "the strong model is no better than the weak one here, so this is the cheapest setting"
-    if tried[-1].point.cost < limit * (1 - _NEAR):
-        return f"the budget of {limit:.1f} cannot be used up; the dearest setting takes {tried[-1].point.cost:.1f}"
-    return ""
+    above = [m for m in tried if m.point.cost > limit]
+    if chosen.point.cost >= limit * (1 - (_UNUSED if above else _NEAR)):
+        return ""
+    if not above:
+        return f"the budget of {limit:.1f} cannot be used up; the dearest setting takes {chosen.point.cost:.1f}"
+    return (
+        f"of the budget of {limit:.1f} strong tokens per problem only {chosen.point.cost:.1f} are used: the next "
+        f"setting that was tried, {above[0].setting:g} after {chosen.setting:g}, takes {above[0].point.cost:.1f}; try "
+        "more rounds, or a policy whose cost rises in smaller steps"
+    )
+
+
+def _held(cost: Estimate, limit: float) -> str:
+    """Whether the budget is passed on the other problems, in words; "" where it is not."""
+    if cost.value is None or cost.value <= limit:
+        return ""
+    ends = "" if cost.low is None or cost.high is None else f" ({cost.low:.1f} to {cost.high:.1f})"
+    return f"on the other problems it takes {cost.value:.1f}{ends}, more than the budget of {limit:.1f}"

@@ -23,6 +23,7 @@ from stepwise.stats import wilson
 from stepwise.types import InNotebook, Problem, Trace, Usage
 
 if TYPE_CHECKING:
+    from stepwise.routing.estimates import Estimate
     from stepwise.routing.router import StepRouter
 
 _Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -37,7 +38,8 @@ class PolicyRow:
     `family` groups the points that one line of the plot joins; the families "never" and "always" are drawn as the weak
     and the strong model's own points. `accuracy` and its 95 % interval are fractions in [0, 1], as is `strong_share`,
     the share of the kept tokens that the strong model wrote. Tokens, calls, seconds and parameter-tokens (number of
-    weights times tokens, scorer and prefill included) are totals over the `n` problems. None means not known, never 0.
+    weights times tokens, scorer and prefill included) are totals over the `n` problems, of which `failed` were lost to
+    a policy, scorer or model that failed; those count as wrong. None means not known, never 0.
     """
 
     policy: str
@@ -53,6 +55,7 @@ class PolicyRow:
     calls: _Count
     seconds: _Amount | None
     n: Annotated[int, Field(ge=1)]
+    failed: _Count = 0
 
     @property
     def anchor(self) -> Literal["", "weak", "strong"]:
@@ -83,7 +86,10 @@ class TraceView:
 
 @record()
 class Measured:
-    """A policy's traces with their verdicts ("" without a gold answer), what they cost, and the seconds it took."""
+    """A policy's traces with their verdicts ("" without a gold answer), what they cost, and the seconds it took.
+
+    `cost` and `row` are totals over the problems; `point.cost`, as a budget, is in strong tokens per problem.
+    """
 
     label: str
     family: str
@@ -98,8 +104,13 @@ class Measured:
         return tuple(view.verdict == "CORRECT" for view in self.views)
 
     @property
+    def failed(self) -> int:
+        """How many problems were lost, since policy, scorer or a model failed at them (see `Trace.note`)."""
+        return sum(view.trace.finish == "error" for view in self.views)
+
+    @property
     def accuracy(self) -> float | None:
-        """Share of right answers, None unless every trace was graded."""
+        """Share of right answers, of which a lost problem has none; None unless every trace was graded."""
         graded = all(view.verdict for view in self.views)
         return sum(self.correct) / len(self.views) if graded else None
 
@@ -131,11 +142,39 @@ class Measured:
             calls=self.cost.calls,
             seconds=self.seconds,
             n=len(self.views),
+            failed=self.failed,
         )
 
 
 class Comparison(list[Measured], InNotebook):
-    """What `compare` returns: a list with an entry for each policy, which shows its table in a notebook."""
+    """What `compare` returns: a list with an entry for each policy, which shows itself as a table."""
+
+    def difference(self, first: str, second: str, *, at_cost: float | None = None, **settings: Any) -> Estimate:
+        """Accuracy under policy `first` less that under `second`, with a paired bootstrap interval over problems.
+
+        A policy is named by its label ("Threshold 0.50"), or by its family ("threshold") for all its settings. With
+        `at_cost` (strong tokens per problem) both are read off the line through their settings and "never" and "always"
+        where those were measured. `settings` are those of `estimates.difference`, which says what is raised.
+        """
+        from stepwise.routing.estimates import difference  # it reads what is measured here
+
+        ends = [m for m in self if m.family in NAMES] if at_cost is not None else []
+        arms = [[m for m in self if name.lower() in (m.label.lower(), m.family.lower())] for name in (first, second)]
+        for name, arm in zip((first, second), arms, strict=True):
+            if not arm:
+                raise DataError(f"difference: no {name!r} was measured; there are {', '.join(m.label for m in self)}")
+        return difference(*([*arm, *ends] for arm in arms), at_cost=at_cost, **settings)
+
+    def __repr__(self) -> str:
+        """One line a policy; costs are in strong tokens per problem."""
+        width = max([len("policy"), *(len(m.label) for m in self)])
+        lines = [f"{'policy':<{width}}  accuracy    95 % interval  strong tokens per problem  problems  failed"]
+        for row in (m.row for m in self):
+            accuracy = "-" if row.accuracy is None else f"{row.accuracy:.1%}"
+            ends = "-" if row.accuracy_low is None else f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%}"
+            rest = f"{ends:>15}  {row.strong_tokens / row.n:>25.1f}  {row.n:>8}  {row.failed:>6}"
+            lines.append(f"{row.policy:<{width}}  {accuracy:>8}  {rest}")
+        return "\n".join(lines)
 
 
 def verdict_of(trace: Trace) -> str:
@@ -171,12 +210,14 @@ def compare(
     a router takes them) with the models and the seed of `router`; `on_measured` gets each result.
 
     Models that can (`reset_cache()`) begin each policy with an empty cache: no policy profits from another's prefixes.
-    Raises `ConfigError` for what is no policy, before anything runs.
+    A problem that is lost to a policy, scorer or model that fails counts as wrong, in `Measured.failed`, and is said in
+    the log. Raises `ConfigError` for what is no policy, before anything runs, and `PluginError` where a policy fails at
+    every problem.
 
     Example:
         >>> import stepwise as sw
         >>> results = sw.compare(router, [sw.Threshold(0.3), sw.Threshold(0.7)], problems)  # doctest: +SKIP
-        >>> [(result.label, result.accuracy, result.cost.strong_tokens) for result in results]  # doctest: +SKIP
+        >>> results.difference("Threshold 0.70", "Threshold 0.30")  # doctest: +SKIP
     """
     if not hasattr(router, "with_policy"):
         raise ConfigError(wrong_type("router", router, "give a StepRouter"))

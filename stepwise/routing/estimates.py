@@ -22,6 +22,7 @@ from stepwise.errors import DataError
 from stepwise.routing.compare import Measured
 from stepwise.routing.metrics import (
     OperatingPoint,
+    accuracy_at,
     cheapest,
     cost_of,
     cpt,
@@ -153,7 +154,7 @@ def _figures(
 
 
 def by_family(measured: Sequence[Measured], *, samples: int = 1000) -> dict[str, dict[CostName, _RouterFigures | None]]:
-    """The figures of every family of policies that `compare.measure` measured, at each of the three costs.
+    """The figures of every family of policies that `compare` measured, at each of the three costs.
 
     None for parameter-tokens where a model's size is not known. Empty unless "never" and "always" are among them and
     all problems have a gold answer.
@@ -189,6 +190,39 @@ def estimate(
     `samples` or `confidence` out of range.
     """
     return _interval([statistic(points) for points in _drawn(arms, samples, seed)], confidence, none_is_dear)
+
+
+def difference(
+    first: Sequence[Measured],
+    second: Sequence[Measured],
+    *,
+    at_cost: float | None = None,
+    samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Accuracy of `first` less that of `second`, paired by problem, with a bootstrap interval.
+
+    Each is one measured setting, or, with `at_cost`, any number of them: then both are read off their frontiers at so
+    many strong tokens per problem (see `metrics.accuracy_at`). Raises `DataError` where the two are on other problems,
+    some have no gold answer, or there are several settings and no `at_cost`.
+    """
+    arms = [*first, *second]
+    if len({tuple(view.trace.problem.id for view in m.views) for m in arms}) != 1:
+        raise DataError("difference: the two are not on the same problems in the same order; measure both on the same")
+    if at_cost is None and not len(first) == len(second) == 1:
+        labels = ", ".join(m.label for m in arms)
+        raise DataError(f"difference: there are several settings ({labels}); name one of each, or give at_cost")
+    outcomes = [of for m in arms if (of := Outcomes.of(m)) is not None]
+
+    def accuracy(points: Sequence[OperatingPoint]) -> float | None:
+        return points[0].accuracy if at_cost is None else accuracy_at(points, at_cost)
+
+    def statistic(points: Sequence[OperatingPoint]) -> float | None:
+        ours, theirs = accuracy(points[: len(first)]), accuracy(points[len(first) :])
+        return None if ours is None or theirs is None else ours - theirs
+
+    return estimate(statistic, outcomes, samples=samples, confidence=confidence, seed=seed)
 
 
 def _split_cpt(

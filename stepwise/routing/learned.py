@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,9 @@ FOR_GOOD = 2**31  # a run of the strong model that no solution outlasts
 LAYERS, HEADS = 2, 4  # of TRIM-Seq
 _TOKENS, _STEPS = 300.0, 30.0  # what TRIM divides a step's tokens and its index by
 _STEM = "learned-"
+_SET_AS = re.compile(
+    r"(.*?)(?: (with \{.*|\{.*|labels .*|prompt .*))?$", re.DOTALL
+)  # a scorer's name, and how it is set
 _REMEDY = "train it with stepwise train_router"
 
 
@@ -78,10 +82,13 @@ class ModelNames:
 
 
 def _same_name(ours: str, theirs: str) -> bool:
-    (name, _, weights), (name2, _, weights2) = ours.partition("@"), theirs.partition("@")
+    (one, how_one), (other, how_other) = (_SET_AS.match(each).groups("") for each in (ours, theirs))  # type: ignore[union-attr]
+    (name, _, weights), (name2, _, weights2) = one.partition("@"), other.partition("@")
     if not ("/" in name and "/" in name2):  # one of them is loaded, and has no provider before it
         name, name2 = name.rpartition("/")[2], name2.rpartition("/")[2]
-    return name == name2 and (weights == weights2 or not (weights and weights2))
+    configured = ["/" in each or how.startswith("with") for each, how in ((one, how_one), (other, how_other))]
+    same = how_one == how_other or configured[0] != configured[1]  # what a scorer says of itself is said otherwise
+    return name == name2 and same and (weights == weights2 or not (weights and weights2))
 
 
 @record()

@@ -102,6 +102,24 @@ def frontier(points: Iterable[OperatingPoint]) -> list[OperatingPoint]:
     return best
 
 
+def accuracy_at(points: Iterable[OperatingPoint], cost: float) -> float | None:
+    """Accuracy on the frontier of `points` at a mean `cost` per problem, the line between neighbours (see
+    `frontier_area`); None below the cheapest, and the best there is above the dearest.
+
+    Example:
+        >>> accuracy_at([OperatingPoint(0, 0.25), OperatingPoint(10, 0.75)], 5)
+        0.5
+    """
+    line = frontier(points)
+    if not line or cost < line[0].cost:
+        return None
+    for before, after in pairwise(line):
+        if cost <= after.cost:
+            share = (cost - before.cost) / (after.cost - before.cost)
+            return before.accuracy + share * (after.accuracy - before.accuracy)
+    return line[-1].accuracy
+
+
 def frontier_area(points: Iterable[OperatingPoint], weak: OperatingPoint, strong: OperatingPoint) -> float | None:
     """Area under PGR against cost share, from weak (0, 0) to strong (1, 1).
 

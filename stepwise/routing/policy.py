@@ -216,7 +216,9 @@ class Policy(Plugin):
 
     def at(self, x: float) -> Self:
         """The same policy at operating point `x`; itself where there is nothing to set."""
-        return type(self)(**{**options_of(self), self.dial: x}) if self.dial else self
+        if not self.dial:
+            return self
+        return make_plugin(type(self), {**options_of(self), self.dial: x}, field=f"{type(self).__name__}.dial")  # type: ignore[no-any-return]
 
     def check_models(self, *, weak: str | None = None, strong: str | None = None, scorer: str | None = None) -> None:
         """Raise `ConfigError` where it knows what models it is for, and one of these is another."""

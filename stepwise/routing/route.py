@@ -68,7 +68,8 @@ def route_all(
             f"policy {policy.name!r} looks at scores, but there is no scorer; "
             "give one, for example scorer='llamacpp/lab-scorer'"
         )
-    policy.check_models(**{role: model and model.name for role, model in models._asdict().items()})
+    scorer = models.scorer.identity if models.scorer is not None else None
+    policy.check_models(weak=models.weak.name, strong=models.strong.name, scorer=scorer)
     settings, ledger = settings or RouteSettings(), ledger or Ledger()
     around = Wrappers(ledger, settings.prompt, store, callbacks, settings.run)
     wrapped = Models(
@@ -93,7 +94,8 @@ def route_all(
     if errors := [solver.plugin_error for solver in solvers if solver.plugin_error is not None]:
         if len(errors) == len(solvers):
             raise errors[0]
-        _log.warning("%d of %d problems were lost: %s", len(errors), len(solvers), errors[0], exc_info=errors[0])
+        _log.warning("%d of %d problems were lost: %s", len(errors), len(solvers), errors[0])
+        _log.debug("the first of them", exc_info=errors[0])
     return traces
 
 

@@ -411,7 +411,8 @@ class StepRouter(dspy.Module):
         return Models(weak, strong, None if scorer is None else self._load("scorer", scorer, load_scorer))
 
     def _names(self) -> dict[str, str | None]:
-        return {role: getattr(model, "name", None) for role, model in self.models._asdict().items()}
+        names = {role: getattr(model, "name", None) for role, model in self.models._asdict().items()}
+        return names | {"scorer": self.models.scorer and self.models.scorer.identity}  # with how it is set
 
     def _opened(self, cache: CallCache | str | Path | None) -> CallCache | None:
         if isinstance(cache, str | Path):

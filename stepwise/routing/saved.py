@@ -128,6 +128,19 @@ def _plain(value: Any) -> Any:
 _REMEDY = "give a saved policy, or the fit.json of `stepwise fit_router`"
 
 
+def allowing(settings: Any) -> str:
+    """The option that a command needs to load these settings of a policy, "" where all is the library's.
+
+    Example:
+        >>> allowing({"policy": "mine:Drop", "drop": 0.3}), allowing({"policy": "random", "p": 0.3})
+        (' --allow-import mine', '')
+    """
+    parts = settings.values() if isinstance(settings, Mapping) else settings if isinstance(settings, list) else ()
+    named = settings.get("policy", settings.get("name", "")) if isinstance(settings, Mapping) else ""
+    own = f" --allow-import {named.partition(':')[0]}" if isinstance(named, str) and is_import_path(named) else ""
+    return own + "".join(text for part in parts if (text := allowing(part)) != own)
+
+
 class SavedPolicy(NamedTuple):
     """What a file holds: `card` has the models that it was made for, None where it says nothing of them."""
 
@@ -139,7 +152,7 @@ class SavedPolicy(NamedTuple):
         if self.card is None:
             return
         if not self.card.prompt:  # it names the models as a configuration does
-            card = ModelNames(config.models.weak.model, config.models.strong.model, config.scorer.model)
+            card = ModelNames(config.models.weak.model, config.models.strong.model, config.scorer.title)
         self.card.check(card, scorer=not self.card.prompt or needs_scorer(self.policy))
 
 

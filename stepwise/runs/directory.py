@@ -14,13 +14,38 @@ from typing import Any
 from stepwise import __version__
 from stepwise.config import Config
 from stepwise.errors import DataError, wrong_type
+from stepwise.identity import file_of, source_of
 from stepwise.io import lock, read_json, write_text
+from stepwise.plugins import is_import_path
 
 _CARD = "run.json"
 
 
-def _other(key: str) -> str:
-    return f"{'other' if key.endswith('s') else 'another'} {key.replace('_', ' ')}"
+_WHAT = {"config_hash": "settings", "arguments": "arguments", "code": "code"}
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The keys that differ, with both values, at most five."""
+    old, new = _flat(before), _flat(now)
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    shown = [f"{key} was {old.get(key)!r:.80}, now {new.get(key)!r:.80}" for key in keys[:5]]
+    return "; ".join([*shown, *([f"and {len(keys) - 5} more"] if len(keys) > 5 else [])]) or "of another version"
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
+    return flat
+
+
+def _modules(settings: Any) -> Iterator[str]:
+    """The modules of all texts in plain JSON that may be the import path of a user's class."""
+    if isinstance(settings, str) and is_import_path(settings):
+        yield settings.partition(":")[0]
+    elif isinstance(settings, dict | list):
+        for part in settings.values() if isinstance(settings, dict) else settings:
+            yield from _modules(part)
 
 
 class RunDirectory:
@@ -44,7 +69,8 @@ class RunDirectory:
             "version": __version__,
             "config_hash": config.hash,
             "arguments": json.loads(json.dumps(dict(arguments), default=str)),
-            "config": config.model_dump(mode="json"),
+            "config": (settings := config.model_dump(mode="json")),
+            "code": {module: source_of(module) for module in sorted(set(_modules(settings))) if file_of(module)},
             "status": "running",
             "files": [],
         }
@@ -60,12 +86,20 @@ class RunDirectory:
             return
         if overwrite:
             return
-        for key in ("program", "config_hash", "arguments"):
-            if found.get(key) != self._card[key]:
-                raise DataError(
-                    f"--out {self.path} holds a run with {_other(key)} ({found.get(key)}, now "
-                    f"{self._card[key]}); give another --out, or --overwrite to remove that run's files first"
-                )
+        for key in ("program", "config_hash", "arguments", "code"):
+            before, now = found.get(key, {}), self._card[key]
+            if before == now or (key == "code" and key not in found):  # its card is older than this
+                continue
+            if key == "config_hash":
+                before, now = found.get("config", {}), self._card["config"]
+            if isinstance(before, dict) and isinstance(now, dict):
+                what = f"other {_WHAT[key]}: {_difference(before, now)}"
+            else:
+                what = f"another {key.replace('_', ' ')} ({before}, now {now})"
+            raise DataError(
+                f"--out {self.path} holds a run with {what}; give another --out, or --overwrite to remove that run's "
+                "files first"
+            )
 
     def open(self, *, anew: bool) -> bool:
         """Take over what an earlier run left, True if there is any; with `anew` remove that run's files instead.

@@ -116,7 +116,7 @@ class _Shared(Options):
     verbose: bool = False
     """show what the library logs, not its warnings alone"""
     debug: bool = False
-    """show the traceback of an error"""
+    """show tracebacks of errors, and all that the library logs"""
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -280,7 +280,7 @@ def program(
             if parsed is None:
                 return 0
             args, shared = parsed
-            with _logged(shared.verbose):
+            with _logged(logging.DEBUG if shared.debug else logging.INFO if shared.verbose else logging.WARNING):
                 return _guarded(lambda: start(args, shared, given), debug=shared.debug)
 
         return main
@@ -351,20 +351,20 @@ def _reason(error: CycloptsError | ValidationError) -> str:
 
 
 @contextmanager
-def _logged(verbose: bool) -> Iterator[None]:
-    """Print on standard error what the library logs, a line each: from INFO on if `verbose`, else warnings, and always
-    what `announce` says.
+def _logged(threshold: int) -> Iterator[None]:
+    """Print on standard error what the library logs, a line each, from this level on, and always what `announce` says;
+    tracebacks only where everything is shown.
     """
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            complain(record.getMessage())
+            complain(self.format(record))
 
     handler, logger, announced = Lines(), logging.getLogger("stepwise"), logging.getLogger(announce.__module__)
     levels = logger.level, announced.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO if verbose else logging.WARNING)
-    announced.setLevel(logging.INFO)
+    logger.setLevel(threshold)
+    announced.setLevel(min(threshold, logging.INFO))
     try:
         yield
     finally:

@@ -203,6 +203,21 @@ def test_a_run_does_not_go_on_with_another_policy_than_it_began_with(
     assert start(out, "--n", "2", "--policy", str(path), "--overwrite") == 0
 
 
+def test_a_run_does_not_go_on_with_edited_code_of_a_saved_policy(
+    world: LabWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    out, named = tmp_path / "out", ["--policy", str(tmp_path / "p.json"), "--allow-import", "kept_of_mine"]
+    (tmp_path / "p.json").write_text(json.dumps({"policy": "kept_of_mine:Kept"}))
+    for reason, code in (("a", 0), ("a", 0), ("bc", 2)):
+        body = f"def decide(self, view):\n        return sw.Keep({reason!r})"
+        (tmp_path / "kept_of_mine.py").write_text(f"import stepwise as sw\nclass Kept(sw.Policy):\n    {body}\n")
+        monkeypatch.delitem(sys.modules, "kept_of_mine", raising=False)
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        assert start(out, "--n", "2", *named) == code
+    assert "the run began with another code of the policy" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("policy", "at"), [(Never(), "0.5"), (Random(0.2), "1.5")])
 def test_an_operating_point_that_there_is_not_is_refused(
     policy: object, at: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from stepwise.config import Config
+from stepwise.errors import ConfigError
 from stepwise.lab.problems import generate
+from stepwise.models.scorers import Scorer
 from stepwise.models.store import CallCache
 from stepwise.routing import Never, Policy, StepRouter, Threshold
 from stepwise.routing.compare import Measured, compare
 from stepwise.routing.metrics import usage_by_author
-from stepwise.types import Usage
+from stepwise.types import Problem, Usage
 from tests.routing import world
 from tests.routing.test_on_lab import shipped
 
@@ -55,3 +58,32 @@ def test_on_the_engine_a_policy_is_charged_what_it_costs_from_a_cold_start_whoev
         for role, usage in wanted.items():  # sums differ in their last digits with the batch, so a draw may turn
             assert told[role].generated_tokens == pytest.approx(usage.generated_tokens, rel=0.03)
             assert told[role].evaluated_tokens == pytest.approx(usage.evaluated_tokens, rel=0.03)
+
+
+class Words(Scorer):
+    """1.0 for a step with none of `words`."""
+
+    def __init__(self, words: Sequence[str] = ()) -> None:
+        self.words = tuple(words)
+
+    def score(self, problem: Problem, steps: Sequence[str]) -> Sequence[float]:
+        return [float(not any(word in step for word in self.words)) for step in steps]
+
+
+def test_a_scorer_that_is_set_in_another_way_never_gets_the_scores_of_another(tmp_path: Path) -> None:
+    for cache in (tmp_path / "cache.jsonl", None):
+        scores = []
+        for scorer in (Words(), Words(["tep", "e"])):
+            made = world.models()
+            with StepRouter(made.weak, made.strong, scorer, cache=cache) as router:
+                (trace,) = router.solve_all(world.problems(1), progress=False)
+                scores.append([step.score for kept in trace.steps for step in (kept, *kept.discarded)])
+        assert scores[0] != scores[1]
+
+
+def test_a_policy_set_for_a_scorer_is_refused_for_one_that_is_set_in_another_way(tmp_path: Path) -> None:
+    made = world.models()
+    cards = [StepRouter(made.weak, made.strong, scorer).card for scorer in (Words(["a"]), Words(["b"]), Words(["a"]))]
+    cards[0].check(cards[2])
+    with pytest.raises(ConfigError, match=r"for the scorer model .*Words.*\[\"a\"\].*the router has .*\[\"b\"\]"):
+        cards[0].check(cards[1])

@@ -53,7 +53,8 @@ def test_the_setting_that_spends_most_within_the_budget_is_found_whichever_way_t
     assert 0.75 * made.limit < spent <= made.limit
     assert made.policy.point in [point.setting for point in made.curve if point.cost.value == spent]
     assert type(made.policy) is type(policy)
-    assert (made.reached, made.note) == (True, "")
+    assert made.reached
+    assert ("are used" in made.note) == (spent < 0.9 * made.limit)
     assert made.achieved.share.value == pytest.approx(share, abs=0.25)  # other problems
 
 
@@ -168,6 +169,35 @@ class Foreign(Policy):
 
     def at(self, x: float) -> Foreign:
         return Foreign(x)
+
+
+def test_bounds_that_are_missing_are_said_before_any_model_is_asked() -> None:
+    made = world.models()
+    with pytest.raises(ConfigError, match="--bounds LOW HIGH"):
+        found(Foreign(), 12, router=router(made))
+    assert made.weak.requests == made.strong.requests == []  # type: ignore[attr-defined]
+
+
+def test_a_budget_that_steps_of_the_cost_leave_unused_is_said() -> None:
+    tried = found(Threshold(), 12, settings=[0.0, 1.01])
+    assert tried.reached
+    assert "only 0.0 are used: the next setting that was tried, 1.01 after 0, takes" in tried.note
+
+
+def test_a_budget_that_is_passed_on_other_problems_is_said_with_its_interval() -> None:
+    never = found(Threshold(), 0.0, settings=[0.0, 1.01])
+    assert "on the other problems" not in never.note
+    limits = [p.cost.value or 0.0 for p in found(Threshold(), 12).curve]
+    noted = [found(Threshold(), limit) for limit in sorted(set(limits))[1:3]]
+    for made in noted:
+        passed = (made.achieved.cost.value or 0.0) > made.limit
+        assert ("more than the budget of" in made.note) == passed
+
+
+def test_problems_are_whatever_load_problems_takes() -> None:
+    rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in FIRST]
+    made = calibrate(Never(), rows, budget=12, router=router(), measure_on=OTHERS, progress=False, samples=10)
+    assert made.achieved.problems == len(OTHERS)
 
 
 def test_a_policy_that_is_not_known_needs_bounds_or_settings() -> None:

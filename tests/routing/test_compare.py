@@ -7,9 +7,9 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.routing import Always, Never, Random, StepRouter, Threshold
-from stepwise.routing.compare import Measured, compare, in_words, judge, plan_routing, verdict_of
-from stepwise.routing.metrics import cpt, pgr
-from stepwise.routing.policy import label_of
+from stepwise.routing.compare import Comparison, Measured, compare, in_words, judge, plan_routing, verdict_of
+from stepwise.routing.metrics import OperatingPoint, accuracy_at, cpt, pgr
+from stepwise.routing.policy import NAMES, label_of
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.routing.lab_world import LabWorld
 
@@ -121,3 +121,40 @@ def test_the_plan_bounds_what_a_run_spends(measured: list[Measured]) -> None:
 def test_an_answer_outside_a_box_is_graded_too(text: str, verdict: str) -> None:
     steps = tuple(Step(step, "weak") for step in text.split("\n\n"))
     assert verdict_of(Trace(Problem("p", "2 + 3 = ?", "5"), steps, "eos")) == verdict
+
+
+def test_a_comparison_is_read_as_a_table(measured: list[Measured]) -> None:
+    head, *lines = str(measured).splitlines()
+    assert "strong tokens per problem" in head
+    assert [line.split("  ")[0] for line in lines] == [m.label for m in measured]
+    assert f"{measured[1].point.cost:.1f}" in lines[1]
+
+
+def test_a_difference_of_two_policies_has_a_paired_interval(measured: Comparison) -> None:
+    whole = measured.difference("always", "never")
+    assert whole.low is not None
+    assert whole.high is not None
+    assert measured[1].accuracy is not None
+    assert measured[0].accuracy is not None
+    assert whole.value == measured[1].accuracy - measured[0].accuracy
+    assert 0 < whole.low <= whole.value <= whole.high
+    same = measured.difference("Threshold 0.30", "Threshold 0.30")
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_policies_are_compared_at_equal_cost_on_the_lines_through_their_settings(measured: Comparison) -> None:
+    cost = measured[1].point.cost / 2
+    routed, random = ([m.point for m in measured if m.family in (*NAMES, name)] for name in ("threshold", "random"))
+    ours, theirs = accuracy_at(routed, cost), accuracy_at(random, cost)
+    assert ours is not None
+    assert theirs is not None
+    assert measured.difference("threshold", "random", at_cost=cost).value == pytest.approx(ours - theirs)
+    with pytest.raises(DataError, match="no 'treshold' was measured; there are Never"):
+        measured.difference("treshold", "random")
+    with pytest.raises(DataError, match=r"several settings .* or give at_cost"):
+        measured.difference("threshold", "random")
+
+
+def test_accuracy_at_a_cost_is_not_known_below_the_cheapest_and_stays_above_the_dearest() -> None:
+    points = [OperatingPoint(2, 0.2), OperatingPoint(4, 0.6), OperatingPoint(3, 0.1)]
+    assert [accuracy_at(points, cost) for cost in (1, 2, 3, 9)] == [None, 0.2, pytest.approx(0.4), 0.6]

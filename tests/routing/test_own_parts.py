@@ -16,6 +16,7 @@ import stepwise as sw
 from programs import route
 from stepwise.config import Config
 from stepwise.errors import ConfigError, PluginError
+from stepwise.report.shell import caption
 from stepwise.routing import Escalate, HandOver, Keep, Look, Never, Signalled, Threshold, View, load_policy, save_policy
 from stepwise.routing.calibration import Calibrated, calibrate
 from stepwise.routing.compare import compare
@@ -151,6 +152,23 @@ def test_a_policy_that_raises_costs_its_problem_and_not_the_run(world: LabWorld,
     assert len(trace.steps) == 2
     assert len(trace.abandoned) == 1  # what the draft cost is not lost
     assert f"{len(lost)} of {len(traces)} problems were lost" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_lost_problems_are_counted_and_said_without_any_logging_set_up(world: LabWorld) -> None:
+    (measured,) = results = compare(router(world, Moody()), Moody(), world.problems, progress=False)
+    assert 0 < measured.failed == measured.row.failed < len(world.problems)
+    assert str(results).splitlines()[1].split()[-1] == str(measured.failed)
+    assert f"counted as wrong: {measured.failed} under Moody" in caption([measured.row])
+    assert not [each for each in logging.getLogger("stepwise").handlers if isinstance(each, logging.NullHandler)]
+
+
+def test_a_dial_that_is_no_argument_is_named() -> None:
+    class BadDial(Late):
+        dial = "begin"
+
+    with pytest.raises(ConfigError, match=r"BadDial takes no 'begin'; it takes start"):
+        BadDial().at(3)
 
 
 def test_a_policy_that_fails_everywhere_is_an_error_with_its_cause(world: LabWorld) -> None:

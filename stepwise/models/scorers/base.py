@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from stepwise.errors import BackendError, DataError, ScorerError, StepwiseError, reason_of, redact, wrong_type
 from stepwise.models.driver import Batcher, Driver
 from stepwise.models.failures import failure_of
-from stepwise.plugins import Plugin
+from stepwise.plugins import Plugin, identity_of
 from stepwise.steps import encodable
 from stepwise.types import Failure, Problem, Usage, as_problem, texts_of
 
@@ -59,7 +59,7 @@ class Scorer(Plugin):
     `score`.
 
     An exception in `score`, or scores that are none, cost that solution, not the run. `score` is called by one thread
-    at a time. Scores are kept by `identity`: a scorer that is set in another way must have another one.
+    at a time. Scores are kept by `identity`, which follows from settings and code.
 
     Attributes:
         name: what tables call it; the class's name where nothing else is said.
@@ -126,10 +126,12 @@ class Scorer(Plugin):
 
     @property
     def identity(self) -> str:
-        """Scores made under one identity are never used under another: the class, and its plain public attributes."""
-        plain = str | int | float | None
-        settings = {k: v for k, v in sorted(vars(self).items()) if k[0] != "_" and isinstance(v, plain)}
-        return f"{type(self).__module__}:{type(self).__qualname__} {settings}"
+        """Scores made under one identity are never used under another: the class, how it is set (see
+        `stepwise.identity.settings_text`), and the code of its file and of those of yours that it imports.
+
+        Raises `ConfigError` for an argument of which cannot be said which one it is; give such a class an `identity`.
+        """
+        return identity_of(self)
 
     def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:
         """Take over scores that this scorer gave before, perhaps in another process."""
@@ -192,13 +194,21 @@ def scores_fault(scores: Any, steps: int, first: int = 0) -> str:
 class BatchScorer(Scorer):
     """A scorer that reads many solutions at once: write `score_detailed`, or the coroutine `ascore`."""
 
+    _asked_for: str = ""
+
     def __init__(self, name: str):
         self.name = name
         self.usage = Usage(name)
 
     @property
     def identity(self) -> str:
-        """The name, which says how the scorer is set."""
+        """The model's name with what it is asked for beside the default; of a class of one's own also what `Scorer`
+        says.
+        """
+        own = identity_of(self) if type(self)._source else ""
+        return " ".join(filter(None, (self._model_name(), self._asked_for, own)))
+
+    def _model_name(self) -> str:
         return self.name
 
     def score_detailed(self, items: Sequence[Item]) -> list[Scored]:

@@ -91,6 +91,7 @@ class JudgeScorer(PrefixScorer):
         super().__init__(f"judge {name}", memory=memory, requests=requests)
         self.complete, self.ask = complete, ask
         self.memory_bytes, self.parameters, self.remote = memory_bytes, parameters, remote
+        self._asked_for = "" if ask == "probability" else f"ask {ask}"
         self._close = close
 
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:

@@ -31,9 +31,16 @@ from stepwise.models.scorers.base import PrefixScorer, Scored, Task
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Failure, Problem, Usage
 
+_LABELS = ("<|score|>", "<|good|>", "<|bad|>")  # of the lab's scorer: marker, right, wrong
 _FORCE = 100.0  # as far as the interface goes
 _Reply = tuple[float, Usage, Failure | None]
 """The log-probability of one label at one place, what it cost, and why there is none."""
+
+
+def _asked_for(prompt: SolvePrompt, *labels: str) -> str:
+    """What is not asked for by default."""
+    others = [f"labels {labels}"] if labels != _LABELS else []
+    return " ".join([*others, *([f"prompt {prompt.hash}"] if prompt != SolvePrompt() else [])])
 
 
 class LabelTokenScorer(PrefixScorer):
@@ -51,23 +58,22 @@ class LabelTokenScorer(PrefixScorer):
         engine: Engine,
         *,
         prompt: SolvePrompt | None = None,
-        marker: str = "<|score|>",
-        good: str = "<|good|>",
-        bad: str = "<|bad|>",
+        marker: str = _LABELS[0],
+        good: str = _LABELS[1],
+        bad: str = _LABELS[2],
         memory: int = 200_000,
     ):
         super().__init__(engine.name, memory=memory)
         self.parameters, self.memory_bytes = engine.parameters, engine.memory_bytes
         self.prompt = prompt or SolvePrompt()
         self.engine = engine
+        self._asked_for = _asked_for(self.prompt, marker, good, bad)
         self._marker, self._good, self._bad = (engine.token_id(token) for token in (marker, good, bad))
         self._step_ids = lru_cache(maxsize=16_384)(engine.step_ids)
         self._prompt_ids = lru_cache(maxsize=1_024)(lambda question: engine.prompt_ids(self.prompt, question))
 
-    @property
-    def identity(self) -> str:
-        """The engine's name of now: an adapter may have been attached since."""
-        return self.engine.name
+    def _model_name(self) -> str:
+        return self.engine.name  # of now: an adapter may have been attached since
 
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:
         """See `PrefixScorer.measure`; all tasks go to the engine in one call."""
@@ -142,15 +148,16 @@ class ServedLabelScorer(PrefixScorer):
         model: str,
         *,
         prompt: SolvePrompt | None = None,
-        marker: str = "<|score|>",
-        good: str = "<|good|>",
-        bad: str = "<|bad|>",
+        marker: str = _LABELS[0],
+        good: str = _LABELS[1],
+        bad: str = _LABELS[2],
         requests: int = 8,
         memory: int = 200_000,
     ):
         super().__init__(f"{model}@{server.root}", memory=memory, requests=requests)
         self.server, self.model, self.prompt = server, model, prompt or SolvePrompt()
         self.prompt_hash = self.prompt.hash
+        self._asked_for = _asked_for(self.prompt, marker, good, bad)
         self._special = {text: self._token_id(text) for text in (marker, good, bad)}
         self._marker, self._labels = marker, [self._special[good], self._special[bad]]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from types import FunctionType
 from typing import Any, cast
 
 from stepwise.config import LoadConfig, ScorerConfig
 from stepwise.errors import ConfigError, ScorerError
+from stepwise.identity import plain
 from stepwise.models.http import Server
 from stepwise.models.hub import hub_hint
 from stepwise.models.scorers.base import BatchScorer, Item, Scored, Scorer
@@ -152,6 +154,7 @@ class PerfectScorer(_Free):
     def __init__(self, check: Callable[[Problem, Sequence[str]], Sequence[bool]], name: str = "perfect"):
         super().__init__(name)
         self.check = check
+        self._asked_for = plain(check) if isinstance(check, FunctionType) else ""
 
     def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
         """1.0 for each right step, 0.0 for each wrong one."""

@@ -42,6 +42,8 @@ class PoolingScorer(PrefixScorer):
         super().__init__(f"{model}@{server.root}", memory=memory, requests=requests)
         self.server, self.model, self.system = server, model, system
         self.marker_text = marker
+        read = (marker, system)
+        self._asked_for = "" if read == (QWEN_PRM_MARKER, QWEN_PRM_SYSTEM) else f"read with {read}"
 
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:
         """See `PrefixScorer.measure`."""
