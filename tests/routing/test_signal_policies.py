@@ -33,7 +33,6 @@ from stepwise.routing import (
     route_all,
 )
 from stepwise.routing.compare import plan_routing
-from stepwise.routing.evidence import _read_rating
 from stepwise.routing.metrics import cost_of, usage_by_author
 from stepwise.routing.policy import When, label_of
 from stepwise.types import Problem, Trace, Usage, from_json, to_json
@@ -131,7 +130,9 @@ def test_a_rating_is_asked_of_the_strong_model_and_counted_as_its_tokens() -> No
     [("7", 7), (" **8**/9", 8), ("<think>2 is low</think>\n6.", 6), ("10", None), ("0.5", None), ("good: 7", None)],
 )
 def test_a_rating_is_one_digit_at_the_start(text: str, rating: int | None) -> None:
-    assert _read_rating(text) == rating
+    strong = TellingBackend({"p": STRONG}, answers={"w0": [text], "Rate": ["9"]})
+    said = go(Signalled(StrongRating(), 7), strong=strong).steps[0].evidence[0].decision
+    assert said == f"rating: {'cannot be read' if rating is None else f'{rating} of 9'}"
 
 
 def test_a_rating_that_cannot_be_read_or_fails_keeps_the_step_and_says_so() -> None:
