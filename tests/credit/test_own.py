@@ -91,7 +91,7 @@ def test_what_is_no_scheme_and_no_path_is_refused_where_it_is_written(setting: s
         (f"{__name__}:Fixed", r"Fixed is no Credit; write `class Fixed\(Credit\)`"),
         (f"{__name__}:Hole", "has no 'Hole'; did you mean 'Whole'"),
         (Asks(), r"Asks\.needs is 'first_errors'; did you mean 'first_error'"),
-        (3, "int is no Credit"),
+        (3, "is 3 \\(int\\); give a class that inherits from Credit"),
     ],
 )
 def test_what_is_no_scheme_is_refused_when_it_is_handed_in(given: Any, said: str) -> None:
