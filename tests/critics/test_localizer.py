@@ -100,7 +100,7 @@ def test_bisecting_finds_every_first_error_in_log2_calls() -> None:
             for first in [None, *range(n)]:
                 await located(n, first)
 
-    localizer = Oracle(method="bisect")
+    localizer = Oracle(ScriptedLM([]), method="bisect")
     asyncio.run(all_located())
 
 
@@ -225,7 +225,7 @@ def test_an_attempt_without_steps_or_with_a_blank_one_is_refused_before_anything
 
 @pytest.mark.parametrize("problem", ["", "  ", None, 3, Problem("p", " ")])
 def test_a_problem_without_a_question_is_refused(problem: Any) -> None:
-    with pytest.raises(DataError, match=r"problem is .*give the text of a problem"):
+    with pytest.raises(DataError, match=r"problem is .*give the (text of a problem|question)"):
         ErrorLocalizer(ScriptedLM([]))(problem=problem, steps=STEPS)
 
 
