@@ -301,8 +301,12 @@ def test_a_configuration_describes_the_whole_router(monkeypatch: pytest.MonkeyPa
         specs.append((spec.model, prompt))
         return ScriptedBackend({}, spec.model)
 
+    def scorer(spec: Any, *, prompt: SolvePrompt) -> Any:
+        specs.append((spec.model, prompt))
+        return ScriptedScorer({})
+
     monkeypatch.setattr(module, "load_backend", load)
-    monkeypatch.setattr(module, "load_scorer", load)
+    monkeypatch.setattr(module, "load_scorer", scorer)
     config = Config.load(
         overrides=[
             "routing.policy=random",

@@ -141,7 +141,7 @@ def test_two_stages_survive_json() -> None:
 def test_wrong_signals_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="signal is 'luck'; did you mean 'score'"):
         policy_from_dict({"policy": "signal", "signal": {"name": "luck"}, "threshold": 0.5})
-    with pytest.raises(DataError, match=r"int is no Signal; write"):
+    with pytest.raises(DataError, match=r"signal is 3 \(int\); give a class that inherits from Signal"):
         Signalled(3, 0.5)
     with pytest.raises(DataError, match="acts before there is a draft"):
         Signalled(FirstTokenEntropy(), 0.5, "resample")
