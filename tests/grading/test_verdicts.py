@@ -212,5 +212,5 @@ def test_garbage_has_a_verdict_and_never_raises(prediction, gold):
 
 
 def test_what_is_not_a_text_is_refused_by_name() -> None:
-    with pytest.raises(DataError, match="prediction is 24, a int; give it as text"):
+    with pytest.raises(DataError, match=r"prediction is 24 \(int\); give it as text"):
         grade(24, "24")  # type: ignore[arg-type]
