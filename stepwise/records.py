@@ -108,7 +108,7 @@ class Section(BaseModel, metaclass=Checked):
     @classmethod
     def read(cls, text: str | os.PathLike[str]) -> Self:
         """What a text or a path stands for."""
-        raise NotImplementedError
+        raise ConfigError(wrong_type(cls.__name__, text, "it is read from no text; give a dictionary of its fields"))
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values, which are checked; raises `ConfigError`."""
