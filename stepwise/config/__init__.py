@@ -8,252 +8,27 @@ when it is used.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self, get_args
-from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 
 from stepwise.config import errors as config_errors
 from stepwise.config.errors import FrozenConfig
+from stepwise.config.models import LoadConfig, ModelConfig, ModelsConfig, ScorerConfig, is_lab_critic
 from stepwise.config.training import DpoConfig, LoraConfig, RlConfig, SftConfig
-from stepwise.errors import ConfigError, keep_secret, redact, wrong_type
+from stepwise.errors import ConfigError, wrong_type
 from stepwise.plugins import check_choice, is_import_path
 from stepwise.prompt import SolvePrompt
 
+__all__ = [
+    "BudgetConfig", "CapsConfig", "Config", "CriticConfig", "LoadConfig", "ModelConfig", "ModelsConfig", "Roles",
+    "RoutingConfig", "SamplingConfig", "ScorerConfig", "is_lab_critic",
+]  # fmt: skip
 Roles = Literal["weak", "strong", "critic", "scorer"]
-_MODEL_NAME = re.compile(r"([^/\s]+)/(\S.*)")
-_ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
-_LAB_CRITIC = "llamacpp/lab-critic"
-_UPPERCASE_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{12,}")
-
-
-class LoadConfig(FrozenConfig):
-    """How a model is loaded and what it costs; shared by generating models and scorers."""
-
-    model: str
-    """provider/name: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", "hf:ORG/REPO/FILE.gguf", "openai/NAME", ..."""
-    context: int = Field(default=2048, ge=64)
-    """longest sequence in tokens, prompt and solution together"""
-    sequences: int = Field(default=64, ge=1)
-    """most sequences decoded in one batch (llamacpp), or most requests in flight (API)"""
-    threads: int = Field(default=1, ge=1)
-    """CPU threads; more than the free cores is much slower than one, unless OMP_WAIT_POLICY=passive is set"""
-    gpu_layers: int = Field(default=0, ge=-1)
-    """layers kept on the GPU, -1 for all; needs a CUDA, Metal or Vulkan build of llama-cpp-python"""
-    kv_type: Literal["f16", "f32", "q8_0"] = "f16"
-    """type of the key-value cache"""
-    flash_attention: bool = True
-    """false only for exact numerical comparisons"""
-    adapter: str | None = None
-    """LoRA adapter in GGUF, attached to the model: "lab-critic", "hf:...", its path, the run that trained it; for a
-    llama-server, its number"""
-    train_from: str | None = None
-    """directory with the transformers weights that belong to a GGUF: what training starts from"""
-    api_base: str | None = None
-    """address of an OpenAI-compatible endpoint"""
-    api_key_env: str | None = None
-    """NAME of the environment variable that holds the API key, for example OPENAI_API_KEY"""
-    price_in: float | None = Field(default=None, ge=0)
-    """money per million prompt tokens"""
-    price_out: float | None = Field(default=None, ge=0)
-    """money per million generated tokens"""
-
-    reads: ClassVar[str] = ', a name such as "llamacpp/lab-weak", the path of a GGUF'
-
-    @classmethod
-    def read(cls, text: str | os.PathLike[str]) -> Self:
-        """The model of that name; a `Path` is that of a GGUF."""
-        return cls(model=text if isinstance(text, str) else f"llamacpp/{text}")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_stands_for_its_model(cls, value: Any) -> Any:
-        return {"model": value} if isinstance(value, str) else value
-
-    @field_validator("model")
-    @classmethod
-    def _names_its_provider(cls, value: str) -> str:
-        if value.startswith("hf:"):  # files of the hub run here
-            return f"llamacpp/{value}"
-        named = _MODEL_NAME.fullmatch(value)
-        provider, name = named.groups() if named else ("", value)
-        gguf = value.endswith(".gguf") and provider != "llamacpp"
-        misspelt = provider != "llamacpp" and difflib.get_close_matches(provider.lower(), ["llamacpp"], cutoff=0.8)
-        if named and not gguf and not misspelt:
-            return value
-        here = gguf or misspelt or value.startswith("lab-")
-        hint = f'did you mean "llamacpp/{name if misspelt else value}"?' if here else 'write it as in "openai/NAME"'
-        raise ValueError(redact(f"{value!r} is not provider/name of a known provider; {hint}"))
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _is_a_name(cls, value: str | None) -> str | None:
-        if value is not None and (not _ENV_NAME.fullmatch(value) or _UPPERCASE_KEY.match(value)):
-            raise ValueError(
-                "this does not look like the name of an environment variable (capitals, digits, underscores), so it is "
-                "not shown here; put the key in the environment and write its name, for example "
-                'api_key_env = "OPENAI_API_KEY"'
-            )
-        if value is not None:
-            keep_secret(value)
-        return value
-
-    @field_validator("api_base")
-    @classmethod
-    def _holds_no_secret(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError('expected an address such as "http://localhost:8080/v1"')
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError(
-                "the address must hold no user, password or query; name the variable of a key in api_key_env"
-            )
-        return value
-
-    @model_validator(mode="after")
-    def _has_both_prices_or_none(self) -> Self:
-        if (self.price_in is None) != (self.price_out is None):
-            raise ValueError("price_in and price_out go together; give both (0 for what is free) or neither")
-        return self
-
-    @property
-    def local(self) -> bool:
-        """True for a model that llama.cpp runs in this process."""
-        return self.model.startswith("llamacpp/")
-
-    @property
-    def lora(self) -> str | None:
-        """The adapter to attach: `adapter`, or the one that "llamacpp/lab-critic" stands for."""
-        return self.adapter or ("lab-critic" if self.model == _LAB_CRITIC else None)
-
-    @property
-    def prices(self) -> tuple[float, float] | None:
-        """Money per million (prompt, generated) tokens, None when unknown; a local model without prices costs none."""
-        if self.price_in is None or self.price_out is None:
-            return (0.0, 0.0) if self.local else None
-        return self.price_in, self.price_out
-
-    def api_key(self) -> str | None:
-        """The key itself, for the call that needs it; raises ConfigError when `api_key_env` names an unset variable."""
-        if self.api_key_env is None:
-            return None
-        key = os.environ.get(self.api_key_env)
-        if not key:
-            raise ConfigError(
-                f"the environment variable {self.api_key_env} (api_key_env of {self.model}) is not set; "
-                "export it before the run"
-            )
-        return key
-
-
-class ModelConfig(LoadConfig):
-    """A model that writes text."""
-
-    continuation: Literal["probe", "prefill", "raw", "prompt"] = "probe"
-    """how an API continues a solution: "probe" finds out with a few short calls, the others are taken as given"""
-    chat_template: str | None = None
-    """API only: file of the Jinja chat template; with it a server of raw completions can continue a solution"""
-    timeout: float = Field(default=120.0, gt=0)
-    """API only: seconds for one request"""
-
-
-class ScorerConfig(LoadConfig):
-    """What says of each step whether it is right; `stepwise.models.scorers` describes the kinds."""
-
-    model: str = "llamacpp/lab-scorer"
-    """as for a model; kind "classifier": transformers/DIRECTORY; kind "pooling": vllm/NAME ON THE SERVER"""
-    kind: str = "label_token"
-    """how a score is read: from label tokens (label_token), a classification head (classifier), vLLM's /pooling
-    (pooling), a language model's answer (judge), a number (constant), or by a class of yours: "my_file:MyScorer\""""
-    marker: str | None = None
-    """token after each step, where the score is read; unset: <|score|> for label tokens, else as the model has it"""
-    good: str = "<|good|>"
-    """kind "label_token": token that stands for a right step"""
-    bad: str = "<|bad|>"
-    """kind "label_token": token that stands for a wrong step"""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """kind "classifier": type of the weights in memory"""
-    device: str = "cpu"
-    """kind "classifier": cpu, cuda, cuda:1, mps"""
-    ask: Literal["probability", "verdict"] = "probability"
-    """kind "judge": a number from 0 to 1, or yes or no"""
-    value: float = Field(default=0.5, ge=0, le=1)
-    """kind "constant": the score of every step"""
-    options: dict[str, Any] = Field(default={})
-    """the arguments of a scorer of yours"""
-
-    @field_validator("kind")
-    @classmethod
-    def _is_known(cls, value: str) -> str:
-        if not is_import_path(value):
-            check_choice("the value", value, ("label_token", "classifier", "pooling", "judge", "constant"))
-        return value
-
-    @model_validator(mode="after")
-    def _has_only_keys_of_its_kind(self) -> Self:
-        for key, kinds in _KINDS_OF_KEY.items():
-            kind = "my_file:MyScorer" if is_import_path(self.kind) else self.kind
-            if kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(
-                    f'"{key}" is set, but means nothing to a scorer of kind "{self.kind}" (only to '
-                    f"{' and '.join(kinds)}); remove it or set kind"
-                )
-        if self.kind == "pooling" and self.api_base is None:
-            raise ValueError('kind "pooling" asks a server; set its address, api_base = "http://localhost:8000"')
-        return self
-
-    @property
-    def title(self) -> str:
-        """What cards call it: the model with what it is asked for beside the default; the class, where it is yours."""
-        others = self.model_dump(mode="json", include={*_KINDS_OF_KEY, "kind"} - _PLACES, exclude_defaults=True)
-        kind = others.pop("kind", "")
-        if is_import_path(kind):
-            return f"{kind} with {json.dumps(self.options)}"
-        return (
-            f"{self.model} with {json.dumps({'kind': kind, **others} if kind else others)}"
-            if others or kind
-            else self.model
-        )
-
-    @property
-    def prices(self) -> tuple[float, float] | None:
-        """As for a model; a scorer that runs in this process costs nothing where no price is given."""
-        known = super().prices
-        here = self.kind in ("classifier", "constant") or is_import_path(self.kind)
-        return (0.0, 0.0) if known is None and here else known
-
-
-_KINDS_OF_KEY = {
-    "options": ("my_file:MyScorer",),
-    "marker": ("label_token", "classifier", "pooling"),
-    "good": ("label_token",),
-    "bad": ("label_token",),
-    "dtype": ("classifier",),
-    "device": ("classifier",),
-    "ask": ("judge",),
-    "value": ("constant",),
-    "api_base": ("label_token", "pooling", "judge"),
-}
-_PLACES = {"device", "api_base"}  # where it runs, which changes no score
-
-
-class ModelsConfig(FrozenConfig):
-    """The models by role."""
-
-    weak: ModelConfig = ModelConfig(model="llamacpp/lab-weak")
-    """writes every step at first"""
-    strong: ModelConfig = ModelConfig(model="llamacpp/lab-strong")
-    """writes the steps that are escalated"""
-    critic: ModelConfig = ModelConfig(model=_LAB_CRITIC)
-    """finds first errors and proposes interventions"""
 
 
 class CriticConfig(FrozenConfig):
@@ -417,8 +192,3 @@ class Config(FrozenConfig):
         critic = self.models.critic
         bare = is_lab_critic(critic.model, critic.adapter) if self.critic.bare is None else self.critic.bare
         return bare and self.critic.format == "compact"
-
-
-def is_lab_critic(model: str, adapter: str | None = None) -> bool:
-    """Whether a model with an adapter is the lab's critic, which was trained on prompts without instructions."""
-    return (adapter or model).removeprefix("llamacpp/") == "lab-critic"
