@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stepwise.errors import BackendError
-from stepwise.models.base import BatchGenerator, Capabilities, Completion, Request
+from stepwise.models.base import Capabilities, Completion, Request
 from stepwise.models.scorers import BatchScorer, Item, Scored
+from stepwise.models.wrapped import BatchGenerator
 from stepwise.types import Finish, Problem, Usage, as_problem
 
 

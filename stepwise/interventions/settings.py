@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from stepwise import critics
 from stepwise.config import BudgetConfig, Config
 from stepwise.models import load_backend
-from stepwise.models.base import Backend, Generator, generator_of
+from stepwise.models.base import Backend, Generator
 from stepwise.models.shared import shared_engine
+from stepwise.models.wrapped import generator_of
 from stepwise.models.wrappers import Wrappers
 from stepwise.records import Section
 from stepwise.runs.progress import stage

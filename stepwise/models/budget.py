@@ -26,61 +26,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from fractions import Fraction
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 from stepwise.config import BudgetConfig, CapsConfig, Config
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
+from stepwise.models.reservations import Amount, Reservation, Turn
 from stepwise.plugins import check_choice
 from stepwise.types import Usage
 
 Prices = tuple[float, float]  # money per million prompt tokens, per million generated tokens
 _NAMES = ("strong_tokens", "total_tokens", "calls", "money")
 _ROLES = ("weak", "strong", "critic", "scorer")
-Amount = int | Fraction  # counts are whole numbers, money is exact
 _NOTHING: dict[str, Amount] = dict.fromkeys(_NAMES, 0)
 ACCOUNT: ContextVar[Ledger | None] = ContextVar("stepwise_account", default=None)
 """The account of the problem that the running coroutine is about."""
-
-
-@dataclasses.dataclass(slots=True)
-class _Reservation:
-    """An amount set aside by `Ledger.reserve`. Leaving the `with` block without `settle` gives it back.
-
-    `max_tokens` is what it is for; less than was asked for where the cap `cut_by` has no more (`areserve`).
-    """
-
-    _ledger: Ledger
-    _role: str
-    _amount: Mapping[str, Amount]
-    max_tokens: int
-    cut_by: str = ""
-    _open: bool = True
-
-    def settle(self, usage: Usage, perhaps: Usage | None = None) -> None:
-        """Replace the reservation by what the work really cost, and the most that tries without an answer were billed;
-        a second settlement raises DataError.
-        """
-        if not self._open:
-            raise DataError(f"this reservation of {self._role} is already settled or cancelled; reserve again")
-        self._open = False
-        if (on_spent := self._ledger._levels[-1]._on_spent) is not None:
-            on_spent(self._role, usage if perhaps is None else usage + perhaps)
-        self._ledger._close(self._role, self._amount, usage, perhaps)
-
-    def cancel(self) -> None:
-        """Give the reservation back; after a settlement it does nothing."""
-        if self._open:
-            self._open = False
-            self._ledger._close(self._role, self._amount, None)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
 
 
 class Ledger:
@@ -122,7 +81,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._name = "budget"
         self._levels: tuple[Ledger, ...] = (self,)  # this ledger and those it is part of; all share one lock
-        self._queue: deque[_Turn] = deque()  # of the run's ledger: who waits, first to last
+        self._queue: deque[Turn] = deque()  # of the run's ledger: who waits, first to last
         self._refused: dict[str, int] = {}  # of the run's ledger: requests that a cap forbade, by its key
 
     @classmethod
@@ -171,7 +130,7 @@ class Ledger:
             account._add(role, usage, account._usage)
         return account
 
-    def reserve(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> _Reservation:
+    def reserve(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> Reservation:
         """Set aside at most `max_tokens` generated tokens over `calls` calls that read `prompt_tokens` in all.
 
         `prompt_tokens` matters for a cap on money only; give an upper bound (the bytes of the text are one for
@@ -183,11 +142,11 @@ class Ledger:
             if short := self._short(ask):
                 raise self._refusal(role, ask, *short)
             self._hold(ask, 1)
-        return _Reservation(self, role, ask, max_tokens)
+        return Reservation(self, role, ask, max_tokens)
 
     async def areserve(
         self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1, least_tokens: int = 0
-    ) -> _Reservation:
+    ) -> Reservation:
         """`reserve` for a coroutine, which waits while what is in flight may still give back what it needs.
 
         Where that will not do, it gets what is left, if that is at least `least_tokens` (0: all or nothing).
@@ -197,8 +156,8 @@ class Ledger:
         with self._lock:
             if not queue and not self._short(ask):
                 self._hold(ask, 1)
-                return _Reservation(self, role, ask, max_tokens)
-            turn = _Turn(self, role, ask, max_tokens, asked, least_tokens)
+                return Reservation(self, role, ask, max_tokens)
+            turn = Turn(self, role, ask, max_tokens, asked, least_tokens)
             queue.append(turn)
             self._give_turns(queue)
         try:
@@ -211,9 +170,9 @@ class Ledger:
                     self._hold(turn.ask, -1)
                 self._give_turns(queue)
             raise
-        return _Reservation(self, role, turn.ask, turn.max_tokens, turn.cut_by)
+        return Reservation(self, role, turn.ask, turn.max_tokens, turn.cut_by)
 
-    def _give_turns(self, queue: deque[_Turn]) -> None:
+    def _give_turns(self, queue: deque[Turn]) -> None:
         """Grant or refuse whoever waits and may know by now, in order; nobody takes what an earlier one waits for.
         Needs the lock.
         """
@@ -367,48 +326,6 @@ def _amounts(role: str, generated: int, calls: int, money: Amount) -> dict[str, 
     strong = generated if role == "strong" else 0
     counted = 0 if role == "scorer" else calls
     return {"strong_tokens": strong, "total_tokens": generated, "calls": counted, "money": money}
-
-
-class _Turn:
-    """Somebody who waits for `max_tokens`, or for as few as `least`; `asked` makes amounts of tokens."""
-
-    def __init__(
-        self, ledger: Ledger, role: str, ask: Mapping[str, Amount], max_tokens: int,
-        asked: Callable[[int], Mapping[str, Amount]], least: int,
-    ) -> None:  # fmt: skip
-        self.ledger, self.role, self.ask, self.granted = ledger, role, ask, False
-        self.max_tokens, self.cut_by, self._asked, self._least = max_tokens, "", asked, least
-        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
-        self.given: asyncio.Future[None] = self._loop.create_future()
-
-    def fits_cut(self, cap: str) -> bool:
-        """Ask for no more than `cap` will have left, where that is enough. Needs the lock."""
-        low, high = self._least, self.max_tokens  # `high` does not fit
-        if not 0 < low < high or self.ledger._short(self._asked(low), settled=True):
-            return False
-        while high - low > 1:
-            middle = (low + high) // 2
-            short = self.ledger._short(self._asked(middle), settled=True)
-            low, high = (low, middle) if short else (middle, high)
-        self.max_tokens, self.ask, self.cut_by = low, self._asked(low), cap
-        return True
-
-    def tell(self, refusal: BudgetExceededError | None) -> None:
-        """Let the coroutine go on, or raise; from any thread."""
-        self.granted = refusal is None
-
-        def act() -> None:
-            if self.given.done():
-                return
-            if refusal is None:
-                self.given.set_result(None)
-            else:
-                self.given.set_exception(refusal)
-
-        if threading.get_ident() == self._thread:
-            act()
-        else:
-            self._loop.call_soon_threadsafe(act)
 
 
 def _cost(price: Prices, prompt_tokens: int, generated_tokens: int) -> Fraction:

@@ -21,12 +21,13 @@ from pydantic import TypeAdapter
 
 from stepwise.errors import BudgetExceededError
 from stepwise.models.api import SENDING
-from stepwise.models.base import Backend, Completion, Generator, Request, Wrapped, first_of
+from stepwise.models.base import Backend, Completion, Generator, Request, first_of
 from stepwise.models.driver import driver
 from stepwise.models.engine.cache import PrefixTree, ids_array
 from stepwise.models.failures import failure_of
 from stepwise.models.scorers.base import Scored, Scorer, WrappedScorer
 from stepwise.models.store import Answer, CallCache, key_of
+from stepwise.models.wrapped import Wrapped
 from stepwise.types import Problem, Usage, as_problem
 
 _KEPT = TypeAdapter(list[Completion])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from stepwise.errors import BudgetExceededError
-from stepwise.models.base import Backend, Completion, Generator, Request, Wrapped
+from stepwise.models.base import Backend, Completion, Generator, Request
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.cached import Stored, StoredScorer
 from stepwise.models.callbacks import Callbacks, CalledModel, Said, reported
@@ -25,6 +25,7 @@ from stepwise.models.driver import driver
 from stepwise.models.failures import error_of, failure_of
 from stepwise.models.scorers.base import Scored, Scorer, WrappedScorer
 from stepwise.models.store import CallCache
+from stepwise.models.wrapped import Wrapped
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR
 from stepwise.types import Failure, Problem, Usage, as_problem

@@ -11,9 +11,10 @@ import pytest
 from stepwise.config import BudgetConfig
 from stepwise.critics import ErrorLocalizer, ask_all
 from stepwise.errors import BudgetExceededError
-from stepwise.models.base import Completion, Request, Wrapped
+from stepwise.models.base import Completion, Request
 from stepwise.models.budget import Ledger
 from stepwise.models.store import CallCache
+from stepwise.models.wrapped import Wrapped
 from stepwise.models.wrappers import Wrappers
 from stepwise.types import Problem
 from tests.critics.critic import UNREADABLE, MeasuredLM, verified

@@ -17,7 +17,7 @@ from stepwise.errors import BackendError, DataError
 from stepwise.models.base import Completion, Request, first_of
 from stepwise.models.cached import Stored, StoredScorer
 from stepwise.models.scorers import PrefixScorer, Scored, Scorer
-from stepwise.models.scorers.base import Task
+from stepwise.models.scorers.prefix import Task
 from stepwise.models.store import CallCache
 from stepwise.routing import Always, Models, Never, Policy, Random, RouteSettings, Threshold, route_all
 from stepwise.types import Problem, Step, Trace, Usage

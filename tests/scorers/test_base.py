@@ -12,7 +12,7 @@ import pytest
 from stepwise.errors import BackendError, ConfigError, ScorerError
 from stepwise.models.cached import StoredScorer
 from stepwise.models.scorers import PrefixScorer, Scored, Scorer, load_scorer, score_items
-from stepwise.models.scorers.base import Task
+from stepwise.models.scorers.prefix import Task
 from stepwise.models.store import CallCache
 from stepwise.routing import Threshold
 from stepwise.routing.route import Models, route_all

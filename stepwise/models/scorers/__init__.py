@@ -22,12 +22,13 @@ of one sequence of 4,096 tokens in 16 bits.
 A 4B model (Qwen3-4B, 4.02e9 parameters) takes 8.0 in bf16 or 4.3 in Q8_0, and 0.60 of cache per sequence.
 """
 
-from stepwise.models.scorers.base import BatchScorer, Item, PrefixScorer, Scored, Scorer, score_items
+from stepwise.models.scorers.base import BatchScorer, Item, Scored, Scorer, score_items
 from stepwise.models.scorers.classifier import ClassifierScorer
 from stepwise.models.scorers.judge import JudgeScorer
 from stepwise.models.scorers.label_token import LabelTokenScorer
 from stepwise.models.scorers.load import ConstantScorer, PerfectScorer, load_scorer
 from stepwise.models.scorers.pooling import PoolingScorer
+from stepwise.models.scorers.prefix import PrefixScorer
 
 __all__ = [
     "BatchScorer",

@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 from stepwise.errors import BackendError, ConfigError, MissingDependencyError
 from stepwise.io import parse_json
 from stepwise.models.hub import hub_hint, local_path
-from stepwise.models.scorers.base import PrefixScorer, Scored, Task
+from stepwise.models.scorers.base import Scored
 from stepwise.models.scorers.pooling import QWEN_PRM_MARKER, QWEN_PRM_SYSTEM
+from stepwise.models.scorers.prefix import PrefixScorer, Task
 from stepwise.types import Usage
 
 _BASES = {"qwen2": "Qwen2Model", "qwen3": "Qwen3Model", "llama": "LlamaModel", "mistral": "MistralModel"}

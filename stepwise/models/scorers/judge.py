@@ -19,7 +19,8 @@ from stepwise.models.api import Api
 from stepwise.models.engine import Engine, GenerationJob
 from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed
-from stepwise.models.scorers.base import PrefixScorer, Scored, Task
+from stepwise.models.scorers.base import Scored
+from stepwise.models.scorers.prefix import PrefixScorer, Task
 from stepwise.types import Failure, Usage
 
 Message = dict[str, str]

@@ -27,7 +27,8 @@ from typing import Any
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine import Engine
 from stepwise.models.http import CallFailed, Server
-from stepwise.models.scorers.base import PrefixScorer, Scored, Task
+from stepwise.models.scorers.base import Scored
+from stepwise.models.scorers.prefix import PrefixScorer, Task
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Failure, Problem, Usage
 

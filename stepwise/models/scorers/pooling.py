@@ -16,7 +16,8 @@ from contextlib import suppress
 from typing import Any
 
 from stepwise.models.http import CallFailed, Server
-from stepwise.models.scorers.base import PrefixScorer, Scored, Task
+from stepwise.models.scorers.base import Scored
+from stepwise.models.scorers.prefix import PrefixScorer, Task
 from stepwise.types import Failure, Usage
 
 QWEN_PRM_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."

@@ -1,0 +1,101 @@
+"""What a ledger sets aside, and who waits for it; see `stepwise.models.budget`."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from stepwise.errors import BudgetExceededError, DataError
+from stepwise.types import Usage
+
+if TYPE_CHECKING:
+    from stepwise.models.budget import Ledger
+
+Amount = int | Fraction  # counts are whole numbers, money is exact
+
+
+@dataclasses.dataclass(slots=True)
+class Reservation:
+    """An amount set aside by `Ledger.reserve`. Leaving the `with` block without `settle` gives it back.
+
+    `max_tokens` is what it is for; less than was asked for where the cap `cut_by` has no more (`areserve`).
+    """
+
+    _ledger: Ledger
+    _role: str
+    _amount: Mapping[str, Amount]
+    max_tokens: int
+    cut_by: str = ""
+    _open: bool = True
+
+    def settle(self, usage: Usage, perhaps: Usage | None = None) -> None:
+        """Replace the reservation by what the work really cost, and the most that tries without an answer were billed;
+        a second settlement raises DataError.
+        """
+        if not self._open:
+            raise DataError(f"this reservation of {self._role} is already settled or cancelled; reserve again")
+        self._open = False
+        if (on_spent := self._ledger._levels[-1]._on_spent) is not None:
+            on_spent(self._role, usage if perhaps is None else usage + perhaps)
+        self._ledger._close(self._role, self._amount, usage, perhaps)
+
+    def cancel(self) -> None:
+        """Give the reservation back; after a settlement it does nothing."""
+        if self._open:
+            self._open = False
+            self._ledger._close(self._role, self._amount, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+
+class Turn:
+    """Somebody who waits for `max_tokens`, or for as few as `least`; `asked` makes amounts of tokens."""
+
+    def __init__(
+        self, ledger: Ledger, role: str, ask: Mapping[str, Amount], max_tokens: int,
+        asked: Callable[[int], Mapping[str, Amount]], least: int,
+    ) -> None:  # fmt: skip
+        self.ledger, self.role, self.ask, self.granted = ledger, role, ask, False
+        self.max_tokens, self.cut_by, self._asked, self._least = max_tokens, "", asked, least
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self.given: asyncio.Future[None] = self._loop.create_future()
+
+    def fits_cut(self, cap: str) -> bool:
+        """Ask for no more than `cap` will have left, where that is enough. Needs the lock."""
+        low, high = self._least, self.max_tokens  # `high` does not fit
+        if not 0 < low < high or self.ledger._short(self._asked(low), settled=True):
+            return False
+        while high - low > 1:
+            middle = (low + high) // 2
+            short = self.ledger._short(self._asked(middle), settled=True)
+            low, high = (low, middle) if short else (middle, high)
+        self.max_tokens, self.ask, self.cut_by = low, self._asked(low), cap
+        return True
+
+    def tell(self, refusal: BudgetExceededError | None) -> None:
+        """Let the coroutine go on, or raise; from any thread."""
+        self.granted = refusal is None
+
+        def act() -> None:
+            if self.given.done():
+                return
+            if refusal is None:
+                self.given.set_result(None)
+            else:
+                self.given.set_exception(refusal)
+
+        if threading.get_ident() == self._thread:
+            act()
+        else:
+            self._loop.call_soon_threadsafe(act)
