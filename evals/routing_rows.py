@@ -11,7 +11,6 @@ from pydantic.dataclasses import dataclass
 from stepwise.errors import DataError
 from stepwise.routing.compare import Measured, PolicyRow
 from stepwise.routing.estimates import Outcomes
-from stepwise.routing.metrics import usage_by_author
 from stepwise.stats import wilson
 from stepwise.types import Usage
 
@@ -66,7 +65,7 @@ class Row:
         strong, everything = Outcomes.of(found, "strong_tokens"), Outcomes.of(found, "all_tokens")
         assert strong is not None
         assert everything is not None
-        spent = [usage_by_author(view.trace) for view in found.views]
+        spent = [view.trace.usage for view in found.views]
         nothing = Usage()
 
         def run(role: str) -> tuple[float, ...]:

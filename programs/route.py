@@ -28,9 +28,9 @@ from stepwise.lab.problems import generate
 from stepwise.models.store import CallCache
 from stepwise.report import Report, summary_table, write_report
 from stepwise.report.terminal import StepStream, show_trace
-from stepwise.routing.compare import judge, plan_routing, savings, verdict_of
+from stepwise.routing.compare import judge, plan_routing, verdict_of
 from stepwise.routing.learned import Learned, ModelNames
-from stepwise.routing.metrics import cost_of
+from stepwise.routing.metrics import cost_of, savings
 from stepwise.routing.policy import Policy
 from stepwise.routing.route import RoutingInterrupted
 from stepwise.routing.router import StepRouter

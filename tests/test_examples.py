@@ -41,7 +41,7 @@ def test_an_example_has_at_most_ten_lines_of_the_users_own(file: Path) -> None:
 def test_the_command_of_an_example_runs(name: str, monkeypatch: Any, tmp_path: Path) -> None:
     LabWorld(6, split="test").install(monkeypatch)
     if name == "own_scorer":
-        monkeypatch.setattr("stepwise.routing.router.load_scorer", load_scorer)  # that of the example, not the world's
+        monkeypatch.setattr("stepwise.routing.loaded.load_scorer", load_scorer)  # that of the example, not the world's
     (file,) = (file for file in FILES if file.stem == name)
     shown = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n\n")[2]
     program, command, *arguments = shlex.split(re.sub(r"\\?\n", " ", shown))

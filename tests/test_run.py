@@ -7,53 +7,15 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 import pytest
 
 from stepwise.config import Config
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
 from stepwise.runs.directory import RunDirectory
-from stepwise.runs.plan import PlannedCalls
-from stepwise.runs.shell import Options, Run, one_of, program
-
-SECRET = "sk-abcdefghijklmnop123456"
-
-
-class Counting(Options):
-    count: int = 3
-    """rows"""
-    fail_at: int = -1
-    """row at which it fails"""
-
-
-def plan(config: Config, args: Counting) -> list[PlannedCalls]:
-    return [PlannedCalls("weak", args.count, 100 * args.count, 10 * args.count)]
-
-
-def counting(error: type[BaseException] = KeyboardInterrupt, *, resumable: bool = True) -> Callable[..., int]:
-    """A program that writes the rows 0..count-1, going on after those that are there, and fails at a row if told to."""
-
-    @program(Counting, doc="Count.", plan=plan, resumable=resumable)
-    def main(run: Run) -> None:
-        done = len(run.rows("rows.jsonl"))
-        for number in range(done, run.args.count):
-            if number == run.args.fail_at:
-                raise error(f"row {number}, {SECRET}")
-            run.write("rows.jsonl", {"n": number, "start": done})
-        run.metrics(rows=run.args.count, seed=run.config.seed)
-
-    return main
-
-
-def card(out: Path) -> dict[str, object]:
-    return dict(json.loads((out / "run.json").read_text()))
-
-
-def rows(out: Path) -> list[int]:
-    return [json.loads(line)["n"] for line in (out / "rows.jsonl").read_text().splitlines()]
+from stepwise.runs.shell import Run, program
+from tests.counting import SECRET, Counting, card, counting, rows
 
 
 @pytest.fixture
@@ -67,7 +29,7 @@ def test_a_run_leaves_rows_metrics_and_a_card_of_what_it_was(out: Path) -> None:
     assert json.loads((out / "metrics.jsonl").read_text()) == {"rows": 2, "seed": 5}
     shown = card(out)
     config = Config.load(None, ["seed=5"])
-    assert (shown["program"], shown["status"], shown["config_hash"]) == ("test_run", "finished", config.hash)
+    assert (shown["program"], shown["status"], shown["config_hash"]) == ("counting", "finished", config.hash)
     assert Config.model_validate(shown["config"]) == config
     assert shown["arguments"] == {"count": 2, "fail_at": -1}
     assert shown["files"] == ["rows.jsonl", "metrics.jsonl"]
@@ -304,83 +266,6 @@ def test_a_pipe_that_is_closed_early_is_no_traceback(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait(timeout=120) == 1
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (["--count", "two"], "--count is two: "),
-        (["--count", "1.5"], "--count is 1.5: "),
-        (["--count"], "--count requires an argument"),
-        (["--cuont", "3"], "Did you mean --count?"),
-        (["--coun", "3"], "Unknown option: --coun"),
-        (["more"], "more"),
-    ],
-)
-def test_a_wrong_option_is_one_line_that_names_it_and_nothing_is_written(
-    out: Path, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert counting()(["--out", str(out), *given]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert len(error.splitlines()) == 1
-    assert not out.exists()
-
-
-def test_nothing_of_the_environment_becomes_a_setting_or_an_option(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SEED", "seed", "COUNT", "ROUTING", "STEPWISE_SEED", "TEST_RUN_COUNT"):
-        monkeypatch.setenv(name, "7")
-    assert counting()(["--out", str(out)]) == 0
-    assert card(out)["arguments"] == {"count": 3, "fail_at": -1}
-    assert card(out)["config_hash"] == Config().hash
-
-
-def test_options_that_exclude_one_another_and_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    where = one_of("Where", required=True)
-
-    class Choosing(Options):
-        file: Annotated[Path | None, where] = None
-        lab: Annotated[int | None, where] = None
-        most: int | None = 5
-        sums: bool = True
-
-    @program(Choosing, doc="Choose.")
-    def main(run: Run[Choosing]) -> None:
-        run.write("rows.jsonl", run.args.model_dump(mode="json"))
-
-    assert main(["--file", "a", "--lab", "3"]) == 2
-    assert main([]) == 2
-    assert capsys.readouterr().err.count("give one of --file, --lab") == 2
-    assert main(["--out", str(tmp_path), "--lab", "3", "--most", "none", "--no-sums"]) == 0
-    row = json.loads((tmp_path / "rows.jsonl").read_text())
-    assert row == {"file": None, "lab": 3, "most": None, "sums": False}
-
-
-def test_a_dry_run_prints_the_cost_and_writes_nothing(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = [
-        "--set",
-        "models.weak.model=openai/x",
-        "--set",
-        "models.weak.price_in=1",
-        "--set",
-        "models.weak.price_out=2",
-    ]
-    assert counting()(["--out", str(out), "--dry-run", "--count", "1000", *settings]) == 0
-    said = capsys.readouterr().out
-    for part in ("openai/x", "100,000", "10,000", "0.1200"):
-        assert part in said
-    assert not out.exists()
-
-
-def test_a_dry_run_still_refuses_what_the_run_would_refuse(out: Path) -> None:
-    assert counting()(["--out", str(out)]) == 0
-    assert counting()(["--out", str(out), "--set", "seed=1", "--dry-run"]) == 2
-
-
-def test_a_wrong_configuration_ends_before_anything_is_written(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert counting()(["--out", str(out), "--set", "routing.treshold=1"]) == 2
-    assert 'did you mean "routing.threshold"?' in capsys.readouterr().err
-    assert not out.exists()
 
 
 def test_ctrl_c_ends_a_real_process_with_130_and_its_rows_on_disk(tmp_path: Path) -> None:

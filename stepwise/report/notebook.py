@@ -16,7 +16,7 @@ from stepwise.errors import MissingDependencyError, redact
 from stepwise.records import items_of
 from stepwise.report.shell import COLUMNS, FINISH_WORDS, caption, environment, resource, verdict_word
 from stepwise.routing.compare import Comparison, Measured, TraceView, in_words, verdict_of
-from stepwise.routing.metrics import cost_of, usage_by_author
+from stepwise.routing.metrics import cost_of
 from stepwise.types import Trace, Traces, Usage
 
 _MAX_TRACES = 50  # of a list, that a notebook shows
@@ -126,7 +126,7 @@ def traces_to_dataset(traces: Iterable[Trace | TraceView | Measured], *, policy:
 def _rows(traces: Iterable[Trace | TraceView | Measured], policy: str = "") -> list[dict[str, Any]]:
     rows = []
     for view in _views(traces, policy):
-        trace, spent = view.trace, usage_by_author(view.trace)
+        trace, spent = view.trace, view.trace.usage
         row: dict[str, Any] = {
             "problem": trace.problem.id,
             "policy": view.policy,

@@ -33,13 +33,12 @@ from stepwise.errors import ConfigError, ExportError, reason_of
 from stepwise.io import parse_json, whole_file, write_text
 from stepwise.models.safetensors import Checkpoint
 from stepwise.records import record
-from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Policy, View, When
+from stepwise.routing.policy import FOR_GOOD, Action, Escalate, HandOver, Keep, Policy, View, When
 from stepwise.types import from_json, to_json
 
 Array = NDArray[np.float64]
 Kind = Literal["agg", "seq"]
 Weights = Mapping[str, Array]
-FOR_GOOD = 2**31  # a run of the strong model that no solution outlasts
 LAYERS, HEADS = 2, 4  # of TRIM-Seq
 _TOKENS, _STEPS = 300.0, 30.0  # what TRIM divides a step's tokens and its index by
 _STEM = "learned-"

@@ -25,6 +25,7 @@ from stepwise.types import Problem, Step, TraceFinish
 Worse = Literal["high", "low"]
 NAMES = {"never": "Never (weak alone)", "always": "Always (strong alone)"}
 When = Literal["question", "before", "after", "solution"]
+FOR_GOOD = 2**31  # a run of the strong model that no solution outlasts
 Evidence = Literal["draft", "scores", "first_token", "logprobs", "resamples", "rating", "verification"]
 
 

@@ -31,6 +31,7 @@ from stepwise.io import whole_file
 from stepwise.records import record
 from stepwise.routing import learned
 from stepwise.routing.learned import Array, Kind, Learned, LearnedCard, ModelNames, Performance, Weights
+from stepwise.routing.policy import FOR_GOOD
 from stepwise.routing.pomdp.simulator import Act, Decisions, Drafts, Ints, RouterSimulator
 from stepwise.seeds import stable_hash
 
@@ -77,7 +78,7 @@ class PpoSettings:
     @property
     def runs(self) -> tuple[int, ...]:
         """The actions, as numbers of strong steps: keep, one, those of `stay`, all that are left."""
-        return (0, 1, *sorted(set(self.stay)), *([learned.FOR_GOOD] if self.hand_over else []))
+        return (0, 1, *sorted(set(self.stay)), *([FOR_GOOD] if self.hand_over else []))
 
 
 def _initial(kind: Kind, choices: int, seed: int) -> Tensors:

@@ -15,8 +15,8 @@ from stepwise.models.driver import Driver
 from stepwise.models.scorers.base import Scorer
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
-from stepwise.routing.policy import Policy, check_policy, needs_scorer
-from stepwise.routing.trim import FOR_GOOD, OnTrace, RouteSettings, Solver
+from stepwise.routing.policy import FOR_GOOD, Policy, check_policy, needs_scorer
+from stepwise.routing.trim import OnTrace, RouteSettings, Solver
 from stepwise.types import Problem, Step, Trace, Usage
 
 _log = logging.getLogger(__package__)

@@ -34,7 +34,7 @@ from stepwise.models.failures import error_of, failure_of
 from stepwise.prompt import SolvePrompt
 from stepwise.records import record
 from stepwise.routing.evidence import KINDS, Evidence, check_logprobs
-from stepwise.routing.policy import Action, Escalate, HandOver, Keep, Look, Policy, Resample, View, decide
+from stepwise.routing.policy import FOR_GOOD, Action, Escalate, HandOver, Keep, Look, Policy, Resample, View, decide
 from stepwise.seeds import stable_hash
 from stepwise.steps import SEPARATOR, has_answer, open_thought
 from stepwise.types import Problem, Step, Trace, TraceFinish, Usage
@@ -42,7 +42,6 @@ from stepwise.types import Problem, Step, Trace, TraceFinish, Usage
 MAX_COPIES = 2  # a step may stand twice in a trace; a third copy means that the models go in circles
 LEAST_TOKENS = 8  # where a cap leaves less for a step, nobody is asked for it
 MAX_DRAFTS = 16  # drafts of one step; a policy that resamples for ever is stopped here
-FOR_GOOD = 2**31  # steps: all that follow
 Role = Literal["weak", "strong"]
 OnTrace = Callable[[Trace], None]
 

@@ -29,10 +29,8 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
+from typing import Any, Generic, get_args
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -42,84 +40,13 @@ from stepwise.errors import BackendError, ConfigError, DataError, StepwiseError,
 from stepwise.io import append_rows, read_rows
 from stepwise.lab import ADAPTERS, MODELS
 from stepwise.runs.directory import RunDirectory
+from stepwise.runs.options import PIPE, POSITIONAL, Options, OptionsT, SharedOptions, one_of, parse_options
 from stepwise.runs.plan import PlannedCalls, show_plan
 from stepwise.runs.progress import announce
 
+__all__ = ["PIPE", "POSITIONAL", "Options", "Run", "complain", "one_of", "program"]
 _log = logging.getLogger(__package__)
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-POSITIONAL = Parameter(show_default=False)
-"""Marks an option that is given by its place: `file: Annotated[Path, POSITIONAL]`."""
-_SHARED = Group("Shared by all programs", sort_key=1)
-_NEGATABLE = Parameter(negative_bool="no-")
-PIPE = Parameter(allow_leading_hyphen=True)
-"""Marks an option that takes "-" for standard input."""
-
-
-def one_of(title: str, *, required: bool = False) -> Parameter:
-    """Marks options of which at most one may be given, or exactly one where it is `required`."""
-
-    def check(arguments: ArgumentCollection) -> None:
-        # By tokens: of a model's fields, cyclopts' own validators see no values.
-        given = [argument.name for argument in arguments if argument.tokens]
-        if len(given) > 1 or (required and not given):
-            names = given or [argument.name for argument in arguments]
-            raise ValueError(f"give {'one' if required else 'only one'} of {', '.join(names)}")
-
-    return Parameter(group=Group(title, validator=check))
-
-
-class Options(BaseModel):
-    """Options of a program, one a field: its type is checked by pydantic, and its docstring is shown by --help.
-
-    An option that may be None takes "none". `neutral` names those that do not change what is computed, so that a run
-    goes on when they change.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-    neutral: ClassVar[tuple[str, ...]] = ()
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        for field in cls.model_fields.values():
-            field.kw_only = POSITIONAL not in field.metadata
-            if field.default is True and _NEGATABLE not in field.metadata:
-                field.metadata.append(_NEGATABLE)
-
-    @field_validator("*", mode="wrap")
-    @classmethod
-    def _none(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return handler(value)
-        except ValidationError:
-            if value == "none":
-                return handler(None)
-            raise
-
-    def overrides(self) -> list[str]:
-        """Settings of the configuration that options of the program's own stand for, as in --set."""
-        return []
-
-
-class _Shared(Options):
-    """What every program takes."""
-
-    config: Path | None = None
-    """TOML file; without it, the embedded lab"""
-    set: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = ()
-    """change one setting, for example routing.threshold=0.4"""
-    out: Path | None = None
-    """output directory; out/NAME without it"""
-    dry_run: bool = False
-    """print what the run would spend, and do not run"""
-    overwrite: bool = False
-    """remove the files of an earlier run in --out first"""
-    verbose: bool = False
-    """show what the library logs, not its warnings alone"""
-    debug: bool = False
-    """show tracebacks of errors, and all that the library logs"""
-
-
-OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 class Run(Generic[OptionsT]):
@@ -128,7 +55,7 @@ class Run(Generic[OptionsT]):
     """
 
     def __init__(
-        self, config: Config, args: OptionsT, shared: _Shared, directory: RunDirectory, console: Console
+        self, config: Config, args: OptionsT, shared: SharedOptions, directory: RunDirectory, console: Console
     ) -> None:
         self.config = config
         self.args = args
@@ -236,7 +163,7 @@ def program(
         name = file.stem
         command = f"python -m evals.{name}" if file.parent.name == "evals" else f"stepwise {name}"
 
-        def start(args: OptionsT, shared: _Shared, given: dict[str, Any]) -> int:
+        def start(args: OptionsT, shared: SharedOptions, given: dict[str, Any]) -> int:
             config = Config.load(shared.config, [*shared.set, *args.overrides()])
             console = Console(stderr=getattr(args, "as_json", False))  # with --json, standard output is for a program
             out = shared.out or Path("out") / name
@@ -273,9 +200,9 @@ def program(
                 if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show must not cost the run its end
                     stream.reconfigure(errors="replace")
             try:
-                parsed = _parse(command, doc, options, sys.argv[1:] if argv is None else argv)
-            except (CycloptsError, ValidationError) as error:
-                complain(f"error: {_reason(error)}; `{command} --help` lists the options")
+                parsed = parse_options(command, doc, options, sys.argv[1:] if argv is None else argv)
+            except ConfigError as error:
+                complain(f"error: {error}; `{command} --help` lists the options")
                 return 2
             if parsed is None:
                 return 0
@@ -303,51 +230,6 @@ def _check_files(config: Config) -> None:
             elsewhere = name is None or name in (*MODELS, *ADAPTERS) or name.startswith("hf:")
             if not elsewhere and not Path(str(name)).expanduser().exists():
                 raise ConfigError(f"{place}.{key}: {name}: no such file; give {remedy}")
-
-
-def _parse(
-    command: str, doc: str | None, options: type[OptionsT], argv: Sequence[str]
-) -> tuple[OptionsT, _Shared] | None:
-    """The program's own options and the shared ones; None where help was asked for and has been printed."""
-
-    def read(args: Any = None, shared: Any = None) -> tuple[OptionsT, _Shared]:
-        return args or options(), shared or _Shared()
-
-    read.__annotations__ = {
-        "args": Annotated[options | None, Parameter("*")],
-        "shared": Annotated[_Shared | None, Parameter("*", group=_SHARED)],
-    }
-    each = Parameter(
-        consume_multiple=1,
-        allow_repeating=True,
-        negative_bool="",
-        negative_iterable="",
-        show_default=lambda value: None if value is False or value in (None, ()) else value,
-    )
-    app = App(
-        command,
-        doc,
-        default_command=read,
-        default_parameter=each,
-        group_commands=_SHARED,
-        help_format="markdown",
-        version_flags=(),
-    )
-    action, bound, _ = app.parse_args(list(argv), exit_on_error=False, print_error=False)
-    result = action(*bound.args, **bound.kwargs)
-    return result if action is read else None
-
-
-def _reason(error: CycloptsError | ValidationError) -> str:
-    """One line: which option, what was given, what is wrong with it."""
-    invalid = error if isinstance(error, ValidationError) else error.__cause__
-    if not isinstance(invalid, ValidationError):
-        return str(error.__cause__ if isinstance(error.__cause__, ValueError) else error)
-    detail = invalid.errors(include_url=False)[0]
-    option = f"--{detail['loc'][0]}".replace("_", "-")
-    if detail["type"] == "missing":
-        return f"{option} is missing"
-    return f"{option} is {detail['input']!s:.80}: {detail['msg'].replace('Input should be', 'it should be')}"
 
 
 @contextmanager

@@ -31,11 +31,11 @@ from stepwise.prompt import SolvePrompt
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.progress import progress
 from stepwise.training.adapters import LAYOUT, base_directory, check_adapter
+from stepwise.training.checkpoint import check_same
 from stepwise.training.logprobs import weighted_logprobs
 from stepwise.training.lora import Trainee, load_trainee, memory_errors
 from stepwise.training.rendering import TokenRow, check_prompt, prompt_ids, token_row
 from stepwise.training.trainer import (
-    check_same,
     finish,
     finished_adapter,
     fit,

@@ -7,11 +7,8 @@ is killed goes on from its last checkpoint as it would have.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 import random
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,13 +21,14 @@ from torch import Tensor
 from stepwise.config import Config
 from stepwise.config.training import FitConfig, LoraConfig
 from stepwise.errors import DataError
-from stepwise.io import append_rows, parse_json, read_json, read_rows, write_rows
+from stepwise.io import append_rows, read_json, read_rows, write_rows
 from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.progress import announce, progress
 from stepwise.seeds import rng as seeded
 from stepwise.training.adapters import LAYOUT
 from stepwise.training.cards import Method, curves_of, write_card
+from stepwise.training.checkpoint import CHECKPOINT_FILES, check_same, load_checkpoint, save_checkpoint
 from stepwise.training.lora import Trainee, memory_errors, peak_bytes
 from stepwise.training.sinks import STATE, open_sinks
 from stepwise.types import to_json
@@ -55,7 +53,6 @@ class _TrainedRow(Protocol):
 Row = TypeVar("Row", bound=_TrainedRow)
 Loss = Callable[[Sequence[Row]], tuple[Tensor, dict[str, float]]]
 _METRICS, _CHECKPOINT, _ADAPTER = "metrics.jsonl", "checkpoint", "adapter"
-_CHECKPOINT_FILES = ("state.json", "optimizer.pt", *(f"adapter/{name}" for name in LAYOUT))
 _ADAPTER_FILES = (*LAYOUT, "adapter.gguf", "README.md", "card.json")
 
 
@@ -84,12 +81,12 @@ class Trainer:
         self.trainee, self.optimizer, self.num_steps, self._save_every = trainee, optimizer, num_steps, save_every
         out = directory.made()
         for folder in (_CHECKPOINT, f"{_CHECKPOINT}.old"):  # claimed, so that --overwrite removes them
-            for name in _CHECKPOINT_FILES:
+            for name in CHECKPOINT_FILES:
                 directory.claim(f"{folder}/{name}")
         self._checkpoint, self._metrics = out / _CHECKPOINT, directory.claim(_METRICS)
         self.failed = directory.claim("failed-batch.jsonl")
         directory.claim(STATE)
-        self.done, self.state = _load_checkpoint(self._checkpoint, trainee, optimizer)
+        self.done, self.state = load_checkpoint(self._checkpoint, trainee, optimizer)
         check_same(self._checkpoint, self.state.setdefault("data", data), data)
         rows = read_rows(self._metrics)
         if len(rows_before := [row for row in rows if row.get("step", 0) <= self.done]) < len(rows):
@@ -106,7 +103,7 @@ class Trainer:
         self._sinks.log(step, row)
         self._bar(1, note)
         if step % self._save_every == 0 or step == self.num_steps:
-            _save_checkpoint(self._checkpoint, step, self.trainee, self.optimizer, self.state)
+            save_checkpoint(self._checkpoint, step, self.trainee, self.optimizer, self.state)
 
     def __enter__(self) -> Self:
         return self
@@ -305,51 +302,3 @@ def check_finite(values: Mapping[str, float], batch: Sequence[Any], path: Path) 
         raise DataError(
             f"training stopped: {', '.join(wrong)}; the batch is in {path}: look at it, or lower the learning rate"
         )
-
-
-# ---- checkpoints: a directory that gets its name once it is whole; until then the one before it stays ----
-
-
-def check_same(path: Path, known: Any, data: str) -> None:
-    """Raise DataError where what lies at `path` was made from other data (a hash) than `data`."""
-    if known != data:
-        raise DataError(f"{path} belongs to other data than was given now; give another --out, or --overwrite")
-
-
-def _save_checkpoint(folder: Path, step: int, trainee: Trainee, optimizer: Any, state: Mapping[str, Any]) -> None:
-    """Make what there is after `step` steps the checkpoint `folder`."""
-    draft, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    trainee.save(draft / "adapter")
-    torch.save(optimizer.state_dict(), draft / "optimizer.pt")
-    (draft / "state.json").write_text(json.dumps({"step": step, "extra": state}) + "\n")
-    for path in draft.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    if _is_whole(folder):
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(draft, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _load_checkpoint(folder: Path, trainee: Trainee, optimizer: Any) -> tuple[int, dict[str, Any]]:
-    """Put the checkpoint `folder` into trainee and optimizer; its step and state, 0 and nothing where there is none."""
-    if not _is_whole(folder):
-        folder = folder.with_name(folder.name + ".old")
-    if not _is_whole(folder):
-        return 0, {}
-    try:
-        saved = parse_json((folder / "state.json").read_text())
-        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True, map_location=trainee.device))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder} is damaged ({error!s:.100}); remove it, and the run begins anew") from None
-    trainee.load_adapter_weights(folder / "adapter")
-    return int(saved["step"]), dict(saved["extra"])
-
-
-def _is_whole(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in _CHECKPOINT_FILES)

@@ -23,7 +23,6 @@ from stepwise.models.shared import close_engines
 from tests.critics.critic import judged, proposed, reviewed, verified, wanted
 from tests.critics.programs import Panel, Repair
 from tests.critics.sums import imitator, sums
-from tests.routing import world
 from tests.scripted_lm import Messages, ScriptedLM
 
 EXACT = {"context": 2048, "sequences": 4, "kv_type": "f32", "flash_attention": False, "temperature": 0.0}
@@ -254,39 +253,6 @@ def test_another_process_finds_the_model_of_a_module_inside_a_users_program(
     assert run.returncode == 0, run.stderr[-2000:]
     # a schema is sent, not a plea for JSON: the model is known for what it is
     assert json.loads(run.stdout.splitlines()[-1]) == [None, found.right, found.reason, "json_schema"]
-
-
-POLICIES = [
-    routing.Random(0.25, seed=3),
-    routing.Threshold(0.61),
-    routing.Judged("openai/x", api_key_env="SOME_KEY", scored=True),
-    routing.Signalled(routing.StepScore(), 0.4),
-    routing.Cascade("least_score", 0.3),
-]
-
-
-class Routed(dspy.Module):  # type: ignore[misc]
-    """A router, and a judge of what it wrote."""
-
-    def __init__(self, policy: Any = None, **settings: Any) -> None:
-        super().__init__()
-        made = world.models()
-        self.parts = {"router": StepRouter(made.weak, made.strong, made.scorer, policy, **settings)}
-        self.judge = StepJudge()
-
-
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
-def test_a_router_inside_a_program_of_the_user_is_saved_with_its_policy(policy: Any, tmp_path: Path) -> None:
-    saved, loaded = Routed(policy, seed=4, max_steps=12), Routed()
-    saved.save(tmp_path / "routed.json")
-    loaded.load(tmp_path / "routed.json")
-    assert (loaded.parts["router"].policy, loaded.parts["router"].settings.seed) == (policy, 4)
-    assert loaded.dump_state() == saved.dump_state()
-    copied = saved.deepcopy()
-    copied.parts["router"].load_state({**saved.parts["router"].dump_state(), "seed": 5})
-    assert saved.parts["router"].settings.seed == 4
-    assert copied.dump_state() != saved.dump_state() == saved.reset_copy().dump_state()
-    assert saved.parts["router"].dump_state()["policy"]["policy"] == policy.name
 
 
 WHOLE = """

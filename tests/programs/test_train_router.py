@@ -8,7 +8,8 @@ import pytest
 
 from programs import route, train_router
 from stepwise.io import read_rows
-from stepwise.routing.learned import FOR_GOOD, Learned, files_of
+from stepwise.routing.learned import Learned, files_of
+from stepwise.routing.policy import FOR_GOOD
 from stepwise.routing.pomdp.fit import FitCard, RouterFit
 from tests.routing.lab_world import LabWorld
 from tests.routing.learning_world import LAW, MODEL

@@ -48,9 +48,9 @@ class LabWorld:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Make every router load these models instead of those of its configuration."""
-        from stepwise.routing import router
+        from stepwise.routing import loaded
 
         models: dict[str, Any] = {"llamacpp/lab-weak": self.weak, "llamacpp/lab-strong": self.strong}
-        monkeypatch.setattr(router, "load_backend", lambda spec, **_: models[spec.model])
-        monkeypatch.setattr(router, "load_scorer", lambda spec, **_: self.scorer)
+        monkeypatch.setattr(loaded, "load_backend", lambda spec, **_: models[spec.model])
+        monkeypatch.setattr(loaded, "load_scorer", lambda spec, **_: self.scorer)
         monkeypatch.setenv("COLUMNS", "200")

@@ -14,7 +14,6 @@ from stepwise.models.scorers import Scorer
 from stepwise.models.store import CallCache
 from stepwise.routing import Never, Policy, StepRouter, Threshold
 from stepwise.routing.compare import Measured, compare
-from stepwise.routing.metrics import usage_by_author
 from stepwise.types import Problem, Usage
 from tests.routing import world
 from tests.routing.test_on_lab import shipped
@@ -23,7 +22,7 @@ from tests.routing.test_on_lab import shipped
 def spent(measured: Measured) -> dict[str, Usage]:
     totals: dict[str, Usage] = {}
     for view in measured.views:
-        for role, usage in usage_by_author(view.trace).items():
+        for role, usage in view.trace.usage.items():
             totals[role] = totals.get(role, Usage()) + usage
     return totals
 
@@ -36,9 +35,7 @@ def test_a_router_keeps_answers_in_the_file_it_is_given_and_closes_it(tmp_path: 
             traces = router.solve_all(world.problems(4), progress=False)
             assert router.cache is not None
             assert router.cache.hit_rate == hits
-    assert router.cost(traces).strong_tokens == sum(
-        usage_by_author(t).get("strong", Usage()).generated_tokens for t in traces
-    )
+    assert router.cost(traces).strong_tokens == sum(t.usage.get("strong", Usage()).generated_tokens for t in traces)
     CallCache(path).close()  # nobody holds it any more
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from stepwise.errors import ConfigError
 from stepwise.routing import Escalate, HandOver, Keep, Learned, StepRouter, View, policy_from_dict, policy_to_dict
-from stepwise.routing.learned import FOR_GOOD, files_of, forward, seen
+from stepwise.routing.learned import files_of, forward, seen
+from stepwise.routing.policy import FOR_GOOD
 from stepwise.routing.saved import load_policy
 from stepwise.types import Problem, Step, Usage
 from tests.routing.lab_world import LabWorld

@@ -11,7 +11,8 @@ import pytest
 
 from stepwise.errors import ConfigError
 from stepwise.routing import Learned
-from stepwise.routing.learned import FOR_GOOD, files_of
+from stepwise.routing.learned import files_of
+from stepwise.routing.policy import FOR_GOOD
 from stepwise.routing.pomdp.simulator import Drafts
 from stepwise.routing.ppo import PpoLearner, PpoSettings, _acting, train
 from tests.routing.learning_world import MODEL, PAIR, WORLD, Optimal, trained

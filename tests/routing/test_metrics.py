@@ -20,7 +20,6 @@ from stepwise.routing.metrics import (
     frontier,
     frontier_area,
     pgr,
-    usage_by_author,
 )
 from stepwise.types import Problem, Step, Trace, Usage
 
@@ -186,6 +185,6 @@ def test_parameter_tokens_are_unknown_where_a_size_is_unknown() -> None:
 
 
 def test_usage_is_split_by_author_and_adds_up_to_everything() -> None:
-    spent = usage_by_author(a_trace())
+    spent = a_trace().usage
     assert set(spent) == {"weak", "strong", "scorer"}
     assert spent["weak"] == Usage("w", 3, 90, 33, 22)

@@ -12,7 +12,6 @@ from stepwise.models import load_backend
 from stepwise.models.scorers import LabelTokenScorer, load_scorer
 from stepwise.routing import Models, Never, RouteSettings, StepRouter, Threshold, route_all
 from stepwise.routing.compare import compare
-from stepwise.routing.metrics import usage_by_author
 from stepwise.types import Problem, Step, Usage
 
 pytest.importorskip("llama_cpp")
@@ -123,7 +122,7 @@ def test_the_traces_account_for_every_token_that_the_engines_generated(exact: di
     traces = route_all(PROBLEMS[:8], Models(weak, strong, scorer), Threshold(0.5), RouteSettings(SAMPLING, max_steps=5))
     spent: dict[str, Usage] = {}
     for trace in traces:
-        for role, usage in usage_by_author(trace).items():
+        for role, usage in trace.usage.items():
             spent[role] = spent.get(role, Usage()) + usage
     for role, backend in (("weak", weak), ("strong", strong)):
         assert spent[role].generated_tokens == backend.engine.counters.generated_tokens  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ from stepwise.routing import (
     policy_to_dict,
     route_all,
 )
-from stepwise.routing.metrics import cost_of, usage_by_author
+from stepwise.routing.metrics import cost_of
 from stepwise.routing.pomdp.fit_check import auroc
 from stepwise.routing.query import _buckets, question_key, refuse_overlap
 from stepwise.types import Problem, Step, Trace
@@ -145,7 +145,7 @@ def test_a_solution_that_passes_its_check_stands_and_the_check_is_paid_for() -> 
     assert [part.decision for part in trace.abandoned] == [f"verification: {w}" for w in ("right", "wrong")] + [
         "verification: right"
     ] * 2
-    spent = usage_by_author(trace)
+    spent = trace.usage
     assert spent["weak"].generated_tokens == sum(map(n_tokens, WEAK)) + 4 * n_tokens("yes")
     assert spent["weak"].calls == len(WEAK) + 4
     assert "strong" not in spent
@@ -202,7 +202,7 @@ def test_where_the_budget_forbids_the_strong_model_the_weak_solution_stands() ->
     assert [step.text for step in trace.steps] == WEAK
     assert (trace.finish, len(trace.abandoned)) == ("answer", 2)
     assert trace.note == "not handed over: budget.strong_tokens has 7 of 7 left, a step needs 8"
-    assert "strong" not in usage_by_author(trace)
+    assert "strong" not in trace.usage
 
 
 def test_cascades_repair_the_world_and_cost_both_models() -> None:

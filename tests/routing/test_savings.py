@@ -8,8 +8,7 @@ import pytest
 
 from stepwise.errors import DataError
 from stepwise.routing import Always, Never, Random, Threshold
-from stepwise.routing.compare import savings
-from stepwise.routing.metrics import cost_of
+from stepwise.routing.metrics import cost_of, savings
 from stepwise.types import Step, Trace
 from tests.routing import world
 

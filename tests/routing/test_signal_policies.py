@@ -33,7 +33,7 @@ from stepwise.routing import (
     route_all,
 )
 from stepwise.routing.compare import plan_routing
-from stepwise.routing.metrics import cost_of, usage_by_author
+from stepwise.routing.metrics import cost_of
 from stepwise.routing.policy import When, label_of
 from stepwise.types import Problem, Trace, Usage, from_json, to_json
 from tests.fakes import Line, ScriptedBackend, ScriptedScorer, n_tokens
@@ -70,7 +70,7 @@ def test_a_signal_before_the_draft_saves_the_draft_and_costs_one_token_a_step() 
     assert authors(trace) == "wswsww"
     assert all(not step.discarded for step in trace.steps)
     assert [len(step.evidence) for step in trace.steps] == [1] * 6
-    spent, kept = usage_by_author(trace), [WEAK[i] for i in (0, 2, 4, 5)]
+    spent, kept = trace.usage, [WEAK[i] for i in (0, 2, 4, 5)]
     assert spent["weak"].generated_tokens == sum(map(n_tokens, kept)) + 6
     assert spent["weak"].calls == len(kept) + 6
     assert spent["strong"].generated_tokens == n_tokens("s1") + n_tokens("s3")
@@ -80,7 +80,7 @@ def test_a_signal_before_the_draft_saves_the_draft_and_costs_one_token_a_step() 
 def test_the_same_steps_flagged_after_the_draft_cost_the_drafts() -> None:
     trace = go(Signalled(MaxLogit(), -0.3))
     assert authors(trace) == "wswsww"
-    assert usage_by_author(trace)["weak"].generated_tokens == sum(map(n_tokens, WEAK))
+    assert trace.usage["weak"].generated_tokens == sum(map(n_tokens, WEAK))
     assert cost_of([trace]).discarded_tokens == n_tokens("w1") + n_tokens("w3")
     assert cost_of([go(Signalled(FirstTokenEntropy(), 0.3))]).discarded_tokens == 0
 
@@ -116,7 +116,7 @@ def test_a_rating_is_asked_of_the_strong_model_and_counted_as_its_tokens() -> No
     strong = TellingBackend({"p": STRONG}, answers=asked, name="strong")
     trace = go(Signalled(StrongRating(), 7), strong=strong)
     assert authors(trace) == "wwswww"
-    spent = usage_by_author(trace)["strong"]
+    spent = trace.usage["strong"]
     assert (spent.calls, spent.generated_tokens) == (6 + 1, 6 * n_tokens("9") + n_tokens("s2"))
     assert [step.evidence[0].decision for step in trace.steps[:3]] == ["rating: 9 of 9", "rating: 9 of 9",
                                                                        "rating: 3 of 9"]  # fmt: skip
@@ -153,7 +153,7 @@ def test_samples_of_a_step_are_drawn_counted_and_compared() -> None:
     trace = go(Signalled(Agreement(4), 0.5), ScriptedBackend(weak))
     assert authors(trace) == "wswwww"
     assert [len(step.evidence) for step in trace.steps] == [4] * 6
-    spent = usage_by_author(trace)["weak"]
+    spent = trace.usage["weak"]
     assert spent.calls == 6 * 5
     assert trace.steps[1].discarded[0].text.startswith("guess")
     assert len({part.text for part in (*trace.steps[1].evidence, *trace.steps[1].discarded)}) == 5
@@ -173,7 +173,7 @@ def test_resampling_a_flagged_step_costs_no_strong_token_and_stops_when_it_is_no
 
     trace = go(Signalled(StepScore(), 0.5, "resample", tries=4), ScriptedBackend(weak), scores={"slip": 0.1})
     assert authors(trace) == "wwwwww"
-    assert "strong" not in usage_by_author(trace)
+    assert "strong" not in trace.usage
     assert [d.text for d in trace.steps[1].discarded] == ["slip", "slip"]
     assert [d.score for d in trace.steps[1].discarded] == [0.1, 0.1]
     assert (trace.steps[1].text, trace.steps[1].score) == ("fine", 0.9)
@@ -261,7 +261,7 @@ def test_evidence_is_bought_under_the_caps() -> None:
     trace = go(Signalled(StrongRating(), 7), strong=strong, budget=BudgetConfig(strong_tokens=17))
     assert [len(step.evidence) for step in trace.steps] == [1] * 5 + [0]  # 8 are held for each, 2 are used
     assert trace.steps[5].decision == "keep: rating is missing"
-    assert usage_by_author(trace)["strong"].generated_tokens <= 17
+    assert trace.usage["strong"].generated_tokens <= 17
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_evidence_is_bought_under_the_caps() -> None:
 def test_a_budget_of_zero_is_the_weak_model_alone(policy: Policy) -> None:
     trace = go(policy, budget=BudgetConfig(strong_tokens=0))
     assert [step.text for step in trace.steps] == WEAK
-    assert "strong" not in usage_by_author(trace)
+    assert "strong" not in trace.usage
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_the_plan_bounds_what_signals_cost() -> None:
         traces = route_all(problems, Models(TellingBackend(world.weak_step), strong), policy)
         planned = {part.role: part for part in plan_routing(Config(), [policy], problems)}
         for trace in traces:
-            for role, usage in usage_by_author(trace).items():
+            for role, usage in trace.usage.items():
                 assert usage.calls <= planned[role].calls / len(problems)  # type: ignore[index]
 
 

@@ -12,7 +12,6 @@ from stepwise.config import Config
 from stepwise.lab.problems import generate
 from stepwise.routing import Agreement, Always, FirstTokenEntropy, Never, ScoreDrop, Signalled, StepRouter
 from stepwise.routing.compare import Measured, compare
-from stepwise.routing.metrics import usage_by_author
 from tests.routing.test_on_lab import shipped
 
 pytestmark = pytest.mark.skipif(not shipped(), reason="the lab's models are not in this checkout")
@@ -46,7 +45,7 @@ def test_entropy_of_the_first_token_saves_the_drafts_and_pays_a_token_for_each_g
     assert escalated
     assert arm.cost.discarded_tokens == 0
     assert all(len(step.evidence) == 1 and not step.discarded for step in steps)
-    spent = [usage_by_author(view.trace)["weak"].generated_tokens for view in arm.views]
+    spent = [view.trace.usage["weak"].generated_tokens for view in arm.views]
     kept = sum(step.usage.generated_tokens for step in steps if step.author == "weak")
     assert sum(spent) == kept + len(steps)
     assert accuracy(arm) > accuracy(never)
@@ -66,6 +65,6 @@ def test_agreement_pays_for_its_samples_and_misses_what_the_weak_model_gets_wron
     arm, drop = measured["agreement"], measured["score_drop"]
     for view in arm.views:
         assert all(len(step.evidence) == 2 for step in view.trace.steps)
-        assert usage_by_author(view.trace)["weak"].calls == 3 * len(view.trace.steps)
+        assert view.trace.usage["weak"].calls == 3 * len(view.trace.steps)
     assert accuracy(arm) < accuracy(drop)
     assert arm.cost.all_tokens > 2 * drop.cost.all_tokens

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stepwise.errors import DataError
-from stepwise.routing.learned import FOR_GOOD
+from stepwise.routing.policy import FOR_GOOD
 from stepwise.routing.pomdp.simulator import Drafts, RouterSimulator
 from tests.routing.learning_world import LAW, MODEL, WORLD, Optimal
 from tests.routing.pomdp_world import SMALL, transitions

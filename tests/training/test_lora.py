@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch", reason='needs pip install "stepwise[train]"
 pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
 
 from stepwise.training.adapters import base_directory  # noqa: E402
+from stepwise.training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from stepwise.training.lora import load_trainee  # noqa: E402
-from stepwise.training.trainer import _load_checkpoint, _save_checkpoint  # noqa: E402
 
 
 def disturb(trainee: object, seed: int = 1) -> None:
@@ -76,15 +76,15 @@ def test_a_checkpoint_brings_back_adapter_and_optimizer(tiny_gguf_path: Path, tm
         by.step()  # type: ignore[attr-defined]
         by.zero_grad()  # type: ignore[attr-defined]
 
-    assert _load_checkpoint(tmp_path / "checkpoint", trainee, optimizer) == (0, {})
+    assert load_checkpoint(tmp_path / "checkpoint", trainee, optimizer) == (0, {})
     step(trainee, optimizer)
-    _save_checkpoint(tmp_path / "checkpoint", 7, trainee, optimizer, {"tokens": 5})
+    save_checkpoint(tmp_path / "checkpoint", 7, trainee, optimizer, {"tokens": 5})
     step(trainee, optimizer)
-    _save_checkpoint(tmp_path / "checkpoint", 8, trainee, optimizer, {"tokens": 6})
+    save_checkpoint(tmp_path / "checkpoint", 8, trainee, optimizer, {"tokens": 6})
     step(trainee, optimizer)
     again = load_trainee(config(tiny_gguf_path, "seed=3"))
     own = again.optimizer(1e-2)
-    assert _load_checkpoint(tmp_path / "checkpoint", again, own) == (8, {"tokens": 6})
+    assert load_checkpoint(tmp_path / "checkpoint", again, own) == (8, {"tokens": 6})
     step(again, own)
     assert torch.equal(logits(again), logits(trainee))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
@@ -93,10 +93,10 @@ def test_a_checkpoint_brings_back_adapter_and_optimizer(tiny_gguf_path: Path, tm
 def test_a_checkpoint_that_was_being_replaced_is_still_found(tiny_gguf_path: Path, tmp_path: Path) -> None:
     trainee = load_trainee(config(tiny_gguf_path))
     optimizer = trainee.optimizer(1e-2)
-    _save_checkpoint(tmp_path / "checkpoint", 3, trainee, optimizer, {})
+    save_checkpoint(tmp_path / "checkpoint", 3, trainee, optimizer, {})
     (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
     (tmp_path / "checkpoint.new").mkdir()
-    assert _load_checkpoint(tmp_path / "checkpoint", trainee, optimizer) == (3, {})
+    assert load_checkpoint(tmp_path / "checkpoint", trainee, optimizer) == (3, {})
 
 
 def test_where_the_weights_to_train_lie() -> None:

@@ -1,0 +1,137 @@
+"""Options on the command line: a class of pydantic, read and checked through cyclopts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
+
+from stepwise.errors import ConfigError
+
+POSITIONAL = Parameter(show_default=False)
+"""Marks an option that is given by its place: `file: Annotated[Path, POSITIONAL]`."""
+_SHARED = Group("Shared by all programs", sort_key=1)
+_NEGATABLE = Parameter(negative_bool="no-")
+PIPE = Parameter(allow_leading_hyphen=True)
+"""Marks an option that takes "-" for standard input."""
+
+
+def one_of(title: str, *, required: bool = False) -> Parameter:
+    """Marks options of which at most one may be given, or exactly one where it is `required`."""
+
+    def check(arguments: ArgumentCollection) -> None:
+        # By tokens: of a model's fields, cyclopts' own validators see no values.
+        given = [argument.name for argument in arguments if argument.tokens]
+        if len(given) > 1 or (required and not given):
+            names = given or [argument.name for argument in arguments]
+            raise ValueError(f"give {'one' if required else 'only one'} of {', '.join(names)}")
+
+    return Parameter(group=Group(title, validator=check))
+
+
+class Options(BaseModel):
+    """Options of a program, one a field: its type is checked by pydantic, and its docstring is shown by --help.
+
+    An option that may be None takes "none". `neutral` names those that do not change what is computed, so that a run
+    goes on when they change.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    neutral: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for field in cls.model_fields.values():
+            field.kw_only = POSITIONAL not in field.metadata
+            if field.default is True and _NEGATABLE not in field.metadata:
+                field.metadata.append(_NEGATABLE)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _none(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            if value == "none":
+                return handler(None)
+            raise
+
+    def overrides(self) -> list[str]:
+        """Settings of the configuration that options of the program's own stand for, as in --set."""
+        return []
+
+
+class SharedOptions(Options):
+    """What every program takes."""
+
+    config: Path | None = None
+    """TOML file; without it, the embedded lab"""
+    set: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = ()
+    """change one setting, for example routing.threshold=0.4"""
+    out: Path | None = None
+    """output directory; out/NAME without it"""
+    dry_run: bool = False
+    """print what the run would spend, and do not run"""
+    overwrite: bool = False
+    """remove the files of an earlier run in --out first"""
+    verbose: bool = False
+    """show what the library logs, not its warnings alone"""
+    debug: bool = False
+    """show tracebacks of errors, and all that the library logs"""
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def parse_options(
+    command: str, doc: str | None, options: type[OptionsT], argv: Sequence[str]
+) -> tuple[OptionsT, SharedOptions] | None:
+    """The program's own options and the shared ones; None where help was asked for and has been printed.
+
+    Raises ConfigError for an option that is unknown, missing or wrong.
+    """
+
+    def read(args: Any = None, shared: Any = None) -> tuple[OptionsT, SharedOptions]:
+        return args or options(), shared or SharedOptions()
+
+    read.__annotations__ = {
+        "args": Annotated[options | None, Parameter("*")],
+        "shared": Annotated[SharedOptions | None, Parameter("*", group=_SHARED)],
+    }
+    each = Parameter(
+        consume_multiple=1,
+        allow_repeating=True,
+        negative_bool="",
+        negative_iterable="",
+        show_default=lambda value: None if value is False or value in (None, ()) else value,
+    )
+    app = App(
+        command,
+        doc,
+        default_command=read,
+        default_parameter=each,
+        group_commands=_SHARED,
+        help_format="markdown",
+        version_flags=(),
+    )
+    try:
+        action, bound, _ = app.parse_args(list(argv), exit_on_error=False, print_error=False)
+        result = action(*bound.args, **bound.kwargs)
+    except (CycloptsError, ValidationError) as error:
+        raise ConfigError(_reason(error)) from None
+    return result if action is read else None
+
+
+def _reason(error: CycloptsError | ValidationError) -> str:
+    """One line: which option, what was given, what is wrong with it."""
+    invalid = error if isinstance(error, ValidationError) else error.__cause__
+    if not isinstance(invalid, ValidationError):
+        return str(error.__cause__ if isinstance(error.__cause__, ValueError) else error)
+    detail = invalid.errors(include_url=False)[0]
+    option = f"--{detail['loc'][0]}".replace("_", "-")
+    if detail["type"] == "missing":
+        return f"{option} is missing"
+    return f"{option} is {detail['input']!s:.80}: {detail['msg'].replace('Input should be', 'it should be')}"
