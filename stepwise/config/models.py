@@ -161,12 +161,20 @@ class ScorerConfig(LoadConfig):
     kind: str = "label_token"
     """how a score is read: from label tokens (label_token), a classification head (classifier), vLLM's /pooling
     (pooling), a language model's answer (judge), a number (constant), or by a class of yours: "my_file:MyScorer\""""
+    layout: Literal["marker", "text", "turns"] = "marker"
+    """kind "label_token": the solve prompt with a marker after each step (marker), plain text (text, as Math-Shepherd)
+    or a chat with a step a turn (turns, as RLHFlow's models)"""
+    template: str | None = None
+    """what stands before the steps, with {question} (layout "turns": the first turn, with {step} too); kind "judge":
+    what is asked about a step, with {question}, {steps}, {step}, {number}; unset: as the published models have it"""
+    step_template: str | None = None
+    """each step, with {step}, {number} and, in layout "text", {marker}"""
     marker: str | None = None
     """token after each step, where the score is read; unset: <|score|> for label tokens, else as the model has it"""
-    good: str = "<|good|>"
-    """kind "label_token": token that stands for a right step"""
-    bad: str = "<|bad|>"
-    """kind "label_token": token that stands for a wrong step"""
+    good: str | None = None
+    """token that stands for a right step; unset: <|good|>, + in layout "text" and "turns", Yes of a judge"""
+    bad: str | None = None
+    """token that stands for a wrong step; unset: <|bad|>, - or No"""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """kind "classifier": type of the weights in memory"""
     device: str = "cpu"
@@ -194,9 +202,26 @@ class ScorerConfig(LoadConfig):
                     f'"{key}" is set, but means nothing to a scorer of kind "{self.kind}" (only to '
                     f"{' and '.join(kinds)}); remove it or set kind"
                 )
+        if self.layout == "marker" and self.kind == "label_token" and (self.template or self.step_template):
+            raise ValueError(
+                'layout "marker" reads solutions under the prompt of [prompt]; remove template and step_template, or '
+                'set layout = "text" or "turns"'
+            )
+        for key, template, needed in (
+            ("template", self.template, "{steps}" if self.kind == "judge" else "{question}"),
+            ("step_template", self.step_template, "{marker}" if self.layout == "text" else "{step}"),
+        ):
+            if template is not None and needed not in template:
+                raise ValueError(f"{key} is {template!r} and has no {needed}; add it")
         if self.kind == "pooling" and self.api_base is None:
             raise ValueError('kind "pooling" asks a server; set its address, api_base = "http://localhost:8000"')
         return self
+
+    @property
+    def tokens(self) -> tuple[str, str, str]:
+        """The marker, and the labels of a right and of a wrong step."""
+        marker, good, bad = ("", "Yes", "No") if self.kind == "judge" else _TOKENS[self.layout]
+        return self.marker or marker, self.good or good, self.bad or bad
 
     @property
     def title(self) -> str:
@@ -219,11 +244,19 @@ class ScorerConfig(LoadConfig):
         return (0.0, 0.0) if known is None and here else known
 
 
+_TOKENS = {
+    "marker": ("<|score|>", "<|good|>", "<|bad|>"),  # the lab's
+    "text": ("ки", "+", "-"),
+    "turns": ("", "+", "-"),
+}
 _KINDS_OF_KEY = {
     "options": ("my_file:MyScorer",),
+    "layout": ("label_token",),
+    "template": ("label_token", "judge"),
+    "step_template": ("label_token",),
     "marker": ("label_token", "classifier", "pooling"),
-    "good": ("label_token",),
-    "bad": ("label_token",),
+    "good": ("label_token", "judge"),
+    "bad": ("label_token", "judge"),
     "dtype": ("classifier",),
     "device": ("classifier",),
     "ask": ("judge",),

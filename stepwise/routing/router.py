@@ -115,10 +115,22 @@ class StepRouter(LoadedRouter):
         models = self._loaded()
         self.cache = self._opened(cache)
         # What a score depends on beside the model; options only where there are any, for the keys of stored answers.
-        read = {"kind", "marker", "good", "bad", "dtype", "ask", "value", "options"}
+        read = {
+            "kind",
+            "layout",
+            "template",
+            "step_template",
+            "marker",
+            "good",
+            "bad",
+            "dtype",
+            "ask",
+            "value",
+            "options",
+        }
         self._scorer_settings = None
         if isinstance(scorer, ScorerConfig):
-            self._scorer_settings = scorer.model_dump(include=read if scorer.options else read - {"options"})
+            self._scorer_settings = scorer.model_dump(include=read | ({"options"} if scorer.options else set()))
         self.models = self._stored(models)
         self.prices = self._prices()
         self.ledger = self._new_ledger(caps)

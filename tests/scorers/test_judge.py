@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 
 from stepwise.config import ScorerConfig
 from stepwise.errors import BackendError, ScorerError
-from stepwise.models.scorers import JudgeScorer, load_scorer
-from stepwise.models.scorers.judge import Ask, Message, api_completion, messages, parse
+from stepwise.models.scorers import JudgeScorer, LabelTokenScorer, load_scorer
+from stepwise.models.scorers.judge import Ask, Message, api_completion, parse
+from stepwise.models.scorers.layouts import QUESTION, question_about
 from stepwise.types import Problem, Usage
 from tests.scorers.stand_in import Answer, in_turn, serving
 
@@ -69,7 +71,16 @@ def test_each_step_is_asked_about_with_the_problem_and_the_steps_before() -> Non
     assert "Step 1: First." in asked
     assert "Second." in asked
     assert "Third." not in asked
-    assert messages("Q", ["only"], "verdict")[-1]["content"].count("(none)") == 1
+    assert question_about("{steps}", "Q", ["a", "b"], "yes?")[-1]["content"] == "Step 1: a\n\nStep 2: b yes?"
+
+
+@pytest.mark.parametrize("ask", ["probability", "verdict"])
+def test_no_prompt_holds_a_number_that_a_small_model_could_copy(ask: Ask) -> None:
+    script = Script("1" if ask == "probability" else "yes")
+    judge(script, ask).score("Sum?", ["Add."])
+    text = "".join(message["content"] for message in script.chats[0])
+    assert "0." not in text
+    assert "%" not in text
 
 
 def test_known_steps_are_not_asked_about_again() -> None:
@@ -128,21 +139,30 @@ def local(tiny_gguf_path: Path) -> dict[str, Any]:
     return {"kind": "judge", "model": f"llamacpp/{tiny_gguf_path}", "context": 512, "sequences": 2}
 
 
-@pytest.mark.parametrize("ask", ["probability", "verdict"])
-def test_on_the_engine_a_grammar_makes_every_answer_readable(local: dict[str, Any], ask: Ask) -> None:
-    made = load_scorer(ScorerConfig(**local, ask=ask))
-    assert isinstance(made, JudgeScorer)
-    scores = made.score(P, ["First.", "Second."])
-    assert all(0 <= score <= 1 for score in scores)
-    assert (made.usage.calls, made.usage.retries) == (2, 0)
-    assert made.memory_bytes is not None
-    assert made.parameters is not None
+def test_on_the_engine_p_of_yes_is_read_from_the_logits(local: dict[str, Any]) -> None:
+    made = load_scorer(ScorerConfig(**local, good="a", bad="b"))
+    assert isinstance(made, LabelTokenScorer)
+    steps = ["First.", "Second."]
+    scores = made.score(P, steps)
+    engine = made.engine
+    for number, score in enumerate(scores, start=1):
+        form = 'Answer with one word: "a" if it is correct, "b" if it is not.'
+        ids = engine.chat_ids(question_about(QUESTION, P.question, steps[:number], form), enable_thinking=False)
+        assert made.layout.readings(P.question, steps, number - 1)[0] == (ids, [len(ids) - 1])
+        labels = [engine.token_id("a"), engine.token_id("b")]
+        ((good, bad),) = engine.score([ids], [[len(ids) - 1]], labels)[0].logits.tolist()
+        assert score == pytest.approx(1 / (1 + math.exp(bad - good)), abs=0.01)  # a batch of another shape rounds so
+    assert (made.usage.calls, made.usage.generated_tokens) == (2, 0)
     made.close()
+    sure = load_scorer(ScorerConfig(**local, good="a", bad="b", ask="verdict"))
+    assert sure.score(P, steps) == [float(score >= 0.5) for score in scores]
+    assert sure.identity != made.identity
+    sure.close()
 
 
 def test_a_solution_too_long_for_the_engine_is_an_error(local: dict[str, Any]) -> None:
-    made = load_scorer(ScorerConfig(**local))
-    with pytest.raises(ScorerError, match=r"step 0: the prompt has \d+ tokens, more than the context of 512"):
+    made = load_scorer(ScorerConfig(**local, good="a", bad="b"))
+    with pytest.raises(ScorerError, match=r"problem 'p': the prompt has \d+ tokens, more than the context of 512"):
         made.score(P, ["word " * 900])
     made.close()  # type: ignore[attr-defined]
 

@@ -37,7 +37,7 @@ def test_label_tokens_that_a_model_lacks_are_named_and_the_model_is_freed(tiny_g
     pytest.importorskip("llama_cpp")
     for key in ("marker", "good", "bad"):
         config = ScorerConfig(model=f"llamacpp/{tiny_gguf_path}", **{key: "<|maybe|>"})  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match=r"no special token '<\|maybe\|>'; it has .*<\|good\|>"):
+        with pytest.raises(ConfigError, match=r"no token '<\|maybe\|>', which is split .*<\|good\|>"):
             load_scorer(config)
 
 
@@ -64,7 +64,7 @@ def test_a_constant_scorer_is_a_line_of_configuration() -> None:
         ('kind = "clasifier"', '"scorer.kind": the value is .*clasifier.; did you mean'),
         ('maker = "<x>"', 'unknown key "scorer.maker"; did you mean "scorer.marker"'),
         ('device = "cuda"', '"device" is set, but means nothing to a scorer of kind "label_token" .only to classifier'),
-        ('kind = "judge"\nmodel = "openai/x"\ngood = "+"', '"good" is set, but means nothing .*"judge"'),
+        ('kind = "judge"\nmodel = "openai/x"\nmarker = "+"', '"marker" is set, but means nothing .*"judge"'),
         ('kind = "constant"\nmarker = "<x>"', '"marker" is set, but means nothing'),
         ("value = 0.3", '"value" is set, but means nothing'),
         ('kind = "constant"\nvalue = 1.5', '"scorer.value" is 1.5'),

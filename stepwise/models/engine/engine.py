@@ -164,8 +164,12 @@ class Engine:
         return self.vocabulary.detokenize(ids)
 
     def token_id(self, text: str) -> int:
-        """Id of a special token; raises ConfigError when the vocabulary has none with that text."""
-        return self.vocabulary.special_id(text)
+        """Id of the special or ordinary token that `text` is; raises ConfigError where it is no single token."""
+        return self.vocabulary.token_id(text)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of a text without a template, a beginning-of-sequence token first where the model has one."""
+        return self.vocabulary.raw_ids(text, special=False)
 
     def chat_ids(self, messages: Sequence[Mapping[str, str]], **template_args: Any) -> list[int]:
         """Ids of the chat up to where the assistant's message begins; see `Vocabulary.chat_ids`."""

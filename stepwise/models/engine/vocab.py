@@ -71,12 +71,21 @@ class Vocabulary:
         text: bytes = self._ask("llama_vocab_get_text", token)
         return text.decode("utf-8", "replace") if text else ""
 
-    def special_id(self, text: str) -> int:
-        """The id of a special token; raises ConfigError where the vocabulary has none with that text."""
-        if text not in self._special:
-            known = ", ".join(list(self._special)[:12])
-            raise ConfigError(f"{self._path}: the vocabulary has no special token {text!r}; it has {known}")
-        return self._special[text]
+    def token_id(self, text: str) -> int:
+        """The id of the special token of that text, or else of the one ordinary token that it is; raises ConfigError
+        where it is split into several.
+        """
+        ids = [self._special[text]] if text in self._special else self.tokenize(text)
+        if len(ids) != 1:
+            known, parts = (
+                ", ".join(list(self._special)[:12]),
+                [self.detokenize([token]).decode("utf-8", "replace") for token in ids],
+            )
+            raise ConfigError(
+                f"{self._path}: the vocabulary has no token {text!r}, which is split into {parts}; give a text that is "
+                f"one token, such as a special one of this model: {known}"
+            )
+        return ids[0]
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """Ids of `text` without a beginning-of-sequence token; with `special`, special tokens in it become control
@@ -89,11 +98,11 @@ class Vocabulary:
             n = self._ask("llama_tokenize", data, len(data), ids, -n, False, special)
         return list(ids[:n])
 
-    def raw_ids(self, text: str) -> list[int]:
-        """Ids of a text that no template was put around: special tokens in it become control tokens, and a
+    def raw_ids(self, text: str, special: bool = True) -> list[int]:
+        """Ids of a text that no template was put around: with `special`, special tokens in it become control tokens; a
         beginning-of-sequence token comes first where the model wants one and the text has none.
         """
-        ids, bos = self.tokenize(text, special=True), self._token("bos")
+        ids, bos = self.tokenize(text, special), self._token("bos")
         return [bos, *ids] if self._ask("llama_vocab_get_add_bos") and ids[:1] != [bos] else ids
 
     def token_bytes(self, token: int) -> bytes:

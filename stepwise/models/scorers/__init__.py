@@ -2,10 +2,11 @@
 
 | kind in `[scorer]` | class | model | where the score is read |
 |---|---|---|---|
-| label_token | `LabelTokenScorer` | llamacpp/FILE.gguf, or openai/NAME with api_base | two label tokens at a marker |
+| label_token | `LabelTokenScorer` | llamacpp/FILE.gguf, openai/NAME with api_base | two label tokens, see `layouts` |
 | classifier | `ClassifierScorer` | transformers/DIRECTORY | classification head at a marker |
 | pooling | `PoolingScorer` | vllm/NAME with api_base | the same, behind vLLM's /pooling |
-| judge | `JudgeScorer` | any model | its written answer about each step |
+| judge | `LabelTokenScorer` | llamacpp/FILE.gguf | P(yes) where its answer about a step begins |
+| judge | `JudgeScorer` | any model behind an API | its written answer about each step |
 | constant | `ConstantScorer` | none | one value for every step |
 | (code only) | `PerfectScorer` | none | a checker that knows |
 

@@ -1,7 +1,9 @@
-"""A language model that is asked about each step: no process reward model, but any model behind any door.
+"""A language model behind an API that is asked about each step: no process reward model, but any model behind any door.
 
-It is a judge, not a measurement: its numbers are what it writes, coarse and seldom calibrated, and each step costs a
-call that reads the whole prefix. Compare it with `ConstantScorer` before trusting it.
+On the engine here P(yes) is read from the logits of the answer's first token (`layouts.Question`); this is for where
+there are none. It is a judge, not a measurement: its numbers are what it writes, coarse and seldom calibrated, and each
+step costs a call that reads the whole prefix. No prompt holds an example of a number: small models copy it. Compare it
+with `ConstantScorer` before trusting it.
 """
 
 from __future__ import annotations
@@ -9,17 +11,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Literal
 
 from stepwise.config import LoadConfig, ModelConfig, ScorerConfig
-from stepwise.errors import RequestRefusedError, StepwiseError, redact
+from stepwise.errors import StepwiseError, redact
 from stepwise.models.api import Api
-from stepwise.models.engine import Engine, GenerationJob
 from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed
 from stepwise.models.scorers.base import Scored
+from stepwise.models.scorers.layouts import QUESTION, question_about
 from stepwise.models.scorers.prefix import PrefixScorer, Task
 from stepwise.types import Failure, Usage
 
@@ -28,31 +30,12 @@ Complete = Callable[[list[Message]], tuple[str, Usage]]
 """Answers a chat: the text, and what it cost. It may raise any `StepwiseError`, which becomes the item's error."""
 Ask = Literal["probability", "verdict"]
 
-GRAMMARS: Mapping[str, str] = {
-    "probability": 'root ::= "0." [0-9] [0-9] | "1.00"',
-    "verdict": 'root ::= "yes" | "no"',
-}
-"""What the engine may write, as GBNF; a model behind an API is asked for the same in words."""
 _FORMS = {
-    "probability": 'Answer with the probability that it is correct, one number from 0 to 1, for example "0.85".',
+    "probability": "Answer with the probability that it is correct: one decimal number between 0 and 1.",
     "verdict": 'Answer with one word: "yes" if it is correct, "no" if it is not.',
 }
-_SYSTEM = (
-    "You check one step of a solution. A step is correct if what it says is true and useful, given the problem and the "
-    "steps before it as they are written. Write nothing but the answer."
-)
 _NUMBER = re.compile(r'\{?\s*(?:"?(?:p|probability)"?\s*[:=]\s*)?([0-9]*\.?[0-9]+)\s*(%?)\s*\}?\.?', re.IGNORECASE)
 _WORD = re.compile(r"\W*(yes|no)\W*", re.IGNORECASE)
-
-
-def messages(question: str, steps: Sequence[str], ask: Ask) -> list[Message]:
-    """The chat that asks about the last of `steps`."""
-    before = "\n\n".join(f"Step {number}: {text}" for number, text in enumerate(steps[:-1], start=1))
-    asked = (
-        f"Problem:\n{question}\n\nSteps before:\n{before or '(none)'}\n\nThe step to check (step {len(steps)}):\n"
-        f"{steps[-1]}\n\nIs this step correct? {_FORMS[ask]}"
-    )
-    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": asked}]
 
 
 def parse(text: str, ask: Ask) -> float | None:
@@ -71,9 +54,13 @@ def parse(text: str, ask: Ask) -> float | None:
 class JudgeScorer(PrefixScorer):
     """Scores what a language model answers when it is asked about each step, given the problem and the steps before.
 
-    `ask` is "probability" (a number from 0 to 1) or "verdict" (yes or no: 1.0 or 0.0). An answer that cannot be read is
-    asked for once more, counted as a retry; if that fails too, the item's error holds the raw text. `requests` calls of
-    `complete` are in flight at once.
+    `ask` is "probability" (a number from 0 to 1) or "verdict" (yes or no: 1.0 or 0.0); `template` is the question, see
+    `layouts.question_about`. An answer that cannot be read is asked for once more, counted as a retry; if that fails
+    too, the item's error holds the raw text. `requests` calls of `complete` are in flight at once.
+
+    Example:
+        >>> JudgeScorer(lambda chat: ("0.25", Usage()), "scripted").score("1 + 1?", ["It is 3."])
+        [0.25]
     """
 
     def __init__(
@@ -82,18 +69,14 @@ class JudgeScorer(PrefixScorer):
         name: str,
         *,
         ask: Ask = "probability",
+        template: str = QUESTION,
         requests: int = 8,
         memory: int = 200_000,
-        memory_bytes: int | None = None,
-        parameters: int | None = None,
         remote: bool = False,
-        close: Callable[[], None] | None = None,
     ):
         super().__init__(f"judge {name}", memory=memory, requests=requests)
-        self.complete, self.ask = complete, ask
-        self.memory_bytes, self.parameters, self.remote = memory_bytes, parameters, remote
-        self._asked_for = "" if ask == "probability" else f"ask {ask}"
-        self._close = close
+        self.complete, self.ask, self.template, self.remote = complete, ask, template, remote
+        self._asked_for = f"ask {ask} {template!r}"
 
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:
         """See `PrefixScorer.measure`; every step of every task is a call of its own."""
@@ -109,14 +92,9 @@ class JudgeScorer(PrefixScorer):
             results.append(result)
         return results
 
-    def close(self) -> None:
-        """End the threads and free a model that was loaded for this scorer; calling it twice does nothing."""
-        super().close()
-        if self._close is not None:
-            self._close()
-
     def _judge(self, question: str, steps: Sequence[str]) -> tuple[float, Usage, Failure | None]:
-        chat, spent, text = messages(question, steps, self.ask), Usage(), ""
+        chat = question_about(self.template, question, steps, _FORMS[self.ask])
+        spent, text = Usage(), ""
         for attempt in range(2):
             try:
                 text, usage = self.complete(chat)
@@ -135,20 +113,6 @@ class JudgeScorer(PrefixScorer):
     def _named(self, usage: Usage, retries: int) -> Usage:
         calls = max(usage.calls, 1)
         return dataclasses.replace(usage, model=self.name, calls=calls, retries=usage.retries + retries)
-
-
-def engine_completion(engine: Engine, ask: Ask) -> Complete:
-    """Completion by the engine, greedy, under the grammar of `ask`: the answer is always one that can be read."""
-
-    def complete(chat: list[Message]) -> tuple[str, Usage]:
-        ids = tuple(engine.chat_ids(chat, enable_thinking=False))
-        job = GenerationJob(ids, max_tokens=8, temperature=0.0, grammar=GRAMMARS[ask])
-        (result,) = engine.generate([job])
-        if result.finish == "error":
-            raise RequestRefusedError(result.error)
-        return result.text, Usage(engine.name, 1, len(ids), result.evaluated_tokens, len(result.ids))
-
-    return complete
 
 
 def api_completion(config: ScorerConfig, *, attempts: int = 5, backoff: float = 0.5) -> Complete:

@@ -21,35 +21,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine import Engine
 from stepwise.models.http import CallFailed, Server
 from stepwise.models.scorers.base import Scored
+from stepwise.models.scorers.layouts import Layout, Marked, Reading
 from stepwise.models.scorers.prefix import PrefixScorer, Task
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Failure, Problem, Usage
 
-_LABELS = ("<|score|>", "<|good|>", "<|bad|>")  # of the lab's scorer: marker, right, wrong
+LABELS = ("<|score|>", "<|good|>", "<|bad|>")  # of the lab's scorer: marker, right, wrong
 _FORCE = 100.0  # as far as the interface goes
 _Reply = tuple[float, Usage, Failure | None]
 """The log-probability of one label at one place, what it cost, and why there is none."""
 
 
-def _asked_for(prompt: SolvePrompt, *labels: str) -> str:
+def _asked_for(key: str, *labels: str) -> str:
     """What is not asked for by default."""
-    others = [f"labels {labels}"] if labels != _LABELS else []
-    return " ".join([*others, *([f"prompt {prompt.hash}"] if prompt != SolvePrompt() else [])])
+    return " ".join([*([f"labels {labels}"] if labels != LABELS else []), *([key] if key else [])])
 
 
 class LabelTokenScorer(PrefixScorer):
-    """P(step is right) from two label tokens, read at a marker after each step (Math-Shepherd's way).
+    """P(step is right) from two label tokens, read after each step (Math-Shepherd's way).
 
-    A solution is scored as: the solve prompt, then each step with the blank line after it and one marker token. The
-    score is softmax over the logits of `good` and `bad` at the marker. Raises `ConfigError` when the vocabulary lacks
-    one of the three tokens.
+    `layout` says how the solution is written down and where the labels are read; by default the solve prompt, then each
+    step with the blank line after it and one marker token. The score is softmax over the logits of `good` and `bad`,
+    each a special token or one ordinary token. Raises `ConfigError` where one of them or the marker is none of the
+    vocabulary's.
+
+    Example:
+        >>> from stepwise import lab
+        >>> with Engine.load(lab.model_path("lab-scorer"), context=256, sequences=2) as engine:
+        ...     0 < LabelTokenScorer(engine).score("1 + 1 = ?", ["1 + 1 = 2."])[0] < 1
+        True
     """
 
     incremental = True
@@ -58,39 +64,41 @@ class LabelTokenScorer(PrefixScorer):
         self,
         engine: Engine,
         *,
+        layout: Layout | None = None,
         prompt: SolvePrompt | None = None,
-        marker: str = _LABELS[0],
-        good: str = _LABELS[1],
-        bad: str = _LABELS[2],
+        marker: str = LABELS[0],
+        good: str = LABELS[1],
+        bad: str = LABELS[2],
+        name: str = "",
+        verdict: bool = False,
         memory: int = 200_000,
     ):
-        super().__init__(engine.name, memory=memory)
+        super().__init__(name or engine.name, memory=memory)
         self.parameters, self.memory_bytes = engine.parameters, engine.memory_bytes
-        self.prompt = prompt or SolvePrompt()
-        self.engine = engine
-        self._asked_for = _asked_for(self.prompt, marker, good, bad)
-        self._marker, self._good, self._bad = (engine.token_id(token) for token in (marker, good, bad))
-        self._step_ids = lru_cache(maxsize=16_384)(engine.step_ids)
-        self._prompt_ids = lru_cache(maxsize=1_024)(lambda question: engine.prompt_ids(self.prompt, question))
+        self.engine, self.prompt, self.verdict = engine, prompt or SolvePrompt(), verdict
+        self.layout = layout or Marked(engine, self.prompt, marker)
+        self._asked_for = _asked_for(self.layout.key, marker, good, bad) + " verdict" * verdict
+        self._prefix = name.removesuffix(engine.name)  # what stands before the engine's name
+        self._labels = [engine.token_id(good), engine.token_id(bad)]
 
     def _model_name(self) -> str:
-        return self.engine.name  # of now: an adapter may have been attached since
+        return self._prefix + self.engine.name  # of now: an adapter may have been attached since
 
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:
         """See `PrefixScorer.measure`; all tasks go to the engine in one call."""
-        sequences = [self._sequence(task) for task in tasks]
-        ids, markers = [ids for ids, _ in sequences], [markers for _, markers in sequences]
-        read = self.engine.score(ids, markers, [self._good, self._bad])
-        return [self._scored(len(ids), reading) for (ids, _), reading in zip(sequences, read, strict=True)]
+        readings = [self._readings(task) for task in tasks]
+        ids, positions = zip(*(pair for group in readings for pair in group), strict=True)
+        read = iter(self.engine.score(ids, positions, self._labels))
+        return [self._scored(group, [next(read) for _ in group]) for group in readings]
 
     async def ascore(self, problem: Problem | str, steps: Sequence[str], known: int = 0) -> Scored:
         """On the engine, a solution joins the running batch as soon as it is asked about."""
         task = self._begin(problem, steps)
         if task.done:
             return self._end(task, None)
-        ids, markers = self._sequence(task)
-        (reading,) = await self.engine.ascore([ids], [markers], [self._good, self._bad])
-        return self._end(task, self._scored(len(ids), reading))
+        readings = self._readings(task)
+        ids, positions = zip(*readings, strict=True)
+        return self._end(task, self._scored(readings, await self.engine.ascore(ids, positions, self._labels)))
 
     @property
     def engines(self) -> tuple[Any, ...]:
@@ -99,8 +107,8 @@ class LabelTokenScorer(PrefixScorer):
 
     @property
     def prompt_hash(self) -> str:  # type: ignore[override]
-        """Of the solve prompt."""
-        return self.prompt.hash
+        """Of the solve prompt, where solutions are read under it."""
+        return self.prompt.hash if isinstance(self.layout, Marked) else ""
 
     def reset_cache(self) -> None:
         """Drop every score and cached prefix, so that what follows is measured from cold."""
@@ -112,20 +120,17 @@ class LabelTokenScorer(PrefixScorer):
         super().reset_cache()
         self.engine.close()
 
-    def _scored(self, length: int, reading: Any) -> Scored:
-        """The scores of a solution of `length` pieces, whose reading counts as one call on all of them."""
-        usage = Usage(self.name, 1, length, reading.evaluated_tokens)
-        if reading.error:
-            return Scored([], usage, reading.error)
-        return Scored([_label_score(good, bad) for good, bad in reading.logits.tolist()], usage)
+    def _readings(self, task: Task) -> list[Reading]:
+        return self.layout.readings(task.question, task.steps, task.first)
 
-    def _sequence(self, task: Task) -> tuple[list[Any], list[int]]:
-        """The whole solution, and the position of the marker after each step without a score."""
-        ids, markers = list(self._prompt_ids(task.question)), []
-        for text in task.steps:
-            ids += [*self._step_ids(text), self._marker]
-            markers.append(len(ids) - 1)
-        return ids, markers[task.first :]
+    def _scored(self, readings: Sequence[Reading], read: Sequence[Any]) -> Scored:
+        """The scores of a solution; each sequence that was read counts as one call on all of its tokens."""
+        prompt_tokens, evaluated = sum(len(ids) for ids, _ in readings), sum(one.evaluated_tokens for one in read)
+        usage = Usage(self.name, len(readings), prompt_tokens, evaluated)
+        if error := next((one.error for one in read if one.error), ""):
+            return Scored([], usage, error)
+        scores = [_label_score(good, bad) for one in read for good, bad in one.logits.tolist()]
+        return Scored([float(score >= 0.5) for score in scores] if self.verdict else scores, usage)
 
 
 def _label_score(good: float, bad: float) -> float:
@@ -149,16 +154,17 @@ class ServedLabelScorer(PrefixScorer):
         model: str,
         *,
         prompt: SolvePrompt | None = None,
-        marker: str = _LABELS[0],
-        good: str = _LABELS[1],
-        bad: str = _LABELS[2],
+        marker: str = LABELS[0],
+        good: str = LABELS[1],
+        bad: str = LABELS[2],
         requests: int = 8,
         memory: int = 200_000,
     ):
         super().__init__(f"{model}@{server.root}", memory=memory, requests=requests)
         self.server, self.model, self.prompt = server, model, prompt or SolvePrompt()
         self.prompt_hash = self.prompt.hash
-        self._asked_for = _asked_for(self.prompt, marker, good, bad)
+        key = "" if self.prompt == SolvePrompt() else f"prompt {self.prompt_hash}"
+        self._asked_for = _asked_for(key, marker, good, bad)
         self._special = {text: self._token_id(text) for text in (marker, good, bad)}
         self._marker, self._labels = marker, [self._special[good], self._special[bad]]
 

@@ -11,12 +11,14 @@ from typing import Any, cast
 from stepwise.config import LoadConfig, ScorerConfig
 from stepwise.errors import ConfigError, ScorerError
 from stepwise.identity import plain
+from stepwise.models.engine import Engine
 from stepwise.models.http import Server
 from stepwise.models.hub import hub_hint
 from stepwise.models.scorers.base import BatchScorer, Item, Scored, Scorer
 from stepwise.models.scorers.classifier import ClassifierScorer
-from stepwise.models.scorers.judge import JudgeScorer, api_completion, engine_completion
+from stepwise.models.scorers.judge import JudgeScorer, api_completion
 from stepwise.models.scorers.label_token import LabelTokenScorer, ServedLabelScorer
+from stepwise.models.scorers.layouts import MATH_SHEPHERD, QUESTION, RLHFLOW, Layout, PlainText, Question, Turns
 from stepwise.models.scorers.pooling import QWEN_PRM_MARKER, PoolingScorer
 from stepwise.models.shared import load_engine
 from stepwise.plugins import check_plugin, is_import_path, load_plugin, make_plugin
@@ -66,35 +68,58 @@ def _label_token(spec: ScorerConfig, prompt: SolvePrompt | None) -> Scorer:
             'write model = "llamacpp/path.gguf", or add api_base, or choose kind = "judge" for a model behind an API, '
             'or kind = "classifier" with "transformers/DIRECTORY" for a classification head'
         )
-    tokens: dict[str, Any] = {
-        "prompt": prompt,
-        "marker": spec.marker or "<|score|>",
-        "good": spec.good,
-        "bad": spec.bad,
-    }
+    marker, good, bad = spec.tokens
+    tokens: dict[str, Any] = {"prompt": prompt, "marker": marker, "good": good, "bad": bad}
     if not spec.local:
+        if spec.layout != "marker":
+            raise ConfigError(
+                f'scorer.layout is "{spec.layout}", which is read on a local model only; write model = '
+                f'"llamacpp/path.gguf", or layout = "marker" for {spec.model}'
+            )
         return ServedLabelScorer(_server(spec), spec.model.partition("/")[2], requests=spec.sequences, **tokens)
+    return _on_engine(spec, lambda engine: LabelTokenScorer(engine, layout=_layout(engine, spec), **tokens))
+
+
+def _layout(engine: Engine, spec: ScorerConfig) -> Layout | None:
+    """How solutions are written down for this scorer; None is the solve prompt with a marker after each step."""
+    marker, good, _ = spec.tokens
+    if spec.layout == "text":
+        return PlainText(engine, spec.template or MATH_SHEPHERD[0], spec.step_template or MATH_SHEPHERD[1], marker)
+    if spec.layout == "turns":
+        return Turns(engine, spec.template or RLHFLOW[0], spec.step_template or RLHFLOW[1], good)
+    return None
+
+
+def _on_engine(spec: ScorerConfig, make: Callable[[Engine], LabelTokenScorer]) -> LabelTokenScorer:
+    """A scorer on an engine of its own, which is closed where the scorer cannot be made."""
     engine = load_engine(spec)
     try:
-        return LabelTokenScorer(engine, **tokens)
-    except ConfigError:
+        return make(engine)
+    except ConfigError as error:
         engine.close()
-        raise
+        raise ConfigError(f"[scorer]: {error}") from None
 
 
 def _judge(spec: ScorerConfig) -> Scorer:
     if not spec.local:
-        return JudgeScorer(api_completion(spec), spec.model, ask=spec.ask, requests=spec.sequences, remote=True)
-    engine = load_engine(spec)
-    return JudgeScorer(
-        engine_completion(engine, spec.ask),
-        engine.name,
-        ask=spec.ask,
-        requests=spec.sequences,
-        memory_bytes=engine.memory_bytes,
-        parameters=engine.parameters,
-        close=engine.close,
-    )
+        return JudgeScorer(
+            api_completion(spec),
+            spec.model,
+            ask=spec.ask,
+            template=spec.template or QUESTION,
+            requests=spec.sequences,
+            remote=True,
+        )
+    _, good, bad = spec.tokens
+    form = f'Answer with one word: "{good}" if it is correct, "{bad}" if it is not.'
+
+    def make(engine: Engine) -> LabelTokenScorer:
+        layout = Question(engine, spec.template or QUESTION, form)
+        return LabelTokenScorer(
+            engine, layout=layout, good=good, bad=bad, name=f"judge {engine.name}", verdict=spec.ask == "verdict"
+        )
+
+    return _on_engine(spec, make)
 
 
 def _server(spec: ScorerConfig) -> Server:
