@@ -32,10 +32,11 @@ from stepwise.critics.formats.field_format import constrained
 from stepwise.critics.module import CriticModule, critic_lm, run_all
 from stepwise.errors import BackendError, DataError, MissingDependencyError
 from stepwise.lab import generate
-from stepwise.lab.corpus import slipped
 from stepwise.lab.problems import LabProblem
 from stepwise.lab.references import reference
 from stepwise.runs.shell import Options, Run, program
+
+from .lab_corpus import slipped
 
 Rows = dict[str, Any]
 CONTEXT = 16_384

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from stepwise.export.gguf import export_gguf
-from stepwise.lab.corpus import solved
 from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.models import load_backend
@@ -28,6 +27,7 @@ from stepwise.stats import wilson
 from stepwise.steps import split_steps
 from stepwise.types import Step
 
+from .lab_corpus import solved
 from .lab_tables import gates, show
 from .lab_training import Recipe, pack, train
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from stepwise.critics.formats.compact_format import write_fields, write_request
 from stepwise.critics.signatures import ProposeIntervention, StepCheck, VerifyAttempt, numbered
-from stepwise.lab.corpus import END, IGNORE, Bundle, Example, bundle, problems, prompt_text, slipped
 from stepwise.lab.families import CRITIC_WITHHELD
-from stepwise.lab.problems import LabProblem
+from stepwise.lab.problems import LabProblem, endless
 from stepwise.lab.references import Granularity, reference
 from stepwise.seeds import rng as seeded
 from stepwise.steps import boxed
+
+from .lab_corpus import END, IGNORE, Bundle, Example, bundle, prompt_text, slipped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -97,7 +98,7 @@ def repaired(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Bundle]:
 
 def _attempts(seed: int, rng: random.Random) -> Iterator[tuple[LabProblem, list[str], dict[str, str]]]:
     """Problems without the withheld families, an attempt at each, and what the critic is shown."""
-    for problem in problems(seed, long_share=0.08):
+    for problem in endless(seed, long_share=0.08):
         if set(problem.traps) & set(CRITIC_WITHHELD):
             continue
         steps = slipped(problem, rng, misled=rng.random() >= RIGHT_SHARE)

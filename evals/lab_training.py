@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stepwise.errors import DataError
-from stepwise.lab.corpus import END, EOT, IGNORE, Bundle, Example
+
+from .lab_corpus import END, EOT, IGNORE, Bundle, Example
 
 if TYPE_CHECKING:
     import torch

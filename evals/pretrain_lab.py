@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stepwise.export.gguf import export_gguf, export_lora_gguf
-from stepwise.lab import corpus
 from stepwise.models.safetensors import fingerprint, read_json
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Options, Run, program
 
+from . import lab_corpus as corpus
 from .lab_critic import criticized, repaired
 from .lab_training import Recipe, Shape, new_model, pack, spread_unused, train
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import dspy
 
 from stepwise.critics import signatures
-from stepwise.critics.formats import Format
 from stepwise.critics.inputs import Steps
-from stepwise.critics.module import CriticModule
+from stepwise.critics.module import SingleCall
 from stepwise.errors import DataError
 from stepwise.types import Problem
 
 
-class StepJudge(CriticModule):
+class StepJudge(SingleCall):
     """Says whether the last of the steps is right, given the problem and the steps before it, with a reason.
 
         StepJudge("llamacpp/lab-critic")(problem="2 + 2 + 1?", steps=["2 + 2 = 4.", "4 + 1 = 6."]).right
@@ -23,18 +21,7 @@ class StepJudge(CriticModule):
     The prediction has `right` (None where `failure` is not) and `reason`.
     """
 
-    def __init__(
-        self,
-        lm: Any = None,
-        *,
-        adapter: Format | Any | None = None,
-        bare: bool | None = None,
-        max_chars: int = 40_000,
-        callbacks: Sequence[Any] = (),
-    ) -> None:
-        super().__init__(
-            {"judge": signatures.JudgeStep}, lm, adapter, bare=bare, max_chars=max_chars, callbacks=callbacks
-        )
+    asks = ("judge", signatures.JudgeStep)
 
     async def run(self, problem: Problem | str, steps: Steps, reference: str | None = None) -> dspy.Prediction:
         """Judge the last of `steps`; raises DataError for an empty attempt or question."""
@@ -44,7 +31,7 @@ class StepJudge(CriticModule):
         return dspy.Prediction(right=reply.right, reason=reply.reason, failure=None)
 
 
-class StepDecider(CriticModule):
+class StepDecider(SingleCall):
     """Says whether the last of the steps, a small model's draft, is kept, or written anew by a strong model.
 
         StepDecider("openai/gpt-4.1")(problem="2 + 2 + 1?", steps=["2 + 2 = 5."], scores=[0.3], budget=200).decision
@@ -53,18 +40,7 @@ class StepDecider(CriticModule):
     routes by it.
     """
 
-    def __init__(
-        self,
-        lm: Any = None,
-        *,
-        adapter: Format | Any | None = None,
-        bare: bool | None = None,
-        max_chars: int = 40_000,
-        callbacks: Sequence[Any] = (),
-    ) -> None:
-        super().__init__(
-            {"decide": signatures.DecideStep}, lm, adapter, bare=bare, max_chars=max_chars, callbacks=callbacks
-        )
+    asks = ("decide", signatures.DecideStep)
 
     async def run(
         self, problem: Problem | str, steps: Steps, scores: Sequence[float | None] = (), budget: int | None = None

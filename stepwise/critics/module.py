@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
@@ -182,6 +182,23 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
         if form is not None:
             return adapter(form, bare=bare)
         return self._adapter or dspy.settings.adapter or adapter("compact", bare=bare)
+
+
+class SingleCall(CriticModule):
+    """Base of the modules that ask one thing: `asks` is its name, and its signature."""
+
+    asks: ClassVar[tuple[str, Any]]
+
+    def __init__(
+        self,
+        lm: Any = None,
+        *,
+        adapter: Format | Any | None = None,
+        bare: bool | None = None,
+        max_chars: int = 40_000,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        super().__init__(dict([self.asks]), lm, adapter, bare=bare, max_chars=max_chars, callbacks=callbacks)
 
 
 def _is_local(predictor: Any) -> bool:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import dspy
 
 from stepwise.config import Config
 from stepwise.critics import signatures
-from stepwise.critics.formats import Format
 from stepwise.critics.inputs import Steps
-from stepwise.critics.module import CriticModule, critic_lm
+from stepwise.critics.module import SingleCall, critic_lm
 from stepwise.types import Problem
 
 
-class SolutionRewriter(CriticModule):
+class SolutionRewriter(SingleCall):
     """Rewrites a failed attempt as a whole, the reference in view: InT's baseline of self-reflections.
 
         SolutionRewriter("openai/gpt-4.1")(problem="2 + 2 + 1?", steps=["2 + 2 = 5."], reference="4 + 1 = 5").solution
@@ -25,18 +23,7 @@ class SolutionRewriter(CriticModule):
     model that was trained on other tasks alone, such as lab-critic, cannot do it: see `interventions.reflection`.
     """
 
-    def __init__(
-        self,
-        lm: Any = None,
-        *,
-        adapter: Format | Any | None = None,
-        bare: bool | None = None,
-        max_chars: int = 40_000,
-        callbacks: Sequence[Any] = (),
-    ) -> None:
-        super().__init__(
-            {"rewrite": signatures.RewriteAttempt}, lm, adapter, bare=bare, max_chars=max_chars, callbacks=callbacks
-        )
+    asks = ("rewrite", signatures.RewriteAttempt)
 
     @classmethod
     def from_config(cls, config: Config | str | Path) -> Self:

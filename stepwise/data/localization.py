@@ -14,10 +14,8 @@ Shares, F1 and intervals are in percent.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +26,6 @@ from stepwise.records import record
 from stepwise.seeds import rng as seeded
 from stepwise.stats import Interval, percentile
 from stepwise.types import Usage
-
-_STEP_LABEL = re.compile(r"\s*(?:#+|\**)\s*step\s+\d+\s*[:.)]", re.IGNORECASE)
-_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
 
 
 @record()
@@ -194,15 +189,6 @@ def best_threshold(scores: Sequence[Sequence[float] | None], examples: Sequence[
     return float(thresholds[best[len(best) // 2]])
 
 
-def best_constant(examples: Sequence[ProcessBenchRow]) -> int:
-    """The place at which most first errors of `examples` are; of several, the earliest. Raises `DataError` like
-    `best_threshold`.
-    """
-    _both_classes(examples)
-    prior = position_prior(examples)
-    return prior.index(max(prior))
-
-
 def refuse_shared(tuning: Sequence[ProcessBenchRow], test: Sequence[ProcessBenchRow], name: str) -> None:
     """Raise `DataError` when an attempt of `test` (question and steps, blanks aside) is in `tuning` too."""
     known = {_fingerprint(example): example.problem.id for example in tuning}
@@ -220,11 +206,6 @@ def _fingerprint(example: ProcessBenchRow) -> str:
     return hashlib.sha256("\0".join(" ".join(text.split()) for text in texts).encode("utf-8", "replace")).hexdigest()
 
 
-def constant_guess(index: int) -> Localizer:
-    """Names step `index` of every attempt, the last step of a shorter one."""
-    return lambda example: Outcome(min(index, len(example.trace.steps) - 1))
-
-
 def random_guess(seed: int) -> Localizer:
     """Says "no error" with probability one half, else names any step alike; the same row gets the same guess."""
 
@@ -233,24 +214,6 @@ def random_guess(seed: int) -> Localizer:
         return Outcome(None if rng.random() < 0.5 else rng.randrange(len(example.trace.steps)))
 
     return localize
-
-
-def absent_number(example: ProcessBenchRow) -> Outcome:
-    """Names the first step with a number that is neither in the question nor in the reference solution.
-
-    A baseline for whoever localizes with a reference: a method must find more than such a string match. Signs are left
-    aside, and so is the number in "Step 3:"; 1,000 and 1000.0 are the same. Fails where there is no reference.
-    """
-    if example.problem.reference is None:
-        return Outcome(None, "the problem has no reference")
-    known = _numbers(example.problem.question) | _numbers(example.problem.reference)
-    texts = (_STEP_LABEL.sub("", step.text, count=1) for step in example.trace.steps)
-    return Outcome(next((i for i, text in enumerate(texts) if _numbers(text) - known), None))
-
-
-def _numbers(text: str) -> set[Fraction]:
-    """The values of all numbers in `text`, without their signs."""
-    return {Fraction(number.replace(",", "")) for number in _NUMBER.findall(text)}
 
 
 def _both_classes(examples: Sequence[ProcessBenchRow]) -> None:

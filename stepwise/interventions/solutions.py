@@ -36,7 +36,7 @@ from stepwise.interventions.pipeline import (
 )
 from stepwise.interventions.rows import FailedAttempt, Rollout, by_id, first_of_each
 from stepwise.interventions.settings import one_candidate
-from stepwise.lab import corpus
+from stepwise.lab.problems import endless
 from stepwise.seeds import rng as seeded
 from stepwise.seeds import seed_for
 from stepwise.steps import SEPARATOR, boxed, extract_answer, normalize_text, split_steps
@@ -110,7 +110,7 @@ def _own_corpus(builder: Builder) -> list[Example]:
     """
     seed = 1000 + builder.config.seed
     rng = seeded("own corpus", seed)
-    drawn = {lab.problem.id: lab for lab in islice(corpus.problems(seed), builder.options.own_corpus)}
+    drawn = {lab.problem.id: lab for lab in islice(endless(seed), builder.options.own_corpus)}
     builder = dataclasses.replace(builder, problems={name: lab.problem for name, lab in drawn.items()})
     return [
         builder.example(f"{name}/own", name, SEPARATOR.join(lab.solution(rng, misled=True)), "own_corpus",

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from stepwise.errors import DataError
@@ -327,3 +327,13 @@ def generate(split: str, n: int, *, start: int = 0, knobs: Knobs | None = None) 
     if not isinstance(n, int) or n < 0:
         raise DataError(f"n is {n!r}; give how many problems to make")
     return [make(split, i, knobs) for i in range(start, start + n)]
+
+
+def endless(seed: int, long_share: float = 0.12) -> Iterator[LabProblem]:
+    """Endless "pretrain" problems, other ones for each seed; `long_share` of them have 9 to 12 operations."""
+    rng = seeded("lengths", seed)
+    long = Knobs(lengths=(9, 12), recovery=SPLITS["pretrain"][1].recovery)
+    index = seed * 10_000_000
+    while True:
+        yield make.__wrapped__("pretrain", index, long if rng.random() < long_share else None)
+        index += 1

@@ -11,11 +11,8 @@ from stepwise.data.localization import (
     LocalizationCounts,
     Outcome,
     _fingerprint,
-    absent_number,
-    best_constant,
     best_threshold,
     blind_f1,
-    constant_guess,
     count,
     first_below,
     mean_f1,
@@ -34,11 +31,6 @@ def example(
     problem = Problem(name, f"Question {name}?")
     steps = tuple(Step(f"Step {i + 1}: {name}", "x", score) for i, score in enumerate(scores))
     return ProcessBenchRow(problem, Trace(problem, steps, "eos"), Localization(label), correct)
-
-
-def attempt(question: str, reference: str | None, *steps: str) -> ProcessBenchRow:
-    problem = Problem("p", question, reference=reference)
-    return ProcessBenchRow(problem, Trace(problem, tuple(Step(step, "x") for step in steps)), Localization(None))
 
 
 def test_the_metric_is_the_harmonic_mean_of_both_classes_in_percent():
@@ -103,8 +95,7 @@ def test_the_position_prior_is_what_the_best_constant_guess_reaches_on_wrong_att
     rows = [example(label) for label in (0, 1, 1, 2, None, None)]
     prior = position_prior(rows)
     assert prior == (25.0, 50.0, 25.0)
-    assert best_constant(rows) == 1
-    assert count([constant_guess(1)(row) for row in rows], rows).acc_err == max(prior)
+    assert count([Outcome(1) for _ in rows], rows).acc_err == max(prior)
     assert position_prior([example(None)]) == ()
     assert blind_f1(()) is None
 
@@ -157,10 +148,6 @@ def test_nothing_is_chosen_on_rows_that_it_is_measured_on():
         refuse_shared(tuning, [*test, twin], "test")
 
 
-def test_a_constant_guess_names_the_last_step_of_an_attempt_that_is_shorter():
-    assert [constant_guess(2)(example(0, [0.5] * n)).first_error for n in (1, 2, 3, 4)] == [0, 1, 2, 2]
-
-
 def test_random_guesses_are_seeded_say_no_error_half_of_the_time_and_know_no_favourite_step():
     rows = [example(None, name=str(i)) for i in range(600)]
     said = [random_guess(1)(row).first_error for row in rows]
@@ -168,25 +155,3 @@ def test_random_guesses_are_seeded_say_no_error_half_of_the_time_and_know_no_fav
     assert said != [random_guess(2)(row).first_error for row in rows]
     shares = [said.count(place) / 600 for place in (None, 0, 1, 2)]
     assert shares == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6], abs=0.06)
-
-
-@pytest.mark.parametrize(
-    ("steps", "said"),
-    [
-        (("Step 1: 12 and 3 are 15.", "Step 2: Half is 7.50."), None),
-        (("12 + 3 = 16", "half is 8"), 0),
-        (("twelve and three", "They are 1,500.", "7"), 2),
-        (("**Step 4.** The half of 15 is 7.5", "Step 5"), None),
-        (("They are -15 or 15.0 or 015.",), None),
-        (("All is 15.", "So 3 12s are 36."), 1),
-        (("1,50 is no thousand",), 0),
-        (("Of 40 in all, 15 count.",), None),
-    ],
-)
-def test_the_first_number_that_is_in_neither_question_nor_reference_is_named(steps, said):
-    row = attempt("Of 40: what is half of 12 and 3?", "12 + 3 = 15, 15 / 2 = 7.5. #### 7.5 (4, 5; 1500)", *steps)
-    assert absent_number(row) == Outcome(said)
-
-
-def test_without_a_reference_no_number_is_absent():
-    assert absent_number(attempt("1 + 1?", None, "3")).error == "the problem has no reference"

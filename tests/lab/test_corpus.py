@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepwise.errors import DataError
-from stepwise.lab.corpus import (
+from evals.lab_corpus import (
     BAD,
     GOOD,
     IGNORE,
@@ -23,6 +22,7 @@ from stepwise.lab.corpus import (
     solved,
     train_tokenizer,
 )
+from stepwise.errors import DataError
 from stepwise.lab.families import SCORER_BLIND_SPOT
 from stepwise.lab.problems import generate
 

@@ -8,10 +8,10 @@ import re
 
 import pytest
 
+from evals.lab_corpus import IGNORE, bundle
 from evals.lab_critic import _intervention, _localization, criticized, repaired
 from stepwise.config import CriticConfig, ModelConfig
 from stepwise.lab import card, generate, model_path
-from stepwise.lab.corpus import IGNORE, bundle
 from stepwise.lab.families import CRITIC_WITHHELD
 
 dspy = pytest.importorskip("dspy")

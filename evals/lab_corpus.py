@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from stepwise.lab.families import FAMILIES, SCORER_BLIND_SPOT
-from stepwise.lab.problems import SPLITS, Knobs, LabProblem, generate, make
+from stepwise.lab.problems import LabProblem, endless, generate
 from stepwise.seeds import rng as seeded
 from stepwise.steps import SEPARATOR
 
@@ -126,20 +126,10 @@ def _scored_example(
     return ids, targets
 
 
-def problems(seed: int, long_share: float = 0.12) -> Iterator[LabProblem]:
-    """Endless "pretrain" problems, other ones for each seed; `long_share` of them have 9 to 12 operations."""
-    rng = seeded("lengths", seed)
-    long = Knobs(lengths=(9, 12), recovery=SPLITS["pretrain"][1].recovery)
-    index = seed * 10_000_000
-    while True:
-        yield make.__wrapped__("pretrain", index, long if rng.random() < long_share else None)
-        index += 1
-
-
 def solved(tokenizer: PreTrainedTokenizerFast, misled: bool, seed: int) -> Iterator[Example]:
     """The corpus of lab-weak (`misled`) or lab-strong."""
     rng = seeded("corpus", seed, misled)
-    for problem in problems(seed):
+    for problem in endless(seed):
         yield _solution_example(problem, problem.solution(rng, misled), tokenizer)
 
 
@@ -182,6 +172,6 @@ def _taught_labels(problem: LabProblem, steps: Sequence[str]) -> list[bool]:
 def scored(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Example]:
     """The corpus of lab-scorer: misled solutions, and as many right ones, with their taught labels."""
     rng = seeded("scored", seed)
-    for problem in problems(seed):
+    for problem in endless(seed):
         steps = slipped(problem, rng, misled=rng.random() < 0.5)
         yield _scored_example(problem, steps, _taught_labels(problem, steps), tokenizer)
