@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,8 +27,8 @@ from stepwise.data.problems import SOURCES, load_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.interventions.collection import read_stage
 from stepwise.interventions.datasets import NEED_COLLECTION, Recipe, lab_problem, pairs, problems_of
-from stepwise.interventions.from_routing import from_routing, plan_from_routing, read_traces
-from stepwise.interventions.settings import BuildSettings
+from stepwise.interventions.from_routing import from_routing, read_traces
+from stepwise.interventions.settings import BuildSettings, CollectSettings
 from stepwise.io import write_rows
 from stepwise.lab.problems import generate
 from stepwise.lab.references import Granularity, reference
@@ -117,7 +118,7 @@ def _traces_of(args: _Options) -> list[Trace]:
 
 def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     if args.kind == "routing":
-        return plan_from_routing(_traces_of(args), _settings_of(args).collect)
+        return _plan_from_routing(_traces_of(args), _settings_of(args).collect)
     return _recipe_of(config, args).planned()
 
 
@@ -139,6 +140,18 @@ def main(run: Run[_Options]) -> None:
         path = recipe.write(run.directory, licence=args.licence)
     rows = len(read_examples(path))
     run.say(f"{rows} rows of the kind {args.kind} in {path}; the card beside it says what became of what")
+
+
+def _plan_from_routing(traces: Sequence[Trace], settings: CollectSettings) -> list[PlannedCalls]:
+    """The most that `from_routing` asks for: all escalated steps of all traces, and their drafts."""
+    texts = [
+        2 * len((trace.problem.question + trace.text).encode())
+        for trace in traces
+        for step in trace.steps
+        if step.author != "weak" and step.discarded
+    ]
+    n = 2 * len(texts) * settings.guided
+    return [PlannedCalls("weak", n, sum(texts), n * settings.max_tokens)]
 
 
 if __name__ == "__main__":

@@ -8,18 +8,21 @@ what they have in common, and a killed run goes on where it was.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import PositiveInt
 
 from stepwise.config import Config
 from stepwise.errors import ConfigError, DataError
 from stepwise.models.store import CallCache
+from stepwise.plugins import is_import_path
 from stepwise.routing import Always, Never, Policy, StepRouter, policy_from_config
 from stepwise.routing.calibration import Calibrated, calibrate
 from stepwise.routing.compare import plan_routing
 from stepwise.routing.estimates import Estimate
-from stepwise.routing.saved import allowing, load_policy
+from stepwise.routing.saved import load_policy
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Options, Run, program
 from stepwise.types import Problem
@@ -96,7 +99,7 @@ def main(run: Run[_Options]) -> None:
     result.save(path)
     _show(run, result, len(first))
     run.say(cache.summary())
-    run.say(f"Use it: stepwise route --policy {path}{allowing(result.settings)}")
+    run.say(f"Use it: stepwise route --policy {path}{_allowing(result.settings)}")
 
 
 def _show(run: Run[_Options], result: Calibrated, picked_on: int) -> None:
@@ -129,6 +132,19 @@ def _band(figure: Estimate, form: str) -> str:
         return "-"
     ends = ["?" if end is None else format(end, form) for end in (figure.low, figure.high)]
     return f"{format(figure.value, form)} ({ends[0]} to {ends[1]})"
+
+
+def _allowing(settings: Any) -> str:
+    """The option that a command needs to load these settings of a policy, "" where all is the library's.
+
+    Example:
+        >>> _allowing({"policy": "mine:Drop", "drop": 0.3}), _allowing({"policy": "random", "p": 0.3})
+        (' --allow-import mine', '')
+    """
+    parts = settings.values() if isinstance(settings, Mapping) else settings if isinstance(settings, list) else ()
+    named = settings.get("policy", settings.get("name", "")) if isinstance(settings, Mapping) else ""
+    own = f" --allow-import {named.partition(':')[0]}" if isinstance(named, str) and is_import_path(named) else ""
+    return own + "".join(text for part in parts if (text := _allowing(part)) != own)
 
 
 if __name__ == "__main__":

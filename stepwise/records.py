@@ -65,7 +65,7 @@ def record(
     return decorate
 
 
-class Checked(ModelMetaclass):
+class _Checked(ModelMetaclass):
     """Metaclass of pydantic models whose constructor raises `ConfigError`, as that of a `record` raises `DataError`."""
 
     model_fields: dict[str, Any]
@@ -81,7 +81,7 @@ class Checked(ModelMetaclass):
             raise ConfigError(f"{cls.__name__}: {_explain(error, cls.model_fields)}") from None
 
 
-class Section(BaseModel, metaclass=Checked):
+class Section(BaseModel, metaclass=_Checked):
     """A frozen model of settings, whose copies are checked too."""
 
     reads: ClassVar[str] = ""  # what `read` takes, for errors

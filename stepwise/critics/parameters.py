@@ -84,25 +84,3 @@ class Predictor(dspy.Predict):  # type: ignore[misc]
             provider.declare(
                 self.lm.model, None, self.lm.kwargs.get("context", ModelConfig.model_fields["context"].default)
             )
-
-
-class OwnState(Parameter):  # type: ignore[misc]
-    """The state of a module that is not made of predictors, for programs that it is part of: DSPy's `save` looks into a
-    program for parameters alone, and would leave the module out without a word.
-    """
-
-    def __init__(self, module: dspy.Module) -> None:
-        self.module = module
-
-    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
-        """The module's."""
-        state: dict[str, Any] = self.module.dump_state(json_mode)
-        return state
-
-    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> OwnState:
-        """See the module."""
-        self.module.load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
-        return self
-
-    def reset(self) -> None:
-        """Nothing is learned here that could be reset."""

@@ -100,15 +100,15 @@ def read(text: str, role: Role, known: frozenset[str] | None = None) -> ParsedAn
     reader = _Reader(known)
     try:
         text, condition = without_condition(text)
-        if role == "gold" and (_NO_GOLD.fullmatch(plain_words(text)) or _is_sentence(text)):
+        if role == "gold" and (_NO_GOLD.fullmatch(_plain_words(text)) or _is_sentence(text)):
             raise Unreadable(role, "it is a sentence, not an answer")
         said = (
             _is_prose(_NAME_IN_WORDS.sub("", text))
-            and spelled(plain_words(text)) is None
+            and spelled(_plain_words(text)) is None
             and not _CLOCK.fullmatch(text)
         )
         if said and (known is not None or not reader.is_number(text)):
-            return ParsedAnswer(text, word=plain_words(text))
+            return ParsedAnswer(text, word=_plain_words(text))
         depth = 0
         for char in text:
             depth += (char in "([{") - (char in ")]}")
@@ -121,7 +121,7 @@ def read(text: str, role: Role, known: frozenset[str] | None = None) -> ParsedAn
         raise Unreadable(role, str(error)) from None
 
 
-def plain_words(text: str) -> str:
+def _plain_words(text: str) -> str:
     r"""The words of a text in lower case, without `\text`, quotes and full stops."""
     return re.sub(r"[\s\"'.]+", " ", re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)).strip().casefold()
 
@@ -152,7 +152,7 @@ class _Reader:
         thousands = _THOUSANDS.fullmatch(text) or _CODED_THOUSANDS.fullmatch(text)
         if thousands and (number := self.number(re.sub(r"(?<=\d),(?=\d{3})", "", text))):
             return number
-        if (counted := spelled(plain_words(text))) is not None and not LETTERS.fullmatch(text):
+        if (counted := spelled(_plain_words(text))) is not None and not LETTERS.fullmatch(text):
             return ParsedAnswer(text, counted)
         if builder := _BUILDER.fullmatch(text):
             return replace(self.read(builder[2]), name="", whole="")
@@ -194,7 +194,7 @@ class _Reader:
             return group
         if len(split(text, _OR)) == len(group.items):
             return replace(group, kind="union", name=names.pop())
-        if "or" in plain_words(text).split():
+        if "or" in _plain_words(text).split():
             return group
         unequal = [re.fullmatch(r"\s*\S+\s*\\ne\s*(.+)", part) for part in parts]
         if all(unequal):
@@ -292,7 +292,7 @@ class _Reader:
 
     def leaf(self, text: str) -> ParsedAnswer:
         if (words := _WORDS.fullmatch(text)) and not LETTERS.fullmatch(text):
-            return ParsedAnswer(text, word=plain_words(words[1] if words[1] is not None else words[2]))
+            return ParsedAnswer(text, word=_plain_words(words[1] if words[1] is not None else words[2]))
         if text == "\\emptyset":
             return ParsedAnswer(text, kind="{}")
         if number := self.number(text):
@@ -337,11 +337,6 @@ def _is_prose(text: str) -> bool:
 
 
 def _is_sentence(text: str) -> bool:
-    words = plain_words(text)
+    words = _plain_words(text)
     says = re.search(r"\d|\b(?:answer|solution|therefore|we|so)\b", words)
     return says is not None and (_is_prose(text) or _WORDS.fullmatch(text) is not None) and len(words.split()) >= 3
-
-
-def words_of(text: str) -> frozenset[str]:
-    """Every word of a text, in lower case: things that the other answer may name."""
-    return frozenset(word.lower() for word in re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)) - {"text"}

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 
-from stepwise.grading.answers import LETTERS, ParsedAnswer, read, words_of
+from stepwise.grading.answers import LETTERS, ParsedAnswer, read
 from stepwise.grading.text import Unreadable, clean, key
 from stepwise.grading.units import compatible
 
@@ -66,7 +66,7 @@ def compare(prediction: str, gold: str, algebra: Algebra, *, shortcut: bool = Tr
             return compare(choice[1] if choice else text, gold_choice[1], algebra, bare=bare)
     elif choice and choice[1] and not re.search(choice[0], gold_text, re.IGNORECASE):
         return compare(choice[1], gold, algebra, bare=bare)
-    left = read(text, "prediction", words_of(gold_text))
+    left = read(text, "prediction", _words_of(gold_text))
     said = left.word if right.word is None and not left.unit else None
     if said is not None and len(said.split()) >= 4 and re.search(r"[\d\\]", said):
         raise Unreadable("prediction", "it is a sentence, not an answer")
@@ -233,3 +233,8 @@ def _same_group(one: ParsedAnswer, other: ParsedAnswer, algebra: Algebra) -> boo
             return False
         del left[match]
     return True
+
+
+def _words_of(text: str) -> frozenset[str]:
+    """Every word of a text, in lower case: things that the other answer may name."""
+    return frozenset(word.lower() for word in re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)) - {"text"}

@@ -163,7 +163,7 @@ def split_unit(text: str, known: frozenset[str] | None = None) -> tuple[str, str
         rest, name = text[: bare.start()], bare[2]
         if _is_number(rest) and (bare[1] or len(name) > 1):
             return _with_words(rest, name, bare[3], known, bare=True)
-        unit = canonical(name, bare[3])
+        unit = _canonical(name, bare[3])
         if unit and len(name) > 1 and rest[-1] in ")}":
             return rest, unit, None
     return text, "", None
@@ -206,7 +206,7 @@ def compatible(one: str, other: str) -> bool:
     return not one or not other or one == other or one in _ANY or other in _ANY or degrees
 
 
-def canonical(name: str, power: str | None = None) -> str:
+def _canonical(name: str, power: str | None = None) -> str:
     """The one name of a unit with its power, "" where it is unknown."""
     words = name.replace(".", "").replace("/", " per ").split()
     suffix = f"^{power}" if power else ""
@@ -232,7 +232,7 @@ def _with_words(
     rest: str, name: str, power: str | None, known: frozenset[str] | None, *, bare: bool
 ) -> tuple[str, str, Fraction | None]:
     """A number (or a formula) and the words behind it."""
-    if unit := canonical(name, power):
+    if unit := _canonical(name, power):
         return rest, unit, None
     words = [word for word in re.split(r"[\s,]+", name.replace(".", "").lower()) if word]
     number = _number(rest)
@@ -257,7 +257,7 @@ def _with_words(
     changed = value if value != number or left != " ".join(name.replace(".", "").lower().split()) else None
     if not words:
         return rest, "", changed
-    if unit := canonical(left, power):
+    if unit := _canonical(left, power):
         return rest, unit, changed
     if all(_is_thing(word, known) for word in words) and not (set(words) <= _FILLERS - _CLOSING_WORDS):
         return rest, next((u for word in words if (u := _unit(word)) and len(word) > 2), ""), changed

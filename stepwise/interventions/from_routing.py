@@ -36,7 +36,6 @@ from stepwise.io import read_rows
 from stepwise.models.store import key_of
 from stepwise.records import record
 from stepwise.runs.directory import RunDirectory
-from stepwise.runs.plan import PlannedCalls
 from stepwise.steps import boxed, extract_answer
 from stepwise.types import Problem, Trace, to_json
 
@@ -145,18 +144,6 @@ def read_traces(source: str | Path | Iterable[Trace]) -> list[Trace]:
     if not last:
         raise DataError(f"{path} has no traces; route some problems first")
     return list(last.values())
-
-
-def plan_from_routing(traces: Sequence[Trace], settings: CollectSettings) -> list[PlannedCalls]:
-    """The most that `from_routing` asks for: all escalated steps of all traces, and their drafts."""
-    texts = [
-        2 * len((trace.problem.question + trace.text).encode())
-        for trace in traces
-        for step in trace.steps
-        if step.author != "weak" and step.discarded
-    ]
-    n = 2 * len(texts) * settings.guided
-    return [PlannedCalls("weak", n, sum(texts), n * settings.max_tokens)]
 
 
 def _escalations(

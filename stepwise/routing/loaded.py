@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import dspy
+from dspy.predict.parameter import Parameter
 
 from stepwise.config import BudgetConfig, LoadConfig, ModelConfig, SamplingConfig, ScorerConfig
-from stepwise.critics.parameters import OwnState
 from stepwise.errors import ConfigError, DataError, wrong_type
 from stepwise.models import load_backend
 from stepwise.models.budget import Ledger
@@ -26,6 +26,28 @@ from stepwise.routing.trim import RouteSettings
 _log = logging.getLogger(__package__)
 
 
+class _OwnState(Parameter):  # type: ignore[misc]
+    """The state of a module that is not made of predictors, for programs that it is part of: DSPy's `save` looks into a
+    program for parameters alone, and would leave the module out without a word.
+    """
+
+    def __init__(self, module: dspy.Module) -> None:
+        self.module = module
+
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """The module's."""
+        state: dict[str, Any] = self.module.dump_state(json_mode)
+        return state
+
+    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> _OwnState:
+        """See the module."""
+        self.module.load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
+        return self
+
+    def reset(self) -> None:
+        """Nothing is learned here that could be reset."""
+
+
 class LoadedRouter(dspy.Module):
     """The part of `StepRouter` that owns models and state."""
 
@@ -39,6 +61,10 @@ class LoadedRouter(dspy.Module):
     _allow_import: frozenset[str]
     _owned: list[Any]
     _specs: dict[str, Any]
+
+    def __init__(self, callbacks: Sequence[Any]) -> None:
+        super().__init__(callbacks=list(callbacks))
+        self.state = _OwnState(self)
 
     @property
     def budget(self) -> BudgetConfig:
@@ -113,7 +139,7 @@ class LoadedRouter(dspy.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy that shares the loaded models and the budget; only the original closes the models."""
         other = type(self).__new__(type(self))
-        other.__dict__.update(self.__dict__, _owned=[], history=[], state=OwnState(other))
+        other.__dict__.update(self.__dict__, _owned=[], history=[], state=_OwnState(other))
         return other
 
     def __copy__(self) -> Self:
@@ -140,7 +166,7 @@ class LoadedRouter(dspy.Module):
         state = dict(state)
         caps = state.pop("caps")
         super().__setstate__(state)
-        self._owned, self.state, self.cache = [], OwnState(self), None
+        self._owned, self.state, self.cache = [], _OwnState(self), None
         self.models = self._loaded()
         self.ledger = self._new_ledger(caps)
 

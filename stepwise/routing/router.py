@@ -14,7 +14,6 @@ from typing import Any, Self
 import dspy
 
 from stepwise.config import BudgetConfig, Config, ModelConfig, SamplingConfig, ScorerConfig
-from stepwise.critics.parameters import OwnState
 from stepwise.data.problems import load_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.models.base import Backend
@@ -98,9 +97,8 @@ class StepRouter(LoadedRouter):
         callbacks: Sequence[Any] = (),
         allow_import: Collection[str] = (),
     ) -> None:
-        super().__init__(callbacks=list(callbacks))
+        super().__init__(callbacks)
         self.policy = Threshold() if policy is None else as_policy(policy)
-        self.state = OwnState(self)
         self.prompt = SolvePrompt.of(prompt, "prompt")
         self.settings = RouteSettings(SamplingConfig.of(sampling, "sampling"), max_steps, seed, window, self.prompt)
         caps = BudgetConfig.of(budget, "budget")

@@ -128,19 +128,6 @@ def _plain(value: Any) -> Any:
 _REMEDY = "give a saved policy, or the fit.json of `stepwise fit_router`"
 
 
-def allowing(settings: Any) -> str:
-    """The option that a command needs to load these settings of a policy, "" where all is the library's.
-
-    Example:
-        >>> allowing({"policy": "mine:Drop", "drop": 0.3}), allowing({"policy": "random", "p": 0.3})
-        (' --allow-import mine', '')
-    """
-    parts = settings.values() if isinstance(settings, Mapping) else settings if isinstance(settings, list) else ()
-    named = settings.get("policy", settings.get("name", "")) if isinstance(settings, Mapping) else ""
-    own = f" --allow-import {named.partition(':')[0]}" if isinstance(named, str) and is_import_path(named) else ""
-    return own + "".join(text for part in parts if (text := allowing(part)) != own)
-
-
 class SavedPolicy(NamedTuple):
     """What a file holds: `card` has the models that it was made for, None where it says nothing of them."""
 

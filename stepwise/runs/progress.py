@@ -75,7 +75,7 @@ def progress(description: str, total: int, *, done: int = 0, console: Console | 
     shown = _Shown(visible(description), total, done)
     if done:
         rest = f"going on at {done + 1}" if done < total else "nothing is left to do"
-        print_line(console, f"{shown.description}: {done} of {total} done, {rest}")
+        _print_line(console, f"{shown.description}: {done} of {total} done, {rest}")
     notebook = console.is_jupyter and find_spec("ipywidgets") is not None
     draw = _bar if console.is_terminal or notebook else _lines
     try:
@@ -122,7 +122,7 @@ def announce(text: str) -> None:
         _log.info("%s", text)
 
 
-def print_line(console: Console, text: str) -> None:
+def _print_line(console: Console, text: str) -> None:
     """Print a line as it is, however long."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -158,13 +158,13 @@ def _lines(shown: _Shown, console: Console) -> Iterator[Callable[[], None]]:
         with lock:
             if not ended.is_set() and time.monotonic() - last >= _PLAIN_SECONDS and shown.done < shown.total:
                 last = time.monotonic()
-                print_line(console, shown.line())
+                _print_line(console, shown.line())
 
     def watch() -> None:  # a unit may take long, and says nothing by itself
         while not ended.wait(1):
             moved()
 
-    print_line(console, shown.line())
+    _print_line(console, shown.line())
     watcher = threading.Thread(target=watch, name="stepwise-progress", daemon=True)
     watcher.start()
     try:
@@ -173,4 +173,4 @@ def _lines(shown: _Shown, console: Console) -> Iterator[Callable[[], None]]:
         ended.set()
         watcher.join()
         shown.stages.clear()
-        print_line(console, shown.line())
+        _print_line(console, shown.line())

@@ -8,7 +8,6 @@ reward but no step at all counts as one step.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -21,7 +20,6 @@ from stepwise.credit.group import Array
 from stepwise.errors import DataError
 from stepwise.grading import Verdict
 from stepwise.seeds import seed_for
-from stepwise.training.adapters import NOT_GENERATED
 from stepwise.training.rollouts import RlRollout, Spans
 
 T = TypeVar("T")
@@ -97,22 +95,6 @@ def groups_of(rollouts: Sequence[RlRollout]) -> list[range]:
     return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(rollouts)], strict=True)]
 
 
-def figures_of(rollouts: Sequence[RlRollout], is_trained: Sequence[bool]) -> dict[str, Any]:
-    """What a step's rollouts came to, for its metrics."""
-    rewards = [row.reward for row in rollouts if row.reward is not None]
-    groups = groups_of(rollouts)
-    spreads = [{rollouts[i].reward for i in group} - {None} for group in groups]
-    return {
-        "reward": float(np.mean(rewards)) if rewards else None,
-        "groups": len(groups),
-        "kept_groups": sum(any(is_trained[i] for i in group) for group in groups),
-        "no_spread": sum(len(spread) < 2 for spread in spreads) / len(groups),
-        "masked": sum(row.reward is None and not k for row, k in zip(rollouts, is_trained, strict=True)),
-        "verdicts": dict(sorted(Counter(str(row.verdict or NOT_GENERATED) for row in rollouts).items())),
-        "length": float(np.mean([len(row.token_ids) for row in rollouts])),
-    }
-
-
 def check_learning(
     state: dict[str, Any], row: Mapping[str, Any], rollouts: Sequence[RlRollout], scheme: Credit, *, last: int
 ) -> None:
@@ -140,23 +122,6 @@ def check_learning(
         f"nothing can be learned: in the first {last} batches {why} ({no_answer} of {samples} rollouts have no answer; "
         f"of {groups} groups {right} are all right and {wrong} all wrong); {remedy}. rollouts/ has what was written"
     )
-
-
-def note(row: Mapping[str, Any]) -> str:
-    """How a step went, in one short line."""
-
-    def speed(tokens: str, seconds: str) -> str:
-        return f"{row[tokens] / row[seconds]:,.0f}" if row[seconds] else "-"
-
-    parts = [
-        "no reward" if row["reward"] is None else f"reward {row['reward']:.2f}",
-        f"kept {row['kept_groups']}/{row['groups']}",
-        "" if row["entropy"] is None else f"entropy {row['entropy']:.2f}",
-        "" if row["mismatch"] is None else f"mismatch {row['mismatch']:.1g}",
-        f"{speed('generated_tokens', 'generate_seconds')} + {speed('trained_tokens', 'train_seconds')} tokens/s",
-        f"{row['peak_bytes'] / 2**30:.1f} GiB",
-    ]
-    return ", ".join(part for part in parts if part)
 
 
 def _make_group(rows: Sequence[RlRollout], labels: Sequence[Labels]) -> Group:

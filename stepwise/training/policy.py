@@ -29,7 +29,6 @@ Floats = NDArray[np.float64]
 _MAX_LOGITS = 1 << 25  # numbers that one call brings back at most (128 MB): a whole vocabulary for every token read
 _OTHER = "a teacher reads the student's token ids: give a models.strong of the same family as models.weak"
 # Tokens of the lab, Qwen and Llama 3 that solutions never hold, in the order of preference.
-_RESERVED = ("<|reserved_0|>", "<|vision_pad|>", "<|reserved_special_token_0|>", "<|fim_pad|>")
 
 
 def _nothing() -> Floats:
@@ -127,20 +126,6 @@ def forward(
             for i, line, of_mark in zip(part, batch.of_rows(values), mark_logprobs, strict=True):
                 logprobs[i], marks[i] = line, of_mark
     return logprobs, marks
-
-
-def laser_token(cfg: Config, trainee: Trainee) -> int | None:
-    """LaSeR's token: a reserved one that no text has; None where LaSeR is off."""
-    if not cfg.rl.laser:
-        return None
-    for name in _RESERVED:
-        token = trainee.tokenizer.convert_tokens_to_ids(name)
-        if token is not None and token != trainee.tokenizer.unk_token_id:
-            return int(token)
-    raise ConfigError(
-        f"rl.laser is {cfg.rl.laser}, but the tokenizer in {trainee.base} has none of the tokens "
-        f"{', '.join(_RESERVED)}; set rl.laser = 0"
-    )
 
 
 def update(

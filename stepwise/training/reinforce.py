@@ -15,6 +15,7 @@ differs from GRPO (arXiv 2402.03300) and the trainers that have it:
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,20 +28,22 @@ from stepwise.config import Config
 from stepwise.credit import Credit, Reward, as_credit, as_reward, load_credit
 from stepwise.credit.base import RewardFunction
 from stepwise.data.problems import check_problems
-from stepwise.errors import DataError
+from stepwise.errors import ConfigError, DataError
 from stepwise.io import write_rows
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.progress import stage
 from stepwise.training import losses
-from stepwise.training.adapters import base_directory, check_adapter
-from stepwise.training.crediting import FIRST_BATCHES, check_learning, credit_groups, figures_of, note
+from stepwise.training.adapters import NOT_GENERATED, base_directory, check_adapter
+from stepwise.training.crediting import FIRST_BATCHES, check_learning, credit_groups, groups_of
 from stepwise.training.labels import Labeller, Locate
 from stepwise.training.lora import Trainee, load_trainee, memory_errors, peak_bytes
-from stepwise.training.policy import Floats, RolloutRow, check_teacher, forward, laser_token, update
+from stepwise.training.policy import Floats, RolloutRow, check_teacher, forward, update
 from stepwise.training.rollouts import Hints, RlRollout, check_hints, grade_rollouts, rollouts_name
-from stepwise.training.sampler import Sampler, batch_of, mismatch_of
+from stepwise.training.sampler import Sampler, batch_of
 from stepwise.training.trainer import Trainer, check_finite, finish, finished_adapter, run_arguments
 from stepwise.types import Problem
+
+_RESERVED = ("<|reserved_0|>", "<|vision_pad|>", "<|reserved_special_token_0|>", "<|fim_pad|>")
 
 
 def grpo(
@@ -129,7 +132,7 @@ def grpo(
                 run.state["laser_constant"] = learner.laser_constant
                 if step <= FIRST_BATCHES:
                     check_learning(run.state, row, rollouts, scheme, last=min(FIRST_BATCHES, cfg.rl.steps))
-                run.log(row, note(row))
+                run.log(row, _note(row))
         return finish(directory, trainee, cfg, "grpo", {"problems": checked.problems, "hints": hinted})
 
 
@@ -153,7 +156,7 @@ class _Learner:
 
     def __post_init__(self) -> None:
         self.optimizer = self.trainee.optimizer(self.cfg.rl.learning_rate)
-        self.mark = laser_token(self.cfg, self.trainee)
+        self.mark = _laser_token(self.cfg, self.trainee)
 
     def step(self, step: int, failed: Path) -> tuple[dict[str, Any], list[RlRollout]]:
         """Step `step` (from 1 on): the row of its metrics, and its rollouts.
@@ -190,7 +193,7 @@ class _Learner:
         classes = [0.0] * len(rollouts) if self.mark is None else losses.class_weights([row.reward for row in rollouts])
         indices = [i for i in range(len(rollouts)) if is_trained[i] or classes[i]]
         rows = [self._row(rollouts[i], advantages[i], weights[i], classes[i]) for i in indices]
-        mismatch = None if logprobs is None else mismatch_of(logprobs, rollouts)
+        mismatch = None if logprobs is None else _mismatch_of(logprobs, rollouts)
         figures: dict[str, float] = {}
         if rows:
             with memory_errors(cfg.lora), stage("updating"):
@@ -204,7 +207,7 @@ class _Learner:
                     None if self.mark is None else (self.mark, self.laser_constant or 0.0),
                 )
             old = [line if row.old is None else row.old for row, line in zip(rows, first, strict=True)]
-            mismatch = mismatch or mismatch_of(old, [rollouts[i] for i in indices])
+            mismatch = mismatch or _mismatch_of(old, [rollouts[i] for i in indices])
         done = time.monotonic()
 
         # Tokens by what was done with them, and the floating-point operations of all of it: 2 per parameter and token
@@ -215,7 +218,7 @@ class _Learner:
         extra = usage.generated_tokens + usage.evaluated_tokens
         row = {
             "step": step,
-            **figures_of(rollouts, is_trained),
+            **_figures_of(rollouts, is_trained),
             **{name: figures.get(name) for name in ("entropy", "loss", "grad_norm", "clip_share")},
             "kl": figures.get("kl") if rl.kl else None,
             "mismatch": mismatch and mismatch.mean,
@@ -254,7 +257,7 @@ class _Learner:
         evaluated = sum(row.length for row in rows)
         logprobs, marks = forward(self.trainee, rows, cfg, mark=self.mark)
         if step == 1 and cfg.rl.correction == "none":
-            self.sampler.check_agreement(mismatch_of(logprobs, rollouts), self.trainee)
+            self.sampler.check_agreement(_mismatch_of(logprobs, rollouts), self.trainee)
         if not laser:
             return logprobs, None, evaluated
         if self.laser_constant is None:
@@ -286,3 +289,56 @@ class _Learner:
 def _rate(cfg: Config, step: int) -> float:
     """Learning rate of step `step` (from 1 on)."""
     return cfg.rl.learning_rate * min(1.0, step / (cfg.rl.warmup + 1))
+
+
+def _figures_of(rollouts: Sequence[RlRollout], is_trained: Sequence[bool]) -> dict[str, Any]:
+    """What a step's rollouts came to, for its metrics."""
+    rewards = [row.reward for row in rollouts if row.reward is not None]
+    groups = groups_of(rollouts)
+    spreads = [{rollouts[i].reward for i in group} - {None} for group in groups]
+    return {
+        "reward": float(np.mean(rewards)) if rewards else None,
+        "groups": len(groups),
+        "kept_groups": sum(any(is_trained[i] for i in group) for group in groups),
+        "no_spread": sum(len(spread) < 2 for spread in spreads) / len(groups),
+        "masked": sum(row.reward is None and not k for row, k in zip(rollouts, is_trained, strict=True)),
+        "verdicts": dict(sorted(Counter(str(row.verdict or NOT_GENERATED) for row in rollouts).items())),
+        "length": float(np.mean([len(row.token_ids) for row in rollouts])),
+    }
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    """How a step went, in one short line."""
+
+    def speed(tokens: str, seconds: str) -> str:
+        return f"{row[tokens] / row[seconds]:,.0f}" if row[seconds] else "-"
+
+    parts = [
+        "no reward" if row["reward"] is None else f"reward {row['reward']:.2f}",
+        f"kept {row['kept_groups']}/{row['groups']}",
+        "" if row["entropy"] is None else f"entropy {row['entropy']:.2f}",
+        "" if row["mismatch"] is None else f"mismatch {row['mismatch']:.1g}",
+        f"{speed('generated_tokens', 'generate_seconds')} + {speed('trained_tokens', 'train_seconds')} tokens/s",
+        f"{row['peak_bytes'] / 2**30:.1f} GiB",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _laser_token(cfg: Config, trainee: Trainee) -> int | None:
+    """LaSeR's token: a reserved one that no text has; None where LaSeR is off."""
+    if not cfg.rl.laser:
+        return None
+    for name in _RESERVED:
+        token = trainee.tokenizer.convert_tokens_to_ids(name)
+        if token is not None and token != trainee.tokenizer.unk_token_id:
+            return int(token)
+    raise ConfigError(
+        f"rl.laser is {cfg.rl.laser}, but the tokenizer in {trainee.base} has none of the tokens "
+        f"{', '.join(_RESERVED)}; set rl.laser = 0"
+    )
+
+
+def _mismatch_of(logprobs: Sequence[Floats], rollouts: Sequence[RlRollout]) -> losses.Mismatch:
+    """How far the trainer, with `logprobs` (T,) of each of `rollouts`, is from the sampler that wrote them."""
+    sampler = np.concatenate([np.array(row.logprobs) for row in rollouts])
+    return losses.mismatch(np.concatenate(list(logprobs)), sampler)

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.export.gguf import export_gguf
@@ -28,8 +26,7 @@ from stepwise.seeds import seed_for
 from stepwise.steps import SEPARATOR, split_steps
 from stepwise.training.adapters import base_directory
 from stepwise.training.lora import Trainee
-from stepwise.training.losses import Mismatch, mismatch
-from stepwise.training.policy import Floats
+from stepwise.training.losses import Mismatch
 from stepwise.training.rendering import prompt_ids, text_ids
 from stepwise.training.rollouts import Hints, RlRollout, token_spans
 from stepwise.types import Problem, Step
@@ -261,9 +258,3 @@ def _tolerance(cfg: Config, weights: str, trainer: str) -> float:
     cache = "f16" if cfg.models.weak.flash_attention and cfg.models.weak.kv_type == "f32" else cfg.models.weak.kv_type
     rough = OF_WEIGHTS.get(weights, OF_OTHER_WEIGHTS) + OF_CACHE[cache]
     return EXACT + rough + (0.0 if trainer == "float32" else OF_TRAINER)
-
-
-def mismatch_of(logprobs: Sequence[Floats], rollouts: Sequence[RlRollout]) -> Mismatch:
-    """How far the trainer, with `logprobs` (T,) of each of `rollouts`, is from the sampler that wrote them."""
-    sampler = np.concatenate([np.array(row.logprobs) for row in rollouts])
-    return mismatch(np.concatenate(list(logprobs)), sampler)

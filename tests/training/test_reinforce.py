@@ -15,8 +15,7 @@ import pytest
 from stepwise import lab
 from stepwise.config import Config, ModelConfig
 from stepwise.errors import BackendError, ConfigError, DataError
-from stepwise.training.crediting import note
-from stepwise.training.reinforce import _rate, grpo
+from stepwise.training.reinforce import _note, _rate, grpo
 from stepwise.training.rollouts import read_rollouts
 from stepwise.training.sampler import batch_of
 from stepwise.types import Problem
@@ -299,10 +298,10 @@ def test_the_learning_rate_rises_in_the_warm_up_and_stays() -> None:
 
 def test_the_line_under_the_bar_says_how_a_step_went(whole: Path) -> None:
     row = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
-    said = note({**row, "reward": 0.41, "kept_groups": 9, "groups": 16, "entropy": 0.123, "mismatch": 6e-7})
+    said = _note({**row, "reward": 0.41, "kept_groups": 9, "groups": 16, "entropy": 0.123, "mismatch": 6e-7})
     assert said.startswith("reward 0.41, kept 9/16, entropy 0.12, mismatch 6e-07, ")
     assert "tokens/s" in said
-    empty = note({**row, "reward": None, "entropy": None, "mismatch": None, "train_seconds": 0.0})
+    empty = _note({**row, "reward": None, "entropy": None, "mismatch": None, "train_seconds": 0.0})
     assert empty.startswith("no reward, kept")
 
 

@@ -16,6 +16,7 @@ What differs from the published fit:
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from stepwise.routing.learned import ModelNames
 from stepwise.routing.pomdp.estimate import LEAST_STRONG, MAX_CORRELATION, estimate, independent
 from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.routing.pomdp.fit_check import HeldOut, choose_bins, choose_power, held_out, intervals_of, pair_law
-from stepwise.routing.pomdp.fit_data import STATES, FitTrace, lag_correlation, states_of
+from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, STATES, FitTrace, lag_correlation
 from stepwise.routing.pomdp.solve import RoutingPomdp
 from stepwise.stats import Interval
 from stepwise.types import from_json, to_json
@@ -191,7 +192,7 @@ def fit_router(
         labels,
         problems=len({trace.problem for trace in traces}),
         traces=len(traces),
-        drafts=states_of(labelled),
+        drafts=_states_of(labelled),
         strong_steps=round(fitted.counts.strong_right + fitted.counts.strong_wrong),
         p_strong_given=p_strong is not None,
         intervals={name: value for name, value in intervals.items() if given.get(name) is None},
@@ -210,7 +211,7 @@ def _check_enough(traces: Sequence[FitTrace], *, p_strong: float | None = None, 
         raise DataError("no traces to fit on; route some problems first (stepwise route)")
     labelled = [trace for trace in traces if trace.labelled]
     if len(labelled) == len(traces):
-        drafts = states_of(labelled)
+        drafts = _states_of(labelled)
         has = [(f"drafts {name}", n, least) for name, n, least in zip(STATES, drafts, _LEAST, strict=True)]
     else:
         has = _outcomes(traces, labelled, recovery)
@@ -274,3 +275,11 @@ def _strong_steps(traces: Sequence[FitTrace], labelled: Sequence[FitTrace]) -> _
         (name.format("solved"), sum(ends), LEAST_STRONG),
         (name.format("failed"), len(ends) - sum(ends), LEAST_STRONG),
     ]
+
+
+def _states_of(traces: Sequence[FitTrace]) -> tuple[int, int, int]:
+    """Number of drafts in each state, in labelled traces."""
+    drafts = Counter(
+        state for trace in traces for state, step in zip(trace.states, trace.steps, strict=True) if step.drafted
+    )
+    return drafts[RIGHT], drafts[EARLIER], drafts[NOW]

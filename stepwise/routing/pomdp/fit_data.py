@@ -6,7 +6,6 @@ Traces come with step labels from the lab's checker or from a `label` column (th
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -175,14 +174,6 @@ def unlabelled(trace: FitTrace) -> FitTrace:
     """The same trace with its labels taken away; scores and whether it was solved remain."""
     steps = tuple(dataclasses.replace(step, draft_right=None, strong_right=None) for step in trace.steps)
     return dataclasses.replace(trace, steps=steps, labelled=False)
-
-
-def states_of(traces: Sequence[FitTrace]) -> tuple[int, int, int]:
-    """Number of drafts in each state, in labelled traces."""
-    drafts = Counter(
-        state for trace in traces for state, step in zip(trace.states, trace.steps, strict=True) if step.drafted
-    )
-    return drafts[RIGHT], drafts[EARLIER], drafts[NOW]
 
 
 def lag_correlation(traces: Sequence[FitTrace], state: int = RIGHT) -> float | None:
