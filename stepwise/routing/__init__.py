@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         RoutingPomdp,
         StepFilter,
     )
-    from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom, calibrated, fit_query_classifier
+    from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom, fit_query_classifier
     from stepwise.routing.route import Models, RoutingInterrupted, route_all
     from stepwise.routing.router import StepRouter
     from stepwise.routing.saved import load_policy, policy_from_config, policy_from_dict, policy_to_dict, save_policy
@@ -85,7 +85,6 @@ _LAZY = {
     "TwoStage": "signal_policies",
     "Watch": "signal_policies",
     "calibrate": "calibration",
-    "calibrated": "query",
     "fit_mixture": "signals",
     "fit_query_classifier": "query",
     "load_policy": "saved",
@@ -140,7 +139,6 @@ __all__ = [
     "View",
     "Watch",
     "calibrate",
-    "calibrated",
     "fit_mixture",
     "fit_query_classifier",
     "load_policy",

@@ -19,26 +19,23 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from stepwise.errors import DataError
-from stepwise.models.scorers.judge import parse
 from stepwise.records import record
 from stepwise.routing.compare import verdict_of
 from stepwise.routing.policies import Random
 from stepwise.routing.policy import Action, HandOver, Keep, Look, Policy, View, When
-from stepwise.routing.signal_policies import threshold_at
 from stepwise.seeds import stable_hash
 from stepwise.types import Problem, Trace
 
 _WORD = re.compile(r"\d+|[^\W\d]+|\S")
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 _FOLDS = 5
-_Query = TypeVar("_Query", "QueryRandom", "QueryClassifier", "Cascade")
 _Array = NDArray[np.float64]
 
 
@@ -69,7 +66,6 @@ class QueryClassifier(Policy):
         bias: added to their sum.
         threshold: in [0, 1]; the operating point.
         fitted_on: keys of the questions that the weights were fitted on; see `refuse_overlap`.
-        calibrated_on: likewise of those that the threshold was chosen on.
 
     Example:
         >>> round(QueryClassifier((0.0,) * 8, bias=1.0).chance("How many?"), 3)
@@ -80,7 +76,6 @@ class QueryClassifier(Policy):
     bias: float
     threshold: float = Field(default=0.5, ge=0, le=1)
     fitted_on: tuple[str, ...] = Field(default=(), repr=False)
-    calibrated_on: tuple[str, ...] = Field(default=(), repr=False)
 
     name: ClassVar[str] = "query_classifier"
     when: ClassVar[When] = "question"
@@ -110,7 +105,6 @@ class Cascade(Policy):
             that cannot be read count as no), or "least_score", the least of the scorer's scores.
         threshold: in [0, 1.01]; the operating point. Above 1 everything is handed over.
         samples: of the verification.
-        calibrated_on: keys of the questions that the threshold was chosen on; see `refuse_overlap`.
 
     Example:
         >>> Cascade(threshold=0.5).decide(View(Problem("p", "?"), ended="length")).reason
@@ -120,7 +114,6 @@ class Cascade(Policy):
     check: Literal["verification", "least_score"] = "verification"
     threshold: float = Field(default=0.5, ge=0, le=1.01)
     samples: int = Field(default=8, ge=1, le=64)
-    calibrated_on: tuple[str, ...] = Field(default=(), repr=False)
 
     name: ClassVar[str] = "cascade"
     when: ClassVar[When] = "solution"
@@ -140,24 +133,6 @@ class Cascade(Policy):
     def family(self) -> str:
         """What a comparison calls it at any threshold."""
         return f"{self.name} by {self.check.replace('_', ' ')}"
-
-    def checked(self, trace: Trace) -> float:
-        """The check of the weak model's solution as a trace of this cascade at threshold 0 has it; -1 without an
-        answer. Raises `DataError` where there is none.
-        """
-        if trace.finish != "answer" or any(step.author == "strong" for step in trace.steps):
-            return -1.0
-        if self.check == "least_score":
-            values = [step.score for step in trace.steps if step.score is not None]
-        else:
-            texts = [part.text for part in trace.abandoned if part.decision.startswith("verification")]
-            values = [float(parse(text, "verdict") == 1.0) for text in texts]
-        if not values:
-            raise DataError(
-                f"the trace of problem {trace.problem.id!r} has no {self.check.replace('_', ' ')}; make it with this "
-                "cascade at threshold 0"
-            )
-        return min(values) if self.check == "least_score" else sum(values) / self.samples
 
     def decide(self, view: View) -> Action | Look:
         """Check the solution, then keep it or hand the problem over."""
@@ -231,34 +206,6 @@ def fit_query_classifier(
     weights, bias = _logistic(x, y, penalty)
     rounded = tuple(round(float(value), 6) for value in weights)
     return QueryClassifier(rounded, round(bias, 6), fitted_on=tuple(fitted_on))
-
-
-def calibrated(policy: _Query, traces: Sequence[Trace], share: float, *, measured_on: Iterable[Problem] = ()) -> _Query:
-    """The policy at the operating point that hands about `share` of the problems of `traces` over, at most that.
-
-    Args:
-        policy: a random mix, a classifier, or a cascade.
-        traces: of other problems than those to measure on; for a cascade made by itself at threshold 0, so that the
-            checks of its solutions are in them (a solution without an answer is handed over at any threshold). For the
-            other two any traces of these problems, for a classifier other problems than it was fitted on.
-        share: of the problems, in [0, 1].
-        measured_on: problems that the policy will be compared on.
-
-    Raises `DataError` for an overlap, a share out of range, no traces, and traces without the cascade's check.
-    """
-    problems = [trace.problem for trace in traces]
-    keys = tuple(sorted({question_key(problem) for problem in problems}))
-    refuse_overlap(keys, measured_on, "the operating point")
-    if not traces or not 0 <= share <= 1:
-        raise DataError(f"calibrated: share is {share} of {len(traces)} traces; give a share in [0, 1] and traces")
-    if isinstance(policy, QueryRandom):
-        return policy.at(share)
-    if isinstance(policy, QueryClassifier):
-        refuse_overlap(policy.fitted_on, problems, "the classifier")  # its chances there are bolder than elsewhere
-        least = threshold_at("high", [policy.chance(problem.question) for problem in problems], share)
-        return dataclasses.replace(policy, threshold=min(1.0, max(0.0, least)), calibrated_on=keys)
-    least = threshold_at("low", [policy.checked(trace) for trace in traces], share)
-    return dataclasses.replace(policy, threshold=min(1.01, max(0.0, least)), calibrated_on=keys)
 
 
 def _buckets(question: str, size: int) -> tuple[list[int], float]:

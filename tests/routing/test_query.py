@@ -17,11 +17,9 @@ from stepwise.routing import (
     Keep,
     Models,
     Never,
-    QueryClassifier,
     QueryRandom,
     RoutingInterrupted,
     View,
-    calibrated,
     fit_query_classifier,
     policy_from_dict,
     policy_to_dict,
@@ -29,7 +27,7 @@ from stepwise.routing import (
 )
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.pomdp.fit_check import auroc
-from stepwise.routing.query import _buckets, question_key, refuse_overlap
+from stepwise.routing.query import _buckets
 from stepwise.types import Problem, Step, Trace
 from tests.fakes import Line, ScriptedBackend, ScriptedScorer, n_tokens
 from tests.routing import world
@@ -222,51 +220,3 @@ def test_ctrl_c_while_the_strong_model_solves_anew_keeps_what_was_paid() -> None
     (trace,) = stopped.value.traces
     assert trace.finish == "interrupted"
     assert [part.text for part in trace.abandoned] == WEAK
-
-
-# --- calibration ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_a_cascade_is_set_on_other_problems_to_hand_over_a_share(share: float) -> None:
-    at_zero = Cascade("least_score", 0.0)
-    traces = world.solve(at_zero, 40, made=world.models())
-    policy = calibrated(at_zero, traces, share, measured_on=[Problem("new", "Another question?")])
-
-    def handed(threshold: float) -> float:
-        again = world.solve(policy.at(threshold), 40, made=world.models())
-        return sum(trace.steps[0].author == "strong" for trace in again) / 40
-
-    assert handed(policy.threshold) <= share
-    assert share == 1.0 or handed(policy.threshold + 1e-9) > share
-    assert set(policy.calibrated_on) == {question_key(trace.problem) for trace in traces}
-
-
-def test_a_verification_is_read_back_from_traces() -> None:
-    trace = cascade(Cascade(samples=4, threshold=0.0))
-    assert Cascade(samples=4).checked(trace) == 0.75
-    assert calibrated(Cascade(samples=4), [trace], 1.0).threshold > 0.75
-    with pytest.raises(DataError, match="has no least score; make it with this cascade at threshold 0"):
-        Cascade("least_score").checked(trace)
-
-
-def test_the_other_baselines_are_set_to_a_share_too() -> None:
-    fitted = fit_query_classifier([solved(asked(i), i % 2 == 0) for i in range(60)])
-    others = [solved(asked(i, noise=3), True) for i in range(100, 140)]
-    policy = calibrated(fitted, others, 0.5)
-    decided = [policy.decide(View(trace.problem)) for trace in others]
-    assert 0.3 <= sum(action == HandOver() for action in decided) / 40 <= 0.5
-    assert calibrated(QueryRandom(0.1, seed=4), others, 0.5) == QueryRandom(0.5, seed=4)
-    assert (len(policy.fitted_on), len(policy.calibrated_on)) == (60, 40)
-    with pytest.raises(DataError, match="the classifier was fitted on 1 of these problems"):
-        calibrated(fitted, [solved(asked(7), True)], 0.5)
-
-
-def test_calibrating_on_what_is_measured_is_refused() -> None:
-    traces = [solved(asked(i), True) for i in range(5)]
-    for policy in (QueryRandom(), QueryClassifier((0.0,), 0.0), Cascade()):
-        with pytest.raises(DataError, match="the operating point was fitted on 1 of these problems"):
-            calibrated(policy, traces, 0.5, measured_on=[asked(2)])
-    refuse_overlap([question_key(asked(1))], [asked(2)])
-    with pytest.raises(DataError, match=r"share is 1\.5 of 5 traces"):
-        calibrated(QueryRandom(), traces, 1.5)
