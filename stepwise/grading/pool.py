@@ -100,7 +100,7 @@ class _Worker:
                 pipe.close()
 
 
-class Pool:
+class _Pool:
     """At most `size` workers, started when they are first needed. Safe to use from many threads."""
 
     def __init__(self, size: int) -> None:
@@ -176,17 +176,17 @@ class Pool:
         self._all.clear()
 
 
-_shared: Pool | None = None
+_shared: _Pool | None = None
 _shared_lock = threading.Lock()
 
 
-def shared_pool() -> Pool:
+def shared_pool() -> _Pool:
     """The one pool of this process, with as many workers as there are usable cores (8 at most)."""
     global _shared
     with _shared_lock:
         if _shared is None:
             usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            _shared = Pool(min(8, max(2, usable)))
+            _shared = _Pool(min(8, max(2, usable)))
             atexit.register(_shared.close)
         return _shared
 

@@ -26,7 +26,7 @@ from stepwise.routing.trim import RouteSettings
 _log = logging.getLogger(__package__)
 
 
-class _OwnState(Parameter):  # type: ignore[misc]
+class _OwnState(Parameter):
     """The state of a module that is not made of predictors, for programs that it is part of: DSPy's `save` looks into a
     program for parameters alone, and would leave the module out without a word.
     """

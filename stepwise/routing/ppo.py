@@ -189,13 +189,13 @@ def policy_loss(log_share: Tensor, old: Tensor, advantage: Tensor, clip: float) 
     return -(ratio * advantage).minimum(ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
 
 
-def value_loss(values: Tensor, old: Tensor, target: Tensor, clip: float) -> Tensor:
+def _value_loss(values: Tensor, old: Tensor, target: Tensor, clip: float) -> Tensor:
     """Half the squared error, of the worse of the values and of those kept within `clip` of the old ones; (D,) each."""
     near = old + (values - old).clamp(-clip, clip)
     return 0.5 * ((values - target) ** 2).maximum((near - target) ** 2).mean()
 
 
-class PpoLearner:
+class _PpoLearner:
     """Weights and the optimizer's state after `done` batches."""
 
     def __init__(self, settings: PpoSettings, weights: Tensors | None = None) -> None:
@@ -234,7 +234,7 @@ class PpoLearner:
                 logits, values = _network(settings.kind, self.weights, x, last, settings.dropout)
                 logs = logits.log_softmax(-1)
                 loss = policy_loss(logs.gather(1, action[:, None])[:, 0], old, advantage, settings.clip)
-                loss = loss + settings.value_weight * value_loss(values, old_values, target, settings.clip)
+                loss = loss + settings.value_weight * _value_loss(values, old_values, target, settings.clip)
                 loss = loss + entropy_weight * (logs.exp() * logs).sum(-1).mean()
                 self.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -325,7 +325,7 @@ def train(
 
     mark = str(stable_hash(repr(world), world.tokens, world.law, saved, models))
     checkpoint = card_file.with_suffix(".checkpoint")
-    learner, best, notes = PpoLearner.begin(checkpoint, settings, mark)
+    learner, best, notes = _PpoLearner.begin(checkpoint, settings, mark)
     value, at = float(notes.get("found", -math.inf)), int(notes.get("at", 0))
     advance(learner.done)
     while learner.done < settings.batches:

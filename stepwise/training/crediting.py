@@ -72,7 +72,7 @@ def credit_groups(
         group_seed = seed_for(seed, rows[0].problem, "credit", rows[0].step)
         group_advantages = scheme.checked(group, group_seed)  # (B, T)
         if self_scores is not None:
-            group_advantages = mixed_advantages(
+            group_advantages = _mixed_advantages(
                 group_advantages, group, np.array([self_scores[i] for i in places]), share
             )
         signal = credit.has_signal(group_advantages)
@@ -147,7 +147,7 @@ def _make_group(rows: Sequence[RlRollout], labels: Sequence[Labels]) -> Group:
     )
 
 
-def mixed_advantages(advantages: Array, group: Group, scores: Array, share: float) -> Array:
+def _mixed_advantages(advantages: Array, group: Group, scores: Array, share: float) -> Array:
     """LaSeR's advantages (B, T): (1 - `share`) A + `share` A_s on sampled tokens, where A_s is a rollout's self-score
     (B,) less the mean of the group's, over rollouts with a reward (arXiv 2510.14943).
     """

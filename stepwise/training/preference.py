@@ -82,12 +82,12 @@ def dpo(
         trainee = load_trainee(cfg, adapter=adapter)
         sides = [_render_pair(pair, trainee.tokenizer, cfg.prompt, trainee.context) for pair in parsed]
         before = _reference_logprobs(directory, trainee, [side for both in sides for side in both], cfg, data)
-        rows = [PairRow(*both, before[2 * i], before[2 * i + 1]) for i, both in enumerate(sides)]
+        rows = [_PairRow(*both, before[2 * i], before[2 * i + 1]) for i, both in enumerate(sides)]
         plan = plan_steps([row.num_trained for row in rows], cfg.dpo, f"{cfg.seed}|dpo")
         batches = [[rows[i] for i in batch] for batch in plan]
 
-        def loss(part: Sequence[PairRow]) -> tuple[Tensor, dict[str, float]]:
-            return pair_losses(trainee, part, cfg)
+        def loss(part: Sequence[_PairRow]) -> tuple[Tensor, dict[str, float]]:
+            return _pair_losses(trainee, part, cfg)
 
         fit(
             trainee, batches, loss, cfg.dpo, cfg, directory, data=data, label="preference training", sinks=sinks
@@ -96,7 +96,7 @@ def dpo(
 
 
 @dataclass(frozen=True)
-class PairRow:
+class _PairRow:
     """Two continuations of one prompt and prefix, with the summed log-probabilities of their steps (in nats) under the
     reference; weights are 1 on the steps and 0 on the prefix.
     """
@@ -160,7 +160,7 @@ def _reference_logprobs(
     return logprobs
 
 
-def pair_losses(trainee: Trainee, rows: Sequence[PairRow], cfg: Config) -> tuple[Tensor, dict[str, float]]:
+def _pair_losses(trainee: Trainee, rows: Sequence[_PairRow], cfg: Config) -> tuple[Tensor, dict[str, float]]:
     """Sum of the losses of `rows`, a scalar tensor, and sums of what is logged beside it."""
     sides = [side for row in rows for side in (row.chosen, row.rejected)]
     policy = weighted_logprobs(trainee, sides, cfg.lora.tile).sum(1).view(-1, 2)  # (P, 2): chosen, rejected

@@ -15,7 +15,7 @@ import pytest
 
 from stepwise.errors import GradingError
 from stepwise.grading import Verdict, grade
-from stepwise.grading.pool import Pool, WorkerDied, WorkerTimeout, shared_pool
+from stepwise.grading.pool import WorkerDied, WorkerTimeout, _Pool, shared_pool
 from stepwise.grading.worker import _answer
 
 HANG = {"prediction": r"\int_0^1 \frac{\sin(x^x)}{\ln(1+x^3)} dx", "gold": r"\sqrt{2}", "shortcut": True}
@@ -32,7 +32,7 @@ print(grade("x+x", "2x"), *shared_pool().pids, flush=True)
 
 @pytest.fixture
 def pool():
-    pool = Pool(2)
+    pool = _Pool(2)
     yield pool
     pool.close()
 

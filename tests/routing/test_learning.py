@@ -14,7 +14,7 @@ from stepwise.routing import Learned
 from stepwise.routing.learned import files_of
 from stepwise.routing.policy import FOR_GOOD
 from stepwise.routing.pomdp.simulator import Drafts
-from stepwise.routing.ppo import PpoLearner, PpoSettings, _acting, train
+from stepwise.routing.ppo import PpoSettings, _acting, _PpoLearner, train
 from tests.routing.learning_world import MODEL, PAIR, WORLD, Optimal, trained
 
 pytest.importorskip("torch", reason='training needs pip install "stepwise[train]"')
@@ -120,7 +120,7 @@ def test_a_finished_policy_is_taken_as_it_is_and_other_settings_are_refused(tmp_
     assert (trained(tmp_path).card, files_of(tmp_path, 8e-4)[0].stat().st_mtime_ns) == (card, weights)
     with pytest.raises(ConfigError, match="is of a policy with other settings"):
         trained(tmp_path, batches=7)
-    learner = PpoLearner(PpoSettings())
+    learner = _PpoLearner(PpoSettings())
     learner.save(files_of(tmp_path, 0.5)[1].with_suffix(".checkpoint"), {}, mark="0", found="0.0", at="0")
     with pytest.raises(ConfigError, match="checkpoint is of other settings"):
         trained(tmp_path, price=0.5)

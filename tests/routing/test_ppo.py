@@ -13,14 +13,14 @@ from stepwise.errors import ConfigError
 from stepwise.routing.learned import _features, encoded, forward
 from stepwise.routing.pomdp.simulator import Decisions
 from stepwise.routing.ppo import (
-    PpoLearner,
     PpoSettings,
     _initial,
     _network,
+    _PpoLearner,
+    _value_loss,
     advantages,
     policy_loss,
     rewards,
-    value_loss,
 )
 from tests.routing.learning_world import WORLD
 
@@ -82,7 +82,7 @@ def test_the_policys_loss_and_slope_are_clipped_on_the_side_of_gain(
 
 def test_the_values_loss_is_of_the_worse_of_free_and_clipped_values() -> None:
     values = torch.tensor([1.0, 0.1, 0.5], requires_grad=True)
-    loss = value_loss(values, torch.zeros(3), torch.tensor([1.0, 1.0, -1.0]), 0.2)
+    loss = _value_loss(values, torch.zeros(3), torch.tensor([1.0, 1.0, -1.0]), 0.2)
     # clipped to .2: (.8)^2; within the clip: (.9)^2; free is worse: (1.5)^2
     assert loss.item() == pytest.approx(0.5 * (0.64 + 0.81 + 2.25) / 3)
     loss.backward()
@@ -125,7 +125,7 @@ def test_the_five_features_are_trims() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_first_step_of_an_update_follows_the_whole_losss_gradient_cut_to_its_norm(kind: Any) -> None:
     settings = PpoSettings(kind=kind, stay=(2,), epochs=1, dropout=0.0, price=0.01)
-    learner, made = PpoLearner(settings), some(64)
+    learner, made = _PpoLearner(settings), some(64)
     earned = rewards(made.decisions, made.right, settings.price)
     weights = {name: value.detach().clone().requires_grad_() for name, value in learner.weights.items()}
     x, last = inputs(kind, made.decisions)
@@ -149,7 +149,7 @@ def test_the_first_step_of_an_update_follows_the_whole_losss_gradient_cut_to_its
 
 def test_rate_and_entropy_fall_over_the_batches_and_dropout_repeats() -> None:
     settings, made = PpoSettings(batches=4, stay=(2,)), some()
-    twins = [PpoLearner(settings) for _ in range(2)]
+    twins = [_PpoLearner(settings) for _ in range(2)]
     for learner in twins:
         for _ in range(2):
             torch.rand(3)  # whatever else is drawn does not matter
@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / "c.checkpoint"
     path.write_bytes(b"no tensors")
     with pytest.raises(ConfigError, match=r"c\.checkpoint is no checkpoint"):
-        PpoLearner.begin(path, PpoSettings(), "")
+        _PpoLearner.begin(path, PpoSettings(), "")
 
 
 @pytest.mark.parametrize(

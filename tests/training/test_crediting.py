@@ -11,7 +11,7 @@ import pytest
 from stepwise.config.training import CreditConfig, Scheme
 from stepwise.credit import load_credit
 from stepwise.steps import split_steps
-from stepwise.training.crediting import Labels, _make_group, credit_groups, groups_of, mixed_advantages
+from stepwise.training.crediting import Labels, _make_group, _mixed_advantages, credit_groups, groups_of
 from stepwise.training.rollouts import RlRollout, token_spans
 
 
@@ -104,7 +104,7 @@ def test_a_text_without_steps_is_one_step() -> None:
 def test_self_scores_take_their_share_of_the_advantage() -> None:
     group = _make_group([RIGHT, WRONG, MASKED], [Labels()] * 3)
     plain = np.where(group.tokens, np.array([[0.5], [-0.5], [0.0]]), 0.0)
-    mixed = mixed_advantages(plain, group, np.array([0.8, 0.2, 9.0]), 0.25)
+    mixed = _mixed_advantages(plain, group, np.array([0.8, 0.2, 9.0]), 0.25)
     assert mixed[0, 0] == pytest.approx(0.75 * 0.5 + 0.25 * 0.3)
     assert mixed[1, 0] == pytest.approx(-0.75 * 0.5 - 0.25 * 0.3)
     assert not mixed[2].any()
@@ -114,4 +114,4 @@ def test_self_scores_take_their_share_of_the_advantage() -> None:
     assert made.kept == [True, True]
     assert made.advantages[0][0] == pytest.approx(0.05)
     alone = _make_group([MASKED], [Labels()])
-    assert not mixed_advantages(np.zeros((1, 1)), alone, np.array([1.0]), 0.5).any()
+    assert not _mixed_advantages(np.zeros((1, 1)), alone, np.array([1.0]), 0.5).any()

@@ -16,10 +16,10 @@ pytest.importorskip("peft", reason='needs pip install "stepwise[train]"')
 from stepwise.training import dpo  # noqa: E402
 from stepwise.training.lora import Trainee, load_trainee  # noqa: E402
 from stepwise.training.preference import (  # noqa: E402
-    PairRow,
+    _pair_losses,
+    _PairRow,
     _reference_logprobs,
     _render_pair,
-    pair_losses,
     preference_loss,
 )
 from stepwise.training.trainer import train_step  # noqa: E402
@@ -49,9 +49,9 @@ def disturb(trainee: Trainee) -> None:
             parameter.add_(0.05 * torch.randn_like(parameter))
 
 
-def rows(trainee: Trainee, cfg: Config, references: float = -20.0) -> list[PairRow]:
+def rows(trainee: Trainee, cfg: Config, references: float = -20.0) -> list[_PairRow]:
     sides = [_render_pair(made, trainee.tokenizer, cfg.prompt) for made in read_pairs(PAIRS[:3])]
-    return [PairRow(*both, references - i, references + 2 * i) for i, both in enumerate(sides)]
+    return [_PairRow(*both, references - i, references + 2 * i) for i, both in enumerate(sides)]
 
 
 @pytest.mark.parametrize("nll", [0.0, 0.7])
@@ -61,7 +61,7 @@ def test_loss_and_gradients_are_those_of_full_logits_in_float64(tiny_gguf_path: 
     trainee.model.double()
     disturb(trainee)
     made = rows(trainee, cfg)
-    found, figures = pair_losses(trainee, made, cfg)
+    found, figures = _pair_losses(trainee, made, cfg)
     found.backward()  # type: ignore[no-untyped-call]
     ours = [p.grad.clone() for p in trainee.trainable()]  # type: ignore[union-attr]
     trainee.model.zero_grad()
@@ -100,7 +100,7 @@ def test_micro_batches_do_not_change_a_step(tiny_gguf_path: Path, budget: int) -
         optimizer = torch.optim.SGD(trainee.trainable(), lr=1.0)
         given = rows(trainee, cfg)
         means, _ = train_step(
-            trainee, optimizer, given, lambda part, t=trainee, c=cfg: pair_losses(t, part, c), cfg.lora, 1.0, 1.0, 0
+            trainee, optimizer, given, lambda part, t=trainee, c=cfg: _pair_losses(t, part, c), cfg.lora, 1.0, 1.0, 0
         )
         steps.append((means, trainee))
     (one, first), (two, second) = steps
