@@ -15,6 +15,8 @@ Time includes the evaluation of the prompts. The end of the message is ignored i
 switching its test off). The engine also computes the log-probability of every token; the high-level API does not.
 
 With --steps real, steps of random lengths through the router, in lockstep and as whole solutions; see `free_running`.
+A real model (--model FILE, 50 million weights or more) is measured against its own curve in place of all this, see
+`batching`.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ from pydantic import PositiveInt
 from stepwise.errors import DataError
 from stepwise.lab import MODELS, model_path
 from stepwise.models.engine import Engine, GenerationJob
+from stepwise.models.engine.context import build_id
 from stepwise.prompt import SolvePrompt
 from stepwise.runs.shell import Options, Run, program
 
-from .free_running import measure, show
+from . import batching, free_running
 
 TEMPERATURE = 0.7
 AIMS = {"lockstep / per call": 3.0, "lockstep / straight": 1.0, "one / straight": 0.85}
@@ -63,6 +66,14 @@ class _Options(Options):
     """CPU threads"""
     gpu_layers: int = 0
     """layers on the GPU"""
+    counts: tuple[PositiveInt, ...] = (1, 4, 16, 64)
+    """problems of a real model"""
+    prompt: int = 256
+    """tokens of a prompt, for a real model"""
+    strong: str | None = None
+    """GGUF of a strong model, for the seconds of one routed problem"""
+    routed: int = 8
+    """problems that are routed one at a time"""
 
     @property
     def num_steps(self) -> int:
@@ -74,11 +85,13 @@ def main(run: Run[_Options]) -> None:
     args = run.args
     path = _model(run)
     if args.steps == "real":
-        free = measure(run, path)
+        free = free_running.measure(run, path)
         run.path("throughput.json").write_text(json.dumps({"model": path.name, **free}, indent=2) + "\n")
-        show(run, free)
+        free_running.show(run, free)
         return
     settings: dict[str, Any] = {"context": args.context, "threads": args.threads, "gpu_layers": args.gpu_layers}
+    if args.model not in MODELS and args.shape is None and _is_real(run, path, settings):
+        return
     with Engine.load(path, sequences=args.problems, **settings) as engine, _high_level(path, args) as llama:
         ways = _ways(engine, llama, args)
         best = _measure(ways, args)
@@ -99,6 +112,21 @@ def main(run: Run[_Options]) -> None:
     _print(run, result)
 
 
+def _is_real(run: Run[_Options], path: Path, settings: dict[str, Any]) -> bool:
+    """Measure a model that has a curve against it; False for a tiny one."""
+    settings = {**settings, "context": max(run.args.context, 1024)}
+    with Engine.load(path, sequences=max(run.args.problems, 32), curve="measured", **settings) as engine:
+        if engine.curve is None:
+            return False
+        with _high_level(path, run.args) as llama:
+            result = batching.measure(run, engine, llama)
+    result = {"model": path.name, "build": build_id(), **result}
+    run.path("throughput.json").write_text(json.dumps(result, indent=2) + "\n")
+    run.say(f"{path.name}, {run.args.threads} threads, llama.cpp {result['build']}")
+    batching.show(run, result)
+    return True
+
+
 def _model(run: Run[_Options]) -> Path:
     if run.args.shape:
         from .shapes import random_model
@@ -113,7 +141,7 @@ def _high_level(path: Path, args: _Options) -> Iterator[Any]:
     import llama_cpp.llama_cpp as lib
     from llama_cpp import Llama
 
-    settings = {"n_ctx": args.context, "n_threads": args.threads, "n_threads_batch": args.threads}
+    settings = {"n_ctx": max(args.context, 1024), "n_threads": args.threads, "n_threads_batch": args.threads}
     is_end = lib.llama_vocab_is_eog
     with closing(Llama(str(path), flash_attn=True, verbose=False, n_gpu_layers=args.gpu_layers, **settings)) as llama:
         lib.llama_vocab_is_eog = lambda vocab, token: False

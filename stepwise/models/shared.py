@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Hashable
@@ -11,9 +12,13 @@ from typing import Any
 from stepwise.config import LoadConfig
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine import Engine
+from stepwise.models.engine.context import build_id
+from stepwise.models.engine.curve import SMALLEST, Curve
 from stepwise.models.hub import adapter_path, gguf_file
+from stepwise.runs.directory import CURRENT
 from stepwise.runs.progress import announce, stage
 
+_log = logging.getLogger(__package__)
 LOAD_FIELDS = ("context", "sequences", "threads", "gpu_layers", "kv_type", "flash_attention", "adapter")
 """What of a model's configuration its engine depends on, besides the weights."""
 _lock = threading.Lock()
@@ -34,12 +39,24 @@ def shared_engine(config: LoadConfig) -> Engine:
                 engine = load_engine(config)
                 identity(engine)  # hashes the file while it is the one that was loaded
                 _engines[key] = engine
+    _freeze(config, engine)
     return engine
 
 
 def identity(engine: Engine) -> str:
     """Hashes of weights and adapter, as they stand at the end of the engine's name."""
     return engine.name.rpartition("@")[2]
+
+
+def open_problems(*models: Any) -> int | None:
+    """How many problems are to be open at once, so that the engine of each model has as many sequences as its curve
+    wants while others wait for another engine, as far as their memory goes; None where no engine has a curve.
+    """
+    engines = [engine for model in models for engine in getattr(model, "engines", ())]
+    own = [engine for engine in dict.fromkeys(engines) if isinstance(engine, Engine)]
+    if not any(engine.curve for engine in own):
+        return None
+    return min(sum(engine.concurrency for engine in own), max(engine.sequences for engine in own))
 
 
 def close_engines(path: str | Path | None = None) -> int:
@@ -79,8 +96,41 @@ def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
     if provider != "llamacpp":
         raise ConfigError(f'model is "{config.model}"; the engine runs GGUF files: write "llamacpp/path/to/model.gguf"')
     settings = {field: getattr(config, field) for field in LOAD_FIELDS}
-    settings |= {"adapter": config.lora, "train_from": config.train_from, **overrides}
+    settings |= {"adapter": config.lora, "train_from": config.train_from, "curve": "measured"}
     doing = f"loading {config.model}" + (f" with {config.adapter}" if config.adapter else "")
     announce(doing)
     with stage(doing):
-        return Engine.load(gguf_file(name), **settings)
+        engine = Engine.load(gguf_file(name), **{**settings, **frozen_settings(config), **overrides})
+    _freeze(config, engine)
+    return engine
+
+
+def _frozen_key(config: LoadConfig) -> str:
+    fields = (field for field in LOAD_FIELDS if getattr(config, field) is not None)
+    return " ".join([config.model, *(f"{field}={getattr(config, field)}" for field in fields)])
+
+
+def frozen_settings(config: LoadConfig) -> dict[str, Any]:
+    """What the run in progress loaded this model with at its first start: batches, and with them the last digits of
+    every logit, follow from it. Another build of llama.cpp rounds otherwise whatever the settings: that is said.
+    """
+    run = CURRENT.get()
+    if not run or not (facts := run.frozen(_frozen_key(config))):
+        return {}
+    if (build := facts.pop("build")) != build_id():
+        _log.warning(
+            "the run began with another build of llama.cpp (%s, now %s): what is drawn from here on may differ in its "
+            "last digits from what it would have been", build, build_id(),
+        )  # fmt: skip
+    return {**facts, "curve": Curve(facts["curve"]) if facts["curve"] else None}
+
+
+def _freeze(config: LoadConfig, engine: Engine) -> None:
+    """Keep with the run in progress what was found out about this machine; what it has kept holds for the engine."""
+    run, key = CURRENT.get(), _frozen_key(config)
+    if run is None or (engine.curve is None and engine.parameters < SMALLEST and not run.frozen(key)):
+        return
+    facts = {name: getattr(engine, name) for name in ("context", "sequences", "threads")}
+    facts |= {"curve": engine.curve and engine.curve.to_dict(), "build": build_id()}
+    if (kept := run.freeze(key, facts)["curve"]) != facts["curve"]:
+        engine.set_curve(Curve(kept) if kept else None)

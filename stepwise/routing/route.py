@@ -13,6 +13,7 @@ from stepwise.models.base import Backend, Generator
 from stepwise.models.budget import Ledger
 from stepwise.models.driver import Driver
 from stepwise.models.scorers.base import Scorer
+from stepwise.models.shared import open_problems
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
 from stepwise.routing.policy import FOR_GOOD, Policy, check_policy, needs_scorer
@@ -84,11 +85,11 @@ def route_all(
     ]
 
     working: list[Any] = [model for model in wrapped if model is not None]
-    driver = Driver(
-        [engine for model in working for engine in model.engines], exact=not any(model.remote for model in working)
-    )
+    engines = [engine for model in working for engine in model.engines]
+    driver = Driver(engines, exact=not any(model.remote for model in working))
+    window = settings.window or open_problems(wrapped.weak, wrapped.strong)
     try:
-        traces = driver.run([solver.run() for solver in solvers], window=settings.window)
+        traces = driver.run([solver.run() for solver in solvers], window=window)
     except KeyboardInterrupt:
         raise RoutingInterrupted([solver.interrupted() for solver in solvers]) from None
     if errors := [solver.plugin_error for solver in solvers if solver.plugin_error is not None]:

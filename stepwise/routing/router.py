@@ -19,6 +19,7 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.models.base import Backend
 from stepwise.models.cached import Stored, StoredScorer
 from stepwise.models.scorers import Scorer
+from stepwise.models.shared import open_problems
 from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
 from stepwise.records import items_of
@@ -144,9 +145,9 @@ class StepRouter(LoadedRouter):
     ) -> Self:
         """The router that a configuration describes, with its models loaded; `policy` instead of that of [routing].
 
-        As many problems are open at once as a model takes sequences: more would not be faster, and those that are
-        finished early are on disk early. Raises `ConfigError` where the policy looks at scores, the weak model is not
-        the lab's and the scorer still is.
+        As many problems are open at once as the models' curves want, or as a model takes sequences: more would not be
+        faster, and those that are finished early are on disk early. Raises `ConfigError` where the policy looks at
+        scores, the weak model is not the lab's and the scorer still is.
         """
         config = Config.of(config, "config")
         policy = policy_from_config(config.routing) if policy is None else as_policy(policy)
@@ -168,10 +169,12 @@ class StepRouter(LoadedRouter):
             budget=config.budget,
             max_steps=config.routing.max_steps,
             seed=config.seed,
-            window=window or max(config.models.weak.sequences, config.models.strong.sequences),
+            window=window,
             cache=cache,
         )
-        router.settings = dataclasses.replace(router.settings, run=config.hash)
+        if window is None and open_problems(router.models.weak, router.models.strong) is None:
+            window = max(config.models.weak.sequences, config.models.strong.sequences)
+        router.settings = dataclasses.replace(router.settings, run=config.hash, window=window)
         return router
 
     def with_policy(self, policy: Policy | type[Policy] | str | Mapping[str, Any]) -> Self:

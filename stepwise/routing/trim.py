@@ -50,7 +50,8 @@ OnTrace = Callable[[Trace], None]
 class RouteSettings:
     """How steps are drawn and when a trace ends.
 
-    `window` bounds the problems that are open at once (None: all of them). `prompt` is what the models put around a
+    `window` bounds the problems that are open at once (None: as many as the models' curves want, all where they have
+    none). `prompt` is what the models put around a
     question; here it only bounds what a request may cost. `run`, the hash of a configuration, goes into every request.
 
     Example:

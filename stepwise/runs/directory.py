@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from stepwise.io import lock, read_json, write_text
 from stepwise.plugins import is_import_path
 
 _CARD = "run.json"
+_FROZEN = "engines.json"
+CURRENT: ContextVar[RunDirectory | None] = ContextVar("stepwise_run_directory", default=None)
+"""The directory of the run that is in progress."""
 
 
 _WHAT = {"config_hash": "settings", "arguments": "arguments", "code": "code"}
@@ -63,6 +67,7 @@ class RunDirectory:
         self._mine = False  # whether the card in the directory is this run's
         self._is_new = False  # whether the directory was made here
         self._inputs: set[str] = set()
+        self._frozen: dict[str, Any] | None = None  # as in its file, once that is read
         self._began = time.time()
         self._card: dict[str, Any] = {
             "program": program,
@@ -165,6 +170,21 @@ class RunDirectory:
             self._write()
         return path
 
+    def frozen(self, key: str) -> dict[str, Any]:
+        """What an earlier start found out about its machine, {} for nothing: every later one goes by it."""
+        path = self.path / _FROZEN
+        if self._frozen is None:
+            is_there = _FROZEN in self._card["files"] and path.exists()
+            self._frozen = read_json(path, "give another directory (--out)") if is_there else {}
+        return dict(self._frozen.get(key, {}))
+
+    def freeze(self, key: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep `facts` for all later starts, unless there are some already; what is kept."""
+        if not self.frozen(key):
+            self._frozen = {**(self._frozen or {}), key: dict(facts)}
+            write_text(self.claim(_FROZEN, is_input=True), json.dumps(self._frozen, indent=1) + "\n")
+        return self.frozen(key)
+
     @contextmanager
     def ending(self) -> Iterator[None]:
         """When the block ends, write down how, and how long this start of the run took, in seconds; then let go.
@@ -172,7 +192,7 @@ class RunDirectory:
         The block may set `failed`. Where the run left no files, nothing is written, and of a run that failed before it
         had done anything nothing stays: with what was wrong put right, it may begin there.
         """
-        status = "failed"
+        status, before = "failed", CURRENT.set(self)
         try:
             yield
             status = "failed" if self.failed else "finished"
@@ -180,6 +200,7 @@ class RunDirectory:
             status = "interrupted"
             raise
         finally:
+            CURRENT.reset(before)
             self._card |= {"status": status, "seconds": round(time.time() - self._began, 3)}
             try:
                 if self._mine and status == "failed" and not self._has_results():

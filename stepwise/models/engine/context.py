@@ -9,12 +9,15 @@ neighbours; `cache.py` and `scheduler.py` see to both.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,16 @@ def library() -> Any:
         logger.logger.setLevel(logging.CRITICAL)
     lib.llama_backend_init()
     return lib
+
+
+@cache
+def build_id() -> str:
+    """Version, digest and instruction sets of the llama.cpp that runs here: another one may round otherwise."""
+    lib, digest = library(), hashlib.sha256()
+    for file in sorted((Path(lib.__file__).parent / "lib").glob("*ggml-cpu*")):
+        digest.update(file.read_bytes())
+    about = re.findall(r"(\w+) = 1", lib.llama_print_system_info().decode())
+    return " ".join([metadata.version("llama-cpp-python"), digest.hexdigest()[:8], *about])
 
 
 @contextmanager
@@ -107,7 +120,7 @@ class LlamaContext:
         if kv_type not in _KV_TYPES:
             raise BackendError(f"kv_type is {kv_type!r}; use one of {', '.join(_KV_TYPES)}")
         self.lib = lib = library()
-        self.path, self.context, self.model, self.ctx = path, context, None, None
+        self.path, self.context, self.threads, self.model, self.ctx = path, context, threads, None, None
         if not path.is_file():
             raise BackendError(f"{path}: no such file; give the path of a GGUF, or the name of a lab model")
         self.fields = read_gguf(path).fields

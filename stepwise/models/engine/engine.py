@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from stepwise.errors import BackendError
 from stepwise.models.engine.cache import PrefixCache
 from stepwise.models.engine.context import LlamaContext
+from stepwise.models.engine.curve import Curve, measure
 from stepwise.models.engine.jobs import Call, Drawn, Generation, GenerationJob, Logits, Prompt, Sample, Scoring, Unit
 from stepwise.models.engine.scheduler import Scheduler
 from stepwise.models.engine.vocab import Vocabulary
@@ -49,15 +51,18 @@ class Counters:
 class Engine:
     """A loaded model that generates and scores on token ids. Thread safe; close it, or use it as a context manager."""
 
-    def __init__(self, context: LlamaContext, cache_memory: int, train_from: Path | None = None):
+    def __init__(
+        self, context: LlamaContext, cache_memory: int, train_from: Path | None = None, curve: Curve | None = None
+    ) -> None:
         self.path = context.path
         self.train_from = train_from or context.path.parent  # lab models lie beside what they were made from
         self.context, self.parameters, self.sequences = context.context, context.parameters, context.streams
-        self.memory_bytes = context.memory_bytes
+        self.threads, self.memory_bytes = context.threads, context.memory_bytes
         self.vocabulary = Vocabulary(context)
         self._context = context
         self._cache = PrefixCache(context, cache_memory)
         self._scheduler = Scheduler(context, self.vocabulary, self._cache)
+        self._scheduler.set_curve(curve)
         self.worker = Worker(self._scheduler)
         self._switches = 0
         # Also runs at interpreter exit, while ctypes still works.
@@ -78,14 +83,16 @@ class Engine:
         kv_memory: int = 2 * _GIB,
         cache_memory: int = _GIB // 2,
         train_from: str | Path | None = None,
+        curve: Curve | Literal["measured"] | None = None,
     ) -> Engine:
         """Load a GGUF model.
 
         `context`: longest sequence in tokens. `sequences`: most decoded at once; fewer where the key-value cache would
         take more than `kv_memory` bytes (`engine.sequences` says). `cache_memory`: bytes of main memory for prefixes
         whose sequence was needed for another. `kv_type` is "f16", "f32" or "q8_0". `train_from`: the directory that
-        the GGUF was made from, where an adapter's base is looked up if the GGUF does not say. Raises BackendError with
-        the path, the reason and a remedy.
+        the GGUF was made from, where an adapter's base is looked up if the GGUF does not say. `curve` decides how what
+        runs is split into batches (see `Curve`): "measured" takes a few seconds, and a tiny model has none; None is the
+        fixed split, everything in one batch. Raises BackendError with the path, the reason and a remedy.
 
         Example:
             >>> from stepwise import lab
@@ -106,7 +113,9 @@ class Engine:
             flash_attention=flash_attention,
             kv_memory=kv_memory,
         )
-        engine = cls(loaded, cache_memory, Path(train_from).expanduser() if train_from else None)
+        if curve == "measured":
+            curve = measure(loaded, time.perf_counter if gpu_layers else time.process_time)
+        engine = cls(loaded, cache_memory, Path(train_from).expanduser() if train_from else None, curve)
         if adapter is not None:
             try:
                 engine.set_adapter(adapter)
@@ -142,6 +151,16 @@ class Engine:
     def tokenizer_fingerprint(self) -> str:
         """Equal for two models whose tokenizers are equal."""
         return self.vocabulary.fingerprint()
+
+    @property
+    def curve(self) -> Curve | None:
+        """What batches are split by; None for the fixed split."""
+        return self._scheduler.curve
+
+    @property
+    def concurrency(self) -> int:
+        """How many sequences it writes at once: as many as make it faster."""
+        return self._scheduler.most
 
     @property
     def counters(self) -> Counters:
@@ -284,6 +303,11 @@ class Engine:
     def reset_cache(self) -> None:
         """Drop every cached prefix once the calls in progress have ended: what follows is measured from cold."""
         control = Control(self._scheduler.reset)
+        self.worker.do(control, control)
+
+    def set_curve(self, curve: Curve | None) -> None:
+        """Split batches by `curve` from here on, None for the fixed split; calls in progress end first."""
+        control = Control(lambda: self._scheduler.set_curve(curve))
         self.worker.do(control, control)
 
     def set_adapter(self, path: str | Path | None, scale: float = 1.0, *, check_base: bool = True) -> None:

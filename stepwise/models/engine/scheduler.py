@@ -1,8 +1,9 @@
 """Continuous batching: everybody's jobs in common batches.
 
 Each turn admits waiting jobs to free streams, evaluates one batch (the next token of every running sample, and as much
-of the new prompts as fits), draws the next tokens and lets ended samples go. Not thread safe: `worker.py` calls it from
-one thread.
+of the new prompts as fits), draws the next tokens and lets ended samples go. Where the model's curve is known, a turn
+is as many batches as the curve says is fastest, prompts have one of their own, and no more run at once than that brings
+more tokens a second. Not thread safe: `worker.py` calls it from one thread.
 
 Shapes: V tokens in the vocabulary, R rows of logits in a batch, one for each position that asked for them.
 """
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from stepwise.errors import BackendError, DataError
 from stepwise.models.engine.cache import PrefixCache
 from stepwise.models.engine.context import BATCH, LlamaContext
+from stepwise.models.engine.curve import Curve
 from stepwise.models.engine.grammar import Constraint
 from stepwise.models.engine.jobs import Drawn, Generation, Logits, Sample, Scoring, Unit
 from stepwise.models.engine.sampling import Draws, ranked
@@ -26,7 +28,7 @@ from stepwise.models.engine.stopping import Ending, clean_text
 from stepwise.models.engine.vocab import Vocabulary
 
 _PATIENCE = 8
-"""Gaps between running streams are closed once they have cost this many extra passes."""
+"""Gaps between running streams are closed once they have cost this many extra passes; none where there is a curve."""
 
 
 class Scheduler:
@@ -34,6 +36,7 @@ class Scheduler:
 
     def __init__(self, context: LlamaContext, vocabulary: Vocabulary, cache: PrefixCache):
         self.context, self.vocabulary, self.cache = context, vocabulary, cache
+        self.set_curve(None)
         self.adapter: Hashable = ""
         self.evaluated = self.generated = self.calls = self.hits = 0
         self.interrupted = False  # set where a call was cancelled
@@ -45,11 +48,20 @@ class Scheduler:
         self._constrained: list[int] = []  # their places that have a grammar
         self._tokens: list[int] = []  # what was drawn last, one for each of them
 
+    def set_curve(self, curve: Curve | None) -> None:
+        """Split what runs by `curve`; None: everything in one batch."""
+        self.curve, self._patience, self._steady = curve, 0 if curve else _PATIENCE, False
+
     def reset(self) -> None:
         """Forget what earlier calls left behind: cached prefixes, and the gaps that wait to be closed."""
         self.cache.clear()
         self._gaps = self._wasted = 0
         self._steady = False
+
+    @property
+    def most(self) -> int:
+        """How many sequences run at once at most."""
+        return min(self.curve.fastest, self.context.streams) if self.curve else self.context.streams
 
     @property
     def busy(self) -> bool:
@@ -75,7 +87,7 @@ class Scheduler:
             for unit in [u for u in self._running if u.call.cancelled]:
                 self._leave(unit)
             self._waiting = deque(u for u in self._waiting if not u.call.cancelled)
-        if self._waiting and len(self._running) < self.context.streams:
+        if self._waiting and len(self._running) < self.most:
             self._admit()
         if self._running:
             self._evaluate()
@@ -84,7 +96,7 @@ class Scheduler:
         """Give streams to waiting jobs in order; one that shares a prefix being evaluated is passed over."""
         postponed: deque[Unit] = deque()
         before = len(self._running)
-        while self._waiting and len(self._running) < self.context.streams:
+        while self._waiting and len(self._running) < self.most:
             unit = self._waiting.popleft()
             if not self._start(unit):
                 postponed.append(unit)
@@ -129,43 +141,64 @@ class Scheduler:
     # ----- one batch
 
     def _evaluate(self) -> None:
-        context = self.context
         self._wasted += self._gaps
-        plan = None
-        if self._steady and not (self._gaps and self._wasted >= _PATIENCE):
+        if self._steady and not (self._gaps and self._wasted >= self._patience):
             # The batch of the last turn, one position further: nothing else about it changes.
-            n = rows = len(self._running)
-            context.token[:n] = self._tokens
-            context.pos[:n] += 1
-        else:
-            self._running.sort(key=lambda unit: unit.path.stream)
-            self._close_gaps()
-            n, rows, plan = self._fill_batch()
-        try:
-            logits = context.decode(n, rows)
-        except BackendError as error:
-            self._fail(list(self._running), error)
+            n = len(self._running)
+            self.context.token[:n] = self._tokens
+            self.context.pos[:n] += 1
+            logits = self._decode(self._running, n, n)
+            if logits is not None:
+                for unit in self._running:
+                    unit.at = unit.path.ready = unit.at + 1
+                self._draw([unit for unit in self._running if isinstance(unit, Sample)], logits)
             return
+        self._running.sort(key=lambda unit: unit.path.stream)
+        self._close_gaps()
+        for units in self._batches():
+            n, rows, plan = self._fill_batch(units)
+            logits = self._decode(units, n, rows)
+            if logits is not None:
+                self._distribute(n, plan, logits)
+
+    def _batches(self) -> list[list[Unit]]:
+        """What runs, neighbours together, as the batches of this turn."""
+        if self.curve is None:  # the fixed split: everything together
+            return [self._running[:]]
+        reading = [unit for unit in self._running if len(unit.ids) - unit.at > 1]
+        writing = [unit for unit in self._running if len(unit.ids) - unit.at <= 1]
+        batches, start = [reading] if reading else [], 0
+        for size in self._split(len(writing)):
+            batches.append(writing[start : start + size])
+            start += size
+        return batches
+
+    def _split(self, n: int) -> tuple[int, ...]:
+        """Sizes of the batches in which n sequences get their next tokens."""
+        return self.curve.split(n) if self.curve else (n,)
+
+    def _decode(self, units: Sequence[Unit], n: int, rows: int) -> npt.NDArray[np.float32] | None:
+        """Logits (R, V) of the batch as it is filled; None where that failed, and `units` with it."""
+        try:
+            logits = self.context.decode(n, rows)
+        except BackendError as error:
+            self._fail(list(units), error)
+            return None
         self.calls += 1
         self.evaluated += n
-        if plan is None:
-            for unit in self._running:
-                unit.at = unit.path.ready = unit.at + 1
-            self._draw([unit for unit in self._running if isinstance(unit, Sample)], logits)
-        else:
-            self._distribute(n, plan, logits)
+        return logits
 
-    def _fill_batch(self) -> tuple[int, int, list[tuple[Unit, int, int]]]:
-        """Write what is to be evaluated into the batch.
+    def _fill_batch(self, units: Sequence[Unit]) -> tuple[int, int, list[tuple[Unit, int, int]]]:
+        """Write what is to be evaluated of `units` into the batch.
 
         Returns the number of tokens and of rows of logits; and per unit how many of its ids and of the rows.
         """
         context, n, rows = self.context, 0, 0
-        # Every running unit has a token and a row for certain; these are left for those that can use more.
-        spare_tokens = BATCH - len(self._running)
-        spare_rows = context.max_rows - len(self._running)
+        # Every unit has a token and a row for certain; these are left for those that can use more.
+        spare_tokens = BATCH - len(units)
+        spare_rows = context.max_rows - len(units)
         plan: list[tuple[Unit, int, int]] = []
-        for unit in self._running:
+        for unit in units:
             start, count = unit.at, min(len(unit.ids) - unit.at, 1 + spare_tokens)
             if isinstance(unit, Scoring):
                 left = unit.wanted[len(unit.rows) :]
@@ -206,7 +239,7 @@ class Scheduler:
                 drawing.append(unit)
                 indices.append(row)
             row += num_rows
-        self._steady = n == len(drawing) == len(self._running)
+        self._steady = n == len(drawing) == len(self._running) and self._split(n) == (n,)
         self._draws = None
         if drawing:
             self._draw(drawing, logits if len(indices) == len(logits) else logits[indices])
@@ -306,7 +339,7 @@ class Scheduler:
         """Swap the last running units into gaps that have cost enough: llama.cpp computes only neighbours at once."""
         streams = [unit.path.stream for unit in self._running]
         self._gaps = sum(b - a > 1 for a, b in pairwise(streams))
-        if not self._gaps or self._wasted < _PATIENCE:
+        if not self._gaps or self._wasted < self._patience or self._split(len(streams))[:1] == (1,):
             return
         self._gaps = self._wasted = 0
         first, n = streams[0], len(streams)
