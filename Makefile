@@ -6,15 +6,24 @@
 #
 # Another Python:      make demo PYTHON=python3.12
 # PyTorch (make test) comes with CUDA on Linux, several GB; set PIP_EXTRA_INDEX_URL to PyTorch's CPU index for the small one.
-# A build with CUDA:   make demo CMAKE_ARGS="-DGGML_CUDA=ON"       (after `make clean`, if one was built before)
+# llama.cpp is built for the CPU of this machine. For others too:   make demo PORTABLE=1
+# A build with CUDA:   make demo CMAKE_ARGS="-DGGML_CUDA=ON"
 # A build with Metal:  make demo CMAKE_ARGS="-DGGML_METAL=ON"
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Only what the Python package uses of llama.cpp, and no instruction that a CPU of the last ten years may lack.
-CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
+# The demo's llama.cpp is built for this CPU, the tests' is portable (no instruction that a CPU of the last ten years may
+# lack), since they hold floats within 1e-5 that were recorded so: with AVX-512 the lab's scores differ by up to 2e-4.
+PORTABLE ?= $(if $(filter test% lint lab,$(MAKECMDGOALS)),1)
+# Only what the Python package uses of llama.cpp.
+CMAKE_ARGS ?= -DGGML_NATIVE=$(if $(PORTABLE),OFF,ON) -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
 	-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama-core-only.cmake
+# pip keeps the wheel that it builds, and would take it for a build with other options or on another CPU as well: each
+# has a cache of its own.
+BUILD := $(shell { echo '$(subst $(CURDIR),,$(CMAKE_ARGS))'; cat tools/llama-core-only.cmake; uname -m; \
+	grep -m1 -i -E '^(flags|features)' /proc/cpuinfo || sysctl -n machdep.cpu.brand_string; } 2>/dev/null | cksum | cut -d' ' -f1)
+BUILD_CACHE := PIP_CACHE_DIR="$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/stepwise/llama-cpp-$(BUILD)"
 PIP := CMAKE_ARGS="$(CMAKE_ARGS)" $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 # Beside a checkout that is called stepwise, Python would take the folder for an empty package; a path entry comes first.
@@ -64,8 +73,15 @@ $(VENV)/.python:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.core: $(VENV)/.python pyproject.toml constraints.txt
-	@echo "Installing stepwise. The first time llama.cpp is compiled: about 5 minutes on two cores, silent while it lasts."
+# One build is in the environment at a time; another takes its place.
+$(VENV)/.llama-$(BUILD): $(VENV)/.python constraints.txt
+	@echo "Installing llama.cpp. The first time it is compiled: about 5 minutes on two cores, silent while it lasts."
+	@$(BUILD_CACHE) $(PIP) --force-reinstall --no-deps llama-cpp-python
+	@rm -f $(VENV)/.llama-*
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.llama-$(BUILD) pyproject.toml constraints.txt
+	@echo "Installing stepwise."
 	@$(PIP) -e .
 	@$(CHECKOUT_FIRST)
 	@touch $@
@@ -83,6 +99,8 @@ $(LATEST)/.dev: pyproject.toml
 	@echo "Making $(LATEST) with the newest versions (llama.cpp is compiled where pip has no wheel of it: 5 minutes)."
 	@$(PYTHON) -m venv $(LATEST)
 	@$(LATEST)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
+	@$(BUILD_CACHE) CMAKE_ARGS="$(CMAKE_ARGS)" $(LATEST)/bin/python -m pip --disable-pip-version-check install --quiet \
+		llama-cpp-python
 	@CMAKE_ARGS="$(CMAKE_ARGS)" $(LATEST)/bin/python -m pip --disable-pip-version-check install --quiet -e ".[train,dev]"
 	@$(LATEST)/bin/python -c "import pathlib, site; \
 		pathlib.Path(site.getsitepackages()[0], 'stepwise-checkout.pth').write_text('$(CURDIR)\n')"
