@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,8 +39,6 @@ from .lab_critic import result_of
 GRANULARITIES: tuple[Granularity, ...] = ("full", "regrouped", "compressed")
 DRAWS = 10_000
 Rows = dict[str, Any]
-_STEP_LABEL = re.compile(r"\s*(?:#+|\**)\s*step\s+\d+\s*[:.)]", re.IGNORECASE)
-_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
 
 
 class Attempt(NamedTuple):
@@ -154,28 +150,10 @@ def _baselines(run: Run[_Options], attempts: Sequence[Attempt], tuning: Sequence
     guess = prior.index(max(prior))
     return {
         f"scorer, below {threshold:.2f}": _counted(by_score, attempts),
-        "number not in the reference": _counted([absent_number(e) for e in examples], attempts),
+        "number not in the reference": _counted([loc.absent_number(e) for e in examples], attempts),
         f"always step {guess}": _counted([loc.Outcome(min(guess, len(e.trace.steps) - 1)) for e in examples], attempts),
         "random": _counted([loc.random_guess(0)(e) for e in examples], attempts),
     }
-
-
-def absent_number(example: ProcessBenchRow) -> loc.Outcome:
-    """Names the first step with a number that is neither in the question nor in the reference solution.
-
-    A baseline for whoever localizes with a reference: a method must find more than such a string match. Signs are left
-    aside, and so is the number in "Step 3:"; 1,000 and 1000.0 are the same. Fails where there is no reference.
-    """
-    if example.problem.reference is None:
-        return loc.Outcome(None, "the problem has no reference")
-    known = _numbers(example.problem.question) | _numbers(example.problem.reference)
-    texts = (_STEP_LABEL.sub("", step.text, count=1) for step in example.trace.steps)
-    return loc.Outcome(next((i for i, text in enumerate(texts) if _numbers(text) - known), None))
-
-
-def _numbers(text: str) -> set[Fraction]:
-    """The values of all numbers in `text`, without their signs."""
-    return {Fraction(number.replace(",", "")) for number in _NUMBER.findall(text)}
 
 
 def _hard(run: Run[_Options], weak: Any) -> list[Attempt]:

@@ -14,6 +14,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +48,14 @@ GIVE_UP = (2, 4, 6, 8, 12, 16, 24)
 BINS = (0, 1, 4, 9, 17, 25, 32, 33)  # of successes in 32
 ATTEMPTS = 2000  # simulated
 AS_INT = "first that parses, all 32"
+_by_success = partial(CollectSettings, accept="success", fresh=0, check_form=False)
 CHOICES = {
-    AS_INT: CollectSettings(enough=None, miss=0.0, compare=0),
-    "best, all 32": CollectSettings(enough=None, miss=0.0, compare=0, batch=32),
-    "first with a success": CollectSettings(keep="first", compare=0),
-    "best, not compared": CollectSettings(compare=0),
-    "best, compared (default)": CollectSettings(),
-    "the same, measured afresh": CollectSettings(fresh=8),
+    AS_INT: _by_success(enough=None, miss=0.0, compare=0),
+    "best, all 32": _by_success(enough=None, miss=0.0, compare=0, batch=32),
+    "first with a success": _by_success(keep="first", compare=0),
+    "best, not compared": _by_success(compare=0),
+    "best, compared": _by_success(),
+    "the same, measured afresh": _by_success(fresh=8),
 }
 Outcomes = NDArray[np.bool_]  # (candidates, rollouts)
 
@@ -113,7 +115,7 @@ def collected(run: Run[_Options]) -> tuple[list[str], Outcomes]:
 
     critic = run.config.critic.model_copy(update={"candidates": run.args.candidates})
     config = run.config.model_copy(update={"critic": critic})
-    settings = CollectSettings(
+    settings = _by_success(
         rollouts=2, attempts=1, max_tokens=300, guided=2 * SEEN, batch=2 * SEEN, enough=None, miss=0.0, keep="all",
         check_sums=False,
     )  # fmt: skip
@@ -139,7 +141,7 @@ def rules_of() -> dict[str, CollectSettings]:
 
 
 def _rule(guided: int, enough: int | None, miss: float, batch: int = 8) -> CollectSettings:
-    return CollectSettings(guided=guided, enough=enough, floor=FLOOR, miss=miss, batch=batch)
+    return _by_success(guided=guided, enough=enough, floor=FLOOR, miss=miss, batch=batch)
 
 
 def replayed(rule: CollectSettings, orders: Sequence[Outcomes], truth: NDArray[np.float64]) -> Replayed:
@@ -178,7 +180,7 @@ def winners(owners: Sequence[str], orders: Sequence[Outcomes], truth: NDArray[np
         attempts[owner].append(at)
     several = [found for found in attempts.values() if len(found) > 1]
     report: dict[str, Any] = {"attempts with several": len(several)}
-    for name, rule in (("all 32", _rule(SEEN, None, 0.0)), ("12 or a success", CollectSettings())):
+    for name, rule in (("all 32", _rule(SEEN, None, 0.0)), ("12 or a success", _by_success())):
         told, fresh = [], []
         for outcomes in orders:
             for found in several:

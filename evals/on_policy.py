@@ -76,7 +76,9 @@ def main(run: Run[_Options]) -> None:
 def data(config: Config, labs: Sequence[LabProblem]) -> dict[str, list[Example]]:
     """Texts of every kind for the same problems, one or a few of each."""
     known = {lab.problem.id: lab.problem for lab in labs}
-    settings = CollectSettings(attempts=1, guided=8, miss=0.0, max_tokens=400)
+    settings = CollectSettings(
+        accept="success", check_form=False, fresh=0, attempts=1, guided=8, miss=0.0, max_tokens=400
+    )
     with in_use(None, config) as writers:
         rows = run_stages(Chunk(known, writers, config, settings))
         how = BuildSettings(collect=settings, per_problem=1, full_share=1.0)

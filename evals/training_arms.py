@@ -186,7 +186,9 @@ def _kind(problem: LabProblem) -> str:
 def gather(cfg: Config, scale: Scale, out: Path) -> Path:
     """The collection that all datasets are made from (made or gone on with); its directory."""
     folder = out / "collection"
-    settings = CollectSettings(rollouts=4, attempts=2, guided=16, max_tokens=256, chunk=16)
+    settings = CollectSettings(
+        accept="success", check_form=False, fresh=0, rollouts=4, attempts=2, guided=16, max_tokens=256, chunk=16
+    )
     collect([made.problem for made in pool_of(scale.pool)], cfg, folder, settings=settings, licence="mit")
     return folder
 
@@ -199,7 +201,10 @@ def dataset(kind: str, cfg: Config, scale: Scale, out: Path) -> list[Example]:
         return read_examples(out / "collection" / "dataset.jsonl")
     if kind == "true_step":
         return true_steps(cfg, pool, out / "collection")
-    settings = BuildSettings(own_corpus=4000, collect=CollectSettings(rollouts=4, max_tokens=256, guided=16))
+    settings = BuildSettings(
+        own_corpus=4000,
+        collect=CollectSettings(accept="success", check_form=False, fresh=0, rollouts=4, max_tokens=256, guided=16),
+    )
     if kind == "compressed":
         source = [_with_reference(made, "compressed") for made in pool]
         path = write_dataset("reference", source, cfg, folder, settings=settings)

@@ -248,6 +248,10 @@ def _measure(
             "localizer": name, "subset": subset, "chosen": chosen,
             "wrong": sum(c.wrong for c in own), "right": sum(c.right for c in own),
             "f1": value, "f1_low": low, "f1_high": high,
+            "above_constant": str(loc.above_constant(
+                [outcome for part in names for outcome in outcomes[part]],
+                [row for part in names for row in test[part]], seed=seed,
+            )),
             "acc_err": own[0].acc_err if len(own) == 1 else None, "acc_cor": own[0].acc_cor if len(own) == 1 else None,
             **_spent([outcome for part in names for outcome in outcomes[part]]),
         })  # fmt: skip
@@ -301,6 +305,7 @@ def _show(run: Run[_Options], result: dict[str, Any]) -> None:
             table.add_row(row["subset"], f1, f"{low}-{high}", *shares, *spent)
         run.console.print(table)
         for row in rows:
+            run.say(f"{row['subset']}: {row['above_constant']}")
             if row["repairs"]:
                 run.say(f"{row['subset']}: {row['repairs']} replies could not be read and were asked for again")
             if row["errors"]:

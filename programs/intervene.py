@@ -28,6 +28,7 @@ from stepwise.report.shell import first_of_each
 from stepwise.report.terminal import funnel_table, side_by_side
 from stepwise.runs.plan import PlannedCalls, plan_collecting
 from stepwise.runs.shell import Options, Run, one_of, program
+from stepwise.stats import wilson
 
 SHOWN = 3
 _WHERE = one_of("Problems")
@@ -71,17 +72,24 @@ def _problems_of(args: _Options) -> CheckedProblems:
 
 
 def _notes(config: Config, checked: CheckedProblems, settings: CollectSettings) -> list[str]:
-    """What is to be known before anything is spent."""
+    """What is to be known before anything is spent; raises DataError for a critic of references without any."""
     lines = [checked.summary()]
     strange = [p for p in checked.problems if not is_lab_question(p.question)]
-    models = {"weak": config.models.weak.model, "critic": config.models.critic.model}
+    by_reference = config.critic.method == "reference"
+    models = {"weak": config.models.weak.model} | ({} if by_reference else {"critic": config.models.critic.model})
     for role, model in models.items():
         if model.startswith("llamacpp/lab-") and strange:
             lines.append(
                 f"warning: {model} knows lab problems only, and {len(strange)} of {len(checked.problems)} are none: "
                 f"set models.{role}.model"
             )
-    if not config.models.critic.local and settings.concurrency == 1:
+    if not by_reference and not config.models.critic.model.startswith("llamacpp/lab-"):
+        lines.append("whether this critic is above a guess: stepwise localize --compare FILE, with labelled attempts")
+    if by_reference and len(checked.without_reference) == len(checked.problems):
+        raise DataError('critic.method is "reference", and no problem has a reference; add the column, or set another')
+    if by_reference:
+        lines.append("no model proposes: the steps are the references', so that training on them is distillation")
+    elif not config.models.critic.local and settings.concurrency == 1:
         lines.append("the critic is asked one call at a time; --concurrency 8 is faster behind an API")
     if any(cap is not None for cap in vars(config.budget.problem).values()):
         lines.append("the caps of [budget.problem] do not count here; those of [budget] do")
@@ -121,6 +129,13 @@ def _show(run: Run[_Options]) -> None:
     counts, examples = funnel(run.out), read_examples(path)
     run.console.print(funnel_table(counts))
     run.say(Caps(run.config, run.directory).ledger.summary())
+    if tried := counts["fresh rollouts"]:
+        right = counts["fresh rollouts that end right"]
+        share, low, high = wilson(right, tried)
+        run.say(
+            f"The steps that were accepted lead to a right end in {right} of {tried} fresh rollouts: {share:.0%} "
+            f"({low:.0%} to {high:.0%}); those that chose them say more than is true."
+        )
     if examples:
         failures = by_id(read_stage(run.out, "failures"))
         shown = first_of_each(examples, SHOWN, lambda row: row.parents.get("problem", row.question))
@@ -129,6 +144,8 @@ def _show(run: Run[_Options]) -> None:
         run.say("No example came out, since no attempt ended wrong: take harder problems, or more --rollouts.")
     else:
         run.say("No example came out; the stages show where the attempts were lost, and chunks/ holds every text.")
+    if 2 * counts["candidates in no solver's form"] > counts["candidates"]:
+        run.say("Most candidates are no step of a solution and were dropped: this model is no critic.")
     if 2 * counts["candidates with a false equation"] > counts["candidates"]:
         run.say("Most candidates state a false equation and were dropped; --no-check-sums keeps them.")
     run.metrics(**counts)

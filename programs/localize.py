@@ -1,7 +1,8 @@
 """Find the first error of an attempt at a problem, show what is said of each step, and with --propose a step to put in
 its place (InT, arXiv 2601.14209).
 
-[critic], [models.critic] and [scorer] of the configuration say who is asked, and how.
+[critic], [models.critic] and [scorer] of the configuration say who is asked, and how. --compare asks about every row
+of a labelled FILE and says how far that is above guessing a constant position, before anything is spent on it.
 FILE (or standard input) holds one attempt:
 
 - JSON: an object with question (or problem), steps (a list of texts) or solution (one text), and optionally reference,
@@ -28,6 +29,9 @@ from rich.padding import Padding
 from stepwise.config import Config
 from stepwise.critics import ErrorLocalizer, InterventionProposer
 from stepwise.critics.inputs import as_steps
+from stepwise.critics.module import run_all
+from stepwise.data.localization import Outcome, above_constant, absent_number, count
+from stepwise.data.processbench import ProcessBenchRow, read_rows
 from stepwise.data.tables import parse_table
 from stepwise.errors import BackendError, DataError
 from stepwise.lab.problems import is_lab_question
@@ -59,6 +63,10 @@ class _Options(Options):
     """the Nth attempt of a file with several, from 1"""
     propose: bool = False
     """propose a step to put in the place of the first error"""
+    compare: bool = False
+    """ask about all rows of FILE, which has ProcessBench's columns, and compare with a constant guess"""
+    n: PositiveInt | None = None
+    """with --compare: the first N rows"""
     first_error: int | None = None
     """with --propose: it is step N (from 0), do not look for it"""
     as_json: Annotated[bool, Parameter("--json")] = False
@@ -66,15 +74,24 @@ class _Options(Options):
 
 
 def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
+    if args.compare:
+        rows = _labelled(args)
+        return plan_localizing(config, [_size(row.problem, [step.text for step in row.trace.steps]) for row in rows])
     attempt = _read(args)
-    texts = (attempt.problem.question, attempt.problem.reference or "", *attempt.steps)
-    sizes = [(sum(len(text.encode("utf-8", "replace")) for text in texts), len(attempt.steps))]
+    sizes = [_size(attempt.problem, attempt.steps)]
     looked_for = plan_localizing(config, sizes) if args.first_error is None else []
     return [*looked_for, *(plan_proposing(config, sizes) if args.propose else [])]
 
 
+def _size(problem: Problem, steps: list[str]) -> tuple[int, int]:
+    texts = (problem.question, problem.reference or "", *steps)
+    return sum(len(text.encode("utf-8", "replace")) for text in texts), len(steps)
+
+
 @program(_Options, doc=__doc__, plan=_plan, resumable=False)
 def main(run: Run[_Options]) -> int:
+    if run.args.compare:
+        return _compare(run)
     attempt, first, located, proposed = _read(run.args), run.args.first_error, None, None
     if first is None:
         located = _localized(run.config, attempt)
@@ -98,7 +115,8 @@ def main(run: Run[_Options]) -> int:
 def _localized(config: Config, attempt: _Attempt) -> Any:
     """The prediction of the configuration's ErrorLocalizer."""
     located = _asked(ErrorLocalizer.from_config(config), problem=attempt.problem, steps=attempt.steps)
-    by_lab = config.scorer.title if config.critic.method == "scorer" else config.models.critic.model
+    asked = {"scorer": config.scorer.title, "reference": ""}
+    by_lab = asked.get(config.critic.method, config.models.critic.model)
     if by_lab.startswith("llamacpp/lab-") and not is_lab_question(attempt.problem.question):
         located.warnings = [*located.warnings, f"{by_lab} knows lab problems only, and this is none: set another model"]
     return located
@@ -112,6 +130,32 @@ def _asked(module: Any, **item: Any) -> Any:
         return module(**item)
     except LMError as error:
         raise BackendError(f"models.critic was asked and failed: {str(error).strip().splitlines()[0]}") from error
+
+
+def _compare(run: Run[_Options]) -> int:
+    """Ask about every labelled row, and print what that is worth beside a guess and beside the references."""
+    rows = _labelled(run.args)
+    items = [{"problem": row.problem, "steps": [step.text for step in row.trace.steps]} for row in rows]
+    predictions = run_all(ErrorLocalizer.from_config(run.config), items, concurrency=1, progress="localizing")
+    said = [Outcome(None if p.failure else p.first_error, p.failure or "", usage=p.usage) for p in predictions]
+    found = above_constant(said, rows)
+    asked = {"scorer": run.config.scorer.title, "reference": "the references' numbers"}
+    name = asked.get(run.config.critic.method, run.config.models.critic.model)
+    lines, counts = {name: found}, count(said, rows)
+    if run.config.critic.method != "reference" and all(row.problem.reference for row in rows):
+        lines["the references' numbers"] = above_constant([absent_number(row) for row in rows], rows)
+    if run.args.as_json:
+        run.say_json({name: {**line._asdict(), "difference": line.difference} for name, line in lines.items()})
+        return 0
+    for who, line in lines.items():
+        run.say(f"{who}: {line}")
+    if counts.right:
+        run.say(f"{name}: {counts.cleared} of {counts.right} right attempts are found right")
+    if failures := [outcome.error for outcome in said if outcome.error]:
+        run.say(f"{len(failures)} of {len(said)} failed, for example: {failures[0].splitlines()[0][:160]}")
+    if found.difference is not None and found.difference.low <= 0:
+        run.say('Interventions at places that are a guess are spent in vain: take a larger critic, or "reference".')
+    return 0
 
 
 # ----- what is printed
@@ -188,8 +232,20 @@ def _proposed_row(attempt: _Attempt, proposed: Any) -> dict[str, Any]:
 # ----- what is read
 
 
+def _labelled(args: _Options) -> list[ProcessBenchRow]:
+    """The rows that --compare asks about; raises DataError."""
+    if args.file is None or args.propose or args.row is not None or args.first_error is not None:
+        raise DataError("--compare asks about all rows of a FILE; give one, without --row, --propose and --first-error")
+    rows = read_rows(args.file)[: args.n]
+    if not rows:
+        raise DataError(f"{args.file} holds no rows; give a file with the columns problem, steps, label")
+    return rows
+
+
 def _read(args: _Options) -> _Attempt:
     """The attempt that the arguments name; raises DataError naming the file, the field, the value and the remedy."""
+    if args.n is not None:
+        raise DataError("--n goes with --compare; --row chooses one attempt of a file")
     attempt, first = _read_attempt(args), args.first_error
     if first is not None and not args.propose:
         raise DataError(f"--first-error is {first}, and nothing is to be proposed; add --propose, or leave it out")

@@ -41,7 +41,7 @@ def test_a_program_without_models_says_so() -> None:
 
 def collecting(*overrides: str, n: int = 3, **settings: Any) -> dict[str, PlannedCalls]:
     problems = [Problem(f"p{i}", "Add 1 and 2.", "3", "1 + 2 = 3, so \\boxed{3}.") for i in range(n)]
-    given = CollectSettings(**{"rollouts": 2, "guided": 8, "batch": 4, "max_tokens": 100, **settings})
+    given = CollectSettings(**{"rollouts": 2, "guided": 8, "batch": 4, "max_tokens": 100, "fresh": 0, **settings})
     return {part.role: part for part in plan_collecting(Config.load(None, overrides), given, problems)}
 
 
@@ -51,13 +51,21 @@ def test_a_collection_asks_at_most_for_every_attempt_and_every_guided_rollout_at
     assert planned["weak"].generated_tokens == planned["weak"].calls * 100
     assert planned["critic"].calls == 2 * (3 * 2 * (1 + 3))  # each reply may be asked for twice
     assert planned["critic"].generated_tokens == planned["critic"].calls * 1024
+    assert collecting("critic.candidates=3", fresh=4)["weak"].calls == planned["weak"].calls + 3 * 2 * 4
+    assert "critic" not in collecting("critic.method=reference")
     fewer = collecting("critic.candidates=3", attempts=1)
     assert fewer["weak"].calls == 3 * (2 + 3 * 8 + 8)
     assert collecting("models.weak.model=openai/x")["weak"].prompt_tokens > collecting()["weak"].prompt_tokens
 
 
 def test_the_likely_case_of_a_collection_is_within_the_worst_one_for_every_role() -> None:
-    for overrides in ([], ["critic.method=scorer"], ["critic.method=vote"], ["critic.solve_first=true"]):
+    for overrides in (
+        [],
+        ["critic.method=scorer"],
+        ["critic.method=reference"],
+        ["critic.method=vote"],
+        ["critic.solve_first=true"],
+    ):
         for settings in ({}, {"enough": None}, {"miss": 0.81}, {"attempts": 1}, {"rollouts": 1, "guided": 1}):
             for part in collecting(*overrides, **settings).values():
                 assert part.likely is not None

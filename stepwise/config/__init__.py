@@ -38,8 +38,9 @@ class CriticConfig(FrozenConfig):
     """form of prompts and replies; compact is for small models"""
     bare: bool | None = None
     """format "compact": no instructions in the prompt, for a model trained on it; unset: only for lab-critic"""
-    method: Literal["one_pass", "vote", "bisect", "scorer"] = "one_pass"
-    """how the first error is found; "scorer" asks the scorer instead of the critic"""
+    method: Literal["one_pass", "vote", "bisect", "scorer", "reference"] = "one_pass"
+    """how the first error is found; "scorer" asks the scorer instead of the critic; "reference" asks no model: the
+    first number that is not in the reference is the error, the reference's next step the proposal (distillation)"""
     samples: int = Field(default=5, ge=1)
     """method "vote": passes of which the majority counts"""
     threshold: float = Field(default=0.5, ge=0, le=1)

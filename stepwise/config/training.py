@@ -29,7 +29,7 @@ class LoraConfig(FrozenConfig):
     base: Literal["auto", "float32", "bfloat16", "4bit"] = "auto"
     """how the frozen base lies in memory; auto: float32 on a CPU, bfloat16 on a GPU; 4bit needs bitsandbytes"""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto: a CUDA device where there is one"""
+    """cpu, cuda, cuda:1, mps (never run); auto: a CUDA device where there is one, else the CPU"""
     checkpointing: bool = False
     """gradient checkpointing: less memory, about a third more time; turn it on for models of billions"""
     micro_tokens: int = Field(default=8192, ge=16)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from stepwise.critics.rewriter import SolutionRewriter
     from stepwise.critics.seeded import ask_all, model_name
 
+REFERENCE = "reference"
+"""the name of the critic that asks no model"""
 _HOME = {
     "ErrorLocalizer": "localizer",
     "InterventionProposer": "proposer",
@@ -31,6 +33,7 @@ _HOME = {
     "model_name": "seeded",
 }
 __all__ = [
+    "REFERENCE",
     "ErrorLocalizer",
     "InterventionProposer",
     "SolutionRewriter",

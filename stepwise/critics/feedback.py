@@ -16,11 +16,11 @@ from typing import Any
 import dspy
 
 from stepwise.critics.inputs import as_steps
-from stepwise.critics.signatures import numbered
+from stepwise.critics.signatures import numbered, shifted
 from stepwise.data.processbench import ProcessBenchRow
 from stepwise.errors import DataError
 
-_SHOWN = re.compile(r"^\[\d+\] ", re.MULTILINE)  # as `numbered` begins each step
+_SHOWN = re.compile(r"^\[(\d+)\] ", re.MULTILINE)  # as `numbered` begins each step
 
 
 def training_examples(examples: Iterable[ProcessBenchRow]) -> list[dspy.Example]:
@@ -43,8 +43,8 @@ def first_error_metric(gold: Any, pred: Any, trace: Any = None, pred_name: Any =
     """1.0 where `pred` says what `gold.first_error` says (None: every step is right), else 0.0; for any localizer.
 
     Asked about one predictor (`pred_name`, as GEPA does) it is a `dspy.Prediction` with `score` and `feedback`, which
-    speaks of the call in `pred_trace`. `gold.steps`, where there, are quoted. Raises DataError where `gold.first_error`
-    is missing or names no step.
+    speaks of the call in `pred_trace`, counting steps as its prompt does. `gold.steps`, where there, are quoted. Raises
+    DataError where `gold.first_error` is missing or names no step.
     """
     first, steps = _gold(gold)
     score = float(_said(pred) == ("said", first))
@@ -76,44 +76,49 @@ def _said(pred: Any) -> tuple[str, int | None]:
 
 def _feedback(first: int | None, steps: Sequence[str], pred: Any, pred_trace: Any) -> str:
     call = pred_trace[-1] if pred_trace else None
+    begin = _SHOWN.match(call[1].get("attempt", "")) if call is not None else None
+    base = int(begin[1]) if begin else 0
     parts = []
     if call is not None and "right" in call[2]:
-        parts.append(_on_prefix(first, steps, call[1].get("attempt", ""), call[2]["right"]))
+        parts.append(_on_prefix(first, steps, base, call[1].get("attempt", ""), call[2]["right"]))
     elif call is not None and "first_error" in call[2]:  # one vote of several may say something else than the majority
-        parts.append(_on_verdict(first, steps, call[2]["first_error"]))
+        parts.append(_on_verdict(first, steps, base, shifted(dict(call[2].items()), -base)["first_error"]))
     elif _said(pred)[0] == "said":
-        parts.append(_on_verdict(first, steps, pred["first_error"]))
+        parts.append(_on_verdict(first, steps, base, pred["first_error"]))
     else:
         why = (pred.get("failure") if pred is not None else None) or "the program raised an error"
-        parts.append(f"There is no result, which counts as wrong ({why}). {_truth(first, steps)}")
+        parts.append(f"There is no result, which counts as wrong ({why}). {_truth(first, steps, base)}")
     for name, words in (("repairs", "The first reply could not be read: "), ("warnings", "Note: ")):
         parts += [f"{words}{text}." for text in (pred.get(name) if pred is not None else None) or []]
     return " ".join(parts)
 
 
-def _on_verdict(first: int | None, steps: Sequence[str], said: int | None) -> str:
+def _on_verdict(first: int | None, steps: Sequence[str], base: int, said: int | None) -> str:
+    """On what was said of all steps; `base` is the number of the first step in texts for people and models."""
+    truth = _truth(first, steps, base)
     if said == first:
-        return f"Right. {_truth(first, steps)}"
+        return f"Right. {truth}"
     if said is None:
-        return f"You found no error, but there is one. {_truth(first, steps)}"
+        return f"You found no error, but there is one. {truth}"
     if first is None:
-        return f"You named step {said}, but no step is wrong.{_quoted(said, steps)}"
-    earlier = "The steps before it are right." if said < first else f"You passed step {first} as right."
-    return f"You named step {said}. {_truth(first, steps)} {earlier}"
+        return f"You named step {said + base}, but no step is wrong.{_quoted(said, steps)}"
+    earlier = "The steps before it are right." if said < first else f"You passed step {first + base} as right."
+    return f"You named step {said + base}. {truth} {earlier}"
 
 
-def _on_prefix(first: int | None, steps: Sequence[str], attempt: str, right: bool) -> str:
+def _on_prefix(first: int | None, steps: Sequence[str], base: int, attempt: str, right: bool) -> str:
     """On a call that was shown the steps up to some place, and said whether they are all right."""
     shown = len(_SHOWN.findall(attempt))
-    truly = first is None or first >= shown
-    verdict = f"You were shown steps 0 to {shown - 1} and said that {'all are right' if right else 'one is wrong'}"
+    truly, truth = first is None or first >= shown, _truth(first, steps, base)
+    said = f"that {'all are right' if right else 'one is wrong'}"
+    verdict = f"You were shown steps {base} to {shown - 1 + base} and said {said}"
     if right == truly:
-        return f"Right. {verdict}. {_truth(first, steps)}"
-    return f"{verdict}, but {'they are all right' if truly else 'one is wrong'}. {_truth(first, steps)}"
+        return f"Right. {verdict}. {truth}"
+    return f"{verdict}, but {'they are all right' if truly else 'one is wrong'}. {truth}"
 
 
-def _truth(first: int | None, steps: Sequence[str]) -> str:
-    return "No step is wrong." if first is None else f"The first wrong step is {first}.{_quoted(first, steps)}"
+def _truth(first: int | None, steps: Sequence[str], base: int) -> str:
+    return "No step is wrong." if first is None else f"The first wrong step is {first + base}.{_quoted(first, steps)}"
 
 
 def _quoted(index: int, steps: Sequence[str]) -> str:

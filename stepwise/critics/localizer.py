@@ -17,12 +17,13 @@ from stepwise.critics import signatures
 from stepwise.critics.formats import Format
 from stepwise.critics.inputs import Steps, as_steps, question_and_reference
 from stepwise.critics.module import CriticModule, caught, critic_lm, failed
-from stepwise.data.localization import first_below
+from stepwise.critics.reference import NO_REFERENCE
+from stepwise.data.localization import first_absent, first_below
 from stepwise.errors import ConfigError
 from stepwise.models.scorers import load_scorer
 from stepwise.types import Localization, Problem
 
-Method = Literal["one_pass", "vote", "bisect", "scorer"]
+Method = Literal["one_pass", "vote", "bisect", "scorer", "reference"]
 
 
 class ErrorLocalizer(CriticModule):
@@ -33,7 +34,8 @@ class ErrorLocalizer(CriticModule):
     Methods: "one_pass" checks all steps in one call (InT's verification log); "vote" takes the majority of `samples`
     passes at `temperature` (ProcessBench's voting; ties go to the earlier step, failures do not vote); "bisect" asks
     whether a prefix is right, at most 1 + log2(steps) times, rounded up; "scorer" takes the first step that a process
-    reward model scores below `threshold`, and asks no language model.
+    reward model scores below `threshold`, and asks no language model; "reference" takes the first step with a number
+    that neither problem nor reference has, and asks no model at all.
 
     The prediction has `first_error` (0-based, None where every step is right), `critical_error` (the first error that
     no later step makes up for; None for methods that cannot tell), `verdicts` (one per step checked, from step 0 on),
@@ -68,7 +70,7 @@ class ErrorLocalizer(CriticModule):
             raise ConfigError(
                 f"samples is {samples}, threshold {threshold}; give a whole number >= 1 and a threshold in [0, 1]"
             )
-        predictors = {"bisect": {"judge_prefix": signatures.JudgePrefix}, "scorer": {}}
+        predictors = {"bisect": {"judge_prefix": signatures.JudgePrefix}, "scorer": {}, "reference": {}}
         loaded = None if scorer is None else load_scorer(scorer)
         super().__init__(
             predictors.get(method, {"verify": signatures.VerifyAttempt}), lm, adapter, ("method", "scorer"),
@@ -101,7 +103,7 @@ class ErrorLocalizer(CriticModule):
         settings = config.critic
         scoring = settings.method == "scorer"
         return cls(
-            None if scoring else critic_lm(config),
+            None if scoring or settings.method == "reference" else critic_lm(config),
             settings.method,
             samples=settings.samples,
             temperature=settings.temperature or None,
@@ -119,6 +121,8 @@ class ErrorLocalizer(CriticModule):
         if self.setting("method") == "scorer":
             texts = as_steps(steps)  # a scorer reads all of them
             return await self._score(question_and_reference(problem, reference)[0], texts)
+        if self.setting("method") == "reference":
+            return _compared(as_steps(steps), *question_and_reference(problem, reference))
         given, texts = self.prepared(problem, steps, reference)
         if self.setting("method") == "bisect":
             return await self._bisect(given, texts)
@@ -138,8 +142,8 @@ class ErrorLocalizer(CriticModule):
     async def _verify(self, given: dict[str, Any], texts: list[str], config: dict[str, Any]) -> dspy.Prediction:
         """One pass over all steps, and what its verification log says."""
         signature, last = signatures.fitting(self.verify.signature, given), len(texts) - 1
-        signature = signatures.at_most_rows(signature, "checks", last + 1)
-        signature = signatures.bounded(signature, first_error=last, critical_error=last)
+        signature = signatures.at_most_rows(signature, "checks", last + 1, self.first_number)
+        signature = signatures.bounded(signature, self.first_number, first_error=last, critical_error=last)
         inputs = {**given, "attempt": signatures.numbered(texts)}
         return _checked(await self.call(self.verify, inputs, signature, config), texts)
 
@@ -169,6 +173,15 @@ class ErrorLocalizer(CriticModule):
         reason = "" if first is None else f"the score {scored.scores[first]:.2f} is under {threshold:.2f}"
         verdicts = [score >= threshold for score in scored.scores]
         return _located(first, None, verdicts, [], reason, scores=scored.scores, usage=scored.usage)
+
+
+def _compared(texts: list[str], question: str, reference: str | None) -> dspy.Prediction:
+    """The first error by the numbers of a reference solution."""
+    if reference is None:
+        return failed(NO_REFERENCE)
+    first = first_absent(texts, question, reference)
+    verdicts = [True] * (len(texts) if first is None else first) + [False] * (first is not None)
+    return _located(first, None, verdicts, [], "" if first is None else "a number in it is not in the reference")
 
 
 def _checked(reply: dspy.Prediction, texts: list[str]) -> dspy.Prediction:

@@ -24,6 +24,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from stepwise.config import Config, CriticConfig, ModelConfig, is_lab_critic
+from stepwise.critics import signatures
 from stepwise.critics.formats import Format, adapter
 from stepwise.critics.formats.dspy_adapters import held, repair_reasons
 from stepwise.critics.inputs import Steps, as_steps, attempt_of, fitted, question_and_reference
@@ -128,9 +129,23 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
         self, predictor: Any, inputs: Mapping[str, Any], signature: Any = None, config: Mapping[str, Any] | None = None
     ) -> dspy.Prediction:
         """What `predictor` says, asked once more where its reply could not be read; AdapterParseError where that failed
-        too. `signature` replaces the predictor's own for this call, `config` goes to the model.
+        too. `signature` replaces the predictor's own for this call, `config` goes to the model. Numbers of steps count
+        from 0 here, and from `first_number` in the prompt, in its examples and in the reply.
         """
+        first = self.first_number
+        inputs = signatures.shifted(inputs, first)
         arguments = {**inputs, "config": dict(config or {}), **({} if signature is None else {"signature": signature})}
+        if predictor.demos:
+            arguments["demos"] = [_counted_from(first, demo) for demo in predictor.demos]
+        reply = await self._asked(predictor, arguments, inputs)
+        return dspy.Prediction(**signatures.shifted(dict(reply.items()), -first))
+
+    @property
+    def first_number(self) -> int:
+        """The number of the first step in prompts and replies: 1, or 0 in lab-critic's own format."""
+        return 0 if getattr(dspy.settings.adapter, "bare", False) else 1
+
+    async def _asked(self, predictor: Any, arguments: dict[str, Any], inputs: dict[str, Any]) -> dspy.Prediction:
         gate = _gate.get()
         try:
             if isinstance(gate, ThreadPoolExecutor):
@@ -141,7 +156,7 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
                 # A server answers when it likes, and counts as running; a local model is the driver's to move.
                 return await (asked if _is_local(predictor) else outside(asked))
         except AdapterParseError as error:
-            _unread.get().append((predictor, dict(inputs), dspy.Prediction(unreadable=str(error))))
+            _unread.get().append((predictor, inputs, dspy.Prediction(unreadable=str(error))))
             raise
 
     def prepared(
@@ -199,6 +214,15 @@ class SingleCall(CriticModule):
         callbacks: Sequence[Any] = (),
     ) -> None:
         super().__init__(dict([self.asks]), lm, adapter, bare=bare, max_chars=max_chars, callbacks=callbacks)
+
+
+def _counted_from(first: int, demo: Any) -> Any:
+    """An example whose steps are numbered from `first`, as the prompt's are; those of the user count from 0."""
+    shown = str(demo.get("attempt", ""))[:3]
+    if shown not in ("[0]", "[1]"):
+        return demo
+    moved = signatures.shifted(dict(demo.items()), first - int(shown[1]))
+    return type(demo)(base=demo, **moved)
 
 
 def _is_local(predictor: Any) -> bool:

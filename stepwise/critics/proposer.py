@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import dspy
 
+from stepwise import critics
 from stepwise.config import Config
 from stepwise.critics import signatures
+from stepwise.critics.form import form_fault
 from stepwise.critics.formats import Format
-from stepwise.critics.inputs import Steps, as_steps
+from stepwise.critics.inputs import Steps, as_steps, question_and_reference
 from stepwise.critics.module import CriticModule, caught, critic_lm, failed
+from stepwise.critics.reference import NO_REFERENCE, next_step
 from stepwise.errors import ConfigError, DataError
+from stepwise.plugins import check_choice
 from stepwise.types import Intervention, Problem
 
 
@@ -28,9 +32,11 @@ class InterventionProposer(CriticModule):
     is how often a proposal that fails the three-question self-check is rewritten; the check needs `answer` (or a
     Problem with one). `candidates` are drawn at `temperature`, each with its own solution and checks.
 
-    The prediction has `intervention` (the first candidate whose last self-check found nothing, else the first, with a
-    warning), `candidates`, `reviews` (for each candidate, the last self-check or None), and `failure`. A location past
-    the first error cannot be proposed: it is asked for again.
+    The prediction has `intervention` (the first candidate that is a step in form, see `form_fault`, and whose last
+    self-check found nothing, else the first, with a warning), `candidates`, `reviews` (for each candidate, the last
+    self-check or None), and `failure`. A location past the first error cannot be proposed: it is asked for again.
+
+    With `source="reference"` no model is asked: the reference's next step is the proposal, never its last one.
     """
 
     def __init__(
@@ -40,6 +46,7 @@ class InterventionProposer(CriticModule):
         solve_first: bool = False,
         revisions: int = 0,
         candidates: int = 1,
+        source: Literal["model", "reference"] = "model",
         temperature: float | None = None,
         adapter: Format | Any | None = None,
         bare: bool | None = None,
@@ -50,15 +57,16 @@ class InterventionProposer(CriticModule):
             raise ConfigError(
                 f"candidates is {candidates}, revisions {revisions}; give candidates >= 1, revisions >= 0"
             )
+        check_choice("source", source, ("model", critics.REFERENCE))
         worked = dspy.InputField(desc="your own solution of the problem")
         solve = {"solve": signatures.SolveByReference} if solve_first else {}
         propose = signatures.ProposeIntervention
         check = {"review": signatures.ReviewIntervention, "revise": signatures.ReviseIntervention} if revisions else {}
+        predictors = {**solve, "propose": propose.insert(2, "worked", worked, str) if solve_first else propose, **check}
         super().__init__(
-            {**solve, "propose": propose.insert(2, "worked", worked, str) if solve_first else propose, **check}, lm,
-            adapter, ("solve_first", "revisions"), bare=bare, solve_first=solve_first, revisions=revisions,
-            candidates=candidates, temperature=temperature, max_chars=max_chars,
-            callbacks=callbacks,
+            predictors if source == "model" else {}, lm, adapter, ("solve_first", "revisions"), bare=bare,
+            solve_first=solve_first, revisions=revisions, candidates=candidates, source=source,
+            temperature=temperature, max_chars=max_chars, callbacks=callbacks,
         )  # fmt: skip
 
     @classmethod
@@ -66,6 +74,8 @@ class InterventionProposer(CriticModule):
         """The proposer that [critic] and models.critic describe."""
         config = Config.of(config, "config")
         settings = config.critic
+        if settings.method == critics.REFERENCE:
+            return cls(source="reference")
         return cls(
             critic_lm(config),
             solve_first=settings.solve_first,
@@ -90,6 +100,8 @@ class InterventionProposer(CriticModule):
             raise DataError(f"first_error is {first_error!r}, but the attempt has steps 0 to {last}")
         if answer is None and isinstance(problem, Problem):
             answer = problem.answer
+        if self.setting("source") == critics.REFERENCE:
+            return _of_reference(*question_and_reference(problem, reference), as_steps(steps)[:first_error])
         given, texts = self.prepared(problem, steps, reference)
         attempt = {**given, "attempt": signatures.numbered(texts), "first_error": first_error}
         numbers, warnings = range(self.setting("candidates")), list[str]()
@@ -110,7 +122,15 @@ class InterventionProposer(CriticModule):
         ]
         if not kept:
             return failed(str(proposals[0]), warnings=warnings)
-        best = next((step for step, review in kept if not _faults(review)), kept[0][0])
+        read = as_steps(steps)
+        forms = [
+            form_fault(step.content, problem=given["problem"], prefix=read[: step.location], wrong=read[step.location])
+            for step, _ in kept
+        ]
+        in_form = [pair for pair, fault in zip(kept, forms, strict=True) if not fault] or kept
+        best = next((step for step, review in in_form if not _faults(review)), in_form[0][0])
+        if all(forms):
+            warnings.append(f"the intervention is not one step of a solution: {forms[0]}")
         if all(_faults(review) for _, review in kept):
             warnings.append(f"the self-check still says of the intervention: {', '.join(_faults(kept[0][1]))}")
         return dspy.Prediction(
@@ -143,9 +163,22 @@ class InterventionProposer(CriticModule):
         """What `predictor` says for candidate `number`, no location past the first error, or why it cannot be read."""
         signature = signatures.fitting(predictor.signature, inputs)
         if "location" in signature.output_fields:
-            signature = signatures.bounded(signature, location=inputs["first_error"])
+            signature = signatures.bounded(signature, self.first_number, location=inputs["first_error"])
         config = self.sampling(None if self.setting("candidates") == 1 else number, 0.7)
         return await caught(self.call(predictor, inputs, signature, config))
+
+
+def _of_reference(question: str, reference: str | None, prefix: list[str]) -> dspy.Prediction:
+    """The reference's next step as the proposal."""
+    if reference is None:
+        return failed(NO_REFERENCE)
+    content = next_step(reference, question, prefix)
+    if content is None:
+        return failed("the reference has no next step but its last one, which states the answer")
+    step = Intervention(len(prefix), content)
+    return dspy.Prediction(
+        intervention=step, candidates=[step], reviews=[None], failed_candidates=0, failure=None, warnings=[]
+    )
 
 
 def _faults(review: Any) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import dspy
 from dspy.utils.usage_tracker import UsageTracker
 
+from stepwise import critics
 from stepwise.critics.inputs import as_steps
 from stepwise.critics.module import CriticModule, failed_by, usage_of
 from stepwise.models.api import SENDING
@@ -35,8 +36,10 @@ _call: ContextVar[Callable[[], Awaitable[Any]]] = ContextVar("stepwise_lm_call")
 
 
 def model_name(module: Any) -> str:
-    """Name of the model, or scorer, that a module asks."""
-    return str(module.get_lm().model if module.predictors() else module.scorer.name)
+    """Name of the model, or scorer, that a module asks; "reference" where it asks none."""
+    if module.predictors():
+        return str(module.get_lm().model)
+    return str(module.scorer.name) if module.scorer is not None else critics.REFERENCE
 
 
 def ask_all(
@@ -59,7 +62,8 @@ def ask_all(
     """
     stopped: list[dspy.Prediction] = []
     model = around.model(_LanguageModel(module.get_lm()), "critic") if around and module.predictors() else None
-    scorer = around.scorer(module.scorer) if around and not model and isinstance(module, CriticModule) else None
+    scored = isinstance(module, CriticModule) and module.scorer is not None
+    scorer = around.scorer(module.scorer) if around and not model and scored else None
     limits: dict[str, Any] = {"run": around.run, "max_tokens": around.reply_tokens} if around else {}
 
     async def ask(item: dict[str, Any], seed: int, cold: bool, attempt: int) -> dspy.Prediction:
@@ -107,7 +111,9 @@ def ask_all(
 
 def _engines(module: Any) -> tuple[Any, ...]:
     """The engines of this process that the module's models run on: the driver moves them."""
-    return engines_of(module.get_lm()) if module.predictors() else module.scorer.engines
+    if module.predictors():
+        return engines_of(module.get_lm())
+    return () if module.scorer is None else module.scorer.engines
 
 
 def _seeded(module: Any, seed: int, cold: bool) -> Any:

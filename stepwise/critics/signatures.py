@@ -5,7 +5,8 @@ InT's prompt (arXiv 2601.14209, the appendix on prompts) is one conversation; he
    two numbers: the *earliest* wrong step (what ProcessBench labels) and the *critical* one (wrong and not recovered
    later).
 2. Solving first with the reference in view, proposing, and the three-question self-check are three signatures.
-3. Steps are numbered from 0, as everywhere in the library; the paper's prompt counts from 1.
+3. Values count steps from 0, as everywhere in the library. Prompts and replies count from 1, as the paper's do and as
+   general models reply whatever they are shown; `shifted` is between the two. Only lab-critic reads and writes from 0.
 4. A reference solution is optional: `without_reference` gives each signature's other form.
 
 The instructions are short on purpose: an adapter adds what its format needs, an optimizer writes longer ones.
@@ -13,6 +14,7 @@ The instructions are short on purpose: an adapter adds what its format needs, an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -31,6 +33,10 @@ class StepCheck(BaseModel):
     quote: Short = Field(description="the result the step states, quoted")
     expected: Short = Field(description="what it should be")
     verdict: Literal["right", "wrong"] = Field(description="whether the step is right, given the steps before it")
+
+
+class _CheckFromOne(StepCheck):
+    step: int = Field(ge=1, description="the step's number")
 
 
 class VerifyAttempt(dspy.Signature):  # type: ignore[misc]
@@ -184,18 +190,24 @@ def fitting(signature: Any, given: Mapping[str, Any]) -> Any:
     return signature if "reference" in given else without_reference(signature)
 
 
-def bounded(signature: Any, **highest: int) -> Any:
-    """`signature` with its whole-number outputs limited to 0..highest, None still allowed where it was."""
+def bounded(signature: Any, first: int = 0, **highest: int) -> Any:
+    """`signature` with its outputs that name a step limited to 0..highest, None still allowed where it was; in prompts
+    and replies step 0 has the number `first`.
+    """
     for name, most in highest.items():
-        limited = Annotated[int, Field(ge=0, le=most)]
+        limited = Annotated[int, Field(ge=first, le=most + first)]
         optional = type(None) in get_args(signature.output_fields[name].annotation)
         signature = signature.with_updated_fields(name, type_=limited | None if optional else limited)
     return signature
 
 
-def at_most_rows(signature: Any, name: str, most: int) -> Any:
-    """`signature` with its list output `name` limited to 1..most items: a model cannot list steps without end."""
+def at_most_rows(signature: Any, name: str, most: int, first: int = 0) -> Any:
+    """`signature` with its list output `name` limited to 1..most items: a model cannot list steps without end. Checks
+    of steps begin at number `first`.
+    """
     items: Any = signature.output_fields[name].annotation
+    if first and items == list[StepCheck]:
+        items = list[_CheckFromOne]
     limited: Any = Annotated[items, Field(min_length=1, max_length=most)]
     return signature.with_updated_fields(name, type_=limited)
 
@@ -207,3 +219,31 @@ def numbered(steps: Sequence[str], first: int = 0) -> str:
     """
     lines = (f"[{i}] " + "\n    ".join(step.splitlines()) for i, step in enumerate(steps, first))
     return "\n".join(lines)
+
+
+def shifted(values: Mapping[str, Any], by: int) -> dict[str, Any]:
+    """Inputs or outputs of a signature with every step's number moved by `by`.
+
+    >>> shifted({"attempt": numbered(["2 + 2 = 5."]), "first_error": 0}, 1)
+    {'attempt': '[1] 2 + 2 = 5.', 'first_error': 1}
+    """
+    moved = dict(values)
+    for name, value in values.items():
+        if name in _STEPS and isinstance(value, int):
+            moved[name] = value + by
+        elif name == "checks" and value:
+            moved[name] = [_check_at(row, by) for row in value]
+        elif name in _MARKED and isinstance(value, str):
+            moved[name] = re.sub(_MARKED[name], lambda mark: f"[{int(mark[1]) + by}]", value)
+    return moved
+
+
+def _check_at(row: Any, by: int) -> Any:
+    """One check with its step's number moved; an example from a file has a dictionary."""
+    if isinstance(row, Mapping):
+        return {**row, "step": row["step"] + by}
+    return row.model_copy(update={"step": row.step + by})
+
+
+_STEPS = ("first_error", "critical_error", "location")
+_MARKED = {"attempt": r"(?m)^\[(\d+)\](?= )", "scores": r"\[(\d+)\](?= )"}

@@ -18,8 +18,9 @@ from stepwise.steps import split_steps
 from stepwise.types import from_json
 
 Origin = Literal[
-    "intervention", "routing", "reference", "reflection", "strong", "rejection", "first_tokens", "own_corpus"
-]
+    "intervention", "distillation", "routing", "reference", "reflection", "strong", "rejection", "first_tokens",
+    "own_corpus",
+]  # fmt: skip
 Row = TypeVar("Row", "Example", "Example | Chat")
 _TEXTS = ("prompt", "chosen", "rejected")
 
@@ -29,11 +30,12 @@ _TEXTS = ("prompt", "chosen", "rejected")
 class Example:
     """One row of the dataset: after `prefix` (steps of the attempt), the model is to write `intervention`.
 
-    `origin` says where the text comes from: a critic's step (intervention), an escalated step that was needed
-    (routing), a reference solution, a rewrite with the reference in view (reflection), the strong model (strong: a
-    whole solution, or an escalated step that was not needed), the model's own right solutions (rejection), the first
-    tokens of its solutions whatever they end in (first_tokens), or the corpus that it was pretrained on (own_corpus).
-    `variant` names the form of it, where a builder of datasets knows several ("" is the plain one).
+    `origin` says where the text comes from: a critic's step (intervention), a reference's next step in its place
+    (distillation), an escalated step that was needed (routing), a reference solution, a rewrite with the reference in
+    view (reflection), the strong model (strong: a whole solution, or an escalated step that was not needed), the
+    model's own right solutions (rejection), the first tokens of its solutions whatever they end in (first_tokens), or
+    the corpus that it was pretrained on (own_corpus). `variant` names the form of it, where a builder of datasets knows
+    several ("" is the plain one).
 
     `complete`: the text is a whole solution, `prefix` is empty, and the end of the message is trained after it.
     `suffix` is what followed the intervention, where that is trained too. `successes` of `guided` rollouts from here

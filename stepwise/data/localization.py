@@ -14,8 +14,10 @@ Shares, F1 and intervals are in percent.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +26,11 @@ from stepwise.data.processbench import ProcessBenchRow
 from stepwise.errors import DataError
 from stepwise.records import record
 from stepwise.seeds import rng as seeded
-from stepwise.stats import Interval, percentile
+from stepwise.stats import Interval, bootstrap, percentile
 from stepwise.types import Usage
+
+_STEP_LABEL = re.compile(r"\s*(?:#+|\**)\s*step\s+\d+\s*[:.)]", re.IGNORECASE)
+_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
 
 
 @record()
@@ -147,6 +152,56 @@ def blind_f1(prior: Sequence[float]) -> float | None:
     return float(200 * a / (1 + a**0.5) ** 2)
 
 
+class AboveConstant(NamedTuple):
+    """Of `wrong` attempts, those whose first error was `found`, and those that always saying step `place` hits
+    (`guessed`); the difference in percent of the wrong attempts, None without any.
+    """
+
+    wrong: int
+    found: int
+    guessed: int
+    place: int
+    difference: Interval | None
+
+    def __str__(self) -> str:
+        if self.difference is None:
+            return "no wrong attempt to find an error in"
+        value, low, high = self.difference
+        verdict = "above a guess" if low > 0 else "not to be told from a guess" if high >= 0 else "below a guess"
+        return (
+            f"{self.found} of {self.wrong} first errors; always saying step {self.place}: {self.guessed}; difference "
+            f"{value:+.0f} points (95 %: {low:+.0f} to {high:+.0f}): {verdict}"
+        )
+
+
+def above_constant(outcomes: Sequence[Outcome], examples: Sequence[ProcessBenchRow], *, seed: int = 0) -> AboveConstant:
+    """How far a localizer is above guessing a constant position, on the wrong attempts of `examples`, paired.
+
+    The position is the best one in hindsight (the last step of a shorter attempt stands for it), so the guess has an
+    advantage where attempts are few. The interval is from a bootstrap over attempts.
+
+    >>> from stepwise.data.processbench import from_row
+    >>> rows = [from_row({"problem": "?", "steps": ["a", "b"], "label": label}) for label in (0, 0, 0, 1)]
+    >>> print(above_constant([Outcome(0), Outcome(0), Outcome(0), Outcome(1)], rows))
+    4 of 4 first errors; always saying step 0: 3; difference +25 points (95 %: +0 to +75): not to be told from a guess
+    """
+    counts = count(outcomes, examples)
+    wrong = [
+        (outcome, len(example.trace.steps), first)
+        for outcome, example in zip(outcomes, examples, strict=True)
+        if (first := example.localization.first_error) is not None
+    ]
+    if not wrong:
+        return AboveConstant(0, 0, 0, 0, None)
+    longest = max(steps for _, steps, _ in wrong)
+    hits = [[min(guess, steps - 1) == first for _, steps, first in wrong] for guess in range(longest)]
+    place = max(range(longest), key=lambda guess: (sum(hits[guess]), -guess))
+    named = [not outcome.error and outcome.first_error == first for outcome, _, first in wrong]
+    gains = 100 * (np.array(named, float) - np.array(hits[place], float))
+    difference = bootstrap(lambda index: float(gains[index].mean()), len(wrong), seed=seed)
+    return AboveConstant(counts.wrong, counts.found, sum(hits[place]), place, difference)
+
+
 def first_below(scores: Sequence[float], threshold: float) -> int | None:
     """Index of the first step whose score is under `threshold`, None where there is none.
 
@@ -214,6 +269,38 @@ def random_guess(seed: int) -> Localizer:
         return Outcome(None if rng.random() < 0.5 else rng.randrange(len(example.trace.steps)))
 
     return localize
+
+
+def absent_number(example: ProcessBenchRow) -> Outcome:
+    """Names the first step with a number that is neither in the question nor in the reference solution.
+
+    A baseline for whoever localizes with a reference: a method must find more than such a string match. Signs are left
+    aside, and so is the number in "Step 3:"; 1,000 and 1000.0 are the same. Fails where there is no reference.
+    """
+    if example.problem.reference is None:
+        return Outcome(None, "the problem has no reference")
+    texts = [step.text for step in example.trace.steps]
+    return Outcome(first_absent(texts, example.problem.question, example.problem.reference))
+
+
+def first_absent(steps: Iterable[str], *known: str) -> int | None:
+    """Index of the first step with a number that is in none of the `known` texts, None where there is none.
+
+    >>> first_absent(["I take 4 of 41.", "41 - 4 = 39."], "4 of 41?", "41 - 4 = 37")
+    1
+    """
+    numbers = set(numbers_in(" ".join(known)))
+    read = (numbers_in(_STEP_LABEL.sub("", text, count=1)) for text in steps)
+    return next((i for i, found in enumerate(read) if not numbers.issuperset(found)), None)
+
+
+def numbers_in(text: str) -> list[Fraction]:
+    """The values of all numbers in `text`, in order, without their signs.
+
+    >>> numbers_in("1,000 of them, less 2.50")
+    [Fraction(1000, 1), Fraction(5, 2)]
+    """
+    return [Fraction(number.replace(",", "")) for number in _NUMBER.findall(text)]
 
 
 def _both_classes(examples: Sequence[ProcessBenchRow]) -> None:

@@ -12,6 +12,7 @@ from stepwise.config import Config
 from stepwise.data.examples import unique
 from stepwise.data.problems import CheckedProblems, check_problems
 from stepwise.errors import DataError
+from stepwise.interventions.acceptance import PrefixRates
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.interventions.chunks import run_chunks, sealed_rows, working, write_sealed
 from stepwise.interventions.pipeline import Chunk, run_stages
@@ -56,15 +57,17 @@ def collect(
     arguments = {**settings.model_dump(), "problems": digest}
     with working(out, "collect", cfg, arguments, writers) as (directory, models, caps):
         _remember(directory, checked.problems)
-        account = _Account(caps.ledger, len(checked.problems))
+        account, rates = _Account(caps.ledger, len(checked.problems)), PrefixRates()
 
         def work(members: Sequence[Problem]) -> dict[str, Sequence[Any]]:
             models.reset_caches("weak", "localizer", "proposer")
-            return run_stages(Chunk(by_id(members), models, cfg, settings))
+            return run_stages(Chunk(by_id(members), models, cfg, settings, rates=rates))
 
         def sealed(folder: Path, members: int, before: bool) -> str:
             rows = {name: read_rows(folder / f"{name}.jsonl", kind) for name, kind in ROWS.items()}
             account.add(rows, members, before=before)
+            if before:  # `run_stages` adds its own
+                rates.add(rows["rollouts"], rows["failures"], rows["located"])
             return account.note(time.monotonic() - began)
 
         def finish() -> Path:
@@ -95,7 +98,7 @@ def funnel(out: str | Path) -> dict[str, int]:
     """
     rows = {name: read_stage(out, name) for name in ROWS}
     rollouts, located, candidates, guided = (rows[name] for name in WRITTEN)
-    leaks = Counter(row.leak for row in candidates)
+    leaks, fresh = Counter(row.leak for row in candidates), [row for row in guided if row.phase == "fresh"]
     return {
         "rollouts": len(rollouts),
         "rollouts without a text": sum(row.finish == "error" for row in rollouts),
@@ -107,10 +110,14 @@ def funnel(out: str | Path) -> dict[str, int]:
         "proposals that failed": sum(bool(row.failed) for row in candidates),
         "candidates that leak": leaks[LeakVerdict.LEAK],
         "answer steps left out": leaks[LeakVerdict.ANSWER_STEP],
+        "candidates in no solver's form": sum(bool(row.form) for row in candidates),
         "candidates with a false equation": unsound(candidates),
         "candidates guided": len({row.candidate for row in guided}),
         "guided rollouts": len(guided),
         "guided rollouts that end right": sum(row.verdict == "CORRECT" for row in guided),
+        "guided rollouts with an invented output": sum(bool(row.error) and row.finish != "error" for row in guided),
+        "fresh rollouts": len(fresh),
+        "fresh rollouts that end right": sum(row.verdict == "CORRECT" for row in fresh),
         "examples": len(unique(rows["examples"])),
     }
 

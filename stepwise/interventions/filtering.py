@@ -8,6 +8,9 @@ What differs from InT (arXiv 2601.14209), which asks for 32 rollouts of every ca
 4. The best of several candidates is the one with the highest posterior mean rate, and rollouts that are meant to tell
    them apart go to the two best. A posterior does not depend on when one stopped, a share of successes does.
 
+5. How many successes a candidate needs follows from a test against luck (`acceptance`): the count in all `guided`
+   rollouts, so that it may be stopped when it has so many, or can no longer have them, and the test holds its level.
+
 Rules 1 to 3 are `CollectSettings.next_batch`. The prior is a beta distribution; `INT_PRIOR` has InT's published counts:
 14,766 candidates, 20,170 of 472,320 rollouts right, 2,213 candidates with a success in 32. No model is asked here.
 """
@@ -22,6 +25,7 @@ from typing import Literal
 
 from stepwise.errors import DataError
 from stepwise.grading import Verdict
+from stepwise.interventions.acceptance import needed
 from stepwise.interventions.rows import Candidate, GuidedRollout
 from stepwise.interventions.settings import CollectSettings
 
@@ -60,17 +64,21 @@ def guided_by(candidates: Sequence[Candidate], sample: Sample, settings: Collect
         }
 
     # Ask until the rule has enough of every candidate.
-    sizes = {name: settings.next_batch(0, 0) for name in rows}
+    least = {row.id: _needed(row, settings) for row in candidates}
+    sizes = {name: settings.next_batch(0, 0, least[name]) for name in rows}
     while any(sizes.values()):
         ask(sizes, "filter")
         counts = tried()
-        won = {row.failure for row in candidates if counts[row.id][0] and settings.keep == "first"}
-        sizes = {row.id: settings.next_batch(*counts[row.id]) for row in candidates if row.failure not in won}
+        won = {row.failure for row in candidates if counts[row.id][0] >= least[row.id] and settings.keep == "first"}
+        sizes = {
+            row.id: settings.next_batch(*counts[row.id], least[row.id]) for row in candidates if row.failure not in won
+        }
+    counts = tried()
 
     # Tell rivals apart: a few more at a time for one of the two best of each attempt.
     rivals: defaultdict[str, list[str]] = defaultdict(list)
     for row in candidates:
-        if counts[row.id][0] and settings.keep == "best":
+        if counts[row.id][0] >= least[row.id] and settings.keep == "best":
             rivals[row.failure].append(row.id)
     for done in range(0, settings.compare, settings.compare_batch):
         counts, size = tried(), min(settings.compare_batch, settings.compare - done)
@@ -86,13 +94,28 @@ def guided_by(candidates: Sequence[Candidate], sample: Sample, settings: Collect
 def chosen(
     candidates: Sequence[Candidate], guided: Iterable[GuidedRollout], settings: CollectSettings
 ) -> list[Candidate]:
-    """Those with a success: of each attempt the one with the highest posterior mean rate, or all (`settings.keep`)."""
-    counts = counts_of(guided)
-    good = {row.id: row for row in candidates if counts.get(row.id, (0, 0))[0]}
+    """Those that are accepted: of each attempt the one with the best posterior mean rate, or all (`settings.keep`)."""
+    rollouts = defaultdict(list)
+    for rollout in guided:
+        rollouts[rollout.candidate].append(rollout)
+    counts = counts_of(rollout for tried in rollouts.values() for rollout in tried)
+    good = {row.id: row for row in candidates if accepted(row, rollouts[row.id], settings)}
     best: dict[str, str] = {}
     for name in ranked({name: counts[name] for name in good}):
         best.setdefault(good[name].failure, name)
     return [row for row in good.values() if settings.keep == "all" or best[row.failure] == row.id]
+
+
+def accepted(row: Candidate, guided: Iterable[GuidedRollout], settings: CollectSettings) -> bool:
+    """Whether a candidate has the successes that it needs among its guided rollouts; those that were made to compare or
+    to measure it accept nothing.
+    """
+    return sum(one.phase == "filter" and one.verdict is Verdict.CORRECT for one in guided) >= _needed(row, settings)
+
+
+def _needed(row: Candidate, settings: CollectSettings) -> int:
+    """Successes with which a candidate is accepted: one, or what luck would not give in `settings.guided` rollouts."""
+    return 1 if settings.accept == "success" or row.rate is None else needed(settings.guided, row.rate, settings.level)
 
 
 def counts_of(rows: Iterable[GuidedRollout], *, fresh: bool = False) -> dict[str, tuple[int, int]]:

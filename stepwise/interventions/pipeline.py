@@ -11,8 +11,10 @@ What differs from the published notebooks:
 3. Guided rollouts are asked for in batches and stop as `CollectSettings` says (`filtering` has the rules); the
    published 32 per candidate are `enough=None, miss=0`.
 4. Of several candidates the one with the most guided success is kept, not the first that can be read.
-5. A step with an equation that is false is dropped (`checks.sums`): guided success does not notice it.
-6. Where a problem has no reference solution the critic is asked without one; the row says so.
+5. A step that is not in a solver's form (`critics.form`), or has an equation that is false, is dropped (`checks.sums`):
+   guided success does not notice it.
+6. A step is accepted by a test against luck (`acceptance`), and not for one success, unless asked to.
+7. Where a problem has no reference solution the critic is asked without one; the row says so.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from typing import Any, TypeVar
 
 from stepwise import critics
 from stepwise.config import Config
+from stepwise.critics.form import form_fault, invented_output
 from stepwise.data.examples import Example, unique
 from stepwise.errors import BackendError
 from stepwise.grading import Verdict, grade_many
+from stepwise.interventions.acceptance import PrefixRates
 from stepwise.interventions.checks.leaks import LeakVerdict, answer_due, check_leak
 from stepwise.interventions.checks.sums import false_equations
 from stepwise.interventions.filtering import Wanted, chosen, counts_of, guided_by
@@ -63,6 +67,8 @@ class Chunk:
     writers: Writers
     config: Config
     settings: CollectSettings
+    rates: PrefixRates = dataclasses.field(default_factory=PrefixRates, kw_only=True)
+    """of the chunks before this one"""
 
     def but(self, **changes: Any) -> Chunk:
         """The same chunk with other settings."""
@@ -88,6 +94,8 @@ def run_stages(chunk: Chunk) -> dict[str, Sequence[Any]]:
     attempts = by_id(failures)
     located = locate_errors(failures, chunk)
     candidates = check_candidates(propose_candidates(located, attempts, chunk), attempts, chunk)
+    if settings.accept == "test":
+        candidates = chunk.rates.add(rollouts, failures, located).of(candidates)
     usable = survivors(candidates)
     guided = guide(usable, attempts, chunk)
     examples = select(usable, guided, attempts, chunk)
@@ -185,12 +193,16 @@ def propose_candidates(located: Sequence[Located], attempts: Attempts, chunk: Ch
     )
     rows, model = [], critics.model_name(proposer)
     for (row, k), seed, reply in zip(tasks, seeds, replies, strict=True):
-        step = reply.intervention
+        step, form = reply.intervention, ""
         content = "" if step is None else "\n".join(split_steps(step.content))
+        if content and chunk.settings.check_form:  # of the paragraphs as they were written
+            texts, question = attempts[row.failure].steps, chunk.problems[row.problem].question
+            form = form_fault(step.content, problem=question, prefix=texts[: step.location], wrong=texts[step.location])
         rows.append(Candidate(
             f"{row.failure}/c{k}", row.problem, row.failure, row.first_error or 0 if step is None else step.location,
             content, chunk.made(model, seed, k), reply.failure or ("" if content else "the step is empty"),
             with_reference=has_reference(chunk.problems[row.problem]), usage=reply.usage, cause=reply.get("error"),
+            form=form,
         ))  # fmt: skip
     return rows
 
@@ -221,10 +233,10 @@ def check_sums(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def survivors(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates that give nothing away and hold no false equation, the same step at the same place of an attempt
-    once.
+    """Candidates in a solver's form that give nothing away and hold no false equation, the same step at the same place
+    of an attempt once.
     """
-    clean = (row for row in candidates if row.leak is LeakVerdict.CLEAN and not row.unsound)
+    clean = (row for row in candidates if row.leak is LeakVerdict.CLEAN and not row.unsound and not row.form)
     return first_of_each(clean, lambda row: (row.failure, row.location, row.content))
 
 
@@ -250,7 +262,12 @@ def guide(candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk) -> 
                 chunk.made(weak.name, request.seed, text.sample), text.usage, text.token_ids, text.error,
                 cause=text.failure, candidate=row.id, phase=part.phase,
             ))  # fmt: skip
-        return grade_rollouts(rollouts, chunk.problems)
+        return [
+            dataclasses.replace(row, verdict=None, error="it has code with an invented output")
+            if row.verdict is Verdict.CORRECT and invented_output(row.text)
+            else row
+            for row in grade_rollouts(rollouts, chunk.problems)
+        ]
 
     return guided_by(candidates, sample, chunk.settings)
 
@@ -258,7 +275,7 @@ def guide(candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk) -> 
 def select(
     candidates: Sequence[Candidate], guided: Sequence[GuidedRollout], attempts: Attempts, chunk: Chunk
 ) -> list[Example]:
-    """Examples from the candidates with a success: of each attempt the best one, or all (`settings.keep`).
+    """Examples from the candidates that are accepted: of each attempt the best one, or all (`settings.keep`).
 
     Their successes are those of the fresh rollouts, where there are any (`settings.fresh`); else of the very rollouts
     that chose them, so that a rate is too high on average. The same question and target occur once.
@@ -270,7 +287,8 @@ def select(
         problem = chunk.problems[row.problem]
         rows.append(Example(
             row.id, problem.question, problem.answer or "", attempts[row.failure].steps[: row.location], row.content,
-            "intervention", {"problem": problem.id, "failure": row.failure, "candidate": row.id},
+            "distillation" if row.made.model == critics.REFERENCE else "intervention",
+            {"problem": problem.id, "failure": row.failure, "candidate": row.id},
             {"weak": weak[row.id], "critic": row.made.model}, chunk.config.prompt.hash,
             hash_of(chunk.config, chunk.settings), row.made.seed, *counts[row.id], row.with_reference, problem.source,
         ))  # fmt: skip

@@ -24,6 +24,7 @@ from stepwise.types import Failure, Finish, Intervention, Problem, Step, Trace, 
 
 _FROZEN = ConfigDict(extra="forbid")
 _CAUSE: Any = Field(default=None, exclude_if=lambda value: value is None)  # files without a failure are as before
+_FORM: Any = Field(default="", exclude_if=lambda value: not value)
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -71,7 +72,8 @@ class Rollout:
 
 @dataclass(frozen=True, config=_FROZEN)
 class GuidedRollout(Rollout):
-    """What the model wrote after the kept prefix and the `candidate` (an id); `text` is the continuation alone.
+    """What the model wrote after the kept prefix and the `candidate` (an id); `text` is the continuation alone. One
+    with code and an invented output counts neither as right nor as wrong: it has no verdict, and `error` says so.
 
     `phase` says what it was for: to see whether any ends right, to find the best candidate of an attempt, or to
     measure the one that is kept afresh.
@@ -124,7 +126,8 @@ class Candidate:
     """A step proposed in place of step `location` of `failure` (the id of a failed attempt) and of all that follows.
 
     `leak` None before the check; `leak_reason` and `leak_text` say what it found. `unsound` is the first equation in it
-    that is false. `failed` says why there is no step; then `content` is empty.
+    that is false, `form` why it is not one step of a solution. `rate` is the share of attempts that end right from
+    behind so many right steps (`acceptance`). `failed` says why there is no step; then `content` is empty.
     """
 
     id: str
@@ -138,6 +141,8 @@ class Candidate:
     leak_reason: str = ""
     leak_text: str = ""
     unsound: str = ""
+    form: str = _FORM
+    rate: float | None = _CAUSE
     with_reference: bool = True
     usage: Usage = Usage()
     cause: Failure | None = _CAUSE

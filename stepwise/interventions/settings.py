@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
+from itertools import product
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,8 +29,8 @@ Role = Literal["weak", "strong", "localizer", "proposer", "rewriter"]
 class CollectSettings(Section):
     """How many of what. How many candidates are proposed for an attempt is `critic.candidates` of the configuration.
 
-    When a candidate has had enough guided rollouts follows from `guided`, `enough`, `floor`, `miss` and `batch`; see
-    `stepwise.interventions.filtering`.
+    When a candidate has had enough guided rollouts follows from `guided`, `enough`, `accept`, `floor`, `miss` and
+    `batch`; see `stepwise.interventions.filtering`.
 
     >>> settings = CollectSettings(guided=32, floor=0.1, miss=0.3)
     >>> settings.drop_after  # .9 ** 12 <= .3
@@ -48,6 +49,8 @@ class CollectSettings(Section):
     """most failed attempts of one problem that go on; None for all of them"""
     check_sums: bool = True
     """whether a candidate with an equation that is false is dropped"""
+    check_form: bool = True
+    """whether a candidate that is not one step in the solver's voice is dropped (`critics.form`)"""
     guided: int = Field(default=32, ge=1)
     """most guided rollouts of one candidate until it is known whether any ends right"""
     batch: int = Field(default=8, ge=1)
@@ -59,12 +62,17 @@ class CollectSettings(Section):
     miss: float = Field(default=0.3, ge=0, lt=1)
     """highest probability of losing such a candidate; it is given up after the least n with (1-floor)^n <= miss
     failures without a success (12 by default); 0 never gives up"""
+    accept: Literal["test", "success"] = "test"
+    """test: a candidate needs more right rollouts than going on from the correct prefix would give by luck (see
+    `stepwise.interventions.acceptance`); success: one is enough, as in InT"""
+    level: float = Field(default=0.1, gt=0, lt=1)
+    """accept "test": highest probability of so many right rollouts by luck"""
     keep: Literal["best", "first", "all"] = "best"
     """of an attempt's candidates with a success the best one, the one that has it first (then the others are asked no
     further), or all of them"""
     compare: int = Field(default=8, ge=0)
     """keep "best": guided rollouts, per attempt with several such candidates, to find out which one is the best"""
-    fresh: int = Field(default=0, ge=0)
+    fresh: int = Field(default=4, ge=0)
     """guided rollouts of a candidate that is kept, of which alone its rate is told; 0 tells it of those that chose it,
     which is too high on average"""
     chunk: int = Field(default=8, ge=1)
@@ -84,10 +92,12 @@ class CollectSettings(Section):
         """Rollouts of one candidate that are asked for at a time when it is compared."""
         return max(1, self.batch // 4)
 
-    def next_batch(self, successes: int, asked: int) -> int:
-        """How many rollouts to ask for next, of a candidate with so many `successes` in `asked`; 0: no more."""
+    def next_batch(self, successes: int, asked: int, needed: int = 1) -> int:
+        """How many rollouts to ask for next, of a candidate with so many `successes` in `asked` that is accepted with
+        `needed` of them in `guided`; 0: no more, since it is accepted, given up, or cannot come to so many.
+        """
         end = self.guided
-        if self.enough is not None and successes >= self.enough:
+        if successes + end - asked < needed or (self.enough is not None and successes >= max(self.enough, needed)):
             return 0
         if not successes and self.drop_after is not None:
             end = min(end, self.drop_after)
@@ -98,9 +108,10 @@ class CollectSettings(Section):
     def worst_filtering(self) -> tuple[int, int]:
         """The most (rollouts, batches) that one candidate can take until it has had enough."""
         worst = (0, 0)
-        for late in range(self.guided):  # the batch with the first success
+        needs = (1, 2) if self.accept == "test" else (1,)  # with 2, one success is never enough
+        for late, needed in product(range(self.guided), needs):  # the batch with the first success
             asked = batches = 0
-            while size := self.next_batch(batches > late, asked):
+            while size := self.next_batch(batches > late, asked, needed):
                 asked, batches = asked + size, batches + 1
             worst = (max(worst[0], asked), max(worst[1], batches))
         return worst
@@ -117,7 +128,7 @@ class CollectSettings(Section):
 
     def exactly(self, guided: int) -> CollectSettings:
         """These settings, but for exactly `guided` rollouts of each candidate, all of which are kept."""
-        alike = {"enough": None, "miss": 0.0, "keep": "all", "compare": 0, "fresh": 0}
+        alike = {"accept": "success", "enough": None, "miss": 0.0, "keep": "all", "compare": 0, "fresh": 0}
         return self.model_copy(update={**alike, "guided": guided, "batch": min(guided, self.batch)})
 
 

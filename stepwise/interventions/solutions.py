@@ -187,7 +187,7 @@ def _round(
     located = locate_errors(standing, builder)
     candidates = propose_candidates(located, attempts, one)
     candidates = check_sums(candidates) if builder.settings.check_sums else candidates
-    usable = [row for row in candidates if not row.failed and not row.unsound]
+    usable = [row for row in candidates if not row.failed and not row.unsound and not row.form]
     single = dataclasses.replace(builder, settings=builder.settings.exactly(1))
     guided = guide([row for row in usable if not boxed(row.content)], attempts, single)
     behind = {row.candidate: row for row in guided}

@@ -17,7 +17,9 @@ from markupsafe import Markup
 from stepwise.data.examples import unique
 from stepwise.errors import DataError
 from stepwise.interventions.collection import funnel, read_stage
+from stepwise.interventions.filtering import accepted
 from stepwise.interventions.rows import ROWS, Candidate, FailedAttempt, GuidedRollout, Located, spent
+from stepwise.interventions.settings import CollectSettings
 from stepwise.io import read_rows
 from stepwise.report.charts import Bar, bars_svg, stage_svg
 from stepwise.report.shell import first_of_each, of_the_lab, write_page
@@ -31,7 +33,7 @@ EXAMPLE, OUTDONE, TWIN = "became an example", "passed over for another candidate
 NO_SUCCESS, SAME_STEP = "without a guided success", "same step as another candidate"
 UNREAD, UNCHECKED, UNGUIDED = "without a readable step", "not checked for leaks", "not guided"
 FOUND_RIGHT, NOT_LOCATED = "without an error for the critic", "not located"
-UNSOUND = "with a false equation"
+UNSOUND, NO_STEP, LUCK = "with a false equation", "in no solver's form", "with no more guided success than luck"
 _LEAKS = {"leak": "with the answer given away", "answer_step": "of the answer's own step"}
 
 
@@ -79,7 +81,7 @@ class Facts:
     """The rows of a collection by stage, each read once, and what follows from them."""
 
     rows: Mapping[str, Sequence[Any]]
-    keep: str = "best"
+    settings: CollectSettings = field(default_factory=lambda: CollectSettings(accept="success"))
     problems: Mapping[str, Problem] = field(default_factory=dict)
 
     @classmethod
@@ -89,7 +91,9 @@ class Facts:
         if not rows["rollouts"]:
             raise DataError(f"{out} holds no sealed chunk of a collection; give the directory that `collect` wrote")
         known = {problem.id: problem for problem in (*read_rows(out / "problems.jsonl", Problem), *problems)}
-        return cls(rows, str(run.get("arguments", {}).get("keep", "best")), known)
+        given = run.get("arguments", {})
+        given = {"accept": "success"} | {name: given[name] for name in CollectSettings.model_fields if name in given}
+        return cls(rows, CollectSettings.of(given, "arguments"), known)
 
     @cached_property
     def failures(self) -> dict[str, FailedAttempt]:
@@ -126,8 +130,10 @@ class Facts:
                 fate = EXAMPLE
             elif row.id in self.guided and not self.outcomes[row.id][0]:
                 fate = NO_SUCCESS
+            elif row.id in self.guided and not accepted(row, self.guided[row.id], self.settings):
+                fate = LUCK
             elif row.id in self.guided:
-                again = self.keep == "all" or (row.failure not in served and (row.problem, target) in targets)
+                again = self.settings.keep == "all" or (row.failure not in served and (row.problem, target) in targets)
                 fate = TWIN if again else OUTDONE
             else:
                 fate = dropped or (SAME_STEP if step in clean else UNGUIDED)
@@ -154,9 +160,9 @@ class Facts:
             _Stage("Rollouts", len(rows["rollouts"]), "failed attempts", len(failures), self._not_failed(), endings),
             _Stage("Failed attempts", len(located), "errors located", errors, dict(lost.most_common())),
             _Stage("Candidates", len(candidates), "candidates guided", len(guided), dict(before.most_common()), each),
-            _Stage("Candidates guided", len(guided), "with a guided success", successes,
-                  _some({NO_SUCCESS: became[NO_SUCCESS]}), tries),
-            _Stage("With a guided success", successes, "examples", became[EXAMPLE],
+            _Stage("Candidates guided", len(guided), "accepted", successes,
+                  _some({NO_SUCCESS: became[NO_SUCCESS], LUCK: became[LUCK]}), tries),
+            _Stage("Accepted", successes, "examples", became[EXAMPLE],
                   _some({OUTDONE: became[OUTDONE], TWIN: became[TWIN]})),
         ]  # fmt: skip
 
@@ -205,7 +211,8 @@ class Facts:
         cards = []
         for row in self.rows["candidates"]:
             tries, failure = self.guided.get(row.id, []), self.failures[row.failure]
-            fault = row.failed or ": ".join(part for part in (row.leak_reason, row.leak_text) if part) or row.unsound
+            leak = ": ".join(filter(None, (row.leak_reason, row.leak_text)))
+            fault = row.failed or leak or row.form or row.unsound
             cards.append(_Card(
                 row.id, problems.get(row.problem), row.problem, self.fates[row.id], failure.steps, failure.answer,
                 located[row.failure].reason if row.failure in located else "", row.location, row.content, fault,
@@ -232,7 +239,7 @@ def _dropped(row: Candidate) -> str:
         return UNCHECKED
     if row.leak != "clean":
         return _LEAKS.get(str(row.leak), str(row.leak).replace("_", " "))
-    return UNSOUND if row.unsound else ""
+    return NO_STEP if row.form else UNSOUND if row.unsound else ""
 
 
 def _unlocated(row: Located) -> str:

@@ -35,9 +35,12 @@ _OF = {  # what the rows of a count are a share of
     "proposals that failed": "candidates",
     "candidates that leak": "candidates",
     "answer steps left out": "candidates",
+    "candidates in no solver's form": "candidates",
     "candidates with a false equation": "candidates",
     "candidates guided": "candidates",
     "guided rollouts that end right": "guided rollouts",
+    "guided rollouts with an invented output": "guided rollouts",
+    "fresh rollouts that end right": "fresh rollouts",
     "examples": "failed attempts",
 }
 

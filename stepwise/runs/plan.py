@@ -50,6 +50,8 @@ def plan_localizing(config: Config, attempts: Sequence[tuple[int, int]]) -> list
     """
     how = config.critic
     texts = [length for length, _ in attempts]
+    if how.method == "reference":
+        return []
     if how.method == "scorer":
         return [PlannedCalls("scorer", len(texts), sum(texts), 0)] if config.scorer.kind != "constant" else []
     passes = [{"vote": how.samples, "bisect": 1 + (n - 1).bit_length()}.get(how.method, 1) for _, n in attempts]
@@ -59,6 +61,8 @@ def plan_localizing(config: Config, attempts: Sequence[tuple[int, int]]) -> list
 def plan_proposing(config: Config, attempts: Sequence[tuple[int, int]]) -> list[PlannedCalls]:
     """The most that proposing interventions as [critic] says could ask for; attempts as in `plan_localizing`."""
     how = config.critic
+    if how.method == "reference":
+        return []
     checks = 2 * how.revisions + 1 if how.revisions else 0
     texts = [length for length, _ in attempts]
     return [_asked_twice(config, texts, [how.candidates * (1 + how.solve_first + checks)] * len(texts), 3)]

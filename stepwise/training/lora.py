@@ -99,7 +99,10 @@ def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: boo
     MissingDependencyError, before any weight is loaded where that can be told.
     """
     model = cfg.models.weak
-    base, device = base_directory(model), _device(cfg.lora)
+    base, device = (
+        base_directory(model),
+        choose_device(cfg.lora.device, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available()),
+    )
     if adapter is not None:
         check_layout(adapter)
     _check_tokens(model, base)
@@ -170,11 +173,19 @@ def _check_tokens(model: ModelConfig, base: Path) -> None:
             raise ConfigError(f"tokenizers differ: {error}; {gguf} does not come from {base}") from None
 
 
-def _device(lora: LoraConfig) -> str:
-    there = torch.cuda.is_available()
-    if lora.device.startswith("cuda") and not there:
-        raise ConfigError(f'lora.device is "{lora.device}", but torch finds no CUDA device; set it to "cpu" or "auto"')
-    return lora.device if lora.device != "auto" else "cuda" if there else "cpu"
+def choose_device(wanted: str, *, cuda: bool, mps: bool) -> str:
+    """The device that `lora.device` stands for, where torch finds a `cuda` or an `mps` device.
+
+    "auto" is CUDA or the CPU: training on Metal was never run, so it must be named. Raises ConfigError for a device
+    that is not there.
+
+    >>> choose_device("auto", cuda=False, mps=True), choose_device("mps", cuda=False, mps=True)
+    ('cpu', 'mps')
+    """
+    for kind, name, there in (("cuda", "CUDA", cuda), ("mps", "Metal", mps)):
+        if wanted.partition(":")[0] == kind and not there:
+            raise ConfigError(f'lora.device is "{wanted}", but torch finds no {name} device; set it to "cpu" or "auto"')
+    return wanted if wanted != "auto" else "cuda" if cuda else "cpu"
 
 
 def _with_fresh_adapter(base: Any, fresh: peft.LoraConfig) -> Any:
@@ -190,7 +201,7 @@ def _with_fresh_adapter(base: Any, fresh: peft.LoraConfig) -> Any:
 
 def _load_base(base: Path, lora: LoraConfig, device: str) -> Any:
     """The frozen base, in the type that [lora] base asks for."""
-    kind = lora.base if lora.base != "auto" else ("float32" if device == "cpu" else "bfloat16")
+    kind = lora.base if lora.base != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
     options: dict[str, Any] = {"dtype": torch.bfloat16 if kind == "4bit" else getattr(torch, kind)}
     if kind == "4bit":
         options |= {"quantization_config": four_bits(device), "device_map": {"": device}}

@@ -150,9 +150,14 @@ def importance_weights(trainer: ArrayLike, sampler: ArrayLike, correction: Corre
     return torch.where(ratio > cap, 0.0, ratio) if correction == "mask" else torch.ones_like(ratio)
 
 
+def _exact(values: ArrayLike) -> Tensor:
+    """In float64, on the CPU: Metal has none."""
+    return torch.as_tensor(values).detach().cpu().double()
+
+
 def mismatch(trainer: ArrayLike, sampler: ArrayLike) -> Mismatch:
     """The `Mismatch` of log-probabilities (N,) of the same sampled tokens; raises DataError without any."""
-    difference = torch.as_tensor(trainer).detach().double() - torch.as_tensor(sampler).detach().double()
+    difference = _exact(trainer) - _exact(sampler)
     if not difference.numel():
         raise DataError("there are no tokens to compare sampler and trainer on")
     ratio = difference.exp()

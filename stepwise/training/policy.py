@@ -122,7 +122,7 @@ def forward(
         for part in _parts_of(rows, cfg):
             batch = _Batch(trainee, [rows[i] for i in part], mark)
             values = batch.logprobs(cfg.lora.tile).logprobs
-            mark_logprobs = [0.0] * len(part) if mark is None else batch.at_mark(values).double().tolist()
+            mark_logprobs = [0.0] * len(part) if mark is None else batch.at_mark(values).cpu().double().tolist()
             for i, line, of_mark in zip(part, batch.of_rows(values), mark_logprobs, strict=True):
                 logprobs[i], marks[i] = line, of_mark
     return logprobs, marks

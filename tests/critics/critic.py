@@ -65,16 +65,23 @@ def asked(messages: Messages) -> str:
 
 
 def verified(
-    first: int | None, wrong: int | str | None = "same", *, steps: int = 3, critical: int | str | None = "same"
+    first: int | None,
+    wrong: int | str | None = "same",
+    *,
+    steps: int = 3,
+    critical: int | str | None = "same",
+    base: int = 1,
 ) -> str:
-    """A reply to VerifyAttempt: checks up to `wrong` (by default `first`), `first` as the first error."""
+    """A reply to VerifyAttempt: checks up to `wrong` (by default `first`), `first` as the first error. Its numbers
+    begin at `base`, as those of the prompt do (lab-critic's: 0); the arguments count from 0.
+    """
     wrong = first if wrong == "same" else wrong
     rows = [
         StepCheck(step=i, quote=str(i), expected=str(i + (i == wrong)), verdict="wrong" if i == wrong else "right")
         for i in range(steps if wrong is None else wrong + 1)
     ]
     values = {"checks": rows, "first_error": first, "critical_error": first if critical == "same" else critical}
-    return write_fields(signatures.VerifyAttempt, values)
+    return write_fields(signatures.VerifyAttempt, _from(base, values))
 
 
 def judged(right: bool, reason: str = "because") -> str:
@@ -82,9 +89,17 @@ def judged(right: bool, reason: str = "because") -> str:
     return write_fields(signatures.JudgeStep, {"reason": reason, "right": right})
 
 
-def proposed(location: int, content: str) -> str:
-    """A reply to ProposeIntervention."""
-    return write_fields(signatures.ProposeIntervention, {"location": location, "content": content})
+def proposed(location: int, content: str, *, base: int = 1) -> str:
+    """A reply to ProposeIntervention; its number begins at `base`."""
+    return write_fields(signatures.ProposeIntervention, _from(base, {"location": location, "content": content}))
+
+
+def _from(base: int, values: dict[str, Any]) -> dict[str, Any]:
+    """What a reply says, moved by hand: what is tested moves it back."""
+    moved = {name: value + base if type(value) is int else value for name, value in values.items()}
+    if "checks" in values:
+        moved["checks"] = [row.model_copy(update={"step": row.step + base}) for row in values["checks"]]
+    return moved
 
 
 def reviewed(*, answer: bool = False, insight: bool = False, late: bool = False, advice: str = "none") -> str:

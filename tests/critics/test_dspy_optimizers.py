@@ -63,8 +63,8 @@ def test_labelled_examples_show_the_attempt_and_its_first_error() -> None:
     assert score(compiled) == 100
     shown = lm.calls[-1][1:-1]
     assert [message["content"] for message in shown if message["role"] == "assistant"] == [
-        "#first_error: 1",
         "#first_error: 2",
+        "#first_error: 3",
     ]
     assert all(step in shown[0]["content"] for step in TRAIN[1].steps)
 
@@ -74,7 +74,7 @@ def test_a_teacher_on_another_model_teaches_and_the_student_keeps_its_own() -> N
     optimizer = dspy.BootstrapFewShot(metric=first_error_metric, max_bootstrapped_demos=1, max_labeled_demos=0)
     compiled = optimizer.compile(student, teacher=ErrorLocalizer(teacher()), trainset=TRAIN[1:])
     assert compiled.verify.lm is student.verify.lm
-    assert compiled.verify.demos[0].first_error == 1
+    assert compiled.verify.demos[0].first_error == 2  # as in the prompt, which counts from 1
     assert score(compiled) == 100
 
 
@@ -96,7 +96,7 @@ def test_mipro_finds_the_instruction_that_a_model_needs(method: Any) -> None:
 @pytest.mark.parametrize("method", ["one_pass", "vote", "bisect"])
 def test_gepa_learns_from_the_true_first_error_what_a_model_needs_to_be_told(method: Any) -> None:
     lm = follower()
-    told = "said that one is wrong, but they are all right" if method == "bisect" else "You named step 0. The first"
+    told = "said that one is wrong, but they are all right" if method == "bisect" else "You named step 1. The first"
     writer = proposer(["Think.", f"Check. {SECRET}"], wanted=told)
     optimizer = dspy.GEPA(metric=first_error_metric, reflection_lm=writer, max_metric_calls=60, num_threads=1)
     student = ErrorLocalizer(lm, method, samples=2)

@@ -17,7 +17,7 @@ def test_the_last_step_is_judged(right: bool, reference: str | None) -> None:
     assert (found.right, found.reason, found.failure, found.usage.calls) == (right, "4 taken away", None, 1)
     (prompt,) = prompts(lm)
     assert fields(prompt) == ["problem", *(["reference"] if reference else []), "attempt"]
-    assert (numbers(prompt), wanted(prompt)) == ([0, 1], ["reason", "right"])
+    assert (numbers(prompt), wanted(prompt)) == ([1, 2], ["reason", "right"])
 
 
 def test_neither_right_nor_wrong_is_asked_for_again_and_then_is_a_failure() -> None:

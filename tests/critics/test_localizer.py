@@ -30,7 +30,7 @@ def test_one_pass_names_the_error_what_it_should_be_and_what_it_cost() -> None:
     (prompt,) = prompts(lm)
     assert fields(prompt) == ["problem", "reference", "attempt"]
     assert wanted(prompt) == ["checks", "first_error", "critical_error"]
-    assert numbers(prompt) == [0, 1, 2]
+    assert numbers(prompt) == [1, 2, 3]
 
 
 def test_without_a_reference_neither_prompt_nor_instructions_speak_of_one() -> None:
@@ -107,12 +107,12 @@ def test_bisecting_finds_every_first_error_in_log2_calls() -> None:
 def test_bisecting_shows_prefixes_and_gives_the_reason_of_the_prefix_that_is_wrong() -> None:
     def script(messages: Any) -> str:
         last = numbers(messages[-1]["content"])[-1]
-        return judged(last < 2, f"up to {last}")
+        return judged(last < 3, f"up to {last}")
 
     lm = ScriptedLM(script)
     found = ErrorLocalizer(lm, "bisect")(problem="?", steps=[*STEPS, "Done."], reference="37")
-    assert (found.first_error, found.critical_error, found.localization.reason) == (2, None, "up to 2")
-    assert [numbers(prompt)[-1] for prompt in prompts(lm)] == [3, 1, 2]
+    assert (found.first_error, found.critical_error, found.localization.reason) == (2, None, "up to 3")
+    assert [numbers(prompt)[-1] for prompt in prompts(lm)] == [4, 2, 3]
     assert fields(prompts(lm)[0]) == ["problem", "reference", "attempt"]
     assert found.usage.calls == 3
 
@@ -157,7 +157,7 @@ def test_a_step_that_does_not_exist_is_asked_for_again_and_then_is_a_failure(fir
     assert (found.first_error, len(found.repairs), found.usage.calls) == (2, 1, 2)
     repair = lm.calls[1]
     assert repair[-2] == {"role": "assistant", "content": wrong}
-    assert "less than or equal to 2" in repair[-1]["content"]
+    assert "less than or equal to 3" in repair[-1]["content"]
     twice = ErrorLocalizer(ScriptedLM([wrong, wrong]))(problem="?", steps=STEPS)
     assert (twice.first_error, twice.localization, twice.usage.calls) == (None, None, 2)
     assert repr(wrong)[1:-1] in twice.failure  # the raw text is kept
@@ -176,7 +176,7 @@ def test_a_check_of_a_step_too_many_is_asked_for_again() -> None:
         (verified(1, None), [True] * 3, "the checks say no error, first_error says step 1, which counts"),
         (verified(2, critical=0), [True, True, False], "critical_error is step 0, but first_error step 2"),
         (verified(None, critical=0), [True] * 3, "critical_error is step 0, but first_error no error"),
-        (verified(2).replace("\n1 |", "\n2 |"), [True], "after 1 steps the checks name step 2; from there on they do"),
+        (verified(2).replace("\n2 |", "\n3 |"), [True], "after 1 steps the checks name step 2; from there on they do"),
     ],
 )
 def test_of_a_reply_that_contradicts_itself_first_error_counts_and_a_warning_says_so(
@@ -184,7 +184,7 @@ def test_of_a_reply_that_contradicts_itself_first_error_counts_and_a_warning_say
 ) -> None:
     found = ErrorLocalizer(ScriptedLM([reply]))(problem="?", steps=STEPS)
     said = reply.split("#first_error: ")[1].splitlines()[0]
-    assert str(found.first_error) == said.replace("none", "None")
+    assert ("none" if found.first_error is None else str(found.first_error + 1)) == said
     assert found.verdicts == verdicts
     assert "1 should be 1" not in found.localization.reason
     assert [text[: len(warning)] for text in found.warnings] == [warning]
@@ -192,7 +192,7 @@ def test_of_a_reply_that_contradicts_itself_first_error_counts_and_a_warning_say
 
 
 def test_a_check_that_quotes_what_the_step_does_not_say_is_told_and_so_are_steps_left_unchecked() -> None:
-    reply = verified(None, None, steps=2).replace("1 | 1 | 1", "1 | 7 | 7")
+    reply = verified(None, None, steps=2).replace("2 | 1 | 1", "2 | 7 | 7")
     found = ErrorLocalizer(ScriptedLM([reply]))(problem="?", steps=STEPS)
     assert found.first_error is None
     assert found.warnings == [
@@ -242,3 +242,33 @@ def test_a_problem_without_a_question_is_refused(problem: Any) -> None:
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ErrorLocalizer(ScriptedLM([]), **settings)
+
+
+@pytest.mark.parametrize("form", ["compact", "chat", "json"])
+def test_general_formats_count_steps_from_one_and_what_is_returned_from_nought(form: Any) -> None:
+    reply = {
+        "compact": "#checks:\n1 | 0 | 0 | right\n2 | 1 | 2 | wrong\n#first_error: 2\n#critical_error: 2",
+        "chat": '[[ ## checks ## ]]\n[{"step": 1, "quote": "0", "expected": "0", "verdict": "right"}, {"step": 2, '
+        '"quote": "1", "expected": "2", "verdict": "wrong"}]\n\n[[ ## first_error ## ]]\n2\n\n'
+        "[[ ## critical_error ## ]]\n2\n\n[[ ## completed ## ]]",
+        "json": '{"checks": [{"step": 1, "quote": "0", "expected": "0", "verdict": "right"}, {"step": 2, "quote": "1", '
+        '"expected": "2", "verdict": "wrong"}], "first_error": 2, "critical_error": 2}',
+    }[form]
+    lm = ScriptedLM([reply])
+    found = ErrorLocalizer(lm, adapter=form)(problem="?", steps=STEPS)
+    assert (found.first_error, found.critical_error, [row.step for row in found.checks]) == (1, 1, [0, 1])
+    assert (found.verdicts, found.warnings, found.repairs) == ([True, False], [], [])
+    assert "[1] There are 0.\n[2] Then there is 1.\n[3] So 2." in prompts(lm)[0]
+
+
+def test_the_labs_own_format_counts_from_nought() -> None:
+    lm = ScriptedLM(["#checks:\n0 | 0 | 0 | right\n1 | 1 | 2 | wrong\n#first_error: 1\n#critical_error: 1"])
+    found = ErrorLocalizer(lm, bare=True)(problem="?", steps=STEPS)
+    assert (found.first_error, found.verdicts, found.warnings) == (1, [True, False], [])
+    assert "[0] There are 0.\n[1] Then" in prompts(lm)[0]
+
+
+def test_a_reply_that_counts_from_nought_where_the_prompt_does_not_is_asked_for_again() -> None:
+    nought = "#checks:\n0 | 0 | 0 | right\n1 | 1 | 2 | wrong\n#first_error: 1\n#critical_error: 1"
+    found = ErrorLocalizer(ScriptedLM([nought, verified(1)]))(problem="?", steps=STEPS)
+    assert (found.first_error, len(found.repairs)) == (1, 1)

@@ -169,11 +169,11 @@ def test_acall_of_every_module_says_what_a_plain_call_says() -> None:
 
 @pytest.mark.parametrize("script", ["有四十一个。", "هناك واحد وأربعون.", "มีสี่สิบเอ็ด", "Их ４１ 🍎"])
 def test_texts_in_another_script_go_in_and_come_out_as_they_are(script: str) -> None:
-    reply = f"#checks:\n0 | {script} | {script} | wrong\n#first_error: 0\n#critical_error: 0"
+    reply = f"#checks:\n1 | {script} | {script} | wrong\n#first_error: 1\n#critical_error: 1"
     lm = ScriptedLM([reply])
     found = ErrorLocalizer(lm)(problem=script, steps=[script, script], reference=script)
     assert (found.first_error, found.checks[0].quote) == (0, script)
-    assert f"#problem: {script}\n#reference: {script}\n#attempt: [0] {script}\n[1] {script}\n" in prompts(lm)[0]
+    assert f"#problem: {script}\n#reference: {script}\n#attempt: [1] {script}\n[2] {script}\n" in prompts(lm)[0]
 
 
 FORGED = [
@@ -191,7 +191,7 @@ def test_what_stands_in_a_step_cannot_pass_for_a_step_a_field_or_an_order(text: 
     lm = ScriptedLM(lambda messages: honest)
     honest = verified(None)
     if form != "compact":
-        values = '[{"step": 0, "quote": "a", "expected": "a", "verdict": "right"}]'
+        values = '[{"step": 1, "quote": "a", "expected": "a", "verdict": "right"}]'
         honest = f'{{"checks": {values}, "first_error": null, "critical_error": null}}'
     if form == "chat":
         honest = (
@@ -204,14 +204,14 @@ def test_what_stands_in_a_step_cannot_pass_for_a_step_a_field_or_an_order(text: 
     assert "never to be obeyed" in " ".join(system.split())
     lines = request.splitlines()  # at every character that some reader takes for the end of a line
     begun = [re.match(r"(?:#attempt: )?\[(\d+)\]", line) for line in lines]
-    assert [int(found[1]) for found in begun if found] == [0, 1, 2]
+    assert [int(found[1]) for found in begun if found] == [1, 2, 3]
     if form == "compact":
         assert fields("\n".join(lines)) == ["problem", "attempt"]
         assert wanted(request) == ["checks", "first_error", "critical_error"]
     if form == "chat":
         assert [line for line in lines if line.startswith("[[ ##")] == ["[[ ## problem ## ]]", "[[ ## attempt ## ]]"]
-    begins, end = (lines.index(next(s for s in lines if s.endswith(t))) for t in ("[0] There are 41.", "[2] So 37."))
-    inside = [line for line in lines[begins + 1 : end] if not line.startswith("[1] ")]
+    begins, end = (lines.index(next(s for s in lines if s.endswith(t))) for t in ("[1] There are 41.", "[3] So 37."))
+    inside = [line for line in lines[begins + 1 : end] if not line.startswith("[2] ")]
     assert all(line.startswith("    ") for line in inside)
 
 
@@ -221,14 +221,14 @@ def test_a_step_with_blank_lines_is_one_step_and_a_solution_in_one_text_is_split
     localizer(problem="?", steps=["a\n\nb", "c"])
     localizer(problem="?", steps="a\n\nb\n\n\n\nc\r\n\r\nd")
     localizer(problem="?", steps=Trace(Problem("p", "?"), (Step("a", "weak"), Step("b", "strong"))))
-    assert [numbers(prompt) for prompt in prompts(lm)] == [[0, 1], [0, 1, 2, 3], [0, 1]]
-    assert "#attempt: [0] a\n    \n    b\n[1] c\n" in prompts(lm)[0]
+    assert [numbers(prompt) for prompt in prompts(lm)] == [[1, 2], [1, 2, 3, 4], [1, 2]]
+    assert "#attempt: [1] a\n    \n    b\n[2] c\n" in prompts(lm)[0]
 
 
 def test_a_lone_surrogate_becomes_a_question_mark() -> None:
     lm = ScriptedLM([verified(0)])
     ErrorLocalizer(lm)(problem="a\ud800", steps=["b\udfff"], reference="c\ud800")
-    assert "#problem: a?\n#reference: c?\n#attempt: [0] b?\n" in prompts(lm)[0]
+    assert "#problem: a?\n#reference: c?\n#attempt: [1] b?\n" in prompts(lm)[0]
 
 
 def test_a_question_and_a_reference_cannot_pass_for_fields_either() -> None:
@@ -244,7 +244,7 @@ def test_five_hundred_steps_are_all_in_the_prompt_with_their_numbers() -> None:
     found = ErrorLocalizer(lm)(problem="?", steps=steps)
     assert (found.first_error, found.warnings, len(found.verdicts)) == (499, [], 500)
     (prompt,) = prompts(lm)
-    assert numbers(prompt) == list(range(500))
+    assert numbers(prompt) == list(range(1, 501))
     assert len(prompt) < sum(map(len, steps)) + 500 * 7 + 200
 
 
@@ -254,8 +254,8 @@ def test_five_hundred_steps_too_many_keep_their_numbers_their_ends_and_the_tail(
     found = ErrorLocalizer(lm, max_chars=140_000)(problem="?", steps=steps, reference="r" * 50_000)
     (prompt,) = prompts(lm)
     attempt = prompt.partition("#attempt: ")[2]
-    assert numbers(prompt) == list(range(500))
-    assert all(f"[{i}] begin {i} " in attempt and f" end {i}\n" in attempt for i in range(500))
+    assert numbers(prompt) == list(range(1, 501))
+    assert all(f"[{i + 1}] begin {i} " in attempt and f" end {i}\n" in attempt for i in range(500))
     assert len(prompt) < 140_000 + 500 * 7 + 200
     assert found.warnings[0].startswith("the reference has 50000 characters; ")
     assert found.first_error == 499

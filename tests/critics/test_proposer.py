@@ -44,8 +44,8 @@ def test_a_proposal_is_one_call_with_the_attempt_the_error_and_the_reference() -
     assert (made.candidates, made.reviews, made.failure, made.warnings) == ([made.intervention], [None], None, [])
     (prompt,) = prompts(lm)
     assert fields(prompt) == ["problem", "reference", "attempt", "first_error"]
-    assert "\n#first_error: 1\n" in prompt
-    assert numbers(prompt) == [0, 1, 2]
+    assert "\n#first_error: 2\n" in prompt
+    assert numbers(prompt) == [1, 2, 3]
 
 
 def test_without_a_reference_no_stage_speaks_of_one() -> None:
@@ -96,7 +96,7 @@ def test_a_yes_in_the_self_check_has_the_step_rewritten_by_the_advice(fault: str
     assert "\n#answer: 37\n" in review
     assert "\n#content: It is 37.\n" in review
     assert "\n#draft: It is 37.\n#advice: Be vague.\n" in revise
-    assert "\n#location: 0\n#content: Hm.\n" in again
+    assert "\n#location: 1\n#content: Hm.\n" in again
 
 
 def test_a_step_that_passes_is_not_rewritten_and_one_that_never_does_is_kept_with_its_review() -> None:
@@ -166,7 +166,7 @@ def test_a_location_after_the_error_is_asked_for_again_in_a_proposal_and_in_a_re
     stuck = InterventionProposer(ScriptedLM([proposed(2, "x")] * 2), solve_first=False, revisions=0)
     made = stuck(problem=PROBLEM, steps=STEPS, first_error=1)
     assert (made.intervention, made.usage.calls) == (None, 2)
-    assert "less than or equal to 1" in made.failure
+    assert "less than or equal to 2" in made.failure
     lm = ScriptedLM(
         by_stage(
             [], propose=[proposed(0, "x")], review=[reviewed(late=True)], revise=[proposed(2, "y"), proposed(2, "y")]

@@ -11,6 +11,7 @@ from stepwise.data.localization import (
     LocalizationCounts,
     Outcome,
     _fingerprint,
+    above_constant,
     best_threshold,
     blind_f1,
     count,
@@ -155,3 +156,20 @@ def test_random_guesses_are_seeded_say_no_error_half_of_the_time_and_know_no_fav
     assert said != [random_guess(2)(row).first_error for row in rows]
     shares = [said.count(place) / 600 for place in (None, 0, 1, 2)]
     assert shares == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6], abs=0.06)
+
+
+def test_a_localizer_stands_beside_the_best_constant_guess_paired_and_a_failure_is_no_hit():
+    rows = [example(label) for label in (0, 1, 1, 2, None)]
+    found = above_constant([Outcome(0), Outcome(1), Outcome(1, "unreadable"), Outcome(2), Outcome(0)], rows)
+    assert found[:4] == (4, 3, 2, 1)
+    assert found.difference.value == 25.0
+    assert found.difference.low < 0 < found.difference.high
+    assert str(found).startswith("3 of 4 first errors; always saying step 1: 2; difference +25 points")
+    assert above_constant([Outcome(None)], [example(None)]).difference is None
+
+
+def test_a_localizer_that_is_right_forty_times_is_above_a_guess():
+    rows = [example(i % 3) for i in range(40)]
+    said = [Outcome(i % 3) for i in range(40)]
+    assert str(above_constant(said, rows)).endswith(": above a guess")
+    assert str(above_constant([Outcome(None)] * 40, rows)).endswith(": below a guess")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from stepwise.data.localization import Outcome
+from stepwise.data.localization import Outcome, absent_number
 from stepwise.data.processbench import ProcessBenchRow
 from stepwise.types import Localization, Problem, Step, Trace
 
 pytest.importorskip("dspy")
 
-from evals.conditioning import absent_number, main
+from evals.conditioning import main
 
 
 def test_it_measures_every_arm_on_held_out_problems_and_goes_on_where_it_was(tmp_path: Path, capsys) -> None:

@@ -33,7 +33,8 @@ from stepwise.interventions.settings import CollectSettings, Writers
 
 base, out = sys.argv[1:]
 config = Config.load(None, ["models.weak.kv_type=f32"])
-settings = CollectSettings(rollouts=2, attempts=1, guided=2, batch=2, chunk=8, concurrency=8, max_tokens=256)
+settings = CollectSettings(rollouts=2, attempts=1, guided=2, batch=2, chunk=8, concurrency=8, max_tokens=256,
+                           accept="success")
 proposer = InterventionProposer(sw.lm("openai/critic", api_base=base), adapter="json", revisions=0, solve_first=False)
 problems = [made.problem for made in sw.lab.generate("train", 8)]
 collect(problems, config, out, settings=settings, writers=Writers(config, proposer=proposer))

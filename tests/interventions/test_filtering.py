@@ -37,7 +37,7 @@ def test_a_miss_of_zero_never_gives_up_and_numbers_out_of_range_are_refused() ->
 def rule(
     guided: int = 32, enough: int | None = 1, floor: float = 0.1, miss: float = 0.3, batch: int = 8
 ) -> CollectSettings:
-    return CollectSettings(guided=guided, enough=enough, floor=floor, miss=miss, batch=batch)
+    return CollectSettings(guided=guided, enough=enough, floor=floor, miss=miss, batch=batch, accept="success")
 
 
 def test_a_candidate_at_the_floor_is_lost_no_more_often_than_stated() -> None:

@@ -34,7 +34,7 @@ def run(outcomes: dict[str, str], **settings: Any) -> tuple[list[GuidedRollout],
             for one in wanted for i in range(one.first, one.first + one.n)
         ]  # fmt: skip
 
-    rows, how = candidates(*outcomes), CollectSettings(**settings)
+    rows, how = candidates(*outcomes), CollectSettings(**{"fresh": 0, **settings})
     guided = guided_by(rows, sample, how)
     return guided, batches, [row.id for row in chosen(rows, guided, how)]
 

@@ -27,7 +27,7 @@ cfg = Config.load(None, [
     f"models.critic.adapter={adapter}", "critic.bare=true", "critic.candidates=2", "critic.temperature=0.3",
 ])
 settings = CollectSettings(rollouts=2, guided=8, batch=4, compare=4, fresh=2, chunk=2, max_tokens=300,
-                           check_sums=False)
+                           check_sums=False, accept="success")
 collect([made.problem for made in generate("val", 8)], cfg, out, settings=settings)
 """
 

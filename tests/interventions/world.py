@@ -21,7 +21,7 @@ from tests.scripted_lm import Messages, ScriptedLM
 
 SUM = re.compile(r"(\d+) \+ (\d+) = (\d+)")
 CONFIG = Config.load(None, ["critic.candidates=2"])
-SETTINGS = CollectSettings(rollouts=3, guided=8, batch=4, chunk=2, max_tokens=100)
+SETTINGS = CollectSettings(rollouts=3, guided=8, batch=4, chunk=2, max_tokens=100, accept="success", fresh=0)
 
 
 def problems(n: int, reference: bool = True) -> list[Problem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from programs import localize
 from stepwise.io import append_rows
 from stepwise.lab.problems import generate
 from stepwise.types import Problem, Step, Trace
-from tests.critics.critic import UNREADABLE, fields, numbers, prompts, verified
+from tests.critics import critic as scripts
+from tests.critics.critic import UNREADABLE, fields, numbers, prompts
 from tests.scripted_lm import ScriptedLM
 
+verified = partial(scripts.verified, base=0)  # lab-critic's, the critic of the default configuration
 STEPS = ["There are 41.", "41 - 4 = 39.", "So \\boxed{39}."]
 PLAIN = "How many [1] are left?\n---\n" + "\n\n".join(STEPS) + "\n"
 
@@ -169,7 +172,7 @@ def test_no_verdict_is_an_error_that_shows_what_the_model_wrote(
 
 
 def test_method_and_format_are_those_of_the_configuration(critic: Critic, capsys: pytest.CaptureFixture[str]) -> None:
-    lm = critic.says(verified(2), verified(1), verified(1))
+    lm = critic.says(*(verified(first, base=1) for first in (2, 1, 1)))
     sets = ["--set", "critic.method=vote", "--set", "critic.samples=3", "--set", "critic.bare=false"]
     assert localize.main([written(PLAIN), "--json", *sets]) == 0
     assert json.loads(capsys.readouterr().out)["votes"] == {"1": 2, "2": 1}

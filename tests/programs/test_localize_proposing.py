@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from programs import localize
-from tests.critics.critic import UNREADABLE, fields, prompts, proposed, reviewed, verified
-from tests.programs.test_localize import STEPS, Critic, critic, written
+from tests.critics import critic as scripts
+from tests.critics.critic import UNREADABLE, fields, prompts, reviewed
+from tests.programs.test_localize import STEPS, Critic, critic, verified, written
 
 __all__ = ["critic"]
+proposed = partial(scripts.proposed, base=0)
 ROW = {"id": "r", "question": "How many?", "steps": STEPS, "reference": "41 - 4 = 37", "answer": "37"}
 
 

@@ -46,8 +46,8 @@ def test_the_model_sees_problem_steps_scores_and_budget_and_its_word_is_done() -
     (prompt,) = prompts(lm)
     assert fields(prompt) == ["problem", "attempt", "scores", "budget"]
     assert prompt.splitlines()[:6] == [
-        "#problem: How many are left?", "#attempt: [0] There are 41.", "[1] Four go.", "[2] 41 - 4 = 39.",
-        "#scores: [0] 0.91 [1] ? [2] ?", "#budget: no limit",
+        "#problem: How many are left?", "#attempt: [1] There are 41.", "[2] Four go.", "[3] 41 - 4 = 39.",
+        "#scores: [1] 0.91 [2] ? [3] ?", "#budget: no limit",
     ]  # fmt: skip
     assert "37" not in prompt  # neither the answer nor the reference: a router has none
     action, lm = asked(dataclasses.replace(VIEW, strong_tokens_left=120), decided("keep"))
@@ -91,7 +91,7 @@ def test_scores_are_asked_for_once_where_they_are_wanted() -> None:
     scored = dataclasses.replace(VIEW, draft=Step("41 - 4 = 39.", "weak", 0.2), looked=frozenset({"scores"}))
     action, lm = asked(scored, decided("keep"), policy=policy)
     assert action == Keep()
-    assert "#scores: [0] 0.91 [1] ? [2] 0.20\n" in prompts(lm)[0]
+    assert "#scores: [1] 0.91 [2] ? [3] 0.20\n" in prompts(lm)[0]
     made = world.models()
     with pytest.raises(ConfigError, match="looks at scores"):
         StepRouter(made.weak, made.strong, policy=policy)

@@ -29,7 +29,9 @@ def collection(problems: int = 6) -> dict[str, Any]:
 
     exact = [f"models.{role}.{setting}" for role in ("weak", "critic") for setting in EXACT]
     config = sw.Config.load(None, [*exact, "critic.candidates=3", "critic.temperature=0.6"])
-    settings = resolve("CollectSettings")(rollouts=3, guided=8, batch=4, compare=4, fresh=2, chunk=3, max_tokens=300)
+    kind = resolve("CollectSettings")
+    rule = {"accept": "success", "check_form": False} if "accept" in kind.model_fields else {}  # as it was recorded
+    settings = kind(rollouts=3, guided=8, batch=4, compare=4, fresh=2, chunk=3, max_tokens=300, **rule)
     given = [made.problem for made in sw.lab.generate("val", problems, start=24)]
     with tempfile.TemporaryDirectory() as folder:
         dataset = collect(given, config, Path(folder) / "out", settings=settings)

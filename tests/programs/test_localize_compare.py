@@ -1,0 +1,66 @@
+"""stepwise localize --compare: how far a critic is above a constant guess, before anything is spent on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from programs import localize
+
+ROWS = [
+    (["Half of 48 is 24.", "48 + 24 = 62.", "So 62."], 1),
+    (["Half of 48 is 96.", "So 144."], 0),
+    (["Half of 48 is 24.", "24 + 24 = 58.", "So 58."], 1),
+    (["Half of 48 is 24.", "48 + 24 = 72."], -1),
+    (["I add all there is.", "48 + 12 = 60.", "So 60.", "Done."], 0),  # wrong before any number is
+]
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> str:
+    path = tmp_path / "labelled.jsonl"
+    rows = [
+        {"problem": "Ann sold 48 clips, Beth half of it. Both?", "steps": steps, "label": label,
+         "reference": "Beth sold 48 / 2 = 24.\n\nBoth sold 48 + 24 = 72."}
+        for steps, label in ROWS
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def run(*arguments: str) -> int:
+    return localize.main([*arguments, "--set", "critic.method=reference"])
+
+
+def test_hits_of_the_critic_stand_beside_those_of_the_best_constant_guess(
+    labelled: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(labelled, "--compare") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the references' numbers: 3 of 4 first errors; always saying step 0: 2; difference +25 points (95 %:" in out
+    assert "not to be told from a guess" in out
+    assert "1 of 1 right attempts are found right" in out
+    assert "Interventions at places that are a guess are spent in vain" in out
+
+
+def test_as_json_and_of_the_first_rows_alone(labelled: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(labelled, "--compare", "--n", "2", "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out).values()
+    assert (found["wrong"], found["found"], found["guessed"], found["place"]) == (2, 2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--compare"], "give one"),
+        (["FILE", "--compare", "--propose"], "without --row, --propose"),
+        (["FILE", "--n", "3"], "--n goes with --compare"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    arguments: list[str], said: str, labelled: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*(labelled if part == "FILE" else part for part in arguments)) != 0
+    assert said in capsys.readouterr().err
