@@ -75,8 +75,8 @@ def form_fault(content: str, *, problem: str = "", prefix: Sequence[str] = (), w
         return "it has code with an invented output"
     if _steps_in(content) > 1:
         return "it is several steps"
-    if any(_same(content, step) for step in (wrong, *prefix)):
-        return "it repeats a step of the attempt"
+    if any(_same(content, step) for step in (wrong, *prefix, problem)):
+        return "it repeats a step of the attempt, or the problem"
     for match in _OWNER.finditer(content):
         if match[1].lower() not in known and match[1].lower() not in _NOBODY:
             return "it names somebody who is not in the problem"

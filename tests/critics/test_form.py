@@ -24,7 +24,7 @@ WRONG = "He is left with 41 - 4 = 39 pens."
         ("[2] He is left with 41 - 4 = 37 pens.", "it has the prompt's own marks"),
         ("Max has 41 pens.\n\nThen 41 - 4 = 37 are left.", "it is several steps"),
         ("1. Max has 41 pens.\n2. 41 - 4 = 37.", "it is several steps"),
-        ("He is left with 41 - 4 = 39 pens!", "it repeats a step of the attempt"),
+        ("He is left with 41 - 4 = 39 pens!", "it repeats a step of the attempt, or the problem"),
         ("```python\nprint(41 - 4)\n```\n```output\n37\n```", "it has code with an invented output"),
         ("So Ruth owns 41 - 4 = 37.", "it names somebody who is not in the problem"),
     ],
