@@ -37,7 +37,7 @@ _TELLS = {
     "it speaks of the attempt or the reference": (
         r"\b(?:the|this|that|an?|your|previous|original|given) (?:attempt|reference|author|solver|student)\b",
         r"\breference (?:solution|answer)\b",
-        r"\b(?:wrong|incorrect|previous|original|missed|missing|new|next) (?:step|idea)\b",
+        r"\b(?:wrong|incorrect|previous|original|missed|missing) (?:step|idea)\b",
         r"\bincorrect(?:ly)?\b",
         r"\b(?:the|an?) (?:error|mistake)\b",
         r"\bstep \d+ (?:is|was|has|should|of|in)\b|\bin step \d",
@@ -52,7 +52,8 @@ _OWNER = re.compile(
 )
 _NOBODY = frozenset(
     "each every everyone everybody nobody someone somebody anybody one another this that which who what neither either "  # noqa: SIM905
-    "she her his its our the then half nothing everything".split()
+    "she her his its our they there the then now half both all some most many nothing everything two three four five "
+    "six seven eight nine ten".split()
 )
 
 

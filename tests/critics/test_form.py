@@ -41,6 +41,7 @@ def test_each_kind_is_caught_by_its_reason(content: str, fault: str) -> None:
         "What is left is\n\n\\[ 41 - 4 = 37 \\]",
         "Everybody has what is left: 37.",
         "So Max has 37.",
+        "They paid 37 in all, and the next step is to divide it.",
         "The interval [0, 1] has 37 points.",
     ],
 )
