@@ -1,291 +1,345 @@
 """Test the tests: which of 200 small faults in routing, budget, interventions, credit and training they notice.
 
-    python tools/mutants.py run --sample 40 --seed 0 --jobs 1       # in this tree; prints killed, survived, gone
-    python tools/mutants.py run --sample 40 --save new              # and notes the results in mutants.json
-    python tools/mutants.py find                                    # where each of them is in this tree
-    python tools/mutants.py make                                    # choose 200 anew in this tree (not after a move)
+    python tools/mutants.py make                    # choose 200 in this tree, seeded, and write tools/mutants.json
+    python tools/mutants.py run --until 19:30       # try those without a verdict; the list keeps each as it comes
+    python tools/mutants.py run --again survived    # try those that survived once more
+    python tools/mutants.py show                    # how many were killed, and each survivor
 
-tools/mutants.json holds each as file, function, the statement's text and its text with the fault. In another tree the
-statement is found by its text, wherever it stands, first in a function of the same name. Where it is gone, a successor
-takes its place: the same kind of fault in the likest statement of a function of that name. Else the mutant is gone and
-counts neither way. A mutant is tried in a copy of the tree on the test files that are closest to its module, those of
-its name first, as many of five as take `--budget` CPU seconds in all; one that fails without a fault is not taken.
+A fault is tried in a copy of the tree, in a process forked from one that has imported the heavy packages. First every
+test of the folders runs once without a fault while the functions it enters are noted (out/mutants/). A mutant runs the
+tests that enter its function, the quickest first, then the rest of their files, until one fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
+import ast
+import copy
 import json
+import multiprocessing
 import os
-import queue
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from closest import tests_of
-from mutations import Site, changed, changes, sites_of
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE = Path(__file__).with_name("mutants.json")
-SHARES = {"routing": 85, "budget": 20, "interventions": 40, "credit": 20, "training": 35}
-PER_FUNCTION = 2
-TESTS = {  # folders of tests for a part of the library, where they do not have its name
-    "budget": ("tests/test_budget.py", "tests/routing/test_caps.py", "tests/interventions/test_caps.py"),
-    "credit": ("tests/credit/", "tests/training/test_crediting.py"),
+LIST, NOTES = Path(__file__).with_name("mutants.json"), ROOT / "out" / "mutants"
+PARTS = {  # part: (mutants, files under stepwise/, test folders and files)
+    "credit": (20, ["credit"], ["tests/credit", "tests/training/test_crediting.py"]),
+    "budget": (20, ["models/budget*"], ["tests/test_budget*.py", "tests/*/test_caps.py", "tests/models"]),
+    "interventions": (40, ["interventions"], ["tests/interventions"]),
+    "training": (35, ["training"], ["tests/training"]),
+    "routing": (85, ["routing"], ["tests/routing"]),
 }
-MOST_FILES, LIKE, PATIENCE = 5, 0.6, 5
+KEY = ("file", "function", "fault", "before", "after", "nth")
+PER_FUNCTION = 2
+SECONDS = 90  # of a processor, for one mutant
+HEAVY = ("hypothesis", "numpy", "pydantic", "llama_cpp", "litellm", "dspy", "torch", "transformers", "peft")
 Mutant = dict[str, Any]
 
+COMPARE: dict[type, type] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+ARITHMETIC: dict[type, type] = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 
-@dataclass
-class Found:
-    """Where a mutant is in a tree, with the text of its fault there; `how` is "same", "moved" or "successor"."""
 
-    how: str
-    site: Site
-    text: str
+# ----- faults
+
+
+def faults(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """Each fault of one node: (kind, the node that takes its place)."""
+    other: Any = copy.deepcopy(node)
+    match node:
+        case ast.Compare(ops=[op]) if type(op) in COMPARE:
+            other.ops = [COMPARE[type(op)]()]
+            yield "comparison", other
+        case ast.BinOp(op=op) | ast.AugAssign(op=op) if type(op) in ARITHMETIC and not of_text(node):
+            other.op = ARITHMETIC[type(op)]()
+            yield "arithmetic", other
+        case ast.BoolOp():
+            other.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+            yield "and or", other
+        case ast.UnaryOp(op=ast.Not()):
+            yield "not", other.operand
+        case ast.Constant(value=bool()):
+            yield "truth", ast.Constant(not node.value)
+        case ast.Constant(value=int() | float()):
+            yield "number", ast.Constant(node.value + 1)
+        case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
+            yield "default", ast.Return(ast.Constant(None))
+        case ast.Expr(value=value) if not isinstance(value, ast.Constant | ast.Yield | ast.YieldFrom):
+            yield "dropped", ast.Pass()
+        case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]) | ast.Continue():
+            yield "dropped", ast.Pass()
+
+
+def of_text(node: ast.AST) -> bool:
+    """Whether a sum has a part that is a text or a sequence for certain."""
+    parts = list(ast.walk(node))
+    texts = [part for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+    return bool(texts) or any(isinstance(part, ast.JoinedStr | ast.List | ast.Tuple) for part in parts)
+
+
+def mutants_of(file: str, source: str) -> dict[tuple[Any, ...], tuple[int, int, str]]:
+    """The faults of a module's functions: what identifies each -> (first byte, last byte, text that goes there)."""
+    result: dict[tuple[Any, ...], tuple[int, int, str]] = {}
+    starts = [0]
+    for line in source.encode().splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+
+    def walk(node: ast.AST, name: str, inside: bool) -> None:
+        for field, value in ast.iter_fields(node):
+            for child in value if isinstance(value, list) else [value]:
+                if not isinstance(child, ast.AST) or isinstance(child, ast.JoinedStr):
+                    continue
+                if field in ("annotation", "returns", "decorator_list", "args") and isinstance(node, ast.FunctionDef):
+                    continue
+                if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                    inner = f"{name}.{child.name}" if name else child.name
+                    walk(child, inner, inside or not isinstance(child, ast.ClassDef))
+                    continue
+                for kind, changed in faults(child) if inside else ():
+                    text = ast.unparse(ast.fix_missing_locations(changed))
+                    after = f"({text})" if isinstance(changed, ast.expr) else text
+                    place: Any = child
+                    first = starts[place.lineno - 1] + place.col_offset
+                    last = starts[place.end_lineno - 1] + place.end_col_offset
+                    before = ast.unparse(child)
+                    same = sum(key[:-1] == (file, name, kind, before, text) for key in result)
+                    result[file, name, kind, before, text, same] = (first, last, after)
+                walk(child, name, inside)
+
+    walk(ast.parse(source), "", False)
+    return result
 
 
 def make(seed: int = 0) -> list[Mutant]:
     """Choose mutants in this tree: a share for each part, at most two in a function."""
-    rng, found = random.Random(f"mutants {seed}"), list[Mutant]()
-    everything = sites_of(ROOT)
-    for part, count in SHARES.items():
-        here = [site for site in everything if part_of(site.file) == part]
-        choices = [(site, kind, text) for site in here for kind, text in changes(site)]
-        rng.shuffle(choices)
+    rows: list[Mutant] = []
+    for part, (count, folders, _) in PARTS.items():
+        files = [path for name in folders for path in ROOT.glob(f"stepwise/{name}")]
+        files = sorted(file for path in files for file in ([path] if path.is_file() else path.rglob("*.py")))
+        keys = [key for path in files for key in mutants_of(path.relative_to(ROOT).as_posix(), path.read_text("utf-8"))]
+        random.Random(f"{part} {seed}").shuffle(keys)
         taken: Counter[tuple[str, str]] = Counter()
-        for site, kind, text in choices:
-            place = (site.file, site.function)
-            if taken.total() < count and taken[place] < PER_FUNCTION and not site.function.endswith("__repr__"):
-                taken[place] += 1
-                row = {"file": site.file, "function": site.function, "statement": site.kind, "text": site.text}
-                found.append({"id": len(found), "part": part, **row, "fault": kind, "mutated": text})
-    return found
-
-
-def part_of(file: str) -> str:
-    """The part of the library that a file belongs to: its folder's, or its own name where that is a part."""
-    folder, name = Path(file).parts[1], Path(file).stem
-    return name if name in SHARES and folder not in SHARES and folder != "report" else folder
-
-
-def find(mutant: Mutant, everything: Sequence[Site]) -> Found | None:
-    """The mutant's place among the sites of a tree, or its successor's; None where it is gone."""
-    same = [site for site in everything if site.kind == mutant["statement"] and site.text == mutant["text"]]
-    name = mutant["function"].rpartition(".")[2]
-    same.sort(key=lambda site: (site.function != mutant["function"], site.function.rpartition(".")[2] != name,
-                                Path(site.file).name != Path(mutant["file"]).name))  # fmt: skip
-    if same:
-        there = same[0].file == mutant["file"] and same[0].function == mutant["function"]
-        return Found("same" if there else "moved", same[0], mutant["mutated"])
-    near = [site for site in everything if site.function.rpartition(".")[2] == name]
-    pairs = [(site, text) for site in near for kind, text in changes(site) if kind == mutant["fault"]]
-    scored = [
-        (difflib.SequenceMatcher(None, mutant["text"], site.text).ratio(), i) for i, (site, _) in enumerate(pairs)
-    ]
-    likest = max(scored, default=(0.0, 0), key=lambda pair: (pair[0], -pair[1]))
-    if likest[0] < LIKE:
-        return None
-    return Found("successor", *pairs[likest[1]])
+        for key in keys:
+            if taken.total() < count and taken[key[:2]] < PER_FUNCTION and not key[1].endswith("__repr__"):
+                taken[key[:2]] += 1
+                rows.append({"id": len(rows), "part": part, **dict(zip(KEY, key, strict=True))})
+    return rows
 
 
 # ----- trials
 
 
-@dataclass
-class Trial:
-    """A copy of a tree in which mutants are tried one after the other."""
+class Noting:
+    """A pytest plugin: the functions of stepwise that each passing test enters, and the processor seconds it takes."""
 
-    tree: Path
+    def __init__(self) -> None:
+        self.tests: dict[str, tuple[float, list[str]]] = {}
+        self.failed: set[str] = set()
+        self.seen: set[Any] = set()
+        self.shared: dict[Any, set[Any]] = defaultdict(set)  # what setting up a fixture entered
+        sys.settrace(self.enter)
+        threading.settrace(self.enter)
 
-    def run(self, files: Iterable[str], limit: float) -> tuple[str, str, float]:
-        """What pytest says of test files: "passed", "failed" or "late", the first failure, and the CPU seconds taken.
+    def enter(self, frame: Any, event: str, arg: object) -> None:
+        """Python calls this when any function is entered."""
+        self.seen.add(frame.f_code)
 
-        Late is what takes more than `limit` CPU seconds, or `PATIENCE` times as many by the clock.
-        """
-        options = ("-x", "-q", "-m", "not slow", "--hypothesis-seed=0", "-p", "no:cacheprovider")
-        process = subprocess.Popen(
-            [sys.executable, "-c", _RUN, str(round(limit)), *options, "-o", f"timeout={limit:.0f}", *files],
-            cwd=self.tree, env=_environment(), text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            said, _ = process.communicate(timeout=PATIENCE * limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return "late", "", limit
-        lines = said.splitlines()
-        took = next((float(line.split()[1]) for line in reversed(lines) if line.startswith("CPU ")), None)
-        if took is None:  # it was ended before it could say so
-            return ("late" if process.returncode < 0 else "failed"), "", limit
-        failure = next((line for line in lines if line.startswith(("FAILED ", "ERROR "))), "")
-        # 5: no test was collected, as where all of a file are slow
-        verdict = "passed" if process.returncode in (0, 5) else "failed"
-        return verdict, failure.split(" - ")[0].partition(" ")[2], took
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        """A fixture is set up for the first test that has it, and counts for all of them."""
+        before, self.seen = self.seen, set()
+        yield
+        self.shared[fixturedef] |= self.seen
+        self.seen |= before
 
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
+        """One test with its fixtures."""
+        sys.settrace(self.enter)
+        self.seen, begin = set(), time.process_time()
+        yield
+        for fixtures in item._fixtureinfo.name2fixturedefs.values():
+            self.seen.update(*(self.shared[fixture] for fixture in fixtures))
+        codes = [code for code in self.seen if "/stepwise/" in code.co_filename]
+        names = {f"{code.co_filename}:{code.co_qualname.replace('.<locals>', '')}" for code in codes}
+        self.tests[item.nodeid] = (time.process_time() - begin, sorted(names))
 
-_RUN = """
-import os, resource, sys
-limit = int(sys.argv.pop(1))
-resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-sys.path.insert(0, "")
-sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
-import pytest
-code = int(pytest.main(sys.argv[1:]))
-print("CPU", sum(os.times()[:4]), flush=True)
-sys.exit(code)
-"""
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """A test that fails without a fault says nothing about one."""
+        if report.failed:
+            self.failed.add(report.nodeid)
 
 
-def _environment() -> dict[str, str]:
-    single = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONDONTWRITEBYTECODE": "1"}
-    return {**os.environ, **single, "PYTHONPATH": ""}
+def notes(tree: Path, part: str) -> dict[str, tuple[float, list[str]]]:
+    """Test -> (seconds, functions entered) for the tests of a part; kept in out/mutants/."""
+    kept = NOTES / f"{part}.json"
+    if not kept.exists():
+        paths = sorted(path.relative_to(tree).as_posix() for name in PARTS[part][2] for path in tree.glob(name))
+        print(f"{part}: running {' '.join(paths)} without a fault", flush=True)
+        forked(tree, lambda: noted(tree, paths, kept), 3600)
+    return dict(json.loads(kept.read_text()))
 
 
-@dataclass
-class Chooser:
-    """Picks the test files of a module by the CPU seconds they take without a fault; each is timed once."""
-
-    budget: float
-    also: Sequence[str] = ()
-    times: dict[str, float | None] = field(default_factory=dict)  # None: it fails or is too slow
-    lock: Lock = field(default_factory=Lock)
-
-    def choose(self, trial: Trial, file: str, part: str) -> list[str]:
-        """Of the closest files those that together take at most the budget."""
-        parts = dict.fromkeys((part_of(file), part))  # where it stands, and where it stood
-        folders = tuple(folder for name in parts for folder in TESTS.get(name, (f"tests/{name}/",)))
-        chosen, total = list[str](), 0.0
-        for name in tests_of(trial.tree, file, folders)[:MOST_FILES]:
-            with self.lock:
-                if name not in self.times:
-                    verdict, _, seconds = trial.run([name], self.budget)
-                    self.times[name] = seconds if verdict == "passed" else None
-            known = self.times[name]
-            if known is not None and total + known <= self.budget:
-                chosen.append(name)
-                total += known
-        return [*chosen, *self.also]
+def noted(tree: Path, paths: list[str], kept: Path) -> int:
+    """Run tests with `Noting` and write what it noted."""
+    noting = Noting()
+    code = tests(paths, plugins=[noting])
+    sys.settrace(None)
+    found = {
+        test: (seconds, [name.removeprefix(f"{tree}/") for name in names])
+        for test, (seconds, names) in noting.tests.items()
+        if test not in noting.failed
+    }
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(found))
+    return code
 
 
-# ----- runs
+def tests(names: list[str], *options: str, plugins: Sequence[object]) -> int:
+    """Run pytest in this process."""
+    fixed = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-seed=0"]
+    return int(pytest.main([*fixed, *options, *names], plugins=list(plugins)))
+
+
+def forked(tree: Path, work: Callable[[], int], seconds: float, log: str = "last.log") -> tuple[str, float]:
+    """Run `work` in a forked process in `tree`: "passed", "failed" or "late", and the processor seconds it took."""
+
+    def child() -> None:
+        os.setsid()
+        os.chdir(tree)
+        NOTES.mkdir(parents=True, exist_ok=True)
+        out = os.open(NOTES / log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
+        code = work()
+        sys.stdout.flush()
+        os._exit(code)
+
+    before = os.times()
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(5 * seconds)
+    if process.is_alive():
+        os.killpg(process.pid or 0, signal.SIGKILL)
+        process.join()
+    after = os.times()
+    took = after.children_user + after.children_system - before.children_user - before.children_system
+    late = process.exitcode is None or process.exitcode < 0
+    return "late" if late else "failed" if process.exitcode else "passed", took
+
+
+def attempt(row: Mutant, tree: Path) -> Mutant:
+    """Try one mutant: its verdict, the processor seconds, and what killed it."""
+    path = tree / row["file"]
+    source = path.read_bytes()
+    places = mutants_of(row["file"], source.decode())
+    key = tuple(row[name] for name in KEY)
+    if key not in places:
+        return {"verdict": "gone"}
+    first, last, after = places[key]
+    known = notes(tree, row["part"])
+    entering = [test for test, (_, names) in known.items() if f"{row['file']}:{row['function']}" in names]
+    entering.sort(key=lambda test: known[test][0])
+    if not entering:
+        return {"verdict": "survived", "by": "no test enters the function"}
+    files = {test.partition("::")[0] for test in entering}
+    rest = [test for test in known if test.partition("::")[0] in files and test not in entering]
+    total, chosen = 0.0, list[str]()
+    for test in [*entering, *rest]:
+        total += known[test][0]
+        if total < SECONDS / 3:
+            chosen.append(test)
+    try:
+        path.write_bytes(source[:first] + after.encode() + source[last:])
+        verdict, took = forked(tree, lambda: tests(chosen, "-x", "-o", "timeout=60", plugins=()), SECONDS)
+    finally:
+        path.write_bytes(source)
+    lines = (NOTES / "last.log").read_text(errors="replace").splitlines()
+    by = next((line.split(" ")[1] for line in lines if line.startswith(("FAILED ", "ERROR "))), "")
+    word = {"passed": "survived", "failed": "killed", "late": "killed"}[verdict]
+    return {"verdict": word, "by": by or (verdict if verdict == "late" else f"{len(chosen)} tests"), "s": round(took)}
 
 
 def copied(tree: Path, folder: Path) -> Path:
     """A copy of what git would take of a tree, uncommitted changes among it."""
-    listed = subprocess.run(
-        ["git", "-C", str(tree), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        check=True, stdout=subprocess.PIPE,
-    ).stdout.decode()  # fmt: skip
-    for name in filter(None, listed.split("\0")):
+    command = ["git", "-C", str(tree), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in filter(None, subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.decode().split("\0")):
         if (tree / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(tree / name, folder / name)
     return folder
 
 
-def attempt(mutant: Mutant, found: Found | None, trial: Trial, chooser: Chooser, limit: float) -> dict[str, Any]:
-    """Try one mutant; the copy is as it was afterwards."""
-    if found is None:
-        return {"verdict": "gone"}
-    place = {"where": found.how, "file": found.site.file}
-    path = trial.tree / found.site.file
-    source = path.read_text("utf-8")
-    files = chooser.choose(trial, found.site.file, mutant["part"])
-    if not files:
-        return {"verdict": "no tests", **place}
-    try:
-        path.write_text(changed(source, found.site, found.text), "utf-8")
-        verdict, failure, seconds = trial.run(files, limit)
-    finally:
-        path.write_text(source, "utf-8")
-    word = {"passed": "survived", "failed": "killed", "late": "timeout"}[verdict]
-    return {"verdict": word, **place, "seconds": round(seconds), **({"by": failure} if failure else {"tests": files})}
+def run(rows: list[Mutant], again: str, until: str, part: str) -> None:
+    """Try the mutants without a verdict, or with the verdict `again`, and write each verdict down as it comes."""
+    for name in HEAVY:
+        __import__(name)
+    sys.dont_write_bytecode = True
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = copied(ROOT, Path(scratch) / "tree")
+        sys.path.insert(0, str(tree))
+        os.environ.update(PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
+        for row in rows:
+            if until and time.strftime("%H:%M") >= until:
+                print(f"{until}: stopped")
+                break
+            if (row.get("verdict", "") == again) and part in ("", row["part"]):
+                row.update(attempt(row, tree))
+                write(rows)
+                print(*(row[name] for name in ("id", "verdict", "file", "function", "fault")), row["by"], flush=True)
 
 
-def run(args: argparse.Namespace, mutants: list[Mutant]) -> int:
-    """Try a sample and print what came of it; with `--save` each result is written down as it comes."""
-    tree, lock = args.tree.resolve(), Lock()
-    rng = random.Random(f"sample {args.seed}")
-    sample = sorted(rng.sample(mutants, min(args.sample or len(mutants), len(mutants))), key=lambda row: row["id"])
-    todo = [row for row in sample if not (args.save and args.save in row.get("results", {}))]
-    everything, chooser, counts = sites_of(tree), Chooser(args.budget, args.also), Counter[str]()
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(args.jobs) as pool:
-        trials: queue.Queue[Trial] = queue.Queue()
-        for number in range(args.jobs):
-            trials.put(Trial(copied(tree, Path(scratch) / str(number) / "tree")))
-
-        def one(row: Mutant) -> None:
-            trial = trials.get()
-            try:
-                result = attempt(row, find(row, everything), trial, chooser, args.timeout)
-            finally:
-                trials.put(trial)
-            with lock:
-                print(f"{row['id']:3} {result['verdict']:8} {row['file']} {row['function']}: {row['fault']}, "
-                      f"{result.get('by', '')}", flush=True)  # fmt: skip
-                row.setdefault("results", {})[args.save or "now"] = result
-                if args.save:
-                    write(mutants)
-
-        list(pool.map(one, todo))
-    counts.update(row["results"][args.save or "now"]["verdict"] for row in sample)
-    print(", ".join(f"{count} {word}" for word, count in counts.most_common()) + f" of {len(sample)}")
-    return 0
-
-
-def write(mutants: list[Mutant]) -> None:
+def write(rows: list[Mutant]) -> None:
     """One mutant a line."""
-    draft = FILE.with_suffix(".new")
-    draft.write_text("[\n" + ",\n".join(json.dumps(row) for row in mutants) + "\n]\n")
-    draft.replace(FILE)
+    draft = LIST.with_suffix(".new")
+    draft.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    draft.replace(LIST)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+def show(rows: list[Mutant]) -> None:
+    """Print how many were killed, by part, and each that survived."""
+    for part in (*PARTS, ""):
+        counts = Counter(row.get("verdict", "not tried") for row in rows if part in ("", row["part"]))
+        print(f"{part or 'all':14}", ", ".join(f"{count} {word}" for word, count in counts.most_common()))
+    for row in rows:
+        if row.get("verdict") == "survived":
+            print(f"\n{row['id']} {row['file']} {row['function']}: {row['fault']} ({row['by']})  {row.get('note', '')}")
+            print(f"  - {row['before']}\n  + {row['after']}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "find", "make"))
-    parser.add_argument("--tree", type=Path, default=ROOT, help="checkout to try (default: this one)")
-    parser.add_argument("--sample", type=int, metavar="N", help="try N of them (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--jobs", type=int, default=1, help="mutants at a time, each in a copy of its own")
-    parser.add_argument("--timeout", type=float, default=90.0, metavar="S", help="most CPU seconds for a mutant")
-    parser.add_argument(
-        "--budget", type=float, default=60.0, metavar="S", help="CPU seconds that its tests take at most"
-    )
-    parser.add_argument(
-        "--also", nargs="*", default=[], metavar="FILE", help="test files to run for every mutant, last"
-    )
-    parser.add_argument("--save", metavar="NAME", help="note results under this name; those noted are not tried again")
+    parser.add_argument("command", choices=("make", "run", "show"))
+    parser.add_argument("--until", default="", metavar="HH:MM", help="begin no mutant after this time of the day")
+    parser.add_argument("--again", default="", metavar="VERDICT", help="those with this verdict (default: with none)")
+    parser.add_argument("--part", default="", choices=("", *PARTS), help="of one part only")
     args = parser.parse_args(argv)
     if args.command == "make":
         write(make())
-        return 0
-    mutants: list[Mutant] = json.loads(FILE.read_text())
+        return
+    rows: list[Mutant] = json.loads(LIST.read_text())
     if args.command == "run":
-        return run(args, mutants)
-    everything, counts = sites_of(args.tree.resolve()), Counter[str]()
-    for row in mutants:
-        found = find(row, everything)
-        counts[found.how if found else "gone"] += 1
-        where = f"{found.how} in {found.site.file} {found.site.function}: {found.text}" if found else "gone"
-        print(f"{row['id']:3} {row['file']} {row['function']}, {row['text']!r:.60}: {where:.160}")
-    print(", ".join(f"{count} {how}" for how, count in counts.most_common()))
-    return 0
+        run(rows, args.again, args.until, args.part)
+    show(rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

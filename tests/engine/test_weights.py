@@ -10,7 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +98,13 @@ def places(path: Path) -> tuple[list[int], int]:
     return [at for low, high in spans for at in range(low, high)], max(high for _, high in spans)
 
 
-def damaged(path: Path, seed: int, count: int) -> list[bytes]:
-    """`count` versions of a file that were cut off, or have other bytes in the header."""
+def damaged(path: Path, seed: int, count: int) -> Iterator[bytes]:
+    """One after the other, `count` versions of a file that were cut off, or have other bytes in the header."""
     rng, whole = random.Random(seed), path.read_bytes()
     where, end = places(path)
-    versions = []
     for number in range(count):
         if number % 5 == 0:
-            versions.append(whole[: rng.randrange(rng.choice((24, end, len(whole))))])
+            yield whole[: rng.randrange(rng.choice((24, end, len(whole))))]
             continue
         data = bytearray(whole)
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -113,8 +112,7 @@ def damaged(path: Path, seed: int, count: int) -> list[bytes]:
             form = rng.choice(("<B", "<I", "<Q"))
             piece = struct.pack(form, extreme if form != "<B" else rng.randrange(256))
             data[at : at + len(piece)] = piece
-        versions.append(bytes(data))
-    return versions
+        yield bytes(data)
 
 
 def sweep(path: Path, tmp_path: Path, seed: int, count: int, *base: str) -> tuple[int, int]:
