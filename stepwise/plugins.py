@@ -106,8 +106,9 @@ def check_plugin(value: Any, base: Any, *, field: str) -> None:
     public = [part for part in dir(base) if not part.startswith("_")]
     fields = {*getattr(cls, "__dataclass_fields__", ()), *_parameters(cls)}
     for part in (part for above in cls.__mro__[: cls.__mro__.index(base)] for part in vars(above)):
-        near = difflib.get_close_matches(part, public, n=1, cutoff=0.75)
-        if near and not part.startswith("_") and part not in public and part not in fields:
+        if part.startswith("_") or part in public or part in fields:
+            continue
+        if near := difflib.get_close_matches(part, public, n=1, cutoff=0.75):
             raise ConfigError(
                 f"{field}: {name} has {part!r}, which no {wanted} has; did you mean {near[0]!r}? If it is your own, "
                 "begin its name with an underscore"

@@ -38,7 +38,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LIST, NOTES = Path(__file__).with_name("mutants.json"), ROOT / "out" / "mutants"
 PARTS = {  # part: (mutants, files under stepwise/, test folders and files)
     "credit": (20, ["credit"], ["tests/credit", "tests/training/test_crediting.py"]),
-    "budget": (20, ["models/budget*"], ["tests/test_budget*.py", "tests/*/test_caps.py", "tests/models"]),
+    "budget": (
+        20,
+        ["models/budget*"],
+        ["tests/test_budget*.py", "tests/*/test_caps.py", "tests/models/test_money.py"],
+    ),
     "interventions": (40, ["interventions"], ["tests/interventions"]),
     "training": (35, ["training"], ["tests/training"]),
     "routing": (85, ["routing"], ["tests/routing"]),
@@ -251,20 +255,23 @@ def forked(tree: Path, work: Callable[[], int], seconds: float, log: str = "last
 
 def attempt(row: Mutant, tree: Path) -> Mutant:
     """Try one mutant: its verdict, the processor seconds, and what killed it."""
-    path = tree / row["file"]
-    source = path.read_bytes()
-    places = mutants_of(row["file"], source.decode())
-    key = tuple(row[name] for name in KEY)
-    if key not in places:
-        return {"verdict": "gone"}
-    first, last, after = places[key]
+    files = sorted((tree / "stepwise").rglob("*.py"), key=lambda path: path != tree / row["file"])
+    key = tuple(row[name] for name in KEY[1:])
+    for path in files:  # where it was chosen, else where it has moved to
+        source = path.read_bytes()
+        file = path.relative_to(tree).as_posix()
+        if (file, *key) in (places := mutants_of(file, source.decode())):
+            break
+    else:
+        return {"verdict": "gone", "by": "not in this tree"}
+    first, last, after = places[file, *key]
     known = notes(tree, row["part"])
-    entering = [test for test, (_, names) in known.items() if f"{row['file']}:{row['function']}" in names]
+    entering = [test for test, (_, names) in known.items() if f"{file}:{row['function']}" in names]
     entering.sort(key=lambda test: known[test][0])
     if not entering:
         return {"verdict": "survived", "by": "no test enters the function"}
-    files = {test.partition("::")[0] for test in entering}
-    rest = [test for test in known if test.partition("::")[0] in files and test not in entering]
+    near = {test.partition("::")[0] for test in entering}
+    rest = [test for test in known if test.partition("::")[0] in near and test not in entering]
     total, chosen = 0.0, list[str]()
     for test in [*entering, *rest]:
         total += known[test][0]

@@ -142,6 +142,13 @@ def test_capo_by_hand_and_divided_by_the_deviation_over_tokens() -> None:
     assert credit.capo(by_hand(), scale=True) == near(credit.capo(by_hand()) / deviation)
 
 
+@pytest.mark.parametrize(("rewards", "wanted"), [((1.0, 0.0), (1, -1)), ((1.0,), (0,))])
+def test_capo_of_two_tokens_is_divided_by_their_deviation_and_one_token_has_none(rewards, wanted) -> None:
+    n = len(rewards)
+    group = credit.Group(np.array(rewards), tokens(*["x"] * n), (((0, 1),),) * n, critiques=(((),),) * n)
+    assert credit.capo(group, scale=True)[:, 0] == near(np.array(wanted) / (math.sqrt(2) + 1e-4))
+
+
 def test_half_of_the_critiques_is_no_majority() -> None:
     assert not has_signal(credit.capo(all_wrong(critiques=(((1,), ()),) * 3)))
     assert has_signal(credit.capo(all_wrong(critiques=(((1,), ()),) * 3), agree="union"))

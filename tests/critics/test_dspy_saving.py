@@ -260,22 +260,23 @@ import json, sys
 import dspy
 from stepwise.models.shared import close_engines
 
-program = dspy.load(sys.argv[1], allow_pickle=True)
-found = program(**json.loads(sys.argv[2]))
-trace = getattr(found, "trace", None)
-print(json.dumps([str(getattr(found, "failure", None)), found.first_error if trace is None else trace.text]))
+for folder in sys.argv[2:]:
+    found = dspy.load(folder, allow_pickle=True)(**json.loads(sys.argv[1]))
+    trace = getattr(found, "trace", None)
+    print(json.dumps([str(getattr(found, "failure", None)), found.first_error if trace is None else trace.text]))
 """
 
 
-def elsewhere(program: Any, folder: Path, inputs: dict[str, Any]) -> list[Any]:
-    """What a program that was saved whole says in a process that knows nothing but its file."""
-    program.save(folder / "whole", save_program=True)
+def elsewhere(folder: Path, inputs: dict[str, Any], *programs: Any) -> list[Any]:
+    """What programs that were saved whole say in a process that knows nothing but their files."""
+    paths = [folder / f"whole {number}" for number in range(len(programs))]
+    for program, path in zip(programs, paths, strict=True):
+        program.save(path, save_program=True)
     (folder / "whole.py").write_text(WHOLE)
-    command = [sys.executable, str(folder / "whole.py"), str(folder / "whole"), json.dumps(inputs)]
+    command = [sys.executable, str(folder / "whole.py"), json.dumps(inputs), *map(str, paths)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    result: list[Any] = json.loads(run.stdout.splitlines()[-1])
-    return result
+    return [json.loads(line) for line in run.stdout.splitlines()[-len(programs) :]]
 
 
 @pytest.mark.usefixtures("_no_engine_is_left")
@@ -285,7 +286,7 @@ def test_a_router_saved_whole_routes_as_before_in_another_process(tmp_path: Path
     problem = sw.lab.generate("test", 1)[0].problem.question
     with StepRouter(*names, scorer, routing.Threshold(0.61), seed=4, max_steps=3) as router:
         text = router(problem=problem).trace.text
-        assert elsewhere(router, tmp_path, {"problem": problem}) == ["None", text]
+        assert elsewhere(tmp_path, {"problem": problem}, router) == [["None", text]]
         again = pickle.loads(cloudpickle.dumps(router))
         with again:
             assert (again.policy, again.settings, again.prices) == (router.policy, router.settings, router.prices)
@@ -294,20 +295,18 @@ def test_a_router_saved_whole_routes_as_before_in_another_process(tmp_path: Path
         assert router(problem=problem).trace.text == text  # the original's models are still open
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.usefixtures("_no_engine_is_left")
-def test_a_critic_saved_whole_says_the_same_in_another_process(
-    tiny_gguf_path: Path, tmp_path: Path, compiled: bool
-) -> None:
-    critic = ErrorLocalizer(local(tiny_gguf_path, context=4096), adapter="json")
-    if compiled:  # its signature is a class that no module has
-        predictor = critic.predictors()[0]
-        predictor.signature = predictor.signature.with_instructions("Mind the units.")
-    found = critic(**ATTEMPT)
-    assert elsewhere(critic, tmp_path, ATTEMPT) == [str(found.failure), found.first_error]
-    for loaded in (pickle.loads(pickle.dumps(critic)), critic.deepcopy()):
-        assert loaded.dump_state() == critic.dump_state()
-        assert loaded(**ATTEMPT).first_error == found.first_error
+def test_a_critic_saved_whole_says_the_same_in_another_process(tiny_gguf_path: Path, tmp_path: Path) -> None:
+    plain, compiled = (ErrorLocalizer(local(tiny_gguf_path, context=4096), adapter="json") for _ in range(2))
+    predictor = compiled.predictors()[0]  # its signature becomes a class that no module has
+    predictor.signature = predictor.signature.with_instructions("Mind the units.")
+    found = [critic(**ATTEMPT) for critic in (plain, compiled)]
+    expected = [[str(result.failure), result.first_error] for result in found]
+    assert elsewhere(tmp_path, ATTEMPT, plain, compiled) == expected
+    for critic, result in zip((plain, compiled), found, strict=True):
+        for loaded in (pickle.loads(pickle.dumps(critic)), critic.deepcopy()):
+            assert loaded.dump_state() == critic.dump_state()
+            assert loaded(**ATTEMPT).first_error == result.first_error
 
 
 def test_a_scorer_is_loaded_anew_and_one_that_was_handed_in_loaded_is_refused() -> None:

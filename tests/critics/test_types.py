@@ -113,7 +113,7 @@ def engine(tiny_gguf_path: Path) -> Iterator[Engine]:
         yield loaded
 
 
-def drawn(engine: Engine, form: Any, kind: Any, n: int = 3) -> list[str]:
+def drawn(engine: Engine, form: Any, kind: Any, n: int = 2) -> list[str]:
     """Texts of a random model under the grammar that ended."""
     job = GenerationJob((7, 8, 9), max_tokens=900, n=n, temperature=1.0, seed=1, grammar=grammar_of(form, kind))
     samples = engine.generate([job])

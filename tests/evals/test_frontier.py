@@ -223,7 +223,7 @@ def test_the_stand_ins_pairs_are_laws() -> None:
 
 def test_the_benchmark_runs_without_data_and_its_checks_hold(tmp_path) -> None:
     out = tmp_path / "out"
-    assert main(["--episodes", "1000", "--out", str(out)]) == 0
+    assert main(["--episodes", "1000", "--every", "8", "--out", str(out)]) == 0
     result = json.loads((out / "frontier.json").read_text())
     assert result["data"] == "stand-in"
     for here in result["worlds"].values():

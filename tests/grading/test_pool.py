@@ -30,11 +30,20 @@ print(grade("x+x", "2x"), *shared_pool().pids, flush=True)
 """
 
 
-@pytest.fixture
-def pool():
+@pytest.fixture(scope="module")
+def pool_of_the_file():
     pool = _Pool(2)
     yield pool
     pool.close()
+
+
+@pytest.fixture
+def pool(pool_of_the_file):
+    """A pool of two with one worker, which is idle: starting one takes a second."""
+    if len(pool_of_the_file.pids) != 1:
+        pool_of_the_file.close()
+    pool_of_the_file.ask(EASY, 60)
+    return pool_of_the_file
 
 
 def runs(pid: int) -> bool:
@@ -188,6 +197,7 @@ def test_an_interrupted_caller_does_not_leave_a_busy_worker_behind(pool, monkeyp
 
 
 def test_a_worker_that_cannot_start_is_an_error_that_says_what_to_try(pool, monkeypatch):
+    pool.close()
     monkeypatch.setattr(sys, "executable", "/bin/false" if os.path.exists("/bin/false") else "/usr/bin/false")
     with pytest.raises(GradingError, match=r"stepwise\.grading\.worker"):
         pool.ask(EASY, 60)

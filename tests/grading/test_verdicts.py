@@ -144,7 +144,8 @@ def test_a_computation_that_takes_too_long_is_killed():
 
 def test_many_answers_are_graded_in_order_with_failures_between_them(capsys):
     pairs = [("1/2", "0.5"), (SLOW_INTEGRAL, r"\sqrt{3}"), ("x+x", "2x"), (None, "1"), ("2", "1"), ("9^9^9^9", "1")]
-    verdicts = grade_many(pairs * 2, timeout=2, progress=True)
+    quick = [pair for pair in pairs if pair[0] is not SLOW_INTEGRAL]
+    verdicts = grade_many([*pairs, *quick], timeout=2, progress=True)
     expected = [
         Verdict.CORRECT,
         Verdict.TIMEOUT,
@@ -153,7 +154,7 @@ def test_many_answers_are_graded_in_order_with_failures_between_them(capsys):
         Verdict.WRONG,
         Verdict.UNPARSEABLE_PREDICTION,
     ]
-    assert verdicts == expected * 2
+    assert verdicts == [*expected, *(verdict for verdict in expected if verdict is not Verdict.TIMEOUT)]
     assert "grading" in capsys.readouterr().err
     assert grade_many([]) == []
 

@@ -45,7 +45,7 @@ def test_the_weights_to_train_from_have_the_same_tokenizer_as_the_gguf(name: str
 
 
 def test_weak_and_strong_solve_what_they_should(weak) -> None:
-    problems = generate("test", 120, start=5000)
+    problems = generate("test", 60, start=5000)
     strong = sw.load_backend("llamacpp/lab-strong")
     rates = []
     for backend in (weak, strong):
@@ -57,7 +57,7 @@ def test_weak_and_strong_solve_what_they_should(weak) -> None:
 
 
 def test_the_scorer_tells_a_first_wrong_step_from_a_right_one_and_not_always(weak) -> None:
-    problems = generate("test", 120, start=6000)
+    problems = generate("test", 60, start=6000)
     attempts = [s[0] for s in sample(weak, problems)]
     scorer = sw.load_scorer("llamacpp/lab-scorer")
     scores = scorer.score_batch([(p.problem, steps) for p, steps in zip(problems, attempts, strict=True)])
@@ -71,7 +71,7 @@ def test_the_scorer_tells_a_first_wrong_step_from_a_right_one_and_not_always(wea
 
 def test_a_routed_run_evaluates_hardly_more_than_each_distinct_token_once() -> None:
     with sw.StepRouter("llamacpp/lab-weak", "llamacpp/lab-strong", "llamacpp/lab-scorer", Threshold(0.5)) as router:
-        traces = router.solve_all([p.problem for p in generate("test", 50, start=7000)], progress=False)
+        traces = router.solve_all([p.problem for p in generate("test", 25, start=7000)], progress=False)
         counters = [m.engine.counters for m in (router.models.weak, router.models.strong, router.models.scorer)]
     assert any(step.author == "strong" for trace in traces for step in trace.steps)
     for spent in counters:

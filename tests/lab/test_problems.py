@@ -26,7 +26,7 @@ def problems() -> list[LabProblem]:
 def test_no_two_splits_share_a_problem() -> None:
     seen: dict[tuple[object, ...], str] = {}
     for split, (base, _) in SPLITS.items():
-        for problem in generate(split, 150):
+        for problem in generate(split, 60):
             assert seen.setdefault(signature(problem), base) == base
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
-import time
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -150,12 +150,18 @@ class Module:
 
     def __init__(self, said: dict, stop: int = 0):
         self.said, self.stop, self.calls = said, stop, []
+        self.heard = threading.Event()
+
+    def hear(self, *_):
+        """Takes Ctrl-C in the main thread, as Python does where nobody else takes it."""
+        self.heard.set()
+        raise KeyboardInterrupt
 
     def __call__(self, problem, steps):
         self.calls.append(problem.id)
         if len(self.calls) == self.stop:
             signal.raise_signal(signal.SIGINT)  # as Ctrl-C does, which the main thread hears of
-            time.sleep(0.1)
+            assert self.heard.wait(60)
         assert steps[1] == f"Step 2: {problem.id} is 1"
         said = self.said.get(problem.id)
         if isinstance(said, Exception):
@@ -177,9 +183,11 @@ def test_a_modules_failures_repairs_calls_and_tokens_are_counted(files, capsys):
     assert "2 replies could not be read and were asked for again" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_module_that_was_stopped_goes_on_and_is_asked_again_only_for_what_failed(files):
+def test_a_module_that_was_stopped_goes_on_and_is_asked_again_only_for_what_failed(files, request):
     args = ["--data", str(files / "test.json"), "--localizer", "module", "--threads", "1", "--out", str(files / "out")]
     stopped = Module({"b": "no JSON"}, stop=4)
+    before = signal.signal(signal.SIGINT, stopped.hear)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     assert main(args, module=lambda _: stopped) == 130
     assert stopped.calls[:4] == ["a", "b", "c", "d"]  # another may have begun by then
     rows = [json.loads(line) for line in (files / "out" / "outcomes.jsonl").read_text().splitlines()]

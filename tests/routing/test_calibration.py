@@ -23,7 +23,7 @@ from stepwise.routing.signals import ScoreDrop
 from stepwise.types import Problem
 from tests.routing import world
 
-FIRST, OTHERS = world.problems(60)[:30], world.problems(60)[30:]
+FIRST, OTHERS = world.problems(40)[:20], world.problems(40)[20:]
 
 
 def router(made: Models | None = None, **settings: Any) -> StepRouter:
@@ -187,8 +187,9 @@ def test_a_budget_that_steps_of_the_cost_leave_unused_is_said() -> None:
 def test_a_budget_that_is_passed_on_other_problems_is_said_with_its_interval() -> None:
     never = found(Threshold(), 0.0, settings=[0.0, 1.01])
     assert "on the other problems" not in never.note
-    limits = [p.cost.value or 0.0 for p in found(Threshold(), 12).curve]
-    noted = [found(Threshold(), limit) for limit in sorted(set(limits))[1:3]]
+    some = [0.0, 0.3, 0.5, 1.01]
+    limits = [p.cost.value or 0.0 for p in found(Threshold(), 12, settings=some).curve]
+    noted = [found(Threshold(), limit, settings=some) for limit in sorted(set(limits))[1:3]]
     for made in noted:
         passed = (made.achieved.cost.value or 0.0) > made.limit
         assert ("more than the budget of" in made.note) == passed

@@ -22,8 +22,8 @@ def shipped() -> bool:
 pytestmark = pytest.mark.skipif(not shipped(), reason="the lab's models are not in this checkout")
 
 
-def test_fifty_lab_problems_are_repaired_where_the_scorer_points_and_hardly_a_token_is_evaluated_twice() -> None:
-    problems = [made.problem for made in generate("test", 50)]
+def test_thirty_lab_problems_are_repaired_where_the_scorer_points_and_hardly_a_token_is_evaluated_twice() -> None:
+    problems = [made.problem for made in generate("test", 30)]
     ratios: list[float] = []
     with StepRouter.from_config(Config.lab()) as router:
 
