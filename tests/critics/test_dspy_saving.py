@@ -297,7 +297,8 @@ def test_a_router_saved_whole_routes_as_before_in_another_process(tmp_path: Path
 
 @pytest.mark.usefixtures("_no_engine_is_left")
 def test_a_critic_saved_whole_says_the_same_in_another_process(tiny_gguf_path: Path, tmp_path: Path) -> None:
-    plain, compiled = (ErrorLocalizer(local(tiny_gguf_path, context=4096), adapter="json") for _ in range(2))
+    forms = ("json", "compact")
+    plain, compiled = (ErrorLocalizer(local(tiny_gguf_path, context=4096), adapter=form) for form in forms)
     predictor = compiled.predictors()[0]  # its signature becomes a class that no module has
     predictor.signature = predictor.signature.with_instructions("Mind the units.")
     found = [critic(**ATTEMPT) for critic in (plain, compiled)]
