@@ -122,7 +122,7 @@ def test_python_of_each_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
     command = [sys.executable, "-c", run, *map(str, scripts)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert len(scripts) > 3
+    assert len(scripts) >= 2
     assert done.returncode == 0, done.stderr
 
 
