@@ -28,7 +28,7 @@ from stepwise.models.store import CallCache
 from stepwise.models.wrapped import Wrapped
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR
-from stepwise.types import Failure, Problem, Usage, as_problem
+from stepwise.types import Failure, Problem, Usage
 
 T = TypeVar("T")
 _PROMPT = SolvePrompt()
@@ -39,23 +39,19 @@ class _Meter(NamedTuple):
 
     The most that it may cost is reserved in `ledger` before it is asked; where the coroutine that asks has an account
     of its own (`ACCOUNT`, a problem's), its caps hold too. DSPy hears of it as `stepwise.models.callbacks` says, but
-    not where there are no `callbacks`. `prompt` is what is put around a question.
+    not where there are no `callbacks`. `prompt` is what is put around a question, in at most `frame` tokens.
     """
 
     ledger: Ledger
     role: str
     prompt: SolvePrompt
     callbacks: Callbacks | None
+    frame: int
 
-    @property
-    def frame(self) -> int:
-        """The most tokens that are put around a question; a chat template adds a few to the prompt."""
-        return len(self.prompt.model_dump_json()) + 64
-
-    def chat(self, problem: Problem | str, steps: Sequence[str]) -> list[Any]:
+    def chat(self, question: str, steps: Sequence[str]) -> list[Any]:
         """A question and the steps of its solution, as DSPy is told of them."""
         begun = [{"role": "assistant", "content": SEPARATOR.join(steps)}] if steps else []
-        return [*self.prompt.messages(as_problem(problem).question), *begun]
+        return [*self.prompt.messages(question), *begun]
 
     async def call(
         self,
@@ -102,7 +98,7 @@ class _Metered(Wrapped):
         if held.cut_by:
             request = dataclasses.replace(request, max_tokens=held.max_tokens // calls)
         settings = {name: getattr(request, name) for name in ("temperature", "max_tokens", "n", "seed")}
-        chat = request.messages or meter.chat(request.problem, [step.text for step in request.prefix])
+        chat = request.messages or meter.chat(request.problem.question, [step.text for step in request.prefix])
         result = await meter.call(
             held, CalledModel(self.name, meter.role, settings), chat, lambda: self.model.generate(request), _said
         )
@@ -138,7 +134,7 @@ class _MeteredScorer(WrappedScorer):
         except BudgetExceededError as refusal:
             return Scored.of_failure(failure_of(refusal), Usage(self.name))
         return await self._meter.call(
-            held, CalledModel(self.name, "scorer", {}), self._meter.chat(problem, steps),
+            held, CalledModel(self.name, "scorer", {}), self._meter.chat(question, steps),
             lambda: self.scorer.ascore(problem, steps, known), _scored,
         )  # fmt: skip
 
@@ -244,4 +240,5 @@ class Wrappers:
         return StoredScorer(scorer, store, settings=settings) if free else scorer
 
     def _meter(self, role: str) -> _Meter:
-        return _Meter(self.ledger, role, self.prompt, self.callbacks)
+        frame = len(self.prompt.model_dump_json()) + 64  # a chat template adds a few tokens to the prompt
+        return _Meter(self.ledger, role, self.prompt, self.callbacks, frame)

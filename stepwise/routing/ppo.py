@@ -181,7 +181,7 @@ def advantages(reward: Array, values: Array, episode: Ints, step: Ints, gae_lamb
     return result
 
 
-def policy_loss(log_share: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:
+def _policy_loss(log_share: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:
     """The clipped objective (arXiv 1707.06347, equation 7), to be made small; (D,) each, logs of the chosen actions'
     probabilities.
     """
@@ -233,7 +233,7 @@ class _PpoLearner:
             for _ in range(settings.epochs):
                 logits, values = _network(settings.kind, self.weights, x, last, settings.dropout)
                 logs = logits.log_softmax(-1)
-                loss = policy_loss(logs.gather(1, action[:, None])[:, 0], old, advantage, settings.clip)
+                loss = _policy_loss(logs.gather(1, action[:, None])[:, 0], old, advantage, settings.clip)
                 loss = loss + settings.value_weight * _value_loss(values, old_values, target, settings.clip)
                 loss = loss + entropy_weight * (logs.exp() * logs).sum(-1).mean()
                 self.optimizer.zero_grad()

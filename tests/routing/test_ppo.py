@@ -16,10 +16,10 @@ from stepwise.routing.ppo import (
     PpoSettings,
     _initial,
     _network,
+    _policy_loss,
     _PpoLearner,
     _value_loss,
     advantages,
-    policy_loss,
     rewards,
 )
 from tests.routing.learning_world import WORLD
@@ -74,7 +74,7 @@ def test_the_policys_loss_and_slope_are_clipped_on_the_side_of_gain(
     ratio: float, advantage: float, loss: float, slope: float
 ) -> None:
     share = torch.tensor([0.4 * ratio], dtype=torch.float64, requires_grad=True)
-    found = policy_loss(share.log(), torch.tensor([0.4]).double().log(), torch.tensor([advantage]).double(), 0.2)
+    found = _policy_loss(share.log(), torch.tensor([0.4]).double().log(), torch.tensor([advantage]).double(), 0.2)
     found.backward()
     assert found.item() == pytest.approx(loss)
     assert share.grad.item() * 0.4 == pytest.approx(slope)

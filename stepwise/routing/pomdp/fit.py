@@ -29,7 +29,7 @@ from stepwise.records import record
 from stepwise.routing.learned import ModelNames
 from stepwise.routing.pomdp.estimate import LEAST_STRONG, MAX_CORRELATION, estimate, independent
 from stepwise.routing.pomdp.filter import ObservationLaw
-from stepwise.routing.pomdp.fit_check import HeldOut, choose_bins, choose_power, held_out, intervals_of, pair_law
+from stepwise.routing.pomdp.fit_check import HeldOut, choose, held_out, intervals_of, pair_law
 from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, STATES, FitTrace, lag_correlation
 from stepwise.routing.pomdp.solve import RoutingPomdp
 from stepwise.stats import Interval
@@ -173,8 +173,7 @@ def fit_router(
     _check_enough(traces, p_strong=p_strong, recovery=recovery)
     labelled = [trace for trace in traces if trace.labelled]
     measurable = _wrong(labelled) >= _LEAST_WRONG
-    bins = bins or (choose_bins(labelled, seed=seed) if measurable else 8)
-    power = choose_power(labelled, bins, seed=seed) if measurable else 1.0
+    bins, power = choose(labelled, bins, seed=seed) if measurable else (bins or 8, 1.0)
     given: dict[str, Any] = {
         "p_strong": p_strong,
         "tokens_per_step": tokens_per_step,

@@ -73,16 +73,14 @@ def held_out(
     )
 
 
-def choose_bins(traces: Sequence[FitTrace], *, seed: int = 0) -> int:
-    """The number of score bins with which the filter foretells the states of held-out problems best."""
-    return max(_NUM_BINS, key=lambda bins: log_likelihood(*_predicted(traces, bins, seed)))
-
-
-def choose_power(traces: Sequence[FitTrace], bins: int, *, seed: int = 0) -> float:
-    """The power of likelihood ratios with which the filter foretells held-out states best, 1 unless it is worth it."""
+def choose(traces: Sequence[FitTrace], bins: int | None, *, seed: int = 0) -> tuple[int, float]:
+    """The number of score bins, where none is given, and the power of likelihood ratios with which the filter foretells
+    the states of held-out problems best; the power is 1 unless another is worth it.
+    """
+    bins = bins or max(_NUM_BINS, key=lambda n: log_likelihood(*_predicted(traces, n, seed)))
     gains = {power: log_likelihood(*_predicted(traces, bins, seed, power=power)) for power in (1.0, *POWERS)}
     best = max(gains, key=lambda power: gains[power])
-    return best if gains[best] > gains[1.0] + _WORTH else 1.0
+    return bins, best if gains[best] > gains[1.0] + _WORTH else 1.0
 
 
 def _predicted(
