@@ -30,6 +30,7 @@ from stepwise.routing.policy import Policy
 from stepwise.routing.pomdp.fit import RouterFit, fit_router
 from stepwise.routing.pomdp.fit_data import STATES, FitTrace, from_lab_trace, from_row, from_trace, unlabelled
 from stepwise.routing.router import StepRouter
+from stepwise.routing.token_signals import as_token_signal
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Options, Run, one_of, program
 from stepwise.types import Problem, Trace, from_json
@@ -54,6 +55,9 @@ class _Options(Options):
     """whose scores, where rows hold those of several reward models"""
     score: bool = False
     """score drafts that have no score with the scorer"""
+    signal: str | None = None
+    """in place of scores what comes with a draft: least_logprob, mean_logprob, entropy; over all steps so far with
+    :worst or :mean behind it"""
     p_strong: float | None = None
     """chance of a right strong step, where it is known"""
     tokens_per_step: float | None = None
@@ -78,13 +82,16 @@ def main(run: Run[_Options]) -> None:
     labels = "lab" if args.lab else args.labels
     if labels is None:
         raise DataError("--traces needs --labels: lab, column or none")
-    traces = _collected(run) if args.lab else list(_read(run, args.traces, labels))
+    signal = as_token_signal(args.signal, "--signal")
+    traces = _collected(run, signal) if args.lab else list(_read(run, args.traces, labels, signal))
     fit = fit_router(
         traces,
         weak=config.models.weak.model,
         strong=config.models.strong.model,
-        scorer=args.prm or config.scorer.title,
+        scorer=signal.title if signal else args.prm or config.scorer.title,
+        signal=signal,
         config=config.hash,
+        splitter=config.prompt.splitter,
         labels=labels,
         p_strong=args.p_strong,
         tokens_per_step=args.tokens_per_step,
@@ -97,7 +104,7 @@ def main(run: Run[_Options]) -> None:
     _show(run, fit)
 
 
-def _collected(run: Run[_Options]) -> list[FitTrace]:
+def _collected(run: Run[_Options], signal: Any) -> list[FitTrace]:
     """Scored traces of lab problems, by the weak model alone and with strong steps at random places."""
     traces = list[Trace]()
     for policy in _policies(run.config):
@@ -110,12 +117,27 @@ def _collected(run: Run[_Options]) -> list[FitTrace]:
                 for low in range(0, len(todo), _CHUNK):
                     part = todo[low : low + _CHUNK]
                     place = f"{policy.name}, {low + 1} to {low + len(part)} of {len(todo)}"
-                    run.write(name, *scored(router.models.scorer, router.solve_all(part, description=place)))
+                    made = router.solve_all(part, description=place)
+                    run.write(name, *(made if signal else scored(router.models.scorer, made)))
         traces += run.rows(name, Trace)
-    return [from_lab_trace(trace) for trace in traces if trace.steps]
+    return [from_lab_trace(_by(signal, trace, name)) for trace in traces if trace.steps]
 
 
-def _read(run: Run[_Options], files: Sequence[Path], labels: str) -> Iterable[FitTrace]:
+def _by(signal: Any, trace: Trace, where: str) -> Trace:
+    """The trace with `signal` in place of its scores, where there is one."""
+    if signal is None:
+        return trace
+    made = replace(trace, steps=signal.scored(trace.problem, trace.steps))
+    drafts = [draft for step in made.steps for draft in (*step.discarded, step) if draft.author == "weak"]
+    if any(draft.score is None and draft.text.strip() for draft in drafts):
+        raise DataError(
+            f"{where}, problem {trace.problem.id!r}: a draft does not say how sure its model was (token_stats), which "
+            f"--signal {signal.name} needs; route with a model in this process, or fit to the scores of a scorer"
+        )
+    return made
+
+
+def _read(run: Run[_Options], files: Sequence[Path], labels: str, signal: Any) -> Iterable[FitTrace]:
     """The traces of files in either form; raises `DataError` naming file and row."""
     for path in files:
         if not path.is_file():
@@ -129,13 +151,15 @@ def _read(run: Run[_Options], files: Sequence[Path], labels: str) -> Iterable[Fi
             traces = dict(zip(traces, scored(scorer, list(traces.values())), strict=True))
         for i, row in enumerate(rows):
             where = f"{path}, row {i + 1}"
+            if i not in traces and signal:
+                raise DataError(f"{where}: it is no row of a routing run, which --signal needs")
             if i not in traces:
                 if labels == "lab":
                     raise DataError(f"{where}: it is no row of a routing run, so the lab cannot check it")
                 trace = from_row(row, where, run.args.prm)
                 yield trace if labels == "column" else unlabelled(trace)
             elif traces[i].steps and traces[i].finish != "interrupted":
-                yield _labelled(traces[i], labels, truths[i], where)
+                yield _labelled(_by(signal, traces[i], where), labels, truths[i], where)
 
 
 def _trace(row: dict[str, Any], where: str) -> Trace:

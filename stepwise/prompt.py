@@ -8,14 +8,16 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, field_validator
 
+from stepwise.errors import ConfigError
 from stepwise.records import Section
+from stepwise.steps import Splitter
 
 
 class SolvePrompt(Section):
     """How a problem becomes a chat: system text and the arguments of the model's chat template.
 
     `template_args` goes to the template as it is; thinking is off by default, since a solution is continued step by
-    step.
+    step. `splitter` says where a step ends, for who writes and who reads (`stepwise.steps`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,6 +25,7 @@ class SolvePrompt(Section):
     system: str = ""
     user: str = "{question}"
     template_args: dict[str, Any] = Field(default={"enable_thinking": False})
+    splitter: Splitter = "paragraphs"
 
     @field_validator("user")
     @classmethod
@@ -39,8 +42,19 @@ class SolvePrompt(Section):
         user = {"role": "user", "content": self.user.replace("{question}", question)}
         return [{"role": "system", "content": self.system}, user] if self.system else [user]
 
+    def check_splitter(self, what: str) -> None:
+        """Raise `ConfigError` where steps do not end at blank lines: `what` reads no others."""
+        if self.splitter != "paragraphs":
+            raise ConfigError(
+                f"prompt.splitter is {self.splitter!r}, but {what} reads steps that end at blank lines; "
+                'set prompt.splitter = "paragraphs"'
+            )
+
     @property
     def hash(self) -> str:
         """Twelve hex digits that stand in every dataset row and adapter card; equal prompts have equal hashes."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        row = self.model_dump(mode="json")
+        if self.splitter == "paragraphs":  # so that hashes of before there was another one stand
+            del row["splitter"]
+        text = json.dumps(row, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

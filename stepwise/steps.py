@@ -1,27 +1,34 @@
 r"""Text to steps and back, and the final answer in it.
 
-A step is a stretch of a solution up to a blank line (InT and TRIM use the same unit). A blank line inside a fenced code
-block, an [asy] drawing, a displayed formula or a LaTeX environment does not end a step. `split_steps` has other modes
-for texts without blank lines.
+A step is a stretch of a solution up to a blank line (InT and TRIM use the same unit), but for one in fenced code, an
+[asy] drawing, a displayed formula or a LaTeX environment. `StepEnds` is another rule, which models can write by too.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 from stepwise.errors import DataError, wrong_type
 
 SEPARATOR = "\n\n"
-SplitMode = Literal["paragraphs", "numbered", "lines"]
-"""What begins a step: what follows a blank line, an item of a numbered list as well, or every line."""
+Splitter = Literal["paragraphs", "calculations"]
+"""Where a step ends: at a blank line; or where it has something to check, see `StepEnds`."""
+SplitMode = Literal["paragraphs", "calculations", "numbered", "lines"]
+"""Those, and for reading alone: an item of a numbered list begins a step as well, or every line does."""
 
 _FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})(.*)")
 _TOKEN = re.compile(r"(?P<box>\\{1,2}(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
 _DISPLAY = re.compile(r"\[/?asy\]|(?<!\\)\\[\[\]]|(?<!\\)\$\$|\\(?:begin|end)\s*\{([A-Za-z]+\*?)\}")
 _PROSE_ENVIRONMENTS = ("document", "proof", "solution", "answer", "theorem", "lemma", "problem")
-_LONGEST_DISPLAY = 4
-"""Blank lines after which a formula or environment counts as one that was never closed."""
+_MAX_BLANK = 4  # blank lines after which a formula counts as one that was never closed, and a lead-in as a step
+_SHORT = 60  # a line of fewer characters was ended and not wrapped
+_HEADING = re.compile(r"\s*(?:#+\s.*|(?:\*\*|__)[^*_]*(?:\*\*|__)[\s:.]*)")
+_TO_CHECK = re.compile(r"[\d=<>≤≥≈$]|\\[A-Za-z]")
+_ENDED = re.compile(r"(?:[.!?;](?:\*\*|__|[)$\"'”}\]])*|\\[\])]|\$|\\end\s*\{[^}]*\})\s*\Z")
+_LEADS = re.compile(r"[:：](?:\*\*|__|[*_])?\s*\Z")
+_DIGIT, _EQUALS = re.compile(r"\d"), re.compile("[=≈]")
 _ITEM = re.compile(r"\s*(?:[*#_]+\s*)?(?:step\s+\d+|\(?\d{1,2}[.):](?!\d))(?:\W|$)", re.IGNORECASE)
 
 _THOUGHT_BEGINS = re.compile(
@@ -81,13 +88,20 @@ def split_steps(text: str, mode: SplitMode = "paragraphs") -> list[str]:
     that already has that form. For texts without blank lines, `mode` "numbered" also begins a step at "2." or "Step 2",
     and "lines" at every line.
 
+    With "calculations" a step ends where `StepEnds` says, and the line ends behind it are its own: `join_steps(steps,
+    "calculations")` gives back any text.
+
     Example:
         >>> split_steps("Add.\n\\[\n1+1\n\n=2\n\\]\n\nDone.")
         ['Add.\n\\[\n1+1\n\n=2\n\\]', 'Done.']
         >>> split_steps("1. Add.\n2. Done.", mode="numbered")
         ['1. Add.', '2. Done.']
+        >>> split_steps("**Step 1**\n\nWe add:\n\n1 + 1 = 2.\n2 + 2 = 4.\n\nDone.", mode="calculations")
+        ['**Step 1**\n\nWe add:\n\n1 + 1 = 2.\n', '2 + 2 = 4.\n\n', 'Done.']
     """
     _check_text(text)
+    if mode == "calculations":
+        return _split_calculations(text)
     steps: list[str] = []
     lines: list[str] = []
     block = ""
@@ -102,6 +116,96 @@ def split_steps(text: str, mode: SplitMode = "paragraphs") -> list[str]:
     while lines and not lines[-1].strip():
         lines.pop()
     return [*steps, "\n".join(lines)] if lines else steps
+
+
+def join_steps(texts: Iterable[str], splitter: SplitMode = "paragraphs") -> str:
+    r"""The text of these steps: with blank lines between, or, for "calculations", with the separators they hold.
+
+    A step without one, such as another model's, gets a blank line too.
+
+        >>> join_steps(["1 + 1 = 2.\n", "2 + 2 = 4.", "Done."], "calculations")
+        '1 + 1 = 2.\n2 + 2 = 4.\n\nDone.'
+    """
+    *before, last = [*texts] or [""]
+    return "".join([*(separated(text, splitter) for text in before), last])
+
+
+def separated(text: str, splitter: SplitMode = "paragraphs") -> str:
+    """A step's text with what stands between it and the next one."""
+    return text if splitter == "calculations" and text.endswith("\n") else text + SEPARATOR
+
+
+class StepEnds:
+    r"""Where steps end under the splitter "calculations", line by line, by what stands before a line's end alone: so
+    that a model can be stopped there, and a reader finds the same steps.
+
+    A step ends at a blank line, unless it is a lead-in: there is nothing to check in it (no number, relation or formula
+    outside of headings and list marks) or it ends in a colon; after `_MAX_BLANK` blank lines it ends anyway. It also
+    ends with a line that holds a calculation (a number, "=", a number), or is an item of a numbered list with something
+    to check. Nothing ends inside code, drawings, formulas and environments.
+
+        >>> ends = StepEnds()
+        >>> [ends.after(line) for line in ("To find the total:", "", "3 + 4 = 7", "1. Take 7 eggs.", "2. Sell them.")]
+        [False, False, True, True, False]
+    """
+
+    __slots__ = ("_content", "_leads", "_paragraphs", "_piece", "_seen", "block")
+
+    def __init__(self, block: str = ""):
+        self.block = block  # what is open; see `next_block`
+        self._begin()
+
+    def _begin(self) -> None:
+        self._seen = self._content = self._leads = False  # seen: a line that is not blank
+        self._piece, self._paragraphs = "", 0  # the line, or the lines of a block
+
+    def after(self, line: str) -> bool:
+        """Whether the step ends with this line (without its line end)."""
+        self.block = next_block(self.block, line)
+        if not line.strip() and not self.block and not self._piece:
+            self._paragraphs += self._seen
+            ended = self._seen and ((self._content and not self._leads) or self._paragraphs >= _MAX_BLANK)
+        else:
+            self._seen, self._piece = True, f"{self._piece}{line}\n"
+            ended = not self.block and self._line()
+        if ended:
+            self._begin()
+        return ended
+
+    def _line(self) -> bool:
+        """Take the line, or the lines of a block that closed; whether the step ends with it."""
+        piece, self._piece = self._piece.rstrip(), ""
+        last = piece.rpartition("\n")[2]
+        if piece.lstrip()[:3] in ("```", "~~~") or "[asy]" in piece:
+            self._content, self._leads = True, False
+            return False
+        item, digit = _ITEM.match(piece), _DIGIT.search(piece)
+        equals = _EQUALS.search(piece, digit.end()) if digit else None
+        calculation = equals is not None and _DIGIT.search(piece, equals.end()) is not None
+        if calculation or (not _HEADING.fullmatch(piece) and _TO_CHECK.search(piece, item.end() if item else 0)):
+            self._content = True
+        self._leads = _LEADS.search(last) is not None
+        whole = len(last) < _SHORT or _ENDED.search(last) is not None
+        return self._content and not self._leads and whole and (calculation or item is not None)
+
+
+def leading_blank(text: str, start: int = 0) -> str:
+    """The whole blank lines that stand in `text` from `start` on, which belong to the step before."""
+    at = start
+    while (newline := text.find("\n", at)) >= 0 and not text[at:newline].strip():
+        at = newline + 1
+    return text[start:at]
+
+
+def _split_calculations(text: str) -> list[str]:
+    steps, ends, start, at = list[str](), StepEnds(), 0, 0
+    while (newline := text.find("\n", at)) >= 0:
+        ended, at = ends.after(text[at:newline].rstrip("\r")), newline + 1
+        if ended:
+            at += len(leading_blank(text, at))
+            steps.append(text[start:at])
+            start = at
+    return [*steps, text[start:]] if start < len(text) else steps
 
 
 def next_block(block: str, line: str) -> str:
@@ -121,7 +225,7 @@ def next_block(block: str, line: str) -> str:
         if not mark or mark == "[asy]" or block.endswith(" "):
             return block
         block += "\n "
-        return "" if block.count("\n") > _LONGEST_DISPLAY else block
+        return "" if block.count("\n") > _MAX_BLANK else block
     held = block.count("\n")
     for token in _DISPLAY.finditer(line):
         if not mark:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,7 +17,7 @@ from pydantic import Field, TypeAdapter
 
 from stepwise.errors import DataError, wrong_type
 from stepwise.records import items_of, record
-from stepwise.steps import SEPARATOR, extract_answer, split_steps
+from stepwise.steps import Splitter, extract_answer, join_steps, split_steps
 
 Finish = Literal["step", "answer", "eos", "length", "repeat", "error", "budget"]
 TraceFinish = Literal["", "answer", "eos", "length", "repeat", "error", "steps", "budget", "interrupted"]
@@ -97,6 +99,32 @@ class Usage:
         )
 
 
+@record(allow_inf_nan=False)
+class TokenStats:
+    """How sure a model was of the tokens of one step as it drew them, under the distribution before temperature.
+
+    `least` and `mean` are of the log-probabilities (natural, at most 0) of the tokens drawn, those that end the step
+    included; `entropy` is the mean over the same places of the whole vocabulary's entropy in nats, None where it is not
+    known (APIs tell the likeliest tokens alone).
+    """
+
+    least: float
+    mean: float
+    entropy: float | None = None
+
+    @classmethod
+    def of(cls, logprobs: Sequence[float] | None, entropies: Sequence[float] = ()) -> TokenStats | None:
+        """From the values of each token, to four decimals; None where there are none, or one that is no number.
+
+        >>> TokenStats.of([-0.5, -0.1], [0.7, 0.1])
+        TokenStats(least=-0.5, mean=-0.3, entropy=0.4)
+        """
+        if not logprobs or not all(map(math.isfinite, (*logprobs, *entropies))):
+            return None
+        entropy = round(statistics.fmean(entropies), 4) if entropies else None
+        return cls(round(min(logprobs), 4), round(statistics.fmean(logprobs), 4), entropy)
+
+
 @record()
 class Step:
     """One step of a solution: its text without the blank line after it, and who wrote it.
@@ -106,7 +134,8 @@ class Step:
     `token_ids` are the ids that `usage.model` itself sampled, blank line included, empty where they are not known.
     `discarded` holds the drafts that were thrown away for this step, first to last; `evidence` what models wrote for
     the policy to decide on (a glimpse at the first token, samples to compare, a rating), which never stood for the
-    step; `decision` says what the policy did and why.
+    step; `decision` says what the policy did and why. `token_stats`: how sure the model was of its tokens, where it
+    tells; it makes no difference between two steps.
     """
 
     text: str
@@ -117,6 +146,9 @@ class Step:
     discarded: tuple[Step, ...] = ()
     decision: str = ""
     evidence: tuple[Step, ...] = ()
+    token_stats: Annotated[TokenStats | None, Field(exclude_if=lambda value: value is None)] = dataclasses.field(
+        default=None, compare=False
+    )
 
 
 class InNotebook:
@@ -134,7 +166,7 @@ class Trace(InNotebook):
 
     `scorer_usage` is what scoring this trace cost; `note` names what went wrong where something did. `abandoned` holds
     the drafts of a step that never came to be (it was empty, or a model failed at it) and the evidence on it, so that
-    what they cost is not lost.
+    what they cost is not lost. `splitter` says where its steps were ended.
     """
 
     problem: Problem
@@ -143,11 +175,12 @@ class Trace(InNotebook):
     scorer_usage: Usage = Usage()
     note: str = ""
     abandoned: tuple[Step, ...] = ()
+    splitter: Annotated[Splitter, Field(exclude_if=lambda value: value == "paragraphs")] = "paragraphs"
 
     @property
     def text(self) -> str:
-        """The solution: the steps, joined by blank lines."""
-        return SEPARATOR.join(step.text for step in self.steps)
+        """The solution: the steps, joined by blank lines or by the separators that they hold."""
+        return join_steps((step.text for step in self.steps), self.splitter)
 
     @property
     def answer(self) -> str | None:

@@ -23,7 +23,7 @@ from stepwise.cli import PROGRAMS
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _MAKES_THE_ENVIRONMENT = ("make", "pip", "source")  # what stands before any test: CI runs the two of make
-_ALLOWED_NOT_RUN = 10
+_ALLOWED_NOT_RUN = 10  # beside those of real.md, all of which need real models
 
 
 class Command(NamedTuple):
@@ -86,7 +86,8 @@ def _run(command: Command, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_pages_have_commands_and_at_most_ten_are_not_run() -> None:
     assert {command.page for command in RUN} >= {"README.md", "methods.md", "training.md", "results.md"}
-    assert len([command for command in COMMANDS if command.reason]) <= _ALLOWED_NOT_RUN
+    reasons = [command.reason for command in COMMANDS if command.page != "real.md" and command.reason]
+    assert len(reasons) <= _ALLOWED_NOT_RUN
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.text[:60])

@@ -64,6 +64,7 @@ def build(
         rows = build("unfiltered", "out/int", config)  # of the collection that `collect` wrote there
     """
     cfg = Config.of(cfg, "cfg")
+    cfg.prompt.check_splitter("a dataset")
     recipe = Recipe(kind, source, cfg, settings, problems)
     rows: list[Example] = []
     members, size = recipe.members, recipe.settings.chunk

@@ -85,6 +85,7 @@ def from_routing(
         traces = router.solve_all(sw.load_problems("gsm8k", split="train", n=200))
         path = from_routing(traces, sw.Config.lab(), "out/routing")
     """
+    cfg.prompt.check_splitter("a dataset")
     if not 0.5 <= confident < 1:
         raise ConfigError(f"confident is {confident}; give a probability of at least 0.5 and below 1")
     settings, given = settings or CollectSettings(), read_traces(traces)

@@ -18,7 +18,7 @@ from stepwise.errors import DataError
 from stepwise.models.driver import Driver
 from stepwise.records import items_of, record
 from stepwise.runs.progress import stage
-from stepwise.types import Failure, Finish, Problem, Step, Usage
+from stepwise.types import Failure, Finish, Problem, Step, TokenStats, Usage
 
 
 @record()
@@ -26,7 +26,8 @@ class Capabilities:
     """What a backend can do, found by a probe when it is loaded.
 
     `prefill`: continues an assistant message where it stands. `batch`: many requests share a forward pass.
-    `token_ids`: the ids it returns are the ids it sampled, and it takes them back unchanged.
+    `token_ids`: the ids it returns are the ids it sampled, and it takes them back unchanged. `entropy`: it knows the
+    whole distribution at each token.
     """
 
     prefill: bool = False
@@ -35,6 +36,7 @@ class Capabilities:
     batch: bool = False
     adapters: bool = False
     token_ids: bool = False
+    entropy: bool = False
 
 
 @record()
@@ -111,7 +113,7 @@ class Completion:
     for a person and in `failure` for the program. `rest` are the other samples of the same request, as `generate` gives
     them; each has a usage of its own. `end`: how many bytes of `token_ids` count as text, where ids were asked for that
     run on behind it (`Request.token_ids`). `perhaps`: the most that tries which a server did not answer were billed
-    beside `usage`.
+    beside `usage`. `token_stats` sums up how sure the model was of the tokens drawn, cut or not, where it tells.
     """
 
     request: int
@@ -127,6 +129,7 @@ class Completion:
     rest: tuple[Completion, ...] = ()
     end: int | None = None
     perhaps: Usage = Usage()
+    token_stats: TokenStats | None = None
 
     @property
     def samples(self) -> tuple[Completion, ...]:

@@ -28,8 +28,8 @@ from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed
 from stepwise.models.probe import Findings, probe, probe_bound, template_of
 from stepwise.prompt import SolvePrompt
-from stepwise.steps import SEPARATOR, encodable, open_thought
-from stepwise.types import Finish, Usage
+from stepwise.steps import SEPARATOR, encodable, join_steps, open_thought, separated
+from stepwise.types import Finish, TokenStats, Usage
 
 _THINKING = re.compile(r"\A\s*<think>.*?</think>|\A(?:(?!<think>).)*</think>", re.DOTALL)
 _MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<\uff5c[^\uff5c]{1,40}\uff5c>")
@@ -191,7 +191,10 @@ class LiteLLMBackend(Generator):
             text, finish, _ = self._read(request, choice)
         logprobs = choice.logprobs if choice.text == text else None  # of what was cut off they would be wrong
         top = choice.top if request.top_logprobs and not _THINKING.match(choice.text) else None
-        return Completion(0, sample, text, finish, (), logprobs, usage, top_logprobs=top, perhaps=perhaps)
+        stats = TokenStats.of(choice.logprobs) if clean_text(choice.text.encode()) == text else None
+        return Completion(
+            0, sample, text, finish, (), logprobs, usage, top_logprobs=top, perhaps=perhaps, token_stats=stats
+        )
 
     def _ask(self, request: Request, samples: range, *, stop: bool) -> Samples:
         """One call for `samples`."""
@@ -205,7 +208,7 @@ class LiteLLMBackend(Generator):
         settings.
         """
         found, question = self.findings, request.problem.question
-        text = "".join(step.text + SEPARATOR for step in request.prefix)
+        text = "".join(separated(step.text, self.prompt.splitter) for step in request.prefix)
         settings: dict[str, Any] = {"max_tokens": request.max_tokens, "temperature": request.temperature}
         if request.top_p < 1:
             settings["top_p"] = request.top_p
@@ -230,7 +233,8 @@ class LiteLLMBackend(Generator):
         return messages, dialects.merge(found.body, settings, extra)
 
     def _stops_at_blank_lines(self, request: Request) -> bool:
-        return request.stop == "step" and self.dialect.blank_stop and not _fence(request)
+        at_blank_lines = self.dialect.blank_stop and self.prompt.splitter == "paragraphs"
+        return request.stop == "step" and at_blank_lines and not _fence(request)
 
     def _read(self, request: Request, choice: Choice) -> tuple[str, Finish, bool]:
         """What counts of a reply: its text without thoughts, cut at the step's or the answer's end as the engine would;
@@ -241,8 +245,8 @@ class LiteLLMBackend(Generator):
             text, thinking = "", True
         if self.findings.continuation == "prompt" or request.stop == "step":
             text = text.lstrip("\r\n")
-        before = SEPARATOR.join(step.text for step in request.prefix)
-        rule = StopRule(request.stop, _fence(request), thought=open_thought(before))
+        before = join_steps((step.text for step in request.prefix), self.prompt.splitter)
+        rule = StopRule(request.stop, _fence(request), thought=open_thought(before), splitter=self.prompt.splitter)
         ending = rule.push(text.encode("utf-8", "replace"))
         stopped = choice.ended == "stop" and choice.stopped != ""
         if ending is None:
@@ -252,7 +256,7 @@ class LiteLLMBackend(Generator):
             if finish == "length" and repeats(list(text.encode("utf-8", "replace"))):
                 finish = "repeat"
             ending = rule.last(finish)
-        cut = clean_text(bytes(rule.data[: ending.content]))
+        cut = rule.text(ending)
         too_early = thinking or rule.in_fence or (not cut and choice.stopped == SEPARATOR)
         return cut, ending.finish, self._stops_at_blank_lines(request) and stopped and too_early
 

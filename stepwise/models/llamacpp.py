@@ -14,8 +14,8 @@ from stepwise.models.calls import chat_job
 from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.models.engine.stopping import clean_text, open_fence
 from stepwise.prompt import SolvePrompt
-from stepwise.steps import SEPARATOR, open_thought
-from stepwise.types import Failure, Usage
+from stepwise.steps import SEPARATOR, join_steps, open_thought, separated
+from stepwise.types import Failure, TokenStats, Usage
 
 _DRAWN = ("max_tokens", "n", "temperature", "top_p", "top_k", "seed", "top_logprobs")
 _PROMPT_END = 32  # tokens in which a template's opening of a thought would stand
@@ -35,7 +35,9 @@ class LlamaCppBackend(Generator):
         self.prompt = prompt or SolvePrompt()
         self.parameters: int | None = engine.parameters
         self._prompt_ids = lru_cache(maxsize=4096)(lambda question: tuple(engine.prompt_ids(self.prompt, question)))
-        self._text_ids = lru_cache(maxsize=16384)(lambda text: tuple(engine.step_ids(text)))
+        self._text_ids = lru_cache(maxsize=16384)(
+            lambda text: tuple(engine.tokenize(separated(text, self.prompt.splitter)))
+        )
         self._sampled_ids = lru_cache(maxsize=16384)(self._own_ids)
         self.capabilities = self._probe()
 
@@ -46,8 +48,9 @@ class LlamaCppBackend(Generator):
         except BackendError:
             prefill = False
         return Capabilities(
-            prefill=prefill, logprobs=True, grammar=True, batch=self.engine.sequences > 1, adapters=True, token_ids=True
-        )
+            prefill=prefill, logprobs=True, grammar=True, batch=self.engine.sequences > 1, adapters=True,
+            token_ids=True, entropy=True,
+        )  # fmt: skip
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -112,13 +115,14 @@ class LlamaCppBackend(Generator):
             prompt = self.engine.detokenize(self._prompt_ids(request.problem.question)[-_PROMPT_END:])
         except (BackendError, ConfigError, DataError) as error:
             return Failure("refused", str(error))
-        before = SEPARATOR.join(step.text for step in request.prefix)
+        before = join_steps((step.text for step in request.prefix), self.prompt.splitter)
         return GenerationJob(
             tuple(ids),
             stop=request.stop,
             first=request.sample,
             fence=open_fence(request.prefix[-1].text if request.prefix else "").decode(),
             thought=open_thought(prompt.decode("utf-8", "replace") + before),
+            splitter=self.prompt.splitter,
             **drawn,
         )
 
@@ -131,8 +135,11 @@ class LlamaCppBackend(Generator):
         while ids and ids[-1] in self.engine.vocabulary.end_tokens:
             ids.pop()
         data = self.engine.detokenize(ids)
-        if clean_text(data) != text:
+        kept = self.prompt.splitter == "calculations"  # the text holds line ends, the next step's ids perhaps some
+        if clean_text(data) != (clean_text(text.encode()) if kept else text):
             return self._text_ids(text)
+        if kept and data.endswith(b"\n"):
+            return tuple(ids)
         if not _BLANK_LINE.search(data):
             ids += self.engine.tokenize("\n" if data.endswith(b"\n") else SEPARATOR)
         return tuple(ids)
@@ -148,8 +155,9 @@ class LlamaCppBackend(Generator):
         failure = Failure("refused", made.error) if made.finish == "error" else None
         text = made.data[: made.end].decode("utf-8", "replace") if request.messages else made.text
         return Completion(
-            0, request.sample + made.sample, text, made.finish, ids, logprobs, usage, made.error, top, failure, end=end
-        )
+            0, request.sample + made.sample, text, made.finish, ids, logprobs, usage, made.error, top, failure, end=end,
+            token_stats=TokenStats.of(made.logprobs, made.entropies),
+        )  # fmt: skip
 
     def _cut(self, made: Generation) -> tuple[int, ...]:
         """Ids of what counts where the last token ran past the stop: the others as sampled, its part tokenized

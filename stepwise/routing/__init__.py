@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from stepwise.routing.route import Models, RoutingInterrupted, route_all
     from stepwise.routing.router import StepRouter
     from stepwise.routing.saved import load_policy, policy_from_config, policy_from_dict, policy_to_dict, save_policy
+    from stepwise.routing.settings import RouteSettings
     from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
     from stepwise.routing.signals import (
         Agreement,
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
         StrongRating,
         fit_mixture,
     )
-    from stepwise.routing.trim import RouteSettings
+    from stepwise.routing.token_signals import LeastLogprob, MeanLogprob, TokenEntropy
+
 
 _LAZY = {
     "Agreement": "signals",
@@ -62,7 +64,9 @@ _LAZY = {
     "Judged": "policies",
     "MaxLogit": "signals",
     "MaxLogitMixture": "signals",
+    "MeanLogprob": "token_signals",
     "Learned": "learned",
+    "LeastLogprob": "token_signals",
     "Models": "route",
     "Never": "policies",
     "ObservationLaw": "pomdp",
@@ -72,7 +76,7 @@ _LAZY = {
     "QueryClassifier": "query",
     "QueryRandom": "query",
     "Random": "policies",
-    "RouteSettings": "trim",
+    "RouteSettings": "settings",
     "RoutingInterrupted": "route",
     "RoutingPomdp": "pomdp",
     "ScoreDrop": "signals",
@@ -82,6 +86,7 @@ _LAZY = {
     "StepScore": "signals",
     "StrongRating": "signals",
     "Threshold": "policies",
+    "TokenEntropy": "token_signals",
     "TwoStage": "signal_policies",
     "Watch": "signal_policies",
     "calibrate": "calibration",
@@ -110,9 +115,11 @@ __all__ = [
     "Judged",
     "Keep",
     "Learned",
+    "LeastLogprob",
     "Look",
     "MaxLogit",
     "MaxLogitMixture",
+    "MeanLogprob",
     "Models",
     "Never",
     "ObservationLaw",
@@ -135,6 +142,7 @@ __all__ = [
     "StepScore",
     "StrongRating",
     "Threshold",
+    "TokenEntropy",
     "TwoStage",
     "View",
     "Watch",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from stepwise.errors import CapabilityError
@@ -19,7 +19,6 @@ from stepwise.models.base import Completion, Generator, Request
 from stepwise.models.scorers.judge import parse
 from stepwise.routing.policy import Look
 from stepwise.seeds import stable_hash
-from stepwise.steps import SEPARATOR
 from stepwise.types import Problem, Step
 
 if TYPE_CHECKING:
@@ -28,11 +27,22 @@ if TYPE_CHECKING:
 _DIGIT = re.compile(r"\W*([0-9])(?![0-9]|\.[0-9])")
 
 
-def check_logprobs(model: Generator, role: str, wanted_by: str) -> None:
-    """Raises `CapabilityError` where `model` gives no log-probabilities, which the signal `wanted_by` needs."""
+WITH_DRAFT = ("logprobs", "token_logprobs", "entropy")
+"""What comes with a draft and is not asked for by itself."""
+
+
+def check_logprobs(model: Generator, role: str, looks: Mapping[str, str]) -> None:
+    """Raises `CapabilityError` where `model` gives no log-probabilities, which a signal that `looks` names needs."""
+    if "entropy" in looks and not model.capabilities.entropy:
+        raise CapabilityError(
+            f"signal {looks['entropy']!r} needs the whole distribution at each token, which the {role} model "
+            f"{model.name!r} does not tell; load it in this process (llamacpp/...), or take a signal on the tokens "
+            "drawn (least_logprob, mean_logprob)"
+        )
+    wanted_by = next((looks[what] for what in (*WITH_DRAFT, "first_token") if what in looks), "")
     if not model.capabilities.logprobs:
         raise CapabilityError(
-            f"signal {wanted_by!r} needs the log-probabilities of the likeliest tokens, and the {role} model "
+            f"signal {wanted_by!r} needs log-probabilities, and the {role} model "
             f"{model.name!r} gives none; load it in this process (llamacpp/...) or behind a server whose chat "
             'completions have top_logprobs (with continuation = "probe", which finds that out), or take a '
             "signal on scores or texts (score, score_drop, agreement)"
@@ -96,7 +106,7 @@ def _keep_samples(evidence: Evidence, samples: Sequence[Completion]) -> list[str
 
 def _rating(solver: Solver, look: Look) -> Request:
     """SpecReason's question to the strong model (arXiv 2504.07891): the utility of a step, 0 to 9."""
-    before = SEPARATOR.join(step.text for step in solver.steps) or "(none)"
+    before = solver.trace().text or "(none)"
     draft = solver.draft.text if solver.draft is not None else ""
     question = (
         f"Rate one step of a solution.\n\nProblem:\n{solver.problem.question}\n\nSteps before:\n{before}\n\n"
@@ -115,7 +125,7 @@ def _keep_rating(evidence: Evidence, samples: Sequence[Completion]) -> list[str]
 
 def _verification(solver: Solver, look: Look) -> Request:
     """AutoMix's question to the weak model about a whole solution (arXiv 2310.12963)."""
-    solution = SEPARATOR.join(step.text for step in solver.steps)
+    solution = solver.trace().text
     question = (
         f"Check a solution.\n\nProblem:\n{solver.problem.question}\n\nSolution:\n{solution}\n\n"
         'Is its final answer correct? Answer with one word: "yes" if it is, "no" if it is not.'

@@ -53,7 +53,7 @@ class ModelNames:
     """Names of the models that a policy is for; `config` and `prompt` are hashes of configuration and prompt.
 
     A name is as the configuration has it ("llamacpp/lab-weak"), or that of a loaded model ("lab-weak@11989165", with a
-    hash of its weights). What is None or "" is not known.
+    hash of its weights). `splitter` says where steps end. What is None or "" is not known.
 
     Example:
         >>> ModelNames("llamacpp/lab-weak", "llamacpp/lab-strong").check(ModelNames("lab-weak@11989165", ""))
@@ -64,16 +64,17 @@ class ModelNames:
     scorer: str | None = None
     config: str = ""
     prompt: str = ""
+    splitter: str = ""
 
     def check(self, other: ModelNames, *, scorer: bool = True) -> None:
         """Raise `ConfigError` where a model (the scorer only if `scorer`) or the prompt of `other` is another one.
 
         What either side does not say is not checked.
         """
-        for role in ("weak", "strong", *(["scorer"] if scorer else []), "prompt"):
+        for role in ("weak", "strong", *(["scorer"] if scorer else []), "splitter", "prompt"):
             ours, theirs = getattr(self, role), getattr(other, role)
             if ours and theirs and not _same_name(ours, theirs):
-                part = "prompt" if role == "prompt" else f"{role} model"
+                part = {"prompt": "prompt", "splitter": "step splitter"}.get(role, f"{role} model")
                 raise ConfigError(
                     f"the policy is for the {part} {ours!r}, the router has {theirs!r}; make it again for these "
                     "models, or force it"

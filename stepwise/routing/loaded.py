@@ -21,7 +21,7 @@ from stepwise.prompt import SolvePrompt
 from stepwise.routing.policy import Policy
 from stepwise.routing.route import Models
 from stepwise.routing.saved import policy_from_dict, policy_to_dict
-from stepwise.routing.trim import RouteSettings
+from stepwise.routing.settings import RouteSettings
 
 _log = logging.getLogger(__package__)
 

@@ -26,7 +26,9 @@ Worse = Literal["high", "low"]
 NAMES = {"never": "Never (weak alone)", "always": "Always (strong alone)"}
 When = Literal["question", "before", "after", "solution"]
 FOR_GOOD = 2**31  # a run of the strong model that no solution outlasts
-Evidence = Literal["draft", "scores", "first_token", "logprobs", "resamples", "rating", "verification"]
+Evidence = Literal[
+    "draft", "scores", "first_token", "logprobs", "token_logprobs", "entropy", "resamples", "rating", "verification"
+]  # fmt: skip
 
 
 @record()
@@ -85,10 +87,10 @@ Action = Keep | Escalate | HandOver | Resample
 class Look:
     """Not decided yet: get this evidence and ask again. What it costs is counted in the trace (`Step.evidence`).
 
-    "draft": the weak model's draft. "scores": the scorer's, of every step so far and the draft. "first_token": the
-    weak model writes one token, `n` is how many of the likeliest are shown. "logprobs" come with every draft of a
-    policy that names them in its `looks`. "resamples": `n` more drafts of this step. "rating": the strong model rates
-    the draft. "verification": the weak model says `n` times whether the solution is right.
+    "draft": the weak model's draft. "scores": the scorer's, of every step so far and the draft. "first_token": the `n`
+    likeliest for the first token of the step. "logprobs", and "token_logprobs" and "entropy" (`Step.token_stats`), come
+    with every draft of a policy that names them in its `looks`. "resamples": `n` more drafts of this step. "rating":
+    the strong model rates the draft. "verification": the weak model says `n` times if it is right.
 
     Example:
         >>> Look("resamples", n=3)
@@ -258,6 +260,11 @@ class Signal(Plugin):
     def needs(self) -> tuple[Look, ...]:
         """What to look for, in this order, "draft" left out."""
         return (Look(self.evidence),) if self.evidence != "draft" else ()
+
+    @property
+    def title(self) -> str:
+        """What a comparison calls it."""
+        return self.name
 
     @abstractmethod
     def value(self, view: View) -> float | None:

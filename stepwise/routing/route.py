@@ -17,7 +17,8 @@ from stepwise.models.shared import open_problems
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
 from stepwise.routing.policy import FOR_GOOD, Policy, check_policy, needs_scorer
-from stepwise.routing.trim import OnTrace, RouteSettings, Solver
+from stepwise.routing.settings import RouteSettings
+from stepwise.routing.trim import OnTrace, Solver
 from stepwise.types import Problem, Step, Trace, Usage
 
 _log = logging.getLogger(__package__)

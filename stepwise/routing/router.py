@@ -30,7 +30,8 @@ from stepwise.routing.policies import Threshold
 from stepwise.routing.policy import Policy, label_of, needs_scorer
 from stepwise.routing.route import Models, RoutingInterrupted, route_all
 from stepwise.routing.saved import as_policy, policy_from_config
-from stepwise.routing.trim import OnTrace, RouteSettings
+from stepwise.routing.settings import RouteSettings
+from stepwise.routing.trim import OnTrace
 from stepwise.runs.progress import progress as bar
 from stepwise.types import Problem, Trace, Traces, Usage
 
@@ -203,7 +204,8 @@ class StepRouter(LoadedRouter):
     def card(self) -> ModelNames:
         """The models and the prompt that this router works with, for the card of a policy that is set for them."""
         names = self._names()
-        return ModelNames(str(names["weak"]), str(names["strong"]), names["scorer"], prompt=self.prompt.hash)
+        return ModelNames(str(names["weak"]), str(names["strong"]), names["scorer"], prompt=self.prompt.hash,
+                          splitter=self.prompt.splitter)  # fmt: skip
 
     def get_lm(self) -> Any:
         """Raises ConfigError: a router asks no language model of DSPy's."""

@@ -139,7 +139,8 @@ class SavedPolicy(NamedTuple):
         if self.card is None:
             return
         if not self.card.prompt:  # it names the models as a configuration does
-            card = ModelNames(config.models.weak.model, config.models.strong.model, config.scorer.title)
+            names = config.models.weak.model, config.models.strong.model, config.scorer.title
+            card = ModelNames(*names, splitter=config.prompt.splitter)
         self.card.check(card, scorer=not self.card.prompt or needs_scorer(self.policy))
 
 
@@ -167,7 +168,7 @@ def load_policy(path: str | Path, *, allow_import: Collection[str] = ()) -> Save
     row = read_json(path, _REMEDY)
     if "p_weak" in row:
         fit = RouterFit.load(path)
-        return SavedPolicy(Planned(fit.pomdp(), fit.law), fit.card.models)
+        return SavedPolicy(Planned(fit.pomdp(), fit.law, signal=fit.signal), fit.card.models)
     if "runs" in row:
         learned = Learned(str(Path(path).parent), row.get("price"))
         return SavedPolicy(learned, learned.card.pair)

@@ -74,7 +74,7 @@ class Signalled(Policy):
     def family(self) -> str:
         """What a comparison calls it at any threshold."""
         action = {"escalate": "", "hand_over": ", hand over", "resample": f", resample {self.tries}"}[self.action]
-        return f"{self.signal.name}{action}{' then escalate' if action and self.last == 'escalate' else ''}"
+        return f"{self.signal.title}{action}{' then escalate' if action and self.last == 'escalate' else ''}"
 
     def decide(self, view: View) -> Action | Look:
         """Look for what the signal needs, then act."""
@@ -143,7 +143,7 @@ class TwoStage(Policy):
     @property
     def family(self) -> str:
         """What a comparison calls it at any threshold."""
-        return f"{self.before.name}, then {self.after.name}"
+        return f"{self.before.title}, then {self.after.title}"
 
     def decide(self, view: View) -> Action | Look:
         """Ask the first signal until it is sure or there is a draft, then the second."""

@@ -30,6 +30,7 @@ from stepwise.plugins import check_plugin, import_path, is_import_path, load_plu
 from stepwise.records import record
 from stepwise.routing.policy import Evidence, Look, Signal, View, Worse
 from stepwise.routing.pomdp.filter import ObservationLaw
+from stepwise.routing.token_signals import LeastLogprob, MeanLogprob, TokenEntropy
 
 _FLOOR = 1e-12  # likelihood where a law has none
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
@@ -281,6 +282,7 @@ SIGNALS: dict[str, type[Signal]] = {
     cls.name: cls
     for cls in (
         StepScore, ScoreDrop, CumulativeSum, FirstTokenEntropy, MaxLogit, MaxLogitMixture, StrongRating, Agreement,
+        LeastLogprob, MeanLogprob, TokenEntropy,
     )
 }  # fmt: skip
 """those of this package, by name"""

@@ -24,19 +24,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import Field
-
-from stepwise.config import SamplingConfig
 from stepwise.errors import BudgetExceededError, PluginError, StepwiseError
 from stepwise.models.base import Completion, Generator, Request
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.failures import error_of, failure_of
-from stepwise.prompt import SolvePrompt
-from stepwise.records import record
-from stepwise.routing.evidence import KINDS, Evidence, check_logprobs
+from stepwise.routing.evidence import KINDS, WITH_DRAFT, Evidence, check_logprobs
 from stepwise.routing.policy import FOR_GOOD, Action, Escalate, HandOver, Keep, Look, Policy, Resample, View, decide
+from stepwise.routing.settings import RouteSettings
 from stepwise.seeds import stable_hash
-from stepwise.steps import SEPARATOR, has_answer, open_thought
+from stepwise.steps import has_answer, join_steps, leading_blank, open_thought
 from stepwise.types import Problem, Step, Trace, TraceFinish, Usage
 
 MAX_COPIES = 2  # a step may stand twice in a trace; a third copy means that the models go in circles
@@ -44,27 +40,6 @@ LEAST_TOKENS = 8  # where a cap leaves less for a step, nobody is asked for it
 MAX_DRAFTS = 16  # drafts of one step; a policy that resamples for ever is stopped here
 Role = Literal["weak", "strong"]
 OnTrace = Callable[[Trace], None]
-
-
-@record()
-class RouteSettings:
-    """How steps are drawn and when a trace ends.
-
-    `window` bounds the problems that are open at once (None: as many as the models' curves want, all where they have
-    none). `prompt` is what the models put around a
-    question; here it only bounds what a request may cost. `run`, the hash of a configuration, goes into every request.
-
-    Example:
-        >>> RouteSettings(max_steps=12, seed=1).window is None
-        True
-    """
-
-    sampling: SamplingConfig = SamplingConfig()
-    max_steps: int = Field(default=30, ge=1)
-    seed: int = Field(default=0, ge=0)
-    window: int | None = Field(default=None, ge=1)
-    prompt: SolvePrompt = SolvePrompt()
-    run: str = ""
 
 
 class Solver:
@@ -84,6 +59,8 @@ class Solver:
         self.account, self._on_step, self._on_trace = account, on_step, on_trace
         looks = policy.looks  # a collection, or a mapping that names what wants each
         self.looks = dict(looks) if isinstance(looks, Mapping) else dict.fromkeys(looks, policy.name)
+        self._with_draft = frozenset(WITH_DRAFT) & set(self.looks)
+        self._splitter = settings.prompt.splitter
         self.plugin_error: StepwiseError | None = None  # what ended this problem, where policy or scorer are at fault
         self.steps: list[Step] = []
         self.finish: TraceFinish = ""
@@ -150,7 +127,8 @@ class Solver:
             else:
                 self.refused.setdefault(failure.cap, []).append(len(self.steps))
             return False
-        self._replace(Step(result.text, role, usage=result.usage, token_ids=result.token_ids))
+        step = Step(result.text, role, usage=result.usage, token_ids=result.token_ids, token_stats=result.token_stats)
+        self._replace(step)
         self.draft_finish = result.finish
         self.evidence.logprobs = result.top_logprobs or ()
         if failure is not None:
@@ -189,9 +167,9 @@ class Solver:
 
     async def score(self) -> None:
         """Fill in the scores that are missing; a step keeps the score that was decided on."""
-        texts, known = [step.text for step in self.steps], sum(step.score is not None for step in self.steps)
-        if self.draft is not None and self.draft.text.strip():  # an empty draft is left out
-            texts.append(self.draft.text)
+        drafted = [self.draft] if self.draft is not None and self.draft.text.strip() else []  # an empty one is left out
+        texts = [step.text.strip("\r\n") for step in (*self.steps, *drafted)]  # separators say nothing
+        known = sum(step.score is not None for step in self.steps)
         if len(texts) <= known:
             return
         result = await self.models.scorer.ascore(self.problem, texts, known)
@@ -240,11 +218,14 @@ class Solver:
             else:
                 self._end("repeat", f"{place} is empty")
             return
-        thought = open_thought(SEPARATOR.join(other.text for other in self.steps))
+        thought = open_thought(join_steps((other.text for other in self.steps), self._splitter))
         answered = finish == "answer" or has_answer(thought + step.text)
         step = dataclasses.replace(
             step, discarded=tuple(self.drafts), decision=self.decision, evidence=tuple(self.paid_evidence)
         )
+        if self.steps and (late := leading_blank(step.text) if self._splitter == "calculations" else ""):
+            self.steps[-1] = dataclasses.replace(self.steps[-1], text=self.steps[-1].text + late)
+            step = dataclasses.replace(step, text=step.text.removeprefix(late))
         self.steps.append(step)
         self.draft, self.drafts, self.paid_evidence = None, [], []
         self.evidence, self.undecided = Evidence(), False
@@ -267,16 +248,14 @@ class Solver:
     # ----- requests
 
     async def ask(self, role: Role, request: Request) -> Completion:
-        """The completion; one that a cap refuses says so. Raises `CapabilityError` where the model gives no
-        log-probabilities, `BackendError` where it is gone.
-        """
+        """The completion. Raises `CapabilityError` (it lacks log-probabilities), `BackendError` (it is gone)."""
         model: Generator = getattr(self.models, role)
-        if request.top_logprobs:
+        if request.top_logprobs or (role == "weak" and self._with_draft):
             try:
                 await model.ready()
             except BudgetExceededError as refusal:
                 return Completion.of_failure(failure_of(refusal), n=request.n)
-            check_logprobs(model, role, self.looks.get("logprobs") or self.looks.get("first_token", ""))
+            check_logprobs(model, role, self.looks)
         result = await model.generate(request)
         failure = result.failed
         if failure is not None and failure.kind == "budget" and result.usage.calls:  # what it got was too little
@@ -305,7 +284,7 @@ class Solver:
     # ----- what others see
 
     def _view(self) -> View:
-        evidence, come = self.evidence, "logprobs" in self.looks and self.draft is not None
+        evidence, come = self.evidence, self._with_draft if self.draft is not None else frozenset()
         return View(
             self.problem,
             tuple(self.steps),
@@ -316,7 +295,7 @@ class Solver:
             self.account.unspent("strong_tokens"),
             self.settings.seed,
             self.ended,
-            frozenset(evidence.done | ({"logprobs"} if come else set())),  # they come with the draft
+            frozenset(evidence.done | come),
             evidence.first_token,
             evidence.logprobs,
             evidence.resamples,
@@ -327,14 +306,14 @@ class Solver:
     def trace(self) -> Trace:
         """What there is of it so far."""
         loose = (*self.paid_evidence, *self.drafts)
-        return Trace(self.problem, tuple(self.steps), self.finish, self.scorer_usage, self.note, loose)
+        return Trace(self.problem, tuple(self.steps), self.finish, self.scorer_usage, self.note, loose, self._splitter)
 
     def interrupted(self) -> Trace:
         """Its trace when the user stops the run: as it is if finished, else with finish "interrupted"."""
         if self.finish:
             return self.trace()
         lost = (*self.paid_evidence, *self.drafts, *([self.draft] if self.draft else []))
-        return Trace(self.problem, tuple(self.steps), "interrupted", self.scorer_usage, "stopped by the user", lost)
+        return dataclasses.replace(self.trace(), finish="interrupted", note="stopped by the user", abandoned=lost)
 
     def _end(self, finish: TraceFinish, note: str = "") -> None:
         """Close the trace; what was written for a step that never came to be is kept as abandoned."""

@@ -67,6 +67,7 @@ def dpo(
     trained on, ConfigError for weights or settings, BackendError where memory runs out.
     """
     cfg = Config.of(cfg, "cfg")
+    cfg.prompt.check_splitter("DPO")
     is_parsed = isinstance(pairs, Sequence) and pairs and all(isinstance(pair, PreferencePair) for pair in pairs)
     parsed: list[PreferencePair] = [*pairs] if is_parsed else read_pairs(pairs)  # type: ignore[misc]
     arguments = run_arguments(adapter, rows=parsed)

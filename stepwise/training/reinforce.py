@@ -83,6 +83,7 @@ def grpo(
         adapter = grpo("problems.jsonl", sw.Config.load("config.toml", ["rl.credit.scheme=vppo"]), "out/rl")
     """
     cfg = Config.of(cfg, "cfg")
+    cfg.prompt.check_splitter("RL")
     checked = check_problems(problems)
     if checked.excluded:
         shown = "; ".join(f"{name}: {why}" for name, why in [*checked.excluded.items()][:3])

@@ -60,14 +60,15 @@ def test_top_p_of_a_large_vocabulary_equals_sorting_everything() -> None:
 
 def test_greedy_takes_the_best_and_mixes_with_drawing_rows() -> None:
     draws = make_draws([0.0, 1.0] * 500, [0] * 1000, [1.0] * 1000, [stream_key(0, i) for i in range(1000)], [0] * 1000)
-    tokens, _ = draws(np.tile(LOGITS, (1000, 1)))
+    tokens, *_ = draws(np.tile(LOGITS, (1000, 1)))
     assert set(tokens[::2]) == {0}
     assert set(tokens[1::2]) == {0, 1, 2, 3, 4}
 
 
 def test_logprobs_are_of_the_untempered_untruncated_distribution() -> None:
     draws = make_draws([0.1], [2], [0.5], [stream_key(0, 0)], [0])
-    tokens, logprobs = draws(LOGITS[None] + 5)
+    tokens, logprobs, entropies = draws(LOGITS[None] + 5)
+    assert entropies == pytest.approx([-float((np.exp(LOGITS) * LOGITS).sum())], abs=1e-5)
     assert logprobs[0] == pytest.approx(LOGITS[tokens[0]], abs=1e-5)
     token, logprob = draws.again(0, LOGITS, np.where(np.arange(5) == 3, LOGITS, np.float32(-np.inf)))
     assert token == 3
@@ -77,7 +78,9 @@ def test_logprobs_are_of_the_untempered_untruncated_distribution() -> None:
 def test_an_impossible_token_is_never_drawn() -> None:
     row = np.array([-np.inf, 0, -np.inf, 0, -np.inf], np.float32)
     draws = make_draws([1.0] * 2000, [0] * 2000, [1.0] * 2000, [stream_key(0, i) for i in range(2000)], [0] * 2000)
-    assert set(draws(np.tile(row, (2000, 1)))[0]) == {1, 3}
+    tokens, _, entropies = draws(np.tile(row, (2000, 1)))
+    assert set(tokens) == {1, 3}
+    assert entropies == pytest.approx([np.log(2)] * 2000)
 
 
 def test_a_row_goes_on_where_it_was_however_the_batch_is_made_up() -> None:

@@ -18,6 +18,7 @@ from stepwise.models.base import Backend, Completion, Request
 from stepwise.models.engine import Generation, GenerationJob
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.prompt import SolvePrompt
+from stepwise.steps import split_steps
 from stepwise.types import Problem, Step
 
 PROBLEM = Problem("p", "Mia has 12 apples and buys 5 more. How many?")
@@ -46,10 +47,11 @@ def scripted(backend: LlamaCppBackend, monkeypatch: pytest.MonkeyPatch) -> Scrip
         ids = [i for p in pieces for i in ([p] if isinstance(p, int) else backend.engine.tokenize(p))]
         from stepwise.models.engine import sampling
 
-        def draw(self: Any, logits: Any) -> tuple[list[int], list[float]]:
+        def draw(self: Any, logits: Any) -> tuple[list[int], list[float], list[float]]:
             position = self.__dict__.setdefault("at", self._start)
             self.at = position + 1
-            return [ids[min(position, len(ids) - 1)]] * len(logits), [0.0] * len(logits)
+            zeros = [0.0] * len(logits)
+            return [ids[min(position, len(ids) - 1)]] * len(logits), zeros, zeros
 
         init = sampling.Draws.__init__
 
@@ -74,7 +76,7 @@ def scripted(backend: LlamaCppBackend, monkeypatch: pytest.MonkeyPatch) -> Scrip
 def test_it_is_a_backend_with_capabilities_found_by_a_probe(backend: LlamaCppBackend) -> None:
     assert isinstance(backend, Backend)
     assert dataclasses.asdict(backend.capabilities) == dict.fromkeys(
-        ("prefill", "logprobs", "grammar", "batch", "adapters", "token_ids"), True
+        ("prefill", "logprobs", "grammar", "batch", "adapters", "token_ids", "entropy"), True
     )
     assert backend.parameters == backend.engine.parameters > 100_000
 
@@ -248,3 +250,20 @@ def test_load_backend_takes_a_string_a_config_and_a_backend(tiny_gguf_path: Path
 def test_what_cannot_be_loaded_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="no such file"):
         load_backend(f"llamacpp/{tmp_path / 'missing.gguf'}")
+
+
+def test_under_the_other_splitter_it_stops_where_a_reader_splits_and_goes_on_from_its_own_ids(
+    backend: LlamaCppBackend, scripted: Script
+) -> None:
+    other = LlamaCppBackend(backend.engine, SolvePrompt(splitter="calculations"))
+    pieces = ["We add:", "\n", "\n", "1. 1 + 1 = 2", "\n", "2. 2 + 2 = 4", "\n\n", "So"]
+    steps = list[Step]()
+    for start in (0, 5, 7):
+        jobs = scripted(pieces[start:])  # type: ignore[arg-type]
+        (made,) = other.continue_solutions([Request(PROBLEM, tuple(steps), max_tokens=40)])
+        assert list(jobs[-1].ids[-sum(len(step.token_ids) for step in steps) :] if steps else []) == [
+            token for step in steps for token in step.token_ids
+        ]
+        if start < 7:
+            steps.append(step_of(made))
+    assert [step.text for step in steps] == split_steps("".join(pieces), "calculations")[:2]

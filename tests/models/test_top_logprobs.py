@@ -11,7 +11,7 @@ import pytest
 from stepwise.models import load_backend
 from stepwise.models.base import Request
 from stepwise.models.llamacpp import LlamaCppBackend
-from stepwise.types import Problem
+from stepwise.types import Problem, TokenStats
 from tests.models.test_litellm import behind, one, reply
 from tests.scorers.stand_in import Answer
 
@@ -31,6 +31,12 @@ def test_the_engine_tells_the_likeliest_of_the_untempered_distribution_at_every_
     wanted = np.sort(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True), axis=1)[:, :-5:-1]
     assert made.top_logprobs is not None
     assert np.asarray(made.top_logprobs) == pytest.approx(wanted, abs=2e-3)
+    every = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    drawn = [row[token] for row, token in zip(every, made.token_ids, strict=True)]
+    told = made.token_stats
+    assert told is not None
+    assert (told.least, told.mean) == pytest.approx((min(drawn), np.mean(drawn)), abs=2e-3)
+    assert told.entropy == pytest.approx(-(np.exp(every) * every).sum(axis=1).mean(), abs=2e-3)
     assert glimpse.token_ids == made.token_ids[:1]
     assert glimpse.top_logprobs is None
 
@@ -51,4 +57,6 @@ def test_a_server_is_asked_for_as_many_as_are_wanted_and_they_are_sorted() -> No
         assert backend.capabilities.logprobs
         assert one(backend, top_logprobs=7).top_logprobs == ((-0.6, -0.9), (-0.1, -2.5))
         assert one(backend).top_logprobs is None
-    assert counts[-2:] == [7, 1]
+        assert one(backend).token_stats == TokenStats(-0.9, -0.5)
+        assert not backend.capabilities.entropy
+    assert counts[-3:] == [7, 1, 1]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from stepwise.models.base import Capabilities, Completion, Request
-from stepwise.types import Problem
+from stepwise.types import Problem, TokenStats
 from tests.fakes import Line, Script, ScriptedBackend
 
 SURE, TORN = (-0.01, -5.0), (-0.7, -0.7)  # log-probabilities of the two likeliest tokens
@@ -26,7 +26,7 @@ class TellingBackend(ScriptedBackend):
         name: str = "telling",
     ):
         super().__init__(script, name)
-        self.capabilities = Capabilities(prefill=True, batch=True, token_ids=True, logprobs=True)
+        self.capabilities = Capabilities(prefill=True, batch=True, token_ids=True, logprobs=True, entropy=True)
         self._solve, self._unsure, self._answers = self._script, unsure, answers or {}
 
     def _one(self, at: int, sample: int, request: Request) -> Completion:
@@ -37,8 +37,9 @@ class TellingBackend(ScriptedBackend):
 
         self._script = script
         made = super()._one(at, sample, request)
-        if not request.top_logprobs:
-            return made
         line = script(request.problem, tuple(step.text for step in request.prefix), request.seed + sample)
         top = TORN if line in self._unsure else SURE
+        made = dataclasses.replace(made, token_stats=TokenStats.of([top[0], -0.01], [-2 * top[0], 0.02]))
+        if not request.top_logprobs:
+            return made
         return dataclasses.replace(made, top_logprobs=(top,) * made.usage.generated_tokens)

@@ -7,7 +7,10 @@ import importlib
 
 import pytest
 
-NAMES = ("compare", "learned", "policies", "policy", "ppo", "query", "saved", "signal_policies", "signals", "trim")
+NAMES = (
+    "compare", "learned", "policies", "policy", "ppo", "query", "saved", "settings", "signal_policies", "signals",
+    "token_signals",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -16,5 +19,6 @@ NAMES = ("compare", "learned", "policies", "policy", "ppo", "query", "saved", "s
 def test_the_examples_of_a_module_run(name: str) -> None:
     module = importlib.import_module(name)
     more = importlib.import_module("stepwise.types")
-    failed, attempted = doctest.testmod(module, extraglobs={"Problem": more.Problem, "Step": more.Step})
+    names = {name: getattr(more, name) for name in ("Problem", "Step", "TokenStats")}
+    failed, attempted = doctest.testmod(module, extraglobs=names)
     assert (failed, attempted > 0) == (0, True)

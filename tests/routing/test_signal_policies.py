@@ -16,8 +16,10 @@ from stepwise.routing import (
     Agreement,
     FirstTokenEntropy,
     Keep,
+    LeastLogprob,
     Look,
     MaxLogit,
+    MeanLogprob,
     Models,
     Never,
     Policy,
@@ -27,6 +29,7 @@ from stepwise.routing import (
     StepScore,
     StrongRating,
     Threshold,
+    TokenEntropy,
     TwoStage,
     View,
     Watch,
@@ -35,7 +38,7 @@ from stepwise.routing import (
 from stepwise.routing.compare import plan_routing
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.policy import When, label_of
-from stepwise.types import Problem, Trace, Usage, from_json, to_json
+from stepwise.types import Problem, TokenStats, Trace, Usage, from_json, to_json
 from tests.fakes import Line, ScriptedBackend, ScriptedScorer, n_tokens
 from tests.routing import world
 from tests.routing.scripted import STRONG, WEAK, P
@@ -220,10 +223,43 @@ def test_the_second_signal_is_paid_for_only_where_the_first_is_undecided() -> No
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("signal", [FirstTokenEntropy(), MaxLogit()])
+@pytest.mark.parametrize("signal", [FirstTokenEntropy(), MaxLogit(), LeastLogprob(), MeanLogprob("worst")])
 def test_a_model_without_log_probabilities_is_refused_with_signal_model_and_remedy(signal: Any) -> None:
     with pytest.raises(CapabilityError, match=rf"signal '{signal.name}' needs .* 'mute' gives none; .*agreement"):
         go(Signalled(signal, 0.5), ScriptedBackend({"p": WEAK}, "mute"))
+
+
+def test_entropy_of_a_model_that_tells_the_likeliest_tokens_alone_is_refused_with_a_signal_that_it_has() -> None:
+    weak = TellingBackend({"p": WEAK}, name="api")
+    weak.capabilities = dataclasses.replace(weak.capabilities, entropy=False)
+    with pytest.raises(CapabilityError, match=r"signal 'entropy' needs .* 'api' does not tell; .*least_logprob"):
+        go(Signalled(TokenEntropy(), 0.5), weak)
+    assert authors(go(Signalled(LeastLogprob(), -0.3), weak)) == "wwwwww"  # sure everywhere
+
+
+@pytest.mark.parametrize("signal", [LeastLogprob(), MeanLogprob(), TokenEntropy()])
+def test_what_comes_with_the_draft_is_seen_at_no_cost_and_stands_in_the_trace(signal: Any) -> None:
+    weak = TellingBackend({"p": WEAK}, unsure=["w1", "w3"])
+    trace = go(Signalled(signal, -0.3 if signal.worse == "low" else 0.5), weak)
+    assert authors(trace) == "wswsww"
+    assert {request.top_logprobs for batch in weak.batches for request in batch} == {0}
+    assert all(not step.evidence for step in trace.steps)
+    kept = from_json(Trace, to_json(trace)).steps
+    assert kept[0].token_stats == TokenStats(-0.01, -0.01, 0.02)
+    assert kept[1].discarded[0].token_stats == TokenStats(-0.7, -0.355, 0.71)
+
+
+def test_running_forms_leave_out_what_the_strong_model_wrote_and_what_was_thrown_away() -> None:
+    values: list[float] = []
+
+    class Noting(LeastLogprob):
+        def value(self, view: View) -> float | None:
+            values.append(super().value(view) or 0.0)
+            return values[-1]
+
+    strong = TellingBackend({"p": STRONG}, unsure=STRONG, name="strong")
+    assert authors(go(Signalled(Noting("worst"), -0.5), strong=strong)) == "wswsww"
+    assert values == [-0.01, -0.7, -0.01, -0.7, -0.01, -0.01]
 
 
 def test_a_signal_on_scores_needs_a_scorer() -> None:

@@ -19,6 +19,7 @@ from stepwise.models.engine.grammar import Constraint
 from stepwise.models.engine.sampling import stream_key
 from stepwise.models.engine.stopping import Stop, StopRule
 from stepwise.records import record
+from stepwise.steps import Splitter
 from stepwise.types import Finish
 
 Ranked = tuple[tuple[int, float], ...]  # the likeliest tokens with their log-probabilities, likeliest first
@@ -33,7 +34,7 @@ class GenerationJob:
     what the prompt left open of code or formulas, `thought`: the mark of a thought that it left open. `ignore_end` runs
     on over end-of-sequence tokens (for measurements). `stop_strings` end a sample with finish "step" where one of them
     was written, what stands before it counts. `top_logprobs`: how many of the likeliest tokens are reported at each
-    position.
+    position. `splitter`: where a step ends (`stepwise.steps.Splitter`).
 
     Example:
         >>> GenerationJob(ids=(1, 2, 3), max_tokens=64, n=4, temperature=0.0, stop="step").n
@@ -55,6 +56,7 @@ class GenerationJob:
     stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     top_logprobs: int = Field(default=0, ge=0, le=100)
     first: int = Field(default=0, ge=0)
+    splitter: Splitter = "paragraphs"
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ class Generation:
     """One sample of job number `job` (0-based position in the call).
 
     `ids` as sampled, the end-of-sequence token included; `logprobs` one per id, of the untempered, untruncated and
-    unconstrained distribution. `data` is all bytes written, `text` the cleaned text before the stop. `cut` says that
-    the last token ran past the stop: then `end` bytes of `data` count. `evaluated_tokens`: of the prompt, what this
-    sample had evaluated.
+    unconstrained distribution, whose entropy at each place is in `entropies`. `data` is all bytes written, `text` the
+    cleaned text before the stop. `cut` says that the last token ran past the stop: then `end` bytes of `data` count.
+    `evaluated_tokens`: of the prompt, what this sample had evaluated.
     """
 
     job: int
@@ -79,6 +81,7 @@ class Generation:
     evaluated_tokens: int = 0
     error: str = ""
     top: tuple[Ranked, ...] = ()
+    entropies: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,11 +199,12 @@ class Sample(Unit):
     out: list[int] = field(init=False, default_factory=list)
     logprobs: list[float] = field(init=False, default_factory=list)
     top: list[Ranked] = field(init=False, default_factory=list)
+    entropies: list[float] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.key = stream_key(self.job.seed, self.job.first + self.sample)
         stops = [text.encode() for text in self.job.stop_strings]
-        self.rule = StopRule(self.job.stop, self.job.fence.encode(), stops, self.job.thought)
+        self.rule = StopRule(self.job.stop, self.job.fence.encode(), stops, self.job.thought, self.job.splitter)
 
 
 @dataclass(slots=True, eq=False)

@@ -24,7 +24,7 @@ from stepwise.models.engine.curve import Curve
 from stepwise.models.engine.grammar import Constraint
 from stepwise.models.engine.jobs import Drawn, Generation, Logits, Sample, Scoring, Unit
 from stepwise.models.engine.sampling import Draws, ranked
-from stepwise.models.engine.stopping import Ending, clean_text
+from stepwise.models.engine.stopping import Ending
 from stepwise.models.engine.vocab import Vocabulary
 
 _PATIENCE = 8
@@ -251,7 +251,7 @@ class Scheduler:
             settings = [(unit.job.temperature, unit.job.top_k, unit.job.top_p) for unit in units]
             draws = self._draws = Draws(settings, [unit.key for unit in units], [len(unit.out) for unit in units])
             self._constrained = [i for i, unit in enumerate(units) if unit.constraint is not None]
-        tokens, logprobs = draws(logits)
+        tokens, logprobs, entropies = draws(logits)
         refused: dict[int, DataError] = {}
         for i in self._constrained:
             constraint = units[i].constraint
@@ -270,6 +270,7 @@ class Scheduler:
                 continue
             if unit.job.top_logprobs:
                 unit.top.append(ranked(logits[i], unit.job.top_logprobs))
+            unit.entropies.append(entropies[i])
             self._extend(unit, tokens[i], logprobs[i])
 
     def _extend(self, unit: Sample, token: int, logprob: float) -> None:
@@ -306,9 +307,9 @@ class Scheduler:
             ending = ending or Ending("error", len(data), 0)
             early = ending.finish == "step" or (ending.finish == "answer" and ending.end < len(data))
             result: Generation | Logits = Generation(
-                unit.number, unit.sample, clean_text(data[: ending.content]), ending.finish, tuple(unit.out),
+                unit.number, unit.sample, unit.rule.text(ending), ending.finish, tuple(unit.out),
                 tuple(unit.logprobs), data, early and bool(data[ending.end :].strip(b"\r\n")), ending.end,
-                unit.evaluated, error, tuple(unit.top),
+                unit.evaluated, error, tuple(unit.top), tuple(unit.entropies),
             )  # fmt: skip
         else:
             assert isinstance(unit, Scoring)

@@ -2,6 +2,7 @@ r"""When a continuation ends, decided on its bytes, and what its text is then.
 
 - a blank line ends a step: two newlines with nothing but spaces between, in one token or in several, once there is
   text, and outside of code, drawings and formulas as `split_steps` sees them (`stop="solution"` runs on over it);
+  under the splitter "calculations" a step ends after a line where `StepEnds` says, and holds the line ends behind it;
 - an answer: the line on which a \boxed{} with an answer closed has ended, or the message has; a box in a thought, also
   in one that the prompt opened, in code, empty or with a placeholder is none (`stepwise.steps.has_answer`);
 - repetition: the last ids are one run of at most `_MAX_PERIOD` ids, at least `_MIN_REPEATS` times over, `_MIN_SPAN`
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stepwise.steps import has_answer, next_block
+from stepwise.steps import SplitMode, StepEnds, has_answer, leading_blank, next_block
 from stepwise.types import Finish
 
 Stop = Literal["none", "step", "solution"]
@@ -83,17 +84,27 @@ class StopRule:
     r"""Follows one continuation as it grows.
 
     `fence`: what the prefix left open (see `open_fence`); `stops`: strings that end it with finish "step"; `thought`:
-    the mark of a thought that prompt or prefix left open (see `stepwise.steps.open_thought`).
+    the mark of a thought that prompt or prefix left open (see `stepwise.steps.open_thought`). `splitter`: see
+    `stepwise.steps.Splitter`.
 
     >>> rule = StopRule("step")
     >>> rule.push(b"2 + 2 = 4."), rule.push(b"\n\n")
     (None, Ending(finish='step', content=10, end=12))
     """
 
-    __slots__ = ("_fence", "_line", "_longest", "_seen", "_stops", "_thought", "data", "mode")
+    __slots__ = ("_fence", "_line", "_longest", "_seen", "_step_ends", "_stops", "_thought",
+                 "data", "mode")  # fmt: skip
 
-    def __init__(self, mode: Stop, fence: bytes = b"", stops: Sequence[bytes] = (), thought: str = ""):
+    def __init__(
+        self,
+        mode: Stop,
+        fence: bytes = b"",
+        stops: Sequence[bytes] = (),
+        thought: str = "",
+        splitter: SplitMode = "paragraphs",
+    ):
         self.mode = mode
+        self._step_ends = StepEnds(fence.decode()) if splitter == "calculations" else None
         self._thought = thought
         self._stops = tuple(stops)
         self._longest = max(map(len, self._stops), default=0)
@@ -116,11 +127,23 @@ class StopRule:
         while (newline := self.data.find(b"\n", self._line)) >= 0:
             line, start = self.data[self._line : newline].decode("utf-8", "replace"), self._line
             self._line = newline + 1
-            self._fence = next_block(self._fence, line.rstrip("\r"))
+            ended = False
+            if self._step_ends is None:
+                self._fence = next_block(self._fence, line.rstrip("\r"))
+            else:
+                ended = self._step_ends.after(line.rstrip("\r"))
+                self._fence = self._step_ends.block
             if line.strip():
                 self._seen = True
                 if self._has_answer(newline):
                     return Ending("answer", newline, newline + 1)
+            if self._step_ends is not None:
+                if ended and self.mode == "step":
+                    behind = self.data[newline + 1 :].decode("utf-8", "replace")
+                    end = newline + 1 + len(leading_blank(behind).encode())
+                    return Ending("step", end, end)
+            elif line.strip():
+                continue
             elif self._seen and not self._fence and self.mode == "step":
                 return Ending("step", start - 1, newline + 1)
         return None
@@ -129,6 +152,11 @@ class StopRule:
         if b"boxed" not in self.data and b"fbox" not in self.data:
             return False
         return has_answer(self._thought + self.data[:end].decode("utf-8", "replace"))
+
+    def text(self, ending: Ending) -> str:
+        """What counts of it: without blank lines at either end, unless steps hold their separators."""
+        data = bytes(self.data[: ending.content])
+        return clean_text(data) if self._step_ends is None else data.decode("utf-8", "replace")
 
     @property
     def in_fence(self) -> bool:

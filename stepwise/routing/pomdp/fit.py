@@ -32,6 +32,7 @@ from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.routing.pomdp.fit_check import HeldOut, choose, held_out, intervals_of, pair_law
 from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, STATES, FitTrace, lag_correlation
 from stepwise.routing.pomdp.solve import RoutingPomdp
+from stepwise.routing.token_signals import AsScore, as_token_signal
 from stepwise.stats import Interval
 from stepwise.types import from_json, to_json
 
@@ -54,6 +55,7 @@ class FitCard:
             right, of the score alone).
         lag_correlation: of neighbouring scores in the state "right"; the model takes it for 0.
         held_out: of the filter with `law`; `held_out_pair`: of the memoryless belief with `pair_law`.
+        splitter: where the steps of the traces end.
         power: that the likelihood ratios of the law were raised to; below 1 where scores of a trace repeat one another.
     """
 
@@ -72,11 +74,12 @@ class FitCard:
     power: float = 1.0
     held_out: HeldOut | None = None
     held_out_pair: HeldOut | None = None
+    splitter: str = ""
 
     @property
     def models(self) -> ModelNames:
         """The models it was fitted for."""
-        return ModelNames(self.weak, self.strong, self.scorer, self.config)
+        return ModelNames(self.weak, self.strong, self.scorer, self.config, splitter=self.splitter)
 
 
 @record()
@@ -84,7 +87,8 @@ class RouterFit:
     """Parameters of the routing POMDP with the card of their fit. Plain JSON by `save` and `load`.
 
     `hazard[k]` = P(a solution has k steps | at least k), its last entry 1; `law`: of the current score, for a filter;
-    `pair_law`: of (least earlier score, score), for a memoryless belief, None where labels were too few.
+    `pair_law`: of (least earlier score, score), for a memoryless belief, None where labels were too few; `signal`:
+    what stood in for the scores, None for a scorer's.
     """
 
     p_weak: float
@@ -94,6 +98,7 @@ class RouterFit:
     tokens_per_step: float
     card: FitCard
     pair_law: ObservationLaw | None = None
+    signal: AsScore = None
 
     def __post_init__(self) -> None:
         self.pomdp()  # its checks are ours
@@ -126,6 +131,8 @@ def fit_router(
     strong: str,
     scorer: str,
     config: str = "",
+    splitter: str = "",
+    signal: AsScore = None,
     labels: str = "column",
     p_strong: float | None = None,
     tokens_per_step: float | None = None,
@@ -139,10 +146,12 @@ def fit_router(
 
     Args:
         traces: labelled, or some of them (the rest by EM from scores and answers).
-        weak: name of the weak model; like the next four, for the card.
+        weak: name of the weak model; like the next six, for the card.
         strong: name of the strong model.
         scorer: name of the scorer.
         config: hash of the configuration.
+        splitter: where the steps of the traces end.
+        signal: what the scores of the traces are, where they are no scorer's (`token_signals`).
         labels: where labels came from.
         p_strong: where it is known; else it is counted on strong steps after right ones.
         tokens_per_step: where the traces do not say.
@@ -199,9 +208,11 @@ def fit_router(
         power=power,
         held_out=held_out(labelled, bins, power, seed=seed) if measurable else None,
         held_out_pair=held_out(labelled, bins, seed=seed, pair=True) if measurable else None,
+        splitter=splitter,
     )
     pair = pair_law(labelled) if measurable else None
-    return RouterFit(fitted.p_weak, (fitted.p_strong,), fitted.hazard, fitted.law, fitted.tokens_per_step, card, pair)
+    law, tokens = fitted.law, fitted.tokens_per_step
+    return RouterFit(fitted.p_weak, (fitted.p_strong,), fitted.hazard, law, tokens, card, pair, as_token_signal(signal))
 
 
 def _check_enough(traces: Sequence[FitTrace], *, p_strong: float | None = None, recovery: float | None = None) -> None:

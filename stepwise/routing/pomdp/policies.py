@@ -11,12 +11,14 @@ What differs from the paper:
 2. `Planned` decides on a draft that ends the solution as on the last step; the published table has no such entry, nor
    has `Published`.
 3. `BeliefThreshold` needs no plan; it is the baseline that a plan has to beat.
+4. With `signal` all three go by what comes with the draft (`token_signals`) in place of a score, and need no scorer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -28,7 +30,9 @@ from stepwise.records import record
 from stepwise.routing.policy import Action, Escalate, Keep, Policy, View, When
 from stepwise.routing.pomdp.filter import Belief, History, ObservationLaw, StepFilter
 from stepwise.routing.pomdp.solve import Plan, RoutingPomdp
+from stepwise.routing.token_signals import AsScore
 from stepwise.steps import has_answer
+from stepwise.types import Step
 
 _SAME = 1e-9  # how far two tables of one law may be apart by rounding
 
@@ -40,8 +44,31 @@ class _OnBelief(Policy):
     model: RoutingPomdp
     law: ObservationLaw
 
+    signal: AsScore = Field(default=None, kw_only=True)
+
     when: ClassVar[When] = "after"
-    needs_scores: ClassVar[bool] = True
+
+    @property
+    def needs_scores(self) -> bool:  # type: ignore[override]
+        """Unless a signal stands in."""
+        return self.signal is None
+
+    @property
+    def looks(self) -> Mapping[str, str]:
+        """See `Policy`."""
+        return {} if self.signal is None else {self.signal.evidence: self.signal.name}
+
+    @property
+    def family(self) -> str:
+        """What a comparison calls it at any operating point."""
+        return self.name if self.signal is None else f"{self.name} on {self.signal.title}"
+
+    def _seen(self, view: View) -> tuple[Sequence[Step], Step | None]:
+        """The steps and the draft with their scores, or with the signal in place of these."""
+        if self.signal is None or view.draft is None:
+            return view.steps, view.draft
+        *steps, draft = self.signal.scored(view.problem, (*view.steps, view.draft))
+        return steps, draft
 
     def __post_init__(self) -> None:
         if len(self.model.p_strong) != 1:
@@ -58,7 +85,7 @@ class _OnBelief(Policy):
         law, model = self.law, self.model
         seen = f"{law.bins} x {law.bins} bins of (least earlier, current) score" if law.pair else f"{law.bins} bins"
         names = [field.name for field in dataclasses.fields(self) if field.name not in ("law", "model")]
-        shown = [f"{name}={getattr(self, name)!r}" for name in names]
+        shown = [f"{name}={value!r}" for name in names if (value := getattr(self, name)) is not None]
         shown += [f"p_weak={model.p_weak:.4g}", f"p_strong={model.p_strong[0]:.4g}", f"law=<{seen}>"]
         return f"{type(self).__name__}({', '.join(shown)})"
 
@@ -108,7 +135,7 @@ class BeliefThreshold(_Filtered):
 
     def decide(self, view: View) -> Action:
         """Escalate iff the draft's belief in "wrong just now" is above `tau`."""
-        now = self.filter.belief(view.steps, view.draft)[2]
+        now = self.filter.belief(*self._seen(view))[2]
         digits = 2 if f"{now:.2f}" != f"{self.tau:.2f}" else 6
         reason = f"P(wrong just now) {now:.{digits}f} {'>' if now > self.tau else '<='} {self.tau:.{digits}f}"
         return Escalate(reason=reason) if now > self.tau else Keep(reason)
@@ -148,7 +175,7 @@ class Planned(_Filtered):
     def decide(self, view: View) -> Action:
         """What is worth most at the draft's belief, step and tokens."""
         last = _ends(view)
-        belief = self.filter.belief(view.steps, view.draft)
+        belief = self.filter.belief(*self._seen(view))
         values = self.plan.action_values(view.index, belief, view.tokens, last=last)
         return _better(values, " at the last step" if last else "")
 
@@ -191,7 +218,7 @@ class Published(_OnBelief):
 
     def decide(self, view: View) -> Action:
         """Escalate iff the gate lets it and the plan finds it worth more."""
-        belief = self.filter.belief(view.steps, view.draft)
+        belief = self.filter.belief(*self._seen(view))
         lead = max(belief) - belief[2]
         if lead >= self.gate:
             return Keep(f"wrong just now is {lead:.2f} behind, gate {self.gate:.2f}")
