@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import PositiveInt
 
@@ -24,15 +24,23 @@ from stepwise.routing.compare import plan_routing
 from stepwise.routing.estimates import Estimate
 from stepwise.routing.saved import load_policy
 from stepwise.runs.plan import PlannedCalls
-from stepwise.runs.shell import Options, Run, program
+from stepwise.runs.shell import Options, Run, one_of, program
 from stepwise.types import Problem
 
 from .route import problems_of
 
+_WHAT = one_of("What to set it for", required=True)
+
 
 class _Options(Options):
-    budget: float
+    budget: Annotated[float | None, _WHAT] = None
     """strong tokens per problem"""
+    lose_at_most: Annotated[float | None, _WHAT] = None
+    """promise: expected accuracy at most so much below the strong model alone (0.05: 5 points)"""
+    spend_at_most: Annotated[float | None, _WHAT] = None
+    """promise: expected strong tokens per problem at most so many; needs budget.problem.strong_tokens"""
+    confidence: float = 0.95
+    """of the intervals and of a promise"""
     share: bool = False
     """the budget is a share of what the strong model alone takes"""
     hard: bool = False
@@ -86,9 +94,12 @@ def main(run: Run[_Options]) -> None:
         result = calibrate(
             policy,
             first,
-            budget=args.budget,
             router=router,
             measure_on=others,
+            budget=args.budget,
+            lose_at_most=args.lose_at_most,
+            spend_at_most=args.spend_at_most,
+            confidence=args.confidence,
             unit="share" if args.share else "strong_tokens",
             bounds=args.bounds,
             rounds=args.rounds,
@@ -111,11 +122,13 @@ def _show(run: Run[_Options], result: Calibrated, picked_on: int) -> None:
         rows.append((setting + mark, _band(point.cost, ".1f"), _band(point.accuracy, ".1%")))
     columns = ("Setting", "Strong tokens per problem", "Accuracy")
     run.table(f"{result.policy.name} on {picked_on} problems", columns, rows)
+    if result.promise:
+        run.say(f"Promise: {result.promise}.")
     if result.note:
         run.say(f"Note: {result.note}.")
     got = result.achieved
     for line in (
-        f"On {got.problems} other problems, with 95 % intervals:",
+        f"On {got.problems} other problems, with {run.args.confidence:.0%} intervals:",
         f"  strong tokens per problem {_band(got.cost, '.1f')}, budget {result.limit:.1f}",
         f"  their share of the strong model alone {_band(got.share, '.1%')}",
         f"  accuracy {_band(got.accuracy, '.1%')}",

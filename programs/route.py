@@ -129,6 +129,8 @@ def main(run: Run[_Options]) -> None:
     with StepRouter.from_config(run.config, policy=saved.policy, window=1 if args.stream else None) as loaded:
         if not args.force:
             saved.check(run.config, loaded.card)
+            if saved.promise and args.at is None:
+                run.say(f"Promise of {args.policy}: {saved.promise}.")
         _remember(run, saved.policy, loaded.card)
         with CallCache(run.path("answers.jsonl"), replays_are_free=True) as cache:
             _route(run, loaded.with_cache(cache), problems)

@@ -4,45 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stepwise.data.problems import load_problems
-from stepwise.errors import ConfigError, DataError, reason_of
+from stepwise.errors import ConfigError, DataError
 from stepwise.io import parse_json
 from stepwise.models.store import CallCache
 from stepwise.records import record
 from stepwise.routing.compare import Measured, compare
+from stepwise.routing.dials import NEAR, check_bounds, dial_of, search
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
+from stepwise.routing.guarantee import Promise, Tested, certify
 from stepwise.routing.learned import Learned, ModelNames
-from stepwise.routing.metrics import pgr
+from stepwise.routing.metrics import cost_of, pgr
 from stepwise.routing.policies import Always, Never
-from stepwise.routing.policy import Policy, check_policy
-from stepwise.routing.pomdp.policies import Planned, Published
+from stepwise.routing.policy import NAMES, Policy, check_policy
 from stepwise.routing.query import QueryClassifier, question_key, refuse_overlap
 from stepwise.routing.saved import policy_from_dict, policy_to_dict, save_policy
-from stepwise.routing.signal_policies import Signalled, TwoStage, Watch, threshold_at
 from stepwise.types import Problem, from_json
 
 if TYPE_CHECKING:
     from stepwise.routing.router import StepRouter
 
-Unit = Literal["strong_tokens", "share"]
-_BOUNDS = {  # of the operating point, where it is the policy's own
-    "threshold": (0.0, 1.01),
-    "random": (0.0, 1.0),
-    "belief": (0.0, 1.0),
-    "query_random": (0.0, 1.0),
-    "query_classifier": (0.0, 1.0),
-    "cascade": (0.0, 1.01),
-}
-_CHEAP = 1e-5  # of the reward: a price per token at which almost everything is escalated that could gain
-_Dial = Callable[[float], Policy]
+Unit = Literal["strong_tokens", "share", "accuracy_lost"]
 _UNUSED = 0.1  # a share of the budget that is worth a note where it is left
-_NEAR = 0.02  # a setting that leaves no more than this share of the budget unspent is not improved further
 
 
 @record()
@@ -86,6 +74,7 @@ class Calibrated:
             bands are those of each point, not of the best.
         calibrated_on: keys of the calibration questions (`query.question_key`).
         achieved: on other problems.
+        promise: what holds of expected accuracy or spend, where that was asked for and is certified.
     """
 
     settings: dict[str, Any]
@@ -98,6 +87,7 @@ class Calibrated:
     curve: tuple[_CurvePoint, ...]
     calibrated_on: tuple[str, ...]
     achieved: _Achieved
+    promise: Promise | None = None
 
     @property
     def policy(self) -> Policy:
@@ -129,9 +119,11 @@ def calibrate(
     policy: Policy,
     problems: Any,
     *,
-    budget: float,
     router: StepRouter,
     measure_on: Any,
+    budget: float | None = None,
+    lose_at_most: float | None = None,
+    spend_at_most: float | None = None,
     unit: Unit = "strong_tokens",
     bounds: tuple[float, float] | None = None,
     settings: Sequence[float] | None = None,
@@ -151,18 +143,23 @@ def calibrate(
     Args:
         policy: any with `at(x)`; one without an operating point is measured as it is.
         problems: to choose on, with gold answers; whatever `load_problems` takes.
-        budget: mean tokens that the strong model writes per problem, or their share; see `unit`.
         router: its models, seed and caps (`router.budget` holds for every setting as it does for a run).
-        measure_on: other problems, with gold answers.
+        measure_on: other problems, with gold answers; a promise is tested on them.
+        budget: mean tokens that the strong model writes per problem, or their share; see `unit`. Or instead of it:
+        lose_at_most: a promise: the cheapest setting of which "expected accuracy is at most so much (0.05 is 5 points)
+            below the strong model alone" holds with `confidence`, whatever the models; see `guarantee`. It is the
+            strong model alone where nothing cheaper is certified, and `note` says how many problems that would take.
+        spend_at_most: a promise: the dearest setting of which "expected spend is at most so many strong tokens per
+            problem" holds; needs a cap for each problem (`router.budget.problem.strong_tokens`).
         unit: "strong_tokens", or "share", in [0, 1], of what the strong model writes when it solves `problems` alone.
         bounds: of the operating point; for policies of this package they are known. The cost must rise or fall from
             one end to the other.
         settings: try these operating points instead, all of them; a policy that has only some (`Learned.prices`) is
             tried at those.
-        rounds: halvings of that range at most.
+        rounds: halvings of that range at most; for a promise, the parts that it is cut into.
         hard: cap the run on `measure_on` too, so that it spends no token more than its budget.
         samples: of the bootstrap over problems; see `estimates.estimate`.
-        confidence: of the intervals.
+        confidence: of the intervals, and of a promise.
         seed: of the bootstrap.
         progress: show a bar for each run.
 
@@ -170,12 +167,13 @@ def calibrate(
     was fitted on, and problems without answers; `ConfigError` for a policy whose bounds are not known.
     """
     problems, measure_on = load_problems(problems), load_problems(measure_on)
-    _check(policy, problems, budget, measure_on, unit)
+    target, unit = _target(budget, lose_at_most, spend_at_most, unit, router)
+    _check(policy, problems, target, measure_on, unit)
     policy = check_policy(policy)
     if settings is None and isinstance(policy, Learned):
         settings = policy.prices
     if not settings:
-        _check_bounds(policy, bounds)
+        check_bounds(policy, bounds)
     router = router if router.cache is not None else router.with_cache(CallCache())
 
     def run(policy: Policy, arm: StepRouter = router, on: Sequence[Problem] = problems) -> Measured:
@@ -186,31 +184,43 @@ def calibrate(
         return estimate(statistic, known, samples=samples, confidence=confidence, seed=seed)
 
     weak, strong = run(Never()), run(Always())
-    limit = budget * strong.point.cost if unit == "share" else float(budget)
+    limit = target * strong.point.cost if unit == "share" else target
     gap = strong.point.accuracy > weak.point.accuracy
     if settings and policy.point is not None:
         tried = [run(policy.at(x)) for x in dict.fromkeys(settings)]
+    elif budget is None:
+        dial = dial_of(policy, bounds, run)
+        tried = [run(each) for each in dict.fromkeys(dial(part / rounds) for part in range(rounds + 1))]
     else:
-        tried = _search(_dial(policy, bounds, run), run, limit, rounds if gap else 0)
+        tried = search(dial_of(policy, bounds, run), run, limit, rounds if gap else 0)
     tried.sort(key=lambda m: (m.point.cost, m.point.accuracy))
-    within = [m for m in tried if m.point.cost <= limit]
-    chosen = within[-1] if within and gap else tried[0]
-    best = policy if chosen.setting is None else policy.at(chosen.setting)
-    arm = router.with_policy(best)
+    others = run(Never(), on=measure_on), run(Always(), on=measure_on)
+    arm, sure = router, None
+    if budget is None:
+        again = [lambda m=m: run(policy if m.setting is None else policy.at(m.setting), on=measure_on) for m in tried]
+        sure = _promised(again, others, limit, confidence, router if lose_at_most is None else None)
+        best, limit = _policy_like(policy, sure.setting), sure.setting.point.cost if spend_at_most is None else limit
+        reached, note = sure.promise is not None, sure.note
+    else:
+        within = [m for m in tried if m.point.cost <= limit]
+        chosen = within[-1] if within and gap else tried[0]
+        best, reached = _policy_like(policy, chosen), bool(within)
+        note = _note(gap, within, tried, chosen, limit)
+        arm = router.with_policy(best)
     if hard:
         caps, most = router.budget, int(limit * len(measure_on))
         own = most if caps.strong_tokens is None else min(caps.strong_tokens, most)
         arm.budget = caps.model_copy(update={"strong_tokens": own})
-    arms = run(Never(), on=measure_on), run(Always(), on=measure_on), run(best, arm, measure_on)
+    arms = *others, sure.setting if sure else run(best, arm, measure_on)
     cost = of(lambda p: p[2].cost, *arms)
     return Calibrated(
         settings=policy_to_dict(best),
         card=router.card,
-        budget=float(budget),
+        budget=target,
         unit=unit,
         limit=limit,
-        reached=bool(within),
-        note="; ".join(filter(None, (_note(gap, within, tried, chosen, limit), _held(cost, limit)))),
+        reached=reached,
+        note="; ".join(filter(None, (note, "" if sure else _held(cost, limit)))),
         curve=tuple(_CurvePoint(m.setting, of(lambda p: p[0].cost, m), of(lambda p: p[0].accuracy, m)) for m in tried),
         calibrated_on=tuple(sorted(map(question_key, problems))),
         achieved=_Achieved(
@@ -223,13 +233,71 @@ def calibrate(
             strong_accuracy=of(lambda p: p[1].accuracy, *arms),
             strong_cost=of(lambda p: p[1].cost, *arms),
         ),
+        promise=sure.promise if sure else None,
     )
+
+
+def _target(
+    budget: float | None, lose_at_most: float | None, spend_at_most: float | None, unit: Unit, router: StepRouter
+) -> tuple[float, Unit]:
+    """What was asked for, with its unit; raises `ConfigError` unless it is one thing."""
+    given = {"budget": budget, "lose_at_most": lose_at_most, "spend_at_most": spend_at_most}
+    named = {name: float(value) for name, value in given.items() if value is not None}
+    if len(named) != 1:
+        raise ConfigError(f"calibrate: {' and '.join(named) or 'nothing'} is given; give one of {', '.join(given)}")
+    ((name, value),) = named.items()
+    cap = router.budget.problem.strong_tokens
+    if name == "spend_at_most" and (cap is None or value >= cap):
+        raise ConfigError(
+            f"calibrate: spend_at_most is {value:g} and budget.problem.strong_tokens {cap}; a promise about spending "
+            "needs a cap for each problem above it, since nothing else bounds what a problem may cost"
+        )
+    return value, unit if name == "budget" else "accuracy_lost" if name == "lose_at_most" else "strong_tokens"
+
+
+def _promised(
+    tried: Sequence[Callable[[], Measured]],
+    ends: tuple[Measured, Measured],
+    limit: float,
+    confidence: float,
+    capped: StepRouter | None,
+) -> Tested:
+    """The last setting that can be certified: from the strong model alone downwards for accuracy, from the weak model
+    alone upwards for spending (under the cap that `capped` has for each problem). `tried` stands by rising cost.
+    """
+    weak, strong = ends
+    if capped is None:
+
+        def lost(arm: Measured) -> list[float]:
+            return [float(a) - float(b) for a, b in zip(strong.correct, arm.correct, strict=True)]
+
+        order = [lambda: strong, *reversed(tried)]
+        return certify(order, lost, kind="accuracy", limit=limit, confidence=confidence, span=(-1.0, 1.0))
+    cap = capped.budget.problem.strong_tokens
+    assert cap is not None
+    return certify(
+        [lambda: weak, *tried],
+        lambda arm: [float(cost_of([view.trace]).strong_tokens) for view in arm.views],
+        kind="spend",
+        limit=limit,
+        confidence=confidence,
+        span=(0.0, float(cap)),
+    )
+
+
+def _policy_like(policy: Policy, chosen: Measured) -> Policy:
+    """The policy of a measurement: one of the models alone, or `policy` at its setting."""
+    if chosen.family in NAMES and chosen.family != policy.family:
+        return Always() if chosen.family == "always" else Never()
+    return policy if chosen.setting is None else policy.at(chosen.setting)
 
 
 def _check(
     policy: Policy, problems: Sequence[Problem], budget: float, measure_on: Sequence[Problem], unit: Unit
 ) -> None:
-    if not 0 <= budget <= (1.0 if unit == "share" else sys.float_info.max):
+    if unit == "accuracy_lost" and not 0 < budget < 1:
+        raise DataError(f"calibrate: lose_at_most is {budget}; give a fraction between 0 and 1, 0.05 for 5 points")
+    if not 0 <= budget <= (sys.float_info.max if unit == "strong_tokens" else 1.0):
         raise DataError(
             f"calibrate: budget is {budget} with unit {unit!r}; give strong tokens per problem, at least 0, or a share "
             "in [0, 1]"
@@ -246,67 +314,6 @@ def _check(
         refuse_overlap(policy.fitted_on, [*problems, *measure_on])
 
 
-def _check_bounds(policy: Policy, bounds: tuple[float, float] | None) -> None:
-    """Raise `ConfigError` where the bounds of the operating point are not known, before anything is spent."""
-    known = policy.point is None or isinstance(policy, Signalled | TwoStage | Planned | Published)
-    low, high = bounds or _BOUNDS.get(policy.name, (0.0, 1.0) if known else (math.nan, math.nan))
-    if not low < high:
-        raise ConfigError(
-            f"calibrate: bounds are {bounds} for policy {policy.name!r}; give those of its operating point, "
-            f"{policy.dial!r}: bounds=(low, high), on the command line --bounds LOW HIGH, or settings=[...] to try"
-        )
-
-
-def _dial(policy: Policy, bounds: tuple[float, float] | None, run: Callable[[Policy], Measured]) -> _Dial:
-    """From [0, 1] to settings of the policy."""
-    if policy.point is None:
-        return lambda _: policy
-    if bounds is None and isinstance(policy, Signalled | TwoStage):
-        watch = Watch(policy.signal if isinstance(policy, Signalled) else policy.after)
-        run(watch)
-        values = [value for own in watch.values.values() for value in own]
-        return lambda u: policy.at(threshold_at(watch.signal.worse, values, u))
-    if bounds is None and isinstance(policy, Planned | Published):
-        bounds = (_CHEAP * policy.model.reward, policy.model.reward)
-    low, high = bounds or _BOUNDS[policy.name]
-
-    def at(u: float) -> Policy:
-        x = low * (high / low) ** u if low > 0 and high / low > 100 else low + u * (high - low)
-        try:
-            return policy.at(x)
-        except ValueError as error:
-            reason = reason_of(error)
-            raise ConfigError(f"calibrate: bounds are ({low}, {high}), but {policy.name}.at({x}): {reason}") from error
-
-    return at
-
-
-def _search(dial: _Dial, run: Callable[[Policy], Measured], limit: float, rounds: int) -> list[Measured]:
-    """The settings that were tried: both ends, and halvings towards the limit."""
-    tried: dict[float | None, Measured] = {}  # equal values of a signal have one setting
-
-    def cost(u: float) -> float:
-        policy = dial(u)
-        if policy.point not in tried:
-            tried[policy.point] = run(policy)
-        return tried[policy.point].point.cost
-
-    ends = cost(0.0), cost(1.0)
-    cheap, expensive = (0.0, 1.0) if ends[0] <= ends[1] else (1.0, 0.0)
-    spent = min(ends)
-    if not spent <= limit < max(ends):
-        return list(tried.values())
-    for _ in range(rounds):
-        if limit - spent <= _NEAR * limit:
-            break
-        middle = (cheap + expensive) / 2
-        if cost(middle) <= limit:
-            cheap, spent = middle, max(spent, cost(middle))
-        else:
-            expensive = middle
-    return list(tried.values())
-
-
 def _note(gap: bool, within: Sequence[Measured], tried: Sequence[Measured], chosen: Measured, limit: float) -> str:
     """What is special about the choice, in words; "" for nothing."""
     if not within:
@@ -317,7 +324,7 @@ def _note(gap: bool, within: Sequence[Measured], tried: Sequence[Measured], chos
     if not gap:
         return "the strong model is no better than the weak one here, so this is the cheapest setting"
     above = [m for m in tried if m.point.cost > limit]
-    if chosen.point.cost >= limit * (1 - (_UNUSED if above else _NEAR)):
+    if chosen.point.cost >= limit * (1 - (_UNUSED if above else NEAR)):
         return ""
     if not above:
         return f"the budget of {limit:.1f} cannot be used up; the dearest setting takes {chosen.point.cost:.1f}"

@@ -12,6 +12,7 @@ from stepwise.config import Config, RoutingConfig
 from stepwise.errors import ConfigError, DataError, reason_of
 from stepwise.io import read_json, write_text
 from stepwise.plugins import check_choice, import_path, is_import_path, load_plugin, make_plugin, options_of
+from stepwise.routing.guarantee import Promise
 from stepwise.routing.learned import Learned, ModelNames
 from stepwise.routing.policies import Always, Judged, Never, Random, Threshold
 from stepwise.routing.policy import Policy, Signal, check_policy, needs_scorer
@@ -129,10 +130,13 @@ _REMEDY = "give a saved policy, or the fit.json of `stepwise fit_router`"
 
 
 class SavedPolicy(NamedTuple):
-    """What a file holds: `card` has the models that it was made for, None where it says nothing of them."""
+    """What a file holds: `card` has the models that it was made for, None where it says nothing of them; `promise` what
+    was certified of it with these models, and with no others.
+    """
 
     policy: Policy
     card: ModelNames | None
+    promise: Promise | None = None
 
     def check(self, config: Config, card: ModelNames) -> None:
         """Raise `ConfigError` where the policy is for other models than those of `config`, whose card is `card`."""
@@ -181,6 +185,9 @@ def load_policy(path: str | Path, *, allow_import: Collection[str] = ()) -> Save
     except (DataError, TypeError) as error:
         raise DataError(f"{path}, field card: {reason_of(error)}; give the file as it was written") from None
     try:
-        return SavedPolicy(policy_from_dict(settings, allowed=allow_import), names)
+        promise = None if row.get("promise") is None else Promise(**row["promise"])
+        return SavedPolicy(policy_from_dict(settings, allowed=allow_import), names, promise)
+    except TypeError as error:
+        raise DataError(f"{path}, field promise: {reason_of(error)}; give the file as it was written") from None
     except (ConfigError, DataError) as error:
         raise type(error)(f"{path}: {error}") from None

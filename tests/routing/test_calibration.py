@@ -227,7 +227,7 @@ def test_a_calibration_is_read_back_as_it_was_written_and_its_policy_is_read_fro
     made = found(Signalled(ScoreDrop(), 0.0), 12)
     made.save(tmp_path / "set.json")
     assert Calibrated.load(tmp_path / "set.json") == made
-    policy, card = load_policy(tmp_path / "set.json")
+    policy, card, _ = load_policy(tmp_path / "set.json")
     assert policy == made.policy
     assert card == router().card == ModelNames("w", "s", "scripted-scorer", prompt=router().prompt.hash)
     save_policy(tmp_path / "other.json", Never())

@@ -103,7 +103,7 @@ def test_for_other_models_it_is_refused_unless_forced(folder: Path) -> None:
 
 
 def test_a_card_is_a_saved_policy(folder: Path) -> None:
-    policy, card = load_policy(files_of(folder, 0.02)[1])
+    policy, card, _ = load_policy(files_of(folder, 0.02)[1])
     assert policy == Learned(str(folder), 0.02)
     assert card == PAIR
 
