@@ -19,16 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from stepwise.errors import DataError
 from stepwise.records import record
-
-if TYPE_CHECKING:
-    from stepwise.routing.compare import Measured
 
 Kind = Literal["accuracy", "spend"]
 _PRIOR = 0.025  # mean square of the gain before anything is seen, as a share of the squared range
@@ -71,7 +68,7 @@ class Promise:
 class Tested(NamedTuple):
     """What `certify` comes to: the setting and its promise, None where not even the safest setting passes."""
 
-    setting: Measured
+    setting: Any
     promise: Promise | None
     note: str = ""
 
@@ -118,8 +115,8 @@ def problems_needed(limit: float, moved: float, confidence: float, mean: float =
 
 
 def certify(
-    order: Iterable[Callable[[], Measured]],
-    losses: Callable[[Measured], Sequence[float]],
+    order: Iterable[Callable[[], Any]],
+    losses: Callable[[Any], Sequence[float]],
     *,
     kind: Kind,
     limit: float,
@@ -129,7 +126,8 @@ def certify(
     """The last setting of `order` before the first that fails its test, with the promise that holds of it.
 
     `order` runs the settings one after another, the safest first, which is the fallback and needs no test where its
-    loss is 0 on every problem. `losses` gives one per problem, within `span`.
+    loss is 0 on every problem; each gives a `Measured`, or whatever has a label. `losses` gives one per problem, within
+    `span`.
     """
     best: Tested | None = None
     tested, note = 0, ""
@@ -151,7 +149,7 @@ def certify(
 
 
 def _shortfall(
-    measured: Measured, kind: Kind, limit: float, confidence: float, mean: float, moved: float, problems: int
+    measured: Any, kind: Kind, limit: float, confidence: float, mean: float, moved: float, problems: int
 ) -> str:
     """Why a setting is not certified, in words, with the number of problems that it would take."""
     if kind == "spend":
