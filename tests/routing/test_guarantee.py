@@ -18,8 +18,8 @@ from stepwise.routing.guarantee import Promise, certify, evidence, problems_need
 from stepwise.routing.saved import load_policy
 from tests.routing import world
 
-ALL = world.problems(260)
-FIRST, OTHERS = ALL[:40], ALL[40:]
+ALL = world.problems(122)
+FIRST, OTHERS = ALL[:12], ALL[12:]
 
 
 def drawn(n: int, mean: float, moved: float, seed: int) -> list[float]:
@@ -70,7 +70,7 @@ def test_the_problems_that_a_promise_takes_are_those_of_the_normal_law() -> None
 
 def test_the_last_setting_before_the_first_failure_is_taken_and_none_behind_it_is_run() -> None:
     arms = compare(router(), [Always(), Threshold(0.9), Threshold(0.5), Threshold(0.1)], OTHERS, progress=False)
-    losses = {arm.label: [loss] * 200 for arm, loss in zip(arms, (0.0, 0.0, 1.0, 0.0), strict=True)}
+    losses = {arm.label: [loss] * 110 for arm, loss in zip(arms, (0.0, 0.0, 1.0, 0.0), strict=True)}
     ran: list[str] = []
 
     def runs(arm: Measured) -> Callable[[], Measured]:
@@ -82,8 +82,8 @@ def test_the_last_setting_before_the_first_failure_is_taken_and_none_behind_it_i
     assert result.setting is arms[1]
     assert ran == [arm.label for arm in arms[:3]]
     assert result.promise is not None
-    assert (result.promise.tested, result.promise.problems, result.promise.mean) == (3, 200, 0.0)
-    assert "Threshold 0.50 was not certified: it lost 100.0 points on 200 problems" in result.note
+    assert (result.promise.tested, result.promise.problems, result.promise.mean) == (3, 110, 0.0)
+    assert "Threshold 0.50 was not certified: it lost 100.0 points on 110 problems" in result.note
 
 
 def router(**settings: Any) -> StepRouter:
