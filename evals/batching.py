@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stepwise.errors import DataError
 from stepwise.models.engine import Engine, GenerationJob
 from stepwise.models.engine.curve import Curve
 from stepwise.models.shared import open_problems
@@ -38,6 +39,15 @@ from stepwise.types import Problem
 from .free_running import Texts, Writer, lengths_of
 
 RATE = 0.3  # of steps that the strong model writes
+
+
+def curve_of(text: str) -> Curve:
+    """The curve of tokens a second by number of sequences, written as 1:49,4:40,16:100. Raises DataError for others."""
+    try:
+        rates = {int(n): float(rate) for n, rate in (part.split(":") for part in text.split(","))}
+        return Curve({n: n / rate for n, rate in rates.items()})
+    except (ValueError, ZeroDivisionError):
+        raise DataError(f"--curve is {text!r}; write it as in 1:49,4:40,16:100") from None
 
 
 def allowed(curve: Curve, lengths: Sequence[int], at_once: int) -> float:
@@ -61,8 +71,8 @@ class Decodes:
 
 
 @contextmanager
-def decodes(engine: Engine) -> Iterator[Decodes]:
-    """What the engine decodes inside the block."""
+def decodes(engine: Engine, together: bool) -> Iterator[Decodes]:
+    """What the engine decodes inside the block; `together`: prompts stand in the batches of what is written."""
     context, seen = engine._context, Decodes()
     plain = context.decode
 
@@ -72,8 +82,8 @@ def decodes(engine: Engine) -> Iterator[Decodes]:
             return plain(n, rows)
         finally:
             seconds = time.process_time() - began
-            if n == rows:
-                seen.sizes[n] += 1
+            if n == rows or (together and rows):
+                seen.sizes[rows] += 1
                 seen.writing += seconds
             else:
                 seen.reading += seconds
@@ -97,7 +107,7 @@ def written(engine: Engine, problems: Sequence[Problem], curve: Curve, together:
     writer = Writer(engine, "weak", Texts())
     window = open_problems(writer) or curve.fastest
     began = time.process_time()
-    with decodes(engine) as seen:
+    with decodes(engine, together) as seen:
         route_all(problems, Models(writer, writer), Never(), RouteSettings(window=window))
     seconds = time.process_time() - began
     best = allowed(curve, [tokens_of(problem) - 1 for problem in problems], curve.fastest)  # the prompt gives the first

@@ -66,6 +66,9 @@ class _Options(Options):
     """CPU threads"""
     gpu_layers: int = 0
     """layers on the GPU"""
+    curve: str | None = None
+    """tokens a second by number of sequences, such as 1:49,4:40,16:100, in place of the model's own: what is run is
+    counted by it, whatever the model"""
     counts: tuple[PositiveInt, ...] = (1, 4, 16, 64)
     """problems of a real model"""
     prompt: int = 256
@@ -90,7 +93,8 @@ def main(run: Run[_Options]) -> None:
         free_running.show(run, free)
         return
     settings: dict[str, Any] = {"context": args.context, "threads": args.threads, "gpu_layers": args.gpu_layers}
-    if args.model not in MODELS and args.shape is None and _is_real(run, path, settings):
+    own = args.model not in MODELS and args.shape is None
+    if (own or args.curve is not None) and _is_real(run, path, settings):
         return
     with Engine.load(path, sequences=args.problems, **settings) as engine, _high_level(path, args) as llama:
         ways = _ways(engine, llama, args)
@@ -115,7 +119,8 @@ def main(run: Run[_Options]) -> None:
 def _is_real(run: Run[_Options], path: Path, settings: dict[str, Any]) -> bool:
     """Measure a model that has a curve against it; False for a tiny one."""
     settings = {**settings, "context": max(run.args.context, 1024)}
-    with Engine.load(path, sequences=max(run.args.problems, 32), curve="measured", **settings) as engine:
+    settings["curve"] = "measured" if run.args.curve is None else batching.curve_of(run.args.curve)
+    with Engine.load(path, sequences=max(run.args.problems, 32), **settings) as engine:
         if engine.curve is None:
             return False
         with _high_level(path, run.args) as llama:

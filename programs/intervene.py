@@ -18,11 +18,11 @@ from stepwise.config import Config
 from stepwise.data.examples import read_examples
 from stepwise.data.problems import SOURCES, CheckedProblems, check_problems, load_problems
 from stepwise.errors import BudgetExceededError, DataError
-from stepwise.interventions.chunks import Caps
 from stepwise.interventions.collection import collect, funnel, read_stage
 from stepwise.interventions.rows import by_id
-from stepwise.interventions.settings import CollectSettings, Writers, uncapped
+from stepwise.interventions.settings import CollectSettings, Writers
 from stepwise.lab.problems import generate, is_lab_question
+from stepwise.models.caps import Caps, uncapped
 from stepwise.report.collection import write_collection_report
 from stepwise.report.shell import first_of_each
 from stepwise.report.terminal import funnel_table, side_by_side

@@ -24,6 +24,7 @@ from stepwise.data.examples import read_examples, read_pairs, read_training_rows
 from stepwise.data.problems import SOURCES, load_problems
 from stepwise.errors import DataError
 from stepwise.lab.problems import generate
+from stepwise.models.caps import uncapped
 from stepwise.report import write_training_report
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.progress import announce
@@ -78,7 +79,7 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     return [PlannedCalls("weak", rollouts, rollouts * prompt, rollouts * config.rl.max_tokens)] if rollouts else []
 
 
-@program(_Options, doc=__doc__, plan=_plan)
+@program(_Options, doc=__doc__, plan=_plan, same_run=uncapped)
 def main(run: Run[_Options]) -> None:
     _check_inputs(run.args)
     args, cfg, tests = run.args, run.config, _tests_of(run.args)

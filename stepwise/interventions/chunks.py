@@ -13,10 +13,8 @@ call that was broken off is not counted.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,14 +25,13 @@ from stepwise.config import Config
 from stepwise.data.examples import Example, unique, write_examples
 from stepwise.errors import BudgetExceededError
 from stepwise.grading import GRADER_VERSION
-from stepwise.interventions.settings import Writers, in_use, uncapped
+from stepwise.interventions.settings import Writers, in_use
 from stepwise.io import append_rows, read_rows
-from stepwise.models.budget import Ledger
+from stepwise.models.caps import Caps, uncapped
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.progress import progress
-from stepwise.types import Usage
 
 T = TypeVar("T")
 Sealed = Callable[[Path, int, bool], str | None]
@@ -139,54 +136,6 @@ def write_sealed(
     configuration["config_hash of the rows (configuration and settings)"] = sorted({e.config_hash for e in examples})
     card = {**card, "settings": {**settings, **configuration}}
     return write_examples(path, examples, card=card, licence=licence)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Spent:
-    """A row of spent.jsonl: what one call by `role` cost."""
-
-    role: str
-    usage: Usage
-
-
-class Caps:
-    """The caps of a configuration, and what all starts of a run have spent by its spent.jsonl.
-
-    Raises ConfigError where a cap on money lacks a price.
-    """
-
-    def __init__(self, config: Config, directory: RunDirectory) -> None:
-        self.config, self.ledger = config, Ledger.for_config(config, self._write)
-        self._path, self._lock = directory.claim("spent.jsonl"), threading.Lock()
-        for row in read_rows(self._path, _Spent):
-            self.ledger.record(row.role, row.usage)
-
-    def check(self, done: int, coming: int) -> None:
-        """Raise BudgetExceededError where `coming` problems, at the mean cost of the `done` ones, would not fit.
-
-        A chunk that meets a cap half way is lost with all that it cost, so it had better not begin.
-        """
-        for name, left in self.ledger.remaining().items():
-            cap = getattr(self.config.budget, name)
-            if left is None or not done:
-                continue
-            paid = cap - left
-            if paid / done * coming > left:
-                raise BudgetExceededError(
-                    f"budget.{name} = {cap:,.10g}: {paid:,.10g} spent on {done} problems, so the next {coming} would "
-                    f"take about {paid / done * coming:,.4g} and do not fit; raise budget.{name}",
-                    cap=f"budget.{name}",
-                )
-
-    def _write(self, role: str, usage: Usage) -> None:
-        """Write down what a call cost."""
-        with self._lock:
-            append_rows(self._path, [_Spent(role, usage)])
-
-    def add(self, role: str, usage: Usage) -> None:
-        """Count and write down what was spent without a call of this start."""
-        self.ledger.record(role, usage)
-        self._write(role, usage)
 
 
 @contextmanager

@@ -46,8 +46,9 @@ from stepwise.interventions.rows import (
     first_of_each,
 )
 from stepwise.interventions.rows import parent as parent_of
-from stepwise.interventions.settings import CollectSettings, Writers, hash_of, uncapped
+from stepwise.interventions.settings import CollectSettings, Writers, hash_of
 from stepwise.models.base import Backend, Completion, Request
+from stepwise.models.caps import uncapped
 from stepwise.models.failures import error_of
 from stepwise.runs.progress import stage
 from stepwise.seeds import seed_for

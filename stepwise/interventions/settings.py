@@ -14,9 +14,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from stepwise import critics
-from stepwise.config import BudgetConfig, Config
+from stepwise.config import Config
 from stepwise.models import load_backend
 from stepwise.models.base import Backend, Generator
+from stepwise.models.caps import uncapped
 from stepwise.models.shared import shared_engine
 from stepwise.models.wrapped import generator_of
 from stepwise.models.wrappers import Wrappers
@@ -161,13 +162,6 @@ def hash_of(config: Config, settings: BaseModel, *kind: str) -> str:
     """Twelve hex digits for a configuration without its caps, the kind of a dataset and settings: in every row."""
     text = " ".join((uncapped(config).hash, *kind, settings.model_dump_json()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def uncapped(config: Config) -> Config:
-    """The configuration without its caps: they end a collection, and change nothing in what it has collected, so that
-    it goes on in the same directory when they are raised.
-    """
-    return config.model_copy(update={"budget": BudgetConfig()})
 
 
 @lru_cache

@@ -35,7 +35,7 @@ from stepwise.training.lora import Trainee
 from stepwise.training.policy import Floats, RolloutRow, forward, read_logprobs
 from stepwise.training.rendering import prompt_ids
 from stepwise.training.rollouts import RlRollout
-from stepwise.training.sampler import Sampler
+from stepwise.training.sampler import Sampler, check_paid
 from stepwise.types import Problem, Usage
 
 Locate = Callable[[Problem, Sequence[str]], int | None]
@@ -219,6 +219,7 @@ class Labeller:
         seeds = [seed_for(self.cfg.seed, row.id, *name) for row, name in to_label]
         around = Wrappers(self.sampler.ledger, self.cfg.prompt, run=self.cfg.hash)
         predictions = critics.ask_all(self.critic, items, seeds, label=label, around=around)
+        check_paid(prediction.failure for prediction in predictions)
         return predictions, sum((prediction.usage for prediction in predictions), Usage())
 
     def _values(self, rows: Sequence[RlRollout]) -> Labelled:

@@ -30,6 +30,7 @@ from stepwise.credit.base import RewardFunction
 from stepwise.data.problems import check_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.io import write_rows
+from stepwise.models.caps import Caps, uncapped
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.progress import stage
 from stepwise.training import losses
@@ -73,11 +74,14 @@ def grpo(
     an attempt and its intervention. They are part of what is graded and nothing on them is trained; schemes "outcome"
     and "distill" take them.
 
+    Under the caps of [budget] no step is begun that at the mean cost of those before it would pass one; what all starts
+    have spent counts. One that meets a cap ends the run at a checkpoint, and it goes on when the cap is raised.
+
     `out`/metrics.jsonl has a row per step, `out`/rollouts the rollouts with their credit. Raises, before anything is
     computed, DataError for problems or hints that cannot be used and an adapter of another base, ConfigError for
-    models, settings or a missing judge; later BackendError where sampler and trainer disagree, or memory runs out,
-    DataError where the loss is not finite, and where nothing can be learned: in the first batches no rollout has an
-    answer, or no token an advantage.
+    models, settings or a missing judge; later BudgetExceededError at a cap, BackendError where sampler and trainer
+    disagree, or memory runs out, DataError where the loss is not finite, and where nothing can be learned: in the first
+    batches no rollout has an answer, or no token an advantage.
 
     Example:
         adapter = grpo("problems.jsonl", sw.Config.load("config.toml", ["rl.credit.scheme=vppo"]), "out/rl")
@@ -101,13 +105,14 @@ def grpo(
         if value is not None:
             named: Any = value if hasattr(value, "__qualname__") else type(value)
             arguments[name] = f"{named.__module__}:{named.__qualname__}"
-    with opened(out, program="grpo", config=cfg, arguments=arguments) as directory, ExitStack() as stack:
+    with opened(out, program="grpo", config=uncapped(cfg), arguments=arguments) as directory, ExitStack() as stack:
         if (finished := finished_adapter(directory, str(arguments["data"]))) is not None:
             return finished
         if adapter is not None:
             check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
         Labeller.judge_asked(cfg, scheme.needs, scorer=scorer, critic=critic, locate=locate)
-        sampler = stack.enter_context(Sampler(cfg))
+        caps = Caps(cfg, directory, are_results=False)
+        sampler = stack.enter_context(Sampler(cfg, ledger=caps.ledger))
         trainee = load_trainee(cfg, adapter=adapter)
         prompts = sampler.prompts(checked.problems, trainee, hints)
         labeller = Labeller(
@@ -128,6 +133,7 @@ def grpo(
         ) as run:  # fmt: skip
             learner.laser_constant = run.state.setdefault("laser_constant", None)
             for step in range(run.done + 1, cfg.rl.steps + 1):
+                caps.check(step - 1, 1, "steps")
                 row, rollouts = learner.step(step, run.failed)
                 write_rows(directory.claim(rollouts_name(step)), rollouts)
                 run.state["laser_constant"] = learner.laser_constant

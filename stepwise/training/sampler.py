@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from stepwise.config import Config
-from stepwise.errors import BackendError, ConfigError, DataError
+from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
 from stepwise.export.gguf import export_gguf
 from stepwise.models.base import Completion, Request
 from stepwise.models.budget import Ledger
@@ -29,7 +29,7 @@ from stepwise.training.lora import Trainee
 from stepwise.training.losses import Mismatch
 from stepwise.training.rendering import prompt_ids, text_ids
 from stepwise.training.rollouts import Hints, RlRollout, token_spans
-from stepwise.types import Problem, Step
+from stepwise.types import Failure, Problem, Step
 
 T = TypeVar("T")
 EXACT = 1e-3
@@ -47,14 +47,23 @@ OF_TRAINER = 0.02
 """For a trainer that computes in 16 bits, which was not measured."""
 
 
+def check_paid(failures: Iterable[Failure | None]) -> None:
+    """Raises BudgetExceededError where a cap refused something: a step that lacks it would train on something else."""
+    for failure in failures:
+        if failure is not None and failure.kind == "budget":
+            raise BudgetExceededError(
+                f"{failure.reason}; the same command goes on when the cap is raised", cap=failure.cap
+            )
+
+
 class Sampler:
     """`models.weak` on an engine of its own; `attach` gives it the trainee's adapter and empty caches.
 
-    `backend` is one that is loaded already. Raises ConfigError for a model that is not local, or that has a GGUF
-    adapter already; what `load_engine` raises.
+    `backend` is one that is loaded already; `ledger` has what the run may spend. Raises ConfigError for a model that is
+    not local, or that has a GGUF adapter already; what `load_engine` raises.
     """
 
-    def __init__(self, cfg: Config, backend: LlamaCppBackend | None = None) -> None:
+    def __init__(self, cfg: Config, backend: LlamaCppBackend | None = None, ledger: Ledger | None = None) -> None:
         self._cfg, weak = cfg, cfg.models.weak
         if not weak.local:
             raise ConfigError(
@@ -68,7 +77,7 @@ class Sampler:
             )
         self._folder = tempfile.TemporaryDirectory()
         self.backend = LlamaCppBackend(load_engine(weak), cfg.prompt) if backend is None else backend
-        self.ledger = Ledger(prices={"weak": weak.prices})
+        self.ledger = ledger or Ledger.for_config(cfg)
         self._model = Wrappers(self.ledger, cfg.prompt, callbacks=tuple, run=cfg.hash).model(self.backend, "weak")
 
     @property
@@ -96,7 +105,8 @@ class Sampler:
         has them drawn; a completion's `request` is the prompt's place.
 
         `max_tokens` and `seeds` are one per prompt; `step`, of training, is told as the attempt. A prompt is evaluated
-        once for its samples. All that is sampled in training is sampled here, through the wrappers of a model.
+        once for its samples. All that is sampled in training is sampled here, through the wrappers of a model. Raises
+        BudgetExceededError where a cap has no room for all of them.
         """
         rl = self._cfg.rl
         requests = [
@@ -106,7 +116,9 @@ class Sampler:
             )
             for problem, ids, room, seed in zip(problems, prompts, max_tokens, seeds, strict=True)
         ]  # fmt: skip
-        return self._model.continue_solutions(requests)
+        results = self._model.continue_solutions(requests)
+        check_paid(result.failed for result in results)
+        return results
 
     def sample(
         self,

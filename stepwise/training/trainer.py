@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stepwise.config import Config
 from stepwise.config.training import FitConfig, LoraConfig
-from stepwise.errors import DataError
+from stepwise.errors import BudgetExceededError, DataError
 from stepwise.io import append_rows, read_json, read_rows, write_rows
 from stepwise.models.store import key_of
 from stepwise.runs.directory import RunDirectory
@@ -87,6 +87,7 @@ class Trainer:
         self.failed = directory.claim("failed-batch.jsonl")
         directory.claim(STATE)
         self.done, self.state = load_checkpoint(self._checkpoint, trainee, optimizer)
+        self._logged = self.done
         check_same(self._checkpoint, self.state.setdefault("data", data), data)
         rows = read_rows(self._metrics)
         if len(rows_before := [row for row in rows if row.get("step", 0) <= self.done]) < len(rows):
@@ -98,17 +99,22 @@ class Trainer:
 
     def log(self, row: Mapping[str, Any], note: str) -> None:
         """The end of a step: write the row of its metrics, and a checkpoint where it is time for one."""
-        step = int(row["step"])
+        self._logged = step = int(row["step"])
         append_rows(self._metrics, [row])
         self._sinks.log(step, row)
         self._bar(1, note)
         if step % self._save_every == 0 or step == self.num_steps:
-            save_checkpoint(self._checkpoint, step, self.trainee, self.optimizer, self.state)
+            self._save()
+
+    def _save(self) -> None:
+        save_checkpoint(self._checkpoint, self._logged, self.trainee, self.optimizer, self.state)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        if isinstance(error[1], BudgetExceededError) and self._logged > self.done:
+            self._save()  # the step that met a cap has changed nothing
         self._stack.__exit__(*error)
 
 

@@ -6,12 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from evals.batching import allowed, written
+from evals.batching import allowed, curve_of, written
+from stepwise.errors import DataError
 from stepwise.models.engine import Engine
 from stepwise.models.engine.curve import Curve
 from stepwise.types import Problem
 
 CURVE = Curve({1: 1.0, 2: 9.0, 4: 12.0, 8: 4.0})  # one by one up to 5, then together
+
+
+def test_a_curve_is_read_from_rates() -> None:
+    assert curve_of("1:50,16:100").seconds == {1: 0.02, 16: 0.16}
+    for wrong in ("50", "1:a", "1:0", "2:50"):
+        with pytest.raises(DataError, match="curve is"):
+            curve_of(wrong)
 
 
 def test_the_least_time_follows_from_what_is_alive_at_each_token() -> None:

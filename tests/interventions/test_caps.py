@@ -12,11 +12,11 @@ import pytest
 from stepwise.config import Config
 from stepwise.data.examples import read_examples
 from stepwise.errors import BudgetExceededError, ConfigError
-from stepwise.interventions.chunks import Caps
 from stepwise.interventions.collection import collect, read_stage
 from stepwise.interventions.rows import ROWS
 from stepwise.io import read_rows
 from stepwise.models.base import Completion, Request
+from stepwise.models.caps import Caps
 from stepwise.runs.directory import opened
 from stepwise.types import Usage
 from tests.fakes import ScriptedBackend

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from stepwise import lab
-from stepwise.config import Config, ModelConfig
-from stepwise.errors import BackendError, ConfigError, DataError
+from stepwise.config import BudgetConfig, Config, ModelConfig
+from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
 from stepwise.training.reinforce import _note, _rate, grpo
 from stepwise.training.rollouts import read_rollouts
 from stepwise.training.sampler import batch_of
@@ -107,6 +107,31 @@ def test_a_run_killed_at_any_moment_gives_the_same_adapter_and_rows(whole: Path,
     for step in range(1, 5):
         name = f"rollouts/step-{step:05d}.jsonl"
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_cap_ends_the_run_at_a_checkpoint_and_it_goes_on_when_it_is_raised(
+    whole: Path, exact: Config, tmp_path: Path
+) -> None:
+    first, out = untimed(whole / "metrics.jsonl")[0]["generated_tokens"], tmp_path / "capped"
+    assert exact.rl.save_every == 2
+
+    def capped(tokens: int) -> Config:
+        return exact.model_copy(update={"budget": BudgetConfig(total_tokens=tokens)})
+
+    with pytest.raises(BudgetExceededError, match=r"budget\.total_tokens = 100"):
+        grpo(problems(), capped(100), tmp_path / "none", locate=locate)
+    with pytest.raises(BudgetExceededError, match="1 steps, so the next 1 would take about"):
+        grpo(problems(), capped(2 * first - 1), out, locate=locate)
+    (only,) = untimed(out / "metrics.jsonl")
+    assert only["generated_tokens"] == first  # within the cap requests wait for one another: other last digits
+    assert json.loads((out / "checkpoint" / "state.json").read_text())["step"] == 1
+    grpo(problems(), capped(100_000), out, locate=locate)
+    rows = untimed(out / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0] == only
+    assert adapter_bytes(out)
+    spent = [json.loads(line)["usage"] for line in (out / "spent.jsonl").read_text().splitlines()]
+    assert sum(usage["generated_tokens"] for usage in spent) == sum(row["generated_tokens"] for row in rows)
 
 
 def test_what_came_after_the_checkpoint_is_dropped_and_done_again(whole: Path, tmp_path: Path, exact: Config) -> None:

@@ -1,0 +1,70 @@
+"""The caps of a run over all its starts: what each call cost is on disk before anybody hears of what was bought."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+from stepwise.config import BudgetConfig, Config
+from stepwise.errors import BudgetExceededError
+from stepwise.io import append_rows, read_rows
+from stepwise.models.budget import Ledger
+from stepwise.runs.directory import RunDirectory
+from stepwise.types import Usage
+
+
+def uncapped(config: Config) -> Config:
+    """The configuration without its caps: they end a collection, and change nothing in what it has collected, so that
+    it goes on in the same directory when they are raised.
+    """
+    return config.model_copy(update={"budget": BudgetConfig()})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spent:
+    """A row of spent.jsonl: what one call by `role` cost."""
+
+    role: str
+    usage: Usage
+
+
+class Caps:
+    """The caps of a configuration, and what all starts of a run have spent by its spent.jsonl.
+
+    Where the calls are no results by themselves (not `are_results`), a run that failed before it had any keeps nothing.
+    Raises ConfigError where a cap on money lacks a price.
+    """
+
+    def __init__(self, config: Config, directory: RunDirectory, *, are_results: bool = True) -> None:
+        self.config, self.ledger = config, Ledger.for_config(config, self._write)
+        self._path, self._lock = directory.claim("spent.jsonl", is_input=not are_results), threading.Lock()
+        for row in read_rows(self._path, _Spent):
+            self.ledger.record(row.role, row.usage)
+
+    def check(self, done: int, coming: int, what: str = "problems") -> None:
+        """Raise BudgetExceededError where `coming` problems, at the mean cost of the `done` ones, would not fit.
+
+        A chunk, or a step of training, that meets a cap half way is lost with all that it cost, so it had better not
+        begin.
+        """
+        for name, left in self.ledger.remaining().items():
+            cap = getattr(self.config.budget, name)
+            if left is None or not done:
+                continue
+            paid = cap - left
+            if paid / done * coming > left:
+                raise BudgetExceededError(
+                    f"budget.{name} = {cap:,.10g}: {paid:,.10g} spent on {done} {what}, so the next {coming} would "
+                    f"take about {paid / done * coming:,.4g} and do not fit; raise budget.{name}",
+                    cap=f"budget.{name}",
+                )
+
+    def _write(self, role: str, usage: Usage) -> None:
+        """Write down what a call cost."""
+        with self._lock:
+            append_rows(self._path, [_Spent(role, usage)])
+
+    def add(self, role: str, usage: Usage) -> None:
+        """Count and write down what was spent without a call of this start."""
+        self.ledger.record(role, usage)
+        self._write(role, usage)
