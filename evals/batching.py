@@ -220,14 +220,17 @@ def show(run: Run[Any], result: dict[str, Any]) -> None:
     run.table("tokens a second by number of sequences", list(map(str, rates)), [[f"{r:.1f}" for r in rates.values()]])
     run.say("runs at once at most: " + str(result["fastest"]))
     run.say("split: " + ", ".join(f"{n}: {'+'.join(map(str, sizes))}" for n, sizes in result["split"].items()))
-    columns = ("problems", "way", "tokens", "seconds", "tokens/s", "by count", "by time", "all", "slower than singles")
+    # By a curve that is given, time says nothing.
+    shares = ("by count", "by time", "all") if run.args.curve is None else ("by count",)
+    columns = ("problems", "way", "tokens", "seconds", "tokens/s", *shares, "slower")
     table = []
     for count, rows in result["problems"].items():
         for way, row in rows.items():
-            figures = [f"{row[name]:.2f}" if name in row else "" for name in ("by count", "by time", "all")]
+            figures = [f"{row[name]:.2f}" if name in row else "" for name in shares]
             figures.append(str(row.get("slower than singles", "")))
             table.append([str(count), way, str(row["tokens"]), f"{row['seconds']:.1f}", f"{row['rate']:.1f}", *figures])
-    run.table("steps of random lengths; shares of what the curve allows", columns, table)
+    title = "steps of random lengths; shares of what the curve allows; batches that it calls slower than singles"
+    run.table(title, columns, table)
     for count, rows in result["problems"].items():
         one = rows["split"]
         sizes = ", ".join(f"{size}: {n}" for size, n in one["sizes"].items())

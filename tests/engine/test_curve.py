@@ -174,6 +174,11 @@ def test_as_many_problems_are_open_as_the_curves_want_and_memory_allows(load: Lo
 # ----- what a run keeps
 
 
+def model_of(path: Path) -> ModelConfig:
+    """Nothing is left open that would be found out about the machine."""
+    return ModelConfig(model=f"llamacpp/{path}", context=256, sequences=8, threads=1)
+
+
 def started(out: Path) -> RunDirectory:
     directory = RunDirectory(out, program="a_test", config=Config(), arguments={})
     directory.check(overwrite=False)
@@ -184,7 +189,7 @@ def started(out: Path) -> RunDirectory:
 def test_a_run_keeps_curve_sequences_threads_and_build_for_its_later_starts(
     tmp_path: Path, tiny_gguf_path: Path
 ) -> None:
-    model, out = ModelConfig(model=f"llamacpp/{tiny_gguf_path}", context=256, sequences=8, threads=1), tmp_path / "run"
+    model, out = model_of(tiny_gguf_path), tmp_path / "run"
     with started(out).ending(), load_engine(model, curve=STEPPED) as engine:
         first = engine.generate(jobs(engine, 5))
         (out / "rows.jsonl").touch()
@@ -207,7 +212,7 @@ def test_a_run_keeps_curve_sequences_threads_and_build_for_its_later_starts(
 def test_another_build_than_the_run_began_with_is_said(
     tmp_path: Path, tiny_gguf_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, out = ModelConfig(model=f"llamacpp/{tiny_gguf_path}", context=256), tmp_path / "run"
+    model, out = model_of(tiny_gguf_path), tmp_path / "run"
     with started(out).ending(), load_engine(model, curve=STEPPED):
         (out / "rows.jsonl").touch()
     text = (out / "engines.json").read_text()
@@ -217,7 +222,7 @@ def test_another_build_than_the_run_began_with_is_said(
 
 
 def test_an_engine_that_is_loaded_already_goes_by_the_curve_of_the_run(tmp_path: Path, tiny_gguf_path: Path) -> None:
-    model, out = ModelConfig(model=f"llamacpp/{tiny_gguf_path}", context=256), tmp_path / "run"
+    model, out = model_of(tiny_gguf_path), tmp_path / "run"
     with started(out).ending(), load_engine(model, curve=STEPPED):
         (out / "rows.jsonl").touch()
     try:
@@ -229,6 +234,6 @@ def test_an_engine_that_is_loaded_already_goes_by_the_curve_of_the_run(tmp_path:
 
 
 def test_a_lab_model_leaves_no_such_file(tmp_path: Path, tiny_gguf_path: Path) -> None:
-    with started(tmp_path / "run").ending(), load_engine(ModelConfig(model=f"llamacpp/{tiny_gguf_path}", context=256)):
+    with started(tmp_path / "run").ending(), load_engine(model_of(tiny_gguf_path)):
         pass
     assert not (tmp_path / "run" / "engines.json").exists()
