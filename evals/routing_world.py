@@ -107,7 +107,7 @@ class World:
             sampling=config.sampling,
             max_steps=config.routing.max_steps,
             seed=seed,
-            window=max(config.models.weak.sequences, config.models.strong.sequences),
+            window=max(config.models.weak.requests, config.models.strong.requests),
         )
 
     def reset_cache(self) -> None:

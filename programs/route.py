@@ -4,6 +4,13 @@ Problems come from a file (JSON Lines, JSON, CSV, parquet), a named set such as 
 columns of GSM8K, MATH-500, AIME or our own (id, question, answer, reference); from standard input (--problems -: JSON
 rows, or one question as plain text); or else from the lab. Every answer of a model is kept in answers.jsonl as it
 comes, so a run that goes on repeats no step of the problems that were open.
+
+A first look at two models of your own needs no configuration:
+
+    stepwise route --weak WEAK.gguf --strong STRONG.gguf --problems gsm8k.jsonl
+
+Without a scorer a step is escalated where the weak model was unsure of a token; that threshold is set on problems which
+are left out of the table. Without --n it takes the first 60 problems.
 """
 
 from __future__ import annotations
@@ -16,25 +23,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from pydantic import Field, PositiveInt
 
-from stepwise.config import Config
+from stepwise.config import Config, Roles, RoutingConfig, ScorerConfig, is_lab, model_name
 from stepwise.data.problems import SOURCES, load_problems
 from stepwise.data.tables import parse_table
-from stepwise.errors import DataError, reason_of
+from stepwise.errors import ConfigError, DataError, reason_of
 from stepwise.grading import GRADER_VERSION, check_gold, find_answer
 from stepwise.lab.problems import generate
+from stepwise.models.sizes import settled
 from stepwise.models.store import CallCache
 from stepwise.report import Report, summary_table, write_report
+from stepwise.report.first_try import COLUMNS, in_words, table_rows
 from stepwise.report.terminal import StepStream, show_trace
 from stepwise.routing.compare import judge, plan_routing, verdict_of
+from stepwise.routing.first_try import SIGNAL, first_try, parts
 from stepwise.routing.learned import Learned, ModelNames
 from stepwise.routing.metrics import cost_of, savings
-from stepwise.routing.policy import Policy
+from stepwise.routing.policies import Never
+from stepwise.routing.policy import Policy, needs_scorer
 from stepwise.routing.route import RoutingInterrupted
 from stepwise.routing.router import StepRouter
 from stepwise.routing.saved import SavedPolicy, load_policy, policy_from_config, policy_to_dict, save_policy
+from stepwise.routing.signal_policies import Signalled
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import PIPE, Options, Run, one_of, program
 from stepwise.types import Problem, Trace
@@ -42,8 +54,17 @@ from stepwise.types import Problem, Trace
 _WHERE = one_of("Problems")
 
 
+_FIRST = 60
+_MODELS = Group("Models")
+
+
 class _Options(Options):
     neutral = ("stream", "as_json", "show")
+
+    weak: Annotated[str | None, Parameter(group=_MODELS)] = None
+    """the weak model: the path of a GGUF, or provider/name"""
+    strong: Annotated[str | None, Parameter(group=_MODELS)] = None
+    """the strong model"""
 
     problems: Annotated[str | None, _WHERE, PIPE] = Field(None, description=f"{SOURCES}; - is standard input")
     lab: Annotated[PositiveInt | None, _WHERE] = None
@@ -66,6 +87,13 @@ class _Options(Options):
     """print a JSON object per problem, and one of the totals"""
     show: int = 0
     """solutions to print at the end"""
+
+    def overrides(self) -> list[str]:
+        """The models."""
+        if (self.weak is None) != (self.strong is None):
+            raise ConfigError("--weak and --strong go together; give both, or a --config with the models")
+        given = {"weak": self.weak, "strong": self.strong}
+        return [f"models.{role}.model={model_name(model)}" for role, model in given.items() if model is not None]
 
 
 def problems_of(source: str | None, split: str, n: int | None, lab: int | None = None) -> list[Problem]:
@@ -118,14 +146,39 @@ def _problems_of(args: _Options) -> list[Problem]:
     return problems_of(args.problems, args.split, args.n, args.lab)
 
 
+def _is_first_try(config: Config, args: _Options) -> bool:
+    """Whether models of the user's come without a scorer and a policy."""
+    return (
+        not is_lab(config.models.weak.model)
+        and config.scorer == ScorerConfig()
+        and config.routing.policy == RoutingConfig().policy
+        and args.policy is None
+        and not args.stream
+    )
+
+
+def _first_problems_of(args: _Options) -> list[Problem]:
+    return _problems_of(args if args.n or args.lab else args.model_copy(update={"n": _FIRST}))
+
+
 def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
+    if _is_first_try(config, args):
+        aside, problems = parts(_first_problems_of(args))
+        arms = plan_routing(config, [Never(), Signalled(SIGNAL, 0.0)], problems)
+        return [*arms, *plan_routing(config, [Never()], aside)]
     return plan_routing(config, [_policy_of(config, args).policy], _problems_of(args))
 
 
 @program(_Options, doc=__doc__, plan=_plan)
 def main(run: Run[_Options]) -> None:
-    args, saved = run.args, _policy_of(run.config, run.args)
-    problems = _problems_of(args)
+    args, first = run.args, _is_first_try(run.config, run.args)
+    saved = SavedPolicy(Never(), None) if first else _policy_of(run.config, args)
+    problems = _first_problems_of(args) if first else _problems_of(args)
+    roles: list[Roles] = ["weak", "strong", *(["scorer"] if needs_scorer(saved.policy) else [])]  # type: ignore[list-item]
+    run.config = settled(run.config, roles)
+    if first:
+        _try_first(run, problems)
+        return
     with StepRouter.from_config(run.config, policy=saved.policy, window=1 if args.stream else None) as loaded:
         if not args.force:
             saved.check(run.config, loaded.card)
@@ -136,6 +189,38 @@ def main(run: Run[_Options]) -> None:
             _route(run, loaded.with_cache(cache), problems)
             if cache.hit_rate:
                 run.say(cache.summary())
+
+
+def _try_first(run: Run[_Options], problems: list[Problem]) -> None:
+    """Set a policy, measure it beside the weak model alone, and write down all of it."""
+    with (
+        CallCache(run.path("answers.jsonl")) as cache,
+        StepRouter.from_config(run.config, policy=Never(), cache=cache) as router,
+    ):
+        first = first_try(router, problems)
+        save_policy(run.path("policy.json"), first.policy, router.card)
+        arms = [*first.measured, *([first.strong] if first.strong else [])]
+        run.directory.claim("traces.jsonl").unlink(missing_ok=True)
+        run.write("traces.jsonl", *(view for m in arms for view in m.views))
+        words = in_words(first, router.prices)
+        for m in arms:
+            run.metrics(**vars(m.row), grader=GRADER_VERSION)
+        report = Report(
+            title="A first try of two models",
+            rows=tuple(m.row for m in first.measured),
+            traces=tuple(view for m in reversed(arms) for view in m.views),
+            meta={"weak model": run.config.models.weak.model, "strong model": run.config.models.strong.model},
+            notes=tuple(words),
+        )
+    for view in first.measured[1].views[: run.args.show]:
+        show_trace(view.trace, run.console)
+    run.table(f"{len(problems)} problems, {first.aside} of them to set the threshold", COLUMNS, table_rows(first))
+    for line in words:
+        run.say(line)
+    run.say(f"The policy: --policy {run.path('policy.json')}. A configuration to go on with: stepwise init.")
+    run.page("report.html", lambda path: write_report(path, report), "the solutions step by step")
+    failed = [view.trace.note for view in first.measured[1].views if view.trace.finish == "error"]
+    run.refuse_failure(failed, len(first.measured[1].views))
 
 
 def _remember(run: Run[_Options], policy: Policy, card: ModelNames) -> None:

@@ -27,6 +27,9 @@ PROGRAMS = {
     "train": "Train a LoRA adapter: sft, dpo or rl.",
     "export": "Write an adapter as GGUF, alone or merged.",
     "evaluate_localizer": "How often first errors are named (ProcessBench).",
+    "init": "Write a configuration for models of your own.",
+    "doctor": "Check the installation and every model.",
+    "import": "Make the training directory of a GGUF.",
     "config": "Print the annotated default configuration.",
 }
 """Every program, with the line that `stepwise --help` shows of it."""

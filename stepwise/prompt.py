@@ -12,6 +12,12 @@ from stepwise.errors import ConfigError
 from stepwise.records import Section
 from stepwise.steps import Splitter
 
+STEPS = (
+    "Solve the problem step by step. Write each step as a short paragraph with one calculation, and leave a blank line "
+    "between steps. Use plain text, no code. End with the final answer in \\boxed{}."
+)
+"""The system text for a model that was not trained on steps, which are told apart by blank lines."""
+
 
 class SolvePrompt(Section):
     """How a problem becomes a chat: system text and the arguments of the model's chat template.

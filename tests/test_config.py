@@ -40,9 +40,24 @@ def test_the_annotated_file_is_the_lab_and_names_every_key(tmp_path: Path) -> No
 def test_one_line_swaps_the_model_of_a_role_and_nothing_else(tmp_path: Path, role: str, table: str) -> None:
     config = Config.load(write(tmp_path, f'[{table}]\nmodel = "openai/other"\n'))
     assert config.role(role).model == "openai/other"  # type: ignore[arg-type]
-    back = config.role(role).model_copy(update={"model": Config.lab().role(role).model})  # type: ignore[arg-type]
-    assert back == Config.lab().role(role)  # type: ignore[arg-type]
+    lab, other = Config.lab().role(role), config.role(role)  # type: ignore[arg-type]
+    by_machine = {"context", "sequences", "threads"}  # what the lab sets, and is found for others
+    assert {getattr(other, field) for field in by_machine} == {None}
+    assert other.model_dump(exclude=by_machine | {"model"}) == lab.model_dump(exclude=by_machine | {"model"})
     assert config.routing == Config.lab().routing
+
+
+def test_prompt_and_sampling_suit_the_weak_model_unless_they_are_set() -> None:
+    mine = ["models.weak.model=llamacpp/mine.gguf"]
+    general = Config.load(None, mine)
+    assert "blank line between steps" in general.prompt.system
+    assert "\\boxed{}" in general.prompt.system
+    assert (general.sampling.temperature, general.sampling.max_step_tokens) == (0.3, 256)
+    own = Config.load(None, [*mine, "prompt.system=Solve.", "sampling.max_step_tokens=99"])
+    assert (own.prompt.system, own.sampling.temperature, own.sampling.max_step_tokens) == ("Solve.", 0.3, 99)
+    assert Config.load(None, [*mine, "prompt.user=Solve: {question}"]).prompt.system == ""
+    assert Config.load(None, ["models.strong.model=openai/x"]).prompt == Config.lab().prompt
+    assert Config(models={"weak": "llamacpp/mine.gguf"}) == general  # type: ignore[arg-type]
 
 
 def test_the_labs_critic_is_an_adapter_and_another_critic_takes_nothing_of_it_over(tmp_path: Path) -> None:

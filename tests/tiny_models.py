@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Arch = Literal["llama", "qwen2", "qwen3"]
-PreTokenizer = Literal["gpt-2", "llama-bpe", "qwen2"]
+PreTokenizer = Literal["gpt-2", "smollm", "llama-bpe", "qwen2"]
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|score|>", "<|good|>", "<|bad|>")
 CHAT_TEMPLATE = (
@@ -24,6 +24,7 @@ QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LLAMA3_REGEX = QWEN2_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_RARE = {"Ą", "Ć", "ÿ", "À"}  # the bytes 4, 6, 255 and 192, which are among those that SmolLM's vocabulary lacks
 _NAMES = ("Mia", "Tom", "Ava", "Ben", "Zoë", "José")
 _THINGS = ("apples", "marbles", "stickers", "books", "coins")
 
@@ -43,8 +44,9 @@ def training_text() -> Iterator[str]:
 def train_tokenizer(pre: PreTokenizer = "qwen2", *, vocab_size: int = 512, add_bos: bool = False) -> Any:
     """A byte-level BPE `tokenizers.Tokenizer` with the pre-tokenizer that real models of that name have.
 
-    llama-bpe looks a whole word up before it merges (`ignore_merges`), as Llama 3 does; qwen2 normalises to NFC, as
-    Qwen does. `add_bos` adds a post-processor that puts <|endoftext|> first.
+    smollm lacks tokens for a few rare bytes, as SmolLM does; llama-bpe looks a whole word up before it merges
+    (`ignore_merges`), as Llama 3 does; qwen2 normalises to NFC, as Qwen does. `add_bos` adds a post-processor that puts
+    <|endoftext|> first.
     """
     from tokenizers import (
         AddedToken,
@@ -61,6 +63,9 @@ def train_tokenizer(pre: PreTokenizer = "qwen2", *, vocab_size: int = 512, add_b
     tokenizer = Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
     if pre == "gpt-2":
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    elif pre == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     else:
         split = pre_tokenizers.Split(Regex(QWEN2_REGEX if pre == "qwen2" else LLAMA3_REGEX), behavior="isolated")
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -68,7 +73,7 @@ def train_tokenizer(pre: PreTokenizer = "qwen2", *, vocab_size: int = 512, add_b
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - (_RARE if pre == "smollm" else set()))
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(training_text(), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])

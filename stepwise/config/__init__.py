@@ -1,6 +1,8 @@
 """What a run uses, as small frozen models read from TOML: one per concept, each also usable on its own.
 
-Every field has a default, and `Config()` is the embedded lab, so a file holds only what differs from it. A key that
+Every field has a default, and `Config()` is the embedded lab, so a file holds only what differs from it. Where the weak
+model is another, prompt and sampling that are not set suit models in general (`suited`), and what a model's engine
+needs and is not set (context, sequences, threads) is found when it is loaded: `stepwise.models.sizes`. A key that
 does not exist or a value of the wrong type is a `ConfigError` that names the file, the key, the nearest valid key and
 the remedy. An API key is never a value here: `api_key_env` names the environment variable that holds it, and it is read
 when it is used.
@@ -12,22 +14,31 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from stepwise.config import errors as config_errors
 from stepwise.config.errors import FrozenConfig
-from stepwise.config.models import LoadConfig, ModelConfig, ModelsConfig, ScorerConfig, is_lab_critic
+from stepwise.config.models import (
+    LoadConfig,
+    ModelConfig,
+    ModelsConfig,
+    ScorerConfig,
+    is_lab,
+    is_lab_critic,
+    model_name,
+)
 from stepwise.config.training import DpoConfig, LoraConfig, RlConfig, SftConfig
 from stepwise.errors import ConfigError, wrong_type
 from stepwise.plugins import check_choice, is_import_path
-from stepwise.prompt import SolvePrompt
+from stepwise.prompt import STEPS, SolvePrompt
 
 __all__ = [
     "BudgetConfig", "CapsConfig", "Config", "CriticConfig", "LoadConfig", "ModelConfig", "ModelsConfig", "Roles",
-    "RoutingConfig", "SamplingConfig", "ScorerConfig", "is_lab_critic",
+    "RoutingConfig", "SamplingConfig", "ScorerConfig", "is_lab", "is_lab_critic", "model_name", "suited",
 ]  # fmt: skip
+_Section = TypeVar("_Section", bound=BaseModel)
 Roles = Literal["weak", "strong", "critic", "scorer"]
 
 
@@ -61,13 +72,34 @@ class SamplingConfig(FrozenConfig):
     """How steps are drawn, by every model."""
 
     temperature: float = Field(default=0.7, ge=0)
-    """0 is greedy"""
+    """0 is greedy; unset: 0.7 for the lab's weak model, 0.3 for others"""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """1 switches it off"""
     top_k: int = Field(default=0, ge=0)
     """0 switches it off"""
     max_step_tokens: int = Field(default=128, ge=1)
-    """most tokens of one step; a step that reaches it is cut"""
+    """most tokens of one step, which is cut there; unset: 128 for the lab's weak model, 256 for others"""
+
+
+# Steps of real models have 50 to 120 tokens: at 128, a quarter of the solutions were cut.
+_IN_GENERAL: dict[type[BaseModel], dict[str, Any]] = {
+    SolvePrompt: {"system": STEPS},
+    SamplingConfig: {"temperature": 0.3, "max_step_tokens": 256},
+}
+
+
+def suited(section: _Section, weak: str) -> _Section:
+    """`section` (a prompt or sampling) with what is not set in it as it suits `weak`, the weak model's name: the lab's
+    own values for the lab's, else those for models in general. A prompt that words the question is left as it is.
+
+    >>> suited(SamplingConfig(temperature=0.0), "llamacpp/mine.gguf").max_step_tokens
+    256
+    """
+    given = section.model_fields_set
+    if is_lab(weak) or "user" in given:
+        return section
+    fill = {name: value for name, value in _IN_GENERAL[type(section)].items() if name not in given}
+    return section.model_copy(update=fill)
 
 
 POLICIES = (
@@ -140,6 +172,12 @@ class Config(FrozenConfig):
     dpo: DpoConfig = DpoConfig()
     rl: RlConfig = RlConfig()
 
+    @model_validator(mode="after")
+    def _suits_its_weak_model(self) -> Self:
+        for name in ("prompt", "sampling"):
+            self.__dict__[name] = suited(getattr(self, name), self.models.weak.model)
+        return self
+
     @classmethod
     def lab(cls) -> Self:
         """The embedded models and their settings; `stepwise config` prints the same as an annotated file."""
@@ -160,8 +198,9 @@ class Config(FrozenConfig):
             raise ConfigError(wrong_type("path", path, "give the path of a TOML file"))
         file = "the built-in configuration" if path is None else str(path)
         overrides = [overrides] if isinstance(overrides, str) else overrides
+        names = {role: {"model": getattr(cls().models, role).model} for role in ModelsConfig.model_fields}
         try:
-            return cls.model_validate(config_errors.merged(cls().model_dump(), path, overrides))
+            return cls.model_validate(config_errors.merged({"models": names}, path, overrides))
         except ValidationError as error:
             raise ConfigError(config_errors.explain(error, cls, file, overrides)) from None
 

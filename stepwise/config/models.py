@@ -18,7 +18,27 @@ from stepwise.plugins import check_choice, is_import_path
 _MODEL_NAME = re.compile(r"([^/\s]+)/(\S.*)")
 _ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 _LAB_CRITIC = "llamacpp/lab-critic"
+_LAB_LOADING = {"context": 2048, "sequences": 64, "threads": 1}
 _UPPERCASE_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{12,}")
+
+
+def is_lab(model: Any) -> bool:
+    """Whether a model, by its name in a configuration, is one of the lab's.
+
+    >>> is_lab("llamacpp/lab-weak"), is_lab("llamacpp/models/mine.gguf")
+    (True, False)
+    """
+    return str(model).startswith("llamacpp/lab-")
+
+
+def model_name(text: str) -> str:
+    """What was given for a model as a configuration names it: the path of a GGUF may stand without its provider.
+
+    >>> model_name("models/mine.gguf"), model_name("openai/NAME")
+    ('llamacpp/models/mine.gguf', 'openai/NAME')
+    """
+    bare = text.endswith(".gguf") and not text.startswith(("llamacpp/", "hf:"))
+    return f"llamacpp/{text}" if bare or text.startswith("lab-") else text
 
 
 class LoadConfig(FrozenConfig):
@@ -26,12 +46,13 @@ class LoadConfig(FrozenConfig):
 
     model: str
     """provider/name: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", "hf:ORG/REPO/FILE.gguf", "openai/NAME", ..."""
-    context: int = Field(default=2048, ge=64)
-    """longest sequence in tokens, prompt and solution together"""
-    sequences: int = Field(default=64, ge=1)
-    """most sequences decoded in one batch (llamacpp), or most requests in flight (API)"""
-    threads: int = Field(default=1, ge=1)
-    """CPU threads; more than the free cores is much slower than one, unless OMP_WAIT_POLICY=passive is set"""
+    context: int | None = Field(default=None, ge=64)
+    """longest sequence in tokens, prompt and solution together; unset: by the model and the memory that is free"""
+    sequences: int | None = Field(default=None, ge=1)
+    """most sequences decoded in one batch (llamacpp), by the memory where unset; most requests in flight (API), 64"""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads, the physical cores where unset; more than are free is much slower than one, unless
+    OMP_WAIT_POLICY=passive is set"""
     gpu_layers: int = Field(default=0, ge=-1)
     """layers kept on the GPU, -1 for all; needs a CUDA, Metal or Vulkan build of llama-cpp-python"""
     kv_type: Literal["f16", "f32", "q8_0"] = "f16"
@@ -62,7 +83,11 @@ class LoadConfig(FrozenConfig):
     @model_validator(mode="before")
     @classmethod
     def _name_stands_for_its_model(cls, value: Any) -> Any:
-        return {"model": value} if isinstance(value, str) else value
+        value = {"model": value} if isinstance(value, str) else value
+        if not isinstance(value, dict):
+            return value
+        model = value.get("model", cls.model_fields["model"].default)
+        return {**(_LAB_LOADING if is_lab(model) else {}), **value}
 
     @field_validator("model")
     @classmethod
@@ -111,6 +136,11 @@ class LoadConfig(FrozenConfig):
         if (self.price_in is None) != (self.price_out is None):
             raise ValueError("price_in and price_out go together; give both (0 for what is free) or neither")
         return self
+
+    @property
+    def requests(self) -> int:
+        """Most requests in flight at an API."""
+        return self.sequences or 64
 
     @property
     def local(self) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stepwise.errors import ExportError
 from stepwise.models.safetensors import check, read_json
 
-_ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
+ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor")
 
@@ -114,12 +114,16 @@ def read_config(model_dir: Path) -> GgufConfig:
     path = model_dir / "config.json"
     config = read_json(path)
     names = config.get("architectures") or [None]
-    arch = _ARCHITECTURES.get(str(names[0]), "")
+    arch = ARCHITECTURES.get(str(names[0]), "")
     quantized, activation = config.get("quantization_config"), config.get("hidden_act", "silu")
     sliding = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or [])
     attention_bias = arch == "qwen2" or bool(config.get("attention_bias"))
     for sound, problem in (
-        (arch, f"architectures is {config.get('architectures')!r}; supported are {', '.join(_ARCHITECTURES)}"),
+        (
+            arch,
+            f"architectures is {config.get('architectures')!r}, supported are {', '.join(ARCHITECTURES)}; for "
+            "others take llama.cpp's convert_hf_to_gguf.py, and convert_lora_to_gguf.py for adapters",
+        ),
         (
             not quantized,
             "quantization_config is set; export the unquantized model, then quantize to GGUF",

@@ -26,13 +26,16 @@ _QWEN2 = (
 )
 _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 _GPT2 = "the ByteLevel pre-tokenizer's own"
+_DIGITS = "the same, after single digits"
 # (regex, ignore_merges) -> tokenizer.ggml.pre: its name decides whether llama.cpp looks a word up before it merges.
 _PRE_TOKENIZERS = {
     (_GPT2, False): "gpt-2",
+    (_DIGITS, False): "smollm",
     (_QWEN2, False): "qwen2",
     (_LLAMA3, True): "llama-bpe",
     (_LLAMA3, False): "smaug-bpe",
 }
+_ORDINARY = (*b"\t\n\r", *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1))  # bytes of UTF-8 but the rarest
 _UNUSED = 5  # llama.cpp's token type for padding rows of the embedding
 _PROBES = (
     "Mia has 12 apples and buys 345.67 more.\n\nSo 12 + 345.67 = 357.67.\n\n",
@@ -44,7 +47,7 @@ _PROBES = (
     "for (int i=0;i<n;i++) { a[i] += 1; }  // ok\r\n",
 )
 _SUPPORTED = (
-    "supported are byte-level BPE tokenizers (a tokenizer.json) with the pre-tokenizer of GPT-2, of Llama 3 "
+    "supported are byte-level BPE tokenizers (a tokenizer.json) with the pre-tokenizer of GPT-2, SmolLM, Llama 3 "
     "(numbers in groups of up to three digits) or of Qwen2 and Qwen3 (single digits)"
 )
 
@@ -95,6 +98,8 @@ def _pre_tokenizer(path: Path, spec: Mapping[str, Any]) -> str:
     regex = None
     if kinds == ["ByteLevel"] and stages[0].get("use_regex", True):
         regex = _GPT2
+    elif kinds == ["Digits", "ByteLevel"] and stages[0].get("individual_digits") and stages[1].get("use_regex", True):
+        regex = _DIGITS
     elif kinds == ["Split", "ByteLevel"] and not stages[1].get("use_regex", True):
         split = stages[0]
         if split.get("behavior") == "Isolated" and not split.get("invert", False):
@@ -111,6 +116,28 @@ def _pre_tokenizer(path: Path, spec: Mapping[str, Any]) -> str:
     return name
 
 
+def pre_tokenizer_stages(name: str) -> dict[str, Any] | None:
+    """The parts of a tokenizer.json that split a text as llama.cpp does under `tokenizer.ggml.pre` = `name`; None for a
+    name that is not known here.
+
+    >>> pre_tokenizer_stages("smollm")["pre_tokenizer"]["pretokenizers"][0]
+    {'type': 'Digits', 'individual_digits': True}
+    """
+    regex = next((regex for (regex, _), known in _PRE_TOKENIZERS.items() if known == name), None)
+    if regex is None:
+        return None
+    whole = regex in (_GPT2, _DIGITS)
+    bytes_of = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": whole}
+    first: dict[str, Any] = {"type": "Digits", "individual_digits": True}
+    if not whole:
+        first = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+    stages = [bytes_of] if regex == _GPT2 else [first, bytes_of]
+    return {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": stages},
+        "normalizer": {"type": "NFC"} if name == "qwen2" else None,
+    }
+
+
 def _check_model(path: Path, model: Mapping[str, Any]) -> None:
     kind, vocab, merges = model.get("type"), model.get("vocab"), model.get("merges")
     check(kind == "BPE" and isinstance(vocab, dict), f"{path}: model.type is {kind!r}; {_SUPPORTED}")
@@ -125,12 +152,14 @@ def _check_model(path: Path, model: Mapping[str, Any]) -> None:
         check(not value, f"{path}: model.{key} is {value!r}, which llama.cpp does not have; {_SUPPORTED}")
     # The characters that stand for the 256 bytes (GPT-2): a printable byte for itself, the others from 256 on.
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    characters = {*printable, *range(256, 512 - len(printable))}
-    missing = sum(chr(code) not in model["vocab"] for code in characters)
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+    # Rare bytes without a token (SmolLM lacks 21) are passed over by transformers and llama.cpp alike.
+    missing = [byte for byte in _ORDINARY if characters[byte] not in model["vocab"]]
     check(
         not missing,
-        f"{path}: {missing} of the 256 byte characters are not in the vocabulary, so some text has no tokens; "
-        "train the tokenizer with initial_alphabet=ByteLevel.alphabet()",
+        f"{path}: {len(missing)} of the byte characters of ordinary text are not in the vocabulary, so some text has "
+        "no tokens; train the tokenizer with initial_alphabet=ByteLevel.alphabet()",
     )
 
 
@@ -154,8 +183,9 @@ def _vocabulary(
     )
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [int(TokenType.UNUSED)] * vocab_size
-    for token, token_id in vocab.items():
-        tokens[token_id], types[token_id] = token, int(TokenType.NORMAL)
+    for token, token_id in vocab.items():  # padding that was written down as words stays padding
+        if token != tokens[token_id]:
+            tokens[token_id], types[token_id] = token, int(TokenType.NORMAL)
     for entry in added:
         for flag in ("lstrip", "rstrip", "single_word"):
             problem = f"added token {entry['content']!r} has {flag}=true"
@@ -217,11 +247,11 @@ def _added_by_post_processor(
     return bool(before), bool(after)
 
 
-def check_train_from(gguf: str | Path, directory: str | Path) -> None:
+def check_train_from(gguf: str | Path, directory: str | Path, texts: Sequence[str] = _PROBES) -> None:
     """Raise ConfigError, naming the first difference, unless both tokenizers agree.
 
     Compared: the token of every id (padding rows aside), every merge in order, the end-of-sequence token, the
-    beginning-of-sequence token where the directory names one, and the ids of probe texts. Needs the `train` extra.
+    beginning-of-sequence token where the directory names one, and the ids of `texts`. Needs the `train` extra.
     Raises ExportError where the directory holds a tokenizer that no GGUF of ours can have.
     """
     from llama_cpp import Llama
@@ -250,7 +280,7 @@ def check_train_from(gguf: str | Path, directory: str | Path) -> None:
             raise ConfigError(f"tokenizers differ in the id of {name}: {ours_id} in the GGUF, {theirs_id}; {remedy}")
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     with captured_log(), closing(Llama(str(gguf), vocab_only=True, verbose=False)) as model:
-        for text in _PROBES:
+        for text in texts:
             ids = model.tokenize(text.encode(), add_bos=False, special=False)
             other_ids = tokenizer.encode(text, add_special_tokens=False).ids
             if ids != other_ids:

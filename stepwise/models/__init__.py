@@ -22,11 +22,11 @@ def load_backend(
     model that LiteLLM reaches ("openai/...", "anthropic/...", with api_base for a server), a ModelConfig, or a backend
     as it is.
 
-    `prompt` is put around every question. `overrides` replace fields of the ModelConfig (context=512,
-    adapter="a.gguf"). Each call loads the model anew. Raises ConfigError for a wrong spec, BackendError where the model
-    cannot be loaded.
+    `prompt` is put around every question; without one it asks for steps, but of the lab's models. `overrides` replace
+    fields of the ModelConfig (context=512, adapter="a.gguf"). Each call loads the model anew. Raises ConfigError for a
+    wrong spec, BackendError where the model cannot be loaded.
     """
-    from stepwise.config import ModelConfig
+    from stepwise.config import ModelConfig, suited
 
     if hasattr(spec, "continue_solutions") and not isinstance(spec, type):
         backend = cast("Backend", spec)
@@ -34,6 +34,7 @@ def load_backend(
             raise ConfigError(f"{backend.name} is loaded already; {', '.join(overrides)} cannot be changed on it")
         return backend
     spec = ModelConfig.of(spec, "model").model_copy(update=overrides)
+    prompt = prompt or suited(SolvePrompt(), spec.model)
     if not spec.local:
         from stepwise.models.litellm import LiteLLMBackend
 

@@ -36,7 +36,7 @@ _MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_tur
 
 
 class LiteLLMBackend(Generator):
-    """Continues solutions under `prompt` through LiteLLM. Thread safe; at most `config.sequences` requests are in
+    """Continues solutions under `prompt` through LiteLLM. Thread safe; at most `config.requests` requests are in
     flight.
 
     What the model can do is found by a few short calls before the first request (or when `capabilities` is first read),
@@ -61,7 +61,7 @@ class LiteLLMBackend(Generator):
         self._findings: Findings | None = None
         self._probing = threading.Lock()
         self._probe_usage = Usage()
-        self._pool = ThreadPoolExecutor(config.sequences, thread_name_prefix="stepwise-api")
+        self._pool = ThreadPoolExecutor(config.requests, thread_name_prefix="stepwise-api")
 
     @property
     def findings(self) -> Findings:
@@ -99,7 +99,7 @@ class LiteLLMBackend(Generator):
             prefill=found.continuation != "prompt",
             logprobs=found.logprobs and found.continuation != "raw",  # raw answers have another shape
             grammar=found.schema,
-            batch=self.config.sequences > 1,
+            batch=self.config.requests > 1,
             adapters=self.config.adapter is not None,
         )
 

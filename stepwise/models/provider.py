@@ -87,8 +87,9 @@ def lm(spec: str | Path | Mapping[str, Any] | LoadConfig, *, engine: _Door = "li
         settings = {**({"api_base": config.api_base} if config.api_base else {}), **settings}
         return dspy.LM(config.model, engine="litellm", **({"api_key": key} if key else {}), **settings)
     register_litellm()
-    name = f"{config.model}@{identity(shared_engine(config))}"
-    declare(name, config.prices, config.context)
+    loaded = shared_engine(config)
+    name = f"{config.model}@{identity(loaded)}"
+    declare(name, config.prices, loaded.context)
     load = config.model_dump(include=set(LOAD_FIELDS), exclude_defaults=True)
     return dspy.LM(name, engine="litellm", **load, **settings)
 

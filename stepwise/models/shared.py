@@ -9,18 +9,20 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-from stepwise.config import LoadConfig
+from stepwise.config import LoadConfig, is_lab
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine import Engine
 from stepwise.models.engine.context import build_id
 from stepwise.models.engine.curve import SMALLEST, Curve
 from stepwise.models.hub import adapter_path, gguf_file
+from stepwise.models.sizes import completed
 from stepwise.runs.directory import CURRENT
 from stepwise.runs.progress import announce, stage
 
 _log = logging.getLogger(__package__)
 LOAD_FIELDS = ("context", "sequences", "threads", "gpu_layers", "kv_type", "flash_attention", "adapter")
 """What of a model's configuration its engine depends on, besides the weights."""
+_AS_ASKED = 1 << 62  # how many sequences there is room for was found before
 _lock = threading.Lock()
 _engines: dict[Hashable, Engine] = {}
 
@@ -95,7 +97,10 @@ def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
     provider, _, name = config.model.partition("/")
     if provider != "llamacpp":
         raise ConfigError(f'model is "{config.model}"; the engine runs GGUF files: write "llamacpp/path/to/model.gguf"')
-    settings = {field: getattr(config, field) for field in LOAD_FIELDS}
+    config = completed(config)
+    settings: dict[str, Any] = {field: getattr(config, field) for field in LOAD_FIELDS}
+    if not is_lab(config.model):
+        settings["kv_memory"] = _AS_ASKED
     settings |= {"adapter": config.lora, "train_from": config.train_from, "curve": "measured"}
     doing = f"loading {config.model}" + (f" with {config.adapter}" if config.adapter else "")
     announce(doing)

@@ -15,6 +15,7 @@ from stepwise.errors import ConfigError, DataError, wrong_type
 from stepwise.models import load_backend
 from stepwise.models.budget import Ledger
 from stepwise.models.scorers import load_scorer
+from stepwise.models.sizes import complete, in_words
 from stepwise.models.store import CallCache
 from stepwise.plugins import is_import_path
 from stepwise.prompt import SolvePrompt
@@ -22,6 +23,7 @@ from stepwise.routing.policy import Policy
 from stepwise.routing.route import Models
 from stepwise.routing.saved import policy_from_dict, policy_to_dict
 from stepwise.routing.settings import RouteSettings
+from stepwise.runs.progress import announce
 
 _log = logging.getLogger(__package__)
 
@@ -175,8 +177,14 @@ class LoadedRouter(dspy.Module):
         return Ledger(caps, self.prices, roles=roles)
 
     def _loaded(self) -> Models:
-        weak, strong = (self._load(role, self._specs[role], load_backend) for role in ("weak", "strong"))
-        scorer = self._specs["scorer"]
+        result = complete(
+            {role: load for role, spec in self._specs.items() if (load := loading(role, spec)) is not None}
+        )
+        if result.chosen:
+            announce(in_words(result))
+        self._loads, specs = result.models, {**self._specs, **result.models}
+        weak, strong = (self._load(role, specs[role], load_backend) for role in ("weak", "strong"))
+        scorer = specs["scorer"]
         return Models(weak, strong, None if scorer is None else self._load("scorer", scorer, load_scorer))
 
     def _names(self) -> dict[str, str | None]:
@@ -203,11 +211,14 @@ class LoadedRouter(dspy.Module):
 
     def _prices(self) -> dict[str, tuple[float, float] | None]:
         """What each model costs: known of a configuration or a name, unknown of an object."""
-        prices = dict[str, tuple[float, float] | None]()
-        for role, spec in self._specs.items():
-            if isinstance(spec, str) and is_import_path(spec):
-                spec = ScorerConfig(kind=spec)
-            if isinstance(spec, str | Path | Mapping):
-                spec = (ScorerConfig if role == "scorer" else ModelConfig).of(spec, role)
-            prices[role] = spec.prices if isinstance(spec, LoadConfig) else None
-        return prices
+        loads = {role: loading(role, spec) for role, spec in self._specs.items()}
+        return {role: None if load is None else load.prices for role, load in loads.items()}
+
+
+def loading(role: str, spec: Any) -> LoadConfig | None:
+    """How the model of a role is loaded, by its name or configuration; None for an object."""
+    if isinstance(spec, str) and is_import_path(spec):
+        spec = ScorerConfig(kind=spec)
+    if isinstance(spec, str | Path | Mapping):
+        spec = (ScorerConfig if role == "scorer" else ModelConfig).of(spec, role)
+    return spec if isinstance(spec, LoadConfig) else None

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import dspy
 
-from stepwise.config import BudgetConfig, Config, ModelConfig, SamplingConfig, ScorerConfig
+from stepwise.config import BudgetConfig, Config, ModelConfig, SamplingConfig, ScorerConfig, is_lab, suited
 from stepwise.data.problems import load_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.models.base import Backend
@@ -24,7 +24,7 @@ from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
 from stepwise.records import items_of
 from stepwise.routing.learned import ModelNames
-from stepwise.routing.loaded import LoadedRouter
+from stepwise.routing.loaded import LoadedRouter, loading
 from stepwise.routing.metrics import Cost, cost_of
 from stepwise.routing.policies import Threshold
 from stepwise.routing.policy import Policy, label_of, needs_scorer
@@ -101,8 +101,10 @@ class StepRouter(LoadedRouter):
     ) -> None:
         super().__init__(callbacks)
         self.policy = Threshold() if policy is None else as_policy(policy)
-        self.prompt = SolvePrompt.of(prompt, "prompt")
-        self.settings = RouteSettings(SamplingConfig.of(sampling, "sampling"), max_steps, seed, window, self.prompt)
+        self.prompt, drawing = SolvePrompt.of(prompt, "prompt"), SamplingConfig.of(sampling, "sampling")
+        if (named := loading("weak", weak)) is not None:
+            self.prompt, drawing = suited(self.prompt, named.model), suited(drawing, named.model)
+        self.settings = RouteSettings(drawing, max_steps, seed, window, self.prompt)
         caps = BudgetConfig.of(budget, "budget")
         self._allow_import = frozenset(allow_import)
         if needs_scorer(self.policy) and scorer is None:
@@ -153,7 +155,7 @@ class StepRouter(LoadedRouter):
         config = Config.of(config, "config")
         policy = policy_from_config(config.routing) if policy is None else as_policy(policy)
         weak = config.models.weak.model
-        foreign = not weak.startswith("llamacpp/lab-")
+        foreign = not is_lab(weak)
         if needs_scorer(policy) and foreign and config.scorer == ScorerConfig():
             raise ConfigError(
                 f"policy {policy.name!r} looks at scores, but the scorer is still {config.scorer.model}, which knows "
@@ -163,7 +165,7 @@ class StepRouter(LoadedRouter):
         router = cls(
             config.models.weak,
             config.models.strong,
-            config.scorer,
+            None if foreign and config.scorer == ScorerConfig() else config.scorer,
             policy,
             prompt=config.prompt,
             sampling=config.sampling,
@@ -174,7 +176,7 @@ class StepRouter(LoadedRouter):
             cache=cache,
         )
         if window is None and open_problems(router.models.weak, router.models.strong) is None:
-            window = max(config.models.weak.sequences, config.models.strong.sequences)
+            window = max(load.requests for role, load in router._loads.items() if role != "scorer")
         router.settings = dataclasses.replace(router.settings, run=config.hash, window=window)
         return router
 

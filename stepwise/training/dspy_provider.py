@@ -254,8 +254,9 @@ def _served(lm: Any, adapter: Path) -> Any:
     """`lm` with the adapter attached and loaded, under a name that holds the hashes of both."""
     lm.kwargs["adapter"] = str(adapter)
     config = _load_config(lm)
-    lm.model = f"{config.model}@{identity(shared_engine(config))}"
-    declare(lm.model, config.prices, config.context)
+    engine = shared_engine(config)
+    lm.model = f"{config.model}@{identity(engine)}"
+    declare(lm.model, config.prices, engine.context)
     return lm
 
 

@@ -36,6 +36,8 @@ except ImportError:
     require_training()  # says what is missing, and how to install it
     raise
 
+_LONGEST = 4096  # tokens of a row, where models.weak.context is not set
+
 
 @dataclass
 class Trainee:
@@ -125,7 +127,8 @@ def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: boo
     for module in trained.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = cfg.lora.dropout if dropout else 0.0
-    context = min(model.context, int(getattr(frozen.config, "max_position_embeddings", model.context)))
+    context = model.context or _LONGEST
+    context = min(context, int(getattr(frozen.config, "max_position_embeddings", context)))
     return Trainee(trained.train(), tokenizer, device, base, context)
 
 

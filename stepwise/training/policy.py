@@ -222,7 +222,7 @@ def check_teacher(
                 f"as {len(read)} tokens, but models.weak.model, {cfg.models.weak.model}, as {len(student_ids)}, or "
                 f"others: another tokenizer or chat template; {_OTHER}"
             )
-    longest = min(max(map(len, prompts.values())) + cfg.rl.max_tokens, cfg.models.weak.context)
+    longest = min(max(map(len, prompts.values())) + cfg.rl.max_tokens, student.context)
     if teacher.context < longest:
         raise ConfigError(
             f"models.strong.context is {teacher.context}, but a prompt and its rollout may have {longest} tokens; "

@@ -227,9 +227,9 @@ def test_only_models_loaded_here_are_closed(monkeypatch: pytest.MonkeyPatch) -> 
     from stepwise.routing import loaded as module
 
     loaded = ScriptedBackend(world.strong_step, "loaded")
-    monkeypatch.setattr(module, "load_backend", lambda spec, **_: loaded if isinstance(spec, str) else spec)
+    monkeypatch.setattr(module, "load_backend", lambda spec, **_: spec if spec is weak else loaded)
     weak = ScriptedBackend(world.weak_step, "w")
-    with StepRouter(weak, "llamacpp/some.gguf", ScriptedScorer({})) as made:
+    with StepRouter(weak, "llamacpp/lab-strong", ScriptedScorer({})) as made:
         made.with_policy(Never()).close()
         assert loaded.closed == 0
     made.close()

@@ -249,7 +249,7 @@ def _template_with_other_token(spec: dict[str, Any]) -> None:
         (lambda spec: spec["model"].update(merges=[]), "model.merges is missing or empty"),
         (lambda spec: spec["model"].update(unk_token="?"), "model.unk_token"),
         (lambda spec: spec["model"].update(ignore_merges=True), "ignore_merges=True"),
-        (lambda spec: spec["model"]["vocab"].pop("Ġ"), "1 of the 256 byte characters"),
+        (lambda spec: spec["model"]["vocab"].pop("Ġ"), "1 of the byte characters of ordinary text"),
         (lambda spec: spec.update(normalizer={"type": "Lowercase"}), "normalizer 'Lowercase'"),
         (lambda spec: spec["pre_tokenizer"].update(add_prefix_space=True), "add_prefix_space"),
         (lambda spec: spec["added_tokens"][0].update(lstrip=True), "lstrip=true"),

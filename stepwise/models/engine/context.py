@@ -29,7 +29,9 @@ from stepwise.models.engine.weights import read_gguf
 
 BATCH = 512
 """Most tokens in one call of llama_decode."""
-_KV_TYPES = {"f32": (0, 4.0), "f16": (1, 2.0), "q8_0": (8, 34 / 32)}  # ggml's number, and bytes of an element
+KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
+"""What one element of the key-value cache takes, by the cache's type."""
+_KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml.h
 _MAX_STREAMS = 256
 MAX_ADAPTERS = 8
 """Adapters that stay loaded; training attaches one after the other."""
@@ -129,7 +131,7 @@ class LlamaContext:
         self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
         self.parameters: int = lib.llama_model_n_params(self.model)
         padded = (context + 255) // 256 * 256  # llama.cpp reads its cache in pieces of 256 cells
-        stream_bytes = padded * self._cell_size() * _KV_TYPES[kv_type][1]
+        stream_bytes = padded * self._cell_size() * KV_BYTES[kv_type]
         self.streams = max(1, min(sequences, int(kv_memory / stream_bytes), _MAX_STREAMS))
         self.memory_bytes = int(lib.llama_model_size(self.model) + self.streams * stream_bytes)
         self.max_rows = max(self.streams, 64)
@@ -138,7 +140,7 @@ class LlamaContext:
         params.n_batch = params.n_ubatch = BATCH
         params.n_outputs_max, params.n_outputs_max_per_seq = self.max_rows, 0
         params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = _KV_TYPES[kv_type][0]
+        params.type_k = params.type_v = _KV_TYPES[kv_type]
         params.flash_attn_type = -1 if flash_attention else 0  # -1: wherever the device has it
         params.kv_unified, params.no_perf, params.offload_kqv = False, True, gpu_layers != 0
         with captured_log() as lines:

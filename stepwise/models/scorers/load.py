@@ -25,6 +25,8 @@ from stepwise.plugins import check_plugin, is_import_path, load_plugin, make_plu
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Problem, Usage, as_problem
 
+_LONGEST = 4096  # tokens that a classifier reads, where its context is not set
+
 
 def load_scorer(
     spec: str | Path | Mapping[str, Any] | ScorerConfig | Scorer, *, prompt: SolvePrompt | None = None
@@ -53,11 +55,11 @@ def load_scorer(
     if spec.kind == "classifier":
         directory = _after("transformers", spec, "the directory of a model with a classification head")
         return ClassifierScorer(
-            directory, marker=spec.marker, context=spec.context, dtype=spec.dtype, device=spec.device
+            directory, marker=spec.marker, context=spec.context or _LONGEST, dtype=spec.dtype, device=spec.device
         )
     if spec.kind == "pooling":
         name, marker = _after("vllm", spec, "the model's name on the server"), spec.marker or QWEN_PRM_MARKER
-        return PoolingScorer(_server(spec), name, marker=marker, requests=spec.sequences)
+        return PoolingScorer(_server(spec), name, marker=marker, requests=spec.requests)
     return _judge(spec) if spec.kind == "judge" else _label_token(spec, prompt)
 
 
@@ -76,7 +78,7 @@ def _label_token(spec: ScorerConfig, prompt: SolvePrompt | None) -> Scorer:
                 f'scorer.layout is "{spec.layout}", which is read on a local model only; write model = '
                 f'"llamacpp/path.gguf", or layout = "marker" for {spec.model}'
             )
-        return ServedLabelScorer(_server(spec), spec.model.partition("/")[2], requests=spec.sequences, **tokens)
+        return ServedLabelScorer(_server(spec), spec.model.partition("/")[2], requests=spec.requests, **tokens)
     return _on_engine(spec, lambda engine: LabelTokenScorer(engine, layout=_layout(engine, spec), **tokens))
 
 
@@ -107,7 +109,7 @@ def _judge(spec: ScorerConfig) -> Scorer:
             spec.model,
             ask=spec.ask,
             template=spec.template or QUESTION,
-            requests=spec.sequences,
+            requests=spec.requests,
             remote=True,
         )
     _, good, bad = spec.tokens

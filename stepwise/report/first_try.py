@@ -1,0 +1,93 @@
+"""What a first try of two models came to, as a table and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from stepwise.models.budget import Prices
+from stepwise.routing.compare import Measured, TraceView
+from stepwise.routing.first_try import SHARE, FirstTry
+from stepwise.stats import wilson
+
+COLUMNS = ("", "n", "right", "95 % interval", "strong tokens\na problem", "all tokens\na problem", "s")
+_CUT = ("length", "repetition")
+
+
+def table_rows(first: FirstTry) -> list[tuple[str, ...]]:
+    """A row of `COLUMNS` for the weak model alone, the policy, and the strong model alone where it came to an end."""
+    arms = [("weak alone", first.measured[0]), ("routed", first.measured[1])]
+    arms += [("strong alone", first.strong)] if first.strong else []
+    return [(name, *_cells(measured)) for name, measured in arms]
+
+
+def _cells(measured: Measured) -> Iterator[str]:
+    row = measured.row
+    yield f"{row.n}"
+    yield "no answers given" if row.accuracy is None else f"{row.accuracy:.1%}"
+    yield "" if row.accuracy_low is None else f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%}"
+    yield f"{row.strong_tokens / row.n:,.0f}"
+    yield f"{row.generated_tokens / row.n:,.0f}"
+    yield "" if row.seconds is None else f"{row.seconds:,.0f}"
+
+
+def in_words(first: FirstTry, prices: Mapping[str, Prices | None]) -> list[str]:
+    """The policy and where it was set, how the arms compare on the same problems, money, and what looks wrong."""
+    weak, routed = first.measured
+    lines = [
+        f"Policy: a step is escalated where its signal {first.policy.signal.name} (how sure the weak model was of its "
+        f"tokens) is below {first.policy.threshold:.3g}. There is no scorer; the threshold was set on {first.aside} "
+        f"problems that are not in the table, where it escalates {SHARE:.0%} of the steps."
+    ]
+    if weak.accuracy is not None:
+        gap = first.measured.difference(routed.label, weak.label)
+        ends = (
+            f" ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})" if gap.low is not None and gap.high is not None else ""
+        )
+        lines.append(f"Routed less weak alone, paired: {100 * (gap.value or 0.0):+.1f} points{ends}.")
+    if first.strong is not None:
+        count, ids = len(first.strong.views), {view.trace.problem.id for view in first.strong.views}
+        same = [sum(right for view, right in zip(m.views, m.correct, strict=True) if view.trace.problem.id in ids)
+                for m in (weak, routed, first.strong)]  # fmt: skip
+        lines.append(
+            f"The strong model alone wrote {count} solutions, under a cap of {first.strong_cap:,} tokens; "
+            f"on these {count} problems weak, routed and strong solve {same[0]}, {same[1]} and {same[2]}."
+        )
+    else:
+        lines.append(f"The strong model alone wrote no whole solution within {first.strong_cap:,} tokens.")
+    money = [_money(m, prices) for m in first.measured]
+    if any(money):
+        lines.append(f"Money: weak alone {_shown(money[0])}, routed {_shown(money[1])}.")
+    return [*lines, *_looks_wrong(weak)]
+
+
+def _money(measured: Measured, prices: Mapping[str, Prices | None]) -> float | None:
+    total = 0.0
+    for view in measured.views:
+        for role, usage in view.trace.usage.items():
+            price = prices.get(role)
+            if price is None:
+                return None
+            total += (price[0] * usage.prompt_tokens + price[1] * usage.generated_tokens) / 1e6
+    return total
+
+
+def _shown(money: float | None) -> str:
+    return "unknown (no prices given)" if money is None else f"{money:,.4g}"
+
+
+def _looks_wrong(weak: Measured) -> Iterator[str]:
+    """Shares of the weak model's solutions that say nothing of how well it reasons, with what to change."""
+    n = len(weak.views)
+
+    def share(kind: str, views: list[TraceView], remedy: str) -> str:
+        ends = wilson(len(views), n)
+        return f"{len(views)} of {n} solutions of the weak model {kind} ({ends.low:.0%} to {ends.high:.0%}): {remedy}."
+
+    cut = [view for view in weak.views if view.trace.finish in _CUT]
+    boxless = [view for view in weak.views if view not in cut and view.trace.answer is None]
+    if cut:
+        yield share("were cut", cut, "raise sampling.max_step_tokens, routing.max_steps or models.weak.context")
+    if boxless:
+        yield share(
+            "have no boxed answer", boxless, "the prompt ([prompt] system) has to ask this model for it plainly"
+        )
