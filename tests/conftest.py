@@ -16,6 +16,8 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 import pytest
 from hypothesis import settings
 
+gc.disable()  # until everything is imported
+
 # A machine that trains in the background is slow now and then: no property test has a deadline.
 settings.register_profile("stepwise", deadline=None)
 settings.load_profile("stepwise")
@@ -34,6 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # a tenth of the time went into looking through what the imports had left
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ class Critic(BaseHTTPRequestHandler):
         time.sleep(random.random() * 0.05)
         text = "".join(str(message["content"]) for message in body["messages"])
         number = int(hashlib.sha256(re.sub(r"\s+", " ", text).encode()).hexdigest()[:4], 16) % 90
-        reply = json.dumps({"location": 0, "content": f"Let me begin anew: there are {number} things to count."})
+        reply = json.dumps({"location": 1, "content": f"Let me begin anew: there are {number} things to count."})
         message = {"role": "assistant", "content": reply}
         answer = {
             "id": "x",
