@@ -187,7 +187,7 @@ def told(requests):
 
 models.weak.model.continue_solutions = told
 while True:
-    routed(Random(0.5), models, 400)
+    routed(Random(0.5), models, 150)
     print("done", flush=True)
 """
 
@@ -207,10 +207,10 @@ def test_after_kill_9_everything_that_was_answered_is_there_and_the_traces_come_
     with CallCache(path) as cache:
         assert len(cache) >= kept
         before = len(cache)
-        resumed = routed(Random(0.5), cached(inner, cache), 400)
+        resumed = routed(Random(0.5), cached(inner, cache), 150)
         assert asked(inner) == cache.misses["weak"] + cache.misses["strong"] == len(cache) - before
         assert cache.hits["weak"] + cache.hits["strong"] == before
-    assert without_cost(resumed) == without_cost(routed(Random(0.5), world.models(), 400))
+    assert without_cost(resumed) == without_cost(routed(Random(0.5), world.models(), 150))
 
 
 def test_a_cache_that_is_no_cache_or_is_open_elsewhere_is_refused(tmp_path: Path) -> None:

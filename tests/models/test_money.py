@@ -44,12 +44,13 @@ from stepwise.models.driver import Driver
 from stepwise.models.litellm import LiteLLMBackend
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
-from tests.models.test_money import PROBLEMS
+from stepwise.types import Problem
 
+problems = [Problem(f"p{i}", f"What is {i} + {i}?") for i in range(12)]
 config = ModelConfig(model="openai/m", api_base=sys.argv[1], continuation="prefill", sequences=4)
 with LiteLLMBackend(config) as backend, CallCache(sys.argv[2], replays_are_free=True) as store:
     model = Wrappers(Ledger(), store=store).model(backend, "weak")
-    requests = [Request(problem, n=3, max_tokens=50) for problem in PROBLEMS]
+    requests = [Request(problem, n=3, max_tokens=50) for problem in problems]
     made = Driver(exact=False).run([model.generate(request) for request in requests])
     print(sum(sample.text == "fine" for each in made for sample in each.samples))
 """
