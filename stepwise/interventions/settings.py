@@ -251,7 +251,7 @@ class Writers:
         for role in {*roles, *self._used} & {"weak", "strong"}:
             getattr(self, role).reset_cache()
         asked = {*roles, *self._used} - self._given - {"weak", "strong"}
-        if asked and self._config.models.critic.local:
+        if asked and self._config.models.critic.local and self._config.critic.method != critics.REFERENCE:
             shared_engine(self._config.models.critic).reset_cache()
 
     def close(self) -> None:

@@ -63,7 +63,8 @@ def test_a_collection_by_references_asks_no_critic_and_calls_its_rows_distillati
         problems.append(Problem(problem.id, problem.question, problem.answer, "\n\n".join([*steps, f"So {total}."])))
     settings = CollectSettings(rollouts=3, guided=8, max_tokens=100, accept="success", fresh=2)
     weak = ScriptedBackend(world.written, "weak")
-    path = collect(problems, BY_REFERENCE, tmp_path, settings=settings, writers=Writers(BY_REFERENCE, weak=weak))
+    nowhere = Config.load(None, ["critic.method=reference", "models.critic.model=llamacpp/not/there.gguf"])
+    path = collect(problems, nowhere, tmp_path, settings=settings, writers=Writers(nowhere, weak=weak))
     assert {row.made.model for row in read_stage(path.parent, "located")} == {"reference"}
     examples = read_stage(path.parent, "examples")
     assert examples
