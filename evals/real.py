@@ -30,6 +30,7 @@ from pydantic import PositiveInt
 
 from stepwise.config import ModelConfig, SamplingConfig
 from stepwise.data.problems import load_problems
+from stepwise.errors import DataError
 from stepwise.models import load_backend
 from stepwise.models.base import Request
 from stepwise.models.llamacpp import LlamaCppBackend
@@ -83,6 +84,8 @@ class _Options(Options):
     """problems"""
     share: float = 0.3
     """of steps (of problems, for the router by question) that go to the strong model"""
+    system: str = SYSTEM
+    """what both models are asked to do"""
     temperature: float = 0.3
     threads: PositiveInt = 1
     batch: PositiveInt = 16
@@ -108,14 +111,14 @@ def main(run: Run[_Options]) -> None:
     if args.rows:
         problems = [problems[row] for row in json.loads(args.rows.read_text())]
     problems = problems[: args.n]
-    arms = _arms(args, problems)
+    arms = _arms(run, problems)
     done = {(row.problem, row.arm) for row in run.rows("rows.jsonl", Row)}
     todo = [problem for problem in problems if any((problem.id, name) not in done for name in arms)]
     if todo:
         models = [
             load_backend(
                 ModelConfig(model=f"llamacpp/{path}", threads=args.threads, context=2048, sequences=args.batch),
-                prompt=SolvePrompt(system=SYSTEM),
+                prompt=SolvePrompt(system=args.system),
             )
             for path in (args.weak, args.strong)
         ]
@@ -126,8 +129,9 @@ def main(run: Run[_Options]) -> None:
     _show(run, list(run.rows("rows.jsonl", Row)), list(arms), rates)
 
 
-def _arms(args: _Options, problems: Sequence[Problem]) -> dict[str, Policy]:
+def _arms(run: Run[_Options], problems: Sequence[Problem]) -> dict[str, Policy]:
     """Every policy, set on the attempts at other problems."""
+    args = run.args
     attempts = [Attempt.read(line) for line in (args.attempts / "attempts.jsonl").read_text().splitlines()]
     features = [Features.of(attempt, "paragraphs") for attempt in attempts]
     arms: dict[str, Policy] = {"weak": Never(), "strong": Always(), "Random": Random(args.share)}
@@ -136,7 +140,11 @@ def _arms(args: _Options, problems: Sequence[Problem]) -> dict[str, Policy]:
         arms[signal.title] = Signalled(signal, threshold_at(signal.worse, values, args.share))
     known = {problem.id: problem for problem in load_problems(args.train)}
     traces = [Trace(known[each.id], (Step(each.text, "weak"),), "answer") for each in attempts]
-    by_question = fit_query_classifier(traces, measured_on=problems)
+    try:
+        by_question = fit_query_classifier(traces, measured_on=problems)
+    except DataError as error:
+        run.say(f"No router by question: {error}.")
+        return arms
     chances = sorted((by_question.chance(trace.problem.question) for trace in traces), reverse=True)
     arms["by question"] = QueryClassifier(
         by_question.weights, by_question.bias, chances[int(args.share * len(chances))], by_question.fitted_on
@@ -170,7 +178,7 @@ def _measure(
             models[0],
             models[1],
             policy=Never(),
-            prompt=SolvePrompt(system=SYSTEM),
+            prompt=SolvePrompt(system=run.args.system),
             sampling=sampling,
             cache=cache,
             max_steps=20,
@@ -237,7 +245,8 @@ def _show(
             _points(bootstrap(random(arm), len(names))) if compared and arm != "Random" else "",
         ))  # fmt: skip
     columns = ("Arm", "Accuracy", "Strong", "All", "Seconds", "Above the line", "Against Random")
-    run.table(f"{len(names)} problems; a difference below {sees(len(names)):.0%} is not seen", columns, table)
+    least = 100 * sees(len(names))
+    run.table(f"{len(names)} problems; a difference below {least:.0f} points is not seen", columns, table)
     seen = ", ".join(f"{n} problems see {100 * sees(n):.0f} points" for n in (len(names), 200, 643))
     run.say(f"At 80 % power, where three pairs in ten differ, {seen}.")
 

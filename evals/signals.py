@@ -23,7 +23,8 @@ from pydantic import PositiveInt
 from stepwise.data.problems import load_problems
 from stepwise.data.processbench import read_rows
 from stepwise.grading import grade
-from stepwise.models.engine import Engine, GenerationJob
+from stepwise.models.driver import Driver
+from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.prompt import SolvePrompt
 from stepwise.records import record
 from stepwise.routing import LeastLogprob, MeanLogprob, Signal, TokenEntropy, View
@@ -99,6 +100,8 @@ class _Options(Options):
     """attempts, one of each problem"""
     traces: tuple[Path, ...] = ()
     """labelled solutions in ProcessBench's columns, to read in place of attempts"""
+    system: str = SYSTEM
+    """what the model is asked to do"""
     threads: PositiveInt = 1
     batch: PositiveInt = 16
     """attempts at once"""
@@ -128,38 +131,35 @@ def _written(run: Run[_Options]) -> list[Attempt]:
     problems = sorted(load_problems(args.problems), key=lambda problem: stable_hash(problem.id, "attempt"))[: args.n]
     done = {attempt.id for attempt in attempts}
     todo = [(place, problem) for place, problem in enumerate(problems) if problem.id not in done]
-    if todo:
-        context = args.max_tokens + 1024
-        with (
-            Engine.load(args.model, context=context, sequences=args.batch, threads=args.threads) as engine,
-            progress("attempts", len(problems), done=len(done)) as advance,
-        ):
-            for low in range(0, len(todo), 2 * args.batch):
-                made = _sampled(engine, todo[low : low + 2 * args.batch], args.max_tokens)
-                run.write("attempts.jsonl", *made)
-                attempts += made
-                advance(len(made))
+    if not todo:
+        return attempts
+    context, prompt = args.max_tokens + 1024, SolvePrompt(system=args.system)
+    with (
+        Engine.load(args.model, context=context, sequences=args.batch, threads=args.threads) as engine,
+        progress("attempts", len(problems), done=len(done)) as advance,
+    ):
+
+        async def sample(place: int, problem: Problem) -> None:
+            job = GenerationJob(
+                tuple(engine.prompt_ids(prompt, problem.question)), args.max_tokens, stop="solution", seed=place,
+                temperature=TEMPERATURES[place % len(TEMPERATURES)],
+            )  # fmt: skip
+            (made,) = await engine.agenerate([job])
+            attempts.append(_attempt(engine, problem, job, made))
+            run.write("attempts.jsonl", attempts[-1])
+            advance(1)
+
+        Driver((engine,)).run([sample(*each) for each in todo], window=args.batch)
     return attempts
 
 
-def _sampled(engine: Engine, part: Sequence[tuple[int, Problem]], max_tokens: int) -> list[Attempt]:
-    prompt = SolvePrompt(system=SYSTEM)
-    jobs = [
-        GenerationJob(
-            tuple(engine.prompt_ids(prompt, problem.question)), max_tokens, stop="solution", seed=place,
-            temperature=TEMPERATURES[place % len(TEMPERATURES)],
-        )
-        for place, problem in part
-    ]  # fmt: skip
-    return [
-        Attempt(
-            problem.id, problem.question, job.temperature, made.finish,
-            grade(extract_answer(made.text) or "", problem.answer or "").value,
-            tuple(engine.token_bytes(token).decode("latin-1") for token in made.ids), made.end or None,
-            _rounded(made.logprobs), _rounded(made.entropies),
-        )
-        for (_, problem), job, made in zip(part, jobs, engine.generate(jobs), strict=True)
-    ]  # fmt: skip
+def _attempt(engine: Engine, problem: Problem, job: GenerationJob, made: Generation) -> Attempt:
+    verdict = grade(extract_answer(made.text) or "", problem.answer or "").value
+    pieces = tuple(engine.token_bytes(token).decode("latin-1") for token in made.ids)
+    return Attempt(
+        problem.id, problem.question, job.temperature, made.finish, verdict, pieces, made.end or None,
+        _rounded(made.logprobs), _rounded(made.entropies),
+    )  # fmt: skip
 
 
 def _read(run: Run[_Options]) -> list[Attempt]:
@@ -170,7 +170,7 @@ def _read(run: Run[_Options]) -> list[Attempt]:
     todo = [row for row in rows if row.problem.id not in done]
     if not todo:
         return attempts
-    prompt = SolvePrompt(system=SYSTEM)
+    prompt = SolvePrompt(system=run.args.system)
     with (
         Engine.load(run.args.model, context=2048, sequences=1, threads=run.args.threads) as engine,
         progress("solutions read", len(rows), done=len(done)) as advance,
