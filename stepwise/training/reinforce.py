@@ -74,14 +74,13 @@ def grpo(
     an attempt and its intervention. They are part of what is graded and nothing on them is trained; schemes "outcome"
     and "distill" take them.
 
-    Under the caps of [budget] no step is begun that at the mean cost of those before it would pass one; what all starts
-    have spent counts. One that meets a cap ends the run at a checkpoint, and it goes on when the cap is raised.
+    A step that would pass a cap of [budget], with what all starts have spent, ends the run at a checkpoint, and it goes
+    on from there when the cap is raised.
 
     `out`/metrics.jsonl has a row per step, `out`/rollouts the rollouts with their credit. Raises, before anything is
     computed, DataError for problems or hints that cannot be used and an adapter of another base, ConfigError for
     models, settings or a missing judge; later BudgetExceededError at a cap, BackendError where sampler and trainer
-    disagree, or memory runs out, DataError where the loss is not finite, and where nothing can be learned: in the first
-    batches no rollout has an answer, or no token an advantage.
+    disagree, or memory runs out, DataError where the loss is not finite or the first batches can teach nothing.
 
     Example:
         adapter = grpo("problems.jsonl", sw.Config.load("config.toml", ["rl.credit.scheme=vppo"]), "out/rl")
