@@ -1,6 +1,6 @@
 """Test the tests: which of 200 small faults in routing, budget, interventions, credit and training they notice.
 
-    python tools/mutants.py make                    # choose 200 in this tree, seeded, and write tools/mutants.json
+    python tools/mutants.py make                    # choose 200 in this tree, seeded; those that were tried stay
     python tools/mutants.py run --until 19:30       # try those without a verdict; the list keeps each as it comes
     python tools/mutants.py run --again survived    # try those that survived once more
     python tools/mutants.py show                    # how many were killed, and each survivor
@@ -36,13 +36,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST, NOTES = Path(__file__).with_name("mutants.json"), ROOT / "out" / "mutants"
+BUDGET_TESTS = ["tests/test_budget.py", "tests/*/test_caps.py", "tests/models/test_money.py"]
 PARTS = {  # part: (mutants, files under stepwise/, test folders and files)
     "credit": (20, ["credit"], ["tests/credit", "tests/training/test_crediting.py"]),
-    "budget": (
-        20,
-        ["models/budget*"],
-        ["tests/test_budget*.py", "tests/*/test_caps.py", "tests/models/test_money.py"],
-    ),
+    "budget": (20, ["models/budget.py", "models/caps.py", "models/reservations.py"], BUDGET_TESTS),
     "interventions": (40, ["interventions"], ["tests/interventions"]),
     "training": (35, ["training"], ["tests/training"]),
     "routing": (85, ["routing"], ["tests/routing"]),
@@ -130,20 +127,22 @@ def mutants_of(file: str, source: str) -> dict[tuple[Any, ...], tuple[int, int, 
     return result
 
 
-def make(seed: int = 0) -> list[Mutant]:
-    """Choose mutants in this tree: a share for each part, at most two in a function."""
+def make(kept: Sequence[Mutant] = (), seed: int = 0) -> list[Mutant]:
+    """Choose mutants in this tree, a share for each part, at most two in a function; those of `kept` stay."""
     rows: list[Mutant] = []
     for part, (count, folders, _) in PARTS.items():
-        files = [path for name in folders for path in ROOT.glob(f"stepwise/{name}")]
-        files = sorted(file for path in files for file in ([path] if path.is_file() else path.rglob("*.py")))
-        keys = [key for path in files for key in mutants_of(path.relative_to(ROOT).as_posix(), path.read_text("utf-8"))]
+        paths = [path for name in folders for path in ROOT.glob(f"stepwise/{name}")]
+        paths = sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py")))
+        keys = [key for path in paths for key in mutants_of(path.relative_to(ROOT).as_posix(), path.read_text("utf-8"))]
         random.Random(f"{part} {seed}").shuffle(keys)
-        taken: Counter[tuple[str, str]] = Counter()
+        mine = [row for row in kept if row["part"] == part]
+        taken = Counter((row["file"], row["function"]) for row in mine)
         for key in keys:
-            if taken.total() < count and taken[key[:2]] < PER_FUNCTION and not key[1].endswith("__repr__"):
+            if len(mine) < count and taken[key[:2]] < PER_FUNCTION and not key[1].endswith("__repr__"):
                 taken[key[:2]] += 1
-                rows.append({"id": len(rows), "part": part, **dict(zip(KEY, key, strict=True))})
-    return rows
+                mine.append({"part": part, **dict(zip(KEY, key, strict=True))})
+        rows += mine
+    return [{**row, "id": number} for number, row in enumerate(rows)]
 
 
 # ----- trials
@@ -225,14 +224,14 @@ def tests(names: list[str], *options: str, plugins: Sequence[object]) -> int:
     return int(pytest.main([*fixed, *options, *names], plugins=list(plugins)))
 
 
-def forked(tree: Path, work: Callable[[], int], seconds: float, log: str = "last.log") -> tuple[str, float]:
+def forked(tree: Path, work: Callable[[], int], seconds: float) -> tuple[str, float]:
     """Run `work` in a forked process in `tree`: "passed", "failed" or "late", and the processor seconds it took."""
 
     def child() -> None:
         os.setsid()
         os.chdir(tree)
         NOTES.mkdir(parents=True, exist_ok=True)
-        out = os.open(NOTES / log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        out = os.open(NOTES / "last.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
@@ -344,10 +343,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--again", default="", metavar="VERDICT", help="those with this verdict (default: with none)")
     parser.add_argument("--part", default="", choices=("", *PARTS), help="of one part only")
     args = parser.parse_args(argv)
+    rows: list[Mutant] = json.loads(LIST.read_text()) if LIST.exists() else []
     if args.command == "make":
-        write(make())
+        write(make([row for row in rows if row.get("verdict") in ("killed", "survived")]))
         return
-    rows: list[Mutant] = json.loads(LIST.read_text())
     if args.command == "run":
         run(rows, args.again, args.until, args.part)
     show(rows)

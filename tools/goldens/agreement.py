@@ -117,7 +117,7 @@ def _compare_trace(old: Mapping[str, Any], new: Mapping[str, Any], verdicts: Ver
     finding = parting(old, new)
     if finding.rounding:
         verdicts.note(ROUNDING, f"{name}: {finding.how}")
-    elif old["policy"] == CAPPED and "budget" in finding.how:
+    elif old["policy"] == CAPPED and "budget" in f"{finding.how} {wrong[0]}":  # also one whose note alone names it
         verdicts.note("cap order", f"{name}: {finding.how}; {wrong[0]}")
     else:
         verdicts.note("DIFFERENT", f"{name}: {finding.how}; {wrong[0]}")
