@@ -172,7 +172,8 @@ def load_policy(path: str | Path, *, allow_import: Collection[str] = ()) -> Save
     row = read_json(path, _REMEDY)
     if "p_weak" in row:
         fit = RouterFit.load(path)
-        return SavedPolicy(Planned(fit.pomdp(), fit.law, signal=fit.signal), fit.card.models)
+        models = fit.card.models if fit.signal is None else dataclasses.replace(fit.card.models, scorer=None)
+        return SavedPolicy(Planned(fit.pomdp(), fit.law, signal=fit.signal), models)
     if "runs" in row:
         learned = Learned(str(Path(path).parent), row.get("price"))
         return SavedPolicy(learned, learned.card.pair)

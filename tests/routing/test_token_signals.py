@@ -83,6 +83,8 @@ def test_a_policy_on_a_signal_routes_without_a_scorer_and_is_saved_and_loaded(tm
     assert RouterFit.load(tmp_path / "fit.json") == fit
     loaded = load_policy(tmp_path / "fit.json")
     assert loaded.policy.signal == LeastLogprob("worst")  # type: ignore[attr-defined]
+    assert loaded.card is not None
+    assert loaded.card.scorer is None  # none is asked, so any will do
     assert Signalled("least_logprob", -1.0).signal == LeastLogprob()
 
 
