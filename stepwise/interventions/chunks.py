@@ -28,6 +28,7 @@ from stepwise.grading import GRADER_VERSION
 from stepwise.interventions.settings import Writers, in_use
 from stepwise.io import append_rows, read_rows
 from stepwise.models.caps import Caps, uncapped
+from stepwise.models.sizes import settled
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
 from stepwise.runs.directory import RunDirectory, opened
@@ -150,6 +151,8 @@ def working(
     """
     with ExitStack() as stack:
         directory = stack.enter_context(opened(out, program=program, config=uncapped(config), arguments=arguments))
+        if writers is None:  # sees that all fit into memory together, and keeps what is chosen for them with the run
+            settled(config, ["weak"] if config.critic.method == "reference" else ["weak", "critic"])
         models = stack.enter_context(in_use(writers, config))
         caps, store = Caps(config, directory), None
         if not all(config.role(role).local for role in ("weak", "strong", "critic", "scorer")):

@@ -68,7 +68,7 @@ def try_out(
         read = time.perf_counter()
         made = engine.generate([GenerationJob(ids, max_tokens=_WRITTEN, temperature=1.0)])[0]
         written = time.perf_counter()
-        speeds = f"reads {len(ids) / (read - began):,.0f} tokens/s, writes {len(made.ids) / (written - read):,.0f}"
+        speeds = f"reads {len(ids) / (read - began):,.3g} tokens/s, writes {len(made.ids) / (written - read):,.3g}"
         yield Finding("speed", f"{speeds} (one sequence, {load.threads} threads)")
         if not writes:
             return

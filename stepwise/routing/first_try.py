@@ -67,10 +67,11 @@ def first_try(router: StepRouter, problems: Sequence[Problem], *, share: float =
     """
     signal, (aside, rest) = as_signal(SIGNAL), parts(problems)
     watch = Watch(signal)
-    router.with_policy(watch).solve_all(aside, description="setting the threshold")
+    traces = router.with_policy(watch).solve_all(aside, description="setting the threshold")
     values = [value for own in watch.values.values() for value in own]
     if not values:
-        raise DataError(f"no step of {len(aside)} problems has the signal {SIGNAL!r}: no step was written; see --debug")
+        reason = traces[0].note or "the weak model wrote no step"
+        raise DataError(f"no step of {len(aside)} problems has the signal {SIGNAL!r}, for example: {reason}")
     policy = Signalled(signal, threshold_at(signal.worse, values, share))
     measured = compare(router, [Never(), policy], rest)
     cap = max(_LEAST_CAP, measured[1].cost.strong_tokens)

@@ -84,10 +84,11 @@ def test_it_is_a_backend_with_capabilities_found_by_a_probe(backend: LlamaCppBac
 def test_the_prefix_is_the_prompt_then_each_step_with_its_blank_line_and_nothing_else(backend: LlamaCppBackend) -> None:
     steps = (Step("Mia starts with 12.", "strong"), Step("12 + 5 = 17", "intervention"))
     ids = backend.prefix_ids(Request(PROBLEM, steps))
-    prompt = backend.engine.prompt_ids(SolvePrompt(), PROBLEM.question)
+    assert "blank line between steps" in backend.prompt.system  # of a model that is not the lab's
+    prompt = backend.engine.prompt_ids(backend.prompt, PROBLEM.question)
     assert ids[: len(prompt)] == prompt
     assert backend.engine.detokenize(ids[len(prompt) :]) == b"Mia starts with 12.\n\n12 + 5 = 17\n\n"
-    assert ids.count(backend.engine.token_id("<|im_start|>")) == 2  # the user's and the assistant's, no new turn
+    assert ids.count(backend.engine.token_id("<|im_start|>")) == 3  # system, user and assistant, no new turn
 
 
 def test_what_it_sampled_itself_is_continued_with_the_very_ids(backend: LlamaCppBackend, scripted: Script) -> None:
