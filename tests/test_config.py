@@ -58,6 +58,8 @@ def test_prompt_and_sampling_suit_the_weak_model_unless_they_are_set() -> None:
     assert Config.load(None, [*mine, "prompt.user=Solve: {question}"]).prompt.system == ""
     assert Config.load(None, ["models.strong.model=openai/x"]).prompt == Config.lab().prompt
     assert Config(models={"weak": "llamacpp/mine.gguf"}) == general  # type: ignore[arg-type]
+    moved = Config.lab().models.model_copy(update={"weak": "llamacpp/the/same/as/base-f32.gguf"})
+    assert Config.lab().model_copy(update={"models": moved}).prompt == Config.lab().prompt  # what was made for stays
 
 
 def test_the_labs_critic_is_an_adapter_and_another_critic_takes_nothing_of_it_over(tmp_path: Path) -> None:

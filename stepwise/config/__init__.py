@@ -96,10 +96,14 @@ def suited(section: _Section, weak: str) -> _Section:
     256
     """
     given = section.model_fields_set
-    if is_lab(weak) or "user" in given:
+    if "user" in given:
         return section
-    fill = {name: value for name, value in _IN_GENERAL[type(section)].items() if name not in given}
-    return section.model_copy(update=fill)
+    # From here on they count as set: a copy of a configuration with another model, such as an export of the same one,
+    # keeps its prompt.
+    values = {name: getattr(section, name) for name in _IN_GENERAL[type(section)]}
+    if not is_lab(weak):
+        values |= {name: value for name, value in _IN_GENERAL[type(section)].items() if name not in given}
+    return section.model_copy(update=values)
 
 
 POLICIES = (
