@@ -23,6 +23,7 @@ from stepwise.errors import ConfigError
 from stepwise.models.scorers import load_scorer
 from stepwise.types import Localization, Problem
 
+_QUOTES = "\"'`“”„«»"
 Method = Literal["one_pass", "vote", "bisect", "scorer", "reference"]
 
 
@@ -197,7 +198,7 @@ def _checked(reply: dspy.Prediction, texts: list[str]) -> dspy.Prediction:
         warnings.append(f"the checks say {_named(checked)}, first_error says {_named(first)}, which counts")
     if first is None and checked is None and len(verdicts) < len(texts):
         warnings.append(f"only {len(verdicts)} of {len(texts)} steps were checked; the rest is taken for right unseen")
-    unsaid = [row for row in rows[: len(texts)] if "".join(row.quote.split()) not in "".join(texts[row.step].split())]
+    unsaid = [row for row in rows[: len(texts)] if _bare(row.quote).strip(_QUOTES) not in _bare(texts[row.step])]
     warnings += [f"step {row.step} does not say {row.quote!r}, which its check quotes" for row in unsaid]
     if critical is not None and (first is None or critical < first):
         warnings.append(f"critical_error is {_named(critical)}, but first_error {_named(first)}; it is left out")
@@ -205,6 +206,10 @@ def _checked(reply: dspy.Prediction, texts: list[str]) -> dspy.Prediction:
     wrong = (row for row in rows if row.step == first and row.verdict == "wrong")
     reason = next((f"{row.quote} should be {row.expected}" for row in wrong), "")
     return _located(first, critical, verdicts, checks, reason, warnings=warnings)
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())
 
 
 def _located(

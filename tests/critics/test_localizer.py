@@ -261,6 +261,11 @@ def test_general_formats_count_steps_from_one_and_what_is_returned_from_nought(f
     assert "[1] There are 0.\n[2] Then there is 1.\n[3] So 2." in prompts(lm)[0]
 
 
+def test_a_quote_in_quotation_marks_is_one() -> None:
+    reply = verified(1).replace("2 | 1 |", '2 | "Then there is 1 |')
+    assert ErrorLocalizer(ScriptedLM([reply]))(problem="?", steps=STEPS).warnings == []
+
+
 def test_the_labs_own_format_counts_from_nought() -> None:
     lm = ScriptedLM(["#checks:\n0 | 0 | 0 | right\n1 | 1 | 2 | wrong\n#first_error: 1\n#critical_error: 1"])
     found = ErrorLocalizer(lm, bare=True)(problem="?", steps=STEPS)
