@@ -69,7 +69,7 @@ class Chunk:
     config: Config
     settings: CollectSettings
     rates: PrefixRates = dataclasses.field(default_factory=PrefixRates, kw_only=True)
-    """of the chunks before this one"""
+    """of the chunks before this one; `run_stages` adds its own"""
 
     def but(self, **changes: Any) -> Chunk:
         """The same chunk with other settings."""
