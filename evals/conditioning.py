@@ -51,7 +51,13 @@ class Attempt(NamedTuple):
     def problem(self, granularity: Granularity = "full") -> Problem:
         """The problem with a reference of that kind."""
         given = self.lab.problem
-        return Problem(given.id, given.question, given.answer, reference(self.lab, granularity), given.source)
+        return Problem(
+            id=given.id,
+            question=given.question,
+            answer=given.answer,
+            reference=reference(self.lab, granularity),
+            source=given.source,
+        )
 
     def example(self) -> ProcessBenchRow:
         """As the functions of `stepwise.data.localization` take it."""

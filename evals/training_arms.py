@@ -238,7 +238,9 @@ def preferences(collection: Path) -> list[dict[str, Any]]:
 
 def _with_reference(made: LabProblem, kind: Granularity) -> Problem:
     plain = made.problem
-    return Problem(plain.id, plain.question, plain.answer, reference(made, kind), plain.source)
+    return Problem(
+        id=plain.id, question=plain.question, answer=plain.answer, reference=reference(made, kind), source=plain.source
+    )
 
 
 def supervise(name: str, cfg: Config, scale: Scale, seed: int, out: Path) -> Path:

@@ -20,8 +20,8 @@ from stepwise.models.store import CallCache
 from stepwise.plugins import is_import_path
 from stepwise.routing import Always, Never, Policy, StepRouter, policy_from_config
 from stepwise.routing.calibration import Calibrated, calibrate
-from stepwise.routing.compare import plan_routing
 from stepwise.routing.estimates import Estimate
+from stepwise.routing.planning import plan_routing
 from stepwise.routing.saved import load_policy
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Options, Run, one_of, program

@@ -17,8 +17,9 @@ from stepwise.io import write_text
 from stepwise.lab.problems import generate
 from stepwise.report import Report, TraceView, summary_table, write_report
 from stepwise.routing import Always, Never, Policy, Random, StepRouter, Threshold
-from stepwise.routing.compare import Measured, compare, in_words, plan_routing
+from stepwise.routing.compare import Measured, compare, in_words
 from stepwise.routing.estimates import by_family
+from stepwise.routing.planning import plan_routing
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Options, Run, program
 from stepwise.types import Problem

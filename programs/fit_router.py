@@ -1,9 +1,10 @@
 """Fit the routing model to traces: chances of a right step, how long solutions are, what scores mean, how sure that is.
 
 Traces come from --traces FILE (rows of a routing run's traces.jsonl, or rows in ProcessBench's columns with `scores`)
-or are made here: --lab N has the weak model solve N lab problems, once alone and once with steps by the strong model at
-random places, scores the steps, and takes labels from the lab's checker. Writes fit.json and calibration.svg. A killed
-run goes on where it was.
+or are made here: --problems FILE (whatever `stepwise route` takes) or --lab N has the weak model solve problems, once
+alone and once with steps by the strong model at random places, and scores the steps. Problems of the lab are labelled
+by its checker; others need gold answers and --recovery, and what labels would say is estimated (EM) where it can be; if
+not, label the traces_*.jsonl. Writes fit.json and calibration.svg. A killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 from rich.table import Table
 
 from stepwise.config import Config
+from stepwise.data.problems import SOURCES
 from stepwise.errors import DataError
 from stepwise.io import read_rows, write_text
-from stepwise.lab.problems import generate
 from stepwise.models.scorers import load_scorer
 from stepwise.report.charts import calibration_svg
-from stepwise.routing.compare import plan_routing
+from stepwise.routing.planning import plan_routing
 from stepwise.routing.policies import Never, Random
 from stepwise.routing.policy import Policy
 from stepwise.routing.pomdp.fit import RouterFit, fit_router
@@ -34,6 +35,8 @@ from stepwise.routing.token_signals import as_token_signal
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Options, Run, one_of, program
 from stepwise.types import Problem, Trace, from_json
+
+from .route import problems_of
 
 _STRONG_SHARE = 0.3  # of the steps in the traces that p_strong is counted on
 _CHUNK = 64  # traces scored at a time
@@ -45,10 +48,13 @@ _WHERE = one_of("Problems", required=True)
 class _Options(Options):
     traces: Annotated[tuple[Path, ...], _WHERE] = ()
     """JSON Lines files of traces"""
+    problems: Annotated[str | None, _WHERE] = Field(None, description=f"solve problems: {SOURCES}")
     lab: Annotated[PositiveInt | None, _WHERE] = None
     """solve N problems of a lab split and label the traces"""
     split: str = "train"
-    """with --lab: split of the problems"""
+    """split of the problems"""
+    n: PositiveInt | None = None
+    """the first N problems"""
     labels: Literal["lab", "column", "none"] | None = None
     """with --traces: the lab's checker, the column label (index of the first wrong step, -1: none), or none"""
     prm: str | None = None
@@ -69,7 +75,7 @@ class _Options(Options):
 
 
 def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
-    if args.lab is None:
+    if args.traces:
         return []
     planned = plan_routing(config, _policies(config), _problems(args))
     weak = next(part for part in planned if part.role == "weak")
@@ -79,11 +85,11 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 @program(_Options, doc=__doc__, plan=_plan)
 def main(run: Run[_Options]) -> None:
     args, config = run.args, run.config
-    labels = "lab" if args.lab else args.labels
+    labels = "lab" if args.lab else "none" if args.problems else args.labels
     if labels is None:
         raise DataError("--traces needs --labels: lab, column or none")
     signal = as_token_signal(args.signal, "--signal")
-    traces = _collected(run, signal) if args.lab else list(_read(run, args.traces, labels, signal))
+    traces = list(_read(run, args.traces, labels, signal)) if args.traces else _collected(run, signal)
     fit = fit_router(
         traces,
         weak=config.models.weak.model,
@@ -105,7 +111,7 @@ def main(run: Run[_Options]) -> None:
 
 
 def _collected(run: Run[_Options], signal: Any) -> list[FitTrace]:
-    """Scored traces of lab problems, by the weak model alone and with strong steps at random places."""
+    """Scored traces of problems, by the weak model alone and with strong steps at random places."""
     traces = list[Trace]()
     for policy in _policies(run.config):
         name = f"traces_{policy.name}.jsonl"
@@ -120,7 +126,8 @@ def _collected(run: Run[_Options], signal: Any) -> list[FitTrace]:
                     made = router.solve_all(part, description=place)
                     run.write(name, *(made if signal else scored(router.models.scorer, made)))
         traces += run.rows(name, Trace)
-    return [from_lab_trace(_by(signal, trace, name)) for trace in traces if trace.steps]
+    fitted = from_lab_trace if run.args.lab else from_trace
+    return [fitted(_by(signal, trace, name)) for trace in traces if trace.steps]
 
 
 def _by(signal: Any, trace: Trace, where: str) -> Trace:
@@ -199,7 +206,10 @@ def _policies(config: Config) -> list[Policy]:
 
 
 def _problems(args: _Options) -> list[Problem]:
-    return [lab_problem.problem for lab_problem in generate(args.split, args.lab or 0)]
+    if args.problems is not None and args.recovery is None:  # said before anything is spent
+        raise DataError("--problems needs --recovery: the share of wrong traces that end right all the same; 0.0 where "
+                        "a wrong step always spoils the answer")  # fmt: skip
+    return problems_of(args.problems, args.split, args.n, args.lab)
 
 
 def _show(run: Run[_Options], fit: RouterFit) -> None:

@@ -98,6 +98,7 @@ def _notes(config: Config, checked: CheckedProblems, settings: CollectSettings) 
 
 def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     checked, settings = _problems_of(args), _settings_of(args)
+    Writers(config).refuse_lab()
     for line in _notes(config, checked, settings):
         print(line, file=sys.stderr)
     return plan_collecting(config, settings, checked.problems)

@@ -292,7 +292,7 @@ def _from_text(parts: list[str], where: str) -> _Attempt:
             raise DataError(f"{where}: the {name} is empty; write it, or leave out the line --- of a reference")
     problem = as_problem(parts[0].strip())
     reference = parts[2].strip() if len(parts) == 3 else None
-    return _Attempt(Problem(problem.id, problem.question, reference=reference), as_steps(parts[1]))
+    return _Attempt(Problem(id=problem.id, question=problem.question, reference=reference), as_steps(parts[1]))
 
 
 def _from_row(row: Any, where: str) -> _Attempt:
@@ -323,7 +323,9 @@ def _from_row(row: Any, where: str) -> _Attempt:
     if label is not None and (type(label) is not int or not -1 <= label < len(steps)):
         raise DataError(f"{where}, field label: it is {label!r}; give a step's number, or -1 for no error")
     named = texts["id"] or as_problem(question).id
-    return _Attempt(Problem(named, question, texts["answer"], texts["reference"]), steps, label)
+    return _Attempt(
+        Problem(id=named, question=question, answer=texts["answer"], reference=texts["reference"]), steps, label
+    )
 
 
 def _one_of(row: Mapping[str, Any], names: tuple[str, str], where: str) -> Any:

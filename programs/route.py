@@ -37,10 +37,12 @@ from stepwise.models.store import CallCache
 from stepwise.report import Report, summary_table, write_report
 from stepwise.report.first_try import COLUMNS, in_words, table_rows
 from stepwise.report.terminal import StepStream, show_trace
-from stepwise.routing.compare import judge, plan_routing, verdict_of
+from stepwise.routing.compare import against, against_in_words, judge, verdict_of
 from stepwise.routing.first_try import SIGNAL, first_try, parts
-from stepwise.routing.learned import Learned, ModelNames
+from stepwise.routing.learned import Learned
 from stepwise.routing.metrics import cost_of, savings
+from stepwise.routing.names import ModelNames
+from stepwise.routing.planning import plan_routing
 from stepwise.routing.policies import Never
 from stepwise.routing.policy import Policy, needs_scorer
 from stepwise.routing.route import RoutingInterrupted
@@ -59,7 +61,7 @@ _MODELS = Group("Models")
 
 
 class _Options(Options):
-    neutral = ("stream", "as_json", "show")
+    neutral = ("stream", "as_json", "show", "against")
 
     weak: Annotated[str | None, Parameter(group=_MODELS)] = None
     """the weak model: the path of a GGUF, or provider/name"""
@@ -85,6 +87,8 @@ class _Options(Options):
     """one problem at a time, each step printed as it is made"""
     as_json: Annotated[bool, Parameter("--json")] = False
     """print a JSON object per problem, and one of the totals"""
+    against: Path | None = None
+    """directory of another run, to be shown beside this one"""
     show: int = 0
     """solutions to print at the end"""
 
@@ -166,7 +170,11 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
         aside, problems = parts(_first_problems_of(args))
         arms = plan_routing(config, [Never(), Signalled(SIGNAL, 0.0)], problems)
         return [*arms, *plan_routing(config, [Never()], aside)]
-    return plan_routing(config, [_policy_of(config, args).policy], _problems_of(args))
+    saved, names = _policy_of(config, args), config.models
+    if not args.force:
+        card = ModelNames(names.weak.model, names.strong.model, config.scorer.title, prompt=config.prompt.hash)
+        saved.check(config, card)
+    return plan_routing(config, [saved.policy], _problems_of(args))
 
 
 @program(_Options, doc=__doc__, plan=_plan)
@@ -289,11 +297,15 @@ def _finish(run: Run[_Options], router: StepRouter, traces: list[Trace], seconds
         return
     done = [trace for trace in traces if trace.finish != "interrupted"]
     rows = (judge(router, done, seconds).row,) if done else ()
-    views = judge(router, traces).views
+    views, notes = judge(router, traces).views, []
+    if done and run.args.against is not None:
+        both = against(router, done, run.args.against)
+        views, notes = (*views, *both[1].views), [against_in_words(both)]
     report = Report(
         title="Routed problems",
-        rows=rows,
+        rows=(*rows, both[1].row) if notes else rows,
         traces=views,
+        notes=tuple(notes),
         meta={
             "weak model": run.config.models.weak.model,
             "its adapter": run.config.models.weak.adapter or "",
@@ -307,14 +319,14 @@ def _finish(run: Run[_Options], router: StepRouter, traces: list[Trace], seconds
         show_trace(view.trace, run.console)
     if rows:
         run.console.print(summary_table(report, run.console.width))
+    for note in notes:
+        run.say(note)
     run.say(router.ledger.summary())
     saved = savings(done, router.prices) if done else None
     for line in saved.in_words() if saved else ():
         run.say(line)
     ended = {kind: sum(t.finish == kind for t in traces) for kind in dict.fromkeys(t.finish for t in traces)}
     run.say("Solutions ended: " + ", ".join(f"{kind} {count}" for kind, count in ended.items()))
-    if capped := [trace.note for trace in done if trace.finish != "budget" and "budget." in trace.note]:
-        run.say(f"Steps of {len(capped)} of them were kept from the strong model by a cap, such as: {capped[0]}")
     for row in rows:
         run.metrics(**vars(row), finish=ended, grader=GRADER_VERSION)
         if run.args.as_json and saved is not None:

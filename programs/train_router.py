@@ -17,7 +17,8 @@ from pydantic import PositiveInt
 
 from stepwise.errors import DataError
 from stepwise.io import read_rows
-from stepwise.routing.learned import Learned, ModelNames, files_of
+from stepwise.routing.learned import Learned, files_of
+from stepwise.routing.names import ModelNames
 from stepwise.routing.policy import FOR_GOOD
 from stepwise.routing.pomdp.fit import RouterFit
 from stepwise.routing.pomdp.simulator import RouterSimulator

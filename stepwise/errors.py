@@ -108,7 +108,15 @@ def wrong_type(name: str, value: Any, remedy: str) -> str:
 
 
 class StepwiseError(Exception):
-    """Root of every error that this library raises on purpose."""
+    """Root of every error that this library raises on purpose.
+
+    Example:
+        >>> try:
+        ...     raise DataError("problems.jsonl, row 3: the question is empty; write one")
+        ... except StepwiseError as error:
+        ...     print(error)
+        problems.jsonl, row 3: the question is empty; write one
+    """
 
 
 class ConfigError(StepwiseError, ValueError):
@@ -148,7 +156,14 @@ class ExportError(StepwiseError, ValueError):
 
 
 class BudgetExceededError(StepwiseError, RuntimeError):
-    """A hard cap on tokens, calls or money was reached; `cap` is its key, such as "budget.problem.calls"."""
+    """A hard cap on tokens, calls or money was reached; `cap` is its key, such as "budget.problem.calls".
+
+    Example:
+        try:
+            sw.collect(problems, config, "out/int")
+        except sw.errors.BudgetExceededError:
+            ...  # what was done is in out/int; the same call goes on once the cap is raised
+    """
 
     def __init__(self, message: str, *, cap: str = ""):
         super().__init__(message)

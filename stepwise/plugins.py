@@ -20,6 +20,15 @@ from typing import Any, ClassVar, Self
 from stepwise.errors import ConfigError, StepwiseError, reason_of, wrong_type
 from stepwise.identity import settings_text, source_of
 
+_GIVEN_AS = {
+    "Policy": "policy=",
+    "Scorer": "scorer=",
+    "Signal": "the signal of a policy: Signalled(signal, threshold)",
+    "Credit": "rl.credit",
+    "Reward": "rl.reward",
+}
+"""Where a user hands in what inherits from a base, for errors."""
+
 
 def is_import_path(text: str) -> bool:
     """Whether `text` is written like "package.file:Name", which no name of ours is.
@@ -97,9 +106,7 @@ def check_plugin(value: Any, base: Any, *, field: str) -> None:
             raise ConfigError(
                 wrong_type(field, value, f"give a class that inherits from {wanted} of {base.__module__}")
             )
-        raise ConfigError(
-            f"{field}: {name} is no {wanted}; write `class {name}({wanted})`, with {wanted} from {base.__module__}"
-        )
+        raise ConfigError(f"{field}: {name} is {_kind_of(cls, wanted, base.__module__)}")
     if not isinstance(base, type) or base not in cls.__mro__:  # a function
         return
     _check_complete(cls, field)
@@ -145,6 +152,18 @@ class Plugin(ABC):
         with suppress(TypeError):  # which the constructor is about to raise
             object.__setattr__(self, "_arguments", _bound(cls, args, kwargs))
         return self
+
+
+def _kind_of(cls: type, wanted: str, module: str) -> str:
+    """What a class that is no `wanted` is instead, and the remedy."""
+    kind = next((above for above in cls.__mro__ if Plugin in above.__bases__), None)
+    if kind is not None and kind is not cls:
+        return (
+            f"a {kind.__name__}, where a {wanted} is wanted; give it as {_GIVEN_AS.get(kind.__name__, kind.__name__)}"
+        )
+    if cls.__module__.startswith("stepwise."):
+        return f"no {wanted}; give one, or a class that inherits from {wanted} of {module}"
+    return f"no {wanted}; write `class {cls.__qualname__}({wanted})`, with {wanted} from {module}"
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:

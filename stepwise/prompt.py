@@ -24,6 +24,10 @@ class SolvePrompt(Section):
 
     `template_args` goes to the template as it is; thinking is off by default, since a solution is continued step by
     step. `splitter` says where a step ends, for who writes and who reads (`stepwise.steps`).
+
+    Example:
+        >>> SolvePrompt(system="Be brief.").messages("1 + 1?")[1]
+        {'role': 'user', 'content': '1 + 1?'}
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

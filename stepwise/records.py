@@ -54,6 +54,8 @@ def record(
 
         @functools.wraps(checked)
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            if args and (refuse := getattr(self, "_refuse_by_position", None)):
+                refuse(*args)
             try:
                 checked(self, *args, **kwargs)
             except ValidationError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,8 +21,9 @@ from stepwise.records import items_of, record
 from stepwise.steps import Splitter, extract_answer, join_steps, split_steps
 
 Finish = Literal["step", "answer", "eos", "length", "repeat", "error", "budget"]
-TraceFinish = Literal["", "answer", "eos", "length", "repeat", "error", "steps", "budget", "interrupted"]
+TraceFinish = Literal["", "answer", "capped", "eos", "length", "repeat", "error", "steps", "budget", "interrupted"]
 T = TypeVar("T")
+_PLAIN_NAME = re.compile(r"[^\s?=()^*+\\{}]*")  # nothing in it that a question has
 
 
 @record()
@@ -29,6 +31,8 @@ class Problem:
     """A question with its gold answer and, where there is one, a reference solution.
 
     `metadata` has what else a file says of it (`stepwise.data.problems`); it makes no difference between two problems.
+
+    Raises `DataError` where a question stands in the place of the id: Problem("1 + 1?", "2").
 
     >>> Problem("1", "What is 2 + 3?", "5") == Problem("1", "What is 2 + 3?", "5", metadata={"level": 1})
     True
@@ -42,6 +46,18 @@ class Problem:
     metadata: Annotated[dict[str, Any], Field(exclude_if=lambda value: not value)] = dataclasses.field(
         default_factory=dict, compare=False
     )
+
+    @staticmethod
+    def _refuse_by_position(id: Any, question: Any = "?", *rest: Any) -> None:
+        """Without names, a question is easily given as the id, and its answer as the question."""
+        if not isinstance(id, str) or not isinstance(question, str):
+            return
+        value = any(char.isdigit() for char in question) and not any(c.isalpha() or c in "?=" for c in question)
+        if not _PLAIN_NAME.fullmatch(id) or value:
+            raise DataError(
+                f"Problem({id!r:.60}, {question!r:.60}) takes the first for the id and the second for the question; "
+                "give them by name, Problem(id=..., question=..., answer=...), or several rows to sw.load_problems"
+            )
 
 
 FailureKind = Literal["refused", "gone", "again", "budget"]
@@ -73,6 +89,10 @@ class Usage:
     What is answered from memory (a solution that a scorer has scored before) is no call. `model` is the model's name
     ("" once usages of different models were added up); `cost` is money, None when no price
     is known.
+
+    Example:
+        >>> (Usage("m", 1, generated_tokens=40) + Usage("m", 1, generated_tokens=2)).generated_tokens
+        42
     """
 
     model: str = ""
@@ -136,10 +156,14 @@ class Step:
     the policy to decide on (a glimpse at the first token, samples to compare, a rating), which never stood for the
     step; `decision` says what the policy did and why. `token_stats`: how sure the model was of its tokens, where it
     tells; it makes no difference between two steps.
+
+    Example:
+        >>> Step("2 + 3 = 5.", "weak", score=0.9).author
+        'weak'
     """
 
     text: str
-    author: str
+    author: Annotated[str, Field(description="who wrote it, such as 'weak'")]
     score: float | None = Field(default=None, ge=0, le=1)
     usage: Usage = Usage()
     token_ids: tuple[int, ...] = ()
@@ -149,6 +173,15 @@ class Step:
     token_stats: Annotated[TokenStats | None, Field(exclude_if=lambda value: value is None)] = dataclasses.field(
         default=None, compare=False
     )
+
+    @staticmethod
+    def _refuse_by_position(text: Any, author: Any = "", *rest: Any) -> None:
+        """Without names, text and author are easily exchanged."""
+        if isinstance(author, str) and any(char.isspace() for char in author.strip()):
+            raise DataError(
+                f"Step({text!r:.60}, {author!r:.60}) takes the first for the text and the second for its author; give "
+                "them by name: Step(text=..., author='weak')"
+            )
 
 
 class InNotebook:
@@ -162,11 +195,16 @@ class InNotebook:
 
 @record()
 class Trace(InNotebook):
-    """One attempt at a problem. `finish` says how it ended: "" while it is open, "answer" when a box was closed.
+    r"""One attempt at a problem. `finish` says how it ended: "" while it is open, "answer" when a box was closed,
+    "capped" where it was too, but a cap kept steps from the strong model.
 
     `scorer_usage` is what scoring this trace cost; `note` names what went wrong where something did. `abandoned` holds
     the drafts of a step that never came to be (it was empty, or a model failed at it) and the evidence on it, so that
     what they cost is not lost. `splitter` says where its steps were ended.
+
+    Example:
+        >>> Trace(Problem("p", "1 + 1?"), (Step(r"So it is \boxed{2}.", "weak"),), "answer").answer
+        '2'
     """
 
     problem: Problem
@@ -276,7 +314,7 @@ def as_problem(problem: Problem | str) -> Problem:
         raise DataError(wrong_type("problem", problem, "give a Problem, or the text of a question"))
     import hashlib
 
-    return Problem("q-" + hashlib.sha256(problem.encode()).hexdigest()[:12], problem)
+    return Problem(id="q-" + hashlib.sha256(problem.encode()).hexdigest()[:12], question=problem)
 
 
 def texts_of(steps: Any) -> list[str]:

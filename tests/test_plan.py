@@ -80,7 +80,9 @@ def test_the_likely_case_stands_under_the_worst_one_and_is_summed_up_where_every
     both = shown([likely, dataclasses.replace(PLANNED, role="weak", likely=PlannedCalls("weak", 1, 1000, 100))])
     rows = [line.split()[:4] for line in both.splitlines() if line.split()[:1] == ["likely"]]
     assert rows == [["likely", "3", "123", "45"], ["likely", "1", "1,000", "100"], ["likely", "4", "1,123", "145"]]
-    assert "half of the attempts fail" in both
+    assert "three steps in ten are escalated" in both  # of a collection, which asks a critic, another text
+    asks = dataclasses.replace(PLANNED, role="critic", likely=PlannedCalls("critic", 1, 1000, 100))
+    assert "half of the attempts fail" in shown([asks])
     assert sum("likely" in line for line in shown([likely, PLANNED]).splitlines()) == 1
     assert "half of the attempts fail" not in shown([PLANNED])
 

@@ -49,7 +49,12 @@ usages = st.builds(
     Usage, texts, counts, counts, counts, counts, counts, st.none() | st.integers(0, 64).map(lambda n: n / 8)
 )
 plain_steps = st.builds(
-    Step, texts, texts, st.none() | st.floats(0, 1), usages, st.lists(counts, max_size=3).map(tuple)
+    Step,
+    text=texts,
+    author=texts,
+    score=st.none() | st.floats(0, 1),
+    usage=usages,
+    token_ids=st.lists(counts, max_size=3).map(tuple),
 )
 steps = st.builds(
     lambda step, discarded: dataclasses.replace(step, discarded=tuple(discarded)),
@@ -80,7 +85,13 @@ def test_every_type_is_frozen(value):
         setattr(value, name, getattr(value, name))
 
 
-@given(st.builds(Trace, st.builds(Problem, texts, texts, st.none() | texts), st.lists(steps, max_size=3).map(tuple)))
+@given(
+    st.builds(
+        Trace,
+        st.builds(Problem, id=texts, question=texts, answer=st.none() | texts),
+        st.lists(steps, max_size=3).map(tuple),
+    )
+)
 def test_any_trace_survives_a_line_of_json(trace):
     assert from_json(Trace, to_json(trace)) == trace
 
@@ -208,3 +219,25 @@ def test_a_string_becomes_a_problem_whose_id_depends_on_the_question_alone():
     assert as_problem("Why?") == as_problem("Why?")
     assert as_problem("Why?").id != as_problem("Why not?").id
     assert as_problem("Why?").question == "Why?"
+
+
+@pytest.mark.parametrize(
+    "exchanged",
+    [
+        ("1+1?", "2"),
+        ("2^10", "1024"),
+        ("2/3 - 1/4", "5/12"),
+        ("What is the capital?", "Paris"),
+        ("\\frac{1}{2}", "0.5"),
+    ],
+)
+def test_a_question_in_the_place_of_the_id_is_refused(exchanged: tuple[str, str]) -> None:
+    with pytest.raises(DataError, match=r"takes the first for the id .* Problem\(id=\.\.\., question"):
+        Problem(*exchanged)
+    assert Problem(id=exchanged[0], question=exchanged[1]).id == exchanged[0]  # by name it is meant
+
+
+def test_a_text_in_the_place_of_the_author_is_refused() -> None:
+    with pytest.raises(DataError, match=r"give them by name: Step\(text=\.\.\., author='weak'\)"):
+        Step("weak", "2 + 2 = 4.")
+    assert Step(text="weak", author="John Doe").author == "John Doe"

@@ -42,7 +42,12 @@ def model_name(text: str) -> str:
 
 
 class LoadConfig(FrozenConfig):
-    """How a model is loaded and what it costs; shared by generating models and scorers."""
+    """How a model is loaded and what it costs; shared by generating models and scorers.
+
+    Example:
+        >>> LoadConfig(model="llamacpp/lab-weak").local, LoadConfig(model="openai/NAME").local
+        (True, False)
+    """
 
     model: str
     """provider/name: "llamacpp/lab-weak", "llamacpp/path/to/model.gguf", "hf:ORG/REPO/FILE.gguf", "openai/NAME", ..."""
@@ -173,7 +178,12 @@ class LoadConfig(FrozenConfig):
 
 
 class ModelConfig(LoadConfig):
-    """A model that writes text."""
+    """A model that writes text.
+
+    Example:
+        >>> ModelConfig(model="openai/NAME", price_in=3.0, price_out=15.0).prices
+        (3.0, 15.0)
+    """
 
     continuation: Literal["probe", "prefill", "raw", "prompt"] = "probe"
     """how an API continues a solution: "probe" finds out with a few short calls, the others are taken as given"""
@@ -184,7 +194,12 @@ class ModelConfig(LoadConfig):
 
 
 class ScorerConfig(LoadConfig):
-    """What says of each step whether it is right; `stepwise.models.scorers` describes the kinds."""
+    """What says of each step whether it is right; `stepwise.models.scorers` describes the kinds.
+
+    Example:
+        >>> ScorerConfig(kind="constant", value=0.25).value
+        0.25
+    """
 
     model: str = "llamacpp/lab-scorer"
     """as for a model; kind "classifier": transformers/DIRECTORY; kind "pooling": vllm/NAME ON THE SERVER"""
@@ -297,7 +312,12 @@ _PLACES = {"device", "api_base"}  # where it runs, which changes no score
 
 
 class ModelsConfig(FrozenConfig):
-    """The models by role."""
+    """The models by role.
+
+    Example:
+        >>> ModelsConfig(weak={"model": "llamacpp/models/weak.gguf"}).weak.model
+        'llamacpp/models/weak.gguf'
+    """
 
     weak: ModelConfig = ModelConfig(model="llamacpp/lab-weak")
     """writes every step at first"""
@@ -308,5 +328,10 @@ class ModelsConfig(FrozenConfig):
 
 
 def is_lab_critic(model: str, adapter: str | None = None) -> bool:
-    """Whether a model with an adapter is the lab's critic, which was trained on prompts without instructions."""
+    """Whether a model with an adapter is the lab's critic, which was trained on prompts without instructions.
+
+    Example:
+        >>> is_lab_critic("llamacpp/lab-critic"), is_lab_critic("llamacpp/lab-weak", "lab-critic")
+        (True, True)
+    """
     return (adapter or model).removeprefix("llamacpp/") == "lab-critic"

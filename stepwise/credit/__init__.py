@@ -59,7 +59,13 @@ class _Published(Credit):
 
 
 def load_credit(cfg: CreditConfig) -> Credit:
-    """The scheme that `cfg.scheme` names, or the one at that import path; ConfigError for what is no scheme."""
+    """The scheme that `cfg.scheme` names, or the one at that import path; ConfigError for what is no scheme.
+
+    Example:
+        >>> from stepwise.config.training import CreditConfig
+        >>> load_credit(CreditConfig(scheme="first_error")).needs
+        'first_error'
+    """
     return _Published(cfg) if cfg.scheme in SCHEMES else as_credit(cfg.scheme, "rl.credit.scheme")
 
 

@@ -120,7 +120,15 @@ class _FunctionReward(Reward):
 
 
 def as_credit(value: Any, field: str = "credit") -> Credit:
-    """A scheme from an import path, a class or an object; ConfigError, beginning with `field`, for what is none."""
+    """A scheme from an import path, a class or an object; ConfigError, beginning with `field`, for what is none.
+
+    Example:
+        >>> class Nothing(Credit):
+        ...     def advantages(self, group, seed):
+        ...         return np.zeros(group.mask.shape)
+        >>> as_credit(Nothing).name
+        'Nothing'
+    """
     if isinstance(value, str):
         field, value = f'{field} is "{value}"', load_plugin(value, Credit, field=field)
     check_plugin(value, Credit, field=field)
@@ -130,7 +138,13 @@ def as_credit(value: Any, field: str = "credit") -> Credit:
 
 
 def as_reward(value: Any, field: str = "reward") -> Reward:
-    """A reward from an import path, a class, an object or a function; ConfigError, beginning with `field`, else."""
+    """A reward from an import path, a class, an object or a function; ConfigError, beginning with `field`, else.
+
+    Example:
+        >>> reward = as_reward(lambda problem, solution, verdict: float("therefore" in solution))
+        >>> reward.checked(Problem("p", "1 + 1?", "2"), "therefore 2", Verdict.WRONG)
+        1.0
+    """
     if isinstance(value, str):
         field, value = f'{field} is "{value}"', load_plugin(value, object, field=field)
     if callable(value) and not isinstance(value, type | Reward):

@@ -48,6 +48,15 @@ class Group:
         evidence: (B, T), log p(token | oracle) - log p(token) in nats; read at sampled tokens.
         teacher: (B, T), log p(token) of the teacher less that of the student, in nats; read at sampled tokens, also of
             rollouts without a reward, where nan says that it is not known.
+
+    Example:
+        Two rollouts of three tokens, the second with a first step of two tokens that is wrong:
+
+        >>> group = Group(
+        ...     [1.0, 0.0], np.ones((2, 3), dtype=bool), (((0, 3),), ((0, 2), (2, 3))), first_error=(None, 0)
+        ... )
+        >>> group.mask.shape
+        (2, 3)
     """
 
     rewards: Array
@@ -95,6 +104,10 @@ def has_signal(advantages: Array) -> bool:
     """Whether any token has an advantage (beyond rounding): only a group without any can be dropped.
 
     Equal outcomes do not mean that: most schemes tell the steps of an all-wrong group apart.
+
+    Example:
+        >>> has_signal(np.zeros((2, 3))), has_signal(np.array([[0.5, -0.5]]))
+        (False, True)
     """
     return bool((np.abs(advantages) > _NOISE).any())
 

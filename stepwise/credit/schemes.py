@@ -33,6 +33,13 @@ def outcome(group: Group, *, scale: bool = False, leave_one_out: bool = False) -
     With `scale`, GRPO's (arXiv 2402.03300, section 4.1.2): divided by the standard deviation of the rewards (with
     n - 1) plus 1e-4. With `leave_one_out`, RLOO's (arXiv 2402.14740): the mean is that of the other rollouts, so that A
     is n / (n - 1) times as large. 0 where all outcomes are equal, or only one rollout has a reward.
+
+    Example:
+        >>> import numpy as np
+        >>> spans = (((0, 1), (1, 2)),) * 2  # two steps of one token each
+        >>> group = Group([1.0, 0.0], np.ones((2, 2), dtype=bool), spans)
+        >>> outcome(group).tolist()
+        [[0.5, 0.5], [-0.5, -0.5]]
     """
     rewards = group.rewards[group.rewarded]
     advantage = np.zeros(len(group.rewards))
@@ -53,6 +60,13 @@ def first_error(group: Group, *, blame: Literal["step", "rest"] = "step") -> Arr
     A right rollout gets what `outcome` gives it, whatever error was located in it. A wrong rollout without a located
     error gets what `outcome` gives it too: -mean_j R_j on every token, which is 0 where all are wrong. With
     blame="rest", all tokens from the error on get -1.
+
+    Example:
+        >>> import numpy as np
+        >>> spans = (((0, 1), (1, 2)),) * 2  # two steps of one token each
+        >>> group = Group([1.0, 0.0], np.ones((2, 2), dtype=bool), spans, first_error=(None, 1))
+        >>> first_error(group).tolist()
+        [[0.5, 0.5], [0.0, -1.0]]
     """
     located = needed(group.first_error, "first_error")
     advantage = outcome(group)
@@ -70,6 +84,13 @@ def shuffled(group: Group, *, blame: Literal["step", "rest"] = "step", seed: int
     Every rollout keeps its advantages, token for token, and a blamed stretch its length; only where they stand is
     lost. The order follows from `seed` and the rollout's index; give every group another seed. The right place comes up
     by chance, once in as many times as there are steps.
+
+    Example:
+        >>> import numpy as np
+        >>> spans = (((0, 1), (1, 2)),) * 2  # two steps of one token each
+        >>> group = Group([1.0, 0.0], np.ones((2, 2), dtype=bool), spans, first_error=(None, 1))
+        >>> sorted(shuffled(group, seed=3)[1].tolist())
+        [-1.0, 0.0]
     """
     advantage = first_error(group, blame=blame)
     for i, (row, spans) in enumerate(zip(advantage, group.spans, strict=True)):
@@ -90,6 +111,13 @@ def vppo(group: Group, *, alpha: float = 0.5, shorten: float = 0.1, relu: bool =
 
     Identical wrong rollouts get alpha (1 - f) on RP and -alpha f elsewhere, f = |RP| / |o|. Errors located in right
     rollouts are not read. A wrong rollout without a located error has no rewarded prefix (derived).
+
+    Example:
+        >>> import numpy as np
+        >>> spans = (((0, 1), (1, 2)),) * 2  # two steps of one token each
+        >>> group = Group([1.0, 0.0], np.ones((2, 2), dtype=bool), spans, first_error=(None, 1))
+        >>> vppo(group, shorten=0.0).round(3).tolist()
+        [[0.375, 0.375], [-0.125, -0.625]]
     """
     located = needed(group.first_error, "first_error")
     prefix = np.zeros_like(group.mask)
@@ -113,6 +141,13 @@ def vineppo(group: Group) -> Array:
     s_k is the prefix before step k; V is the success rate of fresh rollouts from there (`Group.values`), and the last
     one the outcome, so that the steps of a rollout add up to R - V(s_0). With exact values this is the true advantage:
     the upper bound that other schemes are compared with.
+
+    Example:
+        >>> import numpy as np
+        >>> spans = (((0, 1), (1, 2)),) * 2  # two steps of one token each
+        >>> group = Group([1.0, 0.0], np.ones((2, 2), dtype=bool), spans, values=((0.5, 0.75, 1.0), (0.5, 0.5, 0.0)))
+        >>> vineppo(group).tolist()
+        [[0.25, 0.25], [0.0, -0.5]]
     """
     values = needed(group.values, "values")
     return _by_step(group, {i: np.diff(values[i]).tolist() for i in _rewarded(group)})
@@ -126,6 +161,13 @@ def capo(
     CAPO, arXiv 2508.02298, weights 2 and 1. A step is called wrong by all critiques (intersection), by more than half
     of them (majority) or by any (union). Wrong steps of right rollouts are penalised too. With `scale`, divided by the
     standard deviation of u over the group's tokens (with n - 1) plus 1e-4; that both are taken over tokens is derived.
+
+    Example:
+        >>> import numpy as np
+        >>> spans = (((0, 1), (1, 2)),) * 2  # two steps of one token each
+        >>> group = Group([1.0, 0.0], np.ones((2, 2), dtype=bool), spans, critiques=(((),), ((1,),)))
+        >>> capo(group).tolist()
+        [[1.25, 1.25], [-0.75, -1.75]]
     """
     critiques = needed(group.critiques, "critiques")
     rows = {}
@@ -153,6 +195,13 @@ def pure_min(group: Group) -> Array:
 
     Identical wrong rollouts whose lowest score is under 1/2: the first step gets 0, advantages fall from there to the
     lowest score, and are positive past it (no minimum is left to come, while the others' mean has one).
+
+    Example:
+        >>> import numpy as np
+        >>> spans = (((0, 1), (1, 2)),) * 2  # two steps of one token each
+        >>> group = Group([1.0, 0.0], np.ones((2, 2), dtype=bool), spans, scores=((0.9, 0.8), (0.9, 0.1)))
+        >>> pure_min(group).round(2).tolist()
+        [[2.42, 1.93], [-2.42, -2.11]]
     """
     scores = needed(group.scores, "scores")
     reward, length = {}, {}
@@ -179,6 +228,13 @@ def oppo(group: Group, *, evidence_clip: float = 1.0) -> Array:
 
     V_0 is the mean reward of the other rollouts, kept 1 / (2 n) away from 0 and 1 (n rollouts with a reward; 1/2 where
     it is the only one). V at the last token is set to R, so that the tokens of a rollout add up to R - V_0.
+
+    Example:
+        >>> import numpy as np
+        >>> spans = (((0, 1), (1, 2)),) * 2  # two steps of one token each
+        >>> group = Group([1.0, 0.0], np.ones((2, 2), dtype=bool), spans, evidence=np.array([[0.4, 0.2], [-0.3, -0.5]]))
+        >>> oppo(group).round(2).tolist()
+        [[0.08, 0.67], [-0.06, -0.69]]
     """
     evidence = needed(group.evidence, "evidence")
     advantage = np.zeros(group.mask.shape)
@@ -203,6 +259,13 @@ def distill(group: Group, *, clip: float = 5.0) -> Array:
     data on-policy and reverse KL. MiniLLM (arXiv 2306.08543, section 2.2) adds the sum over later tokens, which has
     more variance. The outcome is not read, so that rollouts without a reward are trained on too; only tokens of which
     nothing is known (nan) are not.
+
+    Example:
+        >>> import numpy as np
+        >>> spans = (((0, 1), (1, 2)),) * 2  # two steps of one token each
+        >>> group = Group([1.0, 0.0], np.ones((2, 2), dtype=bool), spans, teacher=np.array([[0.1, -0.2], [7.0, 0.0]]))
+        >>> distill(group).tolist()
+        [[0.1, -0.2], [5.0, 0.0]]
     """
     gaps = needed(group.teacher, "teacher")
     return np.where(group.mask & ~np.isnan(gaps), np.clip(gaps, -clip, clip), 0.0)

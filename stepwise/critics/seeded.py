@@ -36,7 +36,11 @@ _call: ContextVar[Callable[[], Awaitable[Any]]] = ContextVar("stepwise_lm_call")
 
 
 def model_name(module: Any) -> str:
-    """Name of the model, or scorer, that a module asks; "reference" where it asks none."""
+    """Name of the model, or scorer, that a module asks; "reference" where it asks none.
+
+    Example:
+        model_name(ErrorLocalizer("llamacpp/lab-critic"))  # "llamacpp/lab-critic" and hashes of its weights
+    """
     if module.predictors():
         return str(module.get_lm().model)
     return str(module.scorer.name) if module.scorer is not None else critics.REFERENCE
@@ -59,6 +63,10 @@ def ask_all(
     was asked before. `around` is put around every call of its model or scorer. What one item alone brought about is its
     `failure`, and `error` the same as an object. Raises BackendError, naming `label`, where the model is not there, and
     BudgetExceededError where a cap refused a call.
+
+    Example:
+        items = [{"problem": "2 + 2 + 1?", "steps": ["2 + 2 = 5."]}]
+        ask_all(ErrorLocalizer("llamacpp/lab-critic"), items, [0], label="the critic")[0].first_error
     """
     stopped: list[dspy.Prediction] = []
     model = around.model(_LanguageModel(module.get_lm()), "critic") if around and module.predictors() else None

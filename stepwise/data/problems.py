@@ -182,7 +182,14 @@ class _RowReader:
         self._others |= dict.fromkeys(metadata)
         name = texts.get("id") or as_problem(question).id
         where_from = texts.get("source") or source
-        return Problem(name, question, answer or None, reference or None, where_from, metadata), "id" in texts
+        return Problem(
+            id=name,
+            question=question,
+            answer=answer or None,
+            reference=reference or None,
+            source=where_from,
+            metadata=metadata,
+        ), "id" in texts
 
     def summary(self) -> str:
         """What was read as what, on one line."""

@@ -49,8 +49,8 @@ def from_row(row: Mapping[str, Any], where: str = "row", *, scores: str | None =
         raise DataError(f"{where}, field label: {label!r}; it must lie in -1..{len(steps) - 1} (-1: no wrong step)")
     correct = _field(row, "final_answer_correct", bool, where, optional=True)
     problem = Problem(
-        _field(row, "id", str, where, optional=True) or where,
-        _field(row, "problem", str, where),
+        id=_field(row, "id", str, where, optional=True) or where,
+        question=_field(row, "problem", str, where),
         reference=_field(row, "reference", str, where, optional=True),
         source="processbench",
     )

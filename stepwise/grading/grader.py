@@ -25,7 +25,12 @@ _CACHE_SIZE = 65_536
 
 
 class Verdict(StrEnum):
-    """What became of one answer. CORRECT and WRONG say something about the solution; the rest is a failure to judge."""
+    """What became of one answer. CORRECT and WRONG say something about the solution; the rest is a failure to judge.
+
+    Example:
+        >>> Verdict("CORRECT") is Verdict.CORRECT
+        True
+    """
 
     CORRECT = "CORRECT"
     """Equal to the gold answer."""
@@ -108,7 +113,12 @@ def grade_many(
     outside_box: bool = True,
     accept_arithmetic: bool = True,
 ) -> list[Verdict]:
-    """`grade` for every (prediction, gold), in order, on all workers at once; `progress=True` shows a bar."""
+    r"""`grade` for every (prediction, gold), in order, on all workers at once; `progress=True` shows a bar.
+
+    Example:
+        >>> [verdict.name for verdict in grade_many([(r"\boxed{0.75}", "3/4"), (r"\boxed{1}", "3/4")])]
+        ['CORRECT', 'WRONG']
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     def judged(pair: tuple[str | None, str | None]) -> Verdict:
@@ -128,7 +138,11 @@ def grade_many(
 
 
 def check_gold(problem: Problem, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-    """Make sure that the gold answer can be read and equals itself; raises DataError naming the problem if not."""
+    """Make sure that the gold answer can be read and equals itself; raises DataError naming the problem if not.
+
+    Example:
+        >>> check_gold(Problem("p", "1/2 + 1/4?", "3/4"))
+    """
     verdict = _grade(problem.answer, problem.answer, timeout, shortcut=False)
     if verdict is not Verdict.CORRECT:
         raise DataError(

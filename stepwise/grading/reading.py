@@ -16,7 +16,12 @@ Source = Literal["box", "####", "answer is", "tag", "conclusion", "text", ""]
 
 
 class FoundAnswer(NamedTuple):
-    """An answer and how it was read: `source` is "" where none was found, with `answer` empty."""
+    """An answer and how it was read: `source` is "" where none was found, with `answer` empty.
+
+    Example:
+        >>> FoundAnswer("3/4", "box").answer
+        '3/4'
+    """
 
     answer: str
     source: Source

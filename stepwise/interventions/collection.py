@@ -57,6 +57,7 @@ def collect(
     digest = key_of({"problems": [to_json(p) for p in checked.problems], "excluded": sorted(checked.excluded)})
     arguments = {**settings.model_dump(), "problems": digest}
     with working(out, "collect", cfg, arguments, writers) as (directory, models, caps):
+        models.refuse_lab()
         _remember(directory, checked.problems)
         account, rates = _Account(caps.ledger, len(checked.problems)), PrefixRates()
 

@@ -18,6 +18,7 @@ from stepwise.config import Config
 from stepwise.models import load_backend
 from stepwise.models.base import Backend, Generator
 from stepwise.models.caps import uncapped
+from stepwise.models.lab_judges import refuse_lab_judge
 from stepwise.models.shared import shared_engine
 from stepwise.models.wrapped import generator_of
 from stepwise.models.wrappers import Wrappers
@@ -134,7 +135,12 @@ class CollectSettings(Section):
 
 
 class BuildSettings(Section):
-    """How many of what, for the kinds of dataset that need it."""
+    """How many of what, for the kinds of dataset that need it.
+
+    Example:
+        >>> BuildSettings(samples=4).per_problem
+        4
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
@@ -224,6 +230,14 @@ class Writers:
     def rewriter(self) -> Any:
         """Writes a failed attempt anew."""
         return self._writer("rewriter", critics.SolutionRewriter.from_config)
+
+    def refuse_lab(self) -> None:
+        """Raise `ConfigError` where the critic is the lab's, the weak model is not, and that is not allowed."""
+        cfg = self._config
+        asked = cfg.scorer if cfg.critic.method == "scorer" else cfg.models.critic
+        for role, judge in (("localizer", asked), ("proposer", cfg.models.critic)):
+            weak = self._used.get("weak", cfg.models.weak)
+            refuse_lab_judge(self._used.get(role, judge), "critic", weak, cfg.allow_lab)
 
     def _model(self, role: Literal["weak", "strong"]) -> Generator:
         model = self._writer(role, lambda config: load_backend(getattr(config.models, role), prompt=config.prompt))

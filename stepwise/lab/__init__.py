@@ -21,6 +21,10 @@ def model_path(name: str, kind: Literal["gguf", "safetensors"] = "gguf") -> Path
     """Where a shipped model or adapter lies: its GGUF, or its directory in transformers' or PEFT's layout (bf16).
 
     Raises DataError for an unknown name, or where the weights are missing from the installation.
+
+    Example:
+        >>> model_path("lab-weak").name
+        'model.gguf'
     """
     if name not in (*MODELS, *ADAPTERS):
         raise DataError(f"lab model {name!r} is not one of {', '.join((*MODELS, *ADAPTERS))}")
@@ -33,6 +37,11 @@ def model_path(name: str, kind: Literal["gguf", "safetensors"] = "gguf") -> Path
 
 
 def card(name: str) -> dict[str, Any]:
-    """The card of a shipped model: its data, steps, seed and measured figures."""
+    """The card of a shipped model: its data, steps, seed and measured figures.
+
+    Example:
+        >>> "loss at the end" in card("lab-weak")
+        True
+    """
     loaded: dict[str, Any] = json.loads((model_path(name).parent / "card.json").read_text())
     return loaded

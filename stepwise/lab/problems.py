@@ -35,6 +35,9 @@ _ASKED = re.compile(rf"How many ({'|'.join(ITEMS)}) does ({'|'.join(NAMES)}) hav
 class Knobs:
     """How hard the problems are. `traps` weighs problems with 0, 1 and 2 traps; `recovery` is the share in which a
     later operation discards the count, so that a wrong step can still end right.
+
+    >>> generate("test", 1, knobs=Knobs(lengths=(3, 3)))[0].operations.__len__()
+    3
     """
 
     lengths: tuple[int, int] = (3, 8)
@@ -92,7 +95,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class LabProblem:
-    """A problem with its truth: the operations behind the sentences."""
+    """A problem with its truth: the operations behind the sentences.
+
+    >>> made = generate("test", 1)[0]
+    >>> made.check(["That is nonsense."])
+    [False]
+    """
 
     problem: Problem
     start: int
@@ -311,7 +319,7 @@ def make(split: str, index: int, knobs: Knobs | None = None) -> LabProblem:
         problem = _attempt(rng, shape, knobs.wording)
         if problem is not None and _bucket(problem) in _BUCKETS[base]:
             answer = str(problem.values()[-1])
-            full = Problem(name, problem.problem.question, answer, source="lab")
+            full = Problem(id=name, question=problem.problem.question, answer=answer, source="lab")
             problem = dataclasses.replace(problem, problem=full)
             return dataclasses.replace(problem, problem=dataclasses.replace(full, reference=reference(problem)))
     raise DataError(f"{name}: no problem in {_TRIES} tries; widen the knobs {knobs}")
@@ -323,6 +331,9 @@ def generate(split: str, n: int, *, start: int = 0, knobs: Knobs | None = None) 
     Splits: "pretrain" (what the lab models were made from), "train" and "val" (for methods: shared wordings, without
     the test-only family), "test", "test-wording", "test-family", "test-long" (9 to 10 operations), "test-recovery".
     Raises DataError for an unknown one.
+
+    >>> [made.problem.id for made in generate("test", 2, start=5)]
+    ['lab/test/5', 'lab/test/6']
     """
     if not isinstance(n, int) or n < 0:
         raise DataError(f"n is {n!r}; give how many problems to make")

@@ -25,6 +25,10 @@ def load_backend(
     `prompt` is put around every question; without one it asks for steps, but of the lab's models. `overrides` replace
     fields of the ModelConfig (context=512, adapter="a.gguf"). Each call loads the model anew. Raises ConfigError for a
     wrong spec, BackendError where the model cannot be loaded.
+
+    Example:
+        >>> with load_backend("llamacpp/lab-weak", context=512) as weak:  # doctest: +SKIP
+        ...     weak.continue_solutions([Request(Problem("p", "What is 2 + 2?"))])[0].text
     """
     from stepwise.config import ModelConfig, suited
 

@@ -28,6 +28,10 @@ class Capabilities:
     `prefill`: continues an assistant message where it stands. `batch`: many requests share a forward pass.
     `token_ids`: the ids it returns are the ids it sampled, and it takes them back unchanged. `entropy`: it knows the
     whole distribution at each token.
+
+    Example:
+        >>> Capabilities(prefill=True).logprobs
+        False
     """
 
     prefill: bool = False
@@ -61,6 +65,10 @@ class Request:
 
         Request(Problem("p", "What is 2 + 2?"), max_tokens=64)
         Request(problem, messages=({"role": "user", "content": "Is it right?"},), schema='root ::= "yes" | "no"')
+
+    Example:
+        >>> Request(Problem("p", "What is 2 + 2?"), (Step("2 + 2 = 4.", "weak"),)).step
+        1
     """
 
     problem: Problem
@@ -114,6 +122,10 @@ class Completion:
     them; each has a usage of its own. `end`: how many bytes of `token_ids` count as text, where ids were asked for that
     run on behind it (`Request.token_ids`). `perhaps`: the most that tries which a server did not answer were billed
     beside `usage`. `token_stats` sums up how sure the model was of the tokens drawn, cut or not, where it tells.
+
+    Example:
+        >>> Completion(0, 0, "2 + 2 = 4.", "step").failed is None
+        True
     """
 
     request: int
@@ -169,6 +181,15 @@ class Completion:
 class Backend(Protocol):
     """The least that a model must have: `name` identifies weights and adapter; `parameters` is the number of weights,
     None if unknown. `generator_of` puts a coroutine in front of it; the models of this package are `Generator`s.
+
+    Example:
+        class Parrot:  # handed to StepRouter as it is
+            name, parameters, capabilities = "parrot", None, Capabilities()
+
+            def continue_solutions(self, requests):
+                return [Completion(i, 0, r.problem.question, "step") for i, r in enumerate(requests)]
+
+            def close(self): ...
     """
 
     @property

@@ -26,9 +26,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from fractions import Fraction
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, get_args
 
-from stepwise.config import BudgetConfig, CapsConfig, Config
+from stepwise.config import BudgetConfig, CapsConfig, Config, Roles
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
 from stepwise.models.reservations import Amount, Reservation, Turn
 from stepwise.plugins import check_choice
@@ -85,10 +85,14 @@ class Ledger:
         self._refused: dict[str, int] = {}  # of the run's ledger: requests that a cap forbade, by its key
 
     @classmethod
-    def for_config(cls, config: Config, on_spent: Callable[[str, Usage], None] | None = None) -> Self:
+    def for_config(
+        cls,
+        config: Config,
+        on_spent: Callable[[str, Usage], None] | None = None,
+        roles: Sequence[Roles] = get_args(Roles),
+    ) -> Self:
         """A ledger with the caps and prices of a configuration; ConfigError where a cap on money lacks a price."""
-        models = {"weak": config.models.weak, "strong": config.models.strong, "critic": config.models.critic}
-        prices = {role: model.prices for role, model in {**models, "scorer": config.scorer}.items() if model}
+        prices: dict[str, Prices | None] = {role: config.role(role).prices for role in roles}
         for role, price in prices.items():
             for key, caps in (("budget", config.budget), ("budget.problem", config.budget.problem)):
                 if caps.money is not None and price is None:

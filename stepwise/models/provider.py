@@ -34,6 +34,10 @@ def register_litellm() -> None:
     """Make `llamacpp/...` known to LiteLLM, beside the providers that are there already; twice does nothing.
 
     Needed only where LiteLLM is called directly: `lm` does it by itself.
+
+    Example:
+        sw.register_litellm()
+        litellm.completion("llamacpp/lab-weak", messages=[{"role": "user", "content": "What is 2 + 2?"}])
     """
     litellm = import_litellm()
     with _lock:

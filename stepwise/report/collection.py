@@ -206,7 +206,9 @@ class Facts:
         examples = self.rows["examples"]
         # Where the problems are not at hand, an example has its question.
         problems = {
-            name: Problem(name, row.question, row.answer) for row in examples if (name := row.parents.get("problem"))
+            name: Problem(id=name, question=row.question, answer=row.answer)
+            for row in examples
+            if (name := row.parents.get("problem"))
         } | dict(self.problems)
         cards = []
         for row in self.rows["candidates"]:

@@ -24,6 +24,7 @@ from stepwise.report.shell import (
     caption,
     first_of_each,
     quantity,
+    remarks,
     verdict_word,
     write_page,
 )
@@ -57,7 +58,7 @@ def write_report(path: str | Path, report: Report, max_traces: int = MAX_TRACES)
         title=report.title,
         subtitle=report.subtitle,
         meta=report.meta,
-        notes=report.notes,
+        notes=(*report.notes, *remarks(report.traces)),
         lab=report.lab,
         scripts=("common.js", "page.js"),
         report=report,

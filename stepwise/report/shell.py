@@ -36,6 +36,7 @@ LAB_NOTICE = (
 FINISH_WORDS: dict[str, str] = {
     "": "still open",
     "answer": "answered",
+    "capped": "answered, with steps that a cap kept from the strong model",
     "eos": "stopped without an answer",
     "length": "a step ran out of tokens",
     "repeat": "repeated itself",
@@ -196,6 +197,37 @@ def _sizes(rows: Sequence[PolicyRow]) -> str:
     if len(sizes) == 1:
         return f"{sizes[0]:,} problem{'s' if sizes[0] > 1 else ''} per policy; totals over all of them."
     return f"{sizes[0]:,} to {sizes[-1]:,} problems per policy; totals over a policy's own problems."
+
+
+def remarks(views: Sequence[TraceView]) -> list[str]:
+    r"""What may lie behind a low accuracy, a line for each policy and cause: answers without a box, solutions that were
+    cut, steps that a cap kept from the strong model. Causes of less than a twentieth of the solutions are left out.
+
+    Example:
+        >>> from stepwise.types import Problem, Trace
+        >>> remarks([TraceView(Trace(Problem("p", "1 + 1?"), finish="eos"), "Never")])
+        ['Never: 1 of 1 solutions has no answer in a box; ask for \\boxed{} in the prompt.']
+    """
+    lines = []
+    for policy in dict.fromkeys(view.policy for view in views):
+        own = [view for view in views if view.policy == policy]
+        traces = [view.trace for view in own if view.trace.finish not in ("error", "interrupted")]
+        capped = [trace for trace in traces if trace.finish in ("capped", "budget") or "budget." in trace.note]
+        none = "" if any(view.escalated for view in own) else ", so that nothing was escalated"
+        causes = (
+            ("no answer in a box; ask for \\boxed{} in the prompt", [t for t in traces if t.answer is None]),
+            (
+                "a step cut at its token limit; raise sampling.max_step_tokens",
+                [t for t in traces if t.finish == "length"],
+            ),
+            ("come to the limit of steps; raise routing.max_steps", [t for t in traces if t.finish == "steps"]),
+            (f"met a cap{none}, such as: {capped[0].note if capped else ''}", capped),
+        )
+        for cause, found in causes:
+            if found and 20 * len(found) >= len(own):
+                has = "has" if len(found) == 1 else "have"
+                lines.append(f"{policy}: {len(found)} of {len(own)} solutions {has} {cause}.")
+    return lines
 
 
 # ----- the page

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stepwise.errors import redact, visible
-from stepwise.report.shell import COLUMNS, FINISH_WORDS, LAB_NOTICE, Report, badge, caption
+from stepwise.report.shell import COLUMNS, FINISH_WORDS, LAB_NOTICE, Report, badge, caption, remarks
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Intervention, Problem, Step, Trace
 
@@ -228,8 +228,10 @@ def summary_table(report: Report, width: int | None = None) -> Table:
     Example:
         rich.print(sw.report.summary_table(report))
     """
-    below = caption(report.rows) + (f" {LAB_NOTICE}" if report.lab else "")
-    table = Table(title=printable(report.title), caption=below, box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+    below = "\n".join([caption(report.rows) + (f" {LAB_NOTICE}" if report.lab else ""), *remarks(report.traces)])
+    table = Table(
+        title=printable(report.title), caption=printable(below), box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold"
+    )
     table.caption_style, table.caption_justify = "dim", "left"
     shown = [c for c in COLUMNS if not c.extra or width is None or width >= FULL_WIDTH]
     for i, column in enumerate(shown):

@@ -101,6 +101,9 @@ def write_training_report(path: str | Path, out: str | Path, *, max_rollouts: in
     Rollouts are shown from evenly spaced steps, at most `max_rollouts`, groups with an advantage first. A run that is
     still going has a page too. The same directory gives the same bytes. Raises DataError where `out` has no metrics, or
     `max_rollouts` is negative.
+
+    Example:
+        write_training_report("out/rl/report.html", "out/rl")
     """
     if max_rollouts < 0:
         raise DataError(f"max_rollouts is {max_rollouts}; it must be 0 or more")

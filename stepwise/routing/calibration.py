@@ -18,8 +18,9 @@ from stepwise.routing.compare import Measured, compare
 from stepwise.routing.dials import NEAR, check_bounds, dial_of, search
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
 from stepwise.routing.guarantee import Promise, Tested, certify
-from stepwise.routing.learned import Learned, ModelNames
+from stepwise.routing.learned import Learned
 from stepwise.routing.metrics import cost_of, pgr
+from stepwise.routing.names import ModelNames
 from stepwise.routing.policies import Always, Never
 from stepwise.routing.policy import NAMES, Policy, check_policy
 from stepwise.routing.query import QueryClassifier, question_key, refuse_overlap
@@ -75,6 +76,8 @@ class Calibrated:
         calibrated_on: keys of the calibration questions (`query.question_key`).
         achieved: on other problems.
         promise: what holds of expected accuracy or spend, where that was asked for and is certified.
+
+    Example: see `calibrate`.
     """
 
     settings: dict[str, Any]
@@ -165,6 +168,10 @@ def calibrate(
 
     Raises `DataError` for a budget out of range, problems that are in both sets (under whatever id) or that the policy
     was fitted on, and problems without answers; `ConfigError` for a policy whose bounds are not known.
+
+    Example:
+        found = sw.calibrate(sw.Threshold(), val, budget=20, router=router, measure_on=test)
+        found.settings, found.achieved
     """
     problems, measure_on = load_problems(problems), load_problems(measure_on)
     target, unit = _target(budget, lose_at_most, spend_at_most, unit, router)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from stepwise.config import Config
 from stepwise.data.problems import load_problems
 from stepwise.errors import ConfigError, DataError, wrong_type
 from stepwise.grading import find_answer, grade
+from stepwise.io import read_rows
 from stepwise.models.base import Generator
 from stepwise.models.scorers.base import Scorer
 from stepwise.records import record
 from stepwise.routing.metrics import Cost, OperatingPoint, cpt, pgr
-from stepwise.routing.policy import NAMES, Policy, label_of, needs_scorer
-from stepwise.runs.plan import PlannedCalls
+from stepwise.routing.policy import NAMES, Policy, label_of
 from stepwise.stats import wilson
-from stepwise.types import InNotebook, Problem, Trace
+from stepwise.types import InNotebook, Trace
 
 if TYPE_CHECKING:
     from stepwise.routing.estimates import Estimate
@@ -39,6 +40,10 @@ class PolicyRow:
     the share of the kept tokens that the strong model wrote. Tokens, calls, seconds and parameter-tokens (number of
     weights times tokens, scorer and prefill included) are totals over the `n` problems, of which `failed` were lost to
     a policy, scorer or model that failed; those count as wrong. None means not known, never 0.
+
+    Example:
+        >>> PolicyRow("Never", "never", None, 0.4, 0.3, 0.5, 0.0, 0, 900, None, 60, None, n=10).anchor
+        'weak'
     """
 
     policy: str
@@ -70,6 +75,11 @@ class TraceView:
 
     `verdict` is the value of a `stepwise.grading.Verdict`, "" where it was not graded. `parameter_tokens` is what the
     trace cost in weights times tokens, None where that is not known; tokens and calls are read from the trace itself.
+
+    Example:
+        >>> from stepwise.types import Problem, Step
+        >>> TraceView(Trace(Problem("p", "1 + 1?"), (Step("So 2.", "strong"),))).escalated
+        True
     """
 
     trace: Trace
@@ -180,7 +190,7 @@ def verdict_of(trace: Trace) -> str:
     r"""The verdict on a trace's answer as its value ("CORRECT", "WRONG", ...), "" without a gold answer.
 
     Example:
-        >>> from stepwise.types import Step
+        >>> from stepwise.types import Problem, Step
         >>> verdict_of(Trace(Problem("p", "1 + 1?", "2"), (Step(r"So \boxed{2}.", "weak"),), "answer"))
         'CORRECT'
     """
@@ -234,6 +244,43 @@ def compare(
     return results
 
 
+def against(router: StepRouter, traces: Sequence[Trace], other: str | Path) -> Comparison:
+    """`traces` of `router` and those of another run, in the directory `other`, on the problems of both: two entries,
+    the second named after the directory. Sizes of models are taken to be those of `router`.
+
+    Raises `DataError` where `other` holds no traces, or none of these problems.
+
+    Example:
+        >>> both = against(router, router.solve_all(problems), "out/before")  # doctest: +SKIP
+        >>> both.difference(both[0].label, "out/before")  # doctest: +SKIP
+    """
+    file = Path(other) / "traces.jsonl"
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; give the directory of another run of `stepwise route`")
+    theirs = {trace.problem: trace for trace in read_rows(file, Trace) if trace.finish != "interrupted"}
+    ours = [trace for trace in traces if trace.problem in theirs]
+    if not ours:
+        raise DataError(f"{file} has none of these {len(traces)} problems; route the same problems in both runs")
+    second = judge(router, [theirs[trace.problem] for trace in ours])
+    name = str(other)
+    views = tuple(dataclasses.replace(view, policy=name) for view in second.views)
+    return Comparison(
+        [judge(router, ours), dataclasses.replace(second, label=name, family=name, setting=None, views=views)]
+    )
+
+
+def against_in_words(both: Comparison) -> str:
+    """The paired difference of two runs, with its interval, on one line."""
+    ours, theirs = both
+    cost = ours.cost.strong_tokens_per_problem - theirs.cost.strong_tokens_per_problem
+    words = f"Against {theirs.label}, on the {len(ours.views)} problems of both: "
+    if ours.accuracy is not None and theirs.accuracy is not None:
+        found = both.difference(ours.label, theirs.label)
+        low, high = (f"{100 * end:+.1f}" for end in (found.low or 0.0, found.high or 0.0))
+        words += f"accuracy {100 * (found.value or 0.0):+.1f} points (95 %: {low} to {high}, paired by problem), "
+    return f"{words}strong tokens a problem {cost:+.1f}."
+
+
 def in_words(measured: Sequence[Measured], shares: Sequence[float] = (0.5, 0.8, 0.95)) -> list[str]:
     """What the measurement says, one sentence per line; needs the policies "never" and "always" among it."""
     ends = {m.family: m for m in measured if m.family in NAMES}
@@ -256,22 +303,3 @@ def in_words(measured: Sequence[Measured], shares: Sequence[float] = (0.5, 0.8, 
             f"Least share of the strong tokens for {wanted} of the gap by {family} (CPT): {reached}.",
         ]
     return [*lines, "Points were picked on the problems they were measured on, which flatters them a little."]
-
-
-def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[Problem]) -> list[PlannedCalls]:
-    """The most that routing `problems` under `policies` could ask of each role: every solution at its step limit."""
-    steps, width = config.routing.max_steps, config.sampling.max_step_tokens
-    question = max((len(problem.question.encode()) for problem in problems), default=0) + 64
-
-    def calls_of(role: str, arms: int, local: bool, generates: bool = True) -> PlannedCalls:
-        calls = arms * len(problems) * steps
-        # A local model evaluates each token of a solution once; an API reads the whole prefix again at every step.
-        prompt = question + steps * width if local else steps * (question + steps * width // 2)
-        generated = calls * width if generates else 0
-        return PlannedCalls(role, calls, arms * len(problems) * prompt, generated)  # type: ignore[arg-type]
-
-    weak = sum(policy.calls_per_step.get("weak", 1) for policy in policies if policy.name != "always")
-    strong = sum(policy.calls_per_step.get("strong", 1) for policy in policies if policy.name != "never")
-    scored = sum(policy.calls_per_step.get("scorer", 1) for policy in policies if needs_scorer(policy))
-    parts = [calls_of("weak", weak, config.models.weak.local), calls_of("strong", strong, config.models.strong.local)]
-    return [*parts, *([calls_of("scorer", scored, True, generates=False)] if scored else [])]

@@ -113,7 +113,7 @@ def _rating(solver: Solver, look: Look) -> Request:
         f"The step to rate:\n{draft}\n\nHow correct is this step, and how useful for solving the problem? "
         "Answer with one digit from 0 (useless or wrong) to 9 (certainly right), and nothing else."
     )
-    problem = Problem(solver.problem.id, question)
+    problem = Problem(id=solver.problem.id, question=question)
     return Request(problem, stop="solution", max_tokens=8, temperature=0.0, role="strong")
 
 
@@ -131,7 +131,7 @@ def _verification(solver: Solver, look: Look) -> Request:
         'Is its final answer correct? Answer with one word: "yes" if it is, "no" if it is not.'
     )
     seed = stable_hash(solver.settings.seed, solver.problem.id, "verification")
-    heat, problem = solver.settings.sampling.temperature, Problem(solver.problem.id, question)
+    heat, problem = solver.settings.sampling.temperature, Problem(id=solver.problem.id, question=question)
     return Request(problem, stop="solution", max_tokens=8, n=look.n, temperature=heat, seed=seed, role="weak")
 
 

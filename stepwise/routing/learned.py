@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +32,7 @@ from stepwise.errors import ConfigError, ExportError, reason_of
 from stepwise.io import parse_json, whole_file, write_text
 from stepwise.models.safetensors import Checkpoint
 from stepwise.records import record
+from stepwise.routing.names import ModelNames
 from stepwise.routing.policy import FOR_GOOD, Action, Escalate, HandOver, Keep, Policy, View, When
 from stepwise.types import from_json, to_json
 
@@ -42,53 +42,7 @@ Weights = Mapping[str, Array]
 LAYERS, HEADS = 2, 4  # of TRIM-Seq
 _TOKENS, _STEPS = 300.0, 30.0  # what TRIM divides a step's tokens and its index by
 _STEM = "learned-"
-_SET_AS = re.compile(
-    r"(.*?)(?: (with \{.*|\{.*|labels .*|prompt .*))?$", re.DOTALL
-)  # a scorer's name, and how it is set
 _REMEDY = "train it with stepwise train_router"
-
-
-@record()
-class ModelNames:
-    """Names of the models that a policy is for; `config` and `prompt` are hashes of configuration and prompt.
-
-    A name is as the configuration has it ("llamacpp/lab-weak"), or that of a loaded model ("lab-weak@11989165", with a
-    hash of its weights). `splitter` says where steps end. What is None or "" is not known.
-
-    Example:
-        >>> ModelNames("llamacpp/lab-weak", "llamacpp/lab-strong").check(ModelNames("lab-weak@11989165", ""))
-    """
-
-    weak: str
-    strong: str
-    scorer: str | None = None
-    config: str = ""
-    prompt: str = ""
-    splitter: str = ""
-
-    def check(self, other: ModelNames, *, scorer: bool = True) -> None:
-        """Raise `ConfigError` where a model (the scorer only if `scorer`) or the prompt of `other` is another one.
-
-        What either side does not say is not checked.
-        """
-        for role in ("weak", "strong", *(["scorer"] if scorer else []), "splitter", "prompt"):
-            ours, theirs = getattr(self, role), getattr(other, role)
-            if ours and theirs and not _same_name(ours, theirs):
-                part = {"prompt": "prompt", "splitter": "step splitter"}.get(role, f"{role} model")
-                raise ConfigError(
-                    f"the policy is for the {part} {ours!r}, the router has {theirs!r}; make it again for these "
-                    "models, or force it"
-                )
-
-
-def _same_name(ours: str, theirs: str) -> bool:
-    (one, how_one), (other, how_other) = (_SET_AS.match(each).groups("") for each in (ours, theirs))  # type: ignore[union-attr]
-    (name, _, weights), (name2, _, weights2) = one.partition("@"), other.partition("@")
-    if not ("/" in name and "/" in name2):  # one of them is loaded, and has no provider before it
-        name, name2 = name.rpartition("/")[2], name2.rpartition("/")[2]
-    configured = ["/" in each or how.startswith("with") for each, how in ((one, how_one), (other, how_other))]
-    same = how_one == how_other or configured[0] != configured[1]  # what a scorer says of itself is said otherwise
-    return name == name2 and same and (weights == weights2 or not (weights and weights2))
 
 
 @record()
@@ -158,6 +112,9 @@ class Learned(Policy):
         force: use it for other models than it was trained for.
 
     Raises `ConfigError` where there is no such policy; `check_models` says whether it is for the router's models.
+
+    Example:
+        sw.StepRouter(weak, strong, scorer, Learned("out/learned", price=0.002))
     """
 
     path: str

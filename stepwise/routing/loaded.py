@@ -10,7 +10,7 @@ from typing import Any, Self
 import dspy
 from dspy.predict.parameter import Parameter
 
-from stepwise.config import BudgetConfig, LoadConfig, ModelConfig, SamplingConfig, ScorerConfig
+from stepwise.config import BudgetConfig, LoadConfig, ModelConfig, SamplingConfig, ScorerConfig, suited
 from stepwise.errors import ConfigError, DataError, wrong_type
 from stepwise.models import load_backend
 from stepwise.models.budget import Ledger
@@ -118,7 +118,9 @@ class LoadedRouter(dspy.Module):
                 f"this state was saved with prompt {state['prompt']}; make the router with prompt=SolvePrompt(**that)"
             )
         sampling, caps = SamplingConfig(**state["sampling"]), BudgetConfig(**state["budget"])
-        settings = RouteSettings(sampling, state["max_steps"], state["seed"], state["window"], self.prompt)
+        settings = RouteSettings(
+            sampling, state["max_steps"], state["seed"], state["window"], self.prompt, allow_lab=self.settings.allow_lab
+        )
         allowed = {*self._allow_import, type(self.policy).__module__}
         self.policy, self.settings = policy_from_dict(state["policy"], allowed=allowed), settings
         if self.budget == BudgetConfig():
@@ -175,6 +177,33 @@ class LoadedRouter(dspy.Module):
     def _new_ledger(self, caps: BudgetConfig) -> Ledger:
         roles = [role for role, model in self.models._asdict().items() if model is not None]
         return Ledger(caps, self.prices, roles=roles)
+
+    def _prompt_of(self, prompt: SolvePrompt | Mapping[str, Any] | None) -> SolvePrompt:
+        """The prompt of this router: the one given, else that of the models that are handed in loaded.
+
+        Raises `ConfigError` where a model that is handed in puts another one around questions.
+        """
+        handed = {role: spec for role, spec in self._specs.items() if hasattr(spec, "prompt_hash")}
+        known = (getattr(spec, "prompt", None) for spec in handed.values())
+        theirs = next((each for each in known if isinstance(each, SolvePrompt)), SolvePrompt())
+        agreed = theirs if prompt is None else SolvePrompt.of(prompt, "prompt")
+        if (named := loading("weak", self._specs["weak"])) is not None:
+            agreed = suited(agreed, named.model)
+        for role, spec in handed.items():
+            if spec.prompt_hash and spec.prompt_hash != agreed.hash:
+                load = "load_scorer" if role == "scorer" else "load_backend"
+                raise ConfigError(
+                    f"{role}: {getattr(spec, 'name', 'it')} was loaded under another prompt ({spec.prompt_hash}) than "
+                    f"this router's ({agreed.hash}); load it under the same one: sw.{load}(..., prompt=PROMPT)"
+                )
+        for role in ("weak", "strong") if prompt is not None and agreed != SolvePrompt() else ():
+            spec = self._specs[role]
+            if hasattr(spec, "continue_solutions") and not getattr(spec, "prompt_hash", ""):
+                raise ConfigError(
+                    f"{role}: {type(spec).__name__} does not say which prompt it puts around questions, so prompt= may "
+                    "not hold; give it `prompt_hash = PROMPT.hash` if it is that one, or leave prompt= out"
+                )
+        return agreed
 
     def _loaded(self) -> Models:
         result = complete(

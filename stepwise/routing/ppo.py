@@ -30,7 +30,8 @@ from stepwise.errors import ConfigError, MissingDependencyError
 from stepwise.io import whole_file
 from stepwise.records import record
 from stepwise.routing import learned
-from stepwise.routing.learned import Array, Kind, Learned, LearnedCard, ModelNames, Performance, Weights
+from stepwise.routing.learned import Array, Kind, Learned, LearnedCard, Performance, Weights
+from stepwise.routing.names import ModelNames
 from stepwise.routing.policy import FOR_GOOD
 from stepwise.routing.pomdp.simulator import Act, Decisions, Drafts, Ints, RouterSimulator
 from stepwise.seeds import stable_hash

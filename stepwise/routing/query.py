@@ -187,6 +187,10 @@ def fit_query_classifier(
 
     Raises `DataError` for an overlap, for problems without a gold answer, for a problem of `weak` that `strong` lacks,
     for fewer than 20 problems and where all or none of them need the strong model.
+
+    Example:
+        weak, strong = (router.with_policy(name).solve_all(problems) for name in ("never", "always"))
+        policy = fit_query_classifier(weak, strong, measured_on=test)
     """
     keys = [question_key(trace.problem) for trace in weak]
     fitted_on = sorted(set(keys))

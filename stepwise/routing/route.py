@@ -12,6 +12,7 @@ from stepwise.errors import ConfigError
 from stepwise.models.base import Backend, Generator
 from stepwise.models.budget import Ledger
 from stepwise.models.driver import Driver
+from stepwise.models.lab_judges import refuse_lab_judge
 from stepwise.models.scorers.base import Scorer
 from stepwise.models.shared import open_problems
 from stepwise.models.store import CallCache
@@ -25,7 +26,11 @@ _log = logging.getLogger(__package__)
 
 
 class Models(NamedTuple):
-    """The models of a run by role; `scorer` is needed only by policies that look at scores."""
+    """The models of a run by role; `scorer` is needed only by policies that look at scores.
+
+    Example:
+        Models(sw.load_backend("llamacpp/lab-weak"), sw.load_backend("llamacpp/lab-strong"))
+    """
 
     weak: Backend | Generator
     strong: Backend | Generator
@@ -33,7 +38,14 @@ class Models(NamedTuple):
 
 
 class RoutingInterrupted(KeyboardInterrupt):
-    """Ctrl-C during routing. `traces` has one trace per problem, in order; those not finished end in "interrupted"."""
+    """Ctrl-C during routing. `traces` has one trace per problem, in order; those not finished end in "interrupted".
+
+    Example:
+        try:
+            traces = router.solve_all(problems)
+        except RoutingInterrupted as stop:
+            traces = router.solve_all(problems, resume=stop.traces)
+    """
 
     def __init__(self, traces: Sequence[Trace] = ()):
         super().__init__("routing was interrupted; .traces holds what was done")
@@ -63,6 +75,9 @@ def route_all(
     A model that refuses a request and a policy that raises end that trace with finish "error" and a note. Raises
     `ConfigError` when the policy needs a scorer and there is none, `PluginError` where the policy failed at every
     problem, `BackendError` and `ScorerError` where a model is gone, `RoutingInterrupted` on Ctrl-C.
+
+    Example:
+        traces = route_all(problems, Models(weak, strong, scorer), Threshold(0.5), RouteSettings(seed=1))
     """
     policy = check_policy(policy)
     if needs_scorer(policy) and models.scorer is None:
@@ -70,6 +85,8 @@ def route_all(
             f"policy {policy.name!r} looks at scores, but there is no scorer; "
             "give one, for example scorer='llamacpp/lab-scorer'"
         )
+    if needs_scorer(policy):
+        refuse_lab_judge(models.scorer, "scorer", models.weak, settings is not None and settings.allow_lab)
     scorer = models.scorer.identity if models.scorer is not None else None
     policy.check_models(weak=models.weak.name, strong=models.strong.name, scorer=scorer)
     settings, ledger = settings or RouteSettings(), ledger or Ledger()
@@ -136,4 +153,5 @@ class _Reviewed(Solver):
             return
         cut = [step for step in self.paid_evidence if step.decision.startswith("cut: ")]
         self.steps, self.drafts, self.paid_evidence = before.steps, before.drafts, [*before.paid_evidence, *cut]
-        self.finish, self.note = before.ended, f"not handed over: {self.refused_by}"
+        self.finish = "capped" if before.ended == "answer" else before.ended
+        self.note = f"not handed over: {self.refused_by}"

@@ -13,19 +13,20 @@ from typing import Any, Self
 
 import dspy
 
-from stepwise.config import BudgetConfig, Config, ModelConfig, SamplingConfig, ScorerConfig, is_lab, suited
+from stepwise.config import BudgetConfig, Config, ModelConfig, SamplingConfig, ScorerConfig, suited
 from stepwise.data.problems import load_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.models.base import Backend
 from stepwise.models.cached import Stored, StoredScorer
+from stepwise.models.lab_judges import is_lab_model, refuse_lab_judge
 from stepwise.models.scorers import Scorer
 from stepwise.models.shared import open_problems
 from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
 from stepwise.records import items_of
-from stepwise.routing.learned import ModelNames
 from stepwise.routing.loaded import LoadedRouter, loading
 from stepwise.routing.metrics import Cost, cost_of
+from stepwise.routing.names import ModelNames
 from stepwise.routing.policies import Threshold
 from stepwise.routing.policy import Policy, label_of, needs_scorer
 from stepwise.routing.route import Models, RoutingInterrupted, route_all
@@ -71,7 +72,8 @@ class StepRouter(LoadedRouter):
 
     `ledger` has what was spent by role and what is left of the caps (`ledger.summary()`), `cost([trace])` what one
     solution took. DSPy's `callbacks` hear of each call of a model, as `stepwise.models.callbacks` says; calls also
-    stand in `history` and in `inspect_history()`. `allow_import`: see `load`.
+    stand in `history` and in `inspect_history()`. `allow_import`: see `load`. `prompt` is, unless given, that of the
+    models that are handed in loaded. `allow_lab` lets the lab's scorer judge other models.
 
     Raises `ConfigError` or `DataError`, naming argument and remedy, for what does not fit; `BackendError` for models
     that cannot be loaded.
@@ -98,13 +100,15 @@ class StepRouter(LoadedRouter):
         cache: CallCache | str | Path | None = None,
         callbacks: Sequence[Any] = (),
         allow_import: Collection[str] = (),
+        allow_lab: bool = False,
     ) -> None:
         super().__init__(callbacks)
         self.policy = Threshold() if policy is None else as_policy(policy)
-        self.prompt, drawing = SolvePrompt.of(prompt, "prompt"), SamplingConfig.of(sampling, "sampling")
+        self._specs = {"weak": weak, "strong": strong, "scorer": scorer}
+        self.prompt, drawing = self._prompt_of(prompt), SamplingConfig.of(sampling, "sampling")
         if (named := loading("weak", weak)) is not None:
-            self.prompt, drawing = suited(self.prompt, named.model), suited(drawing, named.model)
-        self.settings = RouteSettings(drawing, max_steps, seed, window, self.prompt)
+            drawing = suited(drawing, named.model)
+        self.settings = RouteSettings(drawing, max_steps, seed, window, self.prompt, allow_lab=allow_lab)
         caps = BudgetConfig.of(budget, "budget")
         self._allow_import = frozenset(allow_import)
         if needs_scorer(self.policy) and scorer is None:
@@ -113,8 +117,9 @@ class StepRouter(LoadedRouter):
                 "pass scorer=, for example 'llamacpp/lab-scorer'"
             )
         self._owned: list[Any] = []
-        self._specs = {"weak": weak, "strong": strong, "scorer": scorer}
         models = self._loaded()
+        if needs_scorer(self.policy):
+            refuse_lab_judge(models.scorer, "scorer", models.weak, allow_lab)
         self.cache = self._opened(cache)
         # What a score depends on beside the model; options only where there are any, for the keys of stored answers.
         read = {
@@ -150,18 +155,13 @@ class StepRouter(LoadedRouter):
 
         As many problems are open at once as the models' curves want, or as a model takes sequences: more would not be
         faster, and those that are finished early are on disk early. Raises `ConfigError` where the policy looks at
-        scores, the weak model is not the lab's and the scorer still is.
+        scores, the weak model is not the lab's and the scorer is, unless `allow_lab` is set.
         """
         config = Config.of(config, "config")
         policy = policy_from_config(config.routing) if policy is None else as_policy(policy)
-        weak = config.models.weak.model
-        foreign = not is_lab(weak)
-        if needs_scorer(policy) and foreign and config.scorer == ScorerConfig():
-            raise ConfigError(
-                f"policy {policy.name!r} looks at scores, but the scorer is still {config.scorer.model}, which knows "
-                f"nothing but lab problems; give {weak} a scorer under [scorer], or set routing.policy to never, "
-                "always or random"
-            )
+        if needs_scorer(policy):
+            refuse_lab_judge(config.scorer, "scorer", config.models.weak, config.allow_lab)
+        foreign = not is_lab_model(config.models.weak)
         router = cls(
             config.models.weak,
             config.models.strong,
@@ -174,6 +174,7 @@ class StepRouter(LoadedRouter):
             seed=config.seed,
             window=window,
             cache=cache,
+            allow_lab=config.allow_lab,
         )
         if window is None and open_problems(router.models.weak, router.models.strong) is None:
             window = max(load.requests for role, load in router._loads.items() if role != "scorer")

@@ -13,7 +13,8 @@ from stepwise.errors import ConfigError, DataError, reason_of
 from stepwise.io import read_json, write_text
 from stepwise.plugins import check_choice, import_path, is_import_path, load_plugin, make_plugin, options_of
 from stepwise.routing.guarantee import Promise
-from stepwise.routing.learned import Learned, ModelNames
+from stepwise.routing.learned import Learned
+from stepwise.routing.names import ModelNames
 from stepwise.routing.policies import Always, Judged, Never, Random, Threshold
 from stepwise.routing.policy import Policy, Signal, check_policy, needs_scorer
 from stepwise.routing.pomdp.fit import RouterFit
@@ -149,7 +150,15 @@ class SavedPolicy(NamedTuple):
 
 
 def save_policy(path: str | Path, policy: Policy, card: ModelNames | None = None, **more: Any) -> None:
-    """Write one JSON object with `policy`, `card` and whatever else is given, which must be plain JSON."""
+    """Write one JSON object with `policy`, `card` and whatever else is given, which must be plain JSON.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "policy.json"
+        >>> save_policy(path, Threshold(0.4))
+        >>> load_policy(path).card is None
+        True
+    """
     shown = None if card is None else dataclasses.asdict(card)
     write_text(path, json.dumps({"policy": policy_to_dict(policy), "card": shown, **more}, indent=1) + "\n")
 

@@ -212,6 +212,11 @@ class Watch(Policy):
     """The weak model alone, with the signal noted at every step in `values`, by problem; for calibration.
 
     It is the one policy that writes something down, which no decision depends on; it is not meant for JSON.
+
+    Example:
+        watch = Watch(ScoreDrop())
+        router.with_policy(watch).solve_all(problems)
+        watch.values  # by problem id
     """
 
     signal: Signal

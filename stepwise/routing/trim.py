@@ -73,8 +73,7 @@ class Solver:
         self.drafts: list[Step] = []  # thrown away
         self.paid_evidence: list[Step] = []
         self.evidence = Evidence()
-        self.undecided = False  # the policy wants to see the draft first
-        self.decision = ""
+        self.undecided, self.decision = False, ""  # undecided: the policy wants to see the draft first
         self.refused_by = ""  # what stood in the way of the last model: what a cap had left
         self.refused: dict[str, list[int]] = {}  # by cap: the steps that the strong model did not write for it
         self.ended: TraceFinish = ""  # how the weak model's whole solution ended, once it was reviewed
@@ -319,7 +318,8 @@ class Solver:
         """Close the trace; what was written for a step that never came to be is kept as abandoned."""
         self._replace(None)
         kept = [f"kept weak at step {', '.join(map(str, steps))}: {cap}" for cap, steps in self.refused.items()]
-        self.finish, self.note = finish, "; ".join([*([note] if note else []), *kept])
+        self.finish = "capped" if kept and finish == "answer" else finish
+        self.note = "; ".join([*([note] if note else []), *kept])
 
     def _replace(self, step: Step | None) -> None:
         """Put `step` in place of the draft, which joins the drafts thrown away."""

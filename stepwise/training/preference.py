@@ -65,6 +65,9 @@ def dpo(
     log p(chosen) - log p(rejected) since the start; `accuracy`, the share of pairs with a margin above 0;
     `logp_chosen` and `logp_rejected` in nats per step. Raises DataError, naming the row, for pairs that cannot be
     trained on, ConfigError for weights or settings, BackendError where memory runs out.
+
+    Example:
+        dpo("out/pairs/dataset.jsonl", sw.Config.lab(), "out/dpo")
     """
     cfg = Config.of(cfg, "cfg")
     cfg.prompt.check_splitter("DPO")

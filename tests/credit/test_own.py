@@ -88,7 +88,7 @@ def test_what_is_no_scheme_and_no_path_is_refused_where_it_is_written(setting: s
     ("given", "said"),
     [
         (f"{__name__}:Nothing", "Nothing .*advantages.*, which every Credit must have; add `def advantages"),
-        (f"{__name__}:Fixed", r"Fixed is no Credit; write `class Fixed\(Credit\)`"),
+        (f"{__name__}:Fixed", "Fixed is a Reward, where a Credit is wanted; give it as rl.reward"),
         (f"{__name__}:Hole", "has no 'Hole'; did you mean 'Whole'"),
         (Asks(), r"Asks\.needs is 'first_errors'; did you mean 'first_error'"),
         (3, "is 3 \\(int\\); give a class that inherits from Credit"),

@@ -29,7 +29,7 @@ from stepwise.types import Localization, Problem, Step, Trace
 def example(
     label: int | None, scores=(0.9, 0.9, 0.9), *, name: str = "p", correct: bool | None = None
 ) -> ProcessBenchRow:
-    problem = Problem(name, f"Question {name}?")
+    problem = Problem(id=name, question=f"Question {name}?")
     steps = tuple(Step(f"Step {i + 1}: {name}", "x", score) for i, score in enumerate(scores))
     return ProcessBenchRow(problem, Trace(problem, steps, "eos"), Localization(label), correct)
 
@@ -143,7 +143,7 @@ def test_scores_of_another_number_than_steps_are_refused():
 def test_nothing_is_chosen_on_rows_that_it_is_measured_on():
     tuning, test = [example(1, name="a"), example(None, name="b")], [example(None, name="c")]
     refuse_shared(tuning, test, "test")
-    twin = tuning[0]._replace(problem=Problem("other id", "Question  a? "))
+    twin = tuning[0]._replace(problem=Problem(id="other id", question="Question  a? "))
     assert _fingerprint(twin) == _fingerprint(tuning[0])
     with pytest.raises(DataError, match=r"1 of 2 attempts of test .*'other id'.* are in the tuning split too"):
         refuse_shared(tuning, [*test, twin], "test")

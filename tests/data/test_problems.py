@@ -290,4 +290,6 @@ def test_metadata_travels_with_a_problem_and_makes_no_difference(tmp_path: Path)
     (tmp_path / "p.jsonl").write_text(to_json(problem) + "\n")
     (again,) = sw.load_problems(tmp_path / "p.jsonl")
     assert (again, again.metadata) == (problem, problem.metadata)
-    assert hash(problem) == hash(Problem(problem.id, problem.question, problem.answer, problem.reference))
+    assert hash(problem) == hash(
+        Problem(id=problem.id, question=problem.question, answer=problem.answer, reference=problem.reference)
+    )

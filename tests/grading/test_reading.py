@@ -173,7 +173,7 @@ def test_a_sum_that_is_not_carried_out_is_equal_but_earns_no_reward(prediction, 
 )
 def test_prose_and_placeholders_are_refused_as_gold_answers(gold):
     with pytest.raises(DataError, match="problem 'row 7'"):
-        check_gold(Problem("row 7", "q", gold))
+        check_gold(Problem(id="row 7", question="q", answer=gold))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,15 @@ def problems(n: int, reference: bool = True) -> list[Problem]:
     for i in range(n):
         numbers = [17 + 3 * i, 5 + i, 28 + i, 41 + 2 * i]
         name, given = f"p{i}", f"Their sum is {sum(numbers)}." if reference else None
-        made.append(Problem(name, f"Add {', '.join(map(str, numbers))}.", str(sum(numbers)), given, "sums"))
+        made.append(
+            Problem(
+                id=name,
+                question=f"Add {', '.join(map(str, numbers))}.",
+                answer=str(sum(numbers)),
+                reference=given,
+                source="sums",
+            )
+        )
     return made
 
 

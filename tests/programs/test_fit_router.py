@@ -58,6 +58,21 @@ def test_lab_traces_are_made_labelled_scored_and_fitted(lab_run: Path) -> None:
     assert all(step.score is not None for trace in traces for step in trace.steps)
 
 
+def test_problems_of_a_file_are_solved_and_scored_and_labels_may_come_later(
+    world: LabWorld, tmp_path: Path, capsys
+) -> None:
+    append_rows(tmp_path / "problems.jsonl", world.problems)
+    asked = ["--problems", tmp_path / "problems.jsonl", "--bins", 6]
+    assert start(tmp_path / "fit", *asked) == 2
+    assert "--problems needs --recovery" in fault(capsys)
+    assert not (tmp_path / "fit" / "traces_never.jsonl").exists()
+    assert start(tmp_path / "fit", *asked, "--recovery", 0.0, "--overwrite") == 2
+    assert "without labels the laws of wrong steps cannot be told" in fault(capsys)
+    files = [tmp_path / "fit" / f"traces_{name}.jsonl" for name in ("never", "random")]
+    assert start(tmp_path / "later", "--traces", *files, "--labels", "lab", "--bins", 6) == 0
+    assert RouterFit.load(tmp_path / "later" / "fit.json").card.traces == 300
+
+
 def test_a_killed_collection_goes_on_and_fits_the_same(world: LabWorld, lab_run: Path, tmp_path: Path, capsys) -> None:
     killed = shutil.copytree(lab_run, tmp_path / "killed")
     rows = (killed / "traces_never.jsonl").read_bytes().splitlines(keepends=True)

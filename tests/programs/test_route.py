@@ -13,8 +13,8 @@ import pytest
 from programs import route
 from stepwise.io import append_rows, read_rows
 from stepwise.routing import Never, Random, Threshold
-from stepwise.routing.learned import ModelNames
 from stepwise.routing.metrics import cost_of
+from stepwise.routing.names import ModelNames
 from stepwise.routing.saved import load_policy, save_policy
 from stepwise.types import Problem, Trace
 from tests.fakes import Line
@@ -51,7 +51,10 @@ def test_what_a_cap_kept_from_the_strong_model_is_said(
     assert 0 < cost_of(traces).strong_tokens <= 30
     kept = [trace for trace in traces if "kept weak" in trace.note]
     out = " ".join(capsys.readouterr().out.split())
-    assert f"Steps of {len(kept)} of them were kept from the strong model by a cap, such as: kept weak at step" in out
+    assert kept
+    assert all(trace.finish == "capped" or trace.answer is None for trace in kept)
+    assert f"Threshold 0.60: {len(kept)} of 10 solutions have met a cap, such as: kept weak at step" in out
+    assert "have met a cap, such as: kept weak at step" in (tmp_path / "report.html").read_text()
     assert "requests refused by budget.strong_tokens:" in out
 
 

@@ -94,7 +94,7 @@ def test_rl_goes_on_from_the_run_that_sft_made(toml: str, rows: str, problems: s
 def test_interventions_begin_the_rollouts_of_their_problems(
     toml: str, rows: str, tmp_path: Path, capsys: Captured
 ) -> None:
-    given = [Problem(name, ROW.question, ROW.answer) for name in ("p0", "copy")]
+    given = [Problem(id=name, question=ROW.question, answer=ROW.answer) for name in ("p0", "copy")]
     append_rows(tmp_path / "asked.jsonl", given)
     write_examples(tmp_path / "hints.jsonl", [ROW], card={})
     out = tmp_path / "rl"

@@ -19,7 +19,9 @@ REPAIR = "Two boxes of six are 2 * 6 = 12."
 
 
 def problem(name: str) -> Problem:
-    return Problem(name, f"How many pens are in 2 boxes of 6, asked as {name}?", "12", "Six and six.")
+    return Problem(
+        id=name, question=f"How many pens are in 2 boxes of 6, asked as {name}?", answer="12", reference="Six and six."
+    )
 
 
 def rollout(name: str, verdict: str | None, text: str = "\n\n".join(STEPS), **more: Any) -> Rollout:

@@ -55,9 +55,16 @@ def hostile_report() -> Report:
     """A report in which every string is one that tries to break out, all of them in every place."""
     views = []
     for bad in HOSTILE:
-        draft = Step(bad, bad, 0.0, Usage(bad, 1, 5, 5, 5), (), (), bad)
-        step = Step(bad, bad, None, Usage(bad, 1, 5, 5, 5), (), (draft,), bad)
-        trace = Trace(Problem(bad, bad, bad, bad, bad), (step, step), "answer", Usage(), bad, (draft,))
+        draft = Step(text=bad, author=bad, score=0.0, usage=Usage(bad, 1, 5, 5, 5), discarded=(), decision=bad)
+        step = Step(text=bad, author=bad, score=None, usage=Usage(bad, 1, 5, 5, 5), discarded=(draft,), decision=bad)
+        trace = Trace(
+            Problem(id=bad, question=bad, answer=bad, reference=bad, source=bad),
+            (step, step),
+            "answer",
+            Usage(),
+            bad,
+            (draft,),
+        )
         views.append(TraceView(trace, bad, bad))
     rows = tuple(PolicyRow(bad, bad, 0.5, 0.5, 0.4, 0.6, 0.5, 10, 20, 3.0, 4, 5.0, 6) for bad in HOSTILE)
     everything = "".join(HOSTILE)

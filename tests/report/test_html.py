@@ -49,7 +49,13 @@ def test_it_sets_no_ground_and_no_text_colour_of_its_own() -> None:
 def test_no_string_of_a_trace_can_become_markup(bad: str) -> None:
     draft = Step(bad, bad, 0.5, Usage(bad))
     steps = (Step(bad, bad, None, Usage(bad), (), (draft,), bad),)
-    found = Elements(html_of(Trace(Problem(bad, bad, bad, bad), steps, "repeat", note=bad, abandoned=(draft,))))
+    found = Elements(
+        html_of(
+            Trace(
+                Problem(id=bad, question=bad, answer=bad, reference=bad), steps, "repeat", note=bad, abandoned=(draft,)
+            )
+        )
+    )
     assert {tag for tag, _ in found.found} <= {"div", "span", "b", "strong", "style", "details", "summary"}
     allowed = {"class", "role", "aria-label", "aria-hidden", "title", "style"}
     assert {name for _, attributes in found.found for name in attributes} <= allowed

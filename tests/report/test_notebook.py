@@ -25,7 +25,7 @@ def solved(name: str = "p", answer: str = "4", gold: str | None = "4") -> Trace:
         Step("One.", "weak", 0.9, Usage("w", 1, 9, 9, 5, cost=0.5)),
         Step(f"\\boxed{{{answer}}}", "strong", None, Usage("s", 1, 9, 9, 7), discarded=(draft,)),
     )
-    return Trace(Problem(name, "2 + 2?", gold), steps, "answer", Usage("prm", 2, 30, 20))
+    return Trace(Problem(id=name, question="2 + 2?", answer=gold), steps, "answer", Usage("prm", 2, 30, 20))
 
 
 def comparison() -> Comparison:
@@ -114,7 +114,7 @@ def test_a_configuration_shows_what_differs_from_the_defaults_first() -> None:
 
 @pytest.mark.parametrize("bad", HOSTILE)
 def test_no_string_can_become_markup(bad: str) -> None:
-    traces = Traces([Trace(Problem(bad, bad, bad), (Step(bad, bad),), note=bad)], bad)
+    traces = Traces([Trace(Problem(id=bad, question=bad, answer=bad), (Step(bad, bad),), note=bad)], bad)
     found = Elements(traces._repr_html_())
     assert {tag for tag, _ in found.found} <= {"div", "span", "b", "strong", "style", "details", "summary"}
     config = Config.model_validate({"prompt": {"system": bad}})

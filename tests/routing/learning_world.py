@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from stepwise.routing.learned import Learned, ModelNames
+from stepwise.routing.learned import Learned
+from stepwise.routing.names import ModelNames
 from stepwise.routing.pomdp import RoutingPomdp
 from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
 from stepwise.routing.pomdp.simulator import Drafts, RouterSimulator

@@ -14,8 +14,8 @@ from stepwise.models.store import CallCache
 from stepwise.routing import Always, Models, Never, Policy, Random, Signalled, StepRouter, Threshold
 from stepwise.routing.calibration import Calibrated, calibrate
 from stepwise.routing.compare import compare
-from stepwise.routing.learned import ModelNames
 from stepwise.routing.metrics import cost_of
+from stepwise.routing.names import ModelNames
 from stepwise.routing.policy import When
 from stepwise.routing.query import QueryRandom
 from stepwise.routing.saved import load_policy, save_policy

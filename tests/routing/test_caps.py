@@ -36,7 +36,7 @@ def test_strong_tokens_of_a_problem_never_pass_its_cap_and_the_weak_model_goes_o
     traces, ledger = run(policy, BudgetConfig(problem=CapsConfig(strong_tokens=cap)))
     free, _ = run(policy, BudgetConfig())
     assert max(map(strong, traces)) <= cap
-    assert {trace.finish for trace in traces} == {"answer"}
+    assert all(trace.finish == ("capped" if "kept weak" in trace.note else "answer") for trace in traces)
     assert ledger.usage("strong").generated_tokens == cost_of(traces).strong_tokens
     for trace, uncapped in zip(traces, free, strict=True):
         refused = [step for step in trace.steps if "budget.problem.strong_tokens" in step.decision]
@@ -55,7 +55,7 @@ def test_caps_on_the_problem_and_on_the_run_hold_together(per_problem: int, for_
     assert cost_of(traces).all_tokens == ledger.usage().generated_tokens <= for_all
     assert ledger.remaining()["total_tokens"] == for_all - cost_of(traces).all_tokens
     for trace in traces:
-        assert trace.finish == "answer" or (trace.finish == "budget" and "total_tokens" in trace.note)
+        assert trace.finish == "answer" or (trace.finish in ("budget", "capped") and "total_tokens" in trace.note)
 
 
 def test_the_calls_of_a_problem_are_capped_exactly() -> None:
@@ -146,7 +146,7 @@ def test_a_cap_smaller_than_the_longest_step_does_not_switch_the_strong_model_of
         assert cap - 8 < cost_of(traces).strong_tokens == ledger.usage("strong").generated_tokens <= cap
     if (cap := budget.problem.strong_tokens) is not None:
         assert all(cap - 8 < strong(trace) <= cap for trace in traces)
-    assert {trace.finish for trace in traces} == {"answer"}
+    assert all(trace.finish == ("capped" if "kept weak" in trace.note else "answer") for trace in traces)
 
 
 def test_a_strong_step_that_the_cap_cuts_gives_way_to_the_draft_and_is_counted() -> None:
@@ -159,7 +159,7 @@ def test_a_strong_step_that_the_cap_cuts_gives_way_to_the_draft_and_is_counted()
     assert first.decision.startswith("keep: budget.strong_tokens had 9 tokens left, which cut the step (escalate: ")
     assert [(step.author, step.usage.generated_tokens) for step in first.evidence] == [("strong", 9)]
     assert last.decision.startswith("keep: budget.strong_tokens has 0 of 9 left, a step needs 8 (escalate: ")
-    assert (trace.finish, trace.note) == ("answer", "kept weak at step 0, 1: budget.strong_tokens")
+    assert (trace.finish, trace.note) == ("capped", "kept weak at step 0, 1: budget.strong_tokens")
     assert strong(trace) == ledger.usage("strong").generated_tokens == store.spent()["strong"].generated_tokens == 9
     assert ledger.summary().splitlines()[-1] == "requests refused by budget.strong_tokens: 1"
 

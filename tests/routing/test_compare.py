@@ -7,8 +7,9 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.routing import Always, Never, Random, StepRouter, Threshold
-from stepwise.routing.compare import Comparison, Measured, compare, in_words, judge, plan_routing, verdict_of
+from stepwise.routing.compare import Comparison, Measured, compare, in_words, judge, verdict_of
 from stepwise.routing.metrics import OperatingPoint, accuracy_at, cpt, pgr
+from stepwise.routing.planning import plan_routing
 from stepwise.routing.policy import NAMES, label_of
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.routing.lab_world import LabWorld
@@ -73,7 +74,7 @@ def test_no_gap_is_said_and_not_divided_by() -> None:
 
 def test_problems_without_gold_answers_have_costs_but_no_accuracy() -> None:
     world = LabWorld(3)
-    blind = [Problem(p.id, p.question) for p in world.problems]
+    blind = [Problem(id=p.id, question=p.question) for p in world.problems]
     router = StepRouter(world.weak, world.strong, world.scorer, Never())
     found = judge(router, router.solve_all(blind, progress=False))
     assert (found.row.accuracy, found.row.accuracy_low) == (None, None)

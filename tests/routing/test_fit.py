@@ -12,7 +12,7 @@ import pytest
 
 from evals.simulated_traces import simulate
 from stepwise.errors import ConfigError, DataError
-from stepwise.routing.learned import ModelNames
+from stepwise.routing.names import ModelNames
 from stepwise.routing.pomdp import RoutingPomdp
 from stepwise.routing.pomdp.estimate import (
     Parameters,

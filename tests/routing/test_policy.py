@@ -92,11 +92,14 @@ def test_a_view_shows_the_scores_and_tokens_up_to_the_draft() -> None:
 @given(st.integers(0, 2**40), st.text(max_size=8), st.integers(0, 30))
 def test_draws_lie_in_the_unit_interval_and_differ_by_seed_problem_step_and_salt(seed: int, name: str, n: int) -> None:
     steps = tuple(Step(str(i), "weak") for i in range(n))
-    view = View(Problem(name, "?"), steps, seed=seed)
+    view = View(Problem(id=name, question="?"), steps, seed=seed)
     assert 0 <= view.uniform() < 1
-    assert view.uniform() == View(Problem(name, "another text"), steps, seed=seed).uniform()
-    others = [View(Problem(name, "?"), steps, seed=seed + 1), View(Problem(name + "x", "?"), steps, seed=seed)]
-    others.append(View(Problem(name, "?"), (*steps, Step("z", "weak")), seed=seed))
+    assert view.uniform() == View(Problem(id=name, question="another text"), steps, seed=seed).uniform()
+    others = [
+        View(Problem(id=name, question="?"), steps, seed=seed + 1),
+        View(Problem(id=name + "x", question="?"), steps, seed=seed),
+    ]
+    others.append(View(Problem(id=name, question="?"), (*steps, Step("z", "weak")), seed=seed))
     assert view.uniform() not in {*(other.uniform() for other in others), view.uniform(1)}
 
 

@@ -198,7 +198,7 @@ def test_a_weak_model_that_fails_ends_the_trace_as_under_any_policy() -> None:
 def test_where_the_budget_forbids_the_strong_model_the_weak_solution_stands() -> None:
     trace = cascade(Cascade(threshold=1.01, samples=2), budget=BudgetConfig(strong_tokens=7))
     assert [step.text for step in trace.steps] == WEAK
-    assert (trace.finish, len(trace.abandoned)) == ("answer", 2)
+    assert (trace.finish, len(trace.abandoned)) == ("capped", 2)
     assert trace.note == "not handed over: budget.strong_tokens has 7 of 7 left, a step needs 8"
     assert "strong" not in trace.usage
 

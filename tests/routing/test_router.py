@@ -273,7 +273,7 @@ def test_a_configuration_describes_the_whole_router(monkeypatch: pytest.MonkeyPa
 
 def test_the_labs_scorer_is_refused_for_a_model_that_is_not_the_labs() -> None:
     config = Config.load(overrides=["models.weak.model=llamacpp/other.gguf"])
-    with pytest.raises(ConfigError, match=r"still llamacpp/lab-scorer.*give llamacpp/other.gguf a scorer"):
+    with pytest.raises(ConfigError, match=r"llamacpp/lab-scorer is of the lab.*the weak model is llamacpp/other.gguf"):
         StepRouter.from_config(config)
 
 

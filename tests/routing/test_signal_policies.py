@@ -35,8 +35,8 @@ from stepwise.routing import (
     Watch,
     route_all,
 )
-from stepwise.routing.compare import plan_routing
 from stepwise.routing.metrics import cost_of
+from stepwise.routing.planning import plan_routing
 from stepwise.routing.policy import When, label_of
 from stepwise.types import Problem, TokenStats, Trace, Usage, from_json, to_json
 from tests.fakes import Line, ScriptedBackend, ScriptedScorer, n_tokens

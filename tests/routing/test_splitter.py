@@ -7,7 +7,7 @@ import pytest
 from stepwise.errors import ConfigError
 from stepwise.prompt import SolvePrompt
 from stepwise.routing import Models, RouteSettings, StepRouter, Threshold, route_all
-from stepwise.routing.learned import ModelNames
+from stepwise.routing.names import ModelNames
 from stepwise.steps import split_steps
 from stepwise.types import Trace, from_json, to_json
 from tests.fakes import Line, ScriptedBackend, ScriptedScorer
@@ -42,8 +42,10 @@ def test_a_step_of_the_strong_model_without_a_line_end_gets_a_blank_line() -> No
 def test_the_splitter_is_part_of_the_prompts_hash_and_of_every_card() -> None:
     plain = SolvePrompt()
     assert PROMPT.hash != plain.hash
-    made = ScriptedBackend({}), ScriptedBackend({}, "strong"), ScriptedScorer({})
-    cards = [StepRouter(*made, prompt=prompt).card for prompt in (PROMPT, plain)]
+    weak, strong, cards = ScriptedBackend({}), ScriptedBackend({}, "strong"), []
+    for prompt in (PROMPT, plain):
+        weak.prompt_hash = strong.prompt_hash = prompt.hash
+        cards.append(StepRouter(weak, strong, ScriptedScorer({}), prompt=prompt).card)
     assert [card.splitter for card in cards] == ["calculations", "paragraphs"]
     with pytest.raises(ConfigError, match="for the step splitter 'calculations', the router has 'paragraphs'"):
         ModelNames("", "", splitter="calculations").check(cards[1])

@@ -149,7 +149,9 @@ def test_a_scorer_that_raises_ends_one_trace_and_no_other() -> None:
 
     weak = ScriptedBackend({name: ["One.", "Two.", "So \\boxed{4}."] for name in "abc"}, name="weak")
     models = Models(weak, ScriptedBackend({}, name="strong"), Failing())
-    traces = route_all([Problem(name, f"How many {name}?", "4") for name in "abc"], models, Threshold(0.5))
+    traces = route_all(
+        [Problem(id=name, question=f"How many {name}?", answer="4") for name in "abc"], models, Threshold(0.5)
+    )
     assert [trace.finish for trace in traces] == ["answer", "error", "answer"]
     assert traces[1].note.startswith("the scorer failed at step 1: Failing.score() raised RuntimeError: out of ideas")
     assert "problem 'b'" in traces[1].note

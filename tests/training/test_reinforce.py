@@ -78,7 +78,7 @@ def test_a_run_leaves_an_adapter_metrics_and_the_rollouts_with_their_credit(whol
         assert row["mismatch"] is None or row["mismatch"] < 1e-4
         for made in rollouts:
             if made.reward == 0.0:
-                wrong = locate(Problem(made.problem, made.question), made.steps)
+                wrong = locate(Problem(id=made.problem, question=made.question), made.steps)
                 assert made.first_error == wrong
                 blamed = [i for i, advantage in enumerate(made.step_advantages) if advantage]
                 assert blamed == ([] if wrong is None else [wrong])

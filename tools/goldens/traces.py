@@ -88,7 +88,7 @@ def row(policy: str, arithmetic: str, trace: Any) -> dict[str, Any]:
         "arithmetic": arithmetic,
         "problem": trace.problem.id,
         "question": trace.problem.question,
-        "finish": trace.finish,
+        "finish": "answer" if trace.finish == "capped" else trace.finish,  # once, the two were one
         "note": trace.note,
         "scorer": used(trace.scorer_usage),
         "steps": [step(one) for one in trace.steps],

@@ -21,6 +21,10 @@ def adapter(form: Format = "compact", *, bare: bool = False) -> Any:
 
     `bare` leaves the instructions out of compact prompts, for a model that was trained on the format (lab-critic).
     Raises ConfigError for an unknown format, and for `bare` with another than "compact".
+
+    Example:
+        >>> type(adapter("json")).__name__
+        'JsonAdapter'
     """
     from stepwise.critics.formats import dspy_adapters
 

@@ -37,7 +37,12 @@ _NEAR = 160  # characters
 
 
 class LeakVerdict(StrEnum):
-    """What became of one intervention."""
+    """What became of one intervention.
+
+    Example:
+        >>> LeakVerdict.CLEAN.name
+        'CLEAN'
+    """
 
     CLEAN = "clean"
     """The answer is not given away."""
@@ -49,7 +54,12 @@ class LeakVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class LeakCheck:
-    """`reason` says why ("" for clean); `span` is where in the content (characters), `matched` what stands there."""
+    """`reason` says why ("" for clean); `span` is where in the content (characters), `matched` what stands there.
+
+    Example:
+        >>> LeakCheck(LeakVerdict.CLEAN).span is None
+        True
+    """
 
     verdict: LeakVerdict
     reason: str = ""
@@ -116,10 +126,17 @@ def check_leak(
 
 
 def answer_due(trace: Trace, location: int) -> bool:
-    """Whether the step at `location` (0-based) of a finished attempt is the one that states its result.
+    r"""Whether the step at `location` (0-based) of a finished attempt is the one that states its result.
 
     It is where that step gives away the attempt's own answer, right or wrong, by the rule above; then what replaces it
     rightfully states the right one. Raises IndexError where there is no such step.
+
+    Example:
+        >>> from stepwise.types import Problem, Step
+        >>> steps = (Step("2 + 2 = 4.", "weak"), Step(r"So it is \boxed{5}.", "weak"))
+        >>> wrong = Trace(Problem("p", "2 + 2 + 2?", "6"), steps, "answer")
+        >>> answer_due(wrong, 0), answer_due(wrong, 1)
+        (False, True)
     """
     step = trace.steps[location].text
     if trace.answer is None:

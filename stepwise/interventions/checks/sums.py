@@ -38,7 +38,12 @@ _SENTENCE = re.compile(r"(?<![\d.])[.;?](?=\s)|(?<=\d)\.(?=\s+[A-Z])|\n|\\\\")
 
 @dataclass(frozen=True)
 class FalseEquation:
-    """One equation that does not hold: as it stands in the text, tidied, and the exact values of its two sides."""
+    """One equation that does not hold: as it stands in the text, tidied, and the exact values of its two sides.
+
+    Example:
+        >>> FalseEquation("2 + 2 = 5", Fraction(4), Fraction(5)).right
+        Fraction(5, 1)
+    """
 
     text: str
     left: Fraction

@@ -6,7 +6,6 @@ import hashlib
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +18,18 @@ from stepwise.errors import BackendError
 from stepwise.models.engine.cache import PrefixCache
 from stepwise.models.engine.context import LlamaContext
 from stepwise.models.engine.curve import Curve, measure
-from stepwise.models.engine.jobs import Call, Drawn, Generation, GenerationJob, Logits, Prompt, Sample, Scoring, Unit
+from stepwise.models.engine.jobs import (
+    Call,
+    Counters,
+    Drawn,
+    Generation,
+    GenerationJob,
+    Logits,
+    Prompt,
+    Sample,
+    Scoring,
+    Unit,
+)
 from stepwise.models.engine.scheduler import Scheduler
 from stepwise.models.engine.vocab import Vocabulary
 from stepwise.models.engine.weights import check_origin, read_gguf
@@ -31,25 +41,13 @@ from stepwise.runs.progress import stage
 _GIB = 1 << 30
 
 
-@dataclass(frozen=True)
-class Counters:
-    """What an engine has done since it was loaded.
-
-    `evaluated_tokens` went through the model; `distinct_tokens` of them are different nodes of the token trie (per
-    adapter): what any engine would have had to evaluate at least. `cache_hits` counts sequences that found a part of
-    their prompt known.
-    """
-
-    evaluated_tokens: int = 0
-    distinct_tokens: int = 0
-    generated_tokens: int = 0
-    decode_calls: int = 0
-    cache_hits: int = 0
-    adapter_switches: int = 0
-
-
 class Engine:
-    """A loaded model that generates and scores on token ids. Thread safe; close it, or use it as a context manager."""
+    """A loaded model that generates and scores on token ids. Thread safe; close it, or use it as a context manager.
+
+    Example:
+        >>> with Engine.load(lab.model_path("lab-weak"), context=256) as engine:  # doctest: +SKIP
+        ...     engine.generate([GenerationJob(tuple(engine.tokenize("2 + 2")), max_tokens=4)])[0].text
+    """
 
     def __init__(
         self, context: LlamaContext, cache_memory: int, train_from: Path | None = None, curve: Curve | None = None

@@ -51,6 +51,10 @@ class _EndlessError(DataError):
 class BoundedGrammar:
     """`gbnf` with the rule `root`; its longest text has `max_bytes` bytes, so at most `max_tokens` tokens with
     the end.
+
+    Example:
+        >>> BoundedGrammar('root ::= "yes" | "no"', max_bytes=3).max_bytes
+        3
     """
 
     gbnf: str

@@ -23,6 +23,10 @@ Item = tuple[Problem | str, Sequence[str]]
 class Scored(NamedTuple):
     """Scores of one solution, and what scoring it cost; where it could not be scored, `error` says why for a person and
     `failure` for the program; `broken` where the scorer is at fault, not the solution.
+
+    Example:
+        >>> Scored([0.9, 0.2], Usage("prm", 1)).failed is None
+        True
     """
 
     scores: Sequence[float]
@@ -153,7 +157,15 @@ class Scorer(Plugin):
 
 
 def score_items(scorer: Scorer, items: Sequence[Item]) -> list[Scored]:
-    """What `scorer` says of each item, checked: scores that are none become the item's error."""
+    """What `scorer` says of each item, checked: scores that are none become the item's error.
+
+    Example:
+        >>> class Odd(Scorer):
+        ...     def score(self, problem, steps):
+        ...         return [2.0 for _ in steps]
+        >>> score_items(Odd(), [("1 + 1?", ["That is 2."])])[0].error[:54]
+        'step 0: the score is 2.0; it must be a probability in '
+    """
     results = scorer.score_detailed(items)
     if len(results) != len(items):
         raise ScorerError(
@@ -185,7 +197,15 @@ def scores_fault(scores: Any, steps: int, first: int = 0) -> str:
 
 
 class BatchScorer(Scorer):
-    """A scorer that reads many solutions at once: write `score_detailed`, or the coroutine `ascore`."""
+    """A scorer that reads many solutions at once: write `score_detailed`, or the coroutine `ascore`.
+
+    Example:
+        >>> class Half(BatchScorer):
+        ...     def score_detailed(self, items):
+        ...         return [Scored([0.5] * len(steps), Usage(self.name)) for _, steps in items]
+        >>> Half("half").score("1 + 1?", ["That is 2."])
+        [0.5]
+    """
 
     _asked_for: str = ""
 

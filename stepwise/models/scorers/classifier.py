@@ -52,6 +52,10 @@ class ClassifierScorer(PrefixScorer):
     "float32", `device` as in PyTorch ("cpu", "cuda", "cuda:1", "mps"); `batch_tokens`: most tokens of one padded batch.
     A step appended costs its whole prefix (no key-value cache is kept). Raises `ConfigError` where the tokenizer lacks
     the marker, `BackendError` where the files are not such a model.
+
+    Example:
+        scorer = ClassifierScorer("models/Skywork-o1-Open-PRM-Qwen-2.5-1.5B", dtype="float32")
+        scorer.score("1 + 1?", ["That is 2."])
     """
 
     def __init__(

@@ -26,7 +26,11 @@ QWEN_PRM_MARKER = "<extra_0>"
 
 
 class PoolingScorer(PrefixScorer):
-    """A process reward model behind vLLM's /pooling; one request per solution, `requests` of them in flight."""
+    """A process reward model behind vLLM's /pooling; one request per solution, `requests` of them in flight.
+
+    Example:
+        PoolingScorer(Server("http://localhost:8000"), "Qwen/Qwen2.5-Math-PRM-7B").score("1 + 1?", ["That is 2."])
+    """
 
     remote = True
 

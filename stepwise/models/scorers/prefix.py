@@ -40,6 +40,13 @@ class PrefixScorer(BatchScorer):
 
     Scores are kept by prefix, up to `memory` of them, so a known solution costs nothing. Thread safe, where `measure`
     is. `requests` is how many threads `map` has, which all calls share.
+
+    Example:
+        >>> class Length(PrefixScorer):
+        ...     def measure(self, tasks):
+        ...         return [Scored([1 / len(s) for s in t.steps[t.first :]], Usage(self.name, 1)) for t in tasks]
+        >>> Length("length").score("1 + 1?", ["Yes.", "2"])
+        [0.25, 1.0]
     """
 
     marker_text: str = ""

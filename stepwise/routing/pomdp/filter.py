@@ -43,6 +43,11 @@ class ObservationLaw:
 
     As plain JSON by `stepwise.types.to_json` and `from_json`. Raises `DataError` for edges that do not grow from 0 to
     1 and for rows that are not probabilities over these bins.
+
+    Example:
+        >>> law = ObservationLaw((0.0, 0.5, 1.0), ((0.2, 0.8), (0.7, 0.3), (0.9, 0.1)))
+        >>> law.rows[0][1]  # P(score >= 0.5 | right)
+        0.8
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -130,6 +135,11 @@ class StepFilter:
     A score of None is no evidence, and so is an observation that was never seen in fitting: one to which the law gives
     no chance in any state that is possible leaves the belief at the prior. Raises `DataError` for what is no
     probability, here and in scores.
+
+    Example:
+        >>> law = ObservationLaw((0.0, 0.5, 1.0), ((0.2, 0.8), (0.7, 0.3), (0.9, 0.1)))
+        >>> StepFilter(law, p_weak=0.8).beliefs([0.3]).round(2).tolist()
+        [[0.47, 0.0, 0.53]]
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")

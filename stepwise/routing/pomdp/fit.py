@@ -26,7 +26,7 @@ import numpy as np
 from stepwise.errors import DataError
 from stepwise.io import read_json, write_text
 from stepwise.records import record
-from stepwise.routing.learned import ModelNames
+from stepwise.routing.names import ModelNames
 from stepwise.routing.pomdp.estimate import LEAST_STRONG, MAX_CORRELATION, estimate, independent
 from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.routing.pomdp.fit_check import HeldOut, choose, held_out, intervals_of, pair_law

@@ -22,7 +22,7 @@ from stepwise.types import Step, Trace
 
 RIGHT, EARLIER, NOW = 0, 1, 2  # states, in the order of a belief
 STATES = ("right", "wrong earlier", "wrong just now")
-_NATURAL = ("answer", "eos")  # how a solution ends by itself; anything else cut it off
+_NATURAL = ("answer", "capped", "eos")  # how a solution ends by itself; anything else cut it off
 
 
 @dataclass(frozen=True)

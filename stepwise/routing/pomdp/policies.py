@@ -126,6 +126,13 @@ class BeliefThreshold(_Filtered):
 
     Raises a ValueError that names the field for a model with several strong models, a law that is not the model's, and
     a `tau` out of range.
+
+    Example:
+        >>> rows = ((0.2, 0.8), (0.7, 0.3), (0.9, 0.1))
+        >>> model = RoutingPomdp(0.8, (1.0,), (0.0, 0.0, 1.0), rows, tokens_per_step=20)
+        >>> law = ObservationLaw((0.0, 0.5, 1.0), rows)
+        >>> BeliefThreshold(model, law, tau=0.3).point
+        0.3
     """
 
     tau: float = Field(default=0.5, ge=0, le=1)
@@ -160,6 +167,13 @@ class Planned(_Filtered):
 
     Raises a ValueError that names the field for a model with several strong models, a law that is not the model's, and
     a price that is none.
+
+    Example:
+        >>> rows = ((0.2, 0.8), (0.7, 0.3), (0.9, 0.1))
+        >>> model = RoutingPomdp(0.8, (1.0,), (0.0, 0.0, 1.0), rows, tokens_per_step=20)
+        >>> law = ObservationLaw((0.0, 0.5, 1.0), rows)
+        >>> Planned(model, law, cost_per_token=0.01).at(0.02).point
+        0.02
     """
 
     cost_per_token: float = Field(default=0.25, ge=0, allow_inf_nan=False)
@@ -198,6 +212,13 @@ class Published(_OnBelief):
         gate: 0.4 in the published results; anything above 1 switches it off.
 
     Raises a ValueError as `Planned` does.
+
+    Example:
+        >>> rows = ((0.2, 0.8), (0.7, 0.3), (0.9, 0.1))
+        >>> model = RoutingPomdp(0.8, (1.0,), (0.0, 0.0, 1.0), rows, tokens_per_step=20)
+        >>> law = ObservationLaw((0.0, 0.5, 1.0), rows)
+        >>> Published(model, law, cost_per_token=0.01).gate
+        0.4
     """
 
     cost_per_token: float = Field(default=0.25, ge=0, allow_inf_nan=False)

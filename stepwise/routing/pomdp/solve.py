@@ -202,6 +202,8 @@ class Plan:
         prices: per token of each strong model.
         curves: bounds of F_n for each step n.
         root_value: (lower, upper) after the first observation and before the first decision, from the true prior.
+
+    Example: see `RoutingPomdp`.
     """
 
     model: RoutingPomdp
