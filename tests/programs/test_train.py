@@ -27,7 +27,7 @@ def toml(tiny_gguf_path: Path, tmp_path: Path) -> str:
         f'[models.weak]\nmodel = "llamacpp/{tiny_gguf_path}"\ntrain_from = "{tiny_gguf_path.parent / "qwen3"}"\n'
         'context = 512\nkv_type = "f32"\nflash_attention = false\n[lora]\nrank = 4\ndevice = "cpu"\n'
         "[sft]\nbatch = 2\nepochs = 1\n[rl]\nsteps = 1\nproblems = 2\ngroup = 2\nmax_tokens = 8\n"
-        'no_answer = "wrong"\n'
+        'no_answer = "wrong"\n[prompt]\nsystem = ""\n'  # under which the rows were made
     )
     return str(path)
 
