@@ -280,7 +280,7 @@ def _row_of(trace: Trace) -> dict[str, Any]:
         "id": trace.problem.id,
         "answer": trace.answer,
         "verdict": verdict_of(trace) or None,
-        "answer_read_from": find_answer(trace.text).source or None,
+        "answer_read_from": find_answer(trace.solution).source or None,
         "finish": trace.finish,
         "note": trace.note,
         "strong_tokens": cost.strong_tokens,

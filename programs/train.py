@@ -74,7 +74,7 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     samples = len(_tests_of(args)) * args.samples * 2
     rollouts = samples
     if args.method == "rl":
-        rollouts += config.rl.steps * config.rl.problems * config.rl.group
+        rollouts += (config.rl.steps * config.rl.problems + config.rl.look) * config.rl.group
     prompt = max((len(p.question) for p in [*_problems_of(args), *_tests_of(args)]), default=0)
     return [PlannedCalls("weak", rollouts, rollouts * prompt, rollouts * config.rl.max_tokens)] if rollouts else []
 
@@ -92,12 +92,16 @@ def main(run: Run[_Options]) -> None:
     hints = hints_of(read_examples(args.hints), problems) if args.hints is not None else {}
     before = _measured(run, BEFORE, tests, start) if tests else None
     announce("loading what trains")
-    if args.method == "sft":
-        adapter = training.sft(rows, cfg, run.directory, replay=replay, **given)
-    elif args.method == "dpo":
-        adapter = training.dpo(pairs, cfg, run.directory, **given)
-    else:
-        adapter = training.grpo(problems, cfg, run.directory, hints=hints, **given)
+    try:
+        if args.method == "sft":
+            adapter = training.sft(rows, cfg, run.directory, replay=replay, **given)
+        elif args.method == "dpo":
+            adapter = training.dpo(pairs, cfg, run.directory, **given)
+        else:
+            adapter = training.grpo(problems, cfg, run.directory, hints=hints, **given)
+    except KeyboardInterrupt:  # what is done has become a page, and a checkpoint to go on at
+        _page(run)
+        raise
     if tests:
         after = _measured(run, AFTER, tests, adapter)
         add_evaluation(adapter, before=before, after=after)
@@ -107,7 +111,12 @@ def main(run: Run[_Options]) -> None:
             )
     run.say(f"adapter: {adapter}")
     run.say(f'use it: --set models.weak.adapter="{adapter / "adapter.gguf"}"')
-    run.page("report.html", lambda path: write_training_report(path, run.out), "the training")
+    _page(run)
+
+
+def _page(run: Run[_Options]) -> None:
+    if (run.directory.path / "metrics.jsonl").is_file():
+        run.page("report.html", lambda path: write_training_report(path, run.out), "the training")
 
 
 def _check_inputs(args: _Options) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Set
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path, PurePath
-from types import FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from stepwise.errors import ConfigError
@@ -27,6 +27,7 @@ from stepwise.errors import ConfigError
 _LONG = 300  # characters: longer settings are shown by their hash
 _LIBRARY = Path(__file__).parent
 _PYTHON = Path(sysconfig.get_path("stdlib"))
+_EMPTY = CellType()
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
@@ -104,6 +105,8 @@ def plain(value: Any) -> Any:
         return [value.pattern, value.flags]
     if isinstance(value, bytes | bytearray):
         return _hash(bytes(value))
+    if isinstance(value, FunctionType) and "<" in value.__qualname__:  # a lambda, or a function within another
+        return [_code(value), *_local(value)]
     if isinstance(value, type | FunctionType):
         return _code(value)
     if isinstance(value, MethodType):
@@ -126,6 +129,14 @@ def plain(value: Any) -> Any:
 def _code(value: type | FunctionType) -> str:
     """A class or function with its code as it is when it is first asked about."""
     return f"{value.__module__}:{value.__qualname__} {source_of(value.__module__)}".rstrip()
+
+
+def _local(value: FunctionType) -> list[Any]:
+    """What tells functions of one name apart: where they stand, and what they took with them."""
+    code, cells = value.__code__, value.__closure__ or ()
+    held = [cell.cell_contents for cell in cells if cell != _EMPTY and cell.cell_contents is not value]
+    place = [code.co_firstlineno, _hash(repr([*code.co_positions()]).encode())]
+    return [*place, _hash(code.co_code), plain(held), plain(value.__defaults__), plain(value.__kwdefaults__)]
 
 
 def _is_followed(file: Path, name: str, module: str) -> bool:

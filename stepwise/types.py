@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter
 
 from stepwise.errors import DataError, wrong_type
 from stepwise.records import items_of, record
-from stepwise.steps import Splitter, extract_answer, join_steps, split_steps
+from stepwise.steps import Splitter, extract_answer, has_answer, join_steps, open_thought, split_steps
 
 Finish = Literal["step", "answer", "eos", "length", "repeat", "error", "budget"]
 TraceFinish = Literal["", "answer", "capped", "eos", "length", "repeat", "error", "steps", "budget", "interrupted"]
@@ -145,6 +145,10 @@ class TokenStats:
         return cls(round(min(logprobs), 4), round(statistics.fmean(logprobs), 4), entropy)
 
 
+Omitted = Annotated[str, Field(exclude_if=lambda value: not value)]
+"""A text that stands in no file where it is empty."""
+
+
 @record()
 class Step:
     """One step of a solution: its text without the blank line after it, and who wrote it.
@@ -155,7 +159,8 @@ class Step:
     `discarded` holds the drafts that were thrown away for this step, first to last; `evidence` what models wrote for
     the policy to decide on (a glimpse at the first token, samples to compare, a rating), which never stood for the
     step; `decision` says what the policy did and why. `token_stats`: how sure the model was of its tokens, where it
-    tells; it makes no difference between two steps.
+    tells; it makes no difference between two steps. `thought`: the mark of a thought that its writer's chat template
+    opened ahead of the solution, such as "<think>".
 
     Example:
         >>> Step("2 + 3 = 5.", "weak", score=0.9).author
@@ -173,6 +178,7 @@ class Step:
     token_stats: Annotated[TokenStats | None, Field(exclude_if=lambda value: value is None)] = dataclasses.field(
         default=None, compare=False
     )
+    thought: Omitted = ""
 
     @staticmethod
     def _refuse_by_position(text: Any, author: Any = "", *rest: Any) -> None:
@@ -221,9 +227,14 @@ class Trace(InNotebook):
         return join_steps((step.text for step in self.steps), self.splitter)
 
     @property
+    def solution(self) -> str:
+        """What is read for an answer: `text`, with the mark of the thought that the prompt of its last step opened."""
+        return (self.steps[-1].thought if self.steps else "") + self.text
+
+    @property
     def answer(self) -> str | None:
-        """Content of the last closed box, None when there is none."""
-        return extract_answer(self.text)
+        """Content of the last closed box outside of thoughts, None when there is none."""
+        return extract_answer(self.solution)
 
     @property
     def usage(self) -> dict[str, Usage]:
@@ -304,6 +315,17 @@ class Intervention:
             raise IndexError(f"Intervention.location is {self.location}, but the trace has {len(trace.steps)} steps")
         kept = trace.prefix(self.location)
         return dataclasses.replace(kept, steps=(*kept.steps, Step(self.content, "intervention")))
+
+
+def answered(steps: Sequence[Step], splitter: Splitter = "paragraphs") -> bool:
+    r"""Whether the last step closes a box with an answer, after the thoughts that its prompt and the others opened.
+
+    >>> answered([Step(r"So \boxed{2}.", "weak")]), answered([Step(r"So \boxed{2}.", "weak", thought="<think>")])
+    (True, False)
+    """
+    last = steps[-1]
+    before = join_steps((step.text for step in steps[:-1]), splitter)
+    return has_answer(open_thought(last.thought + before) + last.text)
 
 
 def as_problem(problem: Problem | str) -> Problem:

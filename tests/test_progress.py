@@ -93,8 +93,8 @@ def test_a_bar_inside_another_is_a_stage_of_it(monkeypatch: pytest.MonkeyPatch) 
         advance(2)
     assert text.getvalue().splitlines() == [
         "outer: 0/2, 0 s",
-        "outer: 0/2, 11 s, guiding, answers 3/5",
-        "outer: 2/2, 11 s",
+        "outer: 0/2, 11 s, guiding, answers 3/5 (16.4/min, 7 s left)",
+        "outer: 2/2, 11 s, 10.9/min",
     ]
     with progress("later", 1, console=Console(file=text)) as advance:
         advance(1)

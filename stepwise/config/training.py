@@ -33,7 +33,7 @@ class LoraConfig(FrozenConfig):
     checkpointing: bool = False
     """gradient checkpointing: less memory, about a third more time; turn it on for models of billions"""
     micro_tokens: int = Field(default=8192, ge=16)
-    """most tokens, padding included, in one forward and backward pass: the first knob where memory runs out"""
+    """most tokens, padding included, in one forward and backward pass; fewer where a probe says that memory is short"""
     tile: int = Field(default=1024, ge=1)
     """positions whose logits are in memory at a time, for 8,192 tokens of the vocabulary"""
 
@@ -57,6 +57,8 @@ class FitConfig(FrozenConfig):
     """largest norm of the gradient"""
     save_every: int = Field(default=20, ge=1)
     """steps between checkpoints: what a crash costs at most"""
+    save_minutes: float = Field(default=10.0, gt=0)
+    """minutes between checkpoints, where so many steps take longer"""
 
 
 class SftConfig(FitConfig):
@@ -177,6 +179,10 @@ class RlConfig(FrozenConfig):
     """largest mean difference of log-probabilities of sampler and trainer at step 1; unset: by weights and cache"""
     save_every: int = Field(default=5, ge=1)
     """steps between checkpoints: what a crash costs at most"""
+    save_minutes: float = Field(default=10.0, gt=0)
+    """minutes between checkpoints, where so many steps take longer"""
+    look: int = Field(default=24, ge=0)
+    """problems whose groups are sampled before training, to see whether any can teach something; 0: none"""
     credit: CreditConfig = CreditConfig()
     """a table of [rl.credit], or the import path of a scheme of your own"""
 

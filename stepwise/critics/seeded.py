@@ -16,17 +16,21 @@ from functools import lru_cache
 from typing import Any
 
 import dspy
+from dspy import lm15
 from dspy.utils.usage_tracker import UsageTracker
 
 from stepwise import critics
+from stepwise.config import ModelConfig
 from stepwise.critics.inputs import as_steps
 from stepwise.critics.module import CriticModule, failed_by, usage_of
-from stepwise.models.api import SENDING
+from stepwise.models.api import SENDING, client_argument
 from stepwise.models.base import Completion, Generator, Request, first_of
 from stepwise.models.callbacks import usage_entry
 from stepwise.models.calls import PROVIDER
 from stepwise.models.driver import Driver, outside
 from stepwise.models.failures import error_of, failure_of
+from stepwise.models.http import bounded_client
+from stepwise.models.native import chat_of
 from stepwise.models.provider import engines_of
 from stepwise.models.wrappers import Wrappers, prompt_bound
 from stepwise.runs.progress import stage
@@ -173,21 +177,38 @@ class _LanguageModel(Generator):
                 failure, usage = failure_of(error), usage_of(tracker)
                 lost = isinstance(error, dspy.LMTimeoutError | dspy.LMTransportError)
                 return Completion.of_failure(failure, usage, n=request.n, perhaps=bound if lost else None)
+        if isinstance(outputs, lm15.Response):
+            outputs = [outputs.message.text or ""]
         texts = [output if isinstance(output, str) else (output or {}).get("text") or "" for output in outputs]
         usages = [usage_of(tracker), *[Usage()] * len(texts)]
         return first_of([Completion(0, i, text, "eos", usage=usages[i]) for i, text in enumerate(texts)])
 
 
+@lru_cache(maxsize=16)
+def _bounded(model: str, api_base: str | None, key: str | None, timeout: float) -> dict[str, Any]:
+    """What has LiteLLM send by a client with our bounds on time, bytes and redirects. DSPy copies what it sends: a
+    client has locks, and stays itself.
+    """
+    given = client_argument(model, api_base, key, bounded_client(api_base or "", timeout)[0])
+    for client in given.values():
+        client.__class__ = type("Client", (type(client),), {"__deepcopy__": lambda self, memo: self})
+    return given
+
+
 class _Wrapped:
-    """What a wrapped language model does differently from its class."""
+    """What a wrapped language model does differently from its class. A hosted one that LiteLLM asks by a client which
+    can be given is asked by ours, with the bounds of every other call (`stepwise.models.http.bounded_client`).
+    """
 
     kwargs: dict[str, Any]
+    model: str
     _model: Generator
     _about: Request
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         async def call() -> Any:
-            return super(_Wrapped, self).__call__(prompt, messages=messages, **kwargs)  # type: ignore[misc]
+            above: Any = super(_Wrapped, self)
+            return above.__call__(prompt, messages=messages, **self._client(prompt), **kwargs)
 
         work = self._answer(call, prompt, messages, kwargs)
         try:
@@ -200,13 +221,29 @@ class _Wrapped:
         """See DSPy."""
 
         async def call() -> Any:
-            return await super(_Wrapped, self).acall(prompt, messages=messages, **kwargs)  # type: ignore[misc]
+            above: Any = super(_Wrapped, self)
+            if client := self._client(prompt):  # a client that waits
+                return await asyncio.to_thread(above.__call__, prompt, messages=messages, **client, **kwargs)
+            return await above.acall(prompt, messages=messages, **kwargs)
 
         return await self._answer(call, prompt, messages, kwargs)
 
+    def _client(self, prompt: Any) -> dict[str, Any]:
+        """The argument for LiteLLM; none for a model of this process, or one that does not go through LiteLLM, and for
+        a `lm15.Request`, which has no place for it.
+        """
+        if isinstance(prompt, lm15.Request):
+            return {}
+        if str(self.model).startswith(f"{PROVIDER}/") or getattr(self, "engine", None) != "litellm":
+            return {}
+        given = self.kwargs
+        timeout = given.get("timeout") or ModelConfig.model_fields["timeout"].default
+        return _bounded(self.model, given.get("api_base") or given.get("base_url"), given.get("api_key"), timeout)
+
     async def _answer(
         self, call: Callable[[], Awaitable[Any]], prompt: Any, messages: Any, kwargs: dict[str, Any]
-    ) -> list[str]:
+    ) -> Any:
+        """The texts; of a `lm15.Request` the `Response`, as DSPy 3.4 and 3.5 have it."""
         raised: list[Exception] = []
 
         async def caught() -> Any:
@@ -217,6 +254,10 @@ class _Wrapped:
                 raise
 
         _call.set(caught)
+        canonical = isinstance(prompt, lm15.Request)  # how DSPy 3.5 is to ask
+        if canonical:
+            messages, params = chat_of(prompt)
+            kwargs = {**kwargs, **params, "response_format": prompt.config.response_format}
         completion = await self._model.generate(
             self._request(messages or [{"role": "user", "content": prompt}], kwargs)
         )
@@ -226,7 +267,11 @@ class _Wrapped:
             tracker.add_usage(self._model.name, usage_entry(usage))
         if completion.failed is not None:
             raise raised[-1] if raised else error_of(completion.failed)
-        return [sample.text for sample in samples]
+        if not canonical:
+            return [sample.text for sample in samples]
+        said = lm15.Message.assistant([lm15.TextPart(samples[0].text)])
+        spent = lm15.Usage(input_tokens=usage.prompt_tokens, output_tokens=usage.generated_tokens)
+        return lm15.Response(id=None, model=self._model.name, message=said, finish_reason="stop", usage=spent)
 
     def _request(self, messages: Sequence[Any], kwargs: dict[str, Any]) -> Request:
         """The call as a request."""

@@ -4,7 +4,9 @@ A chunk begins with empty caches, since which sequences share a batch changes th
 then, a token. Its files are written in a directory of another name, which is renamed when all of them are on disk; one
 that was not renamed is thrown away and made again. So whatever ends the process, the same call later gives the same
 files as if nothing had happened, as far as the models themselves repeat their answers (local ones do; with
-`concurrency` above 1 the critic's batches depend on timing).
+`concurrency` above 1 the critic's batches depend on timing). That holds for the lab. Where answers are dear, of models
+behind an API and of local ones that are not the lab's, each is on disk when it arrives, in answers.jsonl: a chunk that
+is done again has it for nothing, and what is asked beside it may differ in its last digits.
 
 Under the caps of [budget] nothing is asked for that could pass one. What was paid for is written down as it is told, in
 spent.jsonl, so that the caps hold over all starts of a run, those that were killed and those without a cap included. A
@@ -145,8 +147,8 @@ def working(
 ) -> Iterator[tuple[RunDirectory, Writers, Caps]]:
     """The open directory of a run, the models (`writers`, or those of the configuration) and its caps.
 
-    The models raise BudgetExceededError instead of passing a cap; what those answer that are not in this process is
-    kept in the run's answers.jsonl when it arrives, and free to a chunk that is done again. Caps do not make it another
+    The models raise BudgetExceededError instead of passing a cap; what those answer that are not the lab's is kept in
+    the run's answers.jsonl when it arrives, and free to a chunk that is done again. Caps do not make it another
     run: it goes on when they are raised.
     """
     with ExitStack() as stack:
@@ -155,12 +157,14 @@ def working(
             settled(config, ["weak"] if config.critic.method == "reference" else ["weak", "critic"])
         models = stack.enter_context(in_use(writers, config))
         caps, store = Caps(config, directory), None
-        if not all(config.role(role).local for role in ("weak", "strong", "critic", "scorer")):
+        roles = [config.role(role) for role in ("weak", "strong", "critic", "scorer")]
+        keep_local = any(role.local and not role.model.startswith("llamacpp/lab-") for role in roles)
+        if keep_local or not all(role.local for role in roles):
             store = stack.enter_context(CallCache(directory.claim("answers.jsonl"), replays_are_free=True))
             for lost in store.unanswered:
                 caps.add(lost.role, lost.perhaps)
         around = Wrappers(
-            caps.ledger, config.prompt, store, run=uncapped(config).hash, keep_local=False,
+            caps.ledger, config.prompt, store, run=uncapped(config).hash, keep_local=keep_local,
             reply_tokens=config.critic.max_tokens,
         )  # fmt: skip
         yield directory, stack.enter_context(models.within(around)), caps

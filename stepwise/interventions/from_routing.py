@@ -174,7 +174,9 @@ def _escalations(
                 attempt_id, problem = f"{name}/s{place}", trace.problem.id
                 steps = (*(step.text for step in trace.steps[:place]), draft.text)
                 failures.append(
-                    FailedAttempt(attempt_id, problem, steps, extract_answer(draft.text), Verdict.NO_ANSWER)
+                    FailedAttempt(
+                        attempt_id, problem, steps, extract_answer(draft.thought + draft.text), Verdict.NO_ANSWER
+                    )
                 )
                 author = step.usage.model or step.author
                 made = Made(author, config.prompt.hash, hash_of(config, settings), config.seed)

@@ -52,7 +52,7 @@ from stepwise.models.caps import uncapped
 from stepwise.models.failures import error_of
 from stepwise.runs.progress import stage
 from stepwise.seeds import seed_for
-from stepwise.steps import split_steps
+from stepwise.steps import SEPARATOR, open_thought, split_steps
 from stepwise.types import Problem, Step
 
 AnyRollout = TypeVar("AnyRollout", bound=Rollout)
@@ -114,7 +114,7 @@ def sample_rollouts(chunk: Chunk, model: Backend) -> list[Rollout]:
         made = chunk.made(model.name, request.seed, text.sample)
         rows.append(Rollout(
             f"{request.problem.id}/r{text.sample}", request.problem.id, text.sample, text.text, text.finish, made,
-            text.usage, text.token_ids, text.error, cause=text.failure,
+            text.usage, text.token_ids, text.error, cause=text.failure, thought=text.thought,
         ))  # fmt: skip
     return rows
 
@@ -262,6 +262,7 @@ def guide(candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk) -> 
                 f"{row.id}/g{number}", row.problem, number, text.text, text.finish,
                 chunk.made(weak.name, request.seed, text.sample), text.usage, text.token_ids, text.error,
                 cause=text.failure, candidate=row.id, phase=part.phase,
+                thought=open_thought(text.thought + SEPARATOR.join(step.text for step in request.prefix)),
             ))  # fmt: skip
         return [
             dataclasses.replace(row, verdict=None, error="it has code with an invented output")

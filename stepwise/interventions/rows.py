@@ -20,7 +20,7 @@ from stepwise.errors import DataError
 from stepwise.grading import Verdict
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.steps import extract_answer, split_steps
-from stepwise.types import Failure, Finish, Intervention, Problem, Step, Trace, Usage
+from stepwise.types import Failure, Finish, Intervention, Omitted, Problem, Step, Trace, Usage
 
 _FROZEN = ConfigDict(extra="forbid")
 _CAUSE: Any = Field(default=None, exclude_if=lambda value: value is None)  # files without a failure are as before
@@ -44,7 +44,8 @@ class Made:
 class Rollout:
     """A solution that the model wrote. `text` as written; `verdict` None before it is graded.
 
-    `token_ids` are those of the whole text, as sampled. `error` says why there is no text.
+    `token_ids` are those of the whole text, as sampled. `error` says why there is no text. `thought`: the mark of the
+    thought in which the text begins.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Rollout:
     error: str = ""
     verdict: Verdict | None = None
     cause: Failure | None = _CAUSE
+    thought: Omitted = ""
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -67,7 +69,7 @@ class Rollout:
     @property
     def answer(self) -> str | None:
         """Content of its last closed box, None without one."""
-        return extract_answer(self.text)
+        return extract_answer(self.thought + self.text)
 
 
 @dataclass(frozen=True, config=_FROZEN)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+import httpx
+
 from stepwise.config import ModelConfig
 from stepwise.errors import REDACTED, redact
 from stepwise.io import parse_json
@@ -22,7 +24,7 @@ from stepwise.types import Failure, FailureKind, Usage
 class Choice(NamedTuple):
     """One sample: `ended` is how the server says it ended, `stopped` the stop string it names (None: it does not say,
     "" where it says that none was met, as vLLM does); `logprobs` and those of the likeliest tokens, `top`, None where
-    there are none.
+    there are none. `reasoned`: the server told thoughts apart from the text.
     """
 
     text: str
@@ -30,6 +32,7 @@ class Choice(NamedTuple):
     stopped: str | None
     logprobs: tuple[float, ...] | None
     top: tuple[tuple[float, ...], ...] | None = None
+    reasoned: bool = False
 
 
 class Samples(NamedTuple):
@@ -70,7 +73,7 @@ class Api:
         if self.config.api_base is not None:
             where = {"api_base": self.config.api_base, "api_key": self.key or "none-needed"}
         request = {"max_retries": 0, "num_retries": 0, "timeout": self.config.timeout, **where, **settings}
-        request |= self._client(prompt)
+        request |= client_argument(self.config.model, self.config.api_base, self.key, self._http)
         texts = [prompt] if isinstance(prompt, str) else [str(part.get("content", "")) for part in prompt]
         read, limit = sum(map(_num_bytes, texts)), settings.get("max_tokens")
         bound = self._priced(Usage(self.name, 1, read, read, (limit or 0) * (settings.get("n") or 1)))
@@ -121,21 +124,6 @@ class Api:
         self._spend(usages)
         return Samples(choices, usages, perhaps)
 
-    def _client(self, prompt: Any) -> dict[str, Any]:
-        """The argument that makes LiteLLM send by our client; none for a provider of whose client nothing is known."""
-        provider = self.config.model.partition("/")[0]
-        if provider in SELF_HOSTED:
-            from openai import OpenAI
-
-            key = self.key or os.environ.get("OPENAI_API_KEY") or "none-needed"
-            base = self.config.api_base
-            return {"client": OpenAI(api_key=key, base_url=base, http_client=self._http, max_retries=0)}
-        if provider == "anthropic":
-            from litellm.llms.custom_httpx.http_handler import HTTPHandler
-
-            return {"client": HTTPHandler(client=self._http)}
-        return {}
-
     def _reported(self) -> Any:
         """The usage in the last reply, as the server wrote it; None where there is none."""
         try:
@@ -175,6 +163,21 @@ class Api:
         return dataclasses.replace(usage, cost=cost)
 
 
+def client_argument(model: str, api_base: str | None, key: str | None, http: httpx.Client) -> dict[str, Any]:
+    """The argument that makes LiteLLM send by `http`; none for a provider of whose client nothing is known."""
+    provider = model.partition("/")[0]
+    if provider in SELF_HOSTED:
+        from openai import OpenAI
+
+        key = key or os.environ.get("OPENAI_API_KEY") or "none-needed"
+        return {"client": OpenAI(api_key=key, base_url=api_base, http_client=http, max_retries=0)}
+    if provider == "anthropic":
+        from litellm.llms.custom_httpx.http_handler import HTTPHandler
+
+        return {"client": HTTPHandler(client=http)}
+    return {}
+
+
 def _counts(said: Any) -> tuple[tuple[int, int, int] | None, str]:
     """Tokens read, written and read from a cache, as a server says it, None where it does not; or what is wrong."""
     if said is None:
@@ -210,7 +213,8 @@ def _choice(choice: Any) -> Choice | None:
     stopped = said if isinstance(said, str) else None if said is False else ""
     content = getattr(getattr(choice, "logprobs", None), "content", None)
     logprobs = tuple(float(entry.logprob) for entry in content) if content else None
-    return Choice(text, choice.finish_reason or "stop", stopped, logprobs, _top(content))
+    reasoned = bool(getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None))
+    return Choice(text, choice.finish_reason or "stop", stopped, logprobs, _top(content), reasoned)
 
 
 def _top(content: Any) -> tuple[tuple[float, ...], ...] | None:

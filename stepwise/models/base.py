@@ -18,7 +18,7 @@ from stepwise.errors import DataError
 from stepwise.models.driver import Driver
 from stepwise.records import items_of, record
 from stepwise.runs.progress import stage
-from stepwise.types import Failure, Finish, Problem, Step, TokenStats, Usage
+from stepwise.types import Failure, Finish, Omitted, Problem, Step, TokenStats, Usage
 
 
 @record()
@@ -122,6 +122,7 @@ class Completion:
     them; each has a usage of its own. `end`: how many bytes of `token_ids` count as text, where ids were asked for that
     run on behind it (`Request.token_ids`). `perhaps`: the most that tries which a server did not answer were billed
     beside `usage`. `token_stats` sums up how sure the model was of the tokens drawn, cut or not, where it tells.
+    `thought`: the mark of a thought that the chat template opened ahead of the solution ("<think>").
 
     Example:
         >>> Completion(0, 0, "2 + 2 = 4.", "step").failed is None
@@ -142,6 +143,7 @@ class Completion:
     end: int | None = None
     perhaps: Usage = Usage()
     token_stats: TokenStats | None = None
+    thought: Omitted = ""
 
     @property
     def samples(self) -> tuple[Completion, ...]:

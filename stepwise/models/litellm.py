@@ -28,10 +28,18 @@ from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed
 from stepwise.models.probe import Findings, probe, probe_bound, template_of
 from stepwise.prompt import SolvePrompt
-from stepwise.steps import SEPARATOR, encodable, join_steps, open_thought, separated
+from stepwise.steps import (
+    SEPARATOR,
+    after_thought,
+    encodable,
+    join_steps,
+    open_thought,
+    prompt_thought,
+    separated,
+    without_marks,
+)
 from stepwise.types import Finish, TokenStats, Usage
 
-_THINKING = re.compile(r"\A\s*<think>.*?</think>|\A(?:(?!<think>).)*</think>", re.DOTALL)
 _MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<\uff5c[^\uff5c]{1,40}\uff5c>")
 
 
@@ -167,7 +175,7 @@ class LiteLLMBackend(Generator):
         if request.token_ids:
             raise DataError(f"{self.name} takes no token ids; give the problem and its prefix, or messages")
         if not request.messages and self.findings.continuation == "raw":
-            texts = (request.problem.question, *(step.text for step in request.prefix))
+            texts = (request.problem.question, *(without_marks(step.text) for step in request.prefix))
             mark = next((found for text in texts if (found := _MARK.search(text))), None)
             if mark:
                 raise DataError(
@@ -190,11 +198,12 @@ class LiteLLMBackend(Generator):
             choice, usage, perhaps = reply.choices[0], usage + reply.usages[0], reply.perhaps
             text, finish, _ = self._read(request, choice)
         logprobs = choice.logprobs if choice.text == text else None  # of what was cut off they would be wrong
-        top = choice.top if request.top_logprobs and not _THINKING.match(choice.text) else None
+        plain, raw = after_thought(choice.text)[0] == choice.text, self.findings.continuation == "raw"
         stats = TokenStats.of(choice.logprobs) if clean_text(choice.text.encode()) == text else None
         return Completion(
-            0, sample, text, finish, (), logprobs, usage, top_logprobs=top, perhaps=perhaps, token_stats=stats
-        )
+            0, sample, text, finish, (), logprobs, usage, perhaps=perhaps, thought=self._opened(request) if raw else "",
+            token_stats=stats, top_logprobs=choice.top if request.top_logprobs and (plain or raw) else None,
+        )  # fmt: skip
 
     def _ask(self, request: Request, samples: range, *, stop: bool) -> Samples:
         """One call for `samples`."""
@@ -232,6 +241,13 @@ class LiteLLMBackend(Generator):
         extra = found.prefill.body if found.prefill is not None and text else {}
         return messages, dialects.merge(found.body, settings, extra)
 
+    def _opened(self, request: Request) -> str:
+        """The mark of the thought in which the reply begins, since the chat template opens one; "" for none."""
+        found = self.findings
+        if found.continuation == "raw":
+            return prompt_thought(self._template(self.prompt, request.problem.question))
+        return "" if request.prefix and found.continuation == "prefill" else found.thought
+
     def _stops_at_blank_lines(self, request: Request) -> bool:
         at_blank_lines = self.dialect.blank_stop and self.prompt.splitter == "paragraphs"
         return request.stop == "step" and at_blank_lines and not _fence(request)
@@ -240,13 +256,16 @@ class LiteLLMBackend(Generator):
         """What counts of a reply: its text without thoughts, cut at the step's or the answer's end as the engine would;
         how it ended; and whether it must be asked for again without a stop string.
         """
-        text, thinking = _THINKING.sub("", choice.text), False
-        if text.lstrip().startswith("<think>"):
-            text, thinking = "", True
+        opened, text, thinking = self._opened(request), choice.text, False
+        if self.findings.continuation != "raw" or not opened:  # else the thought becomes steps, as in the engine
+            text, thinking = after_thought(text, "" if choice.reasoned else opened)
+            opened = ""
         if self.findings.continuation == "prompt" or request.stop == "step":
             text = text.lstrip("\r\n")
         before = join_steps((step.text for step in request.prefix), self.prompt.splitter)
-        rule = StopRule(request.stop, _fence(request), thought=open_thought(before), splitter=self.prompt.splitter)
+        rule = StopRule(
+            request.stop, _fence(request), thought=open_thought(opened + before), splitter=self.prompt.splitter
+        )
         ending = rule.push(text.encode("utf-8", "replace"))
         stopped = choice.ended == "stop" and choice.stopped != ""
         if ending is None:

@@ -14,7 +14,7 @@ from stepwise.models.calls import chat_job
 from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.models.engine.stopping import clean_text, open_fence
 from stepwise.prompt import SolvePrompt
-from stepwise.steps import SEPARATOR, join_steps, open_thought, separated
+from stepwise.steps import SEPARATOR, join_steps, open_thought, prompt_thought, separated
 from stepwise.types import Failure, TokenStats, Usage
 
 _DRAWN = ("max_tokens", "n", "temperature", "top_p", "top_k", "seed", "top_logprobs")
@@ -39,6 +39,7 @@ class LlamaCppBackend(Generator):
             lambda text: tuple(engine.tokenize(separated(text, self.prompt.splitter)))
         )
         self._sampled_ids = lru_cache(maxsize=16384)(self._own_ids)
+        self._opened = lru_cache(maxsize=4096)(self._opens)
         self.capabilities = self._probe()
 
     def _probe(self) -> Capabilities:
@@ -104,7 +105,7 @@ class LlamaCppBackend(Generator):
                 held = "grammar" if isinstance(request.schema, str) else "response_format"
                 return chat_job(self.engine, request.messages, {**drawn, held: request.schema, **request.options})
             if request.token_ids:
-                thought = open_thought(self.engine.detokenize(request.token_ids).decode("utf-8", "replace"))
+                thought = self._thought(request)
                 return GenerationJob(
                     request.token_ids, stop=request.stop, first=request.sample, thought=thought, **drawn
                 )
@@ -112,7 +113,7 @@ class LlamaCppBackend(Generator):
             for step in request.prefix:
                 own = step.token_ids and step.usage.model == name
                 ids += self._sampled_ids(step.text, step.token_ids) if own else self._text_ids(step.text)
-            prompt = self.engine.detokenize(self._prompt_ids(request.problem.question)[-_PROMPT_END:])
+            opened = self._opened(request.problem.question)
         except (BackendError, ConfigError, DataError) as error:
             return Failure("refused", str(error))
         before = join_steps((step.text for step in request.prefix), self.prompt.splitter)
@@ -121,10 +122,22 @@ class LlamaCppBackend(Generator):
             stop=request.stop,
             first=request.sample,
             fence=open_fence(request.prefix[-1].text if request.prefix else "").decode(),
-            thought=open_thought(prompt.decode("utf-8", "replace") + before),
+            thought=open_thought(opened + before),
             splitter=self.prompt.splitter,
             **drawn,
         )
+
+    def _opens(self, question: str) -> str:
+        """The mark of the thought that the template opens behind this question, "" for none."""
+        return prompt_thought(self.engine.vocabulary.spelled(self._prompt_ids(question)[-_PROMPT_END:]))
+
+    def _thought(self, request: Request) -> str:
+        """The mark of the thought that the token ids of `request` leave open: the prompt's, or one of what follows."""
+        ids, question = request.token_ids, request.problem.question
+        prompt = self._prompt_ids(question) if question.strip() else ()
+        if not prompt or ids[: len(prompt)] != prompt:
+            return prompt_thought(self.engine.vocabulary.spelled(ids[-_PROMPT_END:]))
+        return open_thought(self._opened(question) + self.engine.vocabulary.spelled(ids[len(prompt) :]))
 
     def _own_ids(self, text: str, token_ids: tuple[int, ...]) -> tuple[int, ...]:
         """The ids of a step that this model sampled, with a blank line at the end whatever ended it.
@@ -154,8 +167,16 @@ class LlamaCppBackend(Generator):
         top = tuple(tuple(logprob for _, logprob in ranked) for ranked in made.top) or None
         failure = Failure("refused", made.error) if made.finish == "error" else None
         text = made.data[: made.end].decode("utf-8", "replace") if request.messages else made.text
+        thought = (
+            ""
+            if request.messages
+            else self._thought(request)
+            if request.token_ids
+            else self._opened(request.problem.question)
+        )
         return Completion(
             0, request.sample + made.sample, text, made.finish, ids, logprobs, usage, made.error, top, failure, end=end,
+            thought=thought,
             token_stats=TokenStats.of(made.logprobs, made.entropies),
         )  # fmt: skip
 

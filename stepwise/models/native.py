@@ -79,10 +79,8 @@ class NativeEngine:
         if unknown or request.tools:
             what = ", ".join([*unknown, *(["tools"] if request.tools else [])])
             raise lm15.UnsupportedFeatureError(f"{request.model} does not take {what}; leave it out", feature=what)
-        system = [] if request.system is None else [{"role": "system", "content": _content(request.system)}]
-        messages = [*system, *({"role": m.role, "content": _content(m.parts)} for m in request.messages)]
-        params = {key: getattr(config, key) for key in ("max_tokens", "temperature", "top_p", "top_k", "seed")}
-        params |= {"stop": list(config.stop) or None, "top_logprobs": config.logprobs or None}
+        messages, params = chat_of(request)
+        params |= {"top_logprobs": config.logprobs or None}
         form = config.response_format or {}
         if _GBNF in (form.get("schema") or {}):
             params["grammar"] = form["schema"][_GBNF]
@@ -127,6 +125,19 @@ class AsyncNativeEngine(NativeEngine):
 
     async def aclose(self) -> None:
         """Nothing, as `close`."""
+
+
+def chat_of(request: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Messages and settings of a request of DSPy's, as chat APIs have them; None is what it does not say.
+
+    Example:
+        >>> chat_of(lm15.Request(model="m", messages=(lm15.Message.user("1 + 1?"),)))[0][0]["content"][0]["text"]
+        '1 + 1?'
+    """
+    system = [] if request.system is None else [{"role": "system", "content": _content(request.system)}]
+    messages = [*system, *({"role": m.role, "content": _content(m.parts)} for m in request.messages)]
+    params = {key: getattr(request.config, key) for key in ("max_tokens", "temperature", "top_p", "top_k", "seed")}
+    return messages, params | {"stop": list(request.config.stop) or None}
 
 
 def _content(parts: Any) -> Any:

@@ -25,6 +25,7 @@ from stepwise.models.dialects import Dialect, Prefill
 from stepwise.models.http import CallFailed, Server
 from stepwise.models.litellm_handler import import_litellm
 from stepwise.prompt import SolvePrompt
+from stepwise.steps import prompt_thought
 from stepwise.types import Usage
 
 PROBE_TOKENS = 32  # most that one call of the probe generates
@@ -36,7 +37,8 @@ class Findings:
     """How a solution is continued: "prefill" (then `prefill` says in which way), "raw" text, or a "prompt" that shows
     it and asks for the next step; and whether logprobs, several samples in one call, a seed and a schema work.
 
-    `body` is what goes into every request: the dialect's, or nothing where the server refused it.
+    `body` is what goes into every request: the dialect's, or nothing where the server refused it. `thought`: the mark
+    of the thought that the chat template opens ahead of an answer, where the template is known.
     """
 
     continuation: Literal["prefill", "raw", "prompt"]
@@ -46,6 +48,7 @@ class Findings:
     several: bool = False
     seed: bool = True
     schema: bool = False
+    thought: str = ""
 
 
 Template = Callable[[SolvePrompt, str], str]
@@ -94,7 +97,8 @@ def probe(api: Api, dialect: Dialect, prompt: SolvePrompt, template: Template) -
     if api.config.continuation != "probe":
         first = dialect.prefills[0] if dialect.prefills else Prefill({}, {})
         given = api.config.continuation
-        return Findings(given, first if given == "prefill" else None, dialect.body, seed=seed)
+        thought = _thought(template, prompt) if api.config.chat_template else ""
+        return Findings(given, first if given == "prefill" else None, dialect.body, seed=seed, thought=thought)
     nonce = ", ".join(str(secrets.randbelow(90) + 10) for _ in range(6))
     question = f"Write these numbers in words, in this order: {nonce}."
     messages = prompt.messages(question)
@@ -136,7 +140,15 @@ def probe(api: Api, dialect: Dialect, prompt: SolvePrompt, template: Template) -
         several=len(tried(max_tokens=1, n=2)) == 2,
         seed=seed,
         schema=any(word in choice.text for choice in held[:1]),
+        thought=_thought(template, prompt, question) if dialect.raw or api.config.chat_template else "",
     )
+
+
+def _thought(template: Template, prompt: SolvePrompt, question: str = "1 + 1 = ?") -> str:
+    """The mark of the thought that the template opens, "" for none and where there is no template to look at."""
+    with suppress(ConfigError):
+        return prompt_thought(template(prompt, question))
+    return ""
 
 
 def _first_reply(

@@ -15,7 +15,7 @@ from stepwise.config.errors import FrozenConfig
 from stepwise.errors import MissingDependencyError, redact
 from stepwise.records import items_of
 from stepwise.report.shell import COLUMNS, FINISH_WORDS, caption, environment, resource, verdict_word
-from stepwise.routing.compare import Comparison, Measured, TraceView, in_words, verdict_of
+from stepwise.routing.compare import Comparison, Measured, TraceView, in_words, judged
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Trace, Traces, Usage
 
@@ -83,7 +83,8 @@ def _settings(config: FrozenConfig, default: Any = None, before: str = "") -> It
 def traces_to_frame(traces: Iterable[Trace | TraceView | Measured], *, policy: str = "") -> Any:
     """A pandas DataFrame with a row for each trace.
 
-    Columns: problem, policy, answer, gold, verdict ("" without a gold answer), correct (None there), finish, note,
+    Columns: problem, policy, answer (in a box), gold, verdict ("" without a gold answer), correct (None there),
+    answer_read_from (how the answer that was judged is marked: "box", "####", "answer is", ...), finish, note,
     steps and strong_steps (how many), solution, and for each of weak, strong and scorer its calls, tokens (generated;
     of the scorer: evaluated) and money (None where no price is known). Discarded drafts count.
 
@@ -134,6 +135,7 @@ def _rows(traces: Iterable[Trace | TraceView | Measured], policy: str = "") -> l
             "gold": trace.problem.answer,
             "verdict": view.verdict,
             "correct": view.verdict == "CORRECT" if view.verdict else None,
+            "answer_read_from": view.answer_read_from,
             "finish": trace.finish,
             "note": redact(trace.note),
             "steps": len(trace.steps),
@@ -159,5 +161,5 @@ def _views(traces: Iterable[Trace | TraceView | Measured], policy: str = "") -> 
             case TraceView():
                 views.append(item)
             case _:
-                views.append(TraceView(item, policy, verdict_of(item)))
+                views.append(judged(item, policy))
     return views

@@ -106,6 +106,7 @@ def _trace(view: TraceView, problem: int) -> dict[str, Any]:
             "escalated": view.escalated,
             "finish": FINISH_WORDS[trace.finish],
             "answer": trace.answer,
+            "read": "" if view.answer_read_from == "box" else view.answer_read_from,
             "note": redact(trace.note),
             "cost": costs,
             "steps": [_step(step) for step in trace.steps],

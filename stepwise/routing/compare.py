@@ -75,6 +75,8 @@ class TraceView:
 
     `verdict` is the value of a `stepwise.grading.Verdict`, "" where it was not graded. `parameter_tokens` is what the
     trace cost in weights times tokens, None where that is not known; tokens and calls are read from the trace itself.
+    `answer_read_from` says how the answer that was judged is marked (`stepwise.grading.find_answer`): "box", "####",
+    "answer is", ..., "" where there is none.
 
     Example:
         >>> from stepwise.types import Problem, Step
@@ -86,6 +88,7 @@ class TraceView:
     policy: str = ""
     verdict: str = ""
     parameter_tokens: _Amount | None = None
+    answer_read_from: str = ""
 
     @property
     def escalated(self) -> bool:
@@ -195,15 +198,20 @@ def verdict_of(trace: Trace) -> str:
         'CORRECT'
     """
     # Where the solution says its answer nowhere, not even outside of a box, there is none to judge.
-    read = find_answer(trace.text).source
-    return "" if trace.problem.answer is None else grade(trace.text if read else "", trace.problem.answer).value
+    text = trace.solution if find_answer(trace.solution).source else ""
+    return "" if trace.problem.answer is None else grade(text, trace.problem.answer).value
+
+
+def judged(trace: Trace, policy: str = "", parameter_tokens: float | None = None) -> TraceView:
+    """The trace with its verdict and how the answer was read."""
+    return TraceView(trace, policy, verdict_of(trace), parameter_tokens, find_answer(trace.solution).source)
 
 
 def judge(router: StepRouter, traces: Sequence[Trace], seconds: float | None = None) -> Measured:
     """Grade and count the traces that `router` made."""
     policy = router.policy
     label = label_of(policy)
-    views = tuple(TraceView(trace, label, verdict_of(trace), router.cost([trace]).parameter_tokens) for trace in traces)
+    views = tuple(judged(trace, label, router.cost([trace]).parameter_tokens) for trace in traces)
     return Measured(label, policy.family, policy.point, views, router.cost(traces), seconds)
 
 

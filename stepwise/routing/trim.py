@@ -32,8 +32,8 @@ from stepwise.routing.evidence import KINDS, WITH_DRAFT, Evidence, check_logprob
 from stepwise.routing.policy import FOR_GOOD, Action, Escalate, HandOver, Keep, Look, Policy, Resample, View, decide
 from stepwise.routing.settings import RouteSettings
 from stepwise.seeds import stable_hash
-from stepwise.steps import has_answer, join_steps, leading_blank, open_thought
-from stepwise.types import Problem, Step, Trace, TraceFinish, Usage
+from stepwise.steps import leading_blank
+from stepwise.types import Problem, Step, Trace, TraceFinish, Usage, answered
 
 MAX_COPIES = 2  # a step may stand twice in a trace; a third copy means that the models go in circles
 LEAST_TOKENS = 8  # where a cap leaves less for a step, nobody is asked for it
@@ -126,7 +126,10 @@ class Solver:
             else:
                 self.refused.setdefault(failure.cap, []).append(len(self.steps))
             return False
-        step = Step(result.text, role, usage=result.usage, token_ids=result.token_ids, token_stats=result.token_stats)
+        step = Step(
+            result.text, role, usage=result.usage, token_ids=result.token_ids, token_stats=result.token_stats,
+            thought=result.thought,
+        )  # fmt: skip
         self._replace(step)
         self.draft_finish = result.finish
         self.evidence.logprobs = result.top_logprobs or ()
@@ -217,8 +220,7 @@ class Solver:
             else:
                 self._end("repeat", f"{place} is empty")
             return
-        thought = open_thought(join_steps((other.text for other in self.steps), self._splitter))
-        answered = finish == "answer" or has_answer(thought + step.text)
+        ends = finish == "answer" or answered([*self.steps, step], self._splitter)
         step = dataclasses.replace(
             step, discarded=tuple(self.drafts), decision=self.decision, evidence=tuple(self.paid_evidence)
         )
@@ -231,7 +233,7 @@ class Solver:
         if step.author == "strong":
             self.strong_steps -= 1
             self.decision = f"{self.decision.removesuffix(' (continued)')} (continued)"
-        if answered:
+        if ends:
             self._end("answer")
         elif finish == "eos":
             self._end("eos", f"ended without a boxed answer at {place}")

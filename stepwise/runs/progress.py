@@ -39,19 +39,41 @@ class _Shown:
 
     def __init__(self, description: str, total: int, done: int) -> None:
         self.description, self.total, self.done, self.note = description, total, done, ""
-        self.stages: list[list[Any]] = []  # name, done, total
-        self.began = time.monotonic()
+        self.stages: list[list[Any]] = []  # name, done, total, when it began
+        self.before, self.began = done, time.monotonic()
 
     def words(self) -> str:
-        """The note and the stages."""
-        stages = [f"{name} {done}/{total}" if total else name for name, done, total in [*self.stages]]
-        return ", ".join(filter(None, (self.note, *stages)))
+        """How fast it goes, the note and the stages."""
+        stages = [
+            f"{name} {done}/{total}{_pace(done, total, began)}" if total else name
+            for name, done, total, began in [*self.stages]
+        ]
+        pace = _pace(self.done - self.before, self.total - self.before, self.began).strip(" ()")
+        return ", ".join(filter(None, (pace, self.note, *stages)))
 
     def line(self) -> str:
         """All of it in one line."""
         return ", ".join(filter(None, (
-            f"{self.description}: {self.done}/{self.total}", f"{time.monotonic() - self.began:.0f} s", self.words(),
+            f"{self.description}: {self.done}/{self.total}", f"{time.monotonic() - self.began:.0f} s",
+            self.words(),
         )))  # fmt: skip
+
+
+def _pace(done: int, total: int, began: float) -> str:
+    """How fast it goes and how long the rest takes, " (3.1/s, 40 s left)"; "" before that can be said."""
+    seconds = time.monotonic() - began
+    if not done or seconds < 1:
+        return ""
+    rate, unit = (done / seconds, "s") if done >= seconds else (60 * done / seconds, "min")
+    left = (total - done) * seconds / done
+    rest = (
+        f", {left:.0f} s left"
+        if left < 100
+        else f", {left / 60:.0f} min left"
+        if left < 6000
+        else f", {left / 3600:.1f} h left"
+    )
+    return f" ({rate:.3g}/{unit}{rest if done < total else ''})"
 
 
 @contextmanager
@@ -102,7 +124,7 @@ def stage(name: str, total: int = 0) -> Iterator[_Advance]:
         with stage("locating", len(attempts)) as advance:
             advance(1)
     """
-    entry: list[Any] = [visible(name), 0, total]
+    entry: list[Any] = [visible(name), 0, total, time.monotonic()]
     stages = _bars[0].stages if _bars else []
     stages.append(entry)
 
@@ -116,9 +138,9 @@ def stage(name: str, total: int = 0) -> Iterator[_Advance]:
             stages.remove(entry)
 
 
-def announce(text: str) -> None:
-    """Say what is done now, where no bar is shown: a line of the log, which programs print."""
-    if not _bars:
+def announce(text: str, *, beside_bar: bool = False) -> None:
+    """Say what is done now, where no bar is shown, or `beside_bar`: a line of the log, which programs print."""
+    if beside_bar or not _bars:
         _log.info("%s", text)
 
 

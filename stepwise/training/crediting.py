@@ -25,6 +25,11 @@ from stepwise.training.rollouts import RlRollout, Spans
 T = TypeVar("T")
 FIRST_BATCHES = 3
 """Steps within which something must have been learned."""
+NOT_MIXED = (
+    "take problems that the model solves sometimes, more rollouts (rl.group), or a scheme that learns from groups that "
+    "are all wrong (first_error, vppo, capo, oppo)"
+)
+TOO_SHORT = "raise rl.max_tokens, or ask for \\boxed{} in [prompt]"
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,7 @@ def check_learning(
     trained, answered, samples, no_answer, groups, right, wrong = state["first_batches"]
     if row["step"] < last or (trained and answered):
         return
-    why, remedy = (
-        ("no token has an advantage", "take problems that the model solves sometimes, more rollouts (rl.group), or a "
-         "scheme that learns from groups that are all wrong (first_error, vppo, capo, oppo)")
-        if answered
-        else ("no rollout has an answer", "raise rl.max_tokens, or ask for \\boxed{} in [prompt]")
-    )  # fmt: skip
+    why, remedy = ("no token has an advantage", NOT_MIXED) if answered else ("no rollout has an answer", TOO_SHORT)
     raise DataError(
         f"nothing can be learned: in the first {last} batches {why} ({no_answer} of {samples} rollouts have no answer; "
         f"of {groups} groups {right} are all right and {wrong} all wrong); {remedy}. rollouts/ has what was written"

@@ -48,6 +48,8 @@ class Trainee:
     device: str
     base: Path
     context: int
+    num_updates: int = 0
+    """steps of the optimizer that were begun"""
 
     def trainable(self) -> list[torch.nn.Parameter]:
         """The adapter's weights, in the order of their names."""
@@ -63,6 +65,7 @@ class Trainee:
         for group in optimizer.param_groups:
             group["lr"] = rate
         norm = float(torch.nn.utils.clip_grad_norm_(self.trainable(), clip_norm))
+        self.num_updates += 1
         if math.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

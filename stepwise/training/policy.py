@@ -22,6 +22,7 @@ from stepwise.models.engine import Engine
 from stepwise.training import losses
 from stepwise.training.logprobs import LogProbs, pad, token_logprobs
 from stepwise.training.lora import Trainee
+from stepwise.training.memory import fitted
 from stepwise.training.trainer import micro_batches
 from stepwise.types import Problem
 
@@ -126,6 +127,19 @@ def forward(
             for i, line, of_mark in zip(part, batch.of_rows(values), mark_logprobs, strict=True):
                 logprobs[i], marks[i] = line, of_mark
     return logprobs, marks
+
+
+def fitted_to(cfg: Config, trainee: Trainee, rows: Sequence[RolloutRow], state: dict[str, Any]) -> Config:
+    """`cfg` with micro-batches that fit into memory, by a pass over the longest of `rows`; see `memory.fitted`."""
+    longest = max(rows, key=lambda row: row.length)
+
+    def probe() -> None:
+        logprobs, _ = _Batch(trainee, [longest]).logprobs(cfg.lora.tile, entropy=True)
+        logprobs.sum().backward()  # type: ignore[no-untyped-call]
+        trainee.model.zero_grad(set_to_none=True)
+
+    lora = fitted(cfg.lora, trainee.device, longest.length, probe, state)
+    return cfg if lora is cfg.lora else cfg.model_copy(update={"lora": lora})
 
 
 def update(

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ from stepwise.training import losses
 from stepwise.training.adapters import NOT_GENERATED, base_directory, check_adapter
 from stepwise.training.crediting import FIRST_BATCHES, check_learning, credit_groups, groups_of
 from stepwise.training.labels import Labeller, Locate
+from stepwise.training.look import FEWEST_LOOKED_AT, look
 from stepwise.training.lora import Trainee, load_trainee, memory_errors, peak_bytes
-from stepwise.training.policy import Floats, RolloutRow, check_teacher, forward, update
+from stepwise.training.policy import Floats, RolloutRow, check_teacher, fitted_to, forward, update
 from stepwise.training.rollouts import Hints, RlRollout, check_hints, grade_rollouts, rollouts_name
 from stepwise.training.sampler import Sampler, batch_of
 from stepwise.training.trainer import Trainer, check_finite, finish, finished_adapter, run_arguments
@@ -122,15 +123,17 @@ def grpo(
             plain = sampler.prompts(checked.problems, trainee)
             check_teacher(labeller.teacher, sampler.engine, checked.problems, plain, cfg)
         learner = _Learner(cfg, by_id, prompts, hints, sampler, trainee, labeller, own_reward)
-        plan = (
-            f"{len(by_id)} problems: {cfg.rl.steps} batches of {min(cfg.rl.problems, len(by_id))} x {cfg.rl.group} "
-            f"rollouts, learning rate {cfg.rl.learning_rate:g}"
-        )
+        plan = f"{len(by_id)} problems: {cfg.rl.steps} batches of {min(cfg.rl.problems, len(by_id))} x {cfg.rl.group} "
+        plan += f"rollouts, learning rate {cfg.rl.learning_rate:g}"
         with Trainer(
             directory, trainee, cfg, learner.optimizer, num_steps=cfg.rl.steps, save_every=cfg.rl.save_every,
-            data=str(arguments["data"]), label="reinforcement learning", plan=plan, sinks=sinks,
+            save_minutes=cfg.rl.save_minutes, data=str(arguments["data"]), label="reinforcement learning", plan=plan,
+            sinks=sinks,
         ) as run:  # fmt: skip
             learner.laser_constant = run.state.setdefault("laser_constant", None)
+            learner.memory = run.state
+            if not run.done and min(cfg.rl.look, len(by_id)) >= FEWEST_LOOKED_AT:
+                run.state["look"] = look(learner, cfg.rl.credit.scheme if credit is None else type(scheme).__name__)
             for step in range(run.done + 1, cfg.rl.steps + 1):
                 caps.check(step - 1, 1, "steps")
                 row, rollouts = learner.step(step, run.failed)
@@ -157,6 +160,7 @@ class _Learner:
     trainee: Trainee
     labeller: Labeller
     reward: Reward | None = None
+    memory: dict[str, Any] = field(default_factory=dict)  # what the run keeps of how many tokens fit
     laser_constant: float | None = None
     """LaSeR: mean log-probability of its token under the base, None until the first step has measured it"""
 
@@ -182,6 +186,7 @@ class _Learner:
         # Grade: reward 1 or 0, None for what could not be judged.
         rollouts = grade_rollouts(rollouts, self.problems, rl.no_answer, self.reward)
         sampled = time.monotonic()
+        cfg = self.cfg = fitted_to(cfg, self.trainee, [self.row(row) for row in rollouts], self.memory)
 
         # Label: what the credit scheme wants to know of each step.
         with memory_errors(cfg.lora):
@@ -198,7 +203,7 @@ class _Learner:
         weights = losses.rollout_weights([len(row.token_ids) for row in rollouts], rl.loss, rl.max_tokens)
         classes = [0.0] * len(rollouts) if self.mark is None else losses.class_weights([row.reward for row in rollouts])
         indices = [i for i in range(len(rollouts)) if is_trained[i] or classes[i]]
-        rows = [self._row(rollouts[i], advantages[i], weights[i], classes[i]) for i in indices]
+        rows = [self.row(rollouts[i], advantages[i], weights[i], classes[i]) for i in indices]
         mismatch = None if logprobs is None else _mismatch_of(logprobs, rollouts)
         figures: dict[str, float] = {}
         if rows:
@@ -243,7 +248,7 @@ class _Learner:
         }
         return row, rollouts
 
-    def _row(
+    def row(
         self, rollout: RlRollout, advantages: Floats = _NONE, weight: float = 0.0, class_weight: float = 0.0
     ) -> RolloutRow:
         """A rollout as the trainer takes it; its advantages are not needed for a pass without gradients."""
@@ -259,7 +264,7 @@ class _Learner:
         cfg, laser = self.cfg, self.mark is not None
         if step > 1 and not laser and self.labeller.scheme.needs != "evidence":
             return None, None, 0
-        rows = [self._row(row) for row in rollouts]
+        rows = [self.row(row) for row in rollouts]
         evaluated = sum(row.length for row in rows)
         logprobs, marks = forward(self.trainee, rows, cfg, mark=self.mark)
         if step == 1 and cfg.rl.correction == "none":

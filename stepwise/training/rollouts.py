@@ -28,7 +28,7 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict, grade_many
 from stepwise.io import read_rows
 from stepwise.steps import SEPARATOR, next_block, split_steps
-from stepwise.types import Finish, Problem
+from stepwise.types import Finish, Omitted, Problem
 
 Spans = tuple[tuple[int, int], ...]
 Hints = Mapping[str, tuple[str, ...]]
@@ -48,7 +48,7 @@ class RlRollout:
     is None where there is no text. `reward` is 1 or 0, None for a rollout that carries none (it is masked). What the
     credit scheme did not ask for is None or empty: `first_error` (0-based), `step_scores`, and `step_advantages`, the
     mean advantage of each step's tokens (None for a step without a token of its own). `hint` has the steps that were
-    written ahead of it: they are in none of the other fields.
+    written ahead of it: they are in none of the other fields. `thought`: the mark of the thought in which it begins.
     """
 
     id: str
@@ -68,11 +68,12 @@ class RlRollout:
     step_scores: tuple[float, ...] = ()
     step_advantages: tuple[float | None, ...] = ()
     hint: tuple[str, ...] = ()
+    thought: Omitted = ""
 
     @property
     def solution(self) -> str:
-        """Hint and text as one: what is graded."""
-        return SEPARATOR.join((*self.hint, self.text))
+        """Hint and text as one, after the mark of a thought that the prompt opened: what is graded."""
+        return self.thought + SEPARATOR.join((*self.hint, self.text))
 
 
 def _step_ranges(data: bytes) -> list[tuple[int, int]]:

@@ -160,6 +160,7 @@ class Sampler:
         return RlRollout(
             f"{problem.id}/s{step}/r{result.sample}", step, problem.id, problem.question, result.sample, result.text,
             steps, spans, result.token_ids, result.logprobs or (), result.finish, hint=hints.get(problem.id, ()),
+            thought=result.thought,
         )  # fmt: skip
 
     def prompts(

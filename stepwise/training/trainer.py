@@ -30,6 +30,7 @@ from stepwise.training.adapters import LAYOUT
 from stepwise.training.cards import Method, curves_of, write_card
 from stepwise.training.checkpoint import CHECKPOINT_FILES, check_same, load_checkpoint, save_checkpoint
 from stepwise.training.lora import Trainee, memory_errors, peak_bytes
+from stepwise.training.memory import fitted
 from stepwise.training.sinks import STATE, open_sinks
 from stepwise.types import to_json
 
@@ -52,6 +53,7 @@ class _TrainedRow(Protocol):
 
 Row = TypeVar("Row", bound=_TrainedRow)
 Loss = Callable[[Sequence[Row]], tuple[Tensor, dict[str, float]]]
+_FEW_STEPS = 20  # of the optimizer, in a whole run
 _METRICS, _CHECKPOINT, _ADAPTER = "metrics.jsonl", "checkpoint", "adapter"
 _ADAPTER_FILES = (*LAYOUT, "adapter.gguf", "README.md", "card.json")
 
@@ -73,12 +75,14 @@ class Trainer:
         *,
         num_steps: int,
         save_every: int,
+        save_minutes: float,
         data: str,
         label: str,
         plan: str,
         sinks: Sequence[str] = (),
     ) -> None:
-        self.trainee, self.optimizer, self.num_steps, self._save_every = trainee, optimizer, num_steps, save_every
+        self.trainee, self.optimizer, self.num_steps = trainee, optimizer, num_steps
+        self._save_every, self._save_seconds, self._saved_at = save_every, 60 * save_minutes, time.monotonic()
         out = directory.made()
         for folder in (_CHECKPOINT, f"{_CHECKPOINT}.old"):  # claimed, so that --overwrite removes them
             for name in CHECKPOINT_FILES:
@@ -87,7 +91,8 @@ class Trainer:
         self.failed = directory.claim("failed-batch.jsonl")
         directory.claim(STATE)
         self.done, self.state = load_checkpoint(self._checkpoint, trainee, optimizer)
-        self._logged = self.done
+        self._logged = self._saved = self.done
+        self._updates = trainee.num_updates  # of the optimizer, in all that is logged
         check_same(self._checkpoint, self.state.setdefault("data", data), data)
         rows = read_rows(self._metrics)
         if len(rows_before := [row for row in rows if row.get("step", 0) <= self.done]) < len(rows):
@@ -100,22 +105,27 @@ class Trainer:
     def log(self, row: Mapping[str, Any], note: str) -> None:
         """The end of a step: write the row of its metrics, and a checkpoint where it is time for one."""
         self._logged = step = int(row["step"])
+        self._updates = self.trainee.num_updates
         append_rows(self._metrics, [row])
         self._sinks.log(step, row)
         self._bar(1, note)
-        if step % self._save_every == 0 or step == self.num_steps:
+        late = time.monotonic() - self._saved_at >= self._save_seconds
+        if step % self._save_every == 0 or step == self.num_steps or late:
             self._save()
 
     def _save(self) -> None:
         save_checkpoint(self._checkpoint, self._logged, self.trainee, self.optimizer, self.state)
+        self._saved, self._saved_at = self._logged, time.monotonic()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        if isinstance(error[1], BudgetExceededError) and self._logged > self.done:
-            self._save()  # the step that met a cap has changed nothing
-        self._stack.__exit__(*error)
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        # Stopped between two steps, by a cap or by Ctrl-C, the weights are those of the last step that was logged.
+        whole = self.trainee.num_updates == self._updates and self._logged > self._saved
+        if whole and isinstance(error, BudgetExceededError | KeyboardInterrupt):
+            self._save()
+        self._stack.__exit__(kind, error, trace)
 
 
 def finish(
@@ -176,16 +186,24 @@ def fit(
     optimizer = trainee.optimizer(settings.learning_rate, settings.weight_decay)
     num_rows = len({id(row) for rows in batches for row in rows})
     plan = f"{num_rows} rows: {len(batches)} optimizer steps, learning rate {settings.learning_rate:g} at its peak"
+    if len(batches) < _FEW_STEPS and settings.tokens is None and (smaller := max(1, num_rows // 8)) < settings.batch:
+        steps, section = (
+            settings.epochs * -(-num_rows // smaller),
+            type(settings).__name__.removesuffix("Config").lower(),
+        )
+        plan += f"; that is few: {section}.batch = {smaller} (now {settings.batch}) would make {steps}"
     with Trainer(
         directory, trainee, cfg, optimizer,
-        num_steps=len(batches), save_every=settings.save_every, data=data, label=label, plan=plan, sinks=sinks,
+        num_steps=len(batches), save_every=settings.save_every, save_minutes=settings.save_minutes, data=data,
+        label=label, plan=plan, sinks=sinks,
     ) as run:  # fmt: skip
-        _try_largest(trainee, batches[run.done :], loss, cfg.lora)
+        lora = _fitted(trainee, batches[run.done :], loss, cfg.lora, run.state)
+        _try_largest(trainee, batches[run.done :], loss, lora)
         for step in range(run.done, len(batches)):
             start_time, rows = time.monotonic(), batches[step]
             rate = _cosine(step, len(batches), settings.learning_rate, settings.warmup)
             seed = cfg.seed * 1_000_003 + step
-            means, grad_norm = train_step(trainee, optimizer, rows, loss, cfg.lora, rate, settings.clip_norm, seed)
+            means, grad_norm = train_step(trainee, optimizer, rows, loss, lora, rate, settings.clip_norm, seed)
             plain = [dataclasses.asdict(row) for row in rows]  # type: ignore[call-overload]
             check_finite({"loss": means["loss"], "grad_norm": grad_norm}, plain, run.failed)
             if step == 0 and grad_norm == 0:
@@ -233,6 +251,21 @@ def train_step(
 def _parts(rows: Sequence[Row], lora: LoraConfig) -> list[list[Row]]:
     """`rows` in micro-batches of at most `lora.micro_tokens`."""
     return [[rows[i] for i in group] for group in micro_batches([row.size for row in rows], lora.micro_tokens)]
+
+
+def _fitted(
+    trainee: Trainee, batches: Sequence[Sequence[Row]], loss: Loss[Row], lora: LoraConfig, state: dict[str, Any]
+) -> LoraConfig:
+    """[lora] with micro-batches that fit into memory, by a pass over the longest row."""
+    longest = max((row for rows in batches for row in rows), key=lambda row: row.size, default=None)
+    if longest is None:
+        return lora
+
+    def probe() -> None:
+        loss([longest])[0].backward()  # type: ignore[no-untyped-call]
+        trainee.model.zero_grad(set_to_none=True)
+
+    return fitted(lora, trainee.device, longest.size, probe, state)
 
 
 def _try_largest(trainee: Trainee, batches: Sequence[Sequence[Row]], loss: Loss[Row], lora: LoraConfig) -> None:

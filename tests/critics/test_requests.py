@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dspy
 import pytest
+from dspy import lm15
 
 from stepwise.config import BudgetConfig
 from stepwise.critics import ErrorLocalizer, ask_all
-from stepwise.errors import BudgetExceededError
+from stepwise.critics.formats import adapter
+from stepwise.errors import BackendError, BudgetExceededError
 from stepwise.models.base import Completion, Request
 from stepwise.models.budget import Ledger
+from stepwise.models.litellm_handler import import_litellm
 from stepwise.models.store import CallCache
 from stepwise.models.wrapped import Wrapped
 from stepwise.models.wrappers import Wrappers
@@ -121,3 +129,87 @@ def test_the_synchronous_side_goes_the_same_way() -> None:
     found = asked(Program(), Wrappers(ledger))
     assert [one.first_error for one in found] == [1] * 4
     assert ledger.usage("critic").calls == 8
+
+
+@pytest.mark.parametrize("fault", ["drips", "huge"])
+def test_a_hosted_critic_has_the_bounds_of_every_other_call(fault: str) -> None:
+    import_litellm()  # takes long the first time
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            size = 1 << 30 if fault == "huge" else 600
+            self.send_header("Content-Length", str(size))
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(600):  # a megabyte at once, or a byte each tenth of a second
+                    self.wfile.write(b" " * (1 << 20) if fault == "huge" else b" ")
+                    self.wfile.flush()
+                    sent.append(1)
+                    time.sleep(0 if fault == "huge" else 0.1)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing is printed."""
+
+    sent: list[int] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    lm = dspy.LM("openai/m", api_base=f"http://127.0.0.1:{server.server_port}/v1", api_key="k", engine="litellm",
+                 num_retries=0, cache=False, timeout=1.0)  # fmt: skip
+    began = time.monotonic()
+    with pytest.raises(BackendError, match=r"timed out|Timeout|[Cc]onnection ?[Ee]rror"):
+        asked(ErrorLocalizer(lm, adapter="compact"), Wrappers(Ledger()), ITEMS[:1])
+    server.shutdown()
+    server.server_close()
+    assert time.monotonic() - began < 30  # sixty seconds of drips
+    assert len(sent) < 200  # of 600 MB
+
+
+class _Engine:
+    """An engine of DSPy's own: it answers each request, and notes it."""
+
+    supports_response_schema = True
+    supported_params = frozenset({"response_format"})
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+
+    async def acomplete(self, request: Any) -> Any:
+        return self.complete(request)
+
+    def complete(self, request: Any) -> Any:
+        self.requests.append(request)
+        text = lm15.Message.assistant([lm15.TextPart(verified(1))])
+        return lm15.Response(id=None, model=request.model, message=text, finish_reason="stop",
+                             usage=lm15.Usage(input_tokens=9, output_tokens=4))  # fmt: skip
+
+
+class _Canonical(type(adapter("compact"))):  # type: ignore[misc]
+    """A format that asks as DSPy 3.5 has announced: by a `Request`, for a `Response`."""
+
+    def _asked(self, lm: Any, signature: Any, demos: Any, inputs: Any) -> Any:
+        texts = [lm15.Message.user(part["content"]) for part in self.format(signature, demos, inputs)]
+        config = lm15.Config(max_tokens=77, temperature=0.25)
+        return lm15.Request(model=lm.model, messages=tuple(texts), config=config)
+
+    def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
+        return [self.parse(signature, lm(self._asked(lm, signature, demos, inputs)).message.text)]
+
+    async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
+        return [self.parse(signature, (await lm.acall(self._asked(lm, signature, demos, inputs))).message.text)]
+
+
+def test_calls_in_the_form_of_dspy_3_5_are_requests_too() -> None:
+    engine, ledger, cache = _Engine(), Ledger(), CallCache()
+    waiting = SimpleNamespace(complete=engine.acomplete, supports_response_schema=True)
+    lm = dspy.LM("own/m", engine=engine, async_engine=waiting, cache=False)
+    for _ in range(2):
+        around = Seen(ledger, store=cache, run="a run")
+        object.__setattr__(around, "requests", requests := [])
+        results = asked(ErrorLocalizer(lm, adapter=_Canonical()), around, ITEMS[:1])
+        assert results[0].first_error == 1
+        assert (requests[0].max_tokens, requests[0].temperature) == (77, 0.25)
+    assert len(engine.requests) == 1  # the second answer was stored

@@ -99,6 +99,26 @@ def test_what_was_not_sealed_is_thrown_away_and_what_was_sealed_is_not_asked_aga
     assert files(out) == whole
 
 
+@pytest.mark.parametrize("at", [8, 11, 20])
+def test_ctrl_c_loses_at_most_the_call_in_hand_where_the_models_are_not_the_labs(tmp_path: Path, at: int) -> None:
+    config = Config.load(None, ["critic.candidates=2", 'models.weak.model="llamacpp/other.gguf"'])
+    calls: list[int] = []
+    collect(world.problems(4), config, tmp_path / "whole", settings=SETTINGS, writers=world.counted(calls.append))
+
+    def stopping(call: int) -> None:
+        if call == at:
+            raise KeyboardInterrupt
+
+    out, again = tmp_path / "out", list[int]()
+    with pytest.raises(KeyboardInterrupt):
+        collect(world.problems(4), config, out, settings=SETTINGS, writers=world.counted(stopping))
+    assert (out / "dataset.jsonl").exists()
+    collect(world.problems(4), config, out, settings=SETTINGS, writers=world.counted(again.append))
+    assert (out / "dataset.jsonl").read_bytes() == (tmp_path / "whole/dataset.jsonl").read_bytes()
+    in_hand = 8 * 4 if at == 20 else 1  # a scripted weak model is asked for all that waits at once
+    assert at + len(again) <= len(calls) + in_hand
+
+
 class ServiceUnavailable(Exception):
     """As a client may call it: nothing in its name says that it is an error."""
 

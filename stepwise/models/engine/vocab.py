@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine.context import LlamaContext
+from stepwise.steps import is_thought_mark
 
 _CONTROL, _USER_DEFINED = 1 << 3, 1 << 4
 _PROBES = (
@@ -106,7 +107,8 @@ class Vocabulary:
         return [bos, *ids] if self._ask("llama_vocab_get_add_bos") and ids[:1] != [bos] else ids
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for; none for a control token. Raises BackendError for an id outside the
+        """The bytes that a token stands for; none for a control token, but for one that begins or ends a thought
+        ("[THINK]"), without which nobody could tell an answer from a guess. Raises BackendError for an id outside the
         vocabulary.
         """
         piece = self._pieces.get(token)
@@ -117,12 +119,20 @@ class Vocabulary:
             while n < 0:
                 buffer = ctypes.create_string_buffer(-n)
                 n = self._ask("llama_token_to_piece", token, buffer, len(buffer), 0, False)
-            piece = self._pieces[token] = buffer.raw[:n]
+            piece = buffer.raw[:n]
+            if not piece and is_thought_mark(text := self.text(token)):
+                piece = text.encode()
+            self._pieces[token] = piece
         return piece
 
     def detokenize(self, ids: Sequence[int]) -> bytes:
-        """The bytes of `ids`, control tokens left out."""
+        """The bytes of `ids`, control tokens left out (see `token_bytes`)."""
         return b"".join(map(self.token_bytes, ids))
+
+    def spelled(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, control tokens by their names."""
+        control = set(self.control)
+        return "".join(self.text(t) if t in control else self.token_bytes(t).decode("utf-8", "replace") for t in ids)
 
     def chat_ids(self, messages: Sequence[Mapping[str, str]], **template_args: Any) -> list[int]:
         """Ids of the chat up to where the assistant's message begins, by the model's own template.

@@ -17,6 +17,7 @@ What this does differently from the models' own code:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,13 +73,16 @@ class ClassifierScorer(PrefixScorer):
         folder = local_path(directory)
         config = _read_config(folder)
         super().__init__(f"{folder.name} {dtype}", memory=memory)
+        self._files = _digest(folder)  # while they are the ones that are loaded
         self._torch, transformers = _libraries()
         self._head = self._load_head(folder, dtype, device)
         self._model = self._load_base(transformers, folder, config, dtype, device)
         self._tokenizer = _load_tokenizer(transformers, folder)
         self.chat = "score.0.weight" in self._head
         self.marker_text = (marker or QWEN_PRM_MARKER) if self.chat else ""
-        self._marker = self._one_token(marker or (QWEN_PRM_MARKER if self.chat else "\n"), folder)
+        usual = QWEN_PRM_MARKER if self.chat else "\n"
+        self._marker = self._one_token(marker or usual, folder)
+        self._asked_for = "" if marker in (None, usual) else f"marker {marker!r}"
         self.context = min(context, config.get("max_position_embeddings") or context)
         self.batch_tokens = max(batch_tokens, self.context)
         tensors = [*self._model.parameters(), *self._head.values()]
@@ -87,6 +91,9 @@ class ClassifierScorer(PrefixScorer):
         self.memory_bytes = (self.parameters + self.batch_tokens * widest) * _BYTES[dtype]
         self.device = device
         self._compute = Lock()  # the tokenizer is not thread safe, and one forward pass at a time is fastest
+
+    def _model_name(self) -> str:
+        return f"{self.name}@{self._files}"
 
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:
         """See `PrefixScorer.measure`; batches are made of solutions of similar length."""
@@ -211,6 +218,15 @@ class ClassifierScorer(PrefixScorer):
             names = sorted(info["missing_keys"])[:4]
             raise BackendError(f"{folder}: tensors are missing from its files ({', '.join(names)}, ...); copy it again")
         return model.to(device).eval()
+
+
+def _digest(folder: Path) -> str:
+    """Twelve hex digits of weights, configuration and tokenizer."""
+    digest = hashlib.sha256()
+    for file in sorted(each for kind in ("safetensors", "json", "jinja", "txt") for each in folder.glob(f"*.{kind}")):
+        with file.open("rb") as data:
+            digest.update(file.name.encode() + hashlib.file_digest(data, "sha256").digest())
+    return digest.hexdigest()[:12]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from types import FunctionType
 from typing import Any, cast
 
 from stepwise.config import LoadConfig, ScorerConfig
@@ -104,9 +105,10 @@ def _on_engine(spec: ScorerConfig, make: Callable[[Engine], LabelTokenScorer]) -
 
 def _judge(spec: ScorerConfig) -> Scorer:
     if not spec.local:
+        name = f"{spec.model}@{spec.api_base}" if spec.api_base else spec.model  # one name, one server
         return JudgeScorer(
             api_completion(spec),
-            spec.model,
+            name,
             ask=spec.ask,
             template=spec.template or QUESTION,
             requests=spec.requests,
@@ -181,7 +183,10 @@ class PerfectScorer(_Free):
     def __init__(self, check: Callable[[Problem, Sequence[str]], Sequence[bool]], name: str = "perfect"):
         super().__init__(name)
         self.check = check
-        self._asked_for = plain(check) if isinstance(check, FunctionType) else ""
+        try:
+            self._asked_for = json.dumps(plain(check))
+        except TypeError:  # of which cannot be said which one it is
+            self._asked_for = f"unsaved-{uuid.uuid4().hex[:8]}"
 
     def score_detailed(self, items: Sequence[Item]) -> list[Scored]:
         """1.0 for each right step, 0.0 for each wrong one."""

@@ -31,8 +31,7 @@ from stepwise.routing.policy import Action, Escalate, Keep, Policy, View, When
 from stepwise.routing.pomdp.filter import Belief, History, ObservationLaw, StepFilter
 from stepwise.routing.pomdp.solve import Plan, RoutingPomdp
 from stepwise.routing.token_signals import AsScore
-from stepwise.steps import has_answer
-from stepwise.types import Step
+from stepwise.types import Step, answered
 
 _SAME = 1e-9  # how far two tables of one law may be apart by rounding
 
@@ -250,7 +249,8 @@ class Published(_OnBelief):
 
 def _ends(view: View) -> bool:
     """Whether the solution ends with the draft, as far as is known: it has an answer, or ends the message."""
-    return view.draft is not None and (view.draft_finish in ("answer", "eos") or has_answer(view.draft.text))
+    draft = view.draft
+    return draft is not None and (view.draft_finish in ("answer", "eos") or answered([*view.steps, draft]))
 
 
 def _better(values: tuple[float, ...], where: str = "") -> Action:

@@ -1,0 +1,81 @@
+"""Ctrl-C at random moments of programs that take long, on the lab: they say so, and the same command goes on.
+
+What comes out at the end is what a run that nothing stopped gives. A minute or two each, so only with the slow tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+_HERE = Path(__file__).parents[2]
+_SFT = {"role": "user", "content": "What is 2 + 3?"}, {"role": "assistant", "content": "2 + 3 = 5.\n\nSo \\boxed{5}."}
+PROGRAMS: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    # What makes a run, and its files that do not depend on time.
+    "route": (["route", "--lab", "24"], ("traces.jsonl",)),
+    "calibrate": (["calibrate", "--budget", "6", "--n", "8", "--rounds", "3"], ("calibrated.json",)),
+    "fit_router": (["fit_router", "--lab", "16"], ("fit.json",)),
+    "intervene": (["intervene", "--lab", "10"], ("dataset.jsonl",)),
+    "evaluate_localizer": (["evaluate_localizer", "{rows}", "--threads", "2"], ("localization.json",)),
+    "train sft": (
+        ["train", "sft", "--dataset", "{chats}", "--set", "sft.batch=2"],
+        ("adapter/adapter_model.safetensors",),
+    ),
+    "train rl": (
+        ["train", "rl", "--lab", "6", "--set", "rl.steps=3", "--set", "rl.problems=3", "--set", "rl.group=3",
+         "--set", "rl.max_tokens=100"],
+        ("adapter/adapter_model.safetensors",),
+    ),
+}  # fmt: skip
+
+
+def _start(command: list[str], out: Path, said: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(_HERE), "HF_HUB_OFFLINE": "1"}
+    with said.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "stepwise.cli", *command, "--out", str(out)], stdout=file, stderr=file,
+            env=environment, cwd=_HERE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+
+
+def _given(tmp_path: Path) -> dict[str, str]:
+    """Rows for the programs that read some."""
+    from stepwise import lab
+
+    chats, rows = tmp_path / "chats.jsonl", tmp_path / "rows.jsonl"
+    chats.write_text("".join(json.dumps({"messages": [{**_SFT[0], "content": f"What is {i} + 3?"}, _SFT[1]]}) + "\n"
+                             for i in range(12)))  # fmt: skip
+    made = lab.generate("test", 6)
+    rows.write_text("".join(json.dumps({"id": m.problem.id, "problem": m.problem.question, "generator": "lab",
+                                        "steps": m.problem.reference.split("\n\n"), "final_answer_correct": True,
+                                        "label": -1}) + "\n" for m in made))  # fmt: skip
+    return {"chats": str(chats), "rows": str(rows)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_ctrl_c_at_a_random_moment_loses_nothing_that_was_done(name: str, tmp_path: Path) -> None:
+    given, (command, files) = _given(tmp_path), PROGRAMS[name]
+    command = [part.format(**given) for part in command]
+    said, rng, began = tmp_path / "said", random.Random(name), time.monotonic()
+    assert _start(command, tmp_path / "whole", said).wait(1800) == 0, said.read_text()[-2000:]
+    long, stopped = time.monotonic() - began, 0
+    for _ in range(2):
+        process = _start(command, tmp_path / "out", said)
+        time.sleep(rng.uniform(0.35, 0.9) * long)
+        process.send_signal(signal.SIGINT)
+        code = process.wait(600)
+        assert code in (0, 130), said.read_text()[-2000:]
+        assert "Traceback" not in said.read_text()
+        stopped += code == 130
+    assert _start(command, tmp_path / "out", said).wait(1800) == 0, said.read_text()[-2000:]
+    for file in files:
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), (file, stopped)
