@@ -56,7 +56,10 @@ def test_sft_leaves_an_adapter_with_a_card_that_knows_before_and_after_and_a_pag
     assert card["evaluation"]["before"]["model"] != card["evaluation"]["after"]["model"]
     assert "Supervised training" in (out / "report.html").read_text()
     said = capsys.readouterr()
-    assert said.err.count("supervised training: 4 rows: 2 optimizer steps, learning rate 0.0002 at its peak\n") == 1
+    plan = (
+        "4 rows: 2 optimizer steps, learning rate 0.0002 at its peak; that is few: sft.batch = 1 (now 2) would make 4"
+    )
+    assert said.err.count(f"supervised training: {plan}\n") == 1
     assert "loading the weights to train from" in said.err
     assert "pass@1 on 3 problems: 0.0% before, 0.0% after" in said.out
     page = (out / "report.html").read_text()
