@@ -104,9 +104,9 @@ class Trainer:
 
     def log(self, row: Mapping[str, Any], note: str) -> None:
         """The end of a step: write the row of its metrics, and a checkpoint where it is time for one."""
-        self._logged = step = int(row["step"])
-        self._updates = self.trainee.num_updates
+        step = int(row["step"])
         append_rows(self._metrics, [row])
+        self._logged, self._updates = step, self.trainee.num_updates
         self._sinks.log(step, row)
         self._bar(1, note)
         late = time.monotonic() - self._saved_at >= self._save_seconds
