@@ -18,7 +18,8 @@ from pydantic import Field, TypeAdapter
 
 from stepwise.errors import DataError, wrong_type
 from stepwise.records import items_of, record
-from stepwise.steps import Splitter, extract_answer, has_answer, join_steps, open_thought, split_steps
+from stepwise.steps import Splitter, extract_answer, has_answer, join_steps, split_steps
+from stepwise.steps.thoughts import open_thought
 
 Finish = Literal["step", "answer", "eos", "length", "repeat", "error", "budget"]
 TraceFinish = Literal["", "answer", "capped", "eos", "length", "repeat", "error", "steps", "budget", "interrupted"]

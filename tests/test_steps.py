@@ -17,10 +17,9 @@ from stepwise.steps import (
     leading_blank,
     next_block,
     normalize_text,
-    open_thought,
-    solution_part,
     split_steps,
 )
+from stepwise.steps.thoughts import open_thought, solution_part
 
 PIECES = ["a", "b", " ", "\t", "\n", "\n\n", "\r\n", "\r", "```", "~~~", "````", "`", "\\boxed{", "}", "{", "\\"]
 PIECES += ["\\[", "\\]", "$$", "[asy]", "[/asy]", "\\begin{align*}", "\\end{align*}"]

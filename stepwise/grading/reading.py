@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from stepwise.steps import extract_answer, solution_part
+from stepwise.steps import extract_answer
+from stepwise.steps.thoughts import solution_part
 
 Source = Literal["box", "####", "answer is", "tag", "conclusion", "text", ""]
 

@@ -52,7 +52,8 @@ from stepwise.models.caps import uncapped
 from stepwise.models.failures import error_of
 from stepwise.runs.progress import stage
 from stepwise.seeds import seed_for
-from stepwise.steps import SEPARATOR, open_thought, split_steps
+from stepwise.steps import SEPARATOR, split_steps
+from stepwise.steps.thoughts import open_thought
 from stepwise.types import Problem, Step
 
 AnyRollout = TypeVar("AnyRollout", bound=Rollout)

@@ -28,16 +28,8 @@ from stepwise.models.failures import failure_of
 from stepwise.models.http import CallFailed
 from stepwise.models.probe import Findings, probe, probe_bound, template_of
 from stepwise.prompt import SolvePrompt
-from stepwise.steps import (
-    SEPARATOR,
-    after_thought,
-    encodable,
-    join_steps,
-    open_thought,
-    prompt_thought,
-    separated,
-    without_marks,
-)
+from stepwise.steps import SEPARATOR, encodable, join_steps, separated
+from stepwise.steps.thoughts import after_thought, open_thought, prompt_thought, without_marks
 from stepwise.types import Finish, TokenStats, Usage
 
 _MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<\uff5c[^\uff5c]{1,40}\uff5c>")

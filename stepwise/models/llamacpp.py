@@ -14,7 +14,8 @@ from stepwise.models.calls import chat_job
 from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.models.engine.stopping import clean_text, open_fence
 from stepwise.prompt import SolvePrompt
-from stepwise.steps import SEPARATOR, join_steps, open_thought, prompt_thought, separated
+from stepwise.steps import SEPARATOR, join_steps, separated
+from stepwise.steps.thoughts import open_thought, prompt_thought
 from stepwise.types import Failure, TokenStats, Usage
 
 _DRAWN = ("max_tokens", "n", "temperature", "top_p", "top_k", "seed", "top_logprobs")

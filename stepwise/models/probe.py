@@ -25,7 +25,7 @@ from stepwise.models.dialects import Dialect, Prefill
 from stepwise.models.http import CallFailed, Server
 from stepwise.models.litellm_handler import import_litellm
 from stepwise.prompt import SolvePrompt
-from stepwise.steps import prompt_thought
+from stepwise.steps.thoughts import prompt_thought
 from stepwise.types import Usage
 
 PROBE_TOKENS = 32  # most that one call of the probe generates

@@ -6,7 +6,6 @@ one row, the longest: attention costs most there, and what a pass costs beside i
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +16,7 @@ import torch
 
 from stepwise.config.training import LoraConfig
 from stepwise.errors import BackendError
+from stepwise.models.machine import free_memory
 from stepwise.runs.progress import announce
 from stepwise.training.lora import memory_errors, peak_bytes
 
@@ -82,7 +82,4 @@ def _free_bytes(device: str) -> int | None:
     """What is free on the device; None where that cannot be told."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device == "cpu" else None
-    except (ValueError, OSError):
-        return None
+    return free_memory() if device == "cpu" else None

@@ -32,6 +32,9 @@ _OTHER = "a teacher reads the student's token ids: give a models.strong of the s
 # Tokens of the lab, Qwen and Llama 3 that solutions never hold, in the order of preference.
 
 
+_RESERVED = ("<|reserved_0|>", "<|vision_pad|>", "<|reserved_special_token_0|>", "<|fim_pad|>")
+
+
 def _nothing() -> Floats:
     return np.zeros(0)
 
@@ -127,6 +130,20 @@ def forward(
             for i, line, of_mark in zip(part, batch.of_rows(values), mark_logprobs, strict=True):
                 logprobs[i], marks[i] = line, of_mark
     return logprobs, marks
+
+
+def laser_token(cfg: Config, trainee: Trainee) -> int | None:
+    """LaSeR's token: a reserved one that no text has; None where LaSeR is off."""
+    if not cfg.rl.laser:
+        return None
+    for name in _RESERVED:
+        token = trainee.tokenizer.convert_tokens_to_ids(name)
+        if token is not None and token != trainee.tokenizer.unk_token_id:
+            return int(token)
+    raise ConfigError(
+        f"rl.laser is {cfg.rl.laser}, but the tokenizer in {trainee.base} has none of the tokens "
+        f"{', '.join(_RESERVED)}; set rl.laser = 0"
+    )
 
 
 def fitted_to(cfg: Config, trainee: Trainee, rows: Sequence[RolloutRow], state: dict[str, Any]) -> Config:

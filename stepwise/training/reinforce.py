@@ -28,7 +28,7 @@ from stepwise.config import Config
 from stepwise.credit import Credit, Reward, as_credit, as_reward, load_credit
 from stepwise.credit.base import RewardFunction
 from stepwise.data.problems import check_problems
-from stepwise.errors import ConfigError, DataError
+from stepwise.errors import DataError
 from stepwise.io import write_rows
 from stepwise.models.caps import Caps, uncapped
 from stepwise.runs.directory import RunDirectory, opened
@@ -39,13 +39,11 @@ from stepwise.training.crediting import FIRST_BATCHES, check_learning, credit_gr
 from stepwise.training.labels import Labeller, Locate
 from stepwise.training.look import FEWEST_LOOKED_AT, look
 from stepwise.training.lora import Trainee, load_trainee, memory_errors, peak_bytes
-from stepwise.training.policy import Floats, RolloutRow, check_teacher, fitted_to, forward, update
+from stepwise.training.policy import Floats, RolloutRow, check_teacher, fitted_to, forward, laser_token, update
 from stepwise.training.rollouts import Hints, RlRollout, check_hints, grade_rollouts, rollouts_name
 from stepwise.training.sampler import Sampler, batch_of
 from stepwise.training.trainer import Trainer, check_finite, finish, finished_adapter, run_arguments
 from stepwise.types import Problem
-
-_RESERVED = ("<|reserved_0|>", "<|vision_pad|>", "<|reserved_special_token_0|>", "<|fim_pad|>")
 
 
 def grpo(
@@ -166,7 +164,7 @@ class _Learner:
 
     def __post_init__(self) -> None:
         self.optimizer = self.trainee.optimizer(self.cfg.rl.learning_rate)
-        self.mark = _laser_token(self.cfg, self.trainee)
+        self.mark = laser_token(self.cfg, self.trainee)
 
     def step(self, step: int, failed: Path) -> tuple[dict[str, Any], list[RlRollout]]:
         """Step `step` (from 1 on): the row of its metrics, and its rollouts.
@@ -333,20 +331,6 @@ def _note(row: Mapping[str, Any]) -> str:
         f"{row['peak_bytes'] / 2**30:.1f} GiB",
     ]
     return ", ".join(part for part in parts if part)
-
-
-def _laser_token(cfg: Config, trainee: Trainee) -> int | None:
-    """LaSeR's token: a reserved one that no text has; None where LaSeR is off."""
-    if not cfg.rl.laser:
-        return None
-    for name in _RESERVED:
-        token = trainee.tokenizer.convert_tokens_to_ids(name)
-        if token is not None and token != trainee.tokenizer.unk_token_id:
-            return int(token)
-    raise ConfigError(
-        f"rl.laser is {cfg.rl.laser}, but the tokenizer in {trainee.base} has none of the tokens "
-        f"{', '.join(_RESERVED)}; set rl.laser = 0"
-    )
 
 
 def _mismatch_of(logprobs: Sequence[Floats], rollouts: Sequence[RlRollout]) -> losses.Mismatch:

@@ -84,7 +84,7 @@ class StopRule:
     r"""Follows one continuation as it grows.
 
     `fence`: what the prefix left open (see `open_fence`); `stops`: strings that end it with finish "step"; `thought`:
-    the mark of a thought that prompt or prefix left open (see `stepwise.steps.open_thought`). `splitter`: see
+    the mark of a thought that prompt or prefix left open (see `stepwise.steps.thoughts.open_thought`). `splitter`: see
     `stepwise.steps.Splitter`.
 
     >>> rule = StopRule("step")

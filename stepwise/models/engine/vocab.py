@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine.context import LlamaContext
-from stepwise.steps import is_thought_mark
+from stepwise.steps.thoughts import is_thought_mark
 
 _CONTROL, _USER_DEFINED = 1 << 3, 1 << 4
 _PROBES = (
