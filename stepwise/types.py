@@ -18,8 +18,7 @@ from pydantic import Field, TypeAdapter
 
 from stepwise.errors import DataError, wrong_type
 from stepwise.records import items_of, record
-from stepwise.steps import Splitter, extract_answer, has_answer, join_steps, split_steps
-from stepwise.steps.thoughts import open_thought
+from stepwise.steps import Splitter, extract_answer, join_steps, split_steps
 
 Finish = Literal["step", "answer", "eos", "length", "repeat", "error", "budget"]
 TraceFinish = Literal["", "answer", "capped", "eos", "length", "repeat", "error", "steps", "budget", "interrupted"]
@@ -146,8 +145,7 @@ class TokenStats:
         return cls(round(min(logprobs), 4), round(statistics.fmean(logprobs), 4), entropy)
 
 
-Omitted = Annotated[str, Field(exclude_if=lambda value: not value)]
-"""A text that stands in no file where it is empty."""
+Omitted = Annotated[str, Field(exclude_if=lambda value: not value)]  # stands in no file where it is empty
 
 
 @record()
@@ -316,17 +314,6 @@ class Intervention:
             raise IndexError(f"Intervention.location is {self.location}, but the trace has {len(trace.steps)} steps")
         kept = trace.prefix(self.location)
         return dataclasses.replace(kept, steps=(*kept.steps, Step(self.content, "intervention")))
-
-
-def answered(steps: Sequence[Step], splitter: Splitter = "paragraphs") -> bool:
-    r"""Whether the last step closes a box with an answer, after the thoughts that its prompt and the others opened.
-
-    >>> answered([Step(r"So \boxed{2}.", "weak")]), answered([Step(r"So \boxed{2}.", "weak", thought="<think>")])
-    (True, False)
-    """
-    last = steps[-1]
-    before = join_steps((step.text for step in steps[:-1]), splitter)
-    return has_answer(open_thought(last.thought + before) + last.text)
 
 
 def as_problem(problem: Problem | str) -> Problem:

@@ -19,6 +19,8 @@ from stepwise.models.base import Completion, Generator, Request
 from stepwise.models.scorers.judge import parse
 from stepwise.routing.policy import Look
 from stepwise.seeds import stable_hash
+from stepwise.steps import Splitter, has_answer, join_steps
+from stepwise.steps.thoughts import open_thought
 from stepwise.types import Problem, Step
 
 if TYPE_CHECKING:
@@ -148,3 +150,14 @@ KINDS = {
     "rating": _Kind("strong", _rating, _keep_rating),
     "verification": _Kind("weak", _verification, _keep_verification),
 }
+
+
+def answered(steps: Sequence[Step], splitter: Splitter = "paragraphs") -> bool:
+    r"""Whether the last step closes a box with an answer, after the thoughts that its prompt and the others opened.
+
+    >>> answered([Step(r"So \boxed{2}.", "weak")]), answered([Step(r"So \boxed{2}.", "weak", thought="<think>")])
+    (True, False)
+    """
+    last = steps[-1]
+    before = join_steps((step.text for step in steps[:-1]), splitter)
+    return has_answer(open_thought(last.thought + before) + last.text)

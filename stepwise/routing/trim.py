@@ -28,12 +28,12 @@ from stepwise.errors import BudgetExceededError, PluginError, StepwiseError
 from stepwise.models.base import Completion, Generator, Request
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.failures import error_of, failure_of
-from stepwise.routing.evidence import KINDS, WITH_DRAFT, Evidence, check_logprobs
+from stepwise.routing.evidence import KINDS, WITH_DRAFT, Evidence, answered, check_logprobs
 from stepwise.routing.policy import FOR_GOOD, Action, Escalate, HandOver, Keep, Look, Policy, Resample, View, decide
 from stepwise.routing.settings import RouteSettings
 from stepwise.seeds import stable_hash
 from stepwise.steps import leading_blank
-from stepwise.types import Problem, Step, Trace, TraceFinish, Usage, answered
+from stepwise.types import Problem, Step, Trace, TraceFinish, Usage
 
 MAX_COPIES = 2  # a step may stand twice in a trace; a third copy means that the models go in circles
 LEAST_TOKENS = 8  # where a cap leaves less for a step, nobody is asked for it

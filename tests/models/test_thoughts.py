@@ -22,9 +22,10 @@ from stepwise.models.litellm import LiteLLMBackend
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.routing import Always, Models, Never, RouteSettings, route_all
 from stepwise.routing.compare import judged
+from stepwise.routing.evidence import answered
 from stepwise.steps import SEPARATOR
 from stepwise.steps.thoughts import after_thought, open_thought, prompt_thought
-from stepwise.types import Step, Trace, answered
+from stepwise.types import Step, Trace
 from tests.fakes import ScriptedBackend
 from tests.scorers.stand_in import Answer, serving
 from tests.tiny_models import CHAT_TEMPLATE, tiny_model

@@ -27,11 +27,12 @@ from pydantic import Field
 
 from stepwise.errors import DataError
 from stepwise.records import record
+from stepwise.routing.evidence import answered
 from stepwise.routing.policy import Action, Escalate, Keep, Policy, View, When
 from stepwise.routing.pomdp.filter import Belief, History, ObservationLaw, StepFilter
 from stepwise.routing.pomdp.solve import Plan, RoutingPomdp
 from stepwise.routing.token_signals import AsScore
-from stepwise.types import Step, answered
+from stepwise.types import Step
 
 _SAME = 1e-9  # how far two tables of one law may be apart by rounding
 
