@@ -1,12 +1,11 @@
-"""The small frozen types that travel through the whole library.
-
-They are records: positional construction, equality and hashing work, wrong types are refused with the field's name,
-and `to_json` / `from_json` carry every one of them through a JSON Lines file.
+"""The small frozen types that travel through the whole library: records that refuse wrong types with the field's name,
+and that `to_json` / `from_json` carry through a JSON Lines file.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -273,9 +272,8 @@ class Trace(InNotebook):
 class Traces(list[Trace], InNotebook):
     """A list of traces that shows itself in a notebook; `policy` is what a table calls the one they were made under.
 
-    Example:
-        >>> Traces([Trace(Problem("p", "1 + 1?"))], "Never")[0].problem.id
-        'p'
+    >>> Traces([Trace(Problem("p", "1 + 1?"))], "Never")[0].problem.id
+    'p'
     """
 
     def __init__(self, traces: Iterable[Trace] = (), policy: str = ""):
@@ -322,8 +320,6 @@ def as_problem(problem: Problem | str) -> Problem:
         return problem
     if not isinstance(problem, str):
         raise DataError(wrong_type("problem", problem, "give a Problem, or the text of a question"))
-    import hashlib
-
     return Problem(id="q-" + hashlib.sha256(problem.encode()).hexdigest()[:12], question=problem)
 
 

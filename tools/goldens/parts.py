@@ -167,7 +167,9 @@ def fit() -> dict[str, Any]:
     fitted = fit_router(traces, **names, labels="lab", bins=5, samples=20, seed=3)
     with tempfile.TemporaryDirectory() as folder:
         fitted.save(Path(folder) / "fit.json")
-        return json.loads((Path(folder) / "fit.json").read_text())
+        row = json.loads((Path(folder) / "fit.json").read_text())
+    row["card"].pop("splitter", None)  # the recorded tree had one way to end steps, and no name for it
+    return row
 
 
 def _written(sw: Any, made: Any, text: str, before: list[str], rng: random.Random, strong: bool) -> Any:
