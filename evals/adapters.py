@@ -83,7 +83,11 @@ def _random_model(folder: Path) -> Path:
 
 
 class OneCall(CriticModule):
-    """Any signature, asked once; values that are not what the signature says are a failure too."""
+    """Any signature, asked once; values that are not what the signature says are a failure too. Numbers are held to the
+    bounds that the signatures have, so that none is moved.
+    """
+
+    first_number = 0  # type: ignore[assignment]
 
     def __init__(self, lm: Any, adapter: Any) -> None:
         super().__init__({"ask": "question -> answer"}, lm, adapter, bare=False)

@@ -50,7 +50,7 @@ def test_a_record_names_class_field_and_value(build: Any, says: str) -> None:
     ("build", "says"),
     [
         (lambda: sw.BudgetConfig(strong_token=1), "BudgetConfig: there is no field 'strong_token'; did you mean"),
-        (lambda: sw.SamplingConfig(temperature=-1), "SamplingConfig: temperature is -1: .* (0 is greedy)"),
+        (lambda: sw.SamplingConfig(temperature=-1), "SamplingConfig: temperature is -1: .* (0 is greedy; unset"),
         (lambda: sw.ModelConfig(model="gpt"), "ModelConfig: model: 'gpt' is not provider/name .*llamacpp/path"),
         (lambda: sw.Config(routing={"policy": "treshold"}), "Config: .*did you mean 'threshold'"),
         (lambda: sw.SolvePrompt(user="?"), "SolvePrompt: user: .*has no {question}"),

@@ -185,10 +185,13 @@ class LoadedRouter(dspy.Module):
         """
         handed = {role: spec for role, spec in self._specs.items() if hasattr(spec, "prompt_hash")}
         known = (getattr(spec, "prompt", None) for spec in handed.values())
-        theirs = next((each for each in known if isinstance(each, SolvePrompt)), SolvePrompt())
-        agreed = theirs if prompt is None else SolvePrompt.of(prompt, "prompt")
-        if (named := loading("weak", self._specs["weak"])) is not None:
-            agreed = suited(agreed, named.model)
+        theirs = next((each for each in known if isinstance(each, SolvePrompt)), None)
+        if prompt is None and theirs is not None:
+            agreed = theirs
+        else:
+            agreed = SolvePrompt() if prompt is None else SolvePrompt.of(prompt, "prompt")
+            if (named := loading("weak", self._specs["weak"])) is not None:
+                agreed = suited(agreed, named.model)
         for role, spec in handed.items():
             if spec.prompt_hash and spec.prompt_hash != agreed.hash:
                 load = "load_scorer" if role == "scorer" else "load_backend"

@@ -223,7 +223,7 @@ class Labeller:
         seeds = [seed_for(self.cfg.seed, row.id, *name) for row, name in to_label]
         around = Wrappers(self.sampler.ledger, self.cfg.prompt, run=self.cfg.hash)
         predictions = critics.ask_all(self.critic, items, seeds, label=label, around=around)
-        check_paid(prediction.failure for prediction in predictions)
+        check_paid(prediction.get("error") for prediction in predictions)
         return predictions, sum((prediction.usage for prediction in predictions), Usage())
 
     def _values(self, rows: Sequence[RlRollout]) -> Labelled:

@@ -45,7 +45,7 @@ def fitted(
             each = _peak_of(device, probe) / size
         most = int(_SHARE * free / each) if free and each else lora.micro_tokens
         told = f"{each / 1e6:.2f} MB a token (a probe of {size:,}), {(free or 0) / 1e9:.1f} GB free"
-        if most < size:
+        if free and each and most < size:
             raise BackendError(
                 f"memory: {told}: a row of {size:,} tokens needs {size * each / 1e9:.1f} GB; leave long rows out, "
                 f"lower lora.tile (now {lora.tile}), or set lora.checkpointing = true"

@@ -30,13 +30,13 @@ def test_the_engine_tells_the_likeliest_of_the_untempered_distribution_at_every_
         (glimpse,) = backend.continue_solutions([Request(PROBLEM, max_tokens=1, temperature=1.7, seed=3)])
     wanted = np.sort(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True), axis=1)[:, :-5:-1]
     assert made.top_logprobs is not None
-    assert np.asarray(made.top_logprobs) == pytest.approx(wanted, abs=2e-3)
+    assert np.asarray(made.top_logprobs) == pytest.approx(wanted, abs=1e-2)
     every = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     drawn = [row[token] for row, token in zip(every, made.token_ids, strict=True)]
     told = made.token_stats
     assert told is not None
-    assert (told.least, told.mean) == pytest.approx((min(drawn), np.mean(drawn)), abs=2e-3)
-    assert told.entropy == pytest.approx(-(np.exp(every) * every).sum(axis=1).mean(), abs=2e-3)
+    assert (told.least, told.mean) == pytest.approx((min(drawn), np.mean(drawn)), abs=1e-2)
+    assert told.entropy == pytest.approx(-(np.exp(every) * every).sum(axis=1).mean(), abs=1e-2)
     assert glimpse.token_ids == made.token_ids[:1]
     assert glimpse.top_logprobs is None
 

@@ -47,8 +47,8 @@ def test_it_sets_no_ground_and_no_text_colour_of_its_own() -> None:
 
 @pytest.mark.parametrize("bad", HOSTILE)
 def test_no_string_of_a_trace_can_become_markup(bad: str) -> None:
-    draft = Step(bad, bad, 0.5, Usage(bad))
-    steps = (Step(bad, bad, None, Usage(bad), (), (draft,), bad),)
+    draft = Step(text=bad, author=bad, score=0.5, usage=Usage(bad))
+    steps = (Step(text=bad, author=bad, usage=Usage(bad), discarded=(draft,), decision=bad),)
     found = Elements(
         html_of(
             Trace(

@@ -114,7 +114,7 @@ def test_a_configuration_shows_what_differs_from_the_defaults_first() -> None:
 
 @pytest.mark.parametrize("bad", HOSTILE)
 def test_no_string_can_become_markup(bad: str) -> None:
-    traces = Traces([Trace(Problem(id=bad, question=bad, answer=bad), (Step(bad, bad),), note=bad)], bad)
+    traces = Traces([Trace(Problem(id=bad, question=bad, answer=bad), (Step(text=bad, author=bad),), note=bad)], bad)
     found = Elements(traces._repr_html_())
     assert {tag for tag, _ in found.found} <= {"div", "span", "b", "strong", "style", "details", "summary"}
     config = Config.model_validate({"prompt": {"system": bad}})

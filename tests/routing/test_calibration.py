@@ -229,7 +229,11 @@ def test_a_calibration_is_read_back_as_it_was_written_and_its_policy_is_read_fro
     assert Calibrated.load(tmp_path / "set.json") == made
     policy, card, _ = load_policy(tmp_path / "set.json")
     assert policy == made.policy
-    assert card == router().card == ModelNames("w", "s", "scripted-scorer", prompt=router().prompt.hash)
+    assert (
+        card
+        == router().card
+        == ModelNames("w", "s", "scripted-scorer", prompt=router().prompt.hash, splitter="paragraphs")
+    )
     save_policy(tmp_path / "other.json", Never())
     with pytest.raises(DataError, match="holds no calibration"):
         Calibrated.load(tmp_path / "other.json")

@@ -10,12 +10,14 @@ import pytest
 from stepwise.config import ModelConfig, SamplingConfig, ScorerConfig
 from stepwise.models import load_backend
 from stepwise.models.scorers import LabelTokenScorer, load_scorer
+from stepwise.prompt import SolvePrompt
 from stepwise.routing import Models, Never, RouteSettings, StepRouter, Threshold, route_all
 from stepwise.routing.compare import compare
 from stepwise.types import Problem, Step, Usage
 
 pytest.importorskip("llama_cpp")
 SAMPLING = SamplingConfig(temperature=0.9, max_step_tokens=24)
+BARE = SolvePrompt()  # the random model says more under it
 PROBLEMS = [Problem(f"p{i}", f"Mia has {i} apples and buys {3 * i} more. How many apples?", "4") for i in range(50)]
 
 
@@ -33,8 +35,8 @@ def exact(tiny_gguf_path: Path) -> dict[str, object]:
 
 @pytest.fixture
 def models(exact: dict[str, object]) -> Iterator[Models]:
-    weak, strong = load_backend(ModelConfig(**exact)), load_backend(ModelConfig(**exact))
-    scorer = load_scorer(ScorerConfig(**exact))
+    weak, strong = load_backend(ModelConfig(**exact), prompt=BARE), load_backend(ModelConfig(**exact), prompt=BARE)
+    scorer = load_scorer(ScorerConfig(**exact), prompt=BARE)
     assert isinstance(scorer, LabelTokenScorer)
     yield Models(weak, strong, scorer)
     for model in (weak, strong, scorer):
@@ -42,7 +44,7 @@ def models(exact: dict[str, object]) -> Iterator[Models]:
 
 
 def test_a_step_appended_on_the_engine_costs_its_tokens_and_one_marker(exact: dict[str, object]) -> None:
-    scorer = load_scorer(ScorerConfig(**exact))
+    scorer = load_scorer(ScorerConfig(**exact), prompt=BARE)
     assert isinstance(scorer, LabelTokenScorer)
     first, second = "Mia starts with 3 apples.", "After buying 4, there are 3 + 4 = 7 apples."
     (one,) = scorer.score_detailed([(PROBLEMS[3], [first])])
@@ -75,7 +77,7 @@ def test_scores_are_those_that_transformers_computes(exact: dict[str, object], t
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, places][:, [good, bad]]
     expected = torch.softmax(logits.double(), dim=-1)[:, 0].tolist()
-    scorer = load_scorer(ScorerConfig(**exact))
+    scorer = load_scorer(ScorerConfig(**exact), prompt=BARE)
     assert scorer.score(PROBLEMS[3], steps) == pytest.approx(expected, abs=1e-4)
     scorer.close()  # type: ignore[attr-defined]
 
@@ -117,8 +119,8 @@ def test_each_policy_of_a_comparison_begins_with_cold_caches(models: Models) -> 
 
 
 def test_the_traces_account_for_every_token_that_the_engines_generated(exact: dict[str, object]) -> None:
-    weak, strong = load_backend(ModelConfig(**exact)), load_backend(ModelConfig(**exact))
-    scorer = load_scorer(ScorerConfig(**exact))
+    weak, strong = load_backend(ModelConfig(**exact), prompt=BARE), load_backend(ModelConfig(**exact), prompt=BARE)
+    scorer = load_scorer(ScorerConfig(**exact), prompt=BARE)
     traces = route_all(PROBLEMS[:8], Models(weak, strong, scorer), Threshold(0.5), RouteSettings(SAMPLING, max_steps=5))
     spent: dict[str, Usage] = {}
     for trace in traces:

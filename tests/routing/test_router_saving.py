@@ -73,8 +73,11 @@ def test_a_state_for_other_models_or_another_prompt_is_refused_and_changes_nothi
     with pytest.raises(ConfigError, match=r"'weak': 'w'.*'weak': 'another'"):
         other.load(tmp_path / "router.json")
     assert other.policy == Never()
+    exact, made = SolvePrompt(system="Be exact."), world.models()
+    for model in made[:2]:
+        model.prompt_hash = exact.hash  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="saved with prompt"):
-        router(prompt=SolvePrompt(system="Be exact.")).load(tmp_path / "router.json")
+        StepRouter(made.weak, made.strong, made.scorer, prompt=exact).load(tmp_path / "router.json")
 
 
 POLICIES = [

@@ -34,6 +34,7 @@ def config(gguf: Path, *overrides: str) -> Config:
     """The tiny model as the weak one; its transformers form lies beside the GGUF."""
     folder = gguf.parent / "qwen3"
     given = [f"models.weak.model=llamacpp/{gguf}", f"models.weak.train_from={folder}", "models.weak.context=512"]
+    given.append("prompt.system=")  # under which the rows were made
     return Config.load(None, [*given, "lora.rank=4", "lora.device=cpu", *overrides])
 
 

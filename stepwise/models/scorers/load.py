@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
-from stepwise.config import LoadConfig, ScorerConfig
+from stepwise.config import LoadConfig, ScorerConfig, suited
 from stepwise.errors import ConfigError, ScorerError
 from stepwise.identity import plain
 from stepwise.models.engine import Engine
@@ -35,9 +35,10 @@ def load_scorer(
     """The scorer that `spec` names: "llamacpp/lab-scorer" (label tokens of a GGUF), a `ScorerConfig` of any kind, or a
     scorer of your own: an object, its class, or the import path of that ("my_package.my_file:MyScorer").
 
-    `prompt` must be the one that the solutions are written under; a classifier, a pooling server and a judge have
-    their own. Raises `ConfigError` for a model that does not go with its kind and for a vocabulary without the label
-    tokens or the marker, and for what is no scorer; `BackendError` when the model cannot be loaded.
+    `prompt` must be the one that the solutions are written under; without one it is what `load_backend` takes for a
+    model of this name. A classifier, a pooling server and a judge have their own. Raises `ConfigError` for a model that
+    does not go with its kind, for a vocabulary without the label tokens or the marker, and for what is no scorer;
+    `BackendError` when the model cannot be loaded.
 
     Example:
         >>> load_scorer(ScorerConfig(kind="constant", value=0.25)).score("1 + 1?", ["That is 2."])
@@ -72,6 +73,7 @@ def _label_token(spec: ScorerConfig, prompt: SolvePrompt | None) -> Scorer:
             'or kind = "classifier" with "transformers/DIRECTORY" for a classification head'
         )
     marker, good, bad = spec.tokens
+    prompt = prompt or suited(SolvePrompt(), spec.model)
     tokens: dict[str, Any] = {"prompt": prompt, "marker": marker, "good": good, "bad": bad}
     if not spec.local:
         if spec.layout != "marker":
