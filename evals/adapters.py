@@ -87,7 +87,7 @@ class OneCall(CriticModule):
     bounds that the signatures have, so that none is moved.
     """
 
-    first_number = 0  # type: ignore[assignment]
+    first_number = 0
 
     def __init__(self, lm: Any, adapter: Any) -> None:
         super().__init__({"ask": "question -> answer"}, lm, adapter, bare=False)
