@@ -80,7 +80,7 @@ def test_after_a_kill_every_received_answer_is_there_and_what_was_in_flight_coun
         lost = len(server.requests) - needed
     with CallCache(path) as store:
         # The server's own log: what was bought again was in flight when the process died, and all of it is counted.
-        assert lost <= open_requests <= 4
+        assert lost <= open_requests <= 2 * 4  # four on the wire, and the answers of four on their way to the disk
         assert store.perhaps()["weak"].calls == open_requests
         assert store.spent()["weak"].calls == needed
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import dspy
 import pytest
 
+from stepwise import lab
 from stepwise.config import BudgetConfig
 from stepwise.critics import StepDecider
 from stepwise.critics.formats.compact_format import write_fields
@@ -146,14 +148,15 @@ def test_importing_it_loads_no_heavy_package() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_named_model_is_loaded_at_the_first_decision_and_is_held_to_the_format() -> None:
+def test_a_named_model_is_loaded_at_the_first_decision_and_is_held_to_the_format(tmp_path: Path) -> None:
+    path = shutil.copy(lab.model_path("lab-weak"), tmp_path / "a.gguf")  # a name for which DSPy has no answer on disk
     try:
         with dspy.track_usage() as tracker:
-            action = asyncio.run(Judged("llamacpp/lab-weak").decide(VIEW))
+            action = asyncio.run(Judged(f"llamacpp/{path}").decide(VIEW))
         assert isinstance(action, Keep | Escalate)
         assert action.reason.startswith("the judge: ")
         ((name, calls),) = tracker.usage_data.items()
-        assert name.startswith("llamacpp/lab-weak@")
+        assert name.startswith(f"llamacpp/{path}@")
         assert len(calls) == 1
     finally:
         close_engines()
