@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evals.routing_arms import at_share, checked
+from evals.query_points import at_share, checked
 from stepwise.errors import DataError
 from stepwise.routing import Cascade, HandOver, QueryClassifier, QueryRandom, View, fit_query_classifier
 from stepwise.routing.query import question_key, refuse_overlap

@@ -41,12 +41,20 @@ OTHERS = [
 ]
 
 
+def refusal(ours: str, theirs: str) -> str:
+    """Why a policy made for the one model is not taken for the other, "" where it is."""
+    try:
+        ModelNames(weak=ours, strong="").check(ModelNames(weak=theirs, strong=""))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [*SAME, *((theirs, ours) for ours, theirs in SAME)])
 def test_two_names_of_one_model_are_taken(ours: str, theirs: str) -> None:
-    ModelNames(weak=ours, strong="").check(ModelNames(weak=theirs, strong=""))
+    assert refusal(ours, theirs) == ""
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [*OTHERS, *((theirs, ours) for ours, theirs in OTHERS)])
 def test_names_of_two_models_are_refused(ours: str, theirs: str) -> None:
-    with pytest.raises(ConfigError, match="the policy is for the weak model"):
-        ModelNames(weak=ours, strong="").check(ModelNames(weak=theirs, strong=""))
+    assert "the policy is for the weak model" in refusal(ours, theirs)
