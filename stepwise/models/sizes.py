@@ -101,11 +101,14 @@ class GgufFacts:
 
 
 class Completed(NamedTuple):
-    """`models` by role with nothing left open, what was `chosen` for each, and the bytes that each `needs`."""
+    """`models` by role with nothing left open, what was `chosen` for each, and the bytes that each `needs`; `fresh`
+    where the run in progress did not hold all of that already, so that it is to be said.
+    """
 
     models: dict[str, LoadConfig]
     chosen: dict[str, dict[str, int]]
     needs: dict[str, int]
+    fresh: bool
 
 
 def complete(
@@ -130,6 +133,7 @@ def complete(
     facts = {role: GgufFacts.read(gguf_file(load.model.partition("/")[2])) for role, load in local.items()}
     run = CURRENT.get()
     new = {role: dict[str, int](run.frozen(_frozen_key(load)) if run else {}) for role, load in local.items()}
+    before = {role: set(fields) for role, fields in new.items()}
     for role, load in local.items():
         if load.threads is None:
             new[role].setdefault("threads", cores or physical_cores())
@@ -158,7 +162,8 @@ def complete(
     for role, fields in new.items():
         if run and fields:
             run.freeze(_frozen_key(local[role]), fields)
-    return Completed(done, {role: fields for role, fields in new.items() if fields}, needs)
+    fresh = any(set(fields) - before[role] for role, fields in new.items())
+    return Completed(done, {role: fields for role, fields in new.items() if fields}, needs, fresh)
 
 
 def completed(load: _LoadT) -> _LoadT:
@@ -178,7 +183,8 @@ def settled(config: Config, roles: Sequence[Roles]) -> Config:
     result = complete(models)
     if not result.chosen:
         return config
-    announce(in_words(result))
+    if result.fresh:
+        announce(in_words(result))
     for role, load in result.models.items():
         if role == "scorer":
             config = config.model_copy(update={"scorer": load})

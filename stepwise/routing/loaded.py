@@ -212,7 +212,7 @@ class LoadedRouter(dspy.Module):
         result = complete(
             {role: load for role, spec in self._specs.items() if (load := loading(role, spec)) is not None}
         )
-        if result.chosen:
+        if result.fresh:
             announce(in_words(result))
         self._loads, specs = result.models, {**self._specs, **result.models}
         weak, strong = (self._load(role, specs[role], load_backend) for role in ("weak", "strong"))
