@@ -20,10 +20,9 @@ from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.models import load_backend
 from stepwise.models.base import Backend, Request
-from stepwise.routing.pomdp.fit_check import auroc
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Options, Run, program
-from stepwise.stats import wilson
+from stepwise.stats import auroc, wilson
 from stepwise.steps import split_steps
 from stepwise.types import Step
 

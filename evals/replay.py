@@ -26,10 +26,11 @@ from pydantic import PositiveInt
 
 from stepwise.errors import DataError
 from stepwise.io import read_rows
-from stepwise.routing.pomdp.fit_check import auroc, log_likelihood
+from stepwise.routing.pomdp.fit_check import log_likelihood
 from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, FitTrace, from_row, lag_correlation
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Options, Run, program
+from stepwise.stats import auroc
 
 from .replay_arms import BELIEFS, SCORE, WORLDS, Arm, Array, Seen, arms, cumulative_sum, law_of, seen_of, worlds
 

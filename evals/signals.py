@@ -31,7 +31,7 @@ from stepwise.routing import LeastLogprob, MeanLogprob, Signal, TokenEntropy, Vi
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Options, Run, program
 from stepwise.seeds import stable_hash
-from stepwise.stats import Interval, bootstrap
+from stepwise.stats import Interval, auroc, bootstrap
 from stepwise.steps import Splitter, extract_answer, split_steps
 from stepwise.training.rollouts import token_spans
 from stepwise.types import Problem, Step, TokenStats, Usage, from_json
@@ -257,20 +257,6 @@ class Features(NamedTuple):
         return {**found, "steps": float(len(self.steps)), "length in tokens": known["tokens so far"][-1]}
 
 
-def auroc(values: _Floats, positive: npt.NDArray[np.bool_]) -> float | None:
-    """P(a positive's value is above a negative's), ties half; None where one kind is missing.
-
-    >>> auroc(np.array([0.1, 0.4, 0.3]), np.array([False, True, False]))
-    1.0
-    """
-    n, m = int(positive.sum()), int((~positive).sum())
-    if not n or not m:
-        return None
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # the mean rank of equal values, from 1
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m))
-
-
 # ----- tables
 
 
@@ -282,9 +268,11 @@ def _table(
     columns = {name: [np.asarray(group[name], float) for group in groups] for name in groups[0]}
 
     def statistic(name: str) -> Callable[[Any], float | None]:
-        return lambda index: auroc(
-            np.concatenate([columns[name][i] for i in index]), np.concatenate([positive[i] for i in index])
-        )
+        def area(index: Any) -> float | None:
+            values, kinds = (np.concatenate([part[i] for i in index]) for part in (columns[name], positive))
+            return None if np.isnan(value := auroc(values[kinds], values[~kinds])) else value
+
+        return area
 
     def lead(name: str) -> Callable[[Any], float | None]:
         of, against = statistic(name), statistic(base)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stepwise.errors import DataError
-from stepwise.stats import bootstrap, percentile, resamples, wilson
+from stepwise.stats import auroc, bootstrap, percentile, resamples, wilson
 
 
 def test_wilson_by_hand_and_at_the_ends() -> None:
@@ -60,3 +60,8 @@ def test_resamples_without_a_value_are_left_out_and_infinite_ones_reach_the_end_
         bootstrap(lambda rows: 0.0, 0)
     with pytest.raises(DataError, match="confidence is 1"):
         percentile([1.0, 2.0], 1)
+
+
+def test_auroc_counts_ties_as_half() -> None:
+    assert auroc([2.0, 1.0], [1.0, 0.0]) == pytest.approx(3.5 / 4)
+    assert math.isnan(auroc([], [1.0]))

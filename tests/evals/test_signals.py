@@ -5,11 +5,10 @@ from __future__ import annotations
 import doctest
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from evals import real, signals, splitters
-from evals.signals import Attempt, Features, auroc
+from evals.signals import Attempt, Features
 from stepwise.routing import LeastLogprob, TokenEntropy
 from stepwise.types import Usage, to_json
 
@@ -41,9 +40,7 @@ def test_features_are_what_the_signals_say_at_each_step() -> None:
     assert features.whole()["length in tokens"] == len(PIECES)
 
 
-def test_the_area_counts_ties_half() -> None:
-    assert auroc(np.array([1.0, 1.0, 2.0]), np.array([False, True, True])) == 0.75
-    assert auroc(np.array([1.0]), np.array([True])) is None
+def test_the_examples_in_docstrings_are_true() -> None:
     assert not doctest.testmod(signals).failed + doctest.testmod(real).failed
 
 

@@ -11,7 +11,7 @@ from stepwise.export.tokenizer import check_train_from
 from stepwise.lab import ADAPTERS, MODELS, card, model_path
 from stepwise.lab.problems import generate
 from stepwise.routing import Threshold
-from stepwise.routing.pomdp.fit_check import auroc
+from stepwise.stats import auroc
 from stepwise.steps import split_steps
 
 llama_cpp = pytest.importorskip("llama_cpp")

@@ -27,7 +27,7 @@ from stepwise.routing.pomdp.estimate import (
 )
 from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
 from stepwise.routing.pomdp.fit import RouterFit, _check_enough, fit_router
-from stepwise.routing.pomdp.fit_check import auroc, calibration, held_out, log_likelihood
+from stepwise.routing.pomdp.fit_check import calibration, held_out, log_likelihood
 from stepwise.routing.pomdp.fit_data import FitStep, FitTrace, _trace_of, lag_correlation, unlabelled
 
 EDGES = tuple(i / 5 for i in range(6))
@@ -291,11 +291,6 @@ def test_calibration_bins_hold_all_predictions_and_likelihood_rewards_the_truth(
     assert (bins[0].share.value, bins[-1].share.value) == (0.0, 1.0)
     states = np.asarray([0, 1, 2])
     assert log_likelihood(np.eye(3), states) == 0 > log_likelihood(np.full((3, 3), 1 / 3), states)
-
-
-def test_auroc_counts_ties_as_half() -> None:
-    assert auroc([2.0, 1.0], [1.0, 0.0]) == pytest.approx(3.5 / 4)
-    assert math.isnan(auroc([], [1.0]))
 
 
 def test_a_strong_model_that_was_never_wrong_still_has_an_interval() -> None:

@@ -26,8 +26,8 @@ from stepwise.routing import (
     route_all,
 )
 from stepwise.routing.metrics import cost_of
-from stepwise.routing.pomdp.fit_check import auroc
 from stepwise.routing.query import _buckets
+from stepwise.stats import auroc
 from stepwise.types import Problem, Step, Trace
 from tests.fakes import Line, ScriptedBackend, ScriptedScorer, n_tokens
 from tests.routing import world

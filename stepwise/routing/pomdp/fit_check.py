@@ -14,7 +14,7 @@ from stepwise.records import record
 from stepwise.routing.pomdp.estimate import Array, Padded, RouterEstimate, estimate, law_of, pad
 from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
 from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, FitTrace
-from stepwise.stats import Interval, percentile, resamples, wilson
+from stepwise.stats import Interval, auroc, percentile, resamples, wilson
 
 Ints = NDArray[np.int64]
 BINS = 20  # of a kernel law, of equal width
@@ -130,16 +130,6 @@ def calibration(predicted: Array, happened: NDArray[np.bool_], bins: int = 10) -
         CalibrationBin(float(predicted[part].mean()), wilson(int(happened[part].sum()), len(part)), len(part))
         for part in parts
     )
-
-
-def auroc(positive: Sequence[float] | Array, negative: Sequence[float] | Array) -> float:
-    """Chance that a positive lies above a negative, ties counting half; nan where one side is empty."""
-    if not len(positive) or not len(negative):
-        return float("nan")
-    _, place, counts = np.unique(np.concatenate([positive, negative]), return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place][: len(positive)]
-    n = len(positive)
-    return float((ranks.sum() - n * (n + 1) / 2) / (n * len(negative)))
 
 
 def intervals_of(
