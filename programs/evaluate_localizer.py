@@ -35,6 +35,7 @@ from stepwise.data.localization import Outcome
 from stepwise.data.processbench import ProcessBenchRow, read_rows
 from stepwise.errors import DataError
 from stepwise.io import write_text
+from stepwise.models.lab_judges import critics_of, refuse_lab_judge_of
 from stepwise.models.scorers import load_scorer, score_items
 from stepwise.runs.plan import PlannedCalls, plan_localizing
 from stepwise.runs.progress import progress
@@ -78,12 +79,19 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     for name in dict.fromkeys(args.localizer):
         test, tuning = _sets(args, name)
         rows = [row for subset in test.values() for row in subset]
+        judges = {"scorer": config.scorer, "module": critics_of(config)["localizer"]}
+        _refuse_lab(name, judges.get(name), config, [*tuning, *rows])
         if name == "scorer":
             critic = config.critic.model_copy(update={"method": "scorer"})
             parts += plan_localizing(config.model_copy(update={"critic": critic}), _sizes([*tuning, *rows]))
         elif name == "module":
             parts += plan_localizing(config, _sizes(rows))
     return parts
+
+
+def _refuse_lab(name: str, judge: Any, config: Config, rows: Rows) -> None:
+    """Raise `ConfigError` where the lab's scorer or critic would be asked about other problems."""
+    refuse_lab_judge_of((row.problem.question for row in rows), judge, name, config.allow_lab)
 
 
 def _sizes(rows: Rows) -> list[tuple[int, int]]:
@@ -107,11 +115,15 @@ def main(
         test, tuning = _sets(args, name)
         rows_of_all = [row for part in test.values() for row in part]
         if name == "module":
-            said = _remembered(run, "outcomes.jsonl", rows_of_all, _localizing(module(run.config), args.threads))
+            judge = module(run.config)
+            _refuse_lab(name, judge, run.config, rows_of_all)
+            said = _remembered(run, "outcomes.jsonl", rows_of_all, _localizing(judge, args.threads))
             rows += _measure(name, None, {key: row.outcome for key, row in said.items()}, test, args.seed)
             continue
         if name == "scorer":
-            said = _remembered(run, "scores.jsonl", [*tuning, *rows_of_all], _scoring(scorer(run.config.scorer)))
+            judge, asked = scorer(run.config.scorer), [*tuning, *rows_of_all]
+            _refuse_lab(name, judge, run.config, asked)
+            said = _remembered(run, "scores.jsonl", asked, _scoring(judge))
         else:
             said = {row.key: row for row in map(_published, [*tuning, *rows_of_all])}
         chosen_on = [said[_key_of(row)] for row in tuning]

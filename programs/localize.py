@@ -33,8 +33,8 @@ from stepwise.critics.module import run_all
 from stepwise.data.localization import Outcome, above_constant, absent_number, count
 from stepwise.data.processbench import ProcessBenchRow, read_rows
 from stepwise.data.tables import parse_table
-from stepwise.errors import BackendError, DataError
-from stepwise.lab.problems import is_lab_question
+from stepwise.errors import BackendError, ConfigError, DataError
+from stepwise.models.lab_judges import critics_of, refuse_lab_judge_of
 from stepwise.report.terminal import printable, show_intervention, show_localization
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.runs.shell import PIPE, POSITIONAL, Options, Run, complain, program
@@ -75,7 +75,7 @@ class _Options(Options):
 
 def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     if args.compare:
-        rows = _labelled(args)
+        rows = _labelled(config, args)
         return plan_localizing(config, [_size(row.problem, [step.text for step in row.trace.steps]) for row in rows])
     attempt = _read(args)
     sizes = [_size(attempt.problem, attempt.steps)]
@@ -115,10 +115,10 @@ def main(run: Run[_Options]) -> int:
 def _localized(config: Config, attempt: _Attempt) -> Any:
     """The prediction of the configuration's ErrorLocalizer."""
     located = _asked(ErrorLocalizer.from_config(config), problem=attempt.problem, steps=attempt.steps)
-    asked = {"scorer": config.scorer.title, "reference": ""}
-    by_lab = asked.get(config.critic.method, config.models.critic.model)
-    if by_lab.startswith("llamacpp/lab-") and not is_lab_question(attempt.problem.question):
-        located.warnings = [*located.warnings, f"{by_lab} knows lab problems only, and this is none: set another model"]
+    try:
+        refuse_lab_judge_of([attempt.problem.question], critics_of(config)["localizer"], "critic", config.allow_lab)
+    except ConfigError as error:  # one verdict that is looked at is shown, with what it is worth
+        located.warnings = [*located.warnings, str(error)]
     return located
 
 
@@ -134,7 +134,7 @@ def _asked(module: Any, **item: Any) -> Any:
 
 def _compare(run: Run[_Options]) -> int:
     """Ask about every labelled row, and print what that is worth beside a guess and beside the references."""
-    rows = _labelled(run.args)
+    rows = _labelled(run.config, run.args)
     items = [{"problem": row.problem, "steps": [step.text for step in row.trace.steps]} for row in rows]
     predictions = run_all(ErrorLocalizer.from_config(run.config), items, concurrency=1, progress="localizing")
     said = [Outcome(None if p.failure else p.first_error, p.failure or "", usage=p.usage) for p in predictions]
@@ -232,13 +232,16 @@ def _proposed_row(attempt: _Attempt, proposed: Any) -> dict[str, Any]:
 # ----- what is read
 
 
-def _labelled(args: _Options) -> list[ProcessBenchRow]:
-    """The rows that --compare asks about; raises DataError."""
+def _labelled(config: Config, args: _Options) -> list[ProcessBenchRow]:
+    """The rows that --compare asks about; raises DataError, and ConfigError for the lab's models on other problems."""
     if args.file is None or args.propose or args.row is not None or args.first_error is not None:
         raise DataError("--compare asks about all rows of a FILE; give one, without --row, --propose and --first-error")
     rows = read_rows(args.file)[: args.n]
     if not rows:
         raise DataError(f"{args.file} holds no rows; give a file with the columns problem, steps, label")
+    refuse_lab_judge_of(
+        (row.problem.question for row in rows), critics_of(config)["localizer"], "critic", config.allow_lab
+    )
     return rows
 
 

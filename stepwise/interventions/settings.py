@@ -18,7 +18,7 @@ from stepwise.config import Config
 from stepwise.models import load_backend
 from stepwise.models.base import Backend, Generator
 from stepwise.models.caps import uncapped
-from stepwise.models.lab_judges import refuse_lab_judge
+from stepwise.models.lab_judges import critics_of, refuse_lab_judge
 from stepwise.models.shared import shared_engine
 from stepwise.models.wrapped import generator_of
 from stepwise.models.wrappers import Wrappers
@@ -234,8 +234,7 @@ class Writers:
     def refuse_lab(self) -> None:
         """Raise `ConfigError` where the critic is the lab's, the weak model is not, and that is not allowed."""
         cfg = self._config
-        asked = cfg.scorer if cfg.critic.method == "scorer" else cfg.models.critic
-        for role, judge in (("localizer", asked), ("proposer", cfg.models.critic)):
+        for role, judge in critics_of(cfg).items():
             weak = self._used.get("weak", cfg.models.weak)
             refuse_lab_judge(self._used.get(role, judge), "critic", weak, cfg.allow_lab)
 

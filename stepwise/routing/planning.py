@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from stepwise.config import Config, Roles
 from stepwise.models.budget import Ledger
@@ -12,6 +13,15 @@ from stepwise.runs.plan import PlannedCalls, likely_tokens
 from stepwise.types import Problem
 
 _STEPS, _ESCALATED = 6, 0.3  # of a usual solution of a real model: how many, and which share goes to the strong model
+
+
+def refuse_lab_judges(policy: Policy, scorer: Any, weak: Any, allowed: bool) -> None:
+    """Raise `ConfigError` where a policy is the lab's model, or looks at scores of the lab's scorer, and the weak model
+    is another; all loaded or configured.
+    """
+    refuse_lab_judge(policy, "policy", weak, allowed)
+    if needs_scorer(policy):
+        refuse_lab_judge(scorer, "scorer", weak, allowed)
 
 
 def check_routing(config: Config, policies: Sequence[Policy]) -> None:
@@ -24,8 +34,8 @@ def check_routing(config: Config, policies: Sequence[Policy]) -> None:
     """
     roles: list[Roles] = ["weak", "strong", *(["scorer"] if any(map(needs_scorer, policies)) else [])]  # type: ignore[list-item]
     models = {role: config.role(role) for role in roles}
-    if "scorer" in models:
-        refuse_lab_judge(config.scorer, "scorer", config.models.weak, config.allow_lab)
+    for policy in policies:
+        refuse_lab_judges(policy, config.scorer, config.models.weak, config.allow_lab)
     for model in models.values():
         if not model.local:
             model.api_key()

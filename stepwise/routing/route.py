@@ -12,11 +12,11 @@ from stepwise.errors import ConfigError
 from stepwise.models.base import Backend, Generator
 from stepwise.models.budget import Ledger
 from stepwise.models.driver import Driver
-from stepwise.models.lab_judges import refuse_lab_judge
 from stepwise.models.scorers.base import Scorer
 from stepwise.models.shared import open_problems
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
+from stepwise.routing.planning import refuse_lab_judges
 from stepwise.routing.policy import FOR_GOOD, Policy, check_policy, needs_scorer
 from stepwise.routing.settings import RouteSettings
 from stepwise.routing.trim import OnTrace, Solver
@@ -85,8 +85,7 @@ def route_all(
             f"policy {policy.name!r} looks at scores, but there is no scorer; "
             "give one, for example scorer='llamacpp/lab-scorer'"
         )
-    if needs_scorer(policy):
-        refuse_lab_judge(models.scorer, "scorer", models.weak, settings is not None and settings.allow_lab)
+    refuse_lab_judges(policy, models.scorer, models.weak, settings is not None and settings.allow_lab)
     scorer = models.scorer.identity if models.scorer is not None else None
     policy.check_models(weak=models.weak.name, strong=models.strong.name, scorer=scorer)
     settings, ledger = settings or RouteSettings(), ledger or Ledger()

@@ -18,7 +18,7 @@ from stepwise.data.problems import load_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.models.base import Backend
 from stepwise.models.cached import Stored, StoredScorer
-from stepwise.models.lab_judges import is_lab_model, refuse_lab_judge
+from stepwise.models.lab_judges import is_lab_model
 from stepwise.models.scorers import Scorer
 from stepwise.models.shared import open_problems
 from stepwise.models.store import CallCache
@@ -27,6 +27,7 @@ from stepwise.records import items_of
 from stepwise.routing.loaded import LoadedRouter, loading
 from stepwise.routing.metrics import Cost, cost_of
 from stepwise.routing.names import ModelNames
+from stepwise.routing.planning import refuse_lab_judges
 from stepwise.routing.policies import Threshold
 from stepwise.routing.policy import Policy, label_of, needs_scorer
 from stepwise.routing.route import Models, RoutingInterrupted, route_all
@@ -118,8 +119,7 @@ class StepRouter(LoadedRouter):
             )
         self._owned: list[Any] = []
         models = self._loaded()
-        if needs_scorer(self.policy):
-            refuse_lab_judge(models.scorer, "scorer", models.weak, allow_lab)
+        refuse_lab_judges(self.policy, models.scorer, models.weak, allow_lab)
         self.cache = self._opened(cache)
         # What a score depends on beside the model; options only where there are any, for the keys of stored answers.
         read = {
@@ -159,8 +159,7 @@ class StepRouter(LoadedRouter):
         """
         config = Config.of(config, "config")
         policy = policy_from_config(config.routing) if policy is None else as_policy(policy)
-        if needs_scorer(policy):
-            refuse_lab_judge(config.scorer, "scorer", config.models.weak, config.allow_lab)
+        refuse_lab_judges(policy, config.scorer, config.models.weak, config.allow_lab)
         foreign = not is_lab_model(config.models.weak)
         router = cls(
             config.models.weak,

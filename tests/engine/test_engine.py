@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 from stepwise.errors import BackendError
 from stepwise.models.engine import Engine, Generation, GenerationJob
+from stepwise.models.engine.context import captured_log, library
 from tests.engine.conftest import LoadEngine
 
 PROMPTS = [
@@ -234,6 +236,22 @@ def test_an_interrupted_caller_leaves_a_usable_engine(load: LoadEngine, monkeypa
             engine.generate([job(engine, PROMPTS[0], n=8, max_tokens=200, ignore_end=True)])
     item = job(engine, PROMPTS[1], max_tokens=10, temperature=0.0)
     assert_same(engine.generate([item])[0], fresh(load, [item])[0])
+
+
+def test_ctrl_c_while_llama_cpp_loads_and_logs_is_put_off_and_not_dropped() -> None:
+    said = list[str]()
+
+    def load() -> None:
+        with captured_log() as lines:
+            signal.raise_signal(signal.SIGINT)
+            library().llama_model_load_from_file(b"no-such-file", library().llama_model_default_params())
+            said.extend(lines)
+
+    with pytest.raises(KeyboardInterrupt):
+        load()
+    assert said  # llama.cpp called back with the signal pending, and the load went on to its end
+    with pytest.raises(KeyboardInterrupt):  # the handler of before is back
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_closed_engine_says_so_and_closing_twice_does_nothing(load: LoadEngine) -> None:

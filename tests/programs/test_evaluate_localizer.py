@@ -210,7 +210,11 @@ def test_the_module_of_the_configuration_is_what_runs(files):
 
 def test_a_dry_run_says_what_scorer_and_module_would_be_asked_and_asks_nothing(files, capsys):
     args = ["--data", str(files / "test.json"), "--tune", str(files / "tune.json"), "--out", str(files / "out")]
-    assert main([*args, "--localizer", "scorer", "module", "--set=critic.method=vote", "--dry-run"]) == 0
+    args += ["--localizer", "scorer", "module", "--set=critic.method=vote", "--dry-run"]
+    assert "scorer: llamacpp/lab-scorer is of the lab and knows nothing but lab problems, and 10 of 10" in refused(
+        capsys, *args
+    )
+    assert main([*args, "--set=allow_lab=true"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if len(line.split()) > 5}
     assert " 10 " in rows["scorer"]
     assert " 70 " in rows["critic"]  # 7 attempts, 5 votes, each read twice at most

@@ -23,9 +23,9 @@ PROGRAMS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     # What makes a run, and its files that do not depend on time.
     "route": (["route", "--lab", "24"], ("traces.jsonl",)),
     "calibrate": (["calibrate", "--budget", "6", "--n", "8", "--rounds", "3"], ("calibrated.json",)),
-    "fit_router": (["fit_router", "--lab", "16"], ("fit.json",)),
+    "fit_router": (["fit_router", "--lab", "60"], ("fit.json",)),
     "intervene": (["intervene", "--lab", "10"], ("dataset.jsonl",)),
-    "evaluate_localizer": (["evaluate_localizer", "{rows}", "--threads", "2"], ("localization.json",)),
+    "evaluate_localizer": (["evaluate_localizer", "--data", "{rows}", "--threads", "2"], ("localization.json",)),
     "train sft": (
         ["train", "sft", "--dataset", "{chats}", "--set", "sft.batch=2"],
         ("adapter/adapter_model.safetensors",),

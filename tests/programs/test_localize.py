@@ -288,4 +288,7 @@ def test_the_labs_critic_is_told_to_know_lab_problems_only(tmp_path: Path, capsy
         file.write_text(json.dumps({"question": question, "steps": ["3 + 4 = 8."], "reference": "It is 7."}))
         localize.main([str(file), "--json", "--set", "critic.method=scorer"])
         row = json.loads(capsys.readouterr().out)
-        assert any("knows lab problems only" in text for text in row["warnings"]) == told
+        assert any("knows nothing but lab problems" in text for text in row["warnings"]) == told
+    file.write_text(json.dumps({"problem": question, "steps": ["3 + 4 = 8."], "label": 0}))
+    assert localize.main([str(file), "--compare"]) == 2  # figures that would mean nothing
+    assert "critic: llamacpp/lab-critic is of the lab" in capsys.readouterr().err

@@ -6,15 +6,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import dspy
 import pytest
 
 import stepwise as sw
 from stepwise.config import Config, ScorerConfig
 from stepwise.errors import ConfigError
+from stepwise.interventions.settings import Writers
 from stepwise.models.lab_judges import is_lab_model
 from stepwise.prompt import SolvePrompt
-from stepwise.routing import Keep, Never, ScoreDrop, Threshold
-from stepwise.routing.planning import plan_routing
+from stepwise.routing import Judged, Keep, Never, ScoreDrop, Threshold
+from stepwise.routing.planning import check_routing, plan_routing
 from tests.fakes import ScriptedBackend
 from tests.routing.lab_world import LabWorld
 
@@ -67,7 +69,18 @@ def copied(folder: Path) -> str:
     return f"llamacpp/{shutil.copy(sw.lab.model_path('lab-scorer'), folder / 'prm.gguf')}"
 
 
-@pytest.mark.parametrize("way", ["name", "other key", "another file", "object", "import path of an object"])
+class Wrapped(sw.Scorer):
+    def __init__(self, *inner: Any):
+        self.parts = [*inner]
+
+    def score(self, problem: Any, steps: Any) -> list[float]:
+        return list(self.parts[0].score(problem, steps))
+
+
+WAYS = ["name", "other key", "another file", "object", "in an object", "behind a server", "import path of an object"]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_the_labs_scorer_is_refused_for_other_models(
     way: str, world: LabWorld, scorer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +89,8 @@ def test_the_labs_scorer_is_refused_for_other_models(
         "other key": ScorerConfig(model=LAB_SCORER, context=1024),
         "another file": copied(tmp_path),
         "object": scorer,
+        "in an object": Wrapped(scorer),
+        "behind a server": ScorerConfig(kind="judge", model="openai/lab-critic", api_base="http://127.0.0.1:9/v1"),
         "import path of an object": "scorer_of_mine:scorer",
     }[way]
     if way.startswith("import"):
@@ -85,6 +100,31 @@ def test_the_labs_scorer_is_refused_for_other_models(
         monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match="is of the lab and knows nothing but lab problems, but the weak model is"):
         sw.StepRouter(world.weak, world.strong, given)
+
+
+@pytest.mark.parametrize("policy", [Judged("llamacpp/lab-critic"), Judged("openai/lab-critic"), Judged()])
+def test_the_labs_critic_as_a_policy_is_refused_for_other_models(world: LabWorld, policy: Judged) -> None:
+    with dspy.context(lm=sw.lm(LAB_SCORER)):  # what `Judged()` asks
+        with pytest.raises(ConfigError, match="policy: judged is of the lab"):
+            sw.StepRouter(world.weak, world.strong, None, policy)
+        with pytest.raises(ConfigError, match="policy: judged is of the lab"):
+            check_routing(Config(models={"weak": {"model": "openai/NAME"}}), [policy])
+        sw.StepRouter(world.weak, world.strong, None, policy, allow_lab=True)
+        check_routing(Config.lab(), [policy])
+
+
+def test_a_critic_is_seen_through_its_model_and_its_scorer(scorer: Any) -> None:
+    assert is_lab_model(sw.ErrorLocalizer(method="scorer", scorer=scorer))
+    assert is_lab_model(sw.ErrorLocalizer("llamacpp/lab-critic"))
+    assert not is_lab_model(sw.ErrorLocalizer("openai/NAME"))
+    assert not is_lab_model(sw.ModelConfig(model="openai/my-lab-critic-2")), "a name that only begins or ends so"
+
+
+def test_a_critic_that_asks_no_model_is_taken_for_every_model() -> None:
+    mine = Config(models={"weak": {"model": "openai/NAME"}}, critic={"method": "reference"})
+    Writers(mine).refuse_lab()
+    with pytest.raises(ConfigError, match="critic: llamacpp/lab-critic is of the lab"):
+        Writers(mine.model_copy(update={"critic": Config().critic})).refuse_lab()
 
 
 def test_it_is_taken_for_them_where_that_is_asked_for_or_nothing_is_scored(world: LabWorld, scorer: Any) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,26 +74,38 @@ def captured_log() -> Iterator[list[str]]:
     """Collect llama.cpp's errors instead of printing anything; the previous log is put back at the end."""
     lib = library()
     lines: list[str] = []
-    interrupts: list[KeyboardInterrupt] = []
 
     def note(level: int, text: bytes, _: object) -> None:
-        try:
-            if level == _LOG_ERROR:
-                lines.append(text.decode(errors="replace").strip())
-        except KeyboardInterrupt as interrupt:  # it cannot pass through C, which would drop it
-            interrupts.append(interrupt)
+        if level == _LOG_ERROR:
+            lines.append(text.decode(errors="replace").strip())
 
     callback = lib.llama_log_callback(note)
     previous, data = lib.llama_log_callback(), ctypes.c_void_p()
-    with _log_lock:
+    with _log_lock, _no_interrupt():
         lib.llama_log_get(ctypes.byref(previous), ctypes.byref(data))
         lib.llama_log_set(callback, None)
         try:
             yield lines
         finally:
             lib.llama_log_set(previous, data)
-    if interrupts:
-        raise interrupts[0]
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Put Ctrl-C off to the end of the block. Python takes it at the entry of the next function, and that is the one
+    that llama.cpp calls with a line of its log: C, which it cannot pass, would drop it.
+    """
+    handler, came = signal.getsignal(signal.SIGINT), list[int]()
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # it reaches no Python code here
+        return
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(came[0], None)
 
 
 def _reason(lines: list[str]) -> str:
