@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from evals.simulated_traces import simulate
-from stepwise.routing.pomdp.estimate import Padded, Parameters, count, expect, learn, pad, smoothed
+from stepwise.routing.pomdp.em import Padded, Parameters, count, expect, learn, pad, smoothed
 from stepwise.routing.pomdp.filter import ObservationLaw
 from stepwise.routing.pomdp.fit_data import FitTrace, unlabelled
 from stepwise.runs.progress import progress

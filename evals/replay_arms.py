@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.routing.pomdp.estimate import law_of as law_with
-from stepwise.routing.pomdp.estimate import smoothed, tempered
+from stepwise.routing.pomdp.em import law_of as law_with
+from stepwise.routing.pomdp.em import smoothed, tempered
 from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
 from stepwise.routing.pomdp.fit_check import BINS, EDGES, POWERS, kernel_law, log_likelihood
 from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, FitTrace

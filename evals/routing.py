@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import Field, PositiveInt
 
 from stepwise.report import Report, write_report
-from stepwise.report.shell import percent
+from stepwise.report.words import percent
 from stepwise.routing.compare import judge
 from stepwise.routing.policies import Threshold
 from stepwise.routing.pomdp.fit import FitCard

@@ -8,7 +8,8 @@ from typing import Any
 
 from stepwise.models.scorers import Item, Scored, score_items
 from stepwise.models.scorers.base import WrappedScorer
-from stepwise.routing.policy import Policy, label_of
+from stepwise.routing.deciding import label_of
+from stepwise.routing.policy import Policy
 from stepwise.types import Problem
 
 from .routing_world import World

@@ -26,7 +26,7 @@ from stepwise.grading import grade
 from stepwise.models.driver import Driver
 from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.prompt import SolvePrompt
-from stepwise.records import record
+from stepwise.records import from_json, record
 from stepwise.routing import LeastLogprob, MeanLogprob, Signal, TokenEntropy, View
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Options, Run, program
@@ -34,7 +34,7 @@ from stepwise.seeds import stable_hash
 from stepwise.stats import Interval, auroc, bootstrap
 from stepwise.steps import Splitter, extract_answer, split_steps
 from stepwise.training.rollouts import token_spans
-from stepwise.types import Problem, Step, TokenStats, Usage, from_json
+from stepwise.types import Problem, Step, TokenStats, Usage
 
 SYSTEM = (
     "Solve the problem step by step. Write each step as a short paragraph with one calculation, and leave a blank\n"

@@ -24,6 +24,7 @@ from stepwise.data.problems import SOURCES
 from stepwise.errors import DataError
 from stepwise.io import read_rows, write_text
 from stepwise.models.scorers import load_scorer
+from stepwise.records import from_json
 from stepwise.report.charts import calibration_svg
 from stepwise.routing.planning import plan_routing
 from stepwise.routing.policies import Never, Random
@@ -34,7 +35,7 @@ from stepwise.routing.router import StepRouter
 from stepwise.routing.token_signals import as_token_signal
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import Options, Run, one_of, program
-from stepwise.types import Problem, Trace, from_json
+from stepwise.types import Problem, Trace
 
 from .route import problems_of
 

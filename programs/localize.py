@@ -35,11 +35,12 @@ from stepwise.data.processbench import ProcessBenchRow, read_rows
 from stepwise.data.tables import parse_table
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.models.lab_judges import critics_of, refuse_lab_judge_of
+from stepwise.records import from_json
 from stepwise.report.terminal import printable, show_intervention, show_localization
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.runs.shell import PIPE, POSITIONAL, Options, Run, complain, program
 from stepwise.steps import encodable
-from stepwise.types import Problem, Trace, Usage, as_problem, from_json
+from stepwise.types import Problem, Trace, Usage, as_problem
 
 _FIELDS = ("id", "question", "problem", "steps", "solution", "reference", "answer", "label")
 

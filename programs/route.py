@@ -38,13 +38,14 @@ from stepwise.report import Report, summary_table, write_report
 from stepwise.report.first_try import COLUMNS, in_words, table_rows
 from stepwise.report.terminal import StepStream, show_trace
 from stepwise.routing.compare import against, against_in_words, judge, verdict_of
+from stepwise.routing.deciding import needs_scorer
 from stepwise.routing.first_try import SIGNAL, first_try, parts
 from stepwise.routing.learned import Learned
 from stepwise.routing.metrics import cost_of, savings
 from stepwise.routing.names import ModelNames
 from stepwise.routing.planning import plan_routing
 from stepwise.routing.policies import Never
-from stepwise.routing.policy import Policy, needs_scorer
+from stepwise.routing.policy import Policy
 from stepwise.routing.route import RoutingInterrupted
 from stepwise.routing.router import StepRouter
 from stepwise.routing.saved import SavedPolicy, load_policy, policy_from_config, policy_to_dict, save_policy

@@ -40,7 +40,11 @@ runs a benchmark."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the console command; returns the program's exit code, 2 when there is no such program."""
+    """Entry point of the console command; returns the program's exit code, 2 when there is no such program.
+
+    Example:
+        main(["route", "--dry-run", "--out", "out/try"])  # as `stepwise route --dry-run --out out/try`
+    """
     app = App("stepwise", _DOC, version=f"stepwise {__version__}", help_format="plaintext")
     group = Group("Programs")
     for name, line in PROGRAMS.items():

@@ -29,7 +29,12 @@ REDACTED = "[secret]"
 
 
 def keep_secret(variable: str) -> None:
-    """From now on the value of this environment variable is a secret, whatever its name is (see `api_key_env`)."""
+    """From now on the value of this environment variable is a secret, whatever its name is (see `api_key_env`).
+
+    Example:
+        keep_secret("MY_PROVIDER")  # as api_key_env = "MY_PROVIDER" in a configuration does
+        redact(f"refused: {os.environ['MY_PROVIDER']}")  # "refused: [secret]"
+    """
     _configured.add(variable)
 
 
@@ -78,9 +83,12 @@ def visible(text: str) -> str:
 
 
 def reason_of(error: Exception, names: Sequence[str] = ()) -> str:
-    """What an exception says, on one line; of pydantic's, each field with its fault and value, and no URL.
+    r"""What an exception says, on one line; of pydantic's, each field with its fault and value, and no URL.
 
     `names` are those of arguments given by position.
+
+    >>> reason_of(OSError("no\n such  file")), reason_of(ValueError())
+    ('no such file', 'ValueError')
     """
     if not callable(listed := getattr(error, "errors", None)):
         return " ".join(str(error).split()) or type(error).__name__
@@ -98,7 +106,11 @@ def reason_of(error: Exception, names: Sequence[str] = ()) -> str:
 
 
 def wrong_type(name: str, value: Any, remedy: str) -> str:
-    """The message that `value`, given as `name`, is of a wrong type."""
+    """The message that `value`, given as `name`, is of a wrong type.
+
+    >>> wrong_type("problem", 5, "give a Problem")
+    'problem is 5 (int); give a Problem'
+    """
     if inspect.iscoroutine(value):
         return f"{name} is a coroutine; await it first"
     kind = (
@@ -120,39 +132,99 @@ class StepwiseError(Exception):
 
 
 class ConfigError(StepwiseError, ValueError):
-    """A configuration file, key or value is wrong."""
+    """A configuration file, key or value is wrong.
+
+    >>> from stepwise.config import Config
+    >>> try:
+    ...     Config.lab().model_copy(update={"seed": "x"})
+    ... except ConfigError as error:
+    ...     print(error)
+    Config: seed is 'x': input should be a valid integer (everything random in a run follows from it)
+    """
 
 
 class PluginError(ConfigError):
-    """A user's own policy, signal, scorer, reward or scheme raised something, or returned what it may not."""
+    """A user's own policy, signal, scorer, reward or scheme raised something, or returned what it may not.
+
+    Example:
+        try:
+            trace = router(problem=problem).trace
+        except sw.PluginError as error:
+            print(error)  # the policy failed at step 2 of problem 'p7': MyPolicy.decide() raised KeyError: ...
+    """
 
 
 class DataError(StepwiseError, ValueError):
-    """An input row, problem or argument is wrong."""
+    """An input row, problem or argument is wrong.
+
+    >>> from stepwise.types import Problem
+    >>> try:
+    ...     Problem("p", question=5)
+    ... except DataError as error:
+    ...     print(error)
+    Problem: question is 5: input should be a valid string
+    """
 
 
 class BackendError(StepwiseError, RuntimeError):
-    """A model could not be loaded, or a whole call to it failed."""
+    """A model could not be loaded, or a whole call to it failed.
+
+    Example:
+        try:
+            weak = sw.load_backend("llamacpp/missing.gguf")
+        except sw.BackendError as error:
+            print(error)  # which file is missing
+    """
 
 
 class RequestRefusedError(BackendError):
-    """A model refuses this one request (too long, filtered, malformed); others may go on."""
+    """A model refuses this one request (too long, filtered, malformed); others may go on.
+
+    Example:
+        raise RequestRefusedError("the prompt has 9,000 tokens, and the model reads 8,192")
+    """
 
 
 class RetryLaterError(BackendError):
-    """A model is busy or was not reached: a later try may succeed."""
+    """A model is busy or was not reached: a later try may succeed.
+
+    Example:
+        raise RetryLaterError("the server says 429; it may be asked again in 2 s")
+    """
 
 
 class CapabilityError(BackendError):
-    """The backend cannot do what was asked of it (prefill, grammar, adapters, ...)."""
+    """The backend cannot do what was asked of it (prefill, grammar, adapters, ...).
+
+    Example:
+        try:
+            router = sw.StepRouter("openai/NAME", strong, policy=Signalled("first_token_entropy", 1.0))
+            router("What is 2 + 3?")
+        except sw.CapabilityError as error:
+            print(error)  # which signal needs what, and which models have it
+    """
 
 
 class ScorerError(StepwiseError, ValueError):
-    """A process reward model returned something that is not one probability per step."""
+    """A process reward model returned something that is not one probability per step.
+
+    Example:
+        try:
+            trace = router(problem=problem).trace
+        except sw.ScorerError as error:
+            print(error)  # how many scores came for how many steps
+    """
 
 
 class ExportError(StepwiseError, ValueError):
-    """A model cannot be written in the format asked for."""
+    """A model cannot be written in the format asked for.
+
+    Example:
+        try:
+            export_gguf("models/Mixtral", "model.gguf")
+        except sw.ExportError as error:
+            print(error)  # which key of config.json is not supported, and what is
+    """
 
 
 class BudgetExceededError(StepwiseError, RuntimeError):
@@ -171,8 +243,22 @@ class BudgetExceededError(StepwiseError, RuntimeError):
 
 
 class GradingError(StepwiseError, RuntimeError):
-    """The grader's worker processes could not be run."""
+    """The grader's worker processes could not be run.
+
+    Example:
+        try:
+            verdict = sw.grade("x + 1", "1 + x")
+        except sw.GradingError as error:
+            print(error)  # why no worker could be started
+    """
 
 
 class MissingDependencyError(StepwiseError, ImportError):
-    """An optional package is needed for this; the message says which extra installs it."""
+    """An optional package is needed for this; the message says which extra installs it.
+
+    Example:
+        try:
+            sw.sft("out/int/dataset.jsonl", config, "out/sft")
+        except sw.MissingDependencyError as error:
+            print(error)  # ... install it with pip install "stepwise[train]"
+    """

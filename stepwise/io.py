@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stepwise.errors import DataError, redact
-from stepwise.types import from_json, to_json
+from stepwise.records import from_json, to_json
 
 
 def append_rows(path: Path, rows: Iterable[Any]) -> None:
@@ -41,6 +41,11 @@ def append_rows(path: Path, rows: Iterable[Any]) -> None:
 def lock(descriptor: int) -> bool:
     """Lock an open file or directory until it is closed, or the process ends in whatever way; False where another
     process has it. Where the system or the file system has no locks, nothing is locked.
+
+    >>> import tempfile
+    >>> with open(tempfile.mkdtemp() + "/file", "w") as file:
+    ...     lock(file.fileno())
+    True
     """
     if sys.platform == "win32":
         return True
@@ -60,6 +65,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Yields the path of a draft beside `path` to write to; it is synced and takes the name once the block has ended.
 
     Where the block raises, the draft is removed and what stood at `path` stays. Parent directories are made.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "model.bin"
+    >>> with whole_file(path) as draft:
+    ...     _ = draft.write_bytes(b"all of it")
+    >>> path.read_bytes()
+    b'all of it'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,13 +86,27 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` in UTF-8 and without secrets, whole or not at all; a lone surrogate becomes "?"."""
+    r"""Write `text` in UTF-8 and without secrets, whole or not at all; a lone surrogate becomes "?".
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "new" / "note.txt"
+    >>> write_text(path, "done\n")
+    >>> path.read_text()
+    'done\n'
+    """
     with whole_file(path) as draft:
         draft.write_text(redact(text, shapes=False), encoding="utf-8", errors="replace", newline="\n")
 
 
 def write_rows(path: str | Path, rows: Iterable[Any]) -> None:
-    """Write JSON Lines (see `append_rows`), whole or not at all."""
+    r"""Write JSON Lines (see `append_rows`), whole or not at all.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "problems.jsonl"
+    >>> write_rows(path, [{"id": "1", "question": "1 + 1?"}])
+    >>> path.read_text()
+    '{"id": "1", "question": "1 + 1?"}\n'
+    """
     write_text(path, "".join(to_json(row) + "\n" for row in rows))
 
 
@@ -91,6 +117,13 @@ def read_rows(path: Path, cls: type[Any] | None = None, *, finished: bool = Fals
     that nobody is writing, such as one that a person made: its last line counts without a line end, and blank lines and
     a byte order mark are passed over. Any other line that is not JSON, or does not fit `cls`, raises DataError with its
     number.
+
+    >>> import tempfile
+    >>> from stepwise.types import Problem
+    >>> path = Path(tempfile.mkdtemp()) / "problems.jsonl"
+    >>> write_rows(path, [Problem("1", "1 + 1?", "2")])
+    >>> read_rows(path, Problem)[0].answer
+    '2'
     """
     if not path.exists():
         return []
@@ -99,7 +132,11 @@ def read_rows(path: Path, cls: type[Any] | None = None, *, finished: bool = Fals
 
 
 def parse_rows(data: bytes, where: str, cls: type[Any] | None = None, *, finished: bool = False) -> list[Any]:
-    """The rows in `data`, which is called `where` in errors; see `read_rows`."""
+    r"""The rows in `data`, which is called `where` in errors; see `read_rows`.
+
+    >>> parse_rows(b'{"n": 1}\n\n{"n": 2}', "data", finished=True)
+    [{'n': 1}, {'n': 2}]
+    """
     data = data.removeprefix(codecs.BOM_UTF8) if finished else data
     rows = []
     for number, line in enumerate(data.split(b"\n") if finished else data.split(b"\n")[:-1], start=1):
@@ -127,7 +164,14 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in `path`; DataError with file, reason and `remedy` where there is none."""
+    """The JSON object in `path`; DataError with file, reason and `remedy` where there is none.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "card.json"
+    >>> write_text(path, '{"rank": 16}')
+    >>> read_json(path, "give the card of an adapter")
+    {'rank': 16}
+    """
     try:
         value = parse_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

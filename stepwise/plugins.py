@@ -98,6 +98,9 @@ def load_plugin(path: str, base: Any, *, field: str, allowed: Collection[str] | 
 def check_plugin(value: Any, base: Any, *, field: str) -> None:
     """Raise `ConfigError`, beginning with `field`, unless `value` is a `base` or a complete subclass of it, in which no
     name is a misspelt one of `base`.
+
+    >>> from stepwise.routing import Never, Policy
+    >>> check_plugin(Never(), Policy, field="policy")
     """
     cls = value if inspect.isclass(value) else type(value)
     name, wanted = cls.__qualname__, getattr(base, "__qualname__", str(base))
@@ -132,6 +135,11 @@ def check_plugin(value: Any, base: Any, *, field: str) -> None:
 class Plugin(ABC):
     """Base of what a user may write himself. Where nothing else is said its name is that of the class; an abstract
     method that is missing is named when an object is made.
+
+    Example:
+        class Early(sw.Policy):  # a Plugin: checked when it is handed in, named in a config, saved and loaded
+            def decide(self, view):
+                return sw.Keep()
     """
 
     name: ClassVar[str]
@@ -205,7 +213,12 @@ def options_of(value: Any) -> dict[str, Any]:
 
 
 def identity_of(value: Plugin) -> str:
-    """The class of `value`, its settings (see `settings_text`) and, of a class of one's own, a hash of its code."""
+    """The class of `value`, its settings (see `settings_text`) and, of a class of one's own, a hash of its code.
+
+    >>> from stepwise.routing import Threshold
+    >>> identity_of(Threshold(0.5))
+    'stepwise.routing.policies:Threshold {"threshold": 0.5}'
+    """
     cls = type(value)
     return f"{cls.__module__}:{cls.__qualname__} {settings_text(value, value._arguments)} {cls._source}".rstrip()
 

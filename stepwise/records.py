@@ -1,6 +1,6 @@
 """Small frozen types that check what they are given, and say what is wrong with it in one line.
 
-`@record` makes a pydantic dataclass: positional construction, equality, hashing, JSON by `types.to_json`. What pydantic
+`@record` makes a pydantic dataclass: positional construction, equality, hashing, JSON by `to_json`. What pydantic
 refuses becomes a `DataError` that names class, field and value, without pydantic's own text and its URL.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from stepwise.errors import ConfigError, DataError, reason_of, redact, wrong_type
@@ -84,7 +85,13 @@ class _Checked(ModelMetaclass):
 
 
 class Section(BaseModel, metaclass=_Checked):
-    """A frozen model of settings, whose copies are checked too."""
+    """A frozen model of settings, whose copies are checked too.
+
+    >>> class Settings(Section):
+    ...     rounds: int = 3
+    >>> Settings.of({"rounds": 5}, "settings").rounds, Settings.of(None, "settings").rounds
+    (5, 3)
+    """
 
     reads: ClassVar[str] = ""  # what `read` takes, for errors
 
@@ -162,3 +169,24 @@ def _explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
     if missing:
         return f"{', '.join(missing)} must be given{meaning}"
     return reason_of(error, names) + meaning
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON for any of our types, always encodable: a lone surrogate becomes "?".
+
+    >>> from stepwise.types import Problem
+    >>> to_json(Problem("p", "1 + 1?", "2"))
+    '{"id": "p", "question": "1 + 1?", "answer": "2", "reference": null, "source": ""}'
+    """
+    line = json.dumps(TypeAdapter(type(value)).dump_python(value, mode="json"), ensure_ascii=False)
+    return line.encode("utf-8", "replace").decode()
+
+
+def from_json(cls: type[T], line: str | bytes) -> T:
+    """The inverse of `to_json`; raises pydantic.ValidationError naming the wrong field.
+
+    >>> from stepwise.types import Problem
+    >>> from_json(Problem, '{"id": "p", "question": "1 + 1?"}').question
+    '1 + 1?'
+    """
+    return TypeAdapter(cls).validate_json(line)

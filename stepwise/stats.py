@@ -10,7 +10,11 @@ from stepwise.errors import DataError
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its confidence interval."""
+    """An estimate with the ends of its confidence interval.
+
+    >>> Interval(0.5, low=0.4, high=0.6).low
+    0.4
+    """
 
     value: float
     low: float

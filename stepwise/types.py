@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from stepwise.errors import DataError, wrong_type
 from stepwise.records import items_of, record
@@ -69,6 +68,9 @@ class Failure:
     `kind` is "refused" (this request alone cannot be done; others go on), "gone" (the model is not there: stop, and
     resume when it is), "again" (a later try may succeed) or "budget" (the cap with the key `cap` would be passed).
     `reason` is one line for a person, without secrets.
+
+    >>> str(Failure("budget", "the cap of 100 strong tokens is reached", cap="strong_tokens"))
+    'the cap of 100 strong tokens is reached'
     """
 
     kind: FailureKind
@@ -89,9 +91,8 @@ class Usage:
     ("" once usages of different models were added up); `cost` is money, None when no price
     is known.
 
-    Example:
-        >>> (Usage("m", 1, generated_tokens=40) + Usage("m", 1, generated_tokens=2)).generated_tokens
-        42
+    >>> (Usage("m", 1, generated_tokens=40) + Usage("m", 1, generated_tokens=2)).generated_tokens
+    42
     """
 
     model: str = ""
@@ -125,6 +126,9 @@ class TokenStats:
     `least` and `mean` are of the log-probabilities (natural, at most 0) of the tokens drawn, those that end the step
     included; `entropy` is the mean over the same places of the whole vocabulary's entropy in nats, None where it is not
     known (APIs tell the likeliest tokens alone).
+
+    >>> TokenStats(least=-2.5, mean=-0.3).entropy is None  # not known
+    True
     """
 
     least: float
@@ -160,9 +164,8 @@ class Step:
     tells; it makes no difference between two steps. `thought`: the mark of a thought that its writer's chat template
     opened ahead of the solution, such as "<think>".
 
-    Example:
-        >>> Step("2 + 3 = 5.", "weak", score=0.9).author
-        'weak'
+    >>> Step("2 + 3 = 5.", "weak", score=0.9).author
+    'weak'
     """
 
     text: str
@@ -189,7 +192,11 @@ class Step:
 
 
 class InNotebook:
-    """What a notebook shows as HTML; `stepwise.report.notebook` writes it."""
+    """What a notebook shows as HTML; `stepwise.report.notebook` writes it.
+
+    Example:
+        router.solve_all(problems)  # as the last line of a cell: the steps, coloured by who wrote them
+    """
 
     def _repr_html_(self) -> str:
         from stepwise.report.notebook import html_of
@@ -206,9 +213,8 @@ class Trace(InNotebook):
     the drafts of a step that never came to be (it was empty, or a model failed at it) and the evidence on it, so that
     what they cost is not lost. `splitter` says where its steps were ended.
 
-    Example:
-        >>> Trace(Problem("p", "1 + 1?"), (Step(r"So it is \boxed{2}.", "weak"),), "answer").answer
-        '2'
+    >>> Trace(Problem("p", "1 + 1?"), (Step(r"So it is \boxed{2}.", "weak"),), "answer").answer
+    '2'
     """
 
     problem: Problem
@@ -315,7 +321,11 @@ class Intervention:
 
 
 def as_problem(problem: Problem | str) -> Problem:
-    """A `Problem` as it is, a string as a problem with that question and an id made from it."""
+    """A `Problem` as it is, a string as a problem with that question and an id made from it.
+
+    >>> as_problem("1 + 1?").id
+    'q-c97c3a9c9b99'
+    """
     if isinstance(problem, Problem):
         return problem
     if not isinstance(problem, str):
@@ -337,14 +347,3 @@ def texts_of(steps: Any) -> list[str]:
     if not isinstance(steps, Sequence):
         raise DataError(wrong_type("steps", steps, remedy))
     return [step if isinstance(step, str) else step.text for step in items_of(steps, (str, Step), "steps", remedy)]
-
-
-def to_json(value: Any) -> str:
-    """One line of JSON for any of the types above, always encodable: a lone surrogate becomes "?"."""
-    line = json.dumps(TypeAdapter(type(value)).dump_python(value, mode="json"), ensure_ascii=False)
-    return line.encode("utf-8", "replace").decode()
-
-
-def from_json(cls: type[T], line: str | bytes) -> T:
-    """The inverse of `to_json`; raises pydantic.ValidationError naming the wrong field."""
-    return TypeAdapter(cls).validate_json(line)

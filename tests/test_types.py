@@ -13,17 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stepwise.errors import DataError
-from stepwise.types import (
-    Intervention,
-    Localization,
-    Problem,
-    Step,
-    Trace,
-    Usage,
-    as_problem,
-    from_json,
-    to_json,
-)
+from stepwise.records import from_json, to_json
+from stepwise.types import Intervention, Localization, Problem, Step, Trace, Usage, as_problem
 
 PROBLEM = Problem("p1", "What is 2 + 3?", "5", "2 + 3 is five.\n\n\\boxed{5}", "test")
 DRAFT = Step("2 + 3 = 6", "weak", 0.1, Usage("tiny", 1, 10, 4, 7, 1, None), (5, 6), (), "score 0.1 < 0.5")

@@ -18,7 +18,13 @@ from stepwise.types import InNotebook
 
 
 class FrozenConfig(Section, InNotebook):
-    """Immutable, hashable, strict; an error never repeats what may be a secret put in the wrong place."""
+    """Immutable, hashable, strict; an error never repeats what may be a secret put in the wrong place.
+
+    >>> class Mine(FrozenConfig):
+    ...     threshold: float = 0.5
+    >>> Mine(threshold=0.3).model_copy(update={"threshold": 0.4}).threshold
+    0.4
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -36,6 +42,9 @@ def merged(
     """`defaults` with the tables of a TOML file on top, and each "dotted.key=value" of `overrides` on top of these.
 
     Raises ConfigError naming the file when it is missing or not TOML, and for an override without a key or a value.
+
+    >>> merged({"routing": {"threshold": 0.5}, "seed": 0}, None, ["routing.threshold=0.3"])
+    {'routing': {'threshold': 0.3}, 'seed': 0}
     """
     data = {} if path is None else _read_toml(Path(path))
     for override in overrides:
@@ -85,7 +94,14 @@ def _toml_value(text: str) -> Any:
 
 
 def explain(error: ValidationError, model: type[BaseModel], file: str, overrides: Sequence[str] = ()) -> str:
-    """One line per mistake: where it was given, the dotted key, what is wrong, and what to write instead."""
+    """One line per mistake: where it was given, the dotted key, what is wrong, and what to write instead.
+
+    Example:
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls, "mine.toml", overrides)) from None
+    """
     given = [override.partition("=")[0].strip() for override in overrides]
     return "\n".join(_line(item, model, file, given) for item in error.errors(include_url=False))
 

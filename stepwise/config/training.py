@@ -16,7 +16,11 @@ Scheme = Literal[
 
 
 class LoraConfig(FrozenConfig):
-    """The LoRA adapter that training changes; the base model stays as it is."""
+    """The LoRA adapter that training changes; the base model stays as it is.
+
+    >>> LoraConfig(rank=8, alpha=16.0).alpha
+    16.0
+    """
 
     rank: int = Field(default=16, ge=1)
     """rank of the adapter"""
@@ -39,7 +43,11 @@ class LoraConfig(FrozenConfig):
 
 
 class FitConfig(FrozenConfig):
-    """Passes over a dataset: what supervised and preference training share."""
+    """Passes over a dataset: what supervised and preference training share.
+
+    >>> FitConfig(epochs=2).learning_rate
+    0.0002
+    """
 
     epochs: int = Field(default=4, ge=1)
     """passes over the dataset"""
@@ -62,7 +70,12 @@ class FitConfig(FrozenConfig):
 
 
 class SftConfig(FitConfig):
-    """Supervised training on prefix and intervention (InT, arXiv 2601.14209)."""
+    """Supervised training on prefix and intervention (InT, arXiv 2601.14209).
+
+    Example:
+        config = sw.Config.load(None, ["sft.epochs=2", "sft.learning_rate=1e-3"])
+        sw.sft("out/int/dataset.jsonl", config, "out/sft")
+    """
 
     prefix_weight: float = Field(default=1.0, ge=0)
     """loss weight of the kept prefix's tokens; 0 leaves them out"""
@@ -75,7 +88,11 @@ class SftConfig(FitConfig):
 
 
 class DpoConfig(FitConfig):
-    """Preference training on interventions against wrong steps (DPO, arXiv 2305.18290)."""
+    """Preference training on interventions against wrong steps (DPO, arXiv 2305.18290).
+
+    >>> DpoConfig(beta=0.2).learning_rate
+    2e-05
+    """
 
     learning_rate: float = Field(default=2e-5, gt=0)
     """at its peak; it falls as a cosine to a tenth; lower than supervised training's"""
@@ -86,7 +103,11 @@ class DpoConfig(FitConfig):
 
 
 class CreditConfig(FrozenConfig):
-    """What each step of a rollout is credited with; `stepwise.credit` has the formulas."""
+    """What each step of a rollout is credited with; `stepwise.credit` has the formulas.
+
+    >>> CreditConfig(scheme="vineppo", continuations=8).continuations
+    8
+    """
 
     scheme: Scheme | str = "outcome"
     """how outcomes become advantages per token, or a scheme of your own: my_package.my_file:MyCredit"""
@@ -129,7 +150,11 @@ class CreditConfig(FrozenConfig):
 
 
 class RlConfig(FrozenConfig):
-    """Reinforcement learning on groups of rollouts, on-policy."""
+    """Reinforcement learning on groups of rollouts, on-policy.
+
+    >>> RlConfig(steps=20, loss="dapo", clip_high=0.28).group
+    8
+    """
 
     steps: int = Field(default=100, ge=1)
     """optimizer steps, if updates = 1; else batches of rollouts"""

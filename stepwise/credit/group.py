@@ -94,7 +94,11 @@ class Group:
 
 
 def needed(value: Known | None, name: str) -> Known:
-    """The group's optional field `name`; raises `DataError` where it is None."""
+    """The group's optional field `name`; raises `DataError` where it is None.
+
+    >>> needed((0, None), "first_error")
+    (0, None)
+    """
     if value is None:
         raise DataError(f"group.{name} is None, and this credit scheme needs it; {SOURCES[name]}")
     return value

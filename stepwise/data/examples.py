@@ -13,9 +13,8 @@ from stepwise.data.tables import read_table
 from stepwise.errors import DataError
 from stepwise.io import write_rows, write_text
 from stepwise.prompt import SolvePrompt
-from stepwise.records import record
+from stepwise.records import from_json, record
 from stepwise.steps import split_steps
-from stepwise.types import from_json
 
 Origin = Literal[
     "intervention", "distillation", "routing", "reference", "reflection", "strong", "rejection", "first_tokens",

@@ -152,7 +152,7 @@ def blind_f1(prior: Sequence[float]) -> float | None:
     return float(200 * a / (1 + a**0.5) ** 2)
 
 
-class AboveConstant(NamedTuple):
+class _AboveConstant(NamedTuple):
     """Of `wrong` attempts, those whose first error was `found`, and those that always saying step `place` hits
     (`guessed`); the difference in percent of the wrong attempts, None without any.
     """
@@ -174,7 +174,9 @@ class AboveConstant(NamedTuple):
         )
 
 
-def above_constant(outcomes: Sequence[Outcome], examples: Sequence[ProcessBenchRow], *, seed: int = 0) -> AboveConstant:
+def above_constant(
+    outcomes: Sequence[Outcome], examples: Sequence[ProcessBenchRow], *, seed: int = 0
+) -> _AboveConstant:
     """How far a localizer is above guessing a constant position, on the wrong attempts of `examples`, paired.
 
     The position is the best one in hindsight (the last step of a shorter attempt stands for it), so the guess has an
@@ -192,14 +194,14 @@ def above_constant(outcomes: Sequence[Outcome], examples: Sequence[ProcessBenchR
         if (first := example.localization.first_error) is not None
     ]
     if not wrong:
-        return AboveConstant(0, 0, 0, 0, None)
+        return _AboveConstant(0, 0, 0, 0, None)
     longest = max(steps for _, steps, _ in wrong)
     hits = [[min(guess, steps - 1) == first for _, steps, first in wrong] for guess in range(longest)]
     place = max(range(longest), key=lambda guess: (sum(hits[guess]), -guess))
     named = [not outcome.error and outcome.first_error == first for outcome, _, first in wrong]
     gains = 100 * (np.array(named, float) - np.array(hits[place], float))
     difference = bootstrap(lambda index: float(gains[index].mean()), len(wrong), seed=seed)
-    return AboveConstant(counts.wrong, counts.found, sum(hits[place]), place, difference)
+    return _AboveConstant(counts.wrong, counts.found, sum(hits[place]), place, difference)
 
 
 def first_below(scores: Sequence[float], threshold: float) -> int | None:

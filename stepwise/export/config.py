@@ -21,7 +21,12 @@ _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor")
 
 @dataclass(frozen=True)
 class GgufConfig:
-    """A model's sizes under the names of config.json. `arch` is llama.cpp's name of the architecture."""
+    """A model's sizes under the names of config.json. `arch` is llama.cpp's name of the architecture.
+
+    Example:
+        sizes = read_config(Path("models/Qwen3-0.6B"))
+        print(sizes.arch, sizes.layers, sizes.keys(vocab_size=151936)["embedding_length"])
+    """
 
     arch: str
     path: Path
@@ -110,7 +115,12 @@ class GgufConfig:
 
 
 def read_config(model_dir: Path) -> GgufConfig:
-    """Read and check config.json. Raises ExportError that names the key, its value and what is supported."""
+    """Read and check config.json. Raises ExportError that names the key, its value and what is supported.
+
+    >>> from stepwise.lab import model_path
+    >>> read_config(model_path("lab-weak", "safetensors")).arch
+    'qwen3'
+    """
     path = model_dir / "config.json"
     config = read_json(path)
     names = config.get("architectures") or [None]

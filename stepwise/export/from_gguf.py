@@ -63,7 +63,12 @@ def import_gguf(gguf: str | Path, directory: str | Path, *, dtype: Dtype = "floa
 
 
 def exportable(directory: str | Path) -> str:
-    """What writes GGUFs of the model in `directory`, in one line, where `stepwise export` does not; else nothing."""
+    """What writes GGUFs of the model in `directory`, in one line, where `stepwise export` does not; else nothing.
+
+    >>> from stepwise.lab import model_path
+    >>> exportable(model_path("lab-weak", "safetensors"))  # it can be exported
+    ''
+    """
     names = json.loads((Path(directory) / "config.json").read_text()).get("architectures") or ["unknown"]
     if names[0] in ARCHITECTURES:
         return ""

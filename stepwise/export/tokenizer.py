@@ -57,6 +57,10 @@ def read_tokenizer(model_dir: Path, vocab_size: int) -> dict[str, Any]:
 
     "token_list" and "token_types" are padded with unused tokens to `vocab_size`. Raises ExportError where a GGUF cannot
     hold it.
+
+    >>> from stepwise.lab import model_path
+    >>> read_tokenizer(model_path("lab-weak", "safetensors"), 1024)["token_list"][-1]  # padded
+    '[PAD1023]'
     """
     path = model_dir / "tokenizer.json"
     check(
@@ -253,6 +257,9 @@ def check_train_from(gguf: str | Path, directory: str | Path, texts: Sequence[st
     Compared: the token of every id (padding rows aside), every merge in order, the end-of-sequence token, the
     beginning-of-sequence token where the directory names one, and the ids of `texts`. Needs the `train` extra.
     Raises ExportError where the directory holds a tokenizer that no GGUF of ours can have.
+
+    Example:
+        check_train_from("models/Qwen3-0.6B-Q8_0.gguf", "models/Qwen3-0.6B")  # raises where they differ
     """
     from llama_cpp import Llama
     from tokenizers import Tokenizer

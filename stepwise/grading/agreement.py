@@ -19,6 +19,8 @@ from typing import Any
 import sympy
 from sympy.core.function import AppliedUndef
 
+from stepwise.grading.functions import Gcd, Lcm
+
 SECONDS = 5.0
 """Processor time for which points are tried; what is not decided by then is not decided at all."""
 MAX_POINTS = 260
@@ -36,31 +38,18 @@ _LARGEST_SLOW = 1200  # a value in an exponent or a factorial
 _EDGES = (-1, 0, 1, 2)  # values of a floor's argument next to which it is tried
 
 
-class Gcd(sympy.Function):  # type: ignore[misc]
-    """The greatest common divisor, left as it is until its arguments are integers (sympy's own takes symbols apart)."""
-
-    @classmethod
-    def eval(cls, *args: Any) -> Any:
-        """The value for integers, None (sympy: leave it) for anything else."""
-        return sympy.Integer(math.gcd(*map(int, args))) if all(arg.is_Integer for arg in args) else None
-
-
-class Lcm(sympy.Function):  # type: ignore[misc]
-    """The least common multiple, likewise."""
-
-    @classmethod
-    def eval(cls, *args: Any) -> Any:
-        """The value for integers, None (sympy: leave it) for anything else."""
-        return sympy.Integer(math.lcm(*map(int, args))) if all(arg.is_Integer for arg in args) else None
-
-
 _ON_INTEGERS = (Gcd, Lcm, sympy.binomial, sympy.factorial, sympy.Mod)
 _STEPS = (sympy.floor, sympy.ceiling)
 _TURNING = (*_ON_INTEGERS, *_STEPS, sympy.Abs, sympy.sign, sympy.Min, sympy.Max)
 
 
 def agree(left: Any, right: Any) -> bool | None:
-    """Whether two expressions are equal; None where it cannot be told (undefined, unknown functions, out of time)."""
+    """Whether two expressions are equal; None where it cannot be told (undefined, unknown functions, out of time).
+
+    >>> x = sympy.Symbol("x")
+    >>> agree((x + 1) ** 2, x**2 + 2 * x + 1), agree(x**2, x**3)
+    (True, False)
+    """
     left, right = _plain(left), _plain(right)
     if left == right:
         return True
@@ -91,7 +80,12 @@ def agree(left: Any, right: Any) -> bool | None:
 
 
 def proportional(left: Any, right: Any) -> int | None:
-    """1 or -1 where `left / right` is one positive or negative number everywhere, 0 where not, None where unknown."""
+    """1 or -1 where `left / right` is one positive or negative number everywhere, 0 where not, None where unknown.
+
+    >>> x = sympy.Symbol("x")
+    >>> proportional(2 * x + 2, x + 1), proportional(1 - x, x - 1), proportional(x, x + 1)
+    (1, -1, 0)
+    """
     left, right = _plain(left), _plain(right)
     if left == right:
         return 1

@@ -18,7 +18,8 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from stepwise.grading.agreement import Gcd, Lcm, agree, proportional
+from stepwise.grading.agreement import agree, proportional
+from stepwise.grading.functions import Gcd, Lcm
 from stepwise.grading.text import Role, Unreadable, closing
 
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\d.])")

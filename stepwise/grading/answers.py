@@ -36,6 +36,9 @@ class ParsedAnswer:
     brackets, "list", "union", "matrix", "row" or "approx" (an exact value and the rounded one). `relation`: an equation
     or inequality. None of them: algebra. `name` is what stood before `=`; `whole` is then the text with it. `condition`
     is what was set aside behind it.
+
+    >>> ParsedAnswer("12", value=Fraction(12), unit="cm").unit  # "12 cm"
+    'cm'
     """
 
     latex: str
@@ -94,6 +97,9 @@ def read(text: str, role: Role, known: frozenset[str] | None = None) -> ParsedAn
     """What a cleaned text says; `known` are words that count as things behind a number (see `units.py`).
 
     Raises Unreadable for an empty one, unbalanced brackets, a number over the caps or with unknown words behind it.
+
+    >>> read("3", "gold").value, [item.latex for item in read("(1, 2)", "gold").items], read("x + 1", "gold").latex
+    (Fraction(3, 1), ['1', '2'], 'x + 1')
     """
     if not re.search(r"\w|\\\{", text):
         raise Unreadable(role, "there is no letter and no digit in it")

@@ -42,11 +42,14 @@ _FRACTION = re.compile(r"(?<![\d.}])(\d+)\s*/\s*(\d+)(?![\d.])")
 
 
 def compare(prediction: str, gold: str, algebra: Algebra, *, shortcut: bool = True, bare: bool = False) -> bool:
-    """Whether two extracted answers are equal. Raises Unreadable naming whose answer cannot be read, gold first.
+    r"""Whether two extracted answers are equal. Raises Unreadable naming whose answer cannot be read, gold first.
 
     `algebra(prediction, gold)` decides pairs that are neither numbers nor words; what it raises passes through.
     `shortcut=False` hands it every algebraic part of `gold`, equal texts or not: so are gold answers checked.
     `bare`: the prediction stood outside of a box, so that words may be no answer at all.
+
+    >>> compare("0.5", r"\frac{1}{2}", algebra=lambda prediction, gold: False)  # numbers need no algebra
+    True
     """
     gold_text = clean(gold, "gold")
     right = read(gold_text, "gold")

@@ -21,7 +21,14 @@ _SCIENTIFIC = re.compile(r"(-?(?:\d+\.?\d*|\.\d+))[eE]([+-]?\d{1,9})")
 
 
 class TooBig(Exception):
-    """A power, factorial or product is over the caps above."""
+    """A power, factorial or product is over the caps above.
+
+    >>> try:
+    ...     evaluate("9^9^9")
+    ... except TooBig as error:
+    ...     print(error)
+    an exponent over 10000
+    """
 
 
 class _NotRational(Exception):
@@ -29,7 +36,11 @@ class _NotRational(Exception):
 
 
 def evaluate(text: str) -> Fraction | None:
-    """The exact value of `text`, None where it is not plain arithmetic; raises TooBig over the caps."""
+    """The exact value of `text`, None where it is not plain arithmetic; raises TooBig over the caps.
+
+    >>> evaluate("1/3 + 0.5"), evaluate("2^10"), evaluate("2x")
+    (Fraction(5, 6), Fraction(1024, 1), None)
+    """
     text = text.strip()
     if mixed := _BY_HAND.fullmatch(text):
         sign, whole, top, bottom = mixed.groups()

@@ -24,11 +24,25 @@ GRACE_SECONDS = 5.0  # after its timeout a worker whose parent is gone is ended 
 
 
 class WorkerTimeout(Exception):
-    """The worker was killed because the time was up."""
+    """The worker was killed because the time was up.
+
+    Example:
+        try:
+            reply = shared_pool().ask(request, timeout=5.0)
+        except WorkerTimeout:
+            verdict = Verdict.TIMEOUT
+    """
 
 
 class WorkerDied(Exception):
-    """The worker ended by itself, or was killed by somebody else, while it worked."""
+    """The worker ended by itself, or was killed by somebody else, while it worked.
+
+    Example:
+        try:
+            reply = shared_pool().ask(request, timeout=5.0)
+        except WorkerDied:
+            verdict = Verdict.ERROR
+    """
 
 
 class _Worker:
@@ -181,7 +195,11 @@ _shared_lock = threading.Lock()
 
 
 def shared_pool() -> _Pool:
-    """The one pool of this process, with as many workers as there are usable cores (8 at most)."""
+    """The one pool of this process, with as many workers as there are usable cores (8 at most).
+
+    >>> shared_pool() is shared_pool()  # workers start with the first question
+    True
+    """
     global _shared
     with _shared_lock:
         if _shared is None:

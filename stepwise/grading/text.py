@@ -106,7 +106,14 @@ _OPEN = "([{"
 
 
 class Unreadable(Exception):
-    """An answer cannot be read, or is over a cap. Carries whose answer it is and why."""
+    """An answer cannot be read, or is over a cap. Carries whose answer it is and why.
+
+    >>> try:
+    ...     clean("9" * 5000, "gold")
+    ... except Unreadable as error:
+    ...     print(error.role, error.reason)
+    gold 5000 characters; at most 1000 are read
+    """
 
     def __init__(self, role: Role, reason: str) -> None:
         super().__init__(role, reason)
@@ -115,7 +122,11 @@ class Unreadable(Exception):
 
 
 def clean(answer: str, role: Role) -> str:
-    """One spelling of an answer, with every cap checked. Raises Unreadable."""
+    r"""One spelling of an answer, with every cap checked. Raises Unreadable.
+
+    >>> clean(r"$\dfrac12$", "gold"), clean("1,000", "gold")
+    ('\\frac{1}{2}', '1,000')
+    """
     if len(answer) > MAX_LENGTH:
         raise Unreadable(role, f"{len(answer)} characters; at most {MAX_LENGTH} are read")
     text = plain_style(
@@ -139,12 +150,19 @@ def key(text: str) -> str:
     """What two cleaned answers are compared by first: the text without spaces and without brackets around all of it.
 
     A space between digits stays: "1 1/2" is not "11/2".
+
+    >>> key("( x + 1 )"), key("1 1/2")
+    ('x+1', '1 1/2')
     """
     return re.sub(r"(?<!\d)\s+|\s+(?![\d\s])", "", strip_parentheses(text))
 
 
 def strip_parentheses(text: str) -> str:
-    """`(x)` to `x`, as long as the brackets belong together and hold one thing."""
+    """`(x)` to `x`, as long as the brackets belong together and hold one thing.
+
+    >>> strip_parentheses("((x + 1))"), strip_parentheses("(1, 2)")
+    ('x + 1', '(1, 2)')
+    """
     text = text.strip()
     while text.startswith("(") and text.endswith(")") and closing(text, 0) == len(text) - 1 and "," not in text:
         text = text[1:-1].strip()
@@ -152,7 +170,11 @@ def strip_parentheses(text: str) -> str:
 
 
 def split(text: str, separator: re.Pattern[str]) -> list[str]:
-    r"""`text` cut at the separators that stand outside of all brackets (those of `\text{ and }` are their own)."""
+    r"""`text` cut at the separators that stand outside of all brackets (those of `\text{ and }` are their own).
+
+    >>> split("(1, 2), 3", re.compile(","))
+    ['(1, 2)', ' 3']
+    """
     parts, start, at = [], 0, 0
     while at < len(text):
         if match := separator.match(text, at):
@@ -166,7 +188,11 @@ def split(text: str, separator: re.Pattern[str]) -> list[str]:
 
 
 def without_condition(text: str) -> tuple[str, str]:
-    r"""An answer and the condition behind it ("for x > 0"); "" where it says nothing ("for all k", "(since ...)")."""
+    r"""An answer and the condition behind it ("for x > 0"); "" where it says nothing ("for all k", "(since ...)").
+
+    >>> without_condition("x^2 for x > 0"), without_condition("2n for all integers n")
+    (('x^2', 'forx>0'), ('2n', ''))
+    """
     at, depth = 0, 0
     while at < len(text):
         clause = _CONDITION.match(text, at) if depth == 0 and at else None
@@ -181,7 +207,11 @@ def without_condition(text: str) -> tuple[str, str]:
 
 
 def closing(text: str, start: int) -> int:
-    """Index of the bracket that closes the one at `start` (any kind closes any kind: intervals), -1 if none does."""
+    """Index of the bracket that closes the one at `start` (any kind closes any kind: intervals), -1 if none does.
+
+    >>> closing("f(g(x)) + 1", 1)
+    6
+    """
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] in "([{") - (text[i] in ")]}")

@@ -119,11 +119,22 @@ _BASE = re.compile(
 
 
 class NoNumber(Exception):
-    """A number stands with words that nobody knows."""
+    """A number stands with words that nobody knows.
+
+    Example:
+        try:
+            answer = reader.read("12 florps")
+        except NoNumber as error:
+            raise Unreadable(role, str(error)) from None
+    """
 
 
 def split_base(text: str) -> tuple[str, str] | None:
-    r"""The digits and "base n" of `2516_8`, `(2516)_{8}` or `1AF (base 16)`; None where there is no base."""
+    r"""The digits and "base n" of `2516_8`, `(2516)_{8}` or `1AF (base 16)`; None where there is no base.
+
+    >>> split_base("2516_8"), split_base("1AF (base 16)"), split_base("12")
+    (('2516', 'base 8'), ('1AF', 'base 16'), None)
+    """
     if not (match := _BASE.fullmatch(text)):
         return None
     base = match[2] or match[3]
@@ -170,7 +181,11 @@ def split_unit(text: str, known: frozenset[str] | None = None) -> tuple[str, str
 
 
 def spelled(text: str) -> Fraction | None:
-    """The value of a number in words ("forty-two", "two thirds", "three million dollars"), None for anything else."""
+    """The value of a number in words ("forty-two", "two thirds", "three million dollars"), None for anything else.
+
+    >>> spelled("forty-two"), spelled("two thirds"), spelled("many")
+    (Fraction(42, 1), Fraction(2, 3), None)
+    """
     words = text.lower().split()
     while len(words) > 1 and _is_thing(words[-1], frozenset()) and words[-1] not in _CHANGING:
         words = words[:-1]
@@ -201,7 +216,11 @@ def spelled(text: str) -> Fraction | None:
 
 
 def compatible(one: str, other: str) -> bool:
-    """False where both units are known and differ."""
+    """False where both units are known and differ.
+
+    >>> compatible("cm", "cm"), compatible("cm", "kg"), compatible("cm", "")
+    (True, False, True)
+    """
     degrees = "degree" in (one, other) and one.startswith("degree") and other.startswith("degree")
     return not one or not other or one == other or one in _ANY or other in _ANY or degrees
 

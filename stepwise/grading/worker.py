@@ -51,7 +51,12 @@ def _limit_memory() -> None:
 
 
 def main() -> None:
-    """Serve until stdin closes. Replies go to a private copy of stdout, so that nothing else can print into them."""
+    """Serve until stdin closes. Replies go to a private copy of stdout, so that nothing else can print into them.
+
+    Example:
+        worker = subprocess.Popen([sys.executable, "-m", "stepwise.grading.worker"], stdin=PIPE, stdout=PIPE)
+        json.loads(worker.stdout.readline())  # {"ready": 4711}, the process
+    """
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     logging.disable(logging.CRITICAL)

@@ -16,16 +16,15 @@ from typing import Any
 from stepwise.data.examples import Example, Origin
 from stepwise.errors import DataError
 from stepwise.grading import Verdict
+from stepwise.interventions.checks.candidates import check_candidates, survivors
 from stepwise.interventions.pipeline import (
     Chunk,
-    check_candidates,
     grade_rollouts,
     guide,
     keep_failures,
     propose_candidates,
     sample_rollouts,
     select,
-    survivors,
 )
 from stepwise.interventions.rows import (
     ROWS,
@@ -48,6 +47,10 @@ class Builder(Chunk):
 
     `collected` has the rows of a collection's stages that belong to these problems, None where there is no collection.
     What models write on the way is kept in `written` by stage; `counts` says what became of what.
+
+    Example:
+        builder = recipe.builder(recipe.members[:20], Writers(config))
+        rollouts = builder.rollouts()  # of the collection, else fresh ones
     """
 
     kind: str

@@ -61,6 +61,10 @@ def run_chunks(
     passed over. `label` names the bar to show. No chunk is begun that, at the mean cost of those before it, would pass
     a cap: then, where `work` itself meets one, and after Ctrl-C, what is sealed is finished before the exception goes
     on.
+
+    Example:
+        out = run_chunks(directory, problems, 20, ["rollouts"], lambda part: {"rollouts": solved(part)}, finish,
+                         caps=caps, label="solving")
     """
     folder = directory.made() / "chunks"
     folder.mkdir(exist_ok=True)
@@ -101,13 +105,21 @@ def _seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
 
 
 def sealed_rows(out: str | Path, name: str, kind: type[T]) -> list[T]:
-    """The rows of the file `name` (without its ending) in all sealed chunks of `out`, in order."""
+    """The rows of the file `name` (without its ending) in all sealed chunks of `out`, in order.
+
+    >>> sealed_rows("out/nothing", "rollouts", dict)
+    []
+    """
     folders = sorted(p for p in (Path(out) / "chunks").glob("*") if p.is_dir() and p.suffix != _OPEN)
     return [row for folder in folders for row in read_rows(folder / f"{name}.jsonl", kind)]
 
 
 def sealed_counts(out: str | Path) -> Counter[str]:
-    """What became of what, over all sealed chunks of `out`."""
+    """What became of what, over all sealed chunks of `out`.
+
+    Example:
+        print(sealed_counts("out/int")["examples"])
+    """
     counts: Counter[str] = Counter()
     for row in sealed_rows(out, "counts", dict):
         counts.update(row)
@@ -124,7 +136,11 @@ def write_sealed(
     stage: str = "examples",
     name: str = "dataset",
 ) -> Path:
-    """The examples of all sealed chunks as one dataset with its card; `settings` and the configuration stand in it."""
+    """The examples of all sealed chunks as one dataset with its card; `settings` and the configuration stand in it.
+
+    Example:
+        path = write_sealed(directory, config, {"kind": "intervention"}, {"rollouts": 4}, licence="cc-by-4.0")
+    """
     path = directory.claim(f"{name}.jsonl")
     directory.claim(f"{name}.md")
     configuration = {
@@ -150,6 +166,10 @@ def working(
     The models raise BudgetExceededError instead of passing a cap; what those answer that are not the lab's is kept in
     the run's answers.jsonl when it arrives, and free to a chunk that is done again. Caps do not make it another
     run: it goes on when they are raised.
+
+    Example:
+        with working("out/int", "intervene", config, {"lab": 100}, None) as (directory, writers, caps):
+            rollouts = sample_rollouts(Chunk(problems, writers, config, settings), writers.weak)
     """
     with ExitStack() as stack:
         directory = stack.enter_context(opened(out, program=program, config=uncapped(config), arguments=arguments))

@@ -21,8 +21,9 @@ from stepwise.interventions.settings import CollectSettings, Writers
 from stepwise.io import read_rows, write_rows
 from stepwise.models.budget import Ledger
 from stepwise.models.store import key_of
+from stepwise.records import to_json
 from stepwise.runs.directory import RunDirectory
-from stepwise.types import Problem, to_json
+from stepwise.types import Problem
 
 
 def collect(
@@ -125,7 +126,14 @@ def funnel(out: str | Path) -> dict[str, int]:
 
 
 def unsound(candidates: Iterable[Any]) -> int:
-    """How many candidates give nothing away and state a false equation."""
+    """How many candidates give nothing away and state a false equation.
+
+    >>> from stepwise.interventions.rows import Candidate, Made
+    >>> row = Candidate("c", "p", "p/r0", 1, "So 10 / 2 = 30.", Made("critic", "", "", 0), leak=LeakVerdict.CLEAN,
+    ...                 unsound="10 / 2 = 30")
+    >>> unsound([row])
+    1
+    """
     return sum(row.leak is LeakVerdict.CLEAN and bool(row.unsound) for row in candidates)
 
 

@@ -25,11 +25,12 @@ from stepwise.interventions.settings import BuildSettings, Writers, in_use
 from stepwise.io import read_rows
 from stepwise.lab.problems import SPLITS, LabProblem, make
 from stepwise.models.store import key_of
+from stepwise.records import to_json
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.runs.progress import progress
 from stepwise.steps import SEPARATOR
-from stepwise.types import Problem, to_json
+from stepwise.types import Problem
 
 Source = Any
 """The directory of a collection, or what `load_problems` takes."""
@@ -102,7 +103,13 @@ def write_dataset(
 
 
 class Recipe:
-    """What a dataset of one kind is made from, checked; arguments are those of `build`."""
+    """What a dataset of one kind is made from, checked; arguments are those of `build`.
+
+    Example:
+        recipe = Recipe("moved", "out/int", config)  # from what `collect` wrote
+        with in_use(None, config) as writers:
+            rollouts = recipe.builder(recipe.members, writers).rollouts()
+    """
 
     def __init__(
         self,
@@ -212,6 +219,9 @@ def problems_of(collection: Path, given: Any) -> list[Problem]:
     """The problems of a collection, in its order: those given, those of its problems.jsonl, or the lab's by their ids.
 
     Raises DataError where the directory holds no collection, and for an id that is in none of them.
+
+    Example:
+        problems = problems_of(Path("out/int"), None)  # those that were collected for
     """
     names = list(dict.fromkeys(row.problem for row in read_stage(collection, "rollouts")))
     if not names:
@@ -247,7 +257,11 @@ def _collected_for(collection: Path, config: Config) -> dict[str, dict[str, list
 
 
 def lab_problem(name: str) -> LabProblem:
-    """The lab's problem with that id, with its truth; DataError where it is none of the lab's."""
+    """The lab's problem with that id, with its truth; DataError where it is none of the lab's.
+
+    >>> lab_problem("lab/test/3").problem.id
+    'lab/test/3'
+    """
     head, _, number = name.rpartition("/")
     split = head.removeprefix("lab/")
     if not head.startswith("lab/") or split not in SPLITS or not number.isdecimal():

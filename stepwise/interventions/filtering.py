@@ -35,7 +35,12 @@ _POINTS = 2000
 
 @dataclass(frozen=True)
 class Wanted:
-    """`n` guided rollouts of a candidate, the first of which is its number `first`."""
+    """`n` guided rollouts of a candidate, the first of which is its number `first`.
+
+    >>> from stepwise.interventions.rows import Made
+    >>> Wanted(Candidate("c", "p", "p/r0", 1, "So 3.", Made("critic", "", "", 0)), first=8, n=8, phase="filter").first
+    8
+    """
 
     candidate: Candidate
     first: int
@@ -48,7 +53,11 @@ Sample = Callable[[Sequence[Wanted]], list[GuidedRollout]]
 
 
 def guided_by(candidates: Sequence[Candidate], sample: Sample, settings: CollectSettings) -> list[GuidedRollout]:
-    """The rollouts of all candidates, one after the other: filtered, compared, measured afresh as `settings` say."""
+    """The rollouts of all candidates, one after the other: filtered, compared, measured afresh as `settings` say.
+
+    Example:
+        rollouts = guided_by(candidates, lambda wanted: [roll for part in wanted for roll in sample(part)], settings)
+    """
     rows: dict[str, list[GuidedRollout]] = {candidate.id: [] for candidate in candidates}
 
     def ask(sizes: Mapping[str, int], phase: Phase) -> None:
@@ -94,7 +103,12 @@ def guided_by(candidates: Sequence[Candidate], sample: Sample, settings: Collect
 def chosen(
     candidates: Sequence[Candidate], guided: Iterable[GuidedRollout], settings: CollectSettings
 ) -> list[Candidate]:
-    """Those that are accepted: of each attempt the one with the best posterior mean rate, or all (`settings.keep`)."""
+    """Those that are accepted: of each attempt the one with the best posterior mean rate, or all (`settings.keep`).
+
+    Example:
+        for row in chosen(candidates, guided, CollectSettings(keep="best")):
+            print(row.failure, row.content)
+    """
     rollouts = defaultdict(list)
     for rollout in guided:
         rollouts[rollout.candidate].append(rollout)
@@ -109,6 +123,9 @@ def chosen(
 def accepted(row: Candidate, guided: Iterable[GuidedRollout], settings: CollectSettings) -> bool:
     """Whether a candidate has the successes that it needs among its guided rollouts; those that were made to compare or
     to measure it accept nothing.
+
+    Example:
+        print(accepted(candidate, guided, CollectSettings(accept="success")))
     """
     return sum(one.phase == "filter" and one.verdict is Verdict.CORRECT for one in guided) >= _needed(row, settings)
 
@@ -119,7 +136,14 @@ def _needed(row: Candidate, settings: CollectSettings) -> int:
 
 
 def counts_of(rows: Iterable[GuidedRollout], *, fresh: bool = False) -> dict[str, tuple[int, int]]:
-    """(successes, judged) by candidate (id): of the rollouts that chose it, or of the `fresh` ones alone."""
+    """(successes, judged) by candidate (id): of the rollouts that chose it, or of the `fresh` ones alone.
+
+    >>> from stepwise.interventions.rows import Made
+    >>> made = Made("weak", "", "", 0)
+    >>> row = GuidedRollout("c/g0", "p", 0, "So 4.", "answer", made, verdict=Verdict.CORRECT, candidate="c")
+    >>> counts_of([row])
+    {'c': (1, 1)}
+    """
     outcomes: defaultdict[str, list[bool]] = defaultdict(list)
     for row in rows:
         if row.verdict is not None and (row.phase == "fresh") == fresh:
@@ -172,6 +196,10 @@ def fit_beta(mean: float, found: float, most: int = 32) -> Beta:
     """The beta distribution with this mean rate, of which a share `found` has a success in `most` rollouts.
 
     Raises DataError where there is none: `found` must lie between `mean` and 1 - (1 - mean)^most.
+
+    >>> beta = fit_beta(mean=0.1, found=0.5)
+    >>> round(1 - beta.fails(32), 3)
+    0.5
     """
     if not 0 < mean < found < 1 - (1 - mean) ** most:
         raise DataError(

@@ -25,19 +25,20 @@ from stepwise.data.examples import Example
 from stepwise.data.problems import check_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict, grade, grade_many
+from stepwise.interventions.checks.candidates import check_candidates, survivors
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.interventions.chunks import run_chunks, sealed_counts, sealed_rows, working, write_sealed
 from stepwise.interventions.collection import unsound
 from stepwise.interventions.filtering import counts_of
-from stepwise.interventions.pipeline import Attempts, Chunk, check_candidates, guide, select, survivors
+from stepwise.interventions.pipeline import Attempts, Chunk, guide, select
 from stepwise.interventions.rows import Candidate, FailedAttempt, GuidedRollout, Made, by_id, spent
 from stepwise.interventions.settings import CollectSettings, Writers, hash_of
 from stepwise.io import read_rows
 from stepwise.models.store import key_of
-from stepwise.records import record
+from stepwise.records import record, to_json
 from stepwise.runs.directory import RunDirectory
 from stepwise.steps import boxed, extract_answer
-from stepwise.types import Problem, Trace, to_json
+from stepwise.types import Problem, Trace
 
 Kind = Literal["intervention", "distillation", "no success"]
 Named = tuple[str, Trace]
@@ -223,6 +224,10 @@ def compare(
     `settings.guided` of each, without an early end after successes, which would bias the comparison; a step without a
     success may be given up. A draft that closes a box is graded as it is. Raises BackendError where most of a batch
     fails.
+
+    Example:
+        rows, guided = compare(candidates, attempts, chunk)
+        print(sum(row.kind == "intervention" for row in rows))  # steps that help more than the draft
     """
     number = chunk.settings.guided
     all_of_them = dataclasses.replace(chunk, settings=chunk.settings.exactly(number))

@@ -31,8 +31,7 @@ from stepwise.data.examples import Example, unique
 from stepwise.errors import BackendError
 from stepwise.grading import Verdict, grade_many
 from stepwise.interventions.acceptance import PrefixRates
-from stepwise.interventions.checks.leaks import LeakVerdict, answer_due, check_leak
-from stepwise.interventions.checks.sums import false_equations
+from stepwise.interventions.checks.candidates import check_candidates, survivors
 from stepwise.interventions.filtering import Wanted, chosen, counts_of, guided_by
 from stepwise.interventions.rows import (
     ROWS,
@@ -63,7 +62,12 @@ Attempts = Mapping[str, FailedAttempt]
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Some problems by id, who writes, and how: what every stage is given."""
+    """Some problems by id, who writes, and how: what every stage is given.
+
+    Example:
+        chunk = Chunk({"p1": problem}, Writers(config), config, CollectSettings(rollouts=8))
+        examples = run_stages(chunk)["examples"]
+    """
 
     problems: Mapping[str, Problem]
     writers: Writers
@@ -105,7 +109,11 @@ def run_stages(chunk: Chunk) -> dict[str, Sequence[Any]]:
 
 
 def sample_rollouts(chunk: Chunk, model: Backend) -> list[Rollout]:
-    """`settings.rollouts` solutions of each problem by `model`, not graded yet. Raises BackendError where most fail."""
+    """`settings.rollouts` solutions of each problem by `model`, not graded yet. Raises BackendError where most fail.
+
+    Example:
+        rollouts = sample_rollouts(chunk, chunk.writers.weak)
+    """
     requests = [
         _request(chunk, problem, (), seed_for(chunk.config.seed, problem.id, "rollouts"), chunk.settings.rollouts)
         for problem in chunk.problems.values()
@@ -121,7 +129,12 @@ def sample_rollouts(chunk: Chunk, model: Backend) -> list[Rollout]:
 
 
 def grade_rollouts(rollouts: Sequence[AnyRollout], problems: Mapping[str, Problem]) -> list[AnyRollout]:
-    """The same rollouts with verdicts; without a box it is NO_ANSWER, and those that failed stay without one."""
+    r"""The same rollouts with verdicts; without a box it is NO_ANSWER, and those that failed stay without one.
+
+    >>> row = Rollout("p/r0", "p", 0, r"So \boxed{2}.", "answer", Made("weak", "", "", 0))
+    >>> grade_rollouts([row], {"p": Problem("p", "1 + 1?", "2")})[0].verdict.name
+    'CORRECT'
+    """
     verdicts = grade_many([(row.answer, parent_of(problems, row.problem, row.id).answer) for row in rollouts])
     return [
         row if row.finish == "error" else dataclasses.replace(row, verdict=verdict)
@@ -130,10 +143,14 @@ def grade_rollouts(rollouts: Sequence[AnyRollout], problems: Mapping[str, Proble
 
 
 def keep_failures(rollouts: Sequence[Rollout], max_per_problem: int | None = None) -> list[FailedAttempt]:
-    """Attempts that ended wrong or without an answer, the same text once; at most
+    r"""Attempts that ended wrong or without an answer, the same text once; at most
     `max_per_problem` of each problem.
 
     What could not be judged (see `Verdict`) is no failure of the model and is left out.
+
+    >>> row = Rollout("p/r0", "p", 0, r"So \boxed{3}.", "answer", Made("weak", "", "", 0), verdict=Verdict.WRONG)
+    >>> keep_failures([row, row])[0].copies
+    2
     """
     wrong = [r for r in rollouts if r.verdict in (Verdict.WRONG, Verdict.NO_ANSWER) and r.steps]
     copies = Counter((r.problem, r.steps) for r in wrong)
@@ -146,7 +163,11 @@ def keep_failures(rollouts: Sequence[Rollout], max_per_problem: int | None = Non
 
 
 def locate_errors(failures: Sequence[FailedAttempt], chunk: Chunk) -> list[Located]:
-    """The first error of each attempt by the localizer. Raises BackendError where its model is not there."""
+    """The first error of each attempt by the localizer. Raises BackendError where its model is not there.
+
+    Example:
+        located = locate_errors(keep_failures(rollouts), chunk)
+    """
     localizer = chunk.writers.localizer
     items = [{"problem": chunk.problems[row.problem], "steps": list(row.steps)} for row in failures]
     seeds = [seed_for(chunk.config.seed, row.id, "locate") for row in failures]
@@ -169,6 +190,9 @@ def propose_candidates(located: Sequence[Located], attempts: Attempts, chunk: Ch
     Of several candidates the first is greedy where `config.critic.temperature` is 0, and only the others are drawn at
     the proposer's temperature. A step of several paragraphs becomes one paragraph. Raises BackendError where the
     proposer's model is not there.
+
+    Example:
+        candidates = propose_candidates(located, {row.id: row for row in failures}, chunk)
     """
     proposer, number = chunk.writers.proposer, chunk.config.critic.candidates
     errors = [row for row in located if row.first_error is not None and not row.failed]
@@ -209,42 +233,12 @@ def propose_candidates(located: Sequence[Located], attempts: Attempts, chunk: Ch
     return rows
 
 
-def check_candidates(candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk) -> list[Candidate]:
-    """The same candidates with what the checks say that need no model; those that failed stay without."""
-    rows = []
-    for row in candidates:
-        if not row.failed:
-            attempt, problem = attempts[row.failure], chunk.problems[row.problem]
-            due = answer_due(attempt.trace(problem), row.location)
-            prefix = attempt.steps[: row.location]
-            leak = check_leak(
-                row.content, problem.answer or "", problem=problem.question, prefix=prefix, answer_due=due
-            )
-            row = dataclasses.replace(row, leak=leak.verdict, leak_reason=leak.reason, leak_text=leak.matched)
-        rows.append(row)
-    return check_sums(rows) if chunk.settings.check_sums else rows
-
-
-def check_sums(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The same candidates with the first equation in them that is false, where there is one."""
-    false = [[] if row.failed else false_equations(row.content) for row in candidates]
-    return [
-        dataclasses.replace(row, unsound=equations[0].text) if equations else row
-        for row, equations in zip(candidates, false, strict=True)
-    ]
-
-
-def survivors(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates in a solver's form that give nothing away and hold no false equation, the same step at the same place
-    of an attempt once.
-    """
-    clean = (row for row in candidates if row.leak is LeakVerdict.CLEAN and not row.unsound and not row.form)
-    return first_of_each(clean, lambda row: (row.failure, row.location, row.content))
-
-
 def guide(candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk) -> list[GuidedRollout]:
     """Graded rollouts of the weak model from behind each candidate, in batches, until the settings say that it is
     enough for it. Raises BackendError where most of a batch fails.
+
+    Example:
+        guided = guide(survivors(candidates), attempts, chunk)
     """
     weak = chunk.writers.weak
 
@@ -282,6 +276,9 @@ def select(
 
     Their successes are those of the fresh rollouts, where there are any (`settings.fresh`); else of the very rollouts
     that chose them, so that a rate is too high on average. The same question and target occur once.
+
+    Example:
+        examples = select(candidates, guided, attempts, chunk)
     """
     counts = counts_of(guided) | counts_of(guided, fresh=True)
     weak = {row.candidate: row.made.model for row in guided}
@@ -299,7 +296,11 @@ def select(
 
 
 def has_reference(problem: Problem) -> bool:
-    """Whether there is a reference solution to show the critic."""
+    """Whether there is a reference solution to show the critic.
+
+    >>> has_reference(Problem("p", "1 + 1?", "2")), has_reference(Problem("p", "1 + 1?", "2", "One and one is 2."))
+    (False, True)
+    """
     return bool(problem.reference and problem.reference.strip())
 
 

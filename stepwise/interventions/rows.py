@@ -31,6 +31,9 @@ _FORM: Any = Field(default="", exclude_if=lambda value: not value)
 class Made:
     """What a text comes from: the model's name with the hash of its weights, the hashes of prompt and configuration,
     and its random numbers, which are those of sample `draw` of a request with `seed`.
+
+    >>> Made("weak.gguf@11989165", prompt_hash="a1", config_hash="b2", seed=7, draw=3).draw
+    3
     """
 
     model: str
@@ -42,10 +45,13 @@ class Made:
 
 @dataclass(frozen=True, config=_FROZEN)
 class Rollout:
-    """A solution that the model wrote. `text` as written; `verdict` None before it is graded.
+    r"""A solution that the model wrote. `text` as written; `verdict` None before it is graded.
 
     `token_ids` are those of the whole text, as sampled. `error` says why there is no text. `thought`: the mark of the
     thought in which the text begins.
+
+    >>> Rollout("p/r0", "p", 0, r"So \boxed{2}.", "answer", Made("weak", "", "", 0)).answer
+    '2'
     """
 
     id: str
@@ -74,11 +80,14 @@ class Rollout:
 
 @dataclass(frozen=True, config=_FROZEN)
 class GuidedRollout(Rollout):
-    """What the model wrote after the kept prefix and the `candidate` (an id); `text` is the continuation alone. One
+    r"""What the model wrote after the kept prefix and the `candidate` (an id); `text` is the continuation alone. One
     with code and an invented output counts neither as right nor as wrong: it has no verdict, and `error` says so.
 
     `phase` says what it was for: to see whether any ends right, to find the best candidate of an attempt, or to
     measure the one that is kept afresh.
+
+    >>> GuidedRollout("c/g0", "p", 0, r"So \boxed{2}.", "answer", Made("weak", "", "", 0), candidate="c").phase
+    'filter'
     """
 
     candidate: str = ""
@@ -87,7 +96,11 @@ class GuidedRollout(Rollout):
 
 @dataclass(frozen=True, config=_FROZEN)
 class FailedAttempt:
-    """An attempt that ended wrong; its id is that of its rollout. So many `copies` of its text were among them."""
+    """An attempt that ended wrong; its id is that of its rollout. So many `copies` of its text were among them.
+
+    >>> FailedAttempt("p/r0", "p", ("1 + 1 = 3.",), "3", Verdict.WRONG).trace(Problem("p", "1 + 1?")).text
+    '1 + 1 = 3.'
+    """
 
     id: str
     problem: str
@@ -108,6 +121,9 @@ class Located:
     every step right.
 
     `failed` says why there is no result; then `first_error` means nothing. `with_reference`: the critic saw one.
+
+    >>> Located("p/r0/l", "p", "p/r0", first_error=1, made=Made("critic", "", "", 0), reason="2 * 3 is 6").first_error
+    1
     """
 
     id: str
@@ -130,6 +146,11 @@ class Candidate:
     `leak` None before the check; `leak_reason` and `leak_text` say what it found. `unsound` is the first equation in it
     that is false, `form` why it is not one step of a solution. `rate` is the share of attempts that end right from
     behind so many right steps (`acceptance`). `failed` says why there is no step; then `content` is empty.
+
+    >>> attempt = FailedAttempt("p/r0", "p", ("So 1.", "1 + 1 = 3."), "3", Verdict.WRONG)
+    >>> row = Candidate("p/r0/c0", "p", "p/r0", 1, "1 + 1 = 2.", Made("critic", "", "", 0))
+    >>> [step.text for step in row.splice(attempt, Problem("p", "1 + 1?")).steps]
+    ['So 1.', '1 + 1 = 2.']
     """
 
     id: str
@@ -170,7 +191,12 @@ WRITTEN = ("rollouts", "located", "candidates", "guided")
 
 
 def spent(rows: Iterable[Any]) -> Usage:
-    """What the texts of these rows (or predictions) cost."""
+    """What the texts of these rows (or predictions) cost.
+
+    >>> made = Made("weak", "", "", 0)
+    >>> spent([Rollout("p/r0", "p", 0, "So 2.", "eos", made, Usage("weak", 1, generated_tokens=9))]).generated_tokens
+    9
+    """
     return sum((row.usage for row in rows), Usage())
 
 
@@ -198,7 +224,11 @@ def by_id(rows: Iterable[Row]) -> dict[str, Row]:
 
 
 def parent(rows: Mapping[str, Row], name: str, child: str) -> Row:
-    """The row with the id `name`; raises DataError naming `child` where it is missing."""
+    """The row with the id `name`; raises DataError naming `child` where it is missing.
+
+    >>> parent({"p": Problem("p", "1 + 1?")}, "p", "p/r0").question
+    '1 + 1?'
+    """
     if name not in rows:
         raise DataError(f"row {child!r}: its parent {name!r} is not among the rows given")
     return rows[name]

@@ -165,7 +165,11 @@ class BuildSettings(Section):
 
 
 def hash_of(config: Config, settings: BaseModel, *kind: str) -> str:
-    """Twelve hex digits for a configuration without its caps, the kind of a dataset and settings: in every row."""
+    """Twelve hex digits for a configuration without its caps, the kind of a dataset and settings: in every row.
+
+    >>> len(hash_of(Config.lab(), CollectSettings()))
+    12
+    """
     text = " ".join((uncapped(config).hash, *kind, settings.model_dump_json()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -275,7 +279,12 @@ class Writers:
 
 @contextmanager
 def in_use(writers: Writers | None, config: Config) -> Iterator[Writers]:
-    """`writers` as they are, or those of the configuration, which are freed at the end."""
+    """`writers` as they are, or those of the configuration, which are freed at the end.
+
+    Example:
+        with in_use(None, config) as writers:  # freed at the end
+            rollouts = sample_rollouts(Chunk(problems, writers, config, settings), writers.weak)
+    """
     if writers is not None:
         yield writers
         return
@@ -287,7 +296,11 @@ def in_use(writers: Writers | None, config: Config) -> Iterator[Writers]:
 
 
 def one_candidate(config: Config) -> Config:
-    """The configuration with one candidate for each error; of several, each is a call of its own."""
+    """The configuration with one candidate for each error; of several, each is a call of its own.
+
+    >>> one_candidate(Config.lab()).critic.candidates
+    1
+    """
     critic = config.critic
     warm = critic.temperature or (0.7 if critic.candidates > 1 else 0.0)  # greedy candidates would all be the same
     return config.model_copy(update={"critic": critic.model_copy(update={"candidates": 1, "temperature": warm})})

@@ -25,15 +25,9 @@ from stepwise import critics
 from stepwise.data.examples import Example, Origin
 from stepwise.grading import Verdict, grade, grade_many
 from stepwise.interventions.building import Builder
+from stepwise.interventions.checks.candidates import check_sums
 from stepwise.interventions.checks.sums import false_equations
-from stepwise.interventions.pipeline import (
-    check_sums,
-    guide,
-    has_reference,
-    locate_errors,
-    propose_candidates,
-    sample_rollouts,
-)
+from stepwise.interventions.pipeline import guide, has_reference, locate_errors, propose_candidates, sample_rollouts
 from stepwise.interventions.rows import FailedAttempt, Rollout, by_id, first_of_each
 from stepwise.interventions.settings import one_candidate
 from stepwise.lab.problems import endless

@@ -30,7 +30,11 @@ class _Rule:
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of operation. `moves`: the count is then another person's (B's)."""
+    """One kind of operation. `moves`: the count is then another person's (B's).
+
+    >>> FAMILIES["gain"].right.value(20, (5,))
+    25
+    """
 
     name: str
     wordings: tuple[str, ...]
@@ -59,7 +63,11 @@ def _expand(template: str) -> list[str]:
 
 @functools.cache
 def wordings(name: str, part: str = "all") -> tuple[str, ...]:
-    """Sentences of a family. `part`: "shared" (training pools), "test" (tests only) or "all"; ordinary are shared."""
+    """Sentences of a family. `part`: "shared" (training pools), "test" (tests only) or "all"; ordinary are shared.
+
+    >>> len(wordings("gain")) > 1
+    True
+    """
     family = FAMILIES[name]
     sentences = sorted({s for t in family.wordings for s in _expand(t)})
     if family.wrong is None or part == "all":

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from stepwise.errors import DataError
 from stepwise.lab.families import FAMILIES, HIGHEST, ORDINARY, RESET, TEST_ONLY_FAMILY, TRAPS, Family, Params, wordings
+from stepwise.lab.operations import Operation
 from stepwise.seeds import rng as seeded
 from stepwise.steps import boxed
 from stepwise.types import Problem
@@ -58,39 +59,6 @@ SPLITS: dict[str, tuple[str, Knobs]] = {
     "test-long": ("test", Knobs(lengths=(9, 10))),
     "test-recovery": ("test", Knobs(recovery=0.33)),
 }
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation of a problem, with the people it speaks of and its sentence in the question."""
-
-    family: str
-    params: Params
-    owner: str
-    other: str
-    sentence: str
-
-    def value(self, before: int, wrong: bool = False) -> int | None:
-        """The count after it, None where the rule gives no whole number."""
-        family = FAMILIES[self.family]
-        rule = family.wrong if wrong and family.wrong else family.right
-        return rule.value(before, self.params)
-
-    def step(self, before: int, items: str, rng: random.Random, wrong: bool = False) -> str:
-        """The step of a solution that carries it out, by the right or the wrong rule."""
-        family = FAMILIES[self.family]
-        rule = family.wrong if wrong and family.wrong else family.right
-        fields = self.fields(before, items, wrong)
-        return (rng.choice(family.cues) + rule.work + ".").format(**fields)
-
-    def fields(self, before: int, items: str, wrong: bool = False) -> dict[str, object]:
-        """What the templates of its family may speak of."""
-        family = FAMILIES[self.family]
-        rule = family.wrong if wrong and family.wrong else family.right
-        parts = rule.parts(before, self.params)
-        numbers = dict(zip("ab", self.params, strict=False)) | dict(zip("p", parts, strict=False))
-        counts = {"v": before, "w": rule.value(before, self.params)}
-        return {**numbers, **counts, "A": self.owner, "B": self.other, "items": items}
 
 
 @dataclass(frozen=True)
@@ -178,7 +146,11 @@ class LabProblem:
 
 
 def is_lab_question(text: str) -> bool:
-    """Whether a question ends as those of the lab do; the lab's models give nonsense for any other."""
+    """Whether a question ends as those of the lab do; the lab's models give nonsense for any other.
+
+    >>> is_lab_question("Mia has 3 coins. How many coins does Mia have now?"), is_lab_question("What is 17 * 23?")
+    (True, False)
+    """
     return _ASKED.search(text) is not None
 
 
@@ -304,7 +276,11 @@ def _knob_text(knobs: Knobs, default: Knobs) -> str:
 
 @functools.lru_cache(maxsize=65536)
 def make(split: str, index: int, knobs: Knobs | None = None) -> LabProblem:
-    """Problem number `index` of a split; raises DataError for an unknown split."""
+    """Problem number `index` of a split; raises DataError for an unknown split.
+
+    >>> make("test", 3).problem.id
+    'lab/test/3'
+    """
     from stepwise.lab.references import reference
 
     if split not in SPLITS:
@@ -341,7 +317,12 @@ def generate(split: str, n: int, *, start: int = 0, knobs: Knobs | None = None) 
 
 
 def endless(seed: int, long_share: float = 0.12) -> Iterator[LabProblem]:
-    """Endless "pretrain" problems, other ones for each seed; `long_share` of them have 9 to 12 operations."""
+    """Endless "pretrain" problems, other ones for each seed; `long_share` of them have 9 to 12 operations.
+
+    >>> problem = next(endless(seed=1))
+    >>> problem.check(problem.solution(random.Random(0)))[0]
+    True
+    """
     rng = seeded("lengths", seed)
     long = Knobs(lengths=(9, 12), recovery=SPLITS["pretrain"][1].recovery)
     index = seed * 10_000_000

@@ -8,17 +8,22 @@ from stepwise.errors import DataError
 from stepwise.lab.families import FAMILIES
 
 if TYPE_CHECKING:
-    from stepwise.lab.problems import LabProblem, Operation
+    from stepwise.lab.operations import Operation
+    from stepwise.lab.problems import LabProblem
 
 Granularity = Literal["full", "compressed", "regrouped"]
 _PLAIN = {"gain": 1, "more_than": 1, "lose": -1, "fewer_than": -1}
 
 
 def reference(problem: LabProblem, granularity: Granularity = "full") -> str:
-    """A right solution in a textbook's words, ending in a box.
+    r"""A right solution in a textbook's words, ending in a box.
 
     "full": every count, two operations a paragraph, result before the work. "compressed": three operations a sentence,
     no counts between. "regrouped": another valid path, in which runs of gains and losses are netted first.
+
+    >>> from stepwise.lab import generate
+    >>> reference(generate("test", 1)[0], "compressed").splitlines()[-1]
+    'Hence the result: \\boxed{13}'
     """
     makers = {"full": _full, "compressed": _compressed, "regrouped": _regrouped}
     if granularity not in makers:

@@ -79,13 +79,13 @@ def try_out(
             return
         room = min(_MOST_STEPS * sampling.max_step_tokens, engine.context // 2)
         answer = backend.continue_solutions([Request(SAMPLE, stop="solution", max_tokens=room, temperature=0.0)])[0]
-        yield from look_at(answer.text, answer.finish, sampling, engine)
+        yield from _look_at(answer.text, answer.finish, sampling, engine)
 
 
-def look_at(text: str, finish: str, sampling: SamplingConfig, engine: object = None) -> Iterator[Finding]:
+def _look_at(text: str, finish: str, sampling: SamplingConfig, engine: object = None) -> Iterator[Finding]:
     r"""What a solution of `SAMPLE` says about prompt, template and splitter.
 
-    >>> [each.what for each in look_at("5 * 12 = 60.\n\n60 - 18 = 42.\n\n\\boxed{42}", "answer", SamplingConfig())]
+    >>> [each.what for each in _look_at("5 * 12 = 60.\n\n60 - 18 = 42.\n\n\\boxed{42}", "answer", SamplingConfig())]
     ['steps', 'answer', 'sample problem']
     """
     steps = split_steps(text)

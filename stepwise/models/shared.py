@@ -105,7 +105,7 @@ def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
     doing = f"loading {config.model}" + (f" with {config.adapter}" if config.adapter else "")
     announce(doing)
     with stage(doing):
-        engine = Engine.load(gguf_file(name), **{**settings, **frozen_settings(config), **overrides})
+        engine = Engine.load(gguf_file(name), **{**settings, **_frozen_settings(config), **overrides})
     _freeze(config, engine)
     return engine
 
@@ -115,7 +115,7 @@ def _frozen_key(config: LoadConfig) -> str:
     return " ".join([config.model, *(f"{field}={getattr(config, field)}" for field in fields)])
 
 
-def frozen_settings(config: LoadConfig) -> dict[str, Any]:
+def _frozen_settings(config: LoadConfig) -> dict[str, Any]:
     """What the run in progress loaded this model with at its first start: batches, and with them the last digits of
     every logit, follow from it. Another build of llama.cpp rounds otherwise whatever the settings: that is said.
     """

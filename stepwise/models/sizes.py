@@ -100,7 +100,7 @@ class GgufFacts:
         return self.weights + 2 * logits + BATCH * wide * 4 + _COPIES
 
 
-class Completed(NamedTuple):
+class _Completed(NamedTuple):
     """`models` by role with nothing left open, what was `chosen` for each, and the bytes that each `needs`; `fresh`
     where the run in progress did not hold all of that already, so that it is to be said.
     """
@@ -116,7 +116,7 @@ def complete(
     *,
     free: int | None = None,
     cores: int | None = None,
-) -> Completed:
+) -> _Completed:
     """Fill in what `models` (by role; those that llama.cpp runs here) leave open, and see whether they fit.
 
     What is chosen is kept with the run in progress, and later starts of it go by that. `free` bytes and `cores` are the
@@ -163,7 +163,7 @@ def complete(
         if run and fields:
             run.freeze(_frozen_key(local[role]), fields)
     fresh = any(set(fields) - before[role] for role, fields in new.items())
-    return Completed(done, {role: fields for role, fields in new.items() if fields}, needs, fresh)
+    return _Completed(done, {role: fields for role, fields in new.items() if fields}, needs, fresh)
 
 
 def completed(load: _LoadT) -> _LoadT:
@@ -193,7 +193,7 @@ def settled(config: Config, roles: Sequence[Roles]) -> Config:
     return config
 
 
-def in_words(result: Completed) -> str:
+def in_words(result: _Completed) -> str:
     """What was chosen, in one line."""
     parts = []
     for role, fields in result.chosen.items():

@@ -21,7 +21,7 @@ from stepwise.interventions.filtering import accepted
 from stepwise.interventions.rows import ROWS, Candidate, FailedAttempt, GuidedRollout, Located, spent
 from stepwise.interventions.settings import CollectSettings
 from stepwise.io import read_rows
-from stepwise.report.charts import Bar, bars_svg, stage_svg
+from stepwise.report.series import Bar, bars_svg, stage_svg
 from stepwise.report.shell import first_of_each, of_the_lab, write_page
 from stepwise.runs.directory import read_card
 from stepwise.types import Problem
@@ -77,7 +77,7 @@ class _Card:
 
 
 @dataclass(frozen=True)
-class Facts:
+class _Facts:
     """The rows of a collection by stage, each read once, and what follows from them."""
 
     rows: Mapping[str, Sequence[Any]]
@@ -85,7 +85,7 @@ class Facts:
     problems: Mapping[str, Problem] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, out: Path, run: Mapping[str, Any], problems: Iterable[Problem] = ()) -> Facts:
+    def read(cls, out: Path, run: Mapping[str, Any], problems: Iterable[Problem] = ()) -> _Facts:
         """The rows of all stages in `out`; raises DataError where there is none."""
         rows = {name: read_stage(out, name) for name in ROWS}
         if not rows["rollouts"]:
@@ -272,7 +272,7 @@ def write_collection_report(
         raise DataError(f"max_cards is {max_cards}; it must be 0 or more")
     out = Path(out)
     run = read_card(out)
-    facts = Facts.read(out, run, problems)
+    facts = _Facts.read(out, run, problems)
     stages, cards = facts.stages(), facts.cards()
     shown = first_of_each(cards, max_cards, lambda card: card.fate)
     names = {row.problem for row in facts.rows["rollouts"]}
@@ -298,7 +298,7 @@ def _bar(stage: _Stage, whole: int) -> Markup:
     return stage_svg([("kept", stage.becomes, stage.kept), *(("left", *left) for left in stage.left.items())], whole)
 
 
-def _figures(facts: Facts) -> list[tuple[str, Markup]]:
+def _figures(facts: _Facts) -> list[tuple[str, Markup]]:
     """Caption and drawing of what there is anything to draw of."""
     shares, errors = facts.success_bars(), facts.error_bars()
     figures = []
@@ -314,7 +314,7 @@ def _figures(facts: Facts) -> list[tuple[str, Markup]]:
     return figures
 
 
-def _meta(run: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+def _meta(run: Mapping[str, Any], facts: _Facts) -> dict[str, Any]:
     config, arguments, rows = run.get("config", {}), run.get("arguments", {}), facts.rows
     tokens = sum(spent(rows[name]).generated_tokens for name in ("rollouts", "located", "candidates", "guided"))
     models = {name: sorted({row.made.model for row in rows[name]}) for name in ("rollouts", "candidates", "located")}
@@ -331,7 +331,7 @@ def _meta(run: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     }
 
 
-def _notes(run: Mapping[str, Any], facts: Facts, stages: Sequence[_Stage]) -> list[str]:
+def _notes(run: Mapping[str, Any], facts: _Facts, stages: Sequence[_Stage]) -> list[str]:
     notes, arguments, located = [], run.get("arguments", {}), facts.rows["located"]
     if blind := sum(not row.with_reference for row in located):
         notes.append(

@@ -14,7 +14,12 @@ _CUT = ("length", "repetition")
 
 
 def table_rows(first: FirstTry) -> list[tuple[str, ...]]:
-    """A row of `COLUMNS` for the weak model alone, the policy, and the strong model alone where it came to an end."""
+    """A row of `COLUMNS` for the weak model alone, the policy, and the strong model alone where it came to an end.
+
+    Example:
+        for cells in table_rows(first_try(router, problems)):
+            print(*cells)  # weak alone, routed, strong alone
+    """
     arms = [("weak alone", first.measured[0]), ("routed", first.measured[1])]
     arms += [("strong alone", first.strong)] if first.strong else []
     return [(name, *_cells(measured)) for name, measured in arms]
@@ -31,7 +36,11 @@ def _cells(measured: Measured) -> Iterator[str]:
 
 
 def in_words(first: FirstTry, prices: Mapping[str, Prices | None]) -> list[str]:
-    """The policy and where it was set, how the arms compare on the same problems, money, and what looks wrong."""
+    r"""The policy and where it was set, how the arms compare on the same problems, money, and what looks wrong.
+
+    Example:
+        print(*in_words(first_try(router, problems), router.prices), sep="\n")
+    """
     weak, routed = first.measured
     lines = [
         f"Policy: a step is escalated where its signal {first.policy.signal.name} (how sure the weak model was of its "

@@ -14,7 +14,8 @@ from markupsafe import Markup
 from stepwise.config.errors import FrozenConfig
 from stepwise.errors import MissingDependencyError, redact
 from stepwise.records import items_of
-from stepwise.report.shell import COLUMNS, FINISH_WORDS, caption, environment, resource, verdict_word
+from stepwise.report.shell import COLUMNS, FINISH_WORDS, caption, environment, resource
+from stepwise.report.words import verdict_word
 from stepwise.routing.compare import Comparison, Measured, TraceView, in_words, judged
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Trace, Traces, Usage
@@ -46,7 +47,12 @@ def html_of(value: Any) -> str:
 
 
 def view_html(view: TraceView, style: bool = True) -> Markup:
-    """A trace with policy and verdict; `style=False` leaves the style out, since one copy serves many fragments."""
+    """A trace with policy and verdict; `style=False` leaves the style out, since one copy serves many fragments.
+
+    >>> view = TraceView(Trace(Problem("p", "1 + 1?", "2"), (Step("So 2.", "weak"),), "eos"), "Never")
+    >>> "So 2." in view_html(view, style=False)
+    True
+    """
     return Markup(  # noqa: S704
         _fragment(
             "trace",

@@ -16,18 +16,8 @@ from markupsafe import Markup
 from stepwise.errors import DataError, redact
 from stepwise.report.charts import COSTS, NARROW, WIDE, legend, plot_svg
 from stepwise.report.notebook import view_html
-from stepwise.report.shell import (
-    COLUMNS,
-    FINISH_WORDS,
-    Report,
-    badge,
-    caption,
-    first_of_each,
-    quantity,
-    remarks,
-    verdict_word,
-    write_page,
-)
+from stepwise.report.shell import COLUMNS, FINISH_WORDS, Report, badge, caption, first_of_each, remarks, write_page
+from stepwise.report.words import quantity, verdict_word
 from stepwise.routing.compare import TraceView
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Problem, Step

@@ -1,4 +1,4 @@
-"""What all reports share: words and numbers, the columns of the table, the frame of a page, and what it has room for.
+"""What all reports share: the columns of the table, the frame of a page, and what it has room for.
 
 A page is one HTML file that loads nothing. A content security policy allows its one script, by its hash, and no other
 source of anything. Nothing is measured here: the caller fills in a `Report` and hands it to `write_report` or
@@ -23,10 +23,10 @@ from pydantic import Field
 from stepwise.errors import redact
 from stepwise.io import write_text
 from stepwise.records import record
+from stepwise.report.words import MISSING, count, interval, percent, quantity
 from stepwise.routing.compare import PolicyRow, TraceView
 
 T = TypeVar("T")
-MISSING = "–"
 
 LAB_NOTICE = (
     "Lab figures: measured on the embedded test bed, generated problems and tiny models that are wrong in a known way. "
@@ -44,17 +44,6 @@ FINISH_WORDS: dict[str, str] = {
     "steps": "reached the step limit",
     "budget": "budget spent",
     "interrupted": "interrupted",
-}
-
-VERDICT_WORDS: dict[str, str] = {
-    "": "not graded",
-    "correct": "right",
-    "wrong": "wrong",
-    "no_answer": "no answer",
-    "unparseable_prediction": "answer not readable",
-    "unparseable_gold": "gold answer not readable",
-    "timeout": "grading timed out",
-    "error": "grading failed",
 }
 
 
@@ -91,51 +80,6 @@ def badge(author: str) -> tuple[str, str]:
     """
     kind = author if author in ("weak", "strong", "intervention") else "other"
     return kind, next((char.upper() for char in author if char.isalnum()), "?")[0]
-
-
-def verdict_word(verdict: str) -> str:
-    """A verdict in words a reader needs no manual for."""
-    return VERDICT_WORDS.get(verdict.lower(), verdict.replace("_", " ").lower())
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction as a percentage.
-
-    Example:
-        >>> percent(0.785)
-        '78.5 %'
-    """
-    return MISSING if value is None else f"{100 * value:.{digits}f} %"
-
-
-def count(value: float | None) -> str:
-    """A count with thousands separators."""
-    return MISSING if value is None else f"{value:,.0f}"
-
-
-def quantity(value: float | None) -> str:
-    """A large number with three digits and an SI suffix.
-
-    Example:
-        >>> quantity(12_340_000)
-        '12.3 M'
-    """
-    if value is None:
-        return MISSING
-    size, suffix = float(value), ""
-    for suffix in ("", "k", "M", "G", "T", "P", "E"):
-        if size < 999.5 or suffix == "E":
-            break
-        size /= 1000
-    digits = 0 if size >= 99.95 or size == int(size) else 1 if size >= 9.995 else 2
-    return f"{size:.{digits}f} {suffix}".rstrip()
-
-
-def interval(row: PolicyRow) -> str:
-    """The 95 % interval of the accuracy, in percent."""
-    if row.accuracy_low is None or row.accuracy_high is None:
-        return MISSING
-    return f"{100 * row.accuracy_low:.1f}–{100 * row.accuracy_high:.1f}"
 
 
 # ----- the table
@@ -185,7 +129,11 @@ COLUMNS: tuple[_Column, ...] = (
 
 
 def caption(rows: Sequence[PolicyRow]) -> str:
-    """How many problems stand behind the rows, and how many were lost."""
+    """How many problems stand behind the rows, and how many were lost.
+
+    >>> caption([PolicyRow("Never", "never", None, 0.4, 0.3, 0.5, 0.0, 0, 900, None, 60, None, n=10, failed=1)])
+    '10 problems per policy; totals over all of them. Lost to failures, counted as wrong: 1 under Never.'
+    """
     lost = ", ".join(f"{row.failed:,} under {row.policy}" for row in rows if row.failed)
     return _sizes(rows) + (f" Lost to failures, counted as wrong: {lost}." if lost else "")
 
@@ -235,7 +183,11 @@ def remarks(views: Sequence[TraceView]) -> list[str]:
 
 @lru_cache(maxsize=1)
 def environment() -> Environment:
-    """Templates of this package with autoescape on for every file; an unknown name in a template is an error."""
+    """Templates of this package with autoescape on for every file; an unknown name in a template is an error.
+
+    >>> environment().from_string("{{ text }}").render(text="1 < 2")
+    '1 &lt; 2'
+    """
     loader = PackageLoader("stepwise.report", "templates")
     result = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -256,12 +208,20 @@ def environment() -> Environment:
 
 
 def draw(figure: str, /, **values: Any) -> Markup:
-    """The drawing of that name in figures.svg.jinja."""
+    """The drawing of that name in figures.svg.jinja.
+
+    >>> draw("nothing", words="No value is known.")
+    Markup('<p class="muted">No value is known.</p>')
+    """
     return Markup(getattr(environment().get_template("figures.svg.jinja").module, figure)(**values))  # noqa: S704
 
 
 def resource(name: str) -> str:
-    """Text of a file that ships beside the templates (CSS or JavaScript)."""
+    """Text of a file that ships beside the templates (CSS or JavaScript).
+
+    >>> "font" in resource("page.css")
+    True
+    """
     return files("stepwise.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
@@ -282,6 +242,10 @@ def write_page(
 
     `template` extends base.html.jinja; the files `scripts` become one script in one scope. Facts in `meta` that are
     None or empty are left out. `lab` says that the figures come from the embedded test bed; the page then says so.
+
+    Example:
+        page = "training.html.jinja"
+        write_page("out/report.html", page, title="GRPO", meta={"seed": 0}, scripts=["common.js"], **values)
     """
     script = '"use strict";\n(() => {\n' + "\n".join(resource(name) for name in scripts) + "})();\n"
     text = (
@@ -321,6 +285,10 @@ def first_of_each(items: Sequence[T], limit: int, kind: Callable[[T], object]) -
 
 
 def of_the_lab(run: Mapping[str, Any], *roles: str) -> bool:
-    """Whether the configuration in a run's card names one of the lab's models for one of these roles."""
+    """Whether the configuration in a run's card names one of the lab's models for one of these roles.
+
+    >>> of_the_lab({"config": {"models": {"weak": {"model": "llamacpp/lab-weak"}}}}, "weak", "strong")
+    True
+    """
     models = run.get("config", {}).get("models", {})
     return any(str(models.get(role, {}).get("model", "")).startswith("llamacpp/lab-") for role in roles)

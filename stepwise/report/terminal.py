@@ -65,6 +65,9 @@ class StepStream:
     like, and it prints what is new, as `show_trace` prints it.
 
     A trace that goes on otherwise than it was printed (the strong model solves the problem anew) is printed anew.
+
+    Example:
+        traces = router.solve_all(problems, on_step=StepStream())  # prints steps as they come
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -152,7 +155,11 @@ def _indented(value: str, style: str = "") -> Padding:
 
 
 def printable(value: str, style: str = "") -> Text:
-    """`value` for rich, without markup; its control characters, save line feed and tab, as visible escapes."""
+    r"""`value` for rich, without markup; its control characters, save line feed and tab, as visible escapes.
+
+    >>> printable("a [bold]word[/bold]\x1b[2J").plain
+    'a [bold]word[/bold]\\x1b[2J'
+    """
     return Text(visible(value), style=style)
 
 
@@ -163,12 +170,20 @@ def show_localization(steps: Sequence[str], result: Any, console: Console) -> No
     """Print each step with its verdict and what it should be, the first error set apart.
 
     `result` is the prediction of an ErrorLocalizer without a failure.
+
+    Example:
+        show_localization(steps, localizer(problem=problem, steps=steps), Console())
     """
     _print_all(console, _verdicts(steps, result))
 
 
 def show_intervention(steps: Sequence[str], repair: Intervention, review: Any, console: Console) -> None:
-    """Print a proposed step, what its self-check said (None: there was none), and the attempt repaired up to there."""
+    """Print a proposed step, what its self-check said (None: there was none), and the attempt repaired up to there.
+
+    Example:
+        result = proposer(problem=problem, steps=steps, first_error=3)
+        show_intervention(steps, result.intervention, None, Console())
+    """
     style = COLOURS["intervention"]
     parts: list[RenderableType] = [
         "",
@@ -242,7 +257,11 @@ def summary_table(report: Report, width: int | None = None) -> Table:
 
 
 def funnel_table(counts: Mapping[str, int]) -> Table:
-    """What became of the attempts of a collection, with the share of each stage in the one it comes from."""
+    """What became of the attempts of a collection, with the share of each stage in the one it comes from.
+
+    >>> funnel_table({"rollouts": 200, "failures": 118, "examples": 31}).row_count
+    3
+    """
     table = Table(title="What became of the attempts", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("stage")
     table.add_column("rows", justify="right")
@@ -258,6 +277,9 @@ def side_by_side(examples: Iterable[Any], failures: Mapping[str, Any]) -> Table:
     """Each example of a collection in short: the step that was wrong, and the intervention in its place.
 
     `examples` are `data.examples.Example`s, `failures` the `FailedAttempt`s by id.
+
+    Example:
+        Console().print(side_by_side(read_examples("out/int/dataset.jsonl")[:5], failures))
     """
     table = Table(title="Wrong step and intervention", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("attempt", overflow="fold")

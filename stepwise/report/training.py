@@ -10,8 +10,9 @@ from markupsafe import Markup
 
 from stepwise.errors import DataError
 from stepwise.io import read_rows
-from stepwise.report.charts import Line, curves_svg, line_swatch, number
-from stepwise.report.shell import FINISH_WORDS, first_of_each, of_the_lab, percent, verdict_word, write_page
+from stepwise.report.series import Line, curves_svg, line_swatch, number
+from stepwise.report.shell import FINISH_WORDS, first_of_each, of_the_lab, write_page
+from stepwise.report.words import percent, verdict_word
 from stepwise.runs.directory import read_card
 from stepwise.training.adapters import read_card as read_card_of
 from stepwise.training.rollouts import RlRollout, read_rollouts

@@ -13,8 +13,9 @@ from stepwise.data.problems import load_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.io import parse_json
 from stepwise.models.store import CallCache
-from stepwise.records import record
+from stepwise.records import from_json, record
 from stepwise.routing.compare import Measured, compare
+from stepwise.routing.deciding import check_policy
 from stepwise.routing.dials import NEAR, check_bounds, dial_of, search
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
 from stepwise.routing.guarantee import Promise, Tested, certify
@@ -22,10 +23,10 @@ from stepwise.routing.learned import Learned
 from stepwise.routing.metrics import cost_of, pgr
 from stepwise.routing.names import ModelNames
 from stepwise.routing.policies import Always, Never
-from stepwise.routing.policy import NAMES, Policy, check_policy
+from stepwise.routing.policy import NAMES, Policy
 from stepwise.routing.query import QueryClassifier, question_key, refuse_overlap
 from stepwise.routing.saved import policy_from_dict, policy_to_dict, save_policy
-from stepwise.types import Problem, from_json
+from stepwise.types import Problem
 
 if TYPE_CHECKING:
     from stepwise.routing.router import StepRouter

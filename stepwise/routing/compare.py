@@ -17,8 +17,9 @@ from stepwise.io import read_rows
 from stepwise.models.base import Generator
 from stepwise.models.scorers.base import Scorer
 from stepwise.records import record
+from stepwise.routing.deciding import label_of
 from stepwise.routing.metrics import Cost, OperatingPoint, cpt, pgr
-from stepwise.routing.policy import NAMES, Policy, label_of
+from stepwise.routing.policy import NAMES, Policy
 from stepwise.stats import wilson
 from stepwise.types import InNotebook, Trace
 
@@ -101,6 +102,10 @@ class Measured:
     """A policy's traces with their verdicts ("" without a gold answer), what they cost, and the seconds it took.
 
     `cost` and `row` are totals over the problems; `point.cost`, as a budget, is in strong tokens per problem.
+
+    Example:
+        always = sw.compare(router, ["never", "always"], problems)[1]
+        print(always.label, always.accuracy, always.point.cost, always.failed)
     """
 
     label: str
@@ -159,7 +164,13 @@ class Measured:
 
 
 class Comparison(list[Measured], InNotebook):
-    """What `compare` returns: a list with an entry for each policy, which shows itself as a table."""
+    """What `compare` returns: a list with an entry for each policy, which shows itself as a table.
+
+    Example:
+        results = sw.compare(router, ["never", "always", sw.Threshold(0.5)], problems)
+        print(results)  # a table, a line for each policy
+        print(results.difference("threshold", "never"))  # with its 95 % interval
+    """
 
     def difference(self, first: str, second: str, *, at_cost: float | None = None, **settings: Any) -> Estimate:
         """Accuracy under policy `first` less that under `second`, with a paired bootstrap interval over problems.
@@ -203,12 +214,22 @@ def verdict_of(trace: Trace) -> str:
 
 
 def judged(trace: Trace, policy: str = "", parameter_tokens: float | None = None) -> TraceView:
-    """The trace with its verdict and how the answer was read."""
+    r"""The trace with its verdict and how the answer was read.
+
+    >>> trace = Trace(Problem("p", "1 + 1?", "2"), (Step(r"So \boxed{2}.", "weak"),), "answer")
+    >>> judged(trace, "Never").verdict
+    'CORRECT'
+    """
     return TraceView(trace, policy, verdict_of(trace), parameter_tokens, find_answer(trace.solution).source)
 
 
 def judge(router: StepRouter, traces: Sequence[Trace], seconds: float | None = None) -> Measured:
-    """Grade and count the traces that `router` made."""
+    """Grade and count the traces that `router` made.
+
+    Example:
+        measured = judge(router, router.solve_all(problems))
+        print(f"{measured.accuracy:.1%} for {measured.point.cost:.0f} strong tokens a problem")
+    """
     policy = router.policy
     label = label_of(policy)
     views = tuple(judged(trace, label, router.cost([trace]).parameter_tokens) for trace in traces)
@@ -278,7 +299,11 @@ def against(router: StepRouter, traces: Sequence[Trace], other: str | Path) -> C
 
 
 def against_in_words(both: Comparison) -> str:
-    """The paired difference of two runs, with its interval, on one line."""
+    """The paired difference of two runs, with its interval, on one line.
+
+    Example:
+        print(against_in_words(against(router, router.solve_all(problems), "out/before")))
+    """
     ours, theirs = both
     cost = ours.cost.strong_tokens_per_problem - theirs.cost.strong_tokens_per_problem
     words = f"Against {theirs.label}, on the {len(ours.views)} problems of both: "
@@ -290,7 +315,12 @@ def against_in_words(both: Comparison) -> str:
 
 
 def in_words(measured: Sequence[Measured], shares: Sequence[float] = (0.5, 0.8, 0.95)) -> list[str]:
-    """What the measurement says, one sentence per line; needs the policies "never" and "always" among it."""
+    """What the measurement says, one sentence per line; needs the policies "never" and "always" among it.
+
+    Example:
+        for line in in_words(sw.compare(router, ["never", "always", sw.Threshold(0.5)], problems)):
+            print(line)  # "The weak model alone solves 41.0%, the strong model alone 97.0%." and so on
+    """
     ends = {m.family: m for m in measured if m.family in NAMES}
     if len(ends) < 2 or any(m.accuracy is None for m in ends.values()):
         return []

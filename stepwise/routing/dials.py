@@ -25,7 +25,11 @@ NEAR = 0.02  # a setting that leaves no more than this share of the budget unspe
 
 
 def check_bounds(policy: Policy, bounds: tuple[float, float] | None) -> None:
-    """Raise `ConfigError` where the bounds of the operating point are not known, before anything is spent."""
+    """Raise `ConfigError` where the bounds of the operating point are not known, before anything is spent.
+
+    >>> from stepwise.routing import Threshold
+    >>> check_bounds(Threshold(0.5), None)  # its bounds are known: 0 to 1
+    """
     known = policy.point is None or isinstance(policy, Signalled | TwoStage | Planned | Published)
     low, high = bounds or _BOUNDS.get(policy.name, (0.0, 1.0) if known else (math.nan, math.nan))
     if not low < high:
@@ -36,7 +40,13 @@ def check_bounds(policy: Policy, bounds: tuple[float, float] | None) -> None:
 
 
 def dial_of(policy: Policy, bounds: tuple[float, float] | None, run: Callable[[Policy], Measured]) -> Dial:
-    """From [0, 1] to settings of the policy."""
+    """From [0, 1] to settings of the policy.
+
+    >>> from stepwise.routing import Threshold
+    >>> dial = dial_of(Threshold(0.5), (0.2, 0.6), run=lambda policy: None)
+    >>> dial(0.5)
+    Threshold(threshold=0.4)
+    """
     if policy.point is None:
         return lambda _: policy
     if bounds is None and isinstance(policy, Signalled | TwoStage):
@@ -60,7 +70,12 @@ def dial_of(policy: Policy, bounds: tuple[float, float] | None, run: Callable[[P
 
 
 def search(dial: Dial, run: Callable[[Policy], Measured], limit: float, rounds: int) -> list[Measured]:
-    """The settings that were tried: both ends, and halvings towards the limit."""
+    """The settings that were tried: both ends, and halvings towards the limit.
+
+    Example:
+        tried = search(dial_of(Threshold(0.5), None, run), run, limit=40.0, rounds=6)
+        best = max((m for m in tried if m.point.cost <= 40.0), key=lambda m: m.point.cost)
+    """
     tried: dict[float | None, Measured] = {}  # equal values of a signal have one setting
 
     def cost(u: float) -> float:

@@ -44,6 +44,9 @@ class Outcomes:
     """What one setting of a router did on each problem: 1.0 where the answer is right, and what it cost.
 
     Raises `DataError` where the two have different lengths or none, or a number is not finite.
+
+    >>> Outcomes("Threshold 0.5", correct=(1.0, 0.0, 1.0), cost=(12.0, 40.0, 0.0)).correct
+    (1.0, 0.0, 1.0)
     """
 
     label: str
@@ -88,6 +91,10 @@ class Estimate:
     """A figure with its interval. None is not known or not reached; `defined` is the share of resamples with a value.
 
     The ends are quantiles over the resamples with a value, except for CPT; see `estimate`.
+
+    >>> estimate = Estimate(0.12, low=0.03, high=0.21, defined=1.0)
+    >>> f"{estimate.value:+.0%} ({estimate.low:+.0%} to {estimate.high:+.0%})"
+    '+12% (+3% to +21%)'
     """
 
     value: float | None
@@ -158,6 +165,11 @@ def by_family(measured: Sequence[Measured], *, samples: int = 1000) -> dict[str,
 
     None for parameter-tokens where a model's size is not known. Empty unless "never" and "always" are among them and
     all problems have a gold answer.
+
+    Example:
+        results = sw.compare(router, ["never", "always", sw.Threshold(0.3), sw.Threshold(0.7)], problems)
+        figures = by_family(results)
+        print(figures["threshold"]["strong_tokens"])
     """
     arms: dict[str, list[Measured]] = {}
     for m in measured:
@@ -188,6 +200,10 @@ def estimate(
     it is None in a resample, that counts as larger than any number with `none_is_dear` (then an end of the interval may
     be None), and is left out without. Raises `DataError` for no arms, arms on different numbers of problems, or
     `samples` or `confidence` out of range.
+
+    >>> ours = Outcomes("ours", (1.0, 1.0, 0.0, 1.0), (10.0, 20.0, 30.0, 0.0))
+    >>> estimate(lambda points: points[0].accuracy, [ours], samples=200).value
+    0.75
     """
     return _interval([statistic(points) for points in _drawn(arms, samples, seed)], confidence, none_is_dear)
 
@@ -206,6 +222,11 @@ def difference(
     Each is one measured setting, or, with `at_cost`, any number of them: then both are read off their frontiers at so
     many strong tokens per problem (see `metrics.accuracy_at`). Raises `DataError` where the two are on other problems,
     some have no gold answer, or there are several settings and no `at_cost`.
+
+    Example:
+        results = sw.compare(router, ["never", sw.Threshold(0.5)], problems)
+        gain = difference([results[1]], [results[0]])
+        print(gain.value, gain.low, gain.high)
     """
     arms = [*first, *second]
     if len({tuple(view.trace.problem.id for view in m.views) for m in arms}) != 1:

@@ -34,7 +34,11 @@ WITH_DRAFT = ("logprobs", "token_logprobs", "entropy")
 
 
 def check_logprobs(model: Generator, role: str, looks: Mapping[str, str]) -> None:
-    """Raises `CapabilityError` where `model` gives no log-probabilities, which a signal that `looks` names needs."""
+    """Raises `CapabilityError` where `model` gives no log-probabilities, which a signal that `looks` names needs.
+
+    Example:
+        check_logprobs(weak, "weak", {"entropy": "first_token_entropy"})  # raises where `weak` is behind an API
+    """
     if "entropy" in looks and not model.capabilities.entropy:
         raise CapabilityError(
             f"signal {looks['entropy']!r} needs the whole distribution at each token, which the {role} model "
@@ -53,7 +57,13 @@ def check_logprobs(model: Generator, role: str, looks: Mapping[str, str]) -> Non
 
 @dataclasses.dataclass(slots=True)
 class Evidence:
-    """What the policy has seen of the step being made; `done` names what it asked for."""
+    """What the policy has seen of the step being made; `done` names what it asked for.
+
+    >>> seen = Evidence(rating=7)
+    >>> seen.done.add("rating")
+    >>> seen.rating, seen.done
+    (7, {'rating'})
+    """
 
     done: set[str] = dataclasses.field(default_factory=set)
     # of the place in the solution

@@ -37,6 +37,10 @@ class FirstTry:
     """`measured` has the weak model alone and the policy on the same problems; `strong` the strong model alone on the
     first of these, as far as `strong_cap` tokens went (None where that was not one solution). The threshold was set on
     `aside` other problems.
+
+    Example:
+        first = first_try(router, problems)
+        print(first.policy.threshold, first.measured[1].accuracy, first.strong)
     """
 
     policy: Signalled
@@ -50,6 +54,10 @@ def parts(problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
     """The problems to set the threshold on, a quarter and at most 20, and those to measure on.
 
     Raises DataError for fewer than 8.
+
+    >>> aside, rest = parts([Problem(str(n), "?") for n in range(40)])
+    >>> len(aside), len(rest)
+    (10, 30)
     """
     if len(problems) < LEAST_PROBLEMS:
         raise DataError(
@@ -64,6 +72,10 @@ def first_try(router: StepRouter, problems: Sequence[Problem], *, share: float =
     """Set the policy and measure it, with the models, caps and the cache of answers of `router`.
 
     Raises `DataError` for too few problems, and where the weak model tells no log-probabilities.
+
+    Example:
+        first = first_try(sw.StepRouter("llamacpp/weak.gguf", "llamacpp/strong.gguf"), sw.load_problems("gsm8k.jsonl"))
+        print(first.measured)
     """
     signal, (aside, rest) = as_signal(SIGNAL), parts(problems)
     watch = Watch(signal)

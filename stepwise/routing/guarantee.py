@@ -66,7 +66,11 @@ class Promise:
 
 
 class Tested(NamedTuple):
-    """What `certify` comes to: the setting and its promise, None where not even the safest setting passes."""
+    """What `certify` comes to: the setting and its promise, None where not even the safest setting passes.
+
+    >>> Tested("Always", promise=None, note="Threshold 0.9 is not shown to be within 0.05").setting
+    'Always'
+    """
 
     setting: Any
     promise: Promise | None
@@ -128,6 +132,13 @@ def certify(
     `order` runs the settings one after another, the safest first, which is the fallback and needs no test where its
     loss is 0 on every problem; each gives a `Measured`, or whatever has a label. `losses` gives one per problem, within
     `span`.
+
+    >>> from types import SimpleNamespace
+    >>> settings = {"always": [0.0] * 100, "careful": [0.0] * 99 + [1.0], "cheap": [0.0] * 60 + [1.0] * 40}
+    >>> order = [lambda name=name: SimpleNamespace(label=name) for name in settings]
+    >>> losses = lambda setting: settings[setting.label]
+    >>> certify(order, losses, kind="accuracy", limit=0.1, confidence=0.9, span=(-1, 1)).setting.label
+    'careful'
     """
     best: Tested | None = None
     tested, note = 0, ""

@@ -31,10 +31,9 @@ from pydantic import Field
 from stepwise.errors import ConfigError, ExportError, reason_of
 from stepwise.io import parse_json, whole_file, write_text
 from stepwise.models.safetensors import Checkpoint
-from stepwise.records import record
+from stepwise.records import from_json, record, to_json
 from stepwise.routing.names import ModelNames
 from stepwise.routing.policy import FOR_GOOD, Action, Escalate, HandOver, Keep, Policy, View, When
-from stepwise.types import from_json, to_json
 
 Array = NDArray[np.float64]
 Kind = Literal["agg", "seq"]
@@ -49,6 +48,9 @@ _REMEDY = "train it with stepwise train_router"
 class Performance:
     """What a policy did on `n` episodes or problems: share right, tokens for each, and the objective with its standard
     error.
+
+    >>> Performance.of([1, 0], strong=[10, 20], draft=[50, 50], price=0.01, draft_share=0.0).objective
+    0.35
     """
 
     n: int
@@ -80,6 +82,10 @@ class LearnedCard:
         pair: the models it is for.
         settings: of the training; `batches`: after how many the best weights were reached.
         simulated: in the simulator, on episodes that neither training nor the choice of weights has seen.
+
+    Example:
+        card = LearnedCard.read(files_of("policies", 0.001)[1])
+        print(card.kind, card.price, card.simulated.accuracy)
     """
 
     kind: Kind
@@ -180,7 +186,7 @@ class Learned(Policy):
     def decide(self, view: View) -> Action:
         """The likeliest action."""
         scores, tokens = seen(view)
-        share = softmax(forward(self.card.kind, self.weights, scores[None], tokens[None])[0])
+        share = _softmax(forward(self.card.kind, self.weights, scores[None], tokens[None])[0])
         best = int(share.argmax())
         run, reason = self.card.runs[best], f"probability {share[best]:.2f}, of keeping {share[0]:.2f}"
         if run >= FOR_GOOD:
@@ -189,7 +195,12 @@ class Learned(Policy):
 
 
 def seen(view: View) -> tuple[Array, Array]:
-    """Scores and tokens of the committed steps and the draft, (T,) each; NaN where a step has no score."""
+    """Scores and tokens of the committed steps and the draft, (T,) each; NaN where a step has no score.
+
+    >>> view = View(Problem("p", "?"), (Step("So 3.", "weak", 0.9),), Step("And 4.", "weak", 0.2))
+    >>> seen(view)[0]
+    array([0.9, 0.2])
+    """
     steps = (*view.steps, *([view.draft] if view.draft else ()))
     scores = np.array([np.nan if step.score is None else step.score for step in steps], dtype=float)
     if view.draft is not None and view.draft.score is None and not view.draft.text.strip():
@@ -215,6 +226,10 @@ def _pairs(scores: Array, tokens: Array) -> Array:
 def encoded(kind: Kind, step: NDArray[np.int64], scores: Array, tokens: Array) -> Array:
     """The input for D decisions at once, (D, 5) for "agg", (D, T, 2) for "seq", T the longest. `step` (D,) is the index
     of the draft; scores and tokens (D, N) are padded after it.
+
+    >>> step, scores = np.array([1]), np.array([[0.9, 0.2]])
+    >>> encoded("agg", step, scores, np.array([[12.0, 8.0]])).shape
+    (1, 5)
     """
     if kind == "seq":
         longest = int(step.max()) + 1
@@ -227,13 +242,21 @@ def encoded(kind: Kind, step: NDArray[np.int64], scores: Array, tokens: Array) -
 
 
 def positions(length: int, width: int) -> Array:
-    """Sines and cosines of each place, (length, width), as in "Attention is all you need" (arXiv 1706.03762), 3.5."""
+    """Sines and cosines of each place, (length, width), as in "Attention is all you need" (arXiv 1706.03762), 3.5.
+
+    >>> positions(3, 4).round(2)[1]
+    array([0.84, 0.01, 0.54, 1.  ])
+    """
     angle = np.arange(length)[:, None] / 1e4 ** (2 * np.arange(width // 2) / width)
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
 
 def forward(kind: Kind, weights: Weights, scores: Array, tokens: Array) -> Array:
-    """Logits of the actions, (B, A), for scores and tokens (B, T) of committed steps and a draft."""
+    """Logits of the actions, (B, A), for scores and tokens (B, T) of committed steps and a draft.
+
+    Example:
+        logits = forward("agg", policy.weights, np.array([[0.9, 0.2]]), np.array([[12.0, 8.0]]))  # (1, actions)
+    """
     if kind == "agg":
         hidden = _features(scores, tokens)
         for layer in ("body.0", "body.1"):
@@ -243,11 +266,11 @@ def forward(kind: Kind, weights: Weights, scores: Array, tokens: Array) -> Array
     return _linear(weights, "actor.1", np.tanh(_linear(weights, "actor.0", hidden)))
 
 
-def softmax(logits: Array) -> Array:
+def _softmax(logits: Array) -> Array:
     """Probabilities along the last axis.
 
     Example:
-        >>> softmax(np.array([0.0, 0.0]))
+        >>> _softmax(np.array([0.0, 0.0]))
         array([0.5, 0.5])
     """
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
@@ -262,7 +285,7 @@ def _transformer(weights: Weights, x: Array) -> Array:
     for layer in (f"layer.{i}" for i in range(LAYERS)):
         parts = _linear(weights, f"{layer}.qkv", _norm(weights, f"{layer}.norm", h))
         q, k, v = parts.reshape(batch, length, 3, HEADS, width // HEADS).transpose(2, 0, 3, 1, 4)
-        attention = softmax(q @ k.swapaxes(2, 3) / math.sqrt(width // HEADS))  # (B, heads, T, T)
+        attention = _softmax(q @ k.swapaxes(2, 3) / math.sqrt(width // HEADS))  # (B, heads, T, T)
         mixed = (attention @ v).transpose(0, 2, 1, 3).reshape(batch, length, width)
         h = h + _linear(weights, f"{layer}.mix", mixed)
         inner = _linear(weights, f"{layer}.up", _norm(weights, f"{layer}.norm2", h))

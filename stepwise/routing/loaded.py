@@ -51,7 +51,13 @@ class _OwnState(Parameter):
 
 
 class LoadedRouter(dspy.Module):
-    """The part of `StepRouter` that owns models and state."""
+    """The part of `StepRouter` that owns models and state.
+
+    Example:
+        router = sw.StepRouter("llamacpp/lab-weak", "llamacpp/lab-strong", "llamacpp/lab-scorer")
+        router.budget = {"strong_tokens": 10_000}
+        router.save("router.json")  # policy, settings and names of models
+    """
 
     policy: Policy
     prompt: SolvePrompt
@@ -248,7 +254,11 @@ class LoadedRouter(dspy.Module):
 
 
 def loading(role: str, spec: Any) -> LoadConfig | None:
-    """How the model of a role is loaded, by its name or configuration; None for an object."""
+    """How the model of a role is loaded, by its name or configuration; None for an object.
+
+    >>> loading("weak", "llamacpp/lab-weak").model, loading("weak", object())
+    ('llamacpp/lab-weak', None)
+    """
     if isinstance(spec, str) and is_import_path(spec):
         spec = ScorerConfig(kind=spec)
     if isinstance(spec, str | Path | Mapping):

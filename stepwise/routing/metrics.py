@@ -28,14 +28,23 @@ _ROUNDING = 1e-9  # 0.95 of a gap computed in floats may come out as 0.949999999
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """One measured setting of a router: mean cost per problem and accuracy, in units that are the same throughout."""
+    """One measured setting of a router: mean cost per problem and accuracy, in units that are the same throughout.
+
+    >>> OperatingPoint(cost=60.0, accuracy=0.88)
+    OperatingPoint(cost=60.0, accuracy=0.88)
+    """
 
     cost: Finite
     accuracy: Finite
 
 
 def pgr(point: OperatingPoint, weak: OperatingPoint, strong: OperatingPoint) -> float | None:
-    """Performance gap recovered: (r - r_weak) / (r_strong - r_weak); None when strong equals weak (TRIM, section 5)."""
+    """Performance gap recovered: (r - r_weak) / (r_strong - r_weak); None when strong equals weak (TRIM, section 5).
+
+    >>> weak, strong = OperatingPoint(0, 0.4), OperatingPoint(100, 0.9)
+    >>> pgr(OperatingPoint(30, 0.8), weak, strong)
+    0.8
+    """
     gap = strong.accuracy - weak.accuracy
     return (point.accuracy - weak.accuracy) / gap if gap else None
 
@@ -45,6 +54,10 @@ def cpt(points: Iterable[OperatingPoint], weak: OperatingPoint, strong: Operatin
 
     In the unit of the points. None when no point reaches it, or when strong is no better than weak. Raises `DataError`
     for another x. As a minimum over noisy points it is optimistic: choose the setting on one split, measure on another.
+
+    >>> weak, strong = OperatingPoint(0, 0.4), OperatingPoint(100, 0.9)
+    >>> cpt([OperatingPoint(10, 0.6), OperatingPoint(30, 0.8)], weak, strong, 0.5)
+    30.0
     """
     measured = list(points)
     best = cheapest(measured, weak, strong, x)
@@ -52,7 +65,12 @@ def cpt(points: Iterable[OperatingPoint], weak: OperatingPoint, strong: Operatin
 
 
 def cheapest(points: Sequence[OperatingPoint], weak: OperatingPoint, strong: OperatingPoint, x: float) -> int | None:
-    """Which of `points` `cpt` is the cost of: its index, the first of equals; None where none recovers `x`."""
+    """Which of `points` `cpt` is the cost of: its index, the first of equals; None where none recovers `x`.
+
+    >>> weak, strong = OperatingPoint(0, 0.4), OperatingPoint(100, 0.9)
+    >>> cheapest([OperatingPoint(10, 0.6), OperatingPoint(30, 0.8)], weak, strong, 0.5)
+    1
+    """
     _share_of_gap(x)
     if strong.accuracy <= weak.accuracy:
         return None
@@ -68,6 +86,10 @@ def cpt_interpolated(
     Between neighbours of the frontier the line is taken, as in `frontier_area`: mixing two settings at random per
     problem attains it. The strong model is no part of it unless it is among `points`. At most `cpt`, and None when the
     frontier does not get there, or when strong is no better than weak. Raises `DataError` for another x.
+
+    >>> weak, strong = OperatingPoint(0, 0.4), OperatingPoint(100, 0.9)
+    >>> round(cpt_interpolated([OperatingPoint(10, 0.6), OperatingPoint(30, 0.8)], weak, strong, 0.5), 3)
+    15.0
     """
     _share_of_gap(x)
     if strong.accuracy <= weak.accuracy:
@@ -87,6 +109,10 @@ def delta_ibc(point: OperatingPoint, weak: OperatingPoint, strong: OperatingPoin
 
     IBC = (r - r_weak) / (C - C_weak), and the result is IBC / IBC_strong - 1: 0 for a random mix of the two models.
     None where the point costs no more than weak, and where strong costs no more or is no better than weak.
+
+    >>> weak, strong = OperatingPoint(0, 0.4), OperatingPoint(100, 0.9)
+    >>> round(delta_ibc(OperatingPoint(30, 0.8), weak, strong), 3)
+    1.667
     """
     if point.cost <= weak.cost or strong.cost <= weak.cost or strong.accuracy <= weak.accuracy:
         return None
@@ -95,7 +121,11 @@ def delta_ibc(point: OperatingPoint, weak: OperatingPoint, strong: OperatingPoin
 
 
 def frontier(points: Iterable[OperatingPoint]) -> list[OperatingPoint]:
-    """The points that no other beats (cheaper and at least as accurate), by strictly rising cost and accuracy."""
+    """The points that no other beats (cheaper and at least as accurate), by strictly rising cost and accuracy.
+
+    >>> [point.cost for point in frontier([OperatingPoint(0, 0.4), OperatingPoint(20, 0.3), OperatingPoint(30, 0.8)])]
+    [0.0, 30.0]
+    """
     best: list[OperatingPoint] = []
     for point in sorted(points, key=lambda p: (p.cost, -p.accuracy)):
         if not best or point.accuracy > best[-1].accuracy:
@@ -127,6 +157,10 @@ def frontier_area(points: Iterable[OperatingPoint], weak: OperatingPoint, strong
     A random mix has 0.5, a free perfect router 1. Between neighbours of the frontier the line is taken: mixing two
     settings at random per problem attains it. Costs outside [weak, strong] are left out. None when strong costs no more
     or is no better than weak.
+
+    >>> weak, strong = OperatingPoint(0, 0.4), OperatingPoint(100, 0.9)
+    >>> frontier_area([], weak, strong), round(frontier_area([OperatingPoint(30, 0.8)], weak, strong), 3)
+    (0.5, 0.75)
     """
     if strong.cost <= weak.cost or strong.accuracy <= weak.accuracy:
         return None
@@ -144,7 +178,12 @@ def _share_of_gap(x: float) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a set of traces cost, in all; `parameter_tokens` is None when a working model's size is not known."""
+    """What a set of traces cost, in all; `parameter_tokens` is None when a working model's size is not known.
+
+    Example:
+        cost = router.cost(traces)
+        print(cost.strong_tokens_per_problem, cost.all_tokens, cost.discarded_tokens)
+    """
 
     problems: int
     strong_tokens: int
@@ -166,6 +205,11 @@ def cost_of(traces: Sequence[Trace], *, weak: Any = None, strong: Any = None, sc
     A parameter-token is one weight times one token run through it: parameters x (evaluated + generated tokens), summed
     over the models, so prefill and scorer count. `weak`, `strong`, `scorer` are numbers of weights, or models with a
     `parameters` attribute. Raises `DataError` for an empty list.
+
+    >>> written = [("weak", 5), ("strong", 8)]
+    >>> steps = [Step("So 3.", author, usage=Usage(generated_tokens=n)) for author, n in written]
+    >>> cost_of([Trace(Problem("p", "?"), tuple(steps), "answer")]).strong_tokens
+    8
     """
     traces = items_of(traces, Trace, "traces", "give what solve_all returned")
     if not traces:
@@ -241,7 +285,13 @@ class _Savings:
 
 
 def savings(traces: Sequence[Trace], prices: Mapping[str, Prices | None] | None = None) -> _Savings:
-    """Estimate what `traces` saved; `prices` by role, as for a `Ledger`. Raises `DataError` for no traces."""
+    """Estimate what `traces` saved; `prices` by role, as for a `Ledger`. Raises `DataError` for no traces.
+
+    >>> written = [("weak", 5), ("strong", 8)]
+    >>> steps = [Step("So 3.", author, usage=Usage(generated_tokens=n)) for author, n in written]
+    >>> savings([Trace(Problem("p", "?"), tuple(steps), "answer")]).strong_only_tokens  # two of its steps
+    16.0
+    """
     if not traces:
         raise DataError("savings: no traces; route at least one problem first")
     steps = [step for trace in traces for step in trace.steps]

@@ -8,7 +8,8 @@ from typing import Any
 from stepwise.config import Config, Roles
 from stepwise.models.budget import Ledger
 from stepwise.models.lab_judges import refuse_lab_judge
-from stepwise.routing.policy import Policy, needs_scorer
+from stepwise.routing.deciding import needs_scorer
+from stepwise.routing.policy import Policy
 from stepwise.runs.plan import PlannedCalls, likely_tokens
 from stepwise.types import Problem
 
@@ -24,13 +25,13 @@ def refuse_lab_judges(policy: Policy, scorer: Any, weak: Any, allowed: bool) -> 
         refuse_lab_judge(scorer, "scorer", weak, allowed)
 
 
-def check_routing(config: Config, policies: Sequence[Policy]) -> None:
+def _check_routing(config: Config, policies: Sequence[Policy]) -> None:
     """Raise `ConfigError` for what a run under `policies` would refuse: the lab's scorer for another model, the key of
     an API that is not set, a cap on money without prices.
 
     Example:
         >>> from stepwise.routing import Threshold
-        >>> check_routing(Config.lab(), [Threshold(0.5)])
+        >>> _check_routing(Config.lab(), [Threshold(0.5)])
     """
     roles: list[Roles] = ["weak", "strong", *(["scorer"] if any(map(needs_scorer, policies)) else [])]  # type: ignore[list-item]
     models = {role: config.role(role) for role in roles}
@@ -46,14 +47,14 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
     """The most that routing `problems` under `policies` could ask of each role, every solution at its step limit, with
     a likely case beside it: usual solutions, of which three steps in ten are escalated.
 
-    Raises what `check_routing` raises.
+    Raises what `_check_routing` raises.
 
     Example:
         >>> from stepwise.routing import Never
         >>> plan_routing(Config.lab(), [Never()], [Problem("p", "1 + 1?", "2")])[0].calls
         30
     """
-    check_routing(config, policies)
+    _check_routing(config, policies)
     steps, width, count = config.routing.max_steps, config.sampling.max_step_tokens, len(problems)
     prompts = [sum(len(m["content"].encode()) for m in config.prompt.messages(p.question)) for p in problems]
     longest = max(prompts, default=0) + 64  # what the template puts around it

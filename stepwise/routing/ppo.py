@@ -50,9 +50,8 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 class PpoSettings:
     """How a policy is trained; the defaults are TRIM's.
 
-    Example:
-        >>> PpoSettings(price=1e-3, stay=(3,)).runs
-        (0, 1, 3)
+    >>> PpoSettings(price=1e-3, stay=(3,)).runs
+    (0, 1, 3)
     """
 
     kind: Kind = "agg"
@@ -156,6 +155,9 @@ def _network(
 def rewards(decisions: Decisions, right: Any, price: float, draft_share: float = 0.0) -> Array:
     """The reward of each decision, (D,): -`price` for each strong token, `draft_share` of that for each token of the
     next draft, and 1 for the last decision of an episode that is `right` (E,).
+
+    Example:
+        reward = rewards(episodes.decisions, episodes.right, price=1e-3)  # (D,), of `world.play(...)`
     """
     reward = -price * (decisions.strong_tokens + draft_share * decisions.draft_tokens)
     order = np.lexsort((decisions.step, decisions.episode))
@@ -307,6 +309,9 @@ def train(
     with the same settings is taken as it is, a checkpoint is gone on from. `advance` is called with the number of
     batches done. Raises `ConfigError` where the directory holds a policy or a checkpoint of this price with other
     settings.
+
+    Example:
+        policy = train(world, PpoSettings(price=1e-3), ModelNames("lab-weak", "lab-strong"), "policies")
     """
     if find_spec("torch") is None:
         raise MissingDependencyError('training a policy needs torch; install it with pip install "stepwise[train]"')

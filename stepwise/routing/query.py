@@ -160,7 +160,10 @@ def question_key(problem: Problem) -> str:
 
 
 def refuse_overlap(fitted_on: Iterable[str], problems: Iterable[Problem], what: str = "this policy") -> None:
-    """Raises `DataError` where a problem's question is among those that `what` was fitted on (their `question_key`)."""
+    """Raises `DataError` where a problem's question is among those that `what` was fitted on (their `question_key`).
+
+    >>> refuse_overlap({question_key(Problem("a", "How many?"))}, [Problem("b", "How much?")])
+    """
     keys = set(fitted_on)
     shared = [problem.id for problem in problems if question_key(problem) in keys]
     if shared:

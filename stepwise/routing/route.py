@@ -16,8 +16,9 @@ from stepwise.models.scorers.base import Scorer
 from stepwise.models.shared import open_problems
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
+from stepwise.routing.deciding import check_policy, needs_scorer
 from stepwise.routing.planning import refuse_lab_judges
-from stepwise.routing.policy import FOR_GOOD, Policy, check_policy, needs_scorer
+from stepwise.routing.policy import FOR_GOOD, Policy
 from stepwise.routing.settings import RouteSettings
 from stepwise.routing.trim import OnTrace, Solver
 from stepwise.types import Problem, Step, Trace, Usage

@@ -24,12 +24,13 @@ from stepwise.models.shared import open_problems
 from stepwise.models.store import CallCache
 from stepwise.prompt import SolvePrompt
 from stepwise.records import items_of
+from stepwise.routing.deciding import label_of, needs_scorer
 from stepwise.routing.loaded import LoadedRouter, loading
 from stepwise.routing.metrics import Cost, cost_of
 from stepwise.routing.names import ModelNames
 from stepwise.routing.planning import refuse_lab_judges
 from stepwise.routing.policies import Threshold
-from stepwise.routing.policy import Policy, label_of, needs_scorer
+from stepwise.routing.policy import Policy
 from stepwise.routing.route import Models, RoutingInterrupted, route_all
 from stepwise.routing.saved import as_policy, policy_from_config
 from stepwise.routing.settings import RouteSettings
@@ -42,7 +43,12 @@ _log = logging.getLogger(__package__)
 
 
 class RoutedPrediction(dspy.Prediction):
-    """What a router returns: `answer`, None without a boxed one, and the `trace`."""
+    """What a router returns: `answer`, None without a boxed one, and the `trace`.
+
+    Example:
+        prediction = router("What is 2 + 3?")
+        print(prediction.answer, prediction.trace.finish)  # "5", "answer"
+    """
 
     answer: str | None
     trace: Trace

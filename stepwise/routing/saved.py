@@ -12,11 +12,12 @@ from stepwise.config import Config, RoutingConfig
 from stepwise.errors import ConfigError, DataError, reason_of
 from stepwise.io import read_json, write_text
 from stepwise.plugins import check_choice, import_path, is_import_path, load_plugin, make_plugin, options_of
+from stepwise.routing.deciding import check_policy, needs_scorer
 from stepwise.routing.guarantee import Promise
 from stepwise.routing.learned import Learned
 from stepwise.routing.names import ModelNames
 from stepwise.routing.policies import Always, Judged, Never, Random, Threshold
-from stepwise.routing.policy import Policy, Signal, check_policy, needs_scorer
+from stepwise.routing.policy import Policy, Signal
 from stepwise.routing.pomdp.fit import RouterFit
 from stepwise.routing.pomdp.policies import BeliefThreshold, Planned, Published
 from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom
@@ -133,6 +134,10 @@ _REMEDY = "give a saved policy, or the fit.json of `stepwise fit_router`"
 class SavedPolicy(NamedTuple):
     """What a file holds: `card` has the models that it was made for, None where it says nothing of them; `promise` what
     was certified of it with these models, and with no others.
+
+    Example:
+        saved = load_policy("policy.json")
+        saved.check(config, router.card)  # raises where it is for other models
     """
 
     policy: Policy

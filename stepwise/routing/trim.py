@@ -28,8 +28,9 @@ from stepwise.errors import BudgetExceededError, PluginError, StepwiseError
 from stepwise.models.base import Completion, Generator, Request
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.failures import error_of, failure_of
+from stepwise.routing.deciding import decide
 from stepwise.routing.evidence import KINDS, WITH_DRAFT, Evidence, answered, check_logprobs
-from stepwise.routing.policy import FOR_GOOD, Action, Escalate, HandOver, Keep, Look, Policy, Resample, View, decide
+from stepwise.routing.policy import FOR_GOOD, Action, Escalate, HandOver, Keep, Look, Policy, Resample, View
 from stepwise.routing.settings import RouteSettings
 from stepwise.seeds import stable_hash
 from stepwise.steps import leading_blank
@@ -43,7 +44,11 @@ OnTrace = Callable[[Trace], None]
 
 
 class Solver:
-    """One problem while it is solved: the steps so far, and the step that is being made."""
+    """One problem while it is solved: the steps so far, and the step that is being made.
+
+    Example:
+        trace = await Solver(problem, models, Threshold(0.5), RouteSettings(seed=1), Ledger()).run()
+    """
 
     def __init__(
         self,

@@ -56,6 +56,11 @@ class RunDirectory:
     """Holds `run.json` (program, version, configuration and its hash, arguments, status, files) beside the run's files.
 
     A directory belongs to one program with one configuration and one set of arguments, and to one process at a time.
+
+    Example:
+        directory = RunDirectory(Path("out/mine"), program="mine", config=config, arguments={"n": 100})
+        directory.check(overwrite=False)
+        directory.open(anew=False)
     """
 
     def __init__(self, path: Path, *, program: str, config: Config, arguments: Mapping[str, Any]) -> None:
@@ -259,7 +264,12 @@ class RunDirectory:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """run.json of a run's directory; empty where there is none, DataError where it cannot be read."""
+    """run.json of a run's directory; empty where there is none, DataError where it cannot be read.
+
+    >>> import tempfile
+    >>> read_card(Path(tempfile.mkdtemp()))  # no run's
+    {}
+    """
     path = folder / _CARD
     if not path.exists():
         return {}
@@ -277,6 +287,10 @@ def opened(
 
     How the block ends becomes the run's status. A RunDirectory that is open already, as a program's is, is used as it
     is and stays open. Raises DataError for a directory of another run, or of a process that is at work in it.
+
+    Example:
+        with opened("out/mine", program="mine", config=config, arguments={"n": 100}) as directory:
+            write_rows(directory.claim("rows.jsonl"), rows)
     """
     if isinstance(out, RunDirectory):
         yield out

@@ -20,7 +20,13 @@ PIPE = Parameter(allow_leading_hyphen=True)
 
 
 def one_of(title: str, *, required: bool = False) -> Parameter:
-    """Marks options of which at most one may be given, or exactly one where it is `required`."""
+    """Marks options of which at most one may be given, or exactly one where it is `required`.
+
+    Example:
+        from_one = one_of("where problems come from", required=True)
+        lab: Annotated[int | None, from_one] = None
+        problems: Annotated[Path | None, from_one] = None
+    """
 
     def check(arguments: ArgumentCollection) -> None:
         # By tokens: of a model's fields, cyclopts' own validators see no values.
@@ -37,6 +43,12 @@ class Options(BaseModel):
 
     An option that may be None takes "none". `neutral` names those that do not change what is computed, so that a run
     goes on when they change.
+
+    >>> class Mine(Options):
+    ...     n: int = 100
+    ...     "how many problems"
+    >>> Mine(n=5).n
+    5
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -65,7 +77,10 @@ class Options(BaseModel):
 
 
 class SharedOptions(Options):
-    """What every program takes."""
+    """What every program takes.
+
+    >>> SharedOptions(dry_run=True).out
+    """
 
     config: Path | None = None
     """TOML file; without it, the embedded lab"""
@@ -92,6 +107,12 @@ def parse_options(
     """The program's own options and the shared ones; None where help was asked for and has been printed.
 
     Raises ConfigError for an option that is unknown, missing or wrong.
+
+    >>> class Mine(Options):
+    ...     n: int = 100
+    >>> own, shared = parse_options("stepwise mine", "Does it.", Mine, ["--n", "5", "--dry-run"])
+    >>> own.n, shared.dry_run
+    (5, True)
     """
 
     def read(args: Any = None, shared: Any = None) -> tuple[OptionsT, SharedOptions]:

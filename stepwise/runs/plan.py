@@ -38,6 +38,9 @@ class PlannedCalls:
     """The most that one role of a run would be asked for.
 
     `prompt_tokens` counts tokens that are not cached. `likely` is a usual case beside the worst.
+
+    >>> PlannedCalls("weak", calls=100, prompt_tokens=20_000, generated_tokens=50_000).calls
+    100
     """
 
     role: Roles
@@ -52,6 +55,9 @@ def plan_localizing(config: Config, attempts: Sequence[tuple[int, int]]) -> list
 
     Each attempt is the length of all its texts in bytes, which no tokenizer exceeds, and its number of steps. Each
     reply of the critic is reckoned to be asked for twice.
+
+    >>> plan_localizing(Config.load(None, ["critic.method=reference"]), [(400, 5)])  # it asks no model
+    []
     """
     how = config.critic
     texts = [length for length, _ in attempts]
@@ -64,7 +70,11 @@ def plan_localizing(config: Config, attempts: Sequence[tuple[int, int]]) -> list
 
 
 def plan_proposing(config: Config, attempts: Sequence[tuple[int, int]]) -> list[PlannedCalls]:
-    """The most that proposing interventions as [critic] says could ask for; attempts as in `plan_localizing`."""
+    """The most that proposing interventions as [critic] says could ask for; attempts as in `plan_localizing`.
+
+    >>> plan_proposing(Config.load(None, ["critic.method=reference"]), [(400, 5)])  # it asks no model
+    []
+    """
     how = config.critic
     if how.method == "reference":
         return []
@@ -78,6 +88,10 @@ def plan_collecting(config: Config, settings: CollectSettings, problems: Sequenc
 
     At most every attempt is wrong, as long as it may be, and every candidate is guided to the end. The tokens of an
     attempt are those of the weak model's tokenizer, for the critic too.
+
+    Example:
+        plan = plan_collecting(config, CollectSettings(rollouts=8), problems)
+        show_plan(plan, config, Console())
     """
     attempts = min(settings.rollouts, settings.attempts or settings.rollouts)
     room, local = settings.max_tokens, config.models.weak.local
@@ -159,7 +173,11 @@ def _money(planned: PlannedCalls, model: LoadConfig) -> float | None:
 
 
 def show_plan(plan: Sequence[PlannedCalls], config: Config, console: Console) -> None:
-    """Print the table: role, model, calls, tokens, money."""
+    """Print the table: role, model, calls, tokens, money.
+
+    >>> show_plan([], Config.lab(), Console(width=80))
+    This program asks no model for anything.
+    """
     if not plan:
         console.print("This program asks no model for anything.")
         return

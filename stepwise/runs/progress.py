@@ -139,7 +139,11 @@ def stage(name: str, total: int = 0) -> Iterator[_Advance]:
 
 
 def announce(text: str, *, beside_bar: bool = False) -> None:
-    """Say what is done now, where no bar is shown, or `beside_bar`: a line of the log, which programs print."""
+    """Say what is done now, where no bar is shown, or `beside_bar`: a line of the log, which programs print.
+
+    Example:
+        announce("reading 1,319 problems")
+    """
     if beside_bar or not _bars:
         _log.info("%s", text)
 

@@ -52,6 +52,11 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EAC
 class Run(Generic[OptionsT]):
     """What a program gets: its configuration, its own options, those of all, a console (standard output), and an output
     directory.
+
+    Example:
+        def main(run: Run[Mine]) -> None:
+            run.write("rows.jsonl", {"n": run.args.n})
+            run.console.print(f"Written to {run.out}")
     """
 
     def __init__(
@@ -156,6 +161,10 @@ def program(
     earlier start with the same settings instead of going on from them. `same_run` leaves out of the configuration what
     may change between the starts of one run. What is given to `main` by name, such as models in place of those of the
     configuration, goes to the function.
+
+    Example:
+        main = program(Mine, doc=__doc__)(my_main)  # or above it, as a decorator
+        main(["--n", "5", "--out", "out/mine"])
     """
 
     def decorate(function: Callable[..., int | None]) -> Callable[..., int]:
@@ -282,5 +291,9 @@ def _guarded(work: Callable[[], int], *, debug: bool) -> int:
 
 
 def complain(text: str) -> None:
-    """Print a line to standard error, without secrets and control characters."""
+    """Print a line to standard error, without secrets and control characters.
+
+    Example:
+        complain("error: no such file")
+    """
     print(visible(text), file=sys.stderr)

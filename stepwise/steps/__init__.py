@@ -50,7 +50,11 @@ _NAME_BEFORE = re.compile(r"([A-Za-z](?:_\w|_\{\w+\})?)\s*=\s*\Z")
 
 
 def encodable(text: str) -> str:
-    """`text` with "?" for each lone surrogate, which no tokenizer, no model and no server takes."""
+    r"""`text` with "?" for each lone surrogate, which no tokenizer, no model and no server takes.
+
+    >>> encodable("half an emoji: \ud83d")
+    'half an emoji: ?'
+    """
     return text.encode("utf-8", "replace").decode()
 
 
@@ -116,7 +120,11 @@ def join_steps(texts: Iterable[str], splitter: SplitMode = "paragraphs") -> str:
 
 
 def separated(text: str, splitter: SplitMode = "paragraphs") -> str:
-    """A step's text with what stands between it and the next one."""
+    r"""A step's text with what stands between it and the next one.
+
+    >>> separated("So 3."), separated("3 + 4 = 7\n", "calculations")
+    ('So 3.\n\n', '3 + 4 = 7\n')
+    """
     return text if splitter == "calculations" and text.endswith("\n") else text + SEPARATOR
 
 
@@ -175,7 +183,11 @@ class StepEnds:
 
 
 def leading_blank(text: str, start: int = 0) -> str:
-    """The whole blank lines that stand in `text` from `start` on, which belong to the step before."""
+    r"""The whole blank lines that stand in `text` from `start` on, which belong to the step before.
+
+    >>> leading_blank("\n \nSo 3.")
+    '\n \n'
+    """
     at = start
     while (newline := text.find("\n", at)) >= 0 and not text[at:newline].strip():
         at = newline + 1
@@ -198,6 +210,9 @@ def next_block(block: str, line: str) -> str:
 
     A code fence (its mark), `[asy]`, `\[`, `$$`, `\begin{...}`. Formulas and environments carry a newline for every
     run of blank lines that they held, and a space while one goes on; with too many of them they count as not closed.
+
+    >>> next_block("", "```python"), next_block("```", "```"), next_block("", r"\[ x = 1")
+    ('```', '', '\\[')
     """
     mark = block.rstrip("\n ") or block
     if mark[:1] in ("`", "~") and mark:
@@ -255,7 +270,11 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def has_answer(text: str) -> bool:
-    """Whether a box with an answer was closed: not in a thought or in code, and not an empty one or a placeholder."""
+    r"""Whether a box with an answer was closed: not in a thought or in code, and not an empty one or a placeholder.
+
+    >>> has_answer(r"So \boxed{2}."), has_answer(r"So \boxed{}."), has_answer(r"So \boxed{2")
+    (True, False, False)
+    """
     return bool(_answers(text)[1])
 
 

@@ -19,7 +19,10 @@ _THOUGHT_ENDS = re.compile(
 
 
 def check_text(text: object) -> None:
-    """Raise DataError for what is no text."""
+    """Raise DataError for what is no text.
+
+    >>> check_text("a text")
+    """
     if not isinstance(text, str):
         raise DataError(wrong_type("text", text, "give a str, such as trace.text"))
 
@@ -38,7 +41,11 @@ def solution_part(text: str) -> str:
 
 
 def open_thought(text: str) -> str:
-    """The mark of the thought that `text` (a prompt, the steps before) leaves open, "" for none."""
+    """The mark of the thought that `text` (a prompt, the steps before) leaves open, "" for none.
+
+    >>> open_thought("<think>Let me see."), open_thought("<think>Let me see.</think> It is 3.")
+    ('<think>', '')
+    """
     return outside_thoughts(text)[1]
 
 
@@ -55,12 +62,20 @@ def prompt_thought(prompt: str) -> str:
 
 
 def without_marks(text: str) -> str:
-    """`text` with a space for every mark of a thought."""
+    """`text` with a space for every mark of a thought.
+
+    >>> without_marks("<think>2 + 2</think>4")
+    ' 2 + 2 4'
+    """
     return _THOUGHT_ENDS.sub(" ", _THOUGHT_BEGINS.sub(" ", text))
 
 
 def is_thought_mark(text: str) -> bool:
-    """Whether `text` is a mark that begins or ends a thought, such as "[THINK]", and nothing else."""
+    """Whether `text` is a mark that begins or ends a thought, such as "[THINK]", and nothing else.
+
+    >>> is_thought_mark("<think>"), is_thought_mark("<b>")
+    (True, False)
+    """
     return bool(_THOUGHT_BEGINS.fullmatch(text) or _THOUGHT_ENDS.fullmatch(text))
 
 
@@ -81,7 +96,11 @@ def after_thought(text: str, thought: str = "") -> tuple[str, bool]:
 
 
 def outside_thoughts(text: str) -> tuple[str, str]:
-    """What stands behind the last thought that ends, up to one that begins there; and the mark of that, "" for none."""
+    """What stands behind the last thought that ends, up to one that begins there; and the mark of that, "" for none.
+
+    >>> outside_thoughts("<think>2 + 2</think>It is 4.<think>Or")
+    ('It is 4.', '<think>')
+    """
     check_text(text)
     start = max((end.end() for end in _THOUGHT_ENDS.finditer(text)), default=0)
     begin = _THOUGHT_BEGINS.search(text, start)

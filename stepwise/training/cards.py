@@ -26,9 +26,9 @@ from stepwise.errors import DataError
 from stepwise.grading import GRADER_VERSION
 from stepwise.io import write_text
 from stepwise.models.safetensors import fingerprint
+from stepwise.records import to_json
 from stepwise.training.adapters import CARD, Evaluated, check_layout, described, read_card
 from stepwise.training.sinks import numbers
-from stepwise.types import to_json
 
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "gguf", "llama-cpp-python", "dspy")
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)")  # a directory in the hub's cache

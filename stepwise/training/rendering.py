@@ -51,10 +51,10 @@ def prompt_ids(tokenizer: Any, prompt: SolvePrompt, question: str) -> list[int]:
     """
     _check_plain(tokenizer, prompt.user + prompt.system, "the prompt")
     _check_plain(tokenizer, question, "the question")
-    return chat_ids(tokenizer, prompt.messages(question), prompt.template_args)
+    return _chat_ids(tokenizer, prompt.messages(question), prompt.template_args)
 
 
-def chat_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], template_args: Mapping[str, Any]) -> list[int]:
+def _chat_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], template_args: Mapping[str, Any]) -> list[int]:
     """Ids of a chat up to where the assistant's next message begins; ConfigError for a template that begins none."""
     chat = [{**message, "content": unicodedata.normalize("NFC", message["content"])} for message in messages]
     texts = [
@@ -163,7 +163,7 @@ def chat_row(chat: Chat, tokenizer: Any, template_args: Mapping[str, Any], conte
     """
     for message in chat.messages:
         _check_plain(tokenizer, message["content"], where)
-    head = chat_ids(tokenizer, chat.messages[:-1], template_args)
+    head = _chat_ids(tokenizer, chat.messages[:-1], template_args)
     reply = [*text_ids(tokenizer, chat.messages[-1]["content"], where), tokenizer.eos_token_id]
     if context is not None and len(head) + len(reply) > context:
         raise DataError(

@@ -23,6 +23,7 @@ from stepwise.config.training import FitConfig, LoraConfig
 from stepwise.errors import BudgetExceededError, DataError
 from stepwise.io import append_rows, read_json, read_rows, write_rows
 from stepwise.models.store import key_of
+from stepwise.records import to_json
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.progress import announce, progress
 from stepwise.seeds import rng as seeded
@@ -32,7 +33,6 @@ from stepwise.training.checkpoint import CHECKPOINT_FILES, check_same, load_chec
 from stepwise.training.lora import Trainee, memory_errors, peak_bytes
 from stepwise.training.memory import fitted
 from stepwise.training.sinks import STATE, open_sinks
-from stepwise.types import to_json
 
 
 class _TrainedRow(Protocol):

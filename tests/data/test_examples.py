@@ -12,7 +12,8 @@ import pytest
 from stepwise.data.examples import Example, Origin, read_examples, write_examples
 from stepwise.data.problems import check_problems, load_problems
 from stepwise.errors import DataError
-from stepwise.types import Problem, to_json
+from stepwise.records import to_json
+from stepwise.types import Problem
 
 CARD = {"models": {"weak": "w@1"}, "settings": {"rollouts": 4}}
 

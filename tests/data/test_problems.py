@@ -16,7 +16,8 @@ from stepwise.data.problems import SETS, check_problems
 from stepwise.data.tables import read_hub
 from stepwise.errors import DataError, MissingDependencyError
 from stepwise.lab.problems import generate
-from stepwise.types import Problem, from_json, to_json
+from stepwise.records import from_json, to_json
+from stepwise.types import Problem
 
 GSM8K = {
     "question": "Natalia sold 48 clips in April and half as many in May. How many in all?",

@@ -8,7 +8,7 @@ from array import array
 import numpy as np
 import pytest
 
-from stepwise.models.engine.cache import Blob, Path, PrefixCache, PrefixTree, common_prefix, ids_array
+from stepwise.models.engine.cache import Blob, Path, PrefixCache, PrefixTree, _common_prefix, ids_array
 
 
 class Streams:
@@ -142,15 +142,15 @@ def test_the_tree_counts_each_distinct_prefix_once_whatever_the_order() -> None:
                 tree.remove(nodes.pop(i), i)
         assert tree.distinct == len({tuple(ids[: n + 1]) for ids in paths for n in range(len(ids))})
         probe = [rng.randint(0, 2) for _ in range(12)]
-        best = max((common_prefix(ids_array(paths[i]), ids_array(probe)) for i in nodes), default=0)
+        best = max((_common_prefix(ids_array(paths[i]), ids_array(probe)) for i in nodes), default=0)
         found = next(iter(tree.matches(ids_array(probe))), (0, tree.root))
         assert found[0] == best
         for path in found[1].paths:
-            assert common_prefix(ids_array(paths[path]), ids_array(probe)) == best
+            assert _common_prefix(ids_array(paths[path]), ids_array(probe)) == best
 
 
 @pytest.mark.parametrize(
     ("a", "b", "n"), [([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 3, 4], [1, 2, 9, 4], 2), ([5], [6], 0)]
 )
 def test_common_prefixes(a: list[int], b: list[int], n: int) -> None:
-    assert common_prefix(array("i", a), array("i", b)) == n
+    assert _common_prefix(array("i", a), array("i", b)) == n

@@ -9,8 +9,9 @@ import pytest
 
 from evals import real, signals, splitters
 from evals.signals import Attempt, Features
+from stepwise.records import to_json
 from stepwise.routing import LeastLogprob, TokenEntropy
-from stepwise.types import Usage, to_json
+from stepwise.types import Usage
 
 PIECES = ("We", " add:", "\n\n", "3+4", " = 7", "\n", "7*2 = 14", ".\n\n", "\\boxed{14}")
 LOGPROBS = (-0.1, -0.2, -0.3, -2.0, -0.1, -0.1, -0.5, -0.1, -0.05)

@@ -12,11 +12,13 @@ from stepwise.data.examples import unique
 from stepwise.errors import BackendError, DataError
 from stepwise.grading import Verdict
 from stepwise.interventions import pipeline
+from stepwise.interventions.checks.candidates import survivors
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.interventions.pipeline import run_stages
 from stepwise.interventions.rows import Candidate, FailedAttempt, GuidedRollout, Located, Made, Rollout, by_id
 from stepwise.interventions.settings import hash_of
-from stepwise.types import Failure, from_json, to_json
+from stepwise.records import from_json, to_json
+from stepwise.types import Failure
 from tests.fakes import Line, ScriptedBackend
 from tests.interventions import world
 from tests.interventions.world import CONFIG, SETTINGS, SUM
@@ -65,7 +67,7 @@ def test_the_step_that_states_the_sum_is_left_out_and_counted() -> None:
 def test_equal_candidates_and_equal_targets_count_once() -> None:
     found = rows()
     clean = [row for row in found["candidates"] if row.leak is LeakVerdict.CLEAN]
-    kept = pipeline.survivors(found["candidates"])
+    kept = survivors(found["candidates"])
     assert len(clean) == 2 * len(kept) > 0  # the scripted critic says the same twice
     targets = [(row.question, row.target) for row in found["examples"]]
     assert len(targets) == len(set(targets))

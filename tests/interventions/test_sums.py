@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from stepwise.interventions import pipeline
+from stepwise.interventions.checks.candidates import check_sums, survivors
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.interventions.checks.sums import false_equations
 from stepwise.interventions.rows import Candidate, Made
@@ -139,7 +139,7 @@ def test_a_candidate_with_a_false_equation_goes_no_further_and_says_why() -> Non
         for k, text in enumerate(("Max owns 10 / 2 = 5.", "Max owns 10 / 2 = 30.", "Max owns 5."))
     ]
     rows.append(Candidate("p/r0/c3", "p", "p/r0", 1, "", made, failed="no reply"))
-    checked = pipeline.check_sums(rows)
+    checked = check_sums(rows)
     assert [row.unsound for row in checked] == ["", "10 / 2 = 30", "", ""]
-    assert [row.id for row in pipeline.survivors(checked)] == ["p/r0/c0", "p/r0/c2"]
+    assert [row.id for row in survivors(checked)] == ["p/r0/c0", "p/r0/c2"]
     assert [dataclasses.replace(row, unsound="") for row in checked] == rows

@@ -10,7 +10,7 @@ from programs import doctor, init, route
 from stepwise import lab
 from stepwise.config import Config, SamplingConfig
 from stepwise.io import read_rows
-from stepwise.models.checkup import look_at
+from stepwise.models.checkup import _look_at
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_doctor_tries_the_models_out(pair: tuple[str, str], capsys: pytest.Captu
     ],
 )
 def test_what_a_sample_solution_says_of_the_prompt(text: str, finish: str, broken: list[str], remedy: str) -> None:
-    found = [each for each in look_at(text, finish, SamplingConfig()) if each.broken]
+    found = [each for each in _look_at(text, finish, SamplingConfig()) if each.broken]
     assert [each.what for each in found] == broken
     assert all(remedy in each.remedy for each in found)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 
-from stepwise.report.charts import Bar, Line, _numbers, bars_svg, curves_svg, number, stage_svg
+from stepwise.report.series import Bar, Line, _numbers, bars_svg, curves_svg, number, stage_svg
 from tests.report.markup import HOSTILE, Elements
 
 

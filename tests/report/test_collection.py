@@ -10,7 +10,7 @@ from stepwise.errors import DataError
 from stepwise.interventions import funnel
 from stepwise.io import append_rows
 from stepwise.report import collection as pages
-from stepwise.report.collection import Facts, write_collection_report
+from stepwise.report.collection import _Facts, write_collection_report
 from stepwise.report.shell import LAB_NOTICE
 from stepwise.runs.directory import read_card
 from tests.report import collected
@@ -23,8 +23,8 @@ def out(tmp_path: Path) -> Path:
     return collected.write(tmp_path / "collection")
 
 
-def facts(out: Path) -> Facts:
-    return Facts.read(out, read_card(out))
+def facts(out: Path) -> _Facts:
+    return _Facts.read(out, read_card(out))
 
 
 def collection_html(out: Path, **settings: Any) -> str:
@@ -114,7 +114,7 @@ def test_success_shares_fall_into_none_and_tenths(out: Path) -> None:
 
 def test_a_share_on_the_edge_of_a_tenth_belongs_below_it() -> None:
     tries = collected.guided("a/r0/c0", 3, 7)
-    known = Facts({"guided": tries})
+    known = _Facts({"guided": tries})
     assert [bar.label for bar in known.success_bars() if bar.value] == ["30"]
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from stepwise.errors import DataError
 from stepwise.grading import Verdict
-from stepwise.report.shell import VERDICT_WORDS, badge, verdict_word
+from stepwise.report.shell import badge
+from stepwise.report.words import VERDICT_WORDS, verdict_word
 from stepwise.routing.compare import PolicyRow, TraceView
 from stepwise.types import Problem, Step, Trace
 from tests.report import sample

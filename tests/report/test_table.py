@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from stepwise.report.shell import COLUMNS, MISSING, caption, percent, quantity
+from stepwise.report.shell import COLUMNS, caption
+from stepwise.report.words import MISSING, percent, quantity
 from tests.report import sample
 
 

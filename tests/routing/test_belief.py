@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepwise.errors import DataError
+from stepwise.records import from_json, to_json
 from stepwise.routing import Threshold, route_all
 from stepwise.routing.pomdp import Belief, ObservationLaw, RoutingPomdp, StepFilter
-from stepwise.types import Step, from_json, to_json
+from stepwise.types import Step
 from tests.published import TRIM
 from tests.routing import world
 

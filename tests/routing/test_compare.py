@@ -8,9 +8,10 @@ from stepwise.config import Config
 from stepwise.errors import DataError
 from stepwise.routing import Always, Never, Random, StepRouter, Threshold
 from stepwise.routing.compare import Comparison, Measured, compare, in_words, judge, verdict_of
+from stepwise.routing.deciding import label_of
 from stepwise.routing.metrics import OperatingPoint, accuracy_at, cpt, pgr
 from stepwise.routing.planning import plan_routing
-from stepwise.routing.policy import NAMES, label_of
+from stepwise.routing.policy import NAMES
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.routing.lab_world import LabWorld
 

@@ -14,17 +14,8 @@ from evals.simulated_traces import simulate
 from stepwise.errors import ConfigError, DataError
 from stepwise.routing.names import ModelNames
 from stepwise.routing.pomdp import RoutingPomdp
-from stepwise.routing.pomdp.estimate import (
-    Parameters,
-    _hazard_of,
-    _ordered,
-    estimate,
-    expect,
-    learn,
-    pad,
-    smoothed,
-    tempered,
-)
+from stepwise.routing.pomdp.em import Parameters, _ordered, expect, learn, pad, smoothed, tempered
+from stepwise.routing.pomdp.estimate import _hazard_of, estimate
 from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
 from stepwise.routing.pomdp.fit import RouterFit, _check_enough, fit_router
 from stepwise.routing.pomdp.fit_check import calibration, held_out, log_likelihood

@@ -24,8 +24,8 @@ from stepwise.routing import (
     Watch,
     route_all,
 )
+from stepwise.routing.deciding import label_of
 from stepwise.routing.planning import plan_routing
-from stepwise.routing.policy import label_of
 from stepwise.types import Trace, Usage
 from tests.routing import world
 from tests.routing.scripted import STRONG, WEAK

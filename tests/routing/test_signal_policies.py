@@ -10,6 +10,7 @@ import pytest
 from stepwise.config import BudgetConfig
 from stepwise.errors import CapabilityError, ConfigError
 from stepwise.models.budget import Ledger
+from stepwise.records import from_json, to_json
 from stepwise.routing import (
     Action,
     Agreement,
@@ -33,7 +34,7 @@ from stepwise.routing import (
 )
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.policy import When
-from stepwise.types import Problem, TokenStats, Trace, from_json, to_json
+from stepwise.types import Problem, TokenStats, Trace
 from tests.fakes import Line, ScriptedBackend, ScriptedScorer, n_tokens
 from tests.routing import world
 from tests.routing.scripted import STRONG, WEAK, P

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stepwise.errors import ConfigError, DataError
+from stepwise.records import from_json, to_json
 from stepwise.routing import (
     Agreement,
     CumulativeSum,
@@ -28,7 +29,7 @@ from stepwise.routing import (
     policy_to_dict,
     threshold_at,
 )
-from stepwise.types import Problem, Step, from_json, to_json
+from stepwise.types import Problem, Step
 
 P = Problem("p", "How many?")
 LAW = ObservationLaw((0.0, 0.5, 1.0), ((0.2, 0.8), (0.5, 0.5), (0.8, 0.2)))

@@ -6,10 +6,11 @@ import pytest
 
 from stepwise.errors import ConfigError
 from stepwise.prompt import SolvePrompt
+from stepwise.records import from_json, to_json
 from stepwise.routing import Models, RouteSettings, StepRouter, Threshold, route_all
 from stepwise.routing.names import ModelNames
 from stepwise.steps import split_steps
-from stepwise.types import Trace, from_json, to_json
+from stepwise.types import Trace
 from tests.fakes import Line, ScriptedBackend, ScriptedScorer
 from tests.routing.scripted import P
 

@@ -26,7 +26,7 @@ from stepwise.routing import (
     policy_to_dict,
     route_all,
 )
-from stepwise.routing.policy import label_of, needs_scorer
+from stepwise.routing.deciding import label_of, needs_scorer
 from stepwise.routing.pomdp.fit import FitCard, RouterFit
 from stepwise.types import Problem, Step, TokenStats, Trace
 from tests.fakes import ScriptedBackend

@@ -13,37 +13,6 @@ from fractions import Fraction
 
 from stepwise.grading.exact import TooBig, evaluate
 
-_TIDY = (
-    (r"(?m)^[ \t]*(?:[-*•]|\d+[.)])[ \t]+", ""),  # the mark of an item in a list
-    (r"<<[^<>]*>>", ""),  # the calculator's notes of GSM8K
-    (r"\\[dtc]frac(?![a-z])", r"\\frac"),
-    (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
-    (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|hspace\{[^{}]*\})(?![A-Za-z])", ""),
-    (r"\\[\[\]]|\$\$", "\n"),
-    (r"\\(?:text|textbf|mathrm|mathbf|textit|operatorname|mbox)\s*\{([^{}]*)\}", r" \1 "),
-    (r"\\boxed\s*\{([^{}]*)\}", r" \1 "),
-    (r"(?<=\d)(?:,|\{,\}|\\,|\\!|,\\!)(?=\d{3}(?!\d))", ""),
-    (r"\\(?:[(),!;:]|quad\b|qquad\b)|\\ |\\(?=%)", " "),
-    (r"\\\$|[$€£]", " $ "),
-    (r"\\(?:times|cdot|ast)(?![A-Za-z])|[×·⋅∙]|(?<=\d)\*\*(?=\d)(?!\d+\*\*)", " * "),
-    (r"\*\*|__", " "),  # bold
-    (r"\\div(?![A-Za-z])|÷", " / "),
-    (r"[−–]", "-"),
-    (r"²", "^2"),
-    (r"³", "^3"),
-    (r"½", "(1/2)"),
-    (r"¼", "(1/4)"),
-    (r"¾", "(3/4)"),
-    (r"(?<=[\d)])(\s*)[xX]\1(?=[\d($])", " * "),
-    (r"(?<=[\d)%]) (?:multiplied by|times) (?=[\d($])", " * "),
-    (r"(?<=[\d)%]) divided by (?=[\d($])", " / "),
-    (r"(?<=[\d)%]) plus (?=[\d($])", " + "),
-    (r"(?<=[\d)%]) minus (?=[\d($])", " - "),
-    (r"(?<=%) of (?=[\d($ ])|(?<=/\d) of (?=[\d($ ])", " * "),
-    (r"(?<=/ )(\d+/\d+)(?![\d/])", r"(\1)"),
-    (r"(?<![\d/.])(\d{1,6}) (\d{1,3}/\d{1,3})(?![\d/.])", r"(\1+\2)"),
-)
-_TIDIED = tuple((re.compile(pattern), put) for pattern, put in _TIDY)
 _TOKEN = re.compile(
     r"(?P<number>\d+\.\d+|\d+|(?<![\d.])\.\d+)(?P<percent>\s?(?:%|per\s?cent\b))?"
     r"|(?P<equals>(?<![<>!=:≠~])=(?![=>]))"
@@ -114,6 +83,10 @@ class Side:
     """One side of an equation, from token `start` up to `stop`: numbers, and operators and brackets as texts.
 
     `units` are the words that were left out, singular.
+
+    >>> _, left, right, _ = next(equations("3 * 4 = 13"))
+    >>> left.value(percent=False, scaled=False), right.counts
+    (Fraction(12, 1), False)
     """
 
     pieces: tuple[_Number | str, ...]
@@ -155,16 +128,12 @@ class Side:
             return None
 
 
-def tidy(text: str) -> str:
-    """`text` with one way to write each operation, and without what says nothing."""
-    for pattern, put in _TIDIED:
-        text = pattern.sub(put, text)
-    return text
-
-
 def equations(sentence: str) -> Iterator[tuple[str, Side, Side, bool]]:
     """The equations of a tidy sentence of which anything is to be computed: as written, the two sides, and whether
     another sign of equality follows on the right one.
+
+    >>> [written for written, *_ in equations("So 3 * 4 = 12 and 12 + 1 = 14")]
+    ['3 * 4 = 12']
     """
     tokens = _tokens_of(sentence)
     cuts = [i for i, token in enumerate(tokens) if token.kind == "equals"]

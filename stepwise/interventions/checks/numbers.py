@@ -43,6 +43,9 @@ class Mention:
     """One number in a text, from `start` to `end` (characters). A percentage has two values: 50 % is 50 and 1/2.
 
     `decimals`: how many digits stand behind the point, where they are written.
+
+    >>> [(mention.start, sorted(mention.values)) for mention in mentions("half of 12 is 6")]
+    [(0, [Fraction(1, 2)]), (8, [Fraction(12, 1)]), (14, [Fraction(6, 1)])]
     """
 
     start: int
@@ -147,7 +150,11 @@ _FACTOR = re.compile(
 
 
 def about(form: tuple[Fraction, tuple[str, ...]]) -> float | None:
-    r"""The size of a `monomial` whose only letters are `\pi`, else None."""
+    r"""The size of a `monomial` whose only letters are `\pi`, else None.
+
+    >>> round(about((Fraction(4), ("\\pi",))), 2)  # 2 pi
+    6.28
+    """
     square, letters = form
     if any(letter != "\\pi" for letter in letters) or abs(square.numerator) > 10**15:
         return None

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
 
-from stepwise.interventions.checks.expressions import UNITS, Side, equations, tidy
+from stepwise.interventions.checks.expressions import UNITS, Side, equations
 
 _ROUNDED = re.compile(
     r"\b(?:about|approx\w*|around|roughly|round\w*|nearly|almost|nearest|estimat\w*|whole|full|remainder|quotient)\b|[≈~]|\\approx"
@@ -34,6 +34,39 @@ _DENIED = re.compile(
     r"|instead|mod|modulo|base)\b|\\p?mod|\\bmod|\\neq|≠|\\equiv|≡"
 )
 _SENTENCE = re.compile(r"(?<![\d.])[.;?](?=\s)|(?<=\d)\.(?=\s+[A-Z])|\n|\\\\")
+_TIDIED = tuple(
+    (re.compile(pattern), put)
+    for pattern, put in (
+        (r"(?m)^[ \t]*(?:[-*•]|\d+[.)])[ \t]+", ""),  # the mark of an item in a list
+        (r"<<[^<>]*>>", ""),  # the calculator's notes of GSM8K
+        (r"\\[dtc]frac(?![a-z])", r"\\frac"),
+        (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
+        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|hspace\{[^{}]*\})(?![A-Za-z])", ""),
+        (r"\\[\[\]]|\$\$", "\n"),
+        (r"\\(?:text|textbf|mathrm|mathbf|textit|operatorname|mbox)\s*\{([^{}]*)\}", r" \1 "),
+        (r"\\boxed\s*\{([^{}]*)\}", r" \1 "),
+        (r"(?<=\d)(?:,|\{,\}|\\,|\\!|,\\!)(?=\d{3}(?!\d))", ""),
+        (r"\\(?:[(),!;:]|quad\b|qquad\b)|\\ |\\(?=%)", " "),
+        (r"\\\$|[$€£]", " $ "),
+        (r"\\(?:times|cdot|ast)(?![A-Za-z])|[×·⋅∙]|(?<=\d)\*\*(?=\d)(?!\d+\*\*)", " * "),
+        (r"\*\*|__", " "),  # bold
+        (r"\\div(?![A-Za-z])|÷", " / "),
+        (r"[−–]", "-"),
+        (r"²", "^2"),
+        (r"³", "^3"),
+        (r"½", "(1/2)"),
+        (r"¼", "(1/4)"),
+        (r"¾", "(3/4)"),
+        (r"(?<=[\d)])(\s*)[xX]\1(?=[\d($])", " * "),
+        (r"(?<=[\d)%]) (?:multiplied by|times) (?=[\d($])", " * "),
+        (r"(?<=[\d)%]) divided by (?=[\d($])", " / "),
+        (r"(?<=[\d)%]) plus (?=[\d($])", " + "),
+        (r"(?<=[\d)%]) minus (?=[\d($])", " - "),
+        (r"(?<=%) of (?=[\d($ ])|(?<=/\d) of (?=[\d($ ])", " * "),
+        (r"(?<=/ )(\d+/\d+)(?![\d/])", r"(\1)"),
+        (r"(?<![\d/.])(\d{1,6}) (\d{1,3}/\d{1,3})(?![\d/.])", r"(\1+\2)"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +90,7 @@ def false_equations(text: str) -> list[FalseEquation]:
     ['10 / 2 = 30']
     """
     false = []
-    for sentence in _SENTENCE.split(tidy(text)):
+    for sentence in _SENTENCE.split(_tidied(text)):
         if "=" not in sentence or _DENIED.search(sentence):
             continue
         rounded = bool(_ROUNDED.search(sentence))
@@ -114,3 +147,10 @@ def _slack(side: Side, value: Fraction, percent: bool, scaled: bool) -> Fraction
             moved = side.value(percent, scaled, at)
             total += 0 if moved is None else abs(moved - value)
     return total
+
+
+def _tidied(text: str) -> str:
+    """`text` with one way to write each operation, and without what says nothing."""
+    for pattern, put in _TIDIED:
+        text = pattern.sub(put, text)
+    return text

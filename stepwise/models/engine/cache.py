@@ -39,10 +39,10 @@ def ids_array(ids: object = ()) -> array[int]:
     return array("i", ids)  # type: ignore[call-overload,no-any-return]
 
 
-def common_prefix(a: array[int], b: array[int]) -> int:
+def _common_prefix(a: array[int], b: array[int]) -> int:
     """Length of the longest common prefix.
 
-    >>> common_prefix(ids_array([1, 2, 3]), ids_array([1, 2, 9, 3]))
+    >>> _common_prefix(ids_array([1, 2, 3]), ids_array([1, 2, 9, 3]))
     2
     """
     n = min(len(a), len(b))
@@ -82,7 +82,7 @@ class PrefixTree(Generic[T]):
             if child is None:
                 node = self._grow(node, ids[at:])
                 break
-            shared = common_prefix(child.edge, ids[at:])
+            shared = _common_prefix(child.edge, ids[at:])
             if shared < len(child.edge):
                 child = self._split(child, shared)
             node, at = child, at + shared
@@ -119,7 +119,7 @@ class PrefixTree(Generic[T]):
         """(length of the common prefix, node) where paths share a prefix of `ids`, longest first."""
         matches, node, at = [], self.root, 0
         while at < len(ids) and (child := node.children.get(ids[at])) is not None:
-            shared = common_prefix(child.edge, ids[at:])
+            shared = _common_prefix(child.edge, ids[at:])
             node, at = child, at + shared
             if node.paths:
                 matches.append((at, node))

@@ -40,7 +40,7 @@ def fill(template: str, **fields: object) -> str:
     return _FIELD.sub(lambda match: str(fields.get(match[1], match[0])), template)
 
 
-def numbered(steps: Sequence[str]) -> str:
+def _numbered(steps: Sequence[str]) -> str:
     """The steps under their numbers, from 1 on, with a blank line between."""
     return "\n\n".join(f"Step {number}: {text}" for number, text in enumerate(steps, start=1))
 
@@ -164,5 +164,5 @@ def question_about(template: str, question: str, steps: Sequence[str], form: str
         >>> question_about("{question} {steps} Is step {number} right?", "1 + 1?", ["It is 2."], "Yes or No.")[1]
         {'role': 'user', 'content': '1 + 1? Step 1: It is 2. Is step 1 right? Yes or No.'}
     """
-    asked = fill(template, question=question, steps=numbered(steps), step=steps[-1], number=len(steps))
+    asked = fill(template, question=question, steps=_numbered(steps), step=steps[-1], number=len(steps))
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": f"{asked} {form}"}]

@@ -41,7 +41,7 @@ class ObservationLaw:
             state), the bin of the current score running fastest: column = bins * (bin of least earlier) + bin.
         pair: whether an observation is (least earlier score, current score); the least is 1 at the first step.
 
-    As plain JSON by `stepwise.types.to_json` and `from_json`. Raises `DataError` for edges that do not grow from 0 to
+    As plain JSON by `stepwise.records.to_json` and `from_json`. Raises `DataError` for edges that do not grow from 0 to
     1 and for rows that are not probabilities over these bins.
 
     Example:
@@ -276,12 +276,19 @@ def _seen(step: Step) -> Seen:
 
 
 def draft_score(draft: Step) -> float | None:
-    """A draft's score; an empty one cannot be scored and counts as 0.0."""
+    """A draft's score; an empty one cannot be scored and counts as 0.0.
+
+    >>> draft_score(Step("So 3.", "weak", 0.3)), draft_score(Step("", "weak")), draft_score(Step("So 3.", "weak"))
+    (0.3, 0.0, None)
+    """
     return draft.score if draft.score is not None or draft.text.strip() else 0.0
 
 
 def check_probabilities(name: str, values: Sequence[float]) -> None:
-    """Raises `DataError` naming `name` unless `values` are probabilities, at least one."""
+    """Raises `DataError` naming `name` unless `values` are probabilities, at least one.
+
+    >>> check_probabilities("hazard", [0.0, 0.2, 1.0])  # and raises for [0.5, 1.2]
+    """
     if not values:
         raise DataError(f"{name} is empty; give at least one probability")
     for value in values:
@@ -290,7 +297,10 @@ def check_probabilities(name: str, values: Sequence[float]) -> None:
 
 
 def check_rows(name: str, rows: Sequence[Sequence[float]]) -> None:
-    """Raises `DataError` naming `name` unless `rows` are three distributions over the same observations."""
+    """Raises `DataError` naming `name` unless `rows` are three distributions over the same observations.
+
+    >>> check_rows("observation", [(0.2, 0.8), (0.7, 0.3), (0.9, 0.1)])  # and raises for (0.2, 0.9)
+    """
     lengths = [len(row) for row in rows]
     if len(lengths) != 3 or len(set(lengths)) != 1 or not lengths[0]:
         raise DataError(f"{name} has rows of lengths {lengths}; give three of one length, one for each state")
@@ -303,7 +313,11 @@ def check_rows(name: str, rows: Sequence[Sequence[float]]) -> None:
 
 
 def published_part(d: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
-    """The first part of TRIM's published parameters whose key begins with `prefix`; raises `DataError` without one."""
+    """The first part of TRIM's published parameters whose key begins with `prefix`; raises `DataError` without one.
+
+    >>> published_part({"terminal_math": {"slm": 3}, "defaults": {"p_slm": 0.8}}, "terminal")
+    {'slm': 3}
+    """
     for key, part in d.items():
         if key.startswith(prefix) and isinstance(part, Mapping) and part:
             return part

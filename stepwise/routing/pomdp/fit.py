@@ -25,7 +25,7 @@ import numpy as np
 
 from stepwise.errors import DataError
 from stepwise.io import read_json, write_text
-from stepwise.records import record
+from stepwise.records import from_json, record, to_json
 from stepwise.routing.names import ModelNames
 from stepwise.routing.pomdp.estimate import LEAST_STRONG, MAX_CORRELATION, estimate, independent
 from stepwise.routing.pomdp.filter import ObservationLaw
@@ -34,7 +34,6 @@ from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, STATES, FitTrac
 from stepwise.routing.pomdp.solve import RoutingPomdp
 from stepwise.routing.token_signals import AsScore, as_token_signal
 from stepwise.stats import Interval
-from stepwise.types import from_json, to_json
 
 _LEAST = (100, 50, 50)  # labelled drafts in each state
 _LEAST_ENDED, _LEAST_PROBLEMS = 30, 30
@@ -57,6 +56,10 @@ class FitCard:
         held_out: of the filter with `law`; `held_out_pair`: of the memoryless belief with `pair_law`.
         splitter: where the steps of the traces end.
         power: that the likelihood ratios of the law were raised to; below 1 where scores of a trace repeat one another.
+
+    Example:
+        card = RouterFit.load("router_fit.json").card
+        print(card.weak, card.drafts, card.intervals["p_weak"], card.lag_correlation)
     """
 
     weak: str
@@ -89,6 +92,10 @@ class RouterFit:
     `hazard[k]` = P(a solution has k steps | at least k), its last entry 1; `law`: of the current score, for a filter;
     `pair_law`: of (least earlier score, score), for a memoryless belief, None where labels were too few; `signal`:
     what stood in for the scores, None for a scorer's.
+
+    Example:
+        fit = RouterFit.load("router_fit.json")
+        policy = Planned(fit.pomdp(), fit.law, cost_per_token=0.01)
     """
 
     p_weak: float
@@ -164,6 +171,12 @@ def fit_router(
 
     Raises `DataError` where there is too little data (the message says what is missing), where a draft has no score,
     and where labels are missing and the rest cannot make up for them.
+
+    Example:
+        alone = router.with_policy("never").solve_all(sw.lab.generate("train", 200))
+        traces = [from_lab_trace(trace) for trace in alone]
+        fit = fit_router(traces, weak="lab-weak", strong="lab-strong", scorer="lab-scorer", labels="lab", p_strong=0.99)
+        fit.save("router_fit.json")
     """
     if p_strong is not None and not 0 <= p_strong <= 1:
         raise DataError(f"p_strong is {p_strong!r}; a probability lies in [0, 1]")

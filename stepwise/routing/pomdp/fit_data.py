@@ -36,6 +36,9 @@ class FitStep:
         replaced: whether the strong model wrote the step that stands.
         strong_right: the same as `draft_right` for that step.
         tokens: of the step that stands; None where that is not known.
+
+    >>> FitStep(score=0.2, draft_right=False, replaced=True, strong_right=True).right
+    True
     """
 
     drafted: bool = True
@@ -59,6 +62,9 @@ class FitStep:
 class FitTrace:
     """One trace as a fit sees it. `ended` says that it ended by itself and was not cut off; `solved` is None where its
     answer was not graded. `labelled`: the truth of every draft and strong step up to the first wrong one is known.
+
+    >>> FitTrace("p", (FitStep(score=0.9, draft_right=True), FitStep(score=0.2, draft_right=False))).first_error
+    1
     """
 
     problem: str
@@ -117,6 +123,11 @@ def from_row(row: Mapping[str, Any], where: str, prm: str | None = None) -> FitT
     """A row in ProcessBench's columns with `scores` beside them: a list, or lists by the name of a reward model.
 
     A row whose `label` is missing or null is taken without labels. Raises `DataError` naming `where` and the field.
+
+    >>> row = {"id": "gsm8k-1", "problem": "1 + 1?", "steps": ["One and one.", "That is 3."], "label": 1,
+    ...        "final_answer_correct": False, "scores": [0.9, 0.2]}
+    >>> from_row(row, "line 1").first_error
+    1
     """
     known = row.get("label") is not None
     example = processbench.from_row(row if known else {**row, "label": -1}, where)
@@ -145,6 +156,10 @@ def from_trace(trace: Trace, *, first_error: int | None = None, labelled: bool =
 
     Raises `DataError` for one with drafts thrown away, where labelled: the label says nothing of them, and without them
     the drafts that were kept are those that a policy liked. Strong steps decided before the draft are no problem.
+
+    >>> steps = Step("One and one.", "weak", 0.9), Step("That is 3.", "weak", 0.2)
+    >>> from_trace(Trace(Problem("p", "1 + 1?", "2"), steps, "eos"), first_error=1, labelled=True).states
+    (0, 2)
     """
     if labelled and any(step.discarded for step in trace.steps):
         raise DataError(
@@ -159,6 +174,13 @@ def from_lab_trace(trace: Trace) -> FitTrace:
     """A trace of a lab problem, every draft and step labelled by the lab's checker.
 
     Raises `DataError` for a problem that is none of the lab's, or was made with knobs of its own.
+
+    >>> import random
+    >>> from stepwise import lab
+    >>> problem = lab.generate("test", 1)[0]
+    >>> steps = tuple(Step(text, "weak", 0.9) for text in problem.solution(random.Random(1)))
+    >>> from_lab_trace(Trace(problem.problem, steps, "answer")).first_error is None
+    True
     """
     lab_problem = _lab_problem(trace)
     texts = [step.text for step in trace.steps]
@@ -171,7 +193,11 @@ def from_lab_trace(trace: Trace) -> FitTrace:
 
 
 def unlabelled(trace: FitTrace) -> FitTrace:
-    """The same trace with its labels taken away; scores and whether it was solved remain."""
+    """The same trace with its labels taken away; scores and whether it was solved remain.
+
+    >>> unlabelled(FitTrace("p", (FitStep(score=0.9, draft_right=True),), solved=True)).labelled
+    False
+    """
     steps = tuple(dataclasses.replace(step, draft_right=None, strong_right=None) for step in trace.steps)
     return dataclasses.replace(trace, steps=steps, labelled=False)
 
@@ -181,6 +207,10 @@ def lag_correlation(traces: Sequence[FitTrace], state: int = RIGHT) -> float | N
 
     The routing model takes scores as independent given the state, so 0 is what it expects. A solved trace without
     labels counts as right throughout.
+
+    >>> steps = [FitStep(score=score, draft_right=True) for score in (0.9, 0.9, 0.5, 0.5)]
+    >>> round(lag_correlation([FitTrace(str(n), tuple(steps)) for n in range(20)]), 2)
+    0.5
     """
     pairs = []
     for trace in traces:

@@ -40,6 +40,9 @@ class Drafts:
         step: 0-based index of the draft.
         last: (B,), whether the solution ends with this step.
         state: (B,), 0 right so far, 1 wrong earlier, 2 wrong just now; for checks, no policy sees it.
+
+    >>> Drafts(np.array([[0.9, 0.2]]), np.array([[12.0, 8.0]]), 1, np.array([False]), np.array([2])).scores[:, -1]
+    array([0.2])
     """
 
     scores: Array
@@ -58,6 +61,10 @@ class Decisions:
         strong_tokens: (D,), written by the strong model because of this decision.
         draft_tokens: (D,), of the next draft, 0 where there is none.
         scores, tokens: (D, N), see `Drafts`, padded with NaN and 0 after the draft.
+
+    Example:
+        episodes = world.play(lambda drafts: drafts.scores[:, -1] < 0.5, 100, runs=(0, 1), seed=1)
+        print(len(episodes.decisions), episodes.decisions.strong_tokens.sum())
     """
 
     episode: Ints
@@ -107,6 +114,12 @@ class RouterSimulator:
         strong_scored: whether the strong model's own steps are scored.
 
     Raises `DataError` for a model with several strong models, a law of pairs, and values out of range.
+
+    >>> rows = ((0.2, 0.8), (0.7, 0.3), (0.9, 0.1))
+    >>> model = RoutingPomdp(0.8, (1.0,), (0.0, 0.0, 1.0), rows, tokens_per_step=20)
+    >>> world = RouterSimulator(model, ObservationLaw((0.0, 0.5, 1.0), rows))
+    >>> float(world.play(lambda drafts: drafts.state == 2, 100, seed=1).right.mean())  # every wrong step escalated
+    1.0
     """
 
     model: RoutingPomdp
