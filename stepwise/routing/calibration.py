@@ -171,8 +171,7 @@ def calibrate(
     was fitted on, and problems without answers; `ConfigError` for a policy whose bounds are not known.
 
     Example:
-        found = sw.calibrate(sw.Threshold(), val, budget=20, router=router, measure_on=test)
-        found.settings, found.achieved
+        print(sw.calibrate(sw.Threshold(), val, budget=20, router=router, measure_on=test).achieved)
     """
     problems, measure_on = load_problems(problems), load_problems(measure_on)
     target, unit = _target(budget, lose_at_most, spend_at_most, unit, router)

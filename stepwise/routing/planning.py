@@ -19,6 +19,9 @@ _STEPS, _ESCALATED = 6, 0.3  # of a usual solution of a real model: how many, an
 def refuse_lab_judges(policy: Policy, scorer: Any, weak: Any, allowed: bool) -> None:
     """Raise `ConfigError` where a policy is the lab's model, or looks at scores of the lab's scorer, and the weak model
     is another; all loaded or configured.
+
+    Example:
+        refuse_lab_judges(sw.Threshold(0.5), config.scorer, config.models.weak, config.allow_lab)
     """
     refuse_lab_judge(policy, "policy", weak, allowed)
     if needs_scorer(policy):
