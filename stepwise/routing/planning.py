@@ -28,13 +28,13 @@ def refuse_lab_judges(policy: Policy, scorer: Any, weak: Any, allowed: bool) -> 
         refuse_lab_judge(scorer, "scorer", weak, allowed)
 
 
-def _check_routing(config: Config, policies: Sequence[Policy]) -> None:
+def check_routing(config: Config, policies: Sequence[Policy]) -> None:
     """Raise `ConfigError` for what a run under `policies` would refuse: the lab's scorer for another model, the key of
     an API that is not set, a cap on money without prices.
 
     Example:
         >>> from stepwise.routing import Threshold
-        >>> _check_routing(Config.lab(), [Threshold(0.5)])
+        >>> check_routing(Config.lab(), [Threshold(0.5)])
     """
     roles: list[Roles] = ["weak", "strong", *(["scorer"] if any(map(needs_scorer, policies)) else [])]  # type: ignore[list-item]
     models = {role: config.role(role) for role in roles}
@@ -50,14 +50,14 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
     """The most that routing `problems` under `policies` could ask of each role, every solution at its step limit, with
     a likely case beside it: usual solutions, of which three steps in ten are escalated.
 
-    Raises what `_check_routing` raises.
+    Raises what `check_routing` raises.
 
     Example:
         >>> from stepwise.routing import Never
         >>> plan_routing(Config.lab(), [Never()], [Problem("p", "1 + 1?", "2")])[0].calls
         30
     """
-    _check_routing(config, policies)
+    check_routing(config, policies)
     steps, width, count = config.routing.max_steps, config.sampling.max_step_tokens, len(problems)
     prompts = [sum(len(m["content"].encode()) for m in config.prompt.messages(p.question)) for p in problems]
     longest = max(prompts, default=0) + 64  # what the template puts around it
