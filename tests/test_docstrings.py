@@ -20,7 +20,7 @@ import stepwise
 MODULES = ["stepwise", *(found.name for found in pkgutil.walk_packages(stepwise.__path__, "stepwise."))]
 USUAL = ("Problem", "Step", "TokenStats", "Trace", "Usage")  # what examples use without importing it
 PROMPTS = "stepwise.critics.signatures"  # the docstrings of its classes are what models read
-LEFT = ("stepwise.models", "stepwise.data", "stepwise.critics", "stepwise.training")
+LEFT = ("stepwise.critics", "stepwise.training")
 BLOCK = re.compile(r"^Example:\n((?:(?:    .*)?\n)+)", re.MULTILINE)
 
 

@@ -40,6 +40,10 @@ class Example:
     `suffix` is what followed the intervention, where that is trained too. `successes` of `guided` rollouts from here
     ended right; 0 of 0 where none were made. `parents` are the ids of the problem, the attempt, the candidate or the
     rollout behind it; `models` the names of those who wrote by role.
+
+    Example:
+        row = read_examples("out/int/dataset.jsonl")[0]
+        print(row.prefix, row.intervention, row.origin, f"{row.successes} of {row.guided}")
     """
 
     id: str
@@ -74,6 +78,9 @@ class PreferencePair:
     """Two continuations of the same correct prefix, in steps; `prompt` is the question.
 
     `prompt_hash` is that of the prompt under which the attempt was made, None where the row does not say.
+
+    >>> PreferencePair("1", "1 + 1?", (), chosen=("1 + 1 = 2.",), rejected=("1 + 1 = 3.",)).rejected
+    ('1 + 1 = 3.',)
     """
 
     id: str
@@ -86,14 +93,23 @@ class PreferencePair:
 
 @record()
 class Chat:
-    """Messages, each a role and a text, of which the last is the assistant's: that one is trained."""
+    """Messages, each a role and a text, of which the last is the assistant's: that one is trained.
+
+    >>> Chat("1", ({"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"})).messages[1]["role"]
+    'assistant'
+    """
 
     id: str
     messages: tuple[dict[str, str], ...]
 
 
 def unique(rows: Iterable[Row]) -> list[Row]:
-    """Rows without the examples whose question and target occurred before; chats all stay."""
+    """Rows without the examples whose question and target occurred before; chats all stay.
+
+    >>> chat = Chat("1", ({"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}))
+    >>> len(unique([chat, chat]))  # of examples, equal ones would be one
+    2
+    """
     kept: dict[Any, Row] = {}
     for i, row in enumerate(rows):
         kept.setdefault((row.question, row.target) if isinstance(row, Example) else i, row)
@@ -191,7 +207,12 @@ def _training_row(row: Any, where: str, name: str, prompt: SolvePrompt) -> Examp
 
 
 def read_chat(messages: Any, where: str, name: str) -> Chat:
-    """Messages as role and text; DataError for what is no chat that ends with the assistant's reply."""
+    """Messages as role and text; DataError for what is no chat that ends with the assistant's reply.
+
+    >>> chat = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
+    >>> read_chat(chat, "line 1", "1").id
+    '1'
+    """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or len(messages) < 2:
         raise DataError(f'{where} has no chat; it must be {{"messages": [...]}} with at least a request and a reply')
     chat = []

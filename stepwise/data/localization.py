@@ -39,6 +39,9 @@ class Outcome:
 
     `first_error` is a 0-based step index, None where it said that every step is right. A text in `error` means that it
     said nothing that can be used. `repairs` counts replies that had to be asked for a second time.
+
+    >>> Outcome(first_error=2, repairs=1).first_error
+    2
     """
 
     first_error: int | None
@@ -82,7 +85,13 @@ class LocalizationCounts(NamedTuple):
 
 
 def count(outcomes: Sequence[Outcome], examples: Sequence[ProcessBenchRow]) -> LocalizationCounts:
-    """Compare outcomes with labels, in the same order; raises `DataError` when there are not equally many."""
+    """Compare outcomes with labels, in the same order; raises `DataError` when there are not equally many.
+
+    >>> from stepwise.data.processbench import from_row
+    >>> row = from_row({"id": "1", "problem": "1 + 1?", "steps": ["It is 3."], "label": 0}, "row 1")
+    >>> count([Outcome(0)], [row]).found
+    1
+    """
     if len(outcomes) != len(examples):
         raise DataError(f"count: {len(outcomes)} outcomes for {len(examples)} attempts; give one per attempt, in order")
     found = wrong = cleared = 0
@@ -131,6 +140,11 @@ def position_prior(examples: Iterable[ProcessBenchRow]) -> tuple[float, ...]:
     """Share of the wrong attempts, in percent, whose first error is at step 0, 1, ...; empty without wrong attempts.
 
     The largest is what the best constant guess reaches on wrong attempts.
+
+    >>> from stepwise.data.processbench import from_row
+    >>> row = from_row({"id": "1", "problem": "1 + 1?", "steps": ["It is 3."], "label": 0}, "row 1")
+    >>> position_prior([row])
+    (100.0,)
     """
     places = Counter(first for e in examples if (first := e.localization.first_error) is not None)
     return tuple(100 * places[i] / places.total() for i in range(max(places, default=-1) + 1))
@@ -219,6 +233,9 @@ def best_threshold(scores: Sequence[Sequence[float] | None], examples: Sequence[
     None in place of a solution's scores is a miss at every threshold. Raises `DataError` when wrong or right attempts
     are lacking, or a solution has another number of scores than steps. Choose it on other rows than those it is
     measured on: `refuse_shared`.
+
+    Example:
+        threshold = best_threshold(scores, tuning)  # chosen on `tuning`, measured on other rows
     """
     _both_classes(examples)
     bounds: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
@@ -247,7 +264,11 @@ def best_threshold(scores: Sequence[Sequence[float] | None], examples: Sequence[
 
 
 def refuse_shared(tuning: Sequence[ProcessBenchRow], test: Sequence[ProcessBenchRow], name: str) -> None:
-    """Raise `DataError` when an attempt of `test` (question and steps, blanks aside) is in `tuning` too."""
+    """Raise `DataError` when an attempt of `test` (question and steps, blanks aside) is in `tuning` too.
+
+    Example:
+        refuse_shared(tuning, test, "gsm8k.json")  # raises where a row is in both
+    """
     known = {_fingerprint(example): example.problem.id for example in tuning}
     shared = [example.problem.id for example in test if _fingerprint(example) in known]
     if shared:
@@ -264,7 +285,13 @@ def _fingerprint(example: ProcessBenchRow) -> str:
 
 
 def random_guess(seed: int) -> Localizer:
-    """Says "no error" with probability one half, else names any step alike; the same row gets the same guess."""
+    """Says "no error" with probability one half, else names any step alike; the same row gets the same guess.
+
+    >>> from stepwise.data.processbench import from_row
+    >>> row = from_row({"id": "1", "problem": "1 + 1?", "steps": ["It is 3."], "label": 0}, "row 1")
+    >>> random_guess(seed=0)(row) == random_guess(seed=0)(row)
+    True
+    """
 
     def localize(example: ProcessBenchRow) -> Outcome:
         rng = seeded(f"{seed} {_fingerprint(example)}")
@@ -278,6 +305,11 @@ def absent_number(example: ProcessBenchRow) -> Outcome:
 
     A baseline for whoever localizes with a reference: a method must find more than such a string match. Signs are left
     aside, and so is the number in "Step 3:"; 1,000 and 1000.0 are the same. Fails where there is no reference.
+
+    >>> from stepwise.data.processbench import from_row
+    >>> row = from_row({"id": "1", "problem": "1 + 1?", "steps": ["1 + 1 = 3."], "label": 0}, "row 1")
+    >>> absent_number(row._replace(problem=Problem("1", "1 + 1?", reference="1 + 1 = 2."))).first_error
+    0
     """
     if example.problem.reference is None:
         return Outcome(None, "the problem has no reference")

@@ -211,6 +211,9 @@ class CheckedProblems:
 
     `without_reference` lists the ids of used problems for which the critic has no reference solution: it is asked in
     its other form, without one.
+
+    >>> CheckedProblems((Problem("p", "1 + 1?", "2"),), {"q": "it has no answer"}, ("p",)).summary()
+    '1 problems, 1 left out (q: it has no answer), 1 have no reference solution; the critic is asked without one'
     """
 
     problems: tuple[Problem, ...]

@@ -18,7 +18,12 @@ from stepwise.types import Localization, Problem, Step, Trace
 
 
 class ProcessBenchRow(NamedTuple):
-    """One annotated solution. `final_answer_correct` is None where the row does not say."""
+    """One annotated solution. `final_answer_correct` is None where the row does not say.
+
+    >>> row = from_row({"id": "1", "problem": "1 + 1?", "steps": ["1 + 1 = 3."], "label": 0}, "row 1")
+    >>> row.localization.first_error
+    0
+    """
 
     problem: Problem
     trace: Trace
@@ -64,7 +69,12 @@ def from_row(row: Mapping[str, Any], where: str = "row", *, scores: str | None =
 
 
 def read_rows(path: str | Path, *, scores: str | None = None) -> list[ProcessBenchRow]:
-    """All rows of a file, as `from_row` reads them. Raises DataError naming file, row (counted from 1) and field."""
+    """All rows of a file, as `from_row` reads them. Raises DataError naming file, row (counted from 1) and field.
+
+    Example:
+        rows = read_rows("processbench/gsm8k.json")
+        print(sum(row.localization.first_error is None for row in rows))  # solutions without an error
+    """
     rows, where = read_table(path)
     return [from_row(row, f"{where}, row {i}", scores=scores) for i, row in enumerate(rows, 1)]
 

@@ -135,12 +135,12 @@ def load_step_labels(source: str | Path | Any) -> list[LabelledSolution]:
 
 
 def write_step_labels(path: str | Path, solutions: Sequence[LabelledSolution]) -> None:
-    """Write JSON Lines that `load_step_labels` reads again, whole or not at all."""
+    """JSON Lines for `load_step_labels`, whole or not at all. Example: `write_step_labels("mine.jsonl", solutions)`."""
     write_rows(path, solutions)
 
 
 class LabelSplits(NamedTuple):
-    """Labelled solutions that share no problem."""
+    """Labelled solutions that share no problem. Example: `splits = split_by_problem(solutions); len(splits.test)`."""
 
     train: list[LabelledSolution]
     validation: list[LabelledSolution]
@@ -189,7 +189,7 @@ def with_splitter(solutions: Sequence[LabelledSolution], splitter: Splitter) -> 
 
 def check_step_labels(splits: LabelSplits) -> None:
     """Raise DataError where nothing can be trained and measured on these, before anything is computed: too few
-    problems, or a part without right steps or without first errors.
+    problems, or a part without right steps or without first errors. Example: `check_step_labels(splits)`.
     """
     problems = {s.problem_id for part in splits for s in part}
     if len(problems) < _FEWEST:
@@ -211,7 +211,7 @@ class ScorerQuality:
     """How well scores fit labels, on steps up to and including first errors; intervals are 95 %, over problems.
 
     `auroc` is of right steps against first errors, `f1` ProcessBench's in percent at `threshold`, over solutions whose
-    labels have no gap; `ece` the calibration error.
+    labels have no gap; `ece` the calibration error. Example: `measure_scores(scores, solutions, 0.5).auroc`.
     """
 
     solutions: int
@@ -228,7 +228,7 @@ def judged_pairs(
 ) -> list[list[tuple[float, float]]]:
     """For each solution the score and the label of each step that has one, up to and including the first error.
 
-    Raises DataError unless there is one score for each step.
+    Raises DataError unless there is one score for each step. Example: `judged_pairs([[0.9, 0.2]], solutions)`.
     """
     pairs = []
     for values, s in zip(scores, solutions, strict=True):
@@ -275,7 +275,7 @@ def measure_scores(
 
 
 def threshold_of(scores: Sequence[Sequence[float]], solutions: Sequence[LabelledSolution]) -> float:
-    """The threshold with the best F1 on these solutions (`localization.best_threshold`)."""
+    """The threshold with the best F1 (`best_threshold`). Example: `threshold_of(scores, splits.validation)`."""
     known = [(values, s.as_row()) for values, s in zip(scores, solutions, strict=True) if s.complete]
     return best_threshold([values for values, _ in known], [row for _, row in known])
 

@@ -59,6 +59,9 @@ def read_hub(
 
     Splits are chosen as in `read_table`. Raises MissingDependencyError without the package, DataError where the hub
     has no such data set or cannot be reached.
+
+    >>> read_hub("ORG/NAME", split="test", load_dataset=lambda name, config, split: [{"question": "1 + 1?"}])
+    [{'question': '1 + 1?'}]
     """
     if load_dataset is None:
         try:
@@ -98,7 +101,11 @@ def parse_table(data: bytes, where: str) -> list[Any]:
 
 
 def file_of_split(directory: Path, split: str, prefer: str = "") -> Path:
-    """The file of a split (its stem) in a directory, or the only file with data; DataError where it is not clear."""
+    """The file of a split (its stem) in a directory, or the only file with data; DataError where it is not clear.
+
+    Example:
+        file = file_of_split(Path("gsm8k"), "test")  # gsm8k/test.jsonl, say
+    """
     files = {file.stem: file for file in sorted(directory.iterdir()) if file.suffix in SUFFIXES}
     return Path(_choose(files, f"{directory} is a directory", split, prefer))
 

@@ -22,9 +22,12 @@ from stepwise.types import Failure, FailureKind, Usage
 
 
 class Choice(NamedTuple):
-    """One sample: `ended` is how the server says it ended, `stopped` the stop string it names (None: it does not say,
+    r"""One sample: `ended` is how the server says it ended, `stopped` the stop string it names (None: it does not say,
     "" where it says that none was met, as vLLM does); `logprobs` and those of the likeliest tokens, `top`, None where
     there are none. `reasoned`: the server told thoughts apart from the text.
+
+    >>> Choice("So 3.", "stop", stopped="\n\n", logprobs=None).stopped
+    '\n\n'
     """
 
     text: str
@@ -38,6 +41,9 @@ class Choice(NamedTuple):
 class Samples(NamedTuple):
     """The samples of one call; `usages` one for each, exact in the sum. `perhaps` is the most that tries without an
     answer were billed.
+
+    >>> Samples((Choice("So 3.", "stop", None, None),), (Usage("NAME", 1, 20, 20, 4),)).usages[0].generated_tokens
+    4
     """
 
     choices: tuple[Choice, ...]
@@ -54,6 +60,10 @@ class Api:
 
     A call takes at most `config.timeout` seconds, its reply has at most `http.MOST_BYTES`, and redirects are not
     followed, where the provider's client can be given ours: OpenAI-compatible servers and Anthropic.
+
+    Example:
+        api = Api(sw.ModelConfig(model="openai/NAME", api_base="http://localhost:8080/v1"), "openai/NAME")
+        print(api.ask([{"role": "user", "content": "1 + 1?"}], max_tokens=16).choices[0].text)
     """
 
     def __init__(self, config: ModelConfig, name: str, *, attempts: int = 5, backoff: float = 0.5):
@@ -164,7 +174,11 @@ class Api:
 
 
 def client_argument(model: str, api_base: str | None, key: str | None, http: httpx.Client) -> dict[str, Any]:
-    """The argument that makes LiteLLM send by `http`; none for a provider of whose client nothing is known."""
+    """The argument that makes LiteLLM send by `http`; none for a provider of whose client nothing is known.
+
+    >>> client_argument("bedrock/NAME", None, None, httpx.Client())  # its client takes none of ours
+    {}
+    """
     provider = model.partition("/")[0]
     if provider in SELF_HOSTED:
         from openai import OpenAI

@@ -98,12 +98,19 @@ class Request:
 
 
 def as_requests(requests: Any) -> list[Request]:
-    """One request or several as a list; raises DataError for what is none."""
+    """One request or several as a list; raises DataError for what is none.
+
+    >>> len(as_requests(Request(Problem("p", "1 + 1?"))))
+    1
+    """
     return items_of(requests, Request, "requests", "give a list of Request, such as [Request(problem)]")
 
 
 def check_question(request: Request) -> None:
-    """Raises DataError for a question that says nothing: a model would answer it with an invention."""
+    """Raises DataError for a question that says nothing: a model would answer it with an invention.
+
+    >>> check_question(Request(Problem("p", "1 + 1?")))  # and raises for one that is blank
+    """
     if not (request.messages or request.token_ids or request.problem.question.strip()):
         raise DataError(f"problem {request.problem.id!r}: the question is empty; give its text")
 
@@ -224,6 +231,10 @@ class Generator(ABC):
     `calls_per_sample`: the most calls that one sample takes (an API may be asked again). `probe_bound`: the most that
     `prepare` spends. `engines`: what a driver must move for it. `prompt_hash`: of what it puts around a question.
     `remote`: it answers when it likes, so that nothing that waits for it can be exact.
+
+    Example:
+        completion = await sw.load_backend("llamacpp/lab-weak").generate(sw.Request(problem, n=4))
+        print([sample.text for sample in completion.samples])
     """
 
     name: str
@@ -297,5 +308,10 @@ class Generator(ABC):
 
 
 def first_of(samples: Sequence[Completion]) -> Completion:
-    """The first sample, with the others as its `rest`."""
+    """The first sample, with the others as its `rest`.
+
+    >>> first = first_of([Completion(0, 0, "So 3.", "step"), Completion(0, 1, "So 4.", "step")])
+    >>> [sample.text for sample in first.samples]
+    ['So 3.', 'So 4.']
+    """
     return dataclasses.replace(samples[0], rest=tuple(samples[1:]))

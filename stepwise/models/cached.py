@@ -64,6 +64,9 @@ class Stored(Wrapped):
     Two requests are the same where model and adapter (their name), prompt, problem, the token ids of the prefix, all
     settings and the seed are; texts count where the model does not tell ids. One that wants fewer `top_logprobs` is
     answered from one that wanted more. What failed is asked for again, and counts in what was spent.
+
+    Example:
+        weak = Stored(sw.load_backend("llamacpp/lab-weak"), CallCache("answers.jsonl"), role="weak")
     """
 
     def __init__(self, model: Generator | Backend, store: CallCache | None = None, *, role: str = "model") -> None:
@@ -162,6 +165,9 @@ class StoredScorer(WrappedScorer):
     what reading a solution in one call cost, the tokens that it has not read since then; else what it was. `settings`,
     plain JSON, tells scorers of one name apart. `usage` is what the scorer itself was asked for. Where a solution
     cannot be scored, it is tried again.
+
+    Example:
+        scorer = StoredScorer(sw.load_scorer("llamacpp/lab-scorer"), CallCache("answers.jsonl"))
     """
 
     def __init__(

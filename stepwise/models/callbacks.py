@@ -32,6 +32,9 @@ class CalledModel:
     """The `instance` of a call: what a dspy.LM says of itself, and the `role` ("weak", "strong", "scorer", ...).
 
     `history` has an entry once the call has ended.
+
+    >>> CalledModel("llamacpp/lab-weak", "weak", {"temperature": 0.7}).history
+    []
     """
 
     def __init__(self, model: str, role: str, kwargs: dict[str, Any]) -> None:
@@ -42,7 +45,11 @@ class CalledModel:
 
 
 class Said(NamedTuple):
-    """What a call gave: its texts, what it cost, why it gave nothing, and what was perhaps billed beside that."""
+    """What a call gave: its texts, what it cost, why it gave nothing, and what was perhaps billed beside that.
+
+    >>> Said(["So 3."], Usage("lab-weak", 1, 20, 20, 4)).outputs
+    ['So 3.']
+    """
 
     outputs: list[str]
     usage: Usage
@@ -57,7 +64,12 @@ async def reported(
     work: Callable[[], Awaitable[T]],
     read: Callable[[T], Said],
 ) -> T:
-    """The result of `work`, which `read` makes into what DSPy hears of it."""
+    """The result of `work`, which `read` makes into what DSPy hears of it.
+
+    Example:
+        model = CalledModel("llamacpp/lab-weak", "weak", {"temperature": 0.7})
+        completion = await reported(model, messages, lambda: callbacks, lambda: weak.generate(request), read)
+    """
     import dspy
 
     call_id, listeners = uuid.uuid4().hex, [*(dspy.settings.get("callbacks") or ()), *callbacks()]
@@ -98,7 +110,11 @@ def _entry(instance: CalledModel, inputs: dict[str, Any], said: Said) -> dict[st
 
 
 def usage_entry(usage: Usage) -> dict[str, Any]:
-    """`usage` as DSPy's usage trackers have it."""
+    """`usage` as DSPy's usage trackers have it.
+
+    >>> usage_entry(Usage("lab-weak", 1, 20, 5, 4))["prompt_tokens_details"]
+    {'cached_tokens': 15}
+    """
     return {
         "prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.generated_tokens,
         "total_tokens": usage.prompt_tokens + usage.generated_tokens,

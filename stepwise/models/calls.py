@@ -30,7 +30,12 @@ _NEUTRAL = {"frequency_penalty": 0, "presence_penalty": 0, "tools": [], "best_of
 
 
 class ChatCall(NamedTuple):
-    """One call: `job` for `engine`, and the model's full name."""
+    """One call: `job` for `engine`, and the model's full name.
+
+    Example:
+        call = prepare("lab-weak", [{"role": "user", "content": "1 + 1?"}], {"max_tokens": 16}, raw=False, drop=False)
+        print(call.model, len(call.job.ids), call.too_long)
+    """
 
     engine: Engine
     job: GenerationJob
@@ -50,7 +55,14 @@ class ChatCall(NamedTuple):
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first fault of a validation, as `field: what is wrong`."""
+    """The first fault of a validation, as `field: what is wrong`.
+
+    Example:
+        try:
+            ModelConfig(model=5)
+        except ValidationError as error:
+            print(first_fault(error))  # model: Input should be a valid string
+    """
     detail = error.errors(include_url=False, include_input=False)[0]
     return f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
 
@@ -58,7 +70,12 @@ def first_fault(error: ValidationError) -> str:
 def prepare(
     model: str, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any], raw: bool, drop: bool
 ) -> ChatCall:
-    """The engine and the job that a call stands for; raises the library's errors where it makes no sense."""
+    """The engine and the job that a call stands for; raises the library's errors where it makes no sense.
+
+    Example:
+        call = prepare("lab-weak", [{"role": "user", "content": "1 + 1?"}], {"max_tokens": 16}, raw=False, drop=False)
+        print(text_of(call.engine.generate([call.job])[0]))
+    """
     params = {key: value for key, value in params.items() if value is not None and key not in _IGNORED}
     params = {key: value for key, value in params.items() if key not in _NEUTRAL or value != _NEUTRAL[key]}
     load = {key: params.pop(key) for key in LOAD_FIELDS if key in params}
@@ -77,7 +94,11 @@ def prepare(
 
 
 def engine_named(model: str, load: Mapping[str, Any]) -> Engine:
-    """The shared engine that a model name of LiteLLM stands for, refused if its file is no longer the one named."""
+    """The shared engine that a model name of LiteLLM stands for, refused if its file is no longer the one named.
+
+    Example:
+        engine = engine_named("lab-weak", {"context": 512})  # the shared one, loaded at its first use
+    """
     match = _NAME.fullmatch(model)
     assert match is not None
     engine = shared_engine(ModelConfig(model=f"{PROVIDER}/{match['name']}", **load))
@@ -102,6 +123,9 @@ def chat_job(engine: Engine, messages: Sequence[Mapping[str, Any]], params: Mapp
     """The job that answers `messages`, a last one of the assistant continued, under LiteLLM's `params`.
 
     Raises DataError for messages that the model cannot read, ConfigError for another response_format than a schema.
+
+    Example:
+        job = chat_job(engine, [{"role": "user", "content": "1 + 1?"}], {"temperature": 0.0, "max_tokens": 16})
     """
     chat = [{"role": str(message.get("role", "user")), "content": _content(message)} for message in messages]
     if not chat:
@@ -149,17 +173,30 @@ def _grammar(params: Mapping[str, Any]) -> tuple[str | None, int]:
 
 
 def text_of(made: Generation) -> str:
-    """The text of a sample, what is no UTF-8 replaced."""
+    """The text of a sample, what is no UTF-8 replaced.
+
+    Example:
+        print(text_of(engine.generate([job])[0]))
+    """
     return made.data[: made.end].decode("utf-8", "replace")
 
 
 def finish_reason(made: Generation) -> str:
-    """What APIs say of how it ended: `length` or `stop`."""
+    """What APIs say of how it ended: `length` or `stop`.
+
+    Example:
+        print(finish_reason(engine.generate([job])[0]))  # "stop", or "length" where max_tokens came first
+    """
     return "length" if made.finish == "length" else "stop"
 
 
 def logprobs(engine: Engine, made: Generation) -> list[dict[str, Any]]:
-    """One entry per token, as OpenAI has it; of the untempered distribution."""
+    """One entry per token, as OpenAI has it; of the untempered distribution.
+
+    Example:
+        for token in logprobs(engine, engine.generate([job])[0]):
+            print(token["token"], token["logprob"])
+    """
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         data = engine.token_bytes(token)
@@ -175,6 +212,10 @@ def logprobs(engine: Engine, made: Generation) -> list[dict[str, Any]]:
 def pieces(call: ChatCall, events: Iterable[Drawn | Generation]) -> Iterator[str | tuple[str, Generation]]:
     """Pieces of the text of one sample, none of them a part of a stop string; together they are the whole text. The
     last comes with the sample.
+
+    Example:
+        for piece in pieces(call, call.engine.stream(call.job)):
+            print(piece if isinstance(piece, str) else piece[0], end="")
     """
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     text, sent = "", 0

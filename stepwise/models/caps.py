@@ -16,6 +16,9 @@ from stepwise.types import Usage
 def uncapped(config: Config) -> Config:
     """The configuration without its caps: they end a collection, and change nothing in what it has collected, so that
     it goes on in the same directory when they are raised.
+
+    >>> uncapped(Config.load(None, ["budget.calls=100"])) == Config.lab()
+    True
     """
     return config.model_copy(update={"budget": BudgetConfig()})
 
@@ -33,6 +36,10 @@ class Caps:
 
     Where the calls are no results by themselves (not `are_results`), a run that failed before it had any keeps nothing.
     Raises ConfigError where a cap on money lacks a price.
+
+    Example:
+        caps = Caps(config, directory)
+        caps.check(done=40, coming=20)  # raises where 20 more problems would pass a cap
     """
 
     def __init__(self, config: Config, directory: RunDirectory, *, are_results: bool = True) -> None:

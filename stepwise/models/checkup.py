@@ -34,6 +34,9 @@ class Finding:
     """One thing that was looked at: what was seen, and what mends it where it is not as it should be.
 
     `broken` is what a run would fail at, or give figures that mean nothing with.
+
+    >>> Finding("steps", "one of 900 tokens", remedy="ask for blank lines in the prompt", broken=True).broken
+    True
     """
 
     what: str
@@ -43,7 +46,12 @@ class Finding:
 
 
 def describe(facts: GgufFacts) -> str:
-    """A model in one line: architecture, weights, type, context, tokenizer, template."""
+    """A model in one line: architecture, weights, type, context, tokenizer, template.
+
+    >>> from stepwise.lab import model_path
+    >>> describe(GgufFacts.read(model_path("lab-weak"))).split(", ")[0]
+    'qwen3'
+    """
     fields, parts = facts.fields, []
     label = fields.get("general.size_label") or f"{facts.weights / 1e6:,.0f} MB"
     parts.append(f"{fields.get('general.architecture')}, {label}, {facts.quantization}")
@@ -59,6 +67,10 @@ def try_out(
     """Load a local model and look at its speed and, where it `writes` solutions, at one of them.
 
     Raises what `load_engine` raises.
+
+    Example:
+        for finding in try_out(config.models.weak, config.prompt, config.sampling):
+            print(finding.what, finding.seen, finding.remedy)
     """
     with LlamaCppBackend(load_engine(load), prompt) as backend:
         engine = backend.engine

@@ -47,6 +47,9 @@ _REST = (
 class Prefill:
     """One way to have an assistant's message continued: `message` is added to it, `body` to the request, and `strip`
     takes space off its end.
+
+    >>> Prefill(message={}, body={"continue_final_message": True}).strip
+    False
     """
 
     message: Mapping[str, Any]
@@ -58,6 +61,9 @@ class Prefill:
 class Dialect:
     """How to talk to one kind of server. `prefills` are tried in order; `raw`: it may have /v1/completions; `body` is
     added to every request; `blank_stop`: it takes a blank line as a stop string.
+
+    >>> Dialect(raw=True).prefills
+    ()
     """
 
     prefills: tuple[Prefill, ...] = ()
@@ -82,7 +88,11 @@ _HOSTED = {
 
 
 def dialect(model: str, api_base: str | None, adapter: str | None, prompt: SolvePrompt) -> Dialect:
-    """How to talk to `model`. Raises ConfigError for an `adapter` that is not the number of one on a llama-server."""
+    """How to talk to `model`. Raises ConfigError for an `adapter` that is not the number of one on a llama-server.
+
+    >>> dialect("openai/NAME", "http://localhost:8080/v1", None, SolvePrompt()).raw  # a server of one's own
+    True
+    """
     provider = model.partition("/")[0]
     host = urlsplit(api_base or ("//api.openai.com" if provider == "openai" else "")).hostname or ""
     if provider not in SELF_HOSTED or host == "api.openai.com" or host.endswith(".openai.azure.com"):
@@ -118,6 +128,10 @@ def chat(
 ) -> list[dict[str, Any]]:
     """The messages that have `text` continued: as the assistant's last message, or (`prefill` None) by asking in words
     for the next step, or for the `whole` rest.
+
+    >>> messages = chat(SolvePrompt(), "1 + 1?", "One and one.", Prefill({}, {}), whole=True)
+    >>> messages[-1]
+    {'role': 'assistant', 'content': 'One and one.'}
     """
     messages: list[dict[str, Any]] = list(prompt.messages(question))
     if not text:
@@ -131,6 +145,10 @@ def chat(
 def render(template: str, messages: Sequence[Mapping[str, Any]], args: Mapping[str, Any]) -> str:
     """The chat as text up to where the assistant's message begins. The beginning-of-sequence token is left to the
     server, which puts it there itself. Raises ConfigError where the template refuses.
+
+    >>> template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    >>> render(template, [{"role": "user", "content": "1 + 1?"}], {})
+    '<user>1 + 1?'
     """
     try:
         return render_chat(template, messages, **{"bos_token": "", "eos_token": "", **args})

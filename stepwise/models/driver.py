@@ -1,7 +1,6 @@
 """The driver: runs one coroutine per problem, and lets the engines move when every coroutine waits.
 
 A method is a coroutine for one problem; how requests become batches is decided here and in the engines.
-
 1. `run` gives the coroutines an event loop on a thread of its own, so that it works inside notebooks and servers, and
    in the caller's context (`dspy.context`, trackers).
 2. In exact mode it adopts the engines: they take their turns on this thread, in a fixed order, each time nothing else
@@ -42,6 +41,9 @@ class Driver:
 
     `engines` are what `exact` mode adopts, in the order in which they take turns: objects with a `worker`. An engine
     that another driver has adopted is used as it is, and then nothing is exact.
+
+    Example:
+        completions = Driver(weak.engines).run([weak.generate(request) for request in requests], window=32)
     """
 
     def __init__(self, engines: Iterable[Any] = (), *, exact: bool = True):
@@ -199,13 +201,17 @@ class Driver:
 
 
 def driver() -> Driver | None:
-    """The driver of the running event loop, None in a loop of somebody else's."""
+    """The driver of the running event loop, None in a loop of somebody else's. Example: see `outside`, which asks."""
     loop = asyncio.get_running_loop()
     return loop.driver if isinstance(loop, _Loop) else None
 
 
 async def outside(awaitable: Awaitable[T]) -> T:
-    """Await what moves by itself (a server, a process), counted, so that no engine moves meanwhile in exact mode."""
+    """Await what moves by itself (a server, a process), counted, so that no engine moves meanwhile in exact mode.
+
+    Example:
+        reply = await outside(asyncio.to_thread(server.post, "/score", body))
+    """
     mine = driver()
     if mine is None:
         return await awaitable
@@ -221,6 +227,9 @@ class Batcher(Generic[A, B]):
 
     `work` runs in a thread, in the context of whoever asked first, and returns a result for each item; each driver has
     a queue of its own. In somebody else's event loop each item is a batch of its own.
+
+    Example:
+        score = await Batcher(classifier).ask("So 3.")  # one call of `classifier` for all that wait
     """
 
     def __init__(self, work: Callable[[list[A]], Sequence[B]]):

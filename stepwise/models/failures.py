@@ -26,7 +26,11 @@ _ERRORS = {"refused": RequestRefusedError, "gone": BackendError, "again": RetryL
 
 
 def kind_of_status(status: int) -> FailureKind:
-    """What an HTTP status that is no success means: this request is refused, another try may succeed, or neither."""
+    """What an HTTP status that is no success means: this request is refused, another try may succeed, or neither.
+
+    >>> kind_of_status(429), kind_of_status(400), kind_of_status(401)
+    ('again', 'refused', 'gone')
+    """
     if status in _PASSING:
         return "again"
     return "refused" if status in _OF_ONE_REQUEST else "gone"
@@ -38,6 +42,9 @@ def failure_of(error: BaseException) -> Failure:
     Statuses count where the exception has one (`status_code`, `status`, `code`); then its class and bases, of LiteLLM,
     DSPy, httpx and the standard library. What nobody knows says that the model is gone: it stops a run, and loses
     nothing.
+
+    >>> failure_of(TimeoutError("no answer in 60 s")).kind, failure_of(DataError("the prompt is empty")).kind
+    ('again', 'refused')
     """
     carried = getattr(error, "failure", None)
     if isinstance(carried, Failure):
@@ -62,7 +69,11 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def error_of(failure: Failure, where: str = "") -> StepwiseError:
-    """The exception that says what `failure` says; `where` stands before the reason."""
+    """The exception that says what `failure` says; `where` stands before the reason.
+
+    >>> error_of(Failure("gone", "HTTP 401: the key is wrong"), "openai/NAME")
+    BackendError('openai/NAME: HTTP 401: the key is wrong')
+    """
     message = f"{where}: {failure.reason}" if where else failure.reason
     if failure.kind == "budget":
         return BudgetExceededError(message, cap=failure.cap)

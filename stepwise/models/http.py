@@ -44,6 +44,9 @@ class CallFailed(BackendError):
     `wait`: seconds that the server asks to wait before another try; `retries`: how often the call was sent again;
     `usage`: what all of it cost, where the client counts that; `perhaps`: the most that tries without an answer were
     billed beside it.
+
+    >>> CallFailed(Failure("again", "HTTP 429: too many requests"), wait=2.0).wait
+    2.0
     """
 
     def __init__(
@@ -60,6 +63,9 @@ def retried(call: Callable[[], T], *, attempts: int, backoff: float) -> tuple[T,
 
     `backoff` seconds pass before the second try, twice as many before each further one; what the server asks for counts
     where it is longer (60 s at most).
+
+    >>> retried(lambda: "an answer", attempts=3, backoff=0.5)
+    ('an answer', 0)
     """
 
     def wait(state: RetryCallState) -> float:
@@ -146,6 +152,9 @@ def bounded_client(
 ) -> tuple[httpx.Client, Callable[[], bytes | None]]:
     """A client that keeps to the bounds of every hosted call and follows no redirect, since a key would go with it; and
     what gives the body of the reply to the calling thread's last request, None where none came whole.
+
+    Example:
+        client, last_body = bounded_client("http://localhost:8080", timeout=60.0)
     """
     # A proxy that stands in the environment knows nothing of servers on this machine. A connection that is kept could
     # not be ended when time is up.
@@ -166,6 +175,10 @@ class Server:
     """One server. `timeout` in seconds for the whole of each try, `attempts` and `backoff` as in `retried`.
 
     Redirects are not followed: the key would go with them.
+
+    Example:
+        reply = Server("http://localhost:8080/v1").post("/tokenize", {"content": "1 + 1"})
+        print(reply.data["tokens"])
     """
 
     def __init__(
@@ -216,7 +229,11 @@ def _shown(raw: bytes) -> str:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds, from a number or a date; None where there is neither."""
+    """Seconds, from a number or a date; None where there is neither.
+
+    >>> retry_after("2"), retry_after("soon")
+    (2.0, None)
+    """
     try:
         return max(0.0, float(value or ""))
     except ValueError:

@@ -41,7 +41,11 @@ def gguf_path(name: str) -> Path:
 
 
 def gguf_file(name: str) -> Path:
-    """`gguf_path` of a file that is there; raises BackendError, with what may be meant, where it is not."""
+    """`gguf_path` of a file that is there; raises BackendError, with what may be meant, where it is not.
+
+    >>> gguf_file("lab-weak").name
+    'model.gguf'
+    """
     path = gguf_path(name)
     if not path.is_file():
         near = difflib.get_close_matches(name, (*MODELS, *ADAPTERS), n=1)
@@ -51,12 +55,20 @@ def gguf_file(name: str) -> Path:
 
 
 def local_path(name: str | Path) -> Path:
-    """A path as it is, "hf:..." as that of what was downloaded."""
+    """A path as it is, "hf:..." as that of what was downloaded.
+
+    >>> local_path("models/weak.gguf").name
+    'weak.gguf'
+    """
     return fetch(str(name)) if str(name).startswith(PREFIX) else Path(name).expanduser()
 
 
 def hub_hint(name: str | Path, file: str = "") -> str:
-    """What to write where a path that is not there looks like the name of a repository; "" where it does not."""
+    """What to write where a path that is not there looks like the name of a repository; "" where it does not.
+
+    >>> hub_hint("Qwen/Qwen3-0.6B")
+    '; "hf:Qwen/Qwen3-0.6B" is downloaded from the hub'
+    """
     is_name = re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(name)) and not str(name).endswith(".gguf")
     return f'; "{PREFIX}{name}{file}" is downloaded from the hub' if is_name else ""
 
@@ -64,6 +76,9 @@ def hub_hint(name: str | Path, file: str = "") -> str:
 def adapter_path(name: str | Path) -> Path:
     """Path of the LoRA adapter in GGUF that `name` stands for: a lab adapter, "hf:...", its path, or the directory that
     training wrote it into, or that of the run. Raises DataError for a directory that has none.
+
+    >>> adapter_path("lab-critic").name
+    'adapter.gguf'
     """
     if name in ADAPTERS:
         return model_path(str(name))
@@ -82,6 +97,9 @@ def fetch(spec: str) -> Path:
 
     Raises ConfigError for a spec of another form, MissingDependencyError without huggingface_hub, BackendError where
     the hub has no such file, refuses it, or cannot be reached.
+
+    Example:
+        path = fetch("hf:ORG/REPO/FILE.gguf")
     """
     parts = spec.removeprefix(PREFIX).split("/")
     if not spec.startswith(PREFIX) or len(parts) < 2 or not all(parts):

@@ -35,7 +35,11 @@ def is_lab_model(model: Any) -> bool:
 
 
 def critics_of(config: Config) -> dict[str, Any]:
-    """Who finds first errors and who proposes a step in their place, as configured; None where no model is asked."""
+    """Who finds first errors and who proposes a step in their place, as configured; None where no model is asked.
+
+    >>> critics_of(Config.lab())["proposer"].model
+    'llamacpp/lab-critic'
+    """
     critic, method = config.models.critic, config.critic.method
     finds: Any = {"scorer": config.scorer, "reference": None}.get(method, critic)
     return {"localizer": finds, "proposer": None if method == "reference" else critic}
@@ -44,6 +48,9 @@ def critics_of(config: Config) -> dict[str, Any]:
 def refuse_lab_judge(judge: Any, role: str, weak: Any, allowed: bool) -> None:
     """Raise `ConfigError` where a scorer, critic or policy asks a model of the lab, the model that it is to judge is
     another, and that is not asked for (`allow_lab`). Each is loaded or configured.
+
+    Example:
+        refuse_lab_judge(scorer, "scorer", weak, allowed=False)  # raises for the lab's scorer and a model of one's own
     """
     if not allowed and is_lab_model(judge) and not is_lab_model(weak):
         raise ConfigError(
@@ -53,7 +60,10 @@ def refuse_lab_judge(judge: Any, role: str, weak: Any, allowed: bool) -> None:
 
 
 def refuse_lab_judge_of(questions: Iterable[str], judge: Any, role: str, allowed: bool) -> None:
-    """The same where it is the problems that say what is judged: ConfigError where any is none of the lab's."""
+    """The same where it is the problems that say what is judged: ConfigError where any is none of the lab's.
+
+    >>> refuse_lab_judge_of(["What is 17 * 23?"], "openai/NAME", "critic", allowed=False)  # raises for the lab's critic
+    """
     given = list(questions)
     strange = sum(not is_lab_question(question) for question in given)
     if strange and not allowed and is_lab_model(judge):

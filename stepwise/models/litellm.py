@@ -44,6 +44,10 @@ class LiteLLMBackend(Generator):
     tells a ledger of them. `calls_per_sample` is the most calls that one sample takes. `attempts` and `backoff` as in
     `Api`. Raises ConfigError for a key that is not set, BackendError where the model does not
     answer at all.
+
+    Example:
+        with LiteLLMBackend(sw.ModelConfig(model="openai/NAME", api_base="http://localhost:8080/v1")) as strong:
+            print(strong.capabilities, strong.usage.calls)
     """
 
     def __init__(

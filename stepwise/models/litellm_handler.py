@@ -23,7 +23,11 @@ from stepwise.models.hub import hub_hint
 
 
 def import_litellm() -> Any:
-    """litellm, told not to fetch its price list from the network and not to print advice at every error."""
+    """litellm, told not to fetch its price list from the network and not to print advice at every error.
+
+    Example:
+        import_litellm().get_llm_provider("openai/NAME")
+    """
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
         import litellm
@@ -38,7 +42,11 @@ def import_litellm() -> Any:
 
 
 def check_provider(model: str, api_base: str | None = None) -> None:
-    """Raise ConfigError, with what is meant, where LiteLLM has no provider for the model of that name."""
+    """Raise ConfigError, with what is meant, where LiteLLM has no provider for the model of that name.
+
+    Example:
+        check_provider("openai/NAME")  # and raises for "opnai/NAME": did you mean "openai/NAME"?
+    """
     litellm, (provider, _, name) = import_litellm(), model.partition("/")
     litellm.utils.custom_llm_setup()  # else it does not know a user's own providers before its first call
     try:
@@ -55,6 +63,9 @@ class LlamaCppHandler:
     """What LiteLLM calls. Thread safe: concurrent calls share the engine's batches.
 
     LiteLLM takes instances of its `CustomLLM` only; `litellm_handler` makes one, so that this file imports no LiteLLM.
+
+    Example:
+        litellm.custom_provider_map = [{"provider": "llamacpp", "custom_handler": litellm_handler()}]
     """
 
     def completion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:
@@ -99,7 +110,11 @@ class LlamaCppHandler:
 
 
 def litellm_handler() -> Any:
-    """A handler for LiteLLM's `custom_provider_map`."""
+    """A handler for LiteLLM's `custom_provider_map`.
+
+    Example:
+        litellm.custom_provider_map = [{"provider": "llamacpp", "custom_handler": litellm_handler()}]
+    """
     import_litellm()
     from litellm.llms.custom_llm import CustomLLM
 

@@ -29,6 +29,10 @@ class LlamaCppBackend(Generator):
     The prefix of a request is the chat up to the assistant's message, then each step: the ids that this model sampled
     for it, or its text tokenized with the blank line after it. `engine` is the engine behind it, for scoring and
     grammars.
+
+    Example:
+        with LlamaCppBackend(load_engine(sw.ModelConfig(model="llamacpp/lab-weak"))) as weak:
+            print(weak.continue_solutions([sw.Request(problem)])[0].text)
     """
 
     def __init__(self, engine: Engine, prompt: SolvePrompt | None = None):

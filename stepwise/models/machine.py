@@ -38,6 +38,10 @@ def free_memory(root: Path = _ROOT) -> int | None:
     """Bytes that can be taken without swapping: of the machine, or of the container where it has less left.
 
     Files that are merely cached count as free. On macOS it is half of all memory.
+
+    Example:
+        room = free_memory()
+        print("not known" if room is None else f"{room / 2**30:.1f} GiB")
     """
     if sys.platform == "darwin":
         return (_sysctl("hw.memsize") or 0) // 2 or None

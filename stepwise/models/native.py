@@ -33,6 +33,9 @@ class NativeEngine:
 
     Thread safe: concurrent calls share the batches of the model. `name` is what follows "llamacpp/", `load` the fields
     of a ModelConfig that say how to load it.
+
+    Example:
+        model = dspy.LM("llamacpp/lab-weak", engine=NativeEngine("lab-weak", {"context": 512}))
     """
 
     supports_response_schema: ClassVar[bool] = True
@@ -106,7 +109,11 @@ class NativeEngine:
 
 
 class AsyncNativeEngine(NativeEngine):
-    """`NativeEngine` for asyncio: it waits for the engine, not in a thread."""
+    """`NativeEngine` for asyncio: it waits for the engine, not in a thread.
+
+    Example:
+        engine = AsyncNativeEngine("lab-weak", {"context": 512})  # what DSPy takes for `acall`
+    """
 
     async def complete(self, request: Any) -> Any:
         """See the base class."""

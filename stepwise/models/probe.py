@@ -39,6 +39,9 @@ class Findings:
 
     `body` is what goes into every request: the dialect's, or nothing where the server refused it. `thought`: the mark
     of the thought that the chat template opens ahead of an answer, where the template is known.
+
+    >>> Findings("raw", logprobs=True).seed
+    True
     """
 
     continuation: Literal["prefill", "raw", "prompt"]
@@ -56,7 +59,12 @@ Template = Callable[[SolvePrompt, str], str]
 
 
 def template_of(config: ModelConfig) -> Template:
-    """The chat template for raw completions: `chat_template` of the configuration, or what llama-server applies."""
+    """The chat template for raw completions: `chat_template` of the configuration, or what llama-server applies.
+
+    Example:
+        template = template_of(sw.ModelConfig(model="openai/NAME", api_base="http://localhost:8080/v1"))
+        text = template(sw.SolvePrompt(), "1 + 1?")  # up to where the answer begins
+    """
     if config.chat_template is not None:
         path = Path(config.chat_template).expanduser()
         try:
@@ -83,7 +91,12 @@ def template_of(config: ModelConfig) -> Template:
 
 
 def probe_bound(api: Api, dialect: Dialect, prompt: SolvePrompt) -> Usage:
-    """The most that `probe` spends; nothing where the configuration says how a solution is continued."""
+    """The most that `probe` spends; nothing where the configuration says how a solution is continued.
+
+    Example:
+        most = probe_bound(api, dialect, prompt)
+        print(most.calls, most.generated_tokens)
+    """
     if api.config.continuation != "probe":
         return Usage()
     calls = 6 + len(dialect.prefills) + dialect.raw  # the first twice, logprobs, schema, and two samples count as two
@@ -92,7 +105,12 @@ def probe_bound(api: Api, dialect: Dialect, prompt: SolvePrompt) -> Usage:
 
 
 def probe(api: Api, dialect: Dialect, prompt: SolvePrompt, template: Template) -> Findings:
-    """Find out what the model behind `api` can do. Raises BackendError where it does not answer at all."""
+    """Find out what the model behind `api` can do. Raises BackendError where it does not answer at all.
+
+    Example:
+        findings = probe(api, dialect, prompt, template_of(config))
+        print(findings.continuation, findings.logprobs)
+    """
     seed = "seed" in (import_litellm().get_supported_openai_params(model=api.config.model) or ())
     if api.config.continuation != "probe":
         first = dialect.prefills[0] if dialect.prefills else Prefill({}, {})

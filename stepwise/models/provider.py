@@ -49,7 +49,11 @@ def register_litellm() -> None:
 
 
 def declare(model: str, prices: tuple[float, float] | None, context: int = 2048) -> None:
-    """Tell LiteLLM that `model` takes JSON schemas, so that DSPy sends them, and its prices per million tokens."""
+    """Tell LiteLLM that `model` takes JSON schemas, so that DSPy sends them, and its prices per million tokens.
+
+    Example:
+        declare("llamacpp/lab-weak", prices=None, context=512)
+    """
     price_in, price_out = prices or (0.0, 0.0)
     import_litellm().register_model({model: {
         "litellm_provider": PROVIDER, "mode": "chat", "supports_response_schema": True, "max_tokens": context,
@@ -112,7 +116,11 @@ def _native_lm(config: ModelConfig, settings: dict[str, Any]) -> Any:
 
 
 def engines_of(language_model: Any) -> tuple[Engine, ...]:
-    """The engine of this process that a dspy.LM of `lm` asks; none for a hosted model, or an LM of somebody else's."""
+    """The engine of this process that a dspy.LM of `lm` asks; none for a hosted model, or an LM of somebody else's.
+
+    >>> engines_of("openai/NAME")  # a hosted model has none
+    ()
+    """
     provider, _, name = str(getattr(language_model, "model", "")).partition("/")
     if provider != PROVIDER:
         return ()

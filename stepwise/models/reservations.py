@@ -24,6 +24,11 @@ class Reservation:
     """An amount set aside by `Ledger.reserve`. Leaving the `with` block without `settle` gives it back.
 
     `max_tokens` is what it is for; less than was asked for where the cap `cut_by` has no more (`areserve`).
+
+    Example:
+        with ledger.reserve("strong", max_tokens=64, prompt_tokens=200) as reservation:
+            completion = ask(max_tokens=reservation.max_tokens)
+            reservation.settle(completion.usage)
     """
 
     _ledger: Ledger
@@ -60,7 +65,11 @@ class Reservation:
 
 
 class Turn:
-    """Somebody who waits for `max_tokens`, or for as few as `least`; `asked` makes amounts of tokens."""
+    """Somebody who waits for `max_tokens`, or for as few as `least`; `asked` makes amounts of tokens.
+
+    Example:
+        reservation = await ledger.areserve("strong", max_tokens=64, least_tokens=16)  # waits for its turn
+    """
 
     def __init__(
         self, ledger: Ledger, role: str, ask: Mapping[str, Amount], max_tokens: int,

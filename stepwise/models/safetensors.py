@@ -32,13 +32,21 @@ class _TensorPlace(NamedTuple):
 
 
 def check(sound: object, message: str) -> None:
-    """Raise ExportError with `message` unless `sound`."""
+    """Raise ExportError with `message` unless `sound`.
+
+    >>> check(2 + 2 == 4, "config.json: the sum is wrong")  # raises ExportError where it is not
+    """
     if not sound:
         raise ExportError(message)
 
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """The JSON object in `path`; {} for a missing file if `optional`. Raises ExportError for anything else."""
+    """The JSON object in `path`; {} for a missing file if `optional`. Raises ExportError for anything else.
+
+    >>> from stepwise.lab import model_path
+    >>> read_json(model_path("lab-weak", "safetensors") / "config.json")["architectures"]
+    ['Qwen3ForCausalLM']
+    """
     if optional and not path.is_file():
         return {}
     check(path.is_file(), f"{path} does not exist; a model in transformers format has it: {_SAVE}")

@@ -31,6 +31,10 @@ def shared_engine(config: LoadConfig) -> Engine:
     """The engine of `config`, loaded where no call before has loaded it.
 
     A file that was replaced since is another model: it gets an engine of its own. Raises as `load_engine` does.
+
+    Example:
+        engine = shared_engine(sw.ModelConfig(model="llamacpp/lab-weak"))
+        assert shared_engine(sw.ModelConfig(model="llamacpp/lab-weak")) is engine
     """
     key = _key(config)
     engine = _engines.get(key)
@@ -46,13 +50,20 @@ def shared_engine(config: LoadConfig) -> Engine:
 
 
 def identity(engine: Engine) -> str:
-    """Hashes of weights and adapter, as they stand at the end of the engine's name."""
+    """Hashes of weights and adapter, as they stand at the end of the engine's name.
+
+    Example:
+        print(identity(shared_engine(sw.ModelConfig(model="llamacpp/lab-weak"))))  # 11989165
+    """
     return engine.name.rpartition("@")[2]
 
 
 def open_problems(*models: Any) -> int | None:
     """How many problems are to be open at once, so that the engine of each model has as many sequences as its curve
     wants while others wait for another engine, as far as their memory goes; None where no engine has a curve.
+
+    Example:
+        window = open_problems(router.models.weak, router.models.strong)
     """
     engines = [engine for model in models for engine in getattr(model, "engines", ())]
     own = [engine for engine in dict.fromkeys(engines) if isinstance(engine, Engine)]
@@ -62,7 +73,11 @@ def open_problems(*models: Any) -> int | None:
 
 
 def close_engines(path: str | Path | None = None) -> int:
-    """Close the shared engines of the weights at `path`, or all of them; says how many. The next call loads anew."""
+    """Close the shared engines of the weights at `path`, or all of them; says how many. The next call loads anew.
+
+    Example:
+        print(close_engines(), "engines were open")
+    """
     with _lock:
         found = [key for key, engine in _engines.items() if path is None or engine.path == Path(path)]
         engines = [_engines.pop(key) for key in found]
@@ -93,6 +108,10 @@ def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
 
     `overrides` go to `Engine.load`. Raises ConfigError for another provider, DataError or BackendError where the
     model cannot be loaded.
+
+    Example:
+        with load_engine(sw.ModelConfig(model="llamacpp/lab-weak")) as engine:
+            print(engine.name, engine.context)
     """
     provider, _, name = config.model.partition("/")
     if provider != "llamacpp":

@@ -37,7 +37,12 @@ _LoadT = TypeVar("_LoadT", bound=LoadConfig)
 
 @dataclass(frozen=True)
 class GgufFacts:
-    """What the header of a GGUF says of a model. Sizes are in bytes, lengths in tokens."""
+    """What the header of a GGUF says of a model. Sizes are in bytes, lengths in tokens.
+
+    >>> from stepwise.lab import model_path
+    >>> GgufFacts.read(model_path("lab-weak")).context
+    2048
+    """
 
     path: Path
     fields: Mapping[str, Any]
@@ -167,7 +172,12 @@ def complete(
 
 
 def completed(load: _LoadT) -> _LoadT:
-    """One model alone with nothing left open; see `complete`."""
+    """One model alone with nothing left open; see `complete`.
+
+    Example:
+        load = completed(sw.ModelConfig(model="llamacpp/weak.gguf"))
+        print(load.context, load.sequences, load.threads)
+    """
     if not runs_here(load) or None not in (load.context, load.sequences, load.threads):
         return load
     result: Any = complete({"model": load}).models["model"]
@@ -178,6 +188,9 @@ def settled(config: Config, roles: Sequence[Roles]) -> Config:
     """`config` with nothing left open about the models of `roles`, all that a run loads; says what was chosen.
 
     Raises as `complete` does.
+
+    Example:
+        config = settled(config, ["weak", "strong", "scorer"])
     """
     models: dict[str, LoadConfig] = {role: config.role(role) for role in roles}
     result = complete(models)
@@ -194,7 +207,11 @@ def settled(config: Config, roles: Sequence[Roles]) -> Config:
 
 
 def in_words(result: _Completed) -> str:
-    """What was chosen, in one line."""
+    """What was chosen, in one line.
+
+    Example:
+        print(in_words(complete({"weak": config.models.weak})))  # chosen for this machine: weak ...
+    """
     parts = []
     for role, fields in result.chosen.items():
         shown = [f"{fields[key]:,} {word}" for key, word in _WORDS.items() if key in fields]
@@ -211,7 +228,12 @@ def _frozen_key(load: LoadConfig) -> str:
 
 
 def runs_here(load: LoadConfig) -> bool:
-    """Whether llama.cpp runs the model in this process."""
+    """Whether llama.cpp runs the model in this process.
+
+    >>> from stepwise.config import ModelConfig
+    >>> runs_here(ModelConfig(model="llamacpp/weak.gguf")), runs_here(ModelConfig(model="openai/NAME"))
+    (True, False)
+    """
     return load.local and (not isinstance(load, ScorerConfig) or load.kind in ("label_token", "judge"))
 
 

@@ -33,6 +33,9 @@ class Answer(NamedTuple):
     """A row: what `role` answered for the problem with this id, and what that really cost. `value` is plain JSON, None
     where it failed: such a row is never found, but counts in `spent`. `perhaps`: the most that tries which were not
     answered were billed beside it.
+
+    >>> Answer("a1b2", "strong", "p7", Usage("M", 1, 20, 20, 4), value={"text": "So 3."}).problem
+    'p7'
     """
 
     key: str
@@ -52,6 +55,10 @@ class CallCache:
     earlier process had sent when it was killed, and `perhaps` what each may have cost.
 
     Raises `DataError` for a file that is no cache or that another process has open.
+
+    Example:
+        with CallCache("answers.jsonl") as cache:
+            traces = sw.StepRouter("llamacpp/lab-weak", "llamacpp/lab-strong", cache=cache).solve_all(problems)
     """
 
     def __init__(self, path: str | Path | None = None, *, replays_are_free: bool = False) -> None:
@@ -219,7 +226,11 @@ def _dumped(usage: Usage) -> Any:
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
-    """A key from plain JSON: equal parts have equal keys, in every process and on every machine."""
+    """A key from plain JSON: equal parts have equal keys, in every process and on every machine.
+
+    >>> key_of({"seed": 1, "text": "a"}) == key_of({"text": "a", "seed": 1})
+    True
+    """
     text = json.dumps({"form": _FORM, **parts}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

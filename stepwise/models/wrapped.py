@@ -16,7 +16,13 @@ from stepwise.types import Usage
 
 
 class BatchGenerator(Generator):
-    """A model that knows only batches (`continue_solutions`): its coroutine asks it for everything that waits."""
+    """A model that knows only batches (`continue_solutions`): its coroutine asks it for everything that waits.
+
+    Example:
+        class Mine(BatchGenerator):
+            def continue_solutions(self, requests):
+                return [Completion(i, 0, solve(r), "answer") for i, r in enumerate(requests)]
+    """
 
     def __init__(self) -> None:
         self._batcher: Batcher[Request, Completion] = Batcher(self._work)
@@ -60,12 +66,23 @@ class _Batched(BatchGenerator):
 
 
 def generator_of(backend: Backend | Generator) -> Generator:
-    """`backend` itself where it has the coroutine, else `_Batched` around it."""
+    """`backend` itself where it has the coroutine, else `_Batched` around it.
+
+    Example:
+        model = generator_of(my_backend)  # `await model.generate(request)`, whatever it had before
+    """
     return backend if isinstance(backend, Generator) else _Batched(backend)
 
 
 class Wrapped(Generator):
-    """A wrapper that does nothing yet: everything is the model's inside; see `stepwise.models.wrappers`."""
+    """A wrapper that does nothing yet: everything is the model's inside; see `stepwise.models.wrappers`.
+
+    Example:
+        class Logged(Wrapped):
+            async def generate(self, request):
+                print(request.problem.id)
+                return await super().generate(request)
+    """
 
     def __init__(self, model: Generator | Backend) -> None:
         self.model = inner = generator_of(model)

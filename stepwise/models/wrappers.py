@@ -159,7 +159,11 @@ def _cut_short(result: Completion, request: Request, cap: str) -> Completion:
 
 
 def prompt_bound(request: Request, frame: int = 0) -> int:
-    """The most tokens that a model reads for one sample of `request`: the bytes of the text, and the `frame` around."""
+    """The most tokens that a model reads for one sample of `request`: the bytes of the text, and the `frame` around.
+
+    >>> prompt_bound(Request(Problem("p", "1 + 1?"), (Step("One.", "weak"),)), frame=8)
+    18
+    """
     if request.token_ids:
         return len(request.token_ids)
     if request.messages:  # a template may put a few tokens around each; some servers show the model the schema
@@ -174,6 +178,9 @@ class Guarded(Wrapped):
 
     One request that fails on and on costs itself alone; `patience` of them in a row say that the model is gone. What
     the client itself tries again, and how often, is its own affair.
+
+    Example:
+        weak = Guarded(sw.load_backend("openai/NAME"), patience=3)
     """
 
     def __init__(self, model: Generator | Backend, patience: int = 3) -> None:

@@ -35,7 +35,11 @@ _MAX_CANDIDATES = 8
 
 
 def ids_array(ids: object = ()) -> array[int]:
-    """Token ids as a compact array, which compares and slices at C speed."""
+    """Token ids as a compact array, which compares and slices at C speed.
+
+    >>> ids_array([5, 7, 9])[1:]
+    array('i', [7, 9])
+    """
     return array("i", ids)  # type: ignore[call-overload,no-any-return]
 
 
@@ -133,6 +137,10 @@ class Path:
 
     `stream` is -1 where they are saved in `blob`; `busy` while a job runs on it; `key` is the adapter they were
     computed under; `used` counts releases: the smaller, the longer ago.
+
+    Example:
+        path = cache.acquire(ids_array(prompt), len(prompt) - 1, "")
+        print(path.ready, "of", len(path.ids), "tokens are evaluated")
     """
 
     __slots__ = ("blob", "busy", "ids", "key", "node", "ready", "stream", "used")
@@ -143,7 +151,12 @@ class Path:
 
 
 class PrefixCache:
-    """Streams and saved paths of one context, `memory` bytes of saved paths at most."""
+    """Streams and saved paths of one context, `memory` bytes of saved paths at most.
+
+    Example:
+        cache = PrefixCache(context, memory=64 << 20)
+        path = cache.acquire(ids_array(prompt), len(prompt) - 1, "")
+    """
 
     def __init__(self, context: LlamaContext, memory: int):
         self.context, self.memory = context, memory

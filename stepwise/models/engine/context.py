@@ -43,7 +43,11 @@ _log_lock = threading.Lock()
 
 @cache
 def library() -> Any:
-    """llama_cpp's low-level module, imported and made quiet on first use."""
+    """llama_cpp's low-level module, imported and made quiet on first use.
+
+    Example:
+        print(library().llama_print_system_info().decode())
+    """
     # llama.cpp's OpenMP threads spin while they wait, which brings a machine that does anything else to a halt.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
@@ -61,7 +65,11 @@ def library() -> Any:
 
 @cache
 def build_id() -> str:
-    """Version, digest and instruction sets of the llama.cpp that runs here: another one may round otherwise."""
+    """Version, digest and instruction sets of the llama.cpp that runs here: another one may round otherwise.
+
+    Example:
+        print(build_id())  # 0.3.36 1a2b3c4d SSE3 AVX AVX2 ...
+    """
     lib, digest = library(), hashlib.sha256()
     for file in sorted((Path(lib.__file__).parent / "lib").glob("*ggml-cpu*")):
         digest.update(file.read_bytes())
@@ -71,7 +79,13 @@ def build_id() -> str:
 
 @contextmanager
 def captured_log() -> Iterator[list[str]]:
-    """Collect llama.cpp's errors instead of printing anything; the previous log is put back at the end."""
+    """Collect llama.cpp's errors instead of printing anything; the previous log is put back at the end.
+
+    Example:
+        with captured_log() as lines:
+            model = library().llama_model_load_from_file(b"missing.gguf", parameters)
+        print(lines)  # what llama.cpp had to say
+    """
     lib = library()
     lines: list[str] = []
 
@@ -118,6 +132,10 @@ class LlamaContext:
     `context` is the longest sequence in tokens. `streams` is how many sequences are held at once: `sequences`, or as
     many as fit into `kv_memory` bytes of key-value cache, at least one. Raises BackendError with llama.cpp's own
     reason.
+
+    Example:
+        context = LlamaContext(model_path("lab-weak"), context=512, sequences=8, threads=2, gpu_layers=0, kv_type="f16",
+                               flash_attention=True, kv_memory=1 << 30)
     """
 
     def __init__(

@@ -89,6 +89,9 @@ def measure(context: LlamaContext, clock: Callable[[], float] = time.process_tim
     """The curve of a loaded model whose streams are empty, which they are afterwards too; None for a tiny model.
 
     Takes a few seconds of `clock`: processor time, since machines are shared, but for a model on a GPU.
+
+    Example:
+        curve = measure(context)  # None for the lab's models
     """
     if context.parameters < SMALLEST:
         return None

@@ -45,7 +45,11 @@ def literal(text: str) -> str:
 
 
 def integers(low: int, high: int) -> str:
-    """A GBNF expression for the decimal integers in low..high, without leading zeros."""
+    """A GBNF expression for the decimal integers in low..high, without leading zeros.
+
+    >>> integers(0, 12)
+    '[0-9] | "1" ([0-2])'
+    """
     if low > high:
         raise DataError(f"no integer lies in {low}..{high}; give bounds that leave one")
     parts = [f'"-" ({integers(max(1, -high), -low)})'] if low < 0 else []
@@ -74,6 +78,9 @@ def _same_length(low: str, high: str) -> str:
 def decimals(low: int, high: int, open_low: bool, open_high: bool) -> str:
     """Non-negative decimals between two integers: those with a whole part in between, and the ends where they
     belong.
+
+    >>> decimals(0, 1, False, False)
+    '([0-0]) ("." [0-9]{1,6})? | "1" ("." "0"{1,6})?'
     """
     fraction = f'("." [0-9]{{1,{DECIMALS}}})?'
     parts = []
@@ -100,7 +107,11 @@ def object_grammar(depth: int = 4) -> str:
 
 
 def any_value(depth: int) -> list[str]:
-    """The rules of any JSON value, `value0`, and of any object, `object0`."""
+    """The rules of any JSON value, `value0`, and of any object, `object0`.
+
+    >>> any_value(1)[-1]
+    'array0 ::= "[" (value0 ("," space value0){0,31})? "]"'
+    """
     rules = [
         rf'string ::= "\"" char{{0,{2 * MAX_LENGTH}}} "\""',
         'number ::= "-"? ("0" | [1-9] [0-9]{0,14}) ("." [0-9]{1,15})? ([eE] [-+]? [0-9]{1,2})?',

@@ -25,6 +25,10 @@ class Constraint:
     """One running text under a GBNF grammar (rule `root`). Not thread safe; `close` frees it. V is the vocabulary.
 
     Raises DataError where the grammar cannot be read, with the parser's reason.
+
+    Example:
+        constraint = Constraint(context, vocabulary, 'root ::= "yes" | "no"')
+        logits = constraint.masked(logits)  # -inf for all that neither begins "yes" nor "no"
     """
 
     def __init__(self, context: LlamaContext, vocabulary: Vocabulary, gbnf: str):

@@ -93,6 +93,11 @@ class Drawn:
     """One token as soon as it is drawn, of sample number `sample` of the call (0-based over all jobs).
 
     `top` is what `GenerationJob.top_logprobs` asked for.
+
+    Example:
+        for event in engine.stream(job):
+            if isinstance(event, Drawn):
+                print(event.token, event.logprob)
     """
 
     sample: int
@@ -124,6 +129,11 @@ class Call:
 
     A caller who wants to see them at once gives a queue `feed`: it gets each `Drawn` token and each result, and None
     at the end. `on_result` is called with 1 for each result, `on_end` once, on whichever thread ends the call.
+
+    Example:
+        call = Call(size=2)
+        call.put(0, first)
+        call.put(1, second)  # now `call.done` is set
     """
 
     def __init__(self, size: int, feed: SimpleQueue[Any] | None = None):
@@ -167,7 +177,11 @@ class Call:
 
 
 class Prompt:
-    """Shared by the samples of one job: the ids, and the logits (V,) after the last of them once they are known."""
+    """Shared by the samples of one job: the ids, and the logits (V,) after the last of them once they are known.
+
+    >>> Prompt([5, 7, 9], samples=4).left
+    4
+    """
 
     __slots__ = ("busy", "ids", "left", "row")
 
@@ -184,6 +198,10 @@ class Unit:
 
     `ids` is what the stream holds or will hold: the prompt, then what was sampled; `at` is how many of them are
     evaluated. `evaluated` counts the ids of the prompt that were not known.
+
+    Example:
+        sample = Sample(call, 0, Prompt(job.ids, job.n), job, number=0, sample=0)
+        print(len(sample.ids) - sample.at, "tokens are to be evaluated")
     """
 
     call: Call
@@ -198,7 +216,11 @@ class Unit:
 
 @dataclass(slots=True, eq=False)
 class Sample(Unit):
-    """Sample `sample` of `job`, the call's number `number`."""
+    """Sample `sample` of `job`, the call's number `number`.
+
+    Example:
+        sample = Sample(call, 0, Prompt(job.ids, job.n), job, number=0, sample=0)
+    """
 
     job: GenerationJob
     number: int
@@ -221,6 +243,9 @@ class Scoring(Unit):
     """A sequence whose logits of `token_ids` (K,) are asked for after each of the positions `wanted` (P,), ascending.
 
     `rows`: those known so far, (K,) each.
+
+    Example:
+        scoring = Scoring(call, 0, Prompt(ids, 1), wanted=[len(ids) - 1], token_ids=np.array([yes, no]))
     """
 
     wanted: Sequence[int]

@@ -28,7 +28,11 @@ TYPES: dict[str, tuple[type, ...]] = {
 
 
 def within(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Whether a fixed value keeps the `LIMITS` of its schema."""
+    """Whether a fixed value keeps the `LIMITS` of its schema.
+
+    >>> within("abc", {"maxLength": 2}), within(5, {"minimum": 1, "maximum": 9})
+    (False, True)
+    """
     if isinstance(value, str):
         return bool(schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)))
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -38,7 +42,11 @@ def within(value: Any, schema: Mapping[str, Any]) -> bool:
 
 
 def implied(schema: Mapping[str, Any]) -> str:
-    """The type of a schema that names none; "any" where it says nothing at all, "" where it cannot be known."""
+    """The type of a schema that names none; "any" where it says nothing at all, "" where it cannot be known.
+
+    >>> implied({"properties": {}}), implied({"items": {}}), implied({})
+    ('object', 'array', 'any')
+    """
     if any(key in schema for key in ("properties", "required", "additionalProperties")):
         return "object"
     if any(key in schema for key in ("items", "prefixItems")):
@@ -47,7 +55,11 @@ def implied(schema: Mapping[str, Any]) -> str:
 
 
 def kinds(schema: Mapping[str, Any]) -> set[str] | None:
-    """The types of a schema, None where they are not said; integers are numbers."""
+    """The types of a schema, None where they are not said; integers are numbers.
+
+    >>> sorted(kinds({"type": ["integer", "null"]}))
+    ['null', 'number']
+    """
     named = schema.get("type", implied(schema))
     named = {named} if isinstance(named, str) else set(named)
     return None if named & {"", "any"} else {"number" if kind == "integer" else kind for kind in named}
@@ -56,6 +68,9 @@ def kinds(schema: Mapping[str, Any]) -> set[str] | None:
 def apart(one: Any, other: Any, resolved: Callable[[Any], Any]) -> bool:
     """Whether no value that is right for one schema is right for the other, as far as can be seen from their types,
     their fixed values, and the fixed values of properties that both have. `resolved` follows references.
+
+    >>> apart({"type": "string"}, {"type": "null"}, lambda schema: schema)
+    True
     """
     one, other = resolved(one), resolved(other)
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
@@ -78,7 +93,11 @@ def _values(schema: Mapping[str, Any]) -> set[str] | None:
 
 
 def references(schema: Any) -> set[str]:
-    """All references in a schema, those of definitions inside it left out."""
+    """All references in a schema, those of definitions inside it left out.
+
+    >>> references({"items": {"$ref": "#/$defs/Step"}})
+    {'#/$defs/Step'}
+    """
     if isinstance(schema, list):
         return set().union(*map(references, schema))
     if not isinstance(schema, Mapping):

@@ -51,6 +51,10 @@ class Draws:
     `settings` (B,): temperature (0 is greedy), top_k (0: off) and top_p (1: off) of a row; `keys` (B,) from
     `stream_key`; `drawn` (B,): how many tokens a row has drawn already. What does not change from one batch to the next
     is worked out here once.
+
+    >>> draws = Draws([(0.0, 0, 1.0)], [stream_key(1, 0)], [0])  # one greedy row
+    >>> draws(np.array([[0.0, 2.0, 1.0]], np.float32))[0]
+    [1]
     """
 
     def __init__(self, settings: Sequence[tuple[float, int, float]], keys: Sequence[int], drawn: Sequence[int]):

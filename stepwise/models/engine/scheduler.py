@@ -32,7 +32,7 @@ _PATIENCE = 8
 
 
 class Scheduler:
-    """Runs jobs turn by turn. Counters are plain integers, which other threads may read; they may set `interrupted`."""
+    """Runs jobs turn by turn; other threads may read counters and set `interrupted`. Example: see `worker.Worker`."""
 
     def __init__(self, context: LlamaContext, vocabulary: Vocabulary, cache: PrefixCache):
         self.context, self.vocabulary, self.cache = context, vocabulary, cache

@@ -82,6 +82,9 @@ class SchemaRules:
     """Walks a schema; each visit gives the name of a rule and the most bytes it can produce.
 
     `root` is where `$ref`s lead; it may be changed between visits, to put rules of several schemas into one grammar.
+
+    >>> SchemaRules().visit({"type": "boolean"}, "schema")[1]  # bytes of "false"
+    5
     """
 
     def __init__(self, root: Mapping[str, Any] | None = None):

@@ -73,7 +73,11 @@ def repeats(ids: list[int]) -> bool:
 
 @dataclass(frozen=True)
 class Ending:
-    """How it ended: `content` bytes stand before the blank line or line end that ended it, which lies at `end`."""
+    """How it ended: `content` bytes stand before the blank line or line end that ended it, which lies at `end`.
+
+    >>> Ending("step", content=5, end=7).finish
+    'step'
+    """
 
     finish: Finish
     content: int

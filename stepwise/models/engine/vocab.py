@@ -34,7 +34,12 @@ _PROBES = (
 
 
 class Vocabulary:
-    """The tokens of one model. Thread safe: the vocabulary does not change."""
+    """The tokens of one model. Thread safe: the vocabulary does not change.
+
+    Example:
+        ids = engine.vocabulary.raw_ids("1 + 1 = 2")
+        print([engine.vocabulary.text(token) for token in ids])
+    """
 
     def __init__(self, context: LlamaContext):
         self._lib, self._vocab, self._path = context.lib, context.vocab, context.path

@@ -193,6 +193,9 @@ def check_origin(
 
     An adapter names its base in its own header or in the card.json beside it. The model is known by what `export_gguf`
     wrote into it, else by the safetensors in `train_from`. What is not known is not compared.
+
+    Example:
+        check_origin(adapter, sha256, read_gguf(adapter).fields, model, read_gguf(model).fields, train_from)
     """
     path = adapter.with_name("card.json")
     try:

@@ -37,7 +37,12 @@ class _Owner(Protocol):
 
 
 class Control(Call):
-    """Something to do between two turns once all jobs before it are done."""
+    """Something to do between two turns once all jobs before it are done.
+
+    Example:
+        control = Control(scheduler.reset)
+        worker.do(control, control)
+    """
 
     def __init__(self, action: Callable[[], None]):
         super().__init__(1)
@@ -45,7 +50,12 @@ class Control(Call):
 
 
 class Worker:
-    """Runs the scheduler's turns while there are jobs; jobs that arrive meanwhile join the running batch."""
+    """Runs the scheduler's turns while there are jobs; jobs that arrive meanwhile join the running batch.
+
+    Example:
+        worker = Worker(Scheduler(context, vocabulary, cache))
+        results = worker.do(units, call)
+    """
 
     def __init__(self, scheduler: Scheduler):
         self._scheduler = scheduler

@@ -180,7 +180,11 @@ def score_items(scorer: Scorer, items: Sequence[Item]) -> list[Scored]:
 
 
 def scores_fault(scores: Any, steps: int, first: int = 0) -> str:
-    """What is wrong with the scores of the steps `first`.. of a solution of `steps` steps, "" for nothing."""
+    """What is wrong with the scores of the steps `first`.. of a solution of `steps` steps, "" for nothing.
+
+    >>> scores_fault([0.9, 0.2], steps=2), scores_fault([0.9, 1.2], steps=2)[:24]
+    ('', 'step 1: the score is 1.2')
+    """
     if not isinstance(scores, list | tuple):
         return f"score() returned a {type(scores).__name__}; return a list of floats, such as scores.tolist()"
     if len(scores) != steps - first:
@@ -234,7 +238,14 @@ class BatchScorer(Scorer):
 
 
 class WrappedScorer(BatchScorer):
-    """A wrapper that does nothing yet: everything is the scorer's inside."""
+    """A wrapper that does nothing yet: everything is the scorer's inside.
+
+    Example:
+        class Logged(WrappedScorer):
+            async def ascore(self, problem, steps, known=0):
+                print(len(steps))
+                return await super().ascore(problem, steps, known)
+    """
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer

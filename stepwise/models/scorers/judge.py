@@ -39,7 +39,11 @@ _WORD = re.compile(r"\W*(yes|no)\W*", re.IGNORECASE)
 
 
 def parse(text: str, ask: Ask) -> float | None:
-    """The score in an answer, None where it is not what was asked for. What a model thinks aloud does not count."""
+    """The score in an answer, None where it is not what was asked for. What a model thinks aloud does not count.
+
+    >>> parse("Yes.", "verdict"), parse("80%", "probability"), parse("perhaps", "verdict")
+    (1.0, 0.8, None)
+    """
     answer = text.rpartition("</think>")[2].strip()
     if ask == "verdict":
         word = _WORD.fullmatch(answer)
@@ -119,6 +123,10 @@ def api_completion(config: ScorerConfig, *, attempts: int = 5, backoff: float = 
     """Completion by a model behind an API, through LiteLLM, greedy; errors that may pass are tried again and counted.
 
     The completion raises `BackendError` where the API refuses or stays away.
+
+    Example:
+        complete = api_completion(sw.ScorerConfig(kind="judge", model="openai/NAME"))
+        text, usage = complete([{"role": "user", "content": "Is 1 + 1 = 3? Answer Yes or No."}])
     """
     fields = {name: getattr(config, name) for name in LoadConfig.model_fields}
     api = Api(ModelConfig(**fields), config.model, attempts=attempts, backoff=backoff)

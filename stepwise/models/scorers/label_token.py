@@ -144,6 +144,10 @@ class ServedLabelScorer(PrefixScorer):
 
     The chat is written as ChatML. `requests` are in flight at once. Raises `ConfigError` where a label or the marker is
     not one token of the server's vocabulary, `BackendError` where the server does not answer at all.
+
+    Example:
+        scorer = ServedLabelScorer(Server("http://localhost:8000/v1"), "math-shepherd")
+        print(scorer.score("1 + 1?", ["1 + 1 = 2."]))
     """
 
     remote = True

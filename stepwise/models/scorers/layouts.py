@@ -52,7 +52,11 @@ RLHFLOW = ("{question} {step}", "{step}")
 
 
 class Layout(Protocol):
-    """What `LabelTokenScorer` asks of a layout; `key` tells two of them apart, "" for the lab's own."""
+    """What `LabelTokenScorer` asks of a layout; `key` tells two of them apart, "" for the lab's own.
+
+    Example:
+        readings = layout.readings("1 + 1?", ["One and one.", "That is 2."], first=1)
+    """
 
     key: str
 
@@ -62,7 +66,11 @@ class Layout(Protocol):
 
 
 class Marked:
-    """The solve prompt, then each step with its blank line and one marker token."""
+    """The solve prompt, then each step with its blank line and one marker token.
+
+    Example:
+        ids, places = Marked(engine, sw.SolvePrompt(), "<step>").readings("1 + 1?", ["That is 2."], first=0)[0]
+    """
 
     def __init__(self, engine: Engine, prompt: SolvePrompt, marker: str):
         self.key = "" if prompt == SolvePrompt() else f"prompt {prompt.hash}"
@@ -80,8 +88,11 @@ class Marked:
 
 
 class PlainText:
-    """Text without a chat template: `template` with the question, then each step by `step_template`, which ends with
+    r"""Text without a chat template: `template` with the question, then each step by `step_template`, which ends with
     the marker; what follows the marker is written before the next step.
+
+    Example:
+        layout = PlainText(engine, "{question} ", "Step {number}: {step} {marker}\n", "<step>")
     """
 
     def __init__(self, engine: Engine, template: str, step_template: str, marker: str):
@@ -108,6 +119,9 @@ class PlainText:
 class Turns:
     """A chat in which each step is a turn of the user's, the first one behind the question, and the model has answered
     each with the label of a right step; the label is read where its next answer begins.
+
+    Example:
+        layout = Turns(engine, "{question} {step}", "{step}", good="+")  # a label is the model's answer to each step
     """
 
     def __init__(self, engine: Engine, template: str, step_template: str, good: str):
@@ -129,9 +143,12 @@ class Turns:
 
 
 class Question:
-    """A question about the last of the steps so far, read where the answer begins: a chat for each step.
+    r"""A question about the last of the steps so far, read where the answer begins: a chat for each step.
 
     The chat is `question_about(template, ...)` with `form`, which says what the answer looks like.
+
+    Example:
+        layout = Question(engine, "{question}\n\n{steps}\n\nIs the last step right? {form}", "Answer Yes or No.")
     """
 
     def __init__(self, engine: Engine, template: str, form: str):

@@ -24,6 +24,9 @@ class Task(NamedTuple):
 
     `keys` has one for each prefix, `known` the scores that were kept; `fault` says why it cannot be scored. `done`:
     nothing is to be asked.
+
+    >>> Task("1 + 1?", ["One and one.", "That is 2."], first=1).done
+    False
     """
 
     question: str
