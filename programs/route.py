@@ -249,10 +249,7 @@ def _remember(run: Run[_Options], policy: Policy, card: ModelNames) -> None:
 
 def _route(run: Run[_Options], router: StepRouter, problems: list[Problem]) -> None:
     """Route what is not routed yet; caps are for the whole run, so what it spent before it was stopped counts."""
-    assert router.cache is not None
-    perhaps = router.cache.perhaps()
-    for role, usage in router.cache.spent().items():
-        router.ledger.record(role, usage, perhaps.get(role))
+    router.count_stored()
     # What ended in an error is tried again; its first row stays in the file, and the last row of a problem counts.
     asked = set(problems)
     kept = [trace for trace in run.rows("traces.jsonl", Trace) if trace.finish != "error" and trace.problem in asked]

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from stepwise.models.scorers import Scorer, load_scorer
     from stepwise.prompt import SolvePrompt
     from stepwise.report.notebook import traces_to_dataset, traces_to_frame
+    from stepwise.rounds import LoopSettings, loop
     from stepwise.routing.calibration import calibrate
     from stepwise.routing.compare import compare
     from stepwise.routing.policies import Threshold
@@ -77,6 +78,7 @@ _HOME = {
     "stepwise.prompt": "SolvePrompt",
     "stepwise.report.notebook": "traces_to_dataset traces_to_frame",
     "stepwise.interventions.collection": "collect",
+    "stepwise.rounds": "LoopSettings loop",
     "stepwise.routing.calibration": "calibrate",
     "stepwise.routing.compare": "compare",
     "stepwise.routing.policies": "Threshold",
@@ -113,6 +115,7 @@ __all__ = [
     "Keep",
     "Ledger",
     "Localization",
+    "LoopSettings",
     "MissingDependencyError",
     "ModelConfig",
     "ModelsConfig",
@@ -147,6 +150,7 @@ __all__ = [
     "load_policy",
     "load_problems",
     "load_scorer",
+    "loop",
     "normalize_text",
     "register_litellm",
     "save_policy",

@@ -25,6 +25,7 @@ PROGRAMS = {
     "intervene": "Collect interventions: problems in, a dataset out.",
     "build_dataset": "Other datasets: controls, rewrites, pairs, routing.",
     "train": "Train a LoRA adapter: sft, dpo or rl.",
+    "loop": "Route, learn from what was escalated, route again.",
     "export": "Write an adapter as GGUF, alone or merged.",
     "evaluate_localizer": "How often first errors are named (ProcessBench).",
     "init": "Write a configuration for models of your own.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from pathlib import Path
 
 from stepwise.config import BudgetConfig, Config
 from stepwise.errors import BudgetExceededError
@@ -11,6 +12,8 @@ from stepwise.io import append_rows, read_rows
 from stepwise.models.budget import Ledger
 from stepwise.runs.directory import RunDirectory
 from stepwise.types import Usage
+
+_SPENT = "spent.jsonl"
 
 
 def uncapped(config: Config) -> Config:
@@ -31,6 +34,15 @@ class _Spent:
     usage: Usage
 
 
+def spent_in(folder: Path) -> list[tuple[str, Usage]]:
+    """Role and usage of each call of the run in `folder`, over all its starts.
+
+    Example:
+        sum(usage.generated_tokens for role, usage in spent_in(Path("out/int")) if role == "weak")
+    """
+    return [(row.role, row.usage) for row in read_rows(folder / _SPENT, _Spent)]
+
+
 class Caps:
     """The caps of a configuration, and what all starts of a run have spent by its spent.jsonl.
 
@@ -44,7 +56,7 @@ class Caps:
 
     def __init__(self, config: Config, directory: RunDirectory, *, are_results: bool = True) -> None:
         self.config, self.ledger = config, Ledger.for_config(config, self._write)
-        self._path, self._lock = directory.claim("spent.jsonl", is_input=not are_results), threading.Lock()
+        self._path, self._lock = directory.claim(_SPENT, is_input=not are_results), threading.Lock()
         for row in read_rows(self._path, _Spent):
             self.ledger.record(row.role, row.usage)
 

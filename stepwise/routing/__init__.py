@@ -22,6 +22,7 @@ from stepwise.routing.policy import (
 
 if TYPE_CHECKING:
     from stepwise.routing.calibration import Calibrated, calibrate
+    from stepwise.routing.exploring import Exploring
     from stepwise.routing.learned import Learned
     from stepwise.routing.policies import Always, Judged, Never, Random, Threshold
     from stepwise.routing.pomdp import (
@@ -60,6 +61,7 @@ _LAZY = {
     "Calibrated": "calibration",
     "Cascade": "query",
     "CumulativeSum": "signals",
+    "Exploring": "exploring",
     "FirstTokenEntropy": "signals",
     "Judged": "policies",
     "MaxLogit": "signals",
@@ -110,6 +112,7 @@ __all__ = [
     "Cascade",
     "CumulativeSum",
     "Escalate",
+    "Exploring",
     "FirstTokenEntropy",
     "HandOver",
     "Judged",

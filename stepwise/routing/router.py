@@ -311,6 +311,13 @@ class StepRouter(LoadedRouter):
             except RoutingInterrupted as stop:
                 raise RoutingInterrupted(in_order(stop.traces)) from None
 
+    def count_stored(self) -> None:
+        """Count for the caps what earlier starts of this run paid, and perhaps paid, by the answers in the cache."""
+        if self.cache is not None:
+            perhaps = self.cache.perhaps()
+            for role, usage in self.cache.spent().items():
+                self.ledger.record(role, usage, perhaps.get(role))
+
     def cost(self, traces: Sequence[Trace]) -> Cost:
         """What `traces` cost, counted three ways with the sizes of this router's models; see `metrics.cost_of`."""
         return cost_of(traces, weak=self.models.weak, strong=self.models.strong, scorer=self.models.scorer)

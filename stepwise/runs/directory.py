@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -244,9 +245,12 @@ class RunDirectory:
                 self.path.rmdir()
 
     def _remove(self, name: str) -> None:
-        """Remove the run's file `name`, and the directories inside that are empty without it."""
+        """Remove the run's file `name`, or the run within it, and the directories inside that are empty without it."""
         path = self._inside(name)
-        path.unlink(missing_ok=True)
+        if read_card(path):
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
         for folder in path.parents:
             if folder == self.path:
                 break

@@ -160,7 +160,9 @@ class Module:
     def __call__(self, problem, steps):
         self.calls.append(problem.id)
         if len(self.calls) == self.stop:
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as Ctrl-C does: it waits for this thread
+            signal.pthread_kill(
+                threading.main_thread().ident, signal.SIGINT
+            )  # as Ctrl-C does: it waits for this thread
             assert self.heard.wait(60)
         assert steps[1] == f"Step 2: {problem.id} is 1"
         said = self.said.get(problem.id)

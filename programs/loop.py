@@ -1,0 +1,123 @@
+"""Close the loop: route problems, learn from what was escalated and from what failed, and route again.
+
+Each round routes the training problems, collects interventions, trains the weak model on them ([sft]) and by
+reinforcement ([rl]), chooses the policy's setting anew on the validation problems, and measures on test problems that
+no round has seen. Printed is what each round costs and buys: strong tokens to recover --target of the gap that was
+there before the first round. A round that makes the weak model worse is rolled back. Killed at any moment, the same
+command goes on where it was. Writes rounds.jsonl, points.jsonl and a directory of every stage of every round.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, PositiveInt
+
+from stepwise.data.problems import SOURCES, load_problems
+from stepwise.errors import DataError
+from stepwise.lab.problems import generate
+from stepwise.models.caps import uncapped
+from stepwise.rounds import LoopResult, LoopRound, LoopSettings, loop
+from stepwise.routing.deciding import label_of
+from stepwise.routing.policies import Always, Never
+from stepwise.runs.shell import Options, Run, one_of, program
+from stepwise.stats import Interval, bootstrap
+from stepwise.types import Problem
+
+_WHERE = one_of("Problems")
+_ALONE = (label_of(Never()), label_of(Always()))
+
+
+class _Options(Options, LoopSettings):
+    model_config = ConfigDict(strict=False)
+
+    problems: Annotated[str | None, _WHERE] = Field(None, description=f"to train on: {SOURCES}")
+    lab: Annotated[PositiveInt | None, _WHERE] = None
+    """N training problems of the lab, with its validation and test problems"""
+    validation: str | None = None
+    """other problems, to choose on"""
+    test: str | None = None
+    """other problems, to measure on"""
+    n: PositiveInt = 100
+    """validation and test problems, at most"""
+
+
+def _sets(args: _Options) -> tuple[list[Problem], list[Problem], list[Problem]]:
+    if args.problems is None:
+        if args.validation or args.test:
+            raise DataError("--validation and --test go with --problems; leave them out, or give all three")
+        train, val, test = (
+            [lab.problem for lab in generate(split, n)]
+            for split, n in (("train", args.lab or 100), ("val", args.n), ("test", args.n))
+        )
+        return train, val, test
+    if args.validation is None or args.test is None:
+        raise DataError("--problems needs --validation and --test: files with other problems")
+    validation, test = (load_problems(name, split="test", n=args.n) for name in (args.validation, args.test))
+    return load_problems(args.problems, split="train"), validation, test
+
+
+@program(_Options, doc=__doc__, same_run=uncapped)
+def main(run: Run[_Options]) -> None:
+    args, (train, validation, test) = run.args, _sets(run.args)
+    settings = LoopSettings(**{name: getattr(args, name) for name in LoopSettings.model_fields})
+    result = loop(train, run.config, run.directory, validation=validation, test=test, settings=settings)
+    _show(run, result, len(train))
+
+
+def _show(run: Run[_Options], result: LoopResult, trained_on: int) -> None:
+    """A row a round; its setting was chosen on validation problems, and is measured here on the test problems."""
+    args, rows, policy = run.args, [], run.config.routing.policy
+    for done in result.rounds:
+        weak = result.point(done.measured, _ALONE[0])
+        routed = next(p for p in result.points if (p.round, p.part, p.setting) == (done.measured, "test", done.setting))
+        tokens = result.tokens_at_target(done.number, args.target)
+        saved = _saved(result, done, args.target)
+        rows.append((
+            str(done.number), f"{weak.at().accuracy:.1%}", f"{done.setting:g}", f"{routed.at().accuracy:.1%}",
+            f"{routed.at().cost:.1f}", "-" if tokens is None else f"{tokens:.1f}", _band(saved),
+        ))  # fmt: skip
+        run.metrics(
+            round=done.number,
+            weak=weak.at().accuracy,
+            routed=routed.at().accuracy,
+            cost=routed.at().cost,
+            at_target=tokens,
+        )
+    columns = ("Round", "Weak alone", "Setting", "Routed", "Strong tokens", "At the target", "Less than before")
+    run.table(f"{policy} on {len(result.points[-1].right)} test problems, {trained_on} trained on", columns, rows)
+    strong = result.point(0, _ALONE[1]).at()
+    run.say(
+        f"The strong model alone: {strong.accuracy:.1%} for {strong.cost:.1f} tokens a problem. At the target: strong "
+        f"tokens a problem to recover {args.target:.0%} of the gap before round 1, by mixing settings. Less than "
+        "before: the difference from round 0, with its 95 % interval over problems; one run is one seed of training."
+    )
+    for done in result.rounds[1:]:
+        learned = ", ".join(f"{count} from {origin}" for origin, count in done.rows.items()) or "nothing"
+        bought = ", ".join(f"{role} {usage.generated_tokens:,}" for role, usage in sorted(done.spent.items()))
+        run.say(f"Round {done.number} learned from {learned}; tokens written for it: {bought}.")
+        if done.rolled_back:
+            run.say("It was rolled back: the weak model alone became worse on validation problems.")
+        if not done.held:
+            run.say("No setting held the target on validation problems; the most accurate one was taken.")
+
+
+def _saved(result: LoopResult, done: LoopRound, target: float) -> Interval | None:
+    """Strong tokens at the target before round 1 less those after a round, paired by problem."""
+    if not done.measured:
+        return None
+
+    def statistic(index: Any) -> float | None:
+        before, now = (result.tokens_at_target(number, target, index) for number in (0, done.number))
+        return None if before is None or now is None else before - now
+
+    return bootstrap(statistic, len(result.points[-1].right), samples=500)
+
+
+def _band(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{interval.value:+.1f} ({interval.low:+.1f} to {interval.high:+.1f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
