@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -35,11 +35,11 @@ from stepwise.interventions.settings import CollectSettings
 from stepwise.io import append_rows, read_json, read_rows, write_text
 from stepwise.models.caps import spent_in
 from stepwise.models.store import CallCache, key_of
-from stepwise.records import Section, record, to_json
+from stepwise.records import Section, to_json
+from stepwise.rounds.results import LoopPoint, LoopResult, LoopRound, Part, point_of
 from stepwise.routing import Always, Exploring, Never, Policy, StepRouter, policy_from_config
 from stepwise.routing.compare import Measured, compare
 from stepwise.routing.deciding import label_of
-from stepwise.routing.metrics import OperatingPoint, cpt_interpolated
 from stepwise.routing.query import question_key, refuse_overlap
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.progress import announce
@@ -48,9 +48,6 @@ from stepwise.stats import Interval, bootstrap
 from stepwise.training import grpo, sft
 from stepwise.training.adapters import adapter_directory, with_adapter
 from stepwise.types import Problem, Trace, Usage
-
-Part = Literal["validation", "test"]
-_Counts = tuple[int, ...]
 
 
 class LoopSettings(Section):
@@ -75,81 +72,6 @@ class LoopSettings(Section):
     """whether supervised training is followed by [rl]"""
     collect: CollectSettings = CollectSettings()
     """[collecting], for failures and for escalations"""
-
-
-@record()
-class LoopPoint:
-    """One policy on the validation or test problems after a round (0: before the first), a number for each problem.
-
-    `right` counts right answers of `samples` solutions; `strong` and `tokens` are tokens by the strong model and by
-    both, of all of them together.
-    """
-
-    round: int
-    part: Part
-    policy: str
-    setting: float | None
-    samples: int
-    right: _Counts
-    strong: _Counts
-    tokens: _Counts
-
-    def at(self, index: Any = slice(None)) -> OperatingPoint:
-        """Mean strong tokens a problem, and accuracy, over the problems at `index`."""
-        right, strong = (np.asarray(counts)[index].mean() / self.samples for counts in (self.right, self.strong))
-        return OperatingPoint(float(strong), float(right))
-
-
-@record()
-class LoopRound:
-    """What a round did. `adapter` is the weak model's from now on, None for the untrained one.
-
-    `rows` counts what was learned from, by origin. `spent` has the usage by role, of routing and collecting. `change`
-    is the weak model's accuracy alone on validation problems less that before the round, paired by problem. `measured`
-    is the round whose points hold for this model: an earlier one where this was rolled back. `setting` is the policy's,
-    and `held` whether it comes to the target on validation problems.
-    """
-
-    number: int
-    adapter: str | None
-    rows: Mapping[str, int]
-    spent: Mapping[str, Usage]
-    change: Interval | None
-    rolled_back: bool
-    measured: int
-    setting: float
-    held: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopResult:
-    """All rounds, and what was measured. `target` is the accuracy on validation problems that was to be held."""
-
-    target: float
-    rounds: tuple[LoopRound, ...]
-    points: tuple[LoopPoint, ...]
-
-    def point(self, number: int, policy: str, part: Part = "test") -> LoopPoint:
-        """The policy with this label after a round; raises DataError where it was not measured."""
-        found = [p for p in self.points if (p.round, p.policy, p.part) == (number, policy, part)]
-        if not found:
-            raise DataError(f"no {policy!r} in round {number} on {part} problems")
-        return found[0]
-
-    def tokens_at_target(self, number: int, target: float, index: Any = slice(None)) -> float | None:
-        """Strong tokens a test problem to recover `target` of the gap of round 0, by mixing the settings of a round.
-
-        None where no mix of them does. `index`: of test problems, for resampling.
-        """
-        weak, strong = (self.point(0, label_of(policy)).at(index) for policy in (Never(), Always()))
-        measured = self.rounds[number].measured
-        here = [p.at(index) for p in self.points if (p.round, p.part) == (measured, "test")]
-        if measured:  # the strong model alone is the same in every round
-            here.append(strong)
-        own = min(here, key=lambda point: point.cost)
-        if own.accuracy >= weak.accuracy + target * (strong.accuracy - weak.accuracy):
-            return own.cost
-        return cpt_interpolated(here, weak, strong, target)
 
 
 def loop(
@@ -295,7 +217,7 @@ class _Loop:
                     router.settings = dataclasses.replace(settings, seed=seed)
                     measured += compare(router, policy, problems)
                 router.settings = settings
-                self.points.append(_point(number, part, policy, measured))
+                self.points.append(point_of(number, part, policy, measured))
                 append_rows(self.directory.claim("points.jsonl"), [self.points[-1]])
 
     def _target(self) -> float:
@@ -334,17 +256,3 @@ class _Loop:
 
     def _folder(self, number: int, stage: str) -> Path:
         return self.directory.claim(f"round-{number}/{stage}")
-
-
-def _point(number: int, part: Part, policy: Policy, measured: Sequence[Measured]) -> LoopPoint:
-    traces = [[view.trace for view in each.views] for each in measured]
-
-    def total(count: Any) -> _Counts:
-        return tuple(sum(count(trace) for trace in of_problem) for of_problem in zip(*traces, strict=True))
-
-    right = np.sum([each.correct for each in measured], axis=0)
-    return LoopPoint(
-        number, part, label_of(policy), policy.point, len(measured), tuple(int(n) for n in right),
-        total(lambda trace: trace.usage.get("strong", Usage()).generated_tokens),
-        total(lambda trace: sum(usage.generated_tokens for usage in trace.usage.values())),
-    )  # fmt: skip

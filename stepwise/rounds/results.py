@@ -1,0 +1,127 @@
+"""What a loop did and measured, round by round, and what the target costs after each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from stepwise.errors import DataError
+from stepwise.records import record
+from stepwise.routing import Always, Never, Policy
+from stepwise.routing.compare import Measured
+from stepwise.routing.deciding import label_of
+from stepwise.routing.metrics import OperatingPoint, cpt_interpolated
+from stepwise.stats import Interval
+from stepwise.types import Usage
+
+Part = Literal["validation", "test"]
+_Counts = tuple[int, ...]
+
+
+@record()
+class LoopPoint:
+    """One policy on the validation or test problems after a round (0: before the first), a number for each problem.
+
+    `right` counts right answers of `samples` solutions; `strong` and `tokens` are tokens by the strong model and by
+    both, of all of them together.
+
+    Example:
+        >>> LoopPoint(0, "test", "Threshold 0.50", 0.5, 1, (1, 0), (8, 4), (90, 70)).at()
+        OperatingPoint(cost=6.0, accuracy=0.5)
+    """
+
+    round: int
+    part: Part
+    policy: str
+    setting: float | None
+    samples: int
+    right: _Counts
+    strong: _Counts
+    tokens: _Counts
+
+    def at(self, index: Any = slice(None)) -> OperatingPoint:
+        """Mean strong tokens a problem, and accuracy, over the problems at `index`."""
+        right, strong = (np.asarray(counts)[index].mean() / self.samples for counts in (self.right, self.strong))
+        return OperatingPoint(float(strong), float(right))
+
+
+@record()
+class LoopRound:
+    """What a round did. `adapter` is the weak model's from now on, None for the untrained one.
+
+    `rows` counts what was learned from, by origin. `spent` has the usage by role, of routing and collecting. `change`
+    is the weak model's accuracy alone on validation problems less that before the round, paired by problem. `measured`
+    is the round whose points hold for this model: an earlier one where this was rolled back. `setting` is the policy's,
+    and `held` whether it comes to the target on validation problems.
+
+    Example:
+        >>> LoopRound(0, None, {}, {}, None, False, 0, 0.5, True).rolled_back
+        False
+    """
+
+    number: int
+    adapter: str | None
+    rows: Mapping[str, int]
+    spent: Mapping[str, Usage]
+    change: Interval | None
+    rolled_back: bool
+    measured: int
+    setting: float
+    held: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopResult:
+    """All rounds, and what was measured. `target` is the accuracy on validation problems that was to be held.
+
+    Example:
+        [result.tokens_at_target(done.number, 0.8) for done in loop(problems, config, "out/loop", ...).rounds]
+    """
+
+    target: float
+    rounds: tuple[LoopRound, ...]
+    points: tuple[LoopPoint, ...]
+
+    def point(self, number: int, policy: str, part: Part = "test") -> LoopPoint:
+        """The policy with this label after a round; raises DataError where it was not measured."""
+        found = [p for p in self.points if (p.round, p.policy, p.part) == (number, policy, part)]
+        if not found:
+            raise DataError(f"no {policy!r} in round {number} on {part} problems")
+        return found[0]
+
+    def tokens_at_target(self, number: int, target: float, index: Any = slice(None)) -> float | None:
+        """Strong tokens a test problem to recover `target` of the gap of round 0, by mixing the settings of a round.
+
+        None where no mix of them does. `index`: of test problems, for resampling.
+        """
+        weak, strong = (self.point(0, label_of(policy)).at(index) for policy in (Never(), Always()))
+        measured = self.rounds[number].measured
+        here = [p.at(index) for p in self.points if (p.round, p.part) == (measured, "test")]
+        if measured:  # the strong model alone is the same in every round
+            here.append(strong)
+        own = min(here, key=lambda point: point.cost)
+        if own.accuracy >= weak.accuracy + target * (strong.accuracy - weak.accuracy):
+            return own.cost
+        return cpt_interpolated(here, weak, strong, target)
+
+
+def point_of(number: int, part: Part, policy: Policy, measured: Sequence[Measured]) -> LoopPoint:
+    """The point of a policy from what was measured, an entry for each solution of the problems.
+
+    Example:
+        point_of(1, "test", Never(), compare(router, Never(), problems)).at().accuracy
+    """
+    traces = [[view.trace for view in each.views] for each in measured]
+
+    def total(count: Any) -> _Counts:
+        return tuple(sum(count(trace) for trace in of_problem) for of_problem in zip(*traces, strict=True))
+
+    right = np.sum([each.correct for each in measured], axis=0)
+    return LoopPoint(
+        number, part, label_of(policy), policy.point, len(measured), tuple(int(n) for n in right),
+        total(lambda trace: trace.usage.get("strong", Usage()).generated_tokens),
+        total(lambda trace: sum(usage.generated_tokens for usage in trace.usage.values())),
+    )  # fmt: skip
