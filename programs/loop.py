@@ -10,20 +10,27 @@ command goes on where it was. Writes rounds.jsonl, points.jsonl and a directory 
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, PositiveInt
 
 from stepwise.data.problems import SOURCES, load_problems
 from stepwise.errors import DataError
+from stepwise.io import read_rows
 from stepwise.lab.problems import generate
 from stepwise.models.caps import uncapped
-from stepwise.rounds import LoopResult, LoopRound, LoopSettings, loop
+from stepwise.report import Report, write_report
+from stepwise.report.shell import of_the_lab
+from stepwise.rounds import LoopPoint, LoopResult, LoopRound, LoopSettings, loop
+from stepwise.rounds.learning import TRACES
+from stepwise.routing.compare import TraceView
 from stepwise.routing.deciding import label_of
 from stepwise.routing.policies import Always, Never
 from stepwise.runs.shell import Options, Run, one_of, program
 from stepwise.stats import Interval, bootstrap
-from stepwise.types import Problem
+from stepwise.types import Problem, Usage
 
 _WHERE = one_of("Problems")
 _ALONE = (label_of(Never()), label_of(Always()))
@@ -71,7 +78,7 @@ def _show(run: Run[_Options], result: LoopResult, trained_on: int) -> None:
     args, rows, policy = run.args, [], run.config.routing.policy
     for done in result.rounds:
         weak = result.point(done.measured, _ALONE[0])
-        routed = next(p for p in result.points if (p.round, p.part, p.setting) == (done.measured, "test", done.setting))
+        routed = next(p for p in result.points if (p.round, p.part, p.row.setting) == (done.measured, "test", done.setting))
         tokens = result.tokens_at_target(done.number, args.target)
         saved = _saved(result, done, args.target)
         rows.append((
@@ -101,6 +108,50 @@ def _show(run: Run[_Options], result: LoopResult, trained_on: int) -> None:
             run.say("It was rolled back: the weak model alone became worse on validation problems.")
         if not done.held:
             run.say("No setting held the target on validation problems; the most accurate one was taken.")
+    run.page(
+        "report.html", lambda path: write_report(path, _report(run, result)), "what each round saves, step by step"
+    )
+
+
+def _report(run: Run[_Options], result: LoopResult) -> Report:
+    """The frontier of every round, and the test problems that its policy solved, first those that became cheaper."""
+    rows = [
+        replace(point.row, policy=f"round {point.round}: {point.row.policy}", family=_family(point))
+        for point in result.points
+        if point.part == "test"
+    ]
+    views = [
+        replace(view, policy=f"round {done.number}")
+        for done in result.rounds
+        for view in read_rows(run.out / f"round-{done.measured}" / TRACES, TraceView)
+    ]
+    spent = defaultdict[Problem, list[tuple[int, bool]]](list)
+    for view in views:
+        tokens = view.trace.usage.get("strong", Usage()).generated_tokens
+        spent[view.trace.problem].append((tokens, view.verdict == "CORRECT"))
+
+    def gain(problem: Problem) -> int:
+        (before, was_right), (after, is_right) = spent[problem][0], spent[problem][-1]
+        return before - after if was_right and is_right else 0
+
+    views.sort(key=lambda view: (-gain(view.trace.problem), view.trace.problem.id, view.policy))
+    models = run.config.models
+    return Report(
+        title="Routing, learning, routing again",
+        subtitle="What a round of learning from escalations and failures saves on problems that it has not seen.",
+        rows=tuple(rows),
+        traces=tuple(views),
+        meta={
+            "weak model": models.weak.model, "strong model": models.strong.model, "scorer": run.config.scorer.title,
+            "configuration": run.config.hash, "seed": str(run.config.seed),
+        },
+        lab=of_the_lab(run.config.model_dump(mode="json"), "weak"),
+    )  # fmt: skip
+
+
+def _family(point: LoopPoint) -> str:
+    """One line in the plot for each round; both models alone are points of their own before the first."""
+    return point.row.family if point.row.anchor and not point.round else f"round {point.round}"
 
 
 def _saved(result: LoopResult, done: LoopRound, target: float) -> Interval | None:

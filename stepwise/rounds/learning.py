@@ -32,7 +32,7 @@ from stepwise.interventions.collection import collect
 from stepwise.interventions.datasets import write_dataset
 from stepwise.interventions.from_routing import from_routing
 from stepwise.interventions.settings import CollectSettings
-from stepwise.io import append_rows, read_json, read_rows, write_text
+from stepwise.io import append_rows, read_json, read_rows, write_rows, write_text
 from stepwise.models.caps import spent_in
 from stepwise.models.store import CallCache, key_of
 from stepwise.records import Section, to_json
@@ -48,6 +48,9 @@ from stepwise.stats import Interval, bootstrap
 from stepwise.training import grpo, sft
 from stepwise.training.adapters import adapter_directory, with_adapter
 from stepwise.types import Problem, Trace, Usage
+
+TRACES = "test.traces.jsonl"
+"""In the folder of a round: what its policy did on the test problems, at the setting that was chosen."""
 
 
 class LoopSettings(Section):
@@ -156,9 +159,10 @@ class _Loop:
         arms = [Never(), *([] if number else [Always()]), *map(self.policy.at, self.settings.settings)]
         measured = self.rounds[-1].measured if rolled_back else number
         if not rolled_back:
-            for part in self.parts:
-                self._measure(number, part, adapter, arms)
+            self._measure(number, "validation", adapter, arms)
         setting, held = self._choose(measured)
+        if not rolled_back:
+            self._measure(number, "test", adapter, arms, shown=setting)
         kept = str(adapter) if adapter else None
         done = LoopRound(number, kept, rows, spent, change, rolled_back, measured, setting, held)
         append_rows(self.directory.claim("rounds.jsonl"), [done])
@@ -199,8 +203,10 @@ class _Loop:
             told, name = lambda trace: append_rows(path, [trace]), f"round {number}: routing"
             return router.solve_all(self.train, resume=done, on_trace=told, description=name)
 
-    def _measure(self, number: int, part: Part, adapter: Path | None, policies: Sequence[Policy]) -> None:
-        """Points of the policies that have none yet."""
+    def _measure(
+        self, number: int, part: Part, adapter: Path | None, policies: Sequence[Policy], shown: float | None = None
+    ) -> None:
+        """Points of the policies that have none yet; what the policy at the setting `shown` did is kept, to look at."""
         known = {(point.round, point.part, point.policy) for point in self.points}
         missing = [policy for policy in policies if (number, part, label_of(policy)) not in known]
         if not missing:
@@ -217,7 +223,9 @@ class _Loop:
                     router.settings = dataclasses.replace(settings, seed=seed)
                     measured += compare(router, policy, problems)
                 router.settings = settings
-                self.points.append(point_of(number, part, policy, measured))
+                if shown is not None and policy.point == shown:
+                    write_rows(self.directory.claim(f"{folder}/{TRACES}"), measured[0].views)
+                self.points.append(point_of(number, part, measured))
                 append_rows(self.directory.claim("points.jsonl"), [self.points[-1]])
 
     def _target(self) -> float:

@@ -10,8 +10,8 @@ import numpy as np
 
 from stepwise.errors import DataError
 from stepwise.records import record
-from stepwise.routing import Always, Never, Policy
-from stepwise.routing.compare import Measured
+from stepwise.routing import Always, Never
+from stepwise.routing.compare import Measured, PolicyRow
 from stepwise.routing.deciding import label_of
 from stepwise.routing.metrics import OperatingPoint, cpt_interpolated
 from stepwise.stats import Interval
@@ -26,21 +26,25 @@ class LoopPoint:
     """One policy on the validation or test problems after a round (0: before the first), a number for each problem.
 
     `right` counts right answers of `samples` solutions; `strong` and `tokens` are tokens by the strong model and by
-    both, of all of them together.
+    both, of all of them together. `row` is the first solution's, for tables and plots.
 
     Example:
-        >>> LoopPoint(0, "test", "Threshold 0.50", 0.5, 1, (1, 0), (8, 4), (90, 70)).at()
-        OperatingPoint(cost=6.0, accuracy=0.5)
+        result = sw.loop(problems, config, "out/loop", validation=validation, test=test)
+        result.point(0, "Threshold 0.50").at()  # OperatingPoint(cost=6.0, accuracy=0.5)
     """
 
     round: int
     part: Part
-    policy: str
-    setting: float | None
+    row: PolicyRow
     samples: int
     right: _Counts
     strong: _Counts
     tokens: _Counts
+
+    @property
+    def policy(self) -> str:
+        """Its label."""
+        return self.row.policy
 
     def at(self, index: Any = slice(None)) -> OperatingPoint:
         """Mean strong tokens a problem, and accuracy, over the problems at `index`."""
@@ -108,11 +112,11 @@ class LoopResult:
         return cpt_interpolated(here, weak, strong, target)
 
 
-def point_of(number: int, part: Part, policy: Policy, measured: Sequence[Measured]) -> LoopPoint:
+def point_of(number: int, part: Part, measured: Sequence[Measured]) -> LoopPoint:
     """The point of a policy from what was measured, an entry for each solution of the problems.
 
     Example:
-        point_of(1, "test", Never(), compare(router, Never(), problems)).at().accuracy
+        point_of(1, "test", compare(router, Never(), problems)).at().accuracy
     """
     traces = [[view.trace for view in each.views] for each in measured]
 
@@ -121,7 +125,7 @@ def point_of(number: int, part: Part, policy: Policy, measured: Sequence[Measure
 
     right = np.sum([each.correct for each in measured], axis=0)
     return LoopPoint(
-        number, part, label_of(policy), policy.point, len(measured), tuple(int(n) for n in right),
+        number, part, measured[0].row, len(measured), tuple(int(n) for n in right),
         total(lambda trace: trace.usage.get("strong", Usage()).generated_tokens),
         total(lambda trace: sum(usage.generated_tokens for usage in trace.usage.values())),
     )  # fmt: skip
