@@ -12,7 +12,6 @@ table asks of each step up to the first error whether that is here. It needs no 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -79,13 +78,7 @@ class Attempt:
         """The steps, with the tokens of each."""
         pieces = [piece.encode("latin-1") for piece in self.pieces]
         texts = split_steps(self.text, splitter)
-        if splitter == "paragraphs":
-            spans = [slice(*span) for span in token_spans(pieces, self.end)]
-        else:
-            starts = np.cumsum([0, *map(len, pieces[:-1])])
-            ends = np.cumsum([len(step.encode()) for step in texts])
-            places = [0, *np.searchsorted(starts, ends[:-1]).tolist(), len(pieces)]
-            spans = [slice(a, b) for a, b in pairwise(places)]
+        spans = [slice(*span) for span in token_spans(pieces, self.end, splitter)]
         return list(zip(texts, spans, strict=True)) if len(texts) == len(spans) else []
 
 

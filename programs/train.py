@@ -88,7 +88,7 @@ def main(run: Run[_Options]) -> None:
     problems, replay = _problems_of(args), read_examples(args.replay) if args.replay else []
     sources = args.dataset if args.method == "sft" else []
     rows = unique(row for path in sources for row in read_training_rows(path, cfg.prompt))
-    pairs = read_pairs(*args.dataset) if args.method == "dpo" else []
+    pairs = read_pairs(*args.dataset, splitter=cfg.prompt.splitter) if args.method == "dpo" else []
     hints = hints_of(read_examples(args.hints), problems) if args.hints is not None else {}
     before = _measured(run, BEFORE, tests, start) if tests else None
     announce("loading what trains")

@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, field_validator
 
-from stepwise.errors import ConfigError
 from stepwise.records import Section
 from stepwise.steps import Splitter
 
@@ -51,14 +50,6 @@ class SolvePrompt(Section):
         """Chat messages up to, and without, the assistant's."""
         user = {"role": "user", "content": self.user.replace("{question}", question)}
         return [{"role": "system", "content": self.system}, user] if self.system else [user]
-
-    def check_splitter(self, what: str) -> None:
-        """Raise `ConfigError` where steps do not end at blank lines: `what` reads no others."""
-        if self.splitter != "paragraphs":
-            raise ConfigError(
-                f"prompt.splitter is {self.splitter!r}, but {what} reads steps that end at blank lines; "
-                'set prompt.splitter = "paragraphs"'
-            )
 
     @property
     def hash(self) -> str:

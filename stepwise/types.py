@@ -149,6 +149,7 @@ class TokenStats:
 
 
 Omitted = Annotated[str, Field(exclude_if=lambda value: not value)]  # stands in no file where it is empty
+KeptSplitter = Annotated[Splitter, Field(exclude_if=lambda value: value == "paragraphs")]
 
 
 @record()
@@ -223,7 +224,7 @@ class Trace(InNotebook):
     scorer_usage: Usage = Usage()
     note: str = ""
     abandoned: tuple[Step, ...] = ()
-    splitter: Annotated[Splitter, Field(exclude_if=lambda value: value == "paragraphs")] = "paragraphs"
+    splitter: KeptSplitter = "paragraphs"
 
     @property
     def text(self) -> str:

@@ -7,10 +7,8 @@ import sys
 
 import pytest
 
-from stepwise.config import Config
 from stepwise.errors import ConfigError
 from stepwise.prompt import SolvePrompt
-from stepwise.training.supervised import sft
 
 
 def test_without_a_system_text_there_is_one_message():
@@ -70,11 +68,3 @@ def test_a_user_text_without_the_question_is_refused():
 def test_one_prompt_does_not_share_its_arguments_with_the_next():
     SolvePrompt().template_args["enable_thinking"] = True
     assert SolvePrompt().template_args == {"enable_thinking": False}
-
-
-def test_what_reads_blank_lines_alone_refuses_the_other_splitter_with_the_remedy() -> None:
-    with pytest.raises(ConfigError, match=r"prompt.splitter is 'calculations', but RL reads .*\"paragraphs\""):
-        SolvePrompt(splitter="calculations").check_splitter("RL")
-    SolvePrompt().check_splitter("RL")
-    with pytest.raises(ConfigError, match="but SFT reads"):
-        sft([], Config.load(None, "prompt.splitter=calculations"), "never-made")

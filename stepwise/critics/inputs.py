@@ -22,7 +22,7 @@ def as_steps(steps: Steps) -> list[str]:
             raise DataError(f"steps[{index}] is {text!r}; give the text of a step")
     if not found:
         raise DataError("steps is empty: there is nothing to check; give at least one step")
-    return [encodable(text) for text in found]
+    return [encodable(text.strip("\n")) for text in found]  # line ends that a step may hold say nothing to a critic
 
 
 def attempt_of(names: Sequence[str], args: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:

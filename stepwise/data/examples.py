@@ -14,7 +14,8 @@ from stepwise.errors import DataError
 from stepwise.io import write_rows, write_text
 from stepwise.prompt import SolvePrompt
 from stepwise.records import from_json, record
-from stepwise.steps import split_steps
+from stepwise.steps import Splitter, join_steps, split_steps
+from stepwise.types import KeptSplitter
 
 Origin = Literal[
     "intervention", "distillation", "routing", "reference", "reflection", "strong", "rejection", "first_tokens",
@@ -39,7 +40,7 @@ class Example:
     `complete`: the text is a whole solution, `prefix` is empty, and the end of the message is trained after it.
     `suffix` is what followed the intervention, where that is trained too. `successes` of `guided` rollouts from here
     ended right; 0 of 0 where none were made. `parents` are the ids of the problem, the attempt, the candidate or the
-    rollout behind it; `models` the names of those who wrote by role.
+    rollout behind it; `models` the names of those who wrote by role. `splitter` says where its steps end.
 
     Example:
         row = read_examples("out/int/dataset.jsonl")[0]
@@ -64,13 +65,14 @@ class Example:
     complete: bool = False
     suffix: str = ""
     variant: str = ""
+    splitter: KeptSplitter = "paragraphs"
 
     @property
     def target(self) -> str:
         """Prefix and intervention as one text, nothing after it (InT, arXiv 2601.14209, the section on SFT) but the
         `suffix` of a row that has one.
         """
-        return "\n\n".join((*self.prefix, self.intervention, *filter(None, (self.suffix,))))
+        return join_steps((*self.prefix, self.intervention, *filter(None, (self.suffix,))), self.splitter)
 
 
 @record()
@@ -202,7 +204,7 @@ def _training_row(row: Any, where: str, name: str, prompt: SolvePrompt) -> Examp
     made_from: dict[str, Any] = {"parents": {}, "models": {}, "prompt_hash": prompt.hash, "config_hash": "", "seed": 0}
     return Example(
         name, question, str(row.get("answer") or ""), (), solution, "reference", **made_from,
-        successes=0, guided=0, complete=True,
+        successes=0, guided=0, complete=True, splitter=prompt.splitter,
     )  # fmt: skip
 
 
@@ -247,11 +249,12 @@ def _card_text(name: str, examples: Sequence[Example], card: Mapping[str, Any], 
     )
 
 
-def read_pairs(*sources: str | Path | Any) -> list[PreferencePair]:
+def read_pairs(*sources: str | Path | Any, splitter: Splitter = "paragraphs") -> list[PreferencePair]:
     r"""Pairs, those of the same texts once. A source is a JSON Lines file that the dataset builder wrote, a
     `datasets.Dataset`, or rows with the texts `prompt`, `chosen` and `rejected`.
 
-    The prefix is the longest run of steps that `chosen` and `rejected` begin with. Raises DataError naming file, row
+    The prefix is the longest run of steps that `chosen` and `rejected` begin with; steps end as `splitter`, that of the
+    prompt, says. Raises DataError naming file, row
     and field: for a field without a text, and for texts of which one is, or begins with, the other.
 
     >>> row = {"prompt": "What is 2 + 3?", "chosen": "Add.\n\nIt is 5.", "rejected": "Add.\n\nIt is 6."}
@@ -262,17 +265,17 @@ def read_pairs(*sources: str | Path | Any) -> list[PreferencePair]:
     pairs: dict[tuple[Any, ...], PreferencePair] = {}
     for rows, source in (read_table(source, prefer="dataset") for source in sources):
         for number, row in enumerate(rows, 1):
-            pair = _pair(row, f"{source}, row {number}", f"row {number}")
+            pair = _pair(row, f"{source}, row {number}", f"row {number}", splitter)
             pairs.setdefault((pair.prompt, pair.prefix, pair.chosen, pair.rejected), pair)
     return list(pairs.values())
 
 
-def _pair(row: Any, where: str, name: str) -> PreferencePair:
+def _pair(row: Any, where: str, name: str, splitter: Splitter) -> PreferencePair:
     """One row as a pair, called `name` where it has no id; DataError names `where` and the field."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is {row!r:.60}; it must be an object with prompt, chosen and rejected")
     prompt, chosen, rejected = (_pair_text(row.get(field), f"{where}, field {field}") for field in _TEXTS)
-    better, worse = split_steps(chosen), split_steps(rejected)
+    better, worse = split_steps(chosen, splitter), split_steps(rejected, splitter)
     shared = next((i for i, (left, right) in enumerate(zip(better, worse, strict=False)) if left != right), None)
     if shared is None:
         short = "chosen" if len(better) <= len(worse) else "rejected"

@@ -107,7 +107,7 @@ class Builder(Chunk):
             id=name, question=about.question, answer=about.answer or "", intervention=text, origin=origin,
             parents={"problem": problem, **(parents or {})}, models=dict(models or {}), source=about.source,
             prompt_hash=self.config.prompt.hash, config_hash=hash_of(self.config, self.options, self.kind),
-            seed=self.config.seed if seed is None else seed, **{**whole, **more},
+            seed=self.config.seed if seed is None else seed, splitter=self.splitter, **{**whole, **more},
         )  # fmt: skip
 
 

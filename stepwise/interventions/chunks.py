@@ -146,6 +146,7 @@ def write_sealed(
     configuration = {
         "configuration": uncapped(config).hash,
         "prompt": config.prompt.hash,
+        "step splitter": config.prompt.splitter,
         "sampling": config.sampling.model_dump(),
         "seed": config.seed,
         "grader": GRADER_VERSION,

@@ -52,7 +52,6 @@ def collect(
         examples = read_examples(path)  # stepwise.data.examples
     """
     cfg, began = Config.of(cfg, "cfg"), time.monotonic()
-    cfg.prompt.check_splitter("a collection")
     settings = CollectSettings.of(settings, "settings")
     checked = problems if isinstance(problems, CheckedProblems) else check_problems(problems)
     digest = key_of({"problems": [to_json(p) for p in checked.problems], "excluded": sorted(checked.excluded)})

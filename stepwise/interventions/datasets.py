@@ -29,7 +29,7 @@ from stepwise.records import to_json
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.runs.progress import progress
-from stepwise.steps import SEPARATOR
+from stepwise.steps import join_steps
 from stepwise.types import Problem
 
 Source = Any
@@ -65,7 +65,6 @@ def build(
         rows = build("unfiltered", "out/int", config)  # of the collection that `collect` wrote there
     """
     cfg = Config.of(cfg, "cfg")
-    cfg.prompt.check_splitter("a dataset")
     recipe = Recipe(kind, source, cfg, settings, problems)
     rows: list[Example] = []
     members, size = recipe.members, recipe.settings.chunk
@@ -294,7 +293,9 @@ def pairs(examples: Sequence[Example], failures: Iterable[FailedAttempt]) -> lis
         at = len(example.prefix)
         if at >= len(steps) or steps[at] == example.intervention:
             continue
-        chosen, rejected = (SEPARATOR.join((*example.prefix, step)) for step in (example.intervention, steps[at]))
+        chosen, rejected = (
+            join_steps((*example.prefix, step), example.splitter) for step in (example.intervention, steps[at])
+        )
         rows.append({
             "id": example.id, "prompt": example.question, "chosen": chosen, "rejected": rejected,
             "answer": example.answer, "prompt_hash": example.prompt_hash,

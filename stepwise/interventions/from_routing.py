@@ -86,7 +86,6 @@ def from_routing(
         traces = router.solve_all(sw.load_problems("gsm8k", split="train", n=200))
         path = from_routing(traces, sw.Config.lab(), "out/routing")
     """
-    cfg.prompt.check_splitter("a dataset")
     if not 0.5 <= confident < 1:
         raise ConfigError(f"confident is {confident}; give a probability of at least 0.5 and below 1")
     settings, given = settings or CollectSettings(), read_traces(traces)
@@ -97,6 +96,11 @@ def from_routing(
         named, seen = list[Named](), Counter[str]()
         for trace in given:
             name = trace.problem.id
+            if trace.splitter != cfg.prompt.splitter:
+                raise DataError(
+                    f"the trace of {name!r} has steps by the splitter {trace.splitter!r}, the configuration by "
+                    f"{cfg.prompt.splitter!r}; give the configuration that it was routed with"
+                )
             if problems.setdefault(name, trace.problem) != trace.problem:
                 raise DataError(
                     f"the problem id {name!r} stands for different problems; give every problem an id of its own"
@@ -176,7 +180,12 @@ def _escalations(
                 steps = (*(step.text for step in trace.steps[:place]), draft.text)
                 failures.append(
                     FailedAttempt(
-                        attempt_id, problem, steps, extract_answer(draft.thought + draft.text), Verdict.NO_ANSWER
+                        attempt_id,
+                        problem,
+                        steps,
+                        extract_answer(draft.thought + draft.text),
+                        Verdict.NO_ANSWER,
+                        splitter=trace.splitter,
                     )
                 )
                 author = step.usage.model or step.author

@@ -51,7 +51,7 @@ from stepwise.models.caps import uncapped
 from stepwise.models.failures import error_of
 from stepwise.runs.progress import stage
 from stepwise.seeds import seed_for
-from stepwise.steps import SEPARATOR, split_steps
+from stepwise.steps import Splitter, ends_step, join_steps, split_steps
 from stepwise.steps.thoughts import open_thought
 from stepwise.types import Problem, Step
 
@@ -75,6 +75,11 @@ class Chunk:
     settings: CollectSettings
     rates: PrefixRates = dataclasses.field(default_factory=PrefixRates, kw_only=True)
     """of the chunks before this one; `run_stages` adds its own"""
+
+    @property
+    def splitter(self) -> Splitter:
+        """Where steps end."""
+        return self.config.prompt.splitter
 
     def but(self, **changes: Any) -> Chunk:
         """The same chunk with other settings."""
@@ -123,7 +128,7 @@ def sample_rollouts(chunk: Chunk, model: Backend) -> list[Rollout]:
         made = chunk.made(model.name, request.seed, text.sample)
         rows.append(Rollout(
             f"{request.problem.id}/r{text.sample}", request.problem.id, text.sample, text.text, text.finish, made,
-            text.usage, text.token_ids, text.error, cause=text.failure, thought=text.thought,
+            text.usage, text.token_ids, text.error, cause=text.failure, thought=text.thought, splitter=chunk.splitter,
         ))  # fmt: skip
     return rows
 
@@ -156,7 +161,7 @@ def keep_failures(rollouts: Sequence[Rollout], max_per_problem: int | None = Non
     copies = Counter((r.problem, r.steps) for r in wrong)
     different = first_of_each(wrong, lambda r: (r.problem, r.steps))
     return [
-        FailedAttempt(r.id, r.problem, r.steps, r.answer, r.verdict, copies[r.problem, r.steps])
+        FailedAttempt(r.id, r.problem, r.steps, r.answer, r.verdict, copies[r.problem, r.steps], r.splitter)
         for r in first_of_each(different, lambda r: r.problem, max_per_problem or len(different))
         if r.verdict is not None
     ]
@@ -188,8 +193,9 @@ def propose_candidates(located: Sequence[Located], attempts: Attempts, chunk: Ch
     """`config.critic.candidates` steps in place of each first error that was found, each with a seed of its own.
 
     Of several candidates the first is greedy where `config.critic.temperature` is 0, and only the others are drawn at
-    the proposer's temperature. A step of several paragraphs becomes one paragraph. Raises BackendError where the
-    proposer's model is not there.
+    the proposer's temperature. Where steps end at blank lines, a step of several paragraphs becomes one; where they end
+    with what can be checked, one that does not end so has a fault of `form`. Raises BackendError where the proposer's
+    model is not there.
 
     Example:
         candidates = propose_candidates(located, {row.id: row for row in failures}, chunk)
@@ -220,10 +226,14 @@ def propose_candidates(located: Sequence[Located], attempts: Attempts, chunk: Ch
     rows, model = [], critics.model_name(proposer)
     for (row, k), seed, reply in zip(tasks, seeds, replies, strict=True):
         step, form = reply.intervention, ""
-        content = "" if step is None else "\n".join(split_steps(step.content))
+        content = "" if step is None else step.content.strip()
+        if chunk.splitter == "paragraphs":
+            content = "\n".join(split_steps(content))
         if content and chunk.settings.check_form:  # of the paragraphs as they were written
             texts, question = attempts[row.failure].steps, chunk.problems[row.problem].question
             form = form_fault(step.content, problem=question, prefix=texts[: step.location], wrong=texts[step.location])
+        if content and not form and not ends_step(content, chunk.splitter):
+            form = "it leads to what is not there"
         rows.append(Candidate(
             f"{row.failure}/c{k}", row.problem, row.failure, row.first_error or 0 if step is None else step.location,
             content, chunk.made(model, seed, k), reply.failure or ("" if content else "the step is empty"),
@@ -257,7 +267,9 @@ def guide(candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk) -> 
                 f"{row.id}/g{number}", row.problem, number, text.text, text.finish,
                 chunk.made(weak.name, request.seed, text.sample), text.usage, text.token_ids, text.error,
                 cause=text.failure, candidate=row.id, phase=part.phase,
-                thought=open_thought(text.thought + SEPARATOR.join(step.text for step in request.prefix)),
+                thought=open_thought(
+                    text.thought + join_steps((step.text for step in request.prefix), chunk.splitter)
+                ), splitter=chunk.splitter,
             ))  # fmt: skip
         return [
             dataclasses.replace(row, verdict=None, error="it has code with an invented output")
@@ -291,6 +303,7 @@ def select(
             {"problem": problem.id, "failure": row.failure, "candidate": row.id},
             {"weak": weak[row.id], "critic": row.made.model}, chunk.config.prompt.hash,
             hash_of(chunk.config, chunk.settings), row.made.seed, *counts[row.id], row.with_reference, problem.source,
+            splitter=chunk.splitter,
         ))  # fmt: skip
     return unique(rows)
 

@@ -8,6 +8,7 @@ the failure as an object.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Literal, Protocol, TypeVar
@@ -20,7 +21,7 @@ from stepwise.errors import DataError
 from stepwise.grading import Verdict
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.steps import extract_answer, split_steps
-from stepwise.types import Failure, Finish, Intervention, Omitted, Problem, Step, Trace, Usage
+from stepwise.types import Failure, Finish, Intervention, KeptSplitter, Omitted, Problem, Step, Trace, Usage
 
 _FROZEN = ConfigDict(extra="forbid")
 _CAUSE: Any = Field(default=None, exclude_if=lambda value: value is None)  # files without a failure are as before
@@ -66,11 +67,12 @@ class Rollout:
     verdict: Verdict | None = None
     cause: Failure | None = _CAUSE
     thought: Omitted = ""
+    splitter: KeptSplitter = "paragraphs"
 
     @property
     def steps(self) -> tuple[str, ...]:
         """The text in steps."""
-        return tuple(split_steps(self.text))
+        return tuple(split_steps(self.text, self.splitter))
 
     @property
     def answer(self) -> str | None:
@@ -108,11 +110,12 @@ class FailedAttempt:
     answer: str | None
     verdict: Verdict
     copies: int = Field(default=1, ge=1)
+    splitter: KeptSplitter = "paragraphs"
 
     def trace(self, problem: Problem) -> Trace:
         """The attempt, as the modules take it."""
         finish: Literal["answer", "eos"] = "eos" if self.answer is None else "answer"
-        return Trace(problem, tuple(Step(text, "weak") for text in self.steps), finish)
+        return Trace(problem, tuple(Step(text, "weak") for text in self.steps), finish, splitter=self.splitter)
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -171,10 +174,16 @@ class Candidate:
     cause: Failure | None = _CAUSE
 
     def splice(self, attempt: FailedAttempt, problem: Problem) -> Trace:
-        """The kept prefix and the candidate; raises DataError for another attempt's row, IndexError past its end."""
+        """The kept prefix and the candidate, in steps as a reader of the text finds them; raises DataError for another
+        attempt's row, IndexError past its end.
+        """
         if attempt.id != self.failure:
             raise DataError(f"candidate {self.id!r} is for the attempt {self.failure!r}, not {attempt.id!r}")
-        return Intervention(self.location, self.content).apply(attempt.trace(problem))
+        spliced = Intervention(self.location, self.content).apply(attempt.trace(problem))
+        if attempt.splitter == "paragraphs":  # it is one paragraph
+            return spliced
+        written = tuple(Step(text, "intervention") for text in split_steps(self.content, attempt.splitter))
+        return dataclasses.replace(spliced, steps=(*spliced.steps[:-1], *written))
 
 
 ROWS: dict[str, Any] = {

@@ -33,7 +33,7 @@ from stepwise.interventions.settings import one_candidate
 from stepwise.lab.problems import endless
 from stepwise.seeds import rng as seeded
 from stepwise.seeds import seed_for
-from stepwise.steps import SEPARATOR, boxed, extract_answer, normalize_text, split_steps
+from stepwise.steps import SEPARATOR, Splitter, boxed, extract_answer, join_steps, normalize_text, split_steps
 
 
 def _references(builder: Builder) -> list[Example]:
@@ -167,7 +167,7 @@ def _repaired(builder: Builder, failures: Sequence[FailedAttempt]) -> list[Examp
         builder.counts["rewrites that end right"] += right
         if failure.id in last and right:
             candidate, critic, seed = last[failure.id]
-            text, models = SEPARATOR.join(attempt.steps), {"critic": critic, "weak": model}
+            text, models = join_steps(attempt.steps, builder.splitter), {"critic": critic, "weak": model}
             rows.append(_reflection(builder, failure, text, models, seed, candidate=candidate))
     return rows
 
@@ -193,7 +193,8 @@ def _round(
         rest = behind[row.id].steps if row.id in behind else ()
         after = FailedAttempt(
             f"{before.id.rpartition('/')[0]}/x{number}", row.problem,
-            (*before.steps[: row.location], row.content, *rest), answer, verdict,
+            _standing((*before.steps[: row.location], row.content, *rest), builder.splitter), answer, verdict,
+            splitter=builder.splitter,
         )  # fmt: skip
         repaired[before.id] = ((row.id, row.made.model, row.made.seed), after)
     builder.counts["repairs with a false equation"] += sum(bool(row.unsound) for row in candidates)
@@ -202,6 +203,11 @@ def _round(
     changed = [row for row in standing if row.id in repaired or not row.id.endswith("/x0")]
     builder.written["failures"] += [repaired[row.id][1] if row.id in repaired else row for row in changed]
     return repaired
+
+
+def _standing(steps: tuple[str, ...], splitter: Splitter) -> tuple[str, ...]:
+    """Steps of several writers as a reader of their text finds them."""
+    return steps if splitter == "paragraphs" else tuple(split_steps(join_steps(steps, splitter), splitter))
 
 
 def _graded(builder: Builder, rows: Sequence[Any], answers: Sequence[str | None]) -> list[Verdict]:
@@ -218,8 +224,9 @@ def _reflection(
 
 
 def _whole(builder: Builder, rollouts: Iterable[Rollout], origin: Origin, role: str) -> list[Example]:
+    written = normalize_text if builder.splitter == "paragraphs" else str.strip
     return [
-        builder.example(row.id, row.problem, normalize_text(row.text), origin, parents={"rollout": row.id},
+        builder.example(row.id, row.problem, written(row.text), origin, parents={"rollout": row.id},
                         models={role: row.made.model}, seed=row.made.seed)
         for row in rollouts
     ]  # fmt: skip

@@ -128,6 +128,15 @@ def separated(text: str, splitter: SplitMode = "paragraphs") -> str:
     return text if splitter == "calculations" and text.endswith("\n") else text + SEPARATOR
 
 
+def ends_step(text: str, splitter: SplitMode = "paragraphs") -> bool:
+    """Whether a reader ends a step behind `text`, with whatever follows it.
+
+    >>> ends_step("Now we add:", "calculations"), ends_step("3 + 4 = 7", "calculations")
+    (False, True)
+    """
+    return split_steps(separated(text, splitter) + ".", splitter)[-1] == "."
+
+
 class StepEnds:
     r"""Where steps end under the splitter "calculations", line by line, by what stands before a line's end alone: so
     that a model can be stopped there, and a reader finds the same steps.

@@ -70,9 +70,8 @@ def dpo(
         dpo("out/pairs/dataset.jsonl", sw.Config.lab(), "out/dpo")
     """
     cfg = Config.of(cfg, "cfg")
-    cfg.prompt.check_splitter("DPO")
     is_parsed = isinstance(pairs, Sequence) and pairs and all(isinstance(pair, PreferencePair) for pair in pairs)
-    parsed: list[PreferencePair] = [*pairs] if is_parsed else read_pairs(pairs)  # type: ignore[misc]
+    parsed: list[PreferencePair] = [*pairs] if is_parsed else read_pairs(pairs, splitter=cfg.prompt.splitter)  # type: ignore[misc]
     arguments = run_arguments(adapter, rows=parsed)
     with opened(out, program="dpo", config=cfg, arguments=arguments) as directory:
         if not parsed:
@@ -137,7 +136,7 @@ def _render_pair(
 
     def side(name: str, steps: Sequence[str]) -> TokenRow:
         texts = [*((step, 0.0) for step in pair.prefix), *((step, 1.0) for step in steps)]
-        return token_row(f"{where}, {name}", head, texts, tokenizer, context)
+        return token_row(f"{where}, {name}", head, texts, tokenizer, context, splitter=prompt.splitter)
 
     return side("chosen", pair.chosen), side("rejected", pair.rejected)
 

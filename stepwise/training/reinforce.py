@@ -85,7 +85,6 @@ def grpo(
         adapter = grpo("problems.jsonl", sw.Config.load("config.toml", ["rl.credit.scheme=vppo"]), "out/rl")
     """
     cfg = Config.of(cfg, "cfg")
-    cfg.prompt.check_splitter("RL")
     checked = check_problems(problems)
     if checked.excluded:
         shown = "; ".join(f"{name}: {why}" for name, why in [*checked.excluded.items()][:3])
@@ -95,7 +94,7 @@ def grpo(
     scheme = load_credit(cfg.rl.credit) if credit is None else as_credit(credit)
     pays = cfg.rl.reward if reward is None else reward
     own_reward = None if pays is None else as_reward(pays, "rl.reward" if reward is None else "reward")
-    hints = check_hints(hints or {}, checked.problems, cfg.rl.credit)
+    hints = check_hints(hints or {}, checked.problems, cfg.rl.credit, cfg.prompt.splitter)
     hinted = [{"problem": name, "steps": list(steps)} for name, steps in hints.items()]
     arguments = run_arguments(adapter, problems=checked.problems, hints=hinted)
     handed_in = {"credit": credit, "reward": reward}

@@ -1,8 +1,8 @@
 """From rows of a dataset to token ids, as the engine holds them when it continues a solution.
 
-The prompt is the chat up to the assistant's message. Each step is tokenized with the blank line after it, as the
-engine does, so that training and sampling see the same ids. What differs from InT (arXiv 2601.14209): the blank line
-that ends the intervention is trained too, since with many tokenizers it is one token with the full stop before it.
+The prompt is the chat up to the assistant's message. Each step is tokenized with what separates it from the next, as
+the engine does, so that training and sampling see the same ids. What differs from InT (arXiv 2601.14209): the blank
+line that ends the intervention is trained too, since with many tokenizers it is one token with the full stop before it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stepwise.config.training import SftConfig
 from stepwise.data.examples import Chat, Example
 from stepwise.errors import ConfigError, DataError
 from stepwise.prompt import SolvePrompt
-from stepwise.steps import SEPARATOR, split_steps
+from stepwise.steps import Splitter, separated, split_steps
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,15 @@ def _render(
     check_prompt(where, example.prompt_hash, prompt)
     parts = (
         (list(example.prefix), settings.prefix_weight),
-        (_steps(example), settings.intervention_weight),
-        (split_steps(example.suffix), settings.suffix_weight),
+        (_steps(example, prompt.splitter), settings.intervention_weight),
+        (split_steps(example.suffix, prompt.splitter), settings.suffix_weight),
     )
     texts = [(step, weight) for steps, weight in parts for step in steps]
     head = prompt_ids(tokenizer, prompt, example.question)
     open_end = example.complete or example.origin == "first_tokens"
-    return token_row(where, head, texts, tokenizer, context, open_end=open_end, complete=example.complete)
+    return token_row(
+        where, head, texts, tokenizer, context, open_end=open_end, complete=example.complete, splitter=prompt.splitter
+    )
 
 
 def check_prompt(where: str, made_under: str, prompt: SolvePrompt) -> None:
@@ -132,15 +134,16 @@ def token_row(
     *,
     open_end: bool = False,
     complete: bool = False,
+    splitter: Splitter = "paragraphs",
 ) -> TokenRow:
-    """Steps with their loss weights after the ids `head` of a prompt; each with the blank line after it, the last one
-    without where `open_end`, and with the end of the message where `complete`. DataError, naming `where`, as `_render`.
+    """Steps with their loss weights after the ids `head` of a prompt; each with what separates it, the last one without
+    where `open_end`, and with the end of the message where `complete`. DataError, naming `where`, as `_render`.
     """
     ids: list[int] = []
     weights: list[float] = []
     for place, (step, weight) in enumerate(texts):
         last = open_end and place + 1 == len(texts)
-        piece = text_ids(tokenizer, step if last else step + SEPARATOR, f"{where}, step {place}")
+        piece = text_ids(tokenizer, step if last else separated(step, splitter), f"{where}, step {place}")
         ids += piece
         weights += [weight] * len(piece)
     if complete and texts:
@@ -189,5 +192,5 @@ def render_all(
     ]
 
 
-def _steps(example: Example) -> list[str]:
-    return [example.intervention] if example.origin == "first_tokens" else split_steps(example.intervention)
+def _steps(example: Example, splitter: Splitter) -> list[str]:
+    return [example.intervention] if example.origin == "first_tokens" else split_steps(example.intervention, splitter)

@@ -14,7 +14,7 @@ import dataclasses
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from stepwise.data.examples import Example
 from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict, grade_many
 from stepwise.io import read_rows
-from stepwise.steps import SEPARATOR, next_block, split_steps
+from stepwise.steps import SEPARATOR, Splitter, join_steps, next_block, split_steps
 from stepwise.types import Finish, Omitted, Problem
 
 Spans = tuple[tuple[int, int], ...]
@@ -76,11 +76,15 @@ class RlRollout:
         return self.thought + SEPARATOR.join((*self.hint, self.text))
 
 
-def _step_ranges(data: bytes) -> list[tuple[int, int]]:
-    """Where the steps of a text lie in its bytes, [start, stop) each, without the blank lines between them.
+def _step_ranges(data: bytes, splitter: Splitter = "paragraphs") -> list[tuple[int, int]]:
+    """Where the steps of a text lie in its bytes, [start, stop) each, without the blank lines between them (where a
+    step does not hold them).
 
     The steps are those that `split_steps` finds in the decoded text; bytes that are not UTF-8 count as text.
     """
+    if splitter == "calculations":
+        steps = split_steps(data.decode("utf-8", "surrogateescape"), splitter)
+        return [*pairwise(accumulate((len(step.encode("utf-8", "surrogateescape")) for step in steps), initial=0))]
     ranges: list[tuple[int, int]] = []
     begin, end, start, fence = -1, -1, 0, ""
     for mark in _LINE_END.finditer(data):
@@ -95,13 +99,13 @@ def _step_ranges(data: bytes) -> list[tuple[int, int]]:
     return [*ranges, (begin, end)] if begin >= 0 else ranges
 
 
-def token_spans(pieces: Sequence[bytes], end: int | None = None) -> Spans:
+def token_spans(pieces: Sequence[bytes], end: int | None = None, splitter: Splitter = "paragraphs") -> Spans:
     """The tokens [start, stop) of every step of the text that `pieces`, the bytes of each token, make together.
 
     Only the first `end` bytes count as text (None: all); tokens behind belong to the last step. The spans cover all
     tokens in order; a text without steps has none. The module's docstring has the rule.
     """
-    ranges = _step_ranges(b"".join(pieces)[:end])
+    ranges = _step_ranges(b"".join(pieces)[:end], splitter)
     owners: list[int] = []  # the step of each token
     at = step = 0
     for piece in pieces:
@@ -156,7 +160,12 @@ def read_rollouts(path: str | Path) -> list[RlRollout]:
     return read_rows(path, RlRollout)
 
 
-def check_hints(hints: Mapping[str, Sequence[str]], problems: Iterable[Problem], cfg: CreditConfig) -> Hints:
+def check_hints(
+    hints: Mapping[str, Sequence[str]],
+    problems: Iterable[Problem],
+    cfg: CreditConfig,
+    splitter: Splitter = "paragraphs",
+) -> Hints:
     """The hints, by problem id, in the form of `split_steps`.
 
     What differs from POPE (arXiv 2601.18779): a hint is forced text of the solution itself, not an instruction in the
@@ -177,8 +186,8 @@ def check_hints(hints: Mapping[str, Sequence[str]], problems: Iterable[Problem],
             raise DataError(f"hints name the problem {name!r}, which is not among the problems; leave it out")
         if isinstance(steps, str):
             raise DataError(f"{where} is a text ({steps!r:.60}); give its steps, such as split_steps(text)")
-        text, fence = SEPARATOR.join(steps), ""
-        if not (hint := tuple(split_steps(text))):
+        text, fence = join_steps(steps, splitter), ""
+        if not (hint := tuple(split_steps(text, splitter))):
             raise DataError(f"{where} has no text ({list(steps)!r:.60}); give at least one step, or leave it out")
         if held := next((mark for mark in _BOXES if mark in text), None):
             raise DataError(f"{where} holds {held} ({hint[-1]!r:.60}); end it before the answer, and without reasoning")
@@ -210,7 +219,7 @@ def hints_of(rows: Iterable[Example], problems: Iterable[Problem]) -> dict[str, 
                 f"row {row.id!r}: its question is not that of problem {name!r} ({row.question!r:.60}); give the "
                 "problems that the interventions were made from"
             )
-        hints[name] = (*row.prefix, *split_steps(row.intervention))
+        hints[name] = (*row.prefix, *split_steps(row.intervention, row.splitter))
     if not hints:
         raise DataError("no row of the hints belongs to any of the problems (parents.problem); give rows of theirs")
     return hints

@@ -23,7 +23,7 @@ from stepwise.models.shared import load_engine
 from stepwise.models.wrappers import Wrappers
 from stepwise.seeds import rng as seeded
 from stepwise.seeds import seed_for
-from stepwise.steps import SEPARATOR, split_steps
+from stepwise.steps import separated, split_steps
 from stepwise.training.adapters import base_directory
 from stepwise.training.lora import Trainee
 from stepwise.training.losses import Mismatch
@@ -151,8 +151,9 @@ class Sampler:
 
     def _rollout(self, result: Completion, problem: Problem, step: int, hints: Hints) -> RlRollout:
         pieces = [self.engine.token_bytes(token) for token in result.token_ids]
-        steps = tuple(split_steps(result.text))
-        spans = token_spans(pieces, result.end)
+        splitter = self._cfg.prompt.splitter
+        steps = tuple(split_steps(result.text, splitter))
+        spans = token_spans(pieces, result.end, splitter)
         if len(spans) != len(steps):  # would give credit to the wrong tokens
             raise BackendError(
                 f"a rollout of problem {problem.id!r} has {len(steps)} steps, but {len(spans)} spans of tokens"
@@ -182,7 +183,7 @@ class Sampler:
             theirs = tuple(prompt_ids(trainee.tokenizer, self._cfg.prompt, problem.question))
             for text in steps:
                 where = f"the hint of problem {problem.id!r}"
-                theirs += tuple(text_ids(trainee.tokenizer, text + SEPARATOR, where))
+                theirs += tuple(text_ids(trainee.tokenizer, separated(text, self._cfg.prompt.splitter), where))
             if ids != theirs:
                 raise ConfigError(
                     f"problem {problem.id!r}: the GGUF's chat template and tokenizer give {len(ids)} tokens and those "

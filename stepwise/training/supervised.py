@@ -51,7 +51,6 @@ def sft(
         weak = sw.ModelConfig(model="llamacpp/lab-weak", adapter=str(adapter / "adapter.gguf"))
     """
     cfg = Config.of(cfg, "cfg")
-    cfg.prompt.check_splitter("SFT")
     rows, again = (read_training_rows(source, cfg.prompt) for source in (dataset, replay or []))
     arguments = run_arguments(adapter, rows=rows, replay=again)
     with opened(out, program="sft", config=cfg, arguments=arguments) as directory:

@@ -31,8 +31,8 @@ PROGRAMS: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("adapter/adapter_model.safetensors",),
     ),
     "train rl": (
-        ["train", "rl", "--lab", "6", "--set", "rl.steps=3", "--set", "rl.problems=3", "--set", "rl.group=3",
-         "--set", "rl.max_tokens=100"],
+        ["train", "rl", "--lab", "12", "--set", "rl.steps=3", "--set", "rl.problems=6", "--set", "rl.group=4",
+         "--set", "rl.max_tokens=200"],
         ("adapter/adapter_model.safetensors",),
     ),
 }  # fmt: skip

@@ -7,6 +7,8 @@ import pytest
 from stepwise.config import Config
 from stepwise.config.training import SftConfig
 from stepwise.errors import ConfigError, DataError
+from stepwise.prompt import SolvePrompt
+from stepwise.steps import Splitter
 from stepwise.training.rendering import _render, prompt_ids
 from tests.training.sft_world import ROW, config, row
 
@@ -50,16 +52,25 @@ def test_loss_weights_go_by_role(tokenizer: Any) -> None:
     assert weights == [0.25] * counts[0] + [2.0] * counts[1] + [0.5] * (counts[2] + 1)
 
 
-def test_prompt_and_target_are_the_ids_that_the_engine_holds(tokenizer: Any, tiny_gguf_path: Path) -> None:
+@pytest.mark.parametrize("splitter", ["paragraphs", "calculations"])
+def test_prompt_and_target_are_the_ids_that_the_engine_holds(
+    tokenizer: Any, tiny_gguf_path: Path, splitter: Splitter
+) -> None:
     pytest.importorskip("llama_cpp")
     from stepwise.models import load_backend
     from stepwise.models.base import Request
     from stepwise.types import Problem, Step
 
-    steps = tuple(Step(text, "weak") for text in (*ROW.prefix, ROW.intervention))
-    with load_backend(config(tiny_gguf_path).models.weak, prompt=PROMPT) as backend:  # type: ignore[attr-defined]
-        theirs = backend.prefix_ids(Request(Problem("p", ROW.question), steps))  # type: ignore[attr-defined]
-    assert list(_render(ROW, tokenizer, PROMPT, SftConfig()).ids) == theirs
+    prompt, example = SolvePrompt(splitter=splitter), ROW
+    if splitter == "calculations":
+        steps = ("Mia buys:\n\n3 + 4 = 7\n", "\\[\n7 * 2\n\n= 14\n\\]\n\n\n")
+        example = row(prefix=steps, splitter=splitter, prompt_hash=prompt.hash)
+    steps = tuple(Step(text, "weak") for text in (*example.prefix, example.intervention))
+    with load_backend(config(tiny_gguf_path).models.weak, prompt=prompt) as backend:  # type: ignore[attr-defined]
+        theirs = backend.prefix_ids(Request(Problem("p", example.question), steps))  # type: ignore[attr-defined]
+    rendered = _render(example, tokenizer, prompt, SftConfig())
+    assert list(rendered.ids) == theirs
+    assert tokenizer.decode(rendered.ids[rendered.prompt :]) == example.target + "\n\n"
 
 
 def test_another_prompts_row_is_refused(tokenizer: Any) -> None:

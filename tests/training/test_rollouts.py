@@ -34,6 +34,22 @@ def plain(data: bytes) -> str:
     return data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
 
 
+@given(TEXT | st.lists(st.sampled_from(["1 + 2 = 3", "3", "We add:", "\n", "\n\n", "\\[", "\\]"])).map("".join))
+def test_under_the_other_splitter_they_are_whole_texts(text: str) -> None:
+    data, steps = text.encode(), split_steps(text, "calculations")
+    assert [data[a:b].decode() for a, b in _step_ranges(data, "calculations")] == steps
+    pieces = [data[i : i + 3] for i in range(0, len(data), 3)]
+    spans = token_spans(pieces, splitter="calculations")
+    assert len(spans) == len(steps)
+    assert b"".join(b"".join(pieces[a:b]) for a, b in spans) == data
+
+
+def test_under_the_other_splitter_bytes_that_are_no_text_stay_where_they_are() -> None:
+    data = b"1 + 2 = \xff 3\n\xe2\x82 4 = 4\nend"
+    ranges = _step_ranges(data, "calculations")
+    assert [plain(data[a:b]) for a, b in ranges] == split_steps(data.decode("utf-8", "replace"), "calculations")
+
+
 def texts(pieces: list[bytes], end: int | None = None) -> list[bytes]:
     return [b"".join(pieces[start:stop]) for start, stop in token_spans(pieces, end)]
 
