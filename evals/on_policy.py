@@ -107,9 +107,9 @@ def measured(rows: Sequence[Example], trainee: Trainee, config: Config, role: fl
     """Every row's tokens, or those with the weight `role` alone."""
     import torch
 
+    from stepwise.training.batches import micro_batches
     from stepwise.training.logprobs import pad, token_logprobs
     from stepwise.training.rendering import render_all
-    from stepwise.training.trainer import micro_batches
 
     given = render_all(rows, trainee.tokenizer, config.prompt, _ROLES, trainee.context)
     wanted = []

@@ -19,7 +19,7 @@ from stepwise.models import load_backend
 from stepwise.models.base import Backend, Generator
 from stepwise.models.caps import uncapped
 from stepwise.models.lab_judges import critics_of, refuse_lab_judge
-from stepwise.models.shared import shared_engine
+from stepwise.models.shared import keep_with_run, shared_engine
 from stepwise.models.wrapped import generator_of
 from stepwise.models.wrappers import Wrappers
 from stepwise.records import Section
@@ -235,6 +235,11 @@ class Writers:
         """Writes a failed attempt anew."""
         return self._writer("rewriter", critics.SolutionRewriter.from_config)
 
+    @property
+    def given(self) -> list[Any]:
+        """Those that were handed in."""
+        return [self._used[role] for role in self._given]
+
     def refuse_lab(self) -> None:
         """Raise `ConfigError` where the critic is the lab's, the weak model is not, and that is not allowed."""
         cfg = self._config
@@ -286,6 +291,7 @@ def in_use(writers: Writers | None, config: Config) -> Iterator[Writers]:
             rollouts = sample_rollouts(Chunk(problems, writers, config, settings), writers.weak)
     """
     if writers is not None:
+        keep_with_run(*writers.given)
         yield writers
         return
     loaded = Writers(config)

@@ -45,8 +45,17 @@ def shared_engine(config: LoadConfig) -> Engine:
                 engine = load_engine(config)
                 identity(engine)  # hashes the file while it is the one that was loaded
                 _engines[key] = engine
-    _freeze(config, engine)
+    _freeze(_frozen_key(config), engine)
     return engine
+
+
+def keep_with_run(*models: Any) -> None:
+    """Keep with the run in progress what models that were handed in loaded were loaded with; at a later start they go
+    by the curve that was kept, and are said to differ where they have other sequences or threads.
+    """
+    for engine in dict.fromkeys(engine for model in models for engine in getattr(model, "engines", ())):
+        if isinstance(engine, Engine):
+            _freeze(f"handed in: {engine.name}", engine)
 
 
 def identity(engine: Engine) -> str:
@@ -125,7 +134,7 @@ def load_engine(config: LoadConfig, **overrides: Any) -> Engine:
     announce(doing)
     with stage(doing):
         engine = Engine.load(gguf_file(name), **{**settings, **_frozen_settings(config), **overrides})
-    _freeze(config, engine)
+    _freeze(_frozen_key(config), engine)
     return engine
 
 
@@ -149,12 +158,17 @@ def _frozen_settings(config: LoadConfig) -> dict[str, Any]:
     return {**facts, "curve": Curve(facts["curve"]) if facts["curve"] else None}
 
 
-def _freeze(config: LoadConfig, engine: Engine) -> None:
+def _freeze(key: str, engine: Engine) -> None:
     """Keep with the run in progress what was found out about this machine; what it has kept holds for the engine."""
-    run, key = CURRENT.get(), _frozen_key(config)
+    run = CURRENT.get()
     if run is None or (engine.curve is None and engine.parameters < SMALLEST and not run.frozen(key)):
         return
     facts = {name: getattr(engine, name) for name in ("context", "sequences", "threads")}
     facts |= {"curve": engine.curve and engine.curve.to_dict(), "build": build_id()}
-    if (kept := run.freeze(key, facts)["curve"]) != facts["curve"]:
-        engine.set_curve(Curve(kept) if kept else None)
+    kept = run.freeze(key, facts)
+    if kept["curve"] != facts["curve"]:
+        engine.set_curve(Curve(kept["curve"]) if kept["curve"] else None)
+    names = [name for name in ("sequences", "threads") if kept[name] != facts[name]]
+    if names:
+        other = "; ".join(f"{name} {kept[name]}, now {facts[name]}" for name in names)
+        _log.warning("the run began with %s: what is drawn now may differ in its last digits", other)

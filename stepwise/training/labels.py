@@ -81,7 +81,7 @@ class Labeller:
         if judge == "scorer" and scorer is None:
             self.scorer = self._loaded = self._cached = load_scorer(cfg.scorer, prompt=cfg.prompt)
         elif judge == "teacher" and teacher is None:
-            self.teacher = self._loaded = self._cached = load_engine(cfg.models.strong)
+            self.teacher = self._loaded = self._cached = load_engine(cfg.models.strong, curve=None)  # it only reads
         elif judge == "critic" and critic is None:
             self.critic = self._load_critic()
             if cfg.models.critic.local:

@@ -20,10 +20,10 @@ from stepwise.config.training import RlConfig
 from stepwise.errors import ConfigError
 from stepwise.models.engine import Engine
 from stepwise.training import losses
+from stepwise.training.batches import micro_batches
 from stepwise.training.logprobs import LogProbs, pad, token_logprobs
 from stepwise.training.lora import Trainee
 from stepwise.training.memory import fitted
-from stepwise.training.trainer import micro_batches
 from stepwise.types import Problem
 
 Floats = NDArray[np.float64]

@@ -31,18 +31,12 @@ from stepwise.prompt import SolvePrompt
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.progress import progress
 from stepwise.training.adapters import LAYOUT, base_directory, check_adapter
+from stepwise.training.batches import for_few_rows, micro_batches, plan_steps
 from stepwise.training.checkpoint import check_same
 from stepwise.training.logprobs import weighted_logprobs
 from stepwise.training.lora import Trainee, load_trainee, memory_errors
 from stepwise.training.rendering import TokenRow, check_prompt, prompt_ids, token_row
-from stepwise.training.trainer import (
-    finish,
-    finished_adapter,
-    fit,
-    micro_batches,
-    plan_steps,
-    run_arguments,
-)
+from stepwise.training.trainer import finish, finished_adapter, fit, run_arguments
 
 
 def dpo(
@@ -86,14 +80,15 @@ def dpo(
         sides = [_render_pair(pair, trainee.tokenizer, cfg.prompt, trainee.context) for pair in parsed]
         before = _reference_logprobs(directory, trainee, [side for both in sides for side in both], cfg, data)
         rows = [_PairRow(*both, before[2 * i], before[2 * i + 1]) for i, both in enumerate(sides)]
-        plan = plan_steps([row.num_trained for row in rows], cfg.dpo, f"{cfg.seed}|dpo")
+        settings = for_few_rows(cfg.dpo, len(rows), cfg.models.weak.model)
+        plan = plan_steps([row.num_trained for row in rows], settings, f"{cfg.seed}|dpo")
         batches = [[rows[i] for i in batch] for batch in plan]
 
         def loss(part: Sequence[_PairRow]) -> tuple[Tensor, dict[str, float]]:
             return _pair_losses(trainee, part, cfg)
 
         fit(
-            trainee, batches, loss, cfg.dpo, cfg, directory, data=data, label="preference training", sinks=sinks
+            trainee, batches, loss, settings, cfg, directory, data=data, label="preference training", sinks=sinks
         )  # fmt: skip
         return finish(directory, trainee, cfg, "dpo", {"pairs": parsed})
 

@@ -22,10 +22,11 @@ from stepwise.data.examples import Chat, Example, read_training_rows
 from stepwise.errors import DataError
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.training.adapters import base_directory, check_adapter
+from stepwise.training.batches import for_few_rows, plan_steps
 from stepwise.training.logprobs import weighted_logprobs
 from stepwise.training.lora import Trainee, load_trainee
 from stepwise.training.rendering import TokenRow, render_all
-from stepwise.training.trainer import finish, finished_adapter, fit, plan_steps, run_arguments
+from stepwise.training.trainer import finish, finished_adapter, fit, run_arguments
 
 
 def sft(
@@ -99,13 +100,13 @@ def train_rows(
     """`fit` on rows of tokens, with a share of those of `replay` in every epoch: the loss of a step is
     sum(w * -log p) / sum(w), in nats, over its target tokens.
     """
-    every = [*rows, *replay]
-    batches = [[every[i] for i in batch] for batch in _schedule(rows, replay, cfg.sft, cfg.seed)]
+    every, settings = [*rows, *replay], for_few_rows(cfg.sft, len(rows), cfg.models.weak.model)
+    batches = [[every[i] for i in batch] for batch in _schedule(rows, replay, settings, cfg.seed)]
 
     def loss(part: Sequence[TokenRow]) -> tuple[Tensor, dict[str, float]]:
         return weighted_nll(trainee, part, cfg.lora.tile), {}
 
-    fit(trainee, batches, loss, cfg.sft, cfg, directory, data=data, label=label, sinks=sinks)
+    fit(trainee, batches, loss, settings, cfg, directory, data=data, label=label, sinks=sinks)
 
 
 def weighted_nll(trainee: Trainee, rows: Sequence[TokenRow], tile: int) -> Tensor:

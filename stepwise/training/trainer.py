@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,8 +25,8 @@ from stepwise.models.store import key_of
 from stepwise.records import to_json
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.progress import announce, progress
-from stepwise.seeds import rng as seeded
 from stepwise.training.adapters import LAYOUT
+from stepwise.training.batches import in_words, micro_batches
 from stepwise.training.cards import Method, curves_of, write_card
 from stepwise.training.checkpoint import CHECKPOINT_FILES, check_same, load_checkpoint, save_checkpoint
 from stepwise.training.lora import Trainee, memory_errors, peak_bytes
@@ -53,7 +52,6 @@ class _TrainedRow(Protocol):
 
 Row = TypeVar("Row", bound=_TrainedRow)
 Loss = Callable[[Sequence[Row]], tuple[Tensor, dict[str, float]]]
-_FEW_STEPS = 20  # of the optimizer, in a whole run
 _METRICS, _CHECKPOINT, _ADAPTER = "metrics.jsonl", "checkpoint", "adapter"
 _ADAPTER_FILES = (*LAYOUT, "adapter.gguf", "README.md", "card.json")
 
@@ -184,14 +182,7 @@ def fit(
     BackendError where memory runs out.
     """
     optimizer = trainee.optimizer(settings.learning_rate, settings.weight_decay)
-    num_rows = len({id(row) for rows in batches for row in rows})
-    plan = f"{num_rows} rows: {len(batches)} optimizer steps, learning rate {settings.learning_rate:g} at its peak"
-    if len(batches) < _FEW_STEPS and settings.tokens is None and (smaller := max(1, num_rows // 8)) < settings.batch:
-        steps, section = (
-            settings.epochs * -(-num_rows // smaller),
-            type(settings).__name__.removesuffix("Config").lower(),
-        )
-        plan += f"; that is few: {section}.batch = {smaller} (now {settings.batch}) would make {steps}"
+    plan = in_words(len({id(row) for rows in batches for row in rows}), len(batches), settings)
     with Trainer(
         directory, trainee, cfg, optimizer,
         num_steps=len(batches), save_every=settings.save_every, save_minutes=settings.save_minutes, data=data,
@@ -287,50 +278,6 @@ def _cosine(step: int, steps: int, peak: float, warmup: float) -> float:
         return peak * (step + 1) / (up + 1)
     share = (step - up) / max(1.0, steps - up)
     return peak * (0.1 + (1 - 0.1) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
-
-
-def plan_steps(
-    trained: Sequence[int], settings: FitConfig, name: str, members: Callable[[random.Random], list[int]] | None = None
-) -> list[list[int]]:
-    """Which rows make up each optimizer step, as positions in `trained`, their tokens with a loss.
-
-    `members` gives the rows of an epoch (None: all of them), which is shuffled anew by a seed made of `name` and its
-    number. With `tokens` set, as many epochs as that takes, and the last step is the one that reaches it.
-    """
-    plan: list[list[int]] = []
-    seen, epoch = 0, 0
-    while settings.tokens is not None or epoch < settings.epochs:
-        rng = seeded(name, epoch)
-        order = list(range(len(trained))) if members is None else members(rng)
-        rng.shuffle(order)
-        for first in range(0, len(order), settings.batch):
-            plan.append(order[first : first + settings.batch])
-            seen += sum(trained[i] for i in plan[-1])
-            if settings.tokens is not None and seen >= settings.tokens:
-                return plan
-        epoch += 1
-    return plan
-
-
-def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Positions of `lengths` in groups, longest first; the padded tokens of a group (members times the longest) are at
-    most `budget`.
-
-    One sequence that is longer than `budget` makes a group of its own: it cannot be split. Raises DataError for a
-    budget below 1.
-
-    >>> micro_batches([2, 9, 5, 5], budget=10)
-    [[1], [2, 3], [0]]
-    """
-    if budget < 1:
-        raise DataError(f"budget is {budget}; lora.micro_tokens must be at least 1")
-    groups: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= budget:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
 
 
 def check_finite(values: Mapping[str, float], batch: Sequence[Any], path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from stepwise.config import Config, ModelConfig
 from stepwise.errors import DataError
+from stepwise.interventions.settings import Writers, in_use
 from stepwise.models.engine import Engine, GenerationJob
 from stepwise.models.engine.context import build_id
 from stepwise.models.engine.curve import SMALLEST, Curve, measure
@@ -231,6 +232,23 @@ def test_an_engine_that_is_loaded_already_goes_by_the_curve_of_the_run(tmp_path:
             assert shared_engine(model).curve is not None
     finally:
         close_engines(tiny_gguf_path)
+
+
+def test_models_that_are_handed_in_loaded_go_by_the_curve_of_the_collection_too(
+    tmp_path: Path, tiny_gguf_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, out = model_of(tiny_gguf_path), tmp_path / "run"
+    with LlamaCppBackend(load_engine(model, curve=STEPPED)) as weak:
+        writers = Writers(Config(), weak=weak)
+        with started(out).ending(), in_use(writers, Config()):
+            (out / "rows.jsonl").touch()
+    more = model.model_copy(update={"sequences": 2})
+    with LlamaCppBackend(load_engine(more)) as weak:
+        assert weak.engine.curve is None
+        with started(out).ending(), in_use(Writers(Config(), weak=weak), Config()):
+            assert weak.engine.curve is not None
+            assert weak.engine.curve.seconds == STEPPED.seconds
+    assert "the run began with sequences 8, now 2" in caplog.text
 
 
 def test_a_lab_model_leaves_no_such_file(tmp_path: Path, tiny_gguf_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_sft_leaves_an_adapter_with_a_card_that_knows_before_and_after_and_a_pag
     assert "Supervised training" in (out / "report.html").read_text()
     said = capsys.readouterr()
     plan = (
-        "4 rows: 2 optimizer steps, learning rate 0.0002 at its peak; that is few: sft.batch = 1 (now 2) would make 4"
+        "4 rows: 2 optimizer steps, learning rate 0.0002 at its peak; that is few: sft.batch = 1 would make 4 (now 2)"
     )
     assert said.err.count(f"supervised training: {plan}\n") == 1
     assert "loading the weights to train from" in said.err

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepwise.config.training import LoraConfig
+from stepwise.config.training import DpoConfig, LoraConfig, SftConfig
 from stepwise.errors import BackendError, DataError
 from stepwise.io import read_rows
+from stepwise.training.batches import for_few_rows, in_words, micro_batches, plan_steps
 from stepwise.training.logprobs import pad
 from stepwise.training.lora import memory_errors
-from stepwise.training.trainer import check_finite, micro_batches
+from stepwise.training.trainer import check_finite
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
@@ -61,3 +62,23 @@ def test_a_batch_with_a_number_that_is_not_finite_is_on_disk(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"loss is nan, grad_norm is inf; the batch is in .*failed\.jsonl"):
         check_finite({"loss": math.nan, "grad_norm": math.inf}, [{"id": 1}, {"id": 2}], path)
     assert [row["id"] for row in read_rows(path)] == [1, 2]
+
+
+def test_few_rows_are_trained_in_small_batches_unless_a_batch_is_set() -> None:
+    mine = "llamacpp/mine.gguf"
+    few = for_few_rows(SftConfig(), 14, mine)
+    assert few.batch == 2
+    steps = plan_steps([10] * 14, few, "name")
+    assert len(steps) == 28
+    assert in_words(14, len(steps), few) == (
+        "14 rows: 28 optimizer steps, learning rate 0.0002 at its peak; for so few rows a batch is 2 "
+        "(sft.batch = 64 would make 4)"
+    )
+    assert for_few_rows(DpoConfig(), 1, mine).batch == 1
+    assert for_few_rows(SftConfig(), 320, mine).batch == 64  # 20 steps
+    assert for_few_rows(SftConfig(), 319, mine).batch == 63
+    for kept in (SftConfig(batch=64), SftConfig(tokens=1000)):
+        assert for_few_rows(kept, 14, mine) == kept
+    assert for_few_rows(SftConfig(), 14, "llamacpp/lab-weak") == SftConfig()  # its figures were measured so
+    assert in_words(14, 4, SftConfig(batch=64)).endswith("that is few: sft.batch = 2 would make 28 (now 64)")
+    assert "few" not in in_words(2000, 125, for_few_rows(SftConfig(), 2000, mine))

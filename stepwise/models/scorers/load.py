@@ -97,7 +97,7 @@ def _layout(engine: Engine, spec: ScorerConfig) -> Layout | None:
 
 def _on_engine(spec: ScorerConfig, make: Callable[[Engine], LabelTokenScorer]) -> LabelTokenScorer:
     """A scorer on an engine of its own, which is closed where the scorer cannot be made."""
-    engine = load_engine(spec)
+    engine = load_engine(spec, curve=None)  # it only reads: there is no batch of decodes to split
     try:
         return make(engine)
     except ConfigError as error:
