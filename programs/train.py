@@ -13,18 +13,21 @@ adapter.gguf and a card), metrics.jsonl, rollouts/ and report.html. A killed run
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
 from stepwise import training
-from stepwise.config import Config
+from stepwise.config import Config, is_lab
 from stepwise.data.examples import read_examples, read_pairs, read_training_rows, unique
 from stepwise.data.problems import SOURCES, load_problems
 from stepwise.errors import DataError
 from stepwise.lab.problems import generate
-from stepwise.models.caps import uncapped
+from stepwise.models.caps import Caps, uncapped
+from stepwise.models.store import CallCache
+from stepwise.models.wrappers import Wrappers
 from stepwise.report import write_training_report
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.progress import announce
@@ -162,10 +165,20 @@ def _tests_of(args: _Options) -> list[Problem]:
 
 
 def _measured(run: Run[_Options], name: str, tests: list[Problem], adapter: Path | None) -> Evaluated:
-    """What the file `name` says of `adapter`; measured where an earlier start has not."""
+    """What the file `name` says of `adapter`; measured where an earlier start has not, within the caps of the run.
+
+    The answers of models that are not the lab's are kept as they come.
+    """
     known: list[Evaluated] = run.rows(name, Evaluated)
     if not known:
-        known = [evaluate(run.config, tests, adapter, run.args.samples)]
+        cfg, caps = run.config, Caps(run.config, run.directory, are_results=False, apart="evaluation")
+        with ExitStack() as stack:
+            store = None
+            if not is_lab(cfg.models.weak.model):
+                path = run.directory.claim("evaluation.jsonl")
+                store = stack.enter_context(CallCache(path, replays_are_free=True))
+            around = Wrappers(caps.ledger, cfg.prompt, store, run=uncapped(cfg).hash)
+            known = [evaluate(cfg, tests, adapter, run.args.samples, around)]
         run.write(name, *known)
     return known[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections import defaultdict
 from pathlib import Path
 
 from stepwise.config import BudgetConfig, Config
@@ -11,7 +12,7 @@ from stepwise.errors import BudgetExceededError
 from stepwise.io import append_rows, read_rows
 from stepwise.models.budget import Ledger
 from stepwise.runs.directory import RunDirectory
-from stepwise.types import Usage
+from stepwise.types import Omitted, Usage
 
 _SPENT = "spent.jsonl"
 
@@ -28,10 +29,11 @@ def uncapped(config: Config) -> Config:
 
 @dataclasses.dataclass(frozen=True)
 class _Spent:
-    """A row of spent.jsonl: what one call by `role` cost."""
+    """A row of spent.jsonl: what one call by `role` cost, and for what where it is not what the run is made of."""
 
     role: str
     usage: Usage
+    apart: Omitted = ""
 
 
 def spent_in(folder: Path) -> list[tuple[str, Usage]]:
@@ -47,6 +49,7 @@ class Caps:
     """The caps of a configuration, and what all starts of a run have spent by its spent.jsonl.
 
     Where the calls are no results by themselves (not `are_results`), a run that failed before it had any keeps nothing.
+    What is spent `apart`, such as on an evaluation, counts, but tells nothing of what more of the run would cost.
     Raises ConfigError where a cap on money lacks a price.
 
     Example:
@@ -54,11 +57,15 @@ class Caps:
         caps.check(done=40, coming=20)  # raises where 20 more problems would pass a cap
     """
 
-    def __init__(self, config: Config, directory: RunDirectory, *, are_results: bool = True) -> None:
-        self.config, self.ledger = config, Ledger.for_config(config, self._write)
+    def __init__(self, config: Config, directory: RunDirectory, *, are_results: bool = True, apart: str = "") -> None:
+        self.config, self.ledger, self._apart = config, Ledger.for_config(config, self._write), apart
+        self._aside: defaultdict[str, float] = defaultdict(float)
         self._path, self._lock = directory.claim(_SPENT, is_input=not are_results), threading.Lock()
         for row in read_rows(self._path, _Spent):
+            before = self.ledger.remaining()
             self.ledger.record(row.role, row.usage)
+            for name, left in self.ledger.remaining().items() if row.apart else ():
+                self._aside[name] += (before[name] or 0.0) - (left or 0.0)
 
     def check(self, done: int, coming: int, what: str = "problems") -> None:
         """Raise BudgetExceededError where `coming` problems, at the mean cost of the `done` ones, would not fit.
@@ -70,7 +77,7 @@ class Caps:
             cap = getattr(self.config.budget, name)
             if left is None or not done:
                 continue
-            paid = cap - left
+            paid = cap - left - self._aside[name]
             if paid / done * coming > left:
                 raise BudgetExceededError(
                     f"budget.{name} = {cap:,.10g}: {paid:,.10g} spent on {done} {what}, so the next {coming} would "
@@ -81,7 +88,7 @@ class Caps:
     def _write(self, role: str, usage: Usage) -> None:
         """Write down what a call cost."""
         with self._lock:
-            append_rows(self._path, [_Spent(role, usage)])
+            append_rows(self._path, [_Spent(role, usage, self._apart)])
 
     def add(self, role: str, usage: Usage) -> None:
         """Count and write down what was spent without a call of this start."""

@@ -25,10 +25,14 @@ from stepwise.config import Config, ModelConfig
 from stepwise.errors import ConfigError, DataError, ExportError
 from stepwise.grading import Verdict, grade_many
 from stepwise.models.base import Request
+from stepwise.models.budget import Ledger
+from stepwise.models.caps import uncapped
+from stepwise.models.failures import error_of
 from stepwise.models.hub import adapter_path, hub_hint, local_path
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.safetensors import Checkpoint, fingerprint, read_json
 from stepwise.models.shared import load_engine
+from stepwise.models.wrappers import Wrappers
 from stepwise.prompt import SolvePrompt
 from stepwise.runs.progress import progress
 from stepwise.training import require_training
@@ -267,15 +271,20 @@ def with_adapter(model: ModelConfig, adapter: str | Path | None) -> ModelConfig:
 
 
 def evaluate(
-    cfg: Config, problems: Sequence[Problem], adapter: str | Path | None = None, samples: int = 1
+    cfg: Config,
+    problems: Sequence[Problem],
+    adapter: str | Path | None = None,
+    samples: int = 1,
+    around: Wrappers | None = None,
 ) -> Evaluated:
     """Solve `problems` with models.weak under `cfg.prompt`, `samples` times each, and grade the answers.
 
     `adapter` is attached for it: a directory that training wrote, or a LoRA GGUF. Temperature and truncation are those
     of [sampling]; a solution has at most rl.max_tokens tokens. The model runs on an engine of its own, which is closed
-    again. Equal arguments draw with equal random numbers, so that two adapters are compared on common draws. Raises
-    DataError for a problem without an answer, ConfigError for a model that is not local, BackendError where model or
-    adapter cannot be loaded.
+    again. Equal arguments draw with equal random numbers, so that two adapters are compared on common draws. `around`
+    is put around every call: caps, answers that are kept. Raises DataError for a problem without an answer, ConfigError
+    for a model that is not local, BackendError where model or adapter cannot be loaded, BudgetExceededError where a cap
+    would be passed.
     """
     for problem in problems:
         if problem.answer is None:
@@ -288,19 +297,21 @@ def evaluate(
         progress("evaluating", len(problems)) as advance,
     ):
         name, size, drawn = backend.name, max(1, _BATCH // samples), cfg.sampling
+        model = (around or Wrappers(Ledger(), cfg.prompt)).model(backend, "weak")
         for low in range(0, len(problems), size):
             chunk = problems[low : low + size]
             requests = [
                 Request(
                     problem, stop="solution", max_tokens=cfg.rl.max_tokens, n=samples, temperature=drawn.temperature,
-                    top_p=drawn.top_p, top_k=drawn.top_k, seed=cfg.seed,
+                    top_p=drawn.top_p, top_k=drawn.top_k, seed=cfg.seed, role="weak", run=uncapped(cfg).hash,
                 )
                 for problem in chunk
             ]  # fmt: skip
-            texts += [
-                (chunk[result.request], None if result.finish == "error" else result.text)
-                for result in backend.continue_solutions(requests)
-            ]
+            results = model.continue_solutions(requests)
+            for failure in (result.failed for result in results):
+                if failure is not None and failure.kind == "budget":
+                    raise error_of(failure)
+            texts += [(chunk[result.request], None if result.finish == "error" else result.text) for result in results]
             advance(len(chunk))
     written = [(text, problem.answer) for problem, text in texts if text is not None]
     verdicts = Counter(map(str, grade_many(written)))

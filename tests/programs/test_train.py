@@ -44,6 +44,22 @@ def problems(tmp_path: Path) -> str:
     return str(path)
 
 
+def test_a_cap_holds_for_what_is_measured_before_and_after_and_the_answers_are_kept(
+    toml: str, rows: str, problems: str, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "sft"
+    command = ["sft", "--config", toml, "--dataset", rows, "--test", problems, "--samples", "1", "--out", str(out)]
+    assert main([*command, "--set", "budget.total_tokens=12"]) == 1
+    assert "budget.total_tokens" in capsys.readouterr().err
+    assert not (out / "metrics.jsonl").exists()  # nothing was trained
+    paid = len((out / "spent.jsonl").read_text().splitlines())
+    assert 0 < paid <= 3
+    assert main([*command, "--set", "budget.total_tokens=10_000"]) == 0
+    spent = [json.loads(line) for line in (out / "spent.jsonl").read_text().splitlines()]
+    assert {row["apart"] for row in spent} == {"evaluation"}
+    assert len(spent) <= 3 + 3 + 1  # one may have been cut by the cap; what was whole is not asked for again
+
+
 def test_sft_leaves_an_adapter_with_a_card_that_knows_before_and_after_and_a_page(
     toml: str, rows: str, problems: str, tmp_path: Path, capsys: Captured
 ) -> None:
