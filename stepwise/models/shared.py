@@ -52,6 +52,9 @@ def shared_engine(config: LoadConfig) -> Engine:
 def keep_with_run(*models: Any) -> None:
     """Keep with the run in progress what models that were handed in loaded were loaded with; at a later start they go
     by the curve that was kept, and are said to differ where they have other sequences or threads.
+
+    Example:
+        keep_with_run(weak)  # within an open directory of a run; `collect` does it with the writers it is given
     """
     for engine in dict.fromkeys(engine for model in models for engine in getattr(model, "engines", ())):
         if isinstance(engine, Engine):

@@ -19,6 +19,9 @@ def for_few_rows(settings: Settings, rows: int, weak: str) -> Settings:
     """`settings` with a smaller batch where there are few `rows`, so that there are some optimizer steps (and as many
     passes as before), unless a batch or a number of tokens is set, or the model is the lab's, whose figures were
     measured with the default.
+
+    >>> for_few_rows(FitConfig(), 14, "llamacpp/mine.gguf").batch
+    2
     """
     if "batch" in settings.model_fields_set or settings.tokens is not None or is_lab(weak):
         return settings
@@ -32,7 +35,11 @@ def _batch_for(rows: int, settings: FitConfig) -> int:
 
 
 def in_words(rows: int, steps: int, settings: FitConfig) -> str:
-    """What a run will do, in a line: rows, optimizer steps, and what another batch would make of them."""
+    """What a run will do, in a line: rows, optimizer steps, and what another batch would make of them.
+
+    >>> in_words(640, 40, FitConfig())
+    '640 rows: 40 optimizer steps, learning rate 0.0002 at its peak'
+    """
     line = f"{rows} rows: {steps} optimizer steps, learning rate {settings.learning_rate:g} at its peak"
     name, default = type(settings).__name__.removesuffix("Config").lower(), type(settings).model_fields["batch"].default
     chosen = "batch" not in settings.model_fields_set and settings.batch < default

@@ -130,6 +130,18 @@ def test_what_a_killed_start_paid_counts_for_the_next(tmp_path: Path) -> None:
         assert Caps(config, directory).ledger.remaining()["money"] == 10
 
 
+def test_what_was_spent_apart_counts_and_says_nothing_of_what_is_coming(tmp_path: Path) -> None:
+    config = Config.load(None, ["budget.total_tokens=1000"])
+    with opened(tmp_path, program="collect", config=config, arguments={}) as directory:
+        Caps(config, directory, apart="evaluation").add("weak", Usage("weak", 1, 0, 0, 600))
+        caps = Caps(config, directory)
+        assert caps.ledger.remaining()["total_tokens"] == 400
+        caps.add("weak", Usage("weak", 1, 0, 0, 100))
+        caps.check(1, 3)  # 100 each
+        with pytest.raises(BudgetExceededError, match="100 spent on 1 problems, so the next 4 would"):
+            caps.check(1, 4)
+
+
 def test_a_cap_on_money_needs_a_price_before_any_model_is_asked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"models\.critic has no price"):
         collect(
