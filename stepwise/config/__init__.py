@@ -21,6 +21,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from stepwise.config import errors as config_errors
 from stepwise.config.errors import FrozenConfig
 from stepwise.config.models import (
+    ENGINE_KINDS,
+    Ask,
     LoadConfig,
     ModelConfig,
     ModelsConfig,
@@ -35,8 +37,9 @@ from stepwise.plugins import check_choice, is_import_path
 from stepwise.prompt import STEPS, SolvePrompt
 
 __all__ = [
-    "BudgetConfig", "CapsConfig", "Config", "CriticConfig", "LoadConfig", "ModelConfig", "ModelsConfig", "Roles",
-    "RoutingConfig", "SamplingConfig", "ScorerConfig", "is_lab", "is_lab_critic", "model_name", "suited",
+    "ENGINE_KINDS", "Ask", "BudgetConfig", "CapsConfig", "Config", "CriticConfig", "LoadConfig", "ModelConfig",
+    "ModelsConfig", "Roles", "RoutingConfig", "SamplingConfig", "ScorerConfig", "is_lab", "is_lab_critic",
+    "model_name", "suited",
 ]  # fmt: skip
 _Section = TypeVar("_Section", bound=BaseModel)
 Roles = Literal["weak", "strong", "critic", "scorer"]

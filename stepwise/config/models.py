@@ -18,6 +18,9 @@ from stepwise.plugins import check_choice, is_import_path
 _MODEL_NAME = re.compile(r"([^/\s]+)/(\S.*)")
 _ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 _LAB_CRITIC = "llamacpp/lab-critic"
+ENGINE_KINDS = ("label_token", "judge", "generative")
+"""Kinds of scorers that llama.cpp runs in this process, where their model is local."""
+Ask = Literal["probability", "verdict"]
 _LAB_LOADING = {"context": 2048, "sequences": 64, "threads": 1}
 _UPPERCASE_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{12,}")
 
@@ -205,13 +208,15 @@ class ScorerConfig(LoadConfig):
     """as for a model; kind "classifier": transformers/DIRECTORY; kind "pooling": vllm/NAME ON THE SERVER"""
     kind: str = "label_token"
     """how a score is read: from label tokens (label_token), a classification head (classifier), vLLM's /pooling
-    (pooling), a language model's answer (judge), a number (constant), or by a class of yours: "my_file:MyScorer\""""
+    (pooling), a language model's answer (judge), a critique with a verdict (generative), a number (constant), or by a
+    class of yours: "my_file:MyScorer\""""
     layout: Literal["marker", "text", "turns"] = "marker"
     """kind "label_token": the solve prompt with a marker after each step (marker), plain text (text, as Math-Shepherd)
     or a chat with a step a turn (turns, as RLHFlow's models)"""
     template: str | None = None
     """what stands before the steps, with {question} (layout "turns": the first turn, with {step} too); kind "judge":
-    what is asked about a step, with {question}, {steps}, {step}, {number}; unset: as the published models have it"""
+    what is asked about a step, with {question}, {steps}, {step}, {number}; kind "generative": "thinkprm", "genprm",
+    "tips" or a file of yours; unset: as the published models have it, and "thinkprm\""""
     step_template: str | None = None
     """each step, with {step}, {number} and, in layout "text", {marker}"""
     marker: str | None = None
@@ -224,8 +229,13 @@ class ScorerConfig(LoadConfig):
     """kind "classifier": type of the weights in memory"""
     device: str = "cpu"
     """kind "classifier": cpu, cuda, cuda:1, mps"""
-    ask: Literal["probability", "verdict"] = "probability"
-    """kind "judge": a number from 0 to 1, or yes or no"""
+    ask: Ask = "probability"
+    """kind "judge": a number from 0 to 1, or yes or no; "generative": the verdict's probability (local
+    models), or the share of votes"""
+    votes: int = Field(default=1, ge=1)
+    """kind "generative": critiques of each step; a single one is greedy"""
+    critique_tokens: int = Field(default=512, ge=1)
+    """kind "generative": most tokens of a step's critique"""
     value: float = Field(default=0.5, ge=0, le=1)
     """kind "constant": the score of every step"""
     options: dict[str, Any] = Field(default={})
@@ -235,7 +245,7 @@ class ScorerConfig(LoadConfig):
     @classmethod
     def _is_known(cls, value: str) -> str:
         if not is_import_path(value):
-            check_choice("the value", value, ("label_token", "classifier", "pooling", "judge", "constant"))
+            check_choice("the value", value, (*ENGINE_KINDS, "classifier", "pooling", "constant"))
         return value
 
     @model_validator(mode="after")
@@ -253,7 +263,7 @@ class ScorerConfig(LoadConfig):
                 'set layout = "text" or "turns"'
             )
         for key, template, needed in (
-            ("template", self.template, "{steps}" if self.kind == "judge" else "{question}"),
+            ("template", self.template, _TEMPLATE_NEEDS.get(self.kind, "{question}")),
             ("step_template", self.step_template, "{marker}" if self.layout == "text" else "{step}"),
         ):
             if template is not None and needed not in template:
@@ -294,19 +304,22 @@ _TOKENS = {
     "text": ("ки", "+", "-"),
     "turns": ("", "+", "-"),
 }
+_TEMPLATE_NEEDS = {"judge": "{steps}", "generative": ""}  # the name or file of a form is no template itself
 _KINDS_OF_KEY = {
     "options": ("my_file:MyScorer",),
     "layout": ("label_token",),
-    "template": ("label_token", "judge"),
+    "template": ("label_token", "judge", "generative"),
     "step_template": ("label_token",),
     "marker": ("label_token", "classifier", "pooling"),
     "good": ("label_token", "judge"),
     "bad": ("label_token", "judge"),
     "dtype": ("classifier",),
     "device": ("classifier",),
-    "ask": ("judge",),
+    "ask": ("judge", "generative"),
+    "votes": ("generative",),
+    "critique_tokens": ("generative",),
     "value": ("constant",),
-    "api_base": ("label_token", "pooling", "judge"),
+    "api_base": ("label_token", "pooling", "judge", "generative"),
 }
 _PLACES = {"device", "api_base"}  # where it runs, which changes no score
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from stepwise.config import Config, LoadConfig
+from stepwise.config import ENGINE_KINDS, Config, LoadConfig
 from stepwise.errors import ConfigError
 from stepwise.lab import ADAPTERS, MODELS, model_path
 from stepwise.lab.problems import is_lab_question
@@ -82,7 +82,7 @@ def _names(model: Any, depth: int = 0) -> Iterator[str]:
     """Names of the models that an object asks, a local one's with its provider: its own, or those of what it holds."""
     engines = getattr(model, "engines", ())
     if isinstance(model, LoadConfig):
-        if getattr(model, "kind", "label_token") in ("label_token", "judge"):
+        if getattr(model, "kind", ENGINE_KINDS[0]) in ENGINE_KINDS:
             yield model.model
     elif isinstance(engines, list | tuple) and engines:
         yield from (f"llamacpp/{engine.path}" for engine in engines if getattr(engine, "path", None) is not None)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from stepwise.config import Config, LoadConfig, Roles, ScorerConfig
+from stepwise.config import ENGINE_KINDS, Config, LoadConfig, Roles, ScorerConfig
 from stepwise.errors import BackendError
 from stepwise.models.engine.context import BATCH, KV_BYTES, library
 from stepwise.models.engine.weights import read_gguf
@@ -234,7 +234,7 @@ def runs_here(load: LoadConfig) -> bool:
     >>> runs_here(ModelConfig(model="llamacpp/weak.gguf")), runs_here(ModelConfig(model="openai/NAME"))
     (True, False)
     """
-    return load.local and (not isinstance(load, ScorerConfig) or load.kind in ("label_token", "judge"))
+    return load.local and (not isinstance(load, ScorerConfig) or load.kind in ENGINE_KINDS)
 
 
 def _fixed(load: LoadConfig, facts: GgufFacts, sequences: int) -> int:

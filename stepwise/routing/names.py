@@ -14,6 +14,7 @@ from stepwise.records import record
 _SET_AS = re.compile(r"(.*?)(?: (with \{.*|\{.*|labels .*|prompt .*))?$", re.DOTALL)
 _PLACE = re.compile(r"(.*?)(?:@([0-9a-f]{8}(?:\+.*)?|https?://.*))?$", re.DOTALL)
 _HASH = re.compile("[0-9a-f]{8}")
+_ASKED = ("judge", "generative")  # kinds that stand before a loaded name
 _DTYPE = re.compile(r" (?:bfloat16|float16|float32)$")  # of a classifier
 
 
@@ -52,22 +53,25 @@ class ModelNames:
 
 class _Named(NamedTuple):
     """A model's name, taken apart: `base` without the hash of its weights or the address of its server (`place`), `how`
-    a scorer is set. One that is `loaded` has no provider before it, but for a model behind an API.
+    a scorer is set, `kind` which of `_ASKED` it is. One that is `loaded` has no provider before it, but for a model
+    behind an API.
     """
 
     base: str
     place: str
     how: str
-    judge: bool
+    kind: str
 
     @classmethod
     def of(cls, text: str) -> Self:
         text, how = _SET_AS.match(text).groups("")  # type: ignore[union-attr]
-        base, place = _PLACE.match(text.removeprefix("judge ")).groups("")  # type: ignore[union-attr]
+        word, _, rest = text.partition(" ")
+        kind = next((each for each in _ASKED if each == word or f'"kind": "{each}"' in how), "")
+        base, place = _PLACE.match(rest if word in _ASKED else text).groups("")  # type: ignore[union-attr]
         base = _DTYPE.sub("", base)
         if "/" in base and _HASH.fullmatch(place):  # no hash of weights, but an API's date of a model
             base, place = f"{base}@{place}", ""
-        return cls(base, place, how, text.startswith("judge ") or '"kind": "judge"' in how)
+        return cls(base, place, how, kind)
 
     @property
     def loaded(self) -> bool:
@@ -86,7 +90,7 @@ class _Named(NamedTuple):
 def _same_name(ours: str, theirs: str) -> bool:
     """Whether two names may be of one model; one of them may stand in a configuration and the other be loaded."""
     one, other = _Named.of(ours), _Named.of(theirs)
-    if one.judge != other.judge:
+    if one.kind != other.kind:
         return False
     if one.loaded != other.loaded:  # what a scorer says of how it is set is said otherwise in a configuration
         configured, loaded = (other, one) if one.loaded else (one, other)

@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stepwise.config import Config, Roles, ScorerConfig
+from stepwise.config import ENGINE_KINDS, Config, Roles, ScorerConfig
 from stepwise.errors import BackendError, ConfigError, DataError, StepwiseError, redact, visible
 from stepwise.io import append_rows, read_rows
 from stepwise.lab import ADAPTERS, MODELS
@@ -228,7 +228,7 @@ def _check_files(config: Config) -> None:
     """Raise ConfigError for a local model, or an adapter of one, that is not there: before anything is written."""
     for role in get_args(Roles):
         model = config.role(role)
-        if not model.local or (isinstance(model, ScorerConfig) and model.kind not in ("label_token", "judge")):
+        if not model.local or (isinstance(model, ScorerConfig) and model.kind not in ENGINE_KINDS):
             continue
         place = role if role == "scorer" else f"models.{role}"
         weights = model.model.partition("/")[2]

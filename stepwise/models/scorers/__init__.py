@@ -7,6 +7,8 @@
 | pooling | `PoolingScorer` | vllm/NAME with api_base | the same, behind vLLM's /pooling |
 | judge | `LabelTokenScorer` | llamacpp/FILE.gguf | P(yes) where its answer about a step begins |
 | judge | `JudgeScorer` | any model behind an API | its written answer about each step |
+| generative | `GenerativeScorer` | llamacpp/FILE.gguf | the verdict behind a critique, see `critiques` |
+| generative | `ServedGenerativeScorer` | any model behind an API | verdicts in whole critiques, by votes |
 | constant | `ConstantScorer` | none | one value for every step |
 | (code only) | `PerfectScorer` | none | a checker that knows |
 
@@ -25,6 +27,7 @@ A 4B model (Qwen3-4B, 4.02e9 parameters) takes 8.0 in bf16 or 4.3 in Q8_0, and 0
 
 from stepwise.models.scorers.base import BatchScorer, Item, Scored, Scorer, score_items
 from stepwise.models.scorers.classifier import ClassifierScorer
+from stepwise.models.scorers.generative import GenerativeScorer
 from stepwise.models.scorers.judge import JudgeScorer
 from stepwise.models.scorers.label_token import LabelTokenScorer
 from stepwise.models.scorers.load import ConstantScorer, PerfectScorer, load_scorer
@@ -35,6 +38,7 @@ __all__ = [
     "BatchScorer",
     "ClassifierScorer",
     "ConstantScorer",
+    "GenerativeScorer",
     "Item",
     "JudgeScorer",
     "LabelTokenScorer",

@@ -13,9 +13,9 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Literal
+from typing import Any
 
-from stepwise.config import LoadConfig, ModelConfig, ScorerConfig
+from stepwise.config import Ask, LoadConfig, ModelConfig, ScorerConfig
 from stepwise.errors import StepwiseError, redact
 from stepwise.models.api import Api
 from stepwise.models.failures import failure_of
@@ -26,9 +26,8 @@ from stepwise.models.scorers.prefix import PrefixScorer, Task
 from stepwise.types import Failure, Usage
 
 Message = dict[str, str]
-Complete = Callable[[list[Message]], tuple[str, Usage]]
+Complete = Callable[..., tuple[str, Usage]]
 """Answers a chat: the text, and what it cost. It may raise any `StepwiseError`, which becomes the item's error."""
-Ask = Literal["probability", "verdict"]
 
 _FORMS = {
     "probability": "Answer with the probability that it is correct: one decimal number between 0 and 1.",
@@ -120,7 +119,8 @@ class JudgeScorer(PrefixScorer):
 
 
 def api_completion(config: ScorerConfig, *, attempts: int = 5, backoff: float = 0.5) -> Complete:
-    """Completion by a model behind an API, through LiteLLM, greedy; errors that may pass are tried again and counted.
+    """Completion by a model behind an API, through LiteLLM, greedy where it is not called with other settings; errors
+    that may pass are tried again and counted.
 
     The completion raises `BackendError` where the API refuses or stays away.
 
@@ -131,8 +131,8 @@ def api_completion(config: ScorerConfig, *, attempts: int = 5, backoff: float = 
     fields = {name: getattr(config, name) for name in LoadConfig.model_fields}
     api = Api(ModelConfig(**fields), config.model, attempts=attempts, backoff=backoff)
 
-    def complete(chat: list[Message]) -> tuple[str, Usage]:
-        reply = api.ask(chat, temperature=0.0)
+    def complete(chat: list[Message], **settings: Any) -> tuple[str, Usage]:
+        reply = api.ask(chat, **{"temperature": 0.0, **settings})
         return reply.choices[0].text, reply.usages[0]
 
     return complete

@@ -129,12 +129,16 @@ class LabelTokenScorer(PrefixScorer):
         usage = Usage(self.name, len(readings), prompt_tokens, evaluated)
         if error := next((one.error for one in read if one.error), ""):
             return Scored([], usage, error)
-        scores = [_label_score(good, bad) for one in read for good, bad in one.logits.tolist()]
+        scores = [label_score(good, bad) for one in read for good, bad in one.logits.tolist()]
         return Scored([float(score >= 0.5) for score in scores] if self.verdict else scores, usage)
 
 
-def _label_score(good: float, bad: float) -> float:
-    """Softmax of `good` among the two logits (or log-probabilities)."""
+def label_score(good: float, bad: float) -> float:
+    """Softmax of `good` among the two logits (or log-probabilities).
+
+    >>> label_score(1.0, 1.0)
+    0.5
+    """
     gap = bad - good
     return 1 / (1 + math.exp(gap)) if gap < 0 else math.exp(-gap) / (1 + math.exp(-gap))
 
@@ -260,7 +264,7 @@ def _scored(steps: Sequence[tuple[_Reply, _Reply]]) -> Scored:
     fault = "" if failure else next((fault for pair in values if (fault := _implausible(pair))), "")
     if failure or fault:
         return Scored.of_failure(failure or Failure("gone", fault), usage)
-    return Scored([_label_score(*pair) for pair in values], usage)
+    return Scored([label_score(*pair) for pair in values], usage)
 
 
 def _implausible(logprobs: Sequence[float]) -> str:

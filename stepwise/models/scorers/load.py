@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from stepwise.config import LoadConfig, ScorerConfig, suited
-from stepwise.errors import ConfigError, ScorerError
+from stepwise.errors import BackendError, ConfigError, ScorerError
 from stepwise.identity import plain
 from stepwise.models.engine import Engine
 from stepwise.models.http import Server
 from stepwise.models.hub import hub_hint
 from stepwise.models.scorers.base import BatchScorer, Item, Scored, Scorer
 from stepwise.models.scorers.classifier import ClassifierScorer
+from stepwise.models.scorers.critiques import CritiqueForm
+from stepwise.models.scorers.generative import GenerativeScorer, ServedGenerativeScorer
 from stepwise.models.scorers.judge import JudgeScorer, api_completion
 from stepwise.models.scorers.label_token import LabelTokenScorer, ServedLabelScorer
 from stepwise.models.scorers.layouts import MATH_SHEPHERD, QUESTION, RLHFLOW, Layout, PlainText, Question, Turns
@@ -62,6 +64,8 @@ def load_scorer(
     if spec.kind == "pooling":
         name, marker = _after("vllm", spec, "the model's name on the server"), spec.marker or QWEN_PRM_MARKER
         return PoolingScorer(_server(spec), name, marker=marker, requests=spec.requests)
+    if spec.kind == "generative":
+        return _generative(spec)
     return _judge(spec) if spec.kind == "judge" else _label_token(spec, prompt)
 
 
@@ -95,22 +99,21 @@ def _layout(engine: Engine, spec: ScorerConfig) -> Layout | None:
     return None
 
 
-def _on_engine(spec: ScorerConfig, make: Callable[[Engine], LabelTokenScorer]) -> LabelTokenScorer:
+def _on_engine(spec: ScorerConfig, make: Callable[[Engine], Scorer]) -> Scorer:
     """A scorer on an engine of its own, which is closed where the scorer cannot be made."""
     engine = load_engine(spec, curve=None)  # it only reads: there is no batch of decodes to split
     try:
         return make(engine)
-    except ConfigError as error:
+    except (ConfigError, BackendError) as error:
         engine.close()
-        raise ConfigError(f"[scorer]: {error}") from None
+        raise type(error)(f"[scorer]: {error}") from None
 
 
 def _judge(spec: ScorerConfig) -> Scorer:
     if not spec.local:
-        name = f"{spec.model}@{spec.api_base}" if spec.api_base else spec.model  # one name, one server
         return JudgeScorer(
             api_completion(spec),
-            name,
+            _api_name(spec),
             ask=spec.ask,
             template=spec.template or QUESTION,
             requests=spec.requests,
@@ -126,6 +129,30 @@ def _judge(spec: ScorerConfig) -> Scorer:
         )
 
     return _on_engine(spec, make)
+
+
+def _generative(spec: ScorerConfig) -> Scorer:
+    form = CritiqueForm.load(spec.template or "thinkprm")
+    size = {"votes": spec.votes, "critique_tokens": spec.critique_tokens}
+    if spec.local:
+        return _on_engine(spec, lambda engine: GenerativeScorer(engine, form, ask=spec.ask, **size))
+    if spec.ask == "probability":
+        raise ConfigError(
+            'scorer.ask is "probability", which is read from the logits of a verdict, and an API has none: set '
+            'ask = "verdict" (the share of votes), or take a local model'
+        )
+    ask = api_completion(spec)
+    drawn = {"temperature": form.temperature, "top_p": form.top_p} if spec.votes > 1 else {}
+
+    def complete(chat: list[dict[str, str]], max_tokens: int) -> tuple[str, Usage]:
+        return ask(chat, max_tokens=max_tokens, **drawn)
+
+    return ServedGenerativeScorer(complete, _api_name(spec), form, requests=spec.requests, remote=True, **size)
+
+
+def _api_name(spec: ScorerConfig) -> str:
+    """One name, one server."""
+    return f"{spec.model}@{spec.api_base}" if spec.api_base else spec.model
 
 
 def _server(spec: ScorerConfig) -> Server:
