@@ -146,13 +146,15 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
         return 0 if getattr(dspy.settings.adapter, "bare", False) else 1
 
     async def _asked(self, predictor: Any, arguments: dict[str, Any], inputs: dict[str, Any]) -> dspy.Prediction:
-        gate = _gate.get()
+        gate, lm = _gate.get(), predictor.lm or dspy.settings.lm
+        client = {} if getattr(lm, "has_client", False) else provider.client_of(lm)
+        arguments["config"].update(client)
         try:
             if isinstance(gate, ThreadPoolExecutor):
                 call = partial(copy_context().run, predictor, **arguments)
                 return await asyncio.get_running_loop().run_in_executor(gate, call)
             async with gate or nullcontext():
-                asked = predictor.acall(**arguments)
+                asked = asyncio.to_thread(predictor, **arguments) if client else predictor.acall(**arguments)
                 # A server answers when it likes, and counts as running; a local model is the driver's to move.
                 return await (asked if _is_local(predictor) else outside(asked))
         except AdapterParseError as error:

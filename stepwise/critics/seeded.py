@@ -20,16 +20,15 @@ from dspy import lm15
 from dspy.utils.usage_tracker import UsageTracker
 
 from stepwise import critics
-from stepwise.config import ModelConfig
 from stepwise.critics.inputs import as_steps
 from stepwise.critics.module import CriticModule, failed_by, usage_of
-from stepwise.models.api import SENDING, client_argument
+from stepwise.models import provider
+from stepwise.models.api import SENDING
 from stepwise.models.base import Completion, Generator, Request, first_of
 from stepwise.models.callbacks import usage_entry
 from stepwise.models.calls import PROVIDER
 from stepwise.models.driver import Driver, outside
 from stepwise.models.failures import error_of, failure_of
-from stepwise.models.http import bounded_client
 from stepwise.models.native import chat_of
 from stepwise.models.provider import engines_of
 from stepwise.models.wrappers import Wrappers, prompt_bound
@@ -184,21 +183,10 @@ class _LanguageModel(Generator):
         return first_of([Completion(0, i, text, "eos", usage=usages[i]) for i, text in enumerate(texts)])
 
 
-@lru_cache(maxsize=16)
-def _bounded(model: str, api_base: str | None, key: str | None, timeout: float) -> dict[str, Any]:
-    """What has LiteLLM send by a client with our bounds on time, bytes and redirects. DSPy copies what it sends: a
-    client has locks, and stays itself.
-    """
-    given = client_argument(model, api_base, key, bounded_client(api_base or "", timeout)[0])
-    for client in given.values():
-        client.__class__ = type("Client", (type(client),), {"__deepcopy__": lambda self, memo: self})
-    return given
-
-
 class _Wrapped:
-    """What a wrapped language model does differently from its class. A hosted one that LiteLLM asks by a client which
-    can be given is asked by ours, with the bounds of every other call (`stepwise.models.http.bounded_client`).
-    """
+    """What a wrapped language model does differently from its class; a hosted one is asked by our client."""
+
+    has_client = True  # which it adds itself, for `CriticModule` not to
 
     kwargs: dict[str, Any]
     model: str
@@ -229,16 +217,8 @@ class _Wrapped:
         return await self._answer(call, prompt, messages, kwargs)
 
     def _client(self, prompt: Any) -> dict[str, Any]:
-        """The argument for LiteLLM; none for a model of this process, or one that does not go through LiteLLM, and for
-        a `lm15.Request`, which has no place for it.
-        """
-        if isinstance(prompt, lm15.Request):
-            return {}
-        if str(self.model).startswith(f"{PROVIDER}/") or getattr(self, "engine", None) != "litellm":
-            return {}
-        given = self.kwargs
-        timeout = given.get("timeout") or ModelConfig.model_fields["timeout"].default
-        return _bounded(self.model, given.get("api_base") or given.get("base_url"), given.get("api_key"), timeout)
+        """The argument for LiteLLM; a `lm15.Request` has no place for it."""
+        return {} if isinstance(prompt, lm15.Request) else provider.client_of(self)
 
     async def _answer(
         self, call: Callable[[], Awaitable[Any]], prompt: Any, messages: Any, kwargs: dict[str, Any]

@@ -15,14 +15,17 @@ import difflib
 import inspect
 import threading
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from stepwise.config import LoadConfig, ModelConfig
 from stepwise.errors import ConfigError
 from stepwise.lab import ADAPTERS, MODELS
+from stepwise.models.api import client_argument
 from stepwise.models.calls import PROVIDER, engine_named
 from stepwise.models.engine import Engine
+from stepwise.models.http import bounded_client
 from stepwise.models.litellm_handler import check_provider, import_litellm, litellm_handler
 from stepwise.models.shared import LOAD_FIELDS, identity, shared_engine
 
@@ -113,6 +116,30 @@ def _native_lm(config: ModelConfig, settings: dict[str, Any]) -> Any:
     load = config.model_dump(include=set(LOAD_FIELDS), exclude_defaults=True)
     given = name.partition("/")[2], load
     return dspy.LM(name, engine=NativeEngine(*given), async_engine=AsyncNativeEngine(*given), **settings)
+
+
+def client_of(language_model: Any) -> dict[str, Any]:
+    """The argument with which LiteLLM sends the calls of a hosted dspy.LM by our client, with the bounds on time, bytes
+    and redirects of every other call (`stepwise.models.http.bounded_client`), where the provider takes one; none for a
+    model of this process, or one that does not go through LiteLLM. Such a client waits: call the LM in a thread.
+    """
+    name, given = str(language_model.model), getattr(language_model, "kwargs", {})
+    if name.startswith(f"{PROVIDER}/") or getattr(language_model, "engine", None) != "litellm":
+        return {}
+    timeout = given.get("timeout") or ModelConfig.model_fields["timeout"].default
+    return _bounded(name, given.get("api_base") or given.get("base_url"), given.get("api_key"), timeout)
+
+
+@lru_cache(maxsize=16)
+def _bounded(model: str, api_base: str | None, key: str | None, timeout: float) -> dict[str, Any]:
+    """DSPy copies what it sends, and a client has locks: it stays itself. Its cache knows a callable by its name, and
+    nothing else that is no JSON: with a client that is none, no answer would be found again.
+    """
+    given = client_argument(model, api_base, key, bounded_client(api_base or "", timeout)[0])
+    own = {"__deepcopy__": lambda self, memo: self, "__call__": lambda self: None, "__name__": "client"}
+    for client in given.values():
+        client.__class__ = type("Client", (type(client),), own)
+    return given
 
 
 def engines_of(language_model: Any) -> tuple[Engine, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,6 +30,8 @@ from stepwise.models.wrappers import Wrappers
 from stepwise.types import Problem
 from tests.critics.critic import UNREADABLE, MeasuredLM, verified
 from tests.fakes import ScriptedScorer
+from tests.scorers.stand_in import in_turn, serving
+from tests.scorers.test_judge import chat_answer
 from tests.scripted_lm import Messages, ScriptedLM
 
 PROBLEMS = [Problem(f"p{i}", f"How many are {i} and {i}?") for i in range(4)]
@@ -131,8 +136,21 @@ def test_the_synchronous_side_goes_the_same_way() -> None:
     assert ledger.usage("critic").calls == 8
 
 
+def _asked_directly(module: Any) -> Any:
+    return module(**ITEMS[0])
+
+
+def _awaited(module: Any) -> Any:
+    return asyncio.run(module.acall(**ITEMS[0]))
+
+
+def _asked_with_others(module: Any) -> Any:
+    return asked(module, Wrappers(Ledger()), ITEMS[:1])
+
+
+@pytest.mark.parametrize("ask", [_asked_with_others, _asked_directly, _awaited])
 @pytest.mark.parametrize("fault", ["drips", "huge"])
-def test_a_hosted_critic_has_the_bounds_of_every_other_call(fault: str) -> None:
+def test_a_hosted_critic_has_the_bounds_of_every_other_call(fault: str, ask: Callable[[Any], Any]) -> None:
     import_litellm()  # takes long the first time
 
     class Handler(BaseHTTPRequestHandler):
@@ -160,12 +178,20 @@ def test_a_hosted_critic_has_the_bounds_of_every_other_call(fault: str) -> None:
     lm = dspy.LM("openai/m", api_base=f"http://127.0.0.1:{server.server_port}/v1", api_key="k", engine="litellm",
                  num_retries=0, cache=False, timeout=1.0)  # fmt: skip
     began = time.monotonic()
-    with pytest.raises(BackendError, match=r"timed out|Timeout|[Cc]onnection ?[Ee]rror"):
-        asked(ErrorLocalizer(lm, adapter="compact"), Wrappers(Ledger()), ITEMS[:1])
+    with pytest.raises((BackendError, dspy.LMError), match=r"timed out|Timeout|[Cc]onnection ?[Ee]rror"):
+        ask(ErrorLocalizer(lm, adapter="compact"))
     server.shutdown()
     server.server_close()
     assert time.monotonic() - began < 30  # sixty seconds of drips
     assert len(sent) < 200  # of 600 MB
+
+
+def test_a_hosted_critics_answer_is_found_again_in_dspys_cache() -> None:
+    with serving(in_turn(chat_answer(verified(1)))) as server:
+        lm = dspy.LM(f"openai/{uuid.uuid4().hex}", api_base=f"{server.url}/v1", api_key="k", engine="litellm")
+        module = ErrorLocalizer(lm, adapter="compact")
+        found = [ask(module).first_error for ask in (_asked_directly, _asked_directly, _awaited)]
+        assert (found, len(server.requests)) == ([1] * 3, 1)
 
 
 class _Engine:
