@@ -6,6 +6,8 @@ from rich.console import Console
 
 from stepwise.config import Config, ModelConfig
 from stepwise.interventions.settings import CollectSettings
+from stepwise.routing import Threshold
+from stepwise.routing.planning import plan_routing
 from stepwise.runs.plan import PlannedCalls, _money, plan_collecting, show_plan
 from stepwise.types import Problem
 
@@ -58,10 +60,26 @@ def test_a_collection_asks_at_most_for_every_attempt_and_every_guided_rollout_at
     assert collecting("models.weak.model=openai/x")["weak"].prompt_tokens > collecting()["weak"].prompt_tokens
 
 
+CRITIQUES = ("scorer.kind=generative", "scorer.votes=2", "scorer.critique_tokens=50")
+
+
+def test_critiques_are_counted_as_tokens_that_are_written() -> None:
+    read = collecting("critic.method=scorer")["scorer"]
+    assert read.generated_tokens == 0
+    written = collecting("critic.method=scorer", *CRITIQUES)["scorer"]
+    assert written.calls == read.calls
+    assert written.generated_tokens % 100 == 0
+    assert written.generated_tokens >= written.calls * 100
+    config = Config.load(None, [*CRITIQUES, "routing.max_steps=7"])
+    (*_, routed) = plan_routing(config, [Threshold(0.5)], [Problem("p", "1 + 1?", "2")])
+    assert (routed.role, routed.generated_tokens) == ("scorer", routed.calls * 100)
+
+
 def test_the_likely_case_of_a_collection_is_within_the_worst_one_for_every_role() -> None:
     for overrides in (
         [],
         ["critic.method=scorer"],
+        ["critic.method=scorer", *CRITIQUES],
         ["critic.method=reference"],
         ["critic.method=vote"],
         ["critic.solve_first=true"],

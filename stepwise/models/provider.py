@@ -122,6 +122,10 @@ def client_of(language_model: Any) -> dict[str, Any]:
     """The argument with which LiteLLM sends the calls of a hosted dspy.LM by our client, with the bounds on time, bytes
     and redirects of every other call (`stepwise.models.http.bounded_client`), where the provider takes one; none for a
     model of this process, or one that does not go through LiteLLM. Such a client waits: call the LM in a thread.
+
+    Example:
+        lm = dspy.LM("openai/NAME", engine="litellm")
+        await asyncio.to_thread(lm, "What is 2 + 2?", **client_of(lm))
     """
     name, given = str(language_model.model), getattr(language_model, "kwargs", {})
     if name.startswith(f"{PROVIDER}/") or getattr(language_model, "engine", None) != "litellm":

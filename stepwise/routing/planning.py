@@ -10,7 +10,7 @@ from stepwise.models.budget import Ledger
 from stepwise.models.lab_judges import refuse_lab_judge
 from stepwise.routing.deciding import needs_scorer
 from stepwise.routing.policy import Policy
-from stepwise.runs.plan import PlannedCalls, likely_tokens
+from stepwise.runs.plan import PlannedCalls, likely_tokens, scorer_tokens
 from stepwise.types import Problem
 
 _STEPS, _ESCALATED = 6, 0.3  # of a usual solution of a real model: how many, and which share goes to the strong model
@@ -66,14 +66,14 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
 
     def calls_of(role: Roles, asked: int, share: float, arms: int) -> PlannedCalls:
         """`asked` calls a step in all, of which usually a `share` is made, under so many policies."""
-        calls, local, generates = asked * count * steps, role == "scorer" or config.role(role).local, role != "scorer"
+        calls, local, scores = asked * count * steps, role == "scorer" or config.role(role).local, role == "scorer"
         # A local model evaluates each token of a solution once; an API reads the whole prefix again at every step.
         prompt = longest + steps * width if local else steps * (longest + steps * width // 2)
         seen = arms * ((read + solution) if local else int(usual * share * (read + solution // 2)))
-        likely = PlannedCalls(
-            role, int(asked * count * usual * share), seen, int(asked * solution * share) if generates else 0
-        )
-        return PlannedCalls(role, calls, asked * count * prompt, calls * width if generates else 0, likely)
+        often, critiques = int(asked * count * usual * share), scorer_tokens(config)
+        written = often * critiques // 2 if scores else int(asked * solution * share)
+        likely = PlannedCalls(role, often, seen, written)
+        return PlannedCalls(role, calls, asked * count * prompt, calls * (critiques if scores else width), likely)
 
     writing = {
         "weak": [p for p in policies if p.name != "always"],

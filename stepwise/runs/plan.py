@@ -23,6 +23,7 @@ _BYTES = 3  # of a text, for one token: what a likely case reckons with
 _LIKELY_INSTRUCTIONS = 500  # tokens
 _FOOTNOTE = "Upper bounds for tokens and calls; budget caps are not in them."
 _LIKELY_TOKENS = 300  # of a solution; on GSM8K, instruct models of 0.5 and 1.5 billion weights write 290
+_LIKELY_STEPS = 6  # of a solution
 _LIKELY_ROUTING = (
     f"Likely: six steps and {_LIKELY_TOKENS} tokens a solution (more, where its reference is longer), of which three "
     "steps in ten are escalated."
@@ -50,6 +51,16 @@ class PlannedCalls:
     likely: PlannedCalls | None = None
 
 
+def scorer_tokens(config: Config) -> int:
+    """The most tokens that the scorer writes about a step: its critiques.
+
+    Example:
+        >>> scorer_tokens(Config(scorer={"kind": "generative", "votes": 2, "critique_tokens": 100}))
+        200
+    """
+    return config.scorer.votes * config.scorer.critique_tokens if config.scorer.kind == "generative" else 0
+
+
 def plan_localizing(config: Config, attempts: Sequence[tuple[int, int]]) -> list[PlannedCalls]:
     """The most that finding first errors as [critic] says could ask for.
 
@@ -64,7 +75,8 @@ def plan_localizing(config: Config, attempts: Sequence[tuple[int, int]]) -> list
     if how.method == "reference":
         return []
     if how.method == "scorer":
-        return [PlannedCalls("scorer", len(texts), sum(texts), 0)] if config.scorer.kind != "constant" else []
+        written = sum(steps for _, steps in attempts) * scorer_tokens(config)
+        return [PlannedCalls("scorer", len(texts), sum(texts), written)] if config.scorer.kind != "constant" else []
     passes = [{"vote": how.samples, "bisect": 1 + (n - 1).bit_length()}.get(how.method, 1) for _, n in attempts]
     return [_asked_twice(config, texts, passes, 0)] if texts else []
 
@@ -144,7 +156,8 @@ def _likely_collecting(
         "critic": PlannedCalls("critic", n * asked, asked * seen, written),
     }
     if how.method == "scorer":
-        found["scorer"] = PlannedCalls("scorer", n * failures, failures * seen, 0)
+        written = n * failures * _LIKELY_STEPS * scorer_tokens(config) // 2
+        found["scorer"] = PlannedCalls("scorer", n * failures, failures * seen, written)
     return found
 
 

@@ -47,7 +47,12 @@ Complete = Callable[[list[dict[str, str]], int], tuple[str, Usage]]
 
 
 class Verdict(NamedTuple):
-    """What one vote says of a step: P(right); `finished`: the critique came to its verdict by itself."""
+    """What one vote says of a step: P(right); `finished`: the critique came to its verdict by itself.
+
+    Example:
+        >>> Verdict(" 2 + 3 is 5.", 0.25).finished
+        True
+    """
 
     critique: str
     probability: float
@@ -61,6 +66,13 @@ class GenerativeScorer(PrefixScorer):
     own earlier ones. A score is the mean over the votes of the verdict's probability, or, with `ask` "verdict", the
     share of votes for the step. Raises `ConfigError` where a critique does not fit into the context,
     `BackendError` where the model's chat template cannot write the form.
+
+    Example:
+        >>> from stepwise import lab
+        >>> with Engine.load(lab.model_path("lab-weak"), context=1024, sequences=1) as engine:
+        ...     judge = GenerativeScorer(engine, CritiqueForm.load("thinkprm"), critique_tokens=4)
+        ...     0 < judge.score("1 + 1 = ?", ["1 + 1 = 3."])[0] < 1
+        True
     """
 
     def __init__(
@@ -223,11 +235,17 @@ class GenerativeScorer(PrefixScorer):
 
 
 class ServedGenerativeScorer(PrefixScorer):
-    """The same behind an API: `votes` whole replies of `complete`, each with a verdict on every step.
+    r"""The same behind an API: `votes` whole replies of `complete`, each with a verdict on every step.
 
     The score of a step is the share of votes for it; a reply without a verdict on a step is no vote on it, and
     without any the item's error says so. `requests` are in flight at once. Raises `ConfigError` for a form that needs
     an engine.
+
+    Example:
+        >>> reply = "Step 1: one and one are two. The step is \\boxed{incorrect}"
+        >>> judge = ServedGenerativeScorer(lambda chat, tokens: (reply, Usage()), "m", CritiqueForm.load("thinkprm"))
+        >>> judge.score("1 + 1 = ?", ["1 + 1 = 3."])
+        [0.0]
     """
 
     def __init__(
