@@ -76,10 +76,10 @@ def decodes(engine: Engine, together: bool) -> Iterator[Decodes]:
     context, seen = engine._context, Decodes()
     plain = context.decode
 
-    def decode(n: int, rows: int) -> Any:
+    def decode(n: int, rows: int, states: bool = False) -> Any:
         began = time.process_time()
         try:
-            return plain(n, rows)
+            return plain(n, rows, states)
         finally:
             seconds = time.process_time() - began
             if n == rows or (together and rows):

@@ -103,7 +103,7 @@ def _sizes(rows: Rows) -> list[tuple[int, int]]:
 @program(_Options, doc=__doc__, plan=_plan)
 def main(
     run: Run[_Options],
-    scorer: Callable[[Any], Any] = load_scorer,
+    scorer: Callable[..., Any] = load_scorer,
     module: Callable[[Config], Any] = ErrorLocalizer.from_config,
 ) -> None:
     """Measure every localizer on every file; `scorer` and `module` load what the configuration names."""
@@ -121,7 +121,9 @@ def main(
             rows += _measure(name, None, {key: row.outcome for key, row in said.items()}, test, args.seed)
             continue
         if name == "scorer":
-            judge, asked = scorer(run.config.scorer), [*tuning, *rows_of_all]
+            probe = run.config.scorer.kind == "probe"  # which alone needs the weak model
+            given = {"prompt": run.config.prompt, "weak": run.config.models.weak} if probe else {}
+            judge, asked = scorer(run.config.scorer, **given), [*tuning, *rows_of_all]
             _refuse_lab(name, judge, run.config, asked)
             said = _remembered(run, "scores.jsonl", asked, _scoring(judge))
         else:

@@ -155,7 +155,7 @@ def _read(run: Run[_Options], files: Sequence[Path], labels: str, signal: Any) -
         truths = {i: rows[i].pop("label", None) for i in routed}
         traces = {i: _trace(rows[i], f"{path}, row {i + 1}") for i in routed}
         if run.args.score and traces:
-            scorer = load_scorer(run.config.scorer, prompt=run.config.prompt)
+            scorer = load_scorer(run.config.scorer, prompt=run.config.prompt, weak=run.config.models.weak)
             traces = dict(zip(traces, scored(scorer, list(traces.values())), strict=True))
         for i, row in enumerate(rows):
             where = f"{path}, row {i + 1}"

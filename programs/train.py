@@ -1,5 +1,5 @@
 """Train a LoRA adapter of models.weak: supervised on a dataset of interventions (sft), by preference over the wrong
-step in their place (dpo), or by reinforcement (rl).
+step in their place (dpo), or by reinforcement (rl). Or fit a scorer that costs nothing on its states (probe).
 
 sft takes --dataset, one file or several (interventions of intervene, other kinds of build_dataset), and --replay, a
 file with the model's own right solutions for sft.replay. dpo takes --dataset with pairs (build_dataset --kind pairs);
@@ -8,6 +8,11 @@ file with the model's own right solutions for sft.replay. dpo takes --dataset wi
 problems with prefix and intervention. All take --adapter to go on with an earlier one. All settings
 are in the configuration: --set sft.learning_rate=1e-4, --set rl.credit.scheme=vppo. Writes adapter/ (PEFT's layout,
 adapter.gguf and a card), metrics.jsonl, rollouts/ and report.html. A killed run goes on at its last checkpoint.
+
+probe takes --labels, files of solutions with labelled steps (columns of ProcessBench, PRM800K, Math-Shepherd,
+MR-GSM8K). models.weak, with its adapter, reads each up to its first error once; --states FILE keeps what it computed
+for other fits. Writes head/, which [scorer] takes: kind = "probe", model = "probe/DIRECTORY". It is for this model,
+adapter and prompt alone.
 """
 
 from __future__ import annotations
@@ -23,9 +28,12 @@ from stepwise import training
 from stepwise.config import Config, is_lab
 from stepwise.data.examples import read_examples, read_pairs, read_training_rows, unique
 from stepwise.data.problems import SOURCES, load_problems
+from stepwise.data.step_labels import LabelledSolution, load_step_labels
 from stepwise.errors import DataError
 from stepwise.lab.problems import generate
 from stepwise.models.caps import Caps, uncapped
+from stepwise.models.scorers.head import Head
+from stepwise.models.scorers.probe import refuse_without_states
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
 from stepwise.report import write_training_report
@@ -34,6 +42,7 @@ from stepwise.runs.progress import announce
 from stepwise.runs.shell import POSITIONAL, Options, Run, one_of, program
 from stepwise.training.adapters import Evaluated, adapter_directory, evaluate
 from stepwise.training.cards import add_evaluation
+from stepwise.training.head import train_probe
 from stepwise.training.rollouts import hints_of
 from stepwise.types import Problem
 
@@ -46,8 +55,8 @@ _TESTS = one_of("Tests")
 
 
 class _Options(Options):
-    method: Annotated[Literal["sft", "dpo", "rl"], POSITIONAL]
-    """supervised, by preference, or by reinforcement"""
+    method: Annotated[Literal["sft", "dpo", "rl", "probe"], POSITIONAL]
+    """supervised, by preference, by reinforcement; a scorer on states"""
     dataset: tuple[Path, ...] = ()
     """sft, dpo: rows to train on"""
     replay: Path | None = None
@@ -55,6 +64,10 @@ class _Options(Options):
     problems: Annotated[str | None, _WHERE] = Field(None, description=f"rl: {SOURCES}")
     lab: Annotated[PositiveInt | None, _WHERE] = None
     """rl: N problems of the lab"""
+    labels: tuple[Path, ...] = ()
+    """probe: solutions with labelled steps"""
+    states: Path | None = None
+    """probe: where states are kept, by default in --out"""
     hints: Path | None = None
     """rl: interventions to begin their problems with"""
     split: str = "train"
@@ -74,6 +87,13 @@ class _Options(Options):
 def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     """Generation only: what is trained costs no model that is asked."""
     _check_inputs(args)
+    if args.method == "probe":
+        refuse_without_states(config.models.weak)
+        read = [
+            len("".join([s.question, *s.steps[: s.judged.stop]]).encode("utf-8", "replace")) for s in _labelled(args)
+        ]
+        frame = len(config.prompt.model_dump_json()) + 64  # a chat template adds a few tokens to the prompt
+        return [PlannedCalls("weak", len(read), sum(read) + frame * len(read), 0)]
     samples = len(_tests_of(args)) * args.samples * 2
     rollouts = samples
     if args.method == "rl":
@@ -85,6 +105,9 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 @program(_Options, doc=__doc__, plan=_plan, same_run=uncapped)
 def main(run: Run[_Options]) -> None:
     _check_inputs(run.args)
+    if run.args.method == "probe":
+        _fit_probe(run)
+        return
     args, cfg, tests = run.args, run.config, _tests_of(run.args)
     start = adapter_directory(args.adapter) if args.adapter is not None else None
     given: dict[str, Any] = {"adapter": start, "sinks": args.sink}
@@ -117,6 +140,25 @@ def main(run: Run[_Options]) -> None:
     _page(run)
 
 
+def _labelled(args: _Options) -> list[LabelledSolution]:
+    return list(dict.fromkeys(s for path in args.labels for s in load_step_labels(path)))
+
+
+def _fit_probe(run: Run[_Options]) -> None:
+    folder = train_probe(_labelled(run.args), run.config, run.directory, states=run.args.states)
+    card = Head.load(folder).card
+    test, seconds = card.facts["test"], card.facts["seconds of fitting"]
+    run.metrics(**test, threshold=card.threshold)
+    intervals = (test[name] or [float("nan")] * 3 for name in ("auroc", "f1"))
+    auroc, f1 = ("{:.3f} ({:.3f} to {:.3f})".format(*interval) for interval in intervals)
+    run.say(
+        f"{test['right_steps']} right steps, {test['first_errors']} first errors of test problems: AUROC {auroc}, "
+        f"F1 {f1}, ECE {test['ece']:.3f} ({card.facts['ece before calibration']:.3f} before calibration)"
+    )
+    run.say(f"{card.components} components of the states, ridge {card.ridge:g}, fitted in {seconds:.1f} s")
+    run.say(f'use it: --set scorer.kind="probe" --set scorer.model="probe/{folder}"')
+
+
 def _page(run: Run[_Options]) -> None:
     if (run.directory.path / "metrics.jsonl").is_file():
         run.page("report.html", lambda path: write_training_report(path, run.out), "the training")
@@ -124,21 +166,27 @@ def _page(run: Run[_Options]) -> None:
 
 def _check_inputs(args: _Options) -> None:
     """Raise DataError for an option that the method does not take, or that it needs."""
-    method, rl = args.method, args.method == "rl"
+    method, rl, probe = args.method, args.method == "rl", args.method == "probe"
     maker = "build_dataset --kind pairs" if method == "dpo" else "intervene"
     if args.adapter is not None:
         adapter_directory(args.adapter)
     refused = [
+        (probe and not args.labels, "probe needs --labels FILE, solutions with labelled steps"),
+        (
+            probe and (args.dataset or args.replay or args.problems or args.lab or args.adapter),
+            "probe takes --labels alone; models.weak.adapter says under which adapter steps are written",
+        ),
+        (not probe and (args.labels or args.states), f"{method} takes no --labels and --states, which are for probe"),
         (
             rl and (args.dataset or args.replay),
             "rl trains on problems; give --problems FILE or --lab N, and --dataset to sft and dpo",
         ),
         (
-            not rl and (args.problems is not None or args.lab is not None),
+            not rl and not probe and (args.problems is not None or args.lab is not None),
             f"{method} trains on a dataset; give --dataset FILE, and --problems or --lab to rl",
         ),
         (rl and args.problems is None and args.lab is None, "rl needs --problems FILE or --lab N"),
-        (not rl and not args.dataset, f"{method} needs --dataset FILE; make one with `stepwise {maker}`"),
+        (not rl and not probe and not args.dataset, f"{method} needs --dataset FILE; make one with `stepwise {maker}`"),
         (
             method == "dpo" and args.replay,
             "--replay is for sft; leave it out, or set dpo.nll to hold the chosen steps up",

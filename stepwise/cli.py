@@ -24,7 +24,7 @@ PROGRAMS = {
     "localize": "Find the first error of an attempt; propose a step for it.",
     "intervene": "Collect interventions: problems in, a dataset out.",
     "build_dataset": "Other datasets: controls, rewrites, pairs, routing.",
-    "train": "Train a LoRA adapter: sft, dpo or rl.",
+    "train": "Train a LoRA adapter: sft, dpo or rl; or fit a probe.",
     "loop": "Route, learn from what was escalated, route again.",
     "export": "Write an adapter as GGUF, alone or merged.",
     "evaluate_localizer": "How often first errors are named (ProcessBench).",

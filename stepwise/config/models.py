@@ -205,11 +205,11 @@ class ScorerConfig(LoadConfig):
     """
 
     model: str = "llamacpp/lab-scorer"
-    """as for a model; kind "classifier": transformers/DIRECTORY; kind "pooling": vllm/NAME ON THE SERVER"""
+    """as for a model; kind classifier: transformers/DIRECTORY; pooling: vllm/NAME ON THE SERVER; probe: probe/DIRECTORY"""
     kind: str = "label_token"
     """how a score is read: from label tokens (label_token), a classification head (classifier), vLLM's /pooling
-    (pooling), a language model's answer (judge), a critique with a verdict (generative), a number (constant), or by a
-    class of yours: "my_file:MyScorer\""""
+    (pooling), a language model's answer (judge), a critique with a verdict (generative), the states of the weak model
+    (probe), a number (constant), or by a class of yours: "my_file:MyScorer\""""
     layout: Literal["marker", "text", "turns"] = "marker"
     """kind "label_token": the solve prompt with a marker after each step (marker), plain text (text, as Math-Shepherd)
     or a chat with a step a turn (turns, as RLHFlow's models)"""
@@ -238,6 +238,8 @@ class ScorerConfig(LoadConfig):
     """kind "generative": most tokens of a step's critique"""
     value: float = Field(default=0.5, ge=0, le=1)
     """kind "constant": the score of every step"""
+    force: bool = False
+    """kind "probe": also for another weak model, adapter, prompt or splitter than the head was fitted for"""
     options: dict[str, Any] = Field(default={})
     """the arguments of a scorer of yours"""
 
@@ -245,7 +247,7 @@ class ScorerConfig(LoadConfig):
     @classmethod
     def _is_known(cls, value: str) -> str:
         if not is_import_path(value):
-            check_choice("the value", value, (*ENGINE_KINDS, "classifier", "pooling", "constant"))
+            check_choice("the value", value, (*ENGINE_KINDS, "classifier", "pooling", "probe", "constant"))
         return value
 
     @model_validator(mode="after")
@@ -285,17 +287,14 @@ class ScorerConfig(LoadConfig):
         kind = others.pop("kind", "")
         if is_import_path(kind):
             return f"{kind} with {json.dumps(self.options)}"
-        return (
-            f"{self.model} with {json.dumps({'kind': kind, **others} if kind else others)}"
-            if others or kind
-            else self.model
-        )
+        settings = {"kind": kind, **others} if kind else others
+        return f"{self.model} with {json.dumps(settings)}" if settings else self.model
 
     @property
     def prices(self) -> tuple[float, float] | None:
         """As for a model; a scorer that runs in this process costs nothing where no price is given."""
         known = super().prices
-        here = self.kind in ("classifier", "constant") or is_import_path(self.kind)
+        here = self.kind in ("classifier", "probe", "constant") or is_import_path(self.kind)
         return (0.0, 0.0) if known is None and here else known
 
 
@@ -319,6 +318,7 @@ _KINDS_OF_KEY = {
     "votes": ("generative",),
     "critique_tokens": ("generative",),
     "value": ("constant",),
+    "force": ("probe",),
     "api_base": ("label_token", "pooling", "judge", "generative"),
 }
 _PLACES = {"device", "api_base"}  # where it runs, which changes no score

@@ -103,12 +103,15 @@ class ErrorLocalizer(CriticModule):
         config = Config.of(config, "config")
         settings = config.critic
         scoring = settings.method == "scorer"
+        scorer: Any = config.scorer if scoring else None
+        if scoring and config.scorer.kind == "probe":  # it needs the weak model
+            scorer = load_scorer(config.scorer, prompt=config.prompt, weak=config.models.weak)
         return cls(
             None if scoring or settings.method == "reference" else critic_lm(config),
             settings.method,
             samples=settings.samples,
             temperature=settings.temperature or None,
-            scorer=config.scorer if scoring else None,
+            scorer=scorer,
             threshold=settings.threshold,
             adapter=settings.format,
             bare=config.critic_is_bare,

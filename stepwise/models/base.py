@@ -27,7 +27,7 @@ class Capabilities:
 
     `prefill`: continues an assistant message where it stands. `batch`: many requests share a forward pass.
     `token_ids`: the ids it returns are the ids it sampled, and it takes them back unchanged. `entropy`: it knows the
-    whole distribution at each token.
+    whole distribution at each token. `states`: it gives the states of its last layer.
 
     Example:
         >>> Capabilities(prefill=True).logprobs
@@ -41,6 +41,7 @@ class Capabilities:
     adapters: bool = False
     token_ids: bool = False
     entropy: bool = False
+    states: bool = False
 
 
 @record()
@@ -61,7 +62,8 @@ class Request:
 
     `run` (the hash of a configuration), `role` and `attempt` say, beside problem and step, what it is asked for.
     `least_tokens`: where a cap leaves less than `max_tokens`, but so many, it is asked for what is left; what is cut by
-    that comes back with the finish "budget", its text and what it cost. 0: all or nothing.
+    that comes back with the finish "budget", its text and what it cost. 0: all or nothing. `states`: whether the
+    completion is to have the states of the step, where the model has them.
 
         Request(Problem("p", "What is 2 + 2?"), max_tokens=64)
         Request(problem, messages=({"role": "user", "content": "Is it right?"},), schema='root ::= "yes" | "no"')
@@ -90,6 +92,7 @@ class Request:
     schema: Any = None
     options: Mapping[str, Any] = Field(default_factory=dict)
     least_tokens: int = Field(default=0, ge=0)
+    states: bool = False
 
     @property
     def step(self) -> int:
@@ -129,7 +132,8 @@ class Completion:
     them; each has a usage of its own. `end`: how many bytes of `token_ids` count as text, where ids were asked for that
     run on behind it (`Request.token_ids`). `perhaps`: the most that tries which a server did not answer were billed
     beside `usage`. `token_stats` sums up how sure the model was of the tokens drawn, cut or not, where it tells.
-    `thought`: the mark of a thought that the chat template opened ahead of the solution ("<think>").
+    `thought`: the mark of a thought that the chat template opened ahead of the solution ("<think>"). `states`: the
+    step's vector as `stepwise.models.states.pack` writes it, "" where it was not asked for or is not known.
 
     Example:
         >>> Completion(0, 0, "2 + 2 = 4.", "step").failed is None
@@ -151,6 +155,7 @@ class Completion:
     perhaps: Usage = Usage()
     token_stats: TokenStats | None = None
     thought: Omitted = ""
+    states: Omitted = ""
 
     @property
     def samples(self) -> tuple[Completion, ...]:

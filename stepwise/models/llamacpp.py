@@ -13,12 +13,13 @@ from stepwise.models.base import Capabilities, Completion, Generator, Request, a
 from stepwise.models.calls import chat_job
 from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.models.engine.stopping import clean_text, open_fence
+from stepwise.models.states import pack, step_vector
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR, join_steps, separated
 from stepwise.steps.thoughts import open_thought, prompt_thought
 from stepwise.types import Failure, TokenStats, Usage
 
-_DRAWN = ("max_tokens", "n", "temperature", "top_p", "top_k", "seed", "top_logprobs")
+_DRAWN = ("max_tokens", "n", "temperature", "top_p", "top_k", "seed", "top_logprobs", "states")
 _PROMPT_END = 32  # tokens in which a template's opening of a thought would stand
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n\s*\Z")
 
@@ -55,7 +56,7 @@ class LlamaCppBackend(Generator):
             prefill = False
         return Capabilities(
             prefill=prefill, logprobs=True, grammar=True, batch=self.engine.sequences > 1, adapters=True,
-            token_ids=True, entropy=True,
+            token_ids=True, entropy=True, states=True,
         )  # fmt: skip
 
     @property
@@ -183,6 +184,7 @@ class LlamaCppBackend(Generator):
             0, request.sample + made.sample, text, made.finish, ids, logprobs, usage, made.error, top, failure, end=end,
             thought=thought,
             token_stats=TokenStats.of(made.logprobs, made.entropies),
+            states=pack(step_vector(made.states, made.logprobs, made.entropies)),
         )  # fmt: skip
 
     def _cut(self, made: Generation) -> tuple[int, ...]:

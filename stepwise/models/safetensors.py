@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.errors import ExportError
-from stepwise.io import parse_json
+from stepwise.io import parse_json, whole_file
 
 _SAVE = "write it with model.save_pretrained(directory) and tokenizer.save_pretrained(directory)"
 _CHUNK = 1 << 22  # bytes hashed at once
@@ -126,6 +127,24 @@ def _read_header(path: Path) -> dict[str, _TensorPlace]:
         except (ValueError, KeyError, TypeError) as error:
             raise ExportError(f"{path} has a damaged safetensors header ({error!r}); {_SAVE}") from error
     return places
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write tensors as F32, in their order, whole or not at all.
+
+    Example:
+        write_safetensors(Path("head.safetensors"), {"weight": np.zeros(8, np.float32)})
+    """
+    header, start = dict[str, Any](), 0
+    for name, tensor in tensors.items():
+        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [start, start + 4 * tensor.size]}
+        start += 4 * tensor.size
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    with whole_file(path) as partial:
+        partial.write_bytes(
+            struct.pack("<Q", len(head)) + head + b"".join(t.astype("<f4").tobytes() for t in tensors.values())
+        )
 
 
 def fingerprint(base: str | Path) -> str:

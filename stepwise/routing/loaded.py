@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -223,7 +224,8 @@ class LoadedRouter(dspy.Module):
         self._loads, specs = result.models, {**self._specs, **result.models}
         weak, strong = (self._load(role, specs[role], load_backend) for role in ("weak", "strong"))
         scorer = specs["scorer"]
-        return Models(weak, strong, None if scorer is None else self._load("scorer", scorer, load_scorer))
+        scoring = partial(load_scorer, weak=weak)
+        return Models(weak, strong, None if scorer is None else self._load("scorer", scorer, scoring))
 
     def _names(self) -> dict[str, str | None]:
         names = {role: getattr(model, "name", None) for role, model in self.models._asdict().items()}

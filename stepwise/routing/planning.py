@@ -8,6 +8,7 @@ from typing import Any
 from stepwise.config import Config, Roles
 from stepwise.models.budget import Ledger
 from stepwise.models.lab_judges import refuse_lab_judge
+from stepwise.models.scorers.probe import refuse_without_states
 from stepwise.routing.deciding import needs_scorer
 from stepwise.routing.policy import Policy
 from stepwise.runs.plan import PlannedCalls, likely_tokens, scorer_tokens
@@ -40,6 +41,8 @@ def check_routing(config: Config, policies: Sequence[Policy]) -> None:
     models = {role: config.role(role) for role in roles}
     for policy in policies:
         refuse_lab_judges(policy, config.scorer, config.models.weak, config.allow_lab)
+    if "scorer" in models and config.scorer.kind == "probe":
+        refuse_without_states(config.models.weak)
     for model in models.values():
         if not model.local:
             model.api_key()

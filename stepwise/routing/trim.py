@@ -28,7 +28,7 @@ from stepwise.errors import BudgetExceededError, PluginError, StepwiseError
 from stepwise.models.base import Completion, Generator, Request
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.failures import error_of, failure_of
-from stepwise.routing.deciding import decide
+from stepwise.routing.deciding import decide, needs_scorer
 from stepwise.routing.evidence import KINDS, WITH_DRAFT, Evidence, answered, check_logprobs
 from stepwise.routing.policy import FOR_GOOD, Action, Escalate, HandOver, Keep, Look, Policy, Resample, View
 from stepwise.routing.settings import RouteSettings
@@ -124,6 +124,8 @@ class Solver:
         """Have a model write the step; False where a cap forbids it, without which the weak model cannot go on."""
         result = await self.ask(role, self.step_request(role))
         failure = result.failed
+        if result.states:
+            self.models.scorer.observe(self.problem, [_bare(step) for step in self.steps], result)
         if failure is not None and failure.kind == "budget":
             self.refused_by = self._left(failure.cap, result)
             if role == "weak":
@@ -175,7 +177,7 @@ class Solver:
     async def score(self) -> None:
         """Fill in the scores that are missing; a step keeps the score that was decided on."""
         drafted = [self.draft] if self.draft is not None and self.draft.text.strip() else []  # an empty one is left out
-        texts = [step.text.strip("\r\n") for step in (*self.steps, *drafted)]  # separators say nothing
+        texts = [_bare(step) for step in (*self.steps, *drafted)]
         known = sum(step.score is not None for step in self.steps)
         if len(texts) <= known:
             return
@@ -285,6 +287,7 @@ class Solver:
             role=role,
             run=self.settings.run,
             attempt=attempt,
+            states=role == "weak" and needs_scorer(self.policy) and self.models.scorer.wants_states,
         )
 
     # ----- what others see
@@ -335,3 +338,8 @@ class Solver:
         seen = self.evidence  # of the place it stays, of the draft it goes
         done = seen.done - {"draft", "scores", "logprobs", "rating"}
         self.draft, self.evidence = step, Evidence(done, seen.first_token, seen.resamples)
+
+
+def _bare(step: Step) -> str:
+    """The text without its separators, which say nothing to a scorer."""
+    return step.text.strip("\r\n")

@@ -79,7 +79,7 @@ class Labeller:
         if asked is not None:
             refuse_lab_judge(asked, judge, cfg.models.weak, cfg.allow_lab)
         if judge == "scorer" and scorer is None:
-            self.scorer = self._loaded = self._cached = load_scorer(cfg.scorer, prompt=cfg.prompt)
+            self.scorer = self._loaded = self._cached = load_scorer(cfg.scorer, prompt=cfg.prompt, weak=cfg.models.weak)
         elif judge == "teacher" and teacher is None:
             self.teacher = self._loaded = self._cached = load_engine(cfg.models.strong, curve=None)  # it only reads
         elif judge == "critic" and critic is None:

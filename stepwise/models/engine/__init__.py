@@ -2,6 +2,7 @@
 
 from stepwise.models.engine.engine import Engine
 from stepwise.models.engine.jobs import Counters, Generation, GenerationJob, Logits
+from stepwise.models.engine.reading import Reading
 from stepwise.models.engine.schema import BoundedGrammar, schema_grammar
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "Generation",
     "GenerationJob",
     "Logits",
+    "Reading",
     "schema_grammar",
 ]

@@ -173,6 +173,7 @@ class LlamaContext:
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = _KV_TYPES[kv_type]
         params.flash_attn_type = -1 if flash_attention else 0  # -1: wherever the device has it
+        params.pooling_type = 0  # none: a state for each token
         params.kv_unified, params.no_perf, params.offload_kqv = False, True, gpu_layers != 0
         with captured_log() as lines:
             self.ctx = lib.llama_init_from_model(self.model, params)
@@ -184,7 +185,9 @@ class LlamaContext:
             )
         self._memory = lib.llama_get_memory(self.ctx)
         self._adapters: dict[str, Any] = {}
-        self._views: dict[int, npt.NDArray[np.float32]] = {}
+        self.width: int = lib.llama_model_n_embd(self.model)
+        self._views: dict[int, tuple[int, npt.NDArray[np.float32]]] = {}
+        self._with_states = False
         self._make_batch()
 
     def _load_model(self, gpu_layers: int) -> Any:
@@ -228,11 +231,15 @@ class LlamaContext:
         for name, array in self._fields.items():  # they stay referenced: the batch holds bare addresses
             setattr(self._batch, name, ctypes.cast(array.ctypes.data, types[name]))
 
-    def decode(self, n: int, rows: int) -> npt.NDArray[np.float32]:
+    def decode(self, n: int, rows: int, states: bool = False) -> npt.NDArray[np.float32]:
         """Run the first `n` entries of the batch, streams ascending; logits (rows, vocabulary) where `want` is set.
 
-        The array is llama.cpp's own buffer: it is valid until the next call. Raises BackendError.
+        With `states`, `want` must be set everywhere: llama.cpp then gives logits and state of every token. The array is
+        llama.cpp's own buffer: it is valid until the next call. Raises BackendError.
         """
+        if states != self._with_states:
+            self.lib.llama_set_embeddings(self.ctx, states)
+            self._with_states = states
         self._batch.n_tokens = n
         code = self.lib.llama_decode(self.ctx, self._batch)
         if code:
@@ -240,12 +247,21 @@ class LlamaContext:
             raise BackendError(f"{self.path}: llama_decode failed with code {code} ({reason}) on {n} tokens")
         if not rows:
             return np.empty((0, self.vocabulary), np.float32)
-        # llama.cpp seldom moves its buffer, and a view of it costs more than drawing from a row.
-        address = ctypes.cast(self.lib.llama_get_logits(self.ctx), ctypes.c_void_p).value or 0
-        if address not in self._views:
-            buffer = (ctypes.c_float * (self.max_rows * self.vocabulary)).from_address(address)
-            self._views = {address: np.ctypeslib.as_array(buffer).reshape(self.max_rows, self.vocabulary)}
-        return self._views[address][:rows]
+        return self._view(self.lib.llama_get_logits, self.vocabulary)[:rows]
+
+    def states(self, rows: int) -> npt.NDArray[np.float32]:
+        """The last layer's states (rows, width), behind its norm, of what was run last; valid until the next call."""
+        return self._view(self.lib.llama_get_embeddings, self.width)[:rows]
+
+    def _view(self, getter: Any, width: int) -> npt.NDArray[np.float32]:
+        # llama.cpp seldom moves its buffers, and a view of one costs more than drawing from a row.
+        address = ctypes.cast(getter(self.ctx), ctypes.c_void_p).value or 0
+        known, view = self._views.get(id(getter), (0, None))
+        if view is None or known != address:
+            buffer = (ctypes.c_float * (self.max_rows * width)).from_address(address)
+            view = np.ctypeslib.as_array(buffer).reshape(self.max_rows, width)
+            self._views[id(getter)] = address, view
+        return view
 
     def truncate(self, stream: int, n: int) -> None:
         """Forget what `stream` holds from position `n` on."""

@@ -7,7 +7,6 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -29,7 +28,9 @@ from stepwise.models.engine.jobs import (
     Sample,
     Scoring,
     Unit,
+    problem_of,
 )
+from stepwise.models.engine.reading import Reading, TextReading
 from stepwise.models.engine.scheduler import Scheduler
 from stepwise.models.engine.vocab import Vocabulary
 from stepwise.models.engine.weights import check_origin, read_gguf
@@ -56,7 +57,7 @@ class Engine:
         self.train_from = train_from or context.path.parent  # lab models lie beside what they were made from
         self.context, self.parameters, self.sequences = context.context, context.parameters, context.streams
         self.threads, self.memory_bytes = context.threads, context.memory_bytes
-        self.vocabulary = Vocabulary(context)
+        self.vocabulary, self.width = Vocabulary(context), context.width
         self._context = context
         self._cache = PrefixCache(context, cache_memory)
         self._scheduler = Scheduler(context, self.vocabulary, self._cache)
@@ -240,7 +241,7 @@ class Engine:
         units: list[Unit] = []
         place = 0
         for number, job in enumerate(jobs):
-            prompt, problem = Prompt(job.ids, job.n), self._problem(job.ids)
+            prompt, problem = Prompt(job.ids, job.n), problem_of(job.ids, self)
             for index in range(job.n):
                 if problem:
                     call.put(place, Generation(number, index, "", "error", error=problem))
@@ -276,7 +277,7 @@ class Engine:
         call = Call(len(sequences))
         units: list[Unit] = []
         for place, (ids, wanted) in enumerate(zip(sequences, positions, strict=True)):
-            problem = self._problem(ids, wanted)
+            problem = problem_of(ids, self, wanted)
             if problem or not wanted:
                 call.put(place, Logits(np.empty((0, len(columns)), np.float32), 0, problem))
             else:
@@ -284,19 +285,19 @@ class Engine:
                 units.append(Scoring(call, place, Prompt(needed, 1), wanted, columns))
         return call, units
 
-    def _problem(self, ids: Sequence[int], positions: Sequence[int] = ()) -> str:
-        """Why a sequence cannot be run, "" where it can."""
-        if not ids:
-            return "the prompt has no tokens"
-        if len(ids) > self.context:
-            return (
-                f"the prompt has {len(ids)} tokens, more than the context of {self.context}; load with a larger context"
-            )
-        if min(ids) < 0 or max(ids) >= self.vocabulary.size:
-            return f"a token id lies outside the vocabulary of {self.vocabulary.size} tokens"
-        if any(not 0 <= p < len(ids) for p in positions) or any(a >= b for a, b in pairwise(positions)):
-            return f"positions {list(positions)[:8]} are not ascending places of a sequence of {len(ids)} tokens"
-        return ""
+    async def aread(self, ids: Sequence[int], start: int) -> Reading:
+        """What the model makes of the tokens of `ids` from place `start` (1 at least) on, see `Reading`.
+
+        What stands before them is read where it is not known. A sequence that cannot be read comes back with an error.
+        """
+        wanted = range(start - 1, len(ids) - 1)
+        problem = problem_of(ids, self) or ("" if start > 0 and wanted else f"there is nothing to read from {start} on")
+        if problem:
+            return Reading(none := np.empty(0, np.float32), none, none, 0, problem)
+        call = Call(1)
+        unit = TextReading(call, 0, Prompt(ids[:-1], 1), wanted, np.asarray(ids[start:], np.int64))
+        result: Reading = (await self.worker.wait([unit], call))[0]
+        return result
 
     def reset_cache(self) -> None:
         """Drop every cached prefix once the calls in progress have ended: what follows is measured from cold."""

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import pairwise
 from queue import SimpleQueue
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from pydantic import Field
 from stepwise.models.engine.cache import ids_array
 from stepwise.models.engine.grammar import Constraint
 from stepwise.models.engine.sampling import stream_key
-from stepwise.models.engine.stopping import Stop, StopRule
+from stepwise.models.engine.stopping import Ending, Stop, StopRule
 from stepwise.records import record
 from stepwise.steps import Splitter
 from stepwise.types import Finish
@@ -34,7 +35,8 @@ class GenerationJob:
     what the prompt left open of code or formulas, `thought`: the mark of a thought that it left open. `ignore_end` runs
     on over end-of-sequence tokens (for measurements). `stop_strings` end a sample with finish "step" where one of them
     was written, what stands before it counts. `top_logprobs`: how many of the likeliest tokens are reported at each
-    position. `splitter`: where a step ends (`stepwise.steps.Splitter`).
+    position. `splitter`: where a step ends (`stepwise.steps.Splitter`). `states`: whether the states of what is written
+    are wanted (`Generation.states`).
 
     Example:
         >>> GenerationJob(ids=(1, 2, 3), max_tokens=64, n=4, temperature=0.0, stop="step").n
@@ -57,6 +59,7 @@ class GenerationJob:
     top_logprobs: int = Field(default=0, ge=0, le=100)
     first: int = Field(default=0, ge=0)
     splitter: Splitter = "paragraphs"
+    states: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ class Generation:
     `ids` as sampled, the end-of-sequence token included; `logprobs` one per id, of the untempered, untruncated and
     unconstrained distribution, whose entropy at each place is in `entropies`. `data` is all bytes written, `text` the
     cleaned text before the stop. `cut` says that the last token ran past the stop: then `end` bytes of `data` count.
-    `evaluated_tokens`: of the prompt, what this sample had evaluated.
+    `evaluated_tokens`: of the prompt, what this sample had evaluated. `states` (2, E), where they were asked for: the
+    last layer's state at the last token that was run through, and its mean over all of them, which are those written
+    but the last (it ends the sample and was drawn only); None where there are none.
 
     Example:
         >>> Generation(0, 0, "2 + 2 = 4.", "step").error
@@ -86,6 +91,7 @@ class Generation:
     error: str = ""
     top: tuple[Ranked, ...] = ()
     entropies: tuple[float, ...] = ()
+    states: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +219,14 @@ class Unit:
     path: Any = field(init=False, default=None)  # of the prefix cache
     constraint: Constraint | None = field(init=False, default=None)
 
+    @property
+    def gives_states(self) -> bool:
+        """Whether the states at what is evaluated next are wanted."""
+        return False
+
+    def result(self, ending: Ending | None, error: str = "") -> Any:
+        """What the caller gets; without an `ending`, a sample is an error."""
+
 
 @dataclass(slots=True, eq=False)
 class Sample(Unit):
@@ -231,11 +245,34 @@ class Sample(Unit):
     logprobs: list[float] = field(init=False, default_factory=list)
     top: list[Ranked] = field(init=False, default_factory=list)
     entropies: list[float] = field(init=False, default_factory=list)
+    states: Any = field(init=False, default=None)  # (2, E): at the last token, and their sum over all tokens
 
     def __post_init__(self) -> None:
         self.key = stream_key(self.job.seed, self.job.first + self.sample)
         stops = [text.encode() for text in self.job.stop_strings]
         self.rule = StopRule(self.job.stop, self.job.fence.encode(), stops, self.job.thought, self.job.splitter)
+
+    @property
+    def gives_states(self) -> bool:
+        """Once it writes."""
+        return self.job.states and len(self.ids) - self.at <= 1
+
+    def add_state(self, state: npt.NDArray[np.float32]) -> None:
+        """Take the state (E,) at a token that was written; of the prompt's last one nothing is taken."""
+        if self.job.states and self.out:
+            self.states = np.stack([state, state if self.states is None else self.states[1] + state])
+
+    def result(self, ending: Ending | None, error: str = "") -> Generation:
+        """See `Unit`."""
+        data = bytes(self.rule.data)
+        ending = ending or Ending("error", len(data), 0)
+        early = ending.finish == "step" or (ending.finish == "answer" and ending.end < len(data))
+        states = None if self.states is None else self.states / np.array([[1], [len(self.out) - 1]], np.float32)
+        return Generation(
+            self.number, self.sample, self.rule.text(ending), ending.finish, tuple(self.out), tuple(self.logprobs),
+            data, early and bool(data[ending.end :].strip(b"\r\n")), ending.end, self.evaluated, error,
+            tuple(self.top), tuple(self.entropies), states,
+        )  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -250,7 +287,34 @@ class Scoring(Unit):
 
     wanted: Sequence[int]
     token_ids: npt.NDArray[np.int64]
-    rows: list[npt.NDArray[np.float32]] = field(init=False, default_factory=list)
+    rows: list[Any] = field(init=False, default_factory=list)
+
+    def take(self, logits: npt.NDArray[np.float32], states: npt.NDArray[np.float32] | None) -> None:
+        """The next rows (R, V) of those wanted."""
+        self.rows += list(logits[:, self.token_ids])
+
+    def result(self, ending: Ending | None, error: str = "") -> Any:
+        """See `Unit`."""
+        rows = np.empty((0, len(self.token_ids)), np.float32) if error else np.stack(self.rows)  # (P, K)
+        return Logits(rows, self.evaluated, error)
+
+
+def problem_of(ids: Sequence[int], engine: Any, positions: Sequence[int] = ()) -> str:
+    """Why `engine` cannot run a sequence, "" where it can.
+
+    Example:
+        problem_of([1, 2], engine)
+    """
+    most, size = engine.context, engine.vocabulary.size
+    if not ids:
+        return "the prompt has no tokens"
+    if len(ids) > most:
+        return f"the prompt has {len(ids)} tokens, more than the context of {most}; load with a larger context"
+    if min(ids) < 0 or max(ids) >= size:
+        return f"a token id lies outside the vocabulary of {size} tokens"
+    if any(not 0 <= p < len(ids) for p in positions) or any(a >= b for a, b in pairwise(positions)):
+        return f"positions {list(positions)[:8]} are not ascending places of a sequence of {len(ids)} tokens"
+    return ""
 
 
 @dataclass(frozen=True)

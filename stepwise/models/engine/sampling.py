@@ -112,6 +112,20 @@ class Draws:
         return token, float(shifted[token] - np.log(np.exp(shifted).sum()))
 
 
+def statistics_of(logits: _Floats, tokens: npt.NDArray[np.int64]) -> tuple[_Floats, _Floats]:
+    """The log-probability of one token for each row of `logits` (R, V), and the entropy of the row, in nats.
+
+    >>> logprobs, entropies = statistics_of(np.zeros((1, 4), np.float32), np.array([2]))
+    >>> round(float(logprobs[0]), 4), round(float(entropies[0]), 4)
+    (-1.3863, 1.3863)
+    """
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    weights = np.exp(shifted)
+    totals = weights.sum(axis=1)
+    means = np.einsum("rv,rv->r", weights, np.where(weights > 0, shifted, 0)) / totals
+    return shifted[np.arange(len(tokens)), tokens] - np.log(totals), np.log(totals) - means
+
+
 def ranked(logits: _Floats, count: int) -> tuple[tuple[int, float], ...]:
     """The `count` likeliest tokens of a row of logits (V,) with their log-probabilities, likeliest first.
 

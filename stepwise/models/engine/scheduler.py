@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,14 @@ from stepwise.models.engine.cache import PrefixCache
 from stepwise.models.engine.context import BATCH, LlamaContext
 from stepwise.models.engine.curve import Curve
 from stepwise.models.engine.grammar import Constraint
-from stepwise.models.engine.jobs import Drawn, Generation, Logits, Sample, Scoring, Unit
+from stepwise.models.engine.jobs import Drawn, Sample, Scoring, Unit
+from stepwise.models.engine.reading import TextReading
 from stepwise.models.engine.sampling import Draws, ranked
 from stepwise.models.engine.stopping import Ending
 from stepwise.models.engine.vocab import Vocabulary
 
+_Floats = npt.NDArray[np.float32]
+_Plan = list[tuple[Unit, int, int]]  # how many ids and rows of logits each unit has in a batch
 _PATIENCE = 8
 """Gaps between running streams are closed once they have cost this many extra passes; none where there is a curve."""
 
@@ -147,27 +151,29 @@ class Scheduler:
             n = len(self._running)
             self.context.token[:n] = self._tokens
             self.context.pos[:n] += 1
-            logits = self._decode(self._running, n, n)
-            if logits is not None:
+            if (read := self._decode(self._running, n, n)) is not None:
                 for unit in self._running:
                     unit.at = unit.path.ready = unit.at + 1
-                self._draw([unit for unit in self._running if isinstance(unit, Sample)], logits)
+                self._draw([unit for unit in self._running if isinstance(unit, Sample)], *read)
             return
         self._running.sort(key=lambda unit: unit.path.stream)
         self._close_gaps()
         for units in self._batches():
             n, rows, plan = self._fill_batch(units)
-            logits = self._decode(units, n, rows)
-            if logits is not None:
-                self._distribute(n, plan, logits)
+            if (read := self._decode(units, n, rows)) is not None:
+                self._distribute(n, plan, *read)
 
     def _batches(self) -> list[list[Unit]]:
-        """What runs, neighbours together, as the batches of this turn."""
-        if self.curve is None:  # the fixed split: everything together
-            return [self._running[:]]
+        """What runs, neighbours together, as the batches of this turn; prompts apart where states are wanted, since
+        every token of such a batch has logits, which makes reading 1.3 times as slow.
+        """
+        if self.curve is None and not any(unit.gives_states for unit in self._running):
+            return [self._running[:]]  # the fixed split: everything together
         reading = [unit for unit in self._running if len(unit.ids) - unit.at > 1]
         writing = [unit for unit in self._running if len(unit.ids) - unit.at <= 1]
-        batches, start = [reading] if reading else [], 0
+        told = [unit for unit in reading if unit.gives_states]
+        batches = [units for units in ([unit for unit in reading if not unit.gives_states], told) if units]
+        start = 0
         for size in self._split(len(writing)):
             batches.append(writing[start : start + size])
             start += size
@@ -177,31 +183,31 @@ class Scheduler:
         """Sizes of the batches in which n sequences get their next tokens."""
         return self.curve.split(n) if self.curve else (n,)
 
-    def _decode(self, units: Sequence[Unit], n: int, rows: int) -> npt.NDArray[np.float32] | None:
-        """Logits (R, V) of the batch as it is filled; None where that failed, and `units` with it."""
+    def _decode(self, units: Sequence[Unit], n: int, rows: int) -> tuple[_Floats, _Floats | None] | None:
+        """Logits (R, V), and states (R, E) where one of `units` wants them; None where that failed, they with it."""
+        states = any(unit.gives_states for unit in units)
         try:
-            logits = self.context.decode(n, rows)
+            logits = self.context.decode(n, rows, states)
         except BackendError as error:
             self._fail(list(units), error)
             return None
         self.calls += 1
         self.evaluated += n
-        return logits
+        return logits, self.context.states(rows) if states else None
 
-    def _fill_batch(self, units: Sequence[Unit]) -> tuple[int, int, list[tuple[Unit, int, int]]]:
-        """Write what is to be evaluated of `units` into the batch.
-
-        Returns the number of tokens and of rows of logits; and per unit how many of its ids and of the rows.
-        """
+    def _fill_batch(self, units: Sequence[Unit]) -> tuple[int, int, _Plan]:
+        """Write what is to be evaluated of `units` into the batch; the number of tokens, that of rows, and the plan."""
         context, n, rows = self.context, 0, 0
         # Every unit has a token and a row for certain; these are left for those that can use more.
         spare_tokens = BATCH - len(units)
         spare_rows = context.max_rows - len(units)
-        plan: list[tuple[Unit, int, int]] = []
+        plan: _Plan = []
         for unit in units:
             start, count = unit.at, min(len(unit.ids) - unit.at, 1 + spare_tokens)
             if isinstance(unit, Scoring):
                 left = unit.wanted[len(unit.rows) :]
+                if isinstance(unit, TextReading) and not unit.gives_states:
+                    count, left = min(count, left[0] - start), ()
                 wanted = [position for position in left[: 1 + spare_rows] if position < start + count]
                 if len(wanted) < len(left):  # stop before a position whose logits would be passed by
                     count = min(count, left[len(wanted)] - start)
@@ -221,15 +227,16 @@ class Scheduler:
             n, rows = end, rows + len(wanted)
         return n, rows, plan
 
-    def _distribute(self, n: int, plan: list[tuple[Unit, int, int]], logits: npt.NDArray[np.float32]) -> None:
-        """Give every unit its rows of `logits` (R, V), and draw for the samples whose prompt is evaluated."""
+    def _distribute(self, n: int, plan: _Plan, logits: _Floats, states: _Floats | None) -> None:
+        """Give every unit its rows of `logits` (R, V) and `states` (R, E); draw for samples whose prompt is read."""
         drawing: list[Sample] = []
         indices: list[int] = []
         row = 0
         for unit, count, num_rows in plan:
             unit.at = unit.path.ready = unit.at + count
             if isinstance(unit, Scoring):
-                unit.rows += [logits[i, unit.token_ids] for i in range(row, row + num_rows)]
+                rows = slice(row, row + num_rows)
+                unit.take(logits[rows], states if states is None else states[rows])
                 if unit.at == len(unit.ids):
                     self._leave(unit)
                     self._report(unit)
@@ -242,10 +249,13 @@ class Scheduler:
         self._steady = n == len(drawing) == len(self._running) and self._split(n) == (n,)
         self._draws = None
         if drawing:
-            self._draw(drawing, logits if len(indices) == len(logits) else logits[indices])
+            chosen: Any = slice(None) if len(indices) == len(logits) else indices
+            self._draw(drawing, logits[chosen], states if states is None else states[chosen])
 
-    def _draw(self, units: list[Sample], logits: npt.NDArray[np.float32]) -> None:
+    def _draw(self, units: list[Sample], logits: _Floats, states: _Floats | None = None) -> None:
         """Draw the next token of each of B units from its row of logits (B, V); units that end leave."""
+        for unit, state in zip(units, states if states is not None else (), strict=states is not None):
+            unit.add_state(state)  # (E,)
         draws = self._draws
         if draws is None or not self._steady:
             settings = [(unit.job.temperature, unit.job.top_k, unit.job.top_p) for unit in units]
@@ -302,20 +312,7 @@ class Scheduler:
 
     def _report(self, unit: Unit, ending: Ending | None = None, error: str = "") -> None:
         """Hand the result of `unit` to its caller; without an `ending`, that of a sample is an error."""
-        if isinstance(unit, Sample):
-            data = bytes(unit.rule.data)
-            ending = ending or Ending("error", len(data), 0)
-            early = ending.finish == "step" or (ending.finish == "answer" and ending.end < len(data))
-            result: Generation | Logits = Generation(
-                unit.number, unit.sample, unit.rule.text(ending), ending.finish, tuple(unit.out),
-                tuple(unit.logprobs), data, early and bool(data[ending.end :].strip(b"\r\n")), ending.end,
-                unit.evaluated, error, tuple(unit.top), tuple(unit.entropies),
-            )  # fmt: skip
-        else:
-            assert isinstance(unit, Scoring)
-            rows = np.empty((0, len(unit.token_ids)), np.float32) if error else np.stack(unit.rows)  # (P, K)
-            result = Logits(rows, unit.evaluated, error)
-        unit.call.put(unit.place, result)
+        unit.call.put(unit.place, unit.result(ending, error))
 
     def _leave(self, unit: Unit, broken: bool = False) -> None:
         """Take `unit` off its stream, whose content stays known unless it is `broken`."""

@@ -9,6 +9,7 @@
 | judge | `JudgeScorer` | any model behind an API | its written answer about each step |
 | generative | `GenerativeScorer` | llamacpp/FILE.gguf | the verdict behind a critique, see `critiques` |
 | generative | `ServedGenerativeScorer` | any model behind an API | verdicts in whole critiques, by votes |
+| probe | `ProbeScorer` | probe/DIRECTORY | a head on the states of the weak model, which writes the steps |
 | constant | `ConstantScorer` | none | one value for every step |
 | (code only) | `PerfectScorer` | none | a checker that knows |
 
@@ -33,6 +34,7 @@ from stepwise.models.scorers.label_token import LabelTokenScorer
 from stepwise.models.scorers.load import ConstantScorer, PerfectScorer, load_scorer
 from stepwise.models.scorers.pooling import PoolingScorer
 from stepwise.models.scorers.prefix import PrefixScorer
+from stepwise.models.scorers.probe import ProbeScorer
 
 __all__ = [
     "BatchScorer",
@@ -45,6 +47,7 @@ __all__ = [
     "PerfectScorer",
     "PoolingScorer",
     "PrefixScorer",
+    "ProbeScorer",
     "Scored",
     "Scorer",
     "load_scorer",

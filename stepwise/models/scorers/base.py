@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
 from stepwise.errors import DataError, ScorerError, StepwiseError, reason_of, redact, wrong_type
+from stepwise.models.base import Completion
 from stepwise.models.driver import Batcher, Driver
 from stepwise.models.failures import failure_of
 from stepwise.plugins import Plugin, identity_of
@@ -65,6 +66,7 @@ class Scorer(Plugin):
         parameters: number of weights, None if unknown; `memory_bytes`: what they and a cache take on this machine.
         prompt_hash: of the prompt that solutions are read under.
         remote: it answers when it likes, so that nothing that waits for it can be exact.
+        wants_states: it reads what the weak model computed while it wrote, which `observe` is told.
 
     Example:
         >>> class Short(Scorer):
@@ -81,6 +83,7 @@ class Scorer(Plugin):
     memory_bytes: int | None = None
     prompt_hash: str = ""
     remote: bool = False
+    wants_states: bool = False
     _lock: threading.Lock
     _batcher: Batcher[Item, Scored]
 
@@ -132,6 +135,9 @@ class Scorer(Plugin):
 
     def learn(self, problem: Problem | str, steps: Sequence[str], scores: Sequence[float]) -> None:
         """Take over scores that this scorer gave before, perhaps in another process."""
+
+    def observe(self, problem: Problem | str, before: Sequence[str], made: Completion) -> None:
+        """Take note of the step that the weak model wrote behind the steps `before`."""
 
     def reset_cache(self) -> None:
         """Drop what is kept of earlier calls, so that what follows is measured from cold."""
@@ -252,6 +258,7 @@ class WrappedScorer(BatchScorer):
         self.name = scorer.name
         self.parameters, self.incremental = scorer.parameters, scorer.incremental
         self.memory_bytes, self.prompt_hash, self.remote = scorer.memory_bytes, scorer.prompt_hash, scorer.remote
+        self.wants_states = scorer.wants_states
 
     usage: Any = property(attrgetter("scorer.usage"), doc="The scorer's.")
     identity: Any = property(attrgetter("scorer.identity"), doc="The scorer's.")
@@ -264,6 +271,10 @@ class WrappedScorer(BatchScorer):
     def learn(self, *args: Any) -> None:
         """The scorer's."""
         self.scorer.learn(*args)
+
+    def observe(self, *args: Any) -> None:
+        """The scorer's."""
+        self.scorer.observe(*args)
 
     def reset_cache(self) -> None:
         """The scorer's."""

@@ -40,7 +40,7 @@ class Calibration:
             return float(np.interp(score, [x for x, _ in self.knots], [y for _, y in self.knots]))
         if self.slope == 1 and self.offset == 0:
             return score
-        return float(_sigmoid(self.slope * _logit(score) + self.offset))
+        return float(sigmoid(self.slope * _logit(score) + self.offset))
 
 
 def fit_calibration(scores: Sequence[float], labels: Sequence[float], kind: CalibrationKind = "platt") -> Calibration:
@@ -64,9 +64,9 @@ def fit_calibration(scores: Sequence[float], labels: Sequence[float], kind: Cali
     right = y.sum()
     low, high = 1 / (len(y) - right + 2), (right + 1) / (right + 2)
     features = np.stack([_logit(x), np.ones_like(x)], axis=1)[:, : 1 if kind == "temperature" else 2]
-    slope, *offset = _logistic(features, low + y * (high - low)).tolist()
+    slope, *offset = logistic(features, low + y * (high - low)).tolist()
     if slope < _FLATTEST:  # scores that fall where labels rise: nothing but the share of right steps is left to say
-        offset = _logistic(features[:, 1:], low + y * (high - low)).tolist() if offset else []
+        offset = logistic(features[:, 1:], low + y * (high - low)).tolist() if offset else []
     return Calibration(max(slope, _FLATTEST), offset[0] if offset else 0.0)
 
 
@@ -87,22 +87,33 @@ def _logit(score: Any) -> Any:
     return np.log(clipped / (1 - clipped))
 
 
-def _sigmoid(value: Any) -> Any:
+def sigmoid(value: Any) -> Any:
+    """1 / (1 + exp(-value)).
+
+    >>> float(sigmoid(0.0))
+    0.5
+    """
     return 1 / (1 + np.exp(-value))
 
 
-def _logistic(features: Any, labels: Any) -> Any:
-    """Coefficients (D,) of a logistic regression of `labels` (N,) on `features` (N, D), by Newton's method."""
+def logistic(features: Any, labels: Any, ridge: Any = 1e-9) -> Any:
+    """Coefficients (D,) of a logistic regression of `labels` (N,), soft ones too, on `features` (N, D), by Newton's
+    method; each has half of `ridge`, one number or one for each, times its square as its price.
+
+    >>> logistic(np.ones((4, 1)), np.array([1.0, 1.0, 1.0, 0.0])).round(3).tolist()
+    [1.099]
+    """
+    weights = np.broadcast_to(np.asarray(ridge, float), features.shape[1:])
 
     def loss(at: Any) -> float:
         values = features @ at
-        return float(np.logaddexp(0, values).sum() - labels @ values)
+        return float(np.logaddexp(0, values).sum() - labels @ values + weights @ at**2 / 2)
 
     at = np.zeros(features.shape[1])
     for _ in range(100):
-        p = _sigmoid(features @ at)
-        hessian = (features * (p * (1 - p))[:, None]).T @ features + 1e-9 * np.eye(len(at))
-        step = np.linalg.solve(hessian, features.T @ (p - labels))
+        p = sigmoid(features @ at)
+        hessian = (features * (p * (1 - p))[:, None]).T @ features + np.diag(weights)
+        step = np.linalg.solve(hessian, features.T @ (p - labels) + weights * at)
         scale = 1.0
         while loss(at - scale * step) > loss(at) and scale > 1e-6:
             scale /= 2

@@ -15,15 +15,19 @@ from stepwise.identity import plain
 from stepwise.models.engine import Engine
 from stepwise.models.http import Server
 from stepwise.models.hub import hub_hint
+from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.scorers.base import BatchScorer, Item, Scored, Scorer
 from stepwise.models.scorers.classifier import ClassifierScorer
 from stepwise.models.scorers.critiques import CritiqueForm
 from stepwise.models.scorers.generative import GenerativeScorer, ServedGenerativeScorer
+from stepwise.models.scorers.head import Head
 from stepwise.models.scorers.judge import JudgeScorer, api_completion
 from stepwise.models.scorers.label_token import LabelTokenScorer, ServedLabelScorer
 from stepwise.models.scorers.layouts import MATH_SHEPHERD, QUESTION, RLHFLOW, Layout, PlainText, Question, Turns
 from stepwise.models.scorers.pooling import QWEN_PRM_MARKER, PoolingScorer
+from stepwise.models.scorers.probe import ProbeScorer, refuse_without_states
 from stepwise.models.shared import load_engine
+from stepwise.models.wrapped import generator_of
 from stepwise.plugins import check_plugin, is_import_path, load_plugin, make_plugin
 from stepwise.prompt import SolvePrompt
 from stepwise.types import Problem, Usage, as_problem
@@ -32,15 +36,16 @@ _LONGEST = 4096  # tokens that a classifier reads, where its context is not set
 
 
 def load_scorer(
-    spec: str | Path | Mapping[str, Any] | ScorerConfig | Scorer, *, prompt: SolvePrompt | None = None
+    spec: str | Path | Mapping[str, Any] | ScorerConfig | Scorer, *, prompt: SolvePrompt | None = None, weak: Any = None
 ) -> Scorer:
     """The scorer that `spec` names: "llamacpp/lab-scorer" (label tokens of a GGUF), a `ScorerConfig` of any kind, or a
     scorer of your own: an object, its class, or the import path of that ("my_package.my_file:MyScorer").
 
     `prompt` must be the one that the solutions are written under; without one it is what `load_backend` takes for a
-    model of this name. A classifier, a pooling server and a judge have their own. Raises `ConfigError` for a model that
+    model of this name. A classifier, a pooling server and a judge have their own. `weak` is the weak model, loaded or
+    as a `ModelConfig`, whose states kind "probe" reads; a loaded one stays open. Raises `ConfigError` for a model that
     does not go with its kind, for a vocabulary without the label tokens or the marker, and for what is no scorer;
-    `BackendError` when the model cannot be loaded.
+    `BackendError` when the model cannot be loaded, `CapabilityError` for a weak model without states.
 
     Example:
         >>> load_scorer(ScorerConfig(kind="constant", value=0.25)).score("1 + 1?", ["That is 2."])
@@ -56,6 +61,8 @@ def load_scorer(
         return cast(Scorer, make_plugin(spec, options, field="scorer"))
     if spec.kind == "constant":
         return ConstantScorer(spec.value)
+    if spec.kind == "probe":
+        return _probe(spec, prompt, weak)
     if spec.kind == "classifier":
         directory = _after("transformers", spec, "the directory of a model with a classification head")
         return ClassifierScorer(
@@ -67,6 +74,24 @@ def load_scorer(
     if spec.kind == "generative":
         return _generative(spec)
     return _judge(spec) if spec.kind == "judge" else _label_token(spec, prompt)
+
+
+def _probe(spec: ScorerConfig, prompt: SolvePrompt | None, weak: Any) -> Scorer:
+    head = Head.load(_after("probe", spec, "the directory that `stepwise train probe` wrote"))
+    if weak is None:
+        raise ConfigError(
+            'a scorer of kind "probe" reads the states of the weak model; give it: load_scorer(..., weak=)'
+        )
+    refuse_without_states(weak)
+    if not isinstance(weak, LoadConfig):
+        return ProbeScorer(generator_of(weak), head, force=spec.force)
+    engine = load_engine(weak)
+    try:
+        backend = LlamaCppBackend(engine, prompt or suited(SolvePrompt(), weak.model))
+        return ProbeScorer(backend, head, force=spec.force, owned=True)
+    except BaseException:
+        engine.close()
+        raise
 
 
 def _label_token(spec: ScorerConfig, prompt: SolvePrompt | None) -> Scorer:
