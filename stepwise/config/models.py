@@ -205,7 +205,7 @@ class ScorerConfig(LoadConfig):
     """
 
     model: str = "llamacpp/lab-scorer"
-    """as for a model; kind classifier: transformers/DIRECTORY; pooling: vllm/NAME ON THE SERVER; probe: probe/DIRECTORY"""
+    """as for a model; kind classifier: transformers/DIRECTORY; pooling: vllm/NAME OF THE SERVER; probe: probe/FOLDER"""
     kind: str = "label_token"
     """how a score is read: from label tokens (label_token), a classification head (classifier), vLLM's /pooling
     (pooling), a language model's answer (judge), a critique with a verdict (generative), the states of the weak model
