@@ -17,7 +17,7 @@ from stepwise.grading import Verdict, grade_many
 from stepwise.lab.problems import LabProblem
 from stepwise.models.base import Completion, Request
 from stepwise.stats import Interval, percentile
-from stepwise.training.adapters import with_adapter
+from stepwise.training.evaluation import with_adapter
 from stepwise.types import Problem
 
 if TYPE_CHECKING:

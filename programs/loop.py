@@ -78,7 +78,9 @@ def _show(run: Run[_Options], result: LoopResult, trained_on: int) -> None:
     args, rows, policy = run.args, [], run.config.routing.policy
     for done in result.rounds:
         weak = result.point(done.measured, _ALONE[0])
-        routed = next(p for p in result.points if (p.round, p.part, p.row.setting) == (done.measured, "test", done.setting))
+        routed = next(
+            p for p in result.points if (p.round, p.part, p.row.setting) == (done.measured, "test", done.setting)
+        )
         tokens = result.tokens_at_target(done.number, args.target)
         saved = _saved(result, done, args.target)
         rows.append((

@@ -40,8 +40,9 @@ from stepwise.report import write_training_report
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.progress import announce
 from stepwise.runs.shell import POSITIONAL, Options, Run, one_of, program
-from stepwise.training.adapters import Evaluated, adapter_directory, evaluate
+from stepwise.training.adapters import adapter_directory
 from stepwise.training.cards import add_evaluation
+from stepwise.training.evaluation import Evaluated, evaluate
 from stepwise.training.head import train_probe
 from stepwise.training.rollouts import hints_of
 from stepwise.types import Problem

@@ -27,6 +27,11 @@ def training_examples(examples: Iterable[ProcessBenchRow]) -> list[dspy.Example]
     """`dspy.Example`s for `ErrorLocalizer`: problem, steps and (if known) reference as inputs, first_error as the gold.
 
     They also hold the attempt as prompts show it, so that DSPy's few-shot optimizers can show labelled examples too.
+
+    >>> from stepwise.data.processbench import from_row
+    >>> row = from_row({"id": "1", "problem": "1 + 1?", "steps": ["It is 3."], "label": 0}, "row 1")
+    >>> training_examples([row])[0].first_error
+    0
     """
     made = []
     for problem, trace, localization, _ in examples:
@@ -45,6 +50,10 @@ def first_error_metric(gold: Any, pred: Any, trace: Any = None, pred_name: Any =
     Asked about one predictor (`pred_name`, as GEPA does) it is a `dspy.Prediction` with `score` and `feedback`, which
     speaks of the call in `pred_trace`, counting steps as its prompt does. `gold.steps`, where there, are quoted. Raises
     DataError where `gold.first_error` is missing or names no step.
+
+    >>> gold = dspy.Example(problem="1 + 1?", steps=["It is 3."], first_error=0)
+    >>> first_error_metric(gold, dspy.Prediction(first_error=0, failure=None))
+    1.0
     """
     first, steps = _gold(gold)
     score = float(_said(pred) == ("said", first))

@@ -15,7 +15,11 @@ Steps = Sequence[str | Step] | Trace | str
 
 
 def as_steps(steps: Steps) -> list[str]:
-    """The texts of the steps of an attempt; a whole solution is split. Raises DataError where there are none."""
+    r"""The texts of the steps of an attempt; a whole solution is split. Raises DataError where there are none.
+
+    >>> as_steps("1 + 1 = 2.\n\nSo it is 2.")
+    ['1 + 1 = 2.', 'So it is 2.']
+    """
     found = texts_of(steps)
     for index, text in enumerate(found):
         if not text.strip():
@@ -28,6 +32,9 @@ def as_steps(steps: Steps) -> list[str]:
 def attempt_of(names: Sequence[str], args: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a module by name. `question` is another name of `problem`; a trace, or what has one (a router's
     prediction), brings its problem along, which its id stands for too. Raises DataError where there is no problem.
+
+    >>> attempt_of(["problem", "steps"], [], {"question": "1 + 1?", "steps": ["It is 3."]})
+    {'steps': ['It is 3.'], 'problem': '1 + 1?'}
     """
     given = {**dict(zip(names, args, strict=False)), **named}
     if "steps" not in names or "problem" not in names:
@@ -50,7 +57,11 @@ def attempt_of(names: Sequence[str], args: Sequence[Any], named: Mapping[str, An
 
 
 def question_and_reference(problem: Problem | str, reference: str | None) -> tuple[str, str | None]:
-    """The texts that go into a prompt; `reference` defaults to the problem's own. Raises DataError for no question."""
+    """The texts that go into a prompt; `reference` defaults to the problem's own. Raises DataError for no question.
+
+    >>> question_and_reference(Problem("p", "1 + 1?", reference="One and one is 2."), None)
+    ('1 + 1?', 'One and one is 2.')
+    """
     question = problem.question if isinstance(problem, Problem) else problem
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"problem is {question!r}; give the text of a problem")
@@ -83,6 +94,10 @@ def fitted(
 
     First the middle of the reference goes, then that of the longest steps, last that of the question; every step keeps
     its place, its number and its end. What is too long even so is left, with a warning.
+
+    >>> _, reference, _, warnings = fitted("1 + 1?", "x" * 500, ["It is 3."], longest=300)
+    >>> len(reference) < 300, len(warnings)
+    (True, 1)
     """
     warnings: list[str] = []
     kept = list(steps)

@@ -16,8 +16,9 @@ from stepwise.config import Config
 from stepwise.critics import signatures
 from stepwise.critics.formats import Format
 from stepwise.critics.inputs import Steps, as_steps, question_and_reference
-from stepwise.critics.module import CriticModule, caught, critic_lm, failed
+from stepwise.critics.module import CriticModule, critic_lm
 from stepwise.critics.reference import NO_REFERENCE
+from stepwise.critics.results import caught, failed
 from stepwise.data.localization import first_absent, first_below
 from stepwise.errors import ConfigError
 from stepwise.models.scorers import load_scorer

@@ -13,7 +13,7 @@ import copy
 import inspect
 import threading
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
@@ -29,13 +29,13 @@ from stepwise.critics.formats import Format, adapter
 from stepwise.critics.formats.dspy_adapters import held, repair_reasons
 from stepwise.critics.inputs import Steps, as_steps, attempt_of, fitted, question_and_reference
 from stepwise.critics.parameters import Predictor, Settings
-from stepwise.errors import ConfigError, redact
+from stepwise.critics.results import failed, failed_by, usage_of
+from stepwise.errors import ConfigError
 from stepwise.models import provider
 from stepwise.models.calls import PROVIDER
 from stepwise.models.driver import outside
-from stepwise.models.failures import failure_of
 from stepwise.runs.progress import progress as progress_bar
-from stepwise.types import Failure, Problem, Usage
+from stepwise.types import Problem, Usage
 
 T = TypeVar("T")
 CONCURRENCY = 8
@@ -63,6 +63,11 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
     a line in the log, unless the file is trusted: `load(path, allow_unsafe_lm_state=True)`; without it a model behind
     an address of its own would be asked for at its provider's public one. What an optimizer returns is frozen, to DSPy:
     as part of a larger program it is not saved with it, so optimize the larger program, or save the part alone.
+
+    Example:
+        localizer = sw.ErrorLocalizer("openai/NAME", adapter="json")  # a CriticModule
+        result = localizer(problem=problem, steps=steps)
+        print(result.first_error, result.failure, result.usage.generated_tokens)
     """
 
     scorer: Any = None
@@ -202,7 +207,12 @@ class CriticModule(dspy.Module):  # type: ignore[misc]
 
 
 class SingleCall(CriticModule):
-    """Base of the modules that ask one thing: `asks` is its name, and its signature."""
+    """Base of the modules that ask one thing: `asks` is its name, and its signature.
+
+    Example:
+        judge = sw.StepJudge("llamacpp/lab-critic")  # a SingleCall
+        print(judge(problem=problem, steps=steps).right)
+    """
 
     asks: ClassVar[tuple[str, Any]]
 
@@ -241,16 +251,13 @@ def _model_of(predictor: Any) -> str:
     return str(getattr(predictor.lm or dspy.settings.lm, "model", ""))
 
 
-async def caught(work: Awaitable[T]) -> T | AdapterParseError:
-    """What `work` gives, or the error of a reply that could not be read."""
-    try:
-        return await work
-    except AdapterParseError as error:
-        return error
-
-
 def critic_lm(config: Config) -> Any:
-    """The dspy.LM of models.critic, at the temperature and length of [critic]."""
+    """The dspy.LM of models.critic, at the temperature and length of [critic].
+
+    Example:
+        with dspy.context(lm=critic_lm(sw.Config.load("mine.toml"))):
+            found = sw.ErrorLocalizer()(problem=problem, steps=steps)
+    """
     return provider.lm(config.models.critic, **_reply_settings(config.critic))
 
 
@@ -262,20 +269,6 @@ def _named_lm(model: str | ModelConfig, critic: CriticConfig) -> Any:
     """The dspy.LM of a name; what an API takes is its own affair."""
     name = model if isinstance(model, str) else model.model
     return provider.lm(model, **(_reply_settings(critic) if name.startswith((f"{PROVIDER}/", "hf:")) else {}))
-
-
-def failed(reason: str, error: Failure | None = None, **values: Any) -> dspy.Prediction:
-    """A prediction without a result: every field that a module documents is there, None or empty."""
-    names = ("localization", "first_error", "critical_error", "intervention", "right", "reason", "decision", "solution")
-    empty: dict[str, Any] = dict.fromkeys(names)
-    empty |= {name: [] for name in ("verdicts", "checks", "candidates", "reviews", "warnings", "repairs")}
-    error = error or Failure("refused", reason)
-    return dspy.Prediction(**{**empty, "usage": Usage(), **values}, failure=reason, error=error)
-
-
-def failed_by(error: Exception) -> dspy.Prediction:
-    """What stands for the prediction of an item that met an error."""
-    return failed(f"{type(error).__name__}: {redact(str(error))}", failure_of(error))
 
 
 def run_all(
@@ -291,6 +284,10 @@ def run_all(
     At most `concurrency` items are at work, and of these modules as many calls in flight. `progress` names the bar to
     show; `on_result` hears of each item as it is done (index and prediction), never twice at a time. After Ctrl-C no
     item begins, and those at work are waited for.
+
+    Example:
+        items = [{"problem": problem, "steps": steps} for steps in attempts]
+        found = run_all(sw.ErrorLocalizer("openai/NAME"), items, concurrency=8, progress="locating")
     """
     if concurrency < 1:
         raise ConfigError(f"concurrency is {concurrency}; give at least 1")
@@ -332,14 +329,3 @@ def _waited(work: Coroutine[Any, Any, T]) -> T:
         return context.run(run)
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(context.run, run).result()
-
-
-def usage_of(tracker: Any) -> Usage:
-    """The library's usage from DSPy's tracker; answers from DSPy's cache cost nothing and are not in it."""
-    total = Usage()
-    for model, entries in tracker.usage_data.items():
-        for entry in entries:
-            prompt, details = int(entry.get("prompt_tokens") or 0), entry.get("prompt_tokens_details") or {}
-            evaluated = prompt - int(details.get("cached_tokens") or 0)
-            total += Usage(model, 1, prompt, evaluated, int(entry.get("completion_tokens") or 0))
-    return total

@@ -19,6 +19,9 @@ class Settings(Parameter):  # type: ignore[misc]
     """A module's own settings, saved and loaded with its predictors wherever the module stands in a program.
 
     Those named in `fixed` decide which predictors and models there are: they must be what they were when it was saved.
+
+    >>> Settings(fixed=["method"], method="vote", samples=5).dump_state()
+    {'method': 'vote', 'samples': 5}
     """
 
     def __init__(self, fixed: Sequence[str] = (), **values: Any) -> None:
@@ -46,6 +49,9 @@ class Settings(Parameter):  # type: ignore[misc]
 class Predictor(dspy.Predict):  # type: ignore[misc]
     """A dspy.Predict that does not lose its language model: not when an optimizer resets it, nor when it is loaded into
     a process where models that run here are not yet known to LiteLLM.
+
+    >>> Predictor("question -> answer").signature.output_fields.keys()
+    dict_keys(['answer'])
     """
 
     def reset(self) -> None:

@@ -15,8 +15,9 @@ from stepwise.critics import signatures
 from stepwise.critics.form import form_fault
 from stepwise.critics.formats import Format
 from stepwise.critics.inputs import Steps, as_steps, question_and_reference
-from stepwise.critics.module import CriticModule, caught, critic_lm, failed
+from stepwise.critics.module import CriticModule, critic_lm
 from stepwise.critics.reference import NO_REFERENCE, next_step
+from stepwise.critics.results import caught, failed
 from stepwise.errors import ConfigError, DataError
 from stepwise.plugins import check_choice
 from stepwise.types import Intervention, Problem

@@ -21,7 +21,8 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from stepwise import critics
 from stepwise.critics.inputs import as_steps
-from stepwise.critics.module import CriticModule, failed_by, usage_of
+from stepwise.critics.module import CriticModule
+from stepwise.critics.results import failed_by, usage_of
 from stepwise.models import provider
 from stepwise.models.api import SENDING
 from stepwise.models.base import Completion, Generator, Request, first_of

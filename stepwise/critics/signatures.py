@@ -178,7 +178,11 @@ _OF_REFERENCE = (
 
 
 def without_reference(signature: Any) -> Any:
-    """The form of a signature for problems that have no reference solution: neither the field nor its mention."""
+    """The form of a signature for problems that have no reference solution: neither the field nor its mention.
+
+    >>> "reference" in without_reference(JudgeStep).input_fields
+    False
+    """
     instructions = signature.instructions
     for sentence in _OF_REFERENCE:
         instructions = instructions.replace(sentence, "").replace("\n\n\n", "\n\n").strip()
@@ -186,13 +190,19 @@ def without_reference(signature: Any) -> Any:
 
 
 def fitting(signature: Any, given: Mapping[str, Any]) -> Any:
-    """`signature`, or its form without a reference where `given` has none."""
+    """`signature`, or its form without a reference where `given` has none.
+
+    >>> "reference" in fitting(JudgeStep, {"problem": "1 + 1?", "attempt": "[0] It is 3."}).input_fields
+    False
+    """
     return signature if "reference" in given else without_reference(signature)
 
 
 def bounded(signature: Any, first: int = 0, **highest: int) -> Any:
     """`signature` with its outputs that name a step limited to 0..highest, None still allowed where it was; in prompts
     and replies step 0 has the number `first`.
+
+    >>> signature = bounded(VerifyAttempt, first_error=4, critical_error=4)  # an attempt of five steps
     """
     for name, most in highest.items():
         limited = Annotated[int, Field(ge=first, le=most + first)]
@@ -204,6 +214,8 @@ def bounded(signature: Any, first: int = 0, **highest: int) -> Any:
 def at_most_rows(signature: Any, name: str, most: int, first: int = 0) -> Any:
     """`signature` with its list output `name` limited to 1..most items: a model cannot list steps without end. Checks
     of steps begin at number `first`.
+
+    >>> signature = at_most_rows(VerifyAttempt, "checks", 5)  # an attempt of five steps
     """
     items: Any = signature.output_fields[name].annotation
     if first and items == list[StepCheck]:
@@ -213,9 +225,14 @@ def at_most_rows(signature: Any, name: str, most: int, first: int = 0) -> Any:
 
 
 def numbered(steps: Sequence[str], first: int = 0) -> str:
-    """Steps as prompts show them: "[0] ...", each on a line of its own, its further lines indented.
+    r"""Steps as prompts show them: "[0] ...", each on a line of its own, its further lines indented.
 
     So no text inside a step can pass for another step.
+
+    >>> print(numbered(["One and one.", "That is\n3."]))
+    [0] One and one.
+    [1] That is
+        3.
     """
     lines = (f"[{i}] " + "\n    ".join(step.splitlines()) for i, step in enumerate(steps, first))
     return "\n".join(lines)

@@ -46,7 +46,8 @@ from stepwise.runs.progress import announce
 from stepwise.seeds import stable_hash
 from stepwise.stats import Interval, bootstrap
 from stepwise.training import grpo, sft
-from stepwise.training.adapters import adapter_directory, with_adapter
+from stepwise.training.adapters import adapter_directory
+from stepwise.training.evaluation import with_adapter
 from stepwise.types import Problem, Trace, Usage
 
 TRACES = "test.traces.jsonl"

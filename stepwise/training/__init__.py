@@ -31,7 +31,11 @@ def __getattr__(name: str) -> Any:
 
 
 def require_training() -> None:
-    """Raise MissingDependencyError without the packages of the extra `stepwise[train]`."""
+    """Raise MissingDependencyError without the packages of the extra `stepwise[train]`.
+
+    Example:
+        require_training()  # raises where torch, transformers or peft is missing
+    """
     missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f'training needs {", ".join(missing)}; pip install "stepwise[train]"')

@@ -11,39 +11,22 @@ import json
 import re
 import shutil
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
-
 from stepwise import io, lab
-from stepwise.config import Config, ModelConfig
+from stepwise.config import ModelConfig
 from stepwise.errors import ConfigError, DataError, ExportError
-from stepwise.grading import Verdict, grade_many
-from stepwise.models.base import Request
-from stepwise.models.budget import Ledger
-from stepwise.models.caps import uncapped
-from stepwise.models.failures import error_of
-from stepwise.models.hub import adapter_path, hub_hint, local_path
-from stepwise.models.llamacpp import LlamaCppBackend
+from stepwise.models.hub import hub_hint, local_path
 from stepwise.models.safetensors import Checkpoint, fingerprint, read_json
-from stepwise.models.shared import load_engine
-from stepwise.models.wrappers import Wrappers
 from stepwise.prompt import SolvePrompt
-from stepwise.runs.progress import progress
 from stepwise.training import require_training
-from stepwise.types import Problem
 
 LAYOUT = ("adapter_config.json", "adapter_model.safetensors")
 """The files of an adapter in PEFT's layout."""
 CARD = "card.json"
-NOT_GENERATED = "NOT_GENERATED"
-_NOT_THE_MODELS_FAULT = (NOT_GENERATED, Verdict.UNPARSEABLE_GOLD, Verdict.TIMEOUT, Verdict.ERROR)
-_BATCH = 256
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # Tokenizer and chat template are copied as they are: a tokenizer that is loaded and saved again may come out otherwise.
 _BESIDE = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
@@ -51,7 +34,10 @@ _BESIDE = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.
 
 
 def check_layout(adapter: str | Path) -> None:
-    """Raise DataError unless `adapter` is a directory in PEFT's layout."""
+    """Raise DataError unless `adapter` is a directory in PEFT's layout.
+
+    >>> check_layout(lab.model_path("lab-critic", "safetensors"))
+    """
     if not Path(adapter).is_dir():
         raise DataError(f"adapter {adapter}: no such directory; give the directory that training wrote, or its run")
     missing = [name for name in LAYOUT if not (Path(adapter) / name).is_file()]
@@ -60,7 +46,11 @@ def check_layout(adapter: str | Path) -> None:
 
 
 def described(adapter: str | Path) -> dict[str, Any]:
-    """adapter_config.json of an adapter's directory."""
+    """adapter_config.json of an adapter's directory.
+
+    >>> described(lab.model_path("lab-critic", "safetensors"))["base_model_name_or_path"]
+    'lab-weak'
+    """
     check_layout(adapter)
     return read_json(Path(adapter) / LAYOUT[0])
 
@@ -69,6 +59,9 @@ def base_directory(model: ModelConfig) -> Path:
     """Where the weights to train lie in transformers' layout: `train_from`, or a lab model's own directory.
 
     Raises ConfigError where `train_from` is missing or is no such directory.
+
+    >>> base_directory(ModelConfig(model="llamacpp/lab-weak")).name
+    'lab-weak'
     """
     name = model.model.partition("/")[2]
     if model.train_from is None and model.local and name in lab.MODELS:
@@ -91,6 +84,9 @@ def base_of(adapter: str | Path, base: str | Path | None = None) -> Path:
 
     Either is a directory, "hf:ORG/REPO" or the name of a lab model. Raises DataError, with the remedy, where it is no
     directory in transformers' layout.
+
+    >>> base_of(lab.model_path("lab-critic", "safetensors")).name
+    'lab-weak'
     """
     named = str(base or described(adapter).get("base_model_name_or_path") or "")
     if named in lab.MODELS:
@@ -107,6 +103,9 @@ def base_of(adapter: str | Path, base: str | Path | None = None) -> Path:
 def adapter_directory(name: str | Path) -> Path:
     """The directory in PEFT's layout that a name stands for: a lab adapter, a run that trained one, the directory
     itself, or the adapter.gguf in it. Raises DataError where there is none.
+
+    >>> adapter_directory("lab-critic").name
+    'lab-critic'
     """
     if name in lab.ADAPTERS:
         return lab.model_path(str(name), "safetensors")
@@ -118,7 +117,12 @@ def adapter_directory(name: str | Path) -> Path:
 
 
 def read_card(adapter: str | Path) -> dict[str, Any] | None:
-    """card.json of an adapter's directory, None where it has none; DataError where it is no JSON object."""
+    """card.json of an adapter's directory, None where it has none; DataError where it is no JSON object.
+
+    Example:
+        card = read_card("out/sft/adapter")
+        print(card["method"], card["base"]["name"], card["evaluation"])
+    """
     path = Path(adapter) / CARD
     return io.read_json(path, "restore it, or remove it to go without its checks") if path.is_file() else None
 
@@ -132,6 +136,9 @@ def check_adapter(
     (None: not compared). The shapes of every adapted matrix are always compared; the weights' identity and the prompt's
     hash only where the adapter has a card (None is returned where it has none). Raises DataError for another base,
     ConfigError for another prompt.
+
+    Example:
+        card = check_adapter("out/sft/adapter", "models/Qwen3-0.6B", sw.SolvePrompt())
     """
     check_layout(adapter)
     folder, card = base_of(adapter, base), read_card(adapter)
@@ -176,7 +183,12 @@ def _misfits(adapter: Path, base: Path) -> Iterator[str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Loading and saving without what only disturbs: bars that tear ours, and PEFT's use of a name that grew old."""
+    """Loading and saving without what only disturbs: bars that tear ours, and PEFT's use of a name that grew old.
+
+    Example:
+        with quiet():
+            model.save_pretrained("out/model")
+    """
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -199,6 +211,9 @@ def merge(adapter_dir: str | Path, out_dir: str | Path, base: str | Path | None 
     again, leaves a drift behind.
     `export_gguf(out_dir, ...)` makes a GGUF of it. Raises DataError for an adapter of another base and for an `out_dir`
     that is not empty, ExportError for a merge with infinite or undefined weights.
+
+    Example:
+        export_gguf(merge("out/sft/adapter", "out/merged"), "out/merged.gguf")
     """
     adapter, out = Path(adapter_dir), Path(out_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -236,94 +251,3 @@ def _merged(adapter: Path, base: Path) -> Any:
         return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise ExportError(f"adapter {adapter} cannot be merged ({error!s:.200}); train it again") from error
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Evaluated:
-    """Answers of one model to `problems` problems, `samples` each, drawn at `temperature` with `seed`.
-
-    `judged` answers say something about the model, of which `correct` are right: an answer that is missing or that
-    cannot be read counts as wrong, while a text that could not be generated and an answer that the grader could not
-    judge do not count at all. `verdicts` has every kind with its count. `model` is the engine's name of weights and
-    adapter.
-    """
-
-    model: str
-    problems: int
-    samples: int
-    correct: int
-    judged: int
-    verdicts: Mapping[str, int]
-    temperature: float
-    seed: int
-
-    @property
-    def accuracy(self) -> float | None:
-        """pass@1: the share of `judged` answers that are right, None where nothing was judged."""
-        return self.correct / self.judged if self.judged else None
-
-
-def with_adapter(model: ModelConfig, adapter: str | Path | None) -> ModelConfig:
-    """`model` with `adapter` attached to it, which `adapter_path` takes; as it is for None."""
-    if adapter is None:
-        return model
-    return ModelConfig(**{**model.model_dump(), "adapter": str(adapter_path(adapter))})
-
-
-def evaluate(
-    cfg: Config,
-    problems: Sequence[Problem],
-    adapter: str | Path | None = None,
-    samples: int = 1,
-    around: Wrappers | None = None,
-) -> Evaluated:
-    """Solve `problems` with models.weak under `cfg.prompt`, `samples` times each, and grade the answers.
-
-    `adapter` is attached for it: a directory that training wrote, or a LoRA GGUF. Temperature and truncation are those
-    of [sampling]; a solution has at most rl.max_tokens tokens. The model runs on an engine of its own, which is closed
-    again. Equal arguments draw with equal random numbers, so that two adapters are compared on common draws. `around`
-    is put around every call: caps, answers that are kept. Raises DataError for a problem without an answer, ConfigError
-    for a model that is not local, BackendError where model or adapter cannot be loaded, BudgetExceededError where a cap
-    would be passed.
-    """
-    for problem in problems:
-        if problem.answer is None:
-            raise DataError(f"problem {problem.id!r} has no answer, so that nothing can be graded; leave it out")
-    if not problems or samples < 1:
-        raise DataError(f"evaluate: {len(problems)} problems, samples={samples}; give at least one of each")
-    texts: list[tuple[Problem, str | None]] = []
-    with (
-        LlamaCppBackend(load_engine(with_adapter(cfg.models.weak, adapter)), cfg.prompt) as backend,
-        progress("evaluating", len(problems)) as advance,
-    ):
-        name, size, drawn = backend.name, max(1, _BATCH // samples), cfg.sampling
-        model = (around or Wrappers(Ledger(), cfg.prompt)).model(backend, "weak")
-        for low in range(0, len(problems), size):
-            chunk = problems[low : low + size]
-            requests = [
-                Request(
-                    problem, stop="solution", max_tokens=cfg.rl.max_tokens, n=samples, temperature=drawn.temperature,
-                    top_p=drawn.top_p, top_k=drawn.top_k, seed=cfg.seed, role="weak", run=uncapped(cfg).hash,
-                )
-                for problem in chunk
-            ]  # fmt: skip
-            results = model.continue_solutions(requests)
-            for failure in (result.failed for result in results):
-                if failure is not None and failure.kind == "budget":
-                    raise error_of(failure)
-            texts += [(chunk[result.request], None if result.finish == "error" else result.text) for result in results]
-            advance(len(chunk))
-    written = [(text, problem.answer) for problem, text in texts if text is not None]
-    verdicts = Counter(map(str, grade_many(written)))
-    verdicts[NOT_GENERATED] = len(texts) - len(written)
-    unjudged = sum(verdicts[kind] for kind in _NOT_THE_MODELS_FAULT)
-    return Evaluated(
-        model=name,
-        problems=len(problems),
-        samples=samples,
-        correct=verdicts[Verdict.CORRECT],
-        judged=len(texts) - unjudged,
-        verdicts={kind: count for kind, count in sorted(verdicts.items()) if count},
-        temperature=cfg.sampling.temperature,
-        seed=cfg.seed,
-    )

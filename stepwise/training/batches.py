@@ -59,6 +59,10 @@ def plan_steps(
 
     `members` gives the rows of an epoch (None: all of them), which is shuffled anew by a seed made of `name` and its
     number. With `tokens` set, as many epochs as that takes, and the last step is the one that reaches it.
+
+    >>> plan = plan_steps([10] * 6, FitConfig(epochs=1, batch=4), "seed 1")
+    >>> [len(step) for step in plan]
+    [4, 2]
     """
     plan: list[list[int]] = []
     seen, epoch = 0, 0

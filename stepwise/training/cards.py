@@ -27,7 +27,8 @@ from stepwise.grading import GRADER_VERSION
 from stepwise.io import write_text
 from stepwise.models.safetensors import fingerprint
 from stepwise.records import to_json
-from stepwise.training.adapters import CARD, Evaluated, check_layout, described, read_card
+from stepwise.training.adapters import CARD, check_layout, described, read_card
+from stepwise.training.evaluation import Evaluated
 from stepwise.training.sinks import numbers
 
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "gguf", "llama-cpp-python", "dspy")
@@ -62,6 +63,9 @@ def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, fl
     """Every finite number in the rows of a metrics.jsonl, by key and with the row's step (its place without one).
 
     A key that a row lacks, or that is null there, has no point there.
+
+    >>> curves_of([{"step": 1, "loss": 0.9}, {"step": 2, "loss": 0.7, "reward": None}])
+    {'loss': [(1, 0.9), (2, 0.7)]}
     """
     curves: dict[str, list[tuple[int, float]]] = {}
     for place, row in enumerate(rows):
@@ -86,6 +90,9 @@ def write_card(
     `base` is the directory that was trained on, `data` has the rows by name, `curves` pairs (step, value) by name, see
     `curves_of`; `before` and `after` are None where nothing was measured. Hashing the base reads all its weights once.
     Raises DataError where `adapter` is not in PEFT's layout.
+
+    Example:
+        write_card("out/sft/adapter", "sft", config, Path("models/Qwen3-0.6B"), data={"dataset": rows})
     """
     check_layout(adapter)
     settings, lora = config.model_dump(mode="json"), described(adapter)
@@ -113,6 +120,9 @@ def add_evaluation(adapter: str | Path, *, before: Evaluated | None = None, afte
     """Put what was measured since into the card of an adapter; what is None stays as it is. Returns the README's path.
 
     Raises DataError where the adapter has no card.
+
+    Example:
+        add_evaluation("out/sft/adapter", after=evaluate(config, problems, "out/sft/adapter"))
     """
     card = read_card(adapter)
     if card is None or "evaluation" not in card:
@@ -123,7 +133,11 @@ def add_evaluation(adapter: str | Path, *, before: Evaluated | None = None, afte
 
 
 def base_name(base: Path) -> str:
-    """What a card calls a base: its name on the hub where it lies in the hub's cache, else its directory's name."""
+    """What a card calls a base: its name on the hub where it lies in the hub's cache, else its directory's name.
+
+    >>> base_name(Path("models/Qwen3-0.6B"))
+    'Qwen3-0.6B'
+    """
     for part in reversed(base.resolve().parts):
         if match := _CACHED.fullmatch(part):
             return f"{match[1]}/{match[2]}"
@@ -233,12 +247,26 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
 
 
 def front_matter(**fields: Any) -> str:
-    """The block that begins a card of the hub; JSON is YAML, so that every text is quoted as it must be."""
+    """The block that begins a card of the hub; JSON is YAML, so that every text is quoted as it must be.
+
+    >>> print(front_matter(license="mit", tags=["lora"]))
+    ---
+    license: "mit"
+    tags: ["lora"]
+    ---
+    """
     return "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items()) + "---"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table, or that there is nothing to show."""
+    """A Markdown table, or that there is nothing to show.
+
+    >>> print(markdown_table(["step", "loss"], [[1, 0.9], [2, 0.7]]))
+    | step | loss |
+    | --- | --- |
+    | 1 | 0.9 |
+    | 2 | 0.7 |
+    """
     if not rows:
         return "Not recorded."
 

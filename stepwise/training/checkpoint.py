@@ -20,13 +20,20 @@ CHECKPOINT_FILES = ("state.json", "optimizer.pt", *(f"adapter/{name}" for name i
 
 
 def check_same(path: Path, known: Any, data: str) -> None:
-    """Raise DataError where what lies at `path` was made from other data (a hash) than `data`."""
+    """Raise DataError where what lies at `path` was made from other data (a hash) than `data`.
+
+    >>> check_same(Path("out/sft/checkpoint"), known="a1b2", data="a1b2")
+    """
     if known != data:
         raise DataError(f"{path} belongs to other data than was given now; give another --out, or --overwrite")
 
 
 def save_checkpoint(folder: Path, step: int, trainee: Trainee, optimizer: Any, state: Mapping[str, Any]) -> None:
-    """Make what there is after `step` steps the checkpoint `folder`."""
+    """Make what there is after `step` steps the checkpoint `folder`.
+
+    Example:
+        save_checkpoint(Path("out/sft/checkpoint"), 20, trainee, optimizer, {"data": "a1b2"})
+    """
     draft, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -46,7 +53,11 @@ def save_checkpoint(folder: Path, step: int, trainee: Trainee, optimizer: Any, s
 
 
 def load_checkpoint(folder: Path, trainee: Trainee, optimizer: Any) -> tuple[int, dict[str, Any]]:
-    """Put the checkpoint `folder` into trainee and optimizer; its step and state, 0 and nothing where there is none."""
+    """Put the checkpoint `folder` into trainee and optimizer; its step and state, 0 and nothing where there is none.
+
+    Example:
+        step, state = load_checkpoint(Path("out/sft/checkpoint"), trainee, optimizer)  # 20, {"data": "a1b2"}
+    """
     if not _is_whole(folder):
         folder = folder.with_name(folder.name + ".old")
     if not _is_whole(folder):

@@ -40,6 +40,9 @@ class Labels:
     critique calls wrong); `values` has one more, see `credit.Group`; `evidence` and `teacher` (T,) have one per token.
     `first_error` None means that none was found, or none was looked for. `failed` says why nothing can be known: then
     the rollout is masked.
+
+    >>> Labels(first_error=1, scores=(0.9, 0.2)).failed
+    ''
     """
 
     first_error: int | None = None
@@ -66,6 +69,9 @@ def credit_groups(
     has a reward or an advantage itself. `self_scores` are LaSeR's, one per rollout, which take the `share` of the
     advantage. Raises DataError where what the scheme needs is not in `labels`, ConfigError for a scheme of one's own
     that returns anything but numbers of that shape.
+
+    Example:
+        rollouts, advantages, is_trained = credit_groups(rollouts, labels, scheme, seed=1)
     """
     credited: list[RlRollout] = []
     advantages: list[Array] = []
@@ -95,7 +101,12 @@ def credit_groups(
 
 
 def groups_of(rollouts: Sequence[RlRollout]) -> list[range]:
-    """The places of each problem's rollouts, which stand together."""
+    """The places of each problem's rollouts, which stand together.
+
+    Example:
+        for places in groups_of(rollouts):
+            print(rollouts[places[0]].problem, [rollouts[i].reward for i in places])
+    """
     starts = [i for i, row in enumerate(rollouts) if not i or row.problem != rollouts[i - 1].problem]
     return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(rollouts)], strict=True)]
 
@@ -107,6 +118,9 @@ def check_learning(
     advantage, or no rollout has an answer.
 
     `row` has the metrics of a step, `state` the counts of the steps before it; step `last` is where it is decided.
+
+    Example:
+        check_learning(state, {"step": 3, "trained_tokens": 0}, rollouts, scheme, last=3)
     """
     rewards = [{rollouts[i].reward for i in group} for group in groups_of(rollouts)]
     no_answer = sum(rollout.verdict in (None, Verdict.NO_ANSWER) for rollout in rollouts)

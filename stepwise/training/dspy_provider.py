@@ -120,6 +120,10 @@ class LoraProvider(Provider):  # type: ignore[misc]
     `config` has the defaults of the [lora] and [sft] settings that `train_kwargs` change, the seed, and in models.weak
     the longest context. A tuned LM can be tuned again: its adapter is gone on with. Equal data and settings give
     the run directory of the earlier job, and so go on with it.
+
+    Example:
+        model = sw.lm("llamacpp/lab-weak", provider=LoraProvider("out/tuned"))
+        program = dspy.BootstrapFinetune(metric=metric).compile(program, trainset=examples)
     """
 
     def __init__(

@@ -52,6 +52,10 @@ class Labeller:
 
     `reset_cache` empties the caches of judges, so that what they say does not depend on steps before; `close` frees
     those that were loaded here. Raises what `judge_asked` and loading raise.
+
+    Example:
+        labeller = Labeller(config, problems, prompts, sampler, trainee, scorer=scorer)
+        labels, usage, size = labeller.label(rollouts)
     """
 
     def __init__(

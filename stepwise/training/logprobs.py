@@ -38,7 +38,12 @@ _BLOCK = 8192
 
 
 class LogProbs(NamedTuple):
-    """What `token_logprobs` found; zero where it was not asked. Shapes (B, T)."""
+    """What `token_logprobs` found; zero where it was not asked. Shapes (B, T).
+
+    Example:
+        found = token_logprobs(model, ids, attention, wanted, entropy=True)
+        print(found.logprobs.shape, found.entropy.mean())
+    """
 
     logprobs: Tensor
     """log p(ids[b, t] | ids[b, :t]) in nats, differentiable"""
@@ -65,6 +70,12 @@ def token_logprobs(
     float32 (float64 for a model in float64) and differentiable in the model's parameters, the head's included where it
     is trained; the entropy is not.
     Raises DataError for wrong shapes, padding that is not on the right, and a model whose head is another.
+
+    Example:
+        ids = torch.tensor([tokenizer("1 + 1 = 2")["input_ids"]])  # (1, T)
+        wanted = torch.ones_like(ids, dtype=torch.bool)
+        wanted[:, 0] = False  # nothing stands before the first token
+        print(token_logprobs(model, ids, torch.ones_like(wanted), wanted).logprobs.sum())
     """
     decoder, head = _decoder_and_head(model)
     _check(ids, attention, wanted, tile)
@@ -83,7 +94,11 @@ def token_logprobs(
 
 
 def weighted_logprobs(trainee: Trainee, rows: Sequence[TokenRow], tile: int) -> Tensor:
-    """Each token's w * log p, (B, T) in nats, 0 on prompts and padding."""
+    """Each token's w * log p, (B, T) in nats, 0 on prompts and padding.
+
+    Example:
+        loss = -weighted_logprobs(trainee, rows, tile=1024).sum()
+    """
 
     def tensor(values: Any) -> Tensor:
         return torch.from_numpy(values).to(trainee.device)
@@ -96,7 +111,11 @@ def weighted_logprobs(trainee: Trainee, rows: Sequence[TokenRow], tile: int) -> 
 
 
 def pad(rows: Sequence[Sequence[T]], fill: T) -> NDArray[np.generic]:
-    """Rows of unequal length as one array (B, T), filled on the right."""
+    """Rows of unequal length as one array (B, T), filled on the right.
+
+    >>> pad([[5, 7, 9], [5]], 0).tolist()
+    [[5, 7, 9], [5, 0, 0]]
+    """
     width = max((len(row) for row in rows), default=0)
     padded = np.full((len(rows), width), fill)
     for place, row in enumerate(rows):

@@ -24,6 +24,9 @@ def look(learner: Any, scheme: str) -> dict[str, int]:
     is, and say what they are; nothing is trained on them. `scheme` is what the credit scheme is called.
 
     Raises DataError, with what was seen, where no token has an advantage, so that training would teach nothing.
+
+    Example:
+        counts = look(learner, "outcome")  # of the groups: how many are all right, all wrong, mixed
     """
     rl, labeller = learner.cfg.rl, learner.labeller
     needs = labeller.scheme.needs

@@ -41,7 +41,13 @@ _LONGEST = 4096  # tokens of a row, where models.weak.context is not set
 
 @dataclass
 class Trainee:
-    """A base with a trainable adapter. `base` is the base's directory, `context` the longest sequence it may see."""
+    """A base with a trainable adapter. `base` is the base's directory, `context` the longest sequence it may see.
+
+    Example:
+        trainee = load_trainee(config)
+        optimizer = trainee.optimizer(rate=1e-4)
+        norm = trainee.step(optimizer, rate=1e-4, clip_norm=1.0)
+    """
 
     model: Any
     tokenizer: Any
@@ -102,6 +108,10 @@ def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: boo
 
     `dropout` switches [lora] dropout on. The same seed gives the same adapter. Raises ConfigError, DataError or
     MissingDependencyError, before any weight is loaded where that can be told.
+
+    Example:
+        trainee = load_trainee(sw.Config.lab())
+        print(sum(weights.numel() for weights in trainee.trainable()))
     """
     model = cfg.models.weak
     base, device = (
@@ -137,7 +147,12 @@ def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: boo
 
 @contextmanager
 def memory_errors(lora: LoraConfig) -> Iterator[None]:
-    """Turn a lack of memory into a BackendError that names the settings to lower."""
+    """Turn a lack of memory into a BackendError that names the settings to lower.
+
+    Example:
+        with memory_errors(config.lora):
+            loss.backward()
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -151,7 +166,11 @@ def memory_errors(lora: LoraConfig) -> Iterator[None]:
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory in use so far: a CUDA device's, else the process's own."""
+    """The most memory in use so far: a CUDA device's, else the process's own.
+
+    >>> peak_bytes("cpu") > 0
+    True
+    """
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
     import resource  # not on Windows
@@ -227,7 +246,11 @@ def _load_base(base: Path, lora: LoraConfig, device: str) -> Any:
 
 
 def four_bits(device: str) -> Any:
-    """The quantization of `lora.base = "4bit"`; MissingDependencyError, or ConfigError off a CUDA device."""
+    """The quantization of `lora.base = "4bit"`; MissingDependencyError, or ConfigError off a CUDA device.
+
+    Example:
+        base = AutoModelForCausalLM.from_pretrained(folder, quantization_config=four_bits("cuda"))
+    """
     if find_spec("bitsandbytes") is None:
         raise MissingDependencyError('lora.base = "4bit" needs bitsandbytes; pip install "stepwise[quantized]"')
     if not device.startswith("cuda"):

@@ -36,7 +36,12 @@ LASER_BETA = 0.1
 
 
 class PolicyLoss(NamedTuple):
-    """A micro-batch's part of the batch's loss, to be minimised, and what was seen on the way (not differentiated)."""
+    """A micro-batch's part of the batch's loss, to be minimised, and what was seen on the way (not differentiated).
+
+    Example:
+        part = policy_loss(logprobs, old, advantages, mask, weights)
+        part.total.backward()
+    """
 
     total: Tensor
     """() the loss, divergence included"""
@@ -47,7 +52,11 @@ class PolicyLoss(NamedTuple):
 
 
 class Mismatch(NamedTuple):
-    """How far the trainer's distribution is from the one that was sampled, over sampled tokens."""
+    """How far the trainer's distribution is from the one that was sampled, over sampled tokens.
+
+    >>> Mismatch(mean=0.01, worst=0.2, kl=0.0004, ess=0.98).ess
+    0.98
+    """
 
     mean: float
     """mean absolute difference of log-probabilities, in nats"""
@@ -66,6 +75,9 @@ def rollout_weights(lengths: Sequence[int], loss: Loss, max_tokens: int) -> list
     "grpo_lambda": the mean over each rollout's tokens, then over rollouts (GRPO, eq. 3); "dr_grpo": the same constant
     for all, 1 / (rollouts x `max_tokens`) (Dr. GRPO, section 3.2); "dapo": the mean over all tokens of the batch (DAPO,
     section 3.3).
+
+    >>> rollout_weights([2, 4], "grpo", max_tokens=8), rollout_weights([2, 4], "dr_grpo", max_tokens=8)
+    ([0.25, 0.125], [0.0625, 0.0625])
     """
     n, tokens = len(lengths), sum(lengths)
     if loss == "dr_grpo":
@@ -97,6 +109,12 @@ def policy_loss(
     from `rollout_weights`. The ratio counts between 1 - `clip_low` and 1 + `clip_high`. `decay` is lambda of
     GRPO-lambda. `kl` weighs the divergence from the base, which is added up as the token losses are. Raises DataError
     for a `kl` without a `reference`.
+
+    >>> logprobs = torch.tensor([[-0.5, -1.0]], requires_grad=True)
+    >>> advantages, mask = torch.tensor([[1.0, 1.0]]), torch.tensor([[True, True]])
+    >>> part = policy_loss(logprobs, logprobs.detach(), advantages, mask, torch.tensor([0.5]))
+    >>> round(float(part.total.detach()), 3)  # on policy, the ratio is 1
+    -1.0
     """
     if kl and reference is None:
         raise DataError(f"kl is {kl:g}, but there are no log-probabilities of the base to diverge from; give reference")
@@ -143,6 +161,9 @@ def importance_weights(trainer: ArrayLike, sampler: ArrayLike, correction: Corre
     w = p_trainer / p_sampler: "truncate" cuts it at `cap` (truncated importance sampling, Ionides 2008), "mask" sets it
     to 0 above `cap`, "none" is 1 everywhere. Not differentiated. Right only for tokens drawn from the sampler's whole
     distribution at temperature 1.
+
+    >>> importance_weights([-1.0, -0.5], [-1.0, -2.0], "truncate", cap=2.0).tolist()
+    [1.0, 2.0]
     """
     ratio = (torch.as_tensor(trainer) - torch.as_tensor(sampler)).detach().exp()
     if correction == "truncate":
@@ -156,7 +177,11 @@ def _exact(values: ArrayLike) -> Tensor:
 
 
 def mismatch(trainer: ArrayLike, sampler: ArrayLike) -> Mismatch:
-    """The `Mismatch` of log-probabilities (N,) of the same sampled tokens; raises DataError without any."""
+    """The `Mismatch` of log-probabilities (N,) of the same sampled tokens; raises DataError without any.
+
+    >>> round(mismatch([-1.0, -0.5], [-1.1, -0.5]).mean, 3)
+    0.05
+    """
     difference = _exact(trainer) - _exact(sampler)
     if not difference.numel():
         raise DataError("there are no tokens to compare sampler and trainer on")
@@ -172,6 +197,9 @@ def mismatch(trainer: ArrayLike, sampler: ArrayLike) -> Mismatch:
 def self_scores(logprobs: Tensor, constant: float, beta: float = LASER_BETA) -> Tensor:
     """LaSeR's self-scores (B,): beta (log p(z | rollout) - `constant`), where z is a token that is never used, asked
     for right after the rollout, and the constant its mean log-probability under the base (arXiv 2510.14943).
+
+    >>> self_scores(torch.tensor([-20.0, -24.0]), constant=-23.0, beta=0.5).tolist()
+    [1.5, -0.5]
     """
     return beta * (logprobs - constant)
 
@@ -179,6 +207,9 @@ def self_scores(logprobs: Tensor, constant: float, beta: float = LASER_BETA) -> 
 def self_score_loss(scores: Tensor, rewards: Tensor, weights: Tensor) -> Tensor:
     """LaSeR's auxiliary loss: the squared errors of self-scores (B,) against `rewards` (B,), with the `weights` (B,) of
     `class_weights`; rewards that are nan have weight 0 and do not count.
+
+    >>> float(self_score_loss(torch.tensor([0.5, 0.0]), torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])))
+    0.125
     """
     return (weights * torch.where(weights > 0, scores - rewards, 0.0).square()).sum()
 
@@ -187,6 +218,9 @@ def class_weights(rewards: Sequence[float | None]) -> list[float]:
     """For each rollout of a batch, n / (2 n_class) / n: right and wrong ones weigh the same in sum, as LaSeR has it.
 
     None is a rollout without a reward: it weighs nothing. A batch of one class weighs 1/2 in all.
+
+    >>> class_weights([1.0, 0.0, 0.0, None])
+    [0.5, 0.25, 0.25, 0.0]
     """
     known = [reward for reward in rewards if reward is not None]
     return [0.0 if reward is None else 0.5 / known.count(reward) for reward in rewards]

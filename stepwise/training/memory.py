@@ -38,6 +38,10 @@ def fitted(
 
     `probe` is a forward and backward pass over one row of `size` tokens. `free` is in bytes, None: as this machine
     says. Raises BackendError where a row alone does not fit.
+
+    Example:
+        lora = fitted(config.lora, trainee.device, size=len(longest), probe=one_pass, state=run.state)
+        print(lora.micro_tokens)
     """
     if (known := state.get("micro_tokens")) is None:
         free = _free_bytes(device) if free is None else free

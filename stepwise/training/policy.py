@@ -47,6 +47,9 @@ class RolloutRow:
     `class_weight` and `reward` are for LaSeR's loss; weight 0 leaves the rollout out of it. (T,) too, each None where
     the loss does without: `old` log-probabilities, before the first update (None: those of the update itself, where
     there is only one), those under the `base`, and a `correction` for the sampler (weights).
+
+    >>> RolloutRow(prompt=(5, 7), ids=(9, 2), reward=1.0).length
+    4
     """
 
     prompt: tuple[int, ...]
@@ -119,6 +122,9 @@ def forward(
 ) -> tuple[list[Floats], list[float]]:
     """One pass without gradients over all rows: log-probabilities of the sampled tokens (T,) of each, and that of the
     token `mark` behind it (0 without one). `base` switches the adapter off.
+
+    Example:
+        logprobs, _ = forward(trainee, rows, config)  # (T,) for each rollout
     """
     logprobs, marks = [_nothing()] * len(rows), [0.0] * len(rows)
     adapter_off: AbstractContextManager[Any] = trainee.model.disable_adapter() if base else nullcontext()
@@ -133,7 +139,11 @@ def forward(
 
 
 def laser_token(cfg: Config, trainee: Trainee) -> int | None:
-    """LaSeR's token: a reserved one that no text has; None where LaSeR is off."""
+    """LaSeR's token: a reserved one that no text has; None where LaSeR is off.
+
+    Example:
+        token = laser_token(config, trainee)  # None where rl.laser is 0
+    """
     if not cfg.rl.laser:
         return None
     for name in _RESERVED:
@@ -147,7 +157,11 @@ def laser_token(cfg: Config, trainee: Trainee) -> int | None:
 
 
 def fitted_to(cfg: Config, trainee: Trainee, rows: Sequence[RolloutRow], state: dict[str, Any]) -> Config:
-    """`cfg` with micro-batches that fit into memory, by a pass over the longest of `rows`; see `memory.fitted`."""
+    """`cfg` with micro-batches that fit into memory, by a pass over the longest of `rows`; see `memory.fitted`.
+
+    Example:
+        config = fitted_to(config, trainee, rows, run.state)
+    """
     longest = max(rows, key=lambda row: row.length)
 
     def probe() -> None:
@@ -174,6 +188,10 @@ def update(
     Returns means over the updates (`loss`, `grad_norm`) and over tokens (`clip_share`: those without a gradient because
     of the clip; `kl`, from the base; `entropy` in the first update, in nats), and the log-probabilities of the first
     update, (T,) per row.
+
+    Example:
+        figures, logprobs = update(trainee, rows, config, lambda: trainee.step(optimizer, 1e-4, 1.0))
+        print(figures["loss"], figures["grad_norm"])
     """
     n, clipped = cfg.rl.updates, 0
     loss = grad_norm = entropy = divergence = 0.0
@@ -237,6 +255,9 @@ def check_teacher(
     """Raise ConfigError where `teacher` cannot read what `student` writes after `prompts` (ids by problem id).
 
     Tokens may be missing at the end of either vocabulary, where some models of a family have padding.
+
+    Example:
+        check_teacher(teacher, sampler.engine, problems, prompts, config)
     """
     ours, theirs = student.vocabulary, teacher.vocabulary
     for token in range(min(ours.size, theirs.size)):
@@ -269,6 +290,9 @@ def read_logprobs(
 
     Of all calls together no more than `max_logits` logits are in memory at once; each goes on in the cache of the one
     before.
+
+    Example:
+        logprobs, evaluated = read_logprobs(engine, [(prompt_ids, rollout_ids)])
     """
     size, evaluated = engine.vocabulary.size, 0
     logprobs: list[NDArray[np.float64] | str] = [np.zeros(len(ids)) for _, ids in sequences]

@@ -182,6 +182,11 @@ def preference_loss(
     `policy` and `reference` (P, 2) are log-probabilities in nats, summed over the chosen step's tokens and the rejected
     one's; `lengths` (P,) count the chosen step's tokens. margin = beta * ((log pi(w) - log ref(w)) - (log pi(l) -
     log ref(l))), loss = -log sigmoid(margin) - nll * log pi(w) / length.
+
+    >>> policy = torch.tensor([[-2.0, -6.0]])
+    >>> losses, margins = preference_loss(policy, torch.tensor([[-4.0, -4.0]]), torch.tensor([3.0]), beta=0.1)
+    >>> round(float(margins[0]), 3), round(float(losses[0]), 3)
+    (0.4, 0.513)
     """
     change = policy - reference
     margins = beta * (change[:, 0] - change[:, 1])

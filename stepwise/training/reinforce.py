@@ -34,8 +34,9 @@ from stepwise.models.caps import Caps, uncapped
 from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.progress import stage
 from stepwise.training import losses
-from stepwise.training.adapters import NOT_GENERATED, base_directory, check_adapter
+from stepwise.training.adapters import base_directory, check_adapter
 from stepwise.training.crediting import FIRST_BATCHES, check_learning, credit_groups, groups_of
+from stepwise.training.evaluation import NOT_GENERATED
 from stepwise.training.labels import Labeller, Locate
 from stepwise.training.look import FEWEST_LOOKED_AT, look
 from stepwise.training.lora import Trainee, load_trainee, memory_errors, peak_bytes

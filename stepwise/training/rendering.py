@@ -21,7 +21,12 @@ from stepwise.steps import Splitter, separated, split_steps
 
 @dataclass(frozen=True)
 class TokenRow:
-    """Prompt and target as one sequence of ids, and a loss weight for each id of the target."""
+    """Prompt and target as one sequence of ids, and a loss weight for each id of the target.
+
+    >>> row = TokenRow((5, 7, 9, 2), prompt=2, weights=(1.0, 0.0))
+    >>> row.size, row.num_trained
+    (4, 1)
+    """
 
     ids: tuple[int, ...]
     prompt: int
@@ -48,6 +53,9 @@ def prompt_ids(tokenizer: Any, prompt: SolvePrompt, question: str) -> list[int]:
 
     Raises ConfigError for a template that begins no assistant's message, DataError for a question that holds a special
     token (the engine would read it as text, the template as the token).
+
+    Example:
+        ids = prompt_ids(trainee.tokenizer, sw.SolvePrompt(), "1 + 1?")
     """
     _check_plain(tokenizer, prompt.user + prompt.system, "the prompt")
     _check_plain(tokenizer, question, "the question")
@@ -79,7 +87,11 @@ def _check_plain(tokenizer: Any, text: str, what: str) -> None:
 
 
 def text_ids(tokenizer: Any, text: str, what: str) -> list[int]:
-    """Ids of plain text; DataError where they do not give the text back."""
+    r"""Ids of plain text; DataError where they do not give the text back.
+
+    Example:
+        ids = text_ids(trainee.tokenizer, "So 3.\n\n", "step 0")
+    """
     _check_plain(tokenizer, text, what)
     text = unicodedata.normalize("NFC", text)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -117,7 +129,10 @@ def _render(
 
 
 def check_prompt(where: str, made_under: str, prompt: SolvePrompt) -> None:
-    """Raise DataError for a row, called `where`, that was made under another prompt (a hash)."""
+    """Raise DataError for a row, called `where`, that was made under another prompt (a hash).
+
+    >>> check_prompt("row 1", SolvePrompt().hash, SolvePrompt())
+    """
     if made_under != prompt.hash:
         raise DataError(
             f"{where} was made under another prompt ({made_under}, now {prompt.hash}); set [prompt] as it was, or "
@@ -138,6 +153,10 @@ def token_row(
 ) -> TokenRow:
     """Steps with their loss weights after the ids `head` of a prompt; each with what separates it, the last one without
     where `open_end`, and with the end of the message where `complete`. DataError, naming `where`, as `_render`.
+
+    Example:
+        head = prompt_ids(tokenizer, sw.SolvePrompt(), "1 + 1?")
+        row = token_row("row 1", head, [("One and one.", 0.0), ("That is 2.", 1.0)], tokenizer, context=None)
     """
     ids: list[int] = []
     weights: list[float] = []
@@ -163,6 +182,9 @@ def chat_row(chat: Chat, tokenizer: Any, template_args: Mapping[str, Any], conte
     """A chat as the ids that the engine serves it with, the loss on the last message and its end.
 
     Raises DataError, naming `where`, for a special token in a message and for a chat longer than `context`.
+
+    Example:
+        row = chat_row(chat, trainee.tokenizer, config.prompt.template_args, trainee.context, "row 1")
     """
     for message in chat.messages:
         _check_plain(tokenizer, message["content"], where)
@@ -183,7 +205,11 @@ def render_all(
     settings: SftConfig,
     context: int | None = None,
 ) -> list[TokenRow]:
-    """Every row; the first that cannot be used raises, before any compute is spent."""
+    """Every row; the first that cannot be used raises, before any compute is spent.
+
+    Example:
+        rows = render_all(read_examples("out/int/dataset.jsonl"), trainee.tokenizer, config.prompt, config.sft)
+    """
     return [
         chat_row(row, tokenizer, prompt.template_args, context, f"row {row.id!r}")
         if isinstance(row, Chat)

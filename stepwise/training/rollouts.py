@@ -49,6 +49,10 @@ class RlRollout:
     credit scheme did not ask for is None or empty: `first_error` (0-based), `step_scores`, and `step_advantages`, the
     mean advantage of each step's tokens (None for a step without a token of its own). `hint` has the steps that were
     written ahead of it: they are in none of the other fields. `thought`: the mark of the thought in which it begins.
+
+    Example:
+        for row in read_rollouts("out/rl/rollouts/step-00001.jsonl"):
+            print(row.problem, row.reward, row.first_error, row.step_advantages)
     """
 
     id: str
@@ -100,10 +104,13 @@ def _step_ranges(data: bytes, splitter: Splitter = "paragraphs") -> list[tuple[i
 
 
 def token_spans(pieces: Sequence[bytes], end: int | None = None, splitter: Splitter = "paragraphs") -> Spans:
-    """The tokens [start, stop) of every step of the text that `pieces`, the bytes of each token, make together.
+    r"""The tokens [start, stop) of every step of the text that `pieces`, the bytes of each token, make together.
 
     Only the first `end` bytes count as text (None: all); tokens behind belong to the last step. The spans cover all
     tokens in order; a text without steps has none. The module's docstring has the rule.
+
+    >>> token_spans([b"One", b" step.\n\n", b"Two", b"."])
+    ((0, 2), (2, 4))
     """
     ranges = _step_ranges(b"".join(pieces)[:end], splitter)
     owners: list[int] = []  # the step of each token
@@ -130,6 +137,10 @@ def grade_rollouts(
     A rollout without an answer in a \boxed{} is NO_ANSWER, whose reward is None or, with `no_answer` "wrong", 0.
     `reward` pays what could be judged, and what has no answer, in place of that. Raises DataError for a rollout whose
     problem is not among `problems` (by id), ConfigError for a `reward` that returns no number from 0 to 1.
+
+    Example:
+        rollouts = grade_rollouts(rollouts, {"p": Problem("p", "1 + 1?", "2")}, no_answer="wrong")
+        print([row.reward for row in rollouts])
     """
     missing = next((row for row in rollouts if row.problem not in problems), None)
     if missing is not None:
@@ -148,12 +159,20 @@ def grade_rollouts(
 
 
 def rollouts_name(step: int) -> str:
-    """Name of the file of a step's rollouts (from step 1 on), inside the run's directory."""
+    """Name of the file of a step's rollouts (from step 1 on), inside the run's directory.
+
+    >>> rollouts_name(1)
+    'rollouts/step-00001.jsonl'
+    """
     return f"rollouts/step-{step:05d}.jsonl"
 
 
 def read_rollouts(path: str | Path) -> list[RlRollout]:
-    """The rows of `write_rollouts`; raises DataError for a missing file, and for a line that is no rollout."""
+    """The rows of `write_rollouts`; raises DataError for a missing file, and for a line that is no rollout.
+
+    Example:
+        rows = read_rollouts("out/rl/rollouts/step-00001.jsonl")
+    """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} does not exist; give a file that grpo wrote, such as OUT/{rollouts_name(1)}")
@@ -173,6 +192,9 @@ def check_hints(
     a problem is a problem with another id). Raises ConfigError for a credit scheme that judges steps; DataError, naming
     the problem, for an id that no problem has, an empty hint, one that is a text instead of steps, one that holds an
     answer, and an open code fence.
+
+    >>> check_hints({"p": ["One and one."]}, [Problem("p", "1 + 1?", "2")], CreditConfig())
+    {'p': ('One and one.',)}
     """
     if hints and cfg.scheme not in HINTED_SCHEMES:
         raise ConfigError(
@@ -204,6 +226,9 @@ def hints_of(rows: Iterable[Example], problems: Iterable[Problem]) -> dict[str, 
 
     Raises DataError where no row belongs to any of the problems, for a row of a whole solution or of first tokens, and
     for one whose question is not that of the problem with its id.
+
+    Example:
+        hints = hints_of(read_examples("out/int/dataset.jsonl"), problems)
     """
     known, hints = {problem.id: problem for problem in problems}, dict[str, tuple[str, ...]]()
     for row in rows:

@@ -48,7 +48,10 @@ OF_TRAINER = 0.02
 
 
 def check_paid(failures: Iterable[Failure | None]) -> None:
-    """Raises BudgetExceededError where a cap refused something: a step that lacks it would train on something else."""
+    """Raises BudgetExceededError where a cap refused something: a step that lacks it would train on something else.
+
+    >>> check_paid([None, Failure("refused", "the prompt is too long")])  # raises for one of kind "budget"
+    """
     for failure in failures:
         if failure is not None and failure.kind == "budget":
             raise BudgetExceededError(
@@ -61,6 +64,11 @@ class Sampler:
 
     `backend` is one that is loaded already; `ledger` has what the run may spend. Raises ConfigError for a model that is
     not local, or that has a GGUF adapter already; what `load_engine` raises.
+
+    Example:
+        sampler = Sampler(config)
+        sampler.attach(trainee)
+        rollouts, usage = sampler.sample(problems, prompts, step=1)
     """
 
     def __init__(self, cfg: Config, backend: LlamaCppBackend | None = None, ledger: Ledger | None = None) -> None:
@@ -231,6 +239,10 @@ class Sampler:
 def batch_of(items: Sequence[T], size: int, seed: int, step: int) -> list[T]:
     """The problems of step `step` (from 1 on): every pass over `items` is shuffled anew, and what is left of it over
     whole batches is passed over, so that no problem is twice in a batch.
+
+    >>> first, second = batch_of("abcd", 2, seed=1, step=1), batch_of("abcd", 2, seed=1, step=2)
+    >>> sorted(first + second)
+    ['a', 'b', 'c', 'd']
     """
     size = min(size, len(items))
     epoch, place = divmod(step - 1, len(items) // size)
@@ -243,6 +255,9 @@ def exact_weights(cfg: Config, folder: str | Path) -> Config:
     """`cfg` with a sampler that computes as the trainer does: weights and cache in 32 bits, without flash attention.
 
     The GGUF is made from the trainer's own weights, as `folder`/base-f32.gguf, where it is not there yet.
+
+    Example:
+        config = exact_weights(config, "out/exact")  # slower, for checks
     """
     base = base_directory(cfg.models.weak)
     path = Path(folder) / "base-f32.gguf"

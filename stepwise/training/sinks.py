@@ -93,7 +93,11 @@ def open_sinks(names: Sequence[str], out: Path, config: Mapping[str, Any], step:
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a row, without its `step`; truth values are no numbers."""
+    """The finite numbers of a row, without its `step`; truth values are no numbers.
+
+    >>> numbers({"step": 3, "loss": 0.7, "note": "warm", "done": True})
+    {'loss': 0.7}
+    """
     return {
         name: value
         for name, value in row.items()

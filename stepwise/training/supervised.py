@@ -99,6 +99,9 @@ def train_rows(
 ) -> None:
     """`fit` on rows of tokens, with a share of those of `replay` in every epoch: the loss of a step is
     sum(w * -log p) / sum(w), in nats, over its target tokens.
+
+    Example:
+        train_rows(trainee, render_all(examples, trainee.tokenizer, config.prompt, config.sft), config, directory)
     """
     every, settings = [*rows, *replay], for_few_rows(cfg.sft, len(rows), cfg.models.weak.model)
     batches = [[every[i] for i in batch] for batch in _schedule(rows, replay, settings, cfg.seed)]
@@ -110,5 +113,9 @@ def train_rows(
 
 
 def weighted_nll(trainee: Trainee, rows: Sequence[TokenRow], tile: int) -> Tensor:
-    """sum(w * -log p) over the target tokens of `rows`, a scalar tensor."""
+    """sum(w * -log p) over the target tokens of `rows`, a scalar tensor.
+
+    Example:
+        loss = weighted_nll(trainee, rows, config.lora.tile) / sum(row.weight for row in rows)
+    """
     return -weighted_logprobs(trainee, rows, tile).sum()

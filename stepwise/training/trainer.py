@@ -62,6 +62,11 @@ class Trainer:
     `done` is the number of optimizer steps that the checkpoint has, `state` what the method keeps in it beside the
     adapter and the optimizer (plain JSON). `data` is a hash of what is trained on: DataError for a checkpoint of other
     data. `failed` is where a batch goes whose loss is not finite; `plan` is said before the first step.
+
+    Example:
+        saving = {"num_steps": 100, "save_every": 20, "save_minutes": 10.0}
+        with Trainer(directory, trainee, config, optimizer, **saving, data="a1b2", label="SFT", plan="") as run:
+            print(run.done, "steps are done already")
     """
 
     def __init__(
@@ -132,6 +137,9 @@ def finish(
     """Write the adapter (PEFT's layout and GGUF) with its card to the run's folder adapter; returns the folder.
 
     `data` has the rows that were trained on by name; curves are read from metrics.jsonl.
+
+    Example:
+        folder = finish(directory, trainee, config, "sft", {"dataset": rows})
     """
     for name in _ADAPTER_FILES:
         directory.claim(f"{_ADAPTER}/{name}")
@@ -146,6 +154,9 @@ def finish(
 def finished_adapter(directory: RunDirectory, data: str) -> Path | None:
     """The adapter of a run on `data` (a hash) that has come to its end already, None for any other run. Raises
     DataError where it was made from other data.
+
+    Example:
+        adapter = finished_adapter(directory, data="a1b2")
     """
     state, folder = directory.path / _CHECKPOINT / "state.json", directory.path / _ADAPTER
     if not directory.finished or not state.is_file() or not (folder / "card.json").is_file():
@@ -156,7 +167,11 @@ def finished_adapter(directory: RunDirectory, data: str) -> Path | None:
 
 
 def run_arguments(adapter: str | Path | None, **data: Sequence[Any]) -> dict[str, Any]:
-    """What makes a run the same run: how many rows of what, a hash over them, and the adapter that it begins with."""
+    """What makes a run the same run: how many rows of what, a hash over them, and the adapter that it begins with.
+
+    Example:
+        arguments = run_arguments(None, dataset=rows)  # {"dataset": 120, "data": "a1b2...", "adapter": None}
+    """
     rows = {name: [to_json(row) for row in given] for name, given in data.items() if given}
     counts = {name: len(given) for name, given in rows.items()}
     return {**counts, "data": key_of(rows), "adapter": str(adapter) if adapter else None}
@@ -180,6 +195,9 @@ def fit(
     loss is the mean by the rows' weights. Raises DataError where a checkpoint there names other data, where the first
     gradient is 0, so that nothing would be trained, and for a loss that is not finite, with the batch on disk;
     BackendError where memory runs out.
+
+    Example:
+        fit(trainee, batches, loss, config.sft, config, directory, data="a1b2", label="training")
     """
     optimizer = trainee.optimizer(settings.learning_rate, settings.weight_decay)
     plan = in_words(len({id(row) for rows in batches for row in rows}), len(batches), settings)
@@ -226,7 +244,11 @@ def train_step(
     clip_norm: float,
     seed: int,
 ) -> tuple[dict[str, float], float]:
-    """One optimizer step on `rows`: means of the loss and of what is logged beside it, and the gradient's norm."""
+    """One optimizer step on `rows`: means of the loss and of what is logged beside it, and the gradient's norm.
+
+    Example:
+        figures, norm = train_step(trainee, optimizer, rows, loss, config.lora, rate=1e-4, clip_norm=1.0, seed=1)
+    """
     torch.manual_seed(seed)  # of dropout, which is all that is random here
     total, means = sum(row.weight for row in rows), dict[str, float]()
     with memory_errors(lora):
@@ -281,7 +303,10 @@ def _cosine(step: int, steps: int, peak: float, warmup: float) -> float:
 
 
 def check_finite(values: Mapping[str, float], batch: Sequence[Any], path: Path) -> None:
-    """Raise DataError where one of `values` is not finite, after writing the rows of `batch` to `path`."""
+    """Raise DataError where one of `values` is not finite, after writing the rows of `batch` to `path`.
+
+    >>> check_finite({"loss": 0.7}, [], Path("failed.jsonl"))  # raises for {"loss": nan}
+    """
     wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if wrong:
         write_rows(path, batch)

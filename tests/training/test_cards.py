@@ -14,7 +14,7 @@ from stepwise.config import Config
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.models.safetensors import fingerprint
 from stepwise.prompt import SolvePrompt
-from stepwise.training.adapters import Evaluated, base_of, check_adapter, evaluate, read_card, with_adapter
+from stepwise.training.adapters import base_of, check_adapter, read_card
 from stepwise.training.cards import (
     _data_facts,
     add_evaluation,
@@ -22,6 +22,7 @@ from stepwise.training.cards import (
     curves_of,
     write_card,
 )
+from stepwise.training.evaluation import Evaluated, evaluate, with_adapter
 from stepwise.types import Problem
 
 for _package in ("torch", "transformers", "peft", "gguf", "llama_cpp"):

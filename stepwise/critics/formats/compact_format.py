@@ -30,12 +30,23 @@ _FORGED = re.compile(rf"(?<=[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])(?={MARK}|->)")
 
 
 def fields_of(signature: Any) -> dict[str, FieldFormat]:
-    """How each output field of `signature` is written and read, in its order."""
+    """How each output field of `signature` is written and read, in its order.
+
+    >>> from stepwise.critics.signatures import JudgeStep
+    >>> [*fields_of(JudgeStep)]
+    ['reason', 'right']
+    """
     return {name: FieldFormat.of(name, field) for name, field in signature.output_fields.items()}
 
 
 def write_fields(signature: Any, values: Mapping[str, Any]) -> str:
-    """An assistant's message: every output field of `signature` that `values` has, in the signature's order."""
+    """An assistant's message: every output field of `signature` that `values` has, in the signature's order.
+
+    >>> from stepwise.critics.signatures import JudgeStep
+    >>> print(write_fields(JudgeStep, {"reason": "1 + 1 is 2.", "right": False}))
+    #reason: 1 + 1 is 2.
+    #right: no
+    """
     lines = []
     for name, form in fields_of(signature).items():
         if name in values:
@@ -48,6 +59,10 @@ def read_fields(signature: Any, completion: str) -> dict[str, Any]:
     """The values of a message in this format; raises DataError naming the first field that is missing or wrong.
 
     Marks are found from the end, each at its last place, so that a text cannot pass for the fields that follow it.
+
+    >>> from stepwise.critics.signatures import JudgeStep
+    >>> read_fields(JudgeStep, write_fields(JudgeStep, {"reason": "1 + 1 is 2.", "right": False}))
+    {'reason': '1 + 1 is 2.', 'right': False}
     """
     rest, texts = completion.lstrip(), {}
     for name in reversed(signature.output_fields):
@@ -63,6 +78,10 @@ def typed(signature: Any, raw: Mapping[str, Any], *, tables: bool = True) -> dic
     that is missing or wrong.
 
     A field that may be None must be there too, unless it has a default: a reply that was cut off says nothing.
+
+    >>> from stepwise.critics.signatures import JudgeStep
+    >>> typed(JudgeStep, {"reason": "1 + 1 is 2.", "right": "no"})
+    {'reason': '1 + 1 is 2.', 'right': False}
     """
     values = {}
     for name, field in signature.output_fields.items():
@@ -77,8 +96,12 @@ def typed(signature: Any, raw: Mapping[str, Any], *, tables: bool = True) -> dic
 
 
 def fields_grammar(signature: Any) -> str:
-    """GBNF whose texts `read_fields` takes, every one; and if the last field is text without max_length, every
+    r"""GBNF whose texts `read_fields` takes, every one; and if the last field is text without max_length, every
     beginning of one that reaches into that text.
+
+    >>> from stepwise.critics.signatures import JudgeStep
+    >>> fields_grammar(JudgeStep).splitlines()[0]
+    'root ::= "#reason:" " " r2 "\\n" "#right:" " " r3'
     """
     rules, forms = SchemaRules(), fields_of(signature)
     values = [form.grammar(rules, last=name == [*forms][-1]) for name, form in forms.items()]
@@ -89,6 +112,10 @@ def fields_grammar(signature: Any) -> str:
 def chat_grammar(signature: Any) -> str:
     """GBNF of DSPy's chat format: each output field under its [[ ## header ## ]], texts and words as they are, all else
     as JSON.
+
+    >>> from stepwise.critics.signatures import JudgeStep
+    >>> "[[ ## right ## ]]" in chat_grammar(JudgeStep)
+    True
     """
     rules, forms, parts = SchemaRules(), fields_of(signature), []
     for name, form in forms.items():
@@ -106,6 +133,12 @@ def write_request(signature: Any, inputs: Mapping[str, Any]) -> str:
 
     A line of an input that begins with a mark is moved by a blank, so that no text can pass for a field, nor for the
     end of the request.
+
+    >>> from stepwise.critics.signatures import JudgeStep
+    >>> print(write_request(JudgeStep, {"problem": "1 + 1?", "attempt": "[0] It is 3."}))
+    #problem: 1 + 1?
+    #attempt: [0] It is 3.
+    -> #reason #right
     """
     lines = []
     for name in signature.input_fields:

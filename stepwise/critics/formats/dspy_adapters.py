@@ -41,7 +41,13 @@ repair_reasons: ContextVar[list[str] | None] = ContextVar("stepwise_repairs", de
 
 @contextmanager
 def held(variable: ContextVar[Any], value: Any) -> Iterator[Any]:
-    """`variable` has `value` inside the block."""
+    """`variable` has `value` inside the block.
+
+    >>> depth = ContextVar("depth", default=0)
+    >>> with held(depth, 1):
+    ...     depth.get()
+    1
+    """
     token = variable.set(value)
     try:
         yield value
@@ -192,7 +198,11 @@ class _Headed(_Repairing):
 
 
 class ChatAdapter(_Headed, dspy.ChatAdapter):  # type: ignore[misc]
-    """DSPy's chat format ([[ ## field ## ]]), held to it where the model takes a grammar."""
+    """DSPy's chat format ([[ ## field ## ]]), held to it where the model takes a grammar.
+
+    Example:
+        localizer = sw.ErrorLocalizer("llamacpp/lab-critic", adapter=ChatAdapter())  # as adapter="chat"
+    """
 
     def __init__(self) -> None:
         super().__init__(use_json_adapter_fallback=False)
@@ -209,7 +219,11 @@ class ChatAdapter(_Headed, dspy.ChatAdapter):  # type: ignore[misc]
 
 
 class JsonAdapter(_Headed, dspy.JSONAdapter):  # type: ignore[misc]
-    """DSPy's JSON format, with the schema as response_format where the model takes one."""
+    """DSPy's JSON format, with the schema as response_format where the model takes one.
+
+    Example:
+        localizer = sw.ErrorLocalizer("openai/NAME", adapter=JsonAdapter())
+    """
 
     def __init__(self) -> None:
         super().__init__(use_native_function_calling=False)
@@ -270,7 +284,11 @@ def _made_strict(schema: dict[str, Any], sizes: bool) -> bool:
 
 
 class CompactAdapter(_Repairing, Adapter):  # type: ignore[misc]
-    """Short field markers for small models; see `compact_format`. `bare` leaves the instructions out."""
+    """Short field markers for small models; see `compact_format`. `bare` leaves the instructions out.
+
+    Example:
+        localizer = sw.ErrorLocalizer("llamacpp/lab-critic", adapter=CompactAdapter(bare=True))
+    """
 
     def __init__(self, *, bare: bool = False) -> None:
         super().__init__()

@@ -116,6 +116,9 @@ class _Schemas(GenerateJsonSchema):
 class FieldFormat:
     """How one output field is written and read: `parts` are the alternatives of its value; `columns` those of each cell
     where the field is a list of flat records of two fields or more, else None.
+
+    Example:
+        FieldFormat.of("right", JudgeStep.output_fields["right"]).read("yes")  # True
     """
 
     name: str
@@ -271,7 +274,11 @@ def _plain(parts: Sequence[_Part], text: str) -> Any:
 
 
 def constrained(field: Any) -> Any:
-    """The annotation of a DSPy field with its constraints, which DSPy keeps apart from it."""
+    """The annotation of a DSPy field with its constraints, which DSPy keeps apart from it.
+
+    Example:
+        schema = TypeAdapter(constrained(signature.output_fields["reason"])).json_schema()
+    """
     return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
 
@@ -279,6 +286,9 @@ def parsed_json(text: str) -> Any:
     r"""What JSON there is in `text`, mended where it is not quite; \b and \f were meant as the beginning of LaTeX.
 
     (So are some \t, \n and \r, but nobody can say which; the compact format has no such doubt.)
+
+    >>> parsed_json('{"first_error": 3, "reason": "36 is 24"')  # cut off
+    {'first_error': 3, 'reason': '36 is 24'}
     """
     import json_repair
 
