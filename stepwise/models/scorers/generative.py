@@ -46,11 +46,11 @@ Complete = Callable[[list[dict[str, str]], int], tuple[str, Usage]]
 """Answers a chat in at most so many tokens: the text, and what it cost. It may raise any `StepwiseError`."""
 
 
-class Verdict(NamedTuple):
+class _Verdict(NamedTuple):
     """What one vote says of a step: P(right); `finished`: the critique came to its verdict by itself.
 
     Example:
-        >>> Verdict(" 2 + 3 is 5.", 0.25).finished
+        >>> _Verdict(" 2 + 3 is 5.", 0.25).finished
         True
     """
 
@@ -90,7 +90,7 @@ class GenerativeScorer(PrefixScorer):
         self.engine, self.form, self.votes, self.ask = engine, form, _at_least_one("votes", votes), ask
         self.critique_tokens = _at_least_one("critique_tokens", critique_tokens)
         self._asked_for = _asked_for(form, votes, critique_tokens, ask)
-        self._verdicts: OrderedDict[tuple[bytes, int], Verdict] = OrderedDict()
+        self._verdicts: OrderedDict[tuple[bytes, int], _Verdict] = OrderedDict()
         needed = len(self._prompt("?", ["?"], [])) + critique_tokens + _VERDICT_TOKENS
         if needed > engine.context:
             raise ConfigError(
@@ -101,7 +101,7 @@ class GenerativeScorer(PrefixScorer):
     def _model_name(self) -> str:
         return f"generative {self.engine.name}"  # of now: an adapter may have been attached since
 
-    def verdicts(self, problem: Problem | str, steps: Sequence[str]) -> list[list[Verdict]]:
+    def verdicts(self, problem: Problem | str, steps: Sequence[str]) -> list[list[_Verdict]]:
         """What the votes said of each step, as far as it is still in memory: a list for each step."""
         keys = self._begin(problem, steps).keys
         with self._lock:
@@ -144,10 +144,10 @@ class GenerativeScorer(PrefixScorer):
             scores.append(sum(v >= 0.5 if self.ask == "verdict" else v for v in values) / len(values))
         return Scored(scores, usage)
 
-    async def _chain(self, task: Task, vote: int) -> tuple[list[Verdict], Usage, str]:
+    async def _chain(self, task: Task, vote: int) -> tuple[list[_Verdict], Usage, str]:
         """What one vote says of the steps from `task.first` on, what that cost, and why it cannot be said."""
         usage, whole, steps = Usage(self.name), self.form.covers == "solution", task.steps
-        said = [Verdict("", score) for score in task.known] if whole else []
+        said = [_Verdict("", score) for score in task.known] if whole else []
         while len(said) < len(steps):
             kept = self._verdicts.get((task.keys[len(said)], vote))
             if kept is not None:  # of a step that was scored before: its critique stands before the next one
@@ -166,8 +166,8 @@ class GenerativeScorer(PrefixScorer):
         return said[task.first :], usage, ""
 
     async def _judge(
-        self, question: str, steps: Sequence[str], said: Sequence[Verdict], vote: int
-    ) -> tuple[list[Verdict], Usage, str]:
+        self, question: str, steps: Sequence[str], said: Sequence[_Verdict], vote: int
+    ) -> tuple[list[_Verdict], Usage, str]:
         """One critique, and the verdicts on the steps behind those that are judged already."""
         form, ids, open_steps = self.form, self._prompt(question, steps, said), len(steps) - len(said)
         room = self.engine.context - len(ids) - _VERDICT_TOKENS * (len(steps) if form.covers == "solution" else 1)
@@ -187,7 +187,7 @@ class GenerativeScorer(PrefixScorer):
         usage = Usage(self.name, 1, len(ids), made.evaluated_tokens, len(made.ids))
         if made.error:
             return [], usage, made.error
-        text, fresh = made.text.rstrip(), list[Verdict]()
+        text, fresh = made.text.rstrip(), list[_Verdict]()
         if form.end_thought and open_thought(prompt_thought(self.engine.vocabulary.spelled(ids[-_PROMPT_END:])) + text):
             text += "\n</think>"
         critique, text = text, text + form.head
@@ -200,7 +200,7 @@ class GenerativeScorer(PrefixScorer):
                 usage += spent
                 if error:
                     return [], usage, error
-                fresh.append(Verdict(critique, value, made.finish == "step"))
+                fresh.append(_Verdict(critique, value, made.finish == "step"))
             text += self._word(value) + form.close
         return fresh, usage, ""
 
@@ -214,7 +214,7 @@ class GenerativeScorer(PrefixScorer):
         usage = Usage(self.name, 1, len(ids), read.evaluated_tokens)
         return (math.nan, usage, read.error) if read.error else (label_score(*read.logits[0].tolist()), usage, "")
 
-    def _prompt(self, question: str, steps: Sequence[str], said: Sequence[Verdict]) -> list[int]:
+    def _prompt(self, question: str, steps: Sequence[str], said: Sequence[_Verdict]) -> list[int]:
         """The ids up to where the next critique is written; those of the steps before stand in them."""
         form, engine = self.form, self.engine
         last = len(steps) - 1
