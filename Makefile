@@ -88,7 +88,7 @@ $(VENV)/.core: $(VENV)/.llama-$(BUILD) pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.core
 	@echo "Installing what training and the tests need (PyTorch is the largest part)."
-	@$(PIP) -e ".[train,dev]"
+	@$(PIP) -e ".[train,serve,dev]"
 	@$(CHECKOUT_FIRST)
 	@touch $@
 
@@ -101,7 +101,7 @@ $(LATEST)/.dev: pyproject.toml
 	@$(LATEST)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
 	@$(BUILD_CACHE) CMAKE_ARGS="$(CMAKE_ARGS)" $(LATEST)/bin/python -m pip --disable-pip-version-check install --quiet \
 		llama-cpp-python
-	@CMAKE_ARGS="$(CMAKE_ARGS)" $(LATEST)/bin/python -m pip --disable-pip-version-check install --quiet -e ".[train,dev]"
+	@CMAKE_ARGS="$(CMAKE_ARGS)" $(LATEST)/bin/python -m pip --disable-pip-version-check install --quiet -e ".[train,serve,dev]"
 	@$(LATEST)/bin/python -c "import pathlib, site; \
 		pathlib.Path(site.getsitepackages()[0], 'stepwise-checkout.pth').write_text('$(CURDIR)\n')"
 	@touch $@

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from stepwise.models import load_backend
     from stepwise.models.base import Backend, Capabilities, Completion, Request
     from stepwise.models.budget import Ledger
-    from stepwise.models.provider import lm, register_litellm
     from stepwise.models.scorers import Scorer, load_scorer
     from stepwise.prompt import SolvePrompt
     from stepwise.report.notebook import traces_to_dataset, traces_to_frame
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from stepwise.routing.policy import Escalate, Keep, Policy, Signal
     from stepwise.routing.router import StepRouter
     from stepwise.routing.saved import load_policy, save_policy
+    from stepwise.serve.doors import lm, register_litellm
     from stepwise.steps import extract_answer, normalize_text, split_steps
     from stepwise.training.reinforce import grpo
     from stepwise.training.supervised import sft
@@ -63,7 +63,7 @@ __version__ = "0.1.0"
 _HOME = {
     "stepwise.models": "load_backend",
     "stepwise.models.base": "Backend Capabilities Completion Request",
-    "stepwise.models.provider": "lm register_litellm",
+    "stepwise.serve.doors": "lm register_litellm",
     "stepwise.models.budget": "Ledger",
     "stepwise.config": (
         "BudgetConfig CapsConfig Config CriticConfig ModelConfig ModelsConfig RoutingConfig SamplingConfig ScorerConfig"

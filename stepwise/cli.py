@@ -18,6 +18,7 @@ from stepwise.errors import visible
 PROGRAMS = {
     "demo": "Route lab problems under ten policies: what is saved.",
     "route": "Route problems through a weak and a strong model.",
+    "serve": "Serve a router behind an OpenAI-compatible API.",
     "calibrate": "Set a routing policy for a budget, and measure it.",
     "fit_router": "Fit the routing model (POMDP) to traces.",
     "train_router": "Train a routing policy by reinforcement.",

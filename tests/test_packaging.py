@@ -37,7 +37,7 @@ def test_constraints_are_exact_versions_and_nothing_else() -> None:
 
 def test_every_direct_dependency_is_constrained() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    direct = [*PROJECT["project"]["dependencies"], *extras["train"], *extras["dev"]]
+    direct = [*PROJECT["project"]["dependencies"], *extras["train"], *extras["serve"], *extras["dev"]]
     fixed = {line.partition("==")[0].lower().replace("_", "-") for line in CONSTRAINTS}
     for requirement in direct:
         name = re.split(r"[\[<>=!~ ]", requirement)[0].lower().replace("_", "-")

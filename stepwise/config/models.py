@@ -44,6 +44,22 @@ def model_name(text: str) -> str:
     return f"llamacpp/{text}" if bare or text.startswith("lab-") else text
 
 
+def variable_name(value: str) -> str:
+    """`value`, the name of an environment variable that holds a key; raises ValueError for what may be the key itself.
+
+    >>> variable_name("OPENAI_API_KEY")
+    'OPENAI_API_KEY'
+    """
+    if not _ENV_NAME.fullmatch(value) or _UPPERCASE_KEY.match(value):
+        raise ValueError(
+            "this does not look like the name of an environment variable (capitals, digits, underscores), so it is "
+            "not shown here; put the key in the environment and write its name, for example "
+            'api_key_env = "OPENAI_API_KEY"'
+        )
+    keep_secret(value)
+    return value
+
+
 class LoadConfig(FrozenConfig):
     """How a model is loaded and what it costs; shared by generating models and scorers.
 
@@ -115,15 +131,7 @@ class LoadConfig(FrozenConfig):
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, value: str | None) -> str | None:
-        if value is not None and (not _ENV_NAME.fullmatch(value) or _UPPERCASE_KEY.match(value)):
-            raise ValueError(
-                "this does not look like the name of an environment variable (capitals, digits, underscores), so it is "
-                "not shown here; put the key in the environment and write its name, for example "
-                'api_key_env = "OPENAI_API_KEY"'
-            )
-        if value is not None:
-            keep_secret(value)
-        return value
+        return value if value is None else variable_name(value)
 
     @field_validator("api_base")
     @classmethod

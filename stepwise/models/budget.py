@@ -128,11 +128,25 @@ class Ledger:
         `spent`, by role, is what earlier attempts at the problem cost: it counts for the problem's caps only, since
         this ledger has it already (or gets it by `record`).
         """
-        account = Ledger(self._problem_caps, self._prices)
-        account._name, account._lock, account._levels = "budget.problem", self._lock, (account, *self._levels)
+        return self.under(self._problem_caps, "budget.problem", spent)
+
+    def under(
+        self,
+        caps: CapsConfig | None,
+        name: str,
+        spent: Mapping[str, Usage] | None = None,
+        on_spent: Callable[[str, Usage], None] | None = None,
+    ) -> Ledger:
+        """A ledger with caps of its own, called `name` in errors, whose reservations must fit here too.
+
+        `spent`, by role, counts for its own caps only; its problems have the caps that problems have here.
+        """
+        child = Ledger(caps, self._prices, on_spent)
+        child._name, child._lock, child._levels = name, self._lock, (child, *self._levels)
+        child._problem_caps = self._problem_caps
         for role, usage in (spent or {}).items():
-            account._add(role, usage, account._usage)
-        return account
+            child._add(role, usage, child._usage)
+        return child
 
     def reserve(self, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1) -> Reservation:
         """Set aside at most `max_tokens` generated tokens over `calls` calls that read `prompt_tokens` in all.

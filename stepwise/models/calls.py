@@ -224,13 +224,13 @@ def pieces(call: ChatCall, events: Iterable[Drawn | Generation]) -> Iterator[str
             yield text_of(event)[sent:], event
             return
         text += decode(call.engine.token_bytes(event.token))
-        safe = len(text) - _held_back(text, call.job.stop_strings)
+        safe = len(text) - held_back(text, call.job.stop_strings)
         if safe > sent:
             yield text[sent:safe]
             sent = safe
 
 
-def _held_back(text: str, stops: Sequence[str]) -> int:
+def held_back(text: str, stops: Sequence[str]) -> int:
     """How many characters at the end of `text` may be the beginning of a stop string, or are one."""
     longest = 0
     for stop in stops:

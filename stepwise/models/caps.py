@@ -7,7 +7,7 @@ import threading
 from collections import defaultdict
 from pathlib import Path
 
-from stepwise.config import BudgetConfig, Config
+from stepwise.config import BudgetConfig, CapsConfig, Config
 from stepwise.errors import BudgetExceededError
 from stepwise.io import append_rows, read_rows
 from stepwise.models.budget import Ledger
@@ -66,6 +66,15 @@ class Caps:
             self.ledger.record(row.role, row.usage)
             for name, left in self.ledger.remaining().items() if row.apart else ():
                 self._aside[name] += (before[name] or 0.0) - (left or 0.0)
+        self._directory = directory
+
+    def under(self, caps: CapsConfig, name: str, file: str) -> Ledger:
+        """A ledger under this one with caps of its own, over all starts too: its calls stand in `file`."""
+        path = self._directory.claim(file, is_input=True)
+        spent: dict[str, Usage] = {}
+        for row in read_rows(path, _Spent):
+            spent[row.role] = spent.get(row.role, Usage()) + row.usage
+        return self.ledger.under(caps, name, spent, lambda role, usage: append_rows(path, [_Spent(role, usage)]))
 
     def check(self, done: int, coming: int, what: str = "problems") -> None:
         """Raise BudgetExceededError where `coming` problems, at the mean cost of the `done` ones, would not fit.

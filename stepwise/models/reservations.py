@@ -45,8 +45,9 @@ class Reservation:
         if not self._open:
             raise DataError(f"this reservation of {self._role} is already settled or cancelled; reserve again")
         self._open = False
-        if (on_spent := self._ledger._levels[-1]._on_spent) is not None:
-            on_spent(self._role, usage if perhaps is None else usage + perhaps)
+        for level in self._ledger._levels:
+            if level._on_spent is not None:
+                level._on_spent(self._role, usage if perhaps is None else usage + perhaps)
         self._ledger._close(self._role, self._amount, usage, perhaps)
 
     def cancel(self) -> None:

@@ -37,6 +37,25 @@ class Models(NamedTuple):
     strong: Backend | Generator
     scorer: Scorer | None = None
 
+    def wrapped(self, around: Wrappers, scorer_settings: Any = None) -> Models:
+        """The same with every concern of a call around each."""
+        scorer = None if self.scorer is None else around.scorer(self.scorer, scorer_settings)
+        return Models(around.model(self.weak, "weak"), around.model(self.strong, "strong"), scorer)
+
+
+def check_models(policy: Policy, models: Models, allow_lab: bool = False) -> Policy:
+    """`policy`, checked; raises `ConfigError` where it cannot decide on what these models write."""
+    policy = check_policy(policy)
+    if needs_scorer(policy) and models.scorer is None:
+        raise ConfigError(
+            f"policy {policy.name!r} looks at scores, but there is no scorer; "
+            "give one, for example scorer='llamacpp/lab-scorer'"
+        )
+    refuse_lab_judges(policy, models.scorer, models.weak, allow_lab)
+    scorer = models.scorer.identity if models.scorer is not None else None
+    policy.check_models(weak=models.weak.name, strong=models.strong.name, scorer=scorer)
+    return policy
+
 
 class RoutingInterrupted(KeyboardInterrupt):
     """Ctrl-C during routing. `traces` has one trace per problem, in order; those not finished end in "interrupted".
@@ -80,23 +99,10 @@ def route_all(
     Example:
         traces = route_all(problems, Models(weak, strong, scorer), Threshold(0.5), RouteSettings(seed=1))
     """
-    policy = check_policy(policy)
-    if needs_scorer(policy) and models.scorer is None:
-        raise ConfigError(
-            f"policy {policy.name!r} looks at scores, but there is no scorer; "
-            "give one, for example scorer='llamacpp/lab-scorer'"
-        )
-    refuse_lab_judges(policy, models.scorer, models.weak, settings is not None and settings.allow_lab)
-    scorer = models.scorer.identity if models.scorer is not None else None
-    policy.check_models(weak=models.weak.name, strong=models.strong.name, scorer=scorer)
     settings, ledger = settings or RouteSettings(), ledger or Ledger()
-    around = Wrappers(ledger, settings.prompt, store, callbacks, settings.run)
-    wrapped = Models(
-        around.model(models.weak, "weak"),
-        around.model(models.strong, "strong"),
-        None if models.scorer is None else around.scorer(models.scorer, scorer_settings),
-    )
-    solver_of = _Reviewed if policy.when == "solution" else Solver
+    policy = check_models(policy, models, settings.allow_lab)
+    wrapped = models.wrapped(Wrappers(ledger, settings.prompt, store, callbacks, settings.run), scorer_settings)
+    solver_of = Reviewed if policy.when == "solution" else Solver
     solvers = [
         solver_of(problem, wrapped, policy, settings, ledger.for_problem((spent or {}).get(problem)), on_step, on_trace)
         for problem in problems
@@ -118,7 +124,7 @@ def route_all(
     return traces
 
 
-class _Reviewed(Solver):
+class Reviewed(Solver):
     """One problem under a policy on the "solution": it is kept, or begun anew by the strong model (cascades)."""
 
     weak_solution: Solver | None = None  # once it was handed over

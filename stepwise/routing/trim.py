@@ -127,11 +127,11 @@ class Solver:
         if result.states:
             self.models.scorer.observe(self.problem, [_bare(step) for step in self.steps], result)
         if failure is not None and failure.kind == "budget":
-            self.refused_by = self._left(failure.cap, result)
+            self.refused_by = self._left(failure.cap, result) if failure.cap else failure.reason
             if role == "weak":
                 self._end("budget", f"the budget ended before step {len(self.steps)}: {self.refused_by}")
             else:
-                self.refused.setdefault(failure.cap, []).append(len(self.steps))
+                self.refused.setdefault(failure.cap or failure.reason, []).append(len(self.steps))
             return False
         step = Step(
             result.text, role, usage=result.usage, token_ids=result.token_ids, token_stats=result.token_stats,

@@ -1,0 +1,69 @@
+"""A server from its first request to its last: on one driver's loop, stopped by a signal or by its owner."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping
+
+from stepwise.config import Config
+from stepwise.models.budget import Ledger
+from stepwise.models.driver import Driver
+from stepwise.routing.router import StepRouter
+from stepwise.serve.app import make_app
+from stepwise.serve.service import Service
+
+_GRACE = 30  # seconds for what is open when the server stops
+
+
+class Server:
+    """`config.serve` as a server: `run` serves until `stop`, which any thread and a signal's handler may call.
+
+    Engines keep their own threads, so that requests join the running batch at the next token and HTTP is never held up
+    by a decode.
+    """
+
+    def __init__(
+        self, router: StepRouter, config: Config, ledger: Ledger, ledgers: Mapping[str, Ledger] | None = None,
+        secrets: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self._given, self._secrets = (router, config, ledger, ledgers), secrets
+        family = socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET
+        self._socket = socket.create_server((config.serve.host, config.serve.port), family=family, backlog=1024)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, from the beginning."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until `stop`; `ready` is called once requests are taken."""
+        try:
+            Driver(exact=False).run([self._serve(ready)])
+        finally:
+            self._socket.close()
+
+    def stop(self) -> None:
+        """Refuse what is new, let open steps end, and have `run` return."""
+        if self._loop is not None and self._stop is not None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def _serve(self, ready: Callable[[], None]) -> None:
+        import uvicorn
+
+        self._stop, self._loop = asyncio.Event(), asyncio.get_running_loop()
+        service = Service(*self._given)
+        server = uvicorn.Server(uvicorn.Config(
+            make_app(service, self._secrets), log_config=None, access_log=False, server_header=False, lifespan="off",
+            timeout_graceful_shutdown=_GRACE,
+        ))  # fmt: skip
+        serving = asyncio.create_task(server.serve(sockets=[self._socket]))
+        stopping = asyncio.create_task(self._stop.wait())
+        self._loop.call_soon(ready)
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await service.stop()
+        server.should_exit = True
+        await serving
