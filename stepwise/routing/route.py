@@ -44,7 +44,11 @@ class Models(NamedTuple):
 
 
 def check_models(policy: Policy, models: Models, allow_lab: bool = False) -> Policy:
-    """`policy`, checked; raises `ConfigError` where it cannot decide on what these models write."""
+    """`policy`, checked; raises `ConfigError` where it cannot decide on what these models write.
+
+    Example:
+        policy = check_models(Threshold(0.5), Models(weak, strong, scorer))
+    """
     policy = check_policy(policy)
     if needs_scorer(policy) and models.scorer is None:
         raise ConfigError(
@@ -125,7 +129,11 @@ def route_all(
 
 
 class Reviewed(Solver):
-    """One problem under a policy on the "solution": it is kept, or begun anew by the strong model (cascades)."""
+    """One problem under a policy on the "solution": it is kept, or begun anew by the strong model (cascades).
+
+    Example:
+        trace = await Reviewed(problem, models, policy, settings, Ledger()).run()
+    """
 
     weak_solution: Solver | None = None  # once it was handed over
 

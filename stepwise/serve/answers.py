@@ -26,7 +26,12 @@ Tell = Callable[[str, Step], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request asks for beside its question; `keep`: without strong model or scorer, weak steps stand."""
+    """What a request asks for beside its question; `keep`: without strong model or scorer, weak steps stand.
+
+    Example:
+        >>> Limits(100, ("END",)).keep
+        True
+    """
 
     max_tokens: int
     stop: tuple[str, ...] = ()
@@ -37,6 +42,10 @@ class Answer(Solver):
     """Solves a problem until it is done, or one of the request's limits is met; `tell` gets each new piece of text.
 
     A step is told once it is accepted; of a cascade nothing before it is decided who writes the solution.
+
+    Example:
+        answer = answer_for(policy, problem, models, settings, account, Limits(100), lambda text, step: print(text))
+        trace = await answer.run()
     """
 
     def __init__(
@@ -131,11 +140,15 @@ class Answer(Solver):
         return self._act(Keep(self.faults[-1]))
 
 
-class ReviewedAnswer(Answer, Reviewed):
+class _ReviewedAnswer(Answer, Reviewed):
     """An answer under a policy on whole solutions."""
 
 
 def answer_for(policy: Policy, *given: Any) -> Answer:
-    """An answer under `policy`, with what else an `Answer` takes."""
+    """An answer under `policy`, with what else an `Answer` takes; see there.
+
+    Example:
+        answer_for(policy, problem, models, settings, account, Limits(100), lambda text, step: print(text))
+    """
     problem, models, *rest = given
-    return (ReviewedAnswer if policy.when == "solution" else Answer)(problem, models, policy, *rest)
+    return (_ReviewedAnswer if policy.when == "solution" else Answer)(problem, models, policy, *rest)

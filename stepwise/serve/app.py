@@ -35,7 +35,8 @@ _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "R
 def make_app(service: Service, secrets: Mapping[str, str] | None = None) -> FastAPI:
     """The application of `service`; `secrets` are the keys that clients may send, by name (without any, all may ask).
 
-    Raises MissingDependencyError without FastAPI.
+    Example:
+        uvicorn.run(make_app(service, {"alice": os.environ["ALICE_KEY"]}))
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     settings, metrics, keys = service.settings, service.metrics, dict(secrets or {})

@@ -23,6 +23,10 @@ _STATUS = {"refused": (400, "invalid_request_error"), "again": (503, "server_err
 class Asked:
     """The answers to one request, and the queue in which their pieces come: (number, text, step), without a step at the
     end of an answer, None at the end of all.
+
+    Example:
+        asked = Asked(request, served, 1, account, Metrics())
+        chunk = await asked.completion(timeout=60)
     """
 
     def __init__(self, request: ChatRequest, served: Served, seed: int, account: Ledger, metrics: Metrics) -> None:

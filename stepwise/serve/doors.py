@@ -75,7 +75,11 @@ def lm(
 
 
 def close_routers() -> int:
-    """Close the routers that calls have loaded; says how many. The next call loads anew."""
+    """Close the routers that calls have loaded; says how many. The next call loads anew.
+
+    >>> close_routers()
+    0
+    """
     with _lock:
         routers = [_open.pop(key) for key in list(_open)]
     for router in routers:
@@ -91,7 +95,7 @@ class _Router:
         from stepwise.serve.service import Service
 
         ledger, ready = Ledger.for_config(config), threading.Event()
-        self._error: BaseException | None = None
+        self._errors: list[BaseException] = []
         self._models = Service.router(config)
 
         async def main() -> None:
@@ -107,16 +111,16 @@ class _Router:
             try:
                 Driver(exact=False).run([main()])
             except BaseException as error:
-                self._error = error
+                self._errors.append(error)
             finally:
                 ready.set()
 
         self._thread = threading.Thread(target=work, name="stepwise-router", daemon=True)
         self._thread.start()
         ready.wait()
-        if self._error is not None:
+        for error in self._errors:
             self._models.close()
-            raise self._error
+            raise error
 
     def start(self, work: Coroutine[Any, Any, T]) -> Any:
         """`work` on the router's loop, as a future of `concurrent.futures`."""
@@ -151,7 +155,11 @@ def _router_of(path: str, hash: str) -> _Router:
 
 
 class RouterHandler:
-    """What LiteLLM calls for `stepwise/...`; errors are LiteLLM's."""
+    """What LiteLLM calls for `stepwise/...`; errors are LiteLLM's. `register_litellm` hands it over.
+
+    Example:
+        litellm.completion("stepwise/router.toml/router-never", messages=messages, stream=True)
+    """
 
     def completion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:
         """A ModelResponse; what is ours to say of it (`service`) stands in its `stepwise`."""

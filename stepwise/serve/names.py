@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from stepwise.config import POLICIES, Config
 from stepwise.errors import StepwiseError, reason_of
+from stepwise.routing.deciding import label_of
 from stepwise.routing.names import ModelNames
-from stepwise.routing.policy import Policy, label_of
+from stepwise.routing.policy import Policy
 from stepwise.routing.route import Models, check_models
 from stepwise.routing.saved import load_policy, policy_from_config, policy_from_dict
 from stepwise.routing.signal_policies import Signalled
@@ -25,7 +26,12 @@ _NAME = re.compile(rf"router-(?P<policy>[a-z_]+)(?:-(?P<point>{_POINT.pattern}))
 
 
 class Served(NamedTuple):
-    """A policy that answers, and what is known of it: whether it was set for these models and this prompt."""
+    """A policy that answers, and what is known of it: whether it was set for these models and this prompt.
+
+    Example:
+        >>> Served(policy_from_dict({"policy": "never"}), False, "set by hand").label
+        'Never (weak alone)'
+    """
 
     policy: Policy
     calibrated: bool

@@ -22,7 +22,12 @@ _ROLES = {"system": "System", "developer": "System", "user": "User", "assistant"
 
 
 class ApiError(Exception):
-    """What a client is told instead of an answer, in OpenAI's form."""
+    """What a client is told instead of an answer, in OpenAI's form.
+
+    Example:
+        >>> ApiError(400, "n: at most 8", param="n").body["error"]["type"]
+        'invalid_request_error'
+    """
 
     def __init__(
         self, status: int, message: str, *, kind: str = "invalid_request_error", code: str | None = None,
@@ -68,7 +73,13 @@ class _Extension(_Strict):
 
 
 class ChatRequest(_Strict):
-    """A request that is honoured in every field."""
+    r"""A request that is honoured in every field.
+
+    Example:
+        >>> asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
+        >>> ChatRequest.read({"model": "router", "messages": asked, "seed": 1}).question
+        'System: Be brief.\n\nUser: 1 + 1?'
+    """
 
     model: str = Field(max_length=200)
     messages: list[_Message] = Field(min_length=1, max_length=_MAX_MESSAGES)
@@ -119,7 +130,12 @@ class ChatRequest(_Strict):
 
 
 def place_of(error: BaseException) -> str:
-    """An error for the log: its class and where it was raised, and nothing that a client sent."""
+    """An error for the log: its class and where it was raised, and nothing that a client sent.
+
+    Example:
+        >>> place_of(ValueError("a question"))
+        'ValueError'
+    """
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}" if frames else type(error).__name__
 

@@ -21,6 +21,10 @@ class Server:
 
     Engines keep their own threads, so that requests join the running batch at the next token and HTTP is never held up
     by a decode.
+
+    Example:
+        with Service.router(config) as router:
+            Server(router, config, Ledger.for_config(config)).run()
     """
 
     def __init__(

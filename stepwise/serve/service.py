@@ -43,6 +43,11 @@ class Service:
 
     `ledgers` has one for each key, by its name in [serve.api_keys]; a request without a key counts for `ledger`.
     The router's models are the caller's to close.
+
+    Example:
+        with Service.router(config) as router:
+            service = Service(router, config, Ledger.for_config(config))
+            reply = await service.chat({"model": "router", "messages": [{"role": "user", "content": "1 + 1?"}]})
     """
 
     def __init__(
