@@ -11,7 +11,7 @@ from stepwise.models.lab_judges import refuse_lab_judge
 from stepwise.models.scorers.probe import refuse_without_states
 from stepwise.routing.deciding import needs_scorer
 from stepwise.routing.policy import Policy
-from stepwise.runs.plan import PlannedCalls, likely_tokens, scorer_tokens
+from stepwise.runs.plan import PlannedCalls, likely_tokens, plan_critiques
 from stepwise.types import Problem
 
 _STEPS, _ESCALATED = 6, 0.3  # of a usual solution of a real model: how many, and which share goes to the strong model
@@ -69,14 +69,14 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
 
     def calls_of(role: Roles, asked: int, share: float, arms: int) -> PlannedCalls:
         """`asked` calls a step in all, of which usually a `share` is made, under so many policies."""
-        calls, local, scores = asked * count * steps, role == "scorer" or config.role(role).local, role == "scorer"
+        calls, local, generates = asked * count * steps, role == "scorer" or config.role(role).local, role != "scorer"
         # A local model evaluates each token of a solution once; an API reads the whole prefix again at every step.
         prompt = longest + steps * width if local else steps * (longest + steps * width // 2)
         seen = arms * ((read + solution) if local else int(usual * share * (read + solution // 2)))
-        often, critiques = int(asked * count * usual * share), scorer_tokens(config)
-        written = often * critiques // 2 if scores else int(asked * solution * share)
-        likely = PlannedCalls(role, often, seen, written)
-        return PlannedCalls(role, calls, asked * count * prompt, calls * (critiques if scores else width), likely)
+        likely = PlannedCalls(
+            role, int(asked * count * usual * share), seen, int(asked * solution * share) if generates else 0
+        )
+        return PlannedCalls(role, calls, asked * count * prompt, calls * width if generates else 0, likely)
 
     writing = {
         "weak": [p for p in policies if p.name != "always"],
@@ -93,5 +93,10 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
     ]
     if scored:
         most = sum(policy.calls_per_step.get("scorer", 1) for policy in scored)
-        parts.append(calls_of("scorer", most, 1.0, len(scored)))
+        longest_ones = [(length + steps * width, steps) for length in prompts] * most
+        usual_ones = [
+            (length // 3 + likely_tokens(p, steps * width), usual) for p, length in zip(problems, prompts, strict=True)
+        ]
+        critiques = plan_critiques(config, longest_ones, usual_ones * most)
+        parts.append(critiques or calls_of("scorer", most, 1.0, len(scored)))
     return parts

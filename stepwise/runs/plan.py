@@ -51,14 +51,23 @@ class PlannedCalls:
     likely: PlannedCalls | None = None
 
 
-def scorer_tokens(config: Config) -> int:
-    """The most tokens that the scorer writes about a step: its critiques.
+def plan_critiques(
+    config: Config, attempts: Sequence[tuple[int, int]], likely: Sequence[tuple[int, int]] = ()
+) -> PlannedCalls | None:
+    """The most that a generative scorer could be asked for, None for another; attempts as in `plan_localizing`. Each
+    vote on a step is a call that reads the attempt and the vote's critiques of the steps before.
 
     Example:
-        >>> scorer_tokens(Config(scorer={"kind": "generative", "votes": 2, "critique_tokens": 100}))
-        200
+        >>> plan_critiques(Config(scorer={"kind": "generative", "votes": 2, "critique_tokens": 100}), [(300, 3)])
+        PlannedCalls(role='scorer', calls=6, prompt_tokens=15600, generated_tokens=600, likely=None)
     """
-    return config.scorer.votes * config.scorer.critique_tokens if config.scorer.kind == "generative" else 0
+    votes, tokens = config.scorer.votes, config.scorer.critique_tokens
+    if config.scorer.kind != "generative":
+        return None
+    calls = votes * sum(steps for _, steps in attempts)
+    read = sum(votes * steps * (length + steps * tokens + _INSTRUCTIONS) for length, steps in attempts)
+    usual = plan_critiques(config, likely) if likely else None
+    return PlannedCalls("scorer", calls, read, calls * tokens, usual)
 
 
 def plan_localizing(config: Config, attempts: Sequence[tuple[int, int]]) -> list[PlannedCalls]:
@@ -75,8 +84,9 @@ def plan_localizing(config: Config, attempts: Sequence[tuple[int, int]]) -> list
     if how.method == "reference":
         return []
     if how.method == "scorer":
-        written = sum(steps for _, steps in attempts) * scorer_tokens(config)
-        return [PlannedCalls("scorer", len(texts), sum(texts), written)] if config.scorer.kind != "constant" else []
+        if critiques := plan_critiques(config, attempts):
+            return [critiques]
+        return [PlannedCalls("scorer", len(texts), sum(texts), 0)] if config.scorer.kind != "constant" else []
     passes = [{"vote": how.samples, "bisect": 1 + (n - 1).bit_length()}.get(how.method, 1) for _, n in attempts]
     return [_asked_twice(config, texts, passes, 0)] if texts else []
 
@@ -156,8 +166,10 @@ def _likely_collecting(
         "critic": PlannedCalls("critic", n * asked, asked * seen, written),
     }
     if how.method == "scorer":
-        written = n * failures * _LIKELY_STEPS * scorer_tokens(config) // 2
-        found["scorer"] = PlannedCalls("scorer", n * failures, failures * seen, written)
+        usual = [(question + length, _LIKELY_STEPS) for question, length in zip(questions, lengths, strict=True)]
+        found["scorer"] = plan_critiques(config, usual * failures) or PlannedCalls(
+            "scorer", n * failures, failures * seen, 0
+        )
     return found
 
 

@@ -172,7 +172,7 @@ def test_votes_are_drawn_apart_and_their_probabilities_or_verdicts_are_averaged(
         )
         == 4
     )
-    assert share.usage == Usage(share.name, 6, share.usage.prompt_tokens, 3 * 12, 6)
+    assert share.usage == Usage(share.name, 3, share.usage.prompt_tokens, 3 * 12, 6)
     single = ScriptedEngine("A.")
     scorer(single).score(P, STEPS[:1])
     assert single.jobs[0].temperature == 0

@@ -205,13 +205,13 @@ class GenerativeScorer(PrefixScorer):
         return fresh, usage, ""
 
     async def _read(self, before: Sequence[int], text: str) -> tuple[float, Usage, str]:
-        """P(right) where the two verdicts part, after the ids `before` and `text`."""
+        """P(right) where the two verdicts part, after the ids `before` and `text`; part of the critique's call."""
         form = self.form
         good, bad = (self.engine.tokenize(text + word + form.close) for word in (form.good, form.bad))
         place = next(i for i, pair in enumerate(zip(good, bad, strict=False)) if pair[0] != pair[1])
         ids = [*before, *good[:place]]
         (read,) = await self.engine.ascore([ids], [[len(ids) - 1]], [good[place], bad[place]])
-        usage = Usage(self.name, 1, len(ids), read.evaluated_tokens)
+        usage = Usage(self.name, 0, len(ids), read.evaluated_tokens)
         return (math.nan, usage, read.error) if read.error else (label_score(*read.logits[0].tolist()), usage, "")
 
     def _prompt(self, question: str, steps: Sequence[str], said: Sequence[_Verdict]) -> list[int]:
