@@ -49,6 +49,8 @@ class _Options(Options):
 @program(_Options, doc=__doc__, resumable=False)
 def main(run: Run[_Options]) -> None:
     gaps: dict[str, Any] = {}
+    names = " ".join(path.name for path in run.args.ggufs)
+    command = f"python -m evals.sampler_gaps {names} --n {run.args.n} --max-tokens {run.args.max_tokens}"
     for gguf in run.args.ggufs:
         with TemporaryDirectory(dir=run.out) as folder:
             base = import_gguf(gguf, Path(folder) / "base")
@@ -57,10 +59,8 @@ def main(run: Run[_Options]) -> None:
                 file = source if kind == "F16" else _quantized(source, Path(folder) / f"{kind}.gguf", kind)
                 gaps.setdefault(gguf.stem, {})[kind] = row = _gap(run.args, file, base)
                 run.say(f"{gguf.stem} {kind}: mean {row['mean']:.4f}, most {row['most']:.3f}, {row['tokens']} tokens")
-    names = " ".join(path.name for path in run.args.ggufs)
-    command = f"python -m evals.sampler_gaps {names} --n {run.args.n} --max-tokens {run.args.max_tokens}"
-    text = json.dumps({"command": command, "cache": "f16", "gaps": gaps}, indent=1)
-    write_text(run.path("gaps.json"), text + "\n")
+                text = json.dumps({"command": command, "cache": "f16", "gaps": gaps}, indent=1)
+                write_text(run.path("gaps.json"), text + "\n")  # of each as it comes: a real model takes minutes
 
 
 def _quantized(source: Path, target: Path, kind: str) -> Path:
