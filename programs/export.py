@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from stepwise.export.gguf import Quantization, export_gguf, export_lora_gguf
 from stepwise.io import write_text
 from stepwise.models.safetensors import fingerprint
+from stepwise.runs.progress import announce
 from stepwise.runs.shell import POSITIONAL, Options, Run, one_of, program
 from stepwise.training.adapters import adapter_directory, base_of, check_adapter, merge, read_card
 from stepwise.training.cards import base_name, front_matter, markdown_table
@@ -58,7 +59,9 @@ def main(run: Run[_Options]) -> None:
 
 def _merged_gguf(run: Run[_Options], adapter: Path, base: Path) -> Path:
     with TemporaryDirectory(dir=run.out, prefix=".merging-") as folder:
+        announce(f"merging {adapter} into {base}")
         merged = merge(adapter, Path(folder) / base_name(base).rpartition("/")[2], base)
+        announce(f"writing model.gguf ({run.args.quantization})")
         file = export_gguf(merged, run.path("model.gguf"), run.args.quantization)
         if run.args.transformers:
             for part in sorted(merged.iterdir()):

@@ -6,12 +6,11 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import cloudpickle
 import dspy
 from dspy.predict.parameter import Parameter
 
 from stepwise.config import ModelConfig
-from stepwise.errors import ConfigError
+from stepwise.errors import ConfigError, DataError
 from stepwise.models import provider
 
 
@@ -67,13 +66,22 @@ class Predictor(dspy.Predict):  # type: ignore[misc]
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickle writes: the signature by value, since its class may be one that was made on the way."""
+        """What pickle writes: of the signature, whose class may be one that was made on the way, name, instructions and
+        fields. Nothing in it is run when it is read; what else DSPy saves whole it reads where `allow_pickle` says so.
+        """
         state: dict[str, Any] = super().__getstate__()
-        return {**state, "signature": cloudpickle.dumps(state["signature"])}
+        signature = state["signature"]
+        return {**state, "signature": (signature.__name__, signature.instructions, _described(signature))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """What pickle wrote; the model is made known to LiteLLM."""
-        super().__setstate__({**state, "signature": cloudpickle.loads(state["signature"])})
+        """What pickle wrote; the model is made known to LiteLLM. Raises DataError for a signature in another form."""
+        if not isinstance(state.get("signature"), tuple):
+            raise DataError(
+                f"a predictor was saved with its signature as {type(state.get('signature')).__name__}, by an earlier "
+                "version; make the program anew and load its state: program.load('program.json')"
+            )
+        name, instructions, fields = state["signature"]
+        super().__setstate__({**state, "signature": dspy.make_signature(fields, instructions, name)})
         self._declare_lm()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Predictor:
@@ -90,3 +98,8 @@ class Predictor(dspy.Predict):  # type: ignore[misc]
             provider.declare(
                 self.lm.model, None, self.lm.kwargs.get("context", ModelConfig.model_fields["context"].default)
             )
+
+
+def _described(signature: Any) -> dict[str, tuple[Any, Any]]:
+    """Type and field of each name, in order: inputs, then outputs."""
+    return {name: (field.annotation, field) for name, field in signature.fields.items()}

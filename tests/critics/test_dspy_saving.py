@@ -18,7 +18,9 @@ import stepwise as sw
 from stepwise import ErrorLocalizer, InterventionProposer, StepJudge, StepRouter, routing
 from stepwise.config import ScorerConfig
 from stepwise.critics.feedback import first_error_metric
-from stepwise.errors import ConfigError
+from stepwise.critics.parameters import Predictor
+from stepwise.critics.signatures import VerifyAttempt
+from stepwise.errors import ConfigError, DataError
 from stepwise.models.shared import close_engines
 from tests.critics.critic import judged, proposed, reviewed, verified, wanted
 from tests.critics.programs import Panel, Repair
@@ -319,3 +321,22 @@ def test_a_scorer_is_loaded_anew_and_one_that_was_handed_in_loaded_is_refused() 
         router = StepRouter(weak, weak, policy=routing.Never())
         with pytest.raises(ConfigError, match=r"weak: a model that is loaded cannot be saved.*name"):
             pickle.dumps(router)
+
+
+def test_a_saved_predictor_holds_no_code_of_its_own() -> None:
+    predictor = Predictor(VerifyAttempt.with_instructions("Find the first error."))
+    state = predictor.__getstate__()
+    name, instructions, fields = state["signature"]
+    assert (name, instructions) == (predictor.signature.__name__, "Find the first error.")
+    assert list(fields) == list(VerifyAttempt.fields)
+    loaded = pickle.loads(pickle.dumps(predictor))
+    assert loaded.signature.equals(predictor.signature)
+    ran = list[str]()
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return ran.append, ("run",)
+
+    with pytest.raises(DataError, match="by an earlier version; make the program anew and load its state"):
+        Predictor(VerifyAttempt).__setstate__({**state, "signature": cloudpickle.dumps(Bomb())})
+    assert ran == []
