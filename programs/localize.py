@@ -18,7 +18,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -46,9 +46,7 @@ _FIELDS = ("id", "question", "problem", "steps", "solution", "reference", "answe
 
 
 class _Attempt(NamedTuple):
-    """A problem, the steps of an attempt at it, and the number of the first wrong one where the row is labelled (-1:
-    there is none).
-    """
+    """A problem, the steps of an attempt at it, and, of a labelled row, its first wrong one (-1: there is none)."""
 
     problem: Problem
     steps: list[str]
@@ -90,12 +88,12 @@ def _size(problem: Problem, steps: list[str]) -> tuple[int, int]:
 
 
 @program(_Options, doc=__doc__, plan=_plan, resumable=False)
-def main(run: Run[_Options]) -> int:
+def main(run: Run[_Options], module: Callable[[Config], Any] = ErrorLocalizer.from_config) -> int:
     if run.args.compare:
-        return _compare(run)
+        return _compare(run, module)
     attempt, first, located, proposed = _read(run.args), run.args.first_error, None, None
     if first is None:
-        located = _localized(run.config, attempt)
+        located = _localized(module(run.config), run.config, attempt)
         first = located.first_error
         if not run.args.as_json:
             _show_located(run, attempt, located)
@@ -113,9 +111,9 @@ def main(run: Run[_Options]) -> int:
     return int(failure is not None)
 
 
-def _localized(config: Config, attempt: _Attempt) -> Any:
-    """The prediction of the configuration's ErrorLocalizer."""
-    located = _asked(ErrorLocalizer.from_config(config), problem=attempt.problem, steps=attempt.steps)
+def _localized(module: Any, config: Config, attempt: _Attempt) -> Any:
+    """The prediction of `module`."""
+    located = _asked(module, problem=attempt.problem, steps=attempt.steps)
     try:
         refuse_lab_judge_of([attempt.problem.question], critics_of(config)["localizer"], "critic", config.allow_lab)
     except ConfigError as error:  # one verdict that is looked at is shown, with what it is worth
@@ -133,12 +131,22 @@ def _asked(module: Any, **item: Any) -> Any:
         raise BackendError(f"models.critic was asked and failed: {str(error).strip().splitlines()[0]}") from error
 
 
-def _compare(run: Run[_Options]) -> int:
-    """Ask about every labelled row, and print what that is worth beside a guess and beside the references."""
-    rows = _labelled(run.config, run.args)
+def _compare(run: Run[_Options], module: Callable[[Config], Any]) -> int:
+    """Ask about every labelled row, until Ctrl-C, and print what that is worth beside a guess and the references."""
+    rows, answered = _labelled(run.config, run.args), dict[int, Outcome]()
     items = [{"problem": row.problem, "steps": [step.text for step in row.trace.steps]} for row in rows]
-    predictions = run_all(ErrorLocalizer.from_config(run.config), items, concurrency=1, progress="localizing")
-    said = [Outcome(None if p.failure else p.first_error, p.failure or "", usage=p.usage) for p in predictions]
+
+    def hear(index: int, p: Any) -> None:
+        answered[index] = Outcome(None if p.failure else p.first_error, p.failure or "", usage=p.usage)
+
+    try:
+        run_all(module(run.config), items, concurrency=1, progress="localizing", on_result=hear)
+    except KeyboardInterrupt:
+        if not answered:
+            raise
+        run.say(f"interrupted after {len(answered)} of {len(rows)} rows; of these:")
+    places, code = sorted(answered), 0 if len(answered) == len(rows) else 130
+    rows, said = [rows[i] for i in places], [answered[i] for i in places]
     found = above_constant(said, rows)
     asked = {"scorer": run.config.scorer.title, "reference": "the references' numbers"}
     name = asked.get(run.config.critic.method, run.config.models.critic.model)
@@ -147,7 +155,7 @@ def _compare(run: Run[_Options]) -> int:
         lines["the references' numbers"] = above_constant([absent_number(row) for row in rows], rows)
     if run.args.as_json:
         run.say_json({name: {**line._asdict(), "difference": line.difference} for name, line in lines.items()})
-        return 0
+        return code
     for who, line in lines.items():
         run.say(f"{who}: {line}")
     if counts.right:
@@ -156,7 +164,7 @@ def _compare(run: Run[_Options]) -> int:
         run.say(f"{len(failures)} of {len(said)} failed, for example: {failures[0].splitlines()[0][:160]}")
     if found.difference is not None and found.difference.low <= 0:
         run.say('Interventions at places that are a guess are spent in vain: take a larger critic, or "reference".')
-    return 0
+    return code
 
 
 # ----- what is printed
@@ -240,9 +248,7 @@ def _labelled(config: Config, args: _Options) -> list[ProcessBenchRow]:
     rows = read_rows(args.file)[: args.n]
     if not rows:
         raise DataError(f"{args.file} holds no rows; give a file with the columns problem, steps, label")
-    refuse_lab_judge_of(
-        (row.problem.question for row in rows), critics_of(config)["localizer"], "critic", config.allow_lab
-    )
+    refuse_lab_judge_of([r.problem.question for r in rows], critics_of(config)["localizer"], "critic", config.allow_lab)
     return rows
 
 

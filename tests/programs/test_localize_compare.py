@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from programs import localize
+from stepwise import critics
 
 ROWS = [
     (["Half of 48 is 24.", "48 + 24 = 62.", "So 62."], 1),
@@ -64,3 +66,19 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     assert run(*(labelled if part == "FILE" else part for part in arguments)) != 0
     assert said in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_what_was_answered(labelled: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+
+    def module(**item: Any) -> Any:
+        asked.append(item)
+        if len(asked) > 3:
+            raise KeyboardInterrupt
+        return critics.ErrorLocalizer(method="reference")(**item)
+
+    arguments = [labelled, "--compare", "--set", "critic.method=reference"]
+    assert localize.main(arguments, module=lambda _: module) == 130
+    out = " ".join(capsys.readouterr().out.split())
+    assert "interrupted after 3 of 5 rows; of these:" in out
+    assert "the references' numbers: 3 of 3 first errors" in out
