@@ -39,7 +39,7 @@ from stepwise.report.first_try import COLUMNS, in_words, table_rows
 from stepwise.report.terminal import StepStream, show_trace
 from stepwise.routing.compare import against, against_in_words, judge, verdict_of
 from stepwise.routing.deciding import needs_scorer
-from stepwise.routing.first_try import SIGNAL, first_try, parts
+from stepwise.routing.first_try import first_try, free_signal, parts
 from stepwise.routing.learned import Learned
 from stepwise.routing.metrics import cost_of, savings
 from stepwise.routing.names import ModelNames
@@ -169,7 +169,7 @@ def _first_problems_of(args: _Options) -> list[Problem]:
 def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     if _is_first_try(config, args):
         aside, problems = parts(_first_problems_of(args))
-        arms = plan_routing(config, [Never(), Signalled(SIGNAL, 0.0)], problems)
+        arms = plan_routing(config, [Never(), Signalled(free_signal(config.models.weak.local), 0.0)], problems)
         return [*arms, *plan_routing(config, [Never()], aside)]
     saved, names = _policy_of(config, args), config.models
     if not args.force:

@@ -24,7 +24,6 @@ from stepwise.types import Problem
 if TYPE_CHECKING:
     from stepwise.routing.router import StepRouter
 
-SIGNAL = "least_logprob"
 SHARE = 0.3
 """Of the weak model's steps, those that are escalated on the problems where the threshold is set."""
 LEAST_PROBLEMS = 8
@@ -68,6 +67,16 @@ def parts(problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
     return list(problems[:count]), list(problems[count:])
 
 
+def free_signal(knows_entropy: bool) -> str:
+    """The signal that told most, of those that cost nothing, in docs/real.md: the mean entropy at the tokens of a step,
+    which only a model in this process knows, else the mean log-probability of the tokens drawn.
+
+    >>> free_signal(True), free_signal(False)
+    ('entropy', 'mean_logprob')
+    """
+    return "entropy" if knows_entropy else "mean_logprob"
+
+
 def first_try(router: StepRouter, problems: Sequence[Problem], *, share: float = SHARE) -> FirstTry:
     """Set the policy and measure it, with the models, caps and the cache of answers of `router`.
 
@@ -77,13 +86,14 @@ def first_try(router: StepRouter, problems: Sequence[Problem], *, share: float =
         first = first_try(sw.StepRouter("llamacpp/weak.gguf", "llamacpp/strong.gguf"), sw.load_problems("gsm8k.jsonl"))
         print(first.measured)
     """
-    signal, (aside, rest) = as_signal(SIGNAL), parts(problems)
+    signal = as_signal(free_signal(router.models.weak.capabilities.entropy))
+    aside, rest = parts(problems)
     watch = Watch(signal)
     traces = router.with_policy(watch).solve_all(aside, description="setting the threshold")
     values = [value for own in watch.values.values() for value in own]
     if not values:
         reason = traces[0].note or "the weak model wrote no step"
-        raise DataError(f"no step of {len(aside)} problems has the signal {SIGNAL!r}, for example: {reason}")
+        raise DataError(f"no step of {len(aside)} problems has the signal {signal.name!r}, for example: {reason}")
     policy = Signalled(signal, threshold_at(signal.worse, values, share))
     measured = compare(router, [Never(), policy], rest)
     cap = max(_LEAST_CAP, measured[1].cost.strong_tokens)
