@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PositiveInt
 
 from stepwise.data.problems import SOURCES, load_problems
-from stepwise.errors import DataError
+from stepwise.errors import BudgetExceededError, DataError
 from stepwise.io import read_rows
 from stepwise.lab.problems import generate
 from stepwise.models.caps import uncapped
@@ -25,6 +25,7 @@ from stepwise.report import Report, write_report
 from stepwise.report.shell import of_the_lab
 from stepwise.rounds import LoopPoint, LoopResult, LoopRound, LoopSettings, loop
 from stepwise.rounds.learning import TRACES
+from stepwise.rounds.results import read_loop
 from stepwise.routing.compare import TraceView
 from stepwise.routing.deciding import label_of
 from stepwise.routing.policies import Always, Never
@@ -38,6 +39,7 @@ _ALONE = (label_of(Never()), label_of(Always()))
 
 class _Options(Options, LoopSettings):
     model_config = ConfigDict(strict=False)
+    neutral = ("rounds",)
 
     problems: Annotated[str | None, _WHERE] = Field(None, description=f"to train on: {SOURCES}")
     lab: Annotated[PositiveInt | None, _WHERE] = None
@@ -69,13 +71,19 @@ def _sets(args: _Options) -> tuple[list[Problem], list[Problem], list[Problem]]:
 def main(run: Run[_Options]) -> None:
     args, (train, validation, test) = run.args, _sets(run.args)
     settings = LoopSettings(**{name: getattr(args, name) for name in LoopSettings.model_fields})
-    result = loop(train, run.config, run.directory, validation=validation, test=test, settings=settings)
-    _show(run, result, len(train))
+    try:
+        loop(train, run.config, run.directory, validation=validation, test=test, settings=settings)
+    except (BudgetExceededError, KeyboardInterrupt):  # the rounds that are done are shown
+        if (run.directory.path / "rounds.jsonl").exists():
+            _show(run, read_loop(run.out), len(train))
+        raise
+    _show(run, read_loop(run.out), len(train))
 
 
 def _show(run: Run[_Options], result: LoopResult, trained_on: int) -> None:
     """A row a round; its setting was chosen on validation problems, and is measured here on the test problems."""
     args, rows, policy = run.args, [], run.config.routing.policy
+    known = {row["round"] for row in run.rows("metrics.jsonl")}
     for done in result.rounds:
         weak = result.point(done.measured, _ALONE[0])
         routed = next(
@@ -87,6 +95,8 @@ def _show(run: Run[_Options], result: LoopResult, trained_on: int) -> None:
             str(done.number), f"{weak.at().accuracy:.1%}", f"{done.setting:g}", f"{routed.at().accuracy:.1%}",
             f"{routed.at().cost:.1f}", "-" if tokens is None else f"{tokens:.1f}", _band(saved),
         ))  # fmt: skip
+        if done.number in known:
+            continue
         run.metrics(
             round=done.number,
             weak=weak.at().accuracy,

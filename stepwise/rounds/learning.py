@@ -90,8 +90,8 @@ def loop(
     """Route, learn, and route again, for `settings.rounds` rounds; everything is kept in the directory `out`.
 
     `problems` are trained on, `validation` chooses settings and may roll a round back, `test` is measured on alone; all
-    are whatever `load_problems` takes, and have answers. Stopped at any moment, the same call goes on where it was.
-    Caps of [budget] hold for each stage. Raises DataError for problems that are in two of the three or have no answer,
+    are whatever `load_problems` takes, and have answers. Stopped at any moment, the same call goes on where it was;
+    `settings.rounds` may be raised later. Caps of [budget] hold for each stage. Raises DataError for problems that are in two of the three or have no answer,
     ConfigError for a policy without an operating point; else as `collect`, `sft`, `grpo` and `StepRouter` do.
 
     Example:
@@ -105,7 +105,7 @@ def loop(
     parts: dict[Part, list[Problem]] = {"validation": load_problems(validation), "test": load_problems(test)}
     _check(train, parts, policy_from_config(cfg.routing))
     digest = key_of({"problems": [[to_json(p) for p in some] for some in (train, *parts.values())]})
-    arguments = {**settings.model_dump(mode="json"), "problems": digest}
+    arguments = {**settings.model_dump(mode="json", exclude={"rounds"}), "problems": digest}
     with opened(out, program="loop", config=cfg, arguments=arguments) as directory:
         return _Loop(cfg, directory, train, parts, settings).run()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from stepwise.errors import DataError
+from stepwise.io import read_json, read_rows
 from stepwise.records import record
 from stepwise.routing import Always, Never
 from stepwise.routing.compare import Measured, PolicyRow
@@ -110,6 +112,19 @@ class LoopResult:
         if own.accuracy >= weak.accuracy + target * (strong.accuracy - weak.accuracy):
             return own.cost
         return cpt_interpolated(here, weak, strong, target)
+
+
+def read_loop(out: str | Path) -> LoopResult:
+    """What a loop has done so far in the directory `out`. Raises DataError where it has finished no round.
+
+    Example:
+        read_loop("out/loop").rounds[-1].held
+    """
+    rounds = read_rows(Path(out) / "rounds.jsonl", LoopRound)
+    if not rounds:
+        raise DataError(f"{out} has no finished round of a loop; start one with `stepwise loop`")
+    target = read_json(Path(out) / "target.json", "give another directory")["accuracy"]
+    return LoopResult(float(target), tuple(rounds), tuple(read_rows(Path(out) / "points.jsonl", LoopPoint)))
 
 
 def point_of(number: int, part: Part, measured: Sequence[Measured]) -> LoopPoint:
