@@ -2,8 +2,9 @@
 transformers with the weights that it was made from, on the sampler's own solutions.
 
 For each GGUF that is given: its weights are taken as they are (`stepwise import`), written as F16, and quantized by
-llama.cpp into each other type. The figures, mean absolute differences of log-probabilities in nats, go to gaps.json; a
-copy of it is stepwise/training/sampler_gaps.json, which the tolerance of the first step of `train rl` is made of.
+llama.cpp into each other type. The figures, mean absolute differences of log-probabilities in nats, go to gaps.json:
+what `rl.tolerance` of such a model has to allow. A GGUF that is quantized already has lost what quantizing it to the
+same type again would lose, so that its own type comes out too small.
 """
 
 from __future__ import annotations

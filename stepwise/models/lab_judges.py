@@ -19,6 +19,7 @@ from stepwise.models.hub import PREFIX, gguf_path
 _NAMED = re.compile(rf"(?<![\w-])(?:{'|'.join((*MODELS, *ADAPTERS))})(?![\w-])")
 _ASKS = ("score", "score_detailed", "generate", "continue_solutions")
 _DEPTH = 2  # how deep in an object of a user's its models are looked for
+_WIDTH = 32  # and how many things in a list of it: longer ones are numbers
 _REMEDY = "or allow this one: allow_lab = true (allow_lab=True in a script)"
 
 
@@ -96,7 +97,7 @@ def _names(model: Any, depth: int = 0) -> Iterator[str]:
         if isinstance(name := getattr(model, "name", None), str) and any(hasattr(model, verb) for verb in _ASKS):
             yield name
         for value in vars(model).values() if depth < _DEPTH and hasattr(model, "__dict__") else ():
-            for part in value if isinstance(value, list | tuple) else [value]:
+            for part in value[:_WIDTH] if isinstance(value, list | tuple) else [value]:
                 yield from _names(part, depth + 1)
 
 
