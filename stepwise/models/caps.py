@@ -6,9 +6,10 @@ import dataclasses
 import threading
 from collections import defaultdict
 from pathlib import Path
+from typing import get_args
 
-from stepwise.config import BudgetConfig, CapsConfig, Config
-from stepwise.errors import BudgetExceededError
+from stepwise.config import BudgetConfig, CapsConfig, Config, Roles
+from stepwise.errors import BudgetExceededError, ConfigError
 from stepwise.io import append_rows, read_rows
 from stepwise.models.budget import Ledger
 from stepwise.runs.directory import RunDirectory
@@ -70,6 +71,8 @@ class Caps:
 
     def under(self, caps: CapsConfig, name: str, file: str) -> Ledger:
         """A ledger under this one with caps of its own, over all starts too: its calls stand in `file`."""
+        if caps.money is not None and None in [self.config.role(role).prices for role in get_args(Roles)]:
+            raise ConfigError(f"{name}.money is set, but a model has no price; set price_in and price_out of each")
         path = self._directory.claim(file, is_input=True)
         spent: dict[str, Usage] = {}
         for row in read_rows(path, _Spent):

@@ -12,7 +12,6 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from importlib.resources import files
 from typing import Any
-from urllib.parse import urlsplit
 
 from stepwise.config.serving import LOOPBACK, ServeConfig
 from stepwise.errors import MissingDependencyError
@@ -109,7 +108,8 @@ def _check_origin(headers: Mapping[str, str], settings: ServeConfig) -> None:
     origin that is not its own. No CORS header is ever sent.
     """
     host = headers.get("host", "")
-    name = (urlsplit(f"//{host}").hostname or "") if re.fullmatch(r"[\w.:\[\]-]*", host, re.ASCII) else ""
+    match = re.fullmatch(r"(?:\[([\da-f:]+)\]|([\w.-]+))(?::\d+)?", host.lower(), re.ASCII)
+    name = (match[1] or match[2]) if match else ""
     known = {*LOOPBACK, *settings.hosts}
     if name not in known and (settings.host in LOOPBACK or settings.hosts):
         raise ApiError(403, "this server does not go by that name; put it into serve.hosts", kind="permission_error")

@@ -74,11 +74,11 @@ class World:
         self.strong = ScriptedBackend(self._script("strong"), "scripted-strong")
         self.scorer = _Scorer(self._scores)
         self.wait = threading.Event()
-        """what every step of a question with "slow" in it waits for"""
+        """what every step of a question with "slow" in it waits for, and with "later" every one but the first"""
 
     def _script(self, role: str) -> Callable[[Problem, tuple[str, ...], int], Line]:
         def write(problem: Problem, prefix: tuple[str, ...], seed: int) -> Line:
-            if "slow" in problem.question:
+            if "slow" in problem.question or ("later" in problem.question and prefix):
                 assert self.wait.wait(30)
             return Line(self.steps(problem.question, [role] * 3)[len(prefix)])
 

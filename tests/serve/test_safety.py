@@ -70,6 +70,7 @@ def test_beyond_loopback_a_key_must_be_named_and_be_a_good_one(monkeypatch: pyte
     ("headers", "status"),
     [
         ({"Host": "evil.example"}, 403), ({"Host": "evil.example:80@127.0.0.1"}, 403), ({"Host": ""}, 403),
+        ({"Host": "["}, 403),
         ({"Host": "localhost:99"}, 200), ({"Host": "[::1]:99"}, 200), ({"Host": "router.lan"}, 200),
         ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403),
         ({"Host": "localhost:99", "Origin": "http://localhost:99"}, 200),
@@ -118,6 +119,18 @@ def test_a_client_that_leaves_frees_its_slot_within_a_step(serve: Serve, world: 
     world.wait.set()
     assert ask(client, "next").status_code == 200
     assert [request.step for request in world.weak.requests if "slow" in request.problem.question] == [0]
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_stream_is_written_no_further_step(serve: Serve, world: World) -> None:
+    client = serve("serve.max_open=1")
+    body = {"model": "router", "messages": [{"role": "user", "content": "later"}], "stream": True}
+    with httpx.stream("POST", f"{client.base_url}/v1/chat/completions", json=body) as response:
+        assert "weak begins later" in next(response.iter_text())
+        until(lambda: len(world.scorer.batches) == 1)
+    time.sleep(0.3)
+    world.wait.set()
+    assert ask(client, "next").status_code == 200
+    assert max(request.step for request in world.weak.requests if request.problem.question == "later") == 1
 
 
 def test_a_request_that_takes_too_long_ends_with_what_there_is(serve: Serve, world: World) -> None:
