@@ -149,6 +149,25 @@ def test_the_tree_counts_each_distinct_prefix_once_whatever_the_order() -> None:
             assert _common_prefix(ids_array(paths[path]), ids_array(probe)) == best
 
 
+def test_a_tree_with_a_bound_keeps_what_paths_stand_on_and_stays_small() -> None:
+    rng = random.Random(2)
+    small, large = PrefixTree[int](most=20), PrefixTree[int](most=1 << 30)
+    ends: dict[int, tuple[object, object]] = {}
+    for i in range(2000):
+        ids = ids_array([rng.randint(0, 2) for _ in range(rng.randint(1, 12))])
+        ends[i] = small.insert(ids, i), large.insert(ids, i)
+        if len(ends) > 4:
+            path = rng.choice(list(ends))
+            for tree, node in zip((small, large), ends.pop(path), strict=True):
+                tree.remove(node, path)  # type: ignore[arg-type]
+        probe = ids_array([rng.randint(0, 2) for _ in range(12)])
+        (ours, here), (theirs, there) = (next(iter(t.matches(probe)), (0, t.root)) for t in (small, large))
+        assert (ours, set(here.paths)) == (theirs, set(there.paths))
+        assert small.nodes <= 120  # of at most four paths of twelve tokens, and what was dropped since
+    assert large.nodes > 300
+    assert small.distinct > large.distinct
+
+
 @pytest.mark.parametrize(
     ("a", "b", "n"), [([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 3, 4], [1, 2, 9, 4], 2), ([5], [6], 0)]
 )

@@ -68,18 +68,24 @@ class _Node(Generic[T]):
 class PrefixTree(Generic[T]):
     """Paths of token ids by their prefixes; the paths themselves are opaque, hashable objects.
 
+    `distinct` counts the tokens that were in none of the paths so far. What no path passes through any more is kept for
+    that count until there are more than `most` nodes; tokens that are dropped then count again when they come back.
+
     >>> tree: PrefixTree[str] = PrefixTree()
     >>> node = tree.insert(ids_array([1, 2, 3]), "a")
     >>> [length for length, _ in tree.matches(ids_array([1, 2, 9]))], tree.distinct
     ([2], 3)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 1 << 16) -> None:
         self.root: _Node[T] = _Node(ids_array(), None)
-        self.distinct = 0
+        self.distinct = self.nodes = 0
+        self.most = most
 
     def insert(self, ids: array[int], path: T) -> _Node[T]:
         """Add `path` under `ids` and return the node where it ends, for `remove`."""
+        if self.nodes > self.most:
+            self._prune()
         node, at = self.root, 0
         while at < len(ids):
             child = node.children.get(ids[at])
@@ -102,11 +108,23 @@ class PrefixTree(Generic[T]):
             node.edge.extend(tail)  # a path that grew by a step, not a branch
             return node
         child = node.children[tail[0]] = _Node(tail, node)
+        self.nodes += 1
         return child
+
+    def _prune(self) -> None:
+        """Drop every node that no path passes through or ends at; the next time is when as many have come again."""
+        self.nodes, left = 0, [self.root]
+        while left:
+            node = left.pop()
+            node.children = {first: child for first, child in node.children.items() if child.paths}
+            left += node.children.values()
+            self.nodes += len(node.children)
+        self.most = max(self.most, 2 * self.nodes)
 
     def _split(self, node: _Node[T], n: int) -> _Node[T]:
         assert node.parent is not None  # the root has no edge and is never split
         upper: _Node[T] = _Node(node.edge[:n], node.parent)
+        self.nodes += 1
         upper.paths.update(node.paths)
         upper.children[node.edge[n]] = node
         node.parent.children[node.edge[0]] = upper
