@@ -156,16 +156,16 @@ def fit_head(
     fit = fit_weights(*_rows(train), *_rows(validation))
     head = Head(fit.weight, fit.bias, _with(card, components=fit.components, ridge=fit.ridge))
     held, raw = [s for s, _ in validation], [head.raw(vectors) for _, vectors in validation]
-    values, labels = zip(*[pair for group in judged_pairs(_whole(raw, held), held) for pair in group], strict=True)
+    values, labels = zip(*[pair for group in judged_pairs(whole(raw, held), held) for pair in group], strict=True)
     head = head._replace(card=_with(head.card, calibration=fit_calibration(values, labels)))
-    scores = _whole([head.scores(vectors) for _, vectors in validation], held)
+    scores = whole([head.scores(vectors) for _, vectors in validation], held)
     return head._replace(card=_with(head.card, threshold=threshold_of(scores, held)))
 
 
 def _quality_of(head: Head, splits: LabelSplits, vectors: dict[LabelledSolution, Vectors]) -> dict[str, Any]:
     """What the head is worth on the test problems, for the card; the calibration error also before calibration."""
-    raw = _whole([head.raw(vectors[s]) for s in splits.test], splits.test)
-    scores = _whole([head.scores(vectors[s]) for s in splits.test], splits.test)
+    raw = whole([head.raw(vectors[s]) for s in splits.test], splits.test)
+    scores = whole([head.scores(vectors[s]) for s in splits.test], splits.test)
     before, quality = (measure_scores(each, splits.test, head.card.threshold) for each in (raw, scores))
     return {"test": _described(quality), "ece before calibration": round(before.ece, 4)}
 
@@ -178,8 +178,12 @@ def _described(quality: ScorerQuality) -> dict[str, Any]:
     return {**counts, **rounded, "ece": round(quality.ece, 4)}
 
 
-def _whole(scores: Iterable[Sequence[float]], solutions: Sequence[LabelledSolution]) -> list[list[float]]:
-    """Scores up to the first error with a neutral one for each step behind it, which nothing looks at."""
+def whole(scores: Iterable[Sequence[float]], solutions: Sequence[LabelledSolution]) -> list[list[float]]:
+    """Scores up to the first error with a neutral one for each step behind it, which nothing looks at.
+
+    >>> whole([[0.9, 0.2]], [LabelledSolution.of("1 + 1?", ["It is 2.", "So 3.", "Done."], [1, 0, None])])
+    [[0.9, 0.2, 1.0]]
+    """
     return [[*part, *[1.0] * (len(s.steps) - len(part))] for part, s in zip(scores, solutions, strict=True)]
 
 
