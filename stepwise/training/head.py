@@ -83,6 +83,12 @@ def train_probe(
     solutions = with_splitter(given if listed else load_step_labels(given), cfg.prompt.splitter)
     splits = split_by_problem(solutions, cfg.seed)
     check_step_labels(splits)
+    ends = {s.first_error is None for s in splits.validation if s.complete}
+    if len(ends) < 2:
+        raise DataError(
+            f"the {len(splits.validation)} validation solutions are {'all wrong' if False in ends else 'never wrong'}; "
+            "a threshold needs some that are right throughout and some that are not, so give more problems"
+        )
     arguments = {"labels": key_of({"solutions": [to_json(s) for s in solutions]})}
     with opened(out, program="probe", config=cfg, arguments=arguments) as directory:
         with LlamaCppBackend(load_engine(cfg.models.weak), cfg.prompt) as weak:

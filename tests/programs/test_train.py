@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -189,3 +190,53 @@ def test_a_dry_run_counts_the_rollouts_and_writes_nothing(
     assert main(["rl", "--config", toml, "--problems", problems, "--dry-run", "--out", str(out)]) == 0
     assert "32" in capsys.readouterr().out.replace(",", "")  # 1 step, 2 problems, 2 rollouts, 8 tokens each
     assert not out.exists()
+
+
+def labels_of(path: Path, n: int, labels: tuple[int, ...] = (0, 1)) -> str:
+    """Solutions of two steps, whose second one has the labels in turn."""
+    rows = [
+        {"question": f"What is {i} + 4?", "steps": ["Add.", f"It is {i + 5 - right}."], "labels": [1, right]}
+        for i, right in zip(range(n), itertools.cycle(labels), strict=False)
+    ]
+    write_rows(path, rows)
+    return str(path)
+
+
+def test_a_probe_is_fitted_to_labelled_steps_and_says_what_it_is_for(
+    toml: str, tmp_path: Path, capsys: Captured
+) -> None:
+    out, labels = tmp_path / "probe", labels_of(tmp_path / "labels.jsonl", 24)
+    command = ["probe", "--config", toml, "--labels", labels, "--states", str(tmp_path / "states.jsonl"), "--out"]
+    assert main([*command, str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "first errors of test problems: AUROC" in said
+    assert f'scorer.model="probe/{out / "head"}"' in said.replace("\n", " ")
+    card = json.loads((out / "head" / "card.json").read_text())
+    assert card["facts"]["problems"] == {"train": 14, "validation": 4, "test": 6}
+    states = (tmp_path / "states.jsonl").read_text()
+    assert main([*command, str(tmp_path / "again")]) == 0  # nothing is read a second time
+    assert (tmp_path / "states.jsonl").read_text() == states
+    assert json.loads((tmp_path / "again" / "head" / "card.json").read_text())["components"] == card["components"]
+
+
+def test_a_probe_refuses_labels_that_teach_nothing_and_a_model_behind_an_api(
+    toml: str, tmp_path: Path, capsys: Captured
+) -> None:
+    few = labels_of(tmp_path / "few.jsonl", 4)
+    right, wrong = (labels_of(tmp_path / f"{label}.jsonl", 24, (label,)) for label in (1, 0))
+    for labels, says in (
+        (few, "of 4 problems"),
+        (right, "0 first errors; both"),
+        (wrong, "are all wrong; a threshold"),
+    ):
+        assert main(["probe", "--config", toml, "--labels", labels, "--out", str(tmp_path / "no")]) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert says in error
+        assert "loading" not in error  # before anything is computed
+    api = ["--set", "models.weak.model=openai/NAME", "--out", str(tmp_path / "no")]
+    assert main(["probe", "--labels", few, *api]) != 0
+    assert "'openai/NAME' gives none" in " ".join(capsys.readouterr().err.split())
+    assert main(["probe", "--out", str(tmp_path / "no")]) == 2
+    assert "probe needs --labels" in capsys.readouterr().err
+    assert main(["sft", "--labels", few, "--dataset", few, "--out", str(tmp_path / "no")]) == 2
+    assert "sft takes no --labels" in capsys.readouterr().err
