@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from stepwise.errors import ConfigError, redact
+from stepwise.errors import ConfigError, keep_secret, redact
 from stepwise.records import Section
 from stepwise.types import InNotebook
 
@@ -159,3 +160,25 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from _keys(kind, f"{prefix}{name}.")
+
+
+_ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+
+
+_UPPERCASE_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{12,}")
+
+
+def variable_name(value: str) -> str:
+    """`value`, the name of an environment variable that holds a key; raises ValueError for what may be the key itself.
+
+    >>> variable_name("OPENAI_API_KEY")
+    'OPENAI_API_KEY'
+    """
+    if not _ENV_NAME.fullmatch(value) or _UPPERCASE_KEY.match(value):
+        raise ValueError(
+            "this does not look like the name of an environment variable (capitals, digits, underscores), so it is "
+            "not shown here; put the key in the environment and write its name, for example "
+            'api_key_env = "OPENAI_API_KEY"'
+        )
+    keep_secret(value)
+    return value

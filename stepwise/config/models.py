@@ -11,18 +11,16 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from stepwise.config.errors import FrozenConfig
-from stepwise.errors import ConfigError, keep_secret, redact
+from stepwise.config.errors import FrozenConfig, variable_name
+from stepwise.errors import ConfigError, redact
 from stepwise.plugins import check_choice, is_import_path
 
 _MODEL_NAME = re.compile(r"([^/\s]+)/(\S.*)")
-_ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 _LAB_CRITIC = "llamacpp/lab-critic"
 ENGINE_KINDS = ("label_token", "judge", "generative")
 """Kinds of scorers that llama.cpp runs in this process, where their model is local."""
 Ask = Literal["probability", "verdict"]
 _LAB_LOADING = {"context": 2048, "sequences": 64, "threads": 1}
-_UPPERCASE_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{12,}")
 
 
 def is_lab(model: Any) -> bool:
@@ -42,22 +40,6 @@ def model_name(text: str) -> str:
     """
     bare = text.endswith(".gguf") and not text.startswith(("llamacpp/", "hf:"))
     return f"llamacpp/{text}" if bare or text.startswith("lab-") else text
-
-
-def variable_name(value: str) -> str:
-    """`value`, the name of an environment variable that holds a key; raises ValueError for what may be the key itself.
-
-    >>> variable_name("OPENAI_API_KEY")
-    'OPENAI_API_KEY'
-    """
-    if not _ENV_NAME.fullmatch(value) or _UPPERCASE_KEY.match(value):
-        raise ValueError(
-            "this does not look like the name of an environment variable (capitals, digits, underscores), so it is "
-            "not shown here; put the key in the environment and write its name, for example "
-            'api_key_env = "OPENAI_API_KEY"'
-        )
-    keep_secret(value)
-    return value
 
 
 class LoadConfig(FrozenConfig):

@@ -8,8 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from stepwise.config.budget import CapsConfig
-from stepwise.config.errors import FrozenConfig
-from stepwise.config.models import variable_name
+from stepwise.config.errors import FrozenConfig, variable_name
 from stepwise.errors import ConfigError
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})

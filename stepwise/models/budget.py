@@ -30,7 +30,7 @@ from typing import Any, Self, get_args
 
 from stepwise.config import BudgetConfig, CapsConfig, Config, Roles
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
-from stepwise.models.reservations import Amount, Reservation, Turn
+from stepwise.models.reservations import Amount, Reservation, Turn, amounts_of, money_for, spent_line
 from stepwise.plugins import check_choice
 from stepwise.types import Usage
 
@@ -265,9 +265,9 @@ class Ledger:
             usages, refused = dict(self._usage), dict(self._refused)
             lefts = {name: cap - self._spent[name] - self._held[name] for name, cap in self._caps.items()}
             unanswered = {f"{role}, perhaps billed without an answer": usage for role, usage in self._perhaps.items()}
-        lines = [_spent_line(role, usage) for role, usage in usages.items()]
-        lines.append(_spent_line("all", sum(usages.values(), Usage())))
-        lines += [_spent_line(role, usage) for role, usage in unanswered.items()]
+        lines = [spent_line(role, usage) for role, usage in usages.items()]
+        lines.append(spent_line("all", sum(usages.values(), Usage())))
+        lines += [spent_line(role, usage) for role, usage in unanswered.items()]
         lines += [
             f"cap on {name}: {float(self._caps[name]):,.10g}, {float(left):,.10g} left" for name, left in lefts.items()
         ]
@@ -286,8 +286,8 @@ class Ledger:
             raise ConfigError(
                 f"{capped}.money is set, but no price is known for {role}; set its price_in and price_out"
             )
-        money = _cost(price, prompt_tokens, max_tokens) if price and any(price) else 0
-        return _amounts(role, max_tokens, calls, money)
+        money = money_for(price, prompt_tokens, max_tokens) if price and any(price) else 0
+        return amounts_of(role, max_tokens, calls, money)
 
     def _short(self, ask: Mapping[str, Amount], *, settled: bool = False) -> tuple[Ledger, str] | None:
         """The first cap that `ask` would pass, and whose it is; None when it fits; an amount of 0 always fits.
@@ -332,29 +332,8 @@ class Ledger:
         """Count what was spent in this ledger alone, with its cost where a price is known. Needs the lock."""
         price, money = self._prices.get(role), 0 if usage.cost is None else Fraction(str(usage.cost))
         if usage.cost is None and price is not None:
-            money = _cost(price, usage.prompt_tokens, usage.generated_tokens) if any(price) else 0
+            money = money_for(price, usage.prompt_tokens, usage.generated_tokens) if any(price) else 0
             usage = dataclasses.replace(usage, cost=float(money))
-        for name, amount in _amounts(role, usage.generated_tokens, usage.calls, money).items():
+        for name, amount in amounts_of(role, usage.generated_tokens, usage.calls, money).items():
             self._spent[name] += amount
         account[role] = account.get(role, Usage()) + usage
-
-
-def _amounts(role: str, generated: int, calls: int, money: Amount) -> dict[str, Amount]:
-    """Amounts as the caps count them."""
-    strong = generated if role == "strong" else 0
-    counted = 0 if role == "scorer" else calls
-    return {"strong_tokens": strong, "total_tokens": generated, "calls": counted, "money": money}
-
-
-def _cost(price: Prices, prompt_tokens: int, generated_tokens: int) -> Fraction:
-    """Exact money; the prices are read as the decimals they were written as."""
-    return (Fraction(str(price[0])) * prompt_tokens + Fraction(str(price[1])) * generated_tokens) / 1_000_000
-
-
-def _spent_line(role: str, usage: Usage) -> str:
-    money = "no price known" if usage.cost is None else f"money {usage.cost:,.6g}"
-    name = f" ({usage.model})" if usage.model else ""
-    return (
-        f"{role}{name}: {usage.calls:,} calls, {usage.prompt_tokens:,} prompt tokens "
-        f"({usage.evaluated_tokens:,} evaluated), {usage.generated_tokens:,} generated, {money}"
-    )

@@ -231,7 +231,11 @@ def pieces(call: ChatCall, events: Iterable[Drawn | Generation]) -> Iterator[str
 
 
 def held_back(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` may be the beginning of a stop string, or are one."""
+    r"""How many characters at the end of `text` may be the beginning of a stop string, or are one.
+
+    >>> held_back("It is 4.\n", ["\n\n", "END"])  # another line feed would end it
+    1
+    """
     longest = 0
     for stop in stops:
         sizes = range(min(len(stop), len(text)), 0, -1)

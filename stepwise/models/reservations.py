@@ -109,3 +109,37 @@ class Turn:
             act()
         else:
             self._loop.call_soon_threadsafe(act)
+
+
+def amounts_of(role: str, generated: int, calls: int, money: Amount) -> dict[str, Amount]:
+    """Amounts as the caps count them.
+
+    >>> amounts_of("scorer", generated=4, calls=1, money=0)["calls"]  # of working models alone
+    0
+    """
+    strong = generated if role == "strong" else 0
+    counted = 0 if role == "scorer" else calls
+    return {"strong_tokens": strong, "total_tokens": generated, "calls": counted, "money": money}
+
+
+def money_for(price: tuple[float, float], prompt_tokens: int, generated_tokens: int) -> Fraction:
+    """Exact money; the prices are read as the decimals they were written as.
+
+    >>> money_for((3.0, 15.0), prompt_tokens=1000, generated_tokens=200)
+    Fraction(3, 500)
+    """
+    return (Fraction(str(price[0])) * prompt_tokens + Fraction(str(price[1])) * generated_tokens) / 1_000_000
+
+
+def spent_line(role: str, usage: Usage) -> str:
+    """What a role has spent, on one line.
+
+    >>> spent_line("weak", Usage("lab-weak", 2, 40, 30, 12))
+    'weak (lab-weak): 2 calls, 40 prompt tokens (30 evaluated), 12 generated, no price known'
+    """
+    money = "no price known" if usage.cost is None else f"money {usage.cost:,.6g}"
+    name = f" ({usage.model})" if usage.model else ""
+    return (
+        f"{role}{name}: {usage.calls:,} calls, {usage.prompt_tokens:,} prompt tokens "
+        f"({usage.evaluated_tokens:,} evaluated), {usage.generated_tokens:,} generated, {money}"
+    )

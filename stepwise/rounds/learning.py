@@ -91,9 +91,9 @@ def loop(
 
     `problems` are trained on, `validation` chooses settings and may roll a round back, `test` is measured on alone; all
     are whatever `load_problems` takes, and have answers. Stopped at any moment, the same call goes on where it was;
-    `settings.rounds` may be raised later. Caps of [budget] hold for each stage. Raises DataError for problems that are in
-    two of the three or have no answer, ConfigError for a policy without an operating point; else as `collect`, `sft`,
-    `grpo` and `StepRouter` do.
+    `settings.rounds` may be raised later. Caps of [budget] hold for each stage. Raises DataError for problems that are
+    in two of the three or have no answer, ConfigError for a policy without an operating point; else as `collect`,
+    `sft`, `grpo` and `StepRouter` do.
 
     Example:
         config = sw.Config.lab()
