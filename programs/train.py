@@ -1,5 +1,6 @@
 """Train a LoRA adapter of models.weak: supervised on a dataset of interventions (sft), by preference over the wrong
-step in their place (dpo), or by reinforcement (rl). Or fit a scorer that costs nothing on its states (probe).
+step in their place (dpo), by reinforcement (rl), or as a scorer of steps (scorer). Or fit a scorer that costs nothing
+on its states (probe).
 
 sft takes --dataset, one file or several (interventions of intervene, other kinds of build_dataset), and --replay, a
 file with the model's own right solutions for sft.replay. dpo takes --dataset with pairs (build_dataset --kind pairs);
@@ -9,10 +10,11 @@ problems with prefix and intervention. All take --adapter to go on with an earli
 are in the configuration: --set sft.learning_rate=1e-4, --set rl.credit.scheme=vppo. Writes adapter/ (PEFT's layout,
 adapter.gguf and a card), metrics.jsonl, rollouts/ and report.html. A killed run goes on at its last checkpoint.
 
-probe takes --labels, files of solutions with labelled steps (columns of ProcessBench, PRM800K, Math-Shepherd,
-MR-GSM8K). models.weak, with its adapter, reads each up to its first error once; --states FILE keeps what it computed
-for other fits. Writes head/, which [scorer] takes: kind = "probe", model = "probe/DIRECTORY". It is for this model,
-adapter and prompt alone.
+scorer and probe take --labels, runs of label_steps or files of solutions with labelled steps (columns of ProcessBench,
+PRM800K, Math-Shepherd, MR-GSM8K). [prm] has the settings of scorer; --curve trains on fewer problems too. For probe,
+models.weak with its adapter reads each solution up to its first error once; --states FILE keeps what it computed for
+other fits. Writes head/, which [scorer] takes: kind = "probe", model = "probe/DIRECTORY". It is for this model, adapter
+and prompt alone.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from stepwise.data.examples import read_examples, read_pairs, read_training_rows
 from stepwise.data.problems import SOURCES, load_problems
 from stepwise.data.step_labels import LabelledSolution, load_step_labels
 from stepwise.errors import DataError
+from stepwise.interventions.step_labels import tokens_of
 from stepwise.lab.problems import generate
 from stepwise.models.caps import Caps, uncapped
 from stepwise.models.scorers.head import Head
@@ -40,7 +43,7 @@ from stepwise.report import write_training_report
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.progress import announce
 from stepwise.runs.shell import POSITIONAL, Options, Run, one_of, program
-from stepwise.training.adapters import adapter_directory
+from stepwise.training.adapters import adapter_directory, read_card
 from stepwise.training.cards import add_evaluation
 from stepwise.training.evaluation import Evaluated, evaluate
 from stepwise.training.head import train_probe
@@ -49,6 +52,8 @@ from stepwise.types import Problem
 
 BEFORE, AFTER = "before.jsonl", "after.jsonl"
 """What was measured on the test problems."""
+CURVE = (0.25, 0.5)
+"""Shares of the training problems that a learning curve has beside all of them."""
 
 
 _WHERE = one_of("Problems")
@@ -56,8 +61,8 @@ _TESTS = one_of("Tests")
 
 
 class _Options(Options):
-    method: Annotated[Literal["sft", "dpo", "rl", "probe"], POSITIONAL]
-    """supervised, by preference, by reinforcement; a scorer on states"""
+    method: Annotated[Literal["sft", "dpo", "rl", "scorer", "probe"], POSITIONAL]
+    """supervised, by preference, by reinforcement; on labelled steps: a scorer, a scorer on states"""
     dataset: tuple[Path, ...] = ()
     """sft, dpo: rows to train on"""
     replay: Path | None = None
@@ -66,13 +71,15 @@ class _Options(Options):
     lab: Annotated[PositiveInt | None, _WHERE] = None
     """rl: N problems of the lab"""
     labels: tuple[Path, ...] = ()
-    """probe: solutions with labelled steps"""
+    """scorer, probe: solutions with labelled steps, or runs of label_steps"""
     states: Path | None = None
     """probe: where states are kept, by default in --out"""
     hints: Path | None = None
     """rl: interventions to begin their problems with"""
     split: str = "train"
     """rl: of the lab's problems"""
+    curve: bool = False
+    """scorer: train on a quarter and a half of the problems as well"""
     adapter: Path | None = None
     """go on with this adapter, or that of this run"""
     sink: tuple[str, ...] = ()
@@ -124,6 +131,9 @@ def main(run: Run[_Options]) -> None:
             adapter = training.sft(rows, cfg, run.directory, replay=replay, **given)
         elif args.method == "dpo":
             adapter = training.dpo(pairs, cfg, run.directory, **given)
+        elif args.method == "scorer":
+            tokens, points = tokens_of(args.labels), CURVE if args.curve else ()
+            adapter = training.train_scorer(_labelled(args), cfg, run.directory, tokens=tokens, curve=points, **given)
         else:
             adapter = training.grpo(problems, cfg, run.directory, hints=hints, **given)
     except KeyboardInterrupt:  # what is done has become a page, and a checkpoint to go on at
@@ -137,7 +147,10 @@ def main(run: Run[_Options]) -> None:
                 f"pass@1 on {len(tests)} problems: {_share(before.accuracy)} before, {_share(after.accuracy)} after"
             )
     run.say(f"adapter: {adapter}")
-    run.say(f'use it: --set models.weak.adapter="{adapter / "adapter.gguf"}"')
+    if args.method == "scorer":
+        _show_scorer(run, adapter)
+    else:
+        run.say(f'use it: --set models.weak.adapter="{adapter / "adapter.gguf"}"')
     _page(run)
 
 
@@ -160,6 +173,27 @@ def _fit_probe(run: Run[_Options]) -> None:
     run.say(f'use it: --set scorer.kind="probe" --set scorer.model="probe/{folder}"')
 
 
+def _show_scorer(run: Run[_Options], adapter: Path) -> None:
+    """What the card says that it is worth."""
+    facts = (read_card(adapter) or {})["scorer"]
+    points = facts["curve"] or [{"spent": facts["spent"], **facts["test"]["after"]}]
+    run.table(
+        "On the test problems",
+        ("labels", "problems", "seconds", "AUROC (95 %)", "F1, %", "ECE"),
+        [
+            (
+                f"{p['spent']['labels']:,}", f"{p['spent']['problems']:,}", f"{p['spent']['seconds']:,.0f}",
+                *("none" if p[key] is None else "{:.3f} ({:.3f} to {:.3f})".format(*p[key]) for key in ("auroc", "f1")),
+                f"{p['ece']:.3f}",
+            )
+            for p in points
+        ],
+    )  # fmt: skip
+    before = facts["test"]["before"]
+    run.say(f"AUROC is of right steps against first errors; before calibration the ECE was {before['ece']:.3f}.")
+    run.say(f'use it: --set scorer.model="{adapter}"')
+
+
 def _page(run: Run[_Options]) -> None:
     if (run.directory.path / "metrics.jsonl").is_file():
         run.page("report.html", lambda path: write_training_report(path, run.out), "the training")
@@ -167,32 +201,48 @@ def _page(run: Run[_Options]) -> None:
 
 def _check_inputs(args: _Options) -> None:
     """Raise DataError for an option that the method does not take, or that it needs."""
-    method, rl, probe = args.method, args.method == "rl", args.method == "probe"
+    method, rl, scores = args.method, args.method == "rl", args.method in ("scorer", "probe")
     maker = "build_dataset --kind pairs" if method == "dpo" else "intervene"
     if args.adapter is not None:
         adapter_directory(args.adapter)
     refused = [
-        (probe and not args.labels, "probe needs --labels FILE, solutions with labelled steps"),
         (
-            probe and (args.dataset or args.replay or args.problems or args.lab or args.adapter),
+            scores and not args.labels,
+            f"{method} needs --labels, solutions with labelled steps; make some with `stepwise label_steps`",
+        ),
+        (
+            method == "probe" and (args.dataset or args.replay or args.problems or args.lab or args.adapter),
             "probe takes --labels alone; models.weak.adapter says under which adapter steps are written",
         ),
-        (not probe and (args.labels or args.states), f"{method} takes no --labels and --states, which are for probe"),
+        (
+            method == "scorer" and (args.dataset or args.replay or args.problems or args.lab),
+            "scorer takes --labels, and --adapter to go on with an earlier one",
+        ),
+        (not scores and args.labels, f"{method} takes no --labels, which are for scorer and probe"),
+        (method != "probe" and args.states, f"{method} takes no --states, which are for probe"),
         (
             rl and (args.dataset or args.replay),
             "rl trains on problems; give --problems FILE or --lab N, and --dataset to sft and dpo",
         ),
         (
-            not rl and not probe and (args.problems is not None or args.lab is not None),
+            not rl and not scores and (args.problems is not None or args.lab is not None),
             f"{method} trains on a dataset; give --dataset FILE, and --problems or --lab to rl",
         ),
         (rl and args.problems is None and args.lab is None, "rl needs --problems FILE or --lab N"),
-        (not rl and not probe and not args.dataset, f"{method} needs --dataset FILE; make one with `stepwise {maker}`"),
+        (
+            not rl and not scores and not args.dataset,
+            f"{method} needs --dataset FILE; make one with `stepwise {maker}`",
+        ),
         (
             method == "dpo" and args.replay,
             "--replay is for sft; leave it out, or set dpo.nll to hold the chosen steps up",
         ),
         (not rl and args.hints is not None, "--hints are for rl; sft and dpo take --dataset"),
+        (method != "scorer" and args.curve, "--curve is for scorer; leave it out"),
+        (
+            scores and (args.test is not None or args.test_lab is not None),
+            "--test and --test-lab are of models that solve problems; a scorer is measured on a part of its labels",
+        ),
     ]
     for wrong, message in refused:
         if wrong:

@@ -33,7 +33,7 @@ from stepwise.config.models import (
     model_name,
 )
 from stepwise.config.serving import ServeConfig
-from stepwise.config.training import DpoConfig, LoraConfig, RlConfig, SftConfig
+from stepwise.config.training import DpoConfig, LoraConfig, PrmConfig, RlConfig, SftConfig
 from stepwise.errors import ConfigError, wrong_type
 from stepwise.plugins import check_choice, is_import_path
 from stepwise.prompt import STEPS, SolvePrompt
@@ -174,6 +174,7 @@ class Config(FrozenConfig):
     lora: LoraConfig = LoraConfig()
     sft: SftConfig = SftConfig()
     dpo: DpoConfig = DpoConfig()
+    prm: PrmConfig = PrmConfig()
     rl: RlConfig = RlConfig()
     serve: ServeConfig = ServeConfig()
     allow_lab: bool = False

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from stepwise.config.errors import FrozenConfig, variable_name
+from stepwise.config.scorers import KINDS_OF_KEY, PLACES, TEMPLATE_NEEDS, TOKENS, scorer_of_adapter
 from stepwise.errors import ConfigError, redact
 from stepwise.plugins import check_choice, is_import_path
 
@@ -195,14 +196,15 @@ class ScorerConfig(LoadConfig):
     """
 
     model: str = "llamacpp/lab-scorer"
-    """as for a model; kind classifier: transformers/DIRECTORY; pooling: vllm/NAME OF THE SERVER; probe: probe/FOLDER"""
+    """as for a model, or the directory of one that `train scorer` made; kind classifier: transformers/DIRECTORY;
+    pooling: vllm/NAME OF THE SERVER; probe: probe/FOLDER"""
     kind: str = "label_token"
     """how a score is read: from label tokens (label_token), a classification head (classifier), vLLM's /pooling
     (pooling), a language model's answer (judge), a critique with a verdict (generative), the states of the weak model
     (probe), a number (constant), or by a class of yours: "my_file:MyScorer\""""
-    layout: Literal["marker", "text", "turns"] = "marker"
-    """kind "label_token": the solve prompt with a marker after each step (marker), plain text (text, as Math-Shepherd)
-    or a chat with a step a turn (turns, as RLHFlow's models)"""
+    layout: Literal["marker", "steps", "text", "turns"] = "marker"
+    """kind "label_token": the solve prompt with a marker after each step (marker) or without (steps), plain text (text,
+    as Math-Shepherd) or a chat with a step a turn (turns, as RLHFlow's models)"""
     template: str | None = None
     """what stands before the steps, with {question} (layout "turns": the first turn, with {step} too); kind "judge":
     what is asked about a step, with {question}, {steps}, {step}, {number}; kind "generative": "thinkprm", "genprm",
@@ -212,7 +214,7 @@ class ScorerConfig(LoadConfig):
     marker: str | None = None
     """token after each step, where the score is read; unset: <|score|> for label tokens, else as the model has it"""
     good: str | None = None
-    """token that stands for a right step; unset: <|good|>, + in layout "text" and "turns", Yes of a judge"""
+    """token that stands for a right step; unset: <|good|>, + in the other layouts, Yes of a judge"""
     bad: str | None = None
     """token that stands for a wrong step; unset: <|bad|>, - or No"""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -233,6 +235,11 @@ class ScorerConfig(LoadConfig):
     options: dict[str, Any] = Field(default={})
     """the arguments of a scorer of yours"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _adapter_says_how_it_is_read(cls, value: Any) -> Any:
+        return scorer_of_adapter(value)
+
     @field_validator("kind")
     @classmethod
     def _is_known(cls, value: str) -> str:
@@ -242,20 +249,21 @@ class ScorerConfig(LoadConfig):
 
     @model_validator(mode="after")
     def _has_only_keys_of_its_kind(self) -> Self:
-        for key, kinds in _KINDS_OF_KEY.items():
+        for key, kinds in KINDS_OF_KEY.items():
             kind = "my_file:MyScorer" if is_import_path(self.kind) else self.kind
             if kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(
                     f'"{key}" is set, but means nothing to a scorer of kind "{self.kind}" (only to '
                     f"{' and '.join(kinds)}); remove it or set kind"
                 )
-        if self.layout == "marker" and self.kind == "label_token" and (self.template or self.step_template):
+        under_prompt = self.layout in ("marker", "steps") and self.kind == "label_token"
+        if under_prompt and (self.template or self.step_template):
             raise ValueError(
-                'layout "marker" reads solutions under the prompt of [prompt]; remove template and step_template, or '
-                'set layout = "text" or "turns"'
+                f'layout "{self.layout}" reads solutions under the prompt of [prompt]; remove template and '
+                'step_template, or set layout = "text" or "turns"'
             )
         for key, template, needed in (
-            ("template", self.template, _TEMPLATE_NEEDS.get(self.kind, "{question}")),
+            ("template", self.template, TEMPLATE_NEEDS.get(self.kind, "{question}")),
             ("step_template", self.step_template, "{marker}" if self.layout == "text" else "{step}"),
         ):
             if template is not None and needed not in template:
@@ -267,13 +275,13 @@ class ScorerConfig(LoadConfig):
     @property
     def tokens(self) -> tuple[str, str, str]:
         """The marker, and the labels of a right and of a wrong step."""
-        marker, good, bad = ("", "Yes", "No") if self.kind == "judge" else _TOKENS[self.layout]
+        marker, good, bad = ("", "Yes", "No") if self.kind == "judge" else TOKENS[self.layout]
         return self.marker or marker, self.good or good, self.bad or bad
 
     @property
     def title(self) -> str:
         """What cards call it: the model with what it is asked for beside the default; the class, where it is yours."""
-        others = self.model_dump(mode="json", include={*_KINDS_OF_KEY, "kind"} - _PLACES, exclude_defaults=True)
+        others = self.model_dump(mode="json", include={*KINDS_OF_KEY, "kind"} - PLACES, exclude_defaults=True)
         kind = others.pop("kind", "")
         if is_import_path(kind):
             return f"{kind} with {json.dumps(self.options)}"
@@ -286,32 +294,6 @@ class ScorerConfig(LoadConfig):
         known = super().prices
         here = self.kind in ("classifier", "probe", "constant") or is_import_path(self.kind)
         return (0.0, 0.0) if known is None and here else known
-
-
-_TOKENS = {
-    "marker": ("<|score|>", "<|good|>", "<|bad|>"),  # the lab's
-    "text": ("ки", "+", "-"),
-    "turns": ("", "+", "-"),
-}
-_TEMPLATE_NEEDS = {"judge": "{steps}", "generative": ""}  # the name or file of a form is no template itself
-_KINDS_OF_KEY = {
-    "options": ("my_file:MyScorer",),
-    "layout": ("label_token",),
-    "template": ("label_token", "judge", "generative"),
-    "step_template": ("label_token",),
-    "marker": ("label_token", "classifier", "pooling"),
-    "good": ("label_token", "judge"),
-    "bad": ("label_token", "judge"),
-    "dtype": ("classifier",),
-    "device": ("classifier",),
-    "ask": ("judge", "generative"),
-    "votes": ("generative",),
-    "critique_tokens": ("generative",),
-    "value": ("constant",),
-    "force": ("probe",),
-    "api_base": ("label_token", "pooling", "judge", "generative"),
-}
-_PLACES = {"device", "api_base"}  # where it runs, which changes no score
 
 
 class ModelsConfig(FrozenConfig):

@@ -1,4 +1,4 @@
-"""How a model is trained: the sections [lora], [sft], [dpo] and [rl] of the configuration."""
+"""How a model is trained: the sections [lora], [sft], [dpo], [prm] and [rl] of the configuration."""
 
 from __future__ import annotations
 
@@ -100,6 +100,29 @@ class DpoConfig(FitConfig):
     """how strongly the model is held to where it started: rewards are beta times log-ratios"""
     nll: float = Field(default=0.0, ge=0)
     """weight of the chosen step's loss in nats per token, as in RPO (arXiv 2404.19733); 0 leaves it out"""
+
+
+class PrmConfig(FitConfig):
+    """Training of a process reward model that answers with a label token (`stepwise train scorer`).
+
+    >>> PrmConfig(layout="text").good
+    '+'
+    """
+
+    epochs: int = Field(default=3, ge=1)
+    """passes over the labels"""
+    batch: int = Field(default=16, ge=1)
+    """solutions in one step of the optimizer"""
+    layout: Literal["steps", "marker", "text", "turns"] = "steps"
+    """what it reads, as in [scorer]; steps: the solution as it was written, with a label where each step ends"""
+    marker: str | None = None
+    """token after each step, for the layouts that have one"""
+    good: str = "+"
+    """token that stands for a right step"""
+    bad: str = "-"
+    """token that stands for a wrong step"""
+    calibration: Literal["platt", "temperature", "isotonic"] = "platt"
+    """how scores become probabilities, on the problems left out for validation; isotonic needs hundreds of labels"""
 
 
 class CreditConfig(FrozenConfig):

@@ -11,7 +11,7 @@
 | Math-Shepherd, arXiv 2312.08935 | input, label | its mark is + |
 | TRL's form of both | prompt, completions, labels | its label is true |
 
-Every alternative step that PRM800K rated is a solution of its own, in which only that step has a label.
+Every alternative step that PRM800K rated is a solution of its own: only that step has a label.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ from stepwise.steps import Splitter, join_steps, split_steps
 from stepwise.types import Localization, Step, Trace, as_problem
 
 Label = Annotated[float, Field(ge=0, le=1)] | None
+Scores = Sequence[Sequence[float]]
 _MARK = "ки"  # Math-Shepherd's
 _NUMBER = re.compile(r"Step \d+:\s*")
 _FEWEST = 10  # problems
-_OTHERWISE = 0.05
+_OTHERWISE = 0.05  # share of solutions
 
 
 @record(allow_inf_nan=False)
 class LabelledSolution:
     """A solution with a label for each step: 1 right, 0 wrong, between them a share, None where nothing is known.
 
-    `problem_id` is the same for the same question (`types.as_problem`). `source` says who gave the labels, `splitter`
-    where the steps were ended. Raises DataError unless there are as many labels as steps.
+    `problem_id` is the same for the same question. `source` says who gave the labels, `splitter` where the steps were
+    ended. Raises DataError unless there are as many labels as steps.
 
     >>> LabelledSolution.of("1 + 1?", ["It is 2.", "So 3."], [1, 0]).first_error
     1
@@ -108,7 +109,7 @@ class LabelledSolution:
 
 
 def load_step_labels(source: str | Path | Any) -> list[LabelledSolution]:
-    """The labelled solutions of a file or a dataset in any of the forms above, those that occur twice once.
+    """The labelled solutions, each once, of a file or a dataset in any of the forms above, or a run of `label_steps`.
 
     Raises DataError naming file, row and field for a row that is none of them.
 
@@ -116,7 +117,9 @@ def load_step_labels(source: str | Path | Any) -> list[LabelledSolution]:
     >>> load_step_labels([row])[0].labels
     (1.0, 0.0, None)
     """
-    rows, where = read_table(source)
+    if isinstance(source, list | tuple) and all(isinstance(row, LabelledSolution) for row in source):
+        return list(source)
+    rows, where = read_table(source, prefer="labels")
     solutions: dict[LabelledSolution, None] = {}
     for number, row in enumerate(rows, 1):
         place = f"{where}, row {number}"
@@ -170,16 +173,16 @@ def with_splitter(solutions: Sequence[LabelledSolution], splitter: Splitter) -> 
     >>> with_splitter([LabelledSolution.of("1 + 1?", ["Add.", "It is 2."], [1, 1])], "paragraphs")[0].steps
     ('Add.', 'It is 2.')
     """
-    fitting = [
-        s
-        for s in solutions
-        if s.splitter == splitter and split_steps(join_steps(s.steps, splitter), splitter) == list(s.steps)
-    ]
-    if others := [s for s in solutions if s not in set(fitting)]:
+
+    def fits(s: LabelledSolution) -> bool:
+        return s.splitter == splitter and split_steps(join_steps(s.steps, splitter), splitter) == list(s.steps)
+
+    fitting = [s for s in solutions if fits(s)]
+    if others := [s for s in solutions if not fits(s)]:
         first = others[0]
         told = (
             f"{len(others)} of {len(solutions)} labelled solutions have steps that do not end where prompt.splitter = "
-            f"{splitter!r} ends them (the first is of problem {first.problem_id!r}, labelled under {first.splitter!r})"
+            f"{splitter!r} ends them (first {first.problem_id!r}, labelled under {first.splitter!r})"
         )
         if len(others) > _OTHERWISE * len(solutions):
             raise DataError(f"{told}; set the splitter of the labels, or label solutions that were split so")
@@ -223,9 +226,7 @@ class ScorerQuality:
     ece: float
 
 
-def judged_pairs(
-    scores: Sequence[Sequence[float]], solutions: Sequence[LabelledSolution]
-) -> list[list[tuple[float, float]]]:
+def judged_pairs(scores: Scores, solutions: Sequence[LabelledSolution]) -> list[list[tuple[float, float]]]:
     """For each solution the score and the label of each step that has one, up to and including the first error.
 
     Raises DataError unless there is one score for each step. Example: `judged_pairs([[0.9, 0.2]], solutions)`.
@@ -239,7 +240,7 @@ def judged_pairs(
 
 
 def measure_scores(
-    scores: Sequence[Sequence[float]], solutions: Sequence[LabelledSolution], threshold: float, *, samples: int = 1000
+    scores: Scores, solutions: Sequence[LabelledSolution], threshold: float, *, samples: int = 1000
 ) -> ScorerQuality:
     """What scores (one for each step, one list for each solution) are worth against labels. `threshold` was chosen on
     other problems: `threshold_of`.
@@ -274,7 +275,7 @@ def measure_scores(
     )
 
 
-def threshold_of(scores: Sequence[Sequence[float]], solutions: Sequence[LabelledSolution]) -> float:
+def threshold_of(scores: Scores, solutions: Sequence[LabelledSolution]) -> float:
     """The threshold with the best F1 (`best_threshold`). Example: `threshold_of(scores, splits.validation)`."""
     known = [(values, s.as_row()) for values, s in zip(scores, solutions, strict=True) if s.complete]
     return best_threshold([values for values, _ in known], [row for _, row in known])

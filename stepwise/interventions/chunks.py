@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stepwise.config import Config
+from stepwise.config import Config, Roles
 from stepwise.data.examples import Example, unique, write_examples
 from stepwise.errors import BudgetExceededError
 from stepwise.grading import GRADER_VERSION
@@ -160,13 +160,18 @@ def write_sealed(
 
 @contextmanager
 def working(
-    out: str | Path | RunDirectory, program: str, config: Config, arguments: Mapping[str, Any], writers: Writers | None
+    out: str | Path | RunDirectory,
+    program: str,
+    config: Config,
+    arguments: Mapping[str, Any],
+    writers: Writers | None,
+    roles: Sequence[Roles] = ("weak", "critic"),
 ) -> Iterator[tuple[RunDirectory, Writers, Caps]]:
     """The open directory of a run, the models (`writers`, or those of the configuration) and its caps.
 
     The models raise BudgetExceededError instead of passing a cap; what those answer that are not the lab's is kept in
     the run's answers.jsonl when it arrives, and free to a chunk that is done again. Caps do not make it another
-    run: it goes on when they are raised.
+    run: it goes on when they are raised. `roles` are those that are asked.
 
     Example:
         with working("out/int", "intervene", config, {"lab": 100}, None) as (directory, writers, caps):
@@ -175,12 +180,12 @@ def working(
     with ExitStack() as stack:
         directory = stack.enter_context(opened(out, program=program, config=uncapped(config), arguments=arguments))
         if writers is None:  # sees that all fit into memory together, and keeps what is chosen for them with the run
-            settled(config, ["weak"] if config.critic.method == "reference" else ["weak", "critic"])
+            settled(config, [name for name in roles if name != "critic" or config.critic.method != "reference"])
         models = stack.enter_context(in_use(writers, config))
         caps, store = Caps(config, directory), None
-        roles = [config.role(role) for role in ("weak", "strong", "critic", "scorer")]
-        keep_local = any(role.local and not role.model.startswith("llamacpp/lab-") for role in roles)
-        if keep_local or not all(role.local for role in roles):
+        loads = [config.role(role) for role in ("weak", "strong", "critic", "scorer")]
+        keep_local = any(role.local and not role.model.startswith("llamacpp/lab-") for role in loads)
+        if keep_local or not all(role.local for role in loads):
             store = stack.enter_context(CallCache(directory.claim("answers.jsonl"), replays_are_free=True))
             for lost in store.unanswered:
                 caps.add(lost.role, lost.perhaps)

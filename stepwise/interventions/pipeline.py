@@ -120,11 +120,13 @@ def sample_rollouts(chunk: Chunk, model: Backend) -> list[Rollout]:
         rollouts = sample_rollouts(chunk, chunk.writers.weak)
     """
     requests = [
-        _request(chunk, problem, (), seed_for(chunk.config.seed, problem.id, "rollouts"), chunk.settings.rollouts)
+        rollout_request(
+            chunk, problem, (), seed_for(chunk.config.seed, problem.id, "rollouts"), chunk.settings.rollouts
+        )
         for problem in chunk.problems.values()
     ]
     rows = []
-    for text, request in _completed(model, requests, "solving"):
+    for text, request in completed(model, requests, "solving"):
         made = chunk.made(model.name, request.seed, text.sample)
         rows.append(Rollout(
             f"{request.problem.id}/r{text.sample}", request.problem.id, text.sample, text.text, text.finish, made,
@@ -258,9 +260,9 @@ def guide(candidates: Sequence[Candidate], attempts: Attempts, chunk: Chunk) -> 
             row, problem = part.candidate, chunk.problems[part.candidate.problem]
             prefix = row.splice(attempts[row.failure], problem).steps
             seed = seed_for(chunk.config.seed, row.id, "guided", part.first)
-            requests.append(_request(chunk, problem, prefix, seed, part.n))
+            requests.append(rollout_request(chunk, problem, prefix, seed, part.n))
         rollouts = []
-        for text, request in _completed(weak, requests, "guiding"):
+        for text, request in completed(weak, requests, "guiding"):
             part = wanted[text.request]
             row, number = part.candidate, part.first + text.sample
             rollouts.append(GuidedRollout(
@@ -317,7 +319,11 @@ def has_reference(problem: Problem) -> bool:
     return bool(problem.reference and problem.reference.strip())
 
 
-def _request(chunk: Chunk, problem: Problem, prefix: Sequence[Step], seed: int, n: int) -> Request:
+def rollout_request(chunk: Chunk, problem: Problem, prefix: Sequence[Step], seed: int, n: int) -> Request:
+    """`n` whole solutions by the weak model that begin with `prefix`: `rollout_request(chunk, problem, (), 0, 4)`.
+
+    Example: see `sample_rollouts`.
+    """
     sampling = chunk.config.sampling
     return Request(
         problem, tuple(prefix), "solution", max_tokens=chunk.settings.max_tokens, n=n, seed=seed,
@@ -326,9 +332,9 @@ def _request(chunk: Chunk, problem: Problem, prefix: Sequence[Step], seed: int, 
     )  # fmt: skip
 
 
-def _completed(model: Backend, requests: Sequence[Request], name: str) -> list[tuple[Completion, Request]]:
+def completed(model: Backend, requests: Sequence[Request], name: str) -> list[tuple[Completion, Request]]:
     """Every completion with its request. One request that is refused is a row; a model that is gone, or fails for most
-    of them, raises BackendError, a cap BudgetExceededError.
+    of them, raises BackendError, a cap BudgetExceededError. Example: `completed(weak, requests, "solving")`.
     """
     with stage(name):
         completions = model.continue_solutions(requests)

@@ -8,6 +8,7 @@ the memory that is free beside their weights. A model on a GPU counts little her
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,10 @@ def complete(
     free = free_memory() if free is None else free
     local = {role: load for role, load in models.items() if runs_here(load)}
     facts = {role: GgufFacts.read(gguf_file(load.model.partition("/")[2])) for role, load in local.items()}
+    paths = [fact.path for fact in facts.values()]
+    for place, (role, fact) in enumerate(facts.items()):
+        if fact.path in paths[:place]:  # the weights of a file are loaded once
+            facts[role] = dataclasses.replace(fact, weights=0)
     run = CURRENT.get()
     new = {role: dict[str, int](run.frozen(_frozen_key(load)) if run else {}) for role, load in local.items()}
     before = {role: set(fields) for role, fields in new.items()}

@@ -1,7 +1,8 @@
 """Training a small model and writing it in the formats that the backends read. Needs the extra `stepwise[train]`.
 
 `sft` trains on datasets of interventions, `dpo` on pairs of an intervention and the wrong step, `grpo` by reinforcement
-with credit per step; all return the directory of an adapter, in PEFT's layout and as GGUF, with its card.
+with credit per step, `train_scorer` a process reward model from labelled steps; all return the directory of an adapter,
+in PEFT's layout and as GGUF, with its card.
 
     adapter = sw.training.sft("out/intervene/dataset.jsonl", sw.Config.lab(), "out/sft")
 """
@@ -16,10 +17,11 @@ from stepwise.export.gguf import export_gguf, export_lora_gguf
 if TYPE_CHECKING:
     from stepwise.training.preference import dpo
     from stepwise.training.reinforce import grpo
+    from stepwise.training.scorer import train_scorer
     from stepwise.training.supervised import sft
 
-_METHODS = {"dpo": "preference", "grpo": "reinforce", "sft": "supervised"}
-__all__ = ["dpo", "export_gguf", "export_lora_gguf", "grpo", "sft"]
+_METHODS = {"dpo": "preference", "grpo": "reinforce", "sft": "supervised", "train_scorer": "scorer"}
+__all__ = ["dpo", "export_gguf", "export_lora_gguf", "grpo", "sft", "train_scorer"]
 
 
 def __getattr__(name: str) -> Any:

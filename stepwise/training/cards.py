@@ -33,14 +33,15 @@ from stepwise.training.sinks import numbers
 
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "gguf", "llama-cpp-python", "dspy")
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)")  # a directory in the hub's cache
-Method = Literal["sft", "dpo", "grpo", "dspy"]
+Method = Literal["sft", "dpo", "grpo", "dspy", "scorer"]
 _METHODS = {
     "sft": "supervised training on prefixes and interventions",
     "dpo": "preference training (DPO) on interventions against the steps that they stand for",
     "grpo": "reinforcement learning on groups of rollouts, with credit per step",
     "dspy": "supervised training on the traces of a DSPy program",
+    "scorer": "training on steps with labels, as a process reward model that answers with a label token",
 }
-_SECTIONS = {"sft": "sft", "dpo": "dpo", "grpo": "rl", "dspy": "sft"}
+_SECTIONS = {"sft": "sft", "dpo": "dpo", "grpo": "rl", "dspy": "sft", "scorer": "prm"}
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 
@@ -132,6 +133,18 @@ def add_evaluation(adapter: str | Path, *, before: Evaluated | None = None, afte
     return _write(Path(adapter), card)
 
 
+def add_scorer(adapter: str | Path, facts: Mapping[str, Any]) -> Path:
+    """Put what a process reward model is (how it is read, its calibration, what it is worth) into the card of its
+    adapter; returns the README's path. Raises DataError where there is no card.
+
+    Example:
+        add_scorer("out/scorer/adapter", facts)
+    """
+    if (card := read_card(adapter)) is None:
+        raise DataError(f"adapter {adapter} has no {CARD}; write one with write_card first")
+    return _write(Path(adapter), card | {"scorer": dict(facts)})
+
+
 def base_name(base: Path) -> str:
     """What a card calls a base: its name on the hub where it lies in the hub's cache, else its directory's name.
 
@@ -204,7 +217,7 @@ def _readme(card: Mapping[str, Any]) -> str:
         f"Made with stepwise {versions['stepwise']} by {_METHODS[card['method']]}: rank {adapter['rank']}, alpha "
         f"{adapter['alpha']}.",
         "## Evaluation",
-        _evaluation(card["evaluation"]),
+        _quality(card["scorer"]) if "scorer" in card else _evaluation(card["evaluation"]),
         "## Data",
         markdown_table(
             ("data", "rows", "kinds", "SHA-256"),
@@ -244,6 +257,18 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
             cells = (accuracy, e["problems"], e["samples"], e["judged"], f"{e['temperature']:g}")
         rows.append((when, *cells))
     return markdown_table(("", "pass@1", "problems", "samples of each", "answers judged", "temperature"), rows)
+
+
+def _quality(scorer: Mapping[str, Any]) -> str:
+    """The figures of a process reward model on its test problems."""
+    rows = []
+    for when in ("before", "after"):
+        found = scorer["test"][when]
+        ends = [f"{x[0]:.3f} ({x[1]:.3f} to {x[2]:.3f})" if x else "none" for x in (found["auroc"], found["f1"])]
+        rows.append((f"{when} calibration", *ends, f"{found['ece']:.3f}", found["solutions"], found["first_errors"]))
+    head = ("", "AUROC of right steps against first errors", "ProcessBench F1, %", "ECE", "solutions", "first errors")
+    spent = ", ".join(f"{name} {value}" for name, value in scorer["spent"].items())
+    return f"{markdown_table(head, rows)}\n\nOn problems left out of training. Spent: {spent}."
 
 
 def front_matter(**fields: Any) -> str:

@@ -77,7 +77,7 @@ def token_logprobs(
         wanted[:, 0] = False  # nothing stands before the first token
         print(token_logprobs(model, ids, torch.ones_like(wanted), wanted).logprobs.sum())
     """
-    decoder, head = _decoder_and_head(model)
+    decoder, head = decoder_and_head(model)
     _check(ids, attention, wanted, tile)
     chosen = wanted.flatten().nonzero().squeeze(1)  # (N,) positions in the flattened batch
     states = decoder(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, H)
@@ -146,8 +146,12 @@ def _check(ids: Tensor, attention: Tensor, wanted: Tensor, tile: int) -> None:
         raise DataError("attention has tokens after padding; pad the rows on the right")
 
 
-def _decoder_and_head(model: Any) -> tuple[Any, Tensor]:
-    """The layers without the head, and the head's matrix (V, H). Raises DataError for a head that is more than that."""
+def decoder_and_head(model: Any) -> tuple[Any, Tensor]:
+    """The layers without the head, and the head's matrix (V, H). Raises DataError for a head that is more than that.
+
+    Example:
+        decoder, head = decoder_and_head(trainee.model)
+    """
     if hasattr(model, "get_base_model"):  # PEFT's wrapper; the adapter's layers stand inside the base model
         if getattr(model.active_peft_config, "is_prompt_learning", False):
             raise DataError("the adapter is a learned prompt, which stands outside the layers; use a LoRA adapter")

@@ -115,3 +115,18 @@ def test_a_file_that_is_no_adapter_is_an_error_and_changes_nothing(
         load(adapter=tmp_path / "missing.gguf")
     assert engine.name == name
     assert len(engine.generate([GenerationJob((4, 5), max_tokens=3, ignore_end=True)])[0].ids) == 3
+
+
+def test_engines_of_one_file_share_its_weights_and_nothing_else(load: LoadEngine, adapter: Path) -> None:
+    one, two = load(), load(adapter=adapter)
+    ids = one.tokenize("Mia has 12 apples and buys 5 more.\n\n")
+    assert one._context.model == two._context.model
+    base, tuned = rows(one, ids), rows(two, ids)
+    assert np.abs(base - tuned).max() > 0.1
+    np.testing.assert_allclose(rows(one, ids), base, atol=1e-4)  # the other's adapter and cache changed nothing
+    assert (one.counters.cache_hits, two.counters.cache_hits) == (1, 0)
+    two.close()
+    np.testing.assert_allclose(rows(one, ids), base, atol=1e-4)  # the weights stay while anybody reads with them
+    one.close()
+    again = load(adapter=adapter)
+    np.testing.assert_allclose(rows(again, ids), tuned, atol=1e-4)

@@ -15,7 +15,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -39,6 +39,8 @@ MAX_ADAPTERS = 8
 _DECODE_ERRORS = {1: "no room in the key-value cache", 2: "aborted", -1: "invalid batch"}
 _LOG_ERROR = 4  # ggml.h; llama_cpp's own table of levels is one off
 _log_lock = threading.Lock()
+_models: dict[Hashable, tuple[Any, set[int]]] = {}  # a file's weights, and the contexts that read with them
+_models_lock = threading.Lock()
 
 
 @cache
@@ -127,7 +129,8 @@ def _reason(lines: list[str]) -> str:
 
 
 class LlamaContext:
-    """A model, its context of `streams` separate sequences, and one reusable batch. Not thread safe.
+    """A model, its context of `streams` separate sequences, and one reusable batch. Not thread safe. The weights of a
+    file are loaded once for all contexts of the process, each of which has its own cache and its own adapter.
 
     `context` is the longest sequence in tokens. `streams` is how many sequences are held at once: `sequences`, or as
     many as fit into `kv_memory` bytes of key-value cache, at least one. Raises BackendError with llama.cpp's own
@@ -156,8 +159,14 @@ class LlamaContext:
         self.path, self.context, self.threads, self.model, self.ctx = path, context, threads, None, None
         if not path.is_file():
             raise BackendError(f"{path}: no such file; give the path of a GGUF, or the name of a lab model")
-        self.fields = read_gguf(path).fields
-        self.model = self._load_model(gpu_layers)
+        self.fields, self._adapters = read_gguf(path).fields, dict[str, Any]()
+        status = path.stat()
+        self._key = (os.getpid(), os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns, gpu_layers)
+        with _models_lock:
+            if self._key not in _models:
+                _models[self._key] = (self._load_model(gpu_layers), set())
+            self.model, readers = _models[self._key]
+            readers.add(id(self))
         self.vocab = lib.llama_model_get_vocab(self.model)
         self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocab)
         self.parameters: int = lib.llama_model_n_params(self.model)
@@ -184,7 +193,6 @@ class LlamaContext:
                 f"lower context or sequences, or use kv_type 'f16' with flash_attention"
             )
         self._memory = lib.llama_get_memory(self.ctx)
-        self._adapters: dict[str, Any] = {}
         self.width: int = lib.llama_model_n_embd(self.model)
         self._views: dict[int, tuple[int, npt.NDArray[np.float32]]] = {}
         self._with_states = False
@@ -307,12 +315,19 @@ class LlamaContext:
             self.lib.llama_adapter_lora_free(self._adapters.pop(next(iter(self._adapters))))
 
     def close(self) -> None:
-        """Free context and model; calling it twice does nothing. The model frees its adapters."""
+        """Free the context and, where no other reads with it, the model; calling it twice does nothing."""
         if self.ctx:
             self.lib.llama_free(self.ctx)
         if self.model:
-            self.lib.llama_model_free(self.model)
+            for adapter in self._adapters.values():
+                self.lib.llama_adapter_lora_free(adapter)
+            with _models_lock:
+                readers = _models[self._key][1]
+                readers.discard(id(self))
+                if not readers:
+                    self.lib.llama_model_free(_models.pop(self._key)[0])
         self.ctx = self.model = None
+        self._adapters = {}
 
 
 def _bytes_pointer(data: npt.NDArray[np.uint8]) -> Any:

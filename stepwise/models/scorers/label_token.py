@@ -27,6 +27,7 @@ from stepwise.errors import BackendError, ConfigError
 from stepwise.models.engine import Engine
 from stepwise.models.http import CallFailed, Server
 from stepwise.models.scorers.base import Scored
+from stepwise.models.scorers.calibration import Calibration
 from stepwise.models.scorers.layouts import Layout, Marked, Reading
 from stepwise.models.scorers.prefix import PrefixScorer, Task
 from stepwise.prompt import SolvePrompt
@@ -48,8 +49,8 @@ class LabelTokenScorer(PrefixScorer):
 
     `layout` says how the solution is written down and where the labels are read; by default the solve prompt, then each
     step with the blank line after it and one marker token. The score is softmax over the logits of `good` and `bad`,
-    each a special token or one ordinary token. Raises `ConfigError` where one of them or the marker is none of the
-    vocabulary's.
+    each a special token or one ordinary token; `calibration` makes a probability of it. Raises `ConfigError` where one
+    of them or the marker is none of the vocabulary's.
 
     Example:
         >>> from stepwise import lab
@@ -71,13 +72,16 @@ class LabelTokenScorer(PrefixScorer):
         bad: str = LABELS[2],
         name: str = "",
         verdict: bool = False,
+        calibration: Calibration | None = None,
         memory: int = 200_000,
     ):
         super().__init__(name or engine.name, memory=memory)
+        self.calibration = calibration or Calibration()
         self.parameters, self.memory_bytes = engine.parameters, engine.memory_bytes
         self.engine, self.prompt, self.verdict = engine, prompt or SolvePrompt(), verdict
         self.layout = layout or Marked(engine, self.prompt, marker)
         self._asked_for = _asked_for(self.layout.key, marker, good, bad) + " verdict" * verdict
+        self._asked_for += f" {calibration}" if calibration else ""
         self._prefix = name.removesuffix(engine.name)  # what stands before the engine's name
         self._labels = [engine.token_id(good), engine.token_id(bad)]
 
@@ -129,7 +133,7 @@ class LabelTokenScorer(PrefixScorer):
         usage = Usage(self.name, len(readings), prompt_tokens, evaluated)
         if error := next((one.error for one in read if one.error), ""):
             return Scored([], usage, error)
-        scores = [label_score(good, bad) for one in read for good, bad in one.logits.tolist()]
+        scores = [self.calibration(label_score(good, bad)) for one in read for good, bad in one.logits.tolist()]
         return Scored([float(score >= 0.5) for score in scores] if self.verdict else scores, usage)
 
 

@@ -7,7 +7,7 @@ becomes a control token.
 
 | layout | one sequence is | published models |
 |---|---|---|
-| `Marked` | the solve prompt, then each step and a marker | the lab's scorer |
+| `Marked` | the solve prompt, then each step and a marker, or none | the lab's scorer, what `train scorer` makes |
 | `PlainText` | plain text with a marker after each step, no chat template | Math-Shepherd, arXiv 2312.08935 |
 | `Turns` | a chat of one step a turn, each answered by the label of a right step | RLHFlow/Llama3.1-8B-PRM |
 | `Question` | a question about the last of the steps so far, one chat a step | any instruct model, as a judge |
@@ -24,6 +24,7 @@ from typing import Protocol
 
 from stepwise.models.engine import Engine
 from stepwise.prompt import SolvePrompt
+from stepwise.steps import separated
 
 Reading = tuple[Sequence[int], Sequence[int]]
 """Token ids, and the ascending positions after which a label is read."""
@@ -66,7 +67,8 @@ class Layout(Protocol):
 
 
 class Marked:
-    """The solve prompt, then each step with its blank line and one marker token.
+    """The solve prompt, then each step with its blank line and one marker token. Where `marker` is "", the ids are
+    those of the solution as it was written, and a label is read at each step's last token.
 
     Example:
         ids, places = Marked(engine, sw.SolvePrompt(), "<step>").readings("1 + 1?", ["That is 2."], first=0)[0]
@@ -74,15 +76,16 @@ class Marked:
 
     def __init__(self, engine: Engine, prompt: SolvePrompt, marker: str):
         self.key = "" if prompt == SolvePrompt() else f"prompt {prompt.hash}"
-        self._marker = engine.token_id(marker)
-        self._step_ids = lru_cache(maxsize=16_384)(engine.step_ids)
+        self._marker = [engine.token_id(marker)] if marker else []
+        written = engine.step_ids if marker else lambda text: engine.tokenize(separated(text, prompt.splitter))
+        self._step_ids = lru_cache(maxsize=16_384)(written)
         self._prompt_ids = lru_cache(maxsize=1_024)(lambda question: engine.prompt_ids(prompt, question))
 
     def readings(self, question: str, steps: Sequence[str], first: int) -> list[Reading]:
         """One sequence for all steps."""
         ids, markers = list(self._prompt_ids(question)), []
         for text in steps:
-            ids += [*self._step_ids(text), self._marker]
+            ids += [*self._step_ids(text), *self._marker]
             markers.append(len(ids) - 1)
         return [(ids, markers[first:])]
 

@@ -12,18 +12,20 @@ from typing import Any, cast
 from stepwise.config import LoadConfig, ScorerConfig, suited
 from stepwise.errors import BackendError, ConfigError, ScorerError
 from stepwise.identity import plain
+from stepwise.io import read_json
 from stepwise.models.engine import Engine
 from stepwise.models.http import Server
-from stepwise.models.hub import hub_hint
+from stepwise.models.hub import adapter_path, hub_hint
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.scorers.base import BatchScorer, Item, Scored, Scorer
+from stepwise.models.scorers.calibration import Calibration
 from stepwise.models.scorers.classifier import ClassifierScorer
 from stepwise.models.scorers.critiques import CritiqueForm
 from stepwise.models.scorers.generative import GenerativeScorer, ServedGenerativeScorer
 from stepwise.models.scorers.head import Head
 from stepwise.models.scorers.judge import JudgeScorer, api_completion
 from stepwise.models.scorers.label_token import LabelTokenScorer, ServedLabelScorer
-from stepwise.models.scorers.layouts import MATH_SHEPHERD, QUESTION, RLHFLOW, Layout, PlainText, Question, Turns
+from stepwise.models.scorers.layouts import MATH_SHEPHERD, QUESTION, RLHFLOW, Layout, Marked, PlainText, Question, Turns
 from stepwise.models.scorers.pooling import QWEN_PRM_MARKER, PoolingScorer
 from stepwise.models.scorers.probe import ProbeScorer, refuse_without_states
 from stepwise.models.shared import load_engine
@@ -111,12 +113,51 @@ def _label_token(spec: ScorerConfig, prompt: SolvePrompt | None) -> Scorer:
                 f'"llamacpp/path.gguf", or layout = "marker" for {spec.model}'
             )
         return ServedLabelScorer(_server(spec), spec.model.partition("/")[2], requests=spec.requests, **tokens)
-    return _on_engine(spec, lambda engine: LabelTokenScorer(engine, layout=_layout(engine, spec), **tokens))
+    return _on_engine(spec, lambda engine: local_scorer(engine, spec, prompt, _calibration_of(spec, prompt)))
 
 
-def _layout(engine: Engine, spec: ScorerConfig) -> Layout | None:
+def local_scorer(
+    engine: Engine, spec: ScorerConfig, prompt: SolvePrompt, calibration: Calibration | None = None
+) -> LabelTokenScorer:
+    """The scorer of kind "label_token" that `spec` describes, on an engine that is loaded. Raises `ConfigError`.
+
+    Example:
+        scorer = local_scorer(engine, ScorerConfig(layout="steps"), sw.SolvePrompt())
+    """
+    marker, good, bad = spec.tokens
+    return LabelTokenScorer(
+        engine, layout=_layout(engine, spec, prompt), prompt=prompt, marker=marker, good=good, bad=bad,
+        calibration=calibration,
+    )  # fmt: skip
+
+
+def _calibration_of(spec: ScorerConfig, prompt: SolvePrompt) -> Calibration | None:
+    """What the card of the adapter says of its scores; None without one. Raises `ConfigError` where it was trained to
+    read other tokens, or under another prompt.
+    """
+    path = adapter_path(spec.adapter).with_name("card.json") if spec.adapter else None
+    card = read_json(path, "restore it, or remove it to go without its checks") if path and path.is_file() else {}
+    if not isinstance(facts := card.get("scorer"), dict):
+        return None
+    for name, value in facts["reading"].items():
+        if getattr(spec, name) != value:
+            raise ConfigError(
+                f"scorer.{name} is {getattr(spec, name)!r}, but the adapter {spec.adapter} was trained with {value!r}; "
+                "leave it out"
+            )
+    if spec.layout in ("marker", "steps") and card["prompt_hash"] != prompt.hash:
+        raise ConfigError(
+            f"the scorer {spec.adapter} was trained under the prompt {card['prompt_hash']}, but [prompt] has the hash "
+            f"{prompt.hash}; set [prompt] as its card has it: {json.dumps(card['config']['prompt'])}"
+        )
+    return Calibration(**facts["calibration"])
+
+
+def _layout(engine: Engine, spec: ScorerConfig, prompt: SolvePrompt) -> Layout | None:
     """How solutions are written down for this scorer; None is the solve prompt with a marker after each step."""
     marker, good, _ = spec.tokens
+    if spec.layout == "steps":
+        return Marked(engine, prompt, marker)
     if spec.layout == "text":
         return PlainText(engine, spec.template or MATH_SHEPHERD[0], spec.step_template or MATH_SHEPHERD[1], marker)
     if spec.layout == "turns":

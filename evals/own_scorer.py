@@ -1,0 +1,102 @@
+"""A scorer of one's own in the lab, beside lab-scorer: against the truth, which the lab knows.
+
+--labels is a run of `stepwise label_steps --lab N`: how often its first errors are the true ones. --scorer (directories
+of `stepwise train scorer`) are measured on lab-weak's solutions of held-out problems, as lab-scorer is: AUROC of right
+steps against first errors over all families of operations, and without the family that lab-scorer was taught to miss.
+Lab figures: a test bed, no benchmark.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from pydantic import PositiveInt
+
+import stepwise as sw
+from stepwise.data.step_labels import LabelledSolution, measure_scores, threshold_of
+from stepwise.interventions.step_labels import read_attempts
+from stepwise.lab.families import SCORER_BLIND_SPOT
+from stepwise.lab.problems import LabProblem, generate
+from stepwise.models.base import Request
+from stepwise.runs.shell import Options, Run, program
+from stepwise.stats import Interval, wilson
+
+
+class _Options(Options):
+    scorer: tuple[Path, ...] = ()
+    """directories of scorers"""
+    labels: Path | None = None
+    """a run of label_steps on the lab's training problems"""
+    problems: PositiveInt = 300
+    """held-out problems; half of them choose the thresholds"""
+    samples: PositiveInt = 4
+    """solutions of each"""
+
+
+@program(_Options, doc=__doc__)
+def main(run: Run[_Options]) -> None:
+    if run.args.labels is not None:
+        _show_labels(run, run.args.labels)
+    problems = generate("test", run.args.problems)
+    solutions = _solved(run, problems)
+    families = [_family(problems[int(at)], s) for at, s in solutions]
+    chosen, measured = ([i for i, (at, _) in enumerate(solutions) if at % 2 == half] for half in (0, 1))
+    rows = []
+    for spec in ("llamacpp/lab-scorer", *map(str, run.args.scorer)):
+        with_scorer = sw.load_scorer(spec, prompt=run.config.prompt)
+        scores = with_scorer.score_batch([(s.question, s.steps) for _, s in solutions])
+        with_scorer.close()
+        threshold = threshold_of([scores[i] for i in chosen], [solutions[i][1] for i in chosen])
+        cells = []
+        for part in (measured, [i for i in measured if families[i] != SCORER_BLIND_SPOT]):
+            found = measure_scores([scores[i] for i in part], [solutions[i][1] for i in part], threshold)
+            cells += [_band(found.auroc, 3), _band(found.f1, 1), f"{found.ece:.3f}", f"{found.first_errors}"]
+        rows.append((spec.removeprefix("llamacpp/"), *cells))
+        run.metrics(scorer=spec, cells=cells)
+    head = ("AUROC (95 %)", "F1, %", "ECE", "errors")
+    run.table("Against the truth: all, and without the blind spot", ("scorer", *head, *head), rows)
+
+
+def _solved(run: Run[_Options], problems: list[LabProblem]) -> list[tuple[int, LabelledSolution]]:
+    """Solutions by lab-weak with true labels, and the number of the problem of each."""
+    sampling, found = run.config.sampling, []
+    with closing(sw.load_backend(run.config.models.weak, prompt=run.config.prompt)) as weak:
+        asked = [
+            Request(p.problem, stop="solution", max_tokens=512, n=run.args.samples, seed=11,
+                    temperature=sampling.temperature) for p in problems
+        ]  # fmt: skip
+        for text in weak.continue_solutions(asked):
+            if steps := sw.split_steps(text.text):
+                lab = problems[text.request]
+                s = LabelledSolution.of_first_error(lab.problem.question, steps, lab.first_error(steps), "truth")
+                found.append((text.request, s))
+    return found
+
+
+def _family(problem: LabProblem, s: LabelledSolution) -> str:
+    """The family of the operation at the first error, "" without one."""
+    first = s.first_error
+    return problem.operations[first].family if first is not None and first < len(problem.operations) else ""
+
+
+def _show_labels(run: Run[_Options], labels: Path) -> None:
+    rows = read_attempts(labels)
+    known = {lab.problem.question: lab for lab in generate("train", 5000)}
+    wrong = [(row, known[row.question].first_error(row.steps)) for row in rows if not row.right and 0.0 in row.labels]
+    right = [known[row.question].first_error(row.steps) for row in rows if row.right]
+    hit = sum(row.labels.index(0.0) == truth for row, truth in wrong)
+    run.say(f"first errors found: {len(wrong)}, the true one in {_band(wilson(hit, len(wrong)), 3)}")
+    clean = sum(first is None for first in right)
+    run.say(f"solutions that ended right: {len(right)}, without an error in {_band(wilson(clean, len(right)), 3)}")
+    solved = [row for row in rows if not row.right and row.note != "never solved from the start"]
+    run.say(f"undecided: {sum(row.note == 'undecided' for row in solved)} of {len(solved)} wrong solutions")
+
+
+def _band(interval: Interval | None, digits: int) -> str:
+    return "none" if interval is None else "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*interval, d=digits)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
