@@ -21,12 +21,13 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from stepwise.errors import BackendError
+from stepwise.models.engine.context import no_interrupt
 from stepwise.models.engine.jobs import ORDER, Call
 from stepwise.models.engine.worker import Worker
 
@@ -72,9 +73,9 @@ class Driver:
                 coroutine.close()
             raise BackendError("a synchronous call inside a coroutine would wait for itself; await its coroutine")
         context = contextvars.copy_context()
-        outcome: list[Any] = []
+        outcome: Future[list[T]] = Future()
         main = self._main(coroutines, window)
-        started = threading.Event()
+        started, ended = threading.Event(), threading.Event()
         stop: list[Callable[[], object]] = []
 
         def work() -> None:
@@ -86,30 +87,31 @@ class Driver:
                 stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
                 started.set()
                 self._adopted = [worker for worker in self._engines if worker.adopt(self)]
-                outcome.append(loop.run_until_complete(task))
+                outcome.set_result(loop.run_until_complete(task))
             except BaseException as error:
-                outcome.append(_Raised(error))
+                outcome.set_exception(error)
             finally:
                 started.set()
                 for worker in self._adopted:
                     worker.release()
                 self._adopted = []
-                _close(loop)
+                try:
+                    _close(loop)
+                finally:
+                    ended.set()
 
-        thread = threading.Thread(target=work, name="stepwise-driver", daemon=True)
-        thread.start()
         try:
-            thread.join()
-        except BaseException:  # Ctrl-C: what was begun is cancelled before the caller goes on
-            started.wait()
-            with suppress(RuntimeError, IndexError):
-                stop[0]()
-            thread.join()
+            with no_interrupt():
+                threading.Thread(target=work, name="stepwise-driver", daemon=True).start()
+            ended.wait()  # no `join`: one that Ctrl-C breaks off makes the next return at once (before Python 3.13)
+        except BaseException:  # Ctrl-C: what was begun is cancelled before the caller goes on, and frees the engines
+            with no_interrupt():
+                started.wait()
+                with suppress(RuntimeError, IndexError):
+                    stop[0]()
+                ended.wait()
             raise
-        result = outcome[0]
-        if isinstance(result, _Raised):
-            raise result.error
-        return list(result)
+        return outcome.result()
 
     async def _main(self, coroutines: Sequence[Coroutine[Any, Any, T]], window: int | None) -> list[T]:
         results: list[Any] = [None] * len(coroutines)
@@ -288,11 +290,6 @@ class _Queue(Generic[A, B]):
                 result.set_exception(error)
             else:
                 result.set_result(done.result()[place])
-
-
-class _Raised:
-    def __init__(self, error: BaseException):
-        self.error = error
 
 
 class _Selector(selectors.DefaultSelector):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -153,6 +155,21 @@ def test_what_one_coroutine_raises_cancels_the_others_and_is_raised(error: BaseE
         Driver().run([waits(), fails(), waits()])
     assert ended == ["cancelled"] * 2
     assert Driver().run([asyncio.sleep(0, "still works")]) == ["still works"]
+
+
+def test_ctrl_c_waits_for_the_turn_that_an_engine_is_in() -> None:
+    said: list[str] = []
+
+    async def turns() -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # which the main thread gets, in its wait
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)  # somebody is impatient
+        time.sleep(0.2)
+        said.append("the turn is over")
+
+    with pytest.raises(KeyboardInterrupt):
+        Driver().run([turns()])
+    assert said == ["the turn is over"]  # else its engine would be freed in the middle of it
 
 
 def test_at_most_a_window_of_coroutines_is_open() -> None:

@@ -97,7 +97,7 @@ def captured_log() -> Iterator[list[str]]:
 
     callback = lib.llama_log_callback(note)
     previous, data = lib.llama_log_callback(), ctypes.c_void_p()
-    with _log_lock, _no_interrupt():
+    with _log_lock, no_interrupt():
         lib.llama_log_get(ctypes.byref(previous), ctypes.byref(data))
         lib.llama_log_set(callback, None)
         try:
@@ -107,9 +107,13 @@ def captured_log() -> Iterator[list[str]]:
 
 
 @contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Put Ctrl-C off to the end of the block. Python takes it at the entry of the next function, and that is the one
-    that llama.cpp calls with a line of its log: C, which it cannot pass, would drop it.
+def no_interrupt() -> Iterator[None]:
+    """Put Ctrl-C off to the end of the block. Python takes it at the entry of the next function: where that is one that
+    C calls, such as with a line of llama.cpp's log, it would be dropped.
+
+    Example:
+        with no_interrupt():
+            engine_thread_ended.wait()
     """
     handler, came = signal.getsignal(signal.SIGINT), list[int]()
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
