@@ -93,7 +93,7 @@ def main(run: Run[_Options]) -> int:
 def _in_process(router: StepRouter, problems: Sequence[Problem], count: int) -> float:
     """Tokens a second of the steps that stand, with `count` problems open."""
     for model in (router.models.weak, router.models.strong):
-        model.reset_cache()  # type: ignore[union-attr]
+        model.reset_cache()  # type: ignore[attr-defined]
     windowed = router.with_policy(router.policy)
     windowed.settings = dataclasses.replace(router.settings, window=count)
     began = time.monotonic()

@@ -27,6 +27,7 @@ from stepwise.config.models import (
     LoadConfig,
     ModelConfig,
     ModelsConfig,
+    Prices,
     ScorerConfig,
     is_lab,
     is_lab_critic,
@@ -40,7 +41,7 @@ from stepwise.prompt import STEPS, SolvePrompt
 
 __all__ = [
     "ENGINE_KINDS", "Ask", "BudgetConfig", "CapsConfig", "Config", "CriticConfig", "LoadConfig", "ModelConfig",
-    "ModelsConfig", "Roles", "RoutingConfig", "SamplingConfig", "ScorerConfig", "ServeConfig", "is_lab",
+    "ModelsConfig", "Prices", "Roles", "RoutingConfig", "SamplingConfig", "ScorerConfig", "ServeConfig", "is_lab",
     "is_lab_critic", "model_name", "suited",
 ]  # fmt: skip
 _Section = TypeVar("_Section", bound=BaseModel)

@@ -16,6 +16,8 @@ from stepwise.config.scorers import KINDS_OF_KEY, PLACES, TEMPLATE_NEEDS, TOKENS
 from stepwise.errors import ConfigError, redact
 from stepwise.plugins import check_choice, is_import_path
 
+Prices = tuple[float, float] | tuple[float, float, float]
+"""money per million prompt tokens, generated ones, and perhaps those of a prompt that come from a cache"""
 _MODEL_NAME = re.compile(r"([^/\s]+)/(\S.*)")
 _LAB_CRITIC = "llamacpp/lab-critic"
 ENGINE_KINDS = ("label_token", "judge", "generative")
@@ -79,6 +81,8 @@ class LoadConfig(FrozenConfig):
     """money per million prompt tokens"""
     price_out: float | None = Field(default=None, ge=0)
     """money per million generated tokens"""
+    price_cached_in: float | None = Field(default=None, ge=0, exclude_if=lambda value: value is None)
+    """money per million prompt tokens that come from a cache, as the usage of a reply says; unset: as price_in"""
 
     reads: ClassVar[str] = ', a name such as "llamacpp/lab-weak", the path of a GGUF'
 
@@ -134,6 +138,8 @@ class LoadConfig(FrozenConfig):
     def _has_both_prices_or_none(self) -> Self:
         if (self.price_in is None) != (self.price_out is None):
             raise ValueError("price_in and price_out go together; give both (0 for what is free) or neither")
+        if self.price_cached_in is not None and self.price_in is None:
+            raise ValueError("price_cached_in needs price_in and price_out; give them, too")
         return self
 
     @property
@@ -152,11 +158,14 @@ class LoadConfig(FrozenConfig):
         return self.adapter or ("lab-critic" if self.model == _LAB_CRITIC else None)
 
     @property
-    def prices(self) -> tuple[float, float] | None:
-        """Money per million (prompt, generated) tokens, None when unknown; a local model without prices costs none."""
+    def prices(self) -> Prices | None:
+        """Money per million (prompt, generated) tokens, and cached ones of a prompt where they have a price of their
+        own; None when unknown; a local model without prices costs none.
+        """
         if self.price_in is None or self.price_out is None:
             return (0.0, 0.0) if self.local else None
-        return self.price_in, self.price_out
+        cached = () if self.price_cached_in is None else (self.price_cached_in,)
+        return (self.price_in, self.price_out, *cached)
 
     def api_key(self) -> str | None:
         """The key itself, for the call that needs it; raises ConfigError when `api_key_env` names an unset variable."""
@@ -289,7 +298,7 @@ class ScorerConfig(LoadConfig):
         return f"{self.model} with {json.dumps(settings)}" if settings else self.model
 
     @property
-    def prices(self) -> tuple[float, float] | None:
+    def prices(self) -> Prices | None:
         """As for a model; a scorer that runs in this process costs nothing where no price is given."""
         known = super().prices
         here = self.kind in ("classifier", "probe", "constant") or is_import_path(self.kind)

@@ -170,6 +170,8 @@ class Api:
         if prices is None:
             return usage
         cost = (prices[0] * usage.prompt_tokens + prices[1] * usage.generated_tokens) / 1e6
+        if prices[2:]:  # what came from the server's cache has a price of its own
+            cost -= (prices[0] - prices[-1]) * (usage.prompt_tokens - usage.evaluated_tokens) / 1e6
         return dataclasses.replace(usage, cost=cost)
 
 
@@ -198,6 +200,11 @@ def _counts(said: Any) -> tuple[tuple[int, int, int] | None, str]:
         return None, ""
     said = said if isinstance(said, Mapping) else said.model_dump()
     details = said.get("prompt_tokens_details") or said.get("input_tokens_details") or {}
+    made, hit = (said.get(f"cache_{name}_input_tokens") or 0 for name in ("creation", "read"))
+    if not said.get("prompt_tokens") and all(isinstance(count, int) for count in (made, hit, said.get("input_tokens"))):
+        # Anthropic's input_tokens are those beside its cache
+        said = {**said, "prompt_tokens": said["input_tokens"] + made + hit}
+        details = details or {"cached_tokens": hit}
     named = {
         "prompt_tokens": said.get("prompt_tokens") or said.get("input_tokens") or 0,
         "completion_tokens": said.get("completion_tokens") or said.get("output_tokens") or 0,

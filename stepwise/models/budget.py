@@ -28,13 +28,12 @@ from fractions import Fraction
 from functools import partial
 from typing import Any, Self, get_args
 
-from stepwise.config import BudgetConfig, CapsConfig, Config, Roles
+from stepwise.config import BudgetConfig, CapsConfig, Config, Prices, Roles
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
 from stepwise.models.reservations import Amount, Reservation, Turn, amounts_of, money_for, spent_line
 from stepwise.plugins import check_choice
 from stepwise.types import Usage
 
-Prices = tuple[float, float]  # money per million prompt tokens, per million generated tokens
 _NAMES = ("strong_tokens", "total_tokens", "calls", "money")
 _ROLES = ("weak", "strong", "critic", "scorer")
 _NOTHING: dict[str, Amount] = dict.fromkeys(_NAMES, 0)
@@ -332,7 +331,8 @@ class Ledger:
         """Count what was spent in this ledger alone, with its cost where a price is known. Needs the lock."""
         price, money = self._prices.get(role), 0 if usage.cost is None else Fraction(str(usage.cost))
         if usage.cost is None and price is not None:
-            money = money_for(price, usage.prompt_tokens, usage.generated_tokens) if any(price) else 0
+            cached = usage.prompt_tokens - usage.evaluated_tokens
+            money = money_for(price, usage.prompt_tokens, usage.generated_tokens, cached) if any(price) else 0
             usage = dataclasses.replace(usage, cost=float(money))
         for name, amount in amounts_of(role, usage.generated_tokens, usage.calls, money).items():
             self._spent[name] += amount

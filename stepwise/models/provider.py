@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from stepwise.config import LoadConfig, ModelConfig
+from stepwise.config import LoadConfig, ModelConfig, Prices
 from stepwise.errors import ConfigError
 from stepwise.lab import ADAPTERS, MODELS
 from stepwise.models.api import client_argument
@@ -51,13 +51,13 @@ def register_litellm() -> None:
         declare(f"{PROVIDER}/{name}", (0.0, 0.0))
 
 
-def declare(model: str, prices: tuple[float, float] | None, context: int = 2048) -> None:
+def declare(model: str, prices: Prices | None, context: int = 2048) -> None:
     """Tell LiteLLM that `model` takes JSON schemas, so that DSPy sends them, and its prices per million tokens.
 
     Example:
         declare("llamacpp/lab-weak", prices=None, context=512)
     """
-    price_in, price_out = prices or (0.0, 0.0)
+    price_in, price_out = (prices or (0.0, 0.0))[:2]
     import_litellm().register_model({model: {
         "litellm_provider": PROVIDER, "mode": "chat", "supports_response_schema": True, "max_tokens": context,
         "input_cost_per_token": price_in / 1e6, "output_cost_per_token": price_out / 1e6,

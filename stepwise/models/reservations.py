@@ -10,6 +10,7 @@ from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from stepwise.config import Prices
 from stepwise.errors import BudgetExceededError, DataError
 from stepwise.types import Usage
 
@@ -122,13 +123,16 @@ def amounts_of(role: str, generated: int, calls: int, money: Amount) -> dict[str
     return {"strong_tokens": strong, "total_tokens": generated, "calls": counted, "money": money}
 
 
-def money_for(price: tuple[float, float], prompt_tokens: int, generated_tokens: int) -> Fraction:
-    """Exact money; the prices are read as the decimals they were written as.
+def money_for(price: Prices, prompt_tokens: int, generated_tokens: int, cached_tokens: int = 0) -> Fraction:
+    """Exact money; the prices are read as the decimals they were written as. `cached_tokens` are those of the prompt
+    that came from a cache.
 
     >>> money_for((3.0, 15.0), prompt_tokens=1000, generated_tokens=200)
     Fraction(3, 500)
     """
-    return (Fraction(str(price[0])) * prompt_tokens + Fraction(str(price[1])) * generated_tokens) / 1_000_000
+    read, written, cached = (Fraction(str(each)) for each in (*price[:2], price[-1] if price[2:] else price[0]))
+    fresh = prompt_tokens - cached_tokens
+    return (read * fresh + cached * cached_tokens + written * generated_tokens) / 1_000_000
 
 
 def spent_line(role: str, usage: Usage) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
-from stepwise.models.budget import Prices
+from stepwise.config import Prices
+from stepwise.models.budget import Ledger
 from stepwise.routing.compare import Measured, TraceView
 from stepwise.routing.first_try import SHARE, FirstTry
 from stepwise.stats import wilson
@@ -70,14 +72,11 @@ def in_words(first: FirstTry, prices: Mapping[str, Prices | None]) -> list[str]:
 
 
 def _money(measured: Measured, prices: Mapping[str, Prices | None]) -> float | None:
-    total = 0.0
+    spent = Ledger(None, prices)
     for view in measured.views:
         for role, usage in view.trace.usage.items():
-            price = prices.get(role)
-            if price is None:
-                return None
-            total += (price[0] * usage.prompt_tokens + price[1] * usage.generated_tokens) / 1e6
-    return total
+            spent.record(role, dataclasses.replace(usage, cost=None))
+    return spent.usage().cost
 
 
 def _shown(money: float | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import dspy
 from dspy.predict.parameter import Parameter
 
-from stepwise.config import BudgetConfig, LoadConfig, ModelConfig, SamplingConfig, ScorerConfig, suited
+from stepwise.config import BudgetConfig, LoadConfig, ModelConfig, Prices, SamplingConfig, ScorerConfig, suited
 from stepwise.errors import ConfigError, DataError, wrong_type
 from stepwise.models import load_backend
 from stepwise.models.budget import Ledger
@@ -66,7 +66,7 @@ class LoadedRouter(dspy.Module):
     models: Models
     ledger: Ledger
     cache: CallCache | None
-    prices: dict[str, tuple[float, float] | None]
+    prices: dict[str, Prices | None]
     _allow_import: frozenset[str]
     _owned: list[Any]
     _specs: dict[str, Any]
@@ -249,7 +249,7 @@ class LoadedRouter(dspy.Module):
             self._owned.append(model)
         return model
 
-    def _prices(self) -> dict[str, tuple[float, float] | None]:
+    def _prices(self) -> dict[str, Prices | None]:
         """What each model costs: known of a configuration or a name, unknown of an object."""
         loads = {role: loading(role, spec) for role, spec in self._specs.items()}
         return {role: None if load is None else load.prices for role, load in loads.items()}

@@ -17,8 +17,9 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from stepwise.config import Prices
 from stepwise.errors import DataError
-from stepwise.models.budget import Ledger, Prices
+from stepwise.models.budget import Ledger
 from stepwise.records import items_of, record
 from stepwise.types import Trace, Usage
 
