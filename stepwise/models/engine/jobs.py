@@ -260,7 +260,10 @@ class Sample(Unit):
     def add_state(self, state: npt.NDArray[np.float32]) -> None:
         """Take the state (E,) at a token that was written; of the prompt's last one nothing is taken."""
         if self.job.states and self.out:
-            self.states = np.stack([state, state if self.states is None else self.states[1] + state])
+            if self.states is None:
+                self.states = np.zeros((2, len(state)), np.float32)
+            self.states[0] = state
+            self.states[1] += state
 
     def result(self, ending: Ending | None, error: str = "") -> Generation:
         """See `Unit`."""
