@@ -103,7 +103,7 @@ class _Router:
             self._end = asyncio.Event()
             ready.set()
             await self._end.wait()
-            await self.service.stop("the router was closed")
+            await self.service.stop(reason="the router was closed")
 
         def work() -> None:
             from stepwise.models.driver import Driver

@@ -7,11 +7,19 @@ import socket
 from collections.abc import Callable, Mapping
 
 from stepwise.config import Config
+from stepwise.errors import MissingDependencyError
 from stepwise.models.budget import Ledger
 from stepwise.models.driver import Driver
 from stepwise.routing.router import StepRouter
 from stepwise.serve.app import make_app
 from stepwise.serve.service import Service
+
+try:
+    import uvicorn
+except ImportError:
+    raise MissingDependencyError(
+        'serving needs uvicorn, which is not installed; pip install "stepwise[serve]"'
+    ) from None
 
 _GRACE = 30  # seconds for what is open when the server stops
 
@@ -56,8 +64,6 @@ class Server:
             self._loop.call_soon_threadsafe(self._stop.set)
 
     async def _serve(self, ready: Callable[[], None]) -> None:
-        import uvicorn
-
         self._stop, self._loop = asyncio.Event(), asyncio.get_running_loop()
         service = Service(*self._given)
         server = uvicorn.Server(uvicorn.Config(
@@ -68,6 +74,6 @@ class Server:
         stopping = asyncio.create_task(self._stop.wait())
         self._loop.call_soon(ready)
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        await service.stop()
+        await service.stop(_GRACE)
         server.should_exit = True
         await serving

@@ -168,10 +168,10 @@ class Service:
                 self.metrics.running -= 1
         asked.queue.put_nowait((number, "", None))
 
-    async def stop(self, reason: str = "the server is stopping") -> None:
-        """Refuse what is new, and let each answer end after the step that is being made."""
+    async def stop(self, seconds: float | None = None, reason: str = "the server is stopping") -> None:
+        """Refuse what is new, and let each answer end after the step that is being made, if that takes no longer."""
         self.stopping = reason
         for asked in self._asked.values():
             asked.stop(reason)
         if self._asked:
-            await asyncio.wait(self._asked)
+            await asyncio.wait(self._asked, timeout=seconds)

@@ -60,6 +60,17 @@ def test_a_server_whose_key_is_not_set_does_not_start(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("missing", ["fastapi", "uvicorn"])
+def test_without_the_extra_it_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    for module in ("stepwise.serve.app", "stepwise.serve.running"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    assert serve.main(["--out", str(tmp_path / "out")]) != 0
+    assert f'serving needs {missing}, which is not installed; pip install "stepwise[serve]"' in capsys.readouterr().err
+
+
 def test_a_dry_run_says_what_a_request_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert serve.main(["--dry-run", "--out", str(tmp_path / "out")]) == 0
     assert "Dry run" in capsys.readouterr().out
