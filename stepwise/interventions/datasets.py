@@ -39,6 +39,7 @@ KINDS: Mapping[str, Callable[[Builder], list[Example]]] = building.KINDS | solut
 """The kinds of dataset, each one function of a chunk of problems."""
 NEED_COLLECTION = tuple(building.KINDS)
 _FILES = (*ROWS, "counts")
+_ASK_CRITICS = ("reflection", "random", "earlier")
 
 
 def build(
@@ -133,7 +134,9 @@ class Recipe:
         self.members: Sequence[Any] = [None] if kind == "own_corpus" else self.checked.problems
 
     def builder(self, members: Sequence[Any], writers: Writers) -> Builder:
-        """One chunk with what was collected for it."""
+        """One chunk with what was collected for it; ConfigError where the lab's critic would be asked about others."""
+        if self.kind in _ASK_CRITICS:
+            writers.refuse_lab()
         problems = {problem.id: problem for problem in members if problem is not None}
         collected = None
         if self.collected is not None:
@@ -178,8 +181,9 @@ class Recipe:
         if self.kind in written:
             role, each, tokens = written[self.kind]
             plan.append(PlannedCalls(role, n * each, text, n * each * tokens))
-        if self.kind not in ("reflection", "random", "earlier"):
+        if self.kind not in _ASK_CRITICS:
             return plan
+        Writers(self.config).refuse_lab()
         # What a critic is asked for, and what is guided, as if each attempt were as long as it may be.
         failures = [row for rows in (self.collected or {}).get("failures", {}).values() for row in rows]
         sizes = [(sum(map(len, row.steps)) * 4 + 4000, len(row.steps)) for row in failures]

@@ -24,7 +24,7 @@ from stepwise.data.localization import first_below
 from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.grading import Verdict, grade_many
 from stepwise.models.engine import Engine
-from stepwise.models.lab_judges import refuse_lab_judge
+from stepwise.models.lab_judges import critics_of, refuse_lab_judge
 from stepwise.models.scorers import load_scorer
 from stepwise.models.scorers.base import Scorer, score_items
 from stepwise.models.shared import load_engine, shared_engine
@@ -79,7 +79,7 @@ class Labeller:
         self._cached = scorer if teacher is None else teacher
         self.scheme = credit.load_credit(cfg.rl.credit) if scheme is None else scheme
         judge = self.judge_asked(cfg, self.scheme.needs, scorer=scorer, critic=critic, locate=locate, teacher=teacher)
-        asked = {"scorer": scorer or cfg.scorer, "critic": critic or cfg.models.critic}.get(judge)
+        asked = {"scorer": scorer or cfg.scorer, "critic": critic or critics_of(cfg)["localizer"]}.get(judge)
         if asked is not None:
             refuse_lab_judge(asked, judge, cfg.models.weak, cfg.allow_lab)
         if judge == "scorer" and scorer is None:

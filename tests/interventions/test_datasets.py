@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from stepwise.config import ModelsConfig
 from stepwise.critics import signatures
 from stepwise.critics.formats.compact_format import write_fields
 from stepwise.critics.rewriter import SolutionRewriter
 from stepwise.data.examples import Example, read_examples
-from stepwise.errors import BackendError, DataError
+from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.interventions.chunks import sealed_rows
 from stepwise.interventions.collection import collect, read_stage
@@ -292,3 +293,17 @@ def test_a_solution_that_failed_to_be_written_is_no_row() -> None:
     )
     rows = build("rejection", world.problems(4), CONFIG, settings=BUILD, writers=writers(weak))
     assert all(row.intervention for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["reflection", "rejection"])
+def test_the_labs_critic_is_asked_about_no_other_models_attempts(kind: str) -> None:
+    weak = ScriptedBackend({"p0": ["I do not know."]}, "weak")
+    if kind == "rejection":  # asks no critic
+        assert build(kind, world.problems(1), CONFIG, settings=BUILD, writers=Writers(CONFIG, weak=weak)) == []
+        return
+    with pytest.raises(ConfigError, match="critic: llamacpp/lab-critic is of the lab"):
+        build(kind, world.problems(1), CONFIG, settings=BUILD, writers=Writers(CONFIG, weak=weak))
+    assert weak.requests == []
+    other = CONFIG.model_copy(update={"models": ModelsConfig(weak={"model": "openai/NAME"})})
+    with pytest.raises(ConfigError, match="is of the lab"):
+        Recipe(kind, world.problems(1), other, BUILD).planned()

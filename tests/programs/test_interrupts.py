@@ -93,8 +93,9 @@ def test_ctrl_c_at_a_random_moment_loses_nothing_that_was_done(name: str, tmp_pa
         time.sleep(rng.uniform(0.35, 0.9) * long)
         process.send_signal(signal.SIGINT)
         code = process.wait(600)
-        assert code in (0, 130), said.read_text()[-2000:]
-        assert "Traceback" not in said.read_text()
+        if code != -signal.SIGINT:  # it was done, and Python on its way out
+            assert code in (0, 130), said.read_text()[-2000:]
+            assert "Traceback" not in said.read_text()
         stopped += code == 130
         done = tmp_path / "out" / files[0]
         if name in ("route", "intervene") and done.exists() and done.stat().st_size:
