@@ -21,14 +21,12 @@ except ImportError:
         'serving needs uvicorn, which is not installed; pip install "stepwise[serve]"'
     ) from None
 
-_GRACE = 30  # seconds for what is open when the server stops
-
 
 class Server:
     """`config.serve` as a server: `run` serves until `stop`, which any thread and a signal's handler may call.
 
     Engines keep their own threads, so that requests join the running batch at the next token and HTTP is never held up
-    by a decode.
+    by a decode. `grace`: seconds for the steps that are open when it stops.
 
     Example:
         with Service.router(config) as router:
@@ -37,9 +35,9 @@ class Server:
 
     def __init__(
         self, router: StepRouter, config: Config, ledger: Ledger, ledgers: Mapping[str, Ledger] | None = None,
-        secrets: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None, grace: float = 30.0,
     ) -> None:  # fmt: skip
-        self._given, self._secrets = (router, config, ledger, ledgers), secrets
+        self._given, self._secrets, self._grace = (router, config, ledger, ledgers), secrets, grace
         family = socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET
         self._socket = socket.create_server((config.serve.host, config.serve.port), family=family, backlog=1024)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -68,12 +66,12 @@ class Server:
         service = Service(*self._given)
         server = uvicorn.Server(uvicorn.Config(
             make_app(service, self._secrets), log_config=None, access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=_GRACE,
+            timeout_graceful_shutdown=5,
         ))  # fmt: skip
         serving = asyncio.create_task(server.serve(sockets=[self._socket]))
         stopping = asyncio.create_task(self._stop.wait())
         self._loop.call_soon(ready)
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        await service.stop(_GRACE)
+        await service.stop(self._grace)
         server.should_exit = True
         await serving

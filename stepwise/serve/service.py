@@ -169,9 +169,15 @@ class Service:
         asked.queue.put_nowait((number, "", None))
 
     async def stop(self, seconds: float | None = None, reason: str = "the server is stopping") -> None:
-        """Refuse what is new, and let each answer end after the step that is being made, if that takes no longer."""
+        """Refuse what is new, and let each answer end after the step that is being made; what takes more than `seconds`
+        ends without it.
+        """
         self.stopping = reason
         for asked in self._asked.values():
             asked.stop(reason)
         if self._asked:
-            await asyncio.wait(self._asked, timeout=seconds)
+            _, late = await asyncio.wait(self._asked, timeout=seconds)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)

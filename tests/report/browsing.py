@@ -20,7 +20,12 @@ def played(page: Path, folder: Path, fragment: str = "", driver: str = "") -> tu
     if driver:
         text = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text(encoding="utf-8"))
         page.write_text(text.replace("</body>", f"<script>{driver}</script></body>"), encoding="utf-8")
-    command = [str(BROWSER), *QUIET.split(), *MORE.split(), f"--user-data-dir={folder / 'profile'}"]
-    done = subprocess.run([*command, page.as_uri() + fragment], capture_output=True, text=True, timeout=300, check=True)
+    return browsed(page.as_uri() + fragment, folder)
+
+
+def browsed(url: str, folder: Path, *flags: str) -> tuple[str, str]:
+    """The document at an address after its script ran, and what it wrote to the console."""
+    command = [str(BROWSER), *flags, *QUIET.split(), *MORE.split(), f"--user-data-dir={folder / 'profile'}"]
+    done = subprocess.run([*command, url], capture_output=True, text=True, timeout=300, check=True)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout, "\n".join(console)

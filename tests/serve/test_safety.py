@@ -202,6 +202,16 @@ def test_a_server_that_stops_ends_open_answers_after_their_step(world: World) ->
     assert "stopping" in response["stepwise"]["choices"][0]["note"]
 
 
+def test_a_step_that_hangs_does_not_keep_a_server_from_its_end(world: World) -> None:
+    router = StepRouter(world.weak, world.strong, world.scorer, Never(), allow_lab=True)
+    with served(router, Config.lab(), grace=0.2) as (server, client), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, client, "slow q")
+        until(lambda: gauge(client, "num_requests_running") == 1)
+        server.stop()
+        assert "stopping" in error_of(asked.result(), 504)["message"]
+        world.wait.set()
+
+
 def _refuses(client: httpx.Client) -> bool:
     try:
         return ask(client, "q").status_code == 503
