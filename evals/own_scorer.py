@@ -2,8 +2,8 @@
 
 --labels is a run of `stepwise label_steps --lab N`: how often its first errors are the true ones. --scorer (directories
 of `stepwise train scorer`) are measured on lab-weak's solutions of held-out problems, as lab-scorer is: AUROC of right
-steps against first errors over all families of operations, and without the family that lab-scorer was taught to miss.
-Lab figures: a test bed, no benchmark.
+steps against first errors over all families of operations, without the family that lab-scorer was taught to miss, and
+by whether lab-weak ever solves the problem: rollouts label only those that it does. Lab figures: a test bed.
 """
 
 from __future__ import annotations
@@ -43,20 +43,26 @@ def main(run: Run[_Options]) -> None:
     solutions = _solved(run, problems)
     families = [_family(problems[int(at)], s) for at, s in solutions]
     chosen, measured = ([i for i, (at, _) in enumerate(solutions) if at % 2 == half] for half in (0, 1))
+    solved = {at for at, s in solutions if s.first_error is None}
+    parts = {
+        "all": measured,
+        "without the blind spot": [i for i in measured if families[i] != SCORER_BLIND_SPOT],
+        "problems solved at least once": [i for i in measured if solutions[i][0] in solved],
+        "problems never solved, with the others' right steps": [
+            i for i in measured if solutions[i][0] not in solved or solutions[i][1].first_error is None
+        ],
+    }
     rows = []
     for spec in ("llamacpp/lab-scorer", *map(str, run.args.scorer)):
-        with_scorer = sw.load_scorer(spec, prompt=run.config.prompt)
-        scores = with_scorer.score_batch([(s.question, s.steps) for _, s in solutions])
-        with_scorer.close()
+        scorer = sw.load_scorer(spec, prompt=run.config.prompt)
+        scores = scorer.score_batch([(s.question, s.steps) for _, s in solutions])
+        scorer.close()
         threshold = threshold_of([scores[i] for i in chosen], [solutions[i][1] for i in chosen])
-        cells = []
-        for part in (measured, [i for i in measured if families[i] != SCORER_BLIND_SPOT]):
+        for name, part in parts.items():
             found = measure_scores([scores[i] for i in part], [solutions[i][1] for i in part], threshold)
-            cells += [_band(found.auroc, 3), _band(found.f1, 1), f"{found.ece:.3f}", f"{found.first_errors}"]
-        rows.append((spec.removeprefix("llamacpp/"), *cells))
-        run.metrics(scorer=spec, cells=cells)
-    head = ("AUROC (95 %)", "F1, %", "ECE", "errors")
-    run.table("Against the truth: all, and without the blind spot", ("scorer", *head, *head), rows)
+            rows.append((Path(spec).name, name, _band(found.auroc, 3), _band(found.f1, 1), f"{found.first_errors}"))
+            run.metrics(scorer=spec, part=name, auroc=found.auroc, f1=found.f1, ece=found.ece)
+    run.table("Against the truth", ("scorer", "on", "AUROC (95 %)", "F1, %", "errors"), rows)
 
 
 def _solved(run: Run[_Options], problems: list[LabProblem]) -> list[tuple[int, LabelledSolution]]:
