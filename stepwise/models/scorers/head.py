@@ -29,8 +29,8 @@ from stepwise.models.states import STATISTICS, Floats
 from stepwise.records import from_json, record, to_json
 
 CARD, WEIGHTS = "card.json", "head.safetensors"
-COMPONENTS = (8, 32, 128)
-RIDGES = (1.0, 10.0, 100.0, 1000.0)
+COMPONENTS = (8, 32, 128, 256)
+RIDGES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 _S = len(STATISTICS)
 _PLACES = 3  # numbers that describe the place of a step
 _FORM = 1  # of a description; a head of another form is refused
