@@ -148,7 +148,9 @@ def _show(run: Run[_Options]) -> None:
     if 2 * counts["candidates in no solver's form"] > counts["candidates"]:
         run.say("Most candidates are no step of a solution and were dropped: this model is no critic.")
     if 2 * counts["candidates with a false equation"] > counts["candidates"]:
-        run.say("Most candidates state a false equation and were dropped; --no-check-sums keeps them.")
+        run.say(
+            "Most candidates state a false equation and were dropped: give --candidates more, or take another critic."
+        )
     run.metrics(**counts)
     run.say(f"{len(examples)} examples: {path}, with the card {path.with_suffix('.md').name} beside it")
     run.page("report.html", lambda path: write_collection_report(path, run.out), "the collection")

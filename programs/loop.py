@@ -14,10 +14,12 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Annotated, Any
 
+from cyclopts import Parameter
 from pydantic import ConfigDict, Field, PositiveInt
 
 from stepwise.data.problems import SOURCES, load_problems
 from stepwise.errors import BudgetExceededError, DataError
+from stepwise.interventions.settings import CollectSettings
 from stepwise.io import read_rows
 from stepwise.lab.problems import generate
 from stepwise.models.caps import uncapped
@@ -37,9 +39,12 @@ _WHERE = one_of("Problems")
 _ALONE = (label_of(Never()), label_of(Always()))
 
 
-class _Options(Options, LoopSettings):
+class _Options(Options, CollectSettings, LoopSettings):
     model_config = ConfigDict(strict=False)
     neutral = ("rounds",)
+
+    collect: Annotated[CollectSettings, Parameter(parse=False)] = CollectSettings()
+    """those of collecting are options of their own"""
 
     problems: Annotated[str | None, _WHERE] = Field(None, description=f"to train on: {SOURCES}")
     lab: Annotated[PositiveInt | None, _WHERE] = None
@@ -70,7 +75,9 @@ def _sets(args: _Options) -> tuple[list[Problem], list[Problem], list[Problem]]:
 @program(_Options, doc=__doc__, same_run=uncapped)
 def main(run: Run[_Options]) -> None:
     args, (train, validation, test) = run.args, _sets(run.args)
-    settings = LoopSettings(**{name: getattr(args, name) for name in LoopSettings.model_fields})
+    collect = CollectSettings(**{name: getattr(args, name) for name in CollectSettings.model_fields})
+    own = {name: getattr(args, name) for name in LoopSettings.model_fields if name != "collect"}
+    settings = LoopSettings(**own, collect=collect)
     try:
         loop(train, run.config, run.directory, validation=validation, test=test, settings=settings)
     except (BudgetExceededError, KeyboardInterrupt):  # the rounds that are done are shown
@@ -113,7 +120,8 @@ def _show(run: Run[_Options], result: LoopResult, trained_on: int) -> None:
         "before: the difference from round 0, with its 95 % interval over problems; one run is one seed of training."
     )
     for done in result.rounds[1:]:
-        learned = ", ".join(f"{count} from {origin}" for origin, count in done.rows.items()) or "nothing"
+        found = {"intervention": "failures", "routing": "escalations"}
+        learned = ", ".join(f"{done.rows.get(origin, 0)} rows of {what}" for origin, what in found.items())
         bought = ", ".join(f"{role} {usage.generated_tokens:,}" for role, usage in sorted(done.spent.items()))
         run.say(f"Round {done.number} learned from {learned}; tokens written for it: {bought}.")
         if done.rolled_back:

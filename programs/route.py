@@ -51,6 +51,7 @@ from stepwise.routing.router import StepRouter
 from stepwise.routing.saved import SavedPolicy, load_policy, policy_from_config, policy_to_dict, save_policy
 from stepwise.routing.signal_policies import Signalled
 from stepwise.runs.plan import PlannedCalls
+from stepwise.runs.progress import announce
 from stepwise.runs.shell import PIPE, Options, Run, one_of, program
 from stepwise.types import Problem, Trace
 
@@ -133,6 +134,11 @@ def _policy_of(config: Config, args: _Options) -> SavedPolicy:
     """The policy of --policy or else of the configuration, at the operating point of --at."""
     if args.policy:
         saved = load_policy(args.policy, allow_import=args.allow_import)
+        if saved.card is None and needs_scorer(saved.policy):
+            announce(
+                f"{args.policy} does not say which scorer its policy was set for; this run takes {config.scorer.title} "
+                "(save it with sw.save_policy(path, policy, router.card) to have that checked)"
+            )
     else:
         saved = SavedPolicy(policy_from_config(config.routing), None)
     if args.force and isinstance(saved.policy, Learned):  # it looks at the models itself
@@ -181,6 +187,11 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 @program(_Options, doc=__doc__, plan=_plan)
 def main(run: Run[_Options]) -> None:
     args, first = run.args, _is_first_try(run.config, run.args)
+    if args.policy and (ignored := [s for s in run.shared.set if s.startswith(("routing.policy", "routing.options"))]):
+        raise ConfigError(
+            f"--policy {args.policy} has its own settings, so that --set {ignored[0]} would do nothing; leave one out "
+            "(--at moves a saved policy's operating point)"
+        )
     saved = SavedPolicy(Never(), None) if first else _policy_of(run.config, args)
     problems = _first_problems_of(args) if first else _problems_of(args)
     roles: list[Roles] = ["weak", "strong", *(["scorer"] if needs_scorer(saved.policy) else [])]  # type: ignore[list-item]

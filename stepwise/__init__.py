@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from stepwise.rounds import LoopSettings, loop
     from stepwise.routing.calibration import calibrate
     from stepwise.routing.compare import compare
-    from stepwise.routing.policies import Threshold
-    from stepwise.routing.policy import Escalate, Keep, Policy, Signal
+    from stepwise.routing.policies import Random, Threshold
+    from stepwise.routing.policy import Escalate, Keep, Policy, Signal, View
     from stepwise.routing.router import StepRouter
     from stepwise.routing.saved import load_policy, save_policy
     from stepwise.serve.doors import lm, register_litellm
@@ -81,8 +81,8 @@ _HOME = {
     "stepwise.rounds": "LoopSettings loop",
     "stepwise.routing.calibration": "calibrate",
     "stepwise.routing.compare": "compare",
-    "stepwise.routing.policies": "Threshold",
-    "stepwise.routing.policy": "Escalate Keep Policy Signal",
+    "stepwise.routing.policies": "Random Threshold",
+    "stepwise.routing.policy": "Escalate Keep Policy Signal View",
     "stepwise.routing.router": "StepRouter",
     "stepwise.routing.saved": "load_policy save_policy",
     "stepwise.training": "grpo sft",  # it says what to install where PyTorch is missing
@@ -122,6 +122,7 @@ __all__ = [
     "PluginError",
     "Policy",
     "Problem",
+    "Random",
     "Request",
     "RoutingConfig",
     "SamplingConfig",
@@ -138,6 +139,7 @@ __all__ = [
     "Trace",
     "Usage",
     "Verdict",
+    "View",
     "calibrate",
     "collect",
     "compare",

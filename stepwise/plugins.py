@@ -295,6 +295,9 @@ def _module(name: str, path: str, field: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
+        if name.endswith(".py"):
+            remedy = f"{name.removesuffix('.py').replace('/', '.')}:{path.partition(':')[2]}"
+            raise ConfigError(f"{field} is {path!r}: write the module without .py, as {remedy!r}") from error
         if missing != name and not name.startswith(f"{missing}."):  # the module is there, and imports one that is not
             raise ConfigError(f"{field} is {path!r}: {name} imports {missing!r}, which is not installed") from error
         raise ConfigError(

@@ -256,6 +256,15 @@ def test_a_refusal_at_either_level_reserves_nothing_at_the_other() -> None:
     assert can_spend(account, "strong", 30)
 
 
+def test_the_cap_that_leaves_the_least_is_the_one_that_is_named() -> None:
+    run = Ledger(BudgetConfig(strong_tokens=20, problem=CapsConfig(strong_tokens=12)), roles=["strong"])
+    run.record("strong", Usage("m", 1, 1, 1, 20))
+    with pytest.raises(
+        BudgetExceededError, match=r"^budget\.strong_tokens = 20: 20 spent"
+    ):  # the problem has all of its 12
+        run.for_problem().reserve("strong", 64)
+
+
 def test_earlier_attempts_count_for_the_problem_and_not_again_for_the_run() -> None:
     ledger = both(strong=100, strong_problem=50)
     account = ledger.for_problem({"strong": spent(30), "weak": spent(9)})

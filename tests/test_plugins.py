@@ -76,6 +76,7 @@ def test_a_class_an_object_and_a_function_are_found_in_the_current_directory(mod
         ("shapes_of_mine.Square", "shape is 'shapes_of_mine.Square'; write an import path as"),
         ("shapes_of_yours:Square", "there is no module 'shapes_of_yours' in .* run from the directory that holds it"),
         ("shapes_of_mine.inner:Square", "there is no module 'shapes_of_mine.inner'"),
+        ("shapes_of_mine.py:Square", r"write the module without \.py, as 'shapes_of_mine:Square'"),
         ("broken_of_mine:Square", "importing broken_of_mine failed, ZeroDivisionError: division by zero"),
         ("needy_of_mine:Square", "needy_of_mine imports 'nowhere_to_be_seen', which is not installed"),
         ("shapes_of_mine:Sqare", "shapes_of_mine has no 'Sqare'; did you mean 'Square'"),

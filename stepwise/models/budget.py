@@ -289,14 +289,17 @@ class Ledger:
         return amounts_of(role, max_tokens, calls, money)
 
     def _short(self, ask: Mapping[str, Amount], *, settled: bool = False) -> tuple[Ledger, str] | None:
-        """The first cap that `ask` would pass, and whose it is; None when it fits; an amount of 0 always fits.
-        `settled`: as if all that is reserved were given back. Needs the lock.
+        """Of the caps that `ask` would pass the one that leaves the least of it, and whose it is; None when it fits; an
+        amount of 0 always fits. `settled`: as if all that is reserved were given back. Needs the lock.
         """
-        for level in self._levels:
-            for name, cap in level._caps.items():
-                if 0 < ask[name] > cap - level._spent[name] - (0 if settled else level._held[name]):
-                    return level, name
-        return None
+        lefts = [
+            (float((cap - level._spent[name] - (0 if settled else level._held[name])) / ask[name]), level, name)
+            for level in self._levels
+            for name, cap in level._caps.items()
+            if ask[name] > 0
+        ]
+        left, level, name = min(lefts, key=lambda each: each[0], default=(1.0, self, ""))
+        return (level, name) if left < 1 else None
 
     def _refusal(self, role: str, ask: Mapping[str, Amount], level: Ledger, name: str) -> BudgetExceededError:
         key = f"{level._name}.{name}"

@@ -81,8 +81,19 @@ async def decide(policy: Policy, view: View) -> Action | Look:
     except StepwiseError:
         raise
     except Exception as error:
-        fault, cause = f"{name} raised {type(error).__name__}: {reason_of(error)}", error  # type: ignore[assignment]
+        raised = f"{name} raised {type(error).__name__}: {reason_of(error)}"
+        hint = _missing_in(policy, view) if isinstance(error, AttributeError | IndexError | TypeError) else ""
+        fault, cause = raised + hint, error  # type: ignore[assignment]
     raise PluginError(f"the policy failed at step {view.index} of problem {view.problem.id!r}: {fault}") from cause
+
+
+def _missing_in(policy: Policy, view: View) -> str:
+    """What `view` had not and a policy may have counted on, and how it comes to have it; "" for nothing."""
+    if view.draft is None and policy.when == "before":
+        return '; there is no draft yet, view.draft is None: set when = "after" to be asked after each draft'
+    if None in view.scores and not needs_scorer(policy):
+        return "; the steps are not scored, their scores are None: set needs_scores = True"
+    return ""
 
 
 def _fault_of(policy: Policy, action: Any, view: View) -> str:

@@ -102,6 +102,15 @@ class Estimate:
     high: float | None
     defined: float
 
+    def __str__(self) -> str:
+        """The value, with its interval in brackets.
+
+        >>> print(Estimate(0.12, low=0.03, high=0.21, defined=1.0))
+        0.12 (0.03 to 0.21)
+        """
+        value, low, high = ("?" if x is None else f"{x:.3g}" for x in (self.value, self.low, self.high))
+        return f"{value} ({low} to {high})"
+
 
 @dataclass(frozen=True)
 class _Chosen:
@@ -221,7 +230,7 @@ def difference(
 
     Each is one measured setting, or, with `at_cost`, any number of them: then both are read off their frontiers at so
     many strong tokens per problem (see `metrics.accuracy_at`). Raises `DataError` where the two are on other problems,
-    some have no gold answer, or there are several settings and no `at_cost`.
+    some have no gold answer, there are several settings and no `at_cost`, or one that was not measured up or down to.
 
     Example:
         results = sw.compare(router, ["never", sw.Threshold(0.5)], problems)
@@ -234,6 +243,13 @@ def difference(
     if at_cost is None and not len(first) == len(second) == 1:
         labels = ", ".join(m.label for m in arms)
         raise DataError(f"difference: there are several settings ({labels}); name one of each, or give at_cost")
+    for arm in (first, second):
+        costs = [m.point.cost for m in arm]
+        if at_cost is not None and not min(costs) <= at_cost <= max(costs):
+            raise DataError(
+                f"difference: at_cost is {at_cost:g} strong tokens per problem, and {arm[0].family!r} was measured "
+                f'from {min(costs):.1f} to {max(costs):.1f}; measure "never" and "always" too, or take a cost between'
+            )
     outcomes = [of for m in arms if (of := Outcomes.of(m)) is not None]
 
     def accuracy(points: Sequence[OperatingPoint]) -> float | None:

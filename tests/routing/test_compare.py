@@ -153,6 +153,8 @@ def test_policies_are_compared_at_equal_cost_on_the_lines_through_their_settings
     assert measured.difference("threshold", "random", at_cost=cost).value == pytest.approx(ours - theirs)
     with pytest.raises(DataError, match="no 'treshold' was measured; there are Never"):
         measured.difference("treshold", "random")
+    with pytest.raises(DataError, match=r"at_cost is 1e\+09 .* was measured from .*measure .never. and .always."):
+        measured.difference("threshold", "random", at_cost=1e9)
     with pytest.raises(DataError, match=r"several settings .* or give at_cost"):
         measured.difference("threshold", "random")
 

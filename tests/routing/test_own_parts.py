@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import logging
@@ -18,6 +19,7 @@ from stepwise.report.shell import caption
 from stepwise.routing import Escalate, HandOver, Keep, Look, Never, Signalled, View, load_policy, save_policy
 from stepwise.routing.calibration import Calibrated, calibrate
 from stepwise.routing.compare import compare
+from stepwise.routing.deciding import decide
 from stepwise.routing.saved import policy_from_config, policy_to_dict
 from stepwise.routing.signals import as_signal
 from tests.routing.lab_world import LabWorld
@@ -299,3 +301,21 @@ def test_a_dataclass_is_a_policy_too(world: LabWorld) -> None:
 
     assert router(world, Every(3)).policy.at(4) == Every(4)
     assert json.dumps(dataclasses.asdict(Every()))
+
+
+def test_what_a_view_has_not_yet_is_said_where_a_policy_fails_over_it() -> None:
+    class Early(sw.Policy):
+        def decide(self, view: sw.View) -> sw.Keep:
+            return sw.Keep(view.draft.text)  # type: ignore[union-attr]
+
+    class Scored(sw.Policy):
+        when = "after"
+
+        def decide(self, view: sw.View) -> sw.Keep:
+            return sw.Keep(str(view.scores[-1] < 0.5))  # type: ignore[operator]
+
+    problem = sw.Problem("p", "1 + 1?")
+    with pytest.raises(PluginError, match=r"view\.draft is None: set when = .after."):
+        asyncio.run(decide(Early(), sw.View(problem)))
+    with pytest.raises(PluginError, match=r"their scores are None: set needs_scores = True"):
+        asyncio.run(decide(Scored(), sw.View(problem, (), sw.Step("So 2.", "weak"))))
