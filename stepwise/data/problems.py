@@ -163,8 +163,8 @@ class _RowReader:
         question, answer, reference = (texts.get(field, "") for field in ("question", "answer", "reference"))
         if not question:
             raise DataError(
-                f"{where}: there is no text in the field question (or problem); its fields are {', '.join(row)}: rename "
-                "yours to question, answer, reference and id"
+                f"{where}: there is no text in the field question (or problem); its fields are {', '.join(row)}: "
+                "rename yours to question, answer, reference and id"
             )
         if "####" in answer and not reference:
             self.renamed[f"{columns['answer'][0]} before ####"] = "reference"
