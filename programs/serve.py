@@ -44,7 +44,7 @@ def _plan(config: Config, args: _Options) -> Sequence[PlannedCalls]:
 
 @program(_Options, doc=__doc__, plan=_plan, same_run=uncapped)
 def main(run: Run[_Options]) -> None:
-    from stepwise.serve.running import Server
+    from stepwise.serve.running import RunningServer
     from stepwise.serve.service import Service
 
     config = settled(run.config, ["weak", "strong", "scorer"])
@@ -57,7 +57,7 @@ def main(run: Run[_Options]) -> None:
         for name, key in config.serve.api_keys.items()
     }
     with Service.router(config) as router:
-        server = Server(router, config, caps.ledger, ledgers, secrets)
+        server = RunningServer(router, config, caps.ledger, ledgers, secrets)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: server.stop())

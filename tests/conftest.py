@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before any import of torch or llama_cpp: spinning OpenMP threads bring a busy machine to a halt.
@@ -47,3 +49,11 @@ def tiny_gguf_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import tiny_gguf
 
     return tiny_gguf(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -38,7 +38,7 @@ class Limits:
     keep: bool = True
 
 
-class Answer(Solver):
+class ServedAnswer(Solver):
     """Solves a problem until it is done, or one of the request's limits is met; `tell` gets each new piece of text.
 
     A step is told once it is accepted; of a cascade nothing before it is decided who writes the solution.
@@ -140,15 +140,15 @@ class Answer(Solver):
         return self._act(Keep(self.faults[-1]))
 
 
-class _ReviewedAnswer(Answer, Reviewed):
+class _ReviewedAnswer(ServedAnswer, Reviewed):
     """An answer under a policy on whole solutions."""
 
 
-def answer_for(policy: Policy, *given: Any) -> Answer:
-    """An answer under `policy`, with what else an `Answer` takes; see there.
+def answer_for(policy: Policy, *given: Any) -> ServedAnswer:
+    """An answer under `policy`, with what else a `ServedAnswer` takes; see there.
 
     Example:
         answer_for(policy, problem, models, settings, account, Limits(100), lambda text, step: print(text))
     """
     problem, models, *rest = given
-    return (_ReviewedAnswer if policy.when == "solution" else Answer)(problem, models, policy, *rest)
+    return (_ReviewedAnswer if policy.when == "solution" else ServedAnswer)(problem, models, policy, *rest)

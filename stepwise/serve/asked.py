@@ -10,7 +10,7 @@ from typing import Any
 
 from stepwise.errors import visible
 from stepwise.models.budget import Ledger
-from stepwise.serve.answers import Answer, Tell
+from stepwise.serve.answers import ServedAnswer, Tell
 from stepwise.serve.metrics import ROLES, Metrics
 from stepwise.serve.names import Served
 from stepwise.serve.requests import ApiError, ChatRequest
@@ -31,7 +31,7 @@ class Asked:
 
     def __init__(self, request: ChatRequest, served: Served, seed: int, account: Ledger, metrics: Metrics) -> None:
         self.request, self.served, self.seed, self.account = request, served, seed, account
-        self.answers: list[Answer] = []
+        self.answers: list[ServedAnswer] = []
         self.queue: asyncio.Queue[tuple[int, str, Step | None] | None] = asyncio.Queue()
         self.began = time.monotonic()
         self._metrics, self._told = metrics, False
@@ -132,7 +132,7 @@ class Asked:
             "choices": [self._ending(answer) for answer in self.answers],
         }  # fmt: skip
 
-    def _ending(self, answer: Answer) -> Chunk:
+    def _ending(self, answer: ServedAnswer) -> Chunk:
         steps = {"steps": [_shown(step) for step in answer.steps]} if self.request.stepwise.steps else {}
         return {"finish": answer.finish or "timeout", "note": visible(answer.note),
                 "down": [visible(fault) for fault in answer.faults], **steps}  # fmt: skip
@@ -152,7 +152,7 @@ def _usage(usage: Usage) -> Chunk:
             "generated_tokens": usage.generated_tokens, "cost": usage.cost}  # fmt: skip
 
 
-def _fault(answer: Answer) -> ApiError | None:
+def _fault(answer: ServedAnswer) -> ApiError | None:
     """Why there is no answer; None where there is one, if only its beginning."""
     if answer.finish == "error":
         status, kind = _STATUS.get(answer.failure.kind if answer.failure else "", (500, "server_error"))

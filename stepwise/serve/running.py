@@ -22,7 +22,7 @@ except ImportError:
     ) from None
 
 
-class Server:
+class RunningServer:
     """`config.serve` as a server: `run` serves until `stop`, which any thread and a signal's handler may call.
 
     Engines keep their own threads, so that requests join the running batch at the next token and HTTP is never held up
@@ -30,7 +30,7 @@ class Server:
 
     Example:
         with Service.router(config) as router:
-            Server(router, config, Ledger.for_config(config)).run()
+            RunningServer(router, config, Ledger.for_config(config)).run()
     """
 
     def __init__(

@@ -238,6 +238,7 @@ def test_an_interrupted_caller_leaves_a_usable_engine(load: LoadEngine, monkeypa
     assert_same(engine.generate([item])[0], fresh(load, [item])[0])
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_while_llama_cpp_loads_and_logs_is_put_off_and_not_dropped() -> None:
     said = list[str]()
 

@@ -157,6 +157,7 @@ def test_what_one_coroutine_raises_cancels_the_others_and_is_raised(error: BaseE
     assert Driver().run([asyncio.sleep(0, "still works")]) == ["still works"]
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_waits_for_the_turn_that_an_engine_is_in() -> None:
     said: list[str] = []
 

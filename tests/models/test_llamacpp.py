@@ -76,7 +76,7 @@ def scripted(backend: LlamaCppBackend, monkeypatch: pytest.MonkeyPatch) -> Scrip
 def test_it_is_a_backend_with_capabilities_found_by_a_probe(backend: LlamaCppBackend) -> None:
     assert isinstance(backend, Backend)
     assert dataclasses.asdict(backend.capabilities) == dict.fromkeys(
-        ("prefill", "logprobs", "grammar", "batch", "adapters", "token_ids", "entropy"), True
+        ("prefill", "logprobs", "grammar", "batch", "adapters", "token_ids", "entropy", "states"), True
     )
     assert backend.parameters == backend.engine.parameters > 100_000
 

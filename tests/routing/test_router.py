@@ -245,7 +245,7 @@ def test_a_configuration_describes_the_whole_router(monkeypatch: pytest.MonkeyPa
         specs.append((spec.model, prompt))
         return ScriptedBackend({}, spec.model)
 
-    def scorer(spec: Any, *, prompt: SolvePrompt) -> Any:
+    def scorer(spec: Any, *, prompt: SolvePrompt, weak: Any) -> Any:
         specs.append((spec.model, prompt))
         return ScriptedScorer({})
 

@@ -16,7 +16,7 @@ from stepwise.models.budget import Ledger
 from stepwise.models.scorers import Item, Scored
 from stepwise.routing.policies import Never
 from stepwise.routing.router import StepRouter
-from stepwise.serve.running import Server
+from stepwise.serve.running import RunningServer
 from stepwise.serve.service import Service
 from stepwise.types import Problem
 from tests.fakes import Line, ScriptedBackend, ScriptedScorer
@@ -28,11 +28,11 @@ Serve = Callable[..., Any]
 def served(
     router: StepRouter, config: Config, ledger: Ledger | None = None, ledgers: Mapping[str, Ledger] | None = None,
     secrets: Mapping[str, str] | None = None, grace: float = 30.0,
-) -> Iterator[tuple[Server, httpx.Client]]:  # fmt: skip
+) -> Iterator[tuple[RunningServer, httpx.Client]]:  # fmt: skip
     """A running server, and a client of it."""
     config = config.model_copy(update={"serve": config.serve.model_copy(update={"port": 0})})
     server, ready = (
-        Server(router, config, ledger or Ledger.for_config(config), ledgers, secrets, grace),
+        RunningServer(router, config, ledger or Ledger.for_config(config), ledgers, secrets, grace),
         threading.Event(),
     )
     thread = threading.Thread(target=server.run, args=(ready.set,), daemon=True)
