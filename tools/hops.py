@@ -229,7 +229,7 @@ def outside(rows: Sequence[Sequence[Any]], folders: tuple[str, ...]) -> list[Seq
 
 def limit(what: str, count: int, most: int) -> bool:
     """Print one count; returns whether it is above its limit."""
-    print(f"{what}: {count} (at most {most}{', PASSED' if count > most else ''})")
+    print(f"{what}: {count} (at most {most}{', OVER' if count > most else ''})")
     return count > most
 
 
