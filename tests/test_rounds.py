@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,3 +138,43 @@ def test_problems_in_two_parts_and_a_policy_without_a_setting_are_refused(tmp_pa
     assert not list(tmp_path.iterdir())
     assert Always().point is None
     assert json.dumps(LoopSettings().model_dump(mode="json"))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_points(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    command = [
+        sys.executable,
+        "-m",
+        "stepwise.cli",
+        "loop",
+        "--lab",
+        "6",
+        "--n",
+        "5",
+        "--rounds",
+        "1",
+        "--samples",
+        "1",
+    ]
+    command += ["--rollouts", "2", "--guided", "4", "--accept", "success", "--set", "sft.epochs=1"]
+    command += ["--set", "rl.steps=2", "--set", "rl.problems=4", "--set", "rl.look=6", "--out"]
+
+    def started(out: str, seconds: float | None) -> int | None:
+        """The exit code, None where it was killed after so many seconds."""
+        child = subprocess.Popen([*command, str(tmp_path / out)], stdout=None, stderr=None, start_new_session=True)
+        try:
+            return child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)  # its workers, too
+            child.wait()
+            return None
+
+    began = time.monotonic()
+    assert started("whole", None) == 0
+    whole, rng, kills = time.monotonic() - began, random.Random(3), 0
+    while (code := started("killed", rng.uniform(0.3, 0.8) * whole if kills < 8 else None)) is None:
+        kills += 1
+    assert (code, kills > 0) == (0, True)
+    points = [sorted(map(counts, read_rows(tmp_path / out / "points.jsonl", LoopPoint))) for out in ("whole", "killed")]
+    assert points[0] == points[1]
