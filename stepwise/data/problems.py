@@ -28,8 +28,8 @@ from stepwise.steps import boxed, encodable, extract_answer
 from stepwise.types import Problem, as_problem
 
 COLUMNS = {
-    "question": ("question", "problem"),
-    "answer": ("answer", "final_answer", "expected_answer"),
+    "question": ("question", "problem", "prompt"),
+    "answer": ("answer", "final_answer", "expected_answer", "gold", "gold_answer"),
     "reference": ("reference", "solution"),
     "id": ("id", "unique_id", "problem_id", "problem_idx", "idx"),
     "source": ("source",),

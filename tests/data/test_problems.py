@@ -294,3 +294,12 @@ def test_metadata_travels_with_a_problem_and_makes_no_difference(tmp_path: Path)
     assert hash(problem) == hash(
         Problem(id=problem.id, question=problem.question, answer=problem.answer, reference=problem.reference)
     )
+
+
+def test_names_that_people_choose_for_question_and_answer_are_read_and_differing_ones_refused() -> None:
+    (problem,) = sw.load_problems([{"prompt": "1 + 1?", "gold": "2", "solution": "It is 2."}])
+    assert (problem.question, problem.answer, problem.reference) == ("1 + 1?", "2", "It is 2.")
+    with pytest.raises(DataError, match="the fields answer and gold are both there and differ"):
+        sw.load_problems([{"question": "1 + 1?", "answer": "2", "gold": "3"}])
+    with pytest.raises(DataError, match=r"its fields are nr, text: rename yours to question, answer, reference and id"):
+        sw.load_problems([{"nr": 1, "text": "1 + 1?"}])
