@@ -187,9 +187,10 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 @program(_Options, doc=__doc__, plan=_plan)
 def main(run: Run[_Options]) -> None:
     args, first = run.args, _is_first_try(run.config, run.args)
-    if args.policy and (ignored := [s for s in run.shared.set if s.startswith(("routing.policy", "routing.options"))]):
+    set_too = [s for s in run.shared.set if s.startswith("routing.") and not s.startswith("routing.max_steps")]
+    if args.policy and set_too:
         raise ConfigError(
-            f"--policy {args.policy} has its own settings, so that --set {ignored[0]} would do nothing; leave one out "
+            f"--policy {args.policy} has its own settings, so that --set {set_too[0]} would do nothing; leave one out "
             "(--at moves a saved policy's operating point)"
         )
     saved = SavedPolicy(Never(), None) if first else _policy_of(run.config, args)

@@ -174,10 +174,16 @@ def test_streaming_shows_who_writes_each_step_before_the_next_problem_is_begun(
     assert out.count("finish: answer") == 3
 
 
-def test_a_saved_policy_is_used_at_its_operating_point_or_another(world: LabWorld, tmp_path: Path) -> None:
+def test_a_saved_policy_is_used_at_its_operating_point_or_another(
+    world: LabWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_policy(tmp_path / "p.json", Threshold(0.6))
     assert start(tmp_path / "a", "--n", "2", "--policy", str(tmp_path / "p.json")) == 0
     assert start(tmp_path / "b", "--n", "2", "--policy", str(tmp_path / "p.json"), "--at", "0.3") == 0
+    assert "p.json does not say which scorer its policy was set for" in capsys.readouterr().err
+    ignored = ("--policy", str(tmp_path / "p.json"), "--set", "routing.threshold=0.2")
+    assert start(tmp_path / "c", "--n", "2", *ignored) == 2
+    assert "--set routing.threshold=0.2 would do nothing" in capsys.readouterr().err
     assert [load_policy(tmp_path / out / "policy.json").policy for out in "ab"] == [Threshold(0.6), Threshold(0.3)]
     assert read_rows(tmp_path / "b" / "metrics.jsonl")[-1]["policy"] == "Threshold 0.30"
 
