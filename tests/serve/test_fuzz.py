@@ -64,7 +64,9 @@ def check(response: httpx.Response) -> None:
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(BODY)
 def test_any_request_is_answered_or_refused(client: httpx.Client, body: Any) -> None:
-    check(client.post("/v1/chat/completions", content=json.dumps(body).encode()))
+    response = client.post("/v1/chat/completions", content=json.dumps(body).encode())
+    check(response)
+    assert client.get("/healthz").status_code == 200  # whatever was asked, the server goes on
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

@@ -133,10 +133,12 @@ def test_a_client_that_leaves_in_the_middle_of_a_stream_is_written_no_further_st
     assert max(request.step for request in world.weak.requests if request.problem.question == "later") == 1
 
 
-def test_a_request_that_takes_too_long_ends_with_what_there_is(serve: Serve, world: World) -> None:
+def test_a_request_that_takes_too_long_is_refused_and_the_next_is_answered(serve: Serve, world: World) -> None:
     client = serve("serve.timeout=0.3")
-    error_of(ask(client, "slow"), 504)
-    error_of(ask(client, "slow", stream=True), 504)
+    for stream in (False, True):
+        assert "0.3" in error_of(ask(client, "slow", stream=stream), 504)["message"]
+    world.wait.set()
+    assert ask(client, "next").status_code == 200
 
 
 def test_caps_hold_exactly_for_request_key_and_server(serve: Serve) -> None:
