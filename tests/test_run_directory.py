@@ -87,3 +87,20 @@ def test_a_function_opens_a_path_itself_and_uses_a_directory_that_is_open_as_it_
     assert card(out)["status"] == "finished"
     with pytest.raises(DataError, match="another program"), opened(out, program="inner", config=config, arguments={}):
         pass
+
+
+def test_a_run_goes_on_when_there_are_options_that_there_were_not_when_it_began(out: Path) -> None:
+    def directory(count: int = 3, seed: int = 0) -> RunDirectory:
+        config = Config.load(None, [f"seed={seed}"])
+        return RunDirectory(out, program="p", config=config, arguments={"n": 1, "count": count}, defaults={"count": 3})
+
+    first = directory()
+    first.claim("rows.jsonl")
+    close(first)
+    older = card(out)
+    del older["arguments"]["count"], older["config"]["rl"], older["config"]["scorer"]["kind"]  # type: ignore[index, attr-defined]
+    (out / "run.json").write_text(json.dumps({**older, "config_hash": "of an older version"}))
+    directory().check(overwrite=False)
+    for other, said in ((directory(count=4), "count was 3, now 4"), (directory(seed=1), "seed was 0, now 1")):
+        with pytest.raises(DataError, match=f"{said};"):
+            other.check(overwrite=False)

@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from stepwise import __version__
 from stepwise.config import Config
 from stepwise.errors import DataError, wrong_type
@@ -35,6 +37,14 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     shown = [f"{key} was {old.get(key)!r:.80}, now {new.get(key)!r:.80}" for key in keys[:5]]
     return "; ".join([*shown, *([f"and {len(keys) - 5} more"] if len(keys) > 5 else [])]) or "of another version"
+
+
+def _completed(settings: Any) -> Any:
+    """Settings of a card with those at their default that came after it; as they are where they are valid no more."""
+    try:
+        return Config.model_validate(settings).model_dump(mode="json")
+    except ValidationError:
+        return settings
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -64,8 +74,13 @@ class RunDirectory:
         directory.open(anew=False)
     """
 
-    def __init__(self, path: Path, *, program: str, config: Config, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, *, program: str, config: Config, arguments: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """`defaults`: the arguments that a run had which began before there were such arguments."""
         self.path = path
+        self._defaults = dict(defaults or {})
         self.failed = False
         self.finished = False
         """Whether an earlier start of this run came to its end."""
@@ -102,7 +117,11 @@ class RunDirectory:
             if before == now or (key == "code" and key not in found):  # its card is older than this
                 continue
             if key == "config_hash":
-                before, now = found.get("config", {}), self._card["config"]
+                before, now = _completed(found.get("config", {})), self._card["config"]
+            elif key == "arguments" and isinstance(before, dict):
+                before = {**self._defaults, **before}
+            if before == now:  # all that differs are options that there were not when the run began
+                continue
             if isinstance(before, dict) and isinstance(now, dict):
                 what = f"other {_WHAT[key]}: {_difference(before, now)}"
             else:

@@ -177,7 +177,11 @@ def program(
             console = Console(stderr=getattr(args, "as_json", False))  # with --json, standard output is for a program
             out = shared.out or Path("out") / name
             computed = args.model_dump(mode="json", exclude=set(options.neutral))
-            directory = RunDirectory(out, program=name, config=same_run(config), arguments=computed)
+            unset = {key: field.get_default() for key, field in options.model_fields.items() if not field.is_required()}
+            directory = RunDirectory(
+                out, program=name, config=same_run(config), arguments=computed,
+                defaults=json.loads(json.dumps(unset, default=str)),
+            )  # fmt: skip
             directory.check(overwrite=shared.overwrite)
             if plan is not None and not given:
                 _check_files(config)
