@@ -186,7 +186,10 @@ def program(
             if plan is not None and not given:
                 _check_files(config)
             if shared.dry_run:
-                show_plan(plan(config, args) if plan else [], config, console)
+                if plan is None:
+                    console.print("Nothing was run; how much this program would ask models for is not estimated.")
+                else:
+                    show_plan(plan(config, args), config, console)
                 return 0
             run = Run(config, args, shared, directory, console)
             run.resumed = directory.open(anew=shared.overwrite or not resumable)
