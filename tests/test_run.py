@@ -98,13 +98,17 @@ def test_a_model_that_is_not_there_is_refused_before_anything_is_written_in_a_dr
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("fail_at", "status"), [(9, "finished"), (1, "interrupted")])
 def test_a_dry_run_without_an_estimate_says_that_there_is_none(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert counting()(["--out", str(out), "--dry-run"]) == 0
+    @program(doc="Count.")
+    def main(run: Run) -> None:
+        run.write("rows.jsonl", {"n": 1})
+
+    assert main(["--out", str(out), "--dry-run"]) == 0
     assert "is not estimated" in capsys.readouterr().out
     assert not out.exists()
 
 
+@pytest.mark.parametrize(("fail_at", "status"), [(9, "finished"), (1, "interrupted")])
 def test_a_page_is_written_when_it_is_known_how_the_run_ended(
     out: Path, fail_at: int, status: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
