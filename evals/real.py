@@ -6,6 +6,9 @@ killed at any moment and goes on there; arms share what they have in common and 
 the steps of the attempts that `evals.signals` made of other problems (--attempts, --train), and the router by question
 is fitted on them. The table is of the problems that all arms have done:
 
+The arm "steps shown" is the one before it with a strong model that cannot continue a solution, as most APIs: it is
+shown the steps in a chat and asked for the next.
+
   accuracy          with Wilson's 95 % interval
   strong, all       tokens written a problem by the strong model, by both
   seconds           of one core, from tokens written and read and the rates measured at the start: shared answers are
@@ -18,6 +21,7 @@ A difference that is smaller than what n can see is none: it is printed beside.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -32,9 +36,11 @@ from stepwise.config import ModelConfig, SamplingConfig
 from stepwise.data.problems import load_problems
 from stepwise.errors import DataError
 from stepwise.models import load_backend
-from stepwise.models.base import Request
+from stepwise.models.base import Completion, Request
+from stepwise.models.dialects import chat
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.store import CallCache
+from stepwise.models.wrapped import Wrapped
 from stepwise.prompt import SolvePrompt
 from stepwise.records import record
 from stepwise.routing import (
@@ -56,6 +62,7 @@ from stepwise.routing.compare import verdict_of
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Options, Run, program
 from stepwise.stats import Interval, bootstrap, wilson
+from stepwise.steps import separated
 from stepwise.types import Problem, Step, Trace, Usage
 
 from .signals import SYSTEM, Attempt, Features
@@ -63,6 +70,7 @@ from .signals import SYSTEM, Attempt, Features
 SIGNALS: tuple[Signal, ...] = (LeastLogprob(), LeastLogprob("worst"), MeanLogprob(), TokenEntropy())
 POWER = 1.96 + 0.84  # standard normal quantiles of 5 % (two-sided) and 80 %
 DISCORDANCE = 0.3
+SHOWN = ", steps shown"
 
 
 class _Options(Options):
@@ -138,6 +146,7 @@ def _arms(run: Run[_Options], problems: Sequence[Problem]) -> dict[str, Policy]:
     for signal in SIGNALS:
         values = [value for row in features for value in row.of_signal(signal)]
         arms[signal.title] = Signalled(signal, threshold_at(signal.worse, values, args.share))
+    arms[SIGNALS[-1].title + SHOWN] = arms[SIGNALS[-1].title]
     known = {problem.id: problem for problem in load_problems(args.train)}
     traces = [Trace(known[each.id], (Step(each.text, "weak"),), "answer") for each in attempts]
     try:
@@ -150,6 +159,34 @@ def _arms(run: Run[_Options], problems: Sequence[Problem]) -> dict[str, Policy]:
         by_question.weights, by_question.bias, chances[int(args.share * len(chances))], by_question.fitted_on
     )
     return arms
+
+
+class Shown(Wrapped):
+    """A model in this process that is shown the steps in a chat and asked for the next: what an API answers that cannot
+    continue a message of its own.
+
+    Example:
+        router = StepRouter(weak, Shown(strong), prompt=prompt)
+    """
+
+    def __init__(self, model: LlamaCppBackend) -> None:
+        super().__init__(model)
+        self.inner = model
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """By which answers are kept."""
+        return self.inner.name + SHOWN
+
+    async def generate(self, request: Request) -> Completion:
+        """The step after `request.prefix`; without one as the model itself."""
+        if not request.prefix:
+            return await self.inner.generate(request)
+        prompt = self.inner.prompt
+        text = "".join(separated(step.text, prompt.splitter) for step in request.prefix)
+        messages = chat(prompt, request.problem.question, text, None, whole=request.stop == "solution")
+        ids = tuple(self.inner.engine.chat_ids(messages, **prompt.template_args))
+        return await self.inner.generate(dataclasses.replace(request, prefix=(), token_ids=ids))
 
 
 def _rates(model: Any) -> dict[str, float]:
@@ -171,25 +208,25 @@ def _measure(
     run: Run[_Options], models: Sequence[Any], arms: Mapping[str, Policy], todo: Sequence[Problem],
     done: set[tuple[str, str]],
 ) -> None:  # fmt: skip
+    weak, strong = models
     sampling = SamplingConfig(temperature=run.args.temperature, max_step_tokens=256)
     with (
         CallCache(run.path("answers.jsonl")) as cache,
-        StepRouter(
-            models[0],
-            models[1],
-            policy=Never(),
-            prompt=SolvePrompt(system=run.args.system),
-            sampling=sampling,
-            cache=cache,
-            max_steps=20,
-        ) as router,
         progress("problems and arms", len(todo) * len(arms)) as advance,
     ):
+        routers = {
+            shown: StepRouter(
+                weak, Shown(strong) if shown else strong, policy=Never(), prompt=SolvePrompt(system=run.args.system),
+                sampling=sampling, cache=cache, max_steps=20,
+            )
+            for shown in (False, True)
+        }  # fmt: skip
         for low in range(0, len(todo), run.args.batch):
             part = todo[low : low + run.args.batch]
             for name, policy in arms.items():
                 missing = [problem for problem in part if (problem.id, name) not in done]
-                for trace in router.with_policy(policy).solve_all(missing, progress=False) if missing else ():
+                router = routers[name.endswith(SHOWN)].with_policy(policy)
+                for trace in router.solve_all(missing, progress=False) if missing else ():
                     spent = trace.usage
                     usages = [spent.get(role, Usage()) for role in ("weak", "strong")]
                     run.write("rows.jsonl", Row(trace.problem.id, name, verdict_of(trace), *usages))

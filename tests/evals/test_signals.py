@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from evals import real, signals, splitters
 from evals.signals import Attempt, Features
+from stepwise.models import dialects, load_backend
+from stepwise.models.base import Request
+from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.records import to_json
 from stepwise.routing import LeastLogprob, TokenEntropy
-from stepwise.types import Usage
+from stepwise.types import Problem, Step, Usage
 
 PIECES = ("We", " add:", "\n\n", "3+4", " = 7", "\n", "7*2 = 14", ".\n\n", "\\boxed{14}")
 LOGPROBS = (-0.1, -0.2, -0.3, -2.0, -0.1, -0.1, -0.5, -0.1, -0.05)
@@ -57,6 +62,23 @@ def test_both_tables_are_printed_of_what_there_is(tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "12 attempts, 6 right" in printed
     assert "('least_logprob, worst step', '1.00 (1.00 to 1.00)'" in printed
+
+
+def test_a_model_that_is_shown_the_steps_is_asked_in_a_chat_and_its_answers_are_kept_apart() -> None:
+    problem, first = Problem("p", "Add 1 and 2."), Step("1 + 2 = 3.", "weak")
+    inner = load_backend("llamacpp/lab-strong")
+    assert isinstance(inner, LlamaCppBackend)
+    with closing(real.Shown(inner)) as shown:
+        assert shown.name != inner.name
+        start = Request(problem, max_tokens=8, seed=1)
+        assert shown.continue_solutions([start])[0].text == inner.continue_solutions([start])[0].text
+        later = dataclasses.replace(start, prefix=(first,))
+        (made,) = shown.continue_solutions([later])
+        chat = inner.prompt.messages(problem.question)
+        asked = inner.engine.chat_ids([*chat, {"role": "assistant", "content": first.text}])
+        told = inner.engine.chat_ids(dialects.chat(inner.prompt, problem.question, first.text, None, whole=False))
+        assert len(told) > len(asked)  # something is asked behind what is shown
+        assert made.usage.prompt_tokens == len(told)
 
 
 def test_the_line_between_the_models_is_what_an_arm_is_measured_against(capsys: pytest.CaptureFixture[str]) -> None:
