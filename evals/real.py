@@ -67,7 +67,7 @@ from stepwise.types import Problem, Step, Trace, Usage
 
 from .signals import SYSTEM, Attempt, Features
 
-SIGNALS: tuple[Signal, ...] = (LeastLogprob(), LeastLogprob("worst"), MeanLogprob(), TokenEntropy())
+SIGNALS: tuple[Signal, ...] = (LeastLogprob(), MeanLogprob(), TokenEntropy("worst"), TokenEntropy())
 POWER = 1.96 + 0.84  # standard normal quantiles of 5 % (two-sided) and 80 %
 DISCORDANCE = 0.3
 SHOWN = ", steps shown"
