@@ -16,17 +16,35 @@ from stepwise.serve.service import Service
 
 try:
     import uvicorn
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
 except ImportError:
     raise MissingDependencyError(
         'serving needs uvicorn, which is not installed; pip install "stepwise[serve]"'
     ) from None
 
 
+def _protocol(patience: float) -> type[asyncio.Protocol]:
+    """uvicorn's, without connections that send no whole head of a request within `patience` seconds: each costs a
+    descriptor, and uvicorn waits for the first one for ever.
+    """
+
+    class Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(patience, self._give_up)
+
+        def _give_up(self) -> None:
+            if self.cycle is None:  # the first request
+                self.transport.close()
+
+    return Impatient
+
+
 class RunningServer:
     """`config.serve` as a server: `run` serves until `stop`, which any thread and a signal's handler may call.
 
     Engines keep their own threads, so that requests join the running batch at the next token and HTTP is never held up
-    by a decode. `grace`: seconds for the steps that are open when it stops.
+    by a decode. `grace`: seconds for the steps that are open when it stops; `patience`: for a client to begin.
 
     Example:
         with Service.router(config) as router:
@@ -35,9 +53,10 @@ class RunningServer:
 
     def __init__(
         self, router: StepRouter, config: Config, ledger: Ledger, ledgers: Mapping[str, Ledger] | None = None,
-        secrets: Mapping[str, str] | None = None, grace: float = 30.0,
+        secrets: Mapping[str, str] | None = None, grace: float = 30.0, patience: float = 30.0,
     ) -> None:  # fmt: skip
         self._given, self._secrets, self._grace = (router, config, ledger, ledgers), secrets, grace
+        self._patience = patience
         family = socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET
         self._socket = socket.create_server((config.serve.host, config.serve.port), family=family, backlog=1024)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -66,7 +85,7 @@ class RunningServer:
         service = Service(*self._given)
         server = uvicorn.Server(uvicorn.Config(
             make_app(service, self._secrets), log_config=None, access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=5, http=_protocol(self._patience),
         ))  # fmt: skip
         serving = asyncio.create_task(server.serve(sockets=[self._socket]))
         stopping = asyncio.create_task(self._stop.wait())

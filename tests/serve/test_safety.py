@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,19 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     error: dict[str, Any] = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error
+
+
+def test_a_connection_that_asks_for_nothing_is_closed_and_one_that_asks_is_not(world: World) -> None:
+    router = StepRouter(world.weak, world.strong, world.scorer, Never(), allow_lab=True)
+    with served(router, Config.lab(), patience=0.3) as (server, client):
+        host, port = server.url.removeprefix("http://").split(":")
+        for begun in (b"", b"GET /healthz HTTP/1.1\r\nHost: local"):
+            with socket.create_connection((host, int(port)), timeout=20) as idle:
+                idle.sendall(begun)
+                assert idle.recv(1000) == b""  # closed, without an answer
+        assert client.get("/healthz").status_code == 200
+        time.sleep(0.5)
+        assert client.get("/healthz").status_code == 200  # on the same connection
 
 
 def test_a_key_is_asked_for_wherever_something_can_be_had(serve: Serve) -> None:
