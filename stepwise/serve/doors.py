@@ -143,7 +143,15 @@ def _parts(name: str) -> tuple[str, str, str]:
     return match["path"], match["model"] or "router", match["hash"] or ""
 
 
-def _router_of(path: str, hash: str) -> _Router:
+def open_router(name: str) -> tuple[_Router, str]:
+    """The router of "router.toml/router-threshold-0.4", loaded at the first call, and the model name in it. Raises
+    ConfigError for a name that is none, or a configuration that was changed since.
+
+    Example:
+        router, model = open_router("router.toml")
+        router.start(router.service.chat({"model": model, "messages": messages})).result()
+    """
+    path, model, hash = _parts(name)
     config = Config.load(path)
     if hash and hash != config.hash:
         raise ConfigError(f"{path} was changed since (its hash is now {config.hash}); call stepwise.lm again")
@@ -151,7 +159,7 @@ def _router_of(path: str, hash: str) -> _Router:
     with _lock:
         if key not in _open:
             _open[key] = _Router(config)
-        return _open[key]
+        return _open[key], model
 
 
 class RouterHandler:
@@ -197,8 +205,8 @@ class RouterHandler:
     def _asked(model: str, messages: list[Any], kwargs: Mapping[str, Any]) -> tuple[_Router, dict[str, Any]]:
         given = {key: value for key, value in kwargs["optional_params"].items() if key not in _SENT_ALONG}
         try:
-            path, name, hash = _parts(model)
-            return _router_of(path, hash), {"model": name, "messages": messages, **given}
+            router, name = open_router(model)
+            return router, {"model": name, "messages": messages, **given}
         except ConfigError as error:
             raise import_litellm().BadRequestError(str(error), model=model, llm_provider=PROVIDER) from error
 
