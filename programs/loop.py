@@ -1,10 +1,11 @@
 """Close the loop: route problems, learn from what was escalated and from what failed, and route again.
 
 Each round routes the training problems, collects interventions, trains the weak model on them ([sft]) and by
-reinforcement ([rl]), chooses the policy's setting anew on the validation problems, and measures on test problems that
-no round has seen. Printed is what each round costs and buys: strong tokens to recover --target of the gap that was
-there before the first round. A round that makes the weak model worse is rolled back. Killed at any moment, the same
-command goes on where it was. Writes rounds.jsonl, points.jsonl and a directory of every stage of every round.
+reinforcement ([rl]), makes the scorer anew on what it writes then (--refit), chooses the policy's setting anew on the
+validation problems, and measures on test problems that no round has seen. Printed is what each round costs and buys:
+strong tokens to recover --target of the gap that was there before the first round, and what the scorer is worth. A
+round that makes the weak model worse is rolled back. Killed at any moment, the same command goes on where it was.
+Writes rounds.jsonl, points.jsonl and a directory of every stage of every round.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from stepwise.report.shell import of_the_lab
 from stepwise.rounds import LoopPoint, LoopResult, LoopRound, LoopSettings, loop
 from stepwise.rounds.learning import TRACES
 from stepwise.rounds.results import read_loop
+from stepwise.rounds.scoring import LoopScorer
 from stepwise.routing.compare import TraceView
 from stepwise.routing.deciding import label_of
 from stepwise.routing.policies import Always, Never
@@ -128,6 +130,11 @@ def _show(run: Run[_Options], result: LoopResult, trained_on: int) -> None:
             run.say("It was rolled back: the weak model alone became worse on validation problems.")
         if not done.held:
             run.say("No setting held the target on validation problems; the most accurate one was taken.")
+        for note in done.notes:
+            run.say(f"In round {done.number} {note}.")
+    for done in result.rounds:
+        if (scorer := done.scorer) is not None:
+            run.say(_of_scorer(done.number, scorer))
     run.page(
         "report.html", lambda path: write_report(path, _report(run, result)), "what each round saves, step by step"
     )
@@ -184,6 +191,20 @@ def _saved(result: LoopResult, done: LoopRound, target: float) -> Interval | Non
         return None if before is None or now is None else before - now
 
     return bootstrap(statistic, len(result.points[-1].right), samples=500)
+
+
+def _of_scorer(number: int, scorer: LoopScorer) -> str:
+    """What a round's scorer is worth, in words."""
+    made = scorer.note or (f"{scorer.kind} fitted to {scorer.labels} solutions" if scorer.labels else "as configured")
+    own, before = (
+        "not measured" if found is None else f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+        for found in (scorer.auroc, scorer.configured)
+    )  # fmt: skip
+    return (
+        f"The scorer after round {number}: {made}. AUROC of right steps against first errors on the weak model's own "
+        f"solutions of validation problems ({scorer.first_errors} with an error): {own}; [scorer] as configured: "
+        f"{before}."
+    )
 
 
 def _band(interval: Interval | None) -> str:

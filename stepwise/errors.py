@@ -166,6 +166,16 @@ class DataError(StepwiseError, ValueError):
     """
 
 
+class NothingToLearnError(DataError):
+    """What was to be trained on can teach nothing: labels of one kind alone, rollouts without an advantage.
+
+    A loop goes on without the stage that raises it.
+
+    >>> issubclass(NothingToLearnError, DataError)
+    True
+    """
+
+
 class BackendError(StepwiseError, RuntimeError):
     """A model could not be loaded, or a whole call to it failed.
 

@@ -15,17 +15,23 @@ from pathlib import Path
 import pytest
 
 import stepwise as sw
-from stepwise.errors import ConfigError, DataError
-from stepwise.io import read_rows, write_rows
+from stepwise.config import ScorerConfig
+from stepwise.data.step_labels import LabelledSolution
+from stepwise.errors import BudgetExceededError, ConfigError, DataError, NothingToLearnError
+from stepwise.io import append_rows, read_rows, write_rows
 from stepwise.lab.problems import generate
+from stepwise.models.caps import spent_in
+from stepwise.models.store import Answer, CallCache
 from stepwise.rounds import LoopPoint, LoopResult, LoopRound, LoopSettings
+from stepwise.rounds.caps import left_for
+from stepwise.rounds.scoring import auroc_of, fit_scorer, kind_of
 from stepwise.routing import Always, Escalate, Exploring, Keep, Never, Threshold, View
 from stepwise.routing.compare import PolicyRow
 from stepwise.stats import Interval
-from stepwise.types import Problem, Step, Trace
+from stepwise.types import Problem, Step, Trace, Usage
 
 SETTINGS = LoopSettings(
-    rounds=1, samples=1, explore=0.2, settings=(0.5, 0.9), reinforce=False,
+    rounds=1, samples=1, explore=0.2, settings=(0.5, 0.9), refit="probe", label_attempts=4,
     collect={"rollouts": 2, "guided": 4, "fresh": 0, "compare": 0, "accept": "success"},  # type: ignore[arg-type]
 )  # fmt: skip
 
@@ -47,8 +53,10 @@ def counts(point: LoopPoint) -> tuple[object, ...]:
 
 
 def run(out: Path) -> LoopResult:
-    config = sw.Config.load(None, ["sft.epochs=1"])
-    return sw.loop(lab("train", 8), config, out, validation=lab("val", 6), test=lab("test", 6), settings=SETTINGS)
+    # Without temperature no group of rollouts has any spread, so that reinforcement has nothing to learn.
+    chosen = ["sft.epochs=1", "rl.temperature=1e-6", "rl.problems=4", "rl.look=4", "rl.group=2", "rl.steps=1"]
+    config = sw.Config.load(None, chosen)
+    return sw.loop(lab("train", 16), config, out, validation=lab("val", 6), test=lab("test", 6), settings=SETTINGS)
 
 
 @pytest.mark.slow
@@ -62,11 +70,39 @@ def test_a_round_learns_from_what_it_bought_and_is_measured_on_problems_that_it_
     assert Path(str(second.adapter)).is_relative_to(out)
     assert second.spent["weak"].generated_tokens > 0
     traces = read_rows(out / "round-1" / "traces.jsonl", Trace)
-    assert {trace.problem.id for trace in traces} == {problem.id for problem in lab("train", 8)}
+    assert {trace.problem.id for trace in traces} == {problem.id for problem in lab("train", 16)}
     assert any("explored; score" in (step.decision or "") for trace in traces for step in trace.steps)
     strong, weak = result.point(0, "Always (strong alone)"), result.point(0, "Never (weak alone)")
     assert (len(strong.right), sum(weak.strong)) == (6, 0)
     assert min(strong.strong) > 0
+
+
+@pytest.mark.slow
+def test_the_scorer_of_each_round_is_fitted_to_what_the_weak_model_of_that_round_writes(
+    made: tuple[Path, LoopResult],
+) -> None:
+    out, result = made
+    scorers = [done.scorer for done in result.rounds]
+    for number, scorer in enumerate(scorers):
+        assert scorer is not None
+        assert (scorer.kind, scorer.spec["kind"], scorer.note) == ("probe", "probe", "")
+        assert scorer.labels == len(read_rows(out / f"round-{number}" / "labels-train" / "labels.jsonl"))
+        assert scorer.first_errors > 0
+        assert scorer.auroc is not None
+        assert scorer.configured is not None
+    assert scorers[0] != scorers[1]
+    routed = [step for trace in read_rows(out / "round-1" / "traces.jsonl", Trace) for step in trace.steps]
+    assert all(step.score is not None for step in routed if step.author == "weak")
+
+
+@pytest.mark.slow
+def test_reinforcement_that_has_nothing_to_learn_keeps_the_adapter_of_before_and_says_so(
+    made: tuple[Path, LoopResult],
+) -> None:
+    out, result = made
+    second = result.rounds[1]
+    assert Path(str(second.adapter)) == out / "round-1" / "sft" / "adapter"
+    assert any("reinforcement was left out: nothing can be learned" in note for note in second.notes)
 
 
 @pytest.mark.slow
@@ -82,6 +118,91 @@ def test_what_is_finished_is_not_done_again_and_what_is_not_ends_the_same(made: 
     assert sft.stat().st_mtime_ns == before
     assert [counts(point) for point in again.points] == [counts(point) for point in result.points]
     assert again.rounds == result.rounds
+
+
+def spend(out: Path) -> int:
+    """Tokens that all stages of a loop have generated, as their files have it."""
+    total = sum(u.generated_tokens for path in out.glob("round-*/*/spent.jsonl") for _, u in spent_in(path.parent))
+    for path in out.glob("round-*/*answers.jsonl"):
+        with CallCache(path) as cache:
+            total += sum(usage.generated_tokens for usage in cache.spent().values())
+    return total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cap", [4000, 6000])
+def test_caps_hold_over_all_stages_together_and_a_higher_one_goes_on(tmp_path: Path, cap: int) -> None:
+    pytest.importorskip("peft")
+
+    def capped(cap: int | None) -> LoopResult:
+        config = sw.Config.load(None, ["sft.epochs=1"] + ([f"budget.total_tokens={cap}"] if cap else []))
+        short = SETTINGS.collect.model_copy(update={"max_tokens": 160})  # what is asked for is reserved at its most
+        settings = SETTINGS.model_copy(update={"refit": "none", "reinforce": False, "collect": short})
+        return sw.loop(
+            lab("train", 8), config, tmp_path, validation=lab("val", 4), test=lab("test", 4), settings=settings
+        )
+
+    with pytest.raises(BudgetExceededError, match=r"budget\.total_tokens"):
+        capped(cap)
+    assert 0 < spend(tmp_path) <= cap
+    assert len(capped(None).rounds) == 2
+    assert spend(tmp_path) > cap
+
+
+def test_what_is_left_for_a_stage_is_what_all_others_have_left(tmp_path: Path) -> None:
+    config = sw.Config.load(None, ["budget.calls=20", "budget.strong_tokens=100", "budget.problem.calls=3"])
+    for number, stage in ((1, "collect"), (1, "rl"), (2, "collect")):
+        folder = tmp_path / f"round-{number}" / stage
+        folder.mkdir(parents=True)
+        append_rows(folder / "spent.jsonl", [{"role": "weak", "usage": {"calls": 2, "generated_tokens": 50}}])
+    answers = tmp_path / "round-2" / "answers.jsonl"
+    with CallCache(answers) as cache:
+        cache.add([Answer("k", "strong", "p", Usage("m", 1, 5, 5, 40), {})])
+    left = left_for(config, tmp_path)
+    assert (left.strong_tokens, left.total_tokens, left.calls, left.money) == (60, None, 13, None)
+    assert left.problem == config.budget.problem
+    assert left_for(config, tmp_path, tmp_path / "round-1" / "collect").calls == 15
+    own = left_for(config, tmp_path, answers)
+    assert (own.calls, own.strong_tokens) == (14, 100)
+    assert left_for(sw.Config.load(None, ["budget.calls=5"]), tmp_path).calls == 0
+
+
+def labelled() -> list[LabelledSolution]:
+    """References of the lab, half of them with a wrong last number in the second step."""
+    found = []
+    for n, problem in enumerate(lab("train", 12)):
+        steps = sw.split_steps(problem.reference or "")
+        if n % 2:
+            steps[1] = steps[1].rstrip(".") + "9."
+        found.append(LabelledSolution.of_first_error(problem.question, steps, 1 if n % 2 else None))
+    return found
+
+
+def test_label_tokens_get_a_new_calibration_which_the_scorer_then_reads_with(tmp_path: Path) -> None:
+    config, solutions = sw.Config.lab(), labelled()
+    fitted = fit_scorer("calibration", solutions, config, tmp_path)
+    plain, new = (sw.load_scorer(spec, prompt=config.prompt) for spec in (config.scorer, fitted))
+    pairs = [(s.question, s.steps) for s in solutions]
+    before, after = ([x for row in scorer.score_batch(pairs) for x in row] for scorer in (plain, new))
+    plain.close()
+    new.close()
+    assert before != after
+    order = sorted(range(len(before)), key=before.__getitem__)
+    assert [after[i] for i in order] == sorted(after)  # monotone, so that its AUROC stays
+    assert auroc_of(solutions, config) == auroc_of(solutions, config.model_copy(update={"scorer": fitted}))
+    with pytest.raises(NothingToLearnError, match="no right or no wrong step"):
+        fit_scorer("calibration", solutions[::2], config, tmp_path / "right")
+
+
+def test_what_is_made_anew_follows_from_the_scorer() -> None:
+    assert [kind_of("auto", ScorerConfig(**spec)) for spec in (
+        {}, {"kind": "probe", "model": "probe/x"}, {"kind": "constant"},
+    )] == ["calibration", "probe", "none"]  # fmt: skip
+    assert kind_of("scorer", ScorerConfig(kind="constant")) == "scorer"
+    with pytest.raises(ConfigError, match='refit = "calibration" is for label tokens'):
+        kind_of("calibration", ScorerConfig(kind="constant"))
+    with pytest.raises(NothingToLearnError, match="labels are of 3 problems"):
+        fit_scorer("probe", labelled()[:3], sw.Config.lab(), Path("unused"))
 
 
 def test_the_same_share_of_kept_steps_is_explored_whatever_the_policy() -> None:
@@ -149,7 +270,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_points(tmp_pat
         "stepwise.cli",
         "loop",
         "--lab",
-        "6",
+        "12",
         "--n",
         "5",
         "--rounds",
@@ -157,7 +278,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_points(tmp_pat
         "--samples",
         "1",
     ]
-    command += ["--rollouts", "2", "--guided", "4", "--accept", "success", "--set", "sft.epochs=1"]
+    command += ["--refit", "probe", "--rollouts", "2", "--guided", "4", "--accept", "success", "--set", "sft.epochs=1"]
     command += ["--set", "rl.steps=2", "--set", "rl.problems=4", "--set", "rl.look=6", "--out"]
 
     def started(out: str, seconds: float | None) -> int | None:

@@ -239,6 +239,8 @@ class ScorerConfig(LoadConfig):
     """kind "generative": most tokens of a step's critique"""
     value: float = Field(default=0.5, ge=0, le=1)
     """kind "constant": the score of every step"""
+    calibration: str | None = None
+    """kind "label_token" of a local model: a file with a calibration of its scores, as `stepwise loop` fits one"""
     force: bool = False
     """kind "probe": also for another weak model, adapter, prompt or splitter than the head was fitted for"""
     options: dict[str, Any] = Field(default={})

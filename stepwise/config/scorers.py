@@ -30,6 +30,7 @@ KINDS_OF_KEY = {
     "votes": ("generative",),
     "critique_tokens": ("generative",),
     "value": ("constant",),
+    "calibration": ("label_token",),
     "force": ("probe",),
     "api_base": ("label_token", "pooling", "judge", "generative"),
 }

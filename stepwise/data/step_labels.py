@@ -27,7 +27,7 @@ from pydantic import Field
 from stepwise.data.localization import Outcome, best_threshold, count, first_below, mean_f1
 from stepwise.data.processbench import ProcessBenchRow, from_row
 from stepwise.data.tables import read_table
-from stepwise.errors import DataError
+from stepwise.errors import DataError, NothingToLearnError
 from stepwise.io import write_rows
 from stepwise.models.scorers.calibration import calibration_error
 from stepwise.records import record
@@ -191,19 +191,19 @@ def with_splitter(solutions: Sequence[LabelledSolution], splitter: Splitter) -> 
 
 
 def check_step_labels(splits: LabelSplits) -> None:
-    """Raise DataError where nothing can be trained and measured on these, before anything is computed: too few
-    problems, or a part without right steps or without first errors. Example: `check_step_labels(splits)`.
+    """Raise NothingToLearnError where nothing can be trained and measured on these, before anything is computed: too
+    few problems, or a part without right steps or without first errors. Example: `check_step_labels(splits)`.
     """
     problems = {s.problem_id for part in splits for s in part}
     if len(problems) < _FEWEST:
-        raise DataError(
+        raise NothingToLearnError(
             f"the labels are of {len(problems)} problems; give {_FEWEST} at least, hundreds for figures worth reading"
         )
     for name, part in splits._asdict().items():
         wrong = sum(s.first_error is not None for s in part)
         right = sum(label is not None and label >= 0.5 for s in part for label in s.labels)
         if not wrong or not right:
-            raise DataError(
+            raise NothingToLearnError(
                 f"the {len(part)} {name} solutions have {right} right steps and {wrong} first errors; both are "
                 "needed, so give more problems"
             )

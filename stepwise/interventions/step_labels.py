@@ -1,7 +1,7 @@
 """Labels for the steps of the weak model's own solutions: from rollouts of their beginnings, from a critic, or both.
 
-`step_search` has the rules. Steps of solutions that ended right are called right by `bisect`, and a problem that the
-weak model never solves from the start gives no labels.
+`step_search` has the rules. Steps of solutions that ended right are called right by `bisect`, and of a problem that the
+weak model never solves from the start rollouts tell nothing; the critic does.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def _label_chunk(
         ]
         spent = sum((row.usage for row in own), Usage())
         for i, row in enumerate(attempts):  # what the problem's solutions cost stands with the first of them
-            note = "" if start[0] else "never solved from the start"
+            note = "" if start[0] or settings.by == "critic" else "never solved from the start"
             rows[row.id] = dataclasses.replace(row, note=note, usage=spent if not i else Usage())
             owners[row.id] = problem
     open_rows = [row for row in rows.values() if not row.note]

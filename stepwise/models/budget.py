@@ -244,6 +244,12 @@ class Ledger:
             }  # fmt: skip
         return {name: float(min(left)) if left else None for name, left in lefts.items()}
 
+    @property
+    def refused(self) -> dict[str, int]:
+        """How many requests a cap forbade, by its key, here and in all ledgers under the same run's."""
+        with self._lock:
+            return dict(self._levels[-1]._refused)
+
     def unspent(self, name: str) -> int | None:
         """What is left of the nearer cap called `name` once all that is in flight were given back; None without one."""
         with self._lock:

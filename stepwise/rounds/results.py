@@ -12,6 +12,7 @@ import numpy as np
 from stepwise.errors import DataError
 from stepwise.io import read_json, read_rows
 from stepwise.records import record
+from stepwise.rounds.scoring import LoopScorer
 from stepwise.routing import Always, Never
 from stepwise.routing.compare import Measured, PolicyRow
 from stepwise.routing.deciding import label_of
@@ -61,7 +62,8 @@ class LoopRound:
     `rows` counts what was learned from, by origin. `spent` has the usage by role, of routing and collecting. `change`
     is the weak model's accuracy alone on validation problems less that before the round, paired by problem. `measured`
     is the round whose points hold for this model: an earlier one where this was rolled back. `setting` is the policy's,
-    and `held` whether it comes to the target on validation problems.
+    and `held` whether it comes to the target on validation problems. `scorer` is what scores from now on, `notes` say
+    which stage had nothing to do.
 
     Example:
         >>> LoopRound(0, None, {}, {}, None, False, 0, 0.5, True).rolled_back
@@ -77,6 +79,8 @@ class LoopRound:
     measured: int
     setting: float
     held: bool
+    scorer: LoopScorer | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from stepwise import credit
 from stepwise.credit import Credit, Group
 from stepwise.credit.group import Array
-from stepwise.errors import DataError
+from stepwise.errors import NothingToLearnError
 from stepwise.grading import Verdict
 from stepwise.seeds import seed_for
 from stepwise.training.rollouts import RlRollout, Spans
@@ -114,7 +114,7 @@ def groups_of(rollouts: Sequence[RlRollout]) -> list[range]:
 def check_learning(
     state: dict[str, Any], row: Mapping[str, Any], rollouts: Sequence[RlRollout], scheme: Credit, *, last: int
 ) -> None:
-    """Raise DataError, with what the rollouts came to, where the first batches teach nothing: no token has an
+    """Raise NothingToLearnError, with what the rollouts came to, where the first batches teach nothing: no token has an
     advantage, or no rollout has an answer.
 
     `row` has the metrics of a step, `state` the counts of the steps before it; step `last` is where it is decided.
@@ -132,7 +132,7 @@ def check_learning(
     if row["step"] < last or (trained and answered):
         return
     why, remedy = ("no token has an advantage", NOT_MIXED) if answered else ("no rollout has an answer", TOO_SHORT)
-    raise DataError(
+    raise NothingToLearnError(
         f"nothing can be learned: in the first {last} batches {why} ({no_answer} of {samples} rollouts have no answer; "
         f"of {groups} groups {right} are all right and {wrong} all wrong); {remedy}. rollouts/ has what was written"
     )

@@ -28,7 +28,7 @@ from stepwise.data.step_labels import (
     threshold_of,
     with_splitter,
 )
-from stepwise.errors import BackendError, DataError
+from stepwise.errors import BackendError, DataError, NothingToLearnError
 from stepwise.io import append_rows, read_rows
 from stepwise.models.base import Generator
 from stepwise.models.driver import Driver
@@ -85,7 +85,7 @@ def train_probe(
     check_step_labels(splits)
     ends = {s.first_error is None for s in splits.validation if s.complete}
     if len(ends) < 2:
-        raise DataError(
+        raise NothingToLearnError(
             f"the {len(splits.validation)} validation solutions are {'all wrong' if False in ends else 'never wrong'}; "
             "a threshold needs some that are right throughout and some that are not, so give more problems"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stepwise.errors import DataError
+from stepwise.errors import NothingToLearnError
 from stepwise.grading import Verdict
 from stepwise.runs.progress import announce, stage
 from stepwise.stats import wilson
@@ -23,7 +23,7 @@ def look(learner: Any, scheme: str) -> dict[str, int]:
     """Sample groups of `rl.look` problems, or of a batch where a judge must be asked, by the policy of `learner` as it
     is, and say what they are; nothing is trained on them. `scheme` is what the credit scheme is called.
 
-    Raises DataError, with what was seen, where no token has an advantage, so that training would teach nothing.
+    Raises NothingToLearnError, with what was seen, where no token has an advantage.
 
     Example:
         counts = look(learner, "outcome")  # of the groups: how many are all right, all wrong, mixed
@@ -47,7 +47,7 @@ def look(learner: Any, scheme: str) -> dict[str, int]:
 
 def _shares(rollouts: Sequence[RlRollout], is_trained: Sequence[bool], scheme: str) -> dict[str, int]:
     """What a look at groups before training says: how many groups have no answer at all, are all right, all wrong or
-    mixed. Raises DataError where no token of any has an advantage under `scheme`, so that training would teach nothing.
+    mixed. Raises NothingToLearnError where no token of any has an advantage under `scheme`.
     """
     kinds = [_kind_of([rollouts[i] for i in group]) for group in groups_of(rollouts)]
     counts = {kind: kinds.count(kind) for kind in ("no answer", "all right", "all wrong", "mixed")}
@@ -59,7 +59,9 @@ def _shares(rollouts: Sequence[RlRollout], is_trained: Sequence[bool], scheme: s
     announce(f"before training: {told}", beside_bar=True)
     if not any(is_trained):
         remedy = TOO_SHORT if counts["no answer"] == len(kinds) else NOT_MIXED
-        raise DataError(f"nothing can be learned: no token has an advantage under {scheme} in {told}; {remedy}")
+        raise NothingToLearnError(
+            f"nothing can be learned: no token has an advantage under {scheme} in {told}; {remedy}"
+        )
     return counts
 
 

@@ -80,7 +80,8 @@ def grpo(
     `out`/metrics.jsonl has a row per step, `out`/rollouts the rollouts with their credit. Raises, before anything is
     computed, DataError for problems or hints that cannot be used and an adapter of another base, ConfigError for
     models, settings or a missing judge; later BudgetExceededError at a cap, BackendError where sampler and trainer
-    disagree, or memory runs out, DataError where the loss is not finite or the first batches can teach nothing.
+    disagree, or memory runs out, DataError where the loss is not finite, NothingToLearnError where the first batches
+    can teach nothing.
 
     Example:
         adapter = grpo("problems.jsonl", sw.Config.load("config.toml", ["rl.credit.scheme=vppo"]), "out/rl")

@@ -129,6 +129,16 @@ def test_a_problem_that_is_never_solved_gives_no_label_and_no_rollouts(tmp_path:
     assert load_step_labels(tmp_path / "run") == []
 
 
+def test_the_critic_labels_a_problem_that_is_never_solved_too(tmp_path: Path) -> None:
+    def hopeless(problem: Problem, prefix: tuple[str, ...], seed: int) -> str:
+        return "\n\n".join(world.solution(problem, prefix, 1))
+
+    rows = run(tmp_path / "run", weak=ScriptedBackend(hopeless, "weak"), by="critic")
+    assert {row.start[0] for row in rows} == {0}
+    assert all(row.critic.index(0.0) == slip(row.steps) for row in rows)
+    assert len(load_step_labels(tmp_path / "run")) == len({(row.question, row.steps) for row in rows}) > 0
+
+
 @pytest.mark.parametrize("label", ["hard", "soft", "progress"])
 def test_every_boundary_is_asked_at_for_the_other_labels(tmp_path: Path, label: str) -> None:
     rows = run(tmp_path / label, label=label)

@@ -107,6 +107,8 @@ def _label_token(spec: ScorerConfig, prompt: SolvePrompt | None) -> Scorer:
     prompt = prompt or suited(SolvePrompt(), spec.model)
     tokens: dict[str, Any] = {"prompt": prompt, "marker": marker, "good": good, "bad": bad}
     if not spec.local:
+        if spec.calibration:
+            raise ConfigError(f"scorer.calibration is for a local model, not for {spec.model}; remove it")
         if spec.layout != "marker":
             raise ConfigError(
                 f'scorer.layout is "{spec.layout}", which is read on a local model only; write model = '
@@ -132,13 +134,15 @@ def local_scorer(
 
 
 def _calibration_of(spec: ScorerConfig, prompt: SolvePrompt) -> Calibration | None:
-    """What the card of the adapter says of its scores; None without one. Raises `ConfigError` where it was trained to
-    read other tokens, or under another prompt.
+    """What `scorer.calibration`, else the card of the adapter, says of its scores; None without either. Raises
+    `ConfigError` where the adapter was trained to read other tokens, or under another prompt.
     """
+    remedy = "restore it, or remove scorer.calibration"
+    own = Calibration(**read_json(spec.calibration, remedy)) if spec.calibration else None
     path = adapter_path(spec.adapter).with_name("card.json") if spec.adapter else None
     card = read_json(path, "restore it, or remove it to go without its checks") if path and path.is_file() else {}
     if not isinstance(facts := card.get("scorer"), dict):
-        return None
+        return own
     for name, value in facts["reading"].items():
         if getattr(spec, name) != value:
             raise ConfigError(
@@ -150,7 +154,7 @@ def _calibration_of(spec: ScorerConfig, prompt: SolvePrompt) -> Calibration | No
             f"the scorer {spec.adapter} was trained under the prompt {card['prompt_hash']}, but [prompt] has the hash "
             f"{prompt.hash}; set [prompt] as its card has it: {json.dumps(card['config']['prompt'])}"
         )
-    return Calibration(**facts["calibration"])
+    return own or Calibration(**facts["calibration"])
 
 
 def _layout(engine: Engine, spec: ScorerConfig, prompt: SolvePrompt) -> Layout | None:
