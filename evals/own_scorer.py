@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import PositiveInt
 
 import stepwise as sw
+from stepwise.config import Config
 from stepwise.data.step_labels import LabelledSolution, measure_scores, threshold_of
 from stepwise.interventions.step_labels import read_attempts
 from stepwise.lab.families import SCORER_BLIND_SPOT
@@ -40,16 +41,16 @@ def main(run: Run[_Options]) -> None:
     if run.args.labels is not None:
         _show_labels(run, run.args.labels)
     problems = generate("test", run.args.problems)
-    solutions = _solved(run, problems)
+    solutions = solved(run.config, problems, run.args.samples)
     families = [_family(problems[int(at)], s) for at, s in solutions]
     chosen, measured = ([i for i, (at, _) in enumerate(solutions) if at % 2 == half] for half in (0, 1))
-    solved = {at for at, s in solutions if s.first_error is None}
+    solvable = {at for at, s in solutions if s.first_error is None}
     parts = {
         "all": measured,
         "without the blind spot": [i for i in measured if families[i] != SCORER_BLIND_SPOT],
-        "problems solved at least once": [i for i in measured if solutions[i][0] in solved],
+        "problems solved at least once": [i for i in measured if solutions[i][0] in solvable],
         "problems never solved, with the others' right steps": [
-            i for i in measured if solutions[i][0] not in solved or solutions[i][1].first_error is None
+            i for i in measured if solutions[i][0] not in solvable or solutions[i][1].first_error is None
         ],
     }
     rows = []
@@ -65,14 +66,14 @@ def main(run: Run[_Options]) -> None:
     run.table("Against the truth", ("scorer", "on", "AUROC (95 %)", "F1, %", "errors"), rows)
 
 
-def _solved(run: Run[_Options], problems: list[LabProblem]) -> list[tuple[int, LabelledSolution]]:
-    """Solutions by lab-weak with true labels, and the number of the problem of each."""
-    sampling, found = run.config.sampling, []
-    with closing(sw.load_backend(run.config.models.weak, prompt=run.config.prompt)) as weak:
+def solved(config: Config, problems: list[LabProblem], samples: int) -> list[tuple[int, LabelledSolution]]:
+    """Solutions of problems of the lab by the weak model, with true labels, and the number of the problem of each."""
+    sampling, found = config.sampling, []
+    with closing(sw.load_backend(config.models.weak, prompt=config.prompt)) as weak:
         asked = [
-            Request(p.problem, stop="solution", max_tokens=512, n=run.args.samples, seed=11,
-                    temperature=sampling.temperature) for p in problems
-        ]  # fmt: skip
+            Request(p.problem, stop="solution", max_tokens=512, n=samples, seed=11, temperature=sampling.temperature)
+            for p in problems
+        ]
         for text in weak.continue_solutions(asked):
             if steps := sw.split_steps(text.text):
                 lab = problems[text.request]

@@ -2,9 +2,10 @@
 
 With --labels, the head is fitted and measured by cross-validation over problems (--folds): in each fold a fifth of the
 other problems chooses components, ridge, calibration and threshold. Beside it stand scores that need no head: the place
-of the step, its length, its least and its mean log-probability, its mean entropy; their thresholds are chosen on the
-problems that are not measured on. AUROC is of right steps against first errors, F1 ProcessBench's, with 95 % intervals
-over problems. What the model read is kept in --states: a killed run goes on there.
+of the step, its length, its least and its mean log-probability, its mean entropy; their calibration and threshold are
+chosen on the problems that are not measured on. AUROC is of right steps against first errors, F1 ProcessBench's, with
+95 % intervals over problems. What the model read is kept in --states: a killed run goes on there. `evals.scorers` has
+the same lines among those of other scorers.
 
 With --speed, solutions of --steps steps of --tokens tokens are written with and without states, in turn, and the
 seconds of one core are compared: --counts problems at once, prompts and the engine's work included.
@@ -16,27 +17,20 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import PositiveInt
 
-from stepwise.data.step_labels import (
-    LabelledSolution,
-    load_step_labels,
-    measure_scores,
-    split_by_problem,
-    threshold_of,
-    with_splitter,
-)  # fmt: skip
+from stepwise.data.step_labels import LabelledSolution, load_step_labels, split_by_problem, with_splitter
 from stepwise.models.engine import GenerationJob
 from stepwise.models.llamacpp import LlamaCppBackend
-from stepwise.models.scorers.head import Head, HeadCard
+from stepwise.models.scorers.head import HeadCard
 from stepwise.models.shared import load_engine
 from stepwise.models.states import STATISTICS
 from stepwise.runs.shell import Options, Run, program
-from stepwise.seeds import seed_for
-from stepwise.training.head import Vectors, fit_head, read_all, whole
+from stepwise.training.head import Vectors, fit_head, read_all
+
+from .scorers_tables import Fit, Fitted, Quality, Split, fixed, quality_of, show, splits_of
 
 Score = Callable[[LabelledSolution, Vectors], list[float]]
 
@@ -70,7 +64,9 @@ def main(run: Run[_Options]) -> None:
             solutions = with_splitter(load_step_labels(args.labels), cfg.prompt.splitter)[: args.n]
             vectors, tokens = read_all(weak, solutions, args.states or run.path("states.jsonl"))
             card = HeadCard(weak.name, weak.prompt_hash, weak.engine.width, cfg.prompt.splitter)
-            _show_quality(run, cross_validated(card, solutions, vectors, args.folds), solutions, tokens)
+            errors, steps = sum(s.first_error is not None for s in solutions), sum(len(s.judged) for s in solutions)
+            title = f"{len(solutions)} solutions, {errors} first errors among {steps} steps, {tokens:,} tokens read"
+            show(run, title, qualities(card, solutions, vectors, splits_of(solutions, {}, args.folds)), {}, LENGTH)
         if args.speed:
             _show_speed(run, [(n, *seconds_of(weak, n, args)) for n in args.counts])
 
@@ -81,69 +77,35 @@ def _statistic(name: str) -> Score:
     return lambda s, vectors: [float(np.exp(min(0.0, sign * vector[place]))) for vector in vectors]
 
 
-def _scored_by(head: Head) -> Score:
-    return lambda s, vectors: head.scores(vectors)
-
-
+HEAD, PLACE, LENGTH = "head, fitted here", "place of the step", "length of the step"
 PLAIN: dict[str, Score] = {
-    "place of the step": lambda s, vectors: [1 / (1 + i) for i in range(len(vectors))],
-    "length of the step": lambda s, vectors: [1 / len(text) for text in s.steps[: len(vectors)]],
+    PLACE: lambda s, vectors: [1 / (1 + i) for i in range(len(vectors))],
+    LENGTH: lambda s, vectors: [1 / len(text) for text in s.steps[: len(vectors)]],
     **{name: _statistic(name) for name in ("least_logprob", "mean_logprob", "mean_entropy")},
 }
 """Scores that need no head."""
 
 
-def cross_validated(
-    card: HeadCard, solutions: Sequence[LabelledSolution], vectors: Sequence[Vectors], folds: int
-) -> list[dict[str, Any]]:
-    """AUROC, F1 and calibration error of the head and of plain scores, each solution by what was fitted without its
-    problem.
-    """
-    ids = sorted({s.problem_id for s in solutions}, key=lambda name: (seed_for(0, "folds", name), name))
-    fold_of = {name: place % folds for place, name in enumerate(ids)}
-    scores: dict[str, list[list[float]]] = {name: [[] for _ in solutions] for name in ("head", *PLAIN)}
-    shifted: dict[str, list[list[float]]] = {name: [[] for _ in solutions] for name in ("head", *PLAIN)}
+def head_fit(card: HeadCard, solutions: Sequence[LabelledSolution], vectors: Sequence[Vectors]) -> Fit:
+    """A head fitted on the solutions that are chosen, a fifth of their problems for what is chosen itself."""
     of = dict(zip(solutions, vectors, strict=True))
-    for fold in range(folds):
-        others = [s for s in solutions if fold_of[s.problem_id] != fold]
-        train, validation, _ = split_by_problem(others, fold, (0.2, 0.0))
-        head = fit_head(card, *([(s, of[s]) for s in part] for part in (train, validation)))
-        ways: dict[str, tuple[Score, float]] = {"head": (_scored_by(head), head.card.threshold)}
-        for name, score in PLAIN.items():
-            ways[name] = score, threshold_of(whole([score(s, of[s]) for s in others], others), others)
-        for place, s in enumerate(solutions):
-            for name, (score, threshold) in ways.items() if fold_of[s.problem_id] == fold else ():
-                values = whole([score(s, of[s])], [s])[0]
-                scores[name][place], shifted[name][place] = values, [value - threshold for value in values]
-    rows = []
-    for name in scores:
-        quality = measure_scores(scores[name], solutions, 0.5)
-        flagged = measure_scores(shifted[name], solutions, 0.0)
-        rows.append({"score": name, "auroc": quality.auroc, "f1": flagged.f1, "ece": quality.ece})
-    return rows
+
+    def fit(chosen: list[int]) -> Fitted:
+        parts = split_by_problem([solutions[i] for i in chosen], 0, (0.2, 0.0))
+        head = fit_head(card, *([(s, of[s]) for s in part] for part in parts[:2]))
+        return Fitted(lambda i: head.raw(vectors[i]), head.card.calibration, head.card.threshold, anew=True)
+
+    return fit
 
 
-def _show_quality(run: Run[_Options], rows: Any, solutions: Sequence[LabelledSolution], tokens: int) -> None:
-    errors = sum(s.first_error is not None for s in solutions)
-    steps = sum(len(s.judged) for s in solutions)
-    run.path("quality.json").write_text(json.dumps({"solutions": len(solutions), "rows": rows}, indent=2) + "\n")
-
-    def shown(value: Any, digits: int) -> str:
-        return "none" if value is None else "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*value, d=digits)
-
-    run.table(
-        f"{len(solutions)} solutions, {errors} first errors among {steps} steps, {tokens:,} tokens read",
-        ("score", "AUROC", "F1", "ECE"),
-        [
-            (
-                row["score"],
-                shown(row["auroc"], 3),
-                shown(row["f1"], 1),
-                f"{row['ece']:.3f}" if row["score"] == "head" else "",
-            )
-            for row in rows
-        ],
-    )
+def qualities(
+    card: HeadCard, solutions: Sequence[LabelledSolution], vectors: Sequence[Vectors], splits: Sequence[Split]
+) -> list[Quality]:
+    """The head and the scores that need none, each on problems that nothing of it was chosen on."""
+    plain = {name: fixed([score(*pair) for pair in zip(solutions, vectors, strict=True)], solutions)
+             for name, score in PLAIN.items()}  # fmt: skip
+    fits = {HEAD: head_fit(card, solutions, vectors), **plain}
+    return [quality_of(name, fit, solutions, splits) for name, fit in fits.items()]
 
 
 def seconds_of(weak: LlamaCppBackend, problems: int, args: _Options) -> tuple[float, float]:

@@ -25,7 +25,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,12 @@ class Row:
     verdict: str
     weak: Usage
     strong: Usage
+    scorer: Usage = Usage()
+
+
+ROWS = "rows.jsonl"
+Solve = Callable[[Sequence[Problem]], Iterable[Row]]
+"""What an arm does with problems."""
 
 
 @program(_Options, doc=__doc__)
@@ -120,9 +126,8 @@ def main(run: Run[_Options]) -> None:
         problems = [problems[row] for row in json.loads(args.rows.read_text())]
     problems = problems[: args.n]
     arms = _arms(run, problems)
-    done = {(row.problem, row.arm) for row in run.rows("rows.jsonl", Row)}
-    todo = [problem for problem in problems if any((problem.id, name) not in done for name in arms)]
-    if todo:
+    done = {(row.problem, row.arm) for row in run.rows(ROWS, Row)}
+    if any((problem.id, name) not in done for name in arms for problem in problems):
         models = [
             load_backend(
                 ModelConfig(model=f"llamacpp/{path}", threads=args.threads, context=2048, sequences=args.batch),
@@ -131,10 +136,23 @@ def main(run: Run[_Options]) -> None:
             for path in (args.weak, args.strong)
         ]
         if not rates:
-            rates = {role: _rates(model) for role, model in zip(("weak", "strong"), models, strict=True)}
+            rates = {role: rates_of(model) for role, model in zip(("weak", "strong"), models, strict=True)}
             run.path("rates.json").write_text(json.dumps(rates))
-        _measure(run, models, arms, todo, done)
-    _show(run, list(run.rows("rows.jsonl", Row)), list(arms), rates)
+        sampling = SamplingConfig(temperature=args.temperature, max_step_tokens=256)
+        weak, strong = models
+        with CallCache(run.path("answers.jsonl")) as cache:
+            routers = {
+                shown: StepRouter(
+                    weak, Shown(strong) if shown else strong, policy=Never(), prompt=SolvePrompt(system=args.system),
+                    sampling=sampling, cache=cache, max_steps=20,
+                )
+                for shown in (False, True)
+            }  # fmt: skip
+            solve = {
+                name: routed(name, routers[name.endswith(SHOWN)].with_policy(policy)) for name, policy in arms.items()
+            }
+            measure(run, solve, problems, args.batch)
+    _show(run, list(run.rows(ROWS, Row)), list(arms), rates)
 
 
 def _arms(run: Run[_Options], problems: Sequence[Problem]) -> dict[str, Policy]:
@@ -189,7 +207,7 @@ class Shown(Wrapped):
         return await self.inner.generate(dataclasses.replace(request, prefix=(), token_ids=ids))
 
 
-def _rates(model: Any) -> dict[str, float]:
+def rates_of(model: Any) -> dict[str, float]:
     """Tokens a second of this process that the model reads and writes, alone."""
     assert isinstance(model, LlamaCppBackend)
     problem = Problem("rate", "What is the sum of the first hundred odd numbers? " * 8)
@@ -204,32 +222,32 @@ def _rates(model: Any) -> dict[str, float]:
     }
 
 
-def _measure(
-    run: Run[_Options], models: Sequence[Any], arms: Mapping[str, Policy], todo: Sequence[Problem],
-    done: set[tuple[str, str]],
-) -> None:  # fmt: skip
-    weak, strong = models
-    sampling = SamplingConfig(temperature=run.args.temperature, max_step_tokens=256)
-    with (
-        CallCache(run.path("answers.jsonl")) as cache,
-        progress("problems and arms", len(todo) * len(arms)) as advance,
-    ):
-        routers = {
-            shown: StepRouter(
-                weak, Shown(strong) if shown else strong, policy=Never(), prompt=SolvePrompt(system=run.args.system),
-                sampling=sampling, cache=cache, max_steps=20,
-            )
-            for shown in (False, True)
-        }  # fmt: skip
-        for low in range(0, len(todo), run.args.batch):
-            part = todo[low : low + run.args.batch]
-            for name, policy in arms.items():
+def routed(name: str, router: StepRouter) -> Solve:
+    """The arm of a router under its policy; what its models read is counted from cold."""
+
+    def solve(problems: Sequence[Problem]) -> Iterator[Row]:
+        for model in router.models:
+            if model is not None:
+                model.reset_cache()
+        for trace in router.solve_all(problems, progress=False):
+            spent = trace.usage
+            usages = [spent.get(role, Usage()) for role in ("weak", "strong", "scorer")]
+            yield Row(trace.problem.id, name, verdict_of(trace), *usages)
+
+    return solve
+
+
+def measure(
+    run: Run[Any], arms: Mapping[str, Solve], problems: Sequence[Problem], batch: int, file: str = ROWS
+) -> None:
+    """Add to the file a row for every problem and arm that has none yet, `batch` problems at a time."""
+    done = {(row.problem, row.arm) for row in run.rows(file, Row)}
+    with progress("problems and arms", len(problems) * len(arms)) as advance:
+        for low in range(0, len(problems), batch):
+            part = problems[low : low + batch]
+            for name, solve in arms.items():
                 missing = [problem for problem in part if (problem.id, name) not in done]
-                router = routers[name.endswith(SHOWN)].with_policy(policy)
-                for trace in router.solve_all(missing, progress=False) if missing else ():
-                    spent = trace.usage
-                    usages = [spent.get(role, Usage()) for role in ("weak", "strong")]
-                    run.write("rows.jsonl", Row(trace.problem.id, name, verdict_of(trace), *usages))
+                run.write(file, *(solve(missing) if missing else ()))
                 advance(len(part), name)
 
 
@@ -273,13 +291,13 @@ def _show(
         accuracy = wilson(int(right[arm].sum()), len(names))
         every = [by[name, arm] for name in names]
         tokens = sum(row.weak.generated_tokens + row.strong.generated_tokens for row in every) / len(names)
-        seconds = sum(_seconds(row, rates) for row in every) / len(names)
+        seconds = sum(seconds_of(row, rates) for row in every) / len(names)
         compared = arm not in ("weak", "strong")
         table.append((
             arm, f"{accuracy.value:.1%} ({accuracy.low:.0%} to {accuracy.high:.0%})", f"{strong[arm].mean():.0f}",
             f"{tokens:.0f}", f"{seconds:.1f}",
-            _points(bootstrap(line(arm), len(names))) if compared else "",
-            _points(bootstrap(random(arm), len(names))) if compared and arm != "Random" else "",
+            points(bootstrap(line(arm), len(names))) if compared else "",
+            points(bootstrap(random(arm), len(names))) if compared and arm != "Random" else "",
         ))  # fmt: skip
     columns = ("Arm", "Accuracy", "Strong", "All", "Seconds", "Above the line", "Against Random")
     least = 100 * sees(len(names))
@@ -288,15 +306,16 @@ def _show(
     run.say(f"At 80 % power, where three pairs in ten differ, {seen}.")
 
 
-def _seconds(row: Row, rates: Mapping[str, Mapping[str, float]]) -> float:
-    def parts() -> Iterator[float]:
-        for role, usage in (("weak", row.weak), ("strong", row.strong)):
-            yield usage.evaluated_tokens / rates[role]["reads"] + usage.generated_tokens / rates[role]["writes"]
+def seconds_of(row: Row, rates: Mapping[str, Mapping[str, float]]) -> float:
+    """Of one core, at these tokens a second of each role; a role without rates takes none."""
+    return sum(
+        usage.evaluated_tokens / rates[role]["reads"] + usage.generated_tokens / rates[role]["writes"]
+        for role in rates
+        for usage in (getattr(row, role),)
+    )
 
-    return sum(parts())
 
-
-def _points(interval: Interval | None) -> str:
+def points(interval: Interval | None) -> str:
     """In points of a hundred."""
     if interval is None:
         return "-"

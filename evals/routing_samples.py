@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
+from stepwise.config import Config
 from stepwise.models.base import Completion, Request
 from stepwise.models.scorers import Scored, score_items
 from stepwise.runs.progress import progress
@@ -36,7 +38,8 @@ def sampled(world: World, problems: Sequence[Problem], seed: int, scorer: str, m
     with progress(f"{counts[-1]} samples", len(problems)) as advance:
         for low in range(0, len(problems), 16):
             part = problems[low : low + 16]
-            for problem, samples in zip(part, _samples(world, part, seed, counts[-1]), strict=True):
+            drawn = samples_of(world.weak, world.config, part, seed, counts[-1])
+            for problem, samples in zip(part, drawn, strict=True):
                 scored = _scored(chosen, problem, samples)
                 answers = [extract_answer(one.text) for one in samples]
                 for k in counts:
@@ -80,8 +83,9 @@ def best(scored: Sequence[Scored]) -> int:
     return worth.index(max(worth))
 
 
-def _samples(world: World, problems: Sequence[Problem], seed: int, n: int) -> list[list[Completion]]:
-    sampling = world.config.sampling
+def samples_of(weak: Any, config: Config, problems: Sequence[Problem], seed: int, n: int) -> list[list[Completion]]:
+    """`n` solutions of each problem by the weak model; fewer are the first of more."""
+    sampling = config.sampling
     requests = [
         Request(
             problem,
@@ -95,7 +99,7 @@ def _samples(world: World, problems: Sequence[Problem], seed: int, n: int) -> li
         )
         for problem in problems
     ]
-    made = world.weak.continue_solutions(requests)
+    made = weak.continue_solutions(requests)
     return [[one for one in made if one.request == place] for place in range(len(problems))]
 
 

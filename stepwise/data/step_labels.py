@@ -24,7 +24,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from stepwise.data.localization import Outcome, best_threshold, count, first_below, mean_f1
+from stepwise.data.localization import LocalizationCounts, Outcome, best_threshold, count, first_below
 from stepwise.data.processbench import ProcessBenchRow, from_row
 from stepwise.data.tables import read_table
 from stepwise.errors import DataError, NothingToLearnError
@@ -250,10 +250,35 @@ def measure_scores(
     >>> quality.auroc.value, quality.f1.value, round(quality.ece, 3)
     (1.0, 100.0, 0.15)
     """
-    pairs = judged_pairs(scores, solutions)
+    flat = [pair for group in judged_pairs(scores, solutions) for pair in group]
+    cells: dict[str, LocalizationCounts] = {s.problem_id: LocalizationCounts(0, 0, 0, 0) for s in solutions}
+    for values, s in zip(scores, solutions, strict=True):
+        if s.complete:
+            more = count([Outcome(first_below(values, threshold))], [s.as_row()])
+            cells[s.problem_id] = LocalizationCounts(*map(sum, zip(cells[s.problem_id], more, strict=True)))
+    counts = np.array([*cells.values()])  # (problems, 4)
+    return ScorerQuality(
+        solutions=len(solutions),
+        right_steps=sum(label >= 0.5 for _, label in flat),
+        first_errors=sum(label < 0.5 for _, label in flat),
+        auroc=bootstrap(error_area(scores, solutions), len(cells), samples=samples),
+        f1=bootstrap(lambda index: LocalizationCounts(*counts[index].sum(axis=0)).f1, len(cells), samples=samples),
+        threshold=threshold,
+        ece=calibration_error([score for score, _ in flat], [label for _, label in flat]),
+    )
+
+
+def error_area(scores: Scores, solutions: Sequence[LabelledSolution]) -> Callable[[Any], float | None]:
+    """AUROC of right steps against first errors as a statistic for `stepwise.stats.bootstrap`: of indices of problems,
+    in the order in which they come first; None where there are steps of one kind only.
+
+    >>> solutions = [LabelledSolution.of(f"{n} + 1?", ["Add.", "It is 2."], [1.0, float(n == 1)]) for n in range(4)]
+    >>> error_area([[0.9, 0.2]] * 4, solutions)([0, 1])
+    0.8333333333333334
+    """
     groups: dict[str, list[tuple[float, float]]] = {}
-    for s, found in zip(solutions, pairs, strict=True):
-        groups.setdefault(s.problem_id, []).extend(found)
+    for s, pairs in zip(solutions, judged_pairs(scores, solutions), strict=True):
+        groups.setdefault(s.problem_id, []).extend(pairs)
     right = [np.array([score for score, label in group if label >= 0.5]) for group in groups.values()]
     wrong = [np.array([score for score, label in group if label < 0.5]) for group in groups.values()]
 
@@ -261,18 +286,7 @@ def measure_scores(
         value = auroc(np.concatenate([right[i] for i in index]), np.concatenate([wrong[i] for i in index]))
         return None if np.isnan(value) else value
 
-    rows = [(values, s.as_row()) for values, s in zip(scores, solutions, strict=True) if s.complete]
-    counts = count([Outcome(first_below(values, threshold)) for values, _ in rows], [row for _, row in rows])
-    flat = [pair for group in pairs for pair in group]
-    return ScorerQuality(
-        solutions=len(solutions),
-        right_steps=sum(map(len, right)),
-        first_errors=sum(map(len, wrong)),
-        auroc=bootstrap(area, len(groups), samples=samples),
-        f1=mean_f1([counts]),
-        threshold=threshold,
-        ece=calibration_error([score for score, _ in flat], [label for _, label in flat]),
-    )
+    return area
 
 
 def threshold_of(scores: Scores, solutions: Sequence[LabelledSolution]) -> float:

@@ -124,7 +124,7 @@ class Solver:
         """Have a model write the step; False where a cap forbids it, without which the weak model cannot go on."""
         result = await self.ask(role, self.step_request(role))
         failure = result.failed
-        if result.states:
+        if result.states and self.models.scorer is not None:  # a stored answer may have states that nobody asked for
             self.models.scorer.observe(self.problem, [_bare(step) for step in self.steps], result)
         if failure is not None and failure.kind == "budget":
             self.refused_by = self._left(failure.cap, result) if failure.cap else failure.reason

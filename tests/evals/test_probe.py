@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from evals.probe import PLAIN, cross_validated, main
+from evals.probe import HEAD, PLAIN, main, qualities
+from evals.scorers_tables import splits_of
 from stepwise.data.step_labels import LabelledSolution, write_step_labels
 from stepwise.models.scorers.head import HeadCard
 from stepwise.models.states import STATISTICS, Floats
@@ -29,19 +31,21 @@ def solutions(n: int, width: int = 4, signal: float = 4.0) -> tuple[list[Labelle
 
 
 def test_the_head_is_better_than_scores_without_one_where_the_states_know() -> None:
-    rows = {row["score"]: row for row in cross_validated(CARD, *solutions(60), folds=3)}
-    assert set(rows) == {"head", *PLAIN}
-    assert rows["head"]["auroc"].value > 0.9
-    assert rows["head"]["f1"].value > rows["least_logprob"]["f1"].value
-    assert rows["mean_entropy"]["auroc"].value < 0.75
-    assert 0 <= rows["head"]["ece"] < 0.2
+    made, vectors = solutions(60)
+    rows: dict[str, Any] = {row.name: row for row in qualities(CARD, made, vectors, splits_of(made, {}, 3))}
+    assert set(rows) == {HEAD, *PLAIN}
+    assert rows[HEAD].auroc.value > 0.9
+    assert rows[HEAD].f1.value > rows["least_logprob"].f1.value
+    assert rows["mean_entropy"].auroc.value < 0.75
+    assert 0 <= rows[HEAD].ece.value < 0.2
 
 
 def test_no_head_knows_the_problems_that_it_is_measured_on() -> None:
     made, vectors = solutions(60, width=100, signal=0.0)  # more numbers than steps: what was fitted would be known
     card = HeadCard("m@12345678", "0123456789ab", 100)
-    (row,) = [row for row in cross_validated(card, made, vectors, folds=3) if row["score"] == "head"]
-    assert row["auroc"].value < 0.95  # the place of the step alone has .90
+    head: Any = qualities(card, made, vectors, splits_of(made, {}, 3))[0]
+    assert head.name == HEAD
+    assert head.auroc.value < 0.95  # the place of the step alone has .90
 
 
 def test_one_command_prints_what_the_head_is_worth_and_what_states_cost(
