@@ -140,6 +140,7 @@ def main(run: Run[_Options]) -> None:
             run.path("rates.json").write_text(json.dumps(rates))
         sampling = SamplingConfig(temperature=args.temperature, max_step_tokens=256)
         weak, strong = models
+        assert isinstance(strong, LlamaCppBackend)
         with CallCache(run.path("answers.jsonl")) as cache:
             routers = {
                 shown: StepRouter(
@@ -226,9 +227,9 @@ def routed(name: str, router: StepRouter) -> Solve:
     """The arm of a router under its policy; what its models read is counted from cold."""
 
     def solve(problems: Sequence[Problem]) -> Iterator[Row]:
-        for model in router.models:
-            if model is not None:
-                model.reset_cache()
+        models: tuple[Any, ...] = router.models
+        for model in filter(None, models):
+            model.reset_cache()
         for trace in router.solve_all(problems, progress=False):
             spent = trace.usage
             usages = [spent.get(role, Usage()) for role in ("weak", "strong", "scorer")]
@@ -308,11 +309,8 @@ def _show(
 
 def seconds_of(row: Row, rates: Mapping[str, Mapping[str, float]]) -> float:
     """Of one core, at these tokens a second of each role; a role without rates takes none."""
-    return sum(
-        usage.evaluated_tokens / rates[role]["reads"] + usage.generated_tokens / rates[role]["writes"]
-        for role in rates
-        for usage in (getattr(row, role),)
-    )
+    usages: list[tuple[Usage, Mapping[str, float]]] = [(getattr(row, role), rate) for role, rate in rates.items()]
+    return sum(u.evaluated_tokens / rate["reads"] + u.generated_tokens / rate["writes"] for u, rate in usages)
 
 
 def points(interval: Interval | None) -> str:

@@ -115,16 +115,15 @@ def main(run: Run[_Options]) -> None:
         _measured(run, path.stem, *_read(path))
     if args.lab:
         known = solved(run.config, generate("test", args.lab), samples=4)
-        solutions = {s: {} for _, s in known}
         halves = {s: "odd" if at % 2 else "even" for at, s in known}
-        _measured(run, f"lab, {args.lab} problems", solutions, halves)
+        _measured(run, f"lab, {args.lab} problems", {s: {} for s in halves}, halves)
     if args.route:
         route(run)
 
 
 def _read(path: Path) -> tuple[dict[LabelledSolution, Mapping[str, Any]], dict[LabelledSolution, str]]:
     """The solutions with their published scores, in an order that follows from their questions, and their halves."""
-    published, halves = {}, {}
+    published, halves = dict[LabelledSolution, Mapping[str, Any]](), dict[LabelledSolution, str]()
     for row in read_table(path, prefer="labels")[0]:
         for s in load_step_labels([row]):
             published[s] = row.get("scores") or {}

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
-from stepwise.config import Config, ScorerConfig, is_lab
+from stepwise.config import Config, LoadConfig, ScorerConfig, is_lab
 from stepwise.data.step_labels import LabelledSolution
 from stepwise.models import load_backend
 from stepwise.models.base import Request
@@ -27,6 +27,8 @@ from stepwise.types import Step, Usage, as_problem
 ROWS = "rows.jsonl"
 ANSWER_TOKENS = 16  # of a number in words
 Ask = Callable[[LabelledSolution], Scored]
+Load = Callable[[ExitStack], Ask]
+"""Loads a scorer within a stack that closes it."""
 
 
 @record()
@@ -50,34 +52,36 @@ class Settings(NamedTuple):
     critique_tokens: int = 128
 
 
-def arms_of(
-    config: Config, weak: bool, scorers: Sequence[str], settings: Settings
-) -> dict[str, Callable[[ExitStack], Ask]]:
-    """By name, what loads a scorer within a stack, the cheapest first: `scorers` as [scorer] takes them, and, where
-    there is a `weak` model, what it says as a judge (a lab model answers no questions), draws and writes.
+def arms_of(config: Config, weak: bool, scorers: Sequence[str], settings: Settings) -> dict[str, Load]:
+    """By name, the cheapest first: `scorers` as [scorer] takes them, and, where there is a `weak` model, what it says
+    as a judge (a lab model answers no questions), draws and writes.
     """
-    arms: dict[str, Callable[[ExitStack], Ask]] = {
-        spec: partial(_of_scorer, lambda spec=spec: load_scorer(spec, prompt=config.prompt)) for spec in scorers
-    }
+    arms: dict[str, Load] = {spec: partial(_loaded, spec, config) for spec in scorers}
     if not weak:
         return arms
-    model = config.models.weak
-    if not is_lab(model.model):
-        fields = model.model_dump(include=set(ScorerConfig.model_fields) & set(type(model).model_fields))
-        for name, ask in (("judge, P(yes)", "probability"), ("judge, Yes or No", "verdict")):
-            spec = ScorerConfig(**fields, kind="judge", ask=ask)
-            arms[name] = partial(_of_scorer, lambda spec=spec: load_scorer(spec))
-        arms["judge, a number in words"] = partial(_in_words, config)
-    arms[f"agreement of {settings.samples}"] = partial(_agreement, config, settings.samples)
-    if not is_lab(model.model):
-        options = {"votes": settings.votes, "critique_tokens": settings.critique_tokens}
-        spec = ScorerConfig(**fields, kind="generative", template=settings.template, **options)
-        arms[f"generative, {settings.template}"] = partial(_of_scorer, lambda: load_scorer(spec))
-    return arms
+    model, agreement = config.models.weak, {f"agreement of {settings.samples}": partial(_agreement, config, settings)}
+    if is_lab(model.model):
+        return arms | agreement
+    fields: dict[str, Any] = {name: getattr(model, name) for name in LoadConfig.model_fields}
+    judge = {"kind": "judge"}
+    critic = {"kind": "generative", **settings._asdict()}
+    del critic["samples"]
+
+    def load(more: dict[str, Any]) -> Load:
+        return partial(_loaded, ScorerConfig(**fields, **more), config)
+
+    return {
+        **arms,
+        "judge, P(yes)": load(judge),
+        "judge, Yes or No": load({**judge, "ask": "verdict"}),
+        "judge, a number in words": partial(_in_words, config),
+        **agreement,
+        f"generative, {settings.template}": load(critic),
+    }
 
 
 def asked(
-    run: Run[Any], arms: Mapping[str, Callable[[ExitStack], Ask]], solutions: Sequence[LabelledSolution]
+    run: Run[Any], arms: Mapping[str, Load], solutions: Sequence[LabelledSolution]
 ) -> dict[str, dict[LabelledSolution, Row]]:
     """By scorer and solution what was said, by this start and earlier ones."""
     keys = {s: key_of({"question": s.question, "steps": s.steps[: s.judged.stop]}) for s in solutions}
@@ -98,8 +102,11 @@ def asked(
     return {name: {s: known[name, keys[s]] for s in solutions} for name in arms}
 
 
-def _of_scorer(load: Callable[[], Scorer], stack: ExitStack) -> Ask:
-    scorer = load()
+def _loaded(spec: Any, config: Config, stack: ExitStack) -> Ask:
+    return _of_scorer(load_scorer(spec, prompt=config.prompt), stack)
+
+
+def _of_scorer(scorer: Scorer, stack: ExitStack) -> Ask:
     stack.callback(scorer.close)
     return lambda s: score_items(scorer, [(s.question, s.steps[: s.judged.stop])])[0]
 
@@ -107,8 +114,7 @@ def _of_scorer(load: Callable[[], Scorer], stack: ExitStack) -> Ask:
 def _in_words(config: Config, stack: ExitStack) -> Ask:
     """The judge as it is asked behind an API, on the engine."""
     engine = stack.enter_context(load_engine(config.models.weak))
-    scorer = JudgeScorer(partial(_answer, engine), engine.name, requests=1)
-    return _of_scorer(lambda: scorer, stack)
+    return _of_scorer(JudgeScorer(partial(_answer, engine), engine.name, requests=1), stack)
 
 
 def _answer(engine: Engine, chat: list[Message]) -> tuple[str, Usage]:
@@ -117,9 +123,10 @@ def _answer(engine: Engine, chat: list[Message]) -> tuple[str, Usage]:
     return made.text, Usage(engine.name, 1, len(ids), made.evaluated_tokens, len(made.ids))
 
 
-def _agreement(config: Config, samples: int, stack: ExitStack) -> Ask:
+def _agreement(config: Config, settings: Settings, stack: ExitStack) -> Ask:
     """Share of other drafts of each step by the weak model that come to its result."""
-    signal, sampling = Agreement(samples), config.sampling
+    samples, sampling = settings.samples, config.sampling
+    signal = Agreement(samples)
     weak: Any = load_backend(config.models.weak, prompt=config.prompt)
     stack.callback(weak.close)
 

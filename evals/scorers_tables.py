@@ -110,7 +110,7 @@ def above(quality: Quality, base: Quality) -> Interval | None:
     theirs = dict(zip(base.solutions, base.ranked, strict=True))
     both = [(s, own, theirs[s]) for s, own in zip(quality.solutions, quality.ranked, strict=True) if s in theirs]
     solutions = [s for s, _, _ in both]
-    ours, other = (error_area([row[place] for row in both], solutions) for place in (1, 2))
+    ours, other = (error_area(scores, solutions) for scores in ([a for _, a, _ in both], [b for _, _, b in both]))
 
     def lead(index: Any) -> float | None:
         a, b = ours(index), other(index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 from stepwise.config import Config
 from stepwise.errors import ConfigError
 from stepwise.lab.problems import generate
+from stepwise.models.base import Completion, Request
 from stepwise.models.scorers import Scorer
 from stepwise.models.store import CallCache
+from stepwise.models.wrapped import Wrapped
 from stepwise.routing import Never, Policy, StepRouter, Threshold
 from stepwise.routing.compare import Measured, compare
 from stepwise.types import Problem, Usage
@@ -84,3 +87,16 @@ def test_a_policy_set_for_a_scorer_is_refused_for_one_that_is_set_in_another_way
     cards[0].check(cards[2])
     with pytest.raises(ConfigError, match=r"for the scorer model .*Words.*\[\"a\"\].*the router has .*\[\"b\"\]"):
         cards[0].check(cards[1])
+
+
+class Stated(Wrapped):
+    """Gives states that nobody asked for, as an answer from the store does that another arm asked for."""
+
+    async def generate(self, request: Request) -> Completion:
+        return dataclasses.replace(await super().generate(request), states="AAAA")
+
+
+def test_states_of_a_stored_answer_are_nothing_to_a_router_without_a_scorer() -> None:
+    made = world.models()
+    with StepRouter(Stated(made.weak), made.strong, policy=Never()) as router:
+        assert [trace.finish for trace in router.solve_all(world.problems(2), progress=False)] == ["answer"] * 2
