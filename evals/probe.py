@@ -2,10 +2,10 @@
 
 With --labels, the head is fitted and measured by cross-validation over problems (--folds): in each fold a fifth of the
 other problems chooses components, ridge, calibration and threshold. Beside it stand scores that need no head: the place
-of the step, its length, its least and its mean log-probability, its mean entropy; their calibration and threshold are
-chosen on the problems that are not measured on. AUROC is of right steps against first errors, F1 ProcessBench's, with
-95 % intervals over problems. What the model read is kept in --states: a killed run goes on there. `evals.scorers` has
-the same lines among those of other scorers.
+of the step, its length, and both; its least and its mean log-probability, its mean entropy. Their calibration and
+threshold are chosen on the problems that are not measured on. AUROC is of right steps against first errors, F1
+ProcessBench's, with 95 % intervals over problems. What the model read is kept in --states: a killed run goes on there.
+`evals.scorers` has the same lines among those of other scorers.
 
 With --speed, solutions of --steps steps of --tokens tokens are written with and without states, in turn, and the
 seconds of one core are compared: --counts problems at once, prompts and the engine's work included.
@@ -30,7 +30,7 @@ from stepwise.models.states import STATISTICS
 from stepwise.runs.shell import Options, Run, program
 from stepwise.training.head import Vectors, fit_head, read_all
 
-from .scorers_tables import Fit, Fitted, Quality, Split, fixed, quality_of, show, splits_of
+from .scorers_tables import CHEAP, Fit, Fitted, Quality, Split, cheap, fixed, quality_of, show, splits_of
 
 Score = Callable[[LabelledSolution, Vectors], list[float]]
 
@@ -66,7 +66,7 @@ def main(run: Run[_Options]) -> None:
             card = HeadCard(weak.name, weak.prompt_hash, weak.engine.width, cfg.prompt.splitter)
             errors, steps = sum(s.first_error is not None for s in solutions), sum(len(s.judged) for s in solutions)
             title = f"{len(solutions)} solutions, {errors} first errors among {steps} steps, {tokens:,} tokens read"
-            show(run, title, qualities(card, solutions, vectors, splits_of(solutions, {}, args.folds)), {}, LENGTH)
+            show(run, title, qualities(card, solutions, vectors, splits_of(solutions, {}, args.folds)), {})
         if args.speed:
             _show_speed(run, [(n, *seconds_of(weak, n, args)) for n in args.counts])
 
@@ -104,7 +104,7 @@ def qualities(
     """The head and the scores that need none, each on problems that nothing of it was chosen on."""
     plain = {name: fixed([score(*pair) for pair in zip(solutions, vectors, strict=True)], solutions)
              for name, score in PLAIN.items()}  # fmt: skip
-    fits = {HEAD: head_fit(card, solutions, vectors), **plain}
+    fits = {HEAD: head_fit(card, solutions, vectors), **plain, CHEAP: cheap(solutions)}
     return [quality_of(name, fit, solutions, splits) for name, fit in fits.items()]
 
 

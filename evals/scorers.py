@@ -3,7 +3,7 @@
 --labels (files in the columns of `load_step_labels`; --lab N: lab-weak's solutions of N problems of the lab) are scored
 up to the first error of each solution, by
 
-  published scores   of rows that have `scores`; the place of a step, and its length: no model is needed
+  published scores   of rows that have `scores`; the place of a step, its length, and both together: no model is needed
   --probe DIR        heads of `stepwise train probe`; and one fitted here, on the problems that are not measured on;
                      log-probabilities and entropies of the tokens. All of them come from one pass of the weak model,
                      which --states keeps; a router pays nothing for it
@@ -46,7 +46,7 @@ from .own_scorer import solved
 from .probe import HEAD, LENGTH, PLACE, PLAIN, head_fit
 from .scorers_arms import Settings, arms_of, asked
 from .scorers_routing import route
-from .scorers_tables import Fit, fixed, quality_of, show, splits_of
+from .scorers_tables import CHEAP, Fit, cheap, fixed, quality_of, show, splits_of
 
 
 class _Options(Options):
@@ -142,7 +142,8 @@ def _measured(
     fits: dict[str, Fit] = {name: fixed([published[s].get(name) for s in solutions], solutions) for name in names}
     for name in (PLACE, LENGTH):
         fits[name] = fixed([PLAIN[name](s, [()] * len(s.judged)) for s in solutions], solutions)  # type: ignore[list-item]
-    costs: dict[str, tuple[str, str]] = dict.fromkeys((PLACE, LENGTH), ("0", "0"))
+    fits[CHEAP] = cheap(solutions)
+    costs: dict[str, tuple[str, str]] = dict.fromkeys((PLACE, LENGTH, CHEAP), ("0", "0"))
     steps = sum(len(s.judged) for s in solutions)
     weak = bool(args.lab) or not is_lab(run.config.models.weak.model)
     if weak and any(map(args.wants, (HEAD, *PLAIN, "probe"))):
@@ -154,13 +155,11 @@ def _measured(
         usage = [said[s].usage for s in solutions]
         tokens = sum(each.evaluated_tokens + each.generated_tokens for each in usage)
         costs[name] = f"{tokens / steps:.0f}", f"{sum(said[s].seconds for s in solutions) / steps:.2f}"
-    rows = [
-        quality_of(name, fit, solutions, splits) for name, fit in fits.items() if name == LENGTH or args.wants(name)
-    ]
+    rows = [quality_of(name, fit, solutions, splits) for name, fit in fits.items() if name == CHEAP or args.wants(name)]
     errors, problems = sum(s.first_error is not None for s in solutions), len({s.problem_id for s in solutions})
     chosen = "the other half" if len(splits) == 1 else f"{len(splits)} folds"
     run.say(f"{title}: {len(solutions)} solutions of {problems} problems, {errors} first errors among {steps} steps")
-    show(run, f"{title}; chosen on {chosen}", rows, costs, LENGTH)
+    show(run, f"{title}; chosen on {chosen}", rows, costs)
 
 
 def _of_states(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stepwise.data.step_labels import (
     LabelledSolution,
@@ -12,7 +16,13 @@ from stepwise.data.step_labels import (
     measure_scores,
     threshold_of,
 )
-from stepwise.models.scorers.calibration import Calibration, calibration_error, fit_calibration
+from stepwise.models.scorers.calibration import (
+    Calibration,
+    calibration_error,
+    fit_calibration,
+    logistic,
+    sigmoid,
+)
 from stepwise.runs.shell import Run
 from stepwise.seeds import seed_for
 from stepwise.stats import Interval, bootstrap
@@ -20,6 +30,7 @@ from stepwise.training.head import whole
 
 Scores = Sequence[float] | None
 """Of the steps of one solution, up to its first error at least; None where the scorer gave none."""
+CHEAP = "place and length, fitted"
 Split = tuple[list[int], list[int]]
 """The solutions to choose on, and those to measure."""
 
@@ -80,6 +91,24 @@ def fixed(raw: Sequence[Scores], solutions: Sequence[LabelledSolution]) -> Fit:
     return fit
 
 
+def cheap(solutions: Sequence[LabelledSolution]) -> Fit:
+    """The place of a step and its length together, a logistic regression on those that are chosen."""
+
+    def features(s: LabelledSolution) -> NDArray[np.float64]:  # (steps up to the first error, 3)
+        return np.array([[math.log1p(i), math.log(len(s.steps[i])), 1.0] for i in s.judged])
+
+    def fit(chosen: list[int]) -> Fitted:
+        part = [solutions[i] for i in chosen]
+        known = [(row, s.labels[i]) for s in part for i, row in zip(s.judged, features(s), strict=True)]
+        x, y = zip(*[pair for pair in known if pair[1] is not None], strict=True)
+        weights = logistic(np.stack(x), np.array(y, float), ridge=1e-3)
+        scores = [sigmoid(features(s) @ weights).tolist() for s in part]
+        return Fitted(lambda i: sigmoid(features(solutions[i]) @ weights).tolist(), Calibration(),
+                      threshold_of(whole(scores, part), part), anew=True)  # fmt: skip
+
+    return fit
+
+
 def quality_of(name: str, fit: Fit, solutions: Sequence[LabelledSolution], splits: Sequence[Split]) -> Quality:
     """Each solution that is measured, by what was chosen on others; intervals are over problems. Solutions without
     scores are left out and counted.
@@ -132,24 +161,24 @@ def _ece(scores: Sequence[Sequence[float]], solutions: Sequence[LabelledSolution
     return bootstrap(error, len(each), samples=200)
 
 
-def show(run: Run[Any], title: str, rows: Sequence[Quality], costs: Mapping[str, tuple[str, str]], base: str) -> None:
+def show(run: Run[Any], title: str, rows: Sequence[Quality], costs: Mapping[str, tuple[str, str]]) -> None:
     """Print the table; `costs` has tokens and seconds a step, where they are known."""
-    (reference,) = [row for row in rows if row.name == base]
+    (reference,) = [row for row in rows if row.name == CHEAP]
 
     def line(row: Quality) -> tuple[str, ...]:
         run.metrics(
             scorer=row.name, auroc=row.auroc, f1=row.f1, ece=row.ece_raw, ece_calibrated=row.ece, failed=row.failed
         )
         n, ece = len(row.solutions), "none" if row.ece is None else f"{row.ece.value:.3f}"
-        lead = "" if row.name == base else band(above(row, reference), "+.3f")
+        lead = "" if row.name == CHEAP else band(above(row, reference), "+.3f")
         return (
             row.name, f"{n} of {n + row.failed}" if row.failed else f"{n}", band(row.auroc, ".3f"), lead,
             band(row.f1, ".1f"), f"{row.ece_raw:.3f}, {ece}", *costs.get(row.name, ("", "")),
         )  # fmt: skip
 
     columns = (
-        "scorer", "solutions", "AUROC (95 %)", f"above {base}", "F1, %", "ECE: raw, calibrated", "tokens a step",
-        "seconds",
+        "scorer", "solutions", "AUROC (95 %)", "above place and length", "F1, %", "ECE: raw, calibrated",
+        "tokens a step", "seconds",
     )  # fmt: skip
     run.table(title, columns, [line(row) for row in rows])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from evals.probe import HEAD, PLAIN, main, qualities
-from evals.scorers_tables import splits_of
+from evals.scorers_tables import CHEAP, splits_of
 from stepwise.data.step_labels import LabelledSolution, write_step_labels
 from stepwise.models.scorers.head import HeadCard
 from stepwise.models.states import STATISTICS, Floats
@@ -33,7 +33,7 @@ def solutions(n: int, width: int = 4, signal: float = 4.0) -> tuple[list[Labelle
 def test_the_head_is_better_than_scores_without_one_where_the_states_know() -> None:
     made, vectors = solutions(60)
     rows: dict[str, Any] = {row.name: row for row in qualities(CARD, made, vectors, splits_of(made, {}, 3))}
-    assert set(rows) == {HEAD, *PLAIN}
+    assert set(rows) == {HEAD, *PLAIN, CHEAP}
     assert rows[HEAD].auroc.value > 0.9
     assert rows[HEAD].f1.value > rows["least_logprob"].f1.value
     assert rows["mean_entropy"].auroc.value < 0.75

@@ -15,7 +15,7 @@ from evals import real, scorers_frontier
 from evals.scorers import main
 from evals.scorers_arms import Row, asked
 from evals.scorers_frontier import RANDOM, STRONG, WEAK, Arm, Outcomes, against_random, at_budget, costs_of, size_ratio
-from evals.scorers_tables import above, fixed, quality_of, splits_of
+from evals.scorers_tables import CHEAP, above, fixed, quality_of, splits_of
 from stepwise.data.step_labels import LabelledSolution
 from stepwise.models.scorers import Scored
 from stepwise.types import Usage
@@ -117,7 +117,7 @@ def test_the_command_measures_published_scores_without_a_model(
     assert main(["--labels", str(file), "--skip", "place", "--out", str(tmp_path / "out")]) == 0
     assert "mr: 20 solutions of 20 problems, 10 first errors among 60 steps" in capsys.readouterr().out
     found = {row["scorer"]: row for row in map(json.loads, (tmp_path / "out" / "metrics.jsonl").open())}
-    assert set(found) == {"prm", "length of the step"}
+    assert set(found) == {"prm", "length of the step", CHEAP}
     assert found["prm"]["auroc"][0] == 1.0
 
 
