@@ -81,6 +81,8 @@ class SftConfig(FitConfig):
     """loss weight of the kept prefix's tokens; 0 leaves them out"""
     intervention_weight: float = Field(default=1.0, ge=0)
     """loss weight of the intervention's tokens"""
+    call_weight: float = Field(default=16.0, ge=0)
+    """loss weight of a marker in rows of --kind calls: one token, where a step of one's own is a dozen"""
     suffix_weight: float = Field(default=1.0, ge=0)
     """loss weight of what follows it, in rows that have a suffix"""
     replay: float = Field(default=0.0, ge=0, lt=1)
@@ -217,6 +219,10 @@ class RlConfig(FrozenConfig):
     """LaSeR: share of the self-score's advantage"""
     reward: str | None = None
     """what a rollout earns, by import path: "my_package.my_file:MyReward", or a function; unset: 1 right, 0 wrong"""
+    marker: str | None = Field(default=None, min_length=1)
+    """a token by which models.weak may ask models.strong to write a step; unset: it solves alone"""
+    strong_cost: float = Field(default=0.0, ge=0)
+    """with marker: what each token of models.strong takes off the reward"""
     no_answer: Literal["mask", "wrong"] = "wrong"
     """a rollout without an answer earns what a wrong one does, or ("mask") carries no reward and leaves its group"""
     correction: Literal["none", "truncate", "mask"] = "none"
@@ -245,6 +251,17 @@ class RlConfig(FrozenConfig):
         if value is not None and not is_import_path(value):
             raise ValueError(f'"{value}" is no import path; write "my_package.my_file:MyReward"')
         return value
+
+    @model_validator(mode="after")
+    def _calls_can_be_credited(self) -> Self:
+        if self.strong_cost and self.marker is None:
+            raise ValueError(f'strong_cost is {self.strong_cost:g}, but nobody is asked; set marker = "<|reserved_0|>"')
+        if self.marker is not None and (self.laser or self.loss == "grpo_lambda"):
+            what = "laser" if self.laser else 'loss = "grpo_lambda"'
+            raise ValueError(
+                f"{what} reads a rollout as one text, which it is not with a marker; leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _corrects_what_can_be_corrected(self) -> Self:

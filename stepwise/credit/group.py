@@ -35,8 +35,8 @@ class Group:
     are needed by some schemes only (`NEEDS`), and are not read for rollouts without a reward.
 
     Attributes:
-        rewards: (B,), 1.0 right, 0.0 wrong, or what a reward of one's own pays between; nan for a rollout without a
-            reward (it is in no mean, and nothing but `teacher` can give it an advantage).
+        rewards: (B,), 1.0 right, 0.0 wrong, or what a reward of one's own pays between, less what help cost; nan for a
+            rollout without a reward (it is in no mean, and nothing but `teacher` can give it an advantage).
         mask: (B, T) bool, tokens that the policy sampled; False for padding and for forced tokens.
         spans: per rollout, the tokens [start, stop) of each step, in order; every sampled token is in one, and every
             step has a sampled token.
@@ -121,8 +121,10 @@ def _check_arrays(group: Group) -> None:
     if rewards.ndim != 1 or not len(rewards):
         raise DataError(f"group.rewards has shape {rewards.shape}; give one reward per rollout, for at least one")
     for i, reward in enumerate(rewards):
-        sound = np.isnan(reward) or 0 <= reward <= 1
-        _check(sound, "rewards", i, f"{reward}", "give 1.0 (right), 0.0 (wrong), a number between, or nan (no reward)")
+        sound = np.isnan(reward) or -np.inf < reward <= 1
+        _check(
+            sound, "rewards", i, f"{reward}", "give 1.0 (right), 0.0 (wrong), a number between or below (costs), or nan"
+        )
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2 or len(mask) != len(rewards):
         given = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
         raise DataError(f"group.mask is {given} for {len(rewards)} rewards; give a bool array, one row per rollout")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ from stepwise.types import KeptSplitter
 
 Origin = Literal[
     "intervention", "distillation", "routing", "reference", "reflection", "strong", "rejection", "first_tokens",
-    "own_corpus",
+    "own_corpus", "call", "kept",
 ]  # fmt: skip
 Row = TypeVar("Row", "Example", "Example | Chat")
 _TEXTS = ("prompt", "chosen", "rejected")
@@ -34,10 +34,12 @@ class Example:
     (distillation), an escalated step that was needed (routing), a reference solution, a rewrite with the reference in
     view (reflection), the strong model (strong: a whole solution, or an escalated step that was not needed), the
     model's own right solutions (rejection), the first tokens of its solutions whatever they end in (first_tokens), or
-    the corpus that it was pretrained on (own_corpus). `variant` names the form of it, where a builder of datasets knows
-    several ("" is the plain one).
+    the corpus that it was pretrained on (own_corpus); a marker, by which the model is to ask for help with the step
+    (call), or its own steps where it is to ask for none (kept). `variant` names the form of it, where a builder of
+    datasets knows several ("" is the plain one).
 
     `complete`: the text is a whole solution, `prefix` is empty, and the end of the message is trained after it.
+    `foreign` are the places in the prefix of steps that the model did not write and that are never trained.
     `suffix` is what followed the intervention, where that is trained too. `successes` of `guided` rollouts from here
     ended right; 0 of 0 where none were made. `parents` are the ids of the problem, the attempt, the candidate or the
     rollout behind it; `models` the names of those who wrote by role. `splitter` says where its steps end.
@@ -66,6 +68,7 @@ class Example:
     suffix: str = ""
     variant: str = ""
     splitter: KeptSplitter = "paragraphs"
+    foreign: Annotated[tuple[int, ...], Field(exclude_if=lambda value: not value)] = ()
 
     @property
     def target(self) -> str:

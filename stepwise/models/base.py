@@ -63,7 +63,8 @@ class Request:
     `run` (the hash of a configuration), `role` and `attempt` say, beside problem and step, what it is asked for.
     `least_tokens`: where a cap leaves less than `max_tokens`, but so many, it is asked for what is left; what is cut by
     that comes back with the finish "budget", its text and what it cost. 0: all or nothing. `states`: whether the
-    completion is to have the states of the step, where the model has them.
+    completion is to have the states of the step, where the model has them. `marker`: a text that is one token, by which
+    the model asks for help; it is never drawn, or with `may_call` only as the first token, which ends the sample.
 
         Request(Problem("p", "What is 2 + 2?"), max_tokens=64)
         Request(problem, messages=({"role": "user", "content": "Is it right?"},), schema='root ::= "yes" | "no"')
@@ -93,6 +94,8 @@ class Request:
     options: Mapping[str, Any] = Field(default_factory=dict)
     least_tokens: int = Field(default=0, ge=0)
     states: bool = False
+    marker: str = ""
+    may_call: bool = False
 
     @property
     def step(self) -> int:
@@ -133,7 +136,8 @@ class Completion:
     run on behind it (`Request.token_ids`). `perhaps`: the most that tries which a server did not answer were billed
     beside `usage`. `token_stats` sums up how sure the model was of the tokens drawn, cut or not, where it tells.
     `thought`: the mark of a thought that the chat template opened ahead of the solution ("<think>"). `states`: the
-    step's vector as `stepwise.models.states.pack` writes it, "" where it was not asked for or is not known.
+    step's vector as `stepwise.models.states.pack` writes it, "" where it was not asked for or is not known. `call`: the
+    log-probability of `Request.marker` as the first token.
 
     Example:
         >>> Completion(0, 0, "2 + 2 = 4.", "step").failed is None
@@ -156,6 +160,7 @@ class Completion:
     token_stats: TokenStats | None = None
     thought: Omitted = ""
     states: Omitted = ""
+    call: float | None = None
 
     @property
     def samples(self) -> tuple[Completion, ...]:

@@ -146,6 +146,7 @@ class Stored(Wrapped):
         parts = {field: getattr(request, field) for field in _IN_KEY}
         parts |= {"model": name, "prompt": self.model.prompt_hash}
         parts |= {"sample": request.sample} if request.sample else {}  # so that files of earlier versions are found
+        parts |= {"marker": request.marker, "may_call": request.may_call} if request.marker else {}
         if request.messages:
             chat = {"messages": request.messages, "schema": request.schema, "options": request.options}
             return key_of({**parts, **chat, "problem": request.problem.id, "attempt": request.attempt})

@@ -19,7 +19,7 @@ from stepwise.steps import SEPARATOR, join_steps, separated
 from stepwise.steps.thoughts import open_thought, prompt_thought
 from stepwise.types import Failure, TokenStats, Usage
 
-_DRAWN = ("max_tokens", "n", "temperature", "top_p", "top_k", "seed", "top_logprobs", "states")
+_DRAWN = ("max_tokens", "n", "temperature", "top_p", "top_k", "seed", "top_logprobs", "states", "may_call")
 _PROMPT_END = 32  # tokens in which a template's opening of a thought would stand
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n\s*\Z")
 
@@ -105,6 +105,7 @@ class LlamaCppBackend(Generator):
         """What the engine of this name is to draw, or why the request is refused."""
         self.engine.worker.check_usable()
         drawn = {field: getattr(request, field) for field in _DRAWN}
+        drawn["marker"] = self.engine.token_id(request.marker) if request.marker else None
         try:
             check_question(request)
             if request.messages:
@@ -185,6 +186,7 @@ class LlamaCppBackend(Generator):
             thought=thought,
             token_stats=TokenStats.of(made.logprobs, made.entropies),
             states=pack(step_vector(made.states, made.logprobs, made.entropies)),
+            call=made.call,
         )  # fmt: skip
 
     def _cut(self, made: Generation) -> tuple[int, ...]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         StepFilter,
     )
     from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom, fit_query_classifier
+    from stepwise.routing.relay import Relay
     from stepwise.routing.route import Models, RoutingInterrupted, route_all
     from stepwise.routing.router import StepRouter
     from stepwise.routing.saved import load_policy, policy_from_config, policy_from_dict, policy_to_dict, save_policy
@@ -78,6 +79,7 @@ _LAZY = {
     "QueryClassifier": "query",
     "QueryRandom": "query",
     "Random": "policies",
+    "Relay": "relay",
     "RouteSettings": "settings",
     "RoutingInterrupted": "route",
     "RoutingPomdp": "pomdp",
@@ -133,6 +135,7 @@ __all__ = [
     "QueryClassifier",
     "QueryRandom",
     "Random",
+    "Relay",
     "Resample",
     "RouteSettings",
     "RoutingInterrupted",

@@ -18,6 +18,7 @@ _BOUNDS = {  # of the operating point, where it is the policy's own
     "query_random": (0.0, 1.0),
     "query_classifier": (0.0, 1.0),
     "cascade": (0.0, 1.01),
+    "relay": (-15.0, 15.0),
 }
 _CHEAP = 1e-5  # of the reward: a price per token at which almost everything is escalated that could gain
 Dial = Callable[[float], Policy]

@@ -39,9 +39,11 @@ def check_logprobs(model: Generator, role: str, looks: Mapping[str, str]) -> Non
     Example:
         check_logprobs(weak, "weak", {"entropy": "first_token_entropy"})  # raises where `weak` is behind an API
     """
-    if "entropy" in looks and not model.capabilities.entropy:
+    whole = next((what for what in ("entropy", "call") if what in looks), "")
+    if whole and not model.capabilities.entropy:
+        kind = "policy" if whole == "call" else "signal"
         raise CapabilityError(
-            f"signal {looks['entropy']!r} needs the whole distribution at each token, which the {role} model "
+            f"{kind} {looks[whole]!r} needs the whole distribution at each token, which the {role} model "
             f"{model.name!r} does not tell; load it in this process (llamacpp/...), or take a signal on the tokens "
             "drawn (least_logprob, mean_logprob)"
         )
@@ -70,6 +72,8 @@ class Evidence:
     first_token: tuple[float, ...] = ()
     resamples: tuple[Step, ...] = ()
     verification: tuple[bool | None, ...] = ()
+    call: float | None = None
+    marker: str = ""  # by which it was asked for
     # of the draft
     logprobs: tuple[tuple[float, ...], ...] = ()
     rating: int | None = None
@@ -104,6 +108,16 @@ def _keep_glimpse(evidence: Evidence, samples: Sequence[Completion]) -> list[str
     top = samples[0].top_logprobs
     evidence.first_token = top[0] if top else ()
     return ["a glimpse at it" if top else "no log-probabilities came with it"]
+
+
+def _call(solver: Solver, look: Look) -> Request:
+    solver.evidence.marker = look.token
+    return _glimpse(solver, dataclasses.replace(look, n=1))
+
+
+def _keep_call(evidence: Evidence, samples: Sequence[Completion]) -> list[str]:
+    evidence.call = samples[0].call
+    return ["how likely it asks for help"]
 
 
 def _samples(solver: Solver, look: Look) -> Request:
@@ -156,6 +170,7 @@ def _keep_verification(evidence: Evidence, samples: Sequence[Completion]) -> lis
 
 KINDS = {
     "first_token": _Kind("weak", _glimpse, _keep_glimpse),
+    "call": _Kind("weak", _call, _keep_call),
     "resamples": _Kind("weak", _samples, _keep_samples),
     "rating": _Kind("strong", _rating, _keep_rating),
     "verification": _Kind("weak", _verification, _keep_verification),

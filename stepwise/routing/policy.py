@@ -25,7 +25,8 @@ NAMES = {"never": "Never (weak alone)", "always": "Always (strong alone)"}
 When = Literal["question", "before", "after", "solution"]
 FOR_GOOD = 2**31  # a run of the strong model that no solution outlasts
 Evidence = Literal[
-    "draft", "scores", "first_token", "logprobs", "token_logprobs", "entropy", "resamples", "rating", "verification"
+    "draft", "scores", "first_token", "logprobs", "token_logprobs", "entropy", "resamples", "rating", "verification",
+    "call",
 ]  # fmt: skip
 
 
@@ -88,7 +89,8 @@ class Look:
     "draft": the weak model's draft. "scores": the scorer's, of every step so far and the draft. "first_token": the `n`
     likeliest for the first token of the step. "logprobs", and "token_logprobs" and "entropy" (`Step.token_stats`), come
     with every draft of a policy that names them in its `looks`. "resamples": `n` more drafts of this step. "rating":
-    the strong model rates the draft. "verification": the weak model says `n` times if it is right.
+    the strong model rates the draft. "verification": the weak model says `n` times if it is right. "call": how likely
+    the weak model begins the step with `token`, by which it asks for help; the draft then holds no such token.
 
     Example:
         >>> Look("resamples", n=3)
@@ -97,6 +99,7 @@ class Look:
 
     what: Evidence
     n: int = Field(default=1, ge=1, le=64)
+    token: str = ""
 
 
 @record()
@@ -116,6 +119,7 @@ class View:
         resamples: other drafts of this step.
         rating: of the draft by the strong model, 0 to 9.
         verification: what the weak model said of the solution, None where it cannot be read.
+        call: log-probability that the weak model asks for help with this step.
 
     Example:
         >>> view = View(Problem("p", "1 + 1?"), (Step("One and one.", "weak", 0.9),), Step("That is 3.", "weak", 0.2))
@@ -138,6 +142,7 @@ class View:
     resamples: tuple[Step, ...] = ()
     rating: int | None = None
     verification: tuple[bool | None, ...] = ()
+    call: float | None = None
 
     @property
     def index(self) -> int:

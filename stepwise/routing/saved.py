@@ -21,12 +21,13 @@ from stepwise.routing.policy import Policy, Signal
 from stepwise.routing.pomdp.fit import RouterFit
 from stepwise.routing.pomdp.policies import BeliefThreshold, Planned, Published
 from stepwise.routing.query import Cascade, QueryClassifier, QueryRandom
+from stepwise.routing.relay import Relay
 from stepwise.routing.signal_policies import Signalled, TwoStage
 from stepwise.routing.signals import SIGNALS, as_signal, signal_to_dict
 
 _CLASSES: tuple[type[Policy], ...] = (
     Never, Always, Random, Threshold, QueryRandom, QueryClassifier, Cascade, Signalled, TwoStage, Judged,
-    BeliefThreshold, Planned, Published, Learned,
+    BeliefThreshold, Planned, Published, Learned, Relay,
 )  # fmt: skip
 _POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in _CLASSES}
 _REMOVED = ("stay", "hand_over", "strong_law")  # of policies on the belief, before 0.1.0

@@ -258,7 +258,7 @@ class Solver:
     async def ask(self, role: Role, request: Request) -> Completion:
         """The completion. Raises `CapabilityError` (it lacks log-probabilities), `BackendError` (it is gone)."""
         model: Generator = getattr(self.models, role)
-        if request.top_logprobs or (role == "weak" and self._with_draft):
+        if request.top_logprobs or request.marker or (role == "weak" and self._with_draft):
             try:
                 await model.ready()
             except BudgetExceededError as refusal:
@@ -287,6 +287,7 @@ class Solver:
             role=role,
             run=self.settings.run,
             attempt=attempt,
+            marker=self.evidence.marker if role == "weak" else "",
             states=role == "weak" and needs_scorer(self.policy) and self.models.scorer.wants_states,
         )
 
@@ -310,6 +311,7 @@ class Solver:
             evidence.resamples,
             evidence.rating,
             evidence.verification,
+            evidence.call,
         )
 
     def trace(self) -> Trace:
@@ -337,7 +339,10 @@ class Solver:
             self.drafts.append(self.draft)
         seen = self.evidence  # of the place it stays, of the draft it goes
         done = seen.done - {"draft", "scores", "logprobs", "rating"}
-        self.draft, self.evidence = step, Evidence(done, seen.first_token, seen.resamples)
+        self.draft, self.evidence = (
+            step,
+            Evidence(done, seen.first_token, seen.resamples, call=seen.call, marker=seen.marker),
+        )
 
 
 def _bare(step: Step) -> str:

@@ -92,7 +92,8 @@ def credit_groups(
             advantages.append(row_advantages)
             is_trained.append(signal and (row.reward is not None or credit.has_signal(row_advantages)))
             if row.reward is not None or row_advantages.any():
-                means = tuple(float(row_advantages[a:b].mean()) if a < b else None for a, b in row.spans)
+                own = row.sampled
+                means = tuple(float(row_advantages[a:b][own[a:b]].mean()) if a < b else None for a, b in row.spans)
                 row = dataclasses.replace(
                     row, first_error=label.first_error, step_scores=label.scores or (), step_advantages=means
                 )
@@ -145,6 +146,8 @@ def _make_group(rows: Sequence[RlRollout], labels: Sequence[Labels]) -> Group:
     """
     lengths = np.array([len(row.token_ids) for row in rows])
     mask = np.arange(max(lengths))[None, :] < lengths[:, None]
+    for line, row in zip(mask, rows, strict=True):
+        line[: len(row.token_ids)] &= row.sampled
     rewards = np.array([np.nan if row.reward is None else row.reward for row in rows])
     merged = [_merged(row, label) for row, label in zip(rows, labels, strict=True)]
     group_labels = [label for _, label in merged]

@@ -12,6 +12,7 @@ from stepwise.stats import wilson
 from stepwise.training.crediting import NOT_MIXED, TOO_SHORT, credit_groups, groups_of
 from stepwise.training.lora import memory_errors
 from stepwise.training.policy import fitted_to, forward
+from stepwise.training.relay import rows_of
 from stepwise.training.rollouts import RlRollout, grade_rollouts
 from stepwise.training.sampler import batch_of
 
@@ -35,8 +36,8 @@ def look(learner: Any, scheme: str) -> dict[str, int]:
     learner.sampler.attach(learner.trainee)
     with stage("looking at what can be learned"):
         rollouts, _ = learner.sampler.sample(batch, learner.prompts, 0, learner.hints)
-        rollouts = grade_rollouts(rollouts, learner.problems, rl.no_answer, learner.reward)
-        rows = [learner.row(row) for row in rollouts]
+        rollouts = grade_rollouts(rollouts, learner.problems, rl.no_answer, learner.reward, rl.strong_cost)
+        rows, _ = rows_of(rollouts, learner.prompts)
         learner.cfg = fitted_to(learner.cfg, learner.trainee, rows, learner.memory)
         with memory_errors(learner.cfg.lora):
             logprobs = forward(learner.trainee, rows, learner.cfg)[0] if needs == "evidence" else None

@@ -45,8 +45,9 @@ class RolloutRow:
     log-probability and the advantage; the rollout's weight (`losses.rollout_weights`).
 
     `class_weight` and `reward` are for LaSeR's loss; weight 0 leaves the rollout out of it. (T,) too, each None where
-    the loss does without: `old` log-probabilities, before the first update (None: those of the update itself, where
-    there is only one), those under the `base`, and a `correction` for the sampler (weights).
+    the loss does without: `sampled`, False where the token is not the policy's (None: all are); `old`
+    log-probabilities, before the first update (None: those of the update itself, where there is only one), those under
+    the `base`, and a `correction` for the sampler (weights).
 
     >>> RolloutRow(prompt=(5, 7), ids=(9, 2), reward=1.0).length
     4
@@ -59,6 +60,7 @@ class RolloutRow:
     advantages: Floats = field(default_factory=_nothing)
     weight: float = 0.0
     class_weight: float = 0.0
+    sampled: NDArray[np.bool_] | None = None
     old: Floats | None = None
     base: Floats | None = None
     correction: Floats | None = None
@@ -67,6 +69,11 @@ class RolloutRow:
     def length(self) -> int:
         """Tokens of prompt and rollout."""
         return len(self.prompt) + len(self.ids)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(T,), whether the policy sampled the token."""
+        return np.ones(len(self.ids), dtype=np.bool_) if self.sampled is None else self.sampled
 
 
 class _Batch:
@@ -79,7 +86,7 @@ class _Batch:
         tail = () if mark is None else (mark,)
         self._ids = self._tensor(pad([(*row.prompt, *row.ids, *tail) for row in rows], trainee.tokenizer.eos_token_id))
         self._attention = self._tensor(pad([[True] * (row.length + len(tail)) for row in rows], False))
-        sampled = [[False] * len(row.prompt) + [True] * len(row.ids) for row in rows]
+        sampled = [[False] * len(row.prompt) + row.mask.tolist() for row in rows]
         self._wanted = self._tensor(pad([[*line, *(True for _ in tail)] for line in sampled], False))
         self.mask = self._tensor(pad([[*line, *(False for _ in tail)] for line in sampled], False))
 
@@ -214,7 +221,7 @@ def update(
         norm = apply()
         check(range(len(rows)), {"grad_norm": norm})
         grad_norm += norm
-    tokens = sum(len(row.ids) for row in rows)
+    tokens = sum(int(row.mask.sum()) for row in rows)
     figures = {"loss": loss / n, "grad_norm": grad_norm / n, "entropy": entropy / tokens}
     return figures | {"clip_share": clipped / (n * tokens), "kl": divergence / (n * tokens)}, first
 
@@ -243,6 +250,17 @@ def _loss(batch: _Batch, logprobs: Tensor, rl: RlConfig, laser: tuple[int, float
     rewards = logprobs.new_tensor([row.reward for row in rows])
     weights = logprobs.new_tensor([row.class_weight for row in rows])
     return piece._replace(total=piece.total + rl.laser * losses.self_score_loss(scores, rewards, weights))
+
+
+def mismatch_of(logprobs: Sequence[Floats], rows: Sequence[RolloutRow]) -> losses.Mismatch:
+    """How far the trainer, with `logprobs` (T,) of each of `rows`, is from the sampler that drew them.
+
+    >>> row = RolloutRow((5,), (9, 2), np.array([-0.5, -1.0]))
+    >>> mismatch_of([np.array([-0.5, -1.1])], [row]).mean.__round__(3)
+    0.05
+    """
+    trainer = [line[row.mask] for line, row in zip(logprobs, rows, strict=True)]
+    return losses.mismatch(np.concatenate(trainer), np.concatenate([row.sampler[row.mask] for row in rows]))
 
 
 # ---- the teacher of on-policy distillation: models.strong, reading what the student wrote ----

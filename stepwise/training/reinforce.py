@@ -28,7 +28,7 @@ from stepwise.config import Config
 from stepwise.credit import Credit, Reward, as_credit, as_reward, load_credit
 from stepwise.credit.base import RewardFunction
 from stepwise.data.problems import check_problems
-from stepwise.errors import DataError
+from stepwise.errors import ConfigError, DataError
 from stepwise.io import write_rows
 from stepwise.models.caps import Caps, uncapped
 from stepwise.runs.directory import RunDirectory, opened
@@ -40,7 +40,17 @@ from stepwise.training.evaluation import NOT_GENERATED
 from stepwise.training.labels import Labeller, Locate
 from stepwise.training.look import FEWEST_LOOKED_AT, look
 from stepwise.training.lora import Trainee, load_trainee, memory_errors, peak_bytes
-from stepwise.training.policy import Floats, RolloutRow, check_teacher, fitted_to, forward, laser_token, update
+from stepwise.training.policy import (
+    Floats,
+    RolloutRow,
+    check_teacher,
+    fitted_to,
+    forward,
+    laser_token,
+    mismatch_of,
+    update,
+)
+from stepwise.training.relay import RelaySampler, rows_of
 from stepwise.training.rollouts import Hints, RlRollout, check_hints, grade_rollouts, rollouts_name
 from stepwise.training.sampler import Sampler, batch_of
 from stepwise.training.trainer import Trainer, check_finite, finish, finished_adapter, run_arguments
@@ -109,9 +119,13 @@ def grpo(
             return finished
         if adapter is not None:
             check_adapter(adapter, base_directory(cfg.models.weak), cfg.prompt)
+        if cfg.rl.marker and scheme.needs:
+            raise ConfigError(
+                f"rl.credit.scheme needs {scheme.needs}, and with rl.marker not all steps are the policy's; set outcome"
+            )
         Labeller.judge_asked(cfg, scheme.needs, scorer=scorer, critic=critic, locate=locate)
         caps = Caps(cfg, directory, are_results=False)
-        sampler = stack.enter_context(Sampler(cfg, ledger=caps.ledger))
+        sampler = stack.enter_context((RelaySampler if cfg.rl.marker else Sampler)(cfg, ledger=caps.ledger))
         trainee = load_trainee(cfg, adapter=adapter)
         prompts = sampler.prompts(checked.problems, trainee, hints)
         labeller = Labeller(
@@ -142,9 +156,6 @@ def grpo(
                     check_learning(run.state, row, rollouts, scheme, last=min(FIRST_BATCHES, cfg.rl.steps))
                 run.log(row, _note(row))
         return finish(directory, trainee, cfg, "grpo", {"problems": checked.problems, "hints": hinted})
-
-
-_NONE: Floats = np.zeros(0)
 
 
 @dataclass
@@ -183,14 +194,17 @@ class _Learner:
         rollouts, prompted = self.sampler.sample(batch, self.prompts, step, self.hints)
 
         # Grade: reward 1 or 0, None for what could not be judged.
-        rollouts = grade_rollouts(rollouts, self.problems, rl.no_answer, self.reward)
+        rollouts = grade_rollouts(rollouts, self.problems, rl.no_answer, self.reward, rl.strong_cost)
         sampled = time.monotonic()
-        cfg = self.cfg = fitted_to(cfg, self.trainee, [self.row(row) for row in rollouts], self.memory)
+        plain, owners = rows_of(rollouts, self.prompts)
+        cfg = self.cfg = fitted_to(cfg, self.trainee, plain, self.memory)
 
         # Label: what the credit scheme wants to know of each step.
         with memory_errors(cfg.lora):
-            logprobs, self_scores, evaluated = self._own_pass(rollouts, step)
+            logprobs, self_scores, evaluated = self._own_pass(plain, step)
             labels, usage, labeller_size = self.labeller.label(rollouts, logprobs)
+        if isinstance(self.sampler, RelaySampler):
+            usage, labeller_size = self.sampler.spent, self.sampler.strong_parameters
 
         # Credit: outcomes and labels become advantages per token, (T,) for each rollout.
         rollouts, advantages, is_trained = credit_groups(
@@ -199,36 +213,38 @@ class _Learner:
         labelled = time.monotonic()
 
         # Update: one or a few steps of the optimizer on the rollouts that are kept (with LaSeR all that have a reward).
-        weights = losses.rollout_weights([len(row.token_ids) for row in rollouts], rl.loss, rl.max_tokens)
+        lengths = [int(row.sampled.sum()) for row in rollouts]
+        weights = losses.rollout_weights(lengths, rl.loss, rl.max_tokens)
         classes = [0.0] * len(rollouts) if self.mark is None else losses.class_weights([row.reward for row in rollouts])
-        indices = [i for i in range(len(rollouts)) if is_trained[i] or classes[i]]
-        rows = [self.row(rollouts[i], advantages[i], weights[i], classes[i]) for i in indices]
-        mismatch = None if logprobs is None else _mismatch_of(logprobs, rollouts)
+        every, _ = rows_of(rollouts, self.prompts, advantages, weights, classes)
+        places = [place for place, i in enumerate(owners) if is_trained[i] or classes[i]]
+        rows = [every[place] for place in places]
+        mismatch = None if logprobs is None else mismatch_of(logprobs, every)
         figures: dict[str, float] = {}
         if rows:
             with memory_errors(cfg.lora), stage("updating"):
-                evaluated += self._references(rows, None if logprobs is None else [logprobs[i] for i in indices])
+                evaluated += self._references(rows, None if logprobs is None else [logprobs[place] for place in places])
                 figures, first = update(
                     self.trainee,
                     rows,
                     cfg,
                     lambda: self.trainee.step(self.optimizer, _rate(cfg, step), rl.clip_norm),
-                    lambda part, values: check_finite(values, [rollouts[indices[i]] for i in part], failed),
+                    lambda part, values: check_finite(values, [rollouts[owners[places[i]]] for i in part], failed),
                     None if self.mark is None else (self.mark, self.laser_constant or 0.0),
                 )
             old = [line if row.old is None else row.old for row, line in zip(rows, first, strict=True)]
-            mismatch = mismatch or _mismatch_of(old, [rollouts[i] for i in indices])
+            mismatch = mismatch or mismatch_of(old, rows)
         done = time.monotonic()
 
         # Tokens by what was done with them, and the floating-point operations of all of it: 2 per parameter and token
         # that is decoded or evaluated, 6 where it is trained (None where a judge's size is not known).
-        generated, trained = sum(len(row.token_ids) for row in rollouts), rl.updates * sum(row.length for row in rows)
+        generated, trained = sum(lengths), rl.updates * sum(row.length for row in rows)
         size = self.sampler.engine.parameters
         flops = 2 * size * (generated + prompted + evaluated) + 6 * size * trained
         extra = usage.generated_tokens + usage.evaluated_tokens
         row = {
             "step": step,
-            **_figures_of(rollouts, is_trained),
+            **_figures_of(rollouts, is_trained, rl.marker is not None),
             **{name: figures.get(name) for name in ("entropy", "loss", "grad_norm", "clip_share")},
             "kl": figures.get("kl") if rl.kl else None,
             "mismatch": mismatch and mismatch.mean,
@@ -236,7 +252,7 @@ class _Learner:
             "ess": mismatch and mismatch.ess,
             "generated_tokens": generated,
             "evaluated_tokens": prompted + evaluated,
-            "trained_tokens": rl.updates * sum(len(row.ids) for row in rows),
+            "trained_tokens": rl.updates * sum(int(row.mask.sum()) for row in rows),
             "extra_tokens": extra,
             "flops": None if labeller_size is None else flops + 2.0 * labeller_size * extra,
             "learning_rate": _rate(cfg, step),
@@ -247,27 +263,17 @@ class _Learner:
         }
         return row, rollouts
 
-    def row(
-        self, rollout: RlRollout, advantages: Floats = _NONE, weight: float = 0.0, class_weight: float = 0.0
-    ) -> RolloutRow:
-        """A rollout as the trainer takes it; its advantages are not needed for a pass without gradients."""
-        prompt, ids, sampler = self.prompts[rollout.problem], rollout.token_ids, np.array(rollout.logprobs)
-        return RolloutRow(prompt, ids, sampler, rollout.reward or 0.0, advantages, weight, class_weight)
-
-    def _own_pass(
-        self, rollouts: Sequence[RlRollout], step: int
-    ) -> tuple[list[Floats] | None, list[float] | None, int]:
-        """The trainer's own log-probabilities of all rollouts, where anything needs them, LaSeR's self-scores, and how
+    def _own_pass(self, rows: Sequence[RolloutRow], step: int) -> tuple[list[Floats] | None, list[float] | None, int]:
+        """The trainer's own log-probabilities of all rows, where anything needs them, LaSeR's self-scores, and how
         many tokens went through the model for both; at the first step it checks the sampler.
         """
         cfg, laser = self.cfg, self.mark is not None
         if step > 1 and not laser and self.labeller.scheme.needs != "evidence":
             return None, None, 0
-        rows = [self.row(row) for row in rollouts]
         evaluated = sum(row.length for row in rows)
         logprobs, marks = forward(self.trainee, rows, cfg, mark=self.mark)
         if step == 1 and cfg.rl.correction == "none":
-            self.sampler.check_agreement(_mismatch_of(logprobs, rollouts), self.trainee)
+            self.sampler.check_agreement(mismatch_of(logprobs, rows), self.trainee)
         if not laser:
             return logprobs, None, evaluated
         if self.laser_constant is None:
@@ -301,7 +307,7 @@ def _rate(cfg: Config, step: int) -> float:
     return cfg.rl.learning_rate * min(1.0, step / (cfg.rl.warmup + 1))
 
 
-def _figures_of(rollouts: Sequence[RlRollout], is_trained: Sequence[bool]) -> dict[str, Any]:
+def _figures_of(rollouts: Sequence[RlRollout], is_trained: Sequence[bool], relayed: bool) -> dict[str, Any]:
     """What a step's rollouts came to, for its metrics."""
     rewards = [row.reward for row in rollouts if row.reward is not None]
     groups = groups_of(rollouts)
@@ -313,7 +319,8 @@ def _figures_of(rollouts: Sequence[RlRollout], is_trained: Sequence[bool]) -> di
         "no_spread": sum(len(spread) < 2 for spread in spreads) / len(groups),
         "masked": sum(row.reward is None and not k for row, k in zip(rollouts, is_trained, strict=True)),
         "verdicts": dict(sorted(Counter(str(row.verdict or NOT_GENERATED) for row in rollouts).items())),
-        "length": float(np.mean([len(row.token_ids) for row in rollouts])),
+        "length": float(np.mean([row.sampled.sum() for row in rollouts])),
+        **({"strong_tokens": float(np.mean([row.strong_tokens for row in rollouts]))} if relayed else {}),
     }
 
 
@@ -332,9 +339,3 @@ def _note(row: Mapping[str, Any]) -> str:
         f"{row['peak_bytes'] / 2**30:.1f} GiB",
     ]
     return ", ".join(part for part in parts if part)
-
-
-def _mismatch_of(logprobs: Sequence[Floats], rollouts: Sequence[RlRollout]) -> losses.Mismatch:
-    """How far the trainer, with `logprobs` (T,) of each of `rollouts`, is from the sampler that wrote them."""
-    sampler = np.concatenate([np.array(row.logprobs) for row in rollouts])
-    return losses.mismatch(np.concatenate(list(logprobs)), sampler)

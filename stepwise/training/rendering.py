@@ -8,7 +8,7 @@ line that ends the intervention is trained too, since with many tokenizers it is
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from stepwise.config.training import SftConfig
 from stepwise.data.examples import Chat, Example
 from stepwise.errors import ConfigError, DataError
 from stepwise.prompt import SolvePrompt
-from stepwise.steps import Splitter, separated, split_steps
+from stepwise.steps import Splitter, has_answer, separated, split_steps
 
 
 @dataclass(frozen=True)
@@ -115,17 +115,47 @@ def _render(
     """
     where = f"row {example.id!r}"
     check_prompt(where, example.prompt_hash, prompt)
+    calls, foreign = example.origin == "call", set(example.foreign)
+    weight = settings.call_weight if calls else settings.intervention_weight
     parts = (
-        (list(example.prefix), settings.prefix_weight),
-        (_steps(example, prompt.splitter), settings.intervention_weight),
+        ([] if calls else _steps(example, prompt.splitter), weight),
         (split_steps(example.suffix, prompt.splitter), settings.suffix_weight),
     )
-    texts = [(step, weight) for steps, weight in parts for step in steps]
+    kept = [(step, 0.0 if i in foreign else settings.prefix_weight) for i, step in enumerate(example.prefix)]
+    texts = kept + [(step, weight) for steps, weight in parts for step in steps]
     head = prompt_ids(tokenizer, prompt, example.question)
     open_end = example.complete or example.origin == "first_tokens"
+    open_end |= example.origin == "kept" and has_answer(example.intervention)
+    tail: int | None = None
+    if calls:
+        tail = marker_id(tokenizer, example.intervention, [(where, example.question)])
+    elif example.complete and texts:
+        tail, weight = tokenizer.eos_token_id, texts[-1][1]
     return token_row(
-        where, head, texts, tokenizer, context, open_end=open_end, complete=example.complete, splitter=prompt.splitter
+        where, head, texts, tokenizer, context, open_end=open_end, tail=(tail, weight), splitter=prompt.splitter
     )
+
+
+def marker_id(tokenizer: Any, marker: str, questions: Iterable[tuple[str, str]] = ()) -> int:
+    """The token by which the model asks for help. Raises ConfigError for a text that is no single token, DataError for
+    one that stands in one of the `questions`, each with what it is called.
+
+    Example:
+        marker_id(trainee.tokenizer, "<|reserved_0|>")
+    """
+    ids: list[int] = tokenizer(marker, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        parts = [tokenizer.decode([token]) for token in ids]
+        raise ConfigError(
+            f"the marker {marker!r} is split into {parts}; give a text that is one token, best a special one that no "
+            f"text needs, of: {', '.join(list(tokenizer.get_added_vocab())[:12])}"
+        )
+    for name, question in questions:
+        if marker in question:
+            raise DataError(
+                f"{name} holds the marker {marker!r} in its question ({question!r:.60}); take another marker"
+            )
+    return ids[0]
 
 
 def check_prompt(where: str, made_under: str, prompt: SolvePrompt) -> None:
@@ -148,11 +178,11 @@ def token_row(
     context: int | None,
     *,
     open_end: bool = False,
-    complete: bool = False,
+    tail: tuple[int | None, float] = (None, 0.0),
     splitter: Splitter = "paragraphs",
 ) -> TokenRow:
     """Steps with their loss weights after the ids `head` of a prompt; each with what separates it, the last one without
-    where `open_end`, and with the end of the message where `complete`. DataError, naming `where`, as `_render`.
+    where `open_end`. `tail`: a token behind them, with its weight. DataError, naming `where`, as `_render`.
 
     Example:
         head = prompt_ids(tokenizer, sw.SolvePrompt(), "1 + 1?")
@@ -165,9 +195,9 @@ def token_row(
         piece = text_ids(tokenizer, step if last else separated(step, splitter), f"{where}, step {place}")
         ids += piece
         weights += [weight] * len(piece)
-    if complete and texts:
-        ids.append(tokenizer.eos_token_id)
-        weights.append(texts[-1][1])
+    if tail[0] is not None:
+        ids.append(tail[0])
+        weights.append(tail[1])
     if not any(weights):
         raise DataError(f"{where} has no token with a loss; give it a text, or raise the [sft] weight of its role")
     if context is not None and len(head) + len(ids) > context:

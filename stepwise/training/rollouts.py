@@ -16,9 +16,11 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.config.training import CreditConfig
@@ -36,6 +38,7 @@ Hints = Mapping[str, tuple[str, ...]]
 HINTED_SCHEMES = ("outcome", "distill")
 """Credit schemes that ask nothing about single steps: others would be asked about steps that nobody sampled."""
 _BOXES = ("\\boxed", "\\fbox", "<think>", "</think>")
+_OMITTED = Field(exclude_if=lambda value: not value)  # stands in no file where nobody is asked
 _LINE_END = re.compile(rb"\r\n|\r|\n|\Z")
 
 
@@ -49,6 +52,10 @@ class RlRollout:
     credit scheme did not ask for is None or empty: `first_error` (0-based), `step_scores`, and `step_advantages`, the
     mean advantage of each step's tokens (None for a step without a token of its own). `hint` has the steps that were
     written ahead of it: they are in none of the other fields. `thought`: the mark of the thought in which it begins.
+
+    With [rl] marker, `calls` has the places of the marker in `token_ids`, each at the beginning of a step of the strong
+    model's, and `foreign` the tokens [start, stop) that the policy did not sample, whose `logprobs` are 0;
+    `strong_tokens` is how many the strong model wrote, which the reward is less for.
 
     Example:
         for row in read_rollouts("out/rl/rollouts/step-00001.jsonl"):
@@ -73,6 +80,17 @@ class RlRollout:
     step_advantages: tuple[float | None, ...] = ()
     hint: tuple[str, ...] = ()
     thought: Omitted = ""
+    calls: Annotated[tuple[int, ...], _OMITTED] = ()
+    foreign: Annotated[Spans, _OMITTED] = ()
+    strong_tokens: Annotated[int, _OMITTED] = 0
+
+    @property
+    def sampled(self) -> NDArray[np.bool_]:
+        """(T,), whether the policy sampled the token."""
+        sampled = np.ones(len(self.token_ids), dtype=np.bool_)
+        for start, stop in self.foreign:
+            sampled[start:stop] = False
+        return sampled
 
     @property
     def solution(self) -> str:
@@ -129,13 +147,15 @@ def grade_rollouts(
     problems: Mapping[str, Problem],
     no_answer: Literal["mask", "wrong"],
     reward: Reward | None = None,
+    strong_cost: float = 0.0,
 ) -> list[RlRollout]:
     r"""The same rollouts with verdict and reward: 1 for CORRECT, 0 for WRONG and for an answer that cannot be read (it
     would be a way out) or with arithmetic left to do (`29 - 15`: paying for it teaches to skip it), and None for what
     could not be judged.
 
     A rollout without an answer in a \boxed{} is NO_ANSWER, whose reward is None or, with `no_answer` "wrong", 0.
-    `reward` pays what could be judged, and what has no answer, in place of that. Raises DataError for a rollout whose
+    `reward` pays what could be judged, and what has no answer, in place of that. Each token of the strong model takes
+    `strong_cost` off. Raises DataError for a rollout whose
     problem is not among `problems` (by id), ConfigError for a `reward` that returns no number from 0 to 1.
 
     Example:
@@ -154,6 +174,8 @@ def grade_rollouts(
         earned = paid.get(verdict)
         if reward is not None and verdict in paid and row.finish != "error":
             earned = reward.checked(problems[row.problem], row.solution, verdict)
+        if earned is not None:
+            earned -= strong_cost * row.strong_tokens
         graded.append(row if row.finish == "error" else dataclasses.replace(row, verdict=verdict, reward=earned))
     return graded
 

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from stepwise.models.engine.cache import ids_array
 from stepwise.models.engine.grammar import Constraint
+from stepwise.models.engine.marker import CallMarker
 from stepwise.models.engine.sampling import stream_key
 from stepwise.models.engine.stopping import Ending, Stop, StopRule
 from stepwise.records import record
@@ -36,7 +37,7 @@ class GenerationJob:
     on over end-of-sequence tokens (for measurements). `stop_strings` end a sample with finish "step" where one of them
     was written, what stands before it counts. `top_logprobs`: how many of the likeliest tokens are reported at each
     position. `splitter`: where a step ends (`stepwise.steps.Splitter`). `states`: whether the states of what is written
-    are wanted (`Generation.states`).
+    are wanted (`Generation.states`). `marker`: see `marker.CallMarker`; with `may_call` it ends the sample.
 
     Example:
         >>> GenerationJob(ids=(1, 2, 3), max_tokens=64, n=4, temperature=0.0, stop="step").n
@@ -60,6 +61,8 @@ class GenerationJob:
     first: int = Field(default=0, ge=0)
     splitter: Splitter = "paragraphs"
     states: bool = False
+    marker: int | None = None
+    may_call: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Generation:
     cleaned text before the stop. `cut` says that the last token ran past the stop: then `end` bytes of `data` count.
     `evaluated_tokens`: of the prompt, what this sample had evaluated. `states` (2, E), where they were asked for: the
     last layer's state at the last token that was run through, and its mean over all of them, which are those written
-    but the last (it ends the sample and was drawn only); None where there are none.
+    but the last (it ends the sample and was drawn only); None where there are none. `call`: see `marker.CallMarker`.
 
     Example:
         >>> Generation(0, 0, "2 + 2 = 4.", "step").error
@@ -92,6 +95,7 @@ class Generation:
     top: tuple[Ranked, ...] = ()
     entropies: tuple[float, ...] = ()
     states: npt.NDArray[np.float32] | None = None
+    call: float | None = None
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,7 @@ class Unit:
     at: int = field(init=False, default=0)
     evaluated: int = field(init=False, default=0)
     path: Any = field(init=False, default=None)  # of the prefix cache
-    constraint: Constraint | None = field(init=False, default=None)
+    constraint: Constraint | CallMarker | None = field(init=False, default=None)
 
     @property
     def gives_states(self) -> bool:
@@ -250,6 +254,8 @@ class Sample(Unit):
     def __post_init__(self) -> None:
         self.key = stream_key(self.job.seed, self.job.first + self.sample)
         stops = [text.encode() for text in self.job.stop_strings]
+        if self.job.marker is not None:
+            self.constraint = CallMarker(self.job.marker, self.job.may_call)
         self.rule = StopRule(self.job.stop, self.job.fence.encode(), stops, self.job.thought, self.job.splitter)
 
     @property
@@ -274,7 +280,7 @@ class Sample(Unit):
         return Generation(
             self.number, self.sample, self.rule.text(ending), ending.finish, tuple(self.out), tuple(self.logprobs),
             data, early and bool(data[ending.end :].strip(b"\r\n")), ending.end, self.evaluated, error,
-            tuple(self.top), tuple(self.entropies), states,
+            tuple(self.top), tuple(self.entropies), states, getattr(self.constraint, "call", None),
         )  # fmt: skip
 
 

@@ -296,6 +296,8 @@ class Scheduler:
             unit.call.feed.put(Drawn(unit.place, token, logprob, unit.top[-1] if unit.top else ()))
         if token in self.vocabulary.end_tokens and not job.ignore_end:
             ending: Ending | None = rule.last("eos")
+        elif token == job.marker:
+            ending = rule.last("step")
         else:
             ending = rule.push(self.vocabulary.token_bytes(token))
             if ending is None and (len(unit.out) >= job.max_tokens or len(unit.ids) >= self.context.context):
