@@ -47,17 +47,17 @@ BUDGETS = (0.03, 0.05, 0.1, 0.2, 0.3)
 class _Options(Options):
     train: PositiveInt = 300
     """training problems, of all that is trained or fitted"""
-    calibrate: PositiveInt = 200
+    calibrate: PositiveInt = 100
     """others, for operating points"""
-    problems: PositiveInt = 300
+    problems: PositiveInt = 200
     """held out"""
     threshold: float = 0.9
     """of the routing that the warm start learns from"""
-    batches: PositiveInt = 40
+    batches: PositiveInt = 15
     """of 8 problems x 8 rollouts, for each cost"""
-    costs: tuple[float, ...] = (0.002, 0.01)
+    costs: tuple[float, ...] = (0.005,)
     """of a strong token, in right answers"""
-    points: PositiveInt = 8
+    points: PositiveInt = 6
     """operating points of each arm"""
 
 
@@ -82,13 +82,9 @@ def main(run: Run[_Options]) -> None:
     odds: dict[str, Callable[[Sequence[tuple[Problem, Sequence[str]]]], list[list[float]]]] = {}
     for name, adapter in asking.items():
         cfg = _with_adapter(run.config, adapter)
-        seen = [x for line in _odds(cfg, _own(run, cfg, name, others)) for x in line]
+        seen = [x for line in _odds(cfg, _own(run, cfg, name, others, Relay(bias=-100.0))) for x in line]
         relays = [policy.at(-policy.point) for policy in _spread(Relay(), "high", seen, args.points)]
         arms[f"asks, {name}"] = _measured(run, cfg, name, relays, measured)
-        values = _scores_of(run, cfg, others, name)
-        arms[f"threshold on it, {name}"] = _measured(
-            run, cfg, name, _spread(Threshold(0.5), "low", values, args.points), measured
-        )
         odds[f"P(call), {name}"] = lambda items, cfg=cfg: _odds(cfg, items)  # type: ignore[misc]
     _show(run, alone, arms)
     _show_auroc(run, labs, odds, head)
@@ -105,7 +101,7 @@ def _trained(run: Run[_Options], routed: Sequence[Trace], problems: Sequence[Pro
     overrides = {"marker": MARKER, "steps": args.batches, "problems": 8, "learning_rate": 1e-3, "max_tokens": 400}
     cfg = run.config.model_copy(update={
         "rl": run.config.rl.model_copy(update=overrides),
-        "sft": run.config.sft.model_copy(update={"epochs": 8, "batch": 32, "learning_rate": 1e-3}),
+        "sft": run.config.sft.model_copy(update={"epochs": 4, "batch": 32, "learning_rate": 1e-3}),
     })  # fmt: skip
     rows = call_rows(routed, cfg, counts)
     run.say(f"Warm start: {dict(counts)}, {len(rows)} rows")
@@ -148,15 +144,17 @@ def _measured(
         return list(compare(router, policies, problems))
 
 
-def _own(run: Run[_Options], cfg: Config, name: str, problems: Sequence[Problem]) -> list[tuple[Problem, list[str]]]:
-    """Problems with the weak model's own solutions."""
-    found = _measured(run, cfg, name, [Never()], problems)[0]
+def _own(
+    run: Run[_Options], cfg: Config, name: str, problems: Sequence[Problem], alone: Policy | None = None
+) -> list[tuple[Problem, list[str]]]:
+    """Problems with the weak model's own solutions; one that was taught to ask needs a policy that never lets it."""
+    found = _measured(run, cfg, name, [alone or Never()], problems)[0]
     return [(view.trace.problem, [step.text for step in view.trace.steps]) for view in found.views]
 
 
-def _scores_of(run: Run[_Options], cfg: Config, problems: Sequence[Problem], name: str = "probe") -> list[float]:
+def _scores_of(run: Run[_Options], cfg: Config, problems: Sequence[Problem]) -> list[float]:
     """What the scorer says of the weak model's own steps."""
-    found = _measured(run, cfg, name, [Threshold(0.0)], problems)[0]
+    found = _measured(run, cfg, "probe", [Threshold(0.0)], problems)[0]
     return [step.score for view in found.views for step in view.trace.steps if step.score is not None]
 
 

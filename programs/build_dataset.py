@@ -7,7 +7,8 @@ the references; rewrites with the reference in view
 (reflection); solutions by the strong model (strong); the weak model's own right solutions (rejection); the first tokens
 of its solutions (first_tokens); more of what lab-weak was pretrained on (own_corpus); pairs of the intervention and the
 wrong step (pairs, for DPO). Of routed traces (--traces, the directory that route wrote): the escalated steps whose
-discarded draft was the problem (routing). A killed run goes on where it was.
+discarded draft was the problem (routing), or where the weak model is to ask for help by the marker that rl.marker
+names, and where not (calls). A killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +24,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, ValidationError
 
 from stepwise.config import Config
-from stepwise.data.examples import read_examples
+from stepwise.data.calls import call_rows
+from stepwise.data.examples import read_examples, write_examples
 from stepwise.data.problems import SOURCES, load_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.interventions.collection import read_stage
@@ -112,11 +115,13 @@ def _recipe_of(config: Config, args: _Options) -> Recipe:
 
 def _traces_of(args: _Options) -> list[Trace]:
     if args.traces is None:
-        raise DataError("--kind routing is made from traces; give the directory that route wrote with --traces")
+        raise DataError(f"--kind {args.kind} is made from traces; give the directory that route wrote with --traces")
     return read_traces(args.traces)
 
 
 def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
+    if args.kind == "calls":
+        return []
     if args.kind == "routing":
         return _plan_from_routing(_traces_of(args), _settings_of(args).collect)
     return _recipe_of(config, args).planned()
@@ -125,7 +130,12 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 @program(_Options, doc=__doc__, plan=_plan)
 def main(run: Run[_Options]) -> None:
     args = run.args
-    if args.kind == "routing":
+    if args.kind == "calls":
+        counts = Counter[str]()
+        found = call_rows(_traces_of(args), run.config, counts)
+        card = {"what became of what": dict(counts), "marker": run.config.rl.marker}
+        path = write_examples(run.path("dataset.jsonl"), found, card=card, licence=args.licence)
+    elif args.kind == "routing":
         settings = _settings_of(args).collect
         path = from_routing(_traces_of(args), run.config, run.directory, settings=settings, licence=args.licence)
     else:

@@ -6,7 +6,8 @@ sft takes --dataset, one file or several (interventions of intervene, other kind
 file with the model's own right solutions for sft.replay. dpo takes --dataset with pairs (build_dataset --kind pairs);
 [dpo] has its settings. rl takes --problems or --lab; [rl] says what is done, and
 [rl.credit] what each step of a rollout is credited with; --hints, a file of intervene, begins the rollouts of its
-problems with prefix and intervention. All take --adapter to go on with an earlier one. All settings
+problems with prefix and intervention; with rl.marker the weak model may ask models.strong for a step (sft on --kind
+calls of build_dataset teaches it to). All take --adapter to go on with an earlier one. All settings
 are in the configuration: --set sft.learning_rate=1e-4, --set rl.credit.scheme=vppo. Writes adapter/ (PEFT's layout,
 adapter.gguf and a card), metrics.jsonl, rollouts/ and report.html. A killed run goes on at its last checkpoint.
 
@@ -107,7 +108,11 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     if args.method == "rl":
         rollouts += (config.rl.steps * config.rl.problems + config.rl.look) * config.rl.group
     prompt = max((len(p.question) for p in [*_problems_of(args), *_tests_of(args)]), default=0)
-    return [PlannedCalls("weak", rollouts, rollouts * prompt, rollouts * config.rl.max_tokens)] if rollouts else []
+    planned = [PlannedCalls("weak", rollouts, rollouts * prompt, rollouts * config.rl.max_tokens)] if rollouts else []
+    if args.method == "rl" and config.rl.marker:  # at the most it asks for each step
+        asked, width = (rollouts - samples) * config.routing.max_steps, config.sampling.max_step_tokens
+        planned.append(PlannedCalls("strong", asked, asked * (prompt + config.rl.max_tokens), asked * width))
+    return planned
 
 
 @program(_Options, doc=__doc__, plan=_plan, same_run=uncapped)

@@ -124,7 +124,7 @@ def suited(section: _Section, weak: str) -> _Section:
 
 POLICIES = (
     "never", "always", "random", "threshold", "query_random", "query_classifier", "cascade", "signal", "two_stage",
-    "judged", "belief", "planned", "published", "learned",
+    "judged", "belief", "planned", "published", "learned", "relay",
 )  # fmt: skip
 """the names of the policies of this library"""
 

@@ -94,7 +94,7 @@ class Look:
 
     Example:
         >>> Look("resamples", n=3)
-        Look(what='resamples', n=3)
+        Look(what='resamples', n=3, token='')
     """
 
     what: Evidence
