@@ -25,8 +25,9 @@ from stepwise.config import Config
 from stepwise.data.calls import call_rows
 from stepwise.data.step_labels import LabelledSolution, measure_scores
 from stepwise.lab.problems import LabProblem, generate
-from stepwise.models import load_backend, load_scorer
+from stepwise.models import load_backend
 from stepwise.models.base import Request
+from stepwise.models.scorers import load_scorer
 from stepwise.models.store import CallCache
 from stepwise.routing import Always, Never, Policy, StepRouter, Threshold
 from stepwise.routing.compare import Measured, compare
@@ -200,7 +201,7 @@ def _show(run: Run[_Options], alone: Sequence[Measured], arms: dict[str, list[Me
         result.append({
             "arm": name, "share": {str(k): [v.value, v.low, v.high] for k, v in shares.items()},
             "over_threshold": {str(k): [v.value, v.low, v.high] for k, v in gaps.items()},
-            "points": [(m.setting, *m.point) for m in found],
+            "points": [(m.setting, m.point.cost, m.point.accuracy) for m in found],
         })  # fmt: skip
         rows.append((
             name,

@@ -132,9 +132,9 @@ def main(run: Run[_Options]) -> None:
     args = run.args
     if args.kind == "calls":
         counts = Counter[str]()
-        found = call_rows(_traces_of(args), run.config, counts)
+        calls = call_rows(_traces_of(args), run.config, counts)
         card = {"what became of what": dict(counts), "marker": run.config.rl.marker}
-        path = write_examples(run.path("dataset.jsonl"), found, card=card, licence=args.licence)
+        path = write_examples(run.path("dataset.jsonl"), calls, card=card, licence=args.licence)
     elif args.kind == "routing":
         settings = _settings_of(args).collect
         path = from_routing(_traces_of(args), run.config, run.directory, settings=settings, licence=args.licence)

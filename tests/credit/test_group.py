@@ -19,7 +19,7 @@ SPANS = (((0, 3), (3, 5)),)
         ({"rewards": np.zeros((3, 1))}, r"group\.rewards has shape \(3, 1\)"),
         ({"rewards": np.zeros(0)}, r"group\.rewards has shape \(0,\)"),
         ({"rewards": np.array([0, 1.5, 0])}, r"group\.rewards: rollout 1 has 1\.5; give 1\.0"),
-        ({"rewards": np.array([0, -0.5, 0])}, r"group\.rewards: rollout 1 has -0\.5"),
+        ({"rewards": np.array([0, -np.inf, 0])}, r"group\.rewards: rollout 1 has -inf"),
         ({"rewards": np.array([0, 0, np.inf])}, r"group\.rewards: rollout 2 has inf"),
         ({"mask": np.ones((2, 5), dtype=bool)}, r"group\.mask is bool of shape \(2, 5\) for 3 rewards"),
         ({"mask": np.ones((3, 5))}, r"group\.mask is float64 .* give a bool array"),
