@@ -15,25 +15,29 @@ from typing import Any
 
 import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
-from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
 from stepwise.grading.agreement import agree, proportional
 from stepwise.grading.functions import Gcd, Lcm
-from stepwise.grading.text import Role, Unreadable, closing
+from stepwise.grading.text import Role, Unreadable, closing, split
 
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\d.])")
 _NOT_MATH = re.compile(
-    r"(?<![\d_^{])\d+\s+\d|(?<![\w^{.])\d+\s*_|(?<![A-Za-z\\{])[A-Za-z]{5,}|\\text|\\\{|\\[lcdv]?dots"
+    r"(?<![\d_^{])\d+\s+\d|(?<![\w^{.])\d+\s*_|(?<![A-Za-z\\{])[A-Za-z]{5,}|\\text|\\\{|\\[lcdv]?dots|\\(?:max|min)\s*_|!\s*!"
 )
 _TRIGONOMETRIC = re.compile(
     r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\^\s*(?:\d|\{\d\})\s*)?)([({]?)\s*(\d+(?:\.\d+)?)\s*°"
 )
 _PRIME = re.compile(r"([A-Za-z])('+)(?!\s*\()")
+_COMMA = re.compile(",")
 _OVER_SETS = re.compile(r"\\(?:max|min|gcd|lcm)\s*(?=\\\{)")
-_FUNCTIONS = {"\\text{gcd}": Gcd, "\\text{lcm}": Lcm}
+_FUNCTIONS = {"gcd": Gcd, "lcm": Lcm, "max": sympy.Max, "min": sympy.Min}
+_CALL = re.compile(r"\\(gcd|lcm|max|min)\s*(?=\()")
 _REWRITES = ((r"\\bmod(?![A-Za-z])", r"\\mod "), (r"\\lg(?![A-Za-z])", r"\\log_{10}"),
-             (r"\\(gcd|lcm)\s*(?=\()", r"\\text{\1}"))  # fmt: skip
+             (r"(?:\{|^)\s*([^{}]*?)\s*\\choose(?![A-Za-z])\s*([^{}]*?)\s*(?:\}|$)", r"\\binom{\1}{\2}"),
+             (r"(?:\{\s*\}\s*)?_\s*\{?(\d+)\}?\s*C\s*_\s*\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+             (r"(?<![A-Za-z\\])C\s*_\s*\{?(\d+)\}?\s*\^\s*\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+             (r"(?<![A-Za-z\\])C\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)", r"\\binom{\1}{\2}"))  # fmt: skip
 
 
 def equal(prediction: str, gold: str) -> bool:
@@ -54,7 +58,22 @@ def equal(prediction: str, gold: str) -> bool:
 
 
 def _parse(latex: str, role: Role) -> Any:
+    """What a text says, as sympy; calls of gcd, lcm, max and min are read one by one, the innermost first."""
     latex = _sets_as_arguments(latex)
+    calls: dict[Any, Any] = {}
+    while (found := list(_CALL.finditer(latex))) and (end := closing(latex, found[-1].end())) > 0:
+        name = f"W_{{{900 + len(calls)}}}"
+        arguments = split(latex[found[-1].end() + 1 : end], _COMMA)
+        calls[name] = _FUNCTIONS[found[-1][1]](*(_expression(argument, role) for argument in arguments))
+        before = latex[: found[-1].start()].rstrip()
+        latex = before + (f"{{{name}}}" if before[-1:] in ("^", "_") else f" {name} ") + latex[end + 1 :]
+    whole = _expression(latex, role)
+    for name, value in reversed(calls.items()):
+        whole = whole.xreplace({symbol: value for symbol in whole.free_symbols if str(symbol) == name})
+    return whole.doit() if isinstance(whole, sympy.Expr) else whole
+
+
+def _expression(latex: str, role: Role) -> Any:
     # The parser reads letter by letter and drops what it does not know, which would make a formula of any text.
     if _NOT_MATH.search(latex):
         raise Unreadable(role, "it is neither a number nor a formula")
@@ -71,13 +90,8 @@ def _parse(latex: str, role: Role) -> Any:
         return found
     if isinstance(found, sympy.FiniteSet) and len(found) == 1:  # `{5}` in plain braces; sets in `\\{ \\}` were refused
         found = found.args[0]
-    found = found.replace(
-        lambda part: isinstance(part, AppliedUndef) and part.func.__name__ in _FUNCTIONS,
-        lambda part: _FUNCTIONS[part.func.__name__](*part.args),
-    )
     imaginary = {symbol: sympy.I for symbol in found.free_symbols if symbol.name == "i"}
-    found = found.xreplace(imaginary) if imaginary else found
-    return found.doit() if isinstance(found, sympy.Expr) else found
+    return found.xreplace(imaginary) if imaginary else found
 
 
 def _sets_as_arguments(latex: str) -> str:

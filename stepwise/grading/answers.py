@@ -21,7 +21,8 @@ from itertools import pairwise
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from stepwise.grading.exact import TooBig, evaluate
+from stepwise.grading.exact import TooBig, evaluate, is_rounded
+from stepwise.grading.prose import is_no_gold, is_prose, plain_words
 from stepwise.grading.text import Role, Unreadable, closing, key, split, strip_parentheses, without_condition
 from stepwise.grading.units import NoNumber, spelled, split_base, split_unit
 
@@ -55,9 +56,6 @@ class ParsedAnswer:
 
 _THOUSANDS = re.compile(r"[-$€£\s]*\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d*,).*")
 _CODED_THOUSANDS = re.compile(r"[A-Z]{2,3}\$?\s*\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_NO_GOLD = re.compile(
-    r"nan|null|n/?a|unknown|tbd|todo|see .*|(?:a |the )?proof(?: .*)?|answer|solution|no answer|omitted"
-)
 _CLOCK = re.compile(r"(\d{1,4}(?:\s*:\s*\d{1,4}){1,2})\s*(?:\\text\s*\{)?\s*([ap]\.?\s*m\.?)?\s*\}?", re.IGNORECASE)
 # What may stand before `=`: x, AB, x_1, \theta, f(x), P(x, y), m\angle ABC, \overline{AB}, \text{Area}.
 _SYMBOL = r"(?:[A-Za-z]|\\[A-Za-z]+)"
@@ -84,11 +82,11 @@ _LIST = re.compile(rf",|;|\\text\s*\{{\s*,?\s*or\s*\}}|(?<![A-Za-z\\])or(?![A-Za
 _OR = re.compile(r"\\text\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:lor|vee)(?![A-Za-z])")
 _WORDS = re.compile(r"\\text\s*\{([^{}]*)\}|((?=.*[A-Za-z]{2})[A-Za-z][A-Za-z'\- ]*[A-Za-z])")
 LETTERS = re.compile(r"[A-Za-z]{2,3}")
-_PROSE = re.compile(r"(?<![A-Za-z\\{])[A-Za-z]{2,}(?![A-Za-z}])")
 _SENTENCE = re.compile(
     r"(?<![A-Za-z\\{_^])(?:[A-Za-z]{2,}\s+[A-Za-z]{2,}|[A-Z]?[a-z]{4,})(?![A-Za-z(])|(?<![A-Za-z})])['\"]"
 )
-_BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|\||:|\\colon)(.*)\\\}")
+_BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|\||:)((?:(?!\\\}).)*)\\\}")
+_HALF_LINE = re.compile(r"\\mathbb\{R\}(?:\^\s*\{?\s*(\+|-)\s*\}?|_\s*\{\s*(>|<|\\ge|\\le)\s*0\s*\})")
 _LINE = re.compile(r"\\mathbb\{R\}(?:\s*(?:\\setminus|\\backslash|-|\\smallsetminus)\s*\\\{(.*)\\\})?")
 _IN_LINE = re.compile(r",?\s*[A-Za-z]\s*\\in\s*\\mathbb\{R\}\s*,?")
 
@@ -106,15 +104,13 @@ def read(text: str, role: Role, known: frozenset[str] | None = None) -> ParsedAn
     reader = _Reader(known)
     try:
         text, condition = without_condition(text)
-        if role == "gold" and (_NO_GOLD.fullmatch(_plain_words(text)) or _is_sentence(text)):
+        if role == "gold" and is_no_gold(text):
             raise Unreadable(role, "it is a sentence, not an answer")
         said = (
-            _is_prose(_NAME_IN_WORDS.sub("", text))
-            and spelled(_plain_words(text)) is None
-            and not _CLOCK.fullmatch(text)
+            is_prose(_NAME_IN_WORDS.sub("", text)) and spelled(plain_words(text)) is None and not _CLOCK.fullmatch(text)
         )
         if said and (known is not None or not reader.is_number(text)):
-            return ParsedAnswer(text, word=_plain_words(text))
+            return ParsedAnswer(text, word=plain_words(text))
         depth = 0
         for char in text:
             depth += (char in "([{") - (char in ")]}")
@@ -125,11 +121,6 @@ def read(text: str, role: Role, known: frozenset[str] | None = None) -> ParsedAn
         return replace(reader.read(text), condition=condition)
     except (TooBig, NoNumber) as error:
         raise Unreadable(role, str(error)) from None
-
-
-def _plain_words(text: str) -> str:
-    r"""The words of a text in lower case, without `\text`, quotes and full stops."""
-    return re.sub(r"[\s\"'.]+", " ", re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)).strip().casefold()
 
 
 class _Reader:
@@ -158,10 +149,14 @@ class _Reader:
         thousands = _THOUSANDS.fullmatch(text) or _CODED_THOUSANDS.fullmatch(text)
         if thousands and (number := self.number(re.sub(r"(?<=\d),(?=\d{3})", "", text))):
             return number
-        if (counted := spelled(_plain_words(text))) is not None and not LETTERS.fullmatch(text):
-            return ParsedAnswer(text, counted)
+        words = plain_words(text)
+        if (counted := spelled(words.removesuffix(" percent"))) is not None and not LETTERS.fullmatch(text):
+            return ParsedAnswer(text, counted, "percent" if words.endswith(" percent") else "")
         if builder := _BUILDER.fullmatch(text):
             return replace(self.read(builder[2]), name="", whole="")
+        if half := _HALF_LINE.fullmatch(text):
+            sign = {"+": ">", "-": "<"}.get(half[1], half[2])
+            return replace(self.read(f"x {sign} 0"), name="", whole="")
         if (line := _LINE.fullmatch(text)) and (points := self.excluded(line[1])) is not None:
             return _without_points(text, points)
         if _IN_LINE.search(text) and (rest := _IN_LINE.sub("", text).strip()):
@@ -200,7 +195,7 @@ class _Reader:
             return group
         if len(split(text, _OR)) == len(group.items):
             return replace(group, kind="union", name=names.pop())
-        if "or" in _plain_words(text).split():
+        if "or" in plain_words(text).split():
             return group
         unequal = [re.fullmatch(r"\s*\S+\s*\\ne\s*(.+)", part) for part in parts]
         if all(unequal):
@@ -255,7 +250,9 @@ class _Reader:
                 return replace(values, items=tuple(
                     replace(item, name=key(name), whole=f"{name}={item.latex}") for item, name in items))  # fmt: skip
         named = _NAMED.fullmatch(text)
-        if named and named[1].strip() and not _ORDER.search(named[2]):
+        # `x = x^2 + 1` names no value.
+        own = named and re.search(rf"(?<![A-Za-z\\]){re.escape(named[1].strip())}(?![A-Za-z(_])", named[2])
+        if named and named[1].strip() and not own and not _ORDER.search(named[2]):
             last = self.chain(named[2])
             return replace(last, name=key(named[1]), whole=text)
         if (unequal := re.fullmatch(r"\s*([A-Za-z]|\\[a-z]+)\s*\\ne\s*([^=<>]+)", text)) and "," not in unequal[2]:
@@ -283,6 +280,8 @@ class _Reader:
         if len(sides) == 1:
             return last
         rounded = self.read(split(sides[-1], _EQUAL_SIGN)[-1])
+        if last.value is not None and rounded.value is not None and not is_rounded(last.value, sides[-1]):
+            raise NoNumber("its two sides are different numbers")
         plain = _NAMED.fullmatch(exact[-1] + "=0")
         return rounded if plain and last.value is None else ParsedAnswer(text, kind="approx", items=(last, rounded))
 
@@ -298,7 +297,7 @@ class _Reader:
 
     def leaf(self, text: str) -> ParsedAnswer:
         if (words := _WORDS.fullmatch(text)) and not LETTERS.fullmatch(text):
-            return ParsedAnswer(text, word=_plain_words(words[1] if words[1] is not None else words[2]))
+            return ParsedAnswer(text, word=plain_words(words[1] if words[1] is not None else words[2]))
         if text == "\\emptyset":
             return ParsedAnswer(text, kind="{}")
         if number := self.number(text):
@@ -336,13 +335,3 @@ def _is_quantity(text: str) -> bool:
         return False  # the last side has variables
     first = sides[0]
     return bool(_APPLIED.fullmatch(first)) or not _UNKNOWNS.search(re.sub(r"\\[A-Za-z]+", " ", first))
-
-
-def _is_prose(text: str) -> bool:
-    return len(_PROSE.findall(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text))) >= 4
-
-
-def _is_sentence(text: str) -> bool:
-    words = _plain_words(text)
-    says = re.search(r"\d|\b(?:answer|solution|therefore|we|so)\b", words)
-    return says is not None and (_is_prose(text) or _WORDS.fullmatch(text) is not None) and len(words.split()) >= 3

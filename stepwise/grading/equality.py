@@ -25,12 +25,20 @@ Algebra = Callable[[str, str], bool]
 
 _CHOICE = re.compile(
     r"(?:(?:\\text\s*\{\s*)?(?i:option|choice|answer)\s*\}?\s*)?"
-    r"(?:\(\s*(?:\\text\s*\{\s*)?([A-Ja-j])\s*\}?\s*\)|(?:\\text\s*\{\s*)?([A-J])\s*\}?\s*(?:[:.]|\))|(?:\\text\s*\{\s*)?([A-Ja-j])\s*\}?(?=$))"
+    r"(?:[(\[]\s*(?:\\text\s*\{\s*)?([A-Ja-j])\s*\}?\s*[)\]]|(?:\\text\s*\{\s*)?([A-J])\s*\}?\s*(?:[:.]|\))|(?:\\text\s*\{\s*)?([A-Ja-j])\s*\}?(?=$))"
     r"\s*[:.]?\s*(.*)"
 )
 _NO_SOLUTION = re.compile(
     r"(?:there (?:is|are) )?no (?:real |such |possible )?(?:solutions?|values?)|none|(?:the )?empty set|∅"
 )
+_SAME_WORDS = {"does not exist": "dne", "infinitely many": "infinite"}
+_INTEGERS = re.compile(
+    r"(?<![A-Za-z\\])([a-z])\s*\\in\s*\\mathbb\{([NZ])\}"
+    r"|(?:(positive|natural|nonnegative|non-negative)\s+)?(?:integers?|numbers?)\s*\}?\s*\$?([a-z])(?![A-Za-z])"
+    r"|(?<![A-Za-z\\])([a-z])\s*(?:\\text\s*\{)?\s*is\s+an?\s+(positive|natural|nonnegative|non-negative)?\s*integer"
+)
+_RESTRICTS = re.compile(r"even|odd|prime|divisible|multiple|\\p?mod|\\equiv")
+_POINT = re.compile(r"[A-Z]\s*(\(.*,.*\))")
 _SAID = re.compile(r"yes|no|true|false|never|always|sometimes|undefined|dne|does not exist|infinite(?:ly many)?|"
                    r"impossible|infinity|cannot be determined|not possible|" + _NO_SOLUTION.pattern)  # fmt: skip
 _LITERAL = r"(?<![\w^.}{\\_])(?:\d[\d,]*(?:\.\d+)?|\\frac\{\d+\}\{\d+\})"
@@ -69,7 +77,10 @@ def compare(prediction: str, gold: str, algebra: Algebra, *, shortcut: bool = Tr
             return compare(choice[1] if choice else text, gold_choice[1], algebra, bare=bare)
     elif choice and choice[1] and not re.search(choice[0], gold_text, re.IGNORECASE):
         return compare(choice[1], gold, algebra, bare=bare)
-    left = read(text, "prediction", _words_of(gold_text))
+    if (point := _POINT.fullmatch(text)) and gold_text.startswith("("):
+        text = point[1]  # `P(3, 4)`: a point and its name
+    text = _with_variable_of(gold_text, text)
+    left = read(text, "prediction", _words_of(gold_text) | {right.unit})
     said = left.word if right.word is None and not left.unit else None
     if said is not None and len(said.split()) >= 4 and re.search(r"[\d\\]", said):
         raise Unreadable("prediction", "it is a sentence, not an answer")
@@ -77,7 +88,28 @@ def compare(prediction: str, gold: str, algebra: Algebra, *, shortcut: bool = Tr
         raise Unreadable("prediction", "words outside of a box are no answer to this")
     if left.condition and right.condition and left.condition != right.condition:
         raise Unreadable("prediction", "it holds under another condition than the gold answer")
+    if left.condition and not right.condition and _RESTRICTS.search(left.condition):
+        raise Unreadable("prediction", "it holds under a condition, the gold answer under none")
     return _same(left, right, algebra)
+
+
+def _with_variable_of(gold: str, text: str) -> str:
+    """The prediction with the gold answer's name for "every integer k"; Unreadable where one says N and the other Z."""
+    said, mine = _INTEGERS.search(gold), _INTEGERS.search(text)
+    if mine is None:
+        return text
+    name = mine[1] or mine[4] or mine[5]
+    free = set(re.findall(r"(?<![A-Za-z\\])[ijkmnpq](?![A-Za-z])", gold))
+    wanted = (said[1] or said[4] or said[5]) if said else free.pop() if len(free) == 1 else name
+    if said and bool(said[2] == "N" or said[3] or said[6]) != bool(mine[2] == "N" or mine[3] or mine[6]):
+        raise Unreadable("prediction", "it holds for other integers than the gold answer")
+    if name == wanted or re.search(rf"(?<![A-Za-z\\]){name}(?![A-Za-z])", gold):
+        return text
+    return (
+        text
+        if re.search(rf"(?<![A-Za-z\\]){wanted}(?![A-Za-z])", text)
+        else re.sub(rf"(?<![A-Za-z\\]){name}(?![A-Za-z])", wanted, text)
+    )
 
 
 def _is_talk(left: ParsedAnswer, right: ParsedAnswer) -> bool:
@@ -136,10 +168,19 @@ def _same(one: ParsedAnswer, other: ParsedAnswer, algebra: Algebra) -> bool:
         # Two equations, or two names, are compared as written: `x=5` equals `5=x` and does not equal `y=5`.
         related = all((answer.name or answer.relation) and not answer.kind for answer in (one, other))
         return related and algebra(one.whole or one.latex, other.whole or other.latex)
+    if (
+        {one.kind, other.kind} == {"{}", ""}
+        and len(alone := (one.items or other.items)) == 1
+        and alone[0].value is not None
+    ):
+        one, other = (alone[0] if answer.kind else answer for answer in (one, other))  # a set of one number
     if one.kind or other.kind:
         return _same_group(one, other, algebra)
+    if one.unit.startswith("base ") and not other.unit and one.unit != "base 10":
+        _check_base(one, other)
     if one.word is not None or other.word is not None:
         words = [answer.latex.casefold() if answer.word is None else answer.word for answer in (one, other)]
+        words = [_SAME_WORDS.get(word, word) for word in words]
         if _NO_SOLUTION.fullmatch(words[0]) and _NO_SOLUTION.fullmatch(words[1]):
             return True
         return words[0].replace(" ", "") == words[1].replace(" ", "") and compatible(one.unit, other.unit)
@@ -160,6 +201,13 @@ def _same(one: ParsedAnswer, other: ParsedAnswer, algebra: Algebra) -> bool:
         # Two or three bare letters are a word as likely as a product: "Yes" equals "yes", and ab equals ba.
         return one.latex.casefold() == other.latex.casefold() or sorted(one.latex) == sorted(other.latex)
     return algebra(_formula(one), _formula(other))
+
+
+def _check_base(one: ParsedAnswer, other: ParsedAnswer) -> None:
+    """Digits in a base that the gold answer does not name: whether its digits or its value are meant cannot be told."""
+    digits, base = one.latex.lstrip("-"), int(one.unit[5:])
+    if one.value is not None and one.value == other.value and len(digits) > 1 and base <= 36:
+        raise Unreadable("prediction", "it names a base, and the gold answer none")
 
 
 def _as_written(answer: ParsedAnswer) -> tuple[object, ...]:
@@ -216,6 +264,15 @@ def _same_group(one: ParsedAnswer, other: ParsedAnswer, algebra: Algebra) -> boo
             return all(
                 _same(replace(p, name=""), replace(g, name=""), algebra) for p, g in zip(mine, other.items, strict=True)
             )
+    unnamed = not any(item.name for item in one.items)
+    if (
+        one.kind == "list"
+        and other.kind == "union"
+        and unnamed
+        and re.search(r"(?<![A-Za-z\\])or(?![A-Za-z])", one.latex)
+    ):
+        one = replace(one, kind="union")  # intervals joined by "or"
+    alike = one.kind == other.kind or (one.kind in unordered and other.kind in unordered)
     if one.kind == "list" and other.kind == "list" and all(item.kind == "{}" for item in one.items):
         # Several sets for a gold answer that lists all their elements.
         elements = tuple(inner for item in one.items for inner in item.items)

@@ -13,7 +13,7 @@ from fractions import Fraction
 MAX_EXPONENT = 10_000
 MAX_BITS = 100_000
 MAX_FACTORIAL = 5_000
-_TOKEN = re.compile(r"\s*(\d+\.\d*|\.\d+|\d+|\\frac|\\cdot|\\times|\\div|\\mod|[-+*/^(){}!])")
+_TOKEN = re.compile(r"\s*(\d+\.\d*|\.\d+|\d+|\\frac|\\cdot|\\times|\\div|\\mod|!!?|[-+*/^(){}])")
 _SIGNS = {"*": "*", "\\cdot": "*", "\\times": "*", "/": "/", "\\div": "/", "\\mod": "mod"}
 _CLOSING = {"(": ")", "{": "}"}
 _BY_HAND = re.compile(r"(-?)\s*(\d+)\s+(\d+)/(\d+)")
@@ -61,6 +61,17 @@ def evaluate(text: str) -> Fraction | None:
     except _NotRational:
         return None
     return value if parser.peek() == "" else None
+
+
+def is_rounded(value: Fraction, text: str) -> bool:
+    """Whether a decimal is what a value can be rounded to: within one in its last place, or one in a hundred.
+
+    >>> is_rounded(Fraction(3, 7), "0.43"), is_rounded(Fraction(3, 7), "4")
+    (True, False)
+    """
+    rounded = evaluate(text)
+    last = Fraction(1, 10 ** len(text.strip().partition(".")[2]))
+    return rounded is None or abs(value - rounded) <= max(last, abs(rounded) / 100)
 
 
 def _checked(value: Fraction) -> Fraction:
@@ -140,13 +151,13 @@ class _Parser:
 
     def factorial(self) -> Fraction:
         value = self.primary()
-        while self.peek() == "!":
-            self.take()
+        while self.peek() in ("!", "!!"):
+            step = len(self.take())
             if value.denominator != 1 or value < 0:
                 raise _NotRational
             if value > MAX_FACTORIAL:
                 raise TooBig(f"a factorial over {MAX_FACTORIAL}!")
-            value = Fraction(math.factorial(int(value)))
+            value = Fraction(math.prod(range(int(value), 0, -step)))  # `7!!` is 7 * 5 * 3 * 1
         return value
 
     def primary(self) -> Fraction:

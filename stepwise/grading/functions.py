@@ -15,6 +15,8 @@ class Gcd(sympy.Function):  # type: ignore[misc]
     (6, Gcd(n, 4))
     """
 
+    is_integer = True
+
     @classmethod
     def eval(cls, *args: Any) -> Any:
         """The value for integers, None (sympy: leave it) for anything else."""
@@ -27,6 +29,8 @@ class Lcm(sympy.Function):  # type: ignore[misc]
     >>> Lcm(4, 6)
     12
     """
+
+    is_integer = True
 
     @classmethod
     def eval(cls, *args: Any) -> Any:

@@ -55,7 +55,9 @@ def plain_style(text: str) -> str:
             if not arguments:
                 continue
             shown = plain_style(arguments[0])
-            if name in _TEXT and not _VALUE.search(shown):
+            if name == "mathrm" and shown.strip() in ("i", "e", "d"):
+                shown = shown.strip()  # the imaginary unit, the base of logarithms: upright letters
+            elif name in _TEXT and not _VALUE.search(shown):
                 shown = "\\text{" + shown + "}"
         else:
             continue

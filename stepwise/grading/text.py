@@ -38,7 +38,15 @@ _SPACED_THOUSANDS = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _MATH_PARTS = re.compile(r"\s*\$[^$]+\$(?:\s*(?:,|;|and|or|,\s*and)?\s*\$[^$]+\$)+[\s.]*")
 _LEADING = re.compile(r"^(?:\s*(?:=(?!=)|\\(?:approx|therefore|implies|to|(?:R|r|Longr)ightarrow)(?![A-Za-z])"
                       r"|(?:\\text\s*\{\s*)?(?i:approximately|approx\.|about|exactly)(?:\s*\}|\s)))+\s*")  # fmt: skip
-_WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ("{", "}"))
+_SAYS = r"(?i:(?:the )?(?:final |correct )?answer(?: is|:))"
+_IN_PREDICTIONS = (
+    (re.compile(rf"\\text\s*\{{\s*{_SAYS}\s*([^{{}}]*)\}}"), r"\\text{\1}"),
+    (re.compile(r"\\text\s*\{\s*\}"), " "),
+    (re.compile(rf"^\s*(?:{_SAYS}\s*:?\s*|(?!Option|Choice)[A-Z][A-Za-z ]{{2,}}:\s+)(?=\S+(?:\s+\S+){{0,2}}\s*$)"), ""),
+    (re.compile(r"^\s*(?:\"|“|``)(.*)(?:\"|”|'')\s*$"), r"\1"),
+)
+_WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"),
+             ("**", "**"), ("`", "`"), ("{", "}"))  # fmt: skip
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -46,9 +54,15 @@ _REWRITES = [
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])", ""),
         # Thousands separators come before the spaces that some of them are made of.
         (r"(?<=\d)(?:\{,\}|,\\!|\\,)\s*(?=\d{3}(?!\d))", ""),
-        (r"\\hspace\*?\{[^{}]*\}", " "),
+        (r"\\hspace\*?\{[^{}]*\}|\\text\s*\{\s*\}", " "),
+        (r"(?i)\bper\s+cent\b", "percent"),
+        (r"\\pounds(?![A-Za-z])|\\textsterling(?![A-Za-z])", "£"),
+        (r"\\(?:euro|texteuro)(?![A-Za-z])", "€"),
+        (r"\\textdollar(?![A-Za-z])", "$"),
+        (r"\\colon(?![A-Za-z])", ":"),
         (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\\[,;:> ]|\\(?:quad|qquad|thinspace|enspace)(?![A-Za-z])|~", " "),
+        (r"(?:\\text\s*\{\s*)?\(\s*(?:\\text\s*\{\s*)?\\?mod\s*\}?\s*(\d+)\s*\)\s*\}?", r"\\pmod{\1}"),
         (r"\^\s*([-+]\s*\d+|\d\d+)(?![\d.])", r"^{\1}"),
         (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+[xX]\s+(?=\d)", r"\\times "),
         (r"(\d)\s*(?:\\text\s*\{\s*)?\band\s+(?:an?|one)[- ]half\b\s*\}?", r"\1\\frac{1}{2}"),
@@ -98,6 +112,7 @@ _CLAUSE = (
 )
 _CONDITION = re.compile(
     rf"[\s,;]*(?:\(|\\text\s*\{{\s*,?\s*\(?)?\s*(?:{_CLAUSE}).*"
+    r"|\s+\(\s*[A-Za-z]\s*(?:<|>|\\(?:le|ge|ne)(?![A-Za-z])).*\)"
     r"|[\s,;(]+[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\\in\s*\\mathbb\{[NZQ]\}.*"
 )
 _ARGUMENT = re.compile(r"\s*(\\[A-Za-z]+|[^\s{}\\])")
@@ -133,6 +148,8 @@ def clean(answer: str, role: Role) -> str:
         _unwrap(_MATH_PARTS.sub(_without_dollars, _SMALL_DIGITS.sub(_full_size, answer)).translate(_TABLE))
     )
     for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    for pattern, replacement in _IN_PREDICTIONS if role == "prediction" else ():
         text = pattern.sub(replacement, text)
     text = _LEADING.sub("", re.sub(r"\s+", " ", _unwrap(text)))
     text = _THOUSANDS_BEHIND.sub(lambda match: match[0].replace(",", ""), text)

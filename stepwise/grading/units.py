@@ -1,10 +1,10 @@
 r"""What stands around the number of an answer: units, currencies, things that are counted, and words that change it.
 
 A unit may be omitted, two different known units are not equal, and nothing is converted: "5 cm" equals "5" and not
-"5 m"; "90°" equals "90"; a base, as in `52_8`, counts as a unit. A magnitude, a fraction or a power is part of the
-value: "3 million" is 3000000, "3 tenths" 3/10, "3 squared" 9. Things that are counted may be omitted as units may ("5
-apples" equals "5"), but only those listed here and those that the gold answer has: a word that nobody knows may change
-the value, so with one ("5 or more", "5 flurbles") the text is not a number.
+"5 m"; "90°" equals "90"; a base, as in `52_8`, counts as one, but only the prediction may omit it. A magnitude, a
+fraction or a power is part of the value: "3 million" is 3000000, "3 tenths" 3/10, "3 squared" 9. Things that are
+counted may be omitted as units may ("5 apples" equals "5"), but only those listed here and those that the gold answer
+has: a word that nobody knows may change the value, so with one ("5 or more", "5 flurbles") the text is not a number.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ _NAMES = {
     "l": "L liter litre", "gal": "gallon", "s": "sec second secs", "min": "minute mins", "h": "hr hrs hour",
     "day": "", "week": "wk", "month": "", "year": "yr yrs", "decade": "", "century": "", "cent": "¢",
     "dollar": "usd USD $ US$ buck", "euro": "EUR €", "pound sterling": "£ GBP", "yen": "JPY ¥", "rupee": "INR Rs ₹",
-    "yuan": "CNY RMB", "franc": "CHF", "canadian dollar": "CAD", "australian dollar": "AUD", "percent": "% percents",
-    "degree": "° deg", "degree c": "celsius", "degree f": "fahrenheit", "kelvin": "", "radian": "rad rads", "mph": "",
+    "yuan": "CNY RMB", "franc": "CHF", "canadian dollar": "CAD", "australian dollar": "AUD",
+    "percent": "% percents pct", "degree": "° deg", "degree c": "celsius", "degree f": "fahrenheit", "kelvin": "",
+    "radian": "rad rads", "mph": "",
     "kph": "", "am": "AM", "pm": "PM", "unit": "", "ordinal": "st nd rd th", "n": "newton N", "j": "joule J",
     "w": "watt W", "v": "volt V", "pa": "pascal Pa", "hz": "hertz Hz", "acre": "", "hectare": "ha",
 }  # fmt: skip
@@ -66,6 +67,9 @@ tower town toy track traffic train tray treat tree triangle trip truck tube tuli
 uniform unit value vampire van vase vegetable vehicle vertex vertices video villager violin visit visitor volume
 volunteer vote wagon walk wall watch water watermelon way weekend weight whale wheat wheel width window winner wire
 wolf woman women wood word work worker worm yarn yogurt zebra zombie zoo
+ampere atom beat bit bushel byte calories carat cycles decibel fathom furlong gigabyte kilobyte kilojoule knot lumen
+megabyte microsecond millisecond mol mole molecule nanometer ohm parsec pairs petabyte quadruples revolution rotation
+rpm terabyte triples tuple tuples turns
 """
 _THINGS = frozenset(_THING_WORDS.split())
 _FILLERS_TEXT = (
@@ -107,6 +111,7 @@ _SIGN = re.compile(r"\s*([%°$€£¢¥₹])\s*(?:\\text\s*\{\s*)?(?:(?<=°)\s*)
 _SIGNED = re.compile(r"°\s*(?:\\text\s*\{\s*)?([CF])\s*\}?$")
 _TEXT = re.compile(r"\s*\\text\s*\{\s*([^{}\d]*?)\s*\}\s*(?:\^\s*\{?\s*(-?[1-4])\s*\}?)?$")
 _WORDS = re.compile(r"(\s*)([A-Za-z][A-Za-z. /'-]*?)\s*(?:\^\s*\{?\s*(-?[1-4])\s*\}?)?$")
+_BRACKETED = re.compile(r"(?<=[\d}])\s+\(\s*(?:\\text\s*\{)?\s*([A-Za-z][A-Za-z. ]+?)\s*\}?\s*\)$")
 _ORDINAL = re.compile(r"\s*\^?\s*\{?\s*(?:\\text\s*\{\s*)?(st|nd|rd|th)\s*\}?\s*\}?$")
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])[^°]*°$")  # belongs to the function, not to the answer
 _BASE_NAMES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -116,6 +121,10 @@ _BASE = re.compile(
     rf"(?:_\s*\{{?\s*(?:\(?\s*base\s*)?(?:\\text\s*\{{\s*(?:base\s*)?)?\}}?\s*{_IN_BASE}"
     rf"|\(?\s*(?:\\text\s*\{{\s*)?\(?\s*(?:in\s+)?base[\s-]*\}}?\s*{_IN_BASE})\s*[)}}\s]*$"
 )
+
+
+_AND_PART = re.compile(rf"(.+?)\s+and\s+(.+?)(?:\s+({'|'.join(_MAGNITUDES)}))?")
+_POINT = re.compile(rf"(.+?)\s+point((?:\s+(?:{'|'.join(_ONES[:10])}))+)")
 
 
 class NoNumber(Exception):
@@ -168,11 +177,13 @@ def split_unit(text: str, known: frozenset[str] | None = None) -> tuple[str, str
         return text[: sign.start()], _KNOWN[sign[1]], None
     if (ordinal := _ORDINAL.search(text)) and text[: ordinal.start()].strip().isdigit():
         return text[: ordinal.start()], "ordinal", None
+    if (bracketed := _BRACKETED.search(text)) and (len(bracketed[1]) > 2 or _canonical(bracketed[1])):
+        return _with_words(text[: bracketed.start()], bracketed[1], None, known, bare=False)
     if (words := _TEXT.search(text)) and words.start() > 0:
         return _with_words(text[: words.start()], words[1], words[2], known, bare=False)
     if (bare := _WORDS.search(text)) and bare.start() > 0 and "\\" not in text[bare.start() :]:
         rest, name = text[: bare.start()], bare[2]
-        if _is_number(rest) and (bare[1] or len(name) > 1):
+        if _is_number(rest) and (bare[1] or len(name) > 1 or _canonical(name, bare[3]) in (known or ())):
             return _with_words(rest, name, bare[3], known, bare=True)
         unit = _canonical(name, bare[3])
         if unit and len(name) > 1 and rest[-1] in ")}":
@@ -186,6 +197,14 @@ def spelled(text: str) -> Fraction | None:
     >>> spelled("forty-two"), spelled("two thirds"), spelled("many")
     (Fraction(42, 1), Fraction(2, 3), None)
     """
+    if mixed := _AND_PART.fullmatch(text.lower()):
+        whole, part = spelled(mixed[1]), spelled(mixed[2])
+        if whole is not None and part is not None and whole.denominator == 1 and 0 < part < 1:
+            return (whole + part) * _MAGNITUDES.get(mixed[3] or "", 1)
+    if decimal := _POINT.fullmatch(text.lower()):
+        whole = spelled(decimal[1])
+        digits = "".join(str(_ONES.index(word)) for word in decimal[2].split())
+        return None if whole is None or whole < 0 else whole + Fraction(int(digits), 10 ** len(digits))
     words = text.lower().split()
     while len(words) > 1 and _is_thing(words[-1], frozenset()) and words[-1] not in _CHANGING:
         words = words[:-1]
@@ -258,7 +277,8 @@ def _with_words(
     value = number
     while words and number is not None and value is not None:
         word = words[0]
-        part = _PARTS.get(word.removesuffix("s"), 0) if word not in ("second", "seconds") else 0
+        # "5 eighths" is a number, "5 eighth notes" are notes.
+        part = _PARTS.get(word.removesuffix("s"), 0) if word.endswith("s") or value == 1 else 0
         if word in _MAGNITUDES:
             value *= _MAGNITUDES[word]
         elif part and word not in ("quarters", "half"):

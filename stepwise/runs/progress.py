@@ -191,12 +191,11 @@ def _lines(shown: _Shown, console: Console) -> Iterator[Callable[[], None]]:
             moved()
 
     _print_line(console, shown.line())
-    watcher = threading.Thread(target=watch, name="stepwise-progress", daemon=True)
-    watcher.start()
+    threading.Thread(target=watch, name="stepwise-progress", daemon=True).start()
     try:
         yield moved
     finally:
         ended.set()
-        watcher.join()
-        shown.stages.clear()
-        _print_line(console, shown.line())
+        with lock:  # the watcher prints nothing any more
+            shown.stages.clear()
+            _print_line(console, shown.line())

@@ -13,12 +13,14 @@ import asyncio
 import re
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from stepwise.config import Config, LoadConfig
 from stepwise.errors import ConfigError
 from stepwise.models import provider
+from stepwise.models.engine.context import no_interrupt
 from stepwise.models.litellm_handler import import_litellm
 from stepwise.serve.requests import ApiError
 
@@ -82,8 +84,9 @@ def close_routers() -> int:
     """
     with _lock:
         routers = [_open.pop(key) for key in list(_open)]
-    for router in routers:
-        router.close()
+    with no_interrupt():  # all of them
+        for router in routers:
+            router.close()
     return len(routers)
 
 
@@ -96,6 +99,7 @@ class _Router:
 
         ledger, ready = Ledger.for_config(config), threading.Event()
         self._errors: list[BaseException] = []
+        self._ended = threading.Event()
         self._models = Service.router(config)
 
         async def main() -> None:
@@ -114,10 +118,11 @@ class _Router:
                 self._errors.append(error)
             finally:
                 ready.set()
+                self._ended.set()
 
-        self._thread = threading.Thread(target=work, name="stepwise-router", daemon=True)
-        self._thread.start()
-        ready.wait()
+        with no_interrupt():  # what was begun can be closed before Ctrl-C is heard
+            threading.Thread(target=work, name="stepwise-router", daemon=True).start()
+            ready.wait()
         for error in self._errors:
             self._models.close()
             raise error
@@ -126,11 +131,22 @@ class _Router:
         """`work` on the router's loop, as a future of `concurrent.futures`."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
+    def ask(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` returns; where Ctrl-C breaks the wait off, nothing more is asked of any model for it."""
+        future = self.start(work)
+        try:
+            return future.result()  # type: ignore[no-any-return]
+        except BaseException:
+            future.cancel()
+            raise
+
     def close(self) -> None:
         """Let open steps end, and free the models."""
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
-        self._models.close()
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._end.set)
+        with no_interrupt():
+            self._ended.wait()
+            self._models.close()
 
 
 def _parts(name: str) -> tuple[str, str, str]:
@@ -173,7 +189,7 @@ class RouterHandler:
         """A ModelResponse; what is ours to say of it (`service`) stands in its `stepwise`."""
         router, body = self._asked(model, messages, kwargs)
         with _Errors(model):
-            return _filled(kwargs["model_response"], router.start(router.service.chat(body)).result(), model)
+            return _filled(kwargs["model_response"], router.ask(router.service.chat(body)), model)
 
     async def acompletion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:
         """`completion` as a coroutine."""

@@ -32,7 +32,7 @@ _DIGIT, _EQUALS = re.compile(r"\d"), re.compile("[=≈]")
 _ITEM = re.compile(r"\s*(?:[*#_]+\s*)?(?:step\s+\d+|\(?\d{1,2}[.):](?!\d))(?:\W|$)", re.IGNORECASE)
 
 _CODE = re.compile(r"(?<!`)(`{1,2})(?!`)[^`\n]+?\1(?!`)")
-_WRITTEN = re.compile(r"[^\W_]|\\\{")
+_WRITTEN = re.compile(r"[^\W_]|\\\{|[∞∅]")
 _WORD_FOR_ANSWER = r"(?:answer|result|value|solution|number|expression|ans)s?"
 _PLACEHOLDER = re.compile(
     r"(?:\\text\s*\{)?[\s<\[(]*"

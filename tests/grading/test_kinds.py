@@ -1,6 +1,7 @@
 r"""Every kind of answer on cases written by hand: those that must be CORRECT, and near misses that must not be.
 
-kinds.tsv has the columns kind, gold, prediction and right (CORRECT or NOT); no quoting, a tab between columns.
+kinds.tsv and swept.tsv (a second set of the same kinds) have the columns kind, gold, prediction and right (CORRECT or
+NOT); no quoting, a tab between columns.
 """
 
 from __future__ import annotations
@@ -8,12 +9,31 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from stepwise.grading import Verdict, grade_many
 
-ROWS = [
-    tuple(line.split("\t"))
-    for line in (Path(__file__).parent / "kinds.tsv").read_text(encoding="utf-8").rstrip("\n").split("\n")[1:]
-]
+FOLDER = Path(__file__).parent
+
+
+def rows_of(name: str) -> list[tuple[str, ...]]:
+    lines = (FOLDER / name).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    return [tuple(line.split("\t")) for line in lines[1:]]
+
+
+ROWS = rows_of("kinds.tsv")
+SWEPT = rows_of("swept.tsv")
+
+
+def faults_of(rows: list[tuple[str, ...]]) -> dict[str, list[tuple[tuple[str, ...], str]]]:
+    verdicts = grade_many([(f"\\boxed{{{prediction}}}", gold) for _, gold, prediction, _ in rows], timeout=60)
+    judged = list(zip(rows, verdicts, strict=True))
+    broken = (Verdict.ERROR, Verdict.TIMEOUT, Verdict.UNPARSEABLE_GOLD)
+    return {
+        "accepted": [(row, str(v)) for row, v in judged if v is Verdict.CORRECT and row[3] == "NOT"],
+        "missed": [(row, str(v)) for row, v in judged if v is not Verdict.CORRECT and row[3] == "CORRECT"],
+        "broken": [(row, str(v)) for row, v in judged if v in broken],
+    }
 
 
 def test_every_kind_has_cases_that_are_right_and_near_misses():
@@ -25,14 +45,14 @@ def test_every_kind_has_cases_that_are_right_and_near_misses():
 
 
 def test_every_case_of_every_kind_is_judged_as_it_should_be():
-    verdicts = grade_many([(f"\\boxed{{{prediction}}}", gold) for _, gold, prediction, _ in ROWS], timeout=60)
-    accepted = [
-        row for row, verdict in zip(ROWS, verdicts, strict=True) if verdict is Verdict.CORRECT and row[3] == "NOT"
-    ]
-    missed = [(row, str(verdict)) for row, verdict in zip(ROWS, verdicts, strict=True)
-              if verdict is not Verdict.CORRECT and row[3] == "CORRECT"]  # fmt: skip
-    broken = [(row, str(verdict)) for row, verdict in zip(ROWS, verdicts, strict=True)
-              if verdict in (Verdict.ERROR, Verdict.TIMEOUT, Verdict.UNPARSEABLE_GOLD)]  # fmt: skip
-    assert not accepted
-    assert not missed
-    assert not broken
+    assert faults_of(ROWS) == {"accepted": [], "missed": [], "broken": []}
+
+
+def test_a_tenth_of_the_second_set_is_judged_as_it_should_be():
+    assert len(SWEPT) == len(set(SWEPT)) >= 1800
+    assert faults_of(SWEPT[::10]) == {"accepted": [], "missed": [], "broken": []}
+
+
+@pytest.mark.slow
+def test_all_of_the_second_set_is_judged_as_it_should_be():
+    assert faults_of(SWEPT) == {"accepted": [], "missed": [], "broken": []}

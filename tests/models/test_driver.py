@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from stepwise.errors import BackendError
 from stepwise.models import load_backend
 from stepwise.models.base import Completion, Request
 from stepwise.models.driver import Batcher, Driver, outside
+from stepwise.models.engine.worker import Worker
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.types import Problem, Step
 from tests.fakes import ScriptedBackend
@@ -171,6 +173,50 @@ def test_ctrl_c_waits_for_the_turn_that_an_engine_is_in() -> None:
     with pytest.raises(KeyboardInterrupt):
         Driver().run([turns()])
     assert said == ["the turn is over"]  # else its engine would be freed in the middle of it
+
+
+class _InATurn:
+    """A scheduler in the middle of a turn, which ends when it is allowed to."""
+
+    def __init__(self) -> None:
+        self.busy = self.interrupted = True
+        self.begun, self.may_end, self.ended = threading.Event(), threading.Event(), False
+
+    def add(self, units: list[Any]) -> None: ...
+
+    def turn(self) -> None:
+        self.begun.set()
+        self.may_end.wait(10)
+        self.busy, self.ended = False, True
+
+    def abandon(self, error: Exception) -> list[Any]:
+        return []
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
+def test_ctrl_c_while_an_engine_is_closed_waits_for_its_turn_also_the_second_time() -> None:
+    scheduler = _InATurn()
+    worker = Worker(scheduler)  # type: ignore[arg-type]
+    assert scheduler.begun.wait(10)
+
+    def impatient() -> None:
+        for _ in range(3):
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        scheduler.may_end.set()
+
+    threading.Thread(target=impatient).start()
+    with pytest.raises(KeyboardInterrupt):
+        worker.stop()
+    assert scheduler.ended  # a `join` returns at once after one that was broken off, and the context would be freed
+    worker.stop()
+
+
+def test_no_thread_is_joined() -> None:
+    calls = [path.name for path in sorted(Path("stepwise").rglob("*.py"))
+             if re.search(r"(?:[Tt]hread|watcher)\w*\.join\(", path.read_text(encoding="utf-8"))]  # fmt: skip
+    assert not calls  # Ctrl-C makes the next join return at once; wait for an event that the thread sets last
 
 
 def test_at_most_a_window_of_coroutines_is_open() -> None:

@@ -128,6 +128,17 @@ def no_interrupt() -> Iterator[None]:
             handler(came[0], None)
 
 
+def wait_for_end(ended: threading.Event) -> None:
+    """Wait until a thread has set `ended`, its last act; a Ctrl-C meanwhile is put off to then. A `join` that Ctrl-C
+    breaks off makes the next one return at once (before Python 3.13), with the thread still at work.
+
+    Example:
+        wait_for_end(self._ended)  # then its context can be freed
+    """
+    with no_interrupt():
+        ended.wait()
+
+
 def _reason(lines: list[str]) -> str:
     return "; ".join(lines[:3]) or "llama.cpp gave no reason"
 

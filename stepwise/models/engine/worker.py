@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from stepwise.errors import BackendError
+from stepwise.models.engine.context import wait_for_end
 from stepwise.models.engine.jobs import Call, Unit
 from stepwise.models.engine.scheduler import Scheduler
 
@@ -67,6 +68,7 @@ class Worker:
         self._stopping = False
         self._error: Exception | None = None
         self._process = os.getpid()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stepwise-engine", daemon=True)
         self._thread.start()
 
@@ -167,7 +169,7 @@ class Worker:
             self._stopping = True
             self._wake.notify()
         if self._thread is not threading.current_thread():
-            self._thread.join()
+            wait_for_end(self._ended)
 
     # ----- the driver that takes the turns
 
@@ -220,6 +222,7 @@ class Worker:
             error = self._error = caught
         finally:  # a caller must never wait for a thread that has ended
             self._abandon(error)
+            self._ended.set()
 
     def _may_turn(self) -> bool:
         """Block while there is nothing to do, or somebody else does it; False when it is time to stop."""
