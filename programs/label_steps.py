@@ -10,7 +10,6 @@ what was found out about every attempt (chunks/). Stopped at any moment, the sam
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +23,7 @@ from stepwise.errors import DataError
 from stepwise.interventions.settings import Writers
 from stepwise.interventions.step_labels import COST, label_steps
 from stepwise.interventions.step_search import LabelSettings
+from stepwise.io import read_json
 from stepwise.lab.problems import generate
 from stepwise.models.caps import Caps, uncapped
 from stepwise.runs.plan import PlannedCalls
@@ -87,7 +87,7 @@ def main(run: Run[_Options], writers: Writers | None = None) -> None:
     checked, settings = _problems_of(args), LabelSettings(**{k: getattr(args, k) for k in LabelSettings.model_fields})
     run.say(checked.summary())
     path = label_steps(checked, run.config, run.directory, settings=settings, writers=writers, check=_check_of(args))
-    counts = json.loads((path.parent / COST).read_text(encoding="utf-8"))
+    counts = read_json(path.parent / COST, "remove it, and run again")
     for name, value in counts.items():
         run.say(f"{name}: {value}")
     run.say(Caps(run.config, run.directory).ledger.summary())

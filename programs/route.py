@@ -31,6 +31,7 @@ from stepwise.data.problems import SOURCES, load_problems
 from stepwise.data.tables import parse_table
 from stepwise.errors import ConfigError, DataError, reason_of
 from stepwise.grading import GRADER_VERSION, check_gold, find_answer
+from stepwise.io import read_json
 from stepwise.lab.problems import generate
 from stepwise.models.sizes import settled
 from stepwise.models.store import CallCache
@@ -249,7 +250,7 @@ def _remember(run: Run[_Options], policy: Policy, card: ModelNames) -> None:
     path = run.path("policy.json")
     code = type(policy)._source  # of a class of the user's
     now = json.loads(json.dumps({"policy": policy_to_dict(policy), "card": dataclasses.asdict(card), "code": code}))
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = read_json(path, "give another --out, or --overwrite to begin anew") if path.exists() else {}
     if other := [key for key, name in now.items() if before.get(key, name) != name]:
         what = {"policy": "policy", "card": "models", "code": "code of the policy"}[other[0]]
         raise DataError(

@@ -6,7 +6,7 @@ import codecs
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from pydantic import ValidationError
 
 from stepwise.errors import DataError, redact
 from stepwise.records import from_json, to_json
+
+_KINDS = {int: "an integer", float: "a number", str: "a text", dict: "an object", list: "a list"}
 
 
 def append_rows(path: Path, rows: Iterable[Any]) -> None:
@@ -163,14 +165,17 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deep") from None
 
 
-def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in `path`; DataError with file, reason and `remedy` where there is none.
+def read_json(path: str | Path, remedy: str, fields: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """The JSON object in `path`; DataError with file, reason and `remedy` where there is none, or where one of its
+    `fields` (a key, or keys joined by full stops) is missing or of another type; a float may be written as an int.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "card.json"
     >>> write_text(path, '{"rank": 16}')
     >>> read_json(path, "give the card of an adapter")
     {'rank': 16}
+    >>> read_json(path, "give the card of an adapter", {"rank": int})["rank"]
+    16
     """
     try:
         value = parse_json(Path(path).read_text(encoding="utf-8"))
@@ -180,6 +185,13 @@ def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
         raise DataError(f"{path} is not JSON ({error!s:.200}); {remedy}") from None
     if not isinstance(value, dict):
         raise DataError(f"{path} holds no JSON object, but a {type(value).__name__}; {remedy}")
+    for name, kind in (fields or {}).items():
+        field: Any = value
+        for key in name.split("."):
+            field = field.get(key) if isinstance(field, dict) else None
+        right = isinstance(field, (int, float) if kind is float else kind) and not isinstance(field, bool)
+        if not right or (kind is float and not abs(field) <= sys.float_info.max):
+            raise DataError(f"{path}: {name} is {field!r:.80}, not {_KINDS[kind]}; {remedy}")
     return value
 
 

@@ -4,9 +4,11 @@ which model it reads with, and how.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from stepwise.errors import DataError
+from stepwise.io import read_json
 
 TOKENS = {
     "marker": ("<|score|>", "<|good|>", "<|bad|>"),  # the lab's
@@ -15,6 +17,11 @@ TOKENS = {
     "turns": ("", "+", "-"),
 }
 """Marker, and the labels of a right and of a wrong step, by layout."""
+SCORER_CARD = {
+    "config.models.weak.model": str, "config.models.weak.train_from": str, "config.prompt": dict, "prompt_hash": str,
+    "scorer.reading": dict, "scorer.calibration": dict,
+}  # fmt: skip
+"""What card.json of a trained scorer holds, for `stepwise.io.read_json`."""
 TEMPLATE_NEEDS = {"judge": "{steps}", "generative": ""}  # the name or file of a form is no template itself
 KINDS_OF_KEY = {
     "options": ("my_file:MyScorer",),
@@ -51,10 +58,10 @@ def scorer_of_adapter(value: Any) -> Any:
     named = str(given.get("adapter") or given.get("model", "")).removeprefix("llamacpp/")
     if (card := _card(named)) is None:
         return value
-    weak = card["config"]["models"]["weak"]
+    weak, reading = card["config"]["models"]["weak"], card["scorer"]["reading"]
     own = {name: given[name] for name in given if name != "model" or given.get("adapter")}
     made = {"model": weak["model"], "train_from": weak["train_from"], "adapter": named}
-    return {**made, **card["scorer"]["reading"], **own}
+    return {**made, **reading, **own}
 
 
 def _card(name: str) -> dict[str, Any] | None:
@@ -63,8 +70,10 @@ def _card(name: str) -> dict[str, Any] | None:
     for folder in (path.parent,) if path.suffix == ".gguf" else (path / "adapter", path):
         if (file := folder / "card.json").is_file():
             try:
-                card = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{file} is not JSON ({error}); restore it") from None
-            return card if isinstance(card, dict) and isinstance(card.get("scorer"), dict) else None
+                card = read_json(file, "restore it")
+                if not isinstance(card.get("scorer"), dict):
+                    return None
+                return read_json(file, "restore it", SCORER_CARD)
+            except DataError as error:
+                raise ValueError(str(error)) from None
     return None

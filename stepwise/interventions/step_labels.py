@@ -175,7 +175,8 @@ def tokens_of(paths: Iterable[Path]) -> int | None:
     True
     """
     files = [(path if path.is_dir() else path.parent) / COST for path in paths]
-    known = [read_json(file, "remove it")["generated tokens"] for file in files if file.is_file()]
+    name = "generated tokens"
+    known = [read_json(file, "remove it", {name: int})[name] for file in files if file.is_file()]
     return sum(known) if known else None
 
 

@@ -320,7 +320,7 @@ class _Loop:
         if not path.exists():
             weak, strong = (self._of(0, label_of(policy)).at().accuracy for policy in (Never(), Always()))
             write_text(path, f'{{"accuracy": {weak + self.settings.target * max(0.0, strong - weak)!r}}}\n')
-        return float(read_json(path, "give another directory (--out)")["accuracy"])
+        return float(read_json(path, "give another directory (--out)", {"accuracy": float})["accuracy"])
 
     def _choose(self, number: int) -> tuple[float, bool]:
         """The cheapest setting that holds the target on validation problems, else the most accurate one."""

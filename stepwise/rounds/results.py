@@ -127,7 +127,7 @@ def read_loop(out: str | Path) -> LoopResult:
     rounds = read_rows(Path(out) / "rounds.jsonl", LoopRound)
     if not rounds:
         raise DataError(f"{out} has no finished round of a loop; start one with `stepwise loop`")
-    target = read_json(Path(out) / "target.json", "give another directory")["accuracy"]
+    target = read_json(Path(out) / "target.json", "give another directory", {"accuracy": float})["accuracy"]
     return LoopResult(float(target), tuple(rounds), tuple(read_rows(Path(out) / "points.jsonl", LoopPoint)))
 
 

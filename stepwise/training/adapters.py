@@ -124,7 +124,11 @@ def read_card(adapter: str | Path) -> dict[str, Any] | None:
         print(card["method"], card["base"]["name"], card["evaluation"])
     """
     path = Path(adapter) / CARD
-    return io.read_json(path, "restore it, or remove it to go without its checks") if path.is_file() else None
+    remedy = "restore it, or remove it to go without its checks"
+    if not path.is_file():
+        return None
+    given = {name: dict for name in ("base", "config") if io.read_json(path, remedy).get(name) is not None}
+    return io.read_json(path, remedy, given)
 
 
 def check_adapter(

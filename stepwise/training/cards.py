@@ -13,8 +13,8 @@ import json
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from stepwise import __version__
 from stepwise.config import Config
-from stepwise.errors import DataError
+from stepwise.errors import DataError, StepwiseError
 from stepwise.grading import GRADER_VERSION
 from stepwise.io import write_text
 from stepwise.models.safetensors import fingerprint
@@ -129,8 +129,9 @@ def add_evaluation(adapter: str | Path, *, before: Evaluated | None = None, afte
     if card is None or "evaluation" not in card:
         raise DataError(f"adapter {adapter} has no {CARD} of this form; write one with write_card first")
     given = {"before": _measured(before), "after": _measured(after)}
-    card["evaluation"] = {when: given[when] or card["evaluation"][when] for when in given}
-    return _write(Path(adapter), card)
+    with _sound(Path(adapter)):
+        card["evaluation"] = {when: given[when] or card["evaluation"][when] for when in given}
+        return _write(Path(adapter), card)
 
 
 def add_scorer(adapter: str | Path, facts: Mapping[str, Any]) -> Path:
@@ -142,7 +143,8 @@ def add_scorer(adapter: str | Path, facts: Mapping[str, Any]) -> Path:
     """
     if (card := read_card(adapter)) is None:
         raise DataError(f"adapter {adapter} has no {CARD}; write one with write_card first")
-    return _write(Path(adapter), card | {"scorer": dict(facts)})
+    with _sound(Path(adapter)):
+        return _write(Path(adapter), card | {"scorer": dict(facts)})
 
 
 def base_name(base: Path) -> str:
@@ -195,10 +197,21 @@ def _license(base: Path) -> str:
     return "unknown"
 
 
+@contextmanager
+def _sound(adapter: Path) -> Iterator[None]:
+    """DataError where the card of an adapter is not as `write_card` writes it: somebody changed it."""
+    try:
+        yield
+    except StepwiseError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise DataError(f"{adapter / CARD} is not as it was written ({error!r:.200}); restore it") from None
+
+
 def _write(adapter: Path, card: Mapping[str, Any]) -> Path:
-    readme = adapter / "README.md"
+    readme, text = adapter / "README.md", _readme(card)
     write_text(adapter / CARD, json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(readme, _readme(card))
+    write_text(readme, text)
     return readme
 
 

@@ -25,7 +25,7 @@ from torch.nn.functional import logsigmoid
 from stepwise.config import Config
 from stepwise.data.examples import PreferencePair, read_pairs
 from stepwise.errors import DataError
-from stepwise.io import write_text
+from stepwise.io import read_json, write_text
 from stepwise.models.store import key_of
 from stepwise.prompt import SolvePrompt
 from stepwise.runs.directory import RunDirectory, opened
@@ -144,9 +144,11 @@ def _reference_logprobs(
     """
     path = directory.claim("reference.json")
     if path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        check_same(path, saved["data"], data)
-        return [float(value) for value in saved["logprobs"]]
+        saved = read_json(path, "remove it, and it is computed anew", {"logprobs": list})
+        check_same(path, saved.get("data"), data)
+        if len(saved["logprobs"]) != len(rows) or not all(isinstance(value, float) for value in saved["logprobs"]):
+            raise DataError(f"{path} does not hold {len(rows)} numbers; remove it, and they are computed anew")
+        return list(saved["logprobs"])
     logprobs = [0.0] * len(rows)
     with torch.no_grad(), memory_errors(cfg.lora), progress("reference", len(rows)) as bar:
         for part in micro_batches([row.size for row in rows], cfg.lora.micro_tokens):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from stepwise.errors import ConfigError, MissingDependencyError, redact
-from stepwise.io import write_text
+from stepwise.io import read_json, write_text
 from stepwise.plugins import check_choice
 
 STATE = "sinks.json"
@@ -120,7 +120,7 @@ def _started(name: str, out: Path, config: Mapping[str, Any], step: int) -> Any:
 
     PartialState()  # accelerate's own log wants it
     path, settings = out / STATE, _flat(config)
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = read_json(path, "remove it, and its trackers begin new runs") if path.exists() else {}
     given = known.get(name)
     # trackio tells runs apart by name, so the name gets an ending: two directories may be called alike.
     run = given or {"wandb": secrets.token_hex(8), "trackio": f"{out.name}-{secrets.token_hex(3)}"}.get(name)

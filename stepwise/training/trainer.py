@@ -161,7 +161,8 @@ def finished_adapter(directory: RunDirectory, data: str) -> Path | None:
     state, folder = directory.path / _CHECKPOINT / "state.json", directory.path / _ADAPTER
     if not directory.finished or not state.is_file() or not (folder / "card.json").is_file():
         return None
-    check_same(state.parent, read_json(state, "remove it, and the run begins anew").get("extra", {}).get("data"), data)
+    known = read_json(state, "remove it, and the run begins anew", {"extra": dict})["extra"].get("data")
+    check_same(state.parent, known, data)
     announce(f"the adapter is trained already: {folder}")
     return folder
 

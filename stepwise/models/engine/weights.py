@@ -7,7 +7,6 @@ inside the file.
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import struct
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from stepwise.errors import BackendError
+from stepwise.io import parse_json
 from stepwise.models.safetensors import fingerprint
 
 FINGERPRINT = "stepwise.fingerprint"
@@ -199,7 +199,7 @@ def check_origin(
     """
     path = adapter.with_name("card.json")
     try:
-        card = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        card = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if not isinstance(card, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError) as error:

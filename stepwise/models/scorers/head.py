@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stepwise.errors import DataError, ScorerError
+from stepwise.errors import DataError, ScorerError, StepwiseError
 from stepwise.io import read_json, write_text
 from stepwise.models.safetensors import Checkpoint, write_safetensors
 from stepwise.models.scorers.calibration import Calibration, logistic, sigmoid
@@ -93,9 +93,15 @@ class Head(NamedTuple):
     def load(cls, directory: str | Path) -> Head:
         """Raises DataError for a directory without a sound head."""
         path = Path(directory).expanduser()
-        card = from_json(HeadCard, json.dumps(read_json(path / CARD, "`stepwise train probe` writes one")))
-        weights = Checkpoint([path / WEIGHTS])
-        head = cls(weights.read("weight"), float(weights.read("bias")[0]), card)
+        remedy = "`stepwise train probe` writes one"
+        try:
+            card = from_json(HeadCard, json.dumps(read_json(path / CARD, remedy)))
+            weights = Checkpoint([path / WEIGHTS])
+            head = cls(weights.read("weight"), float(weights.read("bias").reshape(-1)[0]), card)
+        except StepwiseError:
+            raise
+        except (ValueError, LookupError, OSError) as error:
+            raise DataError(f"{path} holds no head ({error!s:.200}); {remedy}") from None
         if card.form != _FORM or head.weight.shape != (_length(card.width),):
             raise DataError(
                 f"{path}: the head has {len(head.weight)} weights in form {card.form}, this version reads "

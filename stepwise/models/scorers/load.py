@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from stepwise.config import LoadConfig, ScorerConfig, suited
-from stepwise.errors import BackendError, ConfigError, ScorerError
+from stepwise.config.scorers import SCORER_CARD
+from stepwise.errors import BackendError, ConfigError, DataError, ScorerError
 from stepwise.identity import plain
 from stepwise.io import read_json
 from stepwise.models.engine import Engine
@@ -32,6 +33,7 @@ from stepwise.models.shared import load_engine
 from stepwise.models.wrapped import generator_of
 from stepwise.plugins import check_plugin, is_import_path, load_plugin, make_plugin
 from stepwise.prompt import SolvePrompt
+from stepwise.records import from_json
 from stepwise.types import Problem, Usage, as_problem
 
 _LONGEST = 4096  # tokens that a classifier reads, where its context is not set
@@ -137,14 +139,17 @@ def _calibration_of(spec: ScorerConfig, prompt: SolvePrompt) -> Calibration | No
     """What `scorer.calibration`, else the card of the adapter, says of its scores; None without either. Raises
     `ConfigError` where the adapter was trained to read other tokens, or under another prompt.
     """
-    remedy = "restore it, or remove scorer.calibration"
-    own = Calibration(**read_json(spec.calibration, remedy)) if spec.calibration else None
+    own = _calibration(spec.calibration, "remove scorer.calibration") if spec.calibration else None
     path = adapter_path(spec.adapter).with_name("card.json") if spec.adapter else None
-    card = read_json(path, "restore it, or remove it to go without its checks") if path and path.is_file() else {}
-    if not isinstance(facts := card.get("scorer"), dict):
+    if path is None or not path.is_file():
         return own
+    remedy = "restore it, or remove it to go without its checks"
+    facts = read_json(path, remedy).get("scorer")
+    if not isinstance(facts, dict):
+        return own
+    card = read_json(path, remedy, SCORER_CARD)
     for name, value in facts["reading"].items():
-        if getattr(spec, name) != value:
+        if getattr(spec, name, None) != value:
             raise ConfigError(
                 f"scorer.{name} is {getattr(spec, name)!r}, but the adapter {spec.adapter} was trained with {value!r}; "
                 "leave it out"
@@ -154,7 +159,18 @@ def _calibration_of(spec: ScorerConfig, prompt: SolvePrompt) -> Calibration | No
             f"the scorer {spec.adapter} was trained under the prompt {card['prompt_hash']}, but [prompt] has the hash "
             f"{prompt.hash}; set [prompt] as its card has it: {json.dumps(card['config']['prompt'])}"
         )
-    return own or Calibration(**facts["calibration"])
+    return own or _calibration(path, remedy, "scorer.calibration")
+
+
+def _calibration(path: str | Path, remedy: str, key: str = "") -> Calibration:
+    """The calibration in a JSON file, in an object of it where `key` names one."""
+    value = read_json(path, remedy)
+    for name in key.split(".") if key else ():
+        value = value[name]
+    try:
+        return from_json(Calibration, json.dumps(value))
+    except ValueError as error:
+        raise DataError(f"{path}: {key or 'it'} is no calibration ({error!s:.200}); {remedy}") from None
 
 
 def _layout(engine: Engine, spec: ScorerConfig, prompt: SolvePrompt) -> Layout | None:
