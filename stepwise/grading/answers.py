@@ -86,7 +86,7 @@ _SENTENCE = re.compile(
     r"(?<![A-Za-z\\{_^])(?:[A-Za-z]{2,}\s+[A-Za-z]{2,}|[A-Z]?[a-z]{4,})(?![A-Za-z(])|(?<![A-Za-z})])['\"]"
 )
 _BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|\||:)((?:(?!\\\}).)*)\\\}")
-_HALF_LINE = re.compile(r"\\mathbb\{R\}(?:\^\s*\{?\s*(\+|-)\s*\}?|_\s*\{\s*(>|<|\\ge|\\le)\s*0\s*\})")
+_RAY = re.compile(r"\\mathbb\{R\}(?:\^\s*\{?\s*(\+|-)\s*\}?|_\s*\{\s*(>|<|\\ge|\\le)\s*0\s*\})")
 _LINE = re.compile(r"\\mathbb\{R\}(?:\s*(?:\\setminus|\\backslash|-|\\smallsetminus)\s*\\\{(.*)\\\})?")
 _IN_LINE = re.compile(r",?\s*[A-Za-z]\s*\\in\s*\\mathbb\{R\}\s*,?")
 
@@ -154,8 +154,8 @@ class _Reader:
             return ParsedAnswer(text, counted, "percent" if words.endswith(" percent") else "")
         if builder := _BUILDER.fullmatch(text):
             return replace(self.read(builder[2]), name="", whole="")
-        if half := _HALF_LINE.fullmatch(text):
-            sign = {"+": ">", "-": "<"}.get(half[1], half[2])
+        if ray := _RAY.fullmatch(text):
+            sign = {"+": ">", "-": "<"}.get(ray[1], ray[2])
             return replace(self.read(f"x {sign} 0"), name="", whole="")
         if (line := _LINE.fullmatch(text)) and (points := self.excluded(line[1])) is not None:
             return _without_points(text, points)

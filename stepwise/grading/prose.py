@@ -32,7 +32,7 @@ def is_prose(text: str) -> bool:
 def is_no_gold(text: str) -> bool:
     """Whether a gold answer is none: a sentence with a number or a conclusion in it, or a placeholder.
 
-    >>> is_no_gold("nan"), is_no_gold("It is 42"), is_no_gold("42")
+    >>> is_no_gold("nan"), is_no_gold("So we are done here"), is_no_gold("42")
     (True, True, False)
     """
     words = plain_words(text)

@@ -198,9 +198,9 @@ def spelled(text: str) -> Fraction | None:
     (Fraction(42, 1), Fraction(2, 3), None)
     """
     if mixed := _AND_PART.fullmatch(text.lower()):
-        whole, part = spelled(mixed[1]), spelled(mixed[2])
-        if whole is not None and part is not None and whole.denominator == 1 and 0 < part < 1:
-            return (whole + part) * _MAGNITUDES.get(mixed[3] or "", 1)
+        whole, share = spelled(mixed[1]), spelled(mixed[2])
+        if whole is not None and share is not None and whole.denominator == 1 and 0 < share < 1:
+            return (whole + share) * _MAGNITUDES.get(mixed[3] or "", 1)
     if decimal := _POINT.fullmatch(text.lower()):
         whole = spelled(decimal[1])
         digits = "".join(str(_ONES.index(word)) for word in decimal[2].split())

@@ -151,7 +151,7 @@ def _calibration_of(spec: ScorerConfig, prompt: SolvePrompt) -> Calibration | No
     for name, value in facts["reading"].items():
         if getattr(spec, name, None) != value:
             raise ConfigError(
-                f"scorer.{name} is {getattr(spec, name)!r}, but the adapter {spec.adapter} was trained with {value!r}; "
+                f"scorer.{name} is {getattr(spec, name, None)!r}, but the adapter {spec.adapter} was trained with {value!r}; "
                 "leave it out"
             )
     if spec.layout in ("marker", "steps") and card["prompt_hash"] != prompt.hash:
