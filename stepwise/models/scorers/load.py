@@ -149,10 +149,9 @@ def _calibration_of(spec: ScorerConfig, prompt: SolvePrompt) -> Calibration | No
         return own
     card = read_json(path, remedy, SCORER_CARD)
     for name, value in facts["reading"].items():
-        if getattr(spec, name, None) != value:
+        if (given := getattr(spec, name, None)) != value:
             raise ConfigError(
-                f"scorer.{name} is {getattr(spec, name, None)!r}, but the adapter {spec.adapter} was trained with {value!r}; "
-                "leave it out"
+                f"scorer.{name} is {given!r}, but the adapter {spec.adapter} was trained with {value!r}; leave it out"
             )
     if spec.layout in ("marker", "steps") and card["prompt_hash"] != prompt.hash:
         raise ConfigError(
