@@ -33,6 +33,7 @@ from stepwise.models.engine.curve import Curve
 from stepwise.models.shared import open_problems
 from stepwise.prompt import SolvePrompt
 from stepwise.routing import Models, Never, Random, RouteSettings, route_all
+from stepwise.runs.progress import followed, progress
 from stepwise.runs.shell import Run
 from stepwise.types import Problem
 
@@ -107,8 +108,10 @@ def written(engine: Engine, problems: Sequence[Problem], curve: Curve, together:
     writer = Writer(engine, "weak", Texts())
     window = open_problems(writer) or curve.fastest
     began = time.process_time()
-    with decodes(engine, together) as seen:
-        route_all(problems, Models(writer, writer), Never(), RouteSettings(window=window))
+    with decodes(engine, together) as seen, progress(f"{len(problems)} problems", len(problems)) as advance:
+        route_all(
+            problems, Models(writer, writer), Never(), RouteSettings(window=window), on_trace=lambda _: advance(1)
+        )
     seconds = time.process_time() - began
     best = allowed(curve, [tokens_of(problem) - 1 for problem in problems], curve.fastest)  # the prompt gives the first
     slower = {size for size in seen.sizes if curve.cost(size) > size * curve.cost(1) + 1e-9}
@@ -132,8 +135,8 @@ def written(engine: Engine, problems: Sequence[Problem], curve: Curve, together:
 def through_api(llama: Any, engine: Engine, problems: Sequence[Problem], per_step: bool) -> dict[str, Any]:
     """The same lengths by `Llama.create_completion`, a problem after another."""
     settings = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    tokens, began = 0, time.process_time()
-    for problem in problems:
+    tokens, began, way = 0, time.process_time(), "a call a step" if per_step else "whole solutions"
+    for problem in followed(problems, f"{len(problems)} problems by the API, {way}"):
         prompt = list(engine.prompt_ids(SolvePrompt(), problem.question))
         for length in lengths_of(problem.id) if per_step else [tokens_of(problem)]:
             done = llama.create_completion(prompt, max_tokens=length, **settings)
@@ -147,7 +150,7 @@ def prompts(engine: Engine, llama: Any, length: int, repeats: int) -> dict[str, 
     """Tokens a second of a prompt's evaluation, here and in the API; and seconds to the first token."""
     ids = [(7 * i) % (engine.vocabulary.size // 2) + 300 for i in range(length)]
     ours, theirs, first = [], [], []
-    for _ in range(repeats):
+    for _ in followed(range(repeats), "reading prompts"):
         engine.reset_cache()
         began = time.process_time()
         engine.generate([GenerationJob(tuple(ids), 1, ignore_end=True)])
@@ -171,7 +174,7 @@ def prompts(engine: Engine, llama: Any, length: int, repeats: int) -> dict[str, 
 def one_at_a_time(weak: Engine, strong: Engine, problems: Sequence[Problem]) -> dict[str, list[float]]:
     """Processor seconds of each problem: routed, and by the strong model alone; interleaved."""
     taken: dict[str, list[float]] = {"routed": [], "strong alone": []}
-    for problem in problems:
+    for problem in followed(problems, "one problem at a time"):
         for name, used, policy in (("routed", weak, Random(RATE)), ("strong alone", strong, Never())):
             for engine in (weak, strong):
                 engine.reset_cache()

@@ -29,6 +29,7 @@ from stepwise.routing.policies import Threshold
 from stepwise.routing.policy import Policy, View
 from stepwise.routing.pomdp.filter import ObservationLaw, StepFilter
 from stepwise.routing.pomdp.policies import BeliefThreshold, Planned, Published
+from stepwise.runs.progress import followed
 from stepwise.runs.shell import Options, Run, program
 from stepwise.types import Problem, Step, Usage
 
@@ -52,7 +53,7 @@ class _Options(Options):
 def main(run: Run[_Options]) -> int:
     rows = [
         {"policy": policy.name, "history": history, "observation": observation, **measure(policy, run.args)}
-        for observation, history, policy in policies(run.args.data)
+        for observation, history, policy in followed(policies(run.args.data), "policies timed")
     ]
     result = {"data": "published" if run.args.data else "stand-in", "bar_us": BAR, "rows": rows}
     run.path("decisions.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

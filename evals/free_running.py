@@ -25,6 +25,7 @@ from stepwise.models.engine import Engine, GenerationJob
 from stepwise.models.scorers.base import BatchScorer, Scored
 from stepwise.prompt import SolvePrompt
 from stepwise.routing import Models, Never, Policy, RouteSettings, Threshold, route_all
+from stepwise.runs.progress import followed
 from stepwise.runs.shell import Run
 from stepwise.types import Problem, Usage
 
@@ -170,8 +171,8 @@ def measure(run: Run[Any], path: Path) -> dict[str, Any]:
     engines = [Engine.load(path, sequences=args.problems, **settings) for _ in range(3)]
     problems = [Problem(f"p{i}", f"{i} + {i % 7} = ?") for i in range(args.problems)]
     try:
-        for _ in range(args.repeats):
-            for name, way in WAYS.items():
+        for _ in followed(range(args.repeats), "repeats of all ways"):
+            for name, way in followed(WAYS.items(), "ways"):
                 for engine in engines:
                     engine.reset_cache()
                 before, began = [engine.counters.decode_calls for engine in engines], time.process_time()

@@ -29,6 +29,7 @@ from stepwise.interventions.rows import by_id
 from stepwise.interventions.settings import BuildSettings, CollectSettings, in_use
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.lab.references import Granularity, reference
+from stepwise.runs.progress import followed
 from stepwise.runs.shell import Options, Run, program
 from stepwise.stats import bootstrap
 
@@ -67,7 +68,8 @@ def main(run: Run[_Options]) -> None:
     sources = data(run.config, generate(run.args.split, run.args.problems))
     trainee = load_trainee(run.config)
     found = measured_apart(sources.pop(WHOLE), sources.pop(WRONG), trainee, run.config)
-    found |= {name: measured(rows, trainee, run.config) for name, rows in sources.items()}
+    texts = followed(sources.items(), "kinds of texts")
+    found |= {name: measured(rows, trainee, run.config) for name, rows in texts}
     figures = summarize(found, sorted({text.problem for text in found[WHOLE]}))
     run.path("on_policy.json").write_text(json.dumps(figures, indent=2) + "\n")
     show(run, figures)

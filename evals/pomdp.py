@@ -8,6 +8,7 @@ measurement over the bar is repeated, up to three times in all, and the least co
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -19,6 +20,7 @@ import numpy as np
 
 from stepwise.errors import DataError
 from stepwise.routing.pomdp import RoutingPomdp
+from stepwise.runs.progress import followed
 from stepwise.runs.shell import Options, Run, program
 
 GAP, ONE, EIGHT = 1e-3, 1.0, 5.0  # the bars: points, and processor seconds for one price and for eight
@@ -36,12 +38,11 @@ class _Options(Options):
 @program(_Options, doc=__doc__, resumable=False)
 def main(run: Run[_Options]) -> int:
     rows: list[dict[str, Any]] = []
-    for name in ("pair", "score"):
-        model = load(run.args.data, name)
-        for published in (True, False):
-            for prices in ((0.25,), PRICES):
-                row = measure(model, prices, run.args.eps, published)
-                rows.append({"observation": name, "published_hazard": published, **row})
+    names: tuple[Literal["pair", "score"], ...] = ("pair", "score")
+    cases = itertools.product(names, (True, False), ((0.25,), PRICES))
+    for name, published, prices in followed(cases, "plans solved"):
+        row = measure(load(run.args.data, name), prices, run.args.eps, published)
+        rows.append({"observation": name, "published_hazard": published, **row})
     result = {"data": "published" if run.args.data else "stand-in", "eps": run.args.eps, "rows": rows}
     run.path("pomdp.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     _print(run, rows)

@@ -32,6 +32,7 @@ from stepwise.models.engine.context import library
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.shared import load_engine
 from stepwise.prompt import STEPS, SolvePrompt
+from stepwise.runs.progress import followed
 from stepwise.runs.shell import POSITIONAL, Options, Run, program
 
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
@@ -56,7 +57,7 @@ def main(run: Run[_Options]) -> None:
         with TemporaryDirectory(dir=run.out) as folder:
             base = import_gguf(gguf, Path(folder) / "base")
             source = export_gguf(base, Path(folder) / "F16.gguf", "f16")
-            for kind in TYPES:
+            for kind in followed(TYPES, f"{gguf.stem}: quantizations"):
                 file = source if kind == "F16" else _quantized(source, Path(folder) / f"{kind}.gguf", kind)
                 gaps.setdefault(gguf.stem, {})[kind] = row = _gap(run.args, file, base)
                 run.say(f"{gguf.stem} {kind}: mean {row['mean']:.4f}, most {row['most']:.3f}, {row['tokens']} tokens")

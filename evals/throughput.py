@@ -32,9 +32,11 @@ from pydantic import PositiveInt
 
 from stepwise.errors import DataError
 from stepwise.lab import MODELS, model_path
+from stepwise.lab.problems import generate
 from stepwise.models.engine import Engine, GenerationJob
 from stepwise.models.engine.context import build_id
 from stepwise.prompt import SolvePrompt
+from stepwise.runs.progress import progress
 from stepwise.runs.shell import Options, Run, program
 
 from . import batching, free_running
@@ -209,12 +211,12 @@ def _text(engine: Engine, ids: Sequence[int]) -> str:
 
 def _measure(ways: dict[str, Way], args: _Options) -> dict[str, tuple[int, float]]:
     """(tokens, seconds) of the best repeat of each way; every run has problems of its own."""
-    from stepwise.lab.problems import generate
-
     best: dict[str, tuple[int, float]] = {}
     start = 0
-    for _ in range(args.repeats):
-        for name, way in ways.items():
+    total = args.repeats * (2 * args.problems + (len(ways) - 2) * args.singles)
+    with progress("problems", total) as advance:
+        for name, way in [pair for _ in range(args.repeats) for pair in ways.items()]:
+            advance(0, name)
             n = args.problems if name in ("lockstep", "per call") else args.singles
             if args.shape:
                 # Its tokenizer would spell a whole problem out: a sum keeps prompts as short as they are elsewhere.
@@ -229,6 +231,7 @@ def _measure(ways: dict[str, Way], args: _Options) -> dict[str, tuple[int, float
                 raise DataError(
                     f"{name} wrote {tokens} tokens of {n * args.num_steps * args.tokens}; --context is too small"
                 )
+            advance(n)
             if name not in best or tokens / seconds > best[name][0] / best[name][1]:
                 best[name] = (tokens, seconds)
     return best

@@ -36,7 +36,7 @@ from stepwise.io import write_rows
 from stepwise.lab.problems import generate
 from stepwise.lab.references import Granularity, reference
 from stepwise.runs.plan import PlannedCalls
-from stepwise.runs.shell import Options, Run, one_of, program
+from stepwise.runs.shell import ColumnNames, Options, Run, one_of, program
 from stepwise.types import Problem, Trace
 
 _WHERE = one_of("Problems")
@@ -52,6 +52,7 @@ class _Options(Options):
     traces: Path | None = None
     """directory, or traces.jsonl, that route wrote"""
     problems: Annotated[str | None, _WHERE] = Field(None, description=SOURCES)
+    columns: ColumnNames = None
     lab: Annotated[PositiveInt | None, _WHERE] = None
     """N problems of the lab"""
     split: str = "train"
@@ -94,7 +95,7 @@ def _problems_of(args: _Options) -> list[Problem] | None:
     if args.problems is not None:
         if args.granularity:
             raise DataError("--granularity is for the lab's problems; leave it out with --problems")
-        return load_problems(args.problems, split="train", n=args.n)
+        return load_problems(args.problems, split="train", n=args.n, columns=args.columns)
     if args.collection is None:
         labs = generate(args.split, args.lab or args.n or 50)[: args.n]
     elif args.granularity:

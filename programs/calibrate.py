@@ -14,20 +14,21 @@ from typing import Annotated, Any
 
 from pydantic import PositiveInt
 
+from stepwise import routing
 from stepwise.config import Config
+from stepwise.data.problems import named_problems
 from stepwise.errors import ConfigError, DataError
 from stepwise.models.store import CallCache
 from stepwise.plugins import is_import_path
-from stepwise.routing import Always, Never, Policy, StepRouter, policy_from_config
-from stepwise.routing.calibration import Calibrated, calibrate
+from stepwise.routing import Always, Never, Policy, policy_from_config
+from stepwise.routing.calibration import calibrate, check_request
+from stepwise.routing.calibration_result import Calibrated, Unit
 from stepwise.routing.estimates import Estimate
-from stepwise.routing.planning import plan_routing
+from stepwise.routing.planning import check_routing, plan_routing
 from stepwise.routing.saved import load_policy
 from stepwise.runs.plan import PlannedCalls
-from stepwise.runs.shell import Options, Run, one_of, program
+from stepwise.runs.shell import ColumnNames, Options, Run, one_of, program
 from stepwise.types import Problem
-
-from .route import problems_of
 
 _WHAT = one_of("What to set it for", required=True)
 
@@ -55,6 +56,7 @@ class _Options(Options):
     """to pick on, as for route; the lab's split val without it"""
     measure_on: str | None = None
     """other problems; the lab's split test without it"""
+    columns: ColumnNames = None
     n: PositiveInt = 200
     """of each, at most"""
     rounds: PositiveInt = 8
@@ -66,7 +68,7 @@ def _sets(args: _Options) -> tuple[list[Problem], list[Problem]]:
     if (args.problems is None) != (args.measure_on is None):
         raise DataError("--problems and --measure-on go together: give both files, or none for the lab's")
     pairs = ((args.problems, "val"), (args.measure_on, "test"))
-    first, others = (problems_of(file, split, args.n) for file, split in pairs)
+    first, others = (named_problems(file, split, args.n, columns=args.columns) for file, split in pairs)
     return first, others
 
 
@@ -87,20 +89,26 @@ def main(run: Run[_Options]) -> None:
     args, (first, others), policy = run.args, _sets(run.args), _policy_of(run.config, run.args)
     if policy.point is None:
         raise ConfigError(f"policy {policy.name!r} has no operating point; give another routing.policy, or --policy")
+    asked: dict[str, Any] = {
+        "budget": args.budget,
+        "lose_at_most": args.lose_at_most,
+        "spend_at_most": args.spend_at_most,
+    }
+    unit: Unit = "share" if args.share else "strong_tokens"
+    check_request(policy, first, others, asked, unit, run.config.budget)
+    check_routing(run.config, [policy])
     with (
         CallCache(run.path("answers.jsonl")) as cache,
-        StepRouter.from_config(run.config, policy=policy, cache=cache) as router,
+        routing.StepRouter.from_config(run.config, policy=policy, cache=cache) as router,
     ):
         result = calibrate(
             policy,
             first,
             router=router,
             measure_on=others,
-            budget=args.budget,
-            lose_at_most=args.lose_at_most,
-            spend_at_most=args.spend_at_most,
+            **asked,
             confidence=args.confidence,
-            unit="share" if args.share else "strong_tokens",
+            unit=unit,
             bounds=args.bounds,
             rounds=args.rounds,
             hard=args.hard,

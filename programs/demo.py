@@ -11,12 +11,13 @@ from dataclasses import asdict
 
 from pydantic import PositiveInt
 
+from stepwise import routing
 from stepwise.config import Config
 from stepwise.grading import GRADER_VERSION
 from stepwise.io import write_text
 from stepwise.lab.problems import generate
 from stepwise.report import Report, TraceView, summary_table, write_report
-from stepwise.routing import Always, Never, Policy, Random, StepRouter, Threshold
+from stepwise.routing import Always, Never, Policy, Random, Threshold
 from stepwise.routing.compare import Measured, compare, in_words
 from stepwise.routing.estimates import by_family
 from stepwise.routing.planning import plan_routing
@@ -109,7 +110,7 @@ def main(run: Run[_Options]) -> None:
         run.write("traces.jsonl", *done.views)
 
     try:
-        with StepRouter.from_config(run.config) as router:
+        with routing.StepRouter.from_config(run.config) as router:
             compare(router, POLICIES, problems, on_measured=told)
     except KeyboardInterrupt:
         if measured:

@@ -27,9 +27,8 @@ from pydantic.dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
+from stepwise import critics
 from stepwise.config import Config
-from stepwise.critics import ErrorLocalizer
-from stepwise.critics.module import run_all
 from stepwise.data import localization as loc
 from stepwise.data.localization import Outcome
 from stepwise.data.processbench import ProcessBenchRow, read_rows
@@ -104,7 +103,7 @@ def _sizes(rows: Rows) -> list[tuple[int, int]]:
 def main(
     run: Run[_Options],
     scorer: Callable[..., Any] = load_scorer,
-    module: Callable[[Config], Any] = ErrorLocalizer.from_config,
+    module: Callable[[Config], Any] | None = None,
 ) -> None:
     """Measure every localizer on every file; `scorer` and `module` load what the configuration names."""
     args = run.args
@@ -115,7 +114,7 @@ def main(
         test, tuning = _sets(args, name)
         rows_of_all = [row for part in test.values() for row in part]
         if name == "module":
-            judge = module(run.config)
+            judge = (module or critics.ErrorLocalizer.from_config)(run.config)
             _refuse_lab(name, judge, run.config, rows_of_all)
             said = _remembered(run, "outcomes.jsonl", rows_of_all, _localizing(judge, args.threads))
             rows += _measure(name, None, {key: row.outcome for key, row in said.items()}, test, args.seed)
@@ -239,7 +238,7 @@ def _localizing(module: Any, threads: int) -> Ask:
             keep(_AskedRow(keys[index], Outcome(first, error, len(made.repairs), made.usage)))
 
         items = [{"problem": row.problem, "steps": [step.text for step in row.trace.steps]} for row in todo.values()]
-        run_all(module, items, concurrency=threads, progress="localizing", on_result=on_result)
+        critics.run_all(module, items, concurrency=threads, progress="localizing", on_result=on_result)
 
     return ask
 

@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, ValidationError
 from rich.table import Table
 
+from stepwise import routing
 from stepwise.config import Config
-from stepwise.data.problems import SOURCES
+from stepwise.data.problems import SOURCES, named_problems
 from stepwise.errors import DataError
 from stepwise.io import read_rows, write_text
 from stepwise.models.scorers import load_scorer
@@ -31,13 +32,10 @@ from stepwise.routing.policies import Never, Random
 from stepwise.routing.policy import Policy
 from stepwise.routing.pomdp.fit import RouterFit, fit_router
 from stepwise.routing.pomdp.fit_data import STATES, FitTrace, from_lab_trace, from_row, from_trace, unlabelled
-from stepwise.routing.router import StepRouter
 from stepwise.routing.token_signals import as_token_signal
 from stepwise.runs.plan import PlannedCalls
-from stepwise.runs.shell import Options, Run, one_of, program
+from stepwise.runs.shell import ColumnNames, Options, Run, one_of, program
 from stepwise.types import Problem, Trace
-
-from .route import problems_of
 
 _STRONG_SHARE = 0.3  # of the steps in the traces that p_strong is counted on
 _CHUNK = 64  # traces scored at a time
@@ -50,6 +48,7 @@ class _Options(Options):
     traces: Annotated[tuple[Path, ...], _WHERE] = ()
     """JSON Lines files of traces"""
     problems: Annotated[str | None, _WHERE] = Field(None, description=f"solve problems: {SOURCES}")
+    columns: ColumnNames = None
     lab: Annotated[PositiveInt | None, _WHERE] = None
     """solve N problems of a lab split and label the traces"""
     split: str = "train"
@@ -119,7 +118,7 @@ def _collected(run: Run[_Options], signal: Any) -> list[FitTrace]:
         done = {trace.problem.id for trace in run.rows(name, Trace)}
         todo = [problem for problem in _problems(run.args) if problem.id not in done]
         if todo:
-            with StepRouter.from_config(run.config) as loaded:
+            with routing.StepRouter.from_config(run.config) as loaded:
                 router = loaded.with_policy(policy)
                 for low in range(0, len(todo), _CHUNK):
                     part = todo[low : low + _CHUNK]
@@ -210,7 +209,7 @@ def _problems(args: _Options) -> list[Problem]:
     if args.problems is not None and args.recovery is None:  # said before anything is spent
         raise DataError("--problems needs --recovery: the share of wrong traces that end right all the same; 0.0 where "
                         "a wrong step always spoils the answer")  # fmt: skip
-    return problems_of(args.problems, args.split, args.n, args.lab)
+    return named_problems(args.problems, args.split, args.n, args.lab, columns=args.columns)
 
 
 def _show(run: Run[_Options], fit: RouterFit) -> None:

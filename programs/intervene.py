@@ -27,7 +27,7 @@ from stepwise.report.collection import write_collection_report
 from stepwise.report.shell import first_of_each
 from stepwise.report.terminal import funnel_table, side_by_side
 from stepwise.runs.plan import PlannedCalls, plan_collecting
-from stepwise.runs.shell import Options, Run, one_of, program
+from stepwise.runs.shell import ColumnNames, Options, Run, one_of, program
 from stepwise.stats import wilson
 
 SHOWN = 3
@@ -39,6 +39,7 @@ class _Options(Options, CollectSettings):
     neutral = ("licence", "candidates")
 
     problems: Annotated[str | None, _WHERE] = Field(None, description=SOURCES)
+    columns: ColumnNames = None
     lab: Annotated[PositiveInt | None, _WHERE] = None
     """N problems of the lab"""
     split: str = "train"
@@ -64,7 +65,7 @@ def _problems_of(args: _Options) -> CheckedProblems:
     if args.problems is None:
         return check_problems(lab.problem for lab in generate(args.split, args.lab or args.n or 50)[: args.n])
     try:
-        return check_problems(load_problems(args.problems, split="train", n=args.n))
+        return check_problems(load_problems(args.problems, split="train", n=args.n, columns=args.columns))
     except DataError as error:
         if args.problems in str(error):
             raise
@@ -136,6 +137,11 @@ def _show(run: Run[_Options]) -> None:
         run.say(
             f"The steps that were accepted lead to a right end in {right} of {tried} fresh rollouts: {share:.0%} "
             f"({low:.0%} to {high:.0%}); those that chose them say more than is true."
+        )
+    if unlucky := counts["examples with no right fresh rollout"]:
+        run.say(
+            f"{unlucky} of the {len(examples)} examples have no right end among their fresh rollouts: the rollouts "
+            "before these accepted them, and they stay in the dataset, with 0 successes (--fresh 16 tells more)."
         )
     if examples:
         failures = by_id(read_stage(run.out, "failures"))

@@ -27,7 +27,7 @@ from stepwise.io import read_json
 from stepwise.lab.problems import generate
 from stepwise.models.caps import Caps, uncapped
 from stepwise.runs.plan import PlannedCalls
-from stepwise.runs.shell import Options, Run, one_of, program
+from stepwise.runs.shell import ColumnNames, Options, Run, one_of, program
 from stepwise.types import Problem
 
 _WHERE = one_of("Problems")
@@ -37,6 +37,7 @@ class _Options(Options, LabelSettings):
     model_config = ConfigDict(strict=False)
 
     problems: Annotated[str | None, _WHERE] = Field(None, description=SOURCES)
+    columns: ColumnNames = None
     lab: Annotated[PositiveInt | None, _WHERE] = None
     """N problems of the lab"""
     split: str = "train"
@@ -52,7 +53,7 @@ class _Options(Options, LabelSettings):
 def _problems_of(args: _Options) -> CheckedProblems:
     if args.problems is None:
         return check_problems(lab.problem for lab in generate(args.split, args.lab or args.n or 50)[: args.n])
-    return check_problems(load_problems(args.problems, split="train", n=args.n))
+    return check_problems(load_problems(args.problems, split="train", n=args.n, columns=args.columns))
 
 
 def _check_of(args: _Options) -> list[tuple[Problem, LabelledSolution]]:
@@ -60,7 +61,7 @@ def _check_of(args: _Options) -> list[tuple[Problem, LabelledSolution]]:
     if args.people is None:
         return []
     source = args.people_problems or args.problems
-    known = {} if source is None else {p.question.strip(): p for p in load_problems(source)}
+    known = {} if source is None else {p.question.strip(): p for p in load_problems(source, columns=args.columns)}
     pairs = [(known[s.question.strip()], s) for s in load_step_labels(args.people) if s.question.strip() in known]
     if not pairs:
         raise DataError(

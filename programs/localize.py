@@ -26,10 +26,9 @@ from cyclopts import Parameter
 from pydantic import PositiveInt, ValidationError
 from rich.padding import Padding
 
+from stepwise import critics
 from stepwise.config import Config
-from stepwise.critics import ErrorLocalizer, InterventionProposer
 from stepwise.critics.inputs import as_steps
-from stepwise.critics.module import run_all
 from stepwise.data.localization import Outcome, above_constant, absent_number, count
 from stepwise.data.processbench import ProcessBenchRow, read_rows
 from stepwise.data.tables import parse_table
@@ -88,17 +87,17 @@ def _size(problem: Problem, steps: list[str]) -> tuple[int, int]:
 
 
 @program(_Options, doc=__doc__, plan=_plan, resumable=False)
-def main(run: Run[_Options], module: Callable[[Config], Any] = ErrorLocalizer.from_config) -> int:
+def main(run: Run[_Options], module: Callable[[Config], Any] | None = None) -> int:
     if run.args.compare:
         return _compare(run, module)
     attempt, first, located, proposed = _read(run.args), run.args.first_error, None, None
     if first is None:
-        located = _localized(module(run.config), run.config, attempt)
+        located = _localized((module or critics.ErrorLocalizer.from_config)(run.config), run.config, attempt)
         first = located.first_error
         if not run.args.as_json:
             _show_located(run, attempt, located)
     if run.args.propose and first is not None and not (located and located.failure):
-        proposer = InterventionProposer.from_config(run.config)
+        proposer = critics.InterventionProposer.from_config(run.config)
         proposed = _asked(proposer, problem=attempt.problem, steps=attempt.steps, first_error=first)
         if not run.args.as_json:
             _show_proposed(run, attempt, proposed)
@@ -131,7 +130,7 @@ def _asked(module: Any, **item: Any) -> Any:
         raise BackendError(f"models.critic was asked and failed: {str(error).strip().splitlines()[0]}") from error
 
 
-def _compare(run: Run[_Options], module: Callable[[Config], Any]) -> int:
+def _compare(run: Run[_Options], module: Callable[[Config], Any] | None) -> int:
     """Ask about every labelled row, until Ctrl-C, and print what that is worth beside a guess and the references."""
     rows, answered = _labelled(run.config, run.args), dict[int, Outcome]()
     items = [{"problem": row.problem, "steps": [step.text for step in row.trace.steps]} for row in rows]
@@ -140,7 +139,8 @@ def _compare(run: Run[_Options], module: Callable[[Config], Any]) -> int:
         answered[index] = Outcome(None if p.failure else p.first_error, p.failure or "", usage=p.usage)
 
     try:
-        run_all(module(run.config), items, concurrency=1, progress="localizing", on_result=hear)
+        localizer = (module or critics.ErrorLocalizer.from_config)(run.config)
+        critics.run_all(localizer, items, concurrency=1, progress="localizing", on_result=hear)
     except KeyboardInterrupt:
         if not answered:
             raise

@@ -33,7 +33,7 @@ from stepwise.rounds.scoring import LoopScorer
 from stepwise.routing.compare import TraceView
 from stepwise.routing.deciding import label_of
 from stepwise.routing.policies import Always, Never
-from stepwise.runs.shell import Options, Run, one_of, program
+from stepwise.runs.shell import ColumnNames, Options, Run, check_files, one_of, program
 from stepwise.stats import Interval, bootstrap
 from stepwise.types import Problem, Usage
 
@@ -49,6 +49,7 @@ class _Options(Options, CollectSettings, LoopSettings):
     """those of collecting are options of their own"""
 
     problems: Annotated[str | None, _WHERE] = Field(None, description=f"to train on: {SOURCES}")
+    columns: ColumnNames = None
     lab: Annotated[PositiveInt | None, _WHERE] = None
     """N training problems of the lab, with its validation and test problems"""
     validation: str | None = None
@@ -70,13 +71,16 @@ def _sets(args: _Options) -> tuple[list[Problem], list[Problem], list[Problem]]:
         return train, val, test
     if args.validation is None or args.test is None:
         raise DataError("--problems needs --validation and --test: files with other problems")
-    validation, test = (load_problems(name, split="test", n=args.n) for name in (args.validation, args.test))
-    return load_problems(args.problems, split="train"), validation, test
+    validation, test = (
+        load_problems(name, split="test", n=args.n, columns=args.columns) for name in (args.validation, args.test)
+    )
+    return load_problems(args.problems, split="train", columns=args.columns), validation, test
 
 
 @program(_Options, doc=__doc__, same_run=uncapped)
 def main(run: Run[_Options]) -> None:
     args, (train, validation, test) = run.args, _sets(run.args)
+    check_files(run.config)
     collect = CollectSettings(**{name: getattr(args, name) for name in CollectSettings.model_fields})
     own = {name: getattr(args, name) for name in LoopSettings.model_fields if name != "collect"}
     settings = LoopSettings(**own, collect=collect)

@@ -26,34 +26,33 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 from pydantic import Field, PositiveInt
 
+from stepwise import routing
 from stepwise.config import Config, Roles, RoutingConfig, ScorerConfig, is_lab, model_name
-from stepwise.data.problems import SOURCES, load_problems
-from stepwise.data.tables import parse_table
+from stepwise.data.problems import SOURCES, named_problems
 from stepwise.errors import ConfigError, DataError, reason_of
-from stepwise.grading import GRADER_VERSION, check_gold, find_answer
+from stepwise.grading import GRADER_VERSION, find_answer
 from stepwise.io import read_json
-from stepwise.lab.problems import generate
 from stepwise.models.sizes import settled
 from stepwise.models.store import CallCache
 from stepwise.report import Report, summary_table, write_report
 from stepwise.report.first_try import COLUMNS, in_words, table_rows
 from stepwise.report.terminal import StepStream, show_trace
-from stepwise.routing.compare import against, against_in_words, judge, verdict_of
+from stepwise.routing.against import against, against_in_words, traces_of
+from stepwise.routing.compare import judge, verdict_of
 from stepwise.routing.deciding import needs_scorer
 from stepwise.routing.first_try import first_try, free_signal, parts
 from stepwise.routing.learned import Learned
 from stepwise.routing.metrics import cost_of, savings
 from stepwise.routing.names import ModelNames
-from stepwise.routing.planning import plan_routing
+from stepwise.routing.planning import check_routing, plan_routing
 from stepwise.routing.policies import Never
 from stepwise.routing.policy import Policy
 from stepwise.routing.route import RoutingInterrupted
-from stepwise.routing.router import StepRouter
 from stepwise.routing.saved import SavedPolicy, load_policy, policy_from_config, policy_to_dict, save_policy
 from stepwise.routing.signal_policies import Signalled
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.progress import announce
-from stepwise.runs.shell import PIPE, Options, Run, one_of, program
+from stepwise.runs.shell import PIPE, ColumnNames, Options, Run, one_of, program
 from stepwise.types import Problem, Trace
 
 _WHERE = one_of("Problems")
@@ -72,6 +71,7 @@ class _Options(Options):
     """the strong model"""
 
     problems: Annotated[str | None, _WHERE, PIPE] = Field(None, description=f"{SOURCES}; - is standard input")
+    columns: ColumnNames = None
     lab: Annotated[PositiveInt | None, _WHERE] = None
     """N problems of the lab"""
     split: str = "test"
@@ -103,34 +103,6 @@ class _Options(Options):
         return [f"models.{role}.model={model_name(model)}" for role, model in given.items() if model is not None]
 
 
-def problems_of(source: str | None, split: str, n: int | None, lab: int | None = None) -> list[Problem]:
-    """The first `n` problems of `source` (see `load_problems`; "-" is standard input), or of `lab` of a lab split.
-
-    Raises `DataError` where it is missing, empty, repeats ids or holds a gold answer that cannot be graded.
-    """
-    if source is None:
-        return [made.problem for made in generate(split, lab or n or 50)[:n]]
-    try:
-        rows = _piped(sys.stdin.buffer.read()) if source == "-" else source
-        problems = load_problems(rows, split="train" if split == "val" else split, n=n)
-        for problem in problems:
-            if problem.answer is not None:
-                check_gold(problem)
-    except DataError as error:
-        raise error if source in str(error) else DataError(f"--problems {source}: {error}") from None
-    if not problems:
-        raise DataError(f"--problems {source} holds no problems; write one JSON object per line")
-    return problems
-
-
-def _piped(data: bytes) -> list[Any]:
-    """Rows, or the one question that the text is."""
-    text = data.decode("utf-8-sig", "replace").strip()
-    if text.startswith(("{", "[")):
-        return parse_table(data, "standard input")
-    return [text] if text else []
-
-
 def _policy_of(config: Config, args: _Options) -> SavedPolicy:
     """The policy of --policy or else of the configuration, at the operating point of --at."""
     if args.policy:
@@ -155,7 +127,7 @@ def _policy_of(config: Config, args: _Options) -> SavedPolicy:
 
 
 def _problems_of(args: _Options) -> list[Problem]:
-    return problems_of(args.problems, args.split, args.n, args.lab)
+    return named_problems(args.problems, args.split, args.n, args.lab, columns=args.columns)
 
 
 def _is_first_try(config: Config, args: _Options) -> bool:
@@ -189,6 +161,8 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 def main(run: Run[_Options]) -> None:
     args, first = run.args, _is_first_try(run.config, run.args)
     set_too = [s for s in run.shared.set if s.startswith("routing.") and not s.startswith("routing.max_steps")]
+    if args.against is not None:
+        traces_of(args.against)
     if args.policy and set_too:
         raise ConfigError(
             f"--policy {args.policy} has its own settings, so that --set {set_too[0]} would do nothing; leave one out "
@@ -196,12 +170,14 @@ def main(run: Run[_Options]) -> None:
         )
     saved = SavedPolicy(Never(), None) if first else _policy_of(run.config, args)
     problems = _first_problems_of(args) if first else _problems_of(args)
+    if not first and not args.force:
+        check_routing(run.config, [saved.policy])
     roles: list[Roles] = ["weak", "strong", *(["scorer"] if needs_scorer(saved.policy) else [])]  # type: ignore[list-item]
     run.config = settled(run.config, roles)
     if first:
         _try_first(run, problems)
         return
-    with StepRouter.from_config(run.config, policy=saved.policy, window=1 if args.stream else None) as loaded:
+    with routing.StepRouter.from_config(run.config, policy=saved.policy, window=1 if args.stream else None) as loaded:
         if not args.force:
             saved.check(run.config, loaded.card)
             if saved.promise and args.at is None:
@@ -217,7 +193,7 @@ def _try_first(run: Run[_Options], problems: list[Problem]) -> None:
     """Set a policy, measure it beside the weak model alone, and write down all of it."""
     with (
         CallCache(run.path("answers.jsonl")) as cache,
-        StepRouter.from_config(run.config, policy=Never(), cache=cache) as router,
+        routing.StepRouter.from_config(run.config, policy=Never(), cache=cache) as router,
     ):
         first = first_try(router, problems)
         save_policy(run.path("policy.json"), first.policy, router.card)
@@ -260,7 +236,7 @@ def _remember(run: Run[_Options], policy: Policy, card: ModelNames) -> None:
     save_policy(path, policy, card, code=code)
 
 
-def _route(run: Run[_Options], router: StepRouter, problems: list[Problem]) -> None:
+def _route(run: Run[_Options], router: routing.StepRouter, problems: list[Problem]) -> None:
     """Route what is not routed yet; caps are for the whole run, so what it spent before it was stopped counts."""
     router.count_stored()
     # What ended in an error is tried again; its first row stays in the file, and the last row of a problem counts.
@@ -300,7 +276,7 @@ def _row_of(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _finish(run: Run[_Options], router: StepRouter, traces: list[Trace], seconds: float | None = None) -> None:
+def _finish(run: Run[_Options], router: routing.StepRouter, traces: list[Trace], seconds: float | None = None) -> None:
     """Print and write what the traces amount to; those that were interrupted are shown, but not counted. `seconds` is
     what all took, where they were routed in one go.
     """

@@ -42,7 +42,7 @@ def _plan(config: Config, args: _Options) -> Sequence[PlannedCalls]:
     return plan_routing(config, [policy_from_config(config.routing)], [generate("test", 1)[0].problem])
 
 
-@program(_Options, doc=__doc__, plan=_plan, same_run=uncapped)
+@program(_Options, doc=__doc__, plan=_plan, waits=True, same_run=uncapped)
 def main(run: Run[_Options]) -> None:
     from stepwise.serve.running import RunningServer
     from stepwise.serve.service import Service

@@ -43,7 +43,7 @@ from stepwise.models.wrappers import Wrappers
 from stepwise.report import write_training_report
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.progress import announce
-from stepwise.runs.shell import POSITIONAL, Options, Run, one_of, program
+from stepwise.runs.shell import POSITIONAL, ColumnNames, Options, Run, one_of, program
 from stepwise.training.adapters import adapter_directory, read_card
 from stepwise.training.cards import add_evaluation
 from stepwise.training.evaluation import Evaluated, evaluate
@@ -69,6 +69,7 @@ class _Options(Options):
     replay: Path | None = None
     """sft: the model's own right solutions"""
     problems: Annotated[str | None, _WHERE] = Field(None, description=f"rl: {SOURCES}")
+    columns: ColumnNames = None
     lab: Annotated[PositiveInt | None, _WHERE] = None
     """rl: N problems of the lab"""
     labels: tuple[Path, ...] = ()
@@ -128,6 +129,7 @@ def main(run: Run[_Options]) -> None:
     sources = args.dataset if args.method == "sft" else []
     rows = unique(row for path in sources for row in read_training_rows(path, cfg.prompt))
     pairs = read_pairs(*args.dataset, splitter=cfg.prompt.splitter) if args.method == "dpo" else []
+    labels = _labelled(args) if args.method == "scorer" else []
     hints = hints_of(read_examples(args.hints), problems) if args.hints is not None else {}
     before = _measured(run, BEFORE, tests, start) if tests else None
     announce("loading what trains")
@@ -138,7 +140,7 @@ def main(run: Run[_Options]) -> None:
             adapter = training.dpo(pairs, cfg, run.directory, **given)
         elif args.method == "scorer":
             tokens, points = tokens_of(args.labels), CURVE if args.curve else ()
-            adapter = training.train_scorer(_labelled(args), cfg, run.directory, tokens=tokens, curve=points, **given)
+            adapter = training.train_scorer(labels, cfg, run.directory, tokens=tokens, curve=points, **given)
         else:
             adapter = training.grpo(problems, cfg, run.directory, hints=hints, **given)
     except KeyboardInterrupt:  # what is done has become a page, and a checkpoint to go on at
@@ -258,13 +260,17 @@ def _problems_of(args: _Options) -> list[Problem]:
     """What reinforcement trains on."""
     if args.method != "rl":
         return []
-    return load_problems(args.problems, split="train") if args.lab is None else _lab(args.split, args.lab)
+    return (
+        load_problems(args.problems, split="train", columns=args.columns)
+        if args.lab is None
+        else _lab(args.split, args.lab)
+    )
 
 
 def _tests_of(args: _Options) -> list[Problem]:
     """What is measured on before and after; none without --test or --test-lab."""
     if args.test is not None:
-        return load_problems(args.test, split="test")
+        return load_problems(args.test, split="test", columns=args.columns)
     return _lab("test", args.test_lab) if args.test_lab is not None else []
 
 

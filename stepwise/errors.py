@@ -98,7 +98,9 @@ def reason_of(error: Exception, names: Sequence[str] = ()) -> str:
         if names and place and isinstance(place[0], int):
             place[0] = names[place[0]]
         field = ".".join(map(str, place))
-        if item["type"] == "value_error":  # one of ours, or of a user's, which names its value itself
+        if item["type"] == "missing":
+            lines.append(f"{field} is missing")
+        elif item["type"] == "value_error":  # one of ours, or of a user's, which names its value itself
             lines.append(f"{field}: {fault}" if field else fault)
         else:
             lines.append(f"{field} is {redact(reprlib.repr(item['input']))}: {fault[:1].lower()}{fault[1:]}")

@@ -106,9 +106,8 @@ def check_plugin(value: Any, base: Any, *, field: str) -> None:
     name, wanted = cls.__qualname__, getattr(base, "__qualname__", str(base))
     if not (issubclass(value, base) if inspect.isclass(value) else isinstance(value, base)):
         if cls.__module__ == "builtins":
-            raise ConfigError(
-                wrong_type(field, value, f"give a class that inherits from {wanted} of {base.__module__}")
-            )
+            remedy = f"give a class that inherits from {wanted} of {base.__module__}"
+            raise ConfigError(wrong_type(f"{field}, which" if " is " in field else field, value, remedy))
         raise ConfigError(f"{field}: {name} is {_kind_of(cls, wanted, base.__module__)}")
     if not isinstance(base, type) or base not in cls.__mro__:  # a function
         return

@@ -193,16 +193,23 @@ class Step:
 
 
 class InNotebook:
-    """What a notebook shows as HTML; `stepwise.report.notebook` writes it.
+    """What a notebook shows as HTML and `print` as text; `stepwise.report.notebook` writes both. A class with words of
+    its own (`__str__`) is shown as these.
 
     Example:
         router.solve_all(problems)  # as the last line of a cell: the steps, coloured by who wrote them
+        print(router.solve_all(problems))  # a line for each
     """
 
     def _repr_html_(self) -> str:
         from stepwise.report.notebook import html_of
 
         return html_of(self)
+
+    def __str__(self) -> str:
+        from stepwise.report.notebook import text_of
+
+        return text_of(self)
 
 
 @record()

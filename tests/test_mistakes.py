@@ -119,6 +119,20 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "text for a problem": (lambda: sw.Request("2 + 2?"), sw.DataError, "problem is '2 . 2..*instance of Problem"),
     # ----- router and policies
+    "no policy to compare": (lambda: sw.compare(router(), [], [P]), sw.ConfigError, "policies is empty; give one or"),
+    "name saved as a policy": (lambda: sw.save_policy("x.json", "never"), sw.ConfigError, "policy is 'never'"),  # type: ignore[arg-type]
+    "text as a cost": (
+        lambda: sw.compare(router(), ["never", "always"], [P], progress=False).difference(
+            "never", "always", at_cost="x"
+        ),
+        sw.DataError,
+        r"at_cost is 'x' \(str\); give strong tokens",
+    ),
+    "columns of different lengths": (
+        lambda: sw.load_problems({"question": ["a?", "b?"], "answer": ["1"]}),
+        sw.DataError,
+        "the columns have different lengths .*'answer': 1",
+    ),
     "threshold above 1": (lambda: sw.Threshold(1.5), sw.DataError, r"threshold is 1.5: .*scores lie in \[0, 1\]"),
     "threshold in words": (lambda: sw.Threshold("high"), sw.DataError, "threshold is 'high': .*valid number"),
     "policy misspelt": (lambda: router("treshold"), sw.ConfigError, "mean 'threshold'"),

@@ -1,10 +1,14 @@
 import io
+import re
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from stepwise.runs.progress import announce, progress, stage
+from stepwise.runs.progress import announce, followed, heartbeat, progress, stage
+from stepwise.runs.shell import Options, Run, program
 
 
 def test_elsewhere_than_on_a_terminal_the_start_and_the_end_are_lines() -> None:
@@ -72,6 +76,20 @@ def test_on_a_terminal_the_note_stands_under_the_bar_on_one_line_without_markup(
     assert "x" * 40 not in drawn
 
 
+def test_on_a_terminal_a_stage_with_a_count_has_a_bar_that_moves_with_every_answer() -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80)
+    with progress("collecting", 2, console=console) as advance, stage("solving"), stage("answers", 5) as answered:
+        answered(3)
+        advance(0)
+        time.sleep(0.3)  # a bar is drawn ten times a second
+    drawn = re.sub(r"\x1b\[[\d;]*m", "", text.getvalue())
+    assert "collecting" in drawn
+    assert "  answers ━" in drawn
+    assert "3/5" in drawn
+    assert "answers 3/5" not in drawn  # which would stand there twice
+
+
 def test_what_an_earlier_start_did_is_said_and_the_bar_begins_there() -> None:
     text = io.StringIO()
     with progress("training", 6, done=4, console=Console(file=text)) as advance:
@@ -110,6 +128,30 @@ def test_a_unit_that_takes_long_shows_its_stage_although_nothing_moves(monkeypat
             time.sleep(0.1)
     assert "collecting: 0/2" in text.getvalue()
     assert ", solving" in text.getvalue()
+
+
+def test_what_shows_nothing_is_said_to_be_at_work_and_what_shows_a_bar_is_not() -> None:
+    text = io.StringIO()
+    with heartbeat("stepwise mine", seconds=0.04, console=Console(file=text)):
+        limit = time.monotonic() + 10
+        while "at work" not in text.getvalue() and time.monotonic() < limit:
+            time.sleep(0.01)
+    assert text.getvalue().startswith("stepwise mine: at work for 0 s")
+    text = io.StringIO()
+    with heartbeat("stepwise mine", seconds=0.04, console=Console(file=text)):
+        for _ in followed(range(3), "bar"):
+            time.sleep(0.05)
+    assert text.getvalue() == ""
+
+
+def test_every_program_but_a_server_is_watched_for_silence(tmp_path: Path) -> None:
+    def threads(run: Run[Options]) -> None:
+        seen.append([thread.name for thread in threading.enumerate()])
+
+    seen: list[list[str]] = []
+    for number, main in enumerate((program(doc="It works.")(threads), program(doc="It waits.", waits=True)(threads))):
+        assert main(["--out", str(tmp_path / str(number))]) == 0
+    assert ["stepwise-heartbeat" in names for names in seen] == [True, False]
 
 
 def test_what_is_announced_is_a_line_of_the_log_unless_a_bar_is_shown(caplog: pytest.LogCaptureFixture) -> None:

@@ -36,6 +36,9 @@ class FrozenConfig(Section, InNotebook):
         allow_inf_nan=False,
     )
 
+    def __str__(self) -> str:
+        return InNotebook.__str__(self)  # pydantic's own puts all settings on one line
+
 
 def merged(
     defaults: dict[str, Any], path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stepwise.critics.judge import StepDecider, StepJudge
     from stepwise.critics.localizer import ErrorLocalizer
+    from stepwise.critics.module import run_all
     from stepwise.critics.proposer import InterventionProposer
     from stepwise.critics.rewriter import SolutionRewriter
     from stepwise.critics.seeded import ask_all, model_name
@@ -31,6 +32,7 @@ _HOME = {
     "StepJudge": "judge",
     "ask_all": "seeded",
     "model_name": "seeded",
+    "run_all": "module",
 }
 __all__ = [
     "REFERENCE",
@@ -41,6 +43,7 @@ __all__ = [
     "StepJudge",
     "ask_all",
     "model_name",
+    "run_all",
 ]
 
 

@@ -1,8 +1,9 @@
 """Is a proposal one step in the solver's voice?
 
 A small critic that is asked for a step often writes about one instead: an instruction, a remark on the attempt, the
-whole attempt with the prompt's own marks, or the wrong step again. None of that can stand in a solution. The check
-reads words only; whether the step is right is for others to say. Words that the problem has too count for nothing.
+whole attempt with the prompt's own marks, a torn sentence, or the wrong step again. None of that can stand in a
+solution. The check reads words only; whether the step is right is for others to say. Words that the problem has too
+count for nothing.
 
 `python -m evals.form` measures it on labelled proposals.
 """
@@ -44,6 +45,7 @@ _TELLS = {
         r"\b(?:idea|insight) (?:that )?(?:was|is) missed\b",
     ),
 }
+_LOWER = re.compile(r"[\s*_\"'(]*[a-z]{2,}\b(?!\s*[=(_^{])")  # a word, not a variable or a function
 _ARTICLE = re.compile(r"^(?:the|this|that|an?) ")
 _ITEM = re.compile(r"(?m)^\W*(?:step \d+|\d{1,2}[.)](?!\d)|[-*•] )", re.IGNORECASE)
 _OWNER = re.compile(
@@ -78,6 +80,8 @@ def form_fault(content: str, *, problem: str = "", prefix: Sequence[str] = (), w
         return "it is several steps"
     if any(_same(content, step) for step in (wrong, *prefix, problem)):
         return "it repeats a step of the attempt, or the problem"
+    if _LOWER.match(content) and (wrong or prefix) and not any(map(_LOWER.match, (wrong, *prefix))):
+        return "it begins in the middle of a sentence"
     for match in _OWNER.finditer(content):
         if match[1].lower() not in known and match[1].lower() not in _NOBODY:
             return "it names somebody who is not in the problem"

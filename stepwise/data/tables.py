@@ -123,13 +123,25 @@ def _read_file(path: Path) -> list[Any]:
         except (ValueError, OSError) as error:  # pyarrow.ArrowInvalid is a ValueError
             raise DataError(f"{path} is not parquet ({str(error).splitlines()[0]}); write it again") from None
     data = path.read_bytes()
-    return _parse_csv(data, path) if path.suffix in (".csv", ".tsv") else parse_table(data, str(path))
+    if data.startswith((b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")):  # zip and Excel, gzip, old Excel
+        raise DataError(f"{path} is compressed or a spreadsheet's own file; unpack it, or save it as CSV or JSON Lines")
+    if path.suffix in (".csv", ".tsv"):
+        return _parse_csv(data, path)
+    rows = parse_table(data, str(path))
+    if len(rows) == 1 and isinstance(rows[0], dict) and len(rows[0]) == 1:  # {"data": [{...}, ...]}
+        (inner,) = rows[0].values()
+        if inner and isinstance(inner, list) and all(isinstance(row, dict) for row in inner):
+            return inner
+    return rows
 
 
 def _parse_csv(data: bytes, path: Path) -> list[Any]:
     text = io.StringIO(_decode(data, str(path)), newline="")
+    head = text.getvalue().partition("\n")[0]
+    # Spreadsheets write semicolons where numbers have commas, and tabs when asked for text.
+    comma = next((mark for mark in ";\t" if mark in head and "," not in head), ",")
     try:
-        rows = list(csv.DictReader(text, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
+        rows = list(csv.DictReader(text, delimiter="\t" if path.suffix == ".tsv" else comma, strict=True))
     except csv.Error as error:
         raise DataError(f"{path} is not CSV: {error}; mend it, or save it as JSON Lines") from None
     for number, row in enumerate(rows, 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from stepwise.interventions.acceptance import PrefixRates
 from stepwise.interventions.checks.leaks import LeakVerdict
 from stepwise.interventions.chunks import run_chunks, sealed_rows, working, write_sealed
 from stepwise.interventions.pipeline import Chunk, run_stages
-from stepwise.interventions.rows import ROWS, WRITTEN, by_id, spent
+from stepwise.interventions.rows import ROWS, WRITTEN, Candidate, by_id, spent
 from stepwise.interventions.settings import CollectSettings, Writers
 from stepwise.io import read_rows, write_rows
 from stepwise.models.budget import Ledger
@@ -59,7 +59,7 @@ def collect(
     with working(out, "collect", cfg, arguments, writers) as (directory, models, caps):
         models.refuse_lab()
         _remember(directory, checked.problems)
-        account, rates = _Account(caps.ledger, len(checked.problems)), PrefixRates()
+        account, rates = _Account(caps.ledger), PrefixRates()
 
         def work(members: Sequence[Problem]) -> dict[str, Sequence[Any]]:
             models.reset_caches("weak", "localizer", "proposer")
@@ -93,14 +93,18 @@ def read_stage(out: str | Path, stage: str) -> list[Any]:
 
 
 def funnel(out: str | Path) -> dict[str, int]:
-    """How many rows reached each stage, of the sealed chunks of `out`.
+    """How many rows reached each stage, of the sealed chunks of `out`. What became of the rows of a stage does not
+    overlap: a candidate is counted at the first check that it failed, a guided rollout is fresh or not.
 
     Example:
         funnel("out/int")["examples"]
     """
     rows = {name: read_stage(out, name) for name in ROWS}
-    rollouts, located, candidates, guided = (rows[name] for name in WRITTEN)
-    leaks, fresh = Counter(row.leak for row in candidates), [row for row in guided if row.phase == "fresh"]
+    rollouts, located, candidates, _ = (rows[name] for name in WRITTEN)
+    tried, examples = {row.candidate for row in rows["guided"]}, unique(rows["examples"])
+    fates = Counter(_fate(row, tried) for row in candidates)
+    fresh = [row for row in rows["guided"] if row.phase == "fresh"]
+    guided = [row for row in rows["guided"] if row.phase != "fresh"]
     return {
         "rollouts": len(rollouts),
         "rollouts without a text": sum(row.finish == "error" for row in rollouts),
@@ -109,19 +113,29 @@ def funnel(out: str | Path) -> dict[str, int]:
         "attempts that the critic finds right": sum(row.first_error is None and not row.failed for row in located),
         "localizations that failed": sum(bool(row.failed) for row in located),
         "candidates": len(candidates),
-        "proposals that failed": sum(bool(row.failed) for row in candidates),
-        "candidates that leak": leaks[LeakVerdict.LEAK],
-        "answer steps left out": leaks[LeakVerdict.ANSWER_STEP],
-        "candidates in no solver's form": sum(bool(row.form) for row in candidates),
-        "candidates with a false equation": unsound(candidates),
-        "candidates guided": len({row.candidate for row in guided}),
+        **{name: fates[name] for name in _FATES},
         "guided rollouts": len(guided),
         "guided rollouts that end right": sum(row.verdict == "CORRECT" for row in guided),
         "guided rollouts with an invented output": sum(bool(row.error) and row.finish != "error" for row in guided),
         "fresh rollouts": len(fresh),
         "fresh rollouts that end right": sum(row.verdict == "CORRECT" for row in fresh),
-        "examples": len(unique(rows["examples"])),
+        "examples": len(examples),
+        "examples with no right fresh rollout": sum(bool(fresh) and not row.successes for row in examples),
     }
+
+
+_FATES = (
+    "proposals that failed", "candidates that leak", "answer steps left out", "candidates in no solver's form",
+    "candidates with a false equation", "candidates proposed twice, or not guided", "candidates guided",
+)  # fmt: skip
+
+
+def _fate(row: Candidate, guided: Collection[str]) -> str:
+    """At which check a candidate stopped: one of `_FATES`."""
+    leak = row.leak
+    stops = (bool(row.failed), leak is LeakVerdict.LEAK, leak is LeakVerdict.ANSWER_STEP, bool(row.form),
+             bool(row.unsound), row.id not in guided, True)  # fmt: skip
+    return _FATES[stops.index(True)]
 
 
 def unsound(candidates: Iterable[Any]) -> int:
@@ -139,21 +153,21 @@ def unsound(candidates: Iterable[Any]) -> int:
 class _Account:
     """Adds up the rows of sealed chunks; `ledger` has what all starts have spent."""
 
-    def __init__(self, ledger: Ledger, num_problems: int) -> None:
-        self.ledger, self._num_problems, self._counts = ledger, num_problems, Counter[str]()
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self._counts = ledger, Counter[str]()
         self._tokens_before = ledger.usage().generated_tokens
 
     def add(self, rows: Mapping[str, Sequence[Any]], num_problems: int, *, before: bool = False) -> None:
         """Count a chunk of so many problems; `before`: an earlier start sealed it."""
-        self._counts.update({stage: len(rows[stage]) for stage in ("examples", "guided")})
-        self._counts["right"] += sum(row.verdict == "CORRECT" for row in rows["guided"])
+        guided = [row.verdict for row in rows["guided"] if row.phase != "fresh"]
+        self._counts.update(examples=len(rows["examples"]), guided=len(guided), right=guided.count("CORRECT"))
         self._counts["problems"] += num_problems
         self._counts["problems before"] += num_problems if before else 0
 
     def note(self, seconds: float) -> str:
         """One line for the progress bar: "examples 41, guided 12% right, 310k tokens, 0.42 of 5.00 spent".
 
-        Rate and remaining time are of what was done in the `seconds` since this start.
+        The rate is of what was done in the `seconds` since this start.
         """
         counts, total, left = self._counts, self.ledger.usage(), self.ledger.remaining()
         parts = [f"examples {counts['examples']:,}"]
@@ -169,9 +183,6 @@ class _Account:
         done = counts["problems"] - counts["problems before"]
         if done and seconds > 0:
             parts.append(f"{_short((tokens - self._tokens_before) / seconds)} tokens/s")
-            rest = (self._num_problems - counts["problems"]) * seconds / done
-            if rest:
-                parts.append(f"about {rest:.0f} s left" if rest < 120 else f"about {rest / 60:.0f} min left")
         return ", ".join(parts)
 
 

@@ -30,7 +30,7 @@ from typing import Any, Self, get_args
 
 from stepwise.config import BudgetConfig, CapsConfig, Config, Prices, Roles
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
-from stepwise.models.reservations import Amount, Reservation, Turn, amounts_of, money_for, spent_line
+from stepwise.models.reservations import Amount, Reservation, Turn, amounts_of, money_for, summary_of
 from stepwise.plugins import check_choice
 from stepwise.types import Usage
 
@@ -82,6 +82,8 @@ class Ledger:
         self._levels: tuple[Ledger, ...] = (self,)  # this ledger and those it is part of; all share one lock
         self._queue: deque[Turn] = deque()  # of the run's ledger: who waits, first to last
         self._refused: dict[str, int] = {}  # of the run's ledger: requests that a cap forbade, by its key
+        self._cut: dict[str, int] = {}  # of the run's ledger: answers that ended where a cap had no more, by its key
+        self._most: dict[str, Amount] = {}  # of the run's ledger: the highest spending of one problem
 
     @classmethod
     def for_config(
@@ -265,21 +267,11 @@ class Ledger:
         return f"{key} has {max(0.0, float(left)):.10g} of {float(cap):.10g} left"
 
     def summary(self) -> str:
-        """A few lines for a person: one per role, one for the total, one per cap and what it refused."""
+        """A few lines for a person: one per role, one for the total, one per cap, what it refused and cut short."""
         with self._lock:
-            usages, refused = dict(self._usage), dict(self._refused)
-            lefts = {name: cap - self._spent[name] - self._held[name] for name, cap in self._caps.items()}
-            unanswered = {f"{role}, perhaps billed without an answer": usage for role, usage in self._perhaps.items()}
-        lines = [spent_line(role, usage) for role, usage in usages.items()]
-        lines.append(spent_line("all", sum(usages.values(), Usage())))
-        lines += [spent_line(role, usage) for role, usage in unanswered.items()]
-        lines += [
-            f"cap on {name}: {float(self._caps[name]):,.10g}, {float(left):,.10g} left" for name, left in lefts.items()
-        ]
-        each = [(name, getattr(self._problem_caps, name, None)) for name in _NAMES]
-        lines += [f"cap on {name} of each problem: {cap:,.10g}" for name, cap in each if cap is not None]
-        lines += [f"requests refused by {key}: {count:,}" for key, count in refused.items()]
-        return "\n".join(lines)
+            return summary_of(self)
+
+    __str__ = summary
 
     def _ask(self, role: str, max_tokens: int, prompt_tokens: int, calls: int) -> dict[str, Amount]:
         for name, value in (("max_tokens", max_tokens), ("prompt_tokens", prompt_tokens), ("calls", calls)):
@@ -324,15 +316,22 @@ class Ledger:
             for name in _NAMES:
                 level._held[name] += sign * ask[name]
 
-    def _close(self, role: str, held: Mapping[str, Amount], usage: Usage | None, perhaps: Usage | None = None) -> None:
-        queue = self._levels[-1]._queue
+    def _close(
+        self, role: str, held: Mapping[str, Amount], usage: Usage | None, perhaps: Usage | None = None, cut: str = ""
+    ) -> None:
+        run = self._levels[-1]
+        queue = run._queue
         with self._lock:
+            if cut:
+                run._cut[cut] = run._cut.get(cut, 0) + 1
             self._hold(held, -1)
             for level in self._levels:
                 if usage is not None:
                     level._add(role, usage, level._usage)
                 if perhaps is not None and perhaps.calls:
                     level._add(role, perhaps, level._perhaps)
+                if level._name == "budget.problem":
+                    run._most = {name: max(run._most.get(name, 0), level._spent[name]) for name in _NAMES}
             if queue:
                 self._give_turns(queue)
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from stepwise.config import Prices
+from stepwise.config import CapsConfig, Prices
 from stepwise.errors import BudgetExceededError, DataError
 from stepwise.types import Usage
 
@@ -49,7 +49,8 @@ class Reservation:
         for level in self._ledger._levels:
             if level._on_spent is not None:
                 level._on_spent(self._role, usage if perhaps is None else usage + perhaps)
-        self._ledger._close(self._role, self._amount, usage, perhaps)
+        cut = self.cut_by if usage.generated_tokens >= self.max_tokens else ""  # all that the cap had left was used up
+        self._ledger._close(self._role, self._amount, usage, perhaps, cut)
 
     def cancel(self) -> None:
         """Give the reservation back; after a settlement it does nothing."""
@@ -141,9 +142,34 @@ def spent_line(role: str, usage: Usage) -> str:
     >>> spent_line("weak", Usage("lab-weak", 2, 40, 30, 12))
     'weak (lab-weak): 2 calls, 40 prompt tokens (30 evaluated), 12 generated, no price known'
     """
-    money = "no price known" if usage.cost is None else f"money {usage.cost:,.6g}"
+    is_nothing = usage == Usage(usage.model)
+    money = "no price known" if usage.cost is None and not is_nothing else f"money {usage.cost or 0:,.6g}"
     name = f" ({usage.model})" if usage.model else ""
     return (
         f"{role}{name}: {usage.calls:,} calls, {usage.prompt_tokens:,} prompt tokens "
         f"({usage.evaluated_tokens:,} evaluated), {usage.generated_tokens:,} generated, {money}"
     )
+
+
+def summary_of(ledger: Ledger) -> str:
+    """What a ledger has spent, its caps, and what they refused and cut short, a line each. Needs the lock.
+
+    Example:
+        print(ledger.summary())
+    """
+    lefts = {name: cap - ledger._spent[name] - ledger._held[name] for name, cap in ledger._caps.items()}
+    unanswered = {f"{role}, perhaps billed without an answer": usage for role, usage in ledger._perhaps.items()}
+    lines = [spent_line(role, usage) for role, usage in ledger._usage.items()]
+    lines.append(spent_line("all", sum(ledger._usage.values(), Usage())))
+    lines += [spent_line(role, usage) for role, usage in unanswered.items()]
+    lines += [
+        f"cap on {name}: {float(ledger._caps[name]):,.10g}, {float(left):,.10g} left" for name, left in lefts.items()
+    ]
+    each = [(name, getattr(ledger._problem_caps, name, None)) for name in CapsConfig.model_fields]
+    lines += [
+        f"cap on {name} of each problem: {cap:,.10g}, at most {float(ledger._most.get(name, 0)):,.10g} spent by one"
+        for name, cap in each if cap is not None
+    ]  # fmt: skip
+    lines += [f"requests refused by {key}: {count:,}" for key, count in ledger._refused.items()]
+    lines += [f"answers cut short by {key}: {count:,}" for key, count in ledger._cut.items()]
+    return "\n".join(lines)

@@ -151,11 +151,11 @@ class _Facts:
         successes = sum(became[fate] for fate in (EXAMPLE, OUTDONE, TWIN))
         silent = sum(row.verdict == "NO_ANSWER" for row in failures)
         errors = sum(row.first_error is not None and not row.failed for row in located)
-        right = sum(row.verdict == "CORRECT" for row in rows["guided"])
+        counted = [row.verdict for row in rows["guided"] if row.phase != "fresh"]
         endings = f"{len(failures) - silent:,} end with a wrong answer, {silent:,} without an answer"
         lost = Counter(fate for row in located if (fate := _unlocated(row)))
         each = f"{len(candidates) / errors:.2g} for each error" if errors else ""
-        tries = f"{len(rows['guided']):,} guided rollouts, {right:,} of them end right"
+        tries = f"{len(counted):,} guided rollouts, {counted.count('CORRECT'):,} of them end right"
         return [
             _Stage("Rollouts", len(rows["rollouts"]), "failed attempts", len(failures), self._not_failed(), endings),
             _Stage("Failed attempts", len(located), "errors located", errors, dict(lost.most_common())),

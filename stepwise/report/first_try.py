@@ -49,7 +49,9 @@ def in_words(first: FirstTry, prices: Mapping[str, Prices | None]) -> list[str]:
         f"tokens) is below {first.policy.threshold:.3g}. There is no scorer; the threshold was set on {first.aside} "
         f"problems that are not in the table, where it escalates {SHARE:.0%} of the steps."
     ]
-    if weak.accuracy is not None:
+    if weak.accuracy is not None and weak.correct == routed.correct:
+        lines.append("Routed and weak alone are right on the same problems: routing changed no verdict.")
+    elif weak.accuracy is not None:
         gap = first.measured.difference(routed.label, weak.label)
         ends = (
             f" ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})" if gap.low is not None and gap.high is not None else ""
@@ -66,7 +68,7 @@ def in_words(first: FirstTry, prices: Mapping[str, Prices | None]) -> list[str]:
     else:
         lines.append(f"The strong model alone wrote no whole solution within {first.strong_cap:,} tokens.")
     money = [_money(m, prices) for m in first.measured]
-    if any(money):
+    if any(spent is None or spent for spent in money):
         lines.append(f"Money: weak alone {_shown(money[0])}, routed {_shown(money[1])}.")
     return [*lines, *_looks_wrong(weak)]
 

@@ -1,4 +1,5 @@
-"""In a notebook: HTML of traces, comparisons and configurations on a light or a dark ground; traces as a table of data.
+"""In a notebook: HTML of traces, comparisons and configurations on a light or a dark ground, and as text for `print`;
+traces as a table of data.
 
 Fragments are self-contained, without a script: text takes the colour of the notebook, and every rule of the style
 starts with `.stepwise-trace`.
@@ -6,15 +7,18 @@ starts with `.stepwise-trace`.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from markupsafe import Markup
+from rich.console import Console
 
 from stepwise.config.errors import FrozenConfig
 from stepwise.errors import MissingDependencyError, redact
 from stepwise.records import items_of
 from stepwise.report.shell import COLUMNS, FINISH_WORDS, caption, environment, resource
+from stepwise.report.terminal import show_trace
 from stepwise.report.words import verdict_word
 from stepwise.routing.compare import Comparison, Measured, TraceView, in_words, judged
 from stepwise.routing.metrics import cost_of
@@ -24,7 +28,8 @@ _MAX_TRACES = 50  # of a list, that a notebook shows
 
 
 def html_of(value: Any) -> str:
-    """What a notebook shows of a trace, a list of traces, a comparison or a configuration.
+    """What a notebook shows of a trace, a list of traces, a comparison or a configuration, and of others what `print`
+    shows.
 
     Example:
         html_of(router.solve_all(problems))  # what a notebook shows of its last line anyway
@@ -41,9 +46,47 @@ def html_of(value: Any) -> str:
                 [(key, text) for key, text, is_default in settings if is_default == x] for x in (False, True)
             )
             return _fragment("config", name=type(value).__name__, changed=changed, same=same)
-    rows = [(row, view_html(view, style=False)) for row, view in zip(_rows(value), _views(value), strict=True)]
-    right = sum(row["correct"] is True for row, _ in rows)
-    return _fragment("traces", rows=rows[:_MAX_TRACES], total=len(rows), right=right, policy=value.policy)
+        case Traces():
+            rows = [(row, view_html(view, style=False)) for row, view in zip(_rows(value), _views(value), strict=True)]
+            right = sum(row["correct"] is True for row, _ in rows)
+            return _fragment("traces", rows=rows[:_MAX_TRACES], total=len(rows), right=right, policy=value.policy)
+    return str(Markup("<pre>{}</pre>").format(str(value)))
+
+
+def text_of(value: Any) -> str:
+    """What `print` shows of them.
+
+    Example:
+        >>> print(text_of(Traces([Trace(Problem("p", "1 + 1?", "2"), (Step("So 2.", "weak"),), "eos")], "Never")))
+        1 trace under Never, 1 right
+        p: no boxed answer, right (stopped without an answer), 1 step, 0 by the strong model, 0 strong tokens
+    """
+    match value:
+        case Trace():
+            shown = Console(file=io.StringIO(), width=100)
+            show_trace(value, shown)
+            return str(shown.file.getvalue().rstrip())  # type: ignore[attr-defined]
+        case FrozenConfig():
+            changed = [f"\n  {key} = {text}" for key, text, is_default in _settings(value) if not is_default]
+            return f"{type(value).__name__}: as by default{', but for' if changed else ''}{''.join(changed)}"
+        case Traces():
+            rows = _rows(value)
+            right, under = sum(row["correct"] is True for row in rows), f" under {value.policy}" if value.policy else ""
+            lines = [f"{_count(len(rows), 'trace')}{under}, {right:,} right"]
+            for row in rows[:_MAX_TRACES]:
+                answer = "no boxed answer" if row["answer"] is None else f"answer {row['answer']}"
+                verdict = f", {verdict_word(row['verdict'])}" if row["verdict"] else ""
+                lines.append(
+                    f"{row['problem']}: {answer}{verdict} ({FINISH_WORDS[row['finish']]}), "
+                    f"{_count(row['steps'], 'step')}, {row['strong_steps']} by the strong model, "
+                    f"{_count(row['strong_tokens'], 'strong token')}"
+                )
+            return "\n".join(lines + ([f"and {len(rows) - _MAX_TRACES:,} more"] if len(rows) > _MAX_TRACES else []))
+    return repr(value)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def view_html(view: TraceView, style: bool = True) -> Markup:

@@ -37,11 +37,13 @@ _OF = {  # what the rows of a count are a share of
     "answer steps left out": "candidates",
     "candidates in no solver's form": "candidates",
     "candidates with a false equation": "candidates",
+    "candidates proposed twice, or not guided": "candidates",
     "candidates guided": "candidates",
     "guided rollouts that end right": "guided rollouts",
     "guided rollouts with an invented output": "guided rollouts",
     "fresh rollouts that end right": "fresh rollouts",
     "examples": "failed attempts",
+    "examples with no right fresh rollout": "examples",
 }
 
 
@@ -263,6 +265,7 @@ def funnel_table(counts: Mapping[str, int]) -> Table:
     3
     """
     table = Table(title="What became of the attempts", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.caption, table.caption_justify = "Shares of the same stage do not overlap.", "left"
     table.add_column("stage")
     table.add_column("rows", justify="right")
     table.add_column("share", justify="right")

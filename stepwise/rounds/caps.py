@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepwise.config import BudgetConfig, CapsConfig, Config
 from stepwise.errors import BudgetExceededError
@@ -14,10 +14,13 @@ from stepwise.models.budget import Ledger
 from stepwise.models.caps import spent_in
 from stepwise.models.scorers.base import Scorer
 from stepwise.models.store import CallCache
-from stepwise.routing import Policy, StepRouter
+from stepwise.routing import Policy
 from stepwise.routing.compare import Measured, judge
 from stepwise.routing.deciding import label_of
 from stepwise.types import Problem, Usage
+
+if TYPE_CHECKING:
+    from stepwise.routing.router import StepRouter
 
 
 def left_for(cfg: Config, loop: Path, stage: Path | None = None) -> BudgetConfig:

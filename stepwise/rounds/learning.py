@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from stepwise import routing, training
 from stepwise.config import Config, ScorerConfig
 from stepwise.data.examples import read_examples, unique
 from stepwise.data.problems import check_problems, load_problems
@@ -45,7 +46,7 @@ from stepwise.records import Section, from_json, to_json
 from stepwise.rounds.caps import left_for, less, measure, refuse_cut
 from stepwise.rounds.results import LoopPoint, LoopResult, LoopRound, Part, point_of
 from stepwise.rounds.scoring import LoopScorer, Refit, auroc_of, fit_scorer, forced, kind_of
-from stepwise.routing import Always, Exploring, Never, Policy, StepRouter, policy_from_config
+from stepwise.routing import Always, Exploring, Never, Policy, policy_from_config
 from stepwise.routing.compare import Measured
 from stepwise.routing.deciding import label_of
 from stepwise.routing.query import question_key, refuse_overlap
@@ -53,7 +54,6 @@ from stepwise.runs.directory import RunDirectory, opened
 from stepwise.runs.progress import announce
 from stepwise.seeds import stable_hash
 from stepwise.stats import Interval, bootstrap
-from stepwise.training import grpo, sft
 from stepwise.training.adapters import adapter_directory
 from stepwise.training.evaluation import with_adapter
 from stepwise.types import Problem, Trace, Usage
@@ -214,7 +214,7 @@ class _Loop:
         if rows:
             folder = self._folder(number, "replay")
             own = write_dataset("rejection", failures.parent, cfg, folder) if self.cfg.sft.replay else None
-            adapter = sft(rows, self.cfg, self._folder(number, "sft"), adapter=adapter, replay=own)
+            adapter = training.sft(rows, self.cfg, self._folder(number, "sft"), adapter=adapter, replay=own)
         else:
             notes.append("nothing to learn from: every intervention was lost on the way")
         if self.settings.reinforce:
@@ -232,7 +232,7 @@ class _Loop:
         said = self.directory.claim(f"round-{number}/nothing-to-reinforce.json")
         if not said.exists():
             try:
-                return grpo(self.train, self._left(self.cfg, folder), folder, adapter=adapter)
+                return training.grpo(self.train, self._left(self.cfg, folder), folder, adapter=adapter)
             except NothingToLearnError as error:
                 write_text(said, json.dumps({"why": str(error)}) + "\n")
         notes.append(f"reinforcement was left out: {read_json(said, 'remove it')['why']}")
@@ -277,7 +277,7 @@ class _Loop:
         left = self._left(cfg, answers).budget
         with (
             CallCache(answers, replays_are_free=True) as cache,
-            StepRouter.from_config(cfg, policy=policy, cache=cache) as router,
+            routing.StepRouter.from_config(cfg, policy=policy, cache=cache) as router,
         ):
             router.budget = left
             router.count_stored()
@@ -296,7 +296,7 @@ class _Loop:
             return
         problems, answers = self.parts[part], self.directory.claim(f"round-{number}/{part}.answers.jsonl")
         others = self._left(self.capped, answers)
-        with CallCache(answers) as cache, StepRouter.from_config(cfg, policy=Never(), cache=cache) as router:
+        with CallCache(answers) as cache, routing.StepRouter.from_config(cfg, policy=Never(), cache=cache) as router:
             for policy in missing:
                 measured, settings = list[Measured](), router.settings
                 for sample in range(self.settings.samples if isinstance(policy, Never) else 1):

@@ -21,7 +21,8 @@ from stepwise.routing.policy import (
 )
 
 if TYPE_CHECKING:
-    from stepwise.routing.calibration import Calibrated, calibrate
+    from stepwise.routing.calibration import calibrate
+    from stepwise.routing.calibration_result import Calibrated
     from stepwise.routing.exploring import Exploring
     from stepwise.routing.learned import Learned
     from stepwise.routing.policies import Always, Judged, Never, Random, Threshold
@@ -59,7 +60,7 @@ _LAZY = {
     "Agreement": "signals",
     "Always": "policies",
     "BeliefThreshold": "pomdp",
-    "Calibrated": "calibration",
+    "Calibrated": "calibration_result",
     "Cascade": "query",
     "CumulativeSum": "signals",
     "Exploring": "exploring",

@@ -2,121 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
-from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
+from stepwise.config import BudgetConfig
 from stepwise.data.problems import load_problems
 from stepwise.errors import ConfigError, DataError
-from stepwise.io import parse_json
 from stepwise.models.store import CallCache
-from stepwise.records import from_json, record
+from stepwise.plugins import check_choice
+from stepwise.routing.calibration_result import Achieved, Calibrated, CurvePoint, Unit
 from stepwise.routing.compare import Measured, compare
 from stepwise.routing.deciding import check_policy
 from stepwise.routing.dials import NEAR, check_bounds, dial_of, search
 from stepwise.routing.estimates import Estimate, Outcomes, Statistic, estimate
-from stepwise.routing.guarantee import Promise, Tested, certify
+from stepwise.routing.guarantee import Tested, certify
 from stepwise.routing.learned import Learned
 from stepwise.routing.metrics import cost_of, pgr
-from stepwise.routing.names import ModelNames
 from stepwise.routing.policies import Always, Never
 from stepwise.routing.policy import NAMES, Policy
 from stepwise.routing.query import QueryClassifier, question_key, refuse_overlap
-from stepwise.routing.saved import policy_from_dict, policy_to_dict, save_policy
+from stepwise.routing.saved import policy_to_dict
 from stepwise.types import Problem
 
 if TYPE_CHECKING:
     from stepwise.routing.router import StepRouter
 
-Unit = Literal["strong_tokens", "share", "accuracy_lost"]
 _UNUSED = 0.1  # a share of the budget that is worth a note where it is left
-
-
-@record()
-class _CurvePoint:
-    """One setting on the calibration problems: strong tokens per problem and accuracy."""
-
-    setting: float | None
-    cost: Estimate
-    accuracy: Estimate
-
-
-@record()
-class _Achieved:
-    """What the chosen setting did on problems that it was not chosen on, beside both models alone.
-
-    Costs are strong tokens per problem; `share` is of the strong model's own, `pgr` of the gap. None where strong-only
-    costs nothing, or where there is no gap.
-    """
-
-    problems: int
-    cost: Estimate
-    share: Estimate
-    accuracy: Estimate
-    pgr: Estimate
-    weak_accuracy: Estimate
-    strong_accuracy: Estimate
-    strong_cost: Estimate
-
-
-@record()
-class Calibrated:
-    """A policy set for a budget. Plain JSON by `save` and `load`; `load_policy` reads the policy from the same file.
-
-    Attributes:
-        settings: of the policy, as `policy_to_dict` gives them.
-        card: the models it was set for.
-        budget, unit: as asked for; `limit`: the same in strong tokens per problem.
-        reached: whether its cost on the calibration problems is within the budget; `note` says what is special, such
-            as a budget that is not used up, or is passed on other problems (where `achieved.cost` has its interval).
-        curve: every setting measured on the calibration problems, by rising cost. The setting was picked there, so the
-            bands are those of each point, not of the best.
-        calibrated_on: keys of the calibration questions (`query.question_key`).
-        achieved: on other problems.
-        promise: what holds of expected accuracy or spend, where that was asked for and is certified.
-
-    Example: see `calibrate`.
-    """
-
-    settings: dict[str, Any]
-    card: ModelNames
-    budget: float
-    unit: Unit
-    limit: float
-    reached: bool
-    note: str
-    curve: tuple[_CurvePoint, ...]
-    calibrated_on: tuple[str, ...]
-    achieved: _Achieved
-    promise: Promise | None = None
-
-    @property
-    def policy(self) -> Policy:
-        """The policy at its operating point."""
-        return policy_from_dict(self.settings)
-
-    def save(self, path: str | Path) -> None:
-        """Write one JSON object."""
-        row = dataclasses.asdict(self)
-        del row["settings"], row["card"]
-        save_policy(path, self.policy, self.card, **row)
-
-    @classmethod
-    def load(cls, path: str | Path, *, allow_import: Collection[str] = ()) -> Calibrated:
-        """The inverse of `save`; raises `DataError` for a file that is missing or holds no calibration. For
-        `allow_import` see `load_policy`.
-        """
-        try:
-            row = parse_json(Path(path).read_text(encoding="utf-8"))
-            made = from_json(cls, json.dumps({"settings": row.pop("policy"), **row}))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split("\n")[:3])
-            raise DataError(f"{path} holds no calibration ({reason}); make one with calibrate(...).save") from None
-        policy_from_dict(made.settings, allowed=allow_import)
-        return made
 
 
 def calibrate(
@@ -174,9 +86,9 @@ def calibrate(
         print(sw.calibrate(sw.Threshold(), val, budget=20, router=router, measure_on=test).achieved)
     """
     problems, measure_on = load_problems(problems), load_problems(measure_on)
-    target, unit = _target(budget, lose_at_most, spend_at_most, unit, router)
-    _check(policy, problems, target, measure_on, unit)
     policy = check_policy(policy)
+    asked = {"budget": budget, "lose_at_most": lose_at_most, "spend_at_most": spend_at_most}
+    target, unit = check_request(policy, problems, measure_on, asked, unit, router.budget)
     if settings is None and isinstance(policy, Learned):
         settings = policy.prices
     if not settings:
@@ -228,9 +140,9 @@ def calibrate(
         limit=limit,
         reached=reached,
         note="; ".join(filter(None, (note, "" if sure else _held(cost, limit)))),
-        curve=tuple(_CurvePoint(m.setting, of(lambda p: p[0].cost, m), of(lambda p: p[0].accuracy, m)) for m in tried),
+        curve=tuple(CurvePoint(m.setting, of(lambda p: p[0].cost, m), of(lambda p: p[0].accuracy, m)) for m in tried),
         calibrated_on=tuple(sorted(map(question_key, problems))),
-        achieved=_Achieved(
+        achieved=Achieved(
             problems=len(measure_on),
             cost=cost,
             share=of(lambda p: p[2].cost / p[1].cost if p[1].cost else None, *arms),
@@ -244,22 +156,34 @@ def calibrate(
     )
 
 
-def _target(
-    budget: float | None, lose_at_most: float | None, spend_at_most: float | None, unit: Unit, router: StepRouter
+def check_request(
+    policy: Policy,
+    problems: Sequence[Problem],
+    measure_on: Sequence[Problem],
+    given: Mapping[str, float | None],
+    unit: Unit,
+    caps: BudgetConfig,
 ) -> tuple[float, Unit]:
-    """What was asked for, with its unit; raises `ConfigError` unless it is one thing."""
-    given = {"budget": budget, "lose_at_most": lose_at_most, "spend_at_most": spend_at_most}
+    """What was asked of `calibrate`, with its unit, before a model is loaded; `given` are budget, lose_at_most and
+    spend_at_most. Raises what `calibrate` raises.
+
+    Example:
+        check_request(policy, problems, others, {"budget": 20.0}, "strong_tokens", config.budget)
+    """
     named = {name: float(value) for name, value in given.items() if value is not None}
     if len(named) != 1:
         raise ConfigError(f"calibrate: {' and '.join(named) or 'nothing'} is given; give one of {', '.join(given)}")
     ((name, value),) = named.items()
-    cap = router.budget.problem.strong_tokens
+    cap = caps.problem.strong_tokens
     if name == "spend_at_most" and (cap is None or value >= cap):
         raise ConfigError(
             f"calibrate: spend_at_most is {value:g} and budget.problem.strong_tokens {cap}; a promise about spending "
             "needs a cap for each problem above it, since nothing else bounds what a problem may cost"
         )
-    return value, unit if name == "budget" else "accuracy_lost" if name == "lose_at_most" else "strong_tokens"
+    unit = unit if name == "budget" else "accuracy_lost" if name == "lose_at_most" else "strong_tokens"
+    check_choice("unit", unit, get_args(Unit))
+    _check(policy, problems, value, measure_on, unit)
+    return value, unit
 
 
 def _promised(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -13,7 +11,6 @@ from pydantic import Field
 from stepwise.data.problems import load_problems
 from stepwise.errors import ConfigError, DataError, wrong_type
 from stepwise.grading import find_answer, grade
-from stepwise.io import read_rows
 from stepwise.models.base import Generator
 from stepwise.models.scorers.base import Scorer
 from stepwise.records import record
@@ -98,7 +95,7 @@ class TraceView:
 
 
 @record()
-class Measured:
+class Measured(InNotebook):
     """A policy's traces with their verdicts ("" without a gold answer), what they cost, and the seconds it took.
 
     `cost` and `row` are totals over the problems; `point.cost`, as a budget, is in strong tokens per problem.
@@ -114,6 +111,9 @@ class Measured:
     views: tuple[TraceView, ...]
     cost: Cost
     seconds: float | None = None
+
+    def __str__(self) -> str:
+        return repr(Comparison([self]))
 
     @property
     def correct(self) -> tuple[bool, ...]:
@@ -261,7 +261,9 @@ def compare(
         raise ConfigError(wrong_type("router", router, "give a StepRouter"))
     several = isinstance(policies, Iterable) and not isinstance(policies, Policy | type | str | Mapping)
     results, problems = Comparison(), load_problems(problems)
-    for arm in [router.with_policy(each) for each in (policies if several else [policies])]:
+    if not (arms := [router.with_policy(each) for each in (policies if several else [policies])]):
+        raise ConfigError("policies is empty; give one or more, such as ['never', sw.Threshold(0.5)]")
+    for arm in arms:
         for model in arm.models:
             if isinstance(model, Generator | Scorer):
                 model.reset_cache()
@@ -271,47 +273,6 @@ def compare(
         if on_measured is not None:
             on_measured(results[-1])
     return results
-
-
-def against(router: StepRouter, traces: Sequence[Trace], other: str | Path) -> Comparison:
-    """`traces` of `router` and those of another run, in the directory `other`, on the problems of both: two entries,
-    the second named after the directory. Sizes of models are taken to be those of `router`.
-
-    Raises `DataError` where `other` holds no traces, or none of these problems.
-
-    Example:
-        >>> both = against(router, router.solve_all(problems), "out/before")  # doctest: +SKIP
-        >>> both.difference(both[0].label, "out/before")  # doctest: +SKIP
-    """
-    file = Path(other) / "traces.jsonl"
-    if not file.is_file():
-        raise DataError(f"{file}: no such file; give the directory of another run of `stepwise route`")
-    theirs = {trace.problem: trace for trace in read_rows(file, Trace) if trace.finish != "interrupted"}
-    ours = [trace for trace in traces if trace.problem in theirs]
-    if not ours:
-        raise DataError(f"{file} has none of these {len(traces)} problems; route the same problems in both runs")
-    second = judge(router, [theirs[trace.problem] for trace in ours])
-    name = str(other)
-    views = tuple(dataclasses.replace(view, policy=name) for view in second.views)
-    return Comparison(
-        [judge(router, ours), dataclasses.replace(second, label=name, family=name, setting=None, views=views)]
-    )
-
-
-def against_in_words(both: Comparison) -> str:
-    """The paired difference of two runs, with its interval, on one line.
-
-    Example:
-        print(against_in_words(against(router, router.solve_all(problems), "out/before")))
-    """
-    ours, theirs = both
-    cost = ours.cost.strong_tokens_per_problem - theirs.cost.strong_tokens_per_problem
-    words = f"Against {theirs.label}, on the {len(ours.views)} problems of both: "
-    if ours.accuracy is not None and theirs.accuracy is not None:
-        found = both.difference(ours.label, theirs.label)
-        low, high = (f"{100 * end:+.1f}" for end in (found.low or 0.0, found.high or 0.0))
-        words += f"accuracy {100 * (found.value or 0.0):+.1f} points (95 %: {low} to {high}, paired by problem), "
-    return f"{words}strong tokens a problem {cost:+.1f}."
 
 
 def in_words(measured: Sequence[Measured], shares: Sequence[float] = (0.5, 0.8, 0.95)) -> list[str]:

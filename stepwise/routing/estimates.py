@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from stepwise.errors import DataError
+from stepwise.errors import DataError, wrong_type
 from stepwise.routing.compare import Measured
 from stepwise.routing.metrics import (
     OperatingPoint,
@@ -32,6 +32,7 @@ from stepwise.routing.metrics import (
     pgr,
 )
 from stepwise.stats import percentile, resamples
+from stepwise.types import InNotebook
 
 CostName = Literal["strong_tokens", "all_tokens", "parameter_tokens"]
 COSTS: tuple[CostName, ...] = ("strong_tokens", "all_tokens", "parameter_tokens")
@@ -87,7 +88,7 @@ class Outcomes:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(InNotebook):
     """A figure with its interval. None is not known or not reached; `defined` is the share of resamples with a value.
 
     The ends are quantiles over the resamples with a value, except for CPT; see `estimate`.
@@ -238,6 +239,8 @@ def difference(
         print(gain.value, gain.low, gain.high)
     """
     arms = [*first, *second]
+    if not isinstance(at_cost, int | float | None):
+        raise DataError(wrong_type("at_cost", at_cost, "give strong tokens per problem, a number"))
     if len({tuple(view.trace.problem.id for view in m.views) for m in arms}) != 1:
         raise DataError("difference: the two are not on the same problems in the same order; measure both on the same")
     if at_cost is None and not len(first) == len(second) == 1:

@@ -48,6 +48,9 @@ class FirstTry:
     strong: Measured | None
     strong_cap: int
 
+    def __str__(self) -> str:
+        return repr(Comparison([*self.measured, *([self.strong] if self.strong else [])]))
+
 
 def parts(problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
     """The problems to set the threshold on, a quarter and at most 20, and those to measure on.

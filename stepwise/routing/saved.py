@@ -158,6 +158,8 @@ class SavedPolicy(NamedTuple):
 def save_policy(path: str | Path, policy: Policy, card: ModelNames | None = None, **more: Any) -> None:
     """Write one JSON object with `policy`, `card` and whatever else is given, which must be plain JSON.
 
+    Raises `ConfigError` for what is no policy.
+
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "policy.json"
@@ -165,6 +167,7 @@ def save_policy(path: str | Path, policy: Policy, card: ModelNames | None = None
         >>> load_policy(path).card is None
         True
     """
+    check_policy(policy)
     shown = None if card is None else dataclasses.asdict(card)
     write_text(path, json.dumps({"policy": policy_to_dict(policy), "card": shown, **more}, indent=1) + "\n")
 

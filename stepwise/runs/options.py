@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, UnusedCliTokensError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from stepwise.errors import ConfigError
 
@@ -17,6 +17,10 @@ _SHARED = Group("Shared by all programs", sort_key=1)
 _NEGATABLE = Parameter(negative_bool="no-")
 PIPE = Parameter(allow_leading_hyphen=True)
 """Marks an option that takes "-" for standard input."""
+ColumnNames = Annotated[
+    str | None, Field(description="names of a file's columns, question=QUERY,answer=RESULT; needed for unknown ones")
+]
+"""The option of a program that reads problems."""
 
 
 def one_of(title: str, *, required: bool = False) -> Parameter:
@@ -149,6 +153,8 @@ def parse_options(
 def _reason(error: CycloptsError | ValidationError) -> str:
     """One line: which option, what was given, what is wrong with it."""
     invalid = error if isinstance(error, ValidationError) else error.__cause__
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return f"{' '.join(error.unused_tokens)} is given, but no option takes it; write --OPTION before it"
     if not isinstance(invalid, ValidationError):
         return str(error.__cause__ if isinstance(error.__cause__, ValueError) else error)
     detail = invalid.errors(include_url=False)[0]

@@ -1,7 +1,8 @@
 """One progress bar for the whole library: drawn on a terminal and in a notebook, a few plain lines elsewhere.
 
 `progress` is the bar of a run. What happens inside of one of its units stands beside its note (`stage`); what takes
-long before there is a bar is a line that programs print (`announce`).
+long before there is a bar is a line that programs print (`announce`). Where a program shows neither, `heartbeat` says
+that it is at work.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rich import progress as parts
 from rich.console import Console, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from stepwise.errors import visible
 
+T = TypeVar("T")
 _PLAIN_SECONDS = 10.0
 _drawing = threading.Lock()  # held while a bar is shown: two would overwrite one another
 _bars: list[_Shown] = []  # the one that is shown, if any
+_heard = 0.0  # when a bar was last shown, or something announced
 _log = logging.getLogger(__name__)
 
 
@@ -42,11 +47,12 @@ class _Shown:
         self.stages: list[list[Any]] = []  # name, done, total, when it began
         self.before, self.began = done, time.monotonic()
 
-    def words(self) -> str:
-        """How fast it goes, the note and the stages."""
+    def words(self, *, counted: bool = True) -> str:
+        """How fast it goes, the note and the stages, those with a count too where they are `counted`."""
         stages = [
             f"{name} {done}/{total}{_pace(done, total, began)}" if total else name
             for name, done, total, began in [*self.stages]
+            if counted or not total
         ]
         pace = _pace(self.done - self.before, self.total - self.before, self.began).strip(" ()")
         return ", ".join(filter(None, (pace, self.note, *stages)))
@@ -115,6 +121,19 @@ def progress(description: str, total: int, *, done: int = 0, console: Console | 
         _drawing.release()
 
 
+def followed(items: Iterable[T], description: str) -> Iterator[T]:
+    """The items one after the other, with a bar that moves when the next is asked for.
+
+    >>> list(followed([1, 2], "doubling"))
+    [1, 2]
+    """
+    known = list(items)
+    with progress(description, len(known)) as advance:
+        for item in known:
+            yield item
+            advance(1)
+
+
 @contextmanager
 def stage(name: str, total: int = 0) -> Iterator[_Advance]:
     """What is being done inside of a unit of the bar that is shown: its name and how much of `total` (0: not counted)
@@ -144,8 +163,40 @@ def announce(text: str, *, beside_bar: bool = False) -> None:
     Example:
         announce("reading 1,319 problems")
     """
+    global _heard
     if beside_bar or not _bars:
+        _heard = time.monotonic()
         _log.info("%s", text)
+
+
+@contextmanager
+def heartbeat(name: str, *, seconds: float = 8.0, console: Console | None = None) -> Iterator[None]:
+    """Inside, a line says that `name` is at work where no bar is shown and nothing was announced for so many `seconds`;
+    the time to the next line doubles, up to a minute.
+
+    Example:
+        with heartbeat("stepwise mine"):
+            work_for_minutes()  # "stepwise mine: at work for 8 s"
+    """
+    console = console or Console(stderr=True)
+    began, ended = time.monotonic(), threading.Event()
+
+    def watch() -> None:
+        quiet_since, wait = began, seconds
+        while not ended.wait(min(1.0, seconds / 4)):
+            now = time.monotonic()
+            quiet_since = now if _bars else max(quiet_since, _heard)
+            if now - quiet_since >= wait:
+                _print_line(console, f"{name}: at work for {now - began:.0f} s")
+                quiet_since, wait = now, min(2 * wait, max(60.0, seconds))
+
+    watcher = threading.Thread(target=watch, name="stepwise-heartbeat", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _print_line(console: Console, text: str) -> None:
@@ -166,7 +217,13 @@ def _bar(shown: _Shown, console: Console) -> Iterator[Callable[[], None]]:
     class Noted(parts.Progress):
         def get_renderables(self) -> Iterable[RenderableType]:
             yield from super().get_renderables()
-            if words := shown.words():  # a line of its own: beside the bar there is no room on a terminal of 80 columns
+            inside = Table.grid(padding=(0, 1))  # a bar for each stage with a count; the one above moves by whole units
+            for name, done, total, began in [*shown.stages]:
+                if total:
+                    pace = Text(f"{done}/{total}{_pace(done, total, began)}", style="dim", no_wrap=True)
+                    inside.add_row(Text(f"  {name}", style="dim"), ProgressBar(total, done, width=20), pace)
+            yield inside
+            if words := shown.words(counted=False):  # on a line of its own: 80 columns have no room beside the bar
                 yield Text(words, style="dim", no_wrap=True, overflow="ellipsis")
 
     with Noted(*columns, console=console) as drawn:

@@ -27,7 +27,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, get_args
 
@@ -40,11 +40,20 @@ from stepwise.errors import BackendError, ConfigError, DataError, StepwiseError,
 from stepwise.io import append_rows, read_rows
 from stepwise.lab import ADAPTERS, MODELS
 from stepwise.runs.directory import RunDirectory
-from stepwise.runs.options import PIPE, POSITIONAL, Options, OptionsT, SharedOptions, one_of, parse_options
+from stepwise.runs.options import (
+    PIPE,
+    POSITIONAL,
+    ColumnNames,
+    Options,
+    OptionsT,
+    SharedOptions,
+    one_of,
+    parse_options,
+)
 from stepwise.runs.plan import PlannedCalls, show_plan
-from stepwise.runs.progress import announce
+from stepwise.runs.progress import announce, heartbeat
 
-__all__ = ["PIPE", "POSITIONAL", "Options", "Run", "complain", "one_of", "program"]
+__all__ = ["PIPE", "POSITIONAL", "ColumnNames", "Options", "Run", "check_files", "complain", "one_of", "program"]
 _log = logging.getLogger(__package__)
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
@@ -152,14 +161,16 @@ def program(
     doc: str | None,
     plan: Callable[[Config, OptionsT], Sequence[PlannedCalls]] | None = None,
     resumable: bool = True,
+    waits: bool = False,
     same_run: Callable[[Config], Config] = lambda config: config,
 ) -> Callable[[Callable[..., int | None]], Callable[..., int]]:
     """Turn `function(run)` into `main(argv=None) -> exit code`. The file's name is the program's name.
 
     `doc` is the module's docstring, shown by --help; `options` the program's own. `plan` says what the run would spend,
     per role, for --dry-run. A program that is not `resumable` starts anew each time: it removes its own files of an
-    earlier start with the same settings instead of going on from them. `same_run` leaves out of the configuration what
-    may change between the starts of one run. What is given to `main` by name, such as models in place of those of the
+    earlier start with the same settings instead of going on from them; one that `waits` for others, as a server does,
+    is not said to be at work while it shows nothing. `same_run` leaves out of the configuration what may change
+    between the starts of one run. What is given to `main` by name, such as models in place of those of the
     configuration, goes to the function.
 
     Example:
@@ -184,7 +195,7 @@ def program(
             )  # fmt: skip
             directory.check(overwrite=shared.overwrite)
             if plan is not None and not given:
-                _check_files(config)
+                check_files(config)
             if shared.dry_run:
                 if plan is None:
                     console.print("Nothing was run; how much this program would ask models for is not estimated.")
@@ -223,7 +234,8 @@ def program(
             if parsed is None:
                 return 0
             args, shared = parsed
-            with _logged(logging.DEBUG if shared.debug else logging.INFO if shared.verbose else logging.WARNING):
+            level = logging.DEBUG if shared.debug else logging.INFO if shared.verbose else logging.WARNING
+            with _logged(level), nullcontext() if waits else heartbeat(command):
                 return _guarded(lambda: start(args, shared, given), debug=shared.debug)
 
         return main
@@ -231,8 +243,12 @@ def program(
     return decorate
 
 
-def _check_files(config: Config) -> None:
-    """Raise ConfigError for a local model, or an adapter of one, that is not there: before anything is written."""
+def check_files(config: Config) -> None:
+    """Raise ConfigError for a local model, or an adapter of one, that is not there: before anything is written.
+
+    Example:
+        check_files(Config.load(None, ["models.weak.model=llamacpp/gone.gguf"]))  # raises
+    """
     for role in get_args(Roles):
         model = config.role(role)
         if not model.local or (isinstance(model, ScorerConfig) and model.kind not in ENGINE_KINDS):

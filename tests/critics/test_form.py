@@ -26,6 +26,8 @@ WRONG = "He is left with 41 - 4 = 39 pens."
         ("1. Max has 41 pens.\n2. 41 - 4 = 37.", "it is several steps"),
         ("He is left with 41 - 4 = 39 pens!", "it repeats a step of the attempt, or the problem"),
         ("```python\nprint(41 - 4)\n```\n```output\n37\n```", "it has code with an invented output"),
+        ("for has 41 - 4 = 37.", "it begins in the middle of a sentence"),
+        ("owns With 4 gone there are 41 - 4 = 37.", "it begins in the middle of a sentence"),
         ("So Ruth owns 41 - 4 = 37.", "it names somebody who is not in the problem"),
     ],
 )
@@ -41,12 +43,20 @@ def test_each_kind_is_caught_by_its_reason(content: str, fault: str) -> None:
         "What is left is\n\n\\[ 41 - 4 = 37 \\]",
         "Everybody has what is left: 37.",
         "So Max has 37.",
+        "x + 4 = 41, so x = 37.",
+        "total = 41 - 4 = 37",
+        "\\frac{74}{2} = 37",
+        "sin(30) is no help; 41 - 4 = 37.",
         "They paid 37 in all, and the next step is to divide it.",
         "The interval [0, 1] has 37 points.",
     ],
 )
 def test_a_step_passes(content: str) -> None:
     assert form_fault(content, problem=PROBLEM, prefix=PREFIX, wrong=WRONG) == ""
+
+
+def test_a_solver_that_writes_in_lower_case_may_go_on_so() -> None:
+    assert form_fault("he keeps 41 - 4 = 37.", problem=PROBLEM, prefix=["max has 41 pens."], wrong=WRONG) == ""
 
 
 def test_words_of_the_problem_are_no_sign() -> None:

@@ -301,5 +301,5 @@ def test_names_that_people_choose_for_question_and_answer_are_read_and_differing
     assert (problem.question, problem.answer, problem.reference) == ("1 + 1?", "2", "It is 2.")
     with pytest.raises(DataError, match="the fields answer and gold are both there and differ"):
         sw.load_problems([{"question": "1 + 1?", "answer": "2", "gold": "3"}])
-    with pytest.raises(DataError, match=r"its fields are nr, text: rename yours to question, answer, reference and id"):
+    with pytest.raises(DataError, match=r"its fields are nr, text: name it, --columns question=NAME,answer=NAME"):
         sw.load_problems([{"nr": 1, "text": "1 + 1?"}])

@@ -17,7 +17,7 @@ from dspy.utils.exceptions import LMInvalidRequestError, LMProviderError
 from stepwise.config import Config
 from stepwise.data.examples import read_examples
 from stepwise.errors import BackendError, BudgetExceededError, DataError
-from stepwise.interventions.collection import collect, funnel, read_stage
+from stepwise.interventions.collection import _FATES, collect, funnel, read_stage
 from stepwise.interventions.pipeline import sample_rollouts
 from stepwise.interventions.rows import ROWS, WRITTEN
 from stepwise.interventions.settings import CollectSettings
@@ -232,6 +232,11 @@ def test_the_dataset_its_card_and_the_rows_of_each_stage_agree(tmp_path: Path) -
     assert counts["examples"] == len(examples) > 0
     assert counts["rollouts"] == 12
     assert counts["errors located"] == counts["failed attempts"] > 0
+    assert counts["candidates"] == sum(counts[name] for name in _FATES) > 0
+    phases = [row.phase for row in read_stage(tmp_path, "guided")]
+    assert (counts["guided rollouts"], counts["fresh rollouts"]) == (
+        len(phases) - phases.count("fresh"), phases.count("fresh"),
+    )  # fmt: skip
     assert all(read_stage(tmp_path, name) for name in ROWS)
 
 

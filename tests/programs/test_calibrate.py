@@ -8,7 +8,7 @@ import pytest
 
 from programs import calibrate, route
 from stepwise.io import append_rows, read_rows
-from stepwise.routing.calibration import Calibrated
+from stepwise.routing.calibration_result import Calibrated
 from stepwise.types import Trace
 from tests.routing.lab_world import LabWorld
 

@@ -7,7 +7,9 @@ from rich.console import Console
 
 from stepwise.data.examples import Example
 from stepwise.grading import Verdict
-from stepwise.interventions.rows import FailedAttempt
+from stepwise.interventions.checks.leaks import LeakVerdict
+from stepwise.interventions.collection import _fate
+from stepwise.interventions.rows import Candidate, FailedAttempt, Made
 from stepwise.report.shell import first_of_each
 from stepwise.report.terminal import funnel_table, side_by_side
 
@@ -31,6 +33,19 @@ def test_the_funnel_has_the_share_of_each_stage_in_the_one_before() -> None:
     assert any(line.split() == ["rollouts", "1,600"] for line in lines)
     assert any(line.split() == ["failed", "attempts", "400", "25%", "of", "rollouts"] for line in lines)
     assert any(line.split() == ["new", "stage", "7"] for line in lines)
+
+
+def test_a_candidate_is_counted_at_the_first_check_that_it_failed() -> None:
+    made = Made("critic", "", "", 0)
+    row = Candidate("c", "p", "p/r0", 1, "So 10 / 2 = 30.", made, leak=LeakVerdict.CLEAN)
+    both = dataclasses.replace(row, form="it is an instruction", unsound="10 / 2 = 30")
+    leaks = dataclasses.replace(both, leak=LeakVerdict.LEAK)
+    failed = dataclasses.replace(row, failed="no reply", leak=None)
+    assert [_fate(each, ["c"]) for each in (failed, leaks, both, row)] == [
+        "proposals that failed", "candidates that leak", "candidates in no solver's form", "candidates guided",
+    ]  # fmt: skip
+    assert _fate(dataclasses.replace(both, form=""), []) == "candidates with a false equation"
+    assert _fate(row, []) == "candidates proposed twice, or not guided"
 
 
 def test_the_wrong_step_stands_beside_the_intervention_and_drives_no_terminal() -> None:

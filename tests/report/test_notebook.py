@@ -13,6 +13,7 @@ from stepwise.config import Config
 from stepwise.errors import DataError, MissingDependencyError
 from stepwise.report.notebook import _MAX_TRACES, _rows
 from stepwise.routing.compare import Comparison, Measured
+from stepwise.routing.estimates import Estimate
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Problem, Step, Trace, Traces, Usage
 from tests.report import sample
@@ -110,6 +111,27 @@ def test_a_configuration_shows_what_differs_from_the_defaults_first() -> None:
     assert "models.weak.model" in text[len(first) :]
     assert "nothing differs from the defaults" in Elements(Config()._repr_html_()).text
     assert "api_key_env" in Elements(config.models.weak._repr_html_()).text
+
+
+def test_what_is_printed_of_traces_comparisons_and_configurations() -> None:
+    traces = Traces([solved(), solved("q", "5"), solved("r", gold=None)], "Never")
+    assert str(traces).splitlines() == [
+        "3 traces under Never, 1 right",
+        "p: answer 4, right (answered), 2 steps, 1 by the strong model, 7 strong tokens",
+        "q: answer 5, wrong (answered), 2 steps, 1 by the strong model, 7 strong tokens",
+        "r: answer 4 (answered), 2 steps, 1 by the strong model, 7 strong tokens",
+    ]
+    assert str(Traces([solved()] * (_MAX_TRACES + 7))).endswith("\nand 7 more")
+    for words in ("2 + 2?", "discarded draft", "finish: answer (answered)", "gold 4"):
+        assert words in str(solved())
+    assert str(comparison()[0]) == str(comparison())
+    assert str(Config(seed=7)) == "Config: as by default, but for\n  seed = 7"
+    assert str(Config()) == "Config: as by default"
+
+
+def test_what_has_words_of_its_own_is_shown_as_these_in_a_notebook() -> None:
+    figure = Estimate(0.12, 0.03, 0.21, 1.0)
+    assert figure._repr_html_() == "<pre>0.12 (0.03 to 0.21)</pre>"
 
 
 @pytest.mark.parametrize("bad", HOSTILE)

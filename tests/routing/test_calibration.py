@@ -12,8 +12,10 @@ from stepwise.config import BudgetConfig, CapsConfig, SamplingConfig
 from stepwise.errors import ConfigError, DataError
 from stepwise.models.store import CallCache
 from stepwise.routing import Always, Models, Never, Policy, Random, Signalled, StepRouter, Threshold
-from stepwise.routing.calibration import Calibrated, calibrate
+from stepwise.routing.calibration import calibrate
+from stepwise.routing.calibration_result import Calibrated
 from stepwise.routing.compare import compare
+from stepwise.routing.deciding import label_of
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.names import ModelNames
 from stepwise.routing.policy import When
@@ -225,6 +227,10 @@ def test_known_prefixes_are_not_asked_for_again_and_a_second_calibration_asks_no
 
 def test_a_calibration_is_read_back_as_it_was_written_and_its_policy_is_read_from_the_same_file(tmp_path: Path) -> None:
     made = found(Signalled(ScoreDrop(), 0.0), 12)
+    first, second, third, *_ = str(made).splitlines()
+    assert first == f"{label_of(made.policy)}, set for 12.0 strong tokens a problem"
+    assert f"strong tokens a problem {made.achieved.cost}, accuracy {made.achieved.accuracy}, " in second
+    assert third.startswith(f"weak model alone: accuracy {made.achieved.weak_accuracy}; strong: ")
     made.save(tmp_path / "set.json")
     assert Calibrated.load(tmp_path / "set.json") == made
     policy, card, _ = load_policy(tmp_path / "set.json")

@@ -161,7 +161,17 @@ def test_a_strong_step_that_the_cap_cuts_gives_way_to_the_draft_and_is_counted()
     assert last.decision.startswith("keep: budget.strong_tokens has 0 of 9 left, a step needs 8 (escalate: ")
     assert (trace.finish, trace.note) == ("capped", "kept weak at step 0, 1: budget.strong_tokens")
     assert strong(trace) == ledger.usage("strong").generated_tokens == store.spent()["strong"].generated_tokens == 9
-    assert ledger.summary().splitlines()[-1] == "requests refused by budget.strong_tokens: 1"
+    assert ledger.summary().splitlines()[-2:] == [
+        "requests refused by budget.strong_tokens: 1", "answers cut short by budget.strong_tokens: 1",
+    ]  # fmt: skip
+
+
+def test_the_summary_shows_the_highest_spending_of_a_problem_beside_its_cap() -> None:
+    ledger = Ledger(BudgetConfig.model_validate({"problem": {"strong_tokens": 60, "calls": 100}}))
+    traces = route(world.problems(3), world.models(), Always(), RouteSettings(), ledger=ledger)
+    calls = max(sum(usage.calls for role, usage in t.usage.items() if role != "scorer") for t in traces)
+    assert f"cap on strong_tokens of each problem: 60, at most {max(map(strong, traces))} spent by one" in str(ledger)
+    assert f"cap on calls of each problem: 100, at most {calls} spent by one" in ledger.summary()
 
 
 @given(st.integers(0, 120), st.integers(0, 400), st.sampled_from([16, 64, 128]))

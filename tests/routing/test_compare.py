@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from stepwise.config import Config
 from stepwise.errors import DataError
+from stepwise.io import write_rows
 from stepwise.routing import Always, Never, Random, StepRouter, Threshold
+from stepwise.routing.against import against, against_in_words
 from stepwise.routing.compare import Comparison, Measured, compare, in_words, judge, verdict_of
 from stepwise.routing.deciding import label_of
 from stepwise.routing.metrics import OperatingPoint, accuracy_at, cpt, pgr
@@ -157,6 +161,20 @@ def test_policies_are_compared_at_equal_cost_on_the_lines_through_their_settings
         measured.difference("threshold", "random", at_cost=1e9)
     with pytest.raises(DataError, match=r"several settings .* or give at_cost"):
         measured.difference("threshold", "random")
+
+
+def test_of_two_equal_runs_it_is_said_that_nothing_differs(measured: list[Measured], tmp_path: Path) -> None:
+    world = LabWorld(40)
+    router = StepRouter(world.weak, world.strong, world.scorer, Threshold(0.3))
+    write_rows(tmp_path / "traces.jsonl", [view.trace for view in measured[3].views])
+    traces = router.solve_all(world.problems, progress=False)
+    words = against_in_words(against(router, traces, tmp_path))
+    assert words == (
+        f"Against {tmp_path}, on the 40 problems of both: nothing differs, neither which are right nor the strong "
+        "tokens."
+    )
+    write_rows(tmp_path / "traces.jsonl", [view.trace for view in measured[1].views])
+    assert "points (95 %: " in against_in_words(against(router, traces, tmp_path))
 
 
 def test_accuracy_at_a_cost_is_not_known_below_the_cheapest_and_stays_above_the_dearest() -> None:

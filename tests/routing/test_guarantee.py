@@ -12,7 +12,8 @@ import pytest
 from stepwise.config import BudgetConfig, SamplingConfig
 from stepwise.errors import ConfigError, DataError
 from stepwise.routing import Always, StepRouter, Threshold
-from stepwise.routing.calibration import Calibrated, calibrate
+from stepwise.routing.calibration import calibrate
+from stepwise.routing.calibration_result import Calibrated
 from stepwise.routing.compare import Measured, compare
 from stepwise.routing.guarantee import Promise, certify, evidence, problems_needed
 from stepwise.routing.saved import load_policy

@@ -17,7 +17,8 @@ from stepwise.config import Config
 from stepwise.errors import ConfigError, PluginError
 from stepwise.report.shell import caption
 from stepwise.routing import Escalate, HandOver, Keep, Look, Never, Signalled, View, load_policy, save_policy
-from stepwise.routing.calibration import Calibrated, calibrate
+from stepwise.routing.calibration import calibrate
+from stepwise.routing.calibration_result import Calibrated
 from stepwise.routing.compare import compare
 from stepwise.routing.deciding import decide
 from stepwise.routing.saved import policy_from_config, policy_to_dict

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwise.errors import DataError
+from stepwise.errors import DataError, reason_of
 from stepwise.io import read_json, write_text
 from stepwise.records import from_json, record, to_json
 from stepwise.routing.names import ModelNames
@@ -127,8 +127,7 @@ class RouterFit:
         try:
             return from_json(cls, json.dumps(row))
         except ValueError as error:
-            reason = " ".join(str(error).split("\n")[:3])
-            raise DataError(f"{path} holds no fit ({reason}); make one with stepwise fit_router") from None
+            raise DataError(f"{path} holds no fit ({reason_of(error)}); make one with stepwise fit_router") from None
 
 
 def fit_router(
