@@ -241,6 +241,11 @@ def test_tokens_at_the_target_are_those_of_the_cheapest_mix_that_holds_it() -> N
     assert result.tokens_at_target(1, 0.5) == pytest.approx(5)  # half way from its own weak model, which has a quarter
     assert result.tokens_at_target(2, 0.5) == result.tokens_at_target(1, 0.5)  # it was rolled back
     assert result.tokens_at_target(1, 0.25) == 0
+    assert str(result).splitlines() == [
+        "round 0: weak alone 0.0%, routed at 0.5 50.0% for 20.0 strong tokens a problem",
+        "round 1: weak alone 25.0%, routed at 0.5 75.0% for 10.0 strong tokens a problem",
+        "round 2 (rolled back): weak alone 25.0%, routed at 0.5 75.0% for 10.0 strong tokens a problem",
+    ]
     with pytest.raises(DataError, match="no 'Random' in round 1"):
         result.point(1, "Random")
 

@@ -18,7 +18,7 @@ from stepwise.routing.compare import Measured, PolicyRow
 from stepwise.routing.deciding import label_of
 from stepwise.routing.metrics import OperatingPoint, cpt_interpolated
 from stepwise.stats import Interval
-from stepwise.types import Usage
+from stepwise.types import InNotebook, Usage
 
 Part = Literal["validation", "test"]
 _Counts = tuple[int, ...]
@@ -84,7 +84,7 @@ class LoopRound:
 
 
 @dataclasses.dataclass(frozen=True)
-class LoopResult:
+class LoopResult(InNotebook):
     """All rounds, and what was measured. `target` is the accuracy on validation problems that was to be held.
 
     Example:
@@ -94,6 +94,20 @@ class LoopResult:
     target: float
     rounds: tuple[LoopRound, ...]
     points: tuple[LoopPoint, ...]
+
+    def __str__(self) -> str:
+        """A line for each round, on the test problems."""
+        lines = []
+        for done in self.rounds:
+            weak = self.point(done.measured, label_of(Never())).at()
+            routed = next(
+                p for p in self.points if (p.round, p.part, p.row.setting) == (done.measured, "test", done.setting)
+            ).at()
+            lines.append(
+                f"round {done.number}{' (rolled back)' if done.rolled_back else ''}: weak alone {weak.accuracy:.1%}, "
+                f"routed at {done.setting:g} {routed.accuracy:.1%} for {routed.cost:.1f} strong tokens a problem"
+            )
+        return "\n".join(lines)
 
     def point(self, number: int, policy: str, part: Part = "test") -> LoopPoint:
         """The policy with this label after a round; raises DataError where it was not measured."""

@@ -71,4 +71,6 @@ def test_a_collection_by_references_asks_no_critic_and_calls_its_rows_distillati
     assert {(row.origin, row.models["critic"]) for row in examples} == {("distillation", "reference")}
     references = {problem.question: problem.reference or "" for problem in problems}
     assert all(row.intervention in references[row.question] for row in examples)
-    assert funnel(path.parent)["fresh rollouts"] == 2 * len(examples)
+    counts = funnel(path.parent)
+    assert counts["fresh rollouts"] == 2 * len(examples)
+    assert counts["examples with no right fresh rollout"] == sum(not row.successes for row in examples)

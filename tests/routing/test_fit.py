@@ -64,6 +64,8 @@ def test_held_out_beliefs_beat_those_without_scores_and_are_calibrated(fitted: R
 def test_a_fit_is_saved_and_loaded_and_refuses_other_models(fitted: RouterFit, tmp_path) -> None:
     fitted.save(tmp_path / "fit.json")
     assert RouterFit.load(tmp_path / "fit.json") == fitted
+    assert str(fitted).startswith("fitted to 900 traces of ")
+    assert f"a draft is right with {fitted.p_weak:.3g} (" in str(fitted)
     row = json.loads((tmp_path / "fit.json").read_text())
     row["card"]["difficulty"] = {"classes": [[0.6, 0.7], [0.4, 1.0]], "gain": [0.3, 0.2, 0.4]}  # as before 0.1.0
     (tmp_path / "old.json").write_text(json.dumps(row))

@@ -34,6 +34,7 @@ from stepwise.routing.pomdp.fit_data import EARLIER, NOW, RIGHT, STATES, FitTrac
 from stepwise.routing.pomdp.solve import RoutingPomdp
 from stepwise.routing.token_signals import AsScore, as_token_signal
 from stepwise.stats import Interval
+from stepwise.types import InNotebook
 
 _LEAST = (100, 50, 50)  # labelled drafts in each state
 _LEAST_ENDED, _LEAST_PROBLEMS = 30, 30
@@ -86,7 +87,7 @@ class FitCard:
 
 
 @record()
-class RouterFit:
+class RouterFit(InNotebook):
     """Parameters of the routing POMDP with the card of their fit. Plain JSON by `save` and `load`.
 
     `hazard[k]` = P(a solution has k steps | at least k), its last entry 1; `law`: of the current score, for a filter;
@@ -109,6 +110,17 @@ class RouterFit:
 
     def __post_init__(self) -> None:
         self.pomdp()  # its checks are ours
+
+    def __str__(self) -> str:
+        def shown(key: str, value: float) -> str:
+            ends = self.card.intervals.get(key)
+            return f"{value:.3g}" + (f" ({ends[1]:.3g} to {ends[2]:.3g})" if ends else "")
+
+        return (
+            f"fitted to {self.card.traces} traces of {self.card.problems} problems: a draft is right with "
+            f"{shown('p_weak', self.p_weak)}, a strong step with {shown('p_strong', self.p_strong[0])}, "
+            f"{shown('tokens_per_step', self.tokens_per_step)} tokens a step"
+        )
 
     def pomdp(self, reward: float = 100.0) -> RoutingPomdp:
         """The model to solve, its observation the bin of the current score."""
