@@ -21,7 +21,10 @@ _KEY_SHAPES = re.compile(
     r"\b(?:sk|pk|rk|hf|gsk|xai|glpat|pypi|gh[pousr]|github_pat|xox[abprs])[-_][A-Za-z0-9_\-*.]{6,}"
     r"|\bAIza[A-Za-z0-9_\-]{10,}|\b(?:AKIA|ASIA)[A-Z0-9]{12,}|(?<=Bearer )[A-Za-z0-9._\-]{8,}"
 )
-_SECRET_NAMES = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
+_SECRET_NAMES = re.compile(  # also MY_KEYS, API_KEY_2 and TOKEN_PROD; not SSH_KEY_PATH
+    r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?\d*"
+    r"(?:_(?!(?:PATH|FILE|DIR|URL|ID|NAME|TYPE|ENV)$)[A-Z0-9]+)?$"
+)
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PIECE = 8  # characters: shorter pieces of a key are not looked for
 _configured: set[str] = set()
@@ -38,13 +41,15 @@ def keep_secret(variable: str) -> None:
     _configured.add(variable)
 
 
-def redact(text: str, *, shapes: bool = True) -> str:
+def redact(text: str, *, shapes: bool = True, as_json: bool = False) -> str:
     """`text` without secrets: the one way out for what goes to a file, a page, a log, an error or a terminal.
 
     Taken out are the values of all variables that a configuration names (`keep_secret`), also their pieces of at least
-    8 characters, as a text that was cut leaves them; the values of at least 8 characters of variables whose name ends
-    in KEY, TOKEN, SECRET or PASSWORD; and, with `shapes`, whatever looks like an API key. Files of data are written
-    without `shapes`, since a word that looks like a key may be one of a problem's.
+    8 characters, as a text that was cut leaves them; the values of at least 8 characters of variables whose name is
+    like a secret's (KEY, TOKEN, SECRET, PASSWORD and their kind at its end, or one word before it); and, with `shapes`,
+    whatever looks like an API key. Files of data are written without `shapes`, since a word that looks like a key may
+    be one of a problem's. What is JSON is given `as_json` and stays JSON: no quote or escape of it is taken for a part
+    of a value.
 
     >>> redact("Incorrect API key provided: sk-proj-abc123DEF456")
     'Incorrect API key provided: [secret]'
@@ -52,22 +57,31 @@ def redact(text: str, *, shapes: bool = True) -> str:
     named = {value for name in _configured if len(value := os.environ.get(name, "")) >= _PIECE // 2}
     alike = {value for name, value in os.environ.items() if len(value) >= _PIECE and _SECRET_NAMES.search(name.upper())}
     for value in sorted(named | alike, key=len, reverse=True):
-        for form in {value, json.dumps(value)[1:-1], quote(value, safe=""), html.escape(value)}:
-            text = text.replace(form, REDACTED)
+        for form in (value, html.escape(value), quote(value, safe="")):
+            for written in (*_json_forms(form), *(() if as_json else (form,))):
+                text = text.replace(written, REDACTED)
     for value in named:
-        text = _without_pieces(_without_pieces(text, value), json.dumps(value)[1:-1])
+        for forms in (*zip(*map(_json_forms, value), strict=True), *(() if as_json else (value,))):
+            text = _without_pieces(text, forms)
     return _KEY_SHAPES.sub(REDACTED, text) if shapes else text
 
 
-def _without_pieces(text: str, value: str) -> str:
+def _json_forms(text: str) -> tuple[str, str]:
+    """A text as it stands in JSON. These are looked for first: to cut an escape in two would break the JSON."""
+    return json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _without_pieces(text: str, value: Sequence[str]) -> str:
+    """`text` without pieces of at least 8 characters of a value, each of which is given in its form in the text."""
     for start in range(len(value) - _PIECE + 1):
-        at = text.find(value[start : start + _PIECE])
+        piece = "".join(value[start : start + _PIECE])
+        at = text.find(piece)
         while at >= 0:
-            size = _PIECE
-            while start + size < len(value) and text[at + size : at + size + 1] == value[start + size]:
-                size += 1
-            text = text[:at] + REDACTED + text[at + size :]
-            at = text.find(value[start : start + _PIECE], at)
+            end, following = at + len(piece), start + _PIECE
+            while following < len(value) and text.startswith(value[following], end):
+                end, following = end + len(value[following]), following + 1
+            text = text[:at] + REDACTED + text[end:]
+            at = text.find(piece, at)
     return text
 
 

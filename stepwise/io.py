@@ -32,7 +32,7 @@ def append_rows(path: Path, rows: Iterable[Any]) -> None:
     [{'n': 1}, {'n': 2}]
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = redact("".join(to_json(row) + "\n" for row in rows), shapes=False)
+    text = redact("".join(to_json(row) + "\n" for row in rows), shapes=False, as_json=True)
     with path.open("ab") as file:
         file.truncate(_whole_bytes(path))
         file.write(text.encode())
@@ -97,7 +97,8 @@ def write_text(path: str | Path, text: str) -> None:
     'done\n'
     """
     with whole_file(path) as draft:
-        draft.write_text(redact(text, shapes=False), encoding="utf-8", errors="replace", newline="\n")
+        safe = redact(text, shapes=False, as_json=Path(path).suffix in (".json", ".jsonl"))
+        draft.write_text(safe, encoding="utf-8", errors="replace", newline="\n")
 
 
 def write_rows(path: str | Path, rows: Iterable[Any]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from stepwise.config import ModelConfig
-from stepwise.errors import REDACTED, BackendError, redact, visible
+from stepwise.errors import REDACTED, BackendError, keep_secret, redact, visible
 from stepwise.io import append_rows, read_rows, write_rows, write_text
 from stepwise.models.failures import failure_of
 from stepwise.models.store import Answer, CallCache
@@ -39,6 +39,18 @@ def test_the_value_of_a_variable_named_like_a_secret_is_taken_out(monkeypatch: p
     monkeypatch.setenv("MY_COMPANY_API_KEY", "plain-words-as-key")
     monkeypatch.setenv("SHORT_TOKEN", "abc")
     assert redact("sent plain-words-as-key and abc") == f"sent {REDACTED} and abc"
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden"),
+    [(name, True) for name in ("DB_PASSWD", "API_KEY_2", "OPENAI_API_KEY_PROD", "TOKEN1", "my_secrets", "PASSPHRASE")]
+    + [(name, False) for name in ("SSH_KEY_PATH", "TOKENIZERS_PARALLELISM", "KEYBOARD", "KEY_FILE", "HOMEDIR")],
+)
+def test_the_value_of_a_variable_that_nobody_configured_goes_by_its_name(
+    name: str, hidden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "plain-words-as-key")
+    assert redact("sent plain-words-as-key") == (f"sent {REDACTED}" if hidden else "sent plain-words-as-key")
 
 
 @pytest.mark.parametrize(
@@ -144,3 +156,40 @@ def test_escapes_never_reach_a_terminal_raw(tmp_path: Path, capsys: pytest.Captu
 def test_data_keep_words_that_only_look_like_keys(tmp_path: Path) -> None:
     append_rows(tmp_path / "rows.jsonl", [Problem("p", "What is sk-learn_pipeline?")])
     assert read_rows(tmp_path / "rows.jsonl", Problem)[0].question == "What is sk-learn_pipeline?"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        'zq7-"Hunter2"+plain',
+        '"begins-with-a-quote',
+        "back\\slash\\and\ttab\\",
+        "ключ-от-квартиры-99",
+        "\U0001f511key-of-mine\n2",
+    ],
+)
+@pytest.mark.parametrize("ascii", [True, False])
+def test_json_stays_json_without_a_secret_wherever_it_was_cut(
+    value: str, ascii: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_PROVIDER", value)
+    keep_secret("MY_PROVIDER")
+    for start in range(len(value)):
+        for end in range(start + 1, len(value) + 1):
+            said = json.loads(redact(json.dumps({"a": f"so {value[start:end]}"}, ensure_ascii=ascii), as_json=True))[
+                "a"
+            ]
+            assert (said == f"so {value[start:end]}") is (end - start < 8)
+            assert not any(value[i : i + 8] in said for i in range(len(value) - 7))
+
+
+def test_rows_in_which_a_key_was_cut_at_a_quote_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_PROVIDER", 'Hunter2" and more')
+    keep_secret("MY_PROVIDER")
+    append_rows(tmp_path / "rows.jsonl", [{"text": "I am Hunter2"}])  # the quote that follows is the row's own
+    write_text(tmp_path / "card.json", json.dumps({"text": "I am Hunter2"}))
+    with CallCache(tmp_path / "answers.jsonl") as cache:
+        cache.add([Answer("k", "weak", "p", Usage("m", 1, 2, 2, 3), "I am Hunter2")])
+    with CallCache(tmp_path / "answers.jsonl", replays_are_free=True) as cache:
+        assert cache.find("k") == "I am Hunter2"
+    assert read_rows(tmp_path / "rows.jsonl") == [json.loads((tmp_path / "card.json").read_text())]

@@ -106,7 +106,7 @@ class CallCache:
 
     def _write(self, row: Mapping[str, Any]) -> int:
         """Put a line at the end of the file; returns where the next one goes. Needs the lock."""
-        line = redact(json.dumps(row), shapes=False).encode() + b"\n"
+        line = redact(json.dumps(row), shapes=False, as_json=True).encode() + b"\n"
         self._file.seek(0, io.SEEK_END)
         self._file.write(line)
         self._file.flush()

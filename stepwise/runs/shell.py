@@ -152,7 +152,7 @@ class Run(Generic[OptionsT]):
 
     def say_json(self, row: Any) -> None:
         """Print `row` as one line of JSON, without secrets, for the program that reads standard output."""
-        print(redact(json.dumps(row), shapes=False), flush=True)
+        print(redact(json.dumps(row), shapes=False, as_json=True), flush=True)
 
 
 def program(

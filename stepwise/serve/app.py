@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from stepwise.config.serving import LOOPBACK, ServeConfig
-from stepwise.errors import MissingDependencyError
+from stepwise.errors import MissingDependencyError, redact
 from stepwise.serve.requests import ApiError, place_of
 from stepwise.serve.service import Service
 
@@ -25,6 +25,14 @@ except ImportError as missing:
     raise MissingDependencyError(
         f'serving needs {missing.name}, which is not installed; pip install "stepwise[serve]"'
     ) from None
+
+
+class _Json(JSONResponse):
+    """JSON without secrets: a model behind an API may repeat the key that it was asked with."""
+
+    def render(self, content: Any) -> bytes:
+        return redact(super().render(content).decode(), shapes=False, as_json=True).encode()
+
 
 _log = logging.getLogger(__package__)
 _BODY_SECONDS = 30.0  # for a client to send its request
@@ -70,7 +78,7 @@ def make_app(service: Service, secrets: Mapping[str, str] | None = None) -> Fast
             except StopAsyncIteration:
                 raise ApiError(503, "there is no answer", kind="server_error") from None
             return StreamingResponse(_events(first, chunks), media_type="text/event-stream")
-        return JSONResponse(await _unless_gone(request, service.chat(body, key)))
+        return _Json(await _unless_gone(request, service.chat(body, key)))
 
     async def models(request: Request, key: str) -> Response:
         rows = [
@@ -78,11 +86,11 @@ def make_app(service: Service, secrets: Mapping[str, str] | None = None) -> Fast
              "stepwise": {"policy": served.label, "calibrated": served.calibrated, "note": served.note}}
             for name, served in service.policies
         ]  # fmt: skip
-        return JSONResponse({"object": "list", "data": rows})
+        return _Json({"object": "list", "data": rows})
 
     async def health(request: Request, key: str) -> Response:
         state = "stopping" if service.stopping else "ok"
-        return JSONResponse({"status": state}, 503 if service.stopping else 200)
+        return _Json({"status": state}, 503 if service.stopping else 200)
 
     async def counts(request: Request, key: str) -> Response:
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
@@ -100,7 +108,7 @@ def make_app(service: Service, secrets: Mapping[str, str] | None = None) -> Fast
 
 def _refusal(error: ApiError) -> Response:
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return JSONResponse(error.body, error.status, headers)
+    return _Json(error.body, error.status, headers)
 
 
 def _check_origin(headers: Mapping[str, str], settings: ServeConfig) -> None:
@@ -173,7 +181,8 @@ async def _events(first: Any, chunks: AsyncIterator[Any]) -> AsyncIterator[str]:
 
 
 def _event(value: Any) -> str:
-    return f"data: {json.dumps(value, separators=(',', ':'))}\n\n"
+    text = redact(json.dumps(value, separators=(",", ":")), shapes=False, as_json=True)
+    return f"data: {text}\n\n"
 
 
 def _policy_of(page: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from stepwise.config import BudgetConfig, CapsConfig, Config
 from stepwise.config.serving import KeyConfig
-from stepwise.errors import ConfigError
+from stepwise.errors import ConfigError, keep_secret
 from stepwise.models.budget import Ledger
 from stepwise.routing.policies import Never
 from stepwise.routing.router import StepRouter
@@ -256,6 +257,22 @@ def test_no_secret_and_no_text_of_a_client_is_logged_or_told(
         assert "private question" not in text
         assert KEYS["alice"] not in text
         assert "very-secret-value" not in text
+
+
+def test_a_key_that_a_model_repeats_reaches_no_client(
+    serve: Serve, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = 'zq7-"Hunter2"+plain/words=99'
+    monkeypatch.setenv("UPSTREAM", value)
+    keep_secret("UPSTREAM")
+    world.weak = ScriptedBackend(lambda *_: f"I was asked with {value}, or {value[3:-4]}.\n\n\\boxed{{4}}")
+    client = serve()
+    whole = ask(client, "What is 2 + 2?").json()["choices"][0]["message"]["content"]
+    assert whole.startswith("I was asked with [secret], or [secret].")
+    text = ask(client, "What is 2 + 2?", stream=True).text
+    assert "[secret]" in text
+    for piece in (value[i : i + 8] for i in range(len(value) - 7)):
+        assert json.dumps(piece)[1:-1] not in text
 
 
 def test_nothing_of_a_client_is_kept(serve: Serve, world: World) -> None:
