@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from stepwise.config import is_lab, model_name
 from stepwise.data.step_labels import LabelledSolution, load_step_labels, with_splitter
 from stepwise.data.tables import read_table
+from stepwise.errors import DataError
 from stepwise.lab.problems import generate
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.scorers.head import Head, HeadCard
@@ -44,13 +45,15 @@ from stepwise.training.head import read_all
 
 from .own_scorer import solved
 from .probe import HEAD, LENGTH, PLACE, PLAIN, head_fit
-from .scorers_arms import Settings, arms_of, asked
+from .scorers_arms import P_YES, Settings, arms_of, asked
 from .scorers_routing import route
 from .scorers_tables import CHEAP, Fit, cheap, fixed, quality_of, show, splits_of
 
+YES_OR_NO = "judge, Yes or No"
+
 
 class _Options(Options):
-    neutral = ("n", "only", "skip", "scorer", "probe", "folds", "batch", "route", "shares", "majority")
+    neutral = ("n", "only", "skip", "scorer", "probe", "folds", "batch", "route", "shares", "majority", "ratio")
 
     labels: tuple[Path, ...] = ()
     """files of labelled solutions"""
@@ -94,6 +97,8 @@ class _Options(Options):
     """of drafts that a threshold flags"""
     majority: tuple[PositiveInt, ...] = (1, 3, 5, 9)
     """solutions of the weak model that vote"""
+    ratio: PositiveFloat | None = None
+    """weights of the strong model over the weak one's to count parameter-tokens with; their own"""
     batch: PositiveInt = 16
     """problems at once"""
 
@@ -151,11 +156,20 @@ def _measured(
     settings = Settings(args.samples, args.template, args.votes, args.critique_tokens)
     arms = {name: arm for name, arm in arms_of(run.config, weak, args.scorer, settings).items() if args.wants(name)}
     for name, said in asked(run, arms, solutions).items():
-        fits[name] = fixed([None if said[s].error else said[s].scores for s in solutions], solutions)
+        scores = [None if said[s].error else said[s].scores for s in solutions]
+        fits[name] = fixed(scores, solutions)
+        if name == P_YES:  # what it would say is the likelier answer
+            fits[YES_OR_NO] = fixed([each and [float(p >= 0.5) for p in each] for each in scores], solutions)
         usage = [said[s].usage for s in solutions]
         tokens = sum(each.evaluated_tokens + each.generated_tokens for each in usage)
         costs[name] = f"{tokens / steps:.0f}", f"{sum(said[s].seconds for s in solutions) / steps:.2f}"
-    rows = [quality_of(name, fit, solutions, splits) for name, fit in fits.items() if name == CHEAP or args.wants(name)]
+    rows = []
+    for name, fit in fits.items():
+        if name == CHEAP or args.wants(name):
+            try:
+                rows.append(quality_of(name, fit, solutions, splits))
+            except DataError as error:  # it gave no scores, say; the others are worth seeing
+                run.say(f"{name} is left out: {error}")
     errors, problems = sum(s.first_error is not None for s in solutions), len({s.problem_id for s in solutions})
     chosen = "the other half" if len(splits) == 1 else f"{len(splits)} folds"
     run.say(f"{title}: {len(solutions)} solutions of {problems} problems, {errors} first errors among {steps} steps")

@@ -25,6 +25,7 @@ from stepwise.seeds import stable_hash
 from stepwise.types import Step, Usage, as_problem
 
 ROWS = "rows.jsonl"
+P_YES = "judge, P(yes)"
 ANSWER_TOKENS = 16  # of a number in words
 Ask = Callable[[LabelledSolution], Scored]
 Load = Callable[[ExitStack], Ask]
@@ -63,7 +64,6 @@ def arms_of(config: Config, weak: bool, scorers: Sequence[str], settings: Settin
     if is_lab(model.model):
         return arms | agreement
     fields: dict[str, Any] = {name: getattr(model, name) for name in LoadConfig.model_fields}
-    judge = {"kind": "judge"}
     critic = {"kind": "generative", **settings._asdict()}
     del critic["samples"]
 
@@ -72,8 +72,7 @@ def arms_of(config: Config, weak: bool, scorers: Sequence[str], settings: Settin
 
     return {
         **arms,
-        "judge, P(yes)": load(judge),
-        "judge, Yes or No": load({**judge, "ask": "verdict"}),
+        P_YES: load({"kind": "judge"}),
         "judge, a number in words": partial(_in_words, config),
         **agreement,
         f"generative, {settings.template}": load(critic),

@@ -160,7 +160,7 @@ def show(run: Run[Any], rows: Sequence[Row], arms: Sequence[Arm], facts: Mapping
     title = "accuracy at shares of the strong model's own tokens; against Random at equal cost, points"
     run.table(f"{n} problems: {title}", heads, lines)
     ratio = facts["sizes"]["strong"] / facts["sizes"]["weak"]
-    run.say(f"The strong model is {ratio:.2f} times the weak one; two settings that differ by less than "
+    run.say(f"The strong model counts as {ratio:.2f} times the weak one; two settings that differ by less than "
             f"{100 * sees(n):.0f} points are not told apart by {n} problems.")  # fmt: skip
 
 

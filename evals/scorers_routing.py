@@ -191,4 +191,5 @@ def _facts(run: Run[Any], weak: Any, strong: Any, scorers: Mapping[str, Scorer])
     if not path.exists():
         path.write_text(json.dumps({"weak": rates_of(weak), "strong": rates_of(strong)}))
     sizes = {name: float(each.parameters or 0) for name, each in {"weak": weak, "strong": strong, **scorers}.items()}
+    sizes["strong"] = sizes["weak"] * run.args.ratio if run.args.ratio else sizes["strong"]
     return {"rates": json.loads(path.read_text()), "sizes": sizes}
