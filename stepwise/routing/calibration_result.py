@@ -92,8 +92,8 @@ class Calibrated(InNotebook):
         got, kind = self.achieved, "" if self.unit == "strong_tokens" else f" ({self.unit} {self.budget:g})"
         return "\n".join(filter(None, (
             f"{label_of(self.policy)}, set for {self.limit:.1f} strong tokens a problem{kind}",
-            f"on {got.problems} other problems: strong tokens a problem {got.cost}, accuracy {got.accuracy}, "
-            f"gap recovered {got.pgr}",
+            f"on {got.problems} other problems: strong tokens a problem {got.cost}, accuracy {got.accuracy}"
+            + ("" if got.pgr.value is None else f", gap recovered {got.pgr}"),
             f"weak model alone: accuracy {got.weak_accuracy}; strong: {got.strong_accuracy}",
             f"promise: {self.promise}" if self.promise else "",
             f"note: {self.note}" if self.note else "",

@@ -229,7 +229,7 @@ def test_a_calibration_is_read_back_as_it_was_written_and_its_policy_is_read_fro
     made = found(Signalled(ScoreDrop(), 0.0), 12)
     first, second, third, *_ = str(made).splitlines()
     assert first == f"{label_of(made.policy)}, set for 12.0 strong tokens a problem"
-    assert f"strong tokens a problem {made.achieved.cost}, accuracy {made.achieved.accuracy}, " in second
+    assert f"strong tokens a problem {made.achieved.cost}, accuracy {made.achieved.accuracy}" in second
     assert third.startswith(f"weak model alone: accuracy {made.achieved.weak_accuracy}; strong: ")
     made.save(tmp_path / "set.json")
     assert Calibrated.load(tmp_path / "set.json") == made
