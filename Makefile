@@ -1,4 +1,5 @@
 # make demo    install what is needed to run, then route lab problems and write out/demo/report.html
+# make demo-loop   install what training needs too, then two rounds of learning live; writes out/demo-loop/report.html
 # make test    install everything, then run the fast tests
 # make test-latest   the tests of LiteLLM, DSPy, transformers and PEFT with their newest versions
 # Each is complete on a fresh machine with Python 3.11 or later, a C++ compiler and make. A second call installs nothing,
@@ -39,10 +40,14 @@ LATEST_TESTS := tests/models/test_provider.py tests/models/test_provider_dspy.py
 	tests/models/test_litellm.py tests/critics tests/scorers/test_classifier.py tests/training/test_lora.py \
 	tests/training/test_logprobs.py tests/training/test_merge.py tests/training/test_export_lora.py
 
-.PHONY: demo test test-slow test-latest lint lab clean
+.PHONY: demo demo-loop test test-slow test-latest lint lab clean
 
 demo: $(VENV)/.core
 	@$(BIN)/python -m programs.demo --overwrite
+
+demo-loop: $(VENV)/.train
+	@$(BIN)/python -m programs.loop --lab 50 --n 40 --rounds 2 --samples 1 --refit probe --rollouts 2 --guided 8 \
+		--set sft.learning_rate=1e-3 --set rl.learning_rate=1e-3 --set rl.steps=6 --out out/demo-loop
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist worksteal
@@ -83,6 +88,12 @@ $(VENV)/.llama-$(BUILD): $(VENV)/.python constraints.txt
 $(VENV)/.core: $(VENV)/.llama-$(BUILD) pyproject.toml constraints.txt
 	@echo "Installing stepwise."
 	@$(PIP) -e .
+	@$(CHECKOUT_FIRST)
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.core
+	@echo "Installing what training needs (PyTorch is the largest part)."
+	@$(PIP) -e ".[train]"
 	@$(CHECKOUT_FIRST)
 	@touch $@
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from stepwise.models.caps import spent_in
 from stepwise.models.store import Answer, CallCache
 from stepwise.rounds import LoopPoint, LoopResult, LoopRound, LoopSettings
 from stepwise.rounds.caps import left_for
+from stepwise.rounds.detector import detection
 from stepwise.rounds.scoring import auroc_of, fit_scorer, kind_of
 from stepwise.routing import Always, Escalate, Exploring, Keep, Never, Threshold, View
 from stepwise.routing.compare import PolicyRow
@@ -203,6 +205,22 @@ def test_what_is_made_anew_follows_from_the_scorer() -> None:
         kind_of("calibration", ScorerConfig(kind="constant"))
     with pytest.raises(NothingToLearnError, match="labels are of 3 problems"):
         fit_scorer("probe", labelled()[:3], sw.Config.lab(), Path("unused"))
+
+
+def test_a_scorer_as_a_detector_counts_drafts_up_to_the_first_error_that_stayed() -> None:
+    def first_error(problem: Problem, steps: Sequence[str]) -> int | None:
+        return next((i for i, step in enumerate(steps) if "wrong" in step), None)
+
+    caught = Step("Right.", "strong", discarded=(Step("wrong", "weak", score=0.1),))
+    needless = Step("Right.", "strong", discarded=(Step("Fine.", "weak", score=0.2),))
+    kept, missed = Step("Fine.", "weak", score=0.9), Step("wrong", "weak", score=0.8)
+    problem = Problem("p", "?")
+    found = detection([Trace(problem, (caught, needless, kept, missed, missed))], first_error)
+    assert (found.drafts, found.wrong, found.escalated, found.caught, found.missed) == (4, 2, 2, 1, 1)
+    assert (found.precision, found.recall) == (0.5, 0.5)
+    assert found.ece is not None
+    assert 0.3 < found.ece < 0.5
+    assert detection([], first_error).precision is None
 
 
 def test_the_same_share_of_kept_steps_is_explored_whatever_the_policy() -> None:

@@ -9,11 +9,24 @@ from typing import Any, Literal
 from stepwise.errors import DataError
 from stepwise.lab.problems import SPLITS, Knobs, LabProblem, generate
 
-__all__ = ["ADAPTERS", "MODELS", "SPLITS", "Knobs", "LabProblem", "card", "generate", "model_path"]
+__all__ = [
+    "ADAPTERS",
+    "MODELS",
+    "ROUNDS",
+    "SPLITS",
+    "Knobs",
+    "LabProblem",
+    "card",
+    "generate",
+    "model_path",
+    "round_path",
+]
 
 MODELS = ("lab-weak", "lab-strong", "lab-scorer")
 ADAPTERS = {"lab-critic": "lab-weak"}
 """LoRA adapters, each with the model it belongs to."""
+ROUNDS = (1, 2)
+"""Rounds of a loop in the lab whose adapter of lab-weak ships, with a probe fitted to what lab-weak writes with it."""
 _FOLDER = Path(__file__).parent / "models"
 
 
@@ -45,3 +58,17 @@ def card(name: str) -> dict[str, Any]:
     """
     loaded: dict[str, Any] = json.loads((model_path(name).parent / "card.json").read_text())
     return loaded
+
+
+def round_path(number: int) -> Path:
+    """The folder of a round of `ROUNDS`: adapter.gguf, the probe in head, and card.json with the commands that made
+    them. Raises DataError where it is missing.
+
+    Example:
+        >>> sorted(path.name for path in round_path(1).iterdir())
+        ['adapter.gguf', 'card.json', 'head']
+    """
+    path = _FOLDER / f"lab-round-{number}"
+    if not (path / "adapter.gguf").is_file():
+        raise DataError(f"{path} has no adapter.gguf; the rounds that ship are {', '.join(map(str, ROUNDS))}")
+    return path

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import stepwise as sw
 from evals.lab import right, sample
 from stepwise.errors import DataError
 from stepwise.export.tokenizer import check_train_from
-from stepwise.lab import ADAPTERS, MODELS, card, model_path
+from stepwise.lab import ADAPTERS, MODELS, ROUNDS, card, model_path, round_path
 from stepwise.lab.problems import generate
 from stepwise.routing import Threshold
 from stepwise.stats import auroc
@@ -31,6 +33,28 @@ def test_the_models_are_small_and_have_cards_with_measured_figures() -> None:
     for name in MODELS:
         assert card(name)["recipe"]["tokens"] > 1e6
         assert "evals.lab" in card(name)["measured"]["command"]
+
+
+@pytest.mark.parametrize("number", ROUNDS)
+def test_a_round_that_ships_has_a_probe_for_its_adapter_and_says_how_it_was_made(number: int) -> None:
+    folder = round_path(number)
+    made = json.loads((folder / "card.json").read_text())
+    assert "stepwise loop" in made["made by"]["adapter.gguf"]
+    assert made["data"]
+    assert "seed" in made
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 1e6
+    config = sw.Config.lab()
+    weak = config.models.weak.model_copy(update={"adapter": str(folder / "adapter.gguf")})
+    scorer = sw.load_scorer({"kind": "probe", "model": f"probe/{folder / 'head'}"}, prompt=config.prompt, weak=weak)
+    problem = generate("test", 1)[0].problem
+    score = scorer.score(problem, sw.split_steps(problem.reference or "")[:1])
+    scorer.close()
+    assert 0 <= score[0] <= 1
+
+
+def test_a_round_that_does_not_ship_is_refused() -> None:
+    with pytest.raises(DataError, match="the rounds that ship are 1, 2"):
+        round_path(7)
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones() -> None:

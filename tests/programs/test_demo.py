@@ -37,7 +37,7 @@ def test_the_demo_prints_a_table_and_writes_page_traces_and_figures(
     assert LAB_NOTICE in page
     assert "Threshold 0.50" in page
     views = read_rows(tmp_path / "traces.jsonl", TraceView)
-    assert len(views) == 12 * len(demo.POLICIES)
+    assert len(views) == 12 * (len(demo.POLICIES) + 2 * len(demo.LATER) + len(demo.PROBED))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert [row["policy"] for row in metrics["policies"]][:2] == ["Never (weak alone)", "Always (strong alone)"]
     assert metrics["policies"][1]["accuracy"] == 1.0
@@ -48,7 +48,9 @@ def test_the_demo_prints_a_table_and_writes_page_traces_and_figures(
 def test_the_demo_starts_anew_each_time(world: LabWorld, tmp_path: Path) -> None:
     for _ in range(2):
         assert demo.main(["--problems", "3", "--out", str(tmp_path), "--show", "0"]) == 0
-    assert len(read_rows(tmp_path / "traces.jsonl")) == 3 * len(demo.POLICIES)
+    assert len(read_rows(tmp_path / "traces.jsonl")) == 3 * (
+        len(demo.POLICIES) + 2 * len(demo.LATER) + len(demo.PROBED)
+    )
 
 
 def test_ctrl_c_leaves_a_page_of_the_policies_that_are_done(
