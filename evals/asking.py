@@ -43,6 +43,8 @@ from .routing_world import opened, problems_of
 
 BUDGETS = (0.03, 0.05, 0.1, 0.2, 0.3)
 """Shares of the strong model's own tokens."""
+SHARES = (0.03, 0.08, 0.15, 0.3)
+"""Of the steps on other problems that are escalated, by the probe and by who asks."""
 
 
 class _Options(Options):
@@ -54,12 +56,12 @@ class _Options(Options):
     """held out"""
     threshold: float = 0.9
     """of the routing that the warm start learns from"""
-    batches: PositiveInt = 15
+    batches: PositiveInt = 5
     """of 8 problems x 8 rollouts, for each cost"""
     costs: tuple[float, ...] = (0.005,)
     """of a strong token, in right answers"""
     points: PositiveInt = 6
-    """operating points of each arm"""
+    """operating points of threshold and plan"""
 
 
 @program(_Options, doc=__doc__)
@@ -78,13 +80,13 @@ def main(run: Run[_Options]) -> None:
     head = _probe(run, generate("train", args.train))
     probed = run.config.model_copy(update={"scorer": head})
     thresholds = _scores_of(run, probed, others)
-    arms["probe"] = _measured(run, probed, "probe", _spread(Threshold(0.5), "low", thresholds, args.points), measured)
+    arms["probe"] = _measured(run, probed, "probe", _spread(Threshold(0.5), "low", thresholds), measured)
     asking = _trained(run, routed, training)
     odds: dict[str, Callable[[Sequence[tuple[Problem, Sequence[str]]]], list[list[float]]]] = {}
     for name, adapter in asking.items():
         cfg = _with_adapter(run.config, adapter)
         seen = [x for line in _odds(cfg, _own(run, cfg, name, others, Relay(bias=-100.0))) for x in line]
-        relays = [policy.at(-policy.point) for policy in _spread(Relay(), "high", seen, args.points)]
+        relays = [policy.at(-policy.point) for policy in _spread(Relay(), "high", seen)]
         arms[f"asks, {name}"] = _measured(run, cfg, name, relays, measured)
         odds[f"P(call), {name}"] = lambda items, cfg=cfg: _odds(cfg, items)  # type: ignore[misc]
     _show(run, alone, arms)
@@ -99,10 +101,17 @@ def _trained(run: Run[_Options], routed: Sequence[Trace], problems: Sequence[Pro
     from stepwise.training import grpo, sft
 
     args, counts = run.args, Counter[str]()
-    overrides = {"marker": MARKER, "steps": args.batches, "problems": 8, "learning_rate": 1e-3, "max_tokens": 400}
+    overrides = {
+        "marker": MARKER,
+        "steps": args.batches,
+        "problems": 8,
+        "learning_rate": 1e-3,
+        "max_tokens": 400,
+        "look": 0,
+    }
     cfg = run.config.model_copy(update={
         "rl": run.config.rl.model_copy(update=overrides),
-        "sft": run.config.sft.model_copy(update={"epochs": 4, "batch": 32, "learning_rate": 1e-3}),
+        "sft": run.config.sft.model_copy(update={"epochs": 3, "batch": 32, "learning_rate": 1e-3}),
     })  # fmt: skip
     rows = call_rows(routed, cfg, counts)
     run.say(f"Warm start: {dict(counts)}, {len(rows)} rows")
@@ -110,7 +119,7 @@ def _trained(run: Run[_Options], routed: Sequence[Trace], problems: Sequence[Pro
     found = {"warm start": warm}
     for cost in args.costs:
         priced = cfg.model_copy(update={"rl": cfg.rl.model_copy(update={"strong_cost": cost})})
-        found[f"RL at {cost:g}"] = grpo(problems, priced, run.path(f"rl-{cost:g}"), adapter=warm)
+        found[f"RL at {cost:g}"] = grpo(problems, priced, run.path(f"rl-{cost:g}-{args.batches}"), adapter=warm)
     return {name: folder / "adapter.gguf" for name, folder in found.items()}
 
 
@@ -170,10 +179,9 @@ def _odds(cfg: Config, items: Sequence[tuple[Problem, Sequence[str]]]) -> list[l
         return [[log_odds(next(answers).call) for _ in steps] for _, steps in items]
 
 
-def _spread(policy: Any, worse: Any, values: Sequence[float], points: int) -> list[Any]:
-    """The policy at settings that flag growing shares of `values`."""
-    shares = [0.6 * ((i + 1) / points) ** 2 for i in range(points)]
-    return [policy.at(x) for x in dict.fromkeys(threshold_at(worse, values, share) for share in shares)]
+def _spread(policy: Any, worse: Any, values: Sequence[float]) -> list[Any]:
+    """The policy at settings that flag `SHARES` of `values`."""
+    return [policy.at(x) for x in dict.fromkeys(threshold_at(worse, values, share) for share in SHARES)]
 
 
 def _with_adapter(cfg: Config, adapter: Path) -> Config:

@@ -35,8 +35,8 @@ def test_the_share_of_the_gap_is_read_off_the_line_through_the_settings_and_both
 
 def test_settings_flag_growing_shares_and_no_setting_twice() -> None:
     values = [i / 100 for i in range(100)]
-    tried = asking._spread(Threshold(0.5), "low", values, 4)
+    tried = asking._spread(Threshold(0.5), "low", values)
     flagged = [sum(value < policy.threshold for value in values) for policy in tried]
     assert flagged == sorted(flagged)
-    assert (flagged[0], flagged[-1]) == (3, 60)
-    assert len(asking._spread(Relay(), "high", [1.0] * 50, 4)) == 1
+    assert (flagged[0], flagged[-1]) == (3, 30)
+    assert len(asking._spread(Relay(), "high", [1.0] * 50)) == 1
