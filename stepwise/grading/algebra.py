@@ -23,7 +23,7 @@ from stepwise.grading.text import Role, Unreadable, closing, split
 
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\d.])")
 _NOT_MATH = re.compile(
-    r"(?<![\d_^{])\d+\s+\d|(?<![\w^{.])\d+\s*_|(?<![A-Za-z\\{])[A-Za-z]{5,}|\\text|\\\{|\\[lcdv]?dots|\\(?:max|min)\s*_|!\s*!"
+    r"(?<![\d_^{])\d+\s+\d|(?<![\w^{.])\d+\s*_|(?<![A-Za-z\\{])[A-Za-z]{5,}|\\text|\\\{|\\[lcdv]?dots|\\(?:max|min)\s*_|!\s*!|[)\]}]\s*'"
 )
 _TRIGONOMETRIC = re.compile(
     r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\^\s*(?:\d|\{\d\})\s*)?)([({]?)\s*(\d+(?:\.\d+)?)\s*°"

@@ -28,6 +28,7 @@ _CHOICE = re.compile(
     r"(?:[(\[]\s*(?:\\text\s*\{\s*)?([A-Ja-j])\s*\}?\s*[)\]]|(?:\\text\s*\{\s*)?([A-J])\s*\}?\s*(?:[:.]|\))|(?:\\text\s*\{\s*)?([A-Ja-j])\s*\}?(?=$))"
     r"\s*[:.]?\s*(.*)"
 )
+_OPERATION = re.compile(r"[+*/^=!_']|\\(?:cdot|times|div|pm|mp)(?![A-Za-z])|(?<=[)\]}A-Za-z])-")
 _NO_SOLUTION = re.compile(
     r"(?:there (?:is|are) )?no (?:real |such |possible )?(?:solutions?|values?)|none|(?:the )?empty set|∅"
 )
@@ -80,7 +81,7 @@ def compare(prediction: str, gold: str, algebra: Algebra, *, shortcut: bool = Tr
     if (point := _POINT.fullmatch(text)) and gold_text.startswith("("):
         text = point[1]  # `P(3, 4)`: a point and its name
     text = _with_variable_of(gold_text, text)
-    left = read(text, "prediction", _words_of(gold_text) | {right.unit})
+    left = read(text, "prediction", _words_of(gold_text) | {right.unit or "text"})
     said = left.word if right.word is None and not left.unit else None
     if said is not None and len(said.split()) >= 4 and re.search(r"[\d\\]", said):
         raise Unreadable("prediction", "it is a sentence, not an answer")
@@ -148,6 +149,8 @@ def _choice(text: str) -> tuple[str, str] | None:
     if match is None:
         return None
     rest = match[4].strip(" :.")
+    if _OPERATION.match(text.strip(), match.start(4)):
+        return None  # `(C)+1` is no option's text; `(C) -1` may be one
     return ((match[1] or match[2] or match[3]).upper(), rest) if not _CHOICE.match(rest + " ") else None
 
 

@@ -327,3 +327,7 @@ def test_a_base_may_be_omitted_and_one_that_the_gold_answer_has_not_leaves_open_
     assert not same("101_2", "5")
     with pytest.raises(Unreadable, match="names a base"):
         same("52_8", "52")
+
+
+def test_a_formula_with_a_power_is_no_unit_where_a_gold_answer_is_read_without_shortcut():
+    assert compare("3R^2", "3R^2", lambda left, right: left == right == "3R^2", shortcut=False)

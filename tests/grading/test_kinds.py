@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from stepwise.grading import Verdict, grade_many
+from stepwise.grading import Verdict, check_gold, grade_many
+from stepwise.types import Problem
 
 FOLDER = Path(__file__).parent
 
@@ -56,3 +57,9 @@ def test_a_tenth_of_the_second_set_is_judged_as_it_should_be():
 @pytest.mark.slow
 def test_all_of_the_second_set_is_judged_as_it_should_be():
     assert faults_of(SWEPT) == {"accepted": [], "missed": [], "broken": []}
+
+
+@pytest.mark.slow
+def test_every_gold_answer_equals_itself_without_the_shortcut_of_equal_texts():
+    for gold in {gold for _, gold, _, _ in (*ROWS, *SWEPT)}:
+        check_gold(Problem(gold, "?", gold))
