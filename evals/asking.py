@@ -23,7 +23,8 @@ from pydantic import PositiveInt
 
 from stepwise.config import Config
 from stepwise.data.calls import call_rows
-from stepwise.data.step_labels import LabelledSolution, measure_scores
+from stepwise.data.scorer_quality import measure_scores
+from stepwise.data.step_labels import LabelledSolution
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.models import load_backend
 from stepwise.models.base import Request

@@ -16,7 +16,8 @@ from pydantic import PositiveInt
 
 import stepwise as sw
 from stepwise.config import Config
-from stepwise.data.step_labels import LabelledSolution, measure_scores, threshold_of
+from stepwise.data.scorer_quality import measure_scores, threshold_of
+from stepwise.data.step_labels import LabelledSolution
 from stepwise.interventions.step_labels import read_attempts
 from stepwise.lab.families import SCORER_BLIND_SPOT
 from stepwise.lab.problems import LabProblem, generate

@@ -9,13 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.data.step_labels import (
-    LabelledSolution,
-    error_area,
-    judged_pairs,
-    measure_scores,
-    threshold_of,
-)
+from stepwise.data.scorer_quality import error_area, judged_pairs, measure_scores, threshold_of
+from stepwise.data.step_labels import LabelledSolution
 from stepwise.models.scorers.calibration import (
     Calibration,
     calibration_error,

@@ -13,13 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stepwise.config import Config, ScorerConfig
-from stepwise.data.step_labels import (
-    LabelledSolution,
-    check_step_labels,
-    judged_pairs,
-    measure_scores,
-    split_by_problem,
-)
+from stepwise.data.scorer_quality import judged_pairs, measure_scores
+from stepwise.data.step_labels import LabelledSolution, check_step_labels, split_by_problem
 from stepwise.errors import ConfigError, NothingToLearnError
 from stepwise.io import write_text
 from stepwise.models.caps import uncapped

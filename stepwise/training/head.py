@@ -16,16 +16,13 @@ from typing import Any
 import numpy as np
 
 from stepwise.config import Config
+from stepwise.data.scorer_quality import ScorerQuality, judged_pairs, measure_scores, threshold_of
 from stepwise.data.step_labels import (
     LabelledSolution,
     LabelSplits,
-    ScorerQuality,
     check_step_labels,
-    judged_pairs,
     load_step_labels,
-    measure_scores,
     split_by_problem,
-    threshold_of,
     with_splitter,
 )
 from stepwise.errors import BackendError, DataError, NothingToLearnError

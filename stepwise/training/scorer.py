@@ -22,15 +22,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from stepwise.config import Config, ScorerConfig
 from stepwise.config.training import PrmConfig
+from stepwise.data.scorer_quality import judged_pairs, measure_scores, threshold_of
 from stepwise.data.step_labels import (
     LabelledSolution,
     LabelSplits,
     check_step_labels,
-    judged_pairs,
     load_step_labels,
-    measure_scores,
     split_by_problem,
-    threshold_of,
     with_splitter,
 )
 from stepwise.errors import DataError

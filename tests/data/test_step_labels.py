@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from stepwise.data.scorer_quality import measure_scores, threshold_of
 from stepwise.data.step_labels import (
     LabelledSolution,
     check_step_labels,
     load_step_labels,
-    measure_scores,
     split_by_problem,
-    threshold_of,
     with_splitter,
     write_step_labels,
 )
