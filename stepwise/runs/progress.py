@@ -179,7 +179,7 @@ def heartbeat(name: str, *, seconds: float = 8.0, console: Console | None = None
             work_for_minutes()  # "stepwise mine: at work for 8 s"
     """
     console = console or Console(stderr=True)
-    began, ended = time.monotonic(), threading.Event()
+    began, ended, lock = time.monotonic(), threading.Event(), threading.Lock()
 
     def watch() -> None:
         quiet_since, wait = began, seconds
@@ -187,16 +187,17 @@ def heartbeat(name: str, *, seconds: float = 8.0, console: Console | None = None
             now = time.monotonic()
             quiet_since = now if _bars else max(quiet_since, _heard)
             if now - quiet_since >= wait:
-                _print_line(console, f"{name}: at work for {now - began:.0f} s")
+                with lock:
+                    if not ended.is_set():
+                        _print_line(console, f"{name}: at work for {now - began:.0f} s")
                 quiet_since, wait = now, min(2 * wait, max(60.0, seconds))
 
-    watcher = threading.Thread(target=watch, name="stepwise-heartbeat", daemon=True)
-    watcher.start()
+    threading.Thread(target=watch, name="stepwise-heartbeat", daemon=True).start()
     try:
         yield
     finally:
-        ended.set()
-        watcher.join()
+        with lock:  # the watcher prints nothing any more
+            ended.set()
 
 
 def _print_line(console: Console, text: str) -> None:
