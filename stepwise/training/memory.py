@@ -6,6 +6,8 @@ one row, the longest: attention costs most there, and what a pass costs beside i
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -67,6 +69,9 @@ def _peak_of(device: str, work: Callable[[], None]) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         before = int(torch.cuda.memory_allocated(device))
     elif sys.platform.startswith("linux"):
+        gc.collect()
+        with suppress(OSError, AttributeError):  # what the heap keeps would be used again without being seen: glibc's
+            ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):
             _RESET.write_text("5")  # the height begins anew
         before = _resident("VmRSS")

@@ -35,6 +35,15 @@ def test_micro_batches_are_what_fits_into_free_memory_and_stay_so(caplog: pytest
     assert fitted(LoraConfig(), "cpu", _ROW, never, state, free=1) == lora
 
 
+def test_memory_that_the_process_kept_from_earlier_work_hides_nothing() -> None:
+    torch.ones(2_000_000, dtype=torch.uint8)  # once it is freed, glibc takes such sizes from the heap
+    earlier = [torch.ones(1_900_000, dtype=torch.uint8) for _ in range(60)]
+    pin = torch.ones(1_900_000, dtype=torch.uint8)  # behind them, so that the heap cannot shrink
+    del earlier
+    assert fitted(LoraConfig(), "cpu", _ROW, probe, {}, free=1_000_000_000).micro_tokens < 2000
+    assert pin[-1] == 1
+
+
 def test_where_memory_is_not_short_the_setting_stands() -> None:
     lora = LoraConfig(micro_tokens=3000)
     assert fitted(lora, "cpu", _ROW, probe, {}, free=1 << 50) is lora
