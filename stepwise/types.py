@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from stepwise.errors import DataError, wrong_type
-from stepwise.records import items_of, record
-from stepwise.steps import Splitter, extract_answer, join_steps, split_steps
+from stepwise.records import record
+from stepwise.steps import Splitter, extract_answer, join_steps
 
 Finish = Literal["step", "answer", "eos", "length", "repeat", "error", "budget"]
 TraceFinish = Literal["", "answer", "capped", "eos", "length", "repeat", "error", "steps", "budget", "interrupted"]
@@ -339,19 +339,3 @@ def as_problem(problem: Problem | str) -> Problem:
     if not isinstance(problem, str):
         raise DataError(wrong_type("problem", problem, "give a Problem, or the text of a question"))
     return Problem(id="q-" + hashlib.sha256(problem.encode()).hexdigest()[:12], question=problem)
-
-
-def texts_of(steps: Any) -> list[str]:
-    r"""The texts of the steps of a solution: of a list of texts or steps, of a trace, or of a whole solution, which is
-    split. Raises DataError for anything else.
-
-    >>> texts_of("1 + 1 = 2.\n\nSo it is 2."), texts_of([Step("1 + 1 = 2.", "weak")])
-    (['1 + 1 = 2.', 'So it is 2.'], ['1 + 1 = 2.'])
-    """
-    if isinstance(steps, str):
-        return split_steps(steps)
-    steps = steps.steps if isinstance(steps, Trace) else steps
-    remedy = "give the texts of the steps, a Trace, or the whole solution as one text"
-    if not isinstance(steps, Sequence):
-        raise DataError(wrong_type("steps", steps, remedy))
-    return [step if isinstance(step, str) else step.text for step in items_of(steps, (str, Step), "steps", remedy)]

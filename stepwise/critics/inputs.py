@@ -7,8 +7,9 @@ from typing import Any
 
 from stepwise.data.problems import load_problems
 from stepwise.errors import DataError
+from stepwise.models.scorers.base import texts_of
 from stepwise.steps import encodable
-from stepwise.types import Problem, Step, Trace, texts_of
+from stepwise.types import Problem, Step, Trace
 
 Steps = Sequence[str | Step] | Trace | str
 """An attempt: its steps, a trace, or a whole solution, which is split."""

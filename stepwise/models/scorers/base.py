@@ -16,7 +16,9 @@ from stepwise.models.base import Completion
 from stepwise.models.driver import Batcher, Driver
 from stepwise.models.failures import failure_of
 from stepwise.plugins import Plugin, identity_of
-from stepwise.types import Failure, Problem, Usage, as_problem, texts_of
+from stepwise.records import items_of
+from stepwise.steps import split_steps
+from stepwise.types import Failure, Problem, Step, Trace, Usage, as_problem
 
 Item = tuple[Problem | str, Sequence[str]]
 
@@ -283,3 +285,19 @@ class WrappedScorer(BatchScorer):
     def close(self) -> None:
         """Free the scorer."""
         self.scorer.close()
+
+
+def texts_of(steps: Any) -> list[str]:
+    r"""The texts of the steps of a solution: of a list of texts or steps, of a trace, or of a whole solution, which is
+    split. Raises DataError for anything else.
+
+    >>> texts_of("1 + 1 = 2.\n\nSo it is 2."), texts_of([Step("1 + 1 = 2.", "weak")])
+    (['1 + 1 = 2.', 'So it is 2.'], ['1 + 1 = 2.'])
+    """
+    if isinstance(steps, str):
+        return split_steps(steps)
+    steps = steps.steps if isinstance(steps, Trace) else steps
+    remedy = "give the texts of the steps, a Trace, or the whole solution as one text"
+    if not isinstance(steps, Sequence):
+        raise DataError(wrong_type("steps", steps, remedy))
+    return [step if isinstance(step, str) else step.text for step in items_of(steps, (str, Step), "steps", remedy)]
