@@ -21,6 +21,7 @@ from itertools import pairwise
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from stepwise.grading.compound import Compound, read_compound
 from stepwise.grading.exact import TooBig, evaluate, is_rounded
 from stepwise.grading.prose import is_no_gold, is_prose, plain_words
 from stepwise.grading.text import Role, Unreadable, closing, key, split, strip_parentheses, without_condition
@@ -36,7 +37,7 @@ class ParsedAnswer:
     `value` with `unit`: a number. `word`: a word, phrase or clock time. `kind` with `items`: a group, `kind` being its
     brackets, "list", "union", "matrix", "row" or "approx" (an exact value and the rounded one). `relation`: an equation
     or inequality. None of them: algebra. `name` is what stood before `=`; `whole` is then the text with it. `condition`
-    is what was set aside behind it.
+    is what was set aside behind it. `compound`: an amount in several units, which may be a list too.
 
     >>> ParsedAnswer("12", value=Fraction(12), unit="cm").unit  # "12 cm"
     'cm'
@@ -52,6 +53,7 @@ class ParsedAnswer:
     relation: bool = False
     whole: str = ""
     condition: str = ""
+    compound: Compound | None = None
 
 
 _THOUSANDS = re.compile(r"[-$€£\s]*\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d*,).*")
@@ -104,12 +106,13 @@ def read(text: str, role: Role, known: frozenset[str] | None = None) -> ParsedAn
     reader = _Reader(known)
     try:
         text, condition = without_condition(text)
-        if role == "gold" and is_no_gold(text):
+        several_units = read_compound(text) is not None
+        if role == "gold" and is_no_gold(text) and not several_units:
             raise Unreadable(role, "it is a sentence, not an answer")
         said = (
             is_prose(_NAME_IN_WORDS.sub("", text)) and spelled(plain_words(text)) is None and not _CLOCK.fullmatch(text)
         )
-        if said and (known is not None or not reader.is_number(text)):
+        if said and not several_units and (known is not None or not reader.is_number(text)):
             return ParsedAnswer(text, word=plain_words(text))
         depth = 0
         for char in text:
@@ -137,6 +140,13 @@ class _Reader:
 
     def read(self, text: str) -> ParsedAnswer:
         text = text.strip()
+        if (compound := read_compound(text)) is None:
+            return self.read_plain(text)
+        if not compound.listed:
+            return ParsedAnswer(text, kind="compound", compound=compound)
+        return replace(self.group(text, "list", split(text, _LIST)), compound=compound)
+
+    def read_plain(self, text: str) -> ParsedAnswer:
         if clock := _CLOCK.fullmatch(text):
             numbers = ":".join(str(int(part)) for part in clock[1].split(":"))
             half = re.sub(r"[^apm]", "", (clock[2] or "").lower())

@@ -7,6 +7,7 @@ r"""When two answers are equal.
   unordered and equal each other, but values that the gold answer names (`a=1, b=2`) must come in its order.
 - Words ignore case and spaces. A choice label ignores brackets and case, and the option's text behind it: (A) 13, a and
   A are equal, and (A) 13 equals 13. Clock times and ratios are compared as written.
+- Amounts in several units ("2 hours 30 minutes") are values, see `compound.py`; no other unit is converted.
 - Anything else is algebra: the caller supplies the function that decides it.
 """
 
@@ -177,6 +178,9 @@ def _same(one: ParsedAnswer, other: ParsedAnswer, algebra: Algebra) -> bool:
         and alone[0].value is not None
     ):
         one, other = (alone[0] if answer.kind else answer for answer in (one, other))  # a set of one number
+    plain_list = any(answer.kind == "list" and not answer.compound for answer in (one, other))
+    if (one.compound or other.compound) and not plain_list:
+        return _same_compound(one, other)
     if one.kind or other.kind:
         return _same_group(one, other, algebra)
     if one.unit.startswith("base ") and not other.unit and one.unit != "base 10":
@@ -204,6 +208,24 @@ def _same(one: ParsedAnswer, other: ParsedAnswer, algebra: Algebra) -> bool:
         # Two or three bare letters are a word as likely as a product: "Yes" equals "yes", and ab equals ba.
         return one.latex.casefold() == other.latex.casefold() or sorted(one.latex) == sorted(other.latex)
     return algebra(_formula(one), _formula(other))
+
+
+def _same_compound(one: ParsedAnswer, other: ParsedAnswer) -> bool:
+    """An amount in several units against another, or against one number."""
+    amount = one.compound or other.compound
+    assert amount is not None
+    if one.compound and other.compound:
+        return one.compound.scale == other.compound.scale and one.compound.total == other.compound.total
+    single = other if one.compound else one
+    if single.word is not None:
+        raise Unreadable("prediction", "whether it is an amount in these units cannot be told")
+    if single.value is None or (single.unit and amount.single(single.value, single.unit) != amount.total):
+        return False
+    if not single.unit and not amount.units_of(single.value):
+        return False
+    if not single.unit or amount.listed:
+        raise Unreadable("prediction", "whether it is an amount in these units cannot be told")
+    return True
 
 
 def _check_base(one: ParsedAnswer, other: ParsedAnswer) -> None:

@@ -76,7 +76,10 @@ _REWRITES = [
             r"\\text{\1/\2}",
         ),
         (r"_\s*\{\s*\\text\s*\{\s*([A-Za-z]+)\s*\}\s*\}|_\s*\\text\s*\{\s*([A-Za-z]+)\s*\}", r"_{\1\2}"),
-        (r"(?<!_\{)\\(?:mathrm|text)\s*\{\s*(gcd|lcm|max|min|mod|sgn|floor|ceil)\s*\}", r"\\\1 "),
+        (
+            r"(?<!_\{)\\(?:mathrm|text)\s*\{\s*(gcd|lcm|max|mod|sgn|floor|ceil|min(?=\s*\}\s*(?:[(_]|\\[{(l])))\s*\}",
+            r"\\\1 ",
+        ),
         (r"\\(?:simeq|approxeq|doteq)(?![A-Za-z])", r"\\approx"),
         (r"\\[lr]vert(?![A-Za-z])", "|"),
         (r"\\text\{\s*\\?([$%])\s*\}", r"\1"),
