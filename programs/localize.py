@@ -38,7 +38,7 @@ from stepwise.records import from_json
 from stepwise.report.terminal import printable, show_intervention, show_localization
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.runs.shell import PIPE, POSITIONAL, Options, Run, complain, program
-from stepwise.steps import encodable
+from stepwise.steps import SplitMode, encodable, split_steps
 from stepwise.types import Problem, Trace, Usage, as_problem
 
 _FIELDS = ("id", "question", "problem", "steps", "solution", "reference", "answer", "label")
@@ -65,6 +65,8 @@ class _Options(Options):
     """ask about all rows of FILE, which has ProcessBench's columns, and compare with a constant guess"""
     n: PositiveInt | None = None
     """with --compare: the first N rows"""
+    split: SplitMode = "paragraphs"
+    """where a step of a whole solution ends; "numbered" and "lines" are for one without blank lines"""
     first_error: int | None = None
     """with --propose: it is step N (from 0), do not look for it"""
     as_json: Annotated[bool, Parameter("--json")] = False
@@ -82,8 +84,9 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 
 
 def _size(problem: Problem, steps: list[str]) -> tuple[int, int]:
-    texts = (problem.question, problem.reference or "", *steps)
-    return sum(len(text.encode("utf-8", "replace")) for text in texts), len(steps)
+    return sum(len(t.encode("utf-8", "replace")) for t in (problem.question, problem.reference or "", *steps)), len(
+        steps
+    )
 
 
 @program(_Options, doc=__doc__, plan=_plan, resumable=False)
@@ -104,6 +107,7 @@ def main(run: Run[_Options], module: Callable[[Config], Any] | None = None) -> i
     failure = next((result.failure for result in (located, proposed) if result is not None and result.failure), None)
     if run.args.as_json:
         row = {"id": attempt.problem.id, "steps": attempt.steps, "label": attempt.label, "first_error": first}
+        row |= {"split": run.args.split} if run.args.split != "paragraphs" else {}
         row |= _located_row(located) if located is not None else {}
         row |= _proposed_row(attempt, proposed) if run.args.propose else {}
         run.say_json(row | {"failure": failure})
@@ -278,20 +282,19 @@ def _read_attempt(args: _Options) -> _Attempt:
         raise DataError(f"{where} is not UTF-8 ({error}); save it as UTF-8") from None
     parts = re.split(r"^---[ \t]*$", text, flags=re.MULTILINE)
     if len(parts) > 1 or not text.lstrip().startswith(("{", "[")):
-        return _from_text(parts, where)
+        return _from_text(parts, where, args.split)
     try:
         rows = parse_table(data, where)
     except DataError as error:
         raise DataError(f"{error}, or write plain text, a line --- between problem and attempt") from None
     if args.row is None and len(rows) > 1 and isinstance(rows[0], Mapping):
         raise DataError(f"{where} holds {len(rows)} attempts; choose one with --row, 1 to {len(rows)}")
-    place = args.row or 1
-    if place > len(rows):
+    if (place := args.row or 1) > len(rows):
         raise DataError(f"--row is {place}, but {where} holds {len(rows)} attempts; give a smaller number")
-    return _from_row(rows[place - 1], where if len(rows) == 1 else f"{where}, row {place}")
+    return _from_row(rows[place - 1], where if len(rows) == 1 else f"{where}, row {place}", args.split)
 
 
-def _from_text(parts: list[str], where: str) -> _Attempt:
+def _from_text(parts: list[str], where: str, split: SplitMode) -> _Attempt:
     if not 2 <= len(parts) <= 3:
         raise DataError(
             f"{where} has {len(parts) - 1} lines ---; it needs one between problem and attempt, and one more before a "
@@ -300,12 +303,11 @@ def _from_text(parts: list[str], where: str) -> _Attempt:
     for name, text in zip(("problem", "attempt", "reference"), parts, strict=False):
         if not text.strip():
             raise DataError(f"{where}: the {name} is empty; write it, or leave out the line --- of a reference")
-    problem = as_problem(parts[0].strip())
-    reference = parts[2].strip() if len(parts) == 3 else None
-    return _Attempt(Problem(id=problem.id, question=problem.question, reference=reference), as_steps(parts[1]))
+    problem, reference = as_problem(parts[0].strip()), parts[2].strip() if len(parts) == 3 else None
+    return _Attempt(Problem(problem.id, problem.question, None, reference), as_steps(split_steps(parts[1], split)))
 
 
-def _from_row(row: Any, where: str) -> _Attempt:
+def _from_row(row: Any, where: str, split: SplitMode) -> _Attempt:
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is {str(row)[:80]!r}; it must be an object with question and steps")
     if isinstance(row.get("problem"), Mapping):
@@ -329,18 +331,16 @@ def _from_row(row: Any, where: str) -> _Attempt:
         if not isinstance(value, str | None):
             raise DataError(f"{where}, field {name}: it is {value!r}; write it as a text, in quotes")
         texts[name] = value and encodable(value)
-    steps, label = as_steps(_one_of(row, ("steps", "solution"), where)), row.get("label")
+    given, label = _one_of(row, ("steps", "solution"), where), row.get("label")
+    steps = as_steps(split_steps(given, split) if isinstance(given, str) else given)
     if label is not None and (type(label) is not int or not -1 <= label < len(steps)):
         raise DataError(f"{where}, field label: it is {label!r}; give a step's number, or -1 for no error")
     named = texts["id"] or as_problem(question).id
-    return _Attempt(
-        Problem(id=named, question=question, answer=texts["answer"], reference=texts["reference"]), steps, label
-    )
+    return _Attempt(Problem(named, question, texts["answer"], texts["reference"]), steps, label)
 
 
 def _one_of(row: Mapping[str, Any], names: tuple[str, str], where: str) -> Any:
-    given = [name for name in names if row.get(name) is not None]
-    if len(given) != 1:
+    if len(given := [name for name in names if row.get(name) is not None]) != 1:
         what = "are both there" if given else "are both missing"
         raise DataError(f"{where}: the fields {names[0]} and {names[1]} {what}; give one of them")
     return row[given[0]]

@@ -188,6 +188,11 @@ DISPLAYS = [
     "\\begin{tabular}{c}\na\n\n\nb\n\\end{tabular}",
     "\\begin{cases}\\begin{array}{c}\n\n1\\end{array}\n\n2\\end{cases}",
     "\\[\\begin{pmatrix}1\\\\[4pt]\n\n2\\end{pmatrix}\\]",
+    "\\begin{array}{c}\\begin{array}{c}1\n\n\\end{array}\n\n2\\end{array}",
+    "\\begin{align*}\n" + "\\\\\n\n".join("abcdefgh") + "\n\\end{align*}",
+    "\\begin{align2}\na\n\nb\\end{align2}",
+    "[ASY]\ndraw(a);\n\ndot(b);\n[/ASY]",
+    "<asy>\ndraw(a);\n\ndot(b);\n</asy>",
 ]
 
 
@@ -209,6 +214,9 @@ def test_a_blank_line_in_a_drawing_a_formula_or_an_environment_does_not_end_a_st
         "It costs \\$5 and \\$6.\n\nc",
         "\\begin{proof} So.\n\nc",
         "the row \\\\[4pt] ends\n\nc",
+        "`\\[` opens a formula, and \\verb|$$| too\n\nc",
+        "$\\left\\[ a \\right)$\n\nc",
+        "\\begin{claim} So.\n\nc",
     ],
 )
 def test_what_is_closed_on_its_line_or_holds_prose_keeps_nothing_together(text):
@@ -237,6 +245,7 @@ def test_texts_without_blank_lines_are_split_by_a_mode_that_is_asked_for():
         "\\[\nx\n\ny\n\\]",
         "1.5 litres",
     ]
+    assert split_steps("Step one: add.\nStep two: stop.", mode="numbered") == ["Step one: add.", "Step two: stop."]
     assert split_steps("1.5 litres\n2.5 litres", mode="numbered") == ["1.5 litres\n2.5 litres"]
 
 

@@ -20,18 +20,28 @@ SplitMode = Literal["paragraphs", "calculations", "numbered", "lines"]
 
 _FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})(.*)")
 _TOKEN = re.compile(r"(?P<box>\\{1,2}(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
-_DISPLAY = re.compile(r"\[/?asy\]|(?<!\\)\\[\[\]]|(?<!\\)\$\$|\\(?:begin|end)\s*\{([A-Za-z]+\*?)\}")
-_PROSE_ENVIRONMENTS = ("document", "proof", "solution", "answer", "theorem", "lemma", "problem")
+_DISPLAY = re.compile(
+    r"[\[<]/?(?i:asy)[\]>]|(?<!\\)(?<!\\left)(?<!\\right)\\[\[\]]|(?<!\\)\$\$|\\(?:begin|end)\s*\{([A-Za-z]+\d*\*?)\}"
+)
+_PROSE_ENVIRONMENTS = (
+    "document", "proof", "solution", "answer", "theorem", "lemma", "problem", "claim", "corollary", "proposition",
+    "remark", "example", "definition",
+)  # fmt: skip
 _MAX_BLANK = 4  # blank lines after which a formula counts as one that was never closed, and a lead-in as a step
+_MAX_BLANK_INSIDE = 32  # those of an environment, which is rarely left open
 _SHORT = 60  # a line of fewer characters was ended and not wrapped
 _HEADING = re.compile(r"\s*(?:#+\s.*|(?:\*\*|__)[^*_]*(?:\*\*|__)[\s:.]*)")
 _TO_CHECK = re.compile(r"[\d=<>≤≥≈$]|\\[A-Za-z]")
 _ENDED = re.compile(r"(?:[.!?;](?:\*\*|__|[)$\"'”}\]])*|\\[\])]|\$|\\end\s*\{[^}]*\})\s*\Z")
 _LEADS = re.compile(r"[:：](?:\*\*|__|[*_])?\s*\Z")
 _DIGIT, _EQUALS = re.compile(r"\d"), re.compile("[=≈]")
-_ITEM = re.compile(r"\s*(?:[*#_]+\s*)?(?:step\s+\d+|\(?\d{1,2}[.):](?!\d))(?:\W|$)", re.IGNORECASE)
+_ITEM = re.compile(
+    r"\s*(?:[*#_]+\s*)?(?:step\s+(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten)|\(?\d{1,3}[.):](?!\d))(?:\W|$)",
+    re.IGNORECASE,
+)
 
 _CODE = re.compile(r"(?<!`)(`{1,2})(?!`)[^`\n]+?\1(?!`)")
+_VERBATIM = re.compile(rf"{_CODE.pattern}|\\verb\*?([^\sA-Za-z*])[^\n]*?\2")
 _WRITTEN = re.compile(r"[^\W_]|\\\{|[∞∅]")
 _WORD_FOR_ANSWER = r"(?:answer|result|value|solution|number|expression|ans)s?"
 _PLACEHOLDER = re.compile(
@@ -217,8 +227,9 @@ def _split_calculations(text: str) -> list[str]:
 def next_block(block: str, line: str) -> str:
     r"""What is open after `line` in which a blank line ends no step, given what was open before it; "" for nothing.
 
-    A code fence (its mark), `[asy]`, `\[`, `$$`, `\begin{...}`. Formulas and environments carry a newline for every
-    run of blank lines that they held, and a space while one goes on; with too many of them they count as not closed.
+    A code fence (its mark), `[asy]`, `\[`, `$$`, `\begin{...}` (as often as it is open within itself). Formulas and
+    environments carry a newline for every run of blank lines that they held, and a space while one goes on; with too
+    many of them they count as not closed.
 
     >>> next_block("", "```python"), next_block("```", "```"), next_block("", r"\[ x = 1")
     ('```', '', '\\[')
@@ -234,13 +245,19 @@ def next_block(block: str, line: str) -> str:
         if not mark or mark == "[asy]" or block.endswith(" "):
             return block
         block += "\n "
-        return "" if block.count("\n") > _MAX_BLANK else block
+        return "" if block.count("\n") > (_MAX_BLANK_INSIDE if mark[1:2] == "b" else _MAX_BLANK) else block
     held = block.count("\n")
+    if "`" in line or "\\verb" in line:
+        line = _VERBATIM.sub("", line)
     for token in _DISPLAY.finditer(line):
+        text = re.sub(r"\s", "", token[0]).lower().replace("<", "[").replace(">", "]")
         if not mark:
-            begins = token[0] in ("[asy]", "\\[", "$$") or token[0].startswith("\\begin")
-            mark, held = token[0] if begins and token[1] not in _PROSE_ENVIRONMENTS else "", 0
-        elif token[0] == {"[asy]": "[/asy]", "\\[": "\\]", "$$": "$$"}.get(mark, mark.replace("\\begin", "\\end")):
+            begins = text in ("[asy]", "\\[", "$$") or text.startswith("\\begin")
+            mark, held = text if begins and token[1] not in _PROSE_ENVIRONMENTS else "", 0
+        elif mark.startswith("\\begin"):
+            name = mark[: mark.index("}") + 1]
+            mark = mark + name if text == name else mark.removesuffix(name) if text == f"\\end{name[6:]}" else mark
+        elif text == {"[asy]": "[/asy]", "\\[": "\\]"}.get(mark, mark):
             mark = ""
     return mark + "\n" * held if mark else ""
 

@@ -127,6 +127,18 @@ def test_json_is_one_object_on_one_line(critic: Critic, capsys: pytest.CaptureFi
     assert (len(made["repairs"]), made["usage"]["calls"]) == (1, 2)
 
 
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_solution_without_blank_lines_is_split_as_asked_and_the_result_says_how(
+    as_text: bool, critic: Critic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    solution = "1. It is 1.\n2. It is 1.\n3. So 1."
+    critic.says(verified(9), verified(1))
+    given = f"How many?\n---\n{solution}" if as_text else {"problem": "How many?", "solution": solution}
+    assert localize.main([written(given), "--json", "--split", "numbered"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["steps"], made["split"]) == (solution.split("\n"), "numbered")
+
+
 def test_a_row_of_traces_and_one_of_several_rows_are_taken_as_they_are(
     critic: Critic, capsys: pytest.CaptureFixture[str]
 ) -> None:
