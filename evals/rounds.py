@@ -248,7 +248,7 @@ def tokens_at_target(arm: _Routed, none: _Routed, index: Any = slice(None)) -> f
     weak, strong = (_point(none, policy).at(index) for policy in (Never(), Always()))
     points = [point.at(index) for point in arm.points]
     own, wanted = points[0], weak.accuracy + TARGET * (strong.accuracy - weak.accuracy)
-    return own.cost if own.accuracy >= wanted else cpt_interpolated([*points, strong], weak, strong, TARGET)
+    return own.cost if own.accuracy >= wanted else cpt_interpolated(points, weak, strong, TARGET)
 
 
 def _point(arm: _Routed, policy: Policy) -> LoopPoint:

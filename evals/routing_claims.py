@@ -7,11 +7,11 @@ bootstrap intervals over problems, paired across the arms.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from stepwise.routing.estimates import Estimate, Outcomes, estimate
-from stepwise.routing.metrics import OperatingPoint, cheapest, cpt_interpolated, frontier, pgr
+from stepwise.routing.metrics import OperatingPoint, accuracy_at, cheapest, cpt_interpolated, pgr
+from stepwise.routing.mixing import halves
 from stepwise.routing.pomdp.fit import FitCard
 
 from .routing_rows import Curves, Row
@@ -43,27 +43,6 @@ class Chosen(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.label}: PGR {self.pgr.value:.2f} (s.e. {self.error:.2f}) at {self.share:.0%}"
-
-
-def halves(n: int, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Two random halves of n problems."""
-    import numpy as np
-
-    order = np.random.default_rng(seed).permutation(n).tolist()
-    return order[: n // 2], order[n // 2 :]
-
-
-def accuracy_at(points: Sequence[OperatingPoint], cost: float) -> float | None:
-    """What the frontier of `points` reaches at `cost`, by the line between neighbours; None below its first point."""
-    line = frontier(points)
-    if not line or cost < line[0].cost:
-        return None
-    for before, after in pairwise(line):
-        if cost < after.cost:
-            return before.accuracy + (after.accuracy - before.accuracy) * (cost - before.cost) / (
-                after.cost - before.cost
-            )
-    return line[-1].accuracy
 
 
 def choose(arms: Curves, ends: Ends, x: float, *, samples: int) -> Chosen | None:

@@ -148,10 +148,10 @@ def _of_rounds(rounds: Sequence[_Round]) -> list[str]:
     weak, strong = (m.point for m in ends if m is not None)
     lines = []
     for done in rounds:
-        points = [m.point for m in done.measured] + ([strong] if done.number else [])
+        points = [m.point for m in done.measured]
         alone = done.under(label_of(Never()))
         cost = cpt_interpolated(points, weak, strong, TARGET)
-        tokens = "no mix of its settings comes to it" if cost is None else f"{cost:.1f} strong tokens a problem"
+        tokens = "there is none" if cost is None else f"{cost:.1f} strong tokens a problem"
         if alone is not None:
             name = f"After round {done.number}" if done.number else "Before round 1"
             lines.append(f"{name} the weak model alone solves {alone.accuracy:.1%}; {TARGET:.0%} of the gap: {tokens}.")

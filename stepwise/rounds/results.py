@@ -119,13 +119,12 @@ class LoopResult(InNotebook):
     def tokens_at_target(self, number: int, target: float, index: Any = slice(None)) -> float | None:
         """Strong tokens a test problem to recover `target` of the gap of round 0, by mixing the settings of a round.
 
-        None where no mix of them does. `index`: of test problems, for resampling.
+        The strong model alone is one of them. None where it is no better than the weak one. `index`: of test problems,
+        for resampling.
         """
         weak, strong = (self.point(0, label_of(policy)).at(index) for policy in (Never(), Always()))
         measured = self.rounds[number].measured
         here = [p.at(index) for p in self.points if (p.round, p.part) == (measured, "test")]
-        if measured:  # the strong model alone is the same in every round
-            here.append(strong)
         own = min(here, key=lambda point: point.cost)
         if own.accuracy >= weak.accuracy + target * (strong.accuracy - weak.accuracy):
             return own.cost

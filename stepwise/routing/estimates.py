@@ -6,7 +6,7 @@ What differs from TRIM (arXiv 2601.10245, section 5), which prints figures witho
 2. A level that is not reached has no cost: None, in the figure and in the ends of its interval. Resamples that do not
    reach it count as dearer than any that do.
 3. `_split_cpt` chooses the setting on half of the problems and measures it on the other, since CPT as a minimum over
-   noisy points is optimistic.
+   noisy points is optimistic; so do the figures of mixed settings (`mixing`).
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from stepwise.routing.metrics import (
     cheapest,
     cost_of,
     cpt,
-    cpt_interpolated,
     delta_ibc,
-    frontier_area,
     pgr,
 )
+from stepwise.routing.mixing import Mixed, halves
 from stepwise.stats import percentile, resamples
 from stepwise.types import InNotebook
 
@@ -124,15 +123,17 @@ class _Chosen:
 
 @dataclass(frozen=True)
 class _RouterFigures:
-    """All figures of one router at one cost: by setting, by level of the gap recovered, and of its whole frontier."""
+    """All figures of one router at one cost: by setting, by level of the gap recovered, and of its settings mixed:
+    the share of strong's cost at a level, and the area (None for fewer than 4 problems).
+    """
 
     problems: int
     pgr: dict[str, Estimate]
     delta_ibc: dict[str, Estimate]
     cpt_measured: dict[float, Estimate]
-    cpt_interpolated: dict[float, Estimate]
+    cpt_mixed: dict[float, Estimate]
     cpt_split: dict[float, _Chosen | None]
-    area: Estimate
+    area: Estimate | None
 
 
 def _figures(
@@ -155,6 +156,7 @@ def _figures(
         raise DataError(f"labels are {labels!r}; settings of one router must differ in their label")
     drawn = _drawn([weak, strong, *settings], samples, seed)
     each = {label: i for i, label in enumerate(labels, start=2)}
+    mixed = mixed_of([weak, strong, *settings], samples, seed) if len(weak.correct) >= 4 else None
 
     def of(values: list[float | None], none_is_dear: bool = False) -> Estimate:
         return _interval(values, confidence, none_is_dear)
@@ -164,9 +166,9 @@ def _figures(
         pgr={label: of([pgr(p[i], p[0], p[1]) for p in drawn]) for label, i in each.items()},
         delta_ibc={label: of([delta_ibc(p[i], p[0], p[1]) for p in drawn]) for label, i in each.items()},
         cpt_measured={x: of([cpt(p[2:], p[0], p[1], x) for p in drawn], True) for x in levels},
-        cpt_interpolated={x: of([cpt_interpolated(p[2:], p[0], p[1], x) for p in drawn], True) for x in levels},
+        cpt_mixed={x: of_draws(mixed.cpt(x), confidence) for x in levels} if mixed else {},
         cpt_split={x: _split_cpt(settings, weak, strong, x, seed=seed) for x in levels},
-        area=of([frontier_area(p[2:], p[0], p[1]) for p in drawn]),
+        area=of_draws(mixed.area(), confidence) if mixed else None,
     )
 
 
@@ -265,6 +267,25 @@ def difference(
     return estimate(statistic, outcomes, samples=samples, confidence=confidence, seed=seed)
 
 
+def mixed_of(arms: Sequence[Outcomes], samples: int = 1000, seed: int = 0) -> Mixed:
+    """What is mixed: the weak model alone, the strong one and the settings of one router. Raises `DataError` for fewer
+    than 4 problems.
+
+    Example:
+        print(of_draws(mixed_of([weak, strong, *settings]).area()))
+    """
+    return Mixed(np.array([arm.cost for arm in arms]), np.array([arm.correct for arm in arms]), samples, seed)
+
+
+def of_draws(draws: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """The first of the draws with the interval of the others; NaN has no value, and is left out of the interval.
+
+    >>> of_draws([0.5, 0.4, 0.5, 0.6], confidence=0.5).value
+    0.5
+    """
+    return _interval([None if math.isnan(x) else float(x) for x in draws], confidence)
+
+
 def _split_cpt(
     settings: Sequence[Outcomes], weak: Outcomes, strong: Outcomes, x: float, *, seed: int = 0
 ) -> _Chosen | None:
@@ -272,13 +293,10 @@ def _split_cpt(
 
     None where no setting does, or there are fewer than two problems.
     """
-    order = np.random.default_rng(seed).permutation(len(weak.correct)).tolist()
-    half = len(order) // 2
-    if not half:
+    here, there = halves(len(weak.correct), seed)
+    if not here:
         return None
-    chosen_on, others = (
-        [arm.part(part).point for arm in (weak, strong, *settings)] for part in (order[:half], order[half:])
-    )
+    chosen_on, others = ([arm.part(part).point for arm in (weak, strong, *settings)] for part in (here, there))
     best = cheapest(chosen_on[2:], chosen_on[0], chosen_on[1], x)
     if best is None:
         return None

@@ -4,8 +4,10 @@ What differs from TRIM (arXiv 2601.10245, section 5) and AutoMix (arXiv 2310.129
 1. The cost of the weak model need not be 0: delta-IBC divides by the cost above the weak model's.
 2. Cost is counted three ways (`cost_of`): strong tokens (the papers' own), all generated tokens with discarded
    drafts, and parameter-tokens with prefill and scorer.
-3. There are two CPT: `cpt` of measured points only, `cpt_interpolated` on the frontier between them.
-Intervals of these figures over problems are in `estimates`.
+3. There are two CPT: `cpt` of measured points only, `cpt_interpolated` of settings mixed at random per problem, which
+   the non-decreasing convex hull of RouterBench (arXiv 2403.12031, section 3) has.
+Intervals of these figures over problems are in `estimates`. A hull over noisy points grows with their number: the
+figures of mixed settings on problems that did not choose the vertices are in `mixing`.
 """
 
 from __future__ import annotations
@@ -40,14 +42,14 @@ class OperatingPoint:
 
 
 def pgr(point: OperatingPoint, weak: OperatingPoint, strong: OperatingPoint) -> float | None:
-    """Performance gap recovered: (r - r_weak) / (r_strong - r_weak); None when strong equals weak (TRIM, section 5).
+    """Performance gap recovered: (r - r_weak) / (r_strong - r_weak); None unless strong is better (TRIM, section 5).
 
     >>> weak, strong = OperatingPoint(0, 0.4), OperatingPoint(100, 0.9)
     >>> pgr(OperatingPoint(30, 0.8), weak, strong)
     0.8
     """
     gap = strong.accuracy - weak.accuracy
-    return (point.accuracy - weak.accuracy) / gap if gap else None
+    return (point.accuracy - weak.accuracy) / gap if gap > 0 else None
 
 
 def cpt(points: Iterable[OperatingPoint], weak: OperatingPoint, strong: OperatingPoint, x: float) -> float | None:
@@ -82,11 +84,10 @@ def cheapest(points: Sequence[OperatingPoint], weak: OperatingPoint, strong: Ope
 def cpt_interpolated(
     points: Iterable[OperatingPoint], weak: OperatingPoint, strong: OperatingPoint, x: float
 ) -> float | None:
-    """The least cost at which the frontier of weak and `points` recovers `x` of the gap, x in (0, 1].
+    """The least cost at which settings mixed at random per problem recover `x` of the gap, x in (0, 1].
 
-    Between neighbours of the frontier the line is taken, as in `frontier_area`: mixing two settings at random per
-    problem attains it. The strong model is no part of it unless it is among `points`. At most `cpt`, and None when the
-    frontier does not get there, or when strong is no better than weak. Raises `DataError` for another x.
+    The two models alone are among the settings, so that it is at most what mixing those two costs, and at most `cpt`.
+    None when strong is no better than weak. Raises `DataError` for another x.
 
     >>> weak, strong = OperatingPoint(0, 0.4), OperatingPoint(100, 0.9)
     >>> round(cpt_interpolated([OperatingPoint(10, 0.6), OperatingPoint(30, 0.8)], weak, strong, 0.5), 3)
@@ -96,13 +97,10 @@ def cpt_interpolated(
     if strong.accuracy <= weak.accuracy:
         return None
     wanted = weak.accuracy + (x - _ROUNDING) * (strong.accuracy - weak.accuracy)
-    line = frontier([weak, *points])
-    for before, after in pairwise([line[0], *line]):
-        if after.accuracy >= wanted:
-            rise = after.accuracy - before.accuracy
-            share = (wanted - before.accuracy) / rise if rise > 0 else 1.0
-            return before.cost + share * (after.cost - before.cost)
-    return None
+    line = hull([weak, strong, *points])
+    before, after = next(pair for pair in pairwise([line[0], *line]) if pair[1].accuracy >= wanted)
+    rise = after.accuracy - before.accuracy
+    return before.cost + ((wanted - before.accuracy) / rise if rise else 0.0) * (after.cost - before.cost)
 
 
 def delta_ibc(point: OperatingPoint, weak: OperatingPoint, strong: OperatingPoint) -> float | None:
@@ -121,43 +119,50 @@ def delta_ibc(point: OperatingPoint, weak: OperatingPoint, strong: OperatingPoin
     return (point.accuracy - weak.accuracy) / (point.cost - weak.cost) / base - 1
 
 
-def frontier(points: Iterable[OperatingPoint]) -> list[OperatingPoint]:
-    """The points that no other beats (cheaper and at least as accurate), by strictly rising cost and accuracy.
+def hull(points: Iterable[OperatingPoint]) -> list[OperatingPoint]:
+    """The settings whose mixtures nothing beats: the vertices of the upper concave hull up to the most accurate point,
+    by strictly rising cost and accuracy, rising ever less.
 
-    >>> [point.cost for point in frontier([OperatingPoint(0, 0.4), OperatingPoint(20, 0.3), OperatingPoint(30, 0.8)])]
+    >>> points = [OperatingPoint(0, 0.4), OperatingPoint(20, 0.5), OperatingPoint(30, 0.8), OperatingPoint(40, 0.7)]
+    >>> [point.cost for point in hull(points)]
     [0.0, 30.0]
     """
     best: list[OperatingPoint] = []
     for point in sorted(points, key=lambda p: (p.cost, -p.accuracy)):
-        if not best or point.accuracy > best[-1].accuracy:
-            best.append(point)
+        if best and point.accuracy <= best[-1].accuracy:
+            continue
+        while len(best) > 1 and _slope(best[-2], best[-1]) <= _slope(best[-1], point):
+            best.pop()
+        best.append(point)
     return best
 
 
+def _slope(first: OperatingPoint, second: OperatingPoint) -> float:
+    return (second.accuracy - first.accuracy) / (second.cost - first.cost)
+
+
 def accuracy_at(points: Iterable[OperatingPoint], cost: float) -> float | None:
-    """Accuracy on the frontier of `points` at a mean `cost` per problem, the line between neighbours (see
-    `frontier_area`); None below the cheapest, and the best there is above the dearest.
+    """The best accuracy of `points`, or of two of them mixed at random per problem, for a mean `cost` per problem; None
+    below the cheapest.
 
     Example:
         >>> accuracy_at([OperatingPoint(0, 0.25), OperatingPoint(10, 0.75)], 5)
         0.5
     """
-    line = frontier(points)
+    line = hull(points)
     if not line or cost < line[0].cost:
         return None
     for before, after in pairwise(line):
         if cost <= after.cost:
-            share = (cost - before.cost) / (after.cost - before.cost)
-            return before.accuracy + share * (after.accuracy - before.accuracy)
+            return before.accuracy + (cost - before.cost) * _slope(before, after)
     return line[-1].accuracy
 
 
 def frontier_area(points: Iterable[OperatingPoint], weak: OperatingPoint, strong: OperatingPoint) -> float | None:
-    """Area under PGR against cost share, from weak (0, 0) to strong (1, 1).
+    """Area under PGR against cost share of settings mixed at random per problem, from weak (0, 0) to strong (1, 1).
 
-    A random mix has 0.5, a free perfect router 1. Between neighbours of the frontier the line is taken: mixing two
-    settings at random per problem attains it. Costs outside [weak, strong] are left out. None when strong costs no more
-    or is no better than weak.
+    A random mix of the two models has 0.5, a free perfect router 1. The two models alone are among the settings;
+    another setting never lowers it. None when strong costs no more or is no better than weak.
 
     >>> weak, strong = OperatingPoint(0, 0.4), OperatingPoint(100, 0.9)
     >>> frontier_area([], weak, strong), round(frontier_area([OperatingPoint(30, 0.8)], weak, strong), 3)
@@ -165,10 +170,12 @@ def frontier_area(points: Iterable[OperatingPoint], weak: OperatingPoint, strong
     """
     if strong.cost <= weak.cost or strong.accuracy <= weak.accuracy:
         return None
-    inside = [p for p in points if weak.cost <= p.cost <= strong.cost]
-    line = frontier([weak, strong, *inside])
-    ends = [*line, OperatingPoint(strong.cost, line[-1].accuracy)]
-    raw = sum((b.cost - a.cost) * ((a.accuracy + b.accuracy) / 2 - weak.accuracy) for a, b in pairwise(ends))
+    line = hull([weak, strong, *points])
+    costs = [weak.cost, *(p.cost for p in line if weak.cost < p.cost < strong.cost), strong.cost]
+    heights = [(accuracy_at(line, cost) or 0.0) - weak.accuracy for cost in costs]
+    raw = sum(
+        (b - a) * (low + high) / 2 for (a, b), (low, high) in zip(pairwise(costs), pairwise(heights), strict=True)
+    )
     return raw / ((strong.cost - weak.cost) * (strong.accuracy - weak.accuracy))
 
 

@@ -12,10 +12,8 @@ from evals import routing, routing_robustness, routing_world
 from evals.routing_arms import ARMS, FEES, SHARES, Material, chosen
 from evals.routing_claims import (
     Ends,
-    accuracy_at,
     choose,
     filtered_against_published,
-    halves,
     step_against_query,
     why_step,
 )
@@ -26,7 +24,7 @@ from evals.routing_world import ChangedScorer
 from stepwise.errors import DataError
 from stepwise.models.scorers import Scored
 from stepwise.routing.estimates import Outcomes
-from stepwise.routing.metrics import OperatingPoint
+from stepwise.routing.mixing import halves
 from stepwise.types import Problem, Usage
 from tests.fakes import ScriptedScorer
 from tests.routing.lab_world import LabWorld
@@ -101,13 +99,6 @@ def test_a_setting_is_chosen_on_one_half_and_told_with_its_figures_on_the_other(
     found = choose(arms, both, 0.8, samples=50)
     assert found is not None
     assert (found.arm, found.share, found.pgr.value) == ("lucky", 0.1, 0.0)
-
-
-def test_accuracy_at_a_cost_is_read_off_the_frontier() -> None:
-    points = [OperatingPoint(0.0, 0.4), OperatingPoint(10.0, 0.8), OperatingPoint(12.0, 0.5)]
-    assert accuracy_at(points, 5.0) == pytest.approx(0.6)
-    assert accuracy_at(points, 99.0) == 0.8
-    assert accuracy_at(points[1:], 5.0) is None
 
 
 def families(cheap: float, dear: float):

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from stepwise.errors import DataError
 from stepwise.routing.metrics import (
     OperatingPoint,
+    accuracy_at,
     cheapest,
     cost_of,
     cpt,
     cpt_interpolated,
     delta_ibc,
-    frontier,
     frontier_area,
+    hull,
     pgr,
 )
 from stepwise.types import Problem, Step, Trace, Usage
@@ -61,19 +62,18 @@ def test_cpt_of_the_published_runs() -> None:
     assert [cpt(POMDP, WEAK, STRONG, x) for x in (0.5, 0.8, 0.95)] == [79.7, 127.0, None]
 
 
-def test_interpolated_cpt_of_the_published_runs_is_on_the_line_between_neighbours() -> None:
-    # 50 % is 54.7: threshold 0.10 (98.2 tokens, 54.8 %) is just above, on the line from weak (0, 36.4 %)
-    assert cpt_interpolated(THRESHOLDS.values(), WEAK, STRONG, 0.5) == pytest.approx(98.2 * 18.3 / 18.4)
-    # 80 % is 65.68: between 0.30 (133.5, 65.4) and 0.50 (163.8, 67.4)
-    assert cpt_interpolated(THRESHOLDS.values(), WEAK, STRONG, 0.8) == pytest.approx(133.5 + 30.3 * 0.28 / 2)
-    # 50 % by the plan: between 34.2 (51.0) and 79.7 (55.6); 95 % is 71.17, which it does not reach
-    assert cpt_interpolated(POMDP, WEAK, STRONG, 0.5) == pytest.approx(34.2 + 45.5 * 3.7 / 4.6)
-    assert cpt_interpolated(POMDP, WEAK, STRONG, 0.95) is None
-    assert cpt_interpolated([*POMDP, STRONG], WEAK, STRONG, 0.95) == pytest.approx(172.4 + 322.4 * 2.77 / 4.6)
+def test_interpolated_cpt_of_the_published_runs_is_on_the_hull_of_their_settings_and_the_two_models() -> None:
+    # 50 % is 54.7: threshold 0.10 (98.2 tokens, 54.8 %) lies below the line from weak (0, 36.4) to 0.30 (133.5, 65.4)
+    assert cpt_interpolated(THRESHOLDS.values(), WEAK, STRONG, 0.5) == pytest.approx(133.5 * 18.3 / 29.0)
+    # 80 % is 65.68: between 0.30 (133.5, 65.4) and 0.90 (219.1, 71.4), which 0.50 (163.8, 67.4) lies below
+    assert cpt_interpolated(THRESHOLDS.values(), WEAK, STRONG, 0.8) == pytest.approx(133.5 + 85.6 * 0.28 / 6)
+    # 50 % by the plan: between 34.2 (51.0) and 127.0 (66.2); 95 % is 71.17, for which it takes the strong model
+    assert cpt_interpolated(POMDP, WEAK, STRONG, 0.5) == pytest.approx(34.2 + 92.8 * 3.7 / 15.2)
+    assert cpt_interpolated(POMDP, WEAK, STRONG, 0.95) == pytest.approx(172.4 + 322.4 * 2.77 / 4.6)
 
 
-def test_interpolated_cpt_is_none_without_points_or_a_gap_and_refuses_a_share_outside_its_range() -> None:
-    assert cpt_interpolated([], WEAK, STRONG, 0.5) is None
+def test_interpolated_cpt_is_none_without_a_gap_and_refuses_a_share_outside_its_range() -> None:
+    assert cpt_interpolated([], WEAK, STRONG, 0.5) == pytest.approx(STRONG.cost / 2)
     assert cpt_interpolated([STRONG], STRONG, WEAK, 0.5) is None
     with pytest.raises(DataError, match="must lie in"):
         cpt_interpolated([STRONG], WEAK, STRONG, 0)
@@ -82,16 +82,18 @@ def test_interpolated_cpt_is_none_without_points_or_a_gap_and_refuses_a_share_ou
 @given(
     st.lists(st.tuples(st.integers(0, 20), st.integers(-5, 20)), max_size=8), st.sampled_from([0.1, 0.5, 0.8, 0.95, 1])
 )
-def test_interpolated_cpt_is_never_dearer_and_reached_exactly_where_cpt_is(
+def test_interpolated_cpt_is_never_dearer_than_a_setting_or_than_mixing_the_two_models(
     raw: list[tuple[int, int]], x: float
 ) -> None:
     weak, strong = OperatingPoint(2, 0), OperatingPoint(20, 10)
     points = [OperatingPoint(c, a) for c, a in raw]
-    measured, between = cpt(points, weak, strong, x), cpt_interpolated(points, weak, strong, x)
+    measured, mixed = cpt(points, weak, strong, x), cpt_interpolated(points, weak, strong, x)
     index = cheapest(points, weak, strong, x)
-    assert (measured is None) == (between is None) == (index is None)
-    if measured is not None and between is not None and index is not None:
-        assert between <= measured
+    assert mixed is not None
+    assert mixed <= weak.cost + x * (strong.cost - weak.cost) + 1e-9
+    assert (measured is None) == (index is None)
+    if measured is not None and index is not None:
+        assert mixed <= measured
         assert points[index].cost == measured
 
 
@@ -107,10 +109,11 @@ def test_cpt_refuses_a_share_outside_its_range(x: float) -> None:
         cpt([STRONG], WEAK, STRONG, x)
 
 
-def test_pgr_is_none_without_a_gap_and_cpt_when_strong_is_worse() -> None:
+def test_pgr_and_cpt_are_none_without_a_gap_and_where_strong_is_worse() -> None:
     assert pgr(OperatingPoint(1, 0.5), OperatingPoint(0, 0.4), OperatingPoint(9, 0.4)) is None
     assert cpt([OperatingPoint(1, 0.5)], OperatingPoint(0, 0.4), OperatingPoint(9, 0.4), 0.5) is None
     assert cpt([OperatingPoint(1, 0.3)], OperatingPoint(0, 0.4), OperatingPoint(9, 0.2), 0.5) is None
+    assert pgr(OperatingPoint(1, 0.3), OperatingPoint(0, 0.4), OperatingPoint(9, 0.2)) is None
 
 
 def test_delta_ibc_counts_only_the_cost_above_a_weak_model_that_is_not_free() -> None:
@@ -129,17 +132,37 @@ def test_a_random_mix_gains_nothing(share: float) -> None:
     assert frontier_area([mix], weak, strong) == pytest.approx(0.5)
 
 
-def test_the_frontier_keeps_what_nothing_beats() -> None:
+def test_the_hull_keeps_what_no_mixture_beats() -> None:
     points = [OperatingPoint(1, 0.5), OperatingPoint(2, 0.4), OperatingPoint(2, 0.7), OperatingPoint(3, 0.7)]
-    assert frontier(points) == [OperatingPoint(1, 0.5), OperatingPoint(2, 0.7)]
+    assert hull(points) == [OperatingPoint(1, 0.5), OperatingPoint(2, 0.7)]
+    assert hull([*points, OperatingPoint(3, 1.0)]) == [OperatingPoint(1, 0.5), OperatingPoint(3, 1.0)]
 
 
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=12))
-def test_no_point_lies_above_the_frontier(raw: list[tuple[int, int]]) -> None:
+_POINTS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=12)
+
+
+@given(_POINTS)
+def test_no_point_lies_above_the_hull_which_rises_ever_less(raw: list[tuple[int, int]]) -> None:
     points = [OperatingPoint(c, a) for c, a in raw]
-    best = frontier(points)
-    assert all(any(b.cost <= p.cost and b.accuracy >= p.accuracy for b in best) for p in points)
-    assert all(a.cost < b.cost and a.accuracy < b.accuracy for a, b in pairwise(best))
+    best = hull(points)
+    heights = [accuracy_at(best, point.cost) for point in points]
+    assert all(y is not None and y >= point.accuracy - 1e-9 for point, y in zip(points, heights, strict=True))
+    slopes = [(b.accuracy - a.accuracy) / (b.cost - a.cost) for a, b in pairwise(best)]
+    assert all(first > second for first, second in pairwise([*slopes, 0.0]))
+
+
+@given(_POINTS, st.tuples(st.integers(0, 20), st.integers(0, 20)))
+def test_a_further_setting_never_lowers_the_area_nor_raises_what_a_share_of_the_gap_costs(
+    raw: list[tuple[int, int]], further: tuple[int, int]
+) -> None:
+    weak, strong = OperatingPoint(2, 3), OperatingPoint(18, 15)
+    points = [OperatingPoint(c, a) for c, a in raw]
+    more = [*points, OperatingPoint(*further)]
+    areas = [frontier_area(each, weak, strong) for each in ([], points, more)]
+    assert None not in areas
+    assert 0.5 - 1e-9 <= areas[0] <= areas[1] + 1e-9 <= areas[2] + 2e-9  # type: ignore[operator]
+    costs = [cpt_interpolated(each, weak, strong, 0.7) for each in (points, more)]
+    assert costs[1] <= costs[0] + 1e-9  # type: ignore[operator]
 
 
 def test_frontier_area_by_hand() -> None:
