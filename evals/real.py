@@ -243,13 +243,14 @@ def measure(
 ) -> None:
     """Add to the file a row for every problem and arm that has none yet, `batch` problems at a time."""
     done = {(row.problem, row.arm) for row in run.rows(file, Row)}
-    with progress("problems and arms", len(problems) * len(arms)) as advance:
+    cells = {(problem.id, name) for problem in problems for name in arms}
+    with progress("problems and arms", len(cells), done=len(cells & done)) as advance:
         for low in range(0, len(problems), batch):
             part = problems[low : low + batch]
             for name, solve in arms.items():
                 missing = [problem for problem in part if (problem.id, name) not in done]
                 run.write(file, *(solve(missing) if missing else ()))
-                advance(len(part), name)
+                advance(len(missing), name)
 
 
 def sees(n: int) -> float:

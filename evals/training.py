@@ -161,10 +161,9 @@ def side_by_side(run: Run[_Options], label: str, total: int, done: int) -> Itera
     """
     context, waiting = multiprocessing.get_context("spawn"), []
     with (
-        progress(label, total) as advance,
+        progress(label, total, done=done) as advance,
         ProcessPoolExecutor(run.args.workers, context, max_tasks_per_child=8) as pool,
     ):
-        advance(done)
 
         def submit(*call: Any) -> None:
             waiting.append(pool.submit(*call))

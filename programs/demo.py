@@ -23,6 +23,7 @@ from stepwise.lab import ROUNDS, LabProblem, round_path
 from stepwise.lab.problems import generate
 from stepwise.models.store import CallCache
 from stepwise.report import Report, TraceView, summary_table, write_report
+from stepwise.report.first_try import money_of
 from stepwise.rounds.detector import detection
 from stepwise.routing import Always, Never, Policy, Random, Threshold
 from stepwise.routing.compare import Measured, compare, in_words
@@ -45,6 +46,9 @@ LATER: tuple[Policy, ...] = (Never(), *(Threshold(t) for t in (0.5, 0.9)))
 PROBED: tuple[Policy, ...] = (Threshold(0.9),)
 """What the last round's is routed under with the probe that was fitted to what it writes."""
 TARGET = 0.8
+PRICES = {"weak": (0.1, 0.4), "strong": (2.5, 10.0)}
+"""Money per million prompt and generated tokens where the configuration has none: examples, of a small hosted model and
+a large one."""
 MOST_SHOWN = 2
 MOST_FIRST = 20
 
@@ -174,6 +178,24 @@ def _as_detector(rounds: Sequence[_Round], made: Sequence[LabProblem], setting: 
     return lines
 
 
+def _money(rounds: Sequence[_Round], setting: float = 0.9) -> list[str]:
+    """What all problems cost at the configured prices, in words."""
+    models = rounds[0].config.models
+    known = {"weak": models.weak, "strong": models.strong}
+    prices = {role: PRICES[role] if model.price_in is None else model.prices for role, model in known.items()}
+    given = all(model.price_in is not None for model in known.values())
+    wanted = (label_of(Always()), label_of(Threshold(setting)))
+    parts = [
+        f"{shown.label} {spent:.4f}"
+        for done in rounds
+        for m, shown in zip(done.measured, done.named(), strict=True)
+        if m.label in wanted and (spent := money_of(m, {**prices, "scorer": done.config.scorer.prices})) is not None
+    ]
+    each = "; ".join(f"{role} {' and '.join(f'{one:g}' for one in price or ())}" for role, price in prices.items())
+    kind = "configured prices" if given else "example prices (set models.weak.price_in and its like)"
+    return [f"Money at {kind}, per million prompt and generated tokens: {each}: {', '.join(parts)}."] if parts else []
+
+
 def _followed(rounds: Sequence[_Round]) -> list[TraceView]:
     """One problem through the rounds: the weak model fails, an escalation repairs it, and after the last round the weak
     model solves it under the same policy with no escalation. Empty where there is none.
@@ -222,7 +244,7 @@ def _save(run: Run[_Options], rounds: Sequence[_Round], story: Sequence[str] = (
     """Write the figures and the page; also of a part, after Ctrl-C."""
     measured, shown = rounds[0].measured, [m for done in rounds for m in done.named()]
     made, config = generate("test", run.args.problems), run.config
-    words = [*in_words(measured), *_of_rounds(rounds), *_as_detector(rounds, made)]
+    words = [*in_words(measured), *_of_rounds(rounds), *_as_detector(rounds, made), *_money(rounds)]
     followed = _followed(rounds)
     ids = {id(view.trace) for view in followed}
     report = Report(
@@ -264,15 +286,14 @@ def main(run: Run[_Options]) -> None:
     rounds: list[_Round] = []
 
     def told(done: Measured) -> None:
-        rounds[-1].measured.append(done)
+        rounds[-1].measured.append(replace(done, seconds=None))  # of shared answers the clock says nothing
         run.write("traces.jsonl", *rounds[-1].named()[-1].views)
 
     try:
         for number, config, policies in arms:
             rounds.append(_Round(number, config, []))
-            # What later rounds are asked is asked once, and counted in full for each policy.
-            cache = CallCache() if number else None
-            with routing.StepRouter.from_config(config, cache=cache) as router:
+            # What a round's policies ask alike is asked once, and counted in full for each of them.
+            with routing.StepRouter.from_config(config, cache=CallCache()) as router:
                 compare(router, policies, problems, on_measured=told)
     except KeyboardInterrupt:
         if rounds and rounds[0].measured:
@@ -287,9 +308,7 @@ def main(run: Run[_Options]) -> None:
     story = _tell(run, followed) if followed and run.args.show else []
     report = _save(run, rounds, story)
     run.console.print(summary_table(report, run.console.width))
-    for line in [*in_words(rounds[0].measured), *_of_rounds(rounds)]:
-        run.say(line)
-    for line in _as_detector(rounds, generate("test", run.args.problems)):
+    for line in report.notes[: len(report.notes) - len(story)]:
         run.say(line)
 
 

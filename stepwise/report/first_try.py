@@ -67,13 +67,18 @@ def in_words(first: FirstTry, prices: Mapping[str, Prices | None]) -> list[str]:
         )
     else:
         lines.append(f"The strong model alone wrote no whole solution within {first.strong_cap:,} tokens.")
-    money = [_money(m, prices) for m in first.measured]
+    money = [money_of(m, prices) for m in first.measured]
     if any(spent is None or spent for spent in money):
         lines.append(f"Money: weak alone {_shown(money[0])}, routed {_shown(money[1])}.")
     return [*lines, *_looks_wrong(weak)]
 
 
-def _money(measured: Measured, prices: Mapping[str, Prices | None]) -> float | None:
+def money_of(measured: Measured, prices: Mapping[str, Prices | None]) -> float | None:
+    """What the traces cost at `prices`, by role, per million (prompt, generated) tokens; None where one is not known.
+
+    Example:
+        money_of(compare(router, "always", problems)[0], {"strong": (2.5, 10.0)})
+    """
     spent = Ledger(None, prices)
     for view in measured.views:
         for role, usage in view.trace.usage.items():

@@ -17,7 +17,7 @@ from rich.console import Console
 from stepwise.config.errors import FrozenConfig
 from stepwise.errors import MissingDependencyError, redact
 from stepwise.records import items_of
-from stepwise.report.shell import COLUMNS, FINISH_WORDS, caption, environment, resource
+from stepwise.report.shell import FINISH_WORDS, caption, columns_of, environment, resource
 from stepwise.report.terminal import show_trace
 from stepwise.report.words import verdict_word
 from stepwise.routing.compare import Comparison, Measured, TraceView, in_words, judged
@@ -39,7 +39,9 @@ def html_of(value: Any) -> str:
             return str(view_html(TraceView(value)))  # a plain string: Markup would escape what a caller adds to it
         case Comparison():
             table = [measured.row for measured in value]
-            return _fragment("comparison", rows=table, columns=COLUMNS, caption=caption(table), words=in_words(value))
+            return _fragment(
+                "comparison", rows=table, columns=columns_of(table), caption=caption(table), words=in_words(value)
+            )
         case FrozenConfig():
             settings = list(_settings(value))
             changed, same = (

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from stepwise.errors import DataError, redact
 from stepwise.report.charts import COSTS, NARROW, WIDE, legend, plot_svg
 from stepwise.report.notebook import view_html
-from stepwise.report.shell import COLUMNS, FINISH_WORDS, Report, badge, caption, first_of_each, remarks, write_page
+from stepwise.report.shell import FINISH_WORDS, Report, badge, caption, columns_of, first_of_each, remarks, write_page
 from stepwise.report.words import quantity, verdict_word
 from stepwise.routing.compare import TraceView
 from stepwise.routing.metrics import cost_of
@@ -55,7 +55,7 @@ def write_report(path: str | Path, report: Report, max_traces: int = MAX_TRACES)
         plots=plots,
         joined=sum(bool(row.anchor) for row in report.rows) > 1,
         legend=legend(report.rows),
-        columns=COLUMNS,
+        columns=columns_of(report.rows),
         caption=caption(report.rows),
         shown=len(shown),
         total=len(report.traces),

@@ -128,6 +128,16 @@ COLUMNS: tuple[_Column, ...] = (
 )
 
 
+def columns_of(rows: Sequence[PolicyRow]) -> list[_Column]:
+    """The columns of a table of `rows`; one in which nothing is known is left out.
+
+    >>> row = PolicyRow("Never", "never", None, 0.4, 0.3, 0.5, 0.0, 0, 900, None, 60, None, n=10)
+    >>> [column.title for column in columns_of([row])][-2:]
+    ['All tokens', 'Calls']
+    """
+    return [column for column in COLUMNS if not rows or any(column.text(row) != MISSING for row in rows)]
+
+
 def caption(rows: Sequence[PolicyRow]) -> str:
     """How many problems stand behind the rows, and how many were lost.
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stepwise.errors import redact, visible
-from stepwise.report.shell import COLUMNS, FINISH_WORDS, LAB_NOTICE, Report, badge, caption, remarks
+from stepwise.report.shell import FINISH_WORDS, LAB_NOTICE, Report, badge, caption, columns_of, remarks
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Intervention, Problem, Step, Trace
 
@@ -250,7 +250,7 @@ def summary_table(report: Report, width: int | None = None) -> Table:
         title=printable(report.title), caption=printable(below), box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold"
     )
     table.caption_style, table.caption_justify = "dim", "left"
-    shown = [c for c in COLUMNS if not c.extra or width is None or width >= FULL_WIDTH]
+    shown = [c for c in columns_of(report.rows) if not c.extra or width is None or width >= FULL_WIDTH]
     for i, column in enumerate(shown):
         table.add_column(column.title, justify="left" if i == 0 else "right")
     for row in report.rows:

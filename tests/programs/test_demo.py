@@ -32,6 +32,7 @@ def test_the_demo_prints_a_table_and_writes_page_traces_and_figures(
     assert "of the gap between them for" in out
     assert " ".join(LAB_NOTICE.split()) in out
     assert "the weak model alone gets it wrong" in out
+    assert "Money at example prices" in out
     assert (tmp_path / "report.html").as_uri() in out.replace(" ", "")
     page = (tmp_path / "report.html").read_text()
     assert LAB_NOTICE in page
@@ -51,6 +52,20 @@ def test_the_demo_starts_anew_each_time(world: LabWorld, tmp_path: Path) -> None
     assert len(read_rows(tmp_path / "traces.jsonl")) == 3 * (
         len(demo.POLICIES) + 2 * len(demo.LATER) + len(demo.PROBED)
     )
+
+
+def test_money_is_counted_at_configured_prices(
+    world: LabWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prices = [f"--set=models.{role}.price_{way}={price}" for role, price in (("weak", 0), ("strong", 1000000))
+              for way in ("in", "out")]  # fmt: skip
+    assert demo.main(["--problems", "3", "--out", str(tmp_path), "--show", "0", *prices]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    views = [view for view in read_rows(tmp_path / "traces.jsonl", TraceView) if view.policy == "Always (strong alone)"]
+    used = [view.trace.usage["strong"] for view in views]
+    spent = sum(usage.prompt_tokens + usage.generated_tokens for usage in used)
+    assert "Money at configured prices" in out
+    assert f"weak 0 and 0; strong 1e+06 and 1e+06: Always (strong alone) {spent:.4f}" in out
 
 
 def test_ctrl_c_leaves_a_page_of_the_policies_that_are_done(
