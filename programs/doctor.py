@@ -128,7 +128,7 @@ def _memory(loads: dict[str, LoadConfig]) -> Iterator[Finding]:
 def _model(run: Run[_Options], role: Roles, load: LoadConfig) -> Iterator[Finding]:
     try:
         if not runs_here(load):
-            yield _remote(load)
+            yield from map(_remote, load.places)
             return
         facts = GgufFacts.read(gguf_file(load.model.partition("/")[2]))
         yield Finding("file", describe(facts))

@@ -7,11 +7,11 @@ import json
 import os
 import re
 from typing import Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from stepwise.config.errors import FrozenConfig, variable_name
+from stepwise.config.endpoints import Address, EndpointConfig, VariableName
+from stepwise.config.errors import FrozenConfig
 from stepwise.config.scorers import KINDS_OF_KEY, PLACES, TEMPLATE_NEEDS, TOKENS, scorer_of_adapter
 from stepwise.errors import ConfigError, redact
 from stepwise.plugins import check_choice, is_import_path
@@ -73,9 +73,9 @@ class LoadConfig(FrozenConfig):
     llama-server, its number"""
     train_from: str | None = None
     """directory with the transformers weights that belong to a GGUF: what training starts from"""
-    api_base: str | None = None
+    api_base: Address | None = None
     """address of an OpenAI-compatible endpoint"""
-    api_key_env: str | None = None
+    api_key_env: VariableName | None = None
     """NAME of the environment variable that holds the API key, for example OPENAI_API_KEY"""
     price_in: float | None = Field(default=None, ge=0)
     """money per million prompt tokens"""
@@ -115,25 +115,6 @@ class LoadConfig(FrozenConfig):
         hint = f'did you mean "llamacpp/{name if misspelt else value}"?' if here else 'write it as in "openai/NAME"'
         raise ValueError(redact(f"{value!r} is not provider/name of a known provider; {hint}"))
 
-    @field_validator("api_key_env")
-    @classmethod
-    def _is_a_name(cls, value: str | None) -> str | None:
-        return value if value is None else variable_name(value)
-
-    @field_validator("api_base")
-    @classmethod
-    def _holds_no_secret(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError('expected an address such as "http://localhost:8080/v1"')
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError(
-                "the address must hold no user, password or query; name the variable of a key in api_key_env"
-            )
-        return value
-
     @model_validator(mode="after")
     def _has_both_prices_or_none(self) -> Self:
         if (self.price_in is None) != (self.price_out is None):
@@ -146,6 +127,11 @@ class LoadConfig(FrozenConfig):
     def requests(self) -> int:
         """Most requests in flight at an API."""
         return self.sequences or 64
+
+    @property
+    def places(self) -> tuple[LoadConfig, ...]:
+        """How to ask the model at each of its addresses."""
+        return (self,)
 
     @property
     def local(self) -> bool:
@@ -194,6 +180,30 @@ class ModelConfig(LoadConfig):
     """API only: file of the Jinja chat template; with it a server of raw completions can continue a solution"""
     timeout: float = Field(default=120.0, gt=0)
     """API only: seconds for one request"""
+    endpoints: tuple[EndpointConfig, ...] = Field(default=(), strict=False, exclude_if=lambda value: not value)
+    """API only: several places that serve the model; each problem stays at one of them while that one answers"""
+    cooldown: float | None = Field(default=None, ge=0, exclude_if=lambda value: value is None)
+    """seconds for which an endpoint that failed is left alone; unset: LiteLLM's own, 5"""
+
+    @model_validator(mode="after")
+    def _has_sound_endpoints(self) -> Self:
+        if self.cooldown is not None and not self.endpoints:
+            raise ValueError("cooldown is set, but means nothing without endpoints; remove it or list them")
+        places = [(place.model, place.api_base, place.api_key_env) for place in self.places]
+        twice = next((place for place in places if places.count(place) > 1), None)
+        if twice is not None:
+            raise ValueError(f"endpoints: {twice[0]} at {twice[1]} stands there twice; give it a weight instead")
+        here = next((place.model for place in self.places if place.local and self.endpoints), None)
+        if here is not None:
+            raise ValueError(f'endpoints: {here} runs in this process; name a model behind an API, as in "openai/NAME"')
+        return self
+
+    @property
+    def places(self) -> tuple[ModelConfig, ...]:
+        """The model at each of its endpoints, itself where there are none."""
+        own = {"endpoints": (), "cooldown": None}
+        given = [place.model_dump(exclude={"weight", "order"}, exclude_none=True) for place in self.endpoints]
+        return tuple(self.model_copy(update=place | own) for place in given) or (self,)
 
 
 class ScorerConfig(LoadConfig):
@@ -321,6 +331,13 @@ class ModelsConfig(FrozenConfig):
     """writes the steps that are escalated"""
     critic: ModelConfig = ModelConfig(model=_LAB_CRITIC)
     """finds first errors and proposes interventions"""
+
+    @field_validator("critic")
+    @classmethod
+    def _is_at_one_place(cls, value: ModelConfig) -> ModelConfig:
+        if value.endpoints:
+            raise ValueError("endpoints are for weak and strong; put LiteLLM's proxy in front, and give its api_base")
+        return value
 
 
 def is_lab_critic(model: str, adapter: str | None = None) -> bool:

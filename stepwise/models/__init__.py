@@ -39,6 +39,10 @@ def load_backend(
         return backend
     spec = ModelConfig.of(spec, "model").model_copy(update=overrides)
     prompt = prompt or suited(SolvePrompt(), spec.model)
+    if not spec.local and spec.endpoints:
+        from stepwise.models.endpoints import Endpoints
+
+        return Endpoints(spec, prompt)
     if not spec.local:
         from stepwise.models.litellm import LiteLLMBackend
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -71,6 +72,8 @@ class Api:
         self.key = config.api_key()
         check_provider(config.model, config.api_base)
         self.usage = Usage()
+        self.rest_until = 0.0
+        """when, by time.monotonic(), a server that asked for a pause may be asked again"""
         self._lock = threading.Lock()
         self._http, self._last_body = bounded_client(config.api_base or "", config.timeout)
 
@@ -107,6 +110,7 @@ class Api:
                 ):
                     perhaps += bound
                 wait = retry_after((getattr(error, "litellm_response_headers", None) or {}).get("retry-after"))
+                self.rest_until = max(self.rest_until, time.monotonic() + (wait or 0.0))
                 raise CallFailed(Failure(failure_of(error).kind, _reason(error)), wait=wait or 0.0) from None
             except RecursionError:
                 raise CallFailed(Failure("again", "the reply is nested too deeply to be read")) from None

@@ -77,6 +77,7 @@ class Ledger:
         self._held = dict(_NOTHING)
         self._usage: dict[str, Usage] = {role: Usage() for role in roles}
         self._perhaps: dict[str, Usage] = {}
+        self._places: dict[tuple[str, str], Usage] = {}  # by role and model, each of its endpoints for itself
         self._lock = threading.Lock()
         self._name = "budget"
         self._levels: tuple[Ledger, ...] = (self,)  # this ledger and those it is part of; all share one lock
@@ -345,3 +346,5 @@ class Ledger:
         for name, amount in amounts_of(role, usage.generated_tokens, usage.calls, money).items():
             self._spent[name] += amount
         account[role] = account.get(role, Usage()) + usage
+        if account is self._usage and usage.model:
+            self._places[role, usage.model] = self._places.get((role, usage.model), Usage()) + usage

@@ -84,6 +84,15 @@ class LiteLLMBackend(Generator):
             return self._findings
 
     @property
+    def probed(self) -> bool:
+        """Whether it is known what the model can do."""
+        return self._findings is not None
+
+    def adopt(self, findings: Findings | None) -> None:
+        """Take over what is known of a model like this one, instead of probing."""
+        self._findings = findings
+
+    @property
     def probe_bound(self) -> Usage:
         """The most that `prepare` may spend now; nothing once the model is known."""
         return Usage() if self._findings else probe_bound(self.api, self.dialect, self.prompt)

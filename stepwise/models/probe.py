@@ -18,15 +18,16 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stepwise.config import ModelConfig
-from stepwise.errors import BackendError, ConfigError
+from stepwise.errors import ConfigError
 from stepwise.models import dialects
 from stepwise.models.api import Api, Choice, Samples
 from stepwise.models.dialects import Dialect, Prefill
+from stepwise.models.failures import error_of
 from stepwise.models.http import CallFailed, Server
 from stepwise.models.litellm_handler import import_litellm
 from stepwise.prompt import SolvePrompt
 from stepwise.steps.thoughts import prompt_thought
-from stepwise.types import Usage
+from stepwise.types import Failure, Usage
 
 PROBE_TOKENS = 32  # most that one call of the probe generates
 _LEAST = 6  # characters of the other half that must come
@@ -184,7 +185,8 @@ def _first_reply(
         given = api.key or api.config.api_base
         unset = [] if given else import_litellm().validate_environment(api.config.model)["missing_keys"]
         hint = f" ({', '.join(unset)} not set)" if unset else ""
-        raise BackendError(f"{error}; check model, api_base and api_key_env{hint}") from None
+        message = f"{error}; check model, api_base and api_key_env{hint}"
+        raise error_of(Failure(error.failure.kind, message)) from None
 
 
 def _halves(text: str) -> tuple[str, str]:

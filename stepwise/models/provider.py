@@ -82,6 +82,8 @@ def lm(spec: str | Path | Mapping[str, Any] | LoadConfig, *, engine: _Door = "li
         raise ConfigError(f"engine is {engine!r}; use one of {', '.join(get_args(_Door))}")
     fields = {key: settings.pop(key) for key in list(settings) if key in LoadConfig.model_fields}
     given = spec if isinstance(spec, LoadConfig) else ModelConfig.of(spec, "lm")
+    if len(given.places) > 1:
+        raise ConfigError(f"lm: {given.model} has endpoints, which DSPy's calls do not go through; give one api_base")
     config = ModelConfig(**{**given.model_dump(include=set(LoadConfig.model_fields)), **fields})
     import dspy
 

@@ -161,6 +161,8 @@ def summary_of(ledger: Ledger) -> str:
     unanswered = {f"{role}, perhaps billed without an answer": usage for role, usage in ledger._perhaps.items()}
     lines = [spent_line(role, usage) for role, usage in ledger._usage.items()]
     lines.append(spent_line("all", sum(ledger._usage.values(), Usage())))
+    roles = [role for role, _ in ledger._places]
+    lines += [spent_line(f"of {role}", usage) for (role, _), usage in ledger._places.items() if roles.count(role) > 1]
     lines += [spent_line(role, usage) for role, usage in unanswered.items()]
     lines += [
         f"cap on {name}: {float(ledger._caps[name]):,.10g}, {float(left):,.10g} left" for name, left in lefts.items()

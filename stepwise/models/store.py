@@ -69,6 +69,7 @@ class CallCache:
         self._places: dict[str, tuple[int, int]] = {}
         self._spent: dict[str, dict[str, Usage]] = {}  # by problem and role
         self._perhaps: dict[str, dict[str, Usage]] = {}
+        self._by_model: dict[tuple[str, str], Usage] = {}  # and by role
         self._open: dict[str, Answer] = {}  # sent and not answered, as what it may cost
         self._lock = threading.Lock()
         self._file = io.BytesIO() if self.path is None else _opened(self.path)
@@ -123,6 +124,11 @@ class CallCache:
         """
         return self._sum(self._perhaps, problem)
 
+    def spent_by_model(self) -> list[tuple[str, Usage]]:
+        """Role and usage for each model, and each endpoint of one, that was asked, over all starts."""
+        with self._lock:
+            return [(role, usage) for (role, _), usage in self._by_model.items()]
+
     def _sum(self, of: Mapping[str, Mapping[str, Usage]], problem: str | None) -> dict[str, Usage]:
         with self._lock:
             accounts = of.values() if problem is None else [of.get(problem, {})]
@@ -168,6 +174,8 @@ class CallCache:
         for of, usage in ((self._spent, answer.usage), (self._perhaps, answer.perhaps)):
             account = of.setdefault(answer.problem, {})
             account[answer.role] = account.get(answer.role, Usage()) + usage
+        asked = answer.role, answer.usage.model
+        self._by_model[asked] = self._by_model.get(asked, Usage()) + answer.usage
         if answer.value is not None:
             self._places[answer.key] = (start, length)
 

@@ -44,8 +44,8 @@ def check_routing(config: Config, policies: Sequence[Policy]) -> None:
     if "scorer" in models and config.scorer.kind == "probe":
         refuse_without_states(config.models.weak)
     for model in models.values():
-        if not model.local:
-            model.api_key()
+        for place in model.places if not model.local else ():
+            place.api_key()
     Ledger.for_config(config, roles=roles)
 
 

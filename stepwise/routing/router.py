@@ -314,9 +314,10 @@ class StepRouter(LoadedRouter):
     def count_stored(self) -> None:
         """Count for the caps what earlier starts of this run paid, and perhaps paid, by the answers in the cache."""
         if self.cache is not None:
-            perhaps = self.cache.perhaps()
-            for role, usage in self.cache.spent().items():
-                self.ledger.record(role, usage, perhaps.get(role))
+            for role, usage in self.cache.spent_by_model():
+                self.ledger.record(role, usage)
+            for role, usage in self.cache.perhaps().items():
+                self.ledger.record(role, Usage(), usage)
 
     def cost(self, traces: Sequence[Trace]) -> Cost:
         """What `traces` cost, counted three ways with the sizes of this router's models; see `metrics.cost_of`."""
