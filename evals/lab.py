@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from stepwise.export.gguf import export_gguf
 from stepwise.lab.families import FAMILIES
 from stepwise.lab.problems import LabProblem, generate
 from stepwise.models import load_backend
@@ -24,6 +23,7 @@ from stepwise.runs.progress import progress
 from stepwise.runs.shell import Options, Run, program
 from stepwise.stats import auroc, wilson
 from stepwise.steps import split_steps
+from stepwise.training.export.gguf import export_gguf
 from stepwise.types import Step
 
 from .lab_corpus import solved

@@ -13,10 +13,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from stepwise.export.gguf import export_gguf, export_lora_gguf
 from stepwise.models.safetensors import fingerprint, read_json
 from stepwise.runs.progress import progress
 from stepwise.runs.shell import Options, Run, program
+from stepwise.training.export.gguf import export_gguf, export_lora_gguf
 
 from . import lab_corpus as corpus
 from .lab_critic import criticized, repaired

@@ -23,8 +23,6 @@ from pydantic import PositiveInt
 
 from stepwise.config import ModelConfig
 from stepwise.errors import BackendError
-from stepwise.export.from_gguf import import_gguf
-from stepwise.export.gguf import export_gguf
 from stepwise.io import write_text
 from stepwise.lab.problems import generate
 from stepwise.models.base import Request
@@ -34,6 +32,8 @@ from stepwise.models.shared import load_engine
 from stepwise.prompt import STEPS, SolvePrompt
 from stepwise.runs.progress import followed
 from stepwise.runs.shell import POSITIONAL, Options, Run, program
+from stepwise.training.export.from_gguf import import_gguf
+from stepwise.training.export.gguf import export_gguf
 
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
 

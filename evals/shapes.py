@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.errors import MissingDependencyError
-from stepwise.export.gguf import Quantization, export_gguf
+from stepwise.training.export.gguf import Quantization, export_gguf
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": {

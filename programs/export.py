@@ -16,13 +16,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-from stepwise.export.gguf import Quantization, export_gguf, export_lora_gguf
 from stepwise.io import write_text
 from stepwise.models.safetensors import fingerprint
 from stepwise.runs.progress import announce
 from stepwise.runs.shell import POSITIONAL, Options, Run, one_of, program
 from stepwise.training.adapters import adapter_directory, base_of, check_adapter, merge, read_card
 from stepwise.training.cards import base_name, front_matter, markdown_table
+from stepwise.training.export.gguf import Quantization, export_gguf, export_lora_gguf
 
 _WHAT = one_of("Result", required=True)
 

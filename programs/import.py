@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from stepwise.export.from_gguf import NUM_TEXTS, Dtype, exportable, import_gguf
 from stepwise.models.hub import gguf_file
 from stepwise.runs.progress import announce
 from stepwise.runs.shell import POSITIONAL, Options, Run, program
+from stepwise.training.export.from_gguf import NUM_TEXTS, Dtype, exportable, import_gguf
 
 
 class _Options(Options):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from stepwise.errors import ConfigError
-from stepwise.identity import plain, source_of
 from stepwise.models.scorers import ConstantScorer, PerfectScorer, Scorer
 from stepwise.models.scorers.base import BatchScorer
+from stepwise.plugins.identity import plain, source_of
 
 WEIGHTS = "WEIGHT = 0.95\n"
 SCORER = """

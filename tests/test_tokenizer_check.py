@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stepwise.errors import ConfigError, ExportError
-from stepwise.export.tokenizer import check_train_from
+from stepwise.training.export.tokenizer import check_train_from
 
 pytest.importorskip("gguf", reason='needs pip install "stepwise[train]"')
 

@@ -153,7 +153,7 @@ def tiny_model(
 
 def tiny_gguf(tmp_dir: Path, arch: Arch = "qwen3", quantization: str = "f32", **options: Any) -> Path:
     """Path of a tiny GGUF made in `tmp_dir`; its transformers form stands beside it, in the directory named `arch`."""
-    from stepwise.export.gguf import export_gguf
+    from stepwise.training.export.gguf import export_gguf
 
     model_dir = tiny_model(tmp_dir / arch, arch, **options)
     return export_gguf(model_dir, tmp_dir / f"{arch}-{quantization}.gguf", quantization)  # type: ignore[arg-type]

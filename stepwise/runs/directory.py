@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from stepwise import __version__
 from stepwise.config import Config
 from stepwise.errors import DataError, wrong_type
-from stepwise.identity import file_of, source_of
 from stepwise.io import lock, read_json, write_text
 from stepwise.plugins import is_import_path
+from stepwise.plugins.identity import file_of, source_of
 
 _CARD = "run.json"
 _FROZEN = "engines.json"

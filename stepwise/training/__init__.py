@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from stepwise.errors import MissingDependencyError
-from stepwise.export.gguf import export_gguf, export_lora_gguf
+from stepwise.training.export.gguf import export_gguf, export_lora_gguf
 
 if TYPE_CHECKING:
     from stepwise.training.preference import dpo

@@ -20,12 +20,12 @@ from typing import Any
 from stepwise.config import Config, ModelConfig
 from stepwise.config.training import LoraConfig
 from stepwise.errors import BackendError, ConfigError, DataError, ExportError, MissingDependencyError
-from stepwise.export.gguf import export_lora_gguf
-from stepwise.export.tokenizer import check_train_from
 from stepwise.models.hub import gguf_path
 from stepwise.runs.progress import announce
 from stepwise.training import require_training
 from stepwise.training.adapters import LAYOUT, base_directory, check_layout, quiet
+from stepwise.training.export.gguf import export_lora_gguf
+from stepwise.training.export.tokenizer import check_train_from
 
 try:
     import peft

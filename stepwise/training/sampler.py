@@ -16,7 +16,6 @@ from typing import TypeVar
 
 from stepwise.config import Config
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
-from stepwise.export.gguf import export_gguf
 from stepwise.models.base import Completion, Request
 from stepwise.models.budget import Ledger
 from stepwise.models.engine import Engine
@@ -28,6 +27,7 @@ from stepwise.seeds import rng as seeded
 from stepwise.seeds import seed_for
 from stepwise.steps import separated, split_steps
 from stepwise.training.adapters import base_directory
+from stepwise.training.export.gguf import export_gguf
 from stepwise.training.lora import Trainee
 from stepwise.training.losses import Mismatch
 from stepwise.training.rendering import prompt_ids, text_ids

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evals import shapes
-from stepwise.export.gguf import export_gguf
+from stepwise.training.export.gguf import export_gguf
 from tests.training.parity import difference, random_ids
 
 for _package in ("torch", "transformers", "gguf", "llama_cpp"):

@@ -9,12 +9,12 @@ import pytest
 import stepwise as sw
 from evals.lab import right, sample
 from stepwise.errors import DataError
-from stepwise.export.tokenizer import check_train_from
 from stepwise.lab import ADAPTERS, MODELS, ROUNDS, card, model_path, round_path
 from stepwise.lab.problems import generate
 from stepwise.routing import Threshold
 from stepwise.stats import auroc
 from stepwise.steps import split_steps
+from stepwise.training.export.tokenizer import check_train_from
 
 llama_cpp = pytest.importorskip("llama_cpp")
 

@@ -13,7 +13,6 @@ import pytest
 
 from stepwise import Problem, StepRouter
 from stepwise.config import ModelConfig
-from stepwise.export.gguf import export_gguf
 from stepwise.grading import grade
 from stepwise.models import load_backend
 from stepwise.models.base import Completion, Request
@@ -25,6 +24,7 @@ from stepwise.routing.compare import judged
 from stepwise.routing.evidence import answered
 from stepwise.steps import SEPARATOR
 from stepwise.steps.thoughts import after_thought, open_thought, prompt_thought
+from stepwise.training.export.gguf import export_gguf
 from stepwise.types import Step, Trace
 from tests.fakes import ScriptedBackend
 from tests.scorers.stand_in import Answer, serving

@@ -10,9 +10,9 @@ import pytest
 
 from programs.export import main
 from stepwise.config import Config
-from stepwise.export.gguf import export_gguf
 from stepwise.models.engine import Engine
 from stepwise.training.cards import write_card
+from stepwise.training.export.gguf import export_gguf
 from tests.tiny_models import tiny_model
 from tests.training.parity import llama_logits, random_ids, transformers_logits
 from tests.training.test_export_lora import random_adapter

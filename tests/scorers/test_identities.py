@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from stepwise.config import ScorerConfig
-from stepwise.identity import plain
 from stepwise.models.http import Server
 from stepwise.models.scorers import ConstantScorer, JudgeScorer, PerfectScorer, load_scorer
 from stepwise.models.scorers.pooling import PoolingScorer
 from stepwise.plugins import identity_of
+from stepwise.plugins.identity import plain
 from stepwise.prompt import SolvePrompt
 from stepwise.routing import Always, Never, Random, Threshold
 from stepwise.routing.policies import Judged

@@ -239,7 +239,7 @@ def test_rope_factors_equal_those_of_transformers() -> None:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    from stepwise.export.config import GgufConfig
+    from stepwise.training.export.config import GgufConfig
 
     rope = {**LLAMA3_ROPE, "original_max_position_embeddings": 8192}
     config = GgufConfig("llama", Path(), 2048, 8192, 16, 32, 8, 64, 131072, 1e-5, True, False, False, rope)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from stepwise.errors import ConfigError, ExportError
-from stepwise.export.config import ARCHITECTURES, read_config
-from stepwise.export.from_gguf import exportable, import_gguf, texts
-from stepwise.export.gguf import export_gguf
-from stepwise.export.tokenizer import check_train_from
 from stepwise.models.engine.weights import read_gguf
 from stepwise.models.safetensors import Checkpoint
+from stepwise.training.export.config import ARCHITECTURES, read_config
+from stepwise.training.export.from_gguf import exportable, import_gguf, texts
+from stepwise.training.export.gguf import export_gguf
+from stepwise.training.export.tokenizer import check_train_from
 from tests.tiny_models import Arch, PreTokenizer, tiny_gguf
 
 pytest.importorskip("transformers", reason='needs pip install "stepwise[train]"')

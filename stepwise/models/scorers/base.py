@@ -129,7 +129,7 @@ class Scorer(Plugin):
     @property
     def identity(self) -> str:
         """Scores made under one identity are never used under another: the class, how it is set (see
-        `stepwise.identity.settings_text`), and the code of its file and of those of yours that it imports.
+        `stepwise.plugins.identity.settings_text`), and the code of its file and of those of yours that it imports.
 
         Raises `ConfigError` for an argument of which cannot be said which one it is; give such a class an `identity`.
         """

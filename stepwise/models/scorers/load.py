@@ -12,7 +12,6 @@ from typing import Any, cast
 from stepwise.config import LoadConfig, ScorerConfig, suited
 from stepwise.config.scorers import SCORER_CARD
 from stepwise.errors import BackendError, ConfigError, DataError, ScorerError
-from stepwise.identity import plain
 from stepwise.io import read_json
 from stepwise.models.engine import Engine
 from stepwise.models.http import Server
@@ -32,6 +31,7 @@ from stepwise.models.scorers.probe import ProbeScorer, refuse_without_states
 from stepwise.models.shared import load_engine
 from stepwise.models.wrapped import generator_of
 from stepwise.plugins import check_plugin, is_import_path, load_plugin, make_plugin
+from stepwise.plugins.identity import plain
 from stepwise.prompt import SolvePrompt
 from stepwise.records import from_json
 from stepwise.types import Problem, Usage, as_problem

@@ -25,7 +25,7 @@ from typing import Any
 from stepwise.errors import ConfigError
 
 _LONG = 300  # characters: longer settings are shown by their hash
-_LIBRARY = Path(__file__).parent
+_LIBRARY = Path(__file__).parents[1]
 _PYTHON = Path(sysconfig.get_path("stdlib"))
 _EMPTY = CellType()
 _INSTALLED = {"site-packages", "dist-packages"}

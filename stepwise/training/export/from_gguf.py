@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stepwise.errors import ConfigError, MissingDependencyError
-from stepwise.export.config import ARCHITECTURES
-from stepwise.export.tokenizer import check_train_from, pre_tokenizer_stages
 from stepwise.io import write_text
 from stepwise.models.engine.weights import read_gguf
+from stepwise.training.export.config import ARCHITECTURES
+from stepwise.training.export.tokenizer import check_train_from, pre_tokenizer_stages
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 NUM_TEXTS = 1000

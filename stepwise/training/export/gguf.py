@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwise.errors import ExportError, MissingDependencyError
-from stepwise.export.config import GgufConfig, read_config
-from stepwise.export.tokenizer import read_tokenizer
 from stepwise.io import whole_file
 from stepwise.models.engine.weights import FINGERPRINT
 from stepwise.models.safetensors import Checkpoint, check, fingerprint, read_json
+from stepwise.training.export.config import GgufConfig, read_config
+from stepwise.training.export.tokenizer import read_tokenizer
 
 Quantization = Literal["q8_0", "f16", "f32"]
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}

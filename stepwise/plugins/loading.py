@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any, ClassVar, Self
 
 from stepwise.errors import ConfigError, StepwiseError, reason_of, wrong_type
-from stepwise.identity import settings_text, source_of
+from stepwise.plugins.identity import settings_text, source_of
 
 _GIVEN_AS = {
     "Policy": "policy=",
