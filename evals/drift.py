@@ -11,7 +11,8 @@ Measured is the AUROC of right steps against first errors, on validation problem
 pool, and on others that hold the blind family alone, against its errors. The decay is an arm's AUROC after the last
 round less that before the first, paired by problem, with the scorer that it routes with; an arm slows it where the
 95 % interval of its change less that of "gated" lies above 0, and stops it where besides its own does not lie below 0.
-Beside it stands a probe fitted once, before round 1, which shows a decay that is no matter of the planted family. An
+Beside it stands a probe fitted once, before round 1, which shows a decay that is no matter of the planted family; so
+does the AUROC against errors of the other families, which was added after a first round had been looked at. An
 arm and round with fewer than 100 first errors of the blind family has no power: it is said, and the exit code is 1. One
 seed is a smoke run: intervals are over problems, not over trainings. --rounds, --seeds and --arms may be changed later.
 A killed run goes on where it was. Writes drift.json.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -63,14 +63,18 @@ def scorer_of(arm: str) -> str:
     return ANEW if arm in ARMS and ARMS[arm].refit else PLANTED
 
 
-def area_of(row: Round, scorer: str, problems: int, *, blind: bool) -> Callable[[Any], float | None]:
-    """AUROC of right steps against first errors, for `bootstrap`, on the first `problems`; for `blind` on those of the
-    blind family, against its errors alone.
+Part = Literal["all", "others", "blind"]
+
+
+def area_of(row: Round, scorer: str, problems: int, part: Part = "all") -> Callable[[Any], float | None]:
+    """AUROC of right steps against first errors, for `bootstrap`: all or those of the other families on the first
+    `problems`, or those of the blind family on the problems that hold it.
     """
-    part = slice(problems, None) if blind else slice(problems)
-    pairs = [(scores, error) for scores, error in zip(row.scores[scorer][part], row.errors[part], strict=True)]
+    place = slice(problems, None) if part == "blind" else slice(problems)
+    pairs = [(scores, error) for scores, error in zip(row.scores[scorer][place], row.errors[place], strict=True)]
     right = [np.array(scores[:-1] if error else scores) for scores, error in pairs]
-    counts = {SCORER_BLIND_SPOT} if blind else {*row.errors} - {""}
+    blind = {SCORER_BLIND_SPOT}
+    counts = blind if part == "blind" else {*row.errors} - {""} - (blind if part == "others" else set())
     wrong = [np.array(scores[-1:] if error in counts else ()) for scores, error in pairs]
 
     def area(index: Any) -> float | None:
@@ -83,7 +87,7 @@ def area_of(row: Round, scorer: str, problems: int, *, blind: bool) -> Callable[
 def decay(now: Round, before: Round, problems: int) -> Callable[[Any], float | None]:
     """AUROC of an arm's scorer after a round less that before the first, by indices of problems."""
     own = scorer_of(now.arm)
-    return partial(_difference, *(area_of(row, own, problems, blind=False) for row in (now, before)))
+    return partial(_difference, *(area_of(row, own, problems) for row in (now, before)))
 
 
 def _difference(x: Callable[[Any], float | None], y: Callable[[Any], float | None], index: Any) -> float | None:
@@ -91,7 +95,7 @@ def _difference(x: Callable[[Any], float | None], y: Callable[[Any], float | Non
     return None if now is None or before is None else now - before
 
 
-def facts_of(rounds: Sequence[Round], problems: int) -> list[dict[str, Any]]:
+def facts_of(rounds: Sequence[Round], problems: int, samples: int = 500) -> list[dict[str, Any]]:
     """What is shown of each round, of which the first `problems` measured ones are the plain ones."""
     result = []
     for row in rounds:
@@ -103,17 +107,17 @@ def facts_of(rounds: Sequence[Round], problems: int) -> list[dict[str, Any]]:
             "strong_tokens": row.strong_tokens, "without_error": 1 - len(plain) / problems,
             "errors": dict(Counter(plain)), "blind_errors": row.errors[problems:].count(SCORER_BLIND_SPOT),
         }  # fmt: skip
-        for key, blind, size in (("auroc", False, problems), ("blind_auroc", True, len(row.errors) - problems)):
-            facts[key] = {
-                scorer: bootstrap(area_of(row, scorer, problems, blind=blind), size, samples=500)
-                for scorer in row.scores
+        for part in get_args(Part):
+            size = len(row.errors) - problems if part == "blind" else problems
+            facts[f"auroc, {part}"] = {
+                scorer: bootstrap(area_of(row, scorer, problems, part), size, samples=samples) for scorer in row.scores
             }
         if row.number:
             change = decay(row, start, problems)
-            facts["decay"] = bootstrap(change, problems, samples=500)
+            facts["decay"] = bootstrap(change, problems, samples=samples)
             if gated is not None and row.arm != "gated":
                 base = decay(gated, start, problems)
-                facts["over_gated"] = bootstrap(partial(_difference, change, base), problems, samples=500)
+                facts["over_gated"] = bootstrap(partial(_difference, change, base), problems, samples=samples)
         result.append(facts)
     return result
 
@@ -139,8 +143,8 @@ def show(run: Run[Any], found: Sequence[Mapping[str, Any]]) -> None:
             str(facts["blind_errors"]),
         ))  # fmt: skip
         scored += [
-            (*place, scorer, _band(area), _band(facts["blind_auroc"][scorer]))
-            for scorer, area in facts["auroc"].items()
+            (*place, scorer, *(_band(facts[f"auroc, {part}"][scorer]) for part in get_args(Part)))
+            for scorer in facts["auroc, all"]
         ]
     run.table(
         f"{args.train} problems a round; measured on {args.problems}, and {args.blind} of {family!r}",
@@ -148,7 +152,8 @@ def show(run: Run[Any], found: Sequence[Mapping[str, Any]]) -> None:
          "errors, of\nthe family", "on its own\nproblems"),
         learned,
     )  # fmt: skip
-    run.table("AUROC (95 %)", ("arm", "round", "scorer", "all families", "errors of the family"), scored)
+    columns = ("arm", "round", "scorer", "all errors", "of other\nfamilies", "of the family,\non its own problems")
+    run.table("AUROC of right steps against first errors (95 %)", columns, scored)
     for facts in found:
         if facts["round"] == args.rounds:
             run.say(verdict(facts))

@@ -17,7 +17,7 @@ from stepwise.types import Problem, Step, Trace
 SEEN, UNSEEN = ("week", 0.1), (SCORER_BLIND_SPOT, 0.95)
 
 
-def after(arm: str, number: int, errors: list[tuple[str, float]], blind: int = FEWEST, **more: Any) -> Round:
+def after(arm: str, number: int, errors: list[tuple[str, float]], blind: int = 4, **more: Any) -> Round:
     """Ten plain problems, of which the first ones have these errors, and so many of the blind family, all wrong."""
     plain = [(name, (0.9, score)) for name, score in errors] + [("", (0.9, 0.9))] * (10 - len(errors))
     made = [*plain, *[(SCORER_BLIND_SPOT, (0.9, 0.95))] * blind]
@@ -28,16 +28,16 @@ def after(arm: str, number: int, errors: list[tuple[str, float]], blind: int = F
 
 def test_the_area_of_the_blind_family_is_against_its_errors_alone() -> None:
     row = after("gated", 1, [SEEN] * 3 + [UNSEEN])
-    assert area_of(row, PLANTED, 10, blind=False)(range(10)) == pytest.approx(0.75)  # 3 of 4 errors lie below
-    assert area_of(row, PLANTED, 10, blind=True)(range(FEWEST)) == 0.0
-    others = after("gated", 1, [], blind=0).errors  # no error at all: no area
-    assert area_of(after("gated", 1, [], blind=0), PLANTED, len(others), blind=False)(range(10)) is None
+    assert area_of(row, PLANTED, 10)(range(10)) == pytest.approx(0.75)  # 3 of 4 errors lie below
+    assert area_of(row, PLANTED, 10, "others")(range(10)) == 1.0
+    assert area_of(row, PLANTED, 10, "blind")(range(4)) == 0.0
+    assert area_of(after("gated", 1, []), PLANTED, 10)(range(10)) is None  # no error, no area
 
 
 def test_what_is_seen_and_learned_leaves_the_scorer_worse_and_an_arm_that_keeps_it_stops_the_decay() -> None:
     start = after("start", 0, [SEEN] * 8 + [UNSEEN])
     rounds = [start, after("gated", 1, [UNSEEN]), after("random, 5 %", 1, [SEEN] * 8 + [UNSEEN])]
-    _, gated, random = facts_of(rounds, 10)
+    _, gated, random = facts_of(rounds, 10, 50)
     assert gated["decay"].value == pytest.approx(0.0 - 8 / 9)
     assert "decays" in verdict(gated)
     assert random["decay"].value == 0.0
@@ -50,11 +50,11 @@ def test_an_arm_that_refits_is_read_with_its_own_scorer() -> None:
     start = after("start", 0, [SEEN] * 4, refit=True)
     row = after("refitted", 1, [UNSEEN], refit=True)
     row.scores[ANEW] = tuple((0.9, 0.0) if error else (0.9, 0.9) for error in row.errors)
-    assert facts_of([start, row], 10)[1]["decay"].value == 0.0
+    assert facts_of([start, row], 10, 50)[1]["decay"].value == 0.0
 
 
 def test_fewer_errors_than_are_needed_are_named() -> None:
-    found = facts_of([after("start", 0, [SEEN]), after("gated", 1, [SEEN], blind=FEWEST - 1)], 10)
+    found = facts_of([after("start", 0, [SEEN], blind=FEWEST), after("gated", 1, [SEEN], blind=FEWEST - 1)], 10, 2)
     assert without_power(found) == ["gated, round 1: 99 first errors of the family, no power"]
 
 
