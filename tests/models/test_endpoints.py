@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -353,3 +354,15 @@ def test_a_name_with_endpoints_is_loaded_as_such() -> None:
     with load_backend(given) as model:
         assert isinstance(model, Endpoints)
         assert model.name == "openai/m@http://a|openai/m@http://b"
+
+
+def test_the_configurations_of_the_page_are_read(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "endpoints.md"
+    several, one = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    path = tmp_path / "mine.toml"
+    path.write_text(several)
+    strong = Config.load(path).models.strong
+    assert [place.order for place in strong.endpoints] == [1, 1, 2]
+    assert strong.places[2].model == "openrouter/qwen/qwen-2.5-7b-instruct"
+    path.write_text(one)
+    assert Config.load(path).scorer.api_base == "http://localhost:8001/v1"

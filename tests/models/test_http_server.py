@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from stepwise import Step, split_steps
-from stepwise.config import ModelConfig
+from stepwise import Step, load_backend, split_steps
+from stepwise.config import ModelConfig, ScorerConfig
 from stepwise.lab import model_path
 from stepwise.lab.problems import generate
 from stepwise.models.base import Request
 from stepwise.models.engine import Engine
 from stepwise.models.litellm import LiteLLMBackend
 from stepwise.models.llamacpp import LlamaCppBackend
+from stepwise.models.scorers import load_scorer
 from tests.models.server import llama_server
 
 pytest.importorskip("litellm")
@@ -77,3 +79,28 @@ def test_without_a_template_the_next_step_is_asked_for_in_words(address: str) ->
         made = backend.continue_solutions([Request(LAB[0], PREFIX, max_tokens=12, temperature=0.0)])
     assert made[0].error == ""
     assert made[0].text
+
+
+def test_label_tokens_over_http_are_scored_as_in_process(tmp_path: Path) -> None:
+    items = [(problem, split_steps(problem.reference or "")) for problem in LAB]
+    expected = load_scorer(ScorerConfig(context=1024, flash_attention=False)).score_batch(items)
+    with llama_server(model_path("lab-scorer"), tmp_path / "log") as url:
+        scorer = load_scorer(ScorerConfig(model="openai/served", api_base=url, sequences=2))
+        found = scorer.score_batch(items)
+    assert len({round(score, 2) for row in expected for score in row}) > 1
+    for row, right in zip(found, expected, strict=True):
+        assert row == pytest.approx(right, abs=0.02)
+
+
+def test_two_endpoints_write_what_one_writes(served: LiteLLMBackend, address: str) -> None:
+    places = [{"api_base": address}, {"api_base": "http://127.0.0.1:9/v1"}]  # nobody is at the second
+    requests = [Request(problem, max_tokens=60, temperature=0.0) for problem in LAB]
+    with (
+        pytest.warns(UserWarning, match="taken to be like another"),
+        load_backend(
+            served.config.model_copy(update={"api_base": None, "endpoints": places}), prompt=served.prompt
+        ) as both,
+    ):
+        made = both.continue_solutions(requests)
+    assert [one.text for one in made] == [one.text for one in served.continue_solutions(requests)]
+    assert {one.usage.model for one in made} == {served.name}

@@ -172,3 +172,29 @@ def test_a_server_without_a_tokenizer_is_told_so() -> None:
     message = r"ids of the label tokens cannot be asked for.*tokenize: HTTP 404"
     with serving(lambda path, body: Answer({}, 404)) as stand_in, pytest.raises(BackendError, match=message):
         reader_scorer(stand_in)
+
+
+@pytest.mark.parametrize("forced", [0.0, -3.0])  # biased, as logprobs_mode processed_logprobs is; no bias at all
+def test_where_labels_cannot_be_forced_they_are_read_behind_the_prompt_as_vllm_tells_them(forced: float) -> None:
+    sent: list[dict[str, Any]] = []
+
+    def vllm(path: str, body: dict[str, Any]) -> Answer:
+        if path == "/tokenize":
+            return Answer({"count": 1, "max_model_len": 4096, "tokens": IDS.get(body["prompt"], [1, 2])})
+        sent.append(body)
+        counted = {"prompt_tokens": 5, "completion_tokens": 1}
+        if "prompt_logprobs" not in body:
+            told = {"tokens": ["?"], "token_logprobs": [forced], "top_logprobs": [{}], "text_offset": [0]}
+            return Answer({"choices": [{"text": "", "logprobs": told}], "usage": counted})
+        label = next(text for text in ("<|good|>", "<|bad|>") if body["prompt"].endswith("<|score|>" + text))
+        entry = {"logprob": {"<|good|>": -0.5, "<|bad|>": -1.5}[label], "rank": 2, "decoded_token": label}
+        rows = [None, {"3": {"logprob": -9.0}}, {str(IDS[label][0]): entry, "4": {"logprob": -0.1}}]
+        return Answer({"choices": [{"text": "x", "logprobs": None, "prompt_logprobs": rows}], "usage": counted})
+
+    with serving(vllm) as stand_in:
+        scorer = ServedLabelScorer(Server(stand_in.url, attempts=2, backoff=0.0), "m", requests=1)
+        right = pytest.approx(1 / (1 + 2.718281828459045**-1))
+        assert scorer.score(P, ["a", "b"]) == [right, right]
+        assert len(sent) == 6  # forced and read for the first step, then only read
+        assert scorer.score(P, ["c"]) == [right]
+        assert len(sent) == scorer.usage.calls == 8

@@ -11,10 +11,10 @@ What `LabelTokenScorer` does differently from Math-Shepherd (arXiv 2312.08935):
 under names that may be empty for special tokens. So each label is drawn by force: one token is asked for, with a bias
 of 100 on the label's id, and the server tells the token's own log-probability, from before the bias. A server that
 applies the bias first would give 0 for both labels, one that ignores it the same value for both; each is an error,
-never a score. The other way, the log-probability of a label echoed at the end of the prompt, is not used:
-llama-cpp-python 0.3.36 gives it for the wrong position (row i of its logits for token i instead of i + 1). The prompt
-is sent as text, so a special token typed into a question or a step would be read as one: such a solution is refused.
-Each step costs two requests of one token.
+never a score. Where that happens, the label is put behind the prompt instead, and its own log-probability is read from
+vLLM's `prompt_logprobs`. (OpenAI's `echo` is not used: llama-cpp-python 0.3.36 tells it for the wrong position, row i
+of its logits for token i instead of i + 1.) The prompt is sent as text, so a special token typed into a question or a
+step would be read as one: such a solution is refused. Each step costs two requests of one token.
 """
 
 from __future__ import annotations
@@ -178,20 +178,33 @@ class ServedLabelScorer(PrefixScorer):
         key = "" if self.prompt == SolvePrompt() else f"prompt {self.prompt_hash}"
         self._asked_for = _asked_for(key, marker, good, bad)
         self._special = {text: self._token_id(text) for text in (marker, good, bad)}
-        self._marker, self._labels = marker, [self._special[good], self._special[bad]]
+        self._marker, self._labels = marker, (good, bad)
+        self._forced = True  # False once it has shown that the server tells no unbiased log-probabilities
 
     def measure(self, tasks: Sequence[Task]) -> list[Scored]:
         """See `PrefixScorer.measure`; each label of each step is a request of its own."""
         faults = [self._fault(task) for task in tasks]
         prefixes = [[] if fault else self._prefixes(task) for task, fault in zip(tasks, faults, strict=True)]
-        jobs = [(text, label) for texts in prefixes for text in texts for label in self._labels]
-        replies = iter(self.map(lambda job: self._ask(*job), jobs))
+        pairs = iter(self.map(self._pair, [text for texts in prefixes for text in texts]))
         return [
             Scored.of_failure(Failure("refused", fault), Usage(self.name))
             if fault
-            else _scored([(next(replies), next(replies)) for _ in texts])
+            else _scored([next(pairs) for _ in texts])
             for texts, fault in zip(prefixes, faults, strict=True)
         ]
+
+    def _pair(self, prompt: str) -> tuple[_Reply, _Reply]:
+        """What is said of both labels after `prompt`."""
+        forced = self._forced
+        good, bad = (self._ask(prompt, label, forced) for label in self._labels)
+        if not forced or good[2] or bad[2] or not _implausible((good[0], bad[0])):
+            return good, bad
+        read = [self._ask(prompt, label, False) for label in self._labels]
+        if read[0][2] or read[1][2] or _implausible((read[0][0], read[1][0])):
+            return good, bad  # the server has no `prompt_logprobs`: what is wrong with the first is the fault
+        self._forced = False
+        (first, spent, _), (second, more, _) = read
+        return (first, good[1] + spent, None), (second, bad[1] + more, None)
 
     def _prefixes(self, task: Task) -> list[str]:
         """What is sent for each step that is to be scored: the chat up to the marker after it."""
@@ -210,16 +223,26 @@ class ServedLabelScorer(PrefixScorer):
             return ""
         return f"the question or a step contains the token {hit!r}, which the server would read as one; remove it"
 
-    def _ask(self, prompt: str, label: int) -> _Reply:
-        body = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 1}
+    def _ask(self, prompt: str, label: str, forced: bool) -> _Reply:
+        body: dict[str, Any] = {"model": self.model, "max_tokens": 1, "temperature": 0}
+        token = str(self._special[label])
+        if forced:
+            body |= {"prompt": prompt, "logprobs": 1, "logit_bias": {token: _FORCE}}
+        else:
+            body |= {"prompt": prompt + label, "prompt_logprobs": 0}
         try:
-            data, retries = self.server.post("/v1/completions", {**body, "logit_bias": {str(label): _FORCE}})
+            data, retries = self.server.post("/v1/completions", body)
         except CallFailed as error:
             return math.nan, Usage(self.name, 1, retries=error.retries), error.failure
         try:
             read, written = data["usage"]["prompt_tokens"], data["usage"]["completion_tokens"]
-            logprobs = data["choices"][0]["logprobs"]
-            value = logprobs["token_logprobs"][0] if "token_logprobs" in logprobs else logprobs["content"][0]["logprob"]
+            (choice,) = data["choices"]
+            if not forced:
+                value = choice["prompt_logprobs"][-1][token]["logprob"]
+            elif "token_logprobs" in choice["logprobs"]:
+                value = choice["logprobs"]["token_logprobs"][0]
+            else:
+                value = choice["logprobs"]["content"][0]["logprob"]
             return float(value), Usage(self.name, 1, read, read, written, retries), None
         except (KeyError, IndexError, TypeError, ValueError):
             fault = (
