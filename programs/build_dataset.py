@@ -128,7 +128,7 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     return _recipe_of(config, args).planned()
 
 
-@program(_Options, doc=__doc__, plan=_plan)
+@program(_Options, doc=__doc__, plan=_plan, on_workers=True)
 def main(run: Run[_Options]) -> None:
     args = run.args
     if args.kind == "calls":

@@ -105,7 +105,7 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     return plan_collecting(config, settings, checked.problems)
 
 
-@program(_Options, doc=__doc__, plan=_plan, same_run=uncapped)
+@program(_Options, doc=__doc__, plan=_plan, same_run=uncapped, on_workers=True)
 def main(run: Run[_Options], writers: Writers | None = None) -> None:
     began, args = time.monotonic(), run.args
     checked, settings = _problems_of(args), _settings_of(args)

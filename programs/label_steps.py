@@ -82,7 +82,7 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     return [PlannedCalls("weak", rollouts, rollouts * read, rollouts * args.max_tokens)]
 
 
-@program(_Options, doc=__doc__, plan=_plan, same_run=uncapped)
+@program(_Options, doc=__doc__, plan=_plan, same_run=uncapped, on_workers=True)
 def main(run: Run[_Options], writers: Writers | None = None) -> None:
     args = run.args
     checked, settings = _problems_of(args), LabelSettings(**{k: getattr(args, k) for k in LabelSettings.model_fields})

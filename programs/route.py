@@ -19,9 +19,9 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Group, Parameter
 from pydantic import Field, PositiveInt
@@ -29,20 +29,21 @@ from pydantic import Field, PositiveInt
 from stepwise import routing
 from stepwise.config import Config, Roles, RoutingConfig, ScorerConfig, is_lab, model_name
 from stepwise.data.problems import SOURCES, named_problems
-from stepwise.errors import ConfigError, DataError, reason_of
-from stepwise.grading import GRADER_VERSION, find_answer
-from stepwise.io import read_json
+from stepwise.errors import BudgetExceededError, ConfigError, DataError, reason_of
+from stepwise.grading import GRADER_VERSION
+from stepwise.io import read_json, read_rows
 from stepwise.models.sizes import settled
 from stepwise.models.store import CallCache
 from stepwise.report import Report, summary_table, write_report
 from stepwise.report.first_try import COLUMNS, in_words, table_rows
 from stepwise.report.terminal import StepStream, show_trace
 from stepwise.routing.against import against, against_in_words, traces_of
-from stepwise.routing.compare import judge, verdict_of
+from stepwise.routing.chunked import Routed, routed_chunks
+from stepwise.routing.compare import json_row, judge
 from stepwise.routing.deciding import needs_scorer
 from stepwise.routing.first_try import first_try, free_signal, parts
 from stepwise.routing.learned import Learned
-from stepwise.routing.metrics import cost_of, savings
+from stepwise.routing.metrics import savings
 from stepwise.routing.names import ModelNames
 from stepwise.routing.planning import check_routing, plan_routing
 from stepwise.routing.policies import Never
@@ -86,6 +87,9 @@ class _Options(Options):
     """operating point: threshold, rate, price per token, ..."""
     force: bool = False
     """take a --policy that was set for other models"""
+    chunk: PositiveInt | None = None
+    """problems that are done together from empty caches, and sealed together; what is a task where workers.backend is
+    "ray", with the same files as in one process"""
     stream: bool = False
     """one problem at a time, each step printed as it is made"""
     as_json: Annotated[bool, Parameter("--json")] = False
@@ -157,12 +161,17 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     return plan_routing(config, [saved.policy], _problems_of(args))
 
 
-@program(_Options, doc=__doc__, plan=_plan)
+@program(_Options, doc=__doc__, plan=_plan, on_workers=True)
 def main(run: Run[_Options]) -> None:
     args, first = run.args, _is_first_try(run.config, run.args)
     set_too = [s for s in run.shared.set if s.startswith("routing.") and not s.startswith("routing.max_steps")]
     if args.against is not None:
         traces_of(args.against)
+    if args.chunk is None:
+        run.config.workers.refuse("stepwise route without --chunk")
+    elif first or args.stream:
+        what = "--stream" if args.stream else "a first try of two models (set a scorer or a policy)"
+        raise ConfigError(f"--chunk {args.chunk} does not go with {what}; leave it out")
     if args.policy and set_too:
         raise ConfigError(
             f"--policy {args.policy} has its own settings, so that --set {set_too[0]} would do nothing; leave one out "
@@ -177,6 +186,9 @@ def main(run: Run[_Options]) -> None:
     if first:
         _try_first(run, problems)
         return
+    if args.chunk:
+        _route_chunks(run, saved, problems, args.chunk)
+        return
     with routing.StepRouter.from_config(run.config, policy=saved.policy, window=1 if args.stream else None) as loaded:
         if not args.force:
             saved.check(run.config, loaded.card)
@@ -187,6 +199,27 @@ def main(run: Run[_Options]) -> None:
             _route(run, loaded.with_cache(cache), problems)
             if cache.hit_rate:
                 run.say(cache.summary())
+
+
+def _route_chunks(run: Run[_Options], saved: SavedPolicy, problems: Sequence[Problem], size: int) -> None:
+    """Route chunk after chunk, or many at a time; what is sealed is shown, also where the run was stopped."""
+    if (run.out / "traces.jsonl").exists() and not (run.out / "chunks").exists():
+        raise DataError(f"--out {run.out} was begun without --chunk; leave it out, or give another --out")
+    with routed_chunks(run.config, run.directory, saved, checked=not run.args.force) as (routed, route_all):
+        _remember(run, saved.policy, routed.card)
+
+        def told(file: Path) -> None:
+            for trace in read_rows(file, Trace) if run.args.as_json else ():
+                run.say_json(json_row(trace))
+
+        began = time.monotonic()
+        try:
+            route_all(problems, size, told)
+        except (BudgetExceededError, KeyboardInterrupt):
+            _finish(run, routed, run.rows("traces.jsonl", Trace))
+            raise
+        seconds = None if run.resumed else time.monotonic() - began
+        _finish(run, routed, run.rows("traces.jsonl", Trace), seconds)
 
 
 def _try_first(run: Run[_Options], problems: list[Problem]) -> None:
@@ -243,12 +276,12 @@ def _route(run: Run[_Options], router: routing.StepRouter, problems: list[Proble
     asked = set(problems)
     kept = [trace for trace in run.rows("traces.jsonl", Trace) if trace.finish != "error" and trace.problem in asked]
     for trace in kept if run.args.as_json else ():
-        run.say_json(_row_of(trace))
+        run.say_json(json_row(trace))
 
     def told(trace: Trace) -> None:
         run.write("traces.jsonl", trace)
         if run.args.as_json:
-            run.say_json(_row_of(trace))
+            run.say_json(json_row(trace))
 
     stream: Callable[[Trace], None] | None = StepStream(run.console) if run.args.stream else None
     began = time.monotonic()
@@ -260,23 +293,9 @@ def _route(run: Run[_Options], router: routing.StepRouter, problems: list[Proble
     _finish(run, router, traces, None if kept else time.monotonic() - began)
 
 
-def _row_of(trace: Trace) -> dict[str, Any]:
-    """What --json tells of a problem: its answer, who wrote which step, and what it took."""
-    cost = cost_of([trace])
-    return {
-        "id": trace.problem.id,
-        "answer": trace.answer,
-        "verdict": verdict_of(trace) or None,
-        "answer_read_from": find_answer(trace.solution).source or None,
-        "finish": trace.finish,
-        "note": trace.note,
-        "strong_tokens": cost.strong_tokens,
-        "all_tokens": cost.all_tokens,
-        "steps": [{"author": step.author, "text": step.text, "score": step.score} for step in trace.steps],
-    }
-
-
-def _finish(run: Run[_Options], router: routing.StepRouter, traces: list[Trace], seconds: float | None = None) -> None:
+def _finish(
+    run: Run[_Options], router: routing.StepRouter | Routed, traces: list[Trace], seconds: float | None = None
+) -> None:
     """Print and write what the traces amount to; those that were interrupted are shown, but not counted. `seconds` is
     what all took, where they were routed in one go.
     """

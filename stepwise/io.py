@@ -31,8 +31,25 @@ def append_rows(path: Path, rows: Iterable[Any]) -> None:
     >>> read_rows(path)
     [{'n': 1}, {'n': 2}]
     """
+    append_text(path, rows_text(rows))
+
+
+def rows_text(rows: Iterable[Any]) -> str:
+    r"""Rows (the library's types, or dictionaries) as JSON Lines, without secrets.
+
+    >>> rows_text([{"n": 1}])
+    '{"n": 1}\n'
+    """
+    return redact("".join(to_json(row) + "\n" for row in rows), shapes=False, as_json=True)
+
+
+def append_text(path: Path, text: str) -> None:
+    """`append_rows` for rows that are text already (`rows_text`).
+
+    Example:
+        append_text(Path("out/rows.jsonl"), rows_text([{"n": 1}]))
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = redact("".join(to_json(row) + "\n" for row in rows), shapes=False, as_json=True)
     with path.open("ab") as file:
         file.truncate(_whole_bytes(path))
         file.write(text.encode())

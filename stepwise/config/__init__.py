@@ -35,14 +35,15 @@ from stepwise.config.models import (
 )
 from stepwise.config.serving import ServeConfig
 from stepwise.config.training import DpoConfig, LoraConfig, PrmConfig, RlConfig, SftConfig
+from stepwise.config.workers import WorkersConfig
 from stepwise.errors import ConfigError, wrong_type
 from stepwise.plugins import check_choice, is_import_path
 from stepwise.prompt import STEPS, SolvePrompt
 
 __all__ = [
     "ENGINE_KINDS", "Ask", "BudgetConfig", "CapsConfig", "Config", "CriticConfig", "LoadConfig", "ModelConfig",
-    "ModelsConfig", "Prices", "Roles", "RoutingConfig", "SamplingConfig", "ScorerConfig", "ServeConfig", "is_lab",
-    "is_lab_critic", "model_name", "suited",
+    "ModelsConfig", "Prices", "Roles", "RoutingConfig", "SamplingConfig", "ScorerConfig", "ServeConfig",
+    "WorkersConfig", "is_lab", "is_lab_critic", "model_name", "suited",
 ]  # fmt: skip
 _Section = TypeVar("_Section", bound=BaseModel)
 Roles = Literal["weak", "strong", "critic", "scorer"]
@@ -178,6 +179,7 @@ class Config(FrozenConfig):
     prm: PrmConfig = PrmConfig()
     rl: RlConfig = RlConfig()
     serve: ServeConfig = ServeConfig()
+    workers: WorkersConfig = WorkersConfig()
     allow_lab: bool = False
     """let the lab's scorer and critic, which know nothing but lab problems, judge what other models write"""
 
@@ -222,8 +224,11 @@ class Config(FrozenConfig):
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits; equal configurations have equal hashes. How they are served makes no difference."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"serve"}), sort_keys=True, ensure_ascii=False)
+        """Twelve hex digits; equal configurations have equal hashes. How they are served, and by which workers a
+        run is done, makes no difference.
+        """
+        settings = self.model_dump(mode="json", exclude={"serve", "workers"})
+        text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def __hash__(self) -> int:

@@ -1,129 +1,31 @@
-"""Work in chunks with fixed members, each done whole or not at all: what is on disk after a crash is what it would be.
+"""The directory of a collection: its models with their caps and answers, and the dataset of what is sealed.
 
-A chunk begins with empty caches, since which sequences share a batch changes the last digits of logits and so, now and
-then, a token. Its files are written in a directory of another name, which is renamed when all of them are on disk; one
-that was not renamed is thrown away and made again. So whatever ends the process, the same call later gives the same
-files as if nothing had happened, as far as the models themselves repeat their answers (local ones do; with
-`concurrency` above 1 the critic's batches depend on timing). That holds for the lab. Where answers are dear, of models
-behind an API and of local ones that are not the lab's, each is on disk when it arrives, in answers.jsonl: a chunk that
-is done again has it for nothing, and what is asked beside it may differ in its last digits.
-
-Under the caps of [budget] nothing is asked for that could pass one. What was paid for is written down as it is told, in
-spent.jsonl, so that the caps hold over all starts of a run, those that were killed and those without a cap included. A
-call that was broken off is not counted.
+How chunks are done and sealed is `stepwise.runs.chunks`'. Under the caps of [budget] nothing is asked for that could
+pass one. What was paid for is written down as it is told, in spent.jsonl, so that the caps hold over all starts of a
+run, those that were killed and those without a cap included. A call that was broken off is not counted.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from stepwise.config import Config, Roles
 from stepwise.data.examples import Example, unique, write_examples
-from stepwise.errors import BudgetExceededError
+from stepwise.errors import ConfigError
 from stepwise.grading import GRADER_VERSION
 from stepwise.interventions.settings import Writers, in_use
-from stepwise.io import append_rows, read_rows
-from stepwise.models.caps import Caps, uncapped
+from stepwise.models.budget import Ledger
+from stepwise.models.caps import uncapped
+from stepwise.models.crew import at_work
 from stepwise.models.sizes import settled
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
+from stepwise.runs.chunks import sealed_rows
 from stepwise.runs.directory import RunDirectory, opened
-from stepwise.runs.progress import progress
-
-T = TypeVar("T")
-Sealed = Callable[[Path, int, bool], str | None]
-"""Hears of a chunk that is sealed: its folder, its number of members, whether an earlier start sealed it. What it
-returns stands beside the bar."""
-_OPEN = ".open"
-
-
-def run_chunks(
-    directory: RunDirectory,
-    members: Sequence[T],
-    size: int,
-    names: Sequence[str],
-    work: Callable[[Sequence[T]], Mapping[str, Sequence[Any]]],
-    finish: Callable[[], Path],
-    *,
-    caps: Caps,
-    label: str,
-    on_sealed: Sealed | None = None,
-) -> Path:
-    """Do `work` for `size` members at a time, then `finish`; what it returns is returned.
-
-    What `work` returns, rows for all of the file `names`, is sealed as a chunk; chunks that are sealed already are
-    passed over. `label` names the bar to show. No chunk is begun that, at the mean cost of those before it, would pass
-    a cap: then, where `work` itself meets one, and after Ctrl-C, what is sealed is finished before the exception goes
-    on.
-
-    Example:
-        out = run_chunks(directory, problems, 20, ["rollouts"], lambda part: {"rollouts": solved(part)}, finish,
-                         caps=caps, label="solving")
-    """
-    folder = directory.made() / "chunks"
-    folder.mkdir(exist_ok=True)
-    for left in folder.glob(f"*{_OPEN}"):  # what an earlier start left open
-        shutil.rmtree(left)
-    try:
-        done = min(len([*folder.iterdir()]) * size, len(members))
-        with progress(label, len(members), done=done) as advance:
-            for first in range(0, len(members), size):
-                chunk, place = members[first : first + size], folder / f"{first // size:05d}"
-                for name in names:  # a chunk is the run's own before it is there, so that --overwrite finds it
-                    directory.claim(f"chunks/{place.name}/{name}.jsonl", folder=False)
-                before = place.exists()
-                if not before:
-                    caps.check(first, len(chunk))
-                    _seal(place, work(chunk))
-                note = on_sealed(place, len(chunk), before) if on_sealed else None
-                advance(0 if before else len(chunk), note)
-    except (BudgetExceededError, KeyboardInterrupt):
-        finish()
-        raise
-    return finish()
-
-
-def _seal(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
-    """Write the files of a chunk, and give it its name once they are on disk."""
-    draft = folder.with_name(folder.name + _OPEN)
-    draft.mkdir()
-    for name, part in rows.items():
-        append_rows(draft / f"{name}.jsonl", part)
-    os.replace(draft, folder)
-    with suppress(OSError, AttributeError):  # not every system lets a directory be synced
-        place = os.open(folder.parent, os.O_RDONLY)
-        try:
-            os.fsync(place)
-        finally:
-            os.close(place)
-
-
-def sealed_rows(out: str | Path, name: str, kind: type[T]) -> list[T]:
-    """The rows of the file `name` (without its ending) in all sealed chunks of `out`, in order.
-
-    >>> sealed_rows("out/nothing", "rollouts", dict)
-    []
-    """
-    folders = sorted(p for p in (Path(out) / "chunks").glob("*") if p.is_dir() and p.suffix != _OPEN)
-    return [row for folder in folders for row in read_rows(folder / f"{name}.jsonl", kind)]
-
-
-def sealed_counts(out: str | Path) -> Counter[str]:
-    """What became of what, over all sealed chunks of `out`.
-
-    Example:
-        print(sealed_counts("out/int")["examples"])
-    """
-    counts: Counter[str] = Counter()
-    for row in sealed_rows(out, "counts", dict):
-        counts.update(row)
-    return counts
 
 
 def write_sealed(
@@ -158,6 +60,25 @@ def write_sealed(
     return write_examples(path, examples, card=card, licence=licence)
 
 
+@dataclass(frozen=True)
+class _Making:
+    """How the models of a collection are made: `writers`, or those of the configuration."""
+
+    writers: Writers | None = None
+
+    @contextmanager
+    def models(self, config: Config, ledger: Ledger, store: CallCache | None, keep_local: bool) -> Iterator[Writers]:
+        around = Wrappers(
+            ledger, config.prompt, store, run=uncapped(config).hash, keep_local=keep_local,
+            reply_tokens=config.critic.max_tokens,
+        )  # fmt: skip
+        with in_use(self.writers, config) as models, models.within(around):
+            yield models
+
+    def about(self, models: Writers) -> None:
+        """Nothing: they are loaded when they are first asked."""
+
+
 @contextmanager
 def working(
     out: str | Path | RunDirectory,
@@ -166,31 +87,24 @@ def working(
     arguments: Mapping[str, Any],
     writers: Writers | None,
     roles: Sequence[Roles] = ("weak", "critic"),
-) -> Iterator[tuple[RunDirectory, Writers, Caps]]:
-    """The open directory of a run, the models (`writers`, or those of the configuration) and its caps.
+) -> Iterator[tuple[RunDirectory, Any]]:
+    """The open directory of a run, and the crew that does its chunks, with `writers` or the configuration's models.
 
     The models raise BudgetExceededError instead of passing a cap; what those answer that are not the lab's is kept in
     the run's answers.jsonl when it arrives, and free to a chunk that is done again. Caps do not make it another
     run: it goes on when they are raised. `roles` are those that are asked.
 
     Example:
-        with working("out/int", "intervene", config, {"lab": 100}, None) as (directory, writers, caps):
-            rollouts = sample_rollouts(Chunk(problems, writers, config, settings), writers.weak)
+        with working("out/int", "intervene", config, {"lab": 100}, None) as (directory, crew):
+            run_chunks(directory, problems, 8, ["rollouts"], work, finish, crew=crew, label="solving")
     """
     with ExitStack() as stack:
+        if writers is not None and config.workers.backend != "process":
+            raise ConfigError(
+                'models that are handed in loaded stay in this process; set workers.backend to "process", or name them '
+                "in the configuration"
+            )
         directory = stack.enter_context(opened(out, program=program, config=uncapped(config), arguments=arguments))
         if writers is None:  # sees that all fit into memory together, and keeps what is chosen for them with the run
             settled(config, [name for name in roles if name != "critic" or config.critic.method != "reference"])
-        models = stack.enter_context(in_use(writers, config))
-        caps, store = Caps(config, directory), None
-        loads = [config.role(role) for role in ("weak", "strong", "critic", "scorer")]
-        keep_local = any(role.local and not role.model.startswith("llamacpp/lab-") for role in loads)
-        if keep_local or not all(role.local for role in loads):
-            store = stack.enter_context(CallCache(directory.claim("answers.jsonl"), replays_are_free=True))
-            for lost in store.unanswered:
-                caps.add(lost.role, lost.perhaps)
-        around = Wrappers(
-            caps.ledger, config.prompt, store, run=uncapped(config).hash, keep_local=keep_local,
-            reply_tokens=config.critic.max_tokens,
-        )  # fmt: skip
-        yield directory, stack.enter_context(models.within(around)), caps
+        yield directory, stack.enter_context(at_work(config, directory, _Making(writers)))

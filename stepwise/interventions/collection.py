@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stepwise.config import Config
 from stepwise.data.examples import unique
 from stepwise.data.problems import CheckedProblems, check_problems
-from stepwise.errors import DataError
+from stepwise.errors import ConfigError, DataError
 from stepwise.interventions.acceptance import PrefixRates
 from stepwise.interventions.checks.leaks import LeakVerdict
-from stepwise.interventions.chunks import run_chunks, sealed_rows, working, write_sealed
+from stepwise.interventions.chunks import working, write_sealed
 from stepwise.interventions.pipeline import Chunk, run_stages
 from stepwise.interventions.rows import ROWS, WRITTEN, Candidate, by_id, spent
 from stepwise.interventions.settings import CollectSettings, Writers
@@ -22,6 +23,7 @@ from stepwise.io import read_rows, write_rows
 from stepwise.models.budget import Ledger
 from stepwise.models.store import key_of
 from stepwise.records import to_json
+from stepwise.runs.chunks import run_chunks, sealed_rows
 from stepwise.runs.directory import RunDirectory
 from stepwise.types import Problem
 
@@ -56,14 +58,16 @@ def collect(
     checked = problems if isinstance(problems, CheckedProblems) else check_problems(problems)
     digest = key_of({"problems": [to_json(p) for p in checked.problems], "excluded": sorted(checked.excluded)})
     arguments = {**settings.model_dump(), "problems": digest}
-    with working(out, "collect", cfg, arguments, writers) as (directory, models, caps):
-        models.refuse_lab()
+    if settings.accept == "test" and cfg.workers.backend != "process":
+        raise ConfigError(
+            f'workers.backend = "{cfg.workers.backend}": the test of a step counts the attempts of all chunks '
+            'before its own, so that they are done in order; set accept to "success", or workers.backend to "process"'
+        )
+    (writers or Writers(cfg)).refuse_lab()
+    with working(out, "collect", cfg, arguments, writers) as (directory, crew):
         _remember(directory, checked.problems)
-        account, rates = _Account(caps.ledger), PrefixRates()
-
-        def work(members: Sequence[Problem]) -> dict[str, Sequence[Any]]:
-            models.reset_caches("weak", "localizer", "proposer")
-            return run_stages(Chunk(by_id(members), models, cfg, settings, rates=rates))
+        account, rates = _Account(crew.ledger), PrefixRates()
+        work = partial(_stages, cfg, settings, rates)
 
         def sealed(folder: Path, members: int, before: bool) -> str:
             rows = {name: read_rows(folder / f"{name}.jsonl", kind) for name, kind in ROWS.items()}
@@ -76,9 +80,17 @@ def collect(
             return _write(directory, checked, cfg, settings, licence)
 
         return run_chunks(
-            directory, checked.problems, settings.chunk, list(ROWS), work, finish, caps=caps,
+            directory, checked.problems, settings.chunk, list(ROWS), work, finish, crew=crew,
             label="collecting", on_sealed=sealed,
         )  # fmt: skip
+
+
+def _stages(
+    cfg: Config, settings: CollectSettings, rates: PrefixRates, models: Writers, members: Sequence[Problem]
+) -> dict[str, Sequence[Any]]:
+    """The rows of a chunk; on workers elsewhere `rates` is empty, and not looked at."""
+    models.reset_caches("weak", "localizer", "proposer")
+    return run_stages(Chunk(by_id(members), models, cfg, settings, rates=rates))
 
 
 def read_stage(out: str | Path, stage: str) -> list[Any]:

@@ -18,7 +18,7 @@ from stepwise.data.problems import CheckedProblems, check_problems, load_problem
 from stepwise.errors import DataError
 from stepwise.interventions import building, solutions
 from stepwise.interventions.building import Builder
-from stepwise.interventions.chunks import run_chunks, sealed_counts, sealed_rows, working, write_sealed
+from stepwise.interventions.chunks import working, write_sealed
 from stepwise.interventions.collection import read_stage
 from stepwise.interventions.rows import ROWS, WRITTEN, FailedAttempt, by_id, parent, spent
 from stepwise.interventions.settings import BuildSettings, Writers, in_use
@@ -26,6 +26,7 @@ from stepwise.io import read_rows
 from stepwise.lab.problems import SPLITS, LabProblem, make
 from stepwise.models.store import key_of
 from stepwise.records import to_json
+from stepwise.runs.chunks import run_chunks, sealed_counts, sealed_rows
 from stepwise.runs.directory import RunDirectory
 from stepwise.runs.plan import PlannedCalls, plan_localizing, plan_proposing
 from stepwise.runs.progress import progress
@@ -151,20 +152,20 @@ class Recipe:
         """See `write_dataset`."""
         config, label = self.config, f"building {self.kind}"
         arguments = {"kind": self.kind, **self.settings.model_dump(mode="json"), "source": self._digest()}
-        with working(out, "build_dataset", config, arguments, writers) as (directory, models, caps):
-
-            def work(members: Sequence[Any]) -> dict[str, Sequence[Any]]:
-                models.reset_caches()
-                builder = self.builder(members, models)
-                rows = KINDS[self.kind](builder)
-                return {**builder.written, "examples": rows, "counts": [dict(builder.counts)]}
+        with working(out, "build_dataset", config, arguments, writers) as (directory, crew):
 
             def finish() -> Path:
                 return self._finish(directory, licence)
 
             return run_chunks(
-                directory, self.members, self.settings.chunk, _FILES, work, finish, caps=caps, label=label
+                directory, self.members, self.settings.chunk, _FILES, self._work, finish, crew=crew, label=label
             )
+
+    def _work(self, models: Writers, members: Sequence[Any]) -> dict[str, Sequence[Any]]:
+        models.reset_caches()
+        builder = self.builder(members, models)
+        rows = KINDS[self.kind](builder)
+        return {**builder.written, "examples": rows, "counts": [dict(builder.counts)]}
 
     def planned(self) -> list[PlannedCalls]:
         """The most that the models are asked for. Prompts count by their bytes, which no tokenizer exceeds."""

@@ -17,6 +17,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict, grade, grade_many
 from stepwise.interventions.checks.candidates import check_candidates, survivors
 from stepwise.interventions.checks.leaks import LeakVerdict
-from stepwise.interventions.chunks import run_chunks, sealed_counts, sealed_rows, working, write_sealed
+from stepwise.interventions.chunks import working, write_sealed
 from stepwise.interventions.collection import unsound
 from stepwise.interventions.filtering import counts_of
 from stepwise.interventions.pipeline import Attempts, Chunk, guide, select
@@ -36,6 +37,7 @@ from stepwise.interventions.settings import CollectSettings, Writers, hash_of
 from stepwise.io import read_rows
 from stepwise.models.store import key_of
 from stepwise.records import record, to_json
+from stepwise.runs.chunks import run_chunks, sealed_counts, sealed_rows
 from stepwise.runs.directory import RunDirectory
 from stepwise.steps import boxed, extract_answer
 from stepwise.types import Problem, Trace
@@ -91,7 +93,7 @@ def from_routing(
     settings, given = settings or CollectSettings(), read_traces(traces)
     digest = key_of({"traces": [to_json(trace) for trace in given]})
     arguments = {**settings.model_dump(), "confident": confident, "traces": digest}
-    with working(out, "from_routing", cfg, arguments, writers) as (directory, models, caps):
+    with working(out, "from_routing", cfg, arguments, writers) as (directory, crew):
         problems: dict[str, Problem] = {}
         named, seen = list[Named](), Counter[str]()
         for trace in given:
@@ -111,10 +113,6 @@ def from_routing(
         usable = by_id(checked.problems)
         members = [(name, trace) for name, trace in named if trace.problem.id in usable]
 
-        def work(traces: Sequence[Named]) -> dict[str, Sequence[Any]]:
-            models.reset_caches("weak")
-            return _compared(Chunk(usable, models, cfg, settings), traces, confident)
-
         def finish() -> Path:
             guided = sealed_rows(directory.path, "guided", GuidedRollout)
             card = {
@@ -127,7 +125,7 @@ def from_routing(
             return write_sealed(directory, cfg, card, shown, licence=licence)
 
         return run_chunks(
-            directory, members, settings.chunk, _FILES, work, finish, caps=caps,
+            directory, members, settings.chunk, _FILES, partial(_compared, cfg, settings, confident), finish, crew=crew,
             label="comparing escalated steps",
         )  # fmt: skip
 
@@ -197,9 +195,13 @@ def _escalations(
     return failures, candidates, counts
 
 
-def _compared(chunk: Chunk, traces: Sequence[Named], confident: float) -> dict[str, Sequence[Any]]:
+def _compared(
+    cfg: Config, settings: CollectSettings, confident: float, models: Writers, traces: Sequence[Named]
+) -> dict[str, Sequence[Any]]:
     """The rows of every stage for some traces."""
-    failures, proposed, counts = _escalations(traces, chunk.config, chunk.settings)
+    models.reset_caches("weak")
+    chunk = Chunk({trace.problem.id: trace.problem for _, trace in traces}, models, cfg, settings)
+    failures, proposed, counts = _escalations(traces, cfg, settings)
     attempts = by_id(failures)
     candidates = check_candidates(proposed, attempts, chunk)
     usable = survivors(candidates)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from stepwise.config import Config, Roles
 from stepwise.data.problems import CheckedProblems, check_problems
 from stepwise.data.step_labels import Label, LabelledSolution, write_step_labels
 from stepwise.grading import Verdict, grade_many
-from stepwise.interventions.chunks import run_chunks, sealed_rows, working
+from stepwise.interventions.chunks import working
 from stepwise.interventions.pipeline import (
     Chunk,
     completed,
@@ -32,6 +33,7 @@ from stepwise.interventions.step_search import LabelSettings, bisect, every_step
 from stepwise.io import read_json, write_text
 from stepwise.models.store import key_of
 from stepwise.records import record, to_json
+from stepwise.runs.chunks import run_chunks, sealed_rows
 from stepwise.runs.directory import RunDirectory
 from stepwise.seeds import seed_for
 from stepwise.steps import extract_answer, join_steps
@@ -93,18 +95,9 @@ def label_steps(
     arguments = {**settings.model_dump(), "problems": digest}
     asks_critic = settings.by != "rollouts"
     roles: list[Roles] = ["weak", "critic"] if asks_critic else ["weak"]
-    cached: list[Role] = ["weak", "localizer"] if asks_critic else ["weak"]
-    with working(out, "label_steps", cfg, arguments, writers, roles) as (directory, models, caps):
-        if asks_critic:
-            models.refuse_lab()
-
-        def work(chunk: Sequence[tuple[Problem, Sequence[LabelledSolution]]]) -> dict[str, Sequence[Any]]:
-            models.reset_caches(*cached)
-            sampled = CollectSettings(
-                rollouts=settings.attempts, max_tokens=settings.max_tokens, concurrency=settings.concurrency
-            )
-            part = Chunk(by_id(problem for problem, _ in chunk), models, cfg, sampled)
-            return {"attempts": _label_chunk(part, {p.id: given for p, given in chunk if given}, settings)}
+    if asks_critic:
+        (writers or Writers(cfg)).refuse_lab()
+    with working(out, "label_steps", cfg, arguments, writers, roles) as (directory, crew):
 
         def finish() -> Path:
             rows = read_attempts(directory.path)
@@ -114,7 +107,8 @@ def label_steps(
             return path
 
         return run_chunks(
-            directory, members, settings.chunk, ["attempts"], work, finish, caps=caps, label="labelling"
+            directory, members, settings.chunk, ["attempts"], partial(_work, cfg, settings), finish, crew=crew,
+            label="labelling",
         )  # fmt: skip
 
 
@@ -197,6 +191,18 @@ def _to_check(
         of_check = dataclasses.replace(problem, id=f"check/{problem.id}")
         groups.setdefault(of_check.id, (of_check, []))[1].append(s)
     return list(groups.values())
+
+
+def _work(
+    cfg: Config, settings: LabelSettings, models: Writers, members: Sequence[tuple[Problem, Sequence[LabelledSolution]]]
+) -> dict[str, Sequence[Any]]:
+    cached: list[Role] = ["weak", "localizer"] if settings.by != "rollouts" else ["weak"]
+    models.reset_caches(*cached)
+    sampled = CollectSettings(
+        rollouts=settings.attempts, max_tokens=settings.max_tokens, concurrency=settings.concurrency
+    )
+    part = Chunk(by_id(problem for problem, _ in members), models, cfg, sampled)
+    return {"attempts": _label_chunk(part, {p.id: given for p, given in members if given}, settings)}
 
 
 def _label_chunk(

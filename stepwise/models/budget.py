@@ -30,7 +30,17 @@ from typing import Any, Self, get_args
 
 from stepwise.config import BudgetConfig, CapsConfig, Config, Prices, Roles
 from stepwise.errors import BudgetExceededError, ConfigError, DataError
-from stepwise.models.reservations import Amount, Reservation, Turn, amounts_of, money_for, summary_of
+from stepwise.models.reservations import (
+    Above,
+    Amount,
+    Reservation,
+    Turn,
+    amounts_of,
+    give_turns,
+    money_for,
+    prices_of,
+    summary_of,
+)
 from stepwise.plugins import check_choice
 from stepwise.types import Usage
 
@@ -55,7 +65,8 @@ class Ledger:
     pass a cap before the next reservation is refused.
 
     `on_spent` hears of each role and what it has spent when that is settled, before anybody hears of what was bought.
-    `roles` stand in the summary even where they have spent nothing.
+    `roles` stand in the summary even where they have spent nothing. `above` is the ledger of a run of which this one, a
+    worker's, is a part: what is reserved here must fit there too.
 
     >>> ledger = Ledger(CapsConfig(strong_tokens=100), roles=["strong"])
     >>> with ledger.reserve("strong", 64) as reservation:
@@ -70,8 +81,10 @@ class Ledger:
         prices: Mapping[str, Prices | None] | None = None,
         on_spent: Callable[[str, Usage], None] | None = None,
         roles: Sequence[str] = (),
+        above: Above | None = None,
     ) -> None:
         self._limit(caps)
+        self._above = above
         self._prices, self._on_spent = dict(prices or {}), on_spent
         self._spent = dict(_NOTHING)
         self._held = dict(_NOTHING)
@@ -94,15 +107,7 @@ class Ledger:
         roles: Sequence[Roles] = get_args(Roles),
     ) -> Self:
         """A ledger with the caps and prices of a configuration; ConfigError where a cap on money lacks a price."""
-        prices: dict[str, Prices | None] = {role: config.role(role).prices for role in roles}
-        for role, price in prices.items():
-            for key, caps in (("budget", config.budget), ("budget.problem", config.budget.problem)):
-                if caps.money is not None and price is None:
-                    table = "scorer" if role == "scorer" else f"models.{role}"
-                    raise ConfigError(
-                        f"{key}.money is set, but {table} has no price; set {table}.price_in and .price_out"
-                    )
-        return cls(config.budget, prices, on_spent)
+        return cls(config.budget, prices_of(config, roles), on_spent)
 
     def _limit(self, caps: Any) -> None:
         caps = caps if isinstance(caps, CapsConfig) else BudgetConfig.of(caps, "caps")
@@ -122,7 +127,7 @@ class Ledger:
     def caps(self, caps: CapsConfig | None) -> None:
         with self._lock:
             self._limit(caps)
-            self._give_turns(self._levels[-1]._queue)
+            give_turns(self._levels[-1]._queue)
 
     def for_problem(self, spent: Mapping[str, Usage] | None = None) -> Ledger:
         """The account of one problem: under the caps of `budget.problem`, and in the same breath under this ledger's.
@@ -171,6 +176,14 @@ class Ledger:
 
         Where that will not do, it gets what is left, if that is at least `least_tokens` (0: all or nothing).
         """
+        held = await self._areserve(role, max_tokens, prompt_tokens, calls, least_tokens)
+        if (above := self._levels[-1]._above) is not None:
+            await held.reserve_above(above, prompt_tokens, calls, least_tokens)
+        return held
+
+    async def _areserve(
+        self, role: str, max_tokens: int, prompt_tokens: int, calls: int, least_tokens: int
+    ) -> Reservation:
         asked, queue = partial(self._ask, role, prompt_tokens=prompt_tokens, calls=calls), self._levels[-1]._queue
         ask = asked(max_tokens)
         with self._lock:
@@ -179,7 +192,7 @@ class Ledger:
                 return Reservation(self, role, ask, max_tokens)
             turn = Turn(self, role, ask, max_tokens, asked, least_tokens)
             queue.append(turn)
-            self._give_turns(queue)
+            give_turns(queue)
         try:
             await turn.given
         except asyncio.CancelledError:
@@ -188,30 +201,9 @@ class Ledger:
                     queue.remove(turn)
                 elif turn.granted:
                     self._hold(turn.ask, -1)
-                self._give_turns(queue)
+                give_turns(queue)
             raise
         return Reservation(self, role, turn.ask, turn.max_tokens, turn.cut_by)
-
-    def _give_turns(self, queue: deque[Turn]) -> None:
-        """Grant or refuse whoever waits and may know by now, in order; nobody takes what an earlier one waits for.
-        Needs the lock.
-        """
-        wanted: set[tuple[int, str]] = set()  # caps that somebody before waits for
-        for turn in list(queue):
-            ledger, ask = turn.ledger, turn.ask
-            needs = {(id(level), name) for level in ledger._levels for name in level._caps if ask[name] > 0}
-            never = None if needs & wanted else ledger._short(ask, settled=True)
-            if never and turn.fits_cut(f"{never[0]._name}.{never[1]}"):
-                never, ask = None, turn.ask
-            if never:
-                queue.remove(turn)
-                turn.tell(ledger._refusal(turn.role, ask, *never))
-            elif needs & wanted or ledger._short(ask):
-                wanted |= needs
-            else:
-                queue.remove(turn)
-                ledger._hold(ask, 1)
-                turn.tell(None)
 
     def record(self, role: str, usage: Usage, perhaps: Usage | None = None) -> None:
         """Add what was spent, and perhaps billed, without a reservation (by an earlier start, for example)."""
@@ -257,11 +249,15 @@ class Ledger:
         """What is left of the nearer cap called `name` once all that is in flight were given back; None without one."""
         with self._lock:
             left = [level._caps[name] - level._spent[name] for level in self._levels if name in level._caps]
+        if (above := self._levels[-1]._above) is not None:
+            left += [fit for fit in [above.ask("unspent", name)] if fit is not None]
         return max(0, int(min(left))) if left else None
 
     def left_of(self, key: str) -> str:
         """In words, what the cap with that key has left once all that is in flight were given back."""
-        name = key.rpartition(".")[2]
+        name, above = key.rpartition(".")[2], self._levels[-1]._above
+        if above is not None and not any(key == f"{level._name}.{name}" for level in self._levels[:-1]):
+            return str(above.ask("left_of", key))
         with self._lock:
             level = next(level for level in self._levels if key == f"{level._name}.{name}")
             cap, left = level._caps[name], level._caps[name] - level._spent[name]
@@ -334,7 +330,7 @@ class Ledger:
                 if level._name == "budget.problem":
                     run._most = {name: max(run._most.get(name, 0), level._spent[name]) for name in _NAMES}
             if queue:
-                self._give_turns(queue)
+                give_turns(queue)
 
     def _add(self, role: str, usage: Usage, account: dict[str, Usage]) -> None:
         """Count what was spent in this ledger alone, with its cost where a price is known. Needs the lock."""

@@ -102,7 +102,7 @@ class Caps:
         with self._lock:
             append_rows(self._path, [_Spent(role, usage, self._apart)])
 
-    def add(self, role: str, usage: Usage) -> None:
-        """Count and write down what was spent without a call of this start."""
-        self.ledger.record(role, usage)
-        self._write(role, usage)
+    def add(self, role: str, usage: Usage, perhaps: Usage | None = None) -> None:
+        """Count and write down what was spent without a call of this start, or by a worker elsewhere."""
+        self._write(role, usage if perhaps is None else usage + perhaps)
+        self.ledger.record(role, usage, perhaps)

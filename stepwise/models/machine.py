@@ -6,6 +6,7 @@ On macOS both come from sysctl (written by its documentation; tried on Linux alo
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,17 @@ def physical_cores(root: Path = _ROOT) -> int:
         if quota.isdecimal() and period.isdecimal():
             cores = min(cores, max(1, int(quota) // int(period)))
     return cores
+
+
+def processor(root: Path = _ROOT) -> str:
+    """The name of the processor: sums of another one may differ in their last digits.
+
+    >>> bool(processor())
+    True
+    """
+    lines = (_text(root / "proc/cpuinfo") or "").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def free_memory(root: Path = _ROOT) -> int | None:

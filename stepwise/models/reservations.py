@@ -5,19 +5,42 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from stepwise.config import CapsConfig, Prices
-from stepwise.errors import BudgetExceededError, DataError
+from stepwise.config import CapsConfig, Config, Prices, Roles
+from stepwise.errors import BudgetExceededError, ConfigError, DataError
 from stepwise.types import Usage
 
 if TYPE_CHECKING:
     from stepwise.models.budget import Ledger
 
 Amount = int | Fraction  # counts are whole numbers, money is exact
+
+
+class Above(Protocol):
+    """The ledger of a run of which a worker's ledger is a part: a `stepwise.models.desk.Desk`.
+
+    Example:
+        ledger = Ledger(caps, prices, above=desk)
+    """
+
+    async def hold(
+        self, role: str, max_tokens: int, prompt_tokens: int, calls: int, least_tokens: int
+    ) -> tuple[str, int, str]:
+        """Set aside as `Ledger.areserve` does: its name, the tokens that were granted, and the cap that cut them."""
+
+    def settle(self, name: str, role: str, usage: Usage, perhaps: Usage | None) -> None:
+        """What it came to."""
+
+    def release(self, name: str) -> None:
+        """Give it back."""
+
+    def ask(self, method: str, *args: Any) -> Any:
+        """What a method of the run's ledger says."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -37,7 +60,20 @@ class Reservation:
     _amount: Mapping[str, Amount]
     max_tokens: int
     cut_by: str = ""
+    above: Above | None = None
+    """where it is set aside too, and under which name"""
+    name: str = ""
     _open: bool = True
+
+    async def reserve_above(self, above: Above, prompt_tokens: int, calls: int, least_tokens: int) -> None:
+        """Set the same aside there too, or what is left there; given back here where it is refused."""
+        try:
+            asked = (self._role, self.max_tokens, prompt_tokens, calls, least_tokens)
+            self.name, self.max_tokens, cut = await above.hold(*asked)
+        except BaseException:
+            self.cancel()
+            raise
+        self.above, self.cut_by = above, cut or self.cut_by
 
     def settle(self, usage: Usage, perhaps: Usage | None = None) -> None:
         """Replace the reservation by what the work really cost, and the most that tries without an answer were billed;
@@ -49,6 +85,8 @@ class Reservation:
         for level in self._ledger._levels:
             if level._on_spent is not None:
                 level._on_spent(self._role, usage if perhaps is None else usage + perhaps)
+        if self.above is not None:
+            self.above.settle(self.name, self._role, usage, perhaps)
         cut = self.cut_by if usage.generated_tokens >= self.max_tokens else ""  # all that the cap had left was used up
         self._ledger._close(self._role, self._amount, usage, perhaps, cut)
 
@@ -56,6 +94,8 @@ class Reservation:
         """Give the reservation back; after a settlement it does nothing."""
         if self._open:
             self._open = False
+            if self.above is not None:
+                self.above.release(self.name)
             self._ledger._close(self._role, self._amount, None)
 
     def __enter__(self) -> Self:
@@ -113,6 +153,90 @@ class Turn:
             self._loop.call_soon_threadsafe(act)
 
 
+def give_turns(queue: deque[Turn]) -> None:
+    """Grant or refuse whoever waits and may know by now, in order; nobody takes what an earlier one waits for.
+    Needs the lock.
+
+    Example:
+        give_turns(run_ledger._queue)  # after something was given back
+    """
+    wanted: set[tuple[int, str]] = set()  # caps that somebody before waits for
+    for turn in list(queue):
+        ledger, ask = turn.ledger, turn.ask
+        needs = {(id(level), name) for level in ledger._levels for name in level._caps if ask[name] > 0}
+        never = None if needs & wanted else ledger._short(ask, settled=True)
+        if never and turn.fits_cut(f"{never[0]._name}.{never[1]}"):
+            never, ask = None, turn.ask
+        if never:
+            queue.remove(turn)
+            turn.tell(ledger._refusal(turn.role, ask, *never))
+        elif needs & wanted or ledger._short(ask):
+            wanted |= needs
+        else:
+            queue.remove(turn)
+            ledger._hold(ask, 1)
+            turn.tell(None)
+
+
+def reserve_at_once(
+    ledger: Ledger, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1
+) -> Reservation | None:
+    """`Ledger.areserve` where nobody has to wait; None where it would have to.
+
+    Example:
+        held = reserve_at_once(ledger, "strong", 64) or await ledger.areserve("strong", 64)
+    """
+    ask = ledger._ask(role, max_tokens, prompt_tokens, calls)
+    with ledger._lock:
+        if ledger._levels[-1]._queue or ledger._short(ask):
+            return None
+        ledger._hold(ask, 1)
+    return Reservation(ledger, role, ask, max_tokens)
+
+
+def reserved_before(
+    ledger: Ledger, role: str, max_tokens: int, *, prompt_tokens: int = 0, calls: int = 1
+) -> Reservation:
+    """What was reserved before this ledger was made anew, whatever is left by now.
+
+    Example:
+        reserved_before(ledger, "strong", 64).settle(Usage("M", 1, 200, 200, 40))
+    """
+    ask = ledger._ask(role, max_tokens, prompt_tokens, calls)
+    with ledger._lock:
+        ledger._hold(ask, 1)
+    return Reservation(ledger, role, ask, max_tokens)
+
+
+Tallies = tuple[Mapping[str, Amount], Mapping[str, int], Mapping[str, int]]
+"""The highest spending of one problem, refusals and cuts by cap."""
+
+
+def take_tallies(ledger: Ledger) -> Tallies:
+    """What a worker's ledger counted since the last call, for the ledger above.
+
+    Example:
+        add_tallies(run_ledger, *take_tallies(worker_ledger))
+    """
+    with ledger._lock:
+        tallies = ledger._most, ledger._refused, ledger._cut
+        ledger._most, ledger._refused, ledger._cut = {}, {}, {}
+    return tallies
+
+
+def add_tallies(ledger: Ledger, most: Mapping[str, Amount], refused: Mapping[str, int], cut: Mapping[str, int]) -> None:
+    """Count what `take_tallies` of a worker's ledger gave.
+
+    Example:
+        add_tallies(run_ledger, *take_tallies(worker_ledger))
+    """
+    with ledger._lock:
+        ledger._most |= {name: max(amount, ledger._most.get(name, 0)) for name, amount in most.items()}
+        for mine, theirs in ((ledger._refused, refused), (ledger._cut, cut)):
+            for key, count in theirs.items():
+                mine[key] = mine.get(key, 0) + count
+
+
 def amounts_of(role: str, generated: int, calls: int, money: Amount) -> dict[str, Amount]:
     """Amounts as the caps count them.
 
@@ -134,6 +258,21 @@ def money_for(price: Prices, prompt_tokens: int, generated_tokens: int, cached_t
     read, written, cached = (Fraction(str(each)) for each in (*price[:2], price[-1] if price[2:] else price[0]))
     fresh = prompt_tokens - cached_tokens
     return (read * fresh + cached * cached_tokens + written * generated_tokens) / 1_000_000
+
+
+def prices_of(config: Config, roles: Sequence[Roles]) -> dict[str, Prices | None]:
+    """Prices by role; ConfigError where a cap on money lacks one.
+
+    >>> prices_of(Config.lab(), ["weak"])
+    {'weak': (0.0, 0.0)}
+    """
+    prices: dict[str, Prices | None] = {role: config.role(role).prices for role in roles}
+    for role, price in prices.items():
+        for key, caps in (("budget", config.budget), ("budget.problem", config.budget.problem)):
+            if caps.money is not None and price is None:
+                table = "scorer" if role == "scorer" else f"models.{role}"
+                raise ConfigError(f"{key}.money is set, but {table} has no price; set {table}.price_in and .price_out")
+    return prices
 
 
 def spent_line(role: str, usage: Usage) -> str:

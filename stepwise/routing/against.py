@@ -13,6 +13,7 @@ from stepwise.routing.compare import Comparison, judge
 from stepwise.types import Trace
 
 if TYPE_CHECKING:
+    from stepwise.routing.chunked import Routed
     from stepwise.routing.router import StepRouter
 
 
@@ -28,7 +29,7 @@ def traces_of(run: str | Path) -> Path:
     return file
 
 
-def against(router: StepRouter, traces: Sequence[Trace], other: str | Path) -> Comparison:
+def against(router: StepRouter | Routed, traces: Sequence[Trace], other: str | Path) -> Comparison:
     """`traces` of `router` and those of another run, in the directory `other`, on the problems of both: two entries,
     the second named after the directory. Sizes of models are taken to be those of `router`.
 

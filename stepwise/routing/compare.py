@@ -15,12 +15,13 @@ from stepwise.models.base import Generator
 from stepwise.models.scorers.base import Scorer
 from stepwise.records import record
 from stepwise.routing.deciding import label_of
-from stepwise.routing.metrics import Cost, OperatingPoint, cpt, pgr
+from stepwise.routing.metrics import Cost, OperatingPoint, cost_of, cpt, pgr
 from stepwise.routing.policy import NAMES, Policy
 from stepwise.stats import wilson
 from stepwise.types import InNotebook, Trace
 
 if TYPE_CHECKING:
+    from stepwise.routing.chunked import Routed
     from stepwise.routing.estimates import Estimate
     from stepwise.routing.router import StepRouter
 
@@ -213,6 +214,26 @@ def verdict_of(trace: Trace) -> str:
     return "" if trace.problem.answer is None else grade(text, trace.problem.answer).value
 
 
+def json_row(trace: Trace) -> dict[str, Any]:
+    """What --json tells of a problem: its answer, who wrote which step, and what it took.
+
+    Example:
+        print(json.dumps(json_row(trace)))
+    """
+    cost = cost_of([trace])
+    return {
+        "id": trace.problem.id,
+        "answer": trace.answer,
+        "verdict": verdict_of(trace) or None,
+        "answer_read_from": find_answer(trace.solution).source or None,
+        "finish": trace.finish,
+        "note": trace.note,
+        "strong_tokens": cost.strong_tokens,
+        "all_tokens": cost.all_tokens,
+        "steps": [{"author": step.author, "text": step.text, "score": step.score} for step in trace.steps],
+    }
+
+
 def judged(trace: Trace, policy: str = "", parameter_tokens: float | None = None) -> TraceView:
     r"""The trace with its verdict and how the answer was read.
 
@@ -223,7 +244,7 @@ def judged(trace: Trace, policy: str = "", parameter_tokens: float | None = None
     return TraceView(trace, policy, verdict_of(trace), parameter_tokens, find_answer(trace.solution).source)
 
 
-def judge(router: StepRouter, traces: Sequence[Trace], seconds: float | None = None) -> Measured:
+def judge(router: StepRouter | Routed, traces: Sequence[Trace], seconds: float | None = None) -> Measured:
     """Grade and count the traces that `router` made.
 
     Example:

@@ -105,7 +105,8 @@ def route_all(
     """
     settings, ledger = settings or RouteSettings(), ledger or Ledger()
     policy = check_models(policy, models, settings.allow_lab)
-    wrapped = models.wrapped(Wrappers(ledger, settings.prompt, store, callbacks, settings.run), scorer_settings)
+    around = Wrappers(ledger, settings.prompt, store, callbacks, settings.run, settings.keep_local)
+    wrapped = models.wrapped(around, scorer_settings)
     solver_of = Reviewed if policy.when == "solution" else Solver
     solvers = [
         solver_of(problem, wrapped, policy, settings, ledger.for_problem((spent or {}).get(problem)), on_step, on_trace)

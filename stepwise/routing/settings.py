@@ -16,7 +16,7 @@ class RouteSettings:
     `window` bounds the problems that are open at once (None: as many as the models' curves want, all where they have
     none). `prompt` is what the models put around a question; here it bounds what a request may cost and says where
     steps end. `run`, the hash of a configuration, goes into every request. `allow_lab` lets the lab's scorer judge
-    other models.
+    other models. Without `keep_local` answers of models in this process are not kept.
 
     Example:
         >>> RouteSettings(max_steps=12, seed=1).window is None
@@ -30,3 +30,4 @@ class RouteSettings:
     prompt: SolvePrompt = SolvePrompt()
     run: str = ""
     allow_lab: bool = False
+    keep_local: bool = True

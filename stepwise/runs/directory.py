@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -179,7 +179,7 @@ class RunDirectory:
             self._lock = None
 
     def claim(self, name: str, *, folder: bool = True, is_input: bool = False) -> Path:
-        """Path of the run's own file `name` (relative, inside the directory).
+        """Path of the run's own file `name` (relative, inside the directory; a * stands for the names of any folders).
 
         Its parent directory exists; with `folder` False it may be missing, and is left to the caller. `is_input`: it
         only repeats what the run was given, so that it counts for nothing that was done.
@@ -242,17 +242,22 @@ class RunDirectory:
         """What is there so far, for the line after an interruption."""
         rows: dict[str, int] = {}
         for name in self._card["files"]:
-            path = self.path / name
-            if path.suffix == ".jsonl" and path.exists() and name not in self._inputs:
-                shown = re.sub(r"\d{3,}", "*", name)  # the like files of chunks and steps as one
-                rows[shown] = rows.get(shown, 0) + path.read_bytes().count(b"\n")
+            shown = re.sub(r"\d{3,}", "*", name)  # the like files of chunks and steps as one
+            for path in self._files(name) if name not in self._inputs else ():
+                if path.suffix == ".jsonl" and path.exists():
+                    rows[shown] = rows.get(shown, 0) + path.read_bytes().count(b"\n")
         sizes = [f"{name} with {count} rows" for name, count in rows.items()]
         return f"{self.path} holds {', '.join(sizes)}" if sizes else f"{self.path} holds no rows yet"
 
     def _has_results(self) -> bool:
         """Whether there is anything in the run's files, but for what it was given."""
-        files = (self.path / name for name in self._card["files"] if name not in self._inputs)
-        return any(file.exists() and file.stat().st_size for file in files)
+        names = (name for name in self._card["files"] if name not in self._inputs)
+        return any(file.exists() and file.stat().st_size for name in names for file in self._files(name))
+
+    def _files(self, name: str) -> Iterable[Path]:
+        """The files that a name of the card stands for."""
+        path = self._inside(name)
+        return [self._inside(str(p.relative_to(self.path))) for p in self.path.glob(name)] if "*" in name else [path]
 
     def _remove_all(self) -> None:
         """Remove the run's files and its card, and the directory where it was made for it."""
@@ -265,16 +270,16 @@ class RunDirectory:
 
     def _remove(self, name: str) -> None:
         """Remove the run's file `name`, or the run within it, and the directories inside that are empty without it."""
-        path = self._inside(name)
-        if read_card(path):
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        for folder in path.parents:
-            if folder == self.path:
-                break
-            with suppress(OSError):  # not empty, or gone already
-                folder.rmdir()
+        for path in list(self._files(name)):
+            if read_card(path):
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            for folder in path.parents:
+                if folder == self.path:
+                    break
+                with suppress(OSError):  # not empty, or gone already
+                    folder.rmdir()
 
     def _inside(self, name: str) -> Path:
         path = self.path / name

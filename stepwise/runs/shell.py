@@ -163,6 +163,7 @@ def program(
     resumable: bool = True,
     waits: bool = False,
     same_run: Callable[[Config], Config] = lambda config: config,
+    on_workers: bool = False,
 ) -> Callable[[Callable[..., int | None]], Callable[..., int]]:
     """Turn `function(run)` into `main(argv=None) -> exit code`. The file's name is the program's name.
 
@@ -170,7 +171,8 @@ def program(
     per role, for --dry-run. A program that is not `resumable` starts anew each time: it removes its own files of an
     earlier start with the same settings instead of going on from them; one that `waits` for others, as a server does,
     is not said to be at work while it shows nothing. `same_run` leaves out of the configuration what may change
-    between the starts of one run. What is given to `main` by name, such as models in place of those of the
+    between the starts of one run. `on_workers`: it does its chunks where [workers] says; others
+    refuse that. What is given to `main` by name, such as models in place of those of the
     configuration, goes to the function.
 
     Example:
@@ -185,6 +187,8 @@ def program(
 
         def start(args: OptionsT, shared: SharedOptions, given: dict[str, Any]) -> int:
             config = Config.load(shared.config, [*shared.set, *args.overrides()])
+            if not on_workers:
+                config.workers.refuse(command)
             console = Console(stderr=getattr(args, "as_json", False))  # with --json, standard output is for a program
             out = shared.out or Path("out") / name
             computed = args.model_dump(mode="json", exclude=set(options.neutral))

@@ -12,10 +12,10 @@ import pytest
 
 from stepwise.data.examples import read_examples, unique
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
-from stepwise.interventions.chunks import sealed_rows
 from stepwise.interventions.datasets import build
 from stepwise.interventions.from_routing import _escalations, _GuidedComparison, _more_often, from_routing, read_traces
 from stepwise.io import append_rows
+from stepwise.runs.chunks import sealed_rows
 from stepwise.types import Problem, Step, Trace, Usage
 from tests.fakes import ScriptedBackend
 from tests.interventions import world

@@ -1,0 +1,141 @@
+"""Routing in chunks, each sealed whole: by this process, or by the workers of a cluster, with the same files.
+
+What differs from `StepRouter.solve_all`: which problems are open together follows from their place in the file, not
+from when others end, and each chunk begins with empty caches; so traces do not depend on who did which chunk, nor on
+what was killed. They are those of `solve_all` up to the rounding of batches of another shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stepwise.config import Config, Prices
+from stepwise.io import whole_file
+from stepwise.models.base import Generator
+from stepwise.models.budget import Ledger
+from stepwise.models.crew import at_work
+from stepwise.models.scorers.base import Scorer
+from stepwise.models.store import CallCache
+from stepwise.routing.metrics import Cost, cost_of
+from stepwise.routing.names import ModelNames
+from stepwise.routing.policy import Policy
+from stepwise.routing.router import StepRouter
+from stepwise.routing.saved import SavedPolicy
+from stepwise.runs.chunks import Members, run_chunks, sealed_files
+from stepwise.runs.directory import RunDirectory
+from stepwise.types import Problem, Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """The models of a router: their names, weights (by role) and prices.
+
+    Example:
+        routed.about.card.weak  # lab-weak@11989165
+    """
+
+    card: ModelNames
+    sizes: Mapping[str, int | None]
+    prices: Mapping[str, Prices | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Routed:
+    """A router as reports see it, wherever its models are.
+
+    Example:
+        measured = judge(routed, traces)
+    """
+
+    policy: Policy
+    about: About
+    ledger: Any
+
+    @property
+    def card(self) -> ModelNames:
+        """Names of the models."""
+        return self.about.card
+
+    @property
+    def prices(self) -> dict[str, Prices | None]:
+        """By role."""
+        return dict(self.about.prices)
+
+    def cost(self, traces: Sequence[Trace]) -> Cost:
+        """As of a router."""
+        return cost_of(traces, **self.about.sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterMaking:
+    """How a worker makes its router. `checked`: the policy must have been set for these models.
+
+    Example:
+        with at_work(config, directory, RouterMaking(saved)) as crew: ...
+    """
+
+    saved: SavedPolicy
+    checked: bool = True
+
+    @contextmanager
+    def models(self, config: Config, ledger: Ledger, store: CallCache | None, keep_local: bool) -> Iterator[StepRouter]:
+        """The router, with this ledger and store."""
+        with StepRouter.from_config(config, policy=self.saved.policy) as router:
+            if self.checked:
+                self.saved.check(config, router.card)
+            router.ledger, router.cache = ledger, store
+            router.settings = dataclasses.replace(router.settings, keep_local=keep_local)
+            yield router
+
+    def about(self, models: StepRouter) -> About:
+        """Names, sizes and prices."""
+        sizes = {role: getattr(model, "parameters", None) for role, model in models.models._asdict().items()}
+        return About(models.card, sizes, models.prices)
+
+
+@contextmanager
+def routed_chunks(
+    config: Config, directory: RunDirectory, saved: SavedPolicy, *, checked: bool = True
+) -> Iterator[tuple[Routed, Callable[..., Path]]]:
+    """The router of a run as reports see it, and a function that routes `problems`, `size` at a time, and returns
+    traces.jsonl; what `on_chunk` (None: nobody) gets is the file of each chunk that is sealed in this start.
+
+    Raises as `StepRouter.from_config` and `at_work` do; the function as `run_chunks` does.
+
+    Example:
+        with routed_chunks(config, directory, SavedPolicy(Threshold(0.5), None)) as (routed, route):
+            path = route(problems, 16)
+    """
+    with at_work(config, directory, RouterMaking(saved, checked)) as crew:
+
+        def finish() -> Path:
+            path = directory.claim("traces.jsonl")
+            with whole_file(path) as draft, draft.open("wb") as out:
+                for file in sealed_files(directory.path, "traces"):
+                    with file.open("rb") as part:
+                        shutil.copyfileobj(part, out)
+            return path
+
+        def route(problems: Members, size: int, on_chunk: Callable[[Path], None] | None = None) -> Path:
+            def sealed(folder: Path, num: int, before: bool) -> str:
+                if on_chunk is not None and not before:
+                    on_chunk(folder / "traces.jsonl")
+                return ""
+
+            return run_chunks(
+                directory, problems, size, ["traces"], _solve, finish, crew=crew, label="routing", on_sealed=sealed
+            )
+
+        yield Routed(saved.policy, crew.about, crew.ledger), route
+
+
+def _solve(router: StepRouter, problems: Sequence[Problem]) -> dict[str, Sequence[Trace]]:
+    for model in router.models:
+        if isinstance(model, Generator | Scorer):
+            model.reset_cache()
+    return {"traces": router.solve_all(problems, progress=False)}
