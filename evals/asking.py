@@ -32,15 +32,13 @@ from stepwise.models.scorers import load_scorer
 from stepwise.models.store import CallCache
 from stepwise.routing import Always, Never, Policy, StepRouter, Threshold
 from stepwise.routing.compare import Measured, compare
+from stepwise.routing.entries import FittingData, entries_of
 from stepwise.routing.estimates import Estimate, Outcomes, difference, estimate
 from stepwise.routing.metrics import OperatingPoint, accuracy_at
 from stepwise.routing.relay import MARKER, Relay, log_odds
 from stepwise.routing.signal_policies import threshold_at
 from stepwise.runs.shell import Options, Run, program
 from stepwise.types import Problem, Step, Trace
-
-from .routing_arms import ARMS, Material
-from .routing_world import opened, problems_of
 
 BUDGETS = (0.03, 0.05, 0.1, 0.2, 0.3)
 """Shares of the strong model's own tokens."""
@@ -70,14 +68,17 @@ def main(run: Run[_Options]) -> None:
     args = run.args
     labs = generate("test", args.problems)
     measured = [lab.problem for lab in labs]
-    with opened(run.config, run.path("base.jsonl")) as world:
-        training, others = problems_of("train", args.train), problems_of("val", args.calibrate)
-        material = Material(world, "plain", "plain", training, others, measured, args.points)
-        named = {arm.name: arm for arm in ARMS}
-        policies = {name: named[name].policies(material) for name in ("threshold", "planned")}
+    parts = (("train", args.train), ("val", args.calibrate))
+    training, others = ([lab.problem for lab in generate(split, n)] for split, n in parts)
+    with (
+        CallCache(run.path("base.jsonl")) as cache,
+        StepRouter.from_config(run.config, policy=Never(), cache=cache) as router,
+    ):
+        data = FittingData(router, others, training, measured, args.points)
+        policies = {entry.name: entry.policies(data) for entry in entries_of(["threshold", "planned"])[2:]}
         alone = _measured(run, run.config, "base", [Never(), Always()], measured)
         arms = {name: _measured(run, run.config, "base", made, measured) for name, made in policies.items()}
-        routed = material.routed(Threshold(args.threshold), training)
+        routed = data.routed(Threshold(args.threshold), training)
     head = _probe(run, generate("train", args.train))
     probed = run.config.model_copy(update={"scorer": head})
     thresholds = _scores_of(run, probed, others)

@@ -1,21 +1,63 @@
-"""How much of a run is the router's own work: processor seconds outside the calls of the models."""
+"""How much of routing is the router's own work: processor seconds outside of the models' calls, in the lab."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from pydantic import PositiveInt
+
+from stepwise.lab.problems import generate
 from stepwise.models.scorers import Item, Scored, score_items
 from stepwise.models.scorers.base import WrappedScorer
+from stepwise.routing import Never, StepRouter
 from stepwise.routing.deciding import label_of
-from stepwise.routing.policy import Policy
+from stepwise.routing.entries import FittingData, entries_of
+from stepwise.runs.shell import Options, Run, program
 from stepwise.types import Problem
 
-from .routing_world import World
+
+class _Options(Options):
+    problems: PositiveInt = 64
+    """measured"""
+    fit: PositiveInt = 200
+    """problems that policies are fitted on, and as many that they are set on"""
+    entries: tuple[str, ...] = ("threshold", "planned", "published", "belief, memoryless pair")
+    """of the board, each at its middle setting"""
 
 
-class Timed:
+@program(_Options, doc=__doc__, resumable=False)
+def main(run: Run[_Options]) -> None:
+    """The models are asked without a cache. A plan is solved before the clock starts."""
+    args, rows = run.args, []
+    parts = (("val", args.fit), ("train", args.fit), ("test", args.problems))
+    set_on, fit_on, measured = ([lab.problem for lab in generate(split, n)] for split, n in parts)
+    with StepRouter.from_config(run.config, policy=Never()) as plain:
+        data = FittingData(plain, set_on, fit_on, measured, points=3)
+        for entry in entries_of(args.entries)[2:]:
+            policies = entry.policies(data)
+            router = plain.with_policy(policies[len(policies) // 2])
+            router.solve_all(measured[:1], progress=False)
+            getattr(router.policy, "plan", None)  # a gate may have kept the first problem from it
+            weak, strong, scorer = router.models
+            assert scorer is not None
+            models: tuple[Any, ...] = (_Timed(weak), _Timed(strong), _TimedScorer(scorer))
+            for model in models:
+                model.reset_cache()
+            router.models = router.models._replace(weak=models[0], strong=models[1], scorer=models[2])
+            began = time.process_time()
+            router.solve_all(measured, progress=False)
+            own = time.process_time() - began - sum(model.seconds for model in models)
+            decoding = models[0].seconds + models[1].seconds
+            run.metrics(policy=label_of(router.policy), decoding=decoding, router=own, share=own / decoding)
+            seconds = [f"{x:.2f}" for x in (decoding, models[2].seconds, own)]
+            rows.append((label_of(router.policy), *seconds, f"{own / decoding:.1%}"))
+    title = f"{len(measured)} problems: processor seconds"
+    run.table(title, ("policy", "decoding", "scoring", "the router", "of decoding"), rows)
+
+
+class _Timed:
     """A model whose calls are timed, in processor seconds of the whole process. All else is the model's own."""
 
     def __init__(self, model: Any) -> None:
@@ -36,7 +78,7 @@ class Timed:
             self.seconds += time.process_time() - began
 
 
-class TimedScorer(WrappedScorer):
+class _TimedScorer(WrappedScorer):
     """The same for a scorer, which is asked batch by batch."""
 
     engines = ()
@@ -55,33 +97,5 @@ class TimedScorer(WrappedScorer):
             self.seconds += time.process_time() - began
 
 
-def overhead(world: World, policies: Sequence[Policy], problems: Sequence[Problem]) -> list[Mapping[str, Any]]:
-    """For each policy the seconds of decoding (weak and strong), of scoring, and of everything else.
-
-    The models are asked without the cache. A plan is solved before the clock starts.
-    """
-    found: list[Mapping[str, Any]] = []
-    for policy in policies:
-        router = world.router(policy, 0)
-        router.solve_all(problems[:1], progress=False)
-        getattr(policy, "plan", None)  # a gate may have kept the first problem from it
-        models: list[Any] = [Timed(world.weak.model), Timed(world.strong.model), TimedScorer(world.scorer.scorer)]
-        for model in models:
-            model.reset_cache()
-        router.models = router.models._replace(weak=models[0], strong=models[1], scorer=models[2])
-        began = time.process_time()
-        router.solve_all(problems, progress=False)
-        total = time.process_time() - began
-        weak, strong, scoring = (model.seconds for model in models)
-        rest = total - weak - strong - scoring
-        found.append(
-            {
-                "policy": label_of(policy),
-                "problems": len(problems),
-                "decoding": weak + strong,
-                "scoring": scoring,
-                "router": rest,
-                "share_of_decoding": rest / (weak + strong),
-            }
-        )
-    return found
+if __name__ == "__main__":
+    raise SystemExit(main())

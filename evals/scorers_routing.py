@@ -21,6 +21,7 @@ for such a share of problems, the weak one for the others, that it is equal).
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, ClassVar
@@ -30,6 +31,7 @@ from stepwise.data.problems import load_problems
 from stepwise.grading import grade
 from stepwise.lab.problems import generate
 from stepwise.models import load_backend
+from stepwise.models.base import Completion, Request
 from stepwise.models.cached import Stored
 from stepwise.models.scorers import Scorer, load_scorer
 from stepwise.models.scorers.head import Head
@@ -51,18 +53,18 @@ from stepwise.routing import (
     Watch,
     threshold_at,
 )  # fmt: skip
+from stepwise.routing.query import at_share
 from stepwise.routing.signals import StepScore
 from stepwise.runs.shell import Run
 from stepwise.seeds import stable_hash
 from stepwise.steps import extract_answer
 from stepwise.types import Problem, Usage
 
-from .query_points import at_share
 from .real import Row, measure, rates_of, routed
-from .routing_samples import majority, samples_of
 from .scorers_frontier import RANDOM, STRONG, WEAK, Arm, show
 
 TRIES = 3
+MAX_TOKENS = 512
 ROUTED = "routed.jsonl"
 
 
@@ -169,6 +171,32 @@ def _arms(
             for share in args.shares:
                 point = threshold_at(signal.worse, values, share)
                 yield arm(f"escalate, {signal.title}", Signalled(signal, point), share)
+
+
+def majority(answers: Sequence[str | None]) -> str | None:
+    """The commonest answer, the earliest of equals; None where there is none."""
+    counts = Counter(answer for answer in answers if answer is not None)
+    return max(counts, key=lambda answer: counts[answer]) if counts else None
+
+
+def samples_of(weak: Any, config: Config, problems: Sequence[Problem], seed: int, n: int) -> list[list[Completion]]:
+    """`n` solutions of each problem by the weak model; fewer are the first of more."""
+    sampling = config.sampling
+    requests = [
+        Request(
+            problem,
+            stop="solution",
+            max_tokens=MAX_TOKENS,
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=stable_hash(seed, problem.id, "samples"),
+        )
+        for problem in problems
+    ]
+    made = weak.continue_solutions(requests)
+    return [[one for one in made if one.request == place] for place in range(len(problems))]
 
 
 def _voters(config: Config, weak: Any, k: int, drawn: int) -> Arm:

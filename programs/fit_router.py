@@ -31,7 +31,7 @@ from stepwise.routing.planning import plan_routing
 from stepwise.routing.policies import Never, Random
 from stepwise.routing.policy import Policy
 from stepwise.routing.pomdp.fit import RouterFit, fit_router
-from stepwise.routing.pomdp.fit_data import STATES, FitTrace, from_lab_trace, from_row, from_trace, unlabelled
+from stepwise.routing.pomdp.fit_data import STATES, FitTrace, from_lab_trace, from_row, from_trace, scored, unlabelled
 from stepwise.routing.token_signals import as_token_signal
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.shell import ColumnNames, Options, Run, one_of, program
@@ -187,18 +187,6 @@ def _labelled(trace: Trace, labels: str, truth: Any, where: str) -> FitTrace:
     if type(truth) is not int or not -1 <= truth < len(trace.steps):
         raise DataError(f"{where}, field label: {truth!r}; it must lie in -1..{len(trace.steps) - 1} (-1: none wrong)")
     return from_trace(trace, first_error=None if truth < 0 else truth, labelled=True)
-
-
-def scored(scorer: Any, traces: Sequence[Trace]) -> list[Trace]:
-    """The traces with a score for every step that has none."""
-    result = list(traces)
-    missing = [i for i, trace in enumerate(traces) if any(step.score is None for step in trace.steps)]
-    items = [(traces[i].problem, [step.text for step in traces[i].steps]) for i in missing]
-    for i, scores in zip(missing, scorer.score_batch(items) if items else [], strict=True):
-        pairs = zip(traces[i].steps, scores, strict=True)
-        steps = (step if step.score is not None else replace(step, score=score) for step, score in pairs)
-        result[i] = replace(traces[i], steps=tuple(steps))
-    return result
 
 
 def _policies(config: Config) -> list[Policy]:

@@ -20,6 +20,7 @@ PROGRAMS = {
     "route": "Route problems through a weak and a strong model.",
     "serve": "Serve a router behind an OpenAI-compatible API.",
     "calibrate": "Set a routing policy for a budget, and measure it.",
+    "board": "Every policy, scorer and trained model at equal cost.",
     "fit_router": "Fit the routing model (POMDP) to traces.",
     "train_router": "Train a routing policy by reinforcement.",
     "localize": "Find the first error of an attempt; propose a step for it.",

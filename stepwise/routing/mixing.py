@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,17 +72,22 @@ class Mixed:
         """The mean of both ways. `choose`: points (A, 2) to weights (M, A); `figure`: points of the mixtures
         (S, M, 2) and of the two models (S, 2, 2) to values (S,).
         """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return sum(
+                figure(np.einsum("ma,sak->smk", choose(chosen), means), means[:, :2]) for chosen, means in self._ways
+            ) / len(self._ways)
+
+    @cached_property
+    def _ways(self) -> list[tuple[Any, Any]]:
+        """For either half the points (A, 2) on it, and those on all and on resamples (S, A, 2) of the other half."""
         data = np.stack([self.cost, self.correct], axis=1).astype(float)  # (A, 2, P)
         parts = [data[:, :, half] for half in halves(data.shape[2], self.seed)]
-        rng, found = np.random.default_rng(self.seed), []
+        rng, ways = np.random.default_rng(self.seed), []
         for choosing, measuring in (parts, parts[::-1]):
             n = measuring.shape[2]
             counts = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), size=self.samples)])  # (S, P)
-            means = np.einsum("akp,sp->sak", measuring, counts) / n  # (S, A, 2)
-            weights = choose(choosing.mean(axis=2))
-            with np.errstate(divide="ignore", invalid="ignore"):
-                found.append(figure(np.einsum("ma,sak->smk", weights, means), means[:, :2]))
-        return (found[0] + found[1]) / 2
+            ways.append((choosing.mean(axis=2), np.einsum("akp,sp->sak", measuring, counts, optimize=True) / n))
+        return ways
 
 
 def _vertices(points: Any) -> list[int]:

@@ -192,6 +192,22 @@ def from_lab_trace(trace: Trace) -> FitTrace:
     return FitTrace(trace.problem.id, steps, trace.finish in _NATURAL, trace.answer == lab_problem.problem.answer)
 
 
+def scored(scorer: Any, traces: Sequence[Trace]) -> list[Trace]:
+    """The traces with a score for every step that has none.
+
+    Example:
+        traces = scored(router.models.scorer, router.with_policy("never").solve_all(problems))
+    """
+    result = list(traces)
+    missing = [i for i, trace in enumerate(traces) if any(step.score is None for step in trace.steps)]
+    items = [(traces[i].problem, [step.text for step in traces[i].steps]) for i in missing]
+    for i, scores in zip(missing, scorer.score_batch(items) if items else [], strict=True):
+        pairs = zip(traces[i].steps, scores, strict=True)
+        steps = (step if step.score is not None else dataclasses.replace(step, score=score) for step, score in pairs)
+        result[i] = dataclasses.replace(traces[i], steps=tuple(steps))
+    return result
+
+
 def unlabelled(trace: FitTrace) -> FitTrace:
     """The same trace with its labels taken away; scores and whether it was solved remain.
 
