@@ -49,6 +49,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LoopResult]:
     return out, run(out)
 
 
+def test_nothing_is_bought_where_training_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)  # as an environment without it
+    with pytest.raises(sw.MissingDependencyError, match=r"peft; pip install \"stepwise\[train\]"):
+        run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def counts(point: LoopPoint) -> tuple[object, ...]:
     """All but the seconds that it took."""
     return point.round, point.part, point.policy, point.right, point.strong, point.tokens

@@ -108,8 +108,8 @@ def loop(
     are whatever `load_problems` takes, and have answers. Stopped at any moment, the same call goes on where it was;
     `settings.rounds` may be raised later. Caps of [budget] hold for all stages of all rounds together: at one the loop
     ends with BudgetExceededError, and goes on when it is raised. Raises DataError for problems that are in two of the
-    three or have no answer, ConfigError for a policy without an operating point; else as `collect`, `sft`, `grpo` and
-    `StepRouter` do.
+    three or have no answer, ConfigError for a policy without an operating point, MissingDependencyError without
+    stepwise[train]; else as `collect`, `sft`, `grpo` and `StepRouter` do.
 
     Example:
         config = sw.Config.lab()
@@ -117,6 +117,7 @@ def loop(
         result = loop(parts["train"], config, "out/loop", validation=parts["val"], test=parts["test"])
         result.rounds[-1].setting
     """
+    training.require_training()  # before anything is bought
     cfg, settings = Config.of(cfg, "cfg"), LoopSettings.of(settings, "settings")
     train = check_problems(load_problems(problems)).problems
     parts: dict[Part, list[Problem]] = {"validation": load_problems(validation), "test": load_problems(test)}
@@ -188,9 +189,7 @@ class _Loop:
         if not rolled_back:
             self._measure(number, "test", self._with(adapter, scorer), arms, shown=setting)
         kept = str(adapter) if adapter else None
-        done = LoopRound(
-            number, kept, rows, spent, change, rolled_back, measured, setting, held, fitted, tuple(notes)
-        )  # fmt: skip
+        done = LoopRound(number, kept, rows, spent, change, rolled_back, measured, setting, held, fitted, tuple(notes))
         append_rows(self.directory.claim("rounds.jsonl"), [done])
         self.rounds.append(done)
 
