@@ -86,18 +86,18 @@ class _Options(Options):
 
 
 @program(_Options, doc=__doc__, resumable=False)
-def main(run: Run[_Options]) -> None:
+def main(run: Run[_Options]) -> int:
     args = run.args
     path = _model(run)
     if args.steps == "real":
         free = free_running.measure(run, path)
         run.path("throughput.json").write_text(json.dumps({"model": path.name, **free}, indent=2) + "\n")
         free_running.show(run, free)
-        return
+        return 0
     settings: dict[str, Any] = {"context": args.context, "threads": args.threads, "gpu_layers": args.gpu_layers}
     own = args.model not in MODELS and args.shape is None
     if (own or args.curve is not None) and _is_real(run, path, settings):
-        return
+        return 0
     with Engine.load(path, sequences=args.problems, **settings) as engine, _high_level(path, args) as llama:
         ways = _ways(engine, llama, args)
         best = _measure(ways, args)
@@ -116,6 +116,7 @@ def main(run: Run[_Options]) -> None:
     }
     run.path("throughput.json").write_text(json.dumps(result, indent=2) + "\n")
     _print(run, result)
+    return run.missed(pair for pair, aim in AIMS.items() if ratios[pair] < aim)
 
 
 def _is_real(run: Run[_Options], path: Path, settings: dict[str, Any]) -> bool:

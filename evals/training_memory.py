@@ -83,7 +83,13 @@ def main(run: Run[_Options]) -> int:
     result = {"versions": _versions(), "aims": AIMS, "rows": rows, "ratios": compared}
     run.path("training_memory.json").write_text(json.dumps(result, indent=2) + "\n")
     _print(run, rows, compared)
-    return 1 if any("error" in row for row in rows) else 0
+    failed = [f"{label(Case(**row['case']))}, {row['side']}" for row in rows if "error" in row]
+    behind = [
+        one["case"]
+        for one in compared
+        if max(one["memory"], one["tensors"]) > AIMS["memory"] or one["speed"] < AIMS["speed"]
+    ]
+    return run.missed([*failed, *behind])
 
 
 def missing() -> list[str]:

@@ -129,7 +129,7 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 
 
 @program(_Options, doc=__doc__, plan=_plan, on_workers=True)
-def main(run: Run[_Options]) -> None:
+def main(run: Run[_Options]) -> int:
     args = run.args
     if args.kind == "calls":
         counts = Counter[str]()
@@ -147,10 +147,11 @@ def main(run: Run[_Options]) -> None:
             found = pairs(read_stage(args.collection, "examples"), read_stage(args.collection, "failures"))
             write_rows(run.path("pairs.jsonl"), found)
             run.say(f"{len(found)} pairs in {run.out / 'pairs.jsonl'}")
-            return
+            return run.empty(len(found), "no pair came out; the collection has no examples with a wrong step")
         path = recipe.write(run.directory, licence=args.licence)
     rows = len(read_examples(path))
     run.say(f"{rows} rows of the kind {args.kind} in {path}; the card beside it says what became of what")
+    return run.empty(rows, f"no row came out; {path.with_suffix('.md').name} says why")
 
 
 def _plan_from_routing(traces: Sequence[Trace], settings: CollectSettings) -> list[PlannedCalls]:

@@ -106,7 +106,7 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 
 
 @program(_Options, doc=__doc__, plan=_plan, same_run=uncapped, on_workers=True)
-def main(run: Run[_Options], writers: Writers | None = None) -> None:
+def main(run: Run[_Options], writers: Writers | None = None) -> int:
     began, args = time.monotonic(), run.args
     checked, settings = _problems_of(args), _settings_of(args)
     for line in _notes(run.config, checked, settings):
@@ -123,6 +123,10 @@ def main(run: Run[_Options], writers: Writers | None = None) -> None:
     run.say(f"Done in {time.monotonic() - began:.0f} s{', counted from this start on' if run.resumed else ''}.")
     rollouts = read_stage(run.out, "rollouts")
     run.refuse_failure([rollout.error for rollout in rollouts if rollout.error], len(rollouts), "attempts")
+    counts = funnel(run.out)
+    if not counts["failed attempts"] and counts["rollouts without a text"] < counts["rollouts"]:
+        return 0
+    return run.empty(len(read_examples(run.out / "dataset.jsonl")), "no example came out; the lines above say where")
 
 
 def _show(run: Run[_Options]) -> None:
@@ -147,6 +151,8 @@ def _show(run: Run[_Options]) -> None:
         failures = by_id(read_stage(run.out, "failures"))
         shown = first_of_each(examples, SHOWN, lambda row: row.parents.get("problem", row.question))
         run.console.print(side_by_side(shown, failures))
+    elif counts["rollouts without a text"] == counts["rollouts"]:
+        run.say("No example came out, since no attempt has a text: see what the weak model answers (stepwise doctor).")
     elif not counts["failed attempts"]:
         run.say("No example came out, since no attempt ended wrong: take harder problems, or more --rollouts.")
     else:

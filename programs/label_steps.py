@@ -83,7 +83,7 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 
 
 @program(_Options, doc=__doc__, plan=_plan, same_run=uncapped, on_workers=True)
-def main(run: Run[_Options], writers: Writers | None = None) -> None:
+def main(run: Run[_Options], writers: Writers | None = None) -> int:
     args = run.args
     checked, settings = _problems_of(args), LabelSettings(**{k: getattr(args, k) for k in LabelSettings.model_fields})
     run.say(checked.summary())
@@ -92,8 +92,11 @@ def main(run: Run[_Options], writers: Writers | None = None) -> None:
     for name, value in counts.items():
         run.say(f"{name}: {value}")
     run.say(Caps(run.config, run.directory).ledger.summary())
-    run.say(f"{len(load_step_labels(path))} labelled solutions: {path}")
-    run.say(f"train on them: stepwise train scorer --labels {path.parent}")
+    labelled = len(load_step_labels(path))
+    run.say(f"{labelled} labelled solutions: {path}")
+    if labelled:
+        run.say(f"train on them: stepwise train scorer --labels {path.parent}")
+    return run.empty(labelled, "no solution was labelled; take easier problems or more --attempts, or another --by")
 
 
 if __name__ == "__main__":

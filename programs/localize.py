@@ -149,14 +149,16 @@ def _compare(run: Run[_Options], module: Callable[[Config], Any] | None) -> int:
         if not answered:
             raise
         run.say(f"interrupted after {len(answered)} of {len(rows)} rows; of these:")
-    places, code = sorted(answered), 0 if len(answered) == len(rows) else 130
-    rows, said = [rows[i] for i in places], [answered[i] for i in places]
+    code = 0 if len(answered) == len(rows) else 130
+    rows, said = [row for i, row in enumerate(rows) if i in answered], [answered[i] for i in sorted(answered)]
     found = above_constant(said, rows)
     asked = {"scorer": run.config.scorer.title, "reference": "the references' numbers"}
     name = asked.get(run.config.critic.method, run.config.models.critic.model)
     lines, counts = {name: found}, count(said, rows)
     if run.config.critic.method != "reference" and all(row.problem.reference for row in rows):
         lines["the references' numbers"] = above_constant([absent_number(row) for row in rows], rows)
+    failures = [outcome.error for outcome in said if outcome.error]
+    run.refuse_failure(failures, len(said), "rows")
     if run.args.as_json:
         run.say_json({name: {**line._asdict(), "difference": line.difference} for name, line in lines.items()})
         return code
@@ -164,14 +166,11 @@ def _compare(run: Run[_Options], module: Callable[[Config], Any] | None) -> int:
         run.say(f"{who}: {line}")
     if counts.right:
         run.say(f"{name}: {counts.cleared} of {counts.right} right attempts are found right")
-    if failures := [outcome.error for outcome in said if outcome.error]:
+    if failures:
         run.say(f"{len(failures)} of {len(said)} failed, for example: {failures[0].splitlines()[0][:160]}")
-    if found.difference is not None and found.difference.low <= 0:
+    if (gain := found.difference) is not None and gain.low <= 0:
         run.say('Interventions at places that are a guess are spent in vain: take a larger critic, or "reference".')
     return code
-
-
-# ----- what is printed
 
 
 def _show_located(run: Run[_Options], attempt: _Attempt, located: Any) -> None:
@@ -240,9 +239,6 @@ def _proposed_row(attempt: _Attempt, proposed: Any) -> dict[str, Any]:
             **{name: _plain(proposed[name]) for name in ("warnings", "repairs", "usage")},
         },
     }  # fmt: skip
-
-
-# ----- what is read
 
 
 def _labelled(config: Config, args: _Options) -> list[ProcessBenchRow]:

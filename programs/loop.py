@@ -78,7 +78,7 @@ def _sets(args: _Options) -> tuple[list[Problem], list[Problem], list[Problem]]:
 
 
 @program(_Options, doc=__doc__, same_run=uncapped)
-def main(run: Run[_Options]) -> None:
+def main(run: Run[_Options]) -> int:
     args, (train, validation, test) = run.args, _sets(run.args)
     check_files(run.config)
     collect = CollectSettings(**{name: getattr(args, name) for name in CollectSettings.model_fields})
@@ -90,7 +90,10 @@ def main(run: Run[_Options]) -> None:
         if (run.directory.path / "rounds.jsonl").exists():
             _show(run, read_loop(run.out), len(train))
         raise
-    _show(run, read_loop(run.out), len(train))
+    result = read_loop(run.out)
+    _show(run, result, len(train))
+    learned = sum(done.adapter is not None for done in result.rounds)
+    return run.empty(learned, "no round learned anything that it kept; the lines above say why")
 
 
 def _show(run: Run[_Options], result: LoopResult, trained_on: int) -> None:

@@ -39,7 +39,7 @@ from stepwise.report.first_try import COLUMNS, in_words, table_rows
 from stepwise.report.terminal import StepStream, show_trace
 from stepwise.routing.against import against, against_in_words, traces_of
 from stepwise.routing.chunked import Routed, routed_chunks
-from stepwise.routing.compare import json_row, judge
+from stepwise.routing.compare import has_answers, json_row, judge
 from stepwise.routing.deciding import needs_scorer
 from stepwise.routing.first_try import first_try, free_signal, parts
 from stepwise.routing.learned import Learned
@@ -60,6 +60,7 @@ _WHERE = one_of("Problems")
 
 
 _FIRST = 60
+_NO_ANSWERS = "no solution has an answer; ask for \\boxed{} in [prompt]"
 _MODELS = Group("Models")
 
 
@@ -162,7 +163,7 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 
 
 @program(_Options, doc=__doc__, plan=_plan, on_workers=True)
-def main(run: Run[_Options]) -> None:
+def main(run: Run[_Options]) -> int:
     args, first = run.args, _is_first_try(run.config, run.args)
     set_too = [s for s in run.shared.set if s.startswith("routing.") and not s.startswith("routing.max_steps")]
     if args.against is not None:
@@ -184,11 +185,9 @@ def main(run: Run[_Options]) -> None:
     roles: list[Roles] = ["weak", "strong", *(["scorer"] if needs_scorer(saved.policy) else [])]  # type: ignore[list-item]
     run.config = settled(run.config, roles)
     if first:
-        _try_first(run, problems)
-        return
+        return _try_first(run, problems)
     if args.chunk:
-        _route_chunks(run, saved, problems, args.chunk)
-        return
+        return run.empty(has_answers(_route_chunks(run, saved, problems, args.chunk)), _NO_ANSWERS)
     with routing.StepRouter.from_config(run.config, policy=saved.policy, window=1 if args.stream else None) as loaded:
         if not args.force:
             saved.check(run.config, loaded.card)
@@ -196,12 +195,13 @@ def main(run: Run[_Options]) -> None:
                 run.say(f"Promise of {args.policy}: {saved.promise}.")
         _remember(run, saved.policy, loaded.card)
         with CallCache(run.path("answers.jsonl"), replays_are_free=True) as cache:
-            _route(run, loaded.with_cache(cache), problems)
+            code = run.empty(has_answers(_route(run, loaded.with_cache(cache), problems)), _NO_ANSWERS)
             if cache.hit_rate:
                 run.say(cache.summary())
+    return code
 
 
-def _route_chunks(run: Run[_Options], saved: SavedPolicy, problems: Sequence[Problem], size: int) -> None:
+def _route_chunks(run: Run[_Options], saved: SavedPolicy, problems: Sequence[Problem], size: int) -> list[Trace]:
     """Route chunk after chunk, or many at a time; what is sealed is shown, also where the run was stopped."""
     if (run.out / "traces.jsonl").exists() and not (run.out / "chunks").exists():
         raise DataError(f"--out {run.out} was begun without --chunk; leave it out, or give another --out")
@@ -218,11 +218,12 @@ def _route_chunks(run: Run[_Options], saved: SavedPolicy, problems: Sequence[Pro
         except (BudgetExceededError, KeyboardInterrupt):
             _finish(run, routed, run.rows("traces.jsonl", Trace))
             raise
-        seconds = None if run.resumed else time.monotonic() - began
-        _finish(run, routed, run.rows("traces.jsonl", Trace), seconds)
+        traces = run.rows("traces.jsonl", Trace)
+        _finish(run, routed, traces, None if run.resumed else time.monotonic() - began)
+        return traces
 
 
-def _try_first(run: Run[_Options], problems: list[Problem]) -> None:
+def _try_first(run: Run[_Options], problems: list[Problem]) -> int:
     """Set a policy, measure it beside the weak model alone, and write down all of it."""
     with (
         CallCache(run.path("answers.jsonl")) as cache,
@@ -252,6 +253,7 @@ def _try_first(run: Run[_Options], problems: list[Problem]) -> None:
     run.page("report.html", lambda path: write_report(path, report), "the solutions step by step")
     failed = [view.trace.note for view in first.measured[1].views if view.trace.finish == "error"]
     run.refuse_failure(failed, len(first.measured[1].views))
+    return run.empty(has_answers([view.trace for arm in arms for view in arm.views]), _NO_ANSWERS)
 
 
 def _remember(run: Run[_Options], policy: Policy, card: ModelNames) -> None:
@@ -269,7 +271,7 @@ def _remember(run: Run[_Options], policy: Policy, card: ModelNames) -> None:
     save_policy(path, policy, card, code=code)
 
 
-def _route(run: Run[_Options], router: routing.StepRouter, problems: list[Problem]) -> None:
+def _route(run: Run[_Options], router: routing.StepRouter, problems: list[Problem]) -> list[Trace]:
     """Route what is not routed yet; caps are for the whole run, so what it spent before it was stopped counts."""
     router.count_stored()
     # What ended in an error is tried again; its first row stays in the file, and the last row of a problem counts.
@@ -291,6 +293,7 @@ def _route(run: Run[_Options], router: routing.StepRouter, problems: list[Proble
         _finish(run, router, [trace for trace in stop.traces if trace.steps])
         raise
     _finish(run, router, traces, None if kept else time.monotonic() - began)
+    return traces
 
 
 def _finish(

@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
@@ -24,8 +24,28 @@ T = TypeVar("T")
 _PLAIN_NAME = re.compile(r"[^\s?=()^*+\\{}]*")  # nothing in it that a question has
 
 
+class InNotebook:
+    """What a notebook shows as HTML and `print` as text; `stepwise.report.notebook` writes both. A class with words of
+    its own (`__str__`) is shown as these.
+
+    Example:
+        router.solve_all(problems)  # as the last line of a cell: the steps, coloured by who wrote them
+        print(router.solve_all(problems))  # a line for each
+    """
+
+    def _repr_html_(self) -> str:
+        from stepwise.report.notebook import html_of
+
+        return html_of(self)
+
+    def __str__(self) -> str:
+        from stepwise.report.notebook import text_of
+
+        return text_of(self)
+
+
 @record()
-class Problem:
+class Problem(InNotebook):
     """A question with its gold answer and, where there is one, a reference solution.
 
     `metadata` has what else a file says of it (`stepwise.data.problems`); it makes no difference between two problems.
@@ -34,6 +54,9 @@ class Problem:
 
     >>> Problem("1", "What is 2 + 3?", "5") == Problem("1", "What is 2 + 3?", "5", metadata={"level": 1})
     True
+    >>> print(Problem("1", "What is 2 + 3?", "5"))
+    1: What is 2 + 3?
+    answer: 5
     """
 
     id: Annotated[str, Field(description="a name of its own, such as '1'; sw.load_problems makes one of the question")]
@@ -44,6 +67,10 @@ class Problem:
     metadata: Annotated[dict[str, Any], Field(exclude_if=lambda value: not value)] = dataclasses.field(
         default_factory=dict, compare=False
     )
+
+    def __str__(self) -> str:
+        told = {self.id: self.question, "answer": self.answer, "reference": self.reference}
+        return "\n".join(f"{name}: {text}" for name, text in told.items() if text is not None)
 
     @staticmethod
     def _refuse_by_position(id: Any, question: Any = "?", *rest: Any) -> None:
@@ -192,26 +219,6 @@ class Step:
             )
 
 
-class InNotebook:
-    """What a notebook shows as HTML and `print` as text; `stepwise.report.notebook` writes both. A class with words of
-    its own (`__str__`) is shown as these.
-
-    Example:
-        router.solve_all(problems)  # as the last line of a cell: the steps, coloured by who wrote them
-        print(router.solve_all(problems))  # a line for each
-    """
-
-    def _repr_html_(self) -> str:
-        from stepwise.report.notebook import html_of
-
-        return html_of(self)
-
-    def __str__(self) -> str:
-        from stepwise.report.notebook import text_of
-
-        return text_of(self)
-
-
 @record()
 class Trace(InNotebook):
     r"""One attempt at a problem. `finish` says how it ended: "" while it is open, "answer" when a box was closed,
@@ -284,15 +291,16 @@ class Trace(InNotebook):
 
 
 class Traces(list[Trace], InNotebook):
-    """A list of traces that shows itself in a notebook; `policy` is what a table calls the one they were made under.
+    """A list of traces that shows itself in a notebook; `policy` is what a table calls that they were made under, and
+    `prices` are `ModelConfig.prices` by role.
 
     >>> Traces([Trace(Problem("p", "1 + 1?"))], "Never")[0].problem.id
     'p'
     """
 
-    def __init__(self, traces: Iterable[Trace] = (), policy: str = ""):
+    def __init__(self, traces: Iterable[Trace] = (), policy: str = "", prices: Mapping[str, Any] | None = None):
         super().__init__(traces)
-        self.policy = policy
+        self.policy, self.prices = policy, dict(prices or {})
 
 
 @record()

@@ -34,6 +34,7 @@ from stepwise.errors import ConfigError
 from stepwise.models import provider
 from stepwise.models.calls import PROVIDER
 from stepwise.models.driver import outside
+from stepwise.models.failures import is_gone
 from stepwise.runs.progress import progress as progress_bar
 from stepwise.types import Problem, Usage
 
@@ -280,6 +281,7 @@ def run_all(
     on_result: OnResult | None = None,
 ) -> list[dspy.Prediction]:
     """`module(**item)` for every item, in order; whatever one meets (an error, bad input) is that item's `failure`.
+    A refused key, or a model that is not there, is that of all items after it too, which are not asked about.
 
     At most `concurrency` items are at work, and of these modules as many calls in flight. `progress` names the bar to
     show; `on_result` hears of each item as it is done (index and prediction), never twice at a time. After Ctrl-C no
@@ -291,16 +293,18 @@ def run_all(
     """
     if concurrency < 1:
         raise ConfigError(f"concurrency is {concurrency}; give at least 1")
-    given, lock = list(items), threading.Lock()
+    given, lock, gone = list(items), threading.Lock(), list[Exception]()
     bar = progress_bar(progress, len(given)) if progress else nullcontext(lambda _: None)
     with bar as advance, ThreadPoolExecutor(concurrency) as calls:
 
         def work(index: int) -> dspy.Prediction:
             _gate.set(calls)
             try:
-                result = module(**given[index])
+                result = module(**given[index]) if not gone else failed_by(gone[0])
             except Exception as error:
                 result = failed_by(error)
+                if is_gone(error):
+                    gone.append(error)
             with lock:
                 if on_result is not None:
                     on_result(index, result)

@@ -119,7 +119,7 @@ def funnel(out: str | Path) -> dict[str, int]:
     guided = [row for row in rows["guided"] if row.phase != "fresh"]
     return {
         "rollouts": len(rollouts),
-        "rollouts without a text": sum(row.finish == "error" for row in rollouts),
+        "rollouts without a text": sum(row.finish == "error" or not row.text.strip() for row in rollouts),
         "failed attempts": len(rows["failures"]),
         "errors located": sum(row.first_error is not None for row in located),
         "attempts that the critic finds right": sum(row.first_error is None and not row.failed for row in located),

@@ -20,7 +20,7 @@ from stepwise.lab.families import FAMILIES, HIGHEST, ORDINARY, RESET, TEST_ONLY_
 from stepwise.lab.operations import Operation
 from stepwise.seeds import rng as seeded
 from stepwise.steps import boxed
-from stepwise.types import Problem
+from stepwise.types import InNotebook, Problem
 
 NAMES = "Mia Leo Ana Tom Zoe Sam Eva Max Lily Noah Ruth Ivan Nina Omar Tara Hugo".split()  # noqa: SIM905
 ITEMS = "stickers marbles coins beads shells stamps cards buttons pencils books badges pins".split()  # noqa: SIM905
@@ -62,7 +62,7 @@ SPLITS: dict[str, tuple[str, Knobs]] = {
 
 
 @dataclass(frozen=True)
-class LabProblem:
+class LabProblem(InNotebook):
     """A problem with its truth: the operations behind the sentences.
 
     >>> made = generate("test", 1)[0]
@@ -74,6 +74,9 @@ class LabProblem:
     start: int
     items: str
     operations: tuple[Operation, ...]
+
+    def __str__(self) -> str:
+        return f"{self.problem}\ntraps: {', '.join(self.traps) or 'none'}"
 
     @property
     def traps(self) -> tuple[str, ...]:

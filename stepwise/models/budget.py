@@ -19,7 +19,6 @@ asking, and whoever holds a reservation asks for no other, so that nobody waits 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,7 @@ from stepwise.models.reservations import (
     amounts_of,
     give_turns,
     money_for,
+    priced,
     prices_of,
     summary_of,
 )
@@ -334,11 +334,7 @@ class Ledger:
 
     def _add(self, role: str, usage: Usage, account: dict[str, Usage]) -> None:
         """Count what was spent in this ledger alone, with its cost where a price is known. Needs the lock."""
-        price, money = self._prices.get(role), 0 if usage.cost is None else Fraction(str(usage.cost))
-        if usage.cost is None and price is not None:
-            cached = usage.prompt_tokens - usage.evaluated_tokens
-            money = money_for(price, usage.prompt_tokens, usage.generated_tokens, cached) if any(price) else 0
-            usage = dataclasses.replace(usage, cost=float(money))
+        usage, money = priced(usage, self._prices.get(role))
         for name, amount in amounts_of(role, usage.generated_tokens, usage.calls, money).items():
             self._spent[name] += amount
         account[role] = account.get(role, Usage()) + usage

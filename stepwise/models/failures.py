@@ -22,6 +22,10 @@ _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _OF_ONE_REQUEST = frozenset({400, 413, 414, 415, 422})
 _REFUSED = frozenset({"LMInvalidRequestError", "LMUnsupportedFeatureError", "ContextWindowExceededError",
                       "ContentPolicyViolationError", "BadRequestError"})  # fmt: skip
+_GONE = frozenset({
+    "LMAuthError", "LMBillingError", "LMConfigurationError", "LMNotConfiguredError", "LMUnsupportedModelError",
+    "AuthenticationError", "PermissionDeniedError", "NotFoundError", "BackendError",
+})  # fmt: skip
 _ERRORS = {"refused": RequestRefusedError, "gone": BackendError, "again": RetryLaterError}
 
 
@@ -66,6 +70,15 @@ def failure_of(error: BaseException) -> Failure:
     if names & _REFUSED and "LMUnsupportedModelError" not in names:  # that says that there is no such model
         return Failure("refused", reason)
     return Failure("again" if isinstance(error, TimeoutError | ConnectionError) else "gone", reason)
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether `error` itself says that no other request will fare better: a key that is refused, no such model.
+
+    >>> is_gone(BackendError("HTTP 401: the key is wrong")), is_gone(ValueError("?")), is_gone(TimeoutError())
+    (True, False, False)
+    """
+    return failure_of(error).kind == "gone" and bool(_GONE & {kind.__name__ for kind in type(error).__mro__})
 
 
 def error_of(failure: Failure, where: str = "") -> StepwiseError:

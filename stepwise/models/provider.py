@@ -139,10 +139,11 @@ def client_of(language_model: Any) -> dict[str, Any]:
 @lru_cache(maxsize=16)
 def _bounded(model: str, api_base: str | None, key: str | None, timeout: float) -> dict[str, Any]:
     """DSPy copies what it sends, and a client has locks: it stays itself. Its cache knows a callable by its name, and
-    nothing else that is no JSON: with a client that is none, no answer would be found again.
+    nothing else that is no JSON: with a client that is none, no answer would be found again. The name has the server,
+    which DSPy leaves out of its keys: what another one behind the same model name answered is not taken for this one's.
     """
     given = client_argument(model, api_base, key, bounded_client(api_base or "", timeout)[0])
-    own = {"__deepcopy__": lambda self, memo: self, "__call__": lambda self: None, "__name__": "client"}
+    own = {"__deepcopy__": lambda self, memo: self, "__call__": lambda self: None, "__name__": f"client of {api_base}"}
     for client in given.values():
         client.__class__ = type("Client", (type(client),), own)
     return given

@@ -314,3 +314,25 @@ def summary_of(ledger: Ledger) -> str:
     lines += [f"requests refused by {key}: {count:,}" for key, count in ledger._refused.items()]
     lines += [f"answers cut short by {key}: {count:,}" for key, count in ledger._cut.items()]
     return "\n".join(lines)
+
+
+def cost_at(usage: Usage, price: Prices | None) -> float | None:
+    """What `usage` cost: what the provider said, else by the price; None where neither is known.
+
+    >>> cost_at(Usage("m", 1, 1_000_000, 1_000_000, 0), (3.0, 15.0)), cost_at(Usage("m", 1), None)
+    (3.0, None)
+    """
+    return priced(usage, price)[0].cost
+
+
+def priced(usage: Usage, price: Prices | None) -> tuple[Usage, Fraction]:
+    """`usage` with its cost where it or a price is known, and the money exactly, 0 where it is not.
+
+    >>> priced(Usage("m", 1, 1_000_000, 1_000_000, 0), (3.0, 15.0))[1]
+    Fraction(3, 1)
+    """
+    if usage.cost is not None or price is None:
+        return usage, Fraction(str(usage.cost or 0))
+    cached = usage.prompt_tokens - usage.evaluated_tokens
+    money = money_for(price, usage.prompt_tokens, usage.generated_tokens, cached) if any(price) else Fraction(0)
+    return dataclasses.replace(usage, cost=float(money)), Fraction(money)

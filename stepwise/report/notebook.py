@@ -8,7 +8,7 @@ starts with `.stepwise-trace`.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from markupsafe import Markup
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from stepwise.config.errors import FrozenConfig
 from stepwise.errors import MissingDependencyError, redact
+from stepwise.models.reservations import cost_at
 from stepwise.records import items_of
 from stepwise.report.shell import FINISH_WORDS, caption, columns_of, environment, resource
 from stepwise.report.terminal import show_trace
@@ -24,6 +25,7 @@ from stepwise.routing.compare import Comparison, Measured, TraceView, in_words, 
 from stepwise.routing.metrics import cost_of
 from stepwise.types import Trace, Traces, Usage
 
+_Priced = tuple[TraceView, Mapping[str, Any]]
 _MAX_TRACES = 50  # of a list, that a notebook shows
 
 
@@ -49,7 +51,9 @@ def html_of(value: Any) -> str:
             )
             return _fragment("config", name=type(value).__name__, changed=changed, same=same)
         case Traces():
-            rows = [(row, view_html(view, style=False)) for row, view in zip(_rows(value), _views(value), strict=True)]
+            rows = [
+                (row, view_html(view, style=False)) for row, (view, _) in zip(_rows(value), _views(value), strict=True)
+            ]
             right = sum(row["correct"] is True for row, _ in rows)
             return _fragment("traces", rows=rows[:_MAX_TRACES], total=len(rows), right=right, policy=value.policy)
     return str(Markup("<pre>{}</pre>").format(str(value)))
@@ -137,7 +141,8 @@ def traces_to_frame(traces: Iterable[Trace | TraceView | Measured], *, policy: s
     Columns: problem, policy, answer (in a box), gold, verdict ("" without a gold answer), correct (None there),
     answer_read_from (how the answer that was judged is marked: "box", "####", "answer is", ...), finish, note,
     steps and strong_steps (how many), solution, and for each of weak, strong and scorer its calls, tokens (generated;
-    of the scorer: evaluated) and money (None where no price is known). Discarded drafts count.
+    of the scorer: evaluated) and money (as in the ledger: a local model without a price costs 0; None where no price is
+    known, as of traces that were read from a file). Discarded drafts count.
 
     Args:
         traces: of `solve_all`, or of a comparison (`sw.compare`), whose policies they are of.
@@ -177,7 +182,7 @@ def traces_to_dataset(traces: Iterable[Trace | TraceView | Measured], *, policy:
 
 def _rows(traces: Iterable[Trace | TraceView | Measured], policy: str = "") -> list[dict[str, Any]]:
     rows = []
-    for view in _views(traces, policy):
+    for view, prices in _views(traces, policy):
         trace, spent = view.trace, view.trace.usage
         row: dict[str, Any] = {
             "problem": trace.problem.id,
@@ -196,21 +201,23 @@ def _rows(traces: Iterable[Trace | TraceView | Measured], policy: str = "") -> l
         for role in ("weak", "strong", "scorer"):
             usage = spent.get(role, Usage(cost=0.0))
             tokens = usage.evaluated_tokens if role == "scorer" else usage.generated_tokens
-            row |= {f"{role}_calls": usage.calls, f"{role}_tokens": tokens, f"{role}_money": usage.cost}
+            row |= {f"{role}_calls": usage.calls, f"{role}_tokens": tokens}
+            row[f"{role}_money"] = cost_at(usage, prices.get(role))
         rows.append(row)
     return rows
 
 
-def _views(traces: Iterable[Trace | TraceView | Measured], policy: str = "") -> list[TraceView]:
-    """The traces with policy and verdict; raises `DataError` for what is none."""
-    views: list[TraceView] = []
+def _views(traces: Iterable[Trace | TraceView | Measured], policy: str = "") -> list[_Priced]:
+    """The traces with policy, verdict and prices; raises `DataError` for what is none."""
+    views: list[_Priced] = []
     policy = policy or (traces.policy if isinstance(traces, Traces) else "")
+    prices = traces.prices if isinstance(traces, Traces) else {}
     for item in items_of(traces, (Trace, TraceView, Measured), "traces", "give what solve_all or sw.compare returned"):
         match item:
             case Measured():
-                views += item.views
+                views += ((view, item.prices) for view in item.views)
             case TraceView():
-                views.append(item)
+                views.append((item, prices))
             case _:
-                views.append(judged(item, policy))
+                views.append((judged(item, policy), prices))
     return views

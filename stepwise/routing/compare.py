@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from stepwise.config import Prices
 from stepwise.data.problems import load_problems
 from stepwise.errors import ConfigError, DataError, wrong_type
 from stepwise.grading import find_answer, grade
@@ -112,6 +114,7 @@ class Measured(InNotebook):
     views: tuple[TraceView, ...]
     cost: Cost
     seconds: float | None = None
+    prices: Mapping[str, Prices | None] = dataclasses.field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         return repr(Comparison([self]))
@@ -214,6 +217,17 @@ def verdict_of(trace: Trace) -> str:
     return "" if trace.problem.answer is None else grade(text, trace.problem.answer).value
 
 
+def has_answers(traces: Iterable[Trace]) -> bool:
+    r"""Whether any solution that was written to its end has an answer that can be read; True where none was asked for.
+
+    >>> has_answers([Trace(Problem("p", "1 + 1?", "2"), (Step("I do not know what that is.", "weak"),), "eos")])
+    False
+    """
+    stopped = ("error", "budget", "interrupted")
+    asked = [trace for trace in traces if trace.problem.answer is not None and trace.finish not in stopped]
+    return not asked or any(verdict_of(trace) not in ("NO_ANSWER", "UNPARSEABLE_PREDICTION") for trace in asked)
+
+
 def json_row(trace: Trace) -> dict[str, Any]:
     """What --json tells of a problem: its answer, who wrote which step, and what it took.
 
@@ -254,7 +268,7 @@ def judge(router: StepRouter | Routed, traces: Sequence[Trace], seconds: float |
     policy = router.policy
     label = label_of(policy)
     views = tuple(judged(trace, label, router.cost([trace]).parameter_tokens) for trace in traces)
-    return Measured(label, policy.family, policy.point, views, router.cost(traces), seconds)
+    return Measured(label, policy.family, policy.point, views, router.cost(traces), seconds, router.prices)
 
 
 def compare(

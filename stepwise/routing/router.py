@@ -307,7 +307,7 @@ class StepRouter(LoadedRouter):
                     callbacks=lambda: self.callbacks,
                     scorer_settings=self._scorer_settings,
                 )
-                return Traces(in_order(fresh), label_of(self.policy))
+                return Traces(in_order(fresh), label_of(self.policy), self.prices)
             except RoutingInterrupted as stop:
                 raise RoutingInterrupted(in_order(stop.traces)) from None
 

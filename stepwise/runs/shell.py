@@ -150,6 +150,12 @@ class Run(Generic[OptionsT]):
             self.say(f"MISSED: {', '.join(names)}")
         return int(bool(names))
 
+    def empty(self, made: int, reason: str) -> int:
+        """The exit code of a run that made so many of what it is for: 1, with the reason said, where there are none."""
+        if not made:
+            self.say(f"error: {reason}")
+        return int(not made)
+
     def say_json(self, row: Any) -> None:
         """Print `row` as one line of JSON, without secrets, for the program that reads standard output."""
         print(redact(json.dumps(row), shapes=False, as_json=True), flush=True)

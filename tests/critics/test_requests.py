@@ -192,6 +192,9 @@ def test_a_hosted_critics_answer_is_found_again_in_dspys_cache() -> None:
         module = ErrorLocalizer(lm, adapter="compact")
         found = [ask(module).first_error for ask in (_asked_directly, _asked_directly, _awaited)]
         assert (found, len(server.requests)) == ([1] * 3, 1)
+    with serving(in_turn(chat_answer(verified(0)))) as other:  # another server behind the same name is asked
+        lm = lm.copy(api_base=f"{other.url}/v1")
+        assert _asked_directly(ErrorLocalizer(lm, adapter="compact")).first_error == 0
 
 
 class _Engine:

@@ -129,6 +129,28 @@ def test_what_is_printed_of_traces_comparisons_and_configurations() -> None:
     assert str(Config()) == "Config: as by default"
 
 
+def test_a_problem_is_printed_with_what_is_known_of_it_and_one_of_the_lab_with_its_traps_too() -> None:
+    made = sw.lab.generate("test", 4)[3]
+    lines = str(made).splitlines()
+    assert str(made.problem).splitlines() == lines[:-1]
+    assert lines[0] == f"{made.problem.id}: {made.problem.question}"
+    assert lines[1] == f"answer: {made.problem.answer}"
+    assert lines[-1] == f"traps: {', '.join(made.traps)}"
+    assert made.problem._repr_html_().startswith("<pre>")
+    assert str(Problem("p", "Why?")) == "p: Why?"
+
+
+def test_money_of_a_row_is_that_of_the_ledger() -> None:
+    (row,) = _rows(Traces([solved()], "Never", {"weak": (5.0, 5.0), "strong": (1.0, 2.0), "scorer": (0.0, 0.0)}))
+    assert (row["weak_money"], row["scorer_money"]) == (1.0, 0.0)  # what a reply says goes before a price
+    assert row["strong_money"] == pytest.approx((9 * 1 + 7 * 2) / 1e6)
+    problems = [made.problem for made in sw.lab.generate("test", 2)]
+    with sw.StepRouter("llamacpp/lab-weak", "llamacpp/lab-strong", "llamacpp/lab-scorer", sw.Threshold(0.9)) as router:
+        every = [_rows(router.solve_all(problems)), _rows(sw.compare(router, ["always"], problems))]
+    # Local models without a price cost nothing.
+    assert {row[f"{role}_money"] for rows in every for row in rows for role in ("weak", "strong", "scorer")} == {0.0}
+
+
 def test_what_has_words_of_its_own_is_shown_as_these_in_a_notebook() -> None:
     figure = Estimate(0.12, 0.03, 0.21, 1.0)
     assert figure._repr_html_() == "<pre>0.12 (0.03 to 0.21)</pre>"
