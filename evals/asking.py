@@ -5,8 +5,10 @@ escalated and that helped. Then reinforcement, once for each of --costs, with wh
 Operating points of every arm are chosen on other problems (--calibrate), and all are measured on the same held-out
 ones: the share of the gap between the two models that an arm recovers at shares of the strong model's tokens, and how
 far it is from the threshold, paired by problem (95 %). Beside it: how well the probability of a call, before the step
-is written, tells lab-weak's first errors from its right steps, against what scores say afterwards. One seed of
-training. A killed run goes on where it was. Writes asking.json. Lab figures.
+is written, tells lab-weak's first errors from its right steps, against what scores say afterwards; and how many wrong
+drafts can be caught at all by who decides before a draft is there (--draws from each right beginning: half of them
+rank, the others are counted), against who sees it. One seed of training. A killed run goes on where it was. Writes
+asking.json. Lab figures.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from stepwise.config import Config
@@ -38,10 +42,14 @@ from stepwise.routing.metrics import OperatingPoint, accuracy_at
 from stepwise.routing.relay import MARKER, Relay, log_odds
 from stepwise.routing.signal_policies import threshold_at
 from stepwise.runs.shell import Options, Run, program
+from stepwise.training import grpo, sft
+from stepwise.training.head import train_probe
 from stepwise.types import Problem, Step, Trace
 
 BUDGETS = (0.03, 0.05, 0.1, 0.2, 0.3)
 """Shares of the strong model's own tokens."""
+FLAGGED = (0.03, 0.05, 0.1, 0.2, 0.3)
+"""Shares of all drafts that are escalated, to see how many wrong ones are among them."""
 SHARES = (0.03, 0.08, 0.15, 0.3)
 """Of the steps on other problems that are escalated, by the probe and by who asks."""
 
@@ -59,6 +67,8 @@ class _Options(Options):
     """of 8 problems x 8 rollouts, for each cost"""
     costs: tuple[float, ...] = (0.005,)
     """of a strong token, in right answers"""
+    draws: PositiveInt = 16
+    """of the next step from each right beginning of lab-weak's solutions, for what can be known before a draft"""
     points: PositiveInt = 6
     """operating points of threshold and plan"""
 
@@ -93,6 +103,7 @@ def main(run: Run[_Options]) -> None:
         odds[f"P(call), {name}"] = lambda items, cfg=cfg: _odds(cfg, items)  # type: ignore[misc]
     _show(run, alone, arms)
     _show_auroc(run, labs, odds, head)
+    _show_caught(run, labs, odds)
 
 
 # ----- training
@@ -100,8 +111,6 @@ def main(run: Run[_Options]) -> None:
 
 def _trained(run: Run[_Options], routed: Sequence[Trace], problems: Sequence[Problem]) -> dict[str, Path]:
     """Adapters in GGUF by what they are called: the warm start, and what reinforcement made of it at each cost."""
-    from stepwise.training import grpo, sft
-
     args, counts = run.args, Counter[str]()
     overrides = {
         "marker": MARKER,
@@ -127,8 +136,6 @@ def _trained(run: Run[_Options], routed: Sequence[Trace], problems: Sequence[Pro
 
 def _probe(run: Run[_Options], labs: Sequence[LabProblem]) -> Any:
     """[scorer] of a head on lab-weak's states, fitted to its own solutions with the lab's labels."""
-    from stepwise.training.head import train_probe
-
     traces = _own(run, run.config, "base", [lab.problem for lab in labs])
     head = train_probe(_labelled(labs, traces), run.config, run.path("probe"))
     return run.config.scorer.model_copy(update={"kind": "probe", "model": f"probe/{head}"})
@@ -263,6 +270,55 @@ def _show_auroc(run: Run[_Options], labs: Sequence[LabProblem], odds: Any, head:
         rows.append((name, "before" if name.startswith("P(") else "after", "{:.3f} ({:.3f} to {:.3f})".format(*area)))
         run.metrics(score=name, auroc=area)
     run.table("lab-weak's right steps against its first errors", ("", "the step is written", "AUROC (95 %)"), rows)
+
+
+def _show_caught(run: Run[_Options], labs: Sequence[LabProblem], odds: Any) -> None:
+    """Share of lab-weak's wrong drafts that are caught where so many of all drafts are escalated, by who escalates."""
+    known = {lab.problem.id: lab for lab in labs}
+    items = []
+    for problem, steps in _own(run, run.config, "base", [lab.problem for lab in labs]):
+        end = known[problem.id].first_error(steps)
+        items.append((problem, steps[: len(steps) if end is None else end + 1]))
+    with closing(load_backend(run.config.models.weak, prompt=run.config.prompt)) as weak:
+        drawn = weak.continue_solutions([
+            Request(problem, tuple(Step(text, "weak") for text in steps[:i]), n=run.args.draws)
+            for problem, steps in items
+            for i in range(len(steps))
+        ])  # fmt: skip
+    before = [(known[problem.id], steps[:i]) for problem, steps in items for i in range(len(steps))]
+    # (beginnings, draws): whether a draft is wrong
+    wrong = np.array([
+        [lab.first_error([*steps, drawn[at * run.args.draws + j].text]) is not None for j in range(run.args.draws)]
+        for at, (lab, steps) in enumerate(before)
+    ], float)  # fmt: skip
+    half = run.args.draws // 2
+    ranks = {"best before a draft": wrong[:, :half].mean(1)}
+    ranks |= {name: np.array([x for line in of(items) for x in line]) for name, of in odds.items()}
+    rows = [(name, *(f"{caught(rank, wrong[:, half:].mean(1), share):.0%}" for share in FLAGGED))
+            for name, rank in ranks.items()]  # fmt: skip
+    rate = float(wrong[:, half:].mean())
+    rows.append(("best with the draft", *(f"{min(1.0, share / rate):.0%}" for share in FLAGGED)))
+    run.table(
+        f"{wrong.size} drafts from {len(wrong)} beginnings, {rate:.1%} wrong: share of the wrong ones caught",
+        ("Drafts escalated", *(f"{share:.0%}" for share in FLAGGED)), rows,
+    )  # fmt: skip
+
+
+def caught(rank: NDArray[np.float64], wrong: NDArray[np.float64], share: float) -> float:
+    """Share of what is `wrong`, at each place, in the places that have the highest `rank`, `share` of all; equal ranks
+    are taken in part.
+
+    >>> caught(np.array([3.0, 2.0, 2.0, 1.0]), np.array([0.5, 0.5, 0.0, 0.0]), 0.5)
+    0.75
+    """
+    taken, left = np.zeros(len(rank)), share * len(rank)
+    for value in sorted(set(rank), reverse=True):
+        same = rank == value
+        taken[same] = min(1.0, left / same.sum())
+        left -= taken[same].sum()
+        if left <= 1e-9:
+            break
+    return float((taken * wrong).sum() / wrong.sum())
 
 
 if __name__ == "__main__":

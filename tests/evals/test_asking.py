@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from evals import asking
@@ -40,3 +41,10 @@ def test_settings_flag_growing_shares_and_no_setting_twice() -> None:
     assert flagged == sorted(flagged)
     assert (flagged[0], flagged[-1]) == (3, 30)
     assert len(asking._spread(Relay(), "high", [1.0] * 50)) == 1
+
+
+def test_what_is_caught_is_counted_by_rank_and_equal_ranks_in_part() -> None:
+    wrong = np.array([0.5, 0.5, 0.0, 1.0])
+    assert asking.caught(np.array([1.0, 2.0, 3.0, 4.0]), wrong, 0.25) == pytest.approx(0.5)
+    assert asking.caught(np.zeros(4), wrong, 0.25) == pytest.approx(0.25)  # no order: as at random
+    assert asking.caught(np.array([1.0, 2.0, 3.0, 4.0]), wrong, 1.0) == pytest.approx(1.0)
