@@ -19,7 +19,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -29,17 +29,18 @@ from pydantic import Field, PositiveInt
 from stepwise import routing
 from stepwise.config import Config, Roles, RoutingConfig, ScorerConfig, is_lab, model_name
 from stepwise.data.problems import SOURCES, named_problems
+from stepwise.data.streamed import streamed
 from stepwise.errors import BudgetExceededError, ConfigError, DataError, reason_of
 from stepwise.grading import GRADER_VERSION
-from stepwise.io import read_json, read_rows
+from stepwise.io import read_json
 from stepwise.models.sizes import settled
 from stepwise.models.store import CallCache
 from stepwise.report import Report, summary_table, write_report
 from stepwise.report.first_try import COLUMNS, in_words, table_rows
 from stepwise.report.terminal import StepStream, show_trace
 from stepwise.routing.against import against, against_in_words, traces_of
-from stepwise.routing.chunked import Routed, routed_chunks
-from stepwise.routing.compare import has_answers, json_row, judge
+from stepwise.routing.chunked import Routed, routed_chunks, shown
+from stepwise.routing.compare import PolicyRow, has_answers, json_row, judge
 from stepwise.routing.deciding import needs_scorer
 from stepwise.routing.first_try import first_try, free_signal, parts
 from stepwise.routing.learned import Learned
@@ -51,6 +52,7 @@ from stepwise.routing.policy import Policy
 from stepwise.routing.route import RoutingInterrupted
 from stepwise.routing.saved import SavedPolicy, load_policy, policy_from_config, policy_to_dict, save_policy
 from stepwise.routing.signal_policies import Signalled
+from stepwise.runs.chunks import Members
 from stepwise.runs.plan import PlannedCalls
 from stepwise.runs.progress import announce
 from stepwise.runs.shell import PIPE, ColumnNames, Options, Run, one_of, program
@@ -89,8 +91,7 @@ class _Options(Options):
     force: bool = False
     """take a --policy that was set for other models"""
     chunk: PositiveInt | None = None
-    """problems that are done together from empty caches, and sealed together; what is a task where workers.backend is
-    "ray", with the same files as in one process"""
+    """problems that are done together from empty caches, and sealed; a task where workers.backend is "ray\""""
     stream: bool = False
     """one problem at a time, each step printed as it is made"""
     as_json: Annotated[bool, Parameter("--json")] = False
@@ -179,7 +180,7 @@ def main(run: Run[_Options]) -> int:
             "(--at moves a saved policy's operating point)"
         )
     saved = SavedPolicy(Never(), None) if first else _policy_of(run.config, args)
-    problems = _first_problems_of(args) if first else _problems_of(args)
+    problems = [] if args.chunk else _first_problems_of(args) if first else _problems_of(args)
     if not first and not args.force:
         check_routing(run.config, [saved.policy])
     roles: list[Roles] = ["weak", "strong", *(["scorer"] if needs_scorer(saved.policy) else [])]  # type: ignore[list-item]
@@ -187,7 +188,8 @@ def main(run: Run[_Options]) -> int:
     if first:
         return _try_first(run, problems)
     if args.chunk:
-        return run.empty(has_answers(_route_chunks(run, saved, problems, args.chunk)), _NO_ANSWERS)
+        members = streamed(args.problems, args.n, args.columns) or _problems_of(args)
+        return run.empty(has_answers(_route_chunks(run, saved, members, args.chunk)), _NO_ANSWERS)
     with routing.StepRouter.from_config(run.config, policy=saved.policy, window=1 if args.stream else None) as loaded:
         if not args.force:
             saved.check(run.config, loaded.card)
@@ -201,25 +203,20 @@ def main(run: Run[_Options]) -> int:
     return code
 
 
-def _route_chunks(run: Run[_Options], saved: SavedPolicy, problems: Sequence[Problem], size: int) -> list[Trace]:
+def _route_chunks(run: Run[_Options], saved: SavedPolicy, problems: Members, size: int) -> list[Trace]:
     """Route chunk after chunk, or many at a time; what is sealed is shown, also where the run was stopped."""
-    if (run.out / "traces.jsonl").exists() and not (run.out / "chunks").exists():
-        raise DataError(f"--out {run.out} was begun without --chunk; leave it out, or give another --out")
     with routed_chunks(run.config, run.directory, saved, checked=not run.args.force) as (routed, route_all):
         _remember(run, saved.policy, routed.card)
 
-        def told(file: Path) -> None:
-            for trace in read_rows(file, Trace) if run.args.as_json else ():
-                run.say_json(json_row(trace))
-
         began = time.monotonic()
         try:
-            route_all(problems, size, told)
+            route_all(problems, size, (lambda trace: run.say_json(json_row(trace))) if run.args.as_json else None)
         except (BudgetExceededError, KeyboardInterrupt):
-            _finish(run, routed, run.rows("traces.jsonl", Trace))
+            traces, row = shown(run.out / "traces.jsonl", routed)
+            _finish(run, routed, traces, None, row)
             raise
-        traces = run.rows("traces.jsonl", Trace)
-        _finish(run, routed, traces, None if run.resumed else time.monotonic() - began)
+        traces, row = shown(run.out / "traces.jsonl", routed)
+        _finish(run, routed, traces, None if run.resumed else time.monotonic() - began, row)
         return traces
 
 
@@ -297,15 +294,19 @@ def _route(run: Run[_Options], router: routing.StepRouter, problems: list[Proble
 
 
 def _finish(
-    run: Run[_Options], router: routing.StepRouter | Routed, traces: list[Trace], seconds: float | None = None
+    run: Run[_Options],
+    router: routing.StepRouter | Routed,
+    traces: list[Trace],
+    seconds: float | None = None,
+    row: PolicyRow | None = None,
 ) -> None:
     """Print and write what the traces amount to; those that were interrupted are shown, but not counted. `seconds` is
-    what all took, where they were routed in one go.
+    what all took, where they were routed in one go; `row` is that of all where `traces` are the first of them.
     """
     if not traces:
         return
     done = [trace for trace in traces if trace.finish != "interrupted"]
-    rows = (judge(router, done, seconds).row,) if done else ()
+    rows = (row or judge(router, done, seconds).row,) if done else ()
     views, notes = judge(router, traces).views, []
     if done and run.args.against is not None:
         both = against(router, done, run.args.against)

@@ -151,6 +151,19 @@ def read_rows(path: Path, cls: type[Any] | None = None, *, finished: bool = Fals
     return parse_rows(data if finished else data[: _whole_bytes(path)], str(path), cls, finished=finished)
 
 
+def iter_rows(path: Path, cls: type[Any]) -> Iterator[Any]:
+    """`read_rows`, one after the other, for files that are larger than memory.
+
+    >>> list(iter_rows(Path("no file"), dict))
+    []
+    """
+    if path.exists():
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.endswith(b"\n"):
+                    yield from parse_rows(line, f"{path}, line {number}", cls)
+
+
 def parse_rows(data: bytes, where: str, cls: type[Any] | None = None, *, finished: bool = False) -> list[Any]:
     r"""The rows in `data`, which is called `where` in errors; see `read_rows`.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -83,14 +84,14 @@ def ray_crew(
         with ray_crew(config, directory, making, keeps=False, keep_local=False) as crew: ...
     """
     ray, settings = _ray(), config.workers
-    for name in ("spent.jsonl", *([ANSWERS] if keeps else [])):
-        directory.claim(name)
-    for name in (HOLDS, FROZEN):
-        directory.claim(name, is_input=True)
     with ExitStack() as stack:
         if not ray.is_initialized():
-            _connect(ray, settings)
             stack.callback(ray.shutdown)
+            _connect(ray, settings)
+        for name in ("spent.jsonl", *([ANSWERS] if keeps else [])):
+            directory.claim(name)
+        for name in (HOLDS, FROZEN):
+            directory.claim(name, is_input=True)
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
@@ -98,9 +99,9 @@ def ray_crew(
             num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=1000, scheduling_strategy=here
         ).remote(config, directory.path.resolve(), keeps, uuid.uuid4().hex[:8])  # fmt: skip
         stack.callback(ray.kill, books)
-        line = _RayLine(books)
+        line = _RayLine(ray, books)
         line.call("num_calls")  # raises what opening them raised
-        cluster = _RayCluster(ray, settings, (config, books, making, keeps, keep_local), line)
+        cluster = _RayCluster(ray, settings, (config, books, making, keeps, keep_local), line, _facts())
         stack.callback(cluster.close)
         pool = Pool(cluster, settings.patience)
         yield RayCrew(line, pool, pool.first())
@@ -111,8 +112,11 @@ def _connect(ray: Any, settings: WorkersConfig) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False} if settings.address is None else {}
     quiet["logging_level"] = "ERROR"
     try:
+        host, _, port = (settings.address or "").rpartition(":")
+        if host and port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address=settings.address or "local", **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         what = "of another version: " if "ersion" in str(error) else ""
         raise BackendError(
             f"workers.address = {settings.address!r}: the Ray cluster cannot be used, {what}{str(error).strip()[:300]}"
@@ -123,11 +127,11 @@ def _connect(ray: Any, settings: WorkersConfig) -> None:
 class _RayLine:
     """From any process of the cluster to the books."""
 
-    def __init__(self, books: Any) -> None:
-        self._books, self._said = books, list[Any]()
+    def __init__(self, ray: Any, books: Any) -> None:
+        self._ray, self._books, self._said = ray, books, list[Any]()
 
     def call(self, method: str, *args: Any) -> Any:
-        return _got(self._books.call.remote(method, *args))
+        return _got(self._ray, self._books.call.remote(method, *args))
 
     async def acall(self, method: str, *args: Any) -> Any:
         future = self._books.call.remote(method, *args).future()
@@ -141,12 +145,11 @@ class _RayLine:
     def flush(self) -> None:
         said, self._said = self._said, []
         for ref in said:
-            _got(ref)
+            _got(self._ray, ref)
 
 
-def _got(ref: Any) -> Any:
+def _got(ray: Any, ref: Any) -> Any:
     """What a ref stands for; raises WorkerLostError, or an error of ours as it was raised elsewhere."""
-    ray = _ray()
     errors = ray.exceptions
     try:
         return _unwrapped(ray.get, ref)
@@ -198,7 +201,7 @@ class _WorkerActor:
     def __init__(self, config: Config, books: Any, making: Making[Any], keeps: bool, keep_local: bool) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in `runs.shell`: threads that spin starve one another
         self._given = config, making, keep_local
-        self._desk = Desk(config, _RayLine(books), keeps=keeps)
+        self._desk = Desk(config, _RayLine(_ray(), books), keeps=keeps)
         self._stack, self._models = ExitStack(), None
 
     def ready(self) -> Any:
@@ -251,8 +254,10 @@ def compared(mine: Mapping[str, str], theirs: Mapping[str, str], node: str) -> s
 class _RayCluster:
     """`stepwise.runs.pool.Cluster`, of actors."""
 
-    def __init__(self, ray: Any, settings: WorkersConfig, given: tuple[Any, ...], line: _RayLine) -> None:
-        self._ray, self._settings, self._given, self._line = ray, settings, given, line
+    def __init__(
+        self, ray: Any, settings: WorkersConfig, given: tuple[Any, ...], line: _RayLine, facts: Mapping[str, str]
+    ) -> None:
+        self._ray, self._settings, self._given, self._line, self._facts = ray, settings, given, line, facts
         self._actors: dict[Any, str] = {}  # by actor, its node
         self._starting: dict[Any, Any] = {}  # by ref, its actor
         self._said: set[str] = set()
@@ -299,15 +304,15 @@ class _RayCluster:
     def result(self, ref: Any) -> Any:
         actor = self._starting.pop(ref, None)
         if actor is None:
-            return _got(ref)
+            return _got(self._ray, ref)
         node = self._nodes().get(self._actors[actor], "of the cluster")
         try:
-            facts, about = _got(ref)
+            facts, about = _got(self._ray, ref)
         except WorkerLostError:
             raise
         except StepwiseError as error:
             raise type(error)(f"node {node}: {error}") from None
-        if (words := compared(_facts(), facts, node)) and words not in self._said:
+        if (words := compared(self._facts, facts, node)) and words not in self._said:
             self._said.add(words)
             announce(words)
         if self._about is not None and about != self._about:

@@ -114,7 +114,9 @@ def run_chunks(
             yield number, part
 
     try:
-        done = min(sum(1 for _ in os.scandir(folder)) * size, len(members))
+        last = (len(members) - 1) // size
+        done = sum(1 for _ in os.scandir(folder)) * size
+        done -= (last + 1) * size - len(members) if _place(folder, last).exists() else 0
         with progress(label, len(members), done=done) as advance:
             for number, texts in crew.map(work, unsealed()):
                 _seal(_place(folder, number), texts)

@@ -98,6 +98,14 @@ class Pool:
                 self._idle.append(worker)
                 return facts
 
+    def wait_for_all(self) -> None:
+        """Until all workers that are wanted are ready."""
+        while any(task is None for _, task in self._running.values()):
+            for ref in self._ready():
+                worker, _ = self._running.pop(ref)
+                self._cluster.result(ref)
+                self._idle.append(worker)
+
     def map(self, work: Work, parts: Iterable[Part]) -> Iterator[tuple[int, Mapping[str, str]]]:
         """See `stepwise.runs.chunks.Crew`."""
         rest, again, stop = iter(parts), deque[_Task](), None
