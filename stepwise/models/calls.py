@@ -18,6 +18,7 @@ from stepwise.errors import ConfigError, DataError
 from stepwise.models.engine import Engine, Generation, GenerationJob, schema_grammar
 from stepwise.models.engine.gbnf import object_grammar
 from stepwise.models.engine.jobs import Drawn
+from stepwise.models.engine.keywords import loosened
 from stepwise.models.shared import LOAD_FIELDS, identity, shared_engine
 
 PROVIDER = "llamacpp"
@@ -26,6 +27,7 @@ _HANDLED = ("temperature", "top_p", "top_k", "seed", "n", "max_tokens", "stop", 
             "response_format", "chat_template_kwargs")  # fmt: skip
 _IGNORED = ("stream", "stream_options", "max_retries", "user", "metadata", "extra_headers", "parallel_tool_calls",
             "continue_final_message", "add_generation_prompt", "store")  # fmt: skip
+_OF_DSPY = "DSPyProgramOutputs"  # the title of the schema of a signature's outputs
 _NEUTRAL = {"frequency_penalty": 0, "presence_penalty": 0, "tools": [], "best_of": 1, "echo": False, "logit_bias": {}}
 
 
@@ -163,7 +165,9 @@ def _grammar(params: Mapping[str, Any]) -> tuple[str | None, int]:
     kind = wanted.get("type")
     schema = wanted.get("schema") or (wanted.get("json_schema") or {}).get("schema")
     if kind in ("json_schema", "json_object") and schema:
-        bounded = schema_grammar(schema)
+        # DSPy reads values by their types itself: what no grammar can hold to (uniqueItems of a set) is left to it.
+        checked = isinstance(schema, Mapping) and schema.get("title") == _OF_DSPY
+        bounded = schema_grammar(loosened(schema) if checked else schema)
         return bounded.gbnf, bounded.max_tokens
     if kind == "json_object":
         return object_grammar(), 1 << 20

@@ -16,6 +16,7 @@ from stepwise.errors import ConfigError, DataError, wrong_type
 from stepwise.models import load_backend
 from stepwise.models.budget import Ledger
 from stepwise.models.scorers import load_scorer
+from stepwise.models.scorers.load import check_scorer
 from stepwise.models.sizes import complete, in_words
 from stepwise.models.store import CallCache
 from stepwise.plugins import is_import_path
@@ -216,6 +217,8 @@ class LoadedRouter(dspy.Module):
         return agreed
 
     def _loaded(self) -> Models:
+        if isinstance(named := loading("scorer", self._specs["scorer"]), ScorerConfig):
+            check_scorer(named)
         result = complete(
             {role: load for role, spec in self._specs.items() if (load := loading(role, spec)) is not None}
         )

@@ -54,6 +54,26 @@ def test_a_program_gets_answers_of_the_declared_types_from_a_random_model(tiny_g
     assert lm.history[-1]["kwargs"]["response_format"]  # a schema was sent, not a plea for JSON
 
 
+class Sets(dspy.Signature):
+    """Some numbers."""
+
+    question: str = dspy.InputField()
+    numbers: set[int] = dspy.OutputField()
+    words: frozenset[str] = dspy.OutputField()
+
+
+@pytest.mark.parametrize("engine", ["litellm", "native"])
+def test_dspys_own_json_format_takes_types_that_no_grammar_holds_to(tiny_gguf_path: Path, engine: Any) -> None:
+    lm = load(tiny_gguf_path, engine=engine, temperature=1.0, seed=5, max_tokens=900, cache=False)
+    with dspy.context(lm=lm, adapter=dspy.JSONAdapter()):
+        made = dspy.Predict(Sets)(question="Which?")
+    assert isinstance(made.numbers, set)
+    assert isinstance(made.words, frozenset)
+    schema = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
+    with pytest.raises(dspy.LMError, match="uniqueItems"):  # of somebody who may not check what is read
+        lm("Which?", response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": schema}})
+
+
 def test_equal_calls_are_answered_from_the_cache_and_other_rollouts_are_not(tiny_gguf_path: Path) -> None:
     lm = load(tiny_gguf_path, temperature=1.0, max_tokens=12)
     first = lm("Say something.")

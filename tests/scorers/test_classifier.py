@@ -14,6 +14,7 @@ from stepwise.config import ScorerConfig
 from stepwise.errors import BackendError, ConfigError, ScorerError
 from stepwise.models.scorers import ClassifierScorer, load_scorer
 from stepwise.models.scorers.pooling import QWEN_PRM_SYSTEM
+from stepwise.routing import StepRouter
 from stepwise.types import Problem
 from tests.scorers.prm_models import MARK, golden_scores, save_prm
 
@@ -215,3 +216,19 @@ def test_it_is_loaded_from_a_configuration_and_closed(qwen_prm: Path, scorer: Cl
         made.score(P, STEPS)
     with pytest.raises(ConfigError, match="transformers/"):
         load_scorer(ScorerConfig(kind="classifier", model="llamacpp/x.gguf"))
+
+
+def test_a_router_refuses_what_is_no_classifier_before_it_looks_at_its_other_models(
+    tmp_path: Path, qwen_prm: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    headless = copy_of(qwen_prm, tmp_path)
+    weights = load_file(headless / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if not k.startswith("score.")}, headless / "model.safetensors")
+    for folder, said in ((tmp_path, "config.json does not exist"), (headless, "no head of a")):
+        scorer = ScorerConfig(kind="classifier", model=f"transformers/{folder}")
+        with pytest.raises(BackendError, match=said):
+            StepRouter("llamacpp/lab-weak", f"llamacpp/{tmp_path / 'none.gguf'}", scorer)
+    with pytest.raises(ConfigError, match="transformers/"):
+        StepRouter("llamacpp/lab-weak", "llamacpp/none.gguf", ScorerConfig(kind="classifier", model="llamacpp/lab-prm"))

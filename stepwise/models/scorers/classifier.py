@@ -185,21 +185,12 @@ class ClassifierScorer(PrefixScorer):
     # ----- files
 
     def _load_head(self, folder: Path, dtype: str, device: str) -> dict[str, Any]:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         found: dict[str, Any] = {}
-        try:
-            for file in sorted(folder.glob("*.safetensors")):
-                with safe_open(file, framework="pt", device="cpu") as tensors:
-                    names = [name for name in tensors.keys() if name in _MLP + _VALUE]  # noqa: SIM118 (not a dict)
-                    found |= {name: tensors.get_tensor(name) for name in names}
-        except SafetensorError as error:
-            raise BackendError(f"{file}: no readable safetensors file ({error}); copy it again") from error
-        if set(found) not in (set(_MLP), set(_VALUE)):
-            raise BackendError(
-                f"{folder}: no head of a process reward model in its *.safetensors "
-                f"(found {sorted(found) or 'nothing'}); known are {', '.join(_MLP)} and {', '.join(_VALUE)}"
-            )
+        for name, file in _head_files(folder).items():
+            with safe_open(file, framework="pt", device="cpu") as tensors:
+                found[name] = tensors.get_tensor(name)
         if set(found) == set(_MLP) and found["score.2.weight"].shape[0] != 2:
             raise BackendError(
                 f"{folder}: score.2.weight has {found['score.2.weight'].shape[0]} classes; a process reward model has 2"
@@ -218,6 +209,37 @@ class ClassifierScorer(PrefixScorer):
             names = sorted(info["missing_keys"])[:4]
             raise BackendError(f"{folder}: tensors are missing from its files ({', '.join(names)}, ...); copy it again")
         return model.to(device).eval()
+
+
+def check_classifier(directory: str | Path) -> None:
+    """Raise BackendError where a directory holds no classifier that is known; it reads headers alone.
+
+    Example:
+        check_classifier("models/Skywork-o1-Open-PRM-Qwen-2.5-1.5B")  # nothing: it can be loaded
+    """
+    folder = local_path(directory)
+    _read_config(folder)
+    _head_files(folder)
+
+
+def _head_files(folder: Path) -> dict[str, Path]:
+    """In which file each tensor of the head is."""
+    _libraries()
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt", device="cpu") as tensors:
+                found |= {name: file for name in tensors.keys() if name in _MLP + _VALUE}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise BackendError(f"{file}: no readable safetensors file ({error}); copy it again") from error
+    if set(found) not in (set(_MLP), set(_VALUE)):
+        raise BackendError(
+            f"{folder}: no head of a process reward model in its *.safetensors "
+            f"(found {sorted(found) or 'nothing'}); known are {', '.join(_MLP)} and {', '.join(_VALUE)}"
+        )
+    return found
 
 
 def _digest(folder: Path) -> str:

@@ -19,7 +19,7 @@ from stepwise.models.hub import adapter_path, hub_hint
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.scorers.base import BatchScorer, Item, Scored, Scorer
 from stepwise.models.scorers.calibration import Calibration
-from stepwise.models.scorers.classifier import ClassifierScorer
+from stepwise.models.scorers.classifier import ClassifierScorer, check_classifier
 from stepwise.models.scorers.critiques import CritiqueForm
 from stepwise.models.scorers.generative import GenerativeScorer, ServedGenerativeScorer
 from stepwise.models.scorers.head import Head
@@ -68,9 +68,12 @@ def load_scorer(
     if spec.kind == "probe":
         return _probe(spec, prompt, weak)
     if spec.kind == "classifier":
-        directory = _after("transformers", spec, "the directory of a model with a classification head")
         return ClassifierScorer(
-            directory, marker=spec.marker, context=spec.context or _LONGEST, dtype=spec.dtype, device=spec.device
+            _classifier(spec),
+            marker=spec.marker,
+            context=spec.context or _LONGEST,
+            dtype=spec.dtype,
+            device=spec.device,
         )
     if spec.kind == "pooling":
         name, marker = _after("vllm", spec, "the model's name on the server"), spec.marker or QWEN_PRM_MARKER
@@ -78,6 +81,20 @@ def load_scorer(
     if spec.kind == "generative":
         return _generative(spec)
     return _judge(spec) if spec.kind == "judge" else _label_token(spec, prompt)
+
+
+def check_scorer(spec: ScorerConfig) -> None:
+    """Raise what `load_scorer` would for a classifier whose directory holds none, before other models are loaded.
+
+    Example:
+        check_scorer(config.scorer)
+    """
+    if spec.kind == "classifier":
+        check_classifier(_classifier(spec))
+
+
+def _classifier(spec: ScorerConfig) -> str:
+    return _after("transformers", spec, "the directory of a model with a classification head")
 
 
 def _probe(spec: ScorerConfig, prompt: SolvePrompt | None, weak: Any) -> Scorer:
