@@ -40,11 +40,10 @@ from stepwise.models.checkup import speeds_of
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.scorers import PerfectScorer, Scorer, load_scorer
 from stepwise.models.store import CallCache
-from stepwise.plugins import is_import_path
 from stepwise.report.board import board_table, change_cells, write_board
 from stepwise.routing.board import BOARD_COSTS, Board, BoardLine, BoardRow, Job, Speeds
-from stepwise.routing.entries import USUAL, Entry, FittingData, entries_of
-from stepwise.routing.planning import plan_routing
+from stepwise.routing.entries import ENTRIES, USUAL, Entry, FittingData, entries_of
+from stepwise.routing.planning import plan_routing, refuse_lab_judges
 from stepwise.routing.policies import Always, Never, Random, Threshold
 from stepwise.routing.policy import Policy
 from stepwise.routing.pomdp.fit import RouterFit
@@ -59,7 +58,7 @@ from stepwise.types import Problem
 class _Options(Options):
     neutral = ("entries", "scorers", "adapters", "seeds", "resamples", "reference", "against", "as_json")
 
-    entries: tuple[str, ...] = Field(USUAL, description="names or import paths")
+    entries: tuple[str, ...] = Field(USUAL, description=f"some of {', '.join(e.name for e in ENTRIES)}; import paths")
     scorers: tuple[str, ...] = ()
     """further ones: a model as in [scorer] model, probe/FOLDER, or the import path of a Scorer"""
     adapters: tuple[str, ...] = ()
@@ -145,11 +144,10 @@ def _wanted(config: Config, args: _Options) -> tuple[list[Entry], list[str]]:
 
 def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
     problems, (entries, _) = _problems_of(args), _wanted(config, args)
-    scored = [entry for entry in entries if entry.scorer == "each"]
-    others = [entry for entry in entries if entry.scorer == "none" and entry.level != "alone"]
+    kinds = [entry.scorer for entry in entries if entry.level != "alone"]
     arms: list[Policy] = [Never(), Always()]
-    arms += [Threshold()] * (args.points * len(scored) * (len(args.scorers) + _scores_known(config)))
-    arms += [Random()] * (args.points * (len(others) + len(args.adapters)))
+    arms += [Threshold()] * (args.points * kinds.count("each") * (len(args.scorers) + _scores_known(config)))
+    arms += [Random()] * (args.points * (kinds.count("none") + len(args.adapters)))
     return plan_routing(config, arms * args.seeds, [*problems.measured, *problems.set_on])
 
 
@@ -170,6 +168,8 @@ def main(run: Run[_Options], models: tuple[Any, Any, Any] | None = None) -> None
         cache = stack.enter_context(CallCache(run.path("answers.jsonl")))
 
         def data_of(scorer: Scorer | None, weak: Any) -> FittingData:
+            if scorer is not None:
+                refuse_lab_judges(Threshold(), scorer, weak, config.allow_lab)
             router = StepRouter(
                 weak, strong, scorer, Never(), prompt=config.prompt, sampling=config.sampling, budget=config.budget,
                 max_steps=config.routing.max_steps, seed=config.seed, cache=cache, allow_lab=config.allow_lab,
@@ -211,7 +211,7 @@ def _adapters(given: Sequence[str]) -> list[tuple[str, int, str]]:
 def _loaded(
     config: Config, args: _Options, stack: ExitStack, models: tuple[Any, Any, Any] | None
 ) -> tuple[Any, Any, dict[str, Scorer]]:
-    """Both models, and the scorers by what they are called: "" is the configured one."""
+    """Both models, and the scorers by name: "" is the configured one, or else the first of --scorers."""
     specs = (config.models.weak, config.models.strong)
     weak, strong = models[:2] if models else (
         stack.enter_context(closing(load_backend(spec, prompt=config.prompt))) for spec in specs
@@ -221,9 +221,8 @@ def _loaded(
         scorers[""] = models[2] if models else load_scorer(config.scorer, prompt=config.prompt, weak=weak)
     for text in args.scorers:
         spec: Any = ScorerConfig(kind="probe", model=text) if text.startswith("probe/") else text
-        scorers[text.partition(":")[2] if is_import_path(text) else text] = load_scorer(
-            spec, prompt=config.prompt, weak=weak
-        )
+        name = (text.partition(":")[2] or text) if scorers else ""
+        scorers[name] = load_scorer(spec, prompt=config.prompt, weak=weak)
     for scorer in scorers.values():
         stack.callback(getattr(scorer, "close", lambda: None))
     return weak, strong, scorers
@@ -258,19 +257,22 @@ def _measured(run: Run[_Options], jobs: Sequence[Job], speeds: Speeds | None, le
     with progress("entries", len(jobs)) as advance:
         for job in jobs:
             advance(0, job.name)
+            policies: Sequence[Policy] = ()
             try:
                 policies = job.entry.policies(job.data)
             except (ConfigError, DataError) as error:
                 left_out.append(f"{job.name} is left out: {error}.")
-                policies = []
             for found in job.measure(policies, range(run.args.seeds), done, prices, speeds):
-                if found.fresh:
+                run.refuse_failure(found.lost, len(found.row.correct), f"solutions of {job.name}")
+                if found.fresh and not found.lost:
                     run.write("rows.jsonl", found.row)
-                    lost += found.lost
+                lost += len(found.lost)
                 rows.append(found.row)
             advance(1)
     if lost:
-        run.say(f"{lost} solutions were lost to a model or a policy that failed, and count as wrong.")
+        left_out.append(
+            f"{lost} solutions were lost to a failure, and count as wrong; the same command tries them again."
+        )
     return rows
 
 
@@ -319,13 +321,11 @@ def _show(run: Run[_Options], board: Board, before: Board | None, left_out: Sequ
     ]
     lines = {cost: board.lines(cost, args.reference, args.resamples) for cost in BOARD_COSTS}
     for cost in [cost for cost, own in lines.items() if all(line.area.value is None for line in own)]:
-        why = "the strong model alone costs no more than the weak one, or solves no more"
-        why = why if lines.pop(cost) else "it is not known what a problem costs"
+        known = lines.pop(cost)
+        why = "the strong model alone costs no more than the weak one, or solves no more" if known else "not known"
         notes.append(f"Nothing to gain in {BOARD_COSTS[cost]}: {why}.")
     changes = [] if before is None else [*board.against(before, args.resamples)]
-    notes.append(
-        f"{len(board.entries) - 2} entries are compared: the first of many is flattered by having been picked."
-    )
+    notes.append(f"{len(board.entries) - 2} entries: the first of many is flattered by having been picked.")
     for cost, own in lines.items():
         title = f"At equal {BOARD_COSTS[cost]}; 95 % intervals in brackets, shares in percent, gains in points"
         run.table(title, *board_table(own, args.reference))
@@ -335,8 +335,7 @@ def _show(run: Run[_Options], board: Board, before: Board | None, left_out: Sequ
         run.table(f"Against {args.against}", ("entry", "cost", "area less the earlier one", ""), change_cells(changes))
     for note in notes:
         run.say(note)
-    figures = {cost: [_plain(line) for line in own] for cost, own in lines.items()}
-    board.save(run.path("board.json"), figures=figures, notes=notes)
+    board.save(run.path("board.json"), figures={cost: [*map(_plain, own)] for cost, own in lines.items()}, notes=notes)
     run.say(f"The board, to be checked in and compared with --against: {run.path('board.json')}")
     shown = (board, lines, notes, args.reference, changes, args.problems is None)
     run.page("board.html", lambda path: write_board(path, *shown), "the board")

@@ -109,11 +109,11 @@ def _seconds(spent: Mapping[str, Usage], speeds: Speeds) -> float:
 
 
 class _Found(NamedTuple):
-    """A row, whether it was measured just now, and how many of its solutions were lost to failures."""
+    """A row, whether it was measured just now, and why solutions of it were lost to failures."""
 
     row: BoardRow
     fresh: bool
-    lost: int = 0
+    lost: Sequence[str] = ()
 
 
 class Job(NamedTuple):
@@ -151,7 +151,8 @@ class Job(NamedTuple):
                 row = BoardRow.of(self.name, self.entry.level, key, number, measured, prices, speeds)
                 if self.adapter:  # settings differ from training to training, their places do not
                     row = dataclasses.replace(row, setting=float(place))
-                yield _Found(row, fresh=True, lost=measured.failed)
+                lost = [view.trace.note for view in measured.views if view.trace.finish == "error"]
+                yield _Found(row, fresh=True, lost=lost)
 
     def _routed(self, policy: Policy, seed: int) -> Measured:
         router = self.data.router.with_policy(policy)

@@ -12,6 +12,7 @@ from programs import board
 from stepwise.config import Config
 from stepwise.io import append_rows
 from stepwise.routing.board import Board
+from tests.fakes import Line
 from tests.routing.lab_world import LabWorld
 from tests.routing.test_on_lab import shipped
 
@@ -104,6 +105,27 @@ def test_problems_of_ones_own_without_labels_leave_out_what_needs_them_and_say_s
     assert "question classifier is left out: it needs problems to fit on (--fit-on)" in said
     assert set(Board.load(tmp_path / "out" / "board.json").entries) == {"never", "always", "threshold"}
     assert len(Board.load(tmp_path / "out" / "board.json").rows[0].correct) == 10  # others set the thresholds
+
+
+def test_solutions_lost_to_an_outage_are_said_and_tried_again(tmp_path: Path, capsys: Any) -> None:
+    world = LabWorld(10, "test")
+    world.made |= LabWorld(10, "val").made
+    down = {"problem": "lab/test/3"}
+    step = world._step
+
+    def failing(problem: Any, *rest: Any, **slips: Any) -> Any:
+        if problem.id == down["problem"]:
+            return Line(error="no route to host")
+        return step(problem, *rest, **slips)
+
+    world._step = failing  # type: ignore[method-assign]
+    assert start(world, tmp_path / "out", "--entries", "random") == 0
+    assert "solutions were lost to a failure, and count as wrong" in " ".join(capsys.readouterr().out.split())
+    down["problem"] = ""
+    assert start(world, tmp_path / "out", "--entries", "random") == 0
+    assert "lost to a failure" not in capsys.readouterr().out
+    rows = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+    assert len(rows) == 4  # never, always, two of random
 
 
 @pytest.mark.parametrize(
