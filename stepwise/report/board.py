@@ -67,7 +67,7 @@ def write_board(
         "board.html.jinja",
         title="The board",
         subtitle="Every policy, scorer and trained weak model on the same problems, at equal cost.",
-        meta={key: value for key, value in board.facts.items() if not isinstance(value, dict)},
+        meta={key: _fact(value) for key, value in board.facts.items() if key != "sampling"},
         notes=notes,
         lab=lab,
         scripts=("common.js",),
@@ -95,6 +95,13 @@ def _policy_row(row: BoardRow) -> PolicyRow:
         name, row.entry, shown, sum(row.correct) / n, accuracy.low, accuracy.high, None,
         round(sum(row.strong_tokens)), round(sum(row.all_tokens)), None, 0, None, n,
     )  # fmt: skip
+
+
+def _fact(value: Any) -> str:
+    """Prices and speeds by role."""
+    if not isinstance(value, dict):
+        return "" if value is None else str(value)
+    return ", ".join(f"{role} {' / '.join(map(str, each)) if each else 'unknown'}" for role, each in value.items())
 
 
 def _points(found: Estimate) -> str:

@@ -159,7 +159,20 @@ def test_the_usual_entries_and_a_trained_weak_model_on_thirty_lab_problems(tmp_p
     from stepwise.lab import round_path
 
     adapter = f"round 2={round_path(2) / 'adapter.gguf'}"
-    args = ["--n", "30", "--points", "4", "--adapters", adapter, "--out", str(tmp_path / "out")]
+    args = [
+        "--n",
+        "30",
+        "--set-n",
+        "40",
+        "--fit-n",
+        "100",
+        "--points",
+        "3",
+        "--adapters",
+        adapter,
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert board.main(args) == 0
     found = Board.load(tmp_path / "out" / "board.json")
     assert found.facts["prompt"] == Config.lab().prompt.hash
