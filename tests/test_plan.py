@@ -2,11 +2,12 @@ import dataclasses
 import io
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from stepwise.config import Config, ModelConfig
 from stepwise.interventions.settings import CollectSettings
-from stepwise.routing import Threshold
+from stepwise.routing import Never, Threshold
 from stepwise.routing.planning import plan_routing
 from stepwise.runs.plan import PlannedCalls, _money, plan_collecting, show_plan
 from stepwise.types import Problem
@@ -119,3 +120,20 @@ def test_caps_below_the_bound_are_named_and_others_are_not() -> None:
     show_plan([PlannedCalls("strong", 6, 10, 2304)], config, Console(file=text, width=200))
     assert "budget.strong_tokens = 100 is less than the 2,304 that this could take" in text.getvalue()
     assert "budget.calls" not in text.getvalue()
+
+
+def test_likely_money_bills_what_an_api_was_sent_before_at_the_price_of_its_cache() -> None:
+    api = ["models.weak.model=openai/w", "models.weak.price_in=2", "models.weak.price_out=4"]
+    problems = [Problem(f"p{i}", "What is 1 + 1? " * 20, "2") for i in range(10)]
+    weak = plan_routing(Config.load(None, api), [Never()], problems)[0]
+    assert weak.likely is not None
+    assert 0 < weak.likely.cached_tokens < weak.likely.prompt_tokens
+    text = io.StringIO()
+    show_plan([weak], Config.load(None, [*api, "models.weak.price_cached_in=0.2"]), Console(file=text, width=120))
+    rows = [line.split() for line in text.getvalue().splitlines()]
+    worst, likely = [float(row[-1]) for row in rows if row and row[0] in ("weak", "likely")][:2]
+    fresh = weak.likely.prompt_tokens - weak.likely.cached_tokens
+    assert worst == pytest.approx((2 * weak.prompt_tokens + 4 * weak.generated_tokens) / 1e6, abs=1e-4)
+    money = (2 * fresh + 0.2 * weak.likely.cached_tokens + 4 * weak.likely.generated_tokens) / 1e6
+    assert likely == pytest.approx(money, abs=1e-4)
+    assert "price_cached_in" in text.getvalue()

@@ -49,6 +49,10 @@ class ServeConfig(FrozenConfig):
     """address to listen at; any other than loopback needs keys"""
     port: int = Field(default=8790, ge=0, le=65535)
     """0 takes one that is free"""
+    certificate: str | None = None
+    """file of a TLS certificate (PEM, with its chain); with it, https alone is served"""
+    certificate_key: str | None = None
+    """file of its private key, where the certificate's file does not hold it"""
     hosts: tuple[str, ...] = Field(default=(), strict=False)
     """more names that the server goes by in a client's Host header; beyond loopback without any, every name"""
     api_keys: dict[str, KeyConfig] = Field(default={})
@@ -79,4 +83,6 @@ class ServeConfig(FrozenConfig):
                 f'serve.host = {self.host!r} lets others in; name a key, [serve.api_keys.NAME] api_key_env = "...", or '
                 'listen at host = "127.0.0.1"'
             )
+        if self.certificate_key and not self.certificate:
+            raise ValueError("serve.certificate_key is set without serve.certificate; name the certificate's file too")
         return self

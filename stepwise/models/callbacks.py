@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +26,10 @@ from stepwise.types import Usage
 T = TypeVar("T")
 Callbacks = Callable[[], Iterable[Any]]
 """What gives DSPy's callbacks, asked at each call."""
+HISTORY = 100
+"""Most calls of these in each of DSPy's histories; `dspy.configure(disable_history=True)` keeps none."""
 _log = logging.getLogger(__package__)
+_trimming = threading.Lock()
 
 
 class CalledModel:
@@ -85,11 +89,25 @@ async def reported(
     finally:
         outputs = said.outputs if said.failure is None else None
         if dspy.settings.caller_modules:
-            dspy.BaseLM.update_history(instance, _entry(instance, inputs, said))
+            _remember(instance, _entry(instance, inputs, said))
         _tell(listeners, "on_lm_end", call_id=call_id, outputs=outputs, exception=said.failure)
     if (tracker := dspy.settings.usage_tracker) is not None:
         tracker.add_usage(instance.model, usage_entry(said.usage))
     return result
+
+
+def _remember(instance: CalledModel, entry: dict[str, Any]) -> None:
+    """Put a call into DSPy's histories, which keep the last `HISTORY` of ours: DSPy's own bound, 10,000, is 37 MB."""
+    import dspy
+    from dspy.clients.base_lm import GLOBAL_HISTORY
+
+    dspy.BaseLM.update_history(instance, entry)
+    with _trimming:
+        for history in (GLOBAL_HISTORY, *(module.history for module in dspy.settings.caller_modules)):
+            if len(history) > HISTORY:
+                ours = [each for each in history if "role" in (each.get("kwargs") or {})]
+                for old in ours[:-HISTORY]:
+                    history.remove(old)
 
 
 def _tell(listeners: Sequence[Any], event: str, **values: Any) -> None:

@@ -73,9 +73,11 @@ def plan_routing(config: Config, policies: Sequence[Policy], problems: Sequence[
         # A local model evaluates each token of a solution once; an API reads the whole prefix again at every step.
         prompt = longest + steps * width if local else steps * (longest + steps * width // 2)
         seen = arms * ((read + solution) if local else int(usual * share * (read + solution // 2)))
+        new = arms * (read + solution)  # what is longer than this was a prefix sent before
         likely = PlannedCalls(
-            role, int(asked * count * usual * share), seen, int(asked * solution * share) if generates else 0
-        )
+            role, int(asked * count * usual * share), seen, int(asked * solution * share) if generates else 0,
+            cached_tokens=max(0, seen - new),
+        )  # fmt: skip
         return PlannedCalls(role, calls, asked * count * prompt, calls * width if generates else 0, likely)
 
     writing = {

@@ -22,6 +22,7 @@ _INSTRUCTIONS = 2000  # tokens of a critic's prompt beside the texts, at most
 _BYTES = 3  # of a text, for one token: what a likely case reckons with
 _LIKELY_INSTRUCTIONS = 500  # tokens
 _FOOTNOTE = "Upper bounds for tokens and calls; budget caps are not in them."
+_CACHED = "Likely money bills what a model was sent before at price_cached_in; the most it could take assumes no cache."
 _LIKELY_TOKENS = 300  # of a solution; on GSM8K, instruct models of 0.5 and 1.5 billion weights write 290
 _LIKELY_STEPS = 6  # of a solution
 _LIKELY_ROUTING = (
@@ -38,7 +39,8 @@ _LIKELY_FOOTNOTE = (
 class PlannedCalls:
     """The most that one role of a run would be asked for.
 
-    `prompt_tokens` counts tokens that are not cached. `likely` is a usual case beside the worst.
+    `prompt_tokens` counts tokens that are not in this process's cache. `likely` is a usual case beside the worst, and
+    its `cached_tokens` are those of the prompts that an API was sent before, which it may bill at `price_cached_in`.
 
     >>> PlannedCalls("weak", calls=100, prompt_tokens=20_000, generated_tokens=50_000).calls
     100
@@ -49,6 +51,7 @@ class PlannedCalls:
     prompt_tokens: int
     generated_tokens: int
     likely: PlannedCalls | None = None
+    cached_tokens: int = 0
 
 
 def plan_critiques(
@@ -59,7 +62,7 @@ def plan_critiques(
 
     Example:
         >>> plan_critiques(Config(scorer={"kind": "generative", "votes": 2, "critique_tokens": 100}), [(300, 3)])
-        PlannedCalls(role='scorer', calls=6, prompt_tokens=15600, generated_tokens=600, likely=None)
+        PlannedCalls(role='scorer', calls=6, prompt_tokens=15600, generated_tokens=600, likely=None, cached_tokens=0)
     """
     votes, tokens = config.scorer.votes, config.scorer.critique_tokens
     if config.scorer.kind != "generative":
@@ -194,7 +197,8 @@ def _money(planned: PlannedCalls, model: LoadConfig) -> float | None:
     prices = model.prices
     if prices is None:
         return None
-    return (planned.prompt_tokens * prices[0] + planned.generated_tokens * prices[1]) / 1e6
+    fresh, cached = planned.prompt_tokens - planned.cached_tokens, planned.cached_tokens * (prices[2:] or prices)[0]
+    return (fresh * prices[0] + cached + planned.generated_tokens * prices[1]) / 1e6
 
 
 def show_plan(plan: Sequence[PlannedCalls], config: Config, console: Console) -> None:
@@ -228,6 +232,8 @@ def show_plan(plan: Sequence[PlannedCalls], config: Config, console: Console) ->
     if likely:
         collects = any(part.role == "critic" for part in plan)
         console.print(_LIKELY_FOOTNOTE if collects else _LIKELY_ROUTING, highlight=False)
+        if any(part.cached_tokens and config.role(part.role).price_cached_in is not None for part in likely):
+            console.print(_CACHED, highlight=False)
 
 
 def _caps_that_may_bind(plan: Sequence[PlannedCalls], config: Config) -> list[str]:

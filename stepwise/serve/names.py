@@ -49,6 +49,7 @@ class Policies:
         router                      the policy of [routing]
         router-POLICY, -SIGNAL      one by its name, such as router-never
         router-threshold-0.4        ... at an operating point
+        router-probe-0.2            a threshold on the probe that [scorer] names
         router-saved-NAME           one of [serve.policies]; -0.4 moves it, without its promise
 
     No part of a name is read as a path or an import. Raises `ConfigError` or `DataError` for a saved policy that cannot
@@ -74,7 +75,7 @@ class Policies:
     def __iter__(self) -> Iterator[tuple[str, Served]]:
         """The names that are listed: own and saved ones, and each policy that needs no settings of its own."""
         yield from self._named.items()
-        for name in ("never", "always", "threshold", "random"):
+        for name in ("never", "always", "threshold", "random", "probe"):
             try:
                 yield f"{DEFAULT}-{name}", self._find(f"{DEFAULT}-{name}")
             except ApiError:  # it needs a scorer, say
@@ -100,7 +101,11 @@ class Policies:
     def _by_name(self, name: str, point: str | None) -> Policy:
         if name in SIGNALS and name not in POLICIES:
             return Signalled(name, float(point or 0.0))
-        routing = self._config.routing
+        routing, kind = self._config.routing, self._config.scorer.kind
+        if name == "probe":
+            if kind != "probe":
+                raise ValueError(f'[scorer] is of kind "{kind}"; set kind = "probe" and model = "probe/DIRECTORY"')
+            name = "threshold"
         own = {"threshold": routing.threshold, "p": routing.probability}
         if name in _NOT_BY_NAME and routing.policy != name:
             raise ValueError(f"policy {name!r} needs settings of its own; make it that of [routing]")

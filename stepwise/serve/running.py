@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from stepwise.config import Config
-from stepwise.errors import MissingDependencyError
+from stepwise.errors import ConfigError, MissingDependencyError
 from stepwise.models.budget import Ledger
 from stepwise.models.driver import Driver
 from stepwise.routing.router import StepRouter
@@ -40,6 +42,21 @@ def _protocol(patience: float) -> type[asyncio.Protocol]:
     return Impatient
 
 
+def _tls_of(config: Config) -> dict[str, Any]:
+    """Uvicorn's settings for [serve] certificate; raises ConfigError for files that are none."""
+    certificate, key = config.serve.certificate, config.serve.certificate_key
+    if certificate is None:
+        return {}
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"serve.certificate = {certificate!r} with serve.certificate_key = {key!r}: {error}; give a certificate in "
+            "PEM form, and the private key that belongs to it"
+        ) from None
+    return {"ssl_certfile": certificate, **({"ssl_keyfile": key} if key else {})}
+
+
 class RunningServer:
     """`config.serve` as a server: `run` serves until `stop`, which any thread and a signal's handler may call.
 
@@ -57,6 +74,7 @@ class RunningServer:
     ) -> None:  # fmt: skip
         self._given, self._secrets, self._grace = (router, config, ledger, ledgers), secrets, grace
         self._patience = patience
+        self._tls = _tls_of(config)
         family = socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET
         self._socket = socket.create_server((config.serve.host, config.serve.port), family=family, backlog=1024)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -66,7 +84,7 @@ class RunningServer:
     def url(self) -> str:
         """Where it listens, from the beginning."""
         host, port = self._socket.getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        return f"http{'s' if self._tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until `stop`; `ready` is called once requests are taken."""
@@ -85,7 +103,7 @@ class RunningServer:
         service = Service(*self._given)
         server = uvicorn.Server(uvicorn.Config(
             make_app(service, self._secrets), log_config=None, access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=5, http=_protocol(self._patience),
+            timeout_graceful_shutdown=5, http=_protocol(self._patience), **self._tls,
         ))  # fmt: skip
         serving = asyncio.create_task(server.serve(sockets=[self._socket]))
         stopping = asyncio.create_task(self._stop.wait())

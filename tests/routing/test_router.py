@@ -15,6 +15,7 @@ from dspy.utils.callback import BaseCallback
 
 from stepwise.config import BudgetConfig, Config, SamplingConfig
 from stepwise.errors import ConfigError, DataError
+from stepwise.models.callbacks import HISTORY
 from stepwise.prompt import SolvePrompt
 from stepwise.routing import Always, Never, Random, RoutingInterrupted, StepRouter, Threshold
 from stepwise.routing.metrics import cost_of
@@ -164,6 +165,24 @@ def test_the_history_has_every_call_and_there_is_no_language_model_to_get_or_set
         made.get_lm()
     with pytest.raises(ConfigError, match="that it was made with"):
         made.set_lm(dspy.LM("openai/x"))
+
+
+def test_histories_keep_the_last_calls_of_routers_and_leave_those_of_others_alone() -> None:
+    from dspy.clients.base_lm import GLOBAL_HISTORY
+
+    others = [{"model": "openai/x", "kwargs": {}, "number": number} for number in range(3)]
+    made, calls = router(Threshold(0.5)), 0
+    made.history.extend(others)
+    GLOBAL_HISTORY.extend(others)
+    while calls <= HISTORY:
+        made(question=f"How many, {calls}?")
+        calls = made.ledger.usage().calls
+    for history in (made.history, GLOBAL_HISTORY):
+        ours = [entry for entry in history if "role" in entry["kwargs"]]
+        assert len(ours) == HISTORY
+        assert [entry for entry in history if entry in others] == others
+    for other in others:
+        GLOBAL_HISTORY.remove(other)
 
 
 def test_copies_share_the_models_and_a_new_policy_has_a_budget_of_its_own() -> None:
