@@ -39,7 +39,6 @@ _ITEM = re.compile(
     r"\s*(?:[*#_]+\s*)?(?:step\s+(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten)|\(?\d{1,3}[.):](?!\d))(?:\W|$)",
     re.IGNORECASE,
 )
-
 _CODE = re.compile(r"(?<!`)(`{1,2})(?!`)[^`\n]+?\1(?!`)")
 _VERBATIM = re.compile(rf"{_CODE.pattern}|\\verb\*?([^\sA-Za-z*])[^\n]*?\2")
 _WRITTEN = re.compile(r"[^\W_]|\\\{|[∞∅]")
@@ -101,9 +100,7 @@ def split_steps(text: str, mode: SplitMode = "paragraphs") -> list[str]:
     check_text(text)
     if mode == "calculations":
         return _split_calculations(text)
-    steps: list[str] = []
-    lines: list[str] = []
-    block = ""
+    steps, lines, block = list[str](), list[str](), ""
     for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
         inside, block = bool(block), next_block(block, line)
         begins = mode == "lines" or (mode == "numbered" and _ITEM.match(line) is not None)
