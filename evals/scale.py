@@ -114,10 +114,10 @@ def point(folder: Path, workers: int, problems: int, chunk: int) -> dict[str, fl
     directory.made()
     with directory.ending(), at_work(config, directory, _Paced()) as crew:
         _settle(crew, workers)
-        before, waited = crew.books.call("num_calls"), crew.pool.waited
+        before = crew.books.call("totals")
         began = time.monotonic()
         run_chunks(directory, range(problems), chunk, ["rows"], _sleep, lambda: folder, crew=crew, label="sleeping")
-        row = _row(crew, workers, problems, time.monotonic() - began, before, waited)
+        row = _row(crew, workers, problems, time.monotonic() - began, before)
         return row | {"books_per_second": _books_per_second(crew)}
 
 
@@ -131,10 +131,10 @@ def lab_point(folder: Path, workers: int, problems: int, chunk: int) -> dict[str
     with directory.ending(), routed_chunks(config, directory, SavedPolicy(Threshold(), None)) as (routed, route):
         crew = routed.crew
         _settle(crew, workers)
-        before, waited = crew.books.call("num_calls"), crew.pool.waited
+        before = crew.books.call("totals")
         began = time.monotonic()
         route(members, chunk)
-        return _row(crew, workers, problems, time.monotonic() - began, before, waited)
+        return _row(crew, workers, problems, time.monotonic() - began, before)
 
 
 def _settle(crew: Any, workers: int) -> None:
@@ -148,14 +148,17 @@ def _nothing(models: Any, members: Sequence[Any]) -> dict[str, Sequence[Any]]:
     return {}
 
 
-def _row(crew: Any, workers: int, problems: int, seconds: float, before: int, waited: float) -> dict[str, float]:
+def _row(crew: Any, workers: int, problems: int, seconds: float, before: Mapping[str, float]) -> dict[str, float]:
+    now = crew.books.call("totals")
+    calls, busy, asked = (now[name] - before[name] for name in ("calls", "busy", "asked"))
     return {
         "workers": workers,
         "problems": problems,
         "seconds": round(seconds, 3),
         "per_second": problems / seconds,
-        "idle": (crew.pool.waited - waited) / (workers * seconds),
-        "calls": (crew.books.call("num_calls") - before - 1) / problems,
+        "idle": 1 - busy / (workers * seconds),
+        "asking": asked / (workers * seconds),
+        "calls": (calls - 1) / problems,
     }
 
 
@@ -231,7 +234,7 @@ def main(run: Run[_Options]) -> None:
         }
     rows = points["points"]
     load = fitted(rows[0], args.chunk)
-    columns = ("workers", "problems/s", "idle", "calls to the books a problem", "simulated problems/s", "off")
+    columns = ("workers", "problems/s", "no chunk", "asking", "calls a problem", "simulated problems/s", "off")
     run.table("Problems that sleep .25 s", columns, [_checked(row, load, args) for row in rows])
     for row in points["lab"]:
         run.say(f"Lab's router, {row['workers']:.0f} workers: {row['per_second']:.2f} problems/s, "
@@ -255,7 +258,8 @@ def _checked(row: Mapping[str, float], load: Load, args: _Options) -> list[str]:
     num, problems = int(row["workers"]), int(row["problems"])
     same = simulate(load, workers=num, problems=problems, chunk=args.chunk, seed=args.seed)
     off = same.per_second / row["per_second"] - 1
-    return [f"{num}", f"{row['per_second']:.2f}", f"{row['idle']:.1%}", f"{row['calls']:.1f}", f"{same.per_second:.2f}",
+    return [f"{num}", f"{row['per_second']:.2f}", f"{row['idle']:.1%}", f"{row['asking']:.1%}",
+            f"{row['calls']:.1f}", f"{same.per_second:.2f}",
             f"{off:+.1%}"]  # fmt: skip
 
 

@@ -43,8 +43,9 @@ def rows_text(rows: Iterable[Any]) -> str:
     return redact("".join(to_json(row) + "\n" for row in rows), shapes=False, as_json=True)
 
 
-def append_text(path: Path, text: str) -> None:
-    """`append_rows` for rows that are text already (`rows_text`).
+def append_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """`append_rows` for rows that are text already (`rows_text`); without `sync` a crash of the machine may lose them,
+    the end of this process does not.
 
     Example:
         append_text(Path("out/rows.jsonl"), rows_text([{"n": 1}]))
@@ -54,7 +55,8 @@ def append_text(path: Path, text: str) -> None:
         file.truncate(_whole_bytes(path))
         file.write(text.encode())
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
 
 
 def lock(descriptor: int) -> bool:

@@ -4,7 +4,8 @@
 
 1. Under a cap every call is set aside in the books before it is made, and is written to holds.jsonl; books that are
    opened anew after a crash hold it still. Without a cap nothing is asked: what a call came to is told.
-2. What a call came to is in spent.jsonl, and an answer that is kept in answers.jsonl, as in one process.
+2. What a call came to is in spent.jsonl, and an answer that is kept in answers.jsonl, as in one process; a crash of the
+   machine may lose what was spent on chunks that are not sealed.
 3. A worker that is lost had begun calls. Those sent to a server count at the most that they can have cost, and so do
    those of local models under a cap. What had been told is there.
 4. A message may come twice (it is sent again where the books were opened anew): one that ends a call which has ended
@@ -22,7 +23,7 @@ from typing import Any
 from stepwise.config import Config
 from stepwise.io import parse_json, read_json, write_text
 from stepwise.models.caps import Caps
-from stepwise.models.reservations import Reservation, add_tallies, reserve_at_once, reserved_before
+from stepwise.models.reservations import Reservation, Tallies, add_tallies, reserve_at_once, reserved_before
 from stepwise.models.store import Answer, CallCache
 from stepwise.types import Usage
 
@@ -63,7 +64,7 @@ class Books:
 
     def __init__(self, config: Config, folder: Path, *, keeps: bool, start: str) -> None:
         self._config, self._folder = config, folder
-        self._caps = Caps(config, _Folder(folder))  # type: ignore[arg-type]
+        self._caps = Caps(config, _Folder(folder), syncs=False)  # type: ignore[arg-type]
         self.ledger = self._caps.ledger
         self._store = CallCache(folder / ANSWERS, replays_are_free=True) if keeps else None
         for lost in self._store.unanswered if self._store else ():
@@ -71,7 +72,7 @@ class Books:
         self._holds: dict[str, _Hold] = {}
         self._sent: dict[str, dict[str, tuple[str, str, Usage]]] = {}  # by task and key
         self._lost: set[str] = set()  # tasks
-        self._calls = 0
+        self._calls, self._busy, self._asked = 0, 0.0, 0.0
         rows = _held(folder / HOLDS)
         self._log = (folder / HOLDS).open("a" if rows else "w", encoding="utf-8")
         self._restore(rows, start)
@@ -159,9 +160,11 @@ class Books:
             else:
                 self.release(name)
 
-    def end(self, task: str, tallies: tuple[Mapping[str, Any], Mapping[str, int], Mapping[str, int]]) -> None:
-        """A task has ended; what its own ledger counted: the most of one problem, refusals and cuts."""
+    def end(self, task: str, tallies: Tallies, busy: float = 0.0, asked: float = 0.0) -> None:
+        """A task has ended; what its own ledger counted, its seconds, and those that it waited for the books."""
         self._sent.pop(task, None)
+        self._busy, self._asked = self._busy + busy, self._asked + asked
+        self._caps.sync()
         add_tallies(self.ledger, *tallies)
 
     def check(self, done: int, coming: int) -> None:
@@ -173,9 +176,9 @@ class Books:
         found = getattr(self.ledger, method)
         return found(*args) if callable(found) else found
 
-    def num_calls(self) -> int:
-        """How often the books were asked."""
-        return self._calls
+    def totals(self) -> dict[str, float]:
+        """How often the books were asked, the seconds of all tasks, and those that these waited for the books."""
+        return {"calls": self._calls, "busy": self._busy, "asked": self._asked}
 
     # ----- answers
 

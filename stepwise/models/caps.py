@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import get_args
 
 from stepwise.config import BudgetConfig, CapsConfig, Config, Roles
 from stepwise.errors import BudgetExceededError, ConfigError
-from stepwise.io import append_rows, read_rows
+from stepwise.io import append_rows, append_text, read_rows, rows_text
 from stepwise.models.budget import Ledger
 from stepwise.runs.directory import RunDirectory
 from stepwise.types import Omitted, Usage
@@ -51,15 +52,25 @@ class Caps:
 
     Where the calls are no results by themselves (not `are_results`), a run that failed before it had any keeps nothing.
     What is spent `apart`, such as on an evaluation, counts, but tells nothing of what more of the run would cost.
-    Raises ConfigError where a cap on money lacks a price.
+    Without `syncs` a crash of the machine may lose what was spent since the last `sync`. Raises ConfigError where a cap
+    on money lacks a price.
 
     Example:
         caps = Caps(config, directory)
         caps.check(done=40, coming=20)  # raises where 20 more problems would pass a cap
     """
 
-    def __init__(self, config: Config, directory: RunDirectory, *, are_results: bool = True, apart: str = "") -> None:
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        *,
+        are_results: bool = True,
+        apart: str = "",
+        syncs: bool = True,
+    ) -> None:
         self.config, self.ledger, self._apart = config, Ledger.for_config(config, self._write), apart
+        self._syncs = syncs
         self._aside: defaultdict[str, float] = defaultdict(float)
         self._path, self._lock = directory.claim(_SPENT, is_input=not are_results), threading.Lock()
         for row in read_rows(self._path, _Spent):
@@ -100,7 +111,12 @@ class Caps:
     def _write(self, role: str, usage: Usage) -> None:
         """Write down what a call cost."""
         with self._lock:
-            append_rows(self._path, [_Spent(role, usage, self._apart)])
+            append_text(self._path, rows_text([_Spent(role, usage, self._apart)]), sync=self._syncs)
+
+    def sync(self) -> None:
+        """Have all that was written survive a crash of the machine too."""
+        with self._path.open("ab") as file:
+            os.fsync(file.fileno())
 
     def add(self, role: str, usage: Usage, perhaps: Usage | None = None) -> None:
         """Count and write down what was spent without a call of this start, or by a worker elsewhere."""

@@ -5,6 +5,7 @@ run in one process, and asks.
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -46,7 +47,7 @@ class Desk:
     """
 
     def __init__(self, config: Config, line: Line, *, keeps: bool) -> None:
-        self._line, self._task = line, ""
+        self._line, self._task, self._asked = line, "", 0.0
         self._desk, self._names = uuid.uuid4().hex[:12], itertools.count()
         self._capped = any(getattr(config.budget, name) is not None for name in CapsConfig.model_fields)
         prices = Ledger.for_config(config)._prices
@@ -55,13 +56,21 @@ class Desk:
 
     def run(self, task: str, work: Callable[[], Any]) -> Any:
         """The result of `work`, all calls of which are those of `task`; it has been told when this returns."""
-        self._task = task
+        self._task, self._asked, began = task, 0.0, time.monotonic()
         try:
             result = work()
         finally:
             self._line.flush()
-        self._line.call("end", task, take_tallies(self.ledger))
+        self._line.call("end", task, take_tallies(self.ledger), time.monotonic() - began, self._asked)
         return result
+
+    def call(self, method: str, *args: Any) -> Any:
+        """What the books say; the seconds until then are counted."""
+        began = time.monotonic()
+        try:
+            return self._line.call(method, *args)
+        finally:
+            self._asked += time.monotonic() - began
 
     async def hold(
         self, role: str, max_tokens: int, prompt_tokens: int, calls: int, least_tokens: int
@@ -72,7 +81,7 @@ class Desk:
         name = f"{self._desk}-{next(self._names)}"
         asked = (name, self._task, role, max_tokens, prompt_tokens, calls)
         # At once, with the loop held up: which calls share a batch must not depend on how fast the books are.
-        granted = self._line.call("hold", *asked)
+        granted = self.call("hold", *asked)
         return (name, *(granted or await self._line.acall("wait", *asked, least_tokens)))
 
     def settle(self, name: str, role: str, usage: Usage, perhaps: Usage | None) -> None:
@@ -91,7 +100,7 @@ class Desk:
         """See `Above`."""
         if not self._capped:
             return None if method == "unspent" else ""
-        return self._line.call("of_ledger", method, *args)
+        return self.call("of_ledger", method, *args)
 
     def frozen(self, key: str) -> dict[str, Any]:
         """As of the run's directory."""
@@ -111,19 +120,19 @@ class _DeskStore:
         self._desk = desk
 
     def find(self, key: str) -> Any:
-        return self._desk._line.call("find", key)
+        return self._desk.call("find", key)
 
     def begin(self, key: str, role: str, problem: str, most: Usage) -> None:
-        self._desk._line.call("begin", key, role, problem, most, self._desk._task)
+        self._desk.call("begin", key, role, problem, most, self._desk._task)
 
     def add(self, answers: Iterable[Answer]) -> None:
-        self._desk._line.call("add", [tuple(answer) for answer in answers], self._desk._task)
+        self._desk.call("add", [tuple(answer) for answer in answers], self._desk._task)
 
     def count(self, role: str, hits: int, misses: int) -> None:
         """How many were found is not counted."""
 
     def spent(self, problem: str) -> Any:
-        return self._desk._line.call("of_store", "spent", problem)
+        return self._desk.call("of_store", "spent", problem)
 
     def perhaps(self, problem: str) -> Any:
-        return self._desk._line.call("of_store", "perhaps", problem)
+        return self._desk.call("of_store", "perhaps", problem)

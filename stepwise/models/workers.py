@@ -100,7 +100,7 @@ def ray_crew(
         ).remote(config, directory.path.resolve(), keeps, uuid.uuid4().hex[:8])  # fmt: skip
         stack.callback(ray.kill, books)
         line = _RayLine(ray, books)
-        line.call("num_calls")  # raises what opening them raised
+        line.call("totals")  # raises what opening them raised
         cluster = _RayCluster(ray, settings, (config, books, making, keeps, keep_local), line, _facts())
         stack.callback(cluster.close)
         pool = Pool(cluster, settings.patience)
@@ -109,6 +109,7 @@ def ray_crew(
 
 def _connect(ray: Any, settings: WorkersConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that begins here: the workers are the run
     quiet: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False} if settings.address is None else {}
     quiet["logging_level"] = "ERROR"
     try:

@@ -79,8 +79,6 @@ class Pool:
         self._stillborn = 0
         self.num_lost = 0
         """workers that were lost"""
-        self.waited = 0.0
-        """seconds that workers had nothing to do, summed over them, while there was work or others were busy"""
 
     def first(self) -> Any:
         """Start all workers; what the first that is ready says of itself."""
@@ -168,14 +166,12 @@ class Pool:
         began, step = self._clock(), 1.0
         while True:
             ready = self._cluster.wait(list(self._running), step)
-            now = self._clock()
             if ready:
-                self.waited += len(self._idle) * (now - began)
                 return ready
             if (
                 not self._idle
                 and all(task is None for _, task in self._running.values())
-                and (now - began > self._patience)
+                and self._clock() - began > self._patience
             ):
                 raise BackendError(
                     f"no worker came up in {self._patience:.0f} s: see `ray status` for a node that has room, set "

@@ -159,7 +159,7 @@ def test_without_caps_nothing_is_asked_and_all_is_counted(tmp_path: Path) -> Non
             (await desk.ledger.for_problem().areserve("weak", 64)).settle(used(tokens))
 
     desk.run("0/0", work)
-    assert line.books.num_calls() == 3  # two that tell, one that ends
+    assert line.books.totals()["calls"] == 3  # two that tell, one that ends
     assert line.books.ledger.usage("weak").generated_tokens == 7
     assert not [row for row in read_rows(tmp_path / "holds.jsonl") if "name" in row]
 

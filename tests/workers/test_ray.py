@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -120,3 +122,21 @@ def test_labels_and_interventions_are_those_of_one_process(cluster: Any, tmp_pat
         for file in one.glob("*.jsonl"):
             if file.name != "spent.jsonl":
                 assert file.read_bytes() == (two / file.name).read_bytes(), file.name
+
+
+def test_a_run_that_was_interrupted_goes_on_without_workers(cluster: Any, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert route.main([*LAB, "--out", str(one)]) == 0
+    command = [sys.executable, "-m", "stepwise.cli", "route", *LAB, "--out", str(two)]
+    with subprocess.Popen([*command, *on(cluster)], stderr=subprocess.PIPE, text=True) as run:
+        while sealed(two) < 2:
+            assert run.poll() is None, run.stderr and run.stderr.read()
+            time.sleep(0.02)
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=120)
+    assert run.returncode == 130
+    assert "the same command goes on from there" in said
+    assert 2 <= sealed(two) < 6
+    assert subprocess.run(command, check=False).returncode == 0
+    assert chunks(one) == chunks(two)
+    assert (one / "traces.jsonl").read_bytes() == (two / "traces.jsonl").read_bytes()
