@@ -82,6 +82,25 @@ def lock(descriptor: int) -> bool:
 
 
 @contextmanager
+def locked(descriptor: int) -> Iterator[None]:
+    """Hold the lock of an open file, once whoever has it lets go. Raises OSError where the file system has no locks.
+
+    >>> import tempfile
+    >>> with open(tempfile.mkdtemp() + "/file", "w") as file, locked(file.fileno()):
+    ...     _ = file.write("alone")
+    """
+    if sys.platform == "win32":
+        raise OSError("this system has no such locks")
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+@contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yields the path of a draft beside `path` to write to; it is synced and takes the name once the block has ended.
 

@@ -75,6 +75,10 @@ class ServeConfig(FrozenConfig):
     """most bytes of a request"""
     timeout: float = Field(default=300.0, gt=0)
     """seconds for a request, after which it ends with the steps that are there"""
+    shared: str | None = None
+    """directory that all replicas of a server share: caps of [budget] and [serve.api_keys] hold over all of them"""
+    answers: bool = False
+    """keep what models answer, in `shared` or else in --out, so that a request which comes again is not bought again"""
 
     @model_validator(mode="after")
     def _needs_keys_beyond_loopback(self) -> Self:

@@ -91,7 +91,7 @@ class Ledger:
         self._usage: dict[str, Usage] = {role: Usage() for role in roles}
         self._perhaps: dict[str, Usage] = {}
         self._places: dict[tuple[str, str], Usage] = {}  # by role and model, each of its endpoints for itself
-        self._lock = threading.Lock()
+        self._lock: Any = threading.Lock()  # or `replicas.SharedCaps`
         self._name = "budget"
         self._levels: tuple[Ledger, ...] = (self,)  # this ledger and those it is part of; all share one lock
         self._queue: deque[Turn] = deque()  # of the run's ledger: who waits, first to last

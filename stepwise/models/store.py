@@ -16,13 +16,14 @@ import json
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from pydantic import TypeAdapter
 
 from stepwise.errors import DataError, redact
-from stepwise.io import lock, parse_json
+from stepwise.io import lock, locked, parse_json
 from stepwise.types import Usage
 
 _USAGE = TypeAdapter(Usage)
@@ -54,6 +55,9 @@ class CallCache:
     asked for, so that policies are compared at the cost that each would have. `unanswered` has the requests that an
     earlier process had sent when it was killed, and `perhaps` what each may have cost.
 
+    `shared`: other processes may have the file open so, too. What one of them was answered is found by the others from
+    then on; what was sent and has no answer is then nobody's to count here (`SharedCaps` does).
+
     Raises `DataError` for a file that is no cache or that another process has open.
 
     Example:
@@ -61,9 +65,9 @@ class CallCache:
             traces = sw.StepRouter("llamacpp/lab-weak", "llamacpp/lab-strong", cache=cache).solve_all(problems)
     """
 
-    def __init__(self, path: str | Path | None = None, *, replays_are_free: bool = False) -> None:
+    def __init__(self, path: str | Path | None = None, *, replays_are_free: bool = False, shared: bool = False) -> None:
         self.path = None if path is None else Path(path)
-        self.replays_are_free = replays_are_free
+        self.replays_are_free, self._shared = replays_are_free, shared and self.path is not None
         self.hits: dict[str, int] = {}
         self.misses: dict[str, int] = {}
         self._places: dict[str, tuple[int, int]] = {}
@@ -72,9 +76,16 @@ class CallCache:
         self._by_model: dict[tuple[str, str], Usage] = {}  # and by role
         self._open: dict[str, Answer] = {}  # sent and not answered, as what it may cost
         self._lock = threading.Lock()
-        self._file = io.BytesIO() if self.path is None else _opened(self.path)
+        self._file = io.BytesIO() if self.path is None else _opened(self.path, alone=not shared)
         self._end = 0
-        self._read()
+        try:
+            with self._alone():
+                self._read()
+        except DataError:
+            self._file.close()
+            raise
+        self.unanswered = () if self._shared else tuple(self._open.values())
+        self.add(self.unanswered)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -82,6 +93,9 @@ class CallCache:
     def find(self, key: str) -> Any:
         """The value kept under `key`, None where there is none."""
         with self._lock:
+            if key not in self._places and self._shared:
+                with self._alone():
+                    self._read()
             place = self._places.get(key)
             if place is None:
                 return None
@@ -96,23 +110,29 @@ class CallCache:
                 row["perhaps"] = _dumped(answer.perhaps)
                 if not row["perhaps"]:  # as in files of earlier versions
                     del row["perhaps"]
-                start = self._end
-                self._note(answer, start, self._write(row) - start)
+                length = len(line := _line(row))
+                self._note(answer, self._write(line) - length, length)
 
     def begin(self, key: str, role: str, problem: str, most: Usage) -> None:
         """Write down that what `key` stands for is sent to a server now, and the most that it may be billed."""
         with self._lock:
-            self._write({"sent": key, "role": role, "problem": problem, "usage": _dumped(most)})
+            self._write(_line({"sent": key, "role": role, "problem": problem, "usage": _dumped(most)}))
             self._open[key] = Answer(key, role, problem, Usage(), None, most)
 
-    def _write(self, row: Mapping[str, Any]) -> int:
+    def _write(self, line: bytes) -> int:
         """Put a line at the end of the file; returns where the next one goes. Needs the lock."""
-        line = redact(json.dumps(row), shapes=False, as_json=True).encode() + b"\n"
-        self._file.seek(0, io.SEEK_END)
-        self._file.write(line)
-        self._file.flush()
-        self._end += len(line)
+        with self._alone():
+            if self._shared:
+                self._read()  # so that the end is known
+            self._file.seek(0, io.SEEK_END)
+            self._file.write(line)
+            self._file.flush()
+            self._end += len(line)
         return self._end
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """No other process writes meanwhile; needed where the file is shared."""
+        return locked(self._file.fileno()) if self._shared else nullcontext()
 
     def spent(self, problem: str | None = None) -> dict[str, Usage]:
         """What was really spent by role, over all starts, failures included; on one problem, or on all."""
@@ -180,11 +200,11 @@ class CallCache:
             self._places[answer.key] = (start, length)
 
     def _read(self) -> None:
-        """Note every whole row, cut a torn one off, and note what was sent and never answered."""
-        garbled, rows = list[int](), 0
-        self._file.seek(0)
+        """Note every whole row behind those that are known, and cut a torn one off. Needs the lock."""
+        garbled, rows, begun = list[int](), 0, self._end
+        self._file.seek(self._end)
         for number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n"):  # of a process that was killed
                 self._file.truncate(self._end)
                 break
             try:
@@ -198,8 +218,7 @@ class CallCache:
                 else:
                     self._note(answer, self._end, len(line))
             self._end += len(line)
-        if garbled and not rows:
-            self._file.close()
+        if garbled and not rows and not begun:
             raise DataError(
                 f"{self.path}, line {garbled[0]}: not a row of a cache of answers; remove it, or give another file"
             )
@@ -208,8 +227,6 @@ class CallCache:
                 f"{self.path}: lines {', '.join(map(str, garbled[:5]))}{' ...' * (len(garbled) > 5)} cannot be read; "
                 "what they held is asked for again, and is in no sum of what was spent", stacklevel=4,
             )  # fmt: skip
-        self.unanswered = tuple(self._open.values())
-        self.add(self.unanswered)
 
 
 _SENT = object()
@@ -229,6 +246,10 @@ def _answer_of(line: bytes) -> Answer:
     return Answer(**{**row, **usages})
 
 
+def _line(row: Mapping[str, Any]) -> bytes:
+    return redact(json.dumps(row), shapes=False, as_json=True).encode() + b"\n"
+
+
 def _dumped(usage: Usage) -> Any:
     return _USAGE.dump_python(usage, exclude_defaults=True)
 
@@ -243,14 +264,14 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _opened(path: Path) -> BinaryIO:
-    """The file, made where it is missing, and locked until it is closed, or the process ends in whatever way."""
+def _opened(path: Path, alone: bool) -> BinaryIO:
+    """The file, made where it is missing; `alone`: locked until it is closed, or the process ends in whatever way."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise DataError(f"{path}: the cache is a file, and this is a directory; give the path of a file in it")
     path.touch()
     file = path.open("r+b")
-    if not lock(file.fileno()):
+    if alone and not lock(file.fileno()):
         file.close()
         raise DataError(f"{path}: another process has this cache open; wait for it or give another file")
     return file

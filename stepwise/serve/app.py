@@ -70,15 +70,15 @@ def make_app(service: Service, secrets: Mapping[str, str] | None = None) -> Fast
         return handle
 
     async def completions(request: Request, key: str) -> Response:
-        body = await _body(request, settings.max_body)
+        body, name = await _body(request, settings.max_body), request.headers.get("x-request-id", "")
         if isinstance(body, dict) and body.get("stream") is True:
-            chunks = service.stream(body, key)
+            chunks = service.stream(body, key, name)
             try:
                 first = await _unless_gone(request, anext(chunks))
             except StopAsyncIteration:
                 raise ApiError(503, "there is no answer", kind="server_error") from None
             return StreamingResponse(_events(first, chunks), media_type="text/event-stream")
-        return _Json(await _unless_gone(request, service.chat(body, key)))
+        return _Json(await _unless_gone(request, service.chat(body, key, name)))
 
     async def models(request: Request, key: str) -> Response:
         rows = [

@@ -12,6 +12,8 @@ from stepwise.config import Config
 from stepwise.errors import ConfigError, MissingDependencyError
 from stepwise.models.budget import Ledger
 from stepwise.models.driver import Driver
+from stepwise.models.replicas import SharedCaps
+from stepwise.models.store import CallCache
 from stepwise.routing.router import StepRouter
 from stepwise.serve.app import make_app
 from stepwise.serve.service import Service
@@ -62,6 +64,7 @@ class RunningServer:
 
     Engines keep their own threads, so that requests join the running batch at the next token and HTTP is never held up
     by a decode. `grace`: seconds for the steps that are open when it stops; `patience`: for a client to begin.
+    `shared`: caps that it has in common with other replicas; `store` keeps answers.
 
     Example:
         with Service.router(config) as router:
@@ -71,9 +74,10 @@ class RunningServer:
     def __init__(
         self, router: StepRouter, config: Config, ledger: Ledger, ledgers: Mapping[str, Ledger] | None = None,
         secrets: Mapping[str, str] | None = None, grace: float = 30.0, patience: float = 30.0,
+        store: CallCache | None = None, shared: SharedCaps | None = None,
     ) -> None:  # fmt: skip
-        self._given, self._secrets, self._grace = (router, config, ledger, ledgers), secrets, grace
-        self._patience = patience
+        self._given, self._secrets, self._grace = (router, config, ledger, ledgers, store), secrets, grace
+        self._patience, self._shared = patience, shared
         self._tls = _tls_of(config)
         family = socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET
         self._socket = socket.create_server((config.serve.host, config.serve.port), family=family, backlog=1024)
@@ -107,8 +111,15 @@ class RunningServer:
         ))  # fmt: skip
         serving = asyncio.create_task(server.serve(sockets=[self._socket]))
         stopping = asyncio.create_task(self._stop.wait())
+        poking = asyncio.create_task(self._poke())
         self._loop.call_soon(ready)
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         await service.stop(self._grace)
         server.should_exit = True
         await serving
+        poking.cancel()
+
+    async def _poke(self) -> None:
+        while self._shared is not None:
+            await asyncio.sleep(0.2)
+            self._shared.poke()

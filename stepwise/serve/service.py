@@ -4,7 +4,8 @@
    `serve.max_open` answers are in the making, or as many as the engines' curves want; others wait in order, and more
    than `serve.max_waiting` are refused with a 429.
 2. An answer is a task of the service. A client that leaves, a timeout and the end of the server let the step that is
-   being made end: what was bought is counted, then the slot is free. Nothing is kept of requests and answers.
+   being made end: what was bought is counted, then the slot is free. Nothing is kept of requests and answers, unless
+   there is a store: a request that comes again, by its seed or its X-Request-Id, finds there what was answered before.
 3. What a request may cost is reserved from its account (`budget.problem`), that of its key and the server's at once.
 """
 
@@ -24,6 +25,7 @@ from stepwise.models.base import Request
 from stepwise.models.budget import Ledger
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.shared import open_problems
+from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
 from stepwise.routing.policies import Never
 from stepwise.routing.router import StepRouter
@@ -42,7 +44,7 @@ class Service:
     """Answers chat requests with the router of `config`, under the caps of `ledger`, in the running event loop.
 
     `ledgers` has one for each key, by its name in [serve.api_keys]; a request without a key counts for `ledger`.
-    The router's models are the caller's to close.
+    Where there is a `store`, answers of models are kept in it. The router's models are the caller's to close.
 
     Example:
         with Service.router(config) as router:
@@ -51,8 +53,10 @@ class Service:
     """
 
     def __init__(
-        self, router: StepRouter, config: Config, ledger: Ledger, ledgers: Mapping[str, Ledger] | None = None
-    ) -> None:
+        self, router: StepRouter, config: Config, ledger: Ledger, ledgers: Mapping[str, Ledger] | None = None,
+        store: CallCache | None = None,
+    ) -> None:  # fmt: skip
+        self._store = store
         self.config, self.settings, self.models = config, config.serve, router.models
         self.ledger, self._ledgers = ledger, dict(ledgers or {})
         self.policies = Policies(config, router.models, router.card)
@@ -71,27 +75,30 @@ class Service:
 
     # ----- one request
 
-    async def chat(self, body: Any, key: str = "") -> Chunk:
-        """A chat completion in OpenAI's form, for a request in the same that is no stream; raises `ApiError`."""
+    async def chat(self, body: Any, key: str = "", name: str = "") -> Chunk:
+        """A chat completion in OpenAI's form, for a request in the same that is no stream; raises `ApiError`.
+
+        `name` tells the request from all others: where answers are kept, one without a seed finds its own again by it.
+        """
         request = ChatRequest.read(body)
         if request.stream:
             raise ApiError(400, "stream: this door has no streams", param="stream")
-        asked = self._begin(request, key)
+        asked = self._begin(request, key, name)
         try:
             return await asked.completion(self.settings.timeout)
         finally:
             asked.stop("the client left")
 
-    async def stream(self, body: Any, key: str = "") -> AsyncIterator[Chunk]:
-        """Chunks of a chat completion; raises `ApiError`, before the first chunk or after it."""
-        asked = self._begin(ChatRequest.read(body), key)
+    async def stream(self, body: Any, key: str = "", name: str = "") -> AsyncIterator[Chunk]:
+        """Chunks of a chat completion; raises `ApiError`, before the first chunk or after it. `name` as in `chat`."""
+        asked = self._begin(ChatRequest.read(body), key, name)
         try:
             async for chunk in asked.chunks(self.settings.timeout):
                 yield chunk
         finally:
             asked.stop("the client left")
 
-    def _begin(self, request: ChatRequest, key: str) -> Asked:
+    def _begin(self, request: ChatRequest, key: str, name: str) -> Asked:
         """The request with its answers on their way; raises `ApiError` where it is refused."""
         if self.stopping:
             raise ApiError(503, "the server is stopping", kind="server_error", retry_after=5)
@@ -107,12 +114,14 @@ class Service:
         problem = load_problems([request.question])[0]
         for model in (self.models.weak, self.models.strong):
             self._check_length(model, problem)
-        drawing = {name: value for name in ("temperature", "top_p") if (value := getattr(request, name)) is not None}
+        given = {each: getattr(request, each) for each in ("temperature", "top_p")}
+        drawing = {each: value for each, value in given.items() if value is not None}
         sampling = self._route.sampling.model_copy(update=drawing)
-        seed = secrets.randbits(31) if request.seed is None else request.seed
+        drawn = stable_hash(name) if name and self._store is not None else secrets.randbits(31)
+        seed = drawn if request.seed is None else request.seed
         ledger = self._ledgers.get(key, self.ledger)
         account = ledger.for_problem()
-        around = Wrappers(ledger, self._route.prompt, run=self._route.run)  # its breaker is the request's own
+        around = Wrappers(ledger, self._route.prompt, self._store, run=self._route.run)  # a breaker of its own
         limits = Limits(limit, tuple(request.stop), self.settings.on_failure == "keep")
         asked = Asked(request, served, seed, account, self.metrics)
         for number in range(request.n):

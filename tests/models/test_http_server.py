@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stepwise import Step, load_backend, split_steps
+from stepwise import SolvePrompt, Step, load_backend, split_steps
 from stepwise.config import ModelConfig, ScorerConfig
 from stepwise.lab import model_path
 from stepwise.lab.problems import generate
@@ -85,7 +85,7 @@ def test_label_tokens_over_http_are_scored_as_in_process(tmp_path: Path) -> None
     items = [(problem, split_steps(problem.reference or "")) for problem in LAB]
     expected = load_scorer(ScorerConfig(context=1024, flash_attention=False)).score_batch(items)
     with llama_server(model_path("lab-scorer"), tmp_path / "log") as url:
-        scorer = load_scorer(ScorerConfig(model="openai/served", api_base=url, sequences=2))
+        scorer = load_scorer(ScorerConfig(model="openai/served", api_base=url, sequences=2), prompt=SolvePrompt())
         found = scorer.score_batch(items)
     assert len({round(score, 2) for row in expected for score in row}) > 1
     for row, right in zip(found, expected, strict=True):

@@ -27,12 +27,12 @@ Serve = Callable[..., Any]
 @contextmanager
 def served(
     router: StepRouter, config: Config, ledger: Ledger | None = None, ledgers: Mapping[str, Ledger] | None = None,
-    secrets: Mapping[str, str] | None = None, grace: float = 30.0, patience: float = 30.0,
+    secrets: Mapping[str, str] | None = None, grace: float = 30.0, patience: float = 30.0, **more: Any,
 ) -> Iterator[tuple[RunningServer, httpx.Client]]:  # fmt: skip
     """A running server, and a client of it."""
     config = config.model_copy(update={"serve": config.serve.model_copy(update={"port": 0})})
     server, ready = (
-        RunningServer(router, config, ledger or Ledger.for_config(config), ledgers, secrets, grace, patience),
+        RunningServer(router, config, ledger or Ledger.for_config(config), ledgers, secrets, grace, patience, **more),
         threading.Event(),
     )
     thread = threading.Thread(target=server.run, args=(ready.set,), daemon=True)
