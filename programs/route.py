@@ -33,6 +33,7 @@ from stepwise.data.streamed import streamed
 from stepwise.errors import BudgetExceededError, ConfigError, DataError, reason_of
 from stepwise.grading import GRADER_VERSION
 from stepwise.io import read_json
+from stepwise.models.reservations import by_endpoint
 from stepwise.models.sizes import settled
 from stepwise.models.store import CallCache
 from stepwise.report import Report, summary_table, write_report
@@ -59,8 +60,6 @@ from stepwise.runs.shell import PIPE, ColumnNames, Options, Run, one_of, program
 from stepwise.types import Problem, Trace
 
 _WHERE = one_of("Problems")
-
-
 _FIRST = 60
 _NO_ANSWERS = "no solution has an answer; ask for \\boxed{} in [prompt]"
 _MODELS = Group("Models")
@@ -315,7 +314,7 @@ def _finish(
         title="Routed problems",
         rows=(*rows, both[1].row) if notes else rows,
         traces=views,
-        notes=tuple(notes),
+        notes=(*notes, *by_endpoint(router.ledger)),
         meta={
             "weak model": run.config.models.weak.model,
             "its adapter": run.config.models.weak.adapter or "",

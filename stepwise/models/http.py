@@ -189,11 +189,13 @@ class Server:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._client, _ = bounded_client(self.root, timeout, headers=headers)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> _Reply:
-        """The answer to `body` at `path`; raises `CallFailed` when there is none that can be used."""
-        return _Reply(*retried(lambda: self._once(path, body), attempts=self.attempts, backoff=self.backoff))
+    def post(self, path: str, body: Mapping[str, Any], *, text: bool = False) -> _Reply:
+        """The answer to `body` at `path`, JSON unless it is a `text`; raises `CallFailed` when there is none that
+        can be used.
+        """
+        return _Reply(*retried(lambda: self._once(path, body, text), attempts=self.attempts, backoff=self.backoff))
 
-    def _once(self, path: str, body: Mapping[str, Any]) -> Any:
+    def _once(self, path: str, body: Mapping[str, Any], text: bool) -> Any:
         url = self.root + path
         try:
             # A lone surrogate in a text is sent as the escape that JSON has for it.
@@ -206,6 +208,8 @@ class Server:
             remedy = "; write the address that it leads to as api_base" if response.is_redirect else ""
             message = f"{url}: HTTP {status}: {_shown(raw)}{_REMEDIES.get(status, remedy)}"
             raise _failed(kind_of_status(status), message, retry_after(response.headers.get("Retry-After")))
+        if text:
+            return response.text
         try:
             data = parse_json(raw)
         except ValueError:

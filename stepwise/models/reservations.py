@@ -290,6 +290,17 @@ def spent_line(role: str, usage: Usage) -> str:
     )
 
 
+def by_endpoint(ledger: Ledger) -> list[str]:
+    """What each endpoint of a role took, a line each; nothing of a role that is one model at one place.
+
+    Example:
+        print(by_endpoint(router.ledger))
+    """
+    places = dict(ledger._places)
+    roles = [role for role, _ in places]
+    return [spent_line(f"of {role}", usage) for (role, _), usage in places.items() if roles.count(role) > 1]
+
+
 def summary_of(ledger: Ledger) -> str:
     """What a ledger has spent, its caps, and what they refused and cut short, a line each. Needs the lock.
 
@@ -300,8 +311,7 @@ def summary_of(ledger: Ledger) -> str:
     unanswered = {f"{role}, perhaps billed without an answer": usage for role, usage in ledger._perhaps.items()}
     lines = [spent_line(role, usage) for role, usage in ledger._usage.items()]
     lines.append(spent_line("all", sum(ledger._usage.values(), Usage())))
-    roles = [role for role, _ in ledger._places]
-    lines += [spent_line(f"of {role}", usage) for (role, _), usage in ledger._places.items() if roles.count(role) > 1]
+    lines += by_endpoint(ledger)
     lines += [spent_line(role, usage) for role, usage in unanswered.items()]
     lines += [
         f"cap on {name}: {float(ledger._caps[name]):,.10g}, {float(left):,.10g} left" for name, left in lefts.items()

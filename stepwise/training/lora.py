@@ -122,7 +122,7 @@ def load_trainee(cfg: Config, *, adapter: str | Path | None = None, dropout: boo
         check_layout(adapter)
     _check_tokens(model, base)
     announce(f"loading the weights to train from {base}")
-    tokenizer = _load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     frozen = _load_base(base, cfg.lora, device)
     fresh = peft.LoraConfig(
         r=cfg.lora.rank,
@@ -179,8 +179,12 @@ def peak_bytes(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _load_tokenizer(base: Path) -> Any:
-    """The tokenizer of a model directory; ConfigError without an end of message or a chat template."""
+def load_tokenizer(base: Path) -> Any:
+    """The tokenizer of a model directory; ConfigError without an end of message or a chat template.
+
+    Example:
+        tokenizer = load_tokenizer(base_directory(config.models.weak))
+    """
     tokenizer = AutoTokenizer.from_pretrained(base)
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer in {base} names no eos_token; set it in tokenizer_config.json")

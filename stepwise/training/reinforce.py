@@ -53,6 +53,7 @@ from stepwise.training.policy import (
 from stepwise.training.relay import RelaySampler, rows_of
 from stepwise.training.rollouts import Hints, RlRollout, check_hints, grade_rollouts, rollouts_name
 from stepwise.training.sampler import Sampler, batch_of
+from stepwise.training.served import ServedSampler
 from stepwise.training.trainer import Trainer, check_finite, finish, finished_adapter, run_arguments
 from stepwise.types import Problem
 
@@ -125,7 +126,8 @@ def grpo(
             )
         Labeller.judge_asked(cfg, scheme.needs, scorer=scorer, critic=critic, locate=locate)
         caps = Caps(cfg, directory, are_results=False)
-        sampler = stack.enter_context((RelaySampler if cfg.rl.marker else Sampler)(cfg, ledger=caps.ledger))
+        samples = ServedSampler if not cfg.models.weak.local else RelaySampler if cfg.rl.marker else Sampler
+        sampler = stack.enter_context(samples(cfg, ledger=caps.ledger))
         trainee = load_trainee(cfg, adapter=adapter)
         prompts = sampler.prompts(checked.problems, trainee, hints)
         labeller = Labeller(

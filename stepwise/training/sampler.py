@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from stepwise.config import Config
 from stepwise.errors import BackendError, BudgetExceededError, ConfigError, DataError
-from stepwise.models.base import Completion, Request
+from stepwise.models.base import Completion, Generator, Request
 from stepwise.models.budget import Ledger
 from stepwise.models.engine import Engine
 from stepwise.models.hub import gguf_path
@@ -158,8 +158,12 @@ class Sampler:
         rows = [self._rollout(result, problems[result.request], step, hints or {}) for result in results]
         return rows, sum(result.usage.evaluated_tokens for result in results)
 
+    def _pieces(self, result: Completion) -> list[bytes]:
+        """The bytes of each token of a completion."""
+        return [self.engine.token_bytes(token) for token in result.token_ids]
+
     def _rollout(self, result: Completion, problem: Problem, step: int, hints: Hints) -> RlRollout:
-        pieces = [self.engine.token_bytes(token) for token in result.token_ids]
+        pieces = self._pieces(result)
         splitter = self._cfg.prompt.splitter
         steps = tuple(split_steps(result.text, splitter))
         spans = token_spans(pieces, result.end, splitter)
@@ -181,6 +185,11 @@ class Sampler:
         Raises DataError, naming the problem, for one that leaves no room in the context, and ConfigError for a context
         that the model has not, and where the two chat templates or tokenizers differ.
         """
+        return self._prompts(self.backend, problems, trainee, hints)
+
+    def _prompts(
+        self, model: Generator, problems: Iterable[Problem], trainee: Trainee, hints: Hints | None
+    ) -> dict[str, tuple[int, ...]]:
         room, prompts = self.engine.context, {}
         if room > trainee.context:
             raise ConfigError(
@@ -188,7 +197,7 @@ class Sampler:
             )
         for problem in problems:
             steps = (hints or {}).get(problem.id, ())
-            ids = tuple(self.backend.prefix_ids(Request(problem, tuple(Step(text, "hint") for text in steps))))
+            ids = tuple(model.prefix_ids(Request(problem, tuple(Step(text, "hint") for text in steps))))
             theirs = tuple(prompt_ids(trainee.tokenizer, self._cfg.prompt, problem.question))
             for text in steps:
                 where = f"the hint of problem {problem.id!r}"

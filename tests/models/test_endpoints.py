@@ -358,7 +358,7 @@ def test_a_name_with_endpoints_is_loaded_as_such() -> None:
 
 def test_the_configurations_of_the_page_are_read(tmp_path: Path) -> None:
     page = Path(__file__).parents[2] / "docs" / "endpoints.md"
-    several, one = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    several, one, learning = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
     path = tmp_path / "mine.toml"
     path.write_text(several)
     strong = Config.load(path).models.strong
@@ -366,3 +366,5 @@ def test_the_configurations_of_the_page_are_read(tmp_path: Path) -> None:
     assert strong.places[2].model == "openrouter/qwen/qwen-2.5-7b-instruct"
     path.write_text(one)
     assert Config.load(path).scorer.api_base == "http://localhost:8001/v1"
+    path.write_text(learning)
+    assert Config.load(path).rl.correction == "truncate"

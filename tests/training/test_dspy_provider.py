@@ -24,7 +24,7 @@ from stepwise.models.shared import close_engines, shared_engine
 from stepwise.training import dspy_provider
 from stepwise.training.adapters import check_adapter, read_card
 from stepwise.training.dspy_provider import LoraProvider, _LoraJob, _TrainSettings
-from stepwise.training.lora import _load_tokenizer
+from stepwise.training.lora import load_tokenizer
 from stepwise.training.rendering import chat_row
 from tests.scripted_lm import Messages, ScriptedLM
 
@@ -161,7 +161,7 @@ def test_the_same_job_once_more_goes_on_with_the_finished_run(tuned: Any, out: P
 
 def test_a_row_has_the_ids_that_are_served_and_the_loss_on_reply_and_end(tuned: Any) -> None:
     engine = shared_engine(ModelConfig(model="llamacpp/lab-weak"))
-    tokenizer = _load_tokenizer(model_path("lab-weak", "safetensors"))
+    tokenizer = load_tokenizer(model_path("lab-weak", "safetensors"))
     chat = [
         {"role": "system", "content": "Answer."},
         {"role": "user", "content": "Zoe\u0308 has 12 books."},  # not in NFC
@@ -179,7 +179,7 @@ def test_a_row_has_the_ids_that_are_served_and_the_loss_on_reply_and_end(tuned: 
 def test_rows_of_the_adapters_that_bootstrap_finetune_takes_are_taken() -> None:
     from stepwise.critics.formats import adapter as ours
 
-    tokenizer = _load_tokenizer(model_path("lab-weak", "safetensors"))
+    tokenizer = load_tokenizer(model_path("lab-weak", "safetensors"))
     for adapter in (dspy.ChatAdapter(), ours("chat"), ours("json")):
         data = adapter.format_finetune_data(Sort, [], {"word": "7"}, {"label": "red"})
         job = _LoraJob(train_data=[data], train_data_format=infer_data_format(adapter), model="llamacpp/lab-weak")

@@ -116,15 +116,15 @@ def test_a_device_or_a_type_that_is_not_there_is_refused_before_weights_are_read
 
 
 def test_a_tokenizer_needs_no_padding_token_but_an_end_and_a_template(tiny_gguf_path: Path, tmp_path: Path) -> None:
-    from stepwise.training.lora import _load_tokenizer
+    from stepwise.training.lora import load_tokenizer
 
-    assert _load_tokenizer(copied(tiny_gguf_path, tmp_path / "unpadded", pad_token=None)).pad_token is None
+    assert load_tokenizer(copied(tiny_gguf_path, tmp_path / "unpadded", pad_token=None)).pad_token is None
     with pytest.raises(ConfigError, match="names no eos_token"):
-        _load_tokenizer(copied(tiny_gguf_path, tmp_path / "endless", eos_token=None))
+        load_tokenizer(copied(tiny_gguf_path, tmp_path / "endless", eos_token=None))
     bare = copied(tiny_gguf_path, tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match="has no chat template"):
-        _load_tokenizer(bare)
+        load_tokenizer(bare)
 
 
 def test_what_is_no_adapter_is_refused(tiny_gguf_path: Path, tmp_path: Path) -> None:

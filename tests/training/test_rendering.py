@@ -18,9 +18,9 @@ PROMPT = Config().prompt
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_gguf_path: Path) -> Any:
-    from stepwise.training.lora import _load_tokenizer
+    from stepwise.training.lora import load_tokenizer
 
-    return _load_tokenizer(tiny_gguf_path.parent / "qwen3")
+    return load_tokenizer(tiny_gguf_path.parent / "qwen3")
 
 
 def target(tokenizer: Any, example: Any, **settings: float) -> tuple[str, list[float]]:
