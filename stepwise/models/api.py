@@ -75,7 +75,7 @@ class Api:
         self.rest_until = 0.0
         """when, by time.monotonic(), a server that asked for a pause may be asked again"""
         self._lock = threading.Lock()
-        self._http, self._last_body = bounded_client(config.api_base or "", config.timeout)
+        self._http, self._last_reply = bounded_client(config.api_base or "", config.timeout)
 
     def ask(self, prompt: str | Sequence[Mapping[str, Any]], **settings: Any) -> Samples:
         """Samples after raw text (by the OpenAI-compatible /v1/completions) or messages. Raises CallFailed."""
@@ -106,13 +106,15 @@ class Api:
                 if counts:
                     billed += dataclasses.replace(self._shares(*counts, 1, 0)[0], calls=0)
                 elif isinstance(error, litellm.Timeout | litellm.APIConnectionError) or (
-                    "client" in request and self._last_body() is None  # LiteLLM has other names for a lost connection
+                    # LiteLLM has other names for a lost connection; a success of which nothing can be read was written
+                    "client" in request and ((reply := self._last_reply()) is None or reply[0] < 300)
                 ):
                     perhaps += bound
                 wait = retry_after((getattr(error, "litellm_response_headers", None) or {}).get("retry-after"))
                 self.rest_until = max(self.rest_until, time.monotonic() + (wait or 0.0))
                 raise CallFailed(Failure(failure_of(error).kind, _reason(error)), wait=wait or 0.0) from None
             except RecursionError:
+                perhaps += bound
                 raise CallFailed(Failure("again", "the reply is nested too deeply to be read")) from None
 
         try:
@@ -141,7 +143,7 @@ class Api:
     def _reported(self) -> Any:
         """The usage in the last reply, as the server wrote it; None where there is none."""
         try:
-            body = parse_json(self._last_body() or b"null")
+            body = parse_json((self._last_reply() or (0, b"null"))[1])
         except ValueError:
             return None
         return body.get("usage") if isinstance(body, dict) else None

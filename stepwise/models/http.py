@@ -88,7 +88,7 @@ def retried(call: Callable[[], T], *, attempts: int, backoff: float) -> tuple[T,
 
 class _Bounded(httpx.BaseTransport):
     """Sends by `client`; a request takes at most `timeout` seconds until its reply is whole, however slowly it comes,
-    and a reply that unpacks to more than `most` bytes is an error. `last` is the body that the calling thread got.
+    and a reply that unpacks to more than `most` bytes is an error. `last` has status and body for each thread.
     """
 
     def __init__(self, client: httpx.Client, timeout: float, most: int) -> None:
@@ -97,7 +97,7 @@ class _Bounded(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """See httpx. Raises ReadTimeout and DecodingError where a bound is passed."""
         request.headers["accept-encoding"] = "gzip, deflate"  # what `_unpacked` can bound
-        self.last.body, late, sockets = None, threading.Event(), list[socket.socket]()
+        self.last.reply, late, sockets = None, threading.Event(), list[socket.socket]()
 
         def trace(_: str, info: Mapping[str, Any]) -> None:
             if isinstance(stream := info.get("return_value"), httpcore.NetworkStream):
@@ -126,7 +126,7 @@ class _Bounded(httpx.BaseTransport):
             timer.cancel()
         if late.is_set():
             raise httpx.ReadTimeout(f"timed out: no whole reply within {self._timeout:g} s", request=request)
-        self.last.body = body
+        self.last.reply = response.status_code, body
         dropped = ("content-encoding", "content-length", "transfer-encoding")
         headers = [(name, value) for name, value in response.headers.multi_items() if name not in dropped]
         return httpx.Response(response.status_code, headers=headers, content=body)
@@ -149,19 +149,19 @@ class _Bounded(httpx.BaseTransport):
 
 def bounded_client(
     address: str, timeout: float, *, most: int = MOST_BYTES, headers: Mapping[str, str] | None = None
-) -> tuple[httpx.Client, Callable[[], bytes | None]]:
+) -> tuple[httpx.Client, Callable[[], tuple[int, bytes] | None]]:
     """A client that keeps to the bounds of every hosted call and follows no redirect, since a key would go with it; and
-    what gives the body of the reply to the calling thread's last request, None where none came whole.
+    what gives status and body of the reply to the calling thread's last request, None where none came whole.
 
     Example:
-        client, last_body = bounded_client("http://localhost:8080", timeout=60.0)
+        client, last_reply = bounded_client("http://localhost:8080", timeout=60.0)
     """
     # A proxy that stands in the environment knows nothing of servers on this machine. A connection that is kept could
     # not be ended when time is up.
     local, fresh = urlsplit(address).hostname in _LOOPBACK, httpx.Limits(max_keepalive_connections=0)
     bounded = _Bounded(httpx.Client(timeout=timeout, trust_env=not local, limits=fresh), timeout, most)
     client = httpx.Client(transport=bounded, headers=headers, timeout=timeout, follow_redirects=False)
-    return client, lambda: getattr(bounded.last, "body", None)
+    return client, lambda: getattr(bounded.last, "reply", None)
 
 
 class _Reply(NamedTuple):
