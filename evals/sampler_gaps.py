@@ -23,7 +23,7 @@ from pydantic import PositiveInt
 
 from stepwise.config import ModelConfig
 from stepwise.errors import BackendError
-from stepwise.io import write_text
+from stepwise.io import read_json, write_text
 from stepwise.lab.problems import generate
 from stepwise.models.base import Request
 from stepwise.models.engine.context import library
@@ -39,6 +39,8 @@ TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
 
 
 class _Options(Options):
+    neutral = ("ggufs",)
+
     ggufs: Annotated[tuple[Path, ...], POSITIONAL]
     """whole models"""
     n: PositiveInt = 16
@@ -48,21 +50,22 @@ class _Options(Options):
     threads: PositiveInt = 1
 
 
-@program(_Options, doc=__doc__, resumable=False)
+@program(_Options, doc=__doc__)
 def main(run: Run[_Options]) -> None:
-    gaps: dict[str, Any] = {}
+    path = run.path("gaps.json")
+    gaps: dict[str, Any] = read_json(path, "remove it")["gaps"] if path.exists() else {}
     names = " ".join(path.name for path in run.args.ggufs)
     command = f"python -m evals.sampler_gaps {names} --n {run.args.n} --max-tokens {run.args.max_tokens}"
     for gguf in run.args.ggufs:
         with TemporaryDirectory(dir=run.out) as folder:
             base = import_gguf(gguf, Path(folder) / "base")
             source = export_gguf(base, Path(folder) / "F16.gguf", "f16")
-            for kind in followed(TYPES, f"{gguf.stem}: quantizations"):
+            for kind in followed([k for k in TYPES if k not in gaps.get(gguf.stem, {})], f"{gguf.stem}: quantizations"):
                 file = source if kind == "F16" else _quantized(source, Path(folder) / f"{kind}.gguf", kind)
                 gaps.setdefault(gguf.stem, {})[kind] = row = _gap(run.args, file, base)
                 run.say(f"{gguf.stem} {kind}: mean {row['mean']:.4f}, most {row['most']:.3f}, {row['tokens']} tokens")
                 text = json.dumps({"command": command, "cache": "f16", "gaps": gaps}, indent=1)
-                write_text(run.path("gaps.json"), text + "\n")  # of each as it comes: a real model takes minutes
+                write_text(path, text + "\n")  # of each as it comes: a real model takes minutes
 
 
 def _quantized(source: Path, target: Path, kind: str) -> Path:
