@@ -234,8 +234,10 @@ def main(run: Run[_Options]) -> None:
         }
     rows = points["points"]
     load = fitted(rows[0], args.chunk)
-    columns = ("workers", "problems/s", "no chunk", "asking", "calls a problem", "simulated problems/s", "off")
-    run.table("Problems that sleep .25 s", columns, [_checked(row, load, args) for row in rows])
+    columns = ("workers", "per s", "no chunk", "asking", "calls", "simulated", "off")
+    run.table(
+        "Problems that sleep .25 s; calls to the books of each", columns, [_checked(row, load, args) for row in rows]
+    )
     for row in points["lab"]:
         run.say(f"Lab's router, {row['workers']:.0f} workers: {row['per_second']:.2f} problems/s, "
                 f"{row['idle']:.0%} idle, {row['calls']:.1f} calls to the books a problem")  # fmt: skip
@@ -243,7 +245,7 @@ def main(run: Run[_Options]) -> None:
     many = simulated(real, args)
     run.say(f"A problem takes {1000 * real.books:.1f} ms of the books, a chunk {1000 * real.run:.1f} ms of the run; at "
             f"{args.seconds:g} s of a worker and {args.limit:g} strong requests/s:")  # fmt: skip
-    names = ("workers", "chunk", "problems", "problems/s", "waiting", "books", "endpoint", "run", "limited by")
+    names = ("workers", "chunk", "problems", "per s", "waiting", "books", "strong", "run", "limit")
     run.table("Simulated", names, map(_shown, many))
     ends = {server: round(workers) for server, workers in saturates_at(real, args.chunk).items()}
     run.say(f"Workers at which each has no time left, at chunks of {args.chunk}: {ends}")

@@ -34,10 +34,14 @@ def spent(out: Path) -> list[str]:
     return sorted(str(row) for row in read_rows(out / "spent.jsonl"))
 
 
+def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.02)
+
+
 def meanwhile(act: Callable[[], None], when: Callable[[], bool]) -> threading.Thread:
     def wait() -> None:
-        while not when():
-            time.sleep(0.02)
+        until(when)
         act()
 
     thread = threading.Thread(target=wait, daemon=True)
@@ -75,20 +79,26 @@ def test_two_workers_write_the_files_of_one_process(cluster: Any, tmp_path: Path
 def test_a_worker_and_then_a_node_killed_cost_requests_and_no_result(
     cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert route.main([*LAB, "--out", str(one)]) == 0
+    one, two, many = tmp_path / "one", tmp_path / "two", ["--lab", "120", "--chunk", "4"]
+    assert route.main([*many, "--out", str(one)]) == 0
 
-    def kill_worker() -> None:
-        os.kill(worker_pids()[-1], signal.SIGKILL)
+    def two_at_work(but: int = 0) -> list[int]:
+        pids = list[int]()
+        while len(pids) < 2:
+            time.sleep(0.02)
+            pids = [pid for pid in worker_pids("_WorkerActor.do") if pid != but]
+        return pids
 
-    def kill_node() -> None:
+    def kill_both() -> None:
+        victim = two_at_work()[0]
+        os.kill(victim, signal.SIGKILL)
+        two_at_work(but=victim)  # another one has come in its place
         cluster.remove_node(cluster.second, allow_graceful=False)
 
-    meanwhile(kill_worker, lambda: sealed(two) >= 1)
-    killing = meanwhile(kill_node, lambda: sealed(two) >= 3)
-    assert route.main([*LAB, "--out", str(two), *on(cluster)]) == 0
-    killing.join(60)
-    assert "a worker was lost" in capsys.readouterr().err
+    killing = meanwhile(kill_both, lambda: sealed(two) >= 1)
+    assert route.main([*many, "--out", str(two), *on(cluster)]) == 0
+    assert not killing.is_alive(), "the run ended before its node was killed"
+    assert capsys.readouterr().err.count("a worker was lost with chunk") == 2
     assert chunks(one) == chunks(two)
     before, after = spent(one), spent(two)
     assert len(after) >= len(before)  # at least once, and counted
