@@ -67,6 +67,10 @@ class _Ledger:
     def __init__(self, line: _RayLine) -> None:
         self._line = line
 
+    @property
+    def _places(self) -> Any:
+        return self._line.call("of_ledger", "_places")
+
     def __getattr__(self, name: str) -> Any:
         return partial(self._line.call, "of_ledger", name)
 
@@ -315,7 +319,7 @@ class _RayCluster:
             raise type(error)(f"node {node}: {error}") from None
         if (words := compared(self._facts, facts, node)) and words not in self._said:
             self._said.add(words)
-            announce(words)
+            announce(words, beside_bar=True)
         if self._about is not None and about != self._about:
             raise ConfigError(
                 f"node {node} has other models under the same names ({about}, elsewhere {self._about}); copy the same "
@@ -327,7 +331,7 @@ class _RayCluster:
     def lost(self, worker: Any, task: str) -> None:
         self._actors.pop(worker, None)
         chunk = f" with chunk {task.partition('/')[0]}, which is done again" if task else ""
-        announce(f"a worker was lost{chunk}")
+        announce(f"a worker was lost{chunk}", beside_bar=True)
         if task:
             self._line.call("lose", task)
 
