@@ -125,8 +125,8 @@ def test_labels_and_interventions_are_those_of_one_process(cluster: Any, tmp_pat
         (intervene, ["--accept", "success", "--rollouts", "2", "--guided", "4"]),
     ):
         one, two = (tmp_path / f"{program.__name__} {name}" for name in ("one", "two"))
-        assert program.main([*few, *more, "--out", str(one)]) == 0
-        assert program.main([*few, *more, "--out", str(two), *on(cluster)]) == 0
+        code = program.main([*few, *more, "--out", str(one)])  # of so few no example may come out
+        assert program.main([*few, *more, "--out", str(two), *on(cluster)]) == code
         assert chunks(one)
         assert chunks(one) == chunks(two)
         for file in one.glob("*.jsonl"):
