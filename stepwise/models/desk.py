@@ -17,7 +17,7 @@ from stepwise.models.store import Answer
 from stepwise.types import Usage
 
 
-class Line(Protocol):
+class BooksLine(Protocol):
     """The way from a worker to the books.
 
     Example:
@@ -46,7 +46,7 @@ class Desk:
             rows = work(models_with(desk.ledger, desk.store), problems)
     """
 
-    def __init__(self, config: Config, line: Line, *, keeps: bool) -> None:
+    def __init__(self, config: Config, line: BooksLine, *, keeps: bool) -> None:
         self._line, self._task, self._asked = line, "", 0.0
         self._desk, self._names = uuid.uuid4().hex[:12], itertools.count()
         self._capped = any(getattr(config.budget, name) is not None for name in CapsConfig.model_fields)
