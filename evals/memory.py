@@ -166,11 +166,7 @@ def main(run: Run[_Options]) -> int:
                          "bytes a request": round(grown * (1 << 20) / later),
                          "descriptors": f"{opened[0]} to {opened[-1]}", "held": held})  # fmt: skip
     write_text(run.path("memory.json"), json.dumps(rows, indent=2) + "\n")
-    run.table("Resident memory", list(rows[0]), [
-        ["MISSED" if value is False else "held" if value is True else str(value) for value in row.values()]
-        for row in rows
-    ])  # fmt: skip
-    return run.missed(row["door"] for row in rows if not row["held"])
+    return run.held("Resident memory", rows)
 
 
 if __name__ == "__main__":

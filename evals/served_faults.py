@@ -115,11 +115,7 @@ def main(run: Run[_Options]) -> int:
             rows.append(measure(name, args.requests, args.every))
             advance(1)
     write_text(run.path("served_faults.json"), json.dumps(rows, indent=2) + "\n")
-    run.table("Faults of the strong model, through the server", list(rows[0]), [
-        ["MISSED" if value is False else "held" if value is True else str(value) for value in row.values()]
-        for row in rows
-    ])  # fmt: skip
-    return run.missed(row["fault"] for row in rows if not row["held"])
+    return run.held("Faults of the strong model, through the server", rows)
 
 
 if __name__ == "__main__":

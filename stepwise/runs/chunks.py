@@ -92,11 +92,8 @@ def run_chunks(
         shutil.rmtree(left)
     for name in names:  # the run's own before they are there, so that --overwrite finds them
         directory.claim(f"chunks/*/{name}.jsonl", folder=False)
-    sizes, sealed, handed = (
-        dict[int, int](),
-        0,
-        0,
-    )  # of the chunks that are in hand; members that are sealed, or were begun
+    sizes = dict[int, int]()  # of the chunks that are in hand
+    sealed = handed = 0  # members that are sealed, or were begun
 
     def told(number: int, num: int, before: bool) -> None:
         note = on_sealed(_place(folder, number), num, before) if on_sealed else None

@@ -26,7 +26,7 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, get_args
@@ -149,6 +149,13 @@ class Run(Generic[OptionsT]):
         if names:
             self.say(f"MISSED: {', '.join(names)}")
         return int(bool(names))
+
+    def held(self, title: str, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Print rows that say in `held` whether they did, named by their first column; their exit code."""
+        words = {True: "held", False: "MISSED"}
+        shown = [[words[v] if isinstance(v, bool) else str(v) for v in row.values()] for row in rows]
+        self.table(title, list(rows[0]), shown)
+        return self.missed(str(next(iter(row.values()))) for row in rows if not row["held"])
 
     def empty(self, made: int, reason: str) -> int:
         """The exit code of a run that made so many of what it is for: 1, with the reason said, where there are none."""
