@@ -29,6 +29,7 @@ from stepwise.models.base import Request
 from stepwise.models.engine.context import library
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.shared import load_engine
+from stepwise.models.sizes import GgufFacts
 from stepwise.prompt import STEPS, SolvePrompt
 from stepwise.runs.progress import followed
 from stepwise.runs.shell import POSITIONAL, Options, Run, program
@@ -53,18 +54,21 @@ class _Options(Options):
 @program(_Options, doc=__doc__)
 def main(run: Run[_Options]) -> None:
     path = run.path("gaps.json")
-    gaps: dict[str, Any] = read_json(path, "remove it")["gaps"] if path.exists() else {}
+    models: dict[str, Any] = read_json(path, "remove it")["models"] if path.exists() else {}
     names = " ".join(path.name for path in run.args.ggufs)
     command = f"python -m evals.sampler_gaps {names} --n {run.args.n} --max-tokens {run.args.max_tokens}"
     for gguf in run.args.ggufs:
+        facts = GgufFacts.read(gguf)
+        arch, width = facts.fields["general.architecture"], facts.of_arch("embedding_length")
+        gaps = models.setdefault(gguf.stem, {"architecture": arch, "width": width, "gaps": {}})["gaps"]
         with TemporaryDirectory(dir=run.out) as folder:
             base = import_gguf(gguf, Path(folder) / "base")
             source = export_gguf(base, Path(folder) / "F16.gguf", "f16")
-            for kind in followed([k for k in TYPES if k not in gaps.get(gguf.stem, {})], f"{gguf.stem}: quantizations"):
+            for kind in followed([k for k in TYPES if k not in gaps], f"{gguf.stem}: quantizations"):
                 file = source if kind == "F16" else _quantized(source, Path(folder) / f"{kind}.gguf", kind)
-                gaps.setdefault(gguf.stem, {})[kind] = row = _gap(run.args, file, base)
+                gaps[kind] = row = _gap(run.args, file, base)
                 run.say(f"{gguf.stem} {kind}: mean {row['mean']:.4f}, most {row['most']:.3f}, {row['tokens']} tokens")
-                text = json.dumps({"command": command, "cache": "f16", "gaps": gaps}, indent=1)
+                text = json.dumps({"command": command, "cache": "f16", "models": models}, indent=1)
                 write_text(path, text + "\n")  # of each as it comes: a real model takes minutes
 
 

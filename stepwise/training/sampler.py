@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +21,7 @@ from stepwise.models.engine import Engine
 from stepwise.models.hub import gguf_path
 from stepwise.models.llamacpp import LlamaCppBackend
 from stepwise.models.shared import load_engine
+from stepwise.models.sizes import GgufFacts
 from stepwise.models.wrappers import Wrappers
 from stepwise.seeds import rng as seeded
 from stepwise.seeds import seed_for
@@ -219,19 +219,19 @@ class Sampler:
     def check_agreement(self, gap: Mismatch, trainee: Trainee) -> None:
         """Raise BackendError, with what differs, where sampler and trainer disagree by more than the tolerance."""
         cfg = self._cfg
-        weak, weights, base = cfg.models.weak, _sampler_weights(cfg), trainee.model.get_base_model()
+        weak, facts, base = cfg.models.weak, _sampler_facts(cfg), trainee.model.get_base_model()
         # The type in which the trainer's frozen layers compute, such as "float32".
         trainer = "4bit" if getattr(base, "is_loaded_in_4bit", False) else str(base.dtype).removeprefix("torch.")
-        most = _tolerance(cfg, weights, trainer)
+        most = _tolerance(cfg, facts, trainer)
         if gap.mean <= most:
             return
         attention = "with" if weak.flash_attention else "without"
         raise BackendError(
             f"at the first step the log-probabilities of sampler and trainer differ by {gap.mean:.2g} nats in the "
-            f"mean (at most {gap.worst:.2g}), more than {most:.2g}. The sampler is {weak.model} with {weights} "
-            f"weights, a {weak.kv_type} cache, {attention} flash attention; the trainer computes {trainee.base} in "
-            f"{trainer}. If they are not the same weights, mend train_from; if only the rounding differs, set "
-            "rl.correction, or rl.tolerance"
+            f"mean (at most {gap.worst:.2g}), more than {most:.2g}. The sampler is {weak.model} with "
+            f"{facts.quantization} weights, a {weak.kv_type} cache, {attention} flash attention; the trainer computes "
+            f"{trainee.base} in {trainer}. If they are not the same weights, mend train_from; if only the rounding "
+            "differs, set rl.correction, or rl.tolerance"
         )
 
     def close(self) -> None:
@@ -279,33 +279,32 @@ def exact_weights(cfg: Config, folder: str | Path) -> Config:
     return cfg.model_copy(update={"models": cfg.models.model_copy(update={"weak": weak})})
 
 
-def _sampler_weights(cfg: Config) -> str:
-    """The type of the weights in the GGUF of `models.weak`, by its name in GGUF, such as "MOSTLY_Q8_0"."""
-    from gguf import GGUFReader, LlamaFileType
-
-    field = GGUFReader(gguf_path(cfg.models.weak.model.partition("/")[2])).fields.get("general.file_type")
-    kind = -1 if field is None else int(field.contents())
-    return next((known.name for known in LlamaFileType if known.value == kind), f"type {kind}")
+def _sampler_facts(cfg: Config) -> GgufFacts:
+    return GgufFacts.read(gguf_path(cfg.models.weak.model.partition("/")[2]))
 
 
-def _tolerance(cfg: Config, weights: str, trainer: str) -> float:
+def _tolerance(cfg: Config, facts: GgufFacts, trainer: str) -> float:
     """Largest mean difference of log-probabilities at the first step: `rl.tolerance`, or by what computes in how many
-    bits; `trainer` is the type of the trainer's weights, such as "float32".
+    bits; `facts` are of the sampler's GGUF, `trainer` is the type of the trainer's weights, such as "float32".
     """
     if cfg.rl.tolerance is not None:
         return cfg.rl.tolerance
     kind = "f16" if cfg.models.weak.flash_attention and cfg.models.weak.kv_type == "f32" else cfg.models.weak.kv_type
-    return EXACT + _of_weights(weights) + OF_CACHE[kind] + (0.0 if trainer == "float32" else OF_TRAINER)
+    return EXACT + _of_weights(facts) + OF_CACHE[kind] + (0.0 if trainer == "float32" else OF_TRAINER)
 
 
-@cache
-def _of_weights(kind: str) -> float:
-    """What is tolerated for a type of the sampler's weights, by its name in GGUF: MARGIN times the largest difference
-    that `evals.sampler_gaps` found for it (for BF16: Q8_0), for one that was not measured times the largest of all.
+def _of_weights(facts: GgufFacts) -> float:
+    """What is tolerated for the sampler's weights: MARGIN times the mean difference that `evals.sampler_gaps` found for
+    their type (for BF16: Q8_0) in the widest measured model of their architecture that is no wider than they are, since
+    narrow models lose more. Where there is none, of the model that loses most; where the type was not measured, of the
+    type that does.
     """
-    if kind == "ALL_F32":
+    if facts.quantization == "ALL_F32":
         return 0.0
-    found = json.loads(files("stepwise.training").joinpath("sampler_gaps.json").read_text())["gaps"].values()
-    name = {"BF16": "Q8_0"}.get(bare := kind.removeprefix("MOSTLY_"), bare)
-    measured: list[float] = [row["mean"] for model in found for row in ([model[name]] if name in model else [])]
-    return MARGIN * max(measured or [float(row["mean"]) for model in found for row in model.values()])
+    every = json.loads(files("stepwise.training").joinpath("sampler_gaps.json").read_text())["models"].values()
+    arch, width = facts.fields.get("general.architecture"), facts.of_arch("embedding_length")
+    alike = [model for model in every if model["architecture"] == arch and model["width"] <= width]
+    nearest = [max(alike, key=lambda model: model["width"])["gaps"]] if alike else [model["gaps"] for model in every]
+    name = {"BF16": "Q8_0"}.get(facts.quantization, facts.quantization)
+    measured: list[float] = [gaps[name]["mean"] for gaps in nearest if name in gaps]
+    return MARGIN * max(measured or [float(row["mean"]) for gaps in nearest for row in gaps.values()])
