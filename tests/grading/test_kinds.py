@@ -62,4 +62,4 @@ def test_all_of_the_second_set_is_judged_as_it_should_be():
 @pytest.mark.slow
 def test_every_gold_answer_equals_itself_without_the_shortcut_of_equal_texts():
     for gold in {gold for _, gold, _, _ in (*ROWS, *SWEPT)}:
-        check_gold(Problem(gold, "?", gold))
+        check_gold(Problem(id=gold, question="?", answer=gold))
