@@ -3,8 +3,8 @@
 For each number of clients, --requests requests are streamed from `stepwise serve` in a process of its own, each client
 asking the next question once it has its answer, and the same questions are routed by `StepRouter.solve_all` with as
 many problems open. Both are greedy; "other texts" counts answers that are not those of all problems at once, as
-near-ties turn with the batch. With --memory N, N more requests: bytes and descriptors that the server has more of at
-the end than after a tenth of them (Linux).
+near-ties turn with the batch. With --memory N, N other questions: bytes and descriptors that the server has more of at
+the end than after a tenth of them (Linux), 10,000 or more, since its caches are full after some hundred.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main(run: Run[_Options]) -> int:
             })  # fmt: skip
             missed += [f"{count} clients: p95"] * (tail >= LATENCY_BAR)
             missed += [f"{count} clients: throughput"] * (rate < THROUGHPUT_BAR * alone[count])
-        grown = _growth(process.pid, url, problems, run.args.memory) if run.args.memory else None
+        grown = _growth(process.pid, url, run.args.memory) if run.args.memory else None
     if grown is not None:
         missed += ["memory"] * (grown[0] >= BYTES_BAR) + ["descriptors"] * (grown[1] > 0)
         run.say(f"{grown[0]:,.0f} bytes a request, {grown[1]} descriptors more after {run.args.memory:,} requests")
@@ -151,12 +151,13 @@ async def _ask(client: httpx.AsyncClient, question: str) -> _Asked:
     return _Asked(first, time.monotonic() - began, tokens, text)
 
 
-def _growth(pid: int, url: str, problems: Sequence[Problem], count: int) -> tuple[float, int]:
+def _growth(pid: int, url: str, count: int) -> tuple[float, int]:
     """Bytes a request and descriptors that a server has more of over the last nine tenths of `count` requests."""
+    problems = [made.problem for made in generate("train", count)]
     start = -(-count // 10)
-    asyncio.run(_load(url, [problems[i % len(problems)] for i in range(start)], 16))
+    asyncio.run(_load(url, problems[:start], 16))
     before = _held(pid)
-    asyncio.run(_load(url, [problems[i % len(problems)] for i in range(start, count)], 16))
+    asyncio.run(_load(url, problems[start:], 16))
     after = _held(pid)
     return (after[0] - before[0]) / max(1, count - start), after[1] - before[1]
 

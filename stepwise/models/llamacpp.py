@@ -40,12 +40,12 @@ class LlamaCppBackend(Generator):
         self.engine = engine
         self.prompt = prompt or SolvePrompt()
         self.parameters: int | None = engine.parameters
-        self._prompt_ids = lru_cache(maxsize=4096)(lambda question: tuple(engine.prompt_ids(self.prompt, question)))
-        self._text_ids = lru_cache(maxsize=16384)(
+        self._prompt_ids = lru_cache(maxsize=1024)(lambda question: tuple(engine.prompt_ids(self.prompt, question)))
+        self._text_ids = lru_cache(maxsize=4096)(
             lambda text: tuple(engine.tokenize(separated(text, self.prompt.splitter)))
         )
-        self._sampled_ids = lru_cache(maxsize=16384)(self._own_ids)
-        self._opened = lru_cache(maxsize=4096)(self._opens)
+        self._sampled_ids = lru_cache(maxsize=4096)(self._own_ids)
+        self._opened = lru_cache(maxsize=1024)(self._opens)
         self.capabilities = self._probe()
 
     def _probe(self) -> Capabilities:

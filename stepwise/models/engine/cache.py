@@ -77,7 +77,7 @@ class PrefixTree(Generic[T]):
     ([2], 3)
     """
 
-    def __init__(self, most: int = 1 << 16) -> None:
+    def __init__(self, most: int = 1 << 12) -> None:
         self.root: _Node[T] = _Node(ids_array(), None)
         self.distinct = self.nodes = 0
         self.most = most

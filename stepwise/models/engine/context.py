@@ -188,7 +188,8 @@ class LlamaContext:
         padded = (context + 255) // 256 * 256  # llama.cpp reads its cache in pieces of 256 cells
         stream_bytes = padded * self._cell_size() * KV_BYTES[kv_type]
         self.streams = max(1, min(sequences, int(kv_memory / stream_bytes), _MAX_STREAMS))
-        self.memory_bytes = int(lib.llama_model_size(self.model) + self.streams * stream_bytes)
+        self.cache_bytes = int(self.streams * stream_bytes)
+        self.memory_bytes = lib.llama_model_size(self.model) + self.cache_bytes
         self.max_rows = max(self.streams, 64)
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = padded * self.streams, self.streams

@@ -88,8 +88,9 @@ class Engine:
 
         `context`: longest sequence in tokens. `sequences`: most decoded at once; fewer where the key-value cache would
         take more than `kv_memory` bytes (`engine.sequences` says). `cache_memory`: bytes of main memory for prefixes
-        whose sequence was needed for another. `kv_type` is "f16", "f32" or "q8_0". `train_from`: the directory that
-        the GGUF was made from, where an adapter's base is looked up if the GGUF does not say. `curve` decides how what
+        whose sequence was needed for another; never more than all sequences take. `kv_type` is "f16", "f32" or "q8_0".
+        `train_from`: the directory that the GGUF was made from, where an adapter's base is looked up if the GGUF does
+        not say. `curve` decides how what
         runs is split into batches (see `Curve`): "measured" takes a few seconds, and a tiny model has none; None is the
         fixed split, everything in one batch. Raises BackendError with the path, the reason and a remedy.
 
@@ -114,6 +115,7 @@ class Engine:
         )
         if curve == "measured":
             curve = measure(loaded, time.perf_counter if gpu_layers else time.process_time)
+        cache_memory = min(cache_memory, loaded.cache_bytes)  # more would be of problems long done
         engine = cls(loaded, cache_memory, Path(train_from).expanduser() if train_from else None, curve)
         if adapter is not None:
             try:

@@ -68,7 +68,7 @@ class ClassifierScorer(PrefixScorer):
         dtype: str = "bfloat16",
         device: str = "cpu",
         batch_tokens: int = 8192,
-        memory: int = 200_000,
+        memory: int = 10_000,
     ):
         folder = local_path(directory)
         config = _read_config(folder)

@@ -83,7 +83,7 @@ class GenerativeScorer(PrefixScorer):
         votes: int = 1,
         critique_tokens: int = 512,
         ask: Ask = "probability",
-        memory: int = 200_000,
+        memory: int = 10_000,
     ):
         super().__init__(f"generative {engine.name}", memory=memory)
         self.parameters, self.memory_bytes = engine.parameters, engine.memory_bytes
@@ -257,7 +257,7 @@ class ServedGenerativeScorer(PrefixScorer):
         votes: int = 1,
         critique_tokens: int = 512,
         requests: int = 8,
-        memory: int = 200_000,
+        memory: int = 10_000,
         remote: bool = False,
     ):
         if not form.reply:

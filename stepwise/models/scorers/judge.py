@@ -74,7 +74,7 @@ class JudgeScorer(PrefixScorer):
         ask: Ask = "probability",
         template: str = QUESTION,
         requests: int = 8,
-        memory: int = 200_000,
+        memory: int = 10_000,
         remote: bool = False,
     ):
         super().__init__(f"judge {name}", memory=memory, requests=requests)

@@ -73,7 +73,7 @@ class LabelTokenScorer(PrefixScorer):
         name: str = "",
         verdict: bool = False,
         calibration: Calibration | None = None,
-        memory: int = 200_000,
+        memory: int = 10_000,
     ):
         super().__init__(name or engine.name, memory=memory)
         self.calibration = calibration or Calibration()
@@ -170,7 +170,7 @@ class ServedLabelScorer(PrefixScorer):
         good: str = LABELS[1],
         bad: str = LABELS[2],
         requests: int = 8,
-        memory: int = 200_000,
+        memory: int = 10_000,
     ):
         super().__init__(f"{model}@{server.root}", memory=memory, requests=requests)
         self.server, self.model, self.prompt = server, model, prompt or SolvePrompt()

@@ -42,7 +42,7 @@ class PoolingScorer(PrefixScorer):
         marker: str = QWEN_PRM_MARKER,
         system: str = QWEN_PRM_SYSTEM,
         requests: int = 8,
-        memory: int = 200_000,
+        memory: int = 10_000,
     ):
         super().__init__(f"{model}@{server.root}", memory=memory, requests=requests)
         self.server, self.model, self.system = server, model, system

@@ -54,7 +54,7 @@ class PrefixScorer(BatchScorer):
 
     marker_text: str = ""
 
-    def __init__(self, name: str, *, memory: int = 200_000, requests: int = 0):
+    def __init__(self, name: str, *, memory: int = 10_000, requests: int = 0):
         super().__init__(name)
         self.memory = memory
         self._known: OrderedDict[bytes, float] = OrderedDict()
