@@ -30,6 +30,7 @@ from stepwise.types import Usage
 HOLDS, ANSWERS, FROZEN = "holds.jsonl", "answers.jsonl", "engines.json"
 Granted = tuple[int, str]
 """Tokens, and the cap that cut them."""
+_NOTHING = (0, "")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Books:
             self._note(name, row["task"], held, (row["tokens"], row["cut_by"]), row["prompt_tokens"], row["calls"])
         for task in {row["task"] for row in rows.values() if row["start"] != start}:
             self.lose(task)
+        self._lost.clear()  # this start has tasks of the same names
 
     def _note(self, name: str, task: str, held: Reservation, granted: Granted, prompt_tokens: int, calls: int) -> None:
         most = Usage("", calls, prompt_tokens, prompt_tokens, granted[0])
@@ -106,6 +108,8 @@ class Books:
         """Set aside what a call may take at most; None where it would have to wait."""
         if (before := self._holds.get(name)) is not None:
             return before.granted
+        if task in self._lost:  # its worker's last words
+            return _NOTHING
         held = reserve_at_once(self.ledger, role, tokens, prompt_tokens=prompt_tokens, calls=calls)
         return None if held is None else self._begin(name, task, held, prompt_tokens, calls)
 
@@ -118,7 +122,7 @@ class Books:
         held = await self.ledger.areserve(role, tokens, prompt_tokens=prompt_tokens, calls=calls, least_tokens=least)
         if task in self._lost:  # nobody waits any more
             held.cancel()
-            return 0, ""
+            return _NOTHING
         return self._begin(name, task, held, prompt_tokens, calls)
 
     def _begin(self, name: str, task: str, held: Reservation, prompt_tokens: int, calls: int) -> Granted:
@@ -190,6 +194,8 @@ class Books:
         """See `CallCache.begin`."""
         self._sent.setdefault(task, {})[key] = (role, problem, most)
         self._kept.begin(key, role, problem, most)
+        if task in self._lost:
+            self.lose(task)
 
     def add(self, answers: Iterable[tuple[Any, ...]], task: str) -> None:
         """See `CallCache.add`."""

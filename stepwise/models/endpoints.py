@@ -156,6 +156,8 @@ class Endpoints(LiteLLMBackend):
             try:
                 self._router.completion(model=first, messages=[_NOTHING], fallbacks=others)
             except (OpenAIError, RouterRateLimitError, RouterRateLimitErrorBasic) as error:
+                if call.bug is not None:
+                    raise call.bug from None
                 resting = not call.failures  # nobody was asked
                 wait = max(0.0, getattr(error, "cooldown_time", 0.0)) if resting else 0.0
                 again = resting or any(failure.kind == "again" for failure in call.failures)
@@ -171,14 +173,22 @@ class _Call:
 
     def __init__(self, backends: Sequence[LiteLLMBackend], request: Request) -> None:
         self.backends, self.request, self.failures = backends, request, list[Failure]()
+        self.bug: Exception | None = None
+        """what is no failure of an endpoint, which the Router would take it for"""
         self._open = [request]
         self._made: dict[int, Completion] = {}
         self._lost: dict[int, Completion] = {}
 
     def ask(self, number: int) -> Failure | None:
         """Ask an endpoint for what is missing; why some of it is missing still."""
-        asked, self._open, failure = self._open, [], None
-        for made in chain(*map(self.backends[number]._part, asked)):
+        try:
+            answers = [] if self.bug else list(chain(*map(self.backends[number]._part, self._open)))
+        except Exception as error:
+            self.bug = error
+        if self.bug is not None:
+            raise self.bug
+        self._open, failure = [], None
+        for made in answers:
             if (before := self._lost.get(made.sample)) is not None:
                 # A try that failed is no call of its own, as with one endpoint.
                 spent = dataclasses.replace(before.usage, calls=0, retries=before.usage.retries + before.usage.calls)

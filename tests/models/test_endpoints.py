@@ -21,6 +21,7 @@ from stepwise.config import BudgetConfig, ModelConfig
 from stepwise.models.base import Completion, Request
 from stepwise.models.budget import Ledger
 from stepwise.models.endpoints import Endpoints
+from stepwise.models.litellm import LiteLLMBackend
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
 from stepwise.routing import Always
@@ -134,6 +135,21 @@ def test_what_an_endpoint_refuses_is_not_sent_to_others() -> None:
         assert sum(len(server.requests) for server in servers) == len(PROBLEMS)
 
 
+def test_an_error_of_our_own_is_raised_and_not_taken_for_an_endpoint_at_rest() -> None:
+    class Broken(LiteLLMBackend):
+        def _part(self, request: Request) -> list[Completion]:
+            raise ZeroDivisionError("a bug")
+
+    with routed(FINE, FINE) as (model, servers):
+        model.prepare()
+        model.backends[:] = [Broken(place, attempts=1) for place in model.config.places]
+        for backend in model.backends:
+            backend.adopt(model.findings)
+        with pytest.raises(ZeroDivisionError, match="a bug"):
+            model.continue_solutions([Request(PROBLEMS[0])])
+        assert not any(server.requests for server in servers)
+
+
 def test_a_sample_that_came_is_kept_where_another_failed() -> None:
     def halves(_: str, body: dict[str, Any]) -> Answer:
         return error(500) if body["seed"] else reply("first")
@@ -241,6 +257,7 @@ from stepwise.models.base import Request
 from stepwise.models.budget import Ledger
 from stepwise.models.driver import Driver
 from stepwise.models.endpoints import Endpoints
+from stepwise.models.litellm import LiteLLMBackend
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
 from stepwise.types import Problem

@@ -85,11 +85,12 @@ def test_label_tokens_over_http_are_scored_as_in_process(tmp_path: Path) -> None
     items = [(problem, split_steps(problem.reference or "")) for problem in LAB]
     expected = load_scorer(ScorerConfig(context=1024, flash_attention=False)).score_batch(items)
     with llama_server(model_path("lab-scorer"), tmp_path / "log") as url:
+        # Without the lab's prompt a model of this name is asked by that of foreign models: .05 off.
         scorer = load_scorer(ScorerConfig(model="openai/served", api_base=url, sequences=2), prompt=SolvePrompt())
         found = scorer.score_batch(items)
     assert len({round(score, 2) for row in expected for score in row}) > 1
     for row, right in zip(found, expected, strict=True):
-        assert row == pytest.approx(right, abs=0.02)
+        assert row == pytest.approx(right, abs=0.002)  # other batches round otherwise: .0003 at most in 47 steps
 
 
 def test_two_endpoints_write_what_one_writes(served: LiteLLMBackend, address: str) -> None:

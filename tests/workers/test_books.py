@@ -146,6 +146,34 @@ def test_a_worker_that_is_lost_while_it_waits_gets_nothing(tmp_path: Path) -> No
     assert books.ledger.remaining()["total_tokens"] == 90
 
 
+def test_what_an_earlier_start_lost_is_done_again_under_the_same_name(tmp_path: Path) -> None:
+    config = config_of(total_tokens=200)
+    books_of(tmp_path, config).hold("a/0", "3/0", "weak", 60, 5, 1)  # and the run is killed
+    books = books_of(tmp_path, config, start="b")
+
+    async def waits() -> tuple[int, str]:
+        books.hold("b/0", "4/0", "weak", 100, 5, 1)
+        waiting = asyncio.ensure_future(books.wait("b/1", "3/0", "weak", 50, 5, 1, 0))
+        await asyncio.sleep(0)
+        books.settle("b/0", used(10), None)
+        return await waiting
+
+    assert asyncio.run(waits()) == (50, "")
+
+
+def test_what_a_lost_worker_still_asks_for_is_not_set_aside(tmp_path: Path) -> None:
+    config = Config.load(None, ["models.strong.model=openai/M", "models.strong.api_base=http://localhost:9/v1",
+                                "budget.total_tokens=500", "allow_lab=true"])  # fmt: skip
+    books = books_of(tmp_path, config, keeps=True)
+    books.lose("4/0")
+    assert books.hold("4/0/1", "4/0", "strong", 64, 40, 1) == (0, "")  # nobody would give it back
+    books.begin("k", "strong", "p", Usage("M", 1, 40, 40, 64), "4/0")  # its last words, on the way when it died
+    assert books.ledger.usage("strong").generated_tokens == 64
+    assert books.ledger.remaining()["total_tokens"] == 436
+    books.close()
+    assert books_of(tmp_path, config, start="b", keeps=True).ledger.usage("strong").generated_tokens == 64
+
+
 def test_without_caps_nothing_is_asked_and_all_is_counted(tmp_path: Path) -> None:
     config = Config.lab()
     line = Direct(books_of(tmp_path, config))
