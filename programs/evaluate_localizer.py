@@ -14,21 +14,20 @@ again when the same command is run again.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from pydantic import ConfigDict, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import PositiveInt
 from rich import box
 from rich.table import Table
 
 from stepwise import critics
 from stepwise.config import Config
+from stepwise.critics.asked import Ask, AskedRow, attempt_key, localizing, remembered
 from stepwise.data import localization as loc
 from stepwise.data.localization import Outcome
 from stepwise.data.processbench import ProcessBenchRow, read_rows
@@ -43,19 +42,6 @@ from stepwise.runs.shell import Options, Run, program
 BATCH = 16  # attempts that are scored together
 SHOWN = 160  # characters of an error
 Rows = Sequence[ProcessBenchRow]
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class _AskedRow:
-    """What a scorer (`scores`, one per step) or a module said of the attempt with this `_key_of`."""
-
-    key: str
-    outcome: Outcome
-    scores: tuple[float, ...] = ()
-
-
-Ask = Callable[[dict[str, ProcessBenchRow], Callable[[_AskedRow], None]], object]
-"""Asks about attempts, by key, and hands on what is said of each as it comes."""
 
 
 class _Options(Options):
@@ -116,7 +102,7 @@ def main(
         if name == "module":
             judge = (module or critics.ErrorLocalizer.from_config)(run.config)
             _refuse_lab(name, judge, run.config, rows_of_all)
-            said = _remembered(run, "outcomes.jsonl", rows_of_all, _localizing(judge, args.threads))
+            said = _remembered(run, "outcomes.jsonl", rows_of_all, localizing(judge, args.threads))
             rows += _measure(name, None, {key: row.outcome for key, row in said.items()}, test, args.seed)
             continue
         if name == "scorer":
@@ -127,7 +113,7 @@ def main(
             said = _remembered(run, "scores.jsonl", asked, _scoring(judge))
         else:
             said = {row.key: row for row in map(_published, [*tuning, *rows_of_all])}
-        chosen_on = [said[_key_of(row)] for row in tuning]
+        chosen_on = [said[attempt_key(row)] for row in tuning]
         threshold = loc.best_threshold([None if row.outcome.error else row.scores for row in chosen_on], tuning)
         outcomes = {key: _below(row, threshold) for key, row in said.items()}
         rows += _measure(name, threshold, outcomes, test, args.seed)
@@ -176,80 +162,41 @@ def _load(path: Path, scores: str | None) -> list[ProcessBenchRow]:
     return rows
 
 
-def _key_of(row: ProcessBenchRow) -> str:
-    """The same for rows that are the same to whoever reads them: question, reference and steps."""
-    texts = (row.problem.question, repr(row.problem.reference), *(step.text for step in row.trace.steps))
-    return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:32]
-
-
-def _remembered(run: Run[_Options], file: str, rows: Rows, ask: Ask) -> dict[str, _AskedRow]:
-    """What is said of every attempt, by key: of those that an earlier start asked about, what it wrote to `file`.
-
-    A failure is asked about again.
-    """
-    known: dict[str, _AskedRow] = {row.key: row for row in run.rows(file, _AskedRow) if not row.outcome.error}
-    todo, lock = {_key_of(row): row for row in rows if _key_of(row) not in known}, Lock()
-
-    def keep(row: _AskedRow) -> None:
-        with lock:
-            known[row.key] = row
-            run.write(file, row)
-
-    if todo:
-        ask(todo, keep)
-    return known
+def _remembered(run: Run[_Options], file: str, rows: Rows, ask: Ask) -> dict[str, AskedRow]:
+    return remembered(run.rows(file, AskedRow), rows, partial(run.write, file), ask)
 
 
 def _scoring(scorer: Any) -> Ask:
-    def ask(todo: dict[str, ProcessBenchRow], keep: Callable[[_AskedRow], None]) -> None:
+    def ask(todo: dict[str, ProcessBenchRow], keep: Callable[[AskedRow], None]) -> None:
         keys = list(todo)
         with progress(f"scoring with {scorer.name}", len(keys)) as advance:
             for start in range(0, len(keys), BATCH):
                 batch = keys[start : start + BATCH]
                 items = [(todo[key].problem, [step.text for step in todo[key].trace.steps]) for key in batch]
                 for key, scored in zip(batch, score_items(scorer, items), strict=True):
-                    keep(_AskedRow(key, Outcome(None, scored.error, usage=scored.usage), tuple(scored.scores)))
+                    keep(AskedRow(key, Outcome(None, scored.error, usage=scored.usage), tuple(scored.scores)))
                 advance(len(batch))
 
     return ask
 
 
-def _published(row: ProcessBenchRow) -> _AskedRow:
+def _published(row: ProcessBenchRow) -> AskedRow:
     """The scores that stand in the steps of a row."""
     scores = tuple(step.score for step in row.trace.steps if step.score is not None)
-    return _AskedRow(_key_of(row), Outcome(None), scores)
+    return AskedRow(attempt_key(row), Outcome(None), scores)
 
 
-def _below(row: _AskedRow, threshold: float) -> Outcome:
+def _below(row: AskedRow, threshold: float) -> Outcome:
     """The first step whose score is under `threshold`, where there are scores."""
     first = None if row.outcome.error else loc.first_below(row.scores, threshold)
     return dataclasses.replace(row.outcome, first_error=first)
 
 
-def _localizing(module: Any, threads: int) -> Ask:
-    """Asks `module(problem=, steps=)`, and not DSPy's cache, so that usage is what the work costs."""
-    for predictor in getattr(module, "predictors", list)():
-        predictor.lm = predictor.lm and predictor.lm.copy(cache=False)
-
-    def ask(todo: dict[str, ProcessBenchRow], keep: Callable[[_AskedRow], None]) -> None:
-        keys = list(todo)
-
-        def on_result(index: int, made: Any) -> None:
-            error = " ".join((made.failure or "").split())
-            first = None if error else made.first_error
-            keep(_AskedRow(keys[index], Outcome(first, error, len(made.repairs), made.usage)))
-
-        items = [{"problem": row.problem, "steps": [step.text for step in row.trace.steps]} for row in todo.values()]
-        critics.run_all(module, items, concurrency=threads, progress="localizing", on_result=on_result)
-
-    return ask
-
-
 def _measure(
     name: str, chosen: float | None, said: dict[str, Outcome], test: dict[str, list[ProcessBenchRow]], seed: int
 ) -> list[dict[str, Any]]:
-    """A row per subset, and one for their mean where there are several; `said` has the outcomes by `_key_of`."""
-    outcomes = {subset: [said[_key_of(row)] for row in rows] for subset, rows in test.items()}
+    """A row per subset, and one for their mean where there are several; `said` has the outcomes by `attempt_key`."""
+    outcomes = {subset: [said[attempt_key(row)] for row in rows] for subset, rows in test.items()}
     counts = {subset: loc.count(outcomes[subset], rows) for subset, rows in test.items()}
     parts = {subset: [subset] for subset in test}
     if len(test) > 1:

@@ -19,6 +19,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -28,8 +29,9 @@ from rich.padding import Padding
 
 from stepwise import critics
 from stepwise.config import Config
+from stepwise.critics.asked import AskedRow, attempt_key, localizing, remembered
 from stepwise.critics.inputs import as_steps
-from stepwise.data.localization import Outcome, above_constant, absent_number, count
+from stepwise.data.localization import above_constant, absent_number, count
 from stepwise.data.processbench import ProcessBenchRow, read_rows
 from stepwise.data.tables import parse_table
 from stepwise.errors import BackendError, ConfigError, DataError
@@ -53,7 +55,7 @@ class _Attempt(NamedTuple):
 
 
 class _Options(Options):
-    neutral = ("as_json",)
+    neutral = ("as_json", "file", "row", "propose", "n", "split", "first_error")
 
     file: Annotated[Path | None, POSITIONAL, PIPE] = None
     """the attempt; - or nothing: standard input"""
@@ -89,7 +91,7 @@ def _size(problem: Problem, steps: list[str]) -> tuple[int, int]:
     )
 
 
-@program(_Options, doc=__doc__, plan=_plan, resumable=False)
+@program(_Options, doc=__doc__, plan=_plan, resumable=lambda args: args.compare or None)
 def main(run: Run[_Options], module: Callable[[Config], Any] | None = None) -> int:
     if run.args.compare:
         return _compare(run, module)
@@ -136,21 +138,19 @@ def _asked(module: Any, **item: Any) -> Any:
 
 def _compare(run: Run[_Options], module: Callable[[Config], Any] | None) -> int:
     """Ask about every labelled row, until Ctrl-C, and print what that is worth beside a guess and the references."""
-    rows, answered = _labelled(run.config, run.args), dict[int, Outcome]()
-    items = [{"problem": row.problem, "steps": [step.text for step in row.trace.steps]} for row in rows]
-
-    def hear(index: int, p: Any) -> None:
-        answered[index] = Outcome(None if p.failure else p.first_error, p.failure or "", usage=p.usage)
-
+    rows, file = _labelled(run.config, run.args), "compared.jsonl"
+    localizer = (module or critics.ErrorLocalizer.from_config)(run.config)
     try:
-        localizer = (module or critics.ErrorLocalizer.from_config)(run.config)
-        critics.run_all(localizer, items, concurrency=1, progress="localizing", on_result=hear)
+        known = remembered(run.rows(file, AskedRow), rows, partial(run.write, file), localizing(localizer, 1))
     except KeyboardInterrupt:
+        known = {row.key: row for row in run.rows(file, AskedRow)}
+    answered = [row for row in rows if attempt_key(row) in known]
+    if len(answered) < len(rows):
         if not answered:
-            raise
-        run.say(f"interrupted after {len(answered)} of {len(rows)} rows; of these:")
-    code = 0 if len(answered) == len(rows) else 130
-    rows, said = [row for i, row in enumerate(rows) if i in answered], [answered[i] for i in sorted(answered)]
+            raise KeyboardInterrupt
+        run.say(f"interrupted after {len(answered)} of {len(rows)} rows, the same command goes on; of these:")
+    code, rows = 0 if len(answered) == len(rows) else 130, answered
+    said = [known[attempt_key(row)].outcome for row in rows]
     found = above_constant(said, rows)
     asked = {"scorer": run.config.scorer.title, "reference": "the references' numbers"}
     name = asked.get(run.config.critic.method, run.config.models.critic.model)

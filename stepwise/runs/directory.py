@@ -89,6 +89,7 @@ class RunDirectory:
         self._is_new = False  # whether the directory was made here
         self._inputs: set[str] = set()
         self._frozen: dict[str, Any] | None = None  # as in its file, once that is read
+        self._replaced: list[str] | None = None  # files of an earlier run that go once this one has a file of its own
         self._began = time.time()
         self._card: dict[str, Any] = {
             "program": program,
@@ -131,8 +132,9 @@ class RunDirectory:
                 "files first"
             )
 
-    def open(self, *, anew: bool) -> bool:
-        """Take over what an earlier run left, True if there is any; with `anew` remove that run's files instead.
+    def open(self, *, anew: bool, later: bool = False) -> bool:
+        """Take over what an earlier run left, True if there is any; with `anew` remove that run's files instead, or
+        with `later` once this one has a file to put there, so that a run that comes to nothing costs none.
 
         Raises DataError where another process is at work in the directory.
         """
@@ -143,9 +145,9 @@ class RunDirectory:
             return False
         files = [str(name) for name in found.get("files", [])]
         if anew:
-            for name in files:
-                self._remove(name)
-            (self.path / _CARD).unlink()
+            self._replaced = files
+            if not later:
+                self._replace()
             return False
         self.finished = found.get("status") == "finished"
         self._card["files"] = files
@@ -159,11 +161,20 @@ class RunDirectory:
             self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._take()
-            if (self.path / _CARD).exists():
+            if self._replaced is None and (self.path / _CARD).exists():
                 raise DataError(f"another run began in --out {self.path} in the meantime; give another --out")
             self._write()
             self._mine = True
         return self.path
+
+    def _replace(self) -> None:
+        """Remove what an earlier run left that this one replaces."""
+        for name in self._replaced or ():
+            if not self.holds(name):
+                self._remove(name)
+        if self._replaced is not None and not self._mine:
+            (self.path / _CARD).unlink(missing_ok=True)
+        self._replaced = None
 
     def _take(self) -> None:
         """Lock the directory until `close`, or the end of the process whatever ends it."""
@@ -187,7 +198,9 @@ class RunDirectory:
         path = self._inside(name)
         if is_input:
             self._inputs.add(name)
-        if name not in self._card["files"]:
+        if not self.holds(name):
+            if not is_input:
+                self._replace()
             self.made()
             if folder:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,11 +208,15 @@ class RunDirectory:
             self._write()
         return path
 
+    def holds(self, name: str) -> bool:
+        """Whether `name` is a file of this run, of an earlier start too."""
+        return name in self._card["files"]
+
     def frozen(self, key: str) -> dict[str, Any]:
         """What an earlier start found out about its machine, {} for nothing: every later one goes by it."""
         path = self.path / _FROZEN
         if self._frozen is None:
-            is_there = _FROZEN in self._card["files"] and path.exists()
+            is_there = self.holds(_FROZEN) and path.exists()
             self._frozen = read_json(path, "give another directory (--out)") if is_there else {}
         return dict(self._frozen.get(key, {}))
 
@@ -228,7 +245,7 @@ class RunDirectory:
             CURRENT.reset(before)
             self._card |= {"status": status, "seconds": round(time.time() - self._began, 3)}
             try:
-                if self._mine and status == "failed" and not self._has_results():
+                if self._mine and status == "failed" and not self._replaced and not self._has_results():
                     self._remove_all()
                 elif self._mine:
                     self._write()
@@ -288,7 +305,8 @@ class RunDirectory:
         return path
 
     def _write(self) -> None:
-        write_text(self.path / _CARD, json.dumps(self._card, indent=1, ensure_ascii=False) + "\n")
+        files = dict.fromkeys([*self._card["files"], *(self._replaced or ())])
+        write_text(self.path / _CARD, json.dumps(self._card | {"files": [*files]}, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_card(folder: Path) -> dict[str, Any]:

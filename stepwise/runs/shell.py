@@ -97,6 +97,8 @@ class Run(Generic[OptionsT]):
     def rows(self, name: str, cls: type[Any] | None = None) -> list[Any]:
         """What an earlier, interrupted start of this same run already wrote to `name`: empty at the first start."""
         path = self.directory.path / name
+        if not self.directory.holds(name):
+            return []
         return read_rows(path) if cls is None else read_rows(path, cls)
 
     def metrics(self, **values: Any) -> None:
@@ -173,7 +175,7 @@ def program(
     *,
     doc: str | None,
     plan: Callable[[Config, OptionsT], Sequence[PlannedCalls]] | None = None,
-    resumable: bool = True,
+    resumable: bool | Callable[[OptionsT], bool | None] = True,
     waits: bool = False,
     same_run: Callable[[Config], Config] = lambda config: config,
     on_workers: bool = False,
@@ -181,9 +183,10 @@ def program(
     """Turn `function(run)` into `main(argv=None) -> exit code`. The file's name is the program's name.
 
     `doc` is the module's docstring, shown by --help; `options` the program's own. `plan` says what the run would spend,
-    per role, for --dry-run. A program that is not `resumable` starts anew each time: it removes its own files of an
-    earlier start with the same settings instead of going on from them; one that `waits` for others, as a server does,
-    is not said to be at work while it shows nothing. `same_run` leaves out of the configuration what may change
+    per role, for --dry-run. A program that is not `resumable` starts anew each time: its own files of an earlier start
+    with the same settings go once it has a file to put there; where options decide, None says that it writes nothing
+    and leaves the directory alone. One that `waits` for others, as a server does, is not said to be at work while it
+    shows nothing. `same_run` leaves out of the configuration what may change
     between the starts of one run. `on_workers`: it does its chunks where [workers] says; others
     refuse that. What is given to `main` by name, such as models in place of those of the
     configuration, goes to the function.
@@ -205,12 +208,15 @@ def program(
             console = Console(stderr=getattr(args, "as_json", False))  # with --json, standard output is for a program
             out = shared.out or Path("out") / name
             computed = args.model_dump(mode="json", exclude=set(options.neutral))
-            unset = {key: field.get_default() for key, field in options.model_fields.items() if not field.is_required()}
+            fields = ((key, options.model_fields[key]) for key in computed)
+            unset = {key: field.get_default() for key, field in fields if not field.is_required()}
             directory = RunDirectory(
                 out, program=name, config=same_run(config), arguments=computed,
                 defaults=json.loads(json.dumps(unset, default=str)),
             )  # fmt: skip
-            directory.check(overwrite=shared.overwrite)
+            goes_on = resumable(args) if callable(resumable) else resumable
+            if goes_on is not None:
+                directory.check(overwrite=shared.overwrite)
             if plan is not None and not given:
                 check_files(config)
             if shared.dry_run:
@@ -220,7 +226,8 @@ def program(
                     show_plan(plan(config, args), config, console)
                 return 0
             run = Run(config, args, shared, directory, console)
-            run.resumed = directory.open(anew=shared.overwrite or not resumable)
+            if goes_on is not None:
+                run.resumed = directory.open(anew=shared.overwrite or not goes_on, later=not goes_on)
             if run.resumed:
                 state = "is finished already" if directory.finished else "goes on"
                 run.say(f"the run in {out} {state} (--overwrite starts anew)")
@@ -230,7 +237,7 @@ def program(
                     code = function(run, **given) or 0
                     directory.failed = bool(code)
             except KeyboardInterrupt:
-                remedy = "the same command goes on from there" if resumable else "the same command starts anew"
+                remedy = f"the same command {'goes on from there' if goes_on else 'starts anew'}"
                 complain(f"interrupted; {directory.summary()}; {remedy}")
                 return 130
             finally:

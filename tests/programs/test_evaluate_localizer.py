@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from programs.evaluate_localizer import _key_of, main
+from programs.evaluate_localizer import main
+from stepwise.critics.asked import attempt_key
 from stepwise.data.processbench import from_row
 from stepwise.types import Usage
 from tests.fakes import ScriptedScorer
@@ -137,7 +138,7 @@ def test_a_scorer_is_asked_once_and_what_failed_is_a_counted_miss_that_is_tried_
     path = files / "out" / "scores.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == 10
-    (failing,) = [line for line in lines if line["key"] == _key_of(from_row(row("e", -1)))]
+    (failing,) = [line for line in lines if line["key"] == attempt_key(from_row(row("e", -1)))]
     failing |= {"scores": [], "outcome": failing["outcome"] | {"error": "too long"}}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     again = measured(files, *args, scorer=lambda _: scorer)["rows"][0]
@@ -194,7 +195,7 @@ def test_a_module_that_was_stopped_goes_on_and_is_asked_again_only_for_what_fail
     assert stopped.calls[:4] == ["a", "b", "c", "d"]  # another may have begun by then
     rows = [json.loads(line) for line in (files / "out" / "outcomes.jsonl").read_text().splitlines()]
     kept = {row["key"] for row in rows if not row["outcome"]["error"]}
-    names = {_key_of(from_row(line)): line["id"] for line in json.loads((files / "test.json").read_text())}
+    names = {attempt_key(from_row(line)): line["id"] for line in json.loads((files / "test.json").read_text())}
     assert {"a", "c"} <= {names[key] for key in kept}
     resumed = Module({"b": 2})
     (one,) = measured(files, *args[:-2], module=lambda _: resumed)["rows"]

@@ -21,7 +21,8 @@ ROWS = [
 
 
 @pytest.fixture
-def labelled(tmp_path: Path) -> str:
+def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)  # where the answers are kept
     path = tmp_path / "labelled.jsonl"
     rows = [
         {"problem": "Ann sold 48 clips, Beth half of it. Both?", "steps": steps, "label": label,
@@ -80,5 +81,39 @@ def test_ctrl_c_leaves_what_was_answered(labelled: str, capsys: pytest.CaptureFi
     arguments = [labelled, "--compare", "--set", "critic.method=reference"]
     assert localize.main(arguments, module=lambda _: module) == 130
     out = " ".join(capsys.readouterr().out.split())
-    assert "interrupted after 3 of 5 rows; of these:" in out
+    assert "interrupted after 3 of 5 rows, the same command goes on; of these:" in out
     assert "the references' numbers: 3 of 3 first errors" in out
+
+
+def test_what_was_answered_before_a_crash_is_not_asked_for_again(
+    labelled: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another file in the same directory too, and a single attempt leaves all of it where it is."""
+    asked: list[list[str]] = []
+    crashes = [9]
+
+    def module(**item: Any) -> Any:
+        if len(asked) == 3 and crashes:
+            raise SystemExit(crashes.pop())
+        asked.append(item["steps"])
+        return critics.ErrorLocalizer(method="reference")(**item)
+
+    def start(*arguments: str) -> int:
+        return localize.main([*arguments, "--set", "critic.method=reference"], module=lambda _: module)
+
+    with pytest.raises(SystemExit):
+        start(labelled, "--compare")
+    before = len(asked)
+    assert before < len(ROWS)
+    assert start(labelled, "--row", "1") == 0
+    assert start(labelled, "--compare", "--n", "2", "--json") == 0
+    assert len(asked) == before + 1
+    fewer = Path(labelled).with_name("fewer.jsonl")
+    fewer.write_text("".join(Path(labelled).read_text().splitlines(keepends=True)[1:3]))
+    capsys.readouterr()
+    assert start(str(fewer), "--compare", "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out).values()
+    assert (found["wrong"], found["found"]) == (2, 2)
+    assert start(labelled, "--compare") == 0
+    del asked[before]  # the single attempt
+    assert sorted(asked) == sorted(steps for steps, _ in ROWS)
