@@ -4,7 +4,7 @@ For each number of clients, --requests requests are streamed from `stepwise serv
 asking the next question once it has its answer, and the same questions are routed by `StepRouter.solve_all` with as
 many problems open. Both are greedy; "other texts" counts answers that are not those of all problems at once, as
 near-ties turn with the batch. With --memory N, N other questions: bytes and descriptors that the server has more of at
-the end than after a tenth of them (Linux), 10,000 or more, since its caches are full after some hundred.
+the end than after a tenth of them (Linux), 10,000 or more, since its caches fill up over the first thousands.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from stepwise.errors import ConfigError
 from stepwise.lab.problems import generate
 from stepwise.models.caps import Caps, uncapped
 from stepwise.models.replicas import SharedCaps
+from stepwise.models.shared import limit_caches
 from stepwise.models.sizes import settled
 from stepwise.models.store import CallCache
 from stepwise.routing.planning import plan_routing
@@ -65,6 +66,7 @@ def main(run: Run[_Options]) -> None:
     }
     with ExitStack() as stack:
         router = stack.enter_context(Service.router(config))
+        limit_caches(stack, router.models.weak, router.models.strong, router.models.scorer)
         shared = None
         if config.serve.shared is not None:
             name = f"{socket.gethostname()}-{stable_hash(run.directory.path.resolve()):x}"

@@ -225,16 +225,17 @@ class Ledger:
                 return self._usage.get(role, Usage())
             return sum(self._usage.values(), Usage())
 
-    def remaining(self) -> dict[str, float | None]:
-        """What is left of each cap, reservations taken off; None where there is no cap, negative after an overrun.
+    def remaining(self, *, settled: bool = False) -> dict[str, float | None]:
+        """What is left of each cap, reservations taken off, or as if all were given back (`settled`); None where there
+        is no cap, negative after an overrun.
 
         For the account of a problem the nearer of its own cap and the run's. `budget.problem`, a cap on each of many
         problems, is in no ledger of a run.
         """
         with self._lock:
             lefts = {
-                name: [level._caps[name] - level._spent[name] - level._held[name] for level in self._levels
-                       if name in level._caps]
+                name: [level._caps[name] - level._spent[name] - (0 if settled else level._held[name])
+                       for level in self._levels if name in level._caps]
                 for name in _NAMES
             }  # fmt: skip
         return {name: float(min(left)) if left else None for name, left in lefts.items()}

@@ -94,9 +94,9 @@ class Caps:
         """Raise BudgetExceededError where `coming` problems, at the mean cost of the `done` ones, would not fit.
 
         A chunk, or a step of training, that meets a cap half way is lost with all that it cost, so it had better not
-        begin.
+        begin. What is reserved by calls in flight is not taken for spent: it is many times what most of them take.
         """
-        for name, left in self.ledger.remaining().items():
+        for name, left in self.ledger.remaining(settled=True).items():
             cap = getattr(self.config.budget, name)
             if left is None or not done:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from stepwise.errors import BackendError, ConfigError, DataError
 from stepwise.models.base import Capabilities, Completion, Generator, Request, as_requests, check_question, first_of
 from stepwise.models.calls import chat_job
 from stepwise.models.engine import Engine, Generation, GenerationJob
+from stepwise.models.engine.cache import ids_array
 from stepwise.models.engine.stopping import clean_text, open_fence
 from stepwise.models.states import pack, step_vector
 from stepwise.prompt import SolvePrompt
@@ -40,11 +42,12 @@ class LlamaCppBackend(Generator):
         self.engine = engine
         self.prompt = prompt or SolvePrompt()
         self.parameters: int | None = engine.parameters
-        self._prompt_ids = lru_cache(maxsize=1024)(lambda question: tuple(engine.prompt_ids(self.prompt, question)))
-        self._text_ids = lru_cache(maxsize=4096)(
-            lambda text: tuple(engine.tokenize(separated(text, self.prompt.splitter)))
+        # Kept as arrays: a tuple takes nine times as much, and a server meets these bounds after a thousand requests.
+        self._prompt_ids = lru_cache(maxsize=1024)(lambda question: ids_array(engine.prompt_ids(self.prompt, question)))
+        self._text_ids = lru_cache(maxsize=2048)(
+            lambda text: ids_array(engine.tokenize(separated(text, self.prompt.splitter)))
         )
-        self._sampled_ids = lru_cache(maxsize=4096)(self._own_ids)
+        self._sampled_ids = lru_cache(maxsize=2048)(self._own_ids)
         self._opened = lru_cache(maxsize=1024)(self._opens)
         self.capabilities = self._probe()
 
@@ -119,7 +122,8 @@ class LlamaCppBackend(Generator):
             ids = list(self._prompt_ids(request.problem.question))
             for step in request.prefix:
                 own = step.token_ids and step.usage.model == name
-                ids += self._sampled_ids(step.text, step.token_ids) if own else self._text_ids(step.text)
+                sampled = ids_array(step.token_ids).tobytes() if own else b""
+                ids += self._sampled_ids(step.text, sampled) if own else self._text_ids(step.text)
             opened = self._opened(request.problem.question)
         except (BackendError, ConfigError, DataError) as error:
             return Failure("refused", str(error))
@@ -141,28 +145,27 @@ class LlamaCppBackend(Generator):
     def _thought(self, request: Request) -> str:
         """The mark of the thought that the token ids of `request` leave open: the prompt's, or one of what follows."""
         ids, question = request.token_ids, request.problem.question
-        prompt = self._prompt_ids(question) if question.strip() else ()
+        prompt = tuple(self._prompt_ids(question)) if question.strip() else ()
         if not prompt or ids[: len(prompt)] != prompt:
             return prompt_thought(self.engine.vocabulary.spelled(ids[-_PROMPT_END:]))
         return open_thought(self._opened(question) + self.engine.vocabulary.spelled(ids[len(prompt) :]))
 
-    def _own_ids(self, text: str, token_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The ids of a step that this model sampled, with a blank line at the end whatever ended it.
+    def _own_ids(self, text: str, sampled: bytes) -> array[int]:
+        """The ids of a step that this model sampled (`sampled`, as an array's bytes), with a blank line at the end
+        whatever ended it.
 
         Where the text was changed since, the text counts.
         """
-        ids = list(token_ids)
+        ids = array("i", sampled)
         while ids and ids[-1] in self.engine.vocabulary.end_tokens:
             ids.pop()
         data = self.engine.detokenize(ids)
         kept = self.prompt.splitter == "calculations"  # the text holds line ends, the next step's ids perhaps some
         if clean_text(data) != (clean_text(text.encode()) if kept else text):
             return self._text_ids(text)
-        if kept and data.endswith(b"\n"):
-            return tuple(ids)
-        if not _BLANK_LINE.search(data):
-            ids += self.engine.tokenize("\n" if data.endswith(b"\n") else SEPARATOR)
-        return tuple(ids)
+        if not (kept and data.endswith(b"\n")) and not _BLANK_LINE.search(data):
+            ids.extend(self.engine.tokenize("\n" if data.endswith(b"\n") else SEPARATOR))
+        return ids
 
     def _completion(self, made: Generation, prompt_tokens: int, name: str, request: Request) -> Completion:
         ids, logprobs, end = made.ids, made.logprobs or None, None
@@ -198,7 +201,7 @@ class LlamaCppBackend(Generator):
         try:
             return (*kept, *self.engine.tokenize(made.data[start : made.end].decode()))
         except UnicodeDecodeError:  # the token began in the middle of a character
-            return self._text_ids(made.text)
+            return tuple(self._text_ids(made.text))
 
     def set_adapter(self, path: str | Path | None, scale: float = 1.0, *, check_base: bool = True) -> None:
         """Attach a LoRA adapter in GGUF, or none; the name changes with it. See `Engine.set_adapter`."""

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Hashable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ def open_problems(*models: Any) -> int | None:
     if not any(engine.curve for engine in own):
         return None
     return min(sum(engine.concurrency for engine in own), max(engine.sequences for engine in own))
+
+
+def limit_caches(stack: ExitStack, *models: Any) -> None:
+    """Until `stack` is closed, have the engine of each model keep an eighth of the prefixes that it may keep beside its
+    sequences: for a server, to which questions that are answered seldom come again.
+
+    Example:
+        limit_caches(stack, router.models.weak, router.models.strong)
+    """
+    for engine in {engine for model in models for engine in getattr(model, "engines", ())}:
+        if isinstance(engine, Engine):
+            engine.limit_cache(1 / 8)
+            stack.callback(engine.limit_cache, 1)
 
 
 def close_engines(path: str | Path | None = None) -> int:

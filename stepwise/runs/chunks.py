@@ -106,7 +106,8 @@ def run_chunks(
                 sealed, handed = sealed + len(part), handed + len(part)
                 told(number, len(part), True)
                 continue
-            half = (handed - sealed) // 2  # of what others have in hand, taken to be paid for
+            # Of what others have in hand half is taken to be paid for; without a sealed chunk nothing is known.
+            half = (handed - sealed) // 2 if sealed else 0
             crew.check(sealed + half, handed - sealed - half + len(part))
             sizes[number], handed = len(part), handed + len(part)
             yield number, part

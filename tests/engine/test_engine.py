@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import pytest
 from stepwise.errors import BackendError
 from stepwise.models.engine import Engine, Generation, GenerationJob
 from stepwise.models.engine.context import captured_log, library
+from stepwise.models.llamacpp import LlamaCppBackend
+from stepwise.models.shared import limit_caches
 from tests.engine.conftest import LoadEngine
 
 PROMPTS = [
@@ -141,6 +144,25 @@ def test_without_memory_for_saved_paths_results_stay_right_and_cost_more(load: L
         for one, expected in zip(engine.generate(jobs), fresh(load, jobs), strict=True):
             assert_same(one, expected)
     assert engine.counters.evaluated_tokens > 1.3 * engine.counters.distinct_tokens
+
+
+def test_a_limited_engine_keeps_fewer_prefixes(load: LoadEngine) -> None:
+    engine = load(sequences=2)
+    jobs = [
+        job(engine, f"{letter} of a dozen jars has many more coins.", max_tokens=2, temperature=0.0)
+        for letter in "ABCDEFGHIJKL"
+    ]
+
+    def asked_again() -> int:
+        engine.generate(jobs)
+        return sum(one.evaluated_tokens for one in engine.generate(jobs))
+
+    every = asked_again()
+    with ExitStack() as stack:
+        limit_caches(stack, LlamaCppBackend(engine))
+        few = asked_again()
+    assert every < few
+    assert asked_again() < few
 
 
 def test_jobs_of_very_different_lengths_leave_gaps_that_are_closed_without_harm(load: LoadEngine) -> None:

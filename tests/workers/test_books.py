@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from stepwise.io import read_rows
 from stepwise.models.books import Books
 from stepwise.models.desk import Desk
 from stepwise.models.store import Answer
+from stepwise.runs.chunks import Part, run_chunks
+from stepwise.runs.directory import opened
 from stepwise.types import Usage
 
 
@@ -172,6 +176,37 @@ def test_what_a_lost_worker_still_asks_for_is_not_set_aside(tmp_path: Path) -> N
     assert books.ledger.remaining()["total_tokens"] == 436
     books.close()
     assert books_of(tmp_path, config, start="b", keeps=True).ledger.usage("strong").generated_tokens == 64
+
+
+def test_what_is_in_flight_is_not_taken_for_spent_where_the_next_chunk_is_reckoned(tmp_path: Path) -> None:
+    books = books_of(tmp_path, config_of(total_tokens=100))
+    books.hold("0/0/0", "0/0", "weak", 20, 5, 1)
+    books.settle("0/0/0", used(20), None)
+    books.hold("1/0/0", "1/0", "weak", 60, 5, 1)
+    books.check(2, 6)  # 10 for each, and room for 8
+    with pytest.raises(BudgetExceededError, match="20 spent on 2 problems"):
+        books.check(2, 9)
+
+
+def test_nothing_is_reckoned_before_a_chunk_is_sealed(tmp_path: Path) -> None:
+    checked = list[tuple[int, int]]()
+
+    class TwoAtOnce:
+        def check(self, done: int, coming: int) -> None:
+            checked.append((done, coming))
+
+        def map(self, work: Any, parts: Iterable[Part]) -> Iterator[tuple[int, dict[str, str]]]:
+            rest = iter(parts)
+            in_hand = [next(rest), next(rest)]
+            while in_hand:
+                yield in_hand.pop(0)[0], {"rows": ""}
+                in_hand += islice(rest, 1)
+
+    with opened(tmp_path / "o", program="test", config=Config.lab(), arguments={}) as directory:
+        run_chunks(
+            directory, range(12), 4, ["rows"], lambda *_: {}, lambda: tmp_path, crew=TwoAtOnce(), label="testing"
+        )
+    assert checked == [(0, 4), (0, 8), (6, 6)]
 
 
 def test_without_caps_nothing_is_asked_and_all_is_counted(tmp_path: Path) -> None:

@@ -138,7 +138,10 @@ def test_a_run_that_was_interrupted_goes_on_without_workers(cluster: Any, tmp_pa
     one, two = tmp_path / "one", tmp_path / "two"
     assert route.main([*LAB, "--out", str(one)]) == 0
     command = [sys.executable, "-m", "stepwise.cli", "route", *LAB, "--out", str(two)]
-    with subprocess.Popen([*command, *on(cluster)], stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        [*command, *on(cluster)], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    ) as run:  # fmt: skip
         while sealed(two) < 2:
             assert run.poll() is None, run.stderr and run.stderr.read()
             time.sleep(0.02)

@@ -77,7 +77,7 @@ class PrefixTree(Generic[T]):
     ([2], 3)
     """
 
-    def __init__(self, most: int = 1 << 12) -> None:
+    def __init__(self, most: int = 1 << 10) -> None:
         self.root: _Node[T] = _Node(ids_array(), None)
         self.distinct = self.nodes = 0
         self.most = most
@@ -285,7 +285,12 @@ class PrefixCache:
         copy.node = tree.insert(ids, copy)
         self.saved[copy] = blob.size
         self.bytes += blob.size
-        while self.bytes > self.memory:
+        self.limit(self.memory)
+
+    def limit(self, memory: int) -> None:
+        """Keep at most `memory` bytes of saved paths, those used last, from now on."""
+        self.memory = memory
+        while self.bytes > memory:
             self._drop(next(iter(self.saved)))
 
     def _drop(self, path: Path) -> None:

@@ -59,7 +59,7 @@ class Engine:
         self.threads, self.memory_bytes = context.threads, context.memory_bytes
         self.vocabulary, self.width = Vocabulary(context), context.width
         self._context = context
-        self._cache = PrefixCache(context, cache_memory)
+        self._cache, self._cache_memory = PrefixCache(context, cache_memory), cache_memory
         self._scheduler = Scheduler(context, self.vocabulary, self._cache)
         self._scheduler.set_curve(curve)
         self.worker = Worker(self._scheduler)
@@ -304,6 +304,16 @@ class Engine:
     def reset_cache(self) -> None:
         """Drop every cached prefix once the calls in progress have ended: what follows is measured from cold."""
         control = Control(self._scheduler.reset)
+        self.worker.do(control, control)
+
+    def limit_cache(self, share: float) -> None:
+        """Keep no more than `share` (0 to 1) of the prefixes that it may keep beside its sequences, once the calls in
+        progress have ended.
+
+        Example:
+            engine.limit_cache(1 / 8)
+        """
+        control = Control(lambda: self._cache.limit(int(share * self._cache_memory)))
         self.worker.do(control, control)
 
     def set_curve(self, curve: Curve | None) -> None:

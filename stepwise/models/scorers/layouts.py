@@ -23,6 +23,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from stepwise.models.engine import Engine
+from stepwise.models.engine.cache import ids_array
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import separated
 
@@ -78,8 +79,8 @@ class Marked:
         self.key = "" if prompt == SolvePrompt() else f"prompt {prompt.hash}"
         self._marker = [engine.token_id(marker)] if marker else []
         written = engine.step_ids if marker else lambda text: engine.tokenize(separated(text, prompt.splitter))
-        self._step_ids = lru_cache(maxsize=16_384)(written)
-        self._prompt_ids = lru_cache(maxsize=1_024)(lambda question: engine.prompt_ids(prompt, question))
+        self._step_ids = lru_cache(maxsize=4_096)(lambda text: ids_array(written(text)))
+        self._prompt_ids = lru_cache(maxsize=1_024)(lambda question: ids_array(engine.prompt_ids(prompt, question)))
 
     def readings(self, question: str, steps: Sequence[str], first: int) -> list[Reading]:
         """One sequence for all steps."""
