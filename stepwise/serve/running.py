@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from stepwise.config import Config
-from stepwise.errors import ConfigError, MissingDependencyError
+from stepwise.errors import ConfigError, MissingDependencyError, StepwiseError
 from stepwise.models.budget import Ledger
 from stepwise.models.driver import Driver
 from stepwise.models.replicas import SharedCaps
@@ -25,6 +26,9 @@ except ImportError:
     raise MissingDependencyError(
         'serving needs uvicorn, which is not installed; pip install "stepwise[serve]"'
     ) from None
+
+
+_log = logging.getLogger(__package__)
 
 
 def _protocol(patience: float) -> type[asyncio.Protocol]:
@@ -120,6 +124,12 @@ class RunningServer:
         poking.cancel()
 
     async def _poke(self) -> None:
+        said = ""
         while self._shared is not None:
             await asyncio.sleep(0.2)
-            self._shared.poke()
+            try:
+                self._shared.poke()
+            except (StepwiseError, OSError) as error:  # those who wait would wait for ever
+                if str(error) != said:
+                    said = str(error)
+                    _log.error("what other replicas have spent cannot be read: %s", said)

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from stepwise.config import BudgetConfig, CapsConfig
+from stepwise.errors import DataError
 from stepwise.models.budget import Ledger
 from stepwise.models.replicas import SharedCaps
 from stepwise.models.store import CallCache
@@ -27,6 +28,28 @@ from tests.scorers.stand_in import Answer, serving
 from tests.serve.conftest import Serve, World, ask
 
 KEY = "alice-has-a-key-of-her-own"
+
+
+def test_a_directory_that_cannot_be_read_for_a_moment_ends_no_waiting(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Shared:
+        looked = 0
+
+        def poke(self) -> None:
+            self.looked += 1
+            if self.looked < 3:
+                raise DataError("two.json cannot be read")
+
+    shared = Shared()
+    serve(shared=shared)
+    deadline = time.monotonic() + 60
+    while shared.looked < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert shared.looked >= 4
+    assert [record.getMessage() for record in caplog.records if record.name == "stepwise.serve"] == [
+        "what other replicas have spent cannot be read: two.json cannot be read"
+    ]
 
 
 def test_a_cap_on_a_key_holds_over_both_and_an_answer_is_made_once(serve: Serve, world: World, tmp_path: Path) -> None:
