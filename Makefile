@@ -54,6 +54,7 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m "hypothesis and not slow" --hypothesis-profile=thorough
 
 test-latest: $(LATEST)/.dev
 	@$(LATEST)/bin/python -m pytest -m "not slow" $(LATEST_TESTS)

@@ -7,6 +7,7 @@ remedy.
 
 from __future__ import annotations
 
+import functools
 import html
 import inspect
 import json
@@ -55,7 +56,7 @@ def redact(text: str, *, shapes: bool = True, as_json: bool = False) -> str:
     'Incorrect API key provided: [secret]'
     """
     named = {value for name in _configured if len(value := os.environ.get(name, "")) >= _PIECE // 2}
-    alike = {value for name, value in os.environ.items() if len(value) >= _PIECE and _SECRET_NAMES.search(name.upper())}
+    alike = {value for name in os.environ if _like_a_secret(name) and len(value := os.environ.get(name, "")) >= _PIECE}
     for value in sorted(named | alike, key=len, reverse=True):
         for form in (value, html.escape(value), quote(value, safe="")):
             for written in (*_json_forms(form), *(() if as_json else (form,))):
@@ -64,6 +65,11 @@ def redact(text: str, *, shapes: bool = True, as_json: bool = False) -> str:
         for forms in (*zip(*map(_json_forms, value), strict=True), *(() if as_json else (value,))):
             text = _without_pieces(text, forms)
     return _KEY_SHAPES.sub(REDACTED, text) if shapes else text
+
+
+@functools.lru_cache(4096)  # every line of an answer store asks again, of every variable
+def _like_a_secret(variable: str) -> bool:
+    return _SECRET_NAMES.search(variable.upper()) is not None
 
 
 def _json_forms(text: str) -> tuple[str, str]:

@@ -131,9 +131,8 @@ class Usage:
     cost: float | None = None
 
     def __add__(self, other: Usage) -> Usage:
-        empty = Usage()
-        if self == empty or other == empty:
-            return other if self == empty else self
+        if self == _NO_USAGE or other == _NO_USAGE:
+            return other if self == _NO_USAGE else self
         cost = None if self.cost is None or other.cost is None else self.cost + other.cost
         return Usage(
             self.model if self.model == other.model else "",
@@ -144,6 +143,9 @@ class Usage:
             self.retries + other.retries,
             cost,
         )
+
+
+_NO_USAGE = Usage()  # made once: sums over traces add to it tens of thousands of times
 
 
 @record(allow_inf_nan=False)
@@ -265,8 +267,8 @@ class Trace(InNotebook):
         """
         spent: dict[str, Usage] = {}
         for step in self.written:
-            spent[step.author] = spent.get(step.author, Usage()) + step.usage
-        if self.scorer_usage != Usage():
+            spent[step.author] = spent.get(step.author, _NO_USAGE) + step.usage
+        if self.scorer_usage != _NO_USAGE:
             spent["scorer"] = self.scorer_usage
         return spent
 

@@ -21,7 +21,8 @@ from hypothesis import settings
 gc.disable()  # until everything is imported
 
 # A machine that trains in the background is slow now and then: no property test has a deadline.
-settings.register_profile("stepwise", deadline=None)
+settings.register_profile("stepwise", deadline=None, max_examples=40)
+settings.register_profile("thorough", deadline=None, max_examples=400)  # `make test-slow`
 settings.load_profile("stepwise")
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 import dspy
@@ -217,7 +217,7 @@ def test_an_address_is_loaded_from_a_trusted_file_only_and_a_key_never(
         assert {lm.engine for lm in models} == {"litellm"}
 
 
-ELSEWHERE = """
+OWN = """
 import json, sys
 import dspy
 
@@ -238,75 +238,82 @@ if __name__ == "__main__":
     print(json.dumps([found.failure, found.right, found.reason, asked["type"]]))
 """
 
-
-@pytest.mark.usefixtures("_no_engine_is_left")
-def test_another_process_finds_the_model_of_a_module_inside_a_users_program(
-    tiny_gguf_path: Path, tmp_path: Path
-) -> None:
-    program = dspy.Module()
-    program.parts = [StepJudge(local(tiny_gguf_path, context=4096), adapter="json")]
-    program.save(tmp_path / "program.json")
-    found = program.parts[0](**ATTEMPT)
-    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
-    run = subprocess.run(
-        [sys.executable, str(tmp_path / "elsewhere.py"), str(tmp_path / "program.json"), json.dumps(ATTEMPT)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
-    # a schema is sent, not a plea for JSON: the model is known for what it is
-    assert json.loads(run.stdout.splitlines()[-1]) == [None, found.right, found.reason, "json_schema"]
-
-
-WHOLE = """
-import json, sys
+# One process, since the imports are what takes the time: the programs saved whole first, while nothing of ours is
+# imported but what their files name, then the user's own script as `python own.py` would run it.
+ELSEWHERE = """
+import json, runpy, sys
 import dspy
-from stepwise.models.shared import close_engines
 
-for folder in sys.argv[2:]:
-    found = dspy.load(folder, allow_pickle=True)(**json.loads(sys.argv[1]))
+for folder, inputs in json.loads(sys.argv[1]):
+    found = dspy.load(folder, allow_pickle=True)(**inputs)
     trace = getattr(found, "trace", None)
     print(json.dumps([str(getattr(found, "failure", None)), found.first_error if trace is None else trace.text]))
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
+PROBLEM = sw.lab.generate("test", 1)[0].problem.question
 
 
-def elsewhere(folder: Path, inputs: dict[str, Any], *programs: Any) -> list[Any]:
-    """What programs that were saved whole say in a process that knows nothing but their files."""
-    paths = [folder / f"whole {number}" for number in range(len(programs))]
-    for program, path in zip(programs, paths, strict=True):
-        program.save(path, save_program=True)
-    (folder / "whole.py").write_text(WHOLE)
-    command = [sys.executable, str(folder / "whole.py"), json.dumps(inputs), *map(str, paths)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    return [json.loads(line) for line in run.stdout.splitlines()[-len(programs) :]]
+class Saved(NamedTuple):
+    """Programs that are still loaded here, what they say, and the lines that a process with their files alone wrote."""
+
+    critics: list[ErrorLocalizer]
+    found: list[dspy.Prediction]
+    router: StepRouter
+    text: str
+    judged: dspy.Prediction
+    elsewhere: list[Any]
 
 
-@pytest.mark.usefixtures("_no_engine_is_left")
-def test_a_router_saved_whole_routes_as_before_in_another_process(tmp_path: Path) -> None:
-    scorer = ScorerConfig(kind="constant", value=0.4)
-    names = "llamacpp/lab-weak", "llamacpp/lab-strong"
-    problem = sw.lab.generate("test", 1)[0].problem.question
-    with StepRouter(*names, scorer, routing.Threshold(0.61), seed=4, max_steps=3) as router:
-        text = router(problem=problem).trace.text
-        assert elsewhere(tmp_path, {"problem": problem}, router) == [["None", text]]
-        again = pickle.loads(cloudpickle.dumps(router))
-        with again:
-            assert (again.policy, again.settings, again.prices) == (router.policy, router.settings, router.prices)
-            assert again.models.weak is not router.models.weak
-            assert again.state.module is again
-        assert router(problem=problem).trace.text == text  # the original's models are still open
-
-
-@pytest.mark.usefixtures("_no_engine_is_left")
-def test_a_critic_saved_whole_says_the_same_in_another_process(tiny_gguf_path: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def saved(tiny_gguf_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
+    folder = tmp_path_factory.mktemp("saved")
     forms = ("json", "compact")
-    plain, compiled = (ErrorLocalizer(local(tiny_gguf_path, context=4096), adapter=form) for form in forms)
-    predictor = compiled.predictors()[0]  # its signature becomes a class that no module has
+    critics = [ErrorLocalizer(local(tiny_gguf_path, context=4096), adapter=form) for form in forms]
+    predictor = critics[1].predictors()[0]  # its signature becomes a class that no module has
     predictor.signature = predictor.signature.with_instructions("Mind the units.")
-    found = [critic(**ATTEMPT) for critic in (plain, compiled)]
-    expected = [[str(result.failure), result.first_error] for result in found]
-    assert elsewhere(tmp_path, ATTEMPT, plain, compiled) == expected
-    for critic, result in zip((plain, compiled), found, strict=True):
+    found = [critic(**ATTEMPT) for critic in critics]
+    own = dspy.Module()
+    own.parts = [StepJudge(local(tiny_gguf_path, context=4096), adapter="json")]
+    own.save(folder / "own.json")
+    (folder / "own.py").write_text(OWN)
+    names, scorer = ("llamacpp/lab-weak", "llamacpp/lab-strong"), ScorerConfig(kind="constant", value=0.4)
+    with StepRouter(*names, scorer, routing.Threshold(0.61), seed=4, max_steps=3) as router:
+        whole: list[tuple[str, dict[str, Any]]] = []
+        for number, (program, inputs) in enumerate([(router, {"problem": PROBLEM}), *((c, ATTEMPT) for c in critics)]):
+            whole.append((str(folder / f"whole {number}"), inputs))
+            program.save(whole[-1][0], save_program=True)
+        (folder / "elsewhere.py").write_text(ELSEWHERE)
+        command = [str(folder / "elsewhere.py"), json.dumps(whole), str(folder / "own.py"), str(folder / "own.json")]
+        run = subprocess.run(
+            [sys.executable, *command, json.dumps(ATTEMPT)], capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr[-2000:]
+        lines = [json.loads(line) for line in run.stdout.splitlines()[-4:]]
+        yield Saved(critics, found, router, router(problem=PROBLEM).trace.text, own.parts[0](**ATTEMPT), lines)
+    close_engines()
+
+
+def test_another_process_finds_the_model_of_a_module_inside_a_users_program(saved: Saved) -> None:
+    # a schema is sent, not a plea for JSON: the model is known for what it is
+    assert saved.elsewhere[3] == [None, saved.judged.right, saved.judged.reason, "json_schema"]
+
+
+def test_a_router_saved_whole_routes_as_before_in_another_process(saved: Saved) -> None:
+    router = saved.router
+    assert saved.elsewhere[0] == ["None", saved.text]
+    again = pickle.loads(cloudpickle.dumps(router))
+    with again:
+        assert (again.policy, again.settings, again.prices) == (router.policy, router.settings, router.prices)
+        assert again.models.weak is not router.models.weak
+        assert again.state.module is again
+    assert router(problem=PROBLEM).trace.text == saved.text  # the original's models are still open
+
+
+def test_a_critic_saved_whole_says_the_same_in_another_process(saved: Saved) -> None:
+    expected = [[str(result.failure), result.first_error] for result in saved.found]
+    assert saved.elsewhere[1:3] == expected
+    for critic, result in zip(saved.critics, saved.found, strict=True):
         for loaded in (pickle.loads(pickle.dumps(critic)), critic.deepcopy()):
             assert loaded.dump_state() == critic.dump_state()
             assert loaded(**ATTEMPT).first_error == result.first_error

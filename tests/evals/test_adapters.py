@@ -20,13 +20,13 @@ def test_it_compares_the_formats_and_goes_on_where_it_was(
 ) -> None:
     missing = ["--set", "models.critic.model=llamacpp/none.gguf"]
     options = ["--model", f"llamacpp/{tiny_gguf_path}", "--threads", "4", *missing, "--out", str(tmp_path / "out")]
-    counts = ["--calls", "2", "--free", "1", "--problems", "1"]
+    counts = ["--calls", "1", "--free", "1", "--problems", "1"]
     assert main([*counts, *options]) == 0
     assert "Accuracy is skipped" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "adapters.json").read_text())
     held, free = result["random weights"][:3], result["random weights"][3:]
     assert [row["format"] for row in held] == [row["format"] for row in free] == ["compact", "chat", "json"]
-    assert [(row["calls"], row["parsed"], row["repairs"]) for row in held] == [(2, 2, 0)] * 3
+    assert [(row["calls"], row["parsed"], row["repairs"]) for row in held] == [(1, 1, 0)] * 3
     assert [(row["calls"], row["parsed"], row["repairs"]) for row in free] == [(1, 0, 1)] * 3
     assert held[0]["prompt_tokens"] < held[1]["prompt_tokens"]
     assert result["critic"] == []

@@ -17,16 +17,16 @@ from evals.conditioning import main
 
 
 def test_it_measures_every_arm_on_held_out_problems_and_goes_on_where_it_was(tmp_path: Path, capsys) -> None:
-    arguments = ["--problems", "8", "--samples", "3", "--out", str(tmp_path / "out")]
+    arguments = ["--problems", "6", "--samples", "2", "--out", str(tmp_path / "out")]
     main(arguments)
     found = json.loads((tmp_path / "out" / "conditioning.json").read_text())
     located = found["localization"]
     critic = located["lab-critic, full"]
-    assert critic["wrong"] + critic["right"] == 8
-    assert critic["calls"] == 8
+    assert critic["wrong"] + critic["right"] == 6
+    assert critic["calls"] == 6
     assert critic["acc_err"] > located["random"]["acc_err"]
     table = found["conditioning"]
-    assert 0 < table["hard"] <= 8
+    assert 0 < table["hard"] <= 6
     assert {row["of"] for row in table["rows"].values()} == {table["hard"]}
     rows = {name.strip(): row["accuracy"] for name, row in table["rows"].items()}
     assert rows["+ prefix, original wrong step"] <= rows["+ prefix, intervention"]

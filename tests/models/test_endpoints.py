@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +21,7 @@ from stepwise.models.litellm import LiteLLMBackend
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Wrappers
 from stepwise.routing import Always
+from tests.models.killed import NEEDED, killed_and_gone_on_with, slow
 from tests.models.test_litellm import JSON, error, reply
 from tests.models.test_money import HOSTILE, raw
 from tests.scorers.stand_in import Answer, Answers, StandIn, in_turn, serving
@@ -250,52 +247,13 @@ def test_never_more_requests_are_in_flight_than_the_configuration_allows() -> No
         assert max(server.most_in_flight for server in servers) <= 2
 
 
-CLIENT = """
-import json, sys
-from stepwise.config import ModelConfig
-from stepwise.models.base import Request
-from stepwise.models.budget import Ledger
-from stepwise.models.driver import Driver
-from stepwise.models.endpoints import Endpoints
-from stepwise.models.litellm import LiteLLMBackend
-from stepwise.models.store import CallCache
-from stepwise.models.wrappers import Wrappers
-from stepwise.types import Problem
-
-problems = [Problem(f"p{i}", f"What is {i} + {i}?") for i in range(12)]
-endpoints = [{"api_base": address} for address in sys.argv[2:]]
-config = ModelConfig(model="openai/m", endpoints=endpoints, continuation="prefill", sequences=4)
-with Endpoints(config) as backend, CallCache(sys.argv[1], replays_are_free=True) as store:
-    model = Wrappers(Ledger(), store=store).model(backend, "weak")
-    requests = [Request(problem, n=3, max_tokens=50) for problem in problems]
-    made = Driver(exact=False).run([model.generate(request) for request in requests])
-    print(sum(sample.text == "fine" for each in made for sample in each.samples))
-"""
-
-
 @pytest.mark.slow
 def test_after_a_kill_no_answer_is_lost_or_bought_again_though_an_endpoint_fails(tmp_path: Path) -> None:
-    path = tmp_path / "answers.jsonl"
-
-    def slow(_: str, body: dict[str, Any]) -> Answer:
-        time.sleep(0.03)
-        return reply("fine")
-
     with serving(slow) as one, serving(slow) as two, serving(in_turn(error(503))) as broken:
-        command = [sys.executable, "-c", CLIENT, str(path), *(f"{server.url}/v1" for server in (one, broken, two))]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        while len(one.requests) + len(two.requests) < 12 and process.poll() is None:
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        time.sleep(0.2)
-        with CallCache(path) as store:
-            open_requests = len(store.unanswered)
-        assert int(subprocess.run(command, check=True, capture_output=True).stdout) == 36
-        lost = len(one.requests) + len(two.requests) - 36
-    with CallCache(path) as store:
-        assert lost <= open_requests <= 2 * 4
-        assert store.spent()["weak"].calls == 36
+        addresses = [f"{server.url}/v1" for server in (one, broken, two)]
+        end = killed_and_gone_on_with(tmp_path / "answers.jsonl", addresses, [one, two])
+    assert end.lost <= end.open_requests <= 2 * 4
+    assert end.spent.calls == NEEDED
 
 
 # ----- probes and configurations

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,60 +25,23 @@ from stepwise.models.litellm import LiteLLMBackend
 from stepwise.models.store import Answer, CallCache
 from stepwise.models.wrappers import Wrappers
 from stepwise.types import Problem, Usage
+from tests.models.killed import NEEDED, killed_and_gone_on_with, slow
 from tests.models.test_litellm import JSON, PROBLEM, behind, error, one, reply
 from tests.scorers.stand_in import Answer as Reply
 from tests.scorers.stand_in import in_turn, serving
 
 PROBLEMS = [Problem(f"p{i}", f"What is {i} + {i}?") for i in range(12)]
 
-CLIENT = """
-import sys
-from stepwise.config import ModelConfig
-from stepwise.models.base import Request
-from stepwise.models.budget import Ledger
-from stepwise.models.driver import Driver
-from stepwise.models.litellm import LiteLLMBackend
-from stepwise.models.store import CallCache
-from stepwise.models.wrappers import Wrappers
-from stepwise.types import Problem
-
-problems = [Problem(f"p{i}", f"What is {i} + {i}?") for i in range(12)]
-config = ModelConfig(model="openai/m", api_base=sys.argv[1], continuation="prefill", sequences=4)
-with LiteLLMBackend(config) as backend, CallCache(sys.argv[2], replays_are_free=True) as store:
-    model = Wrappers(Ledger(), store=store).model(backend, "weak")
-    requests = [Request(problem, n=3, max_tokens=50) for problem in problems]
-    made = Driver(exact=False).run([model.generate(request) for request in requests])
-    print(sum(sample.text == "fine" for each in made for sample in each.samples))
-"""
-
 
 def test_after_a_kill_every_received_answer_is_there_and_what_was_in_flight_counts_as_perhaps_billed(
     tmp_path: Path,
 ) -> None:
-    path = tmp_path / "answers.jsonl"
-
-    def slow(_: str, body: dict[str, Any]) -> Reply:
-        time.sleep(0.03)
-        return reply("fine")
-
     with serving(slow) as server:
-        command = [sys.executable, "-c", CLIENT, f"{server.url}/v1", str(path)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        while len(server.requests) < 12 and process.poll() is None:
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        time.sleep(0.2)
-        with CallCache(path) as store:
-            open_requests = len(store.unanswered)
-        assert int(subprocess.run(command, check=True, capture_output=True).stdout) == 36
-        needed = 12 * 3
-        lost = len(server.requests) - needed
-    with CallCache(path) as store:
-        # The server's own log: what was bought again was in flight when the process died, and all of it is counted.
-        assert lost <= open_requests <= 2 * 4  # four on the wire, and the answers of four on their way to the disk
-        assert store.perhaps()["weak"].calls == open_requests
-        assert store.spent()["weak"].calls == needed
+        end = killed_and_gone_on_with(tmp_path / "answers.jsonl", [f"{server.url}/v1"], [server])
+    # The server's own log: what was bought again was in flight when the process died, and all of it is counted.
+    assert end.lost <= end.open_requests <= 2 * 4  # four on the wire, and four answers on their way to the disk
+    assert (end.perhaps.calls if end.perhaps else 0) == end.open_requests
+    assert end.spent.calls == NEEDED
 
 
 def test_samples_are_kept_one_by_one_and_a_hanging_one_keeps_no_other_in_memory(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ def test_the_demo_prints_a_table_and_writes_page_traces_and_figures(
 
 def test_the_demo_starts_anew_each_time(world: LabWorld, tmp_path: Path) -> None:
     for _ in range(2):
-        assert demo.main(["--problems", "3", "--out", str(tmp_path), "--show", "0"]) == 0
-    assert len(read_rows(tmp_path / "traces.jsonl")) == 3 * (
+        assert demo.main(["--problems", "2", "--out", str(tmp_path), "--show", "0"]) == 0
+    assert len(read_rows(tmp_path / "traces.jsonl")) == 2 * (
         len(demo.POLICIES) + 2 * len(demo.LATER) + len(demo.PROBED)
     )
 

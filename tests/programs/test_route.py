@@ -283,7 +283,8 @@ def test_a_key_that_is_refused_stops_the_run_at_its_first_requests(
     said = capsys.readouterr()
     assert "401" in said.err
     assert len(server.requests) <= 4, "two in flight, and none after the first was refused"
-    lines = [line for line in said.err.splitlines() if not line.startswith("loading ")]
+    bars = ("loading ", "routing: ", "stepwise route: at work for ")  # more of them the slower the machine is
+    lines = [line for line in said.err.splitlines() if not line.startswith(bars)]
     assert len(lines) <= 3, said.err
     for text in (said.out, said.err, *(file.read_text() for file in tmp_path.rglob("*") if file.is_file())):
         assert "a-secret-for" not in text

@@ -254,7 +254,7 @@ def fitted() -> tuple[RoutingPomdp, ObservationLaw]:
 @cache
 def measured() -> dict[str, list[Measured]]:
     model, law = fitted()
-    world = NoisyWorld(60, "test")
+    world = NoisyWorld(40, "test")
     arms: dict[str, list[Any]] = {
         "ends": [Never(), Always()],
         "belief": [BeliefThreshold(model, law, x) for x in (0.8, 0.4, 0.1)],

@@ -26,7 +26,7 @@ POLICIES = [
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Measured]:
-    problems = [made.problem for made in generate("test", 20)]
+    problems = [made.problem for made in generate("test", 12)]
     with StepRouter.from_config(Config.lab()) as router:
         return {arm.family: arm for arm in compare(router, POLICIES, problems, progress=False)}
 

@@ -217,7 +217,7 @@ def test_a_strong_step_that_ends_the_solution_ends_the_rollout(eager: Path) -> N
 
 
 def test_a_run_goes_on_where_it_was_stopped_and_counts_what_help_cost(folder: Path, eager: Path) -> None:
-    cfg = rl_world.config(folder, *settings("rl.steps=3", "rl.save_every=1", "rl.group=4"))
+    cfg = rl_world.config(folder, *settings("rl.steps=2", "rl.save_every=1", "rl.group=4"))
     grpo(problems(4), cfg, folder / "whole", adapter=eager)
     rows = untimed(folder / "whole/metrics.jsonl")
     assert max(row["strong_tokens"] for row in rows) > 0
@@ -227,7 +227,7 @@ def test_a_run_goes_on_where_it_was_stopped_and_counts_what_help_cost(folder: Pa
     def stopping(problem: Problem, text: str, verdict: Any) -> float:
         nonlocal graded
         graded += 1
-        if graded == 17:  # of the third step
+        if graded == 9:  # of the second step
             raise KeyboardInterrupt
         return float(verdict is Verdict.CORRECT)
 
