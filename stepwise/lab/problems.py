@@ -316,7 +316,8 @@ def generate(split: str, n: int, *, start: int = 0, knobs: Knobs | None = None) 
     """
     if not isinstance(n, int) or n < 0:
         raise DataError(f"n is {n!r}; give how many problems to make")
-    return [make(split, i, knobs) for i in range(start, start + n)]
+    given = () if knobs is None else (knobs,)  # as others call `make`: its cache tells None from nothing given
+    return [make(split, i, *given) for i in range(start, start + n)]
 
 
 def endless(seed: int, long_share: float = 0.12) -> Iterator[LabProblem]:

@@ -5,7 +5,6 @@ it.
 from __future__ import annotations
 
 import random
-from functools import cache
 from typing import Any
 
 import pytest
@@ -14,14 +13,12 @@ from stepwise.lab.problems import LabProblem, generate
 from stepwise.types import Problem
 from tests.fakes import ScriptedBackend, ScriptedScorer
 
-lab = cache(generate)  # half a second for 150 problems, which are never changed
-
 
 class LabWorld:
     """Scripted backends and a scorer for the first `n` problems of a split."""
 
     def __init__(self, n: int, split: str = "test", slip: float = 0.25) -> None:
-        self.made: dict[str, LabProblem] = {made.problem.id: made for made in lab(split, n)}
+        self.made: dict[str, LabProblem] = {made.problem.id: made for made in generate(split, n)}
         self.slip = slip
         self.weak = ScriptedBackend(lambda *at: self._step(*at, slips=True), "scripted-weak", 100)
         self.strong = ScriptedBackend(lambda *at: self._step(*at, slips=False), "scripted-strong", 900)
