@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from stepwise.errors import BackendError, MissingDependencyError
 from stepwise.models.engine.weights import read_gguf
+from stepwise.models.machine import memory_of
 
 BATCH = 512
 """Most tokens in one call of llama_decode."""
@@ -293,12 +294,11 @@ class LlamaContext:
 
     def save(self, stream: int) -> npt.NDArray[np.uint8]:
         """A copy of all that `stream` holds."""
-        size = self.lib.llama_state_seq_get_size(self.ctx, stream)
-        data = np.empty(size, np.uint8)
-        written = self.lib.llama_state_seq_get_data(self.ctx, _bytes_pointer(data), size, stream)
-        if written != size:
+        data = memory_of(self.lib.llama_state_seq_get_size(self.ctx, stream))
+        written = self.lib.llama_state_seq_get_data(self.ctx, _bytes_pointer(data), data.size, stream)
+        if written != data.size:
             raise BackendError(
-                f"{self.path}: the state of sequence {stream} could not be read ({written} of {size} bytes)"
+                f"{self.path}: the state of sequence {stream} could not be read ({written} of {data.size} bytes)"
             )
         return data
 
