@@ -44,7 +44,7 @@ class _Options(Options):
         return [f"models.{role}.model={model_name(model)}" for role, model in given.items() if model is not None]
 
 
-@program(_Options, doc=__doc__, resumable=False)
+@program(_Options, doc=__doc__, resumable=None)
 def main(run: Run[_Options]) -> int:
     broken = 0
     for heading, findings in (("installation", _installation()), *_models(run)):

@@ -27,7 +27,7 @@ class _Options(Options):
     """type of the weights on disk: float16, bfloat16 or float32"""
 
 
-@program(_Options, doc=__doc__, resumable=False)
+@program(_Options, doc=__doc__, resumable=None)
 def main(run: Run[_Options]) -> None:
     args = run.args
     gguf = gguf_file(args.gguf.removeprefix("llamacpp/"))

@@ -35,7 +35,7 @@ class _Options(Options):
         return [f"{table}.model={model_name(model)}" for table, model in given.items() if model is not None]
 
 
-@program(_Options, doc=__doc__, resumable=False)
+@program(_Options, doc=__doc__, resumable=None)
 def main(run: Run[_Options]) -> None:
     path = run.args.file
     if path.exists():

@@ -21,8 +21,9 @@ from stepwise.errors import BudgetExceededError, DataError
 from stepwise.interventions.collection import collect, funnel, read_stage
 from stepwise.interventions.rows import by_id
 from stepwise.interventions.settings import CollectSettings, Writers
-from stepwise.lab.problems import generate, is_lab_question
+from stepwise.lab.problems import generate
 from stepwise.models.caps import Caps, uncapped
+from stepwise.models.lab_judges import strange_to_the_lab
 from stepwise.report.collection import write_collection_report
 from stepwise.report.shell import first_of_each
 from stepwise.report.terminal import funnel_table, side_by_side
@@ -75,15 +76,9 @@ def _problems_of(args: _Options) -> CheckedProblems:
 def _notes(config: Config, checked: CheckedProblems, settings: CollectSettings) -> list[str]:
     """What is to be known before anything is spent; raises DataError for a critic of references without any."""
     lines = [checked.summary()]
-    strange = [p for p in checked.problems if not is_lab_question(p.question)]
     by_reference = config.critic.method == "reference"
-    models = {"weak": config.models.weak.model} | ({} if by_reference else {"critic": config.models.critic.model})
-    for role, model in models.items():
-        if model.startswith("llamacpp/lab-") and strange:
-            lines.append(
-                f"warning: {model} knows lab problems only, and {len(strange)} of {len(checked.problems)} are none: "
-                f"set models.{role}.model"
-            )
+    models = {"weak": config.models.weak} | ({} if by_reference else {"critic": config.models.critic})
+    lines += strange_to_the_lab(models, [problem.question for problem in checked.problems])
     if not by_reference and not config.models.critic.model.startswith("llamacpp/lab-"):
         lines.append("whether this critic is above a guess: stepwise localize --compare FILE, with labelled attempts")
     if by_reference and len(checked.without_reference) == len(checked.problems):

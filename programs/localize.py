@@ -35,6 +35,7 @@ from stepwise.data.localization import above_constant, absent_number, count
 from stepwise.data.processbench import ProcessBenchRow, read_rows
 from stepwise.data.tables import parse_table
 from stepwise.errors import BackendError, ConfigError, DataError
+from stepwise.grading import Verdict, find_answer, grade
 from stepwise.models.lab_judges import critics_of, refuse_lab_judge_of
 from stepwise.records import from_json
 from stepwise.report.terminal import printable, show_intervention, show_localization
@@ -86,9 +87,8 @@ def _plan(config: Config, args: _Options) -> list[PlannedCalls]:
 
 
 def _size(problem: Problem, steps: list[str]) -> tuple[int, int]:
-    return sum(len(t.encode("utf-8", "replace")) for t in (problem.question, problem.reference or "", *steps)), len(
-        steps
-    )
+    texts = (problem.question, problem.reference or "", *steps)
+    return sum(len(text.encode("utf-8", "replace")) for text in texts), len(steps)
 
 
 @program(_Options, doc=__doc__, plan=_plan, resumable=lambda args: args.compare or None)
@@ -123,6 +123,9 @@ def _localized(module: Any, config: Config, attempt: _Attempt) -> Any:
         refuse_lab_judge_of([attempt.problem.question], critics_of(config)["localizer"], "critic", config.allow_lab)
     except ConfigError as error:  # one verdict that is looked at is shown, with what it is worth
         located.warnings = [*located.warnings, str(error)]
+    said, right = find_answer("\n\n".join(attempt.steps)).answer, attempt.problem.answer
+    if located.first_error is None and not located.failure and said and right and grade(said, right) is Verdict.WRONG:
+        located.warnings = [*located.warnings, f"the answer {said} is not {right}, so that some step is wrong"]
     return located
 
 
@@ -314,6 +317,7 @@ def _from_row(row: Any, where: str, split: SplitMode) -> _Attempt:
             field = ".".join(map(str, detail["loc"]))
             raise DataError(f"{where}, field {field}: {detail['msg']}; give a row as traces.jsonl has it") from None
         return _Attempt(trace.problem, as_steps(trace))
+    row = {"id" if name == "idx" else name: str(x) if name == "idx" else x for name, x in row.items()}
     for name in row:
         close = difflib.get_close_matches(name, _FIELDS, n=1, cutoff=0.8)
         if name not in _FIELDS and close and close[0] not in row:

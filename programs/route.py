@@ -33,6 +33,8 @@ from stepwise.data.streamed import streamed
 from stepwise.errors import BudgetExceededError, ConfigError, DataError, reason_of
 from stepwise.grading import GRADER_VERSION
 from stepwise.io import read_json
+from stepwise.lab.problems import is_lab_question
+from stepwise.models.lab_judges import strange_to_the_lab
 from stepwise.models.reservations import by_endpoint
 from stepwise.models.sizes import settled
 from stepwise.models.store import CallCache
@@ -183,7 +185,9 @@ def main(run: Run[_Options]) -> int:
     if not first and not args.force:
         check_routing(run.config, [saved.policy])
     roles: list[Roles] = ["weak", "strong", *(["scorer"] if needs_scorer(saved.policy) else [])]  # type: ignore[list-item]
-    run.config = settled(run.config, roles)
+    for warning in strange_to_the_lab({r: run.config.role(r) for r in roles[:2]}, [p.question for p in problems]):
+        announce(warning)
+    run.config = settled(run.config, roles, most=args.chunk or len(problems))
     if first:
         return _try_first(run, problems)
     if args.chunk:
@@ -322,17 +326,14 @@ def _finish(
             "scorer": run.config.scorer.title,
             "configuration": run.config.hash,
         },
-        lab=run.args.problems is None or run.config.models.weak.model.startswith("llamacpp/lab-"),
+        lab=all(is_lab_question(view.trace.problem.question) for view in views),
     )
     for view in views[: run.args.show]:
         show_trace(view.trace, run.console)
     if rows:
         run.console.print(summary_table(report, run.console.width))
-    for note in notes:
-        run.say(note)
-    run.say(router.ledger.summary())
     saved = savings(done, router.prices) if done else None
-    for line in saved.in_words() if saved else ():
+    for line in (*notes, router.ledger.summary(), *(saved.in_words() if saved else ())):
         run.say(line)
     ended = {kind: sum(t.finish == kind for t in traces) for kind in dict.fromkeys(t.finish for t in traces)}
     run.say("Solutions ended: " + ", ".join(f"{kind} {count}" for kind, count in ended.items()))

@@ -49,6 +49,7 @@ SOURCES = "problems: a file (JSON Lines, JSON, CSV, parquet), a named set such a
 
 _HUB = re.compile(r"(?:hf:)?([\w.-]+/[\w.-]+)(?:/([\w.-]+))?(?::([\w.-]+))?")
 _NAME = re.compile(r"([\w-]+)(?::(\w+))?")
+_FILE = re.compile(r"[~\w./\\-]*[\w)]\.[A-Za-z]{2,7}")
 _log = logging.getLogger(__package__)
 
 
@@ -222,7 +223,10 @@ def _open_name(text: str, split: str) -> tuple[list[Any], str, str] | None:
     by_letters = {name.replace("_", ""): name for name in SETS}  # "MATH-500" is math500
     if named and (name := by_letters.get(re.sub("[-_]", "", named[1].lower()))):
         return _open_set(name, named[2] or "", split)
-    if on_hub := _HUB.fullmatch(text):
+    on_hub, is_file = _HUB.fullmatch(text), _FILE.fullmatch(text)
+    if is_file and (not on_hub or Path(text).parent.is_dir() or difflib.get_close_matches(Path(text).suffix, SUFFIXES)):
+        raise DataError(f"{text}: no such file; give {SOURCES.partition(': ')[2]}")
+    if on_hub:
         name, config, part = on_hub.groups()
         return read_hub(name, config, split=part or "", prefer=split), text, ""
     if named:

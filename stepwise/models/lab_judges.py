@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,21 @@ def refuse_lab_judge_of(questions: Iterable[str], judge: Any, role: str, allowed
             f"{role}: {_called(judge)} is of the lab and knows nothing but lab problems, and {strange} of "
             f"{len(given)} are none; set another {role}, {_REMEDY}"
         )
+
+
+def strange_to_the_lab(models: Mapping[str, Any], questions: Sequence[str]) -> Iterator[str]:
+    """A line for each of the configured models, by role, that is of the lab and gets problems that are not.
+
+    >>> list(strange_to_the_lab({"weak": LoadConfig(model="openai/NAME")}, ["What is 17 * 23?"]))
+    []
+    """
+    strange = sum(not is_lab_question(question) for question in questions)
+    for role, model in models.items():
+        if strange and model.model.startswith("llamacpp/lab-"):
+            yield (
+                f"warning: {model.model} knows lab problems only, and {strange} of {len(questions)} are none: "
+                f"set models.{role}.model"
+            )
 
 
 def _called(model: Any) -> str:

@@ -122,8 +122,10 @@ def complete(
     *,
     free: int | None = None,
     cores: int | None = None,
+    most: int | None = None,
 ) -> _Completed:
-    """Fill in what `models` (by role; those that llama.cpp runs here) leave open, and see whether they fit.
+    """Fill in what `models` (by role; those that llama.cpp runs here) leave open, and see whether they fit; `most`:
+    sequences that the run can have at work at once.
 
     What is chosen is kept with the run in progress, and later starts of it go by that. `free` bytes and `cores` are the
     machine's where they are not given. Raises BackendError, with what each model needs and what to change, where they
@@ -156,8 +158,8 @@ def complete(
             role: 0 if load.gpu_layers else facts[role].sequence_bytes(sizes[role], load.kv_type)
             for role, load in local.items()
         }
-        num = _sequences_that_fit(local, facts, each, free)
-        if num >= _FEW or all(load.context for load in local.values()):
+        num = min(_sequences_that_fit(local, facts, each, free), most or _SEQUENCES)
+        if num >= min(_FEW, most or _FEW) or all(load.context for load in local.values()):
             break
     done, needs = dict(models), {}
     for role, load in local.items():
@@ -189,8 +191,9 @@ def completed(load: _LoadT) -> _LoadT:
     return result  # type: ignore[no-any-return]
 
 
-def settled(config: Config, roles: Sequence[Roles]) -> Config:
-    """`config` with nothing left open about the models of `roles`, all that a run loads; says what was chosen.
+def settled(config: Config, roles: Sequence[Roles], *, most: int | None = None) -> Config:
+    """`config` with nothing left open about the models of `roles`, all that a run loads; says what was chosen. No more
+    than `most` sequences are at work at once.
 
     Raises as `complete` does.
 
@@ -198,7 +201,7 @@ def settled(config: Config, roles: Sequence[Roles]) -> Config:
         config = settled(config, ["weak", "strong", "scorer"])
     """
     models: dict[str, LoadConfig] = {role: config.role(role) for role in roles}
-    result = complete(models)
+    result = complete(models, most=most)
     if not result.chosen:
         return config
     if result.fresh:

@@ -183,8 +183,11 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """
     if value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"{name} is {value!r}; {hint}it is one of {', '.join(map(repr, choices))}")
+        module, dot, attribute = str(value).rpartition(".")
+        dotted = f"a class of your own is named by module:class, {f'{module}:{attribute}'!r}; " if dot else ""
+        hint = f"did you mean {near[0]!r}? " if near else dotted
+        one = f"it is one of {', '.join(map(repr, choices))}" if choices else "there is none to name; leave it out"
+        raise ConfigError(f"{name} is {value!r}; {hint}{one}")
 
 
 def options_of(value: Any) -> dict[str, Any]:

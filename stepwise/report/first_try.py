@@ -44,9 +44,10 @@ def in_words(first: FirstTry, prices: Mapping[str, Prices | None]) -> list[str]:
         print(*in_words(first_try(router, problems), router.prices), sep="\n")
     """
     weak, routed = first.measured
+    side = "above" if first.policy.signal.worse == "high" else "below"
     lines = [
         f"Policy: a step is escalated where its signal {first.policy.signal.name} (how sure the weak model was of its "
-        f"tokens) is below {first.policy.threshold:.3g}. There is no scorer; the threshold was set on {first.aside} "
+        f"tokens) is {side} {first.policy.threshold:.3g}. There is no scorer; the threshold was set on {first.aside} "
         f"problems that are not in the table, where it escalates {SHARE:.0%} of the steps."
     ]
     if weak.accuracy is not None and weak.correct == routed.correct:

@@ -173,9 +173,12 @@ def remarks(views: Sequence[TraceView]) -> list[str]:
         capped = [trace for trace in traces if trace.finish in ("capped", "budget") or "budget." in trace.note]
         none = "" if any(view.escalated for view in own) else ", so that nothing was escalated"
         causes = (
-            ("no answer in a box; ask for \\boxed{} in the prompt", [t for t in traces if t.answer is None]),
             (
-                "a step cut at its token limit; raise sampling.max_step_tokens",
+                "no answer in a box; ask for \\boxed{} in the prompt",
+                [t for t in traces if t.answer is None and t.finish not in ("length", "steps")],
+            ),
+            (
+                "a step cut; raise sampling.max_step_tokens, or the context of the model",
                 [t for t in traces if t.finish == "length"],
             ),
             ("come to the limit of steps; raise routing.max_steps", [t for t in traces if t.finish == "steps"]),

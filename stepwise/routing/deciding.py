@@ -91,8 +91,6 @@ def _missing_in(policy: Policy, view: View) -> str:
     """What `view` had not and a policy may have counted on, and how it comes to have it; "" for nothing."""
     if view.draft is None and policy.when == "before":
         return '; there is no draft yet, view.draft is None: set when = "after" to be asked after each draft'
-    if None in view.scores and not needs_scorer(policy):
-        return "; the steps are not scored, their scores are None: set needs_scores = True"
     return ""
 
 

@@ -157,9 +157,9 @@ class Judged(Policy):
         import dspy
         from dspy.utils.exceptions import is_retryable_lm_error
 
-        steps = [step.text for step in (*view.steps, view.draft)]
+        steps, scores = zip(*((step.text, step.score) for step in (*view.steps, view.draft)), strict=True)
         try:
-            answer = await _decider(self).acall(view.problem, steps, view.scores, view.strong_tokens_left)
+            answer = await _decider(self).acall(view.problem, steps, scores, view.strong_tokens_left)
         except dspy.LMError as error:
             if not is_retryable_lm_error(error) and not isinstance(error, dspy.ContextWindowExceededError):
                 raise BackendError(f"the judge {self.lm or 'that DSPy is configured with'}: {error}") from error

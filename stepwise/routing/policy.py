@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field
 
+from stepwise.errors import PluginError
 from stepwise.plugins import Plugin, make_plugin, options_of
 from stepwise.records import record
 from stepwise.seeds import stable_hash
@@ -120,6 +121,7 @@ class View:
         rating: of the draft by the strong model, 0 to 9.
         verification: what the weak model said of the solution, None where it cannot be read.
         call: log-probability that the weak model asks for help with this step.
+        scored: whether the policy asked for scores.
 
     Example:
         >>> view = View(Problem("p", "1 + 1?"), (Step("One and one.", "weak", 0.9),), Step("That is 3.", "weak", 0.2))
@@ -143,6 +145,7 @@ class View:
     rating: int | None = None
     verification: tuple[bool | None, ...] = ()
     call: float | None = None
+    scored: bool = True
 
     @property
     def index(self) -> int:
@@ -151,7 +154,12 @@ class View:
 
     @property
     def scores(self) -> tuple[float | None, ...]:
-        """Scores of the steps so far, and the draft's last where there is a draft; None where a step was not scored."""
+        """Scores of the steps so far, and the draft's last where there is a draft; None where a step was not scored.
+
+        Raises `PluginError` for a policy that did not ask for them (`needs_scores`).
+        """
+        if not self.scored:
+            raise PluginError("view.scores: the steps are not scored; set needs_scores = True on the policy")
         return tuple(step.score for step in (*self.steps, *([self.draft] if self.draft else ())))
 
     @property

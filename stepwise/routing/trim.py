@@ -312,6 +312,7 @@ class Solver:
             evidence.rating,
             evidence.verification,
             evidence.call,
+            needs_scorer(self.policy),
         )
 
     def trace(self) -> Trace:

@@ -175,7 +175,7 @@ def program(
     *,
     doc: str | None,
     plan: Callable[[Config, OptionsT], Sequence[PlannedCalls]] | None = None,
-    resumable: bool | Callable[[OptionsT], bool | None] = True,
+    resumable: bool | Callable[[OptionsT], bool | None] | None = True,
     waits: bool = False,
     same_run: Callable[[Config], Config] = lambda config: config,
     on_workers: bool = False,
@@ -184,7 +184,7 @@ def program(
 
     `doc` is the module's docstring, shown by --help; `options` the program's own. `plan` says what the run would spend,
     per role, for --dry-run. A program that is not `resumable` starts anew each time: its own files of an earlier start
-    with the same settings go once it has a file to put there; where options decide, None says that it writes nothing
+    with the same settings go once it has a file to put there; with None, which options may decide, it writes nothing
     and leaves the directory alone. One that `waits` for others, as a server does, is not said to be at work while it
     shows nothing. `same_run` leaves out of the configuration what may change
     between the starts of one run. `on_workers`: it does its chunks where [workers] says; others
@@ -232,7 +232,7 @@ def program(
                 state = "is finished already" if directory.finished else "goes on"
                 run.say(f"the run in {out} {state} (--overwrite starts anew)")
             try:
-                with directory.ending():
+                with directory.ending() if goes_on is not None else nullcontext():
                     _log.info("%s begins in %s with configuration %s", name, out, config.hash)
                     code = function(run, **given) or 0
                     directory.failed = bool(code)

@@ -303,3 +303,14 @@ def test_names_that_people_choose_for_question_and_answer_are_read_and_differing
         sw.load_problems([{"question": "1 + 1?", "answer": "2", "gold": "3"}])
     with pytest.raises(DataError, match=r"its fields are nr, text: name it, --columns question=NAME,answer=NAME"):
         sw.load_problems([{"nr": 1, "text": "1 + 1?"}])
+
+
+@pytest.mark.parametrize("name", ["problems.txt", "problems.jsnl", "dup.jsn", "./a/b.jsonll", "tests/gsm8k.jsnl"])
+def test_a_mistyped_path_is_no_question_and_no_data_set(name: str) -> None:
+    with pytest.raises(DataError, match=r"no such file; give a file"):
+        sw.load_problems(name)
+
+
+@pytest.mark.parametrize("text", ["17*23=?", "What is 3.5 + 4.5?", "Is 0.5 half", "x^2=4.0"])
+def test_a_question_is_one_with_points_in_it_too(text: str) -> None:
+    assert [problem.question for problem in sw.load_problems(text)] == [text]

@@ -105,3 +105,10 @@ def test_memory_and_cores_are_those_of_the_container(tmp_path: Path) -> None:
     write("proc/self/cgroup", "0::/a\n")
     write("sys/fs/cgroup/a/cpu.max", "100000 100000")
     assert physical_cores(tmp_path) == 1
+
+
+def test_no_more_sequences_are_made_than_a_run_has_problems() -> None:
+    load = ModelConfig(model=f"llamacpp/{lab.model_path('lab-weak')}", threads=1)
+    many, few = (complete({"weak": load}, free=8 << 30, cores=1, most=most) for most in (None, 3))
+    assert (many.models["weak"].sequences, few.models["weak"].sequences) == (16, 3)
+    assert few.needs["weak"] < many.needs["weak"]

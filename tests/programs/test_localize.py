@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dspy
 import pytest
 
 from programs import localize
 from stepwise.io import append_rows
 from stepwise.lab.problems import generate
-from stepwise.types import Problem, Step, Trace
+from stepwise.types import Problem, Step, Trace, Usage
 from tests.critics import critic as scripts
 from tests.critics.critic import UNREADABLE, fields, numbers, prompts
 from tests.scripted_lm import ScriptedLM
@@ -304,3 +305,21 @@ def test_the_labs_critic_is_told_to_know_lab_problems_only(tmp_path: Path, capsy
     file.write_text(json.dumps({"problem": question, "steps": ["3 + 4 = 8."], "label": 0}))
     assert localize.main([str(file), "--compare"]) == 2  # figures that would mean nothing
     assert "critic: llamacpp/lab-critic is of the lab" in capsys.readouterr().err
+
+
+def test_a_right_verdict_on_a_wrong_answer_is_said_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"idx": 7, "question": "What is 2 + 2?", "answer": "4", "steps": ["2 + 2 = 5.", "So \\boxed{5}."]}
+    (tmp_path / "one.json").write_text(json.dumps(row))
+
+    def module(**_: object) -> dspy.Prediction:
+        return dspy.Prediction(
+            first_error=None, failure=None, localization=None, warnings=[], repairs=[], usage=Usage(), checks=[],
+            verdicts=[], scores=None, critical_error=None,
+        )  # fmt: skip
+
+    assert localize.main([str(tmp_path / "one.json"), "--json"], module=lambda _: module) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["id"] == "7"
+    assert said["warnings"][-1] == "the answer 5 is not 4, so that some step is wrong"

@@ -318,5 +318,5 @@ def test_what_a_view_has_not_yet_is_said_where_a_policy_fails_over_it() -> None:
     problem = sw.Problem("p", "1 + 1?")
     with pytest.raises(PluginError, match=r"view\.draft is None: set when = .after."):
         asyncio.run(decide(Early(), sw.View(problem)))
-    with pytest.raises(PluginError, match=r"their scores are None: set needs_scores = True"):
-        asyncio.run(decide(Scored(), sw.View(problem, (), sw.Step("So 2.", "weak"))))
+    with pytest.raises(PluginError, match=r"the steps are not scored; set needs_scores = True"):
+        asyncio.run(decide(Scored(), sw.View(problem, (), sw.Step("So 2.", "weak"), scored=False)))
