@@ -49,7 +49,7 @@ def optimum(price: float) -> float:
 
 def test_the_learned_policy_beats_every_threshold_and_comes_near_the_exact_optimum(tmp_path: Path) -> None:
     price = 0.008
-    given = {**QUICK, "problems": 64, "learning_rate": 2e-3, "batches": 200, "test": 1000, "price": price}
+    given = {**QUICK, "problems": 128, "learning_rate": 2e-3, "batches": 300, "test": 1000, "price": price}
     policy = trained(tmp_path, SCORED, **given)
     value = float(of_policy(policy, price).mean())
     assert margin_over_thresholds(policy, price) > 3
