@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 
 from stepwise.config import Prices
@@ -58,6 +59,11 @@ def in_words(first: FirstTry, prices: Mapping[str, Prices | None]) -> list[str]:
             f" ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})" if gap.low is not None and gap.high is not None else ""
         )
         lines.append(f"Routed less weak alone, paired: {100 * (gap.value or 0.0):+.1f} points{ends}.")
+    seen = 280 * math.sqrt(0.3 / len(weak.views))  # 80 % power, where 30 % of the problems are discordant
+    lines.append(
+        f"{len(weak.views)} problems show differences of {seen:.0f} points and more. On the models of docs/real.md no "
+        "signal that costs nothing was worth routing by; a scorer is what helps (docs/scorers.md)."
+    )
     if first.strong is not None:
         count, ids = len(first.strong.views), {view.trace.problem.id for view in first.strong.views}
         same = [sum(right for view, right in zip(m.views, m.correct, strict=True) if view.trace.problem.id in ids)
