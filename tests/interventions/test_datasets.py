@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,9 @@ def test_pairs_set_the_intervention_against_the_step_in_its_place(collection: Pa
     assert [json.loads(line) for line in file.read_text().splitlines()] == rows
     with pytest.raises(DataError, match="is not among the rows given"):
         pairs(examples, [])
+    example, failed = examples[0], by_id(failures)[examples[0].parents["failure"]]
+    shorter = replace(failed, steps=failed.steps[: len(example.prefix)])
+    assert pairs([example], [shorter]) == []  # it ends where the intervention comes: nothing to set against it
 
 
 def test_a_solution_that_failed_to_be_written_is_no_row() -> None:

@@ -16,6 +16,7 @@ from stepwise.routing.calibration import calibrate
 from stepwise.routing.calibration_result import Calibrated
 from stepwise.routing.compare import compare
 from stepwise.routing.deciding import label_of
+from stepwise.routing.dials import dial_of
 from stepwise.routing.metrics import cost_of
 from stepwise.routing.names import ModelNames
 from stepwise.routing.policy import When
@@ -271,3 +272,11 @@ def test_a_file_that_holds_no_policy_is_refused_with_the_reason(text: str | None
         path.write_text(text)
     with pytest.raises((DataError, ConfigError), match=message):
         load_policy(path)
+
+
+def test_bounds_that_span_decades_are_halved_on_a_logarithmic_scale() -> None:
+    def middle(*bounds: float) -> float | None:
+        return dial_of(Threshold(0.5), bounds, lambda _: None)(0.5).point  # type: ignore[arg-type,return-value]
+
+    assert middle(0.0001, 0.81) == pytest.approx(0.009)
+    assert middle(0.1, 0.9) == pytest.approx(0.5)

@@ -291,3 +291,17 @@ def test_a_strong_model_that_was_never_wrong_still_has_an_interval() -> None:
     interval = found.card.intervals["p_strong"]
     assert interval.value == interval.high == 1.0
     assert 0.97 < interval.low < 1.0
+
+
+def test_bins_hold_about_as_many_drafts_each() -> None:
+    traces = [FitTrace("p", (FitStep(score=(i + 0.5) / 1000, draft_right=i % 2 == 0),)) for i in range(1000)]
+    found = estimate(traces, bins=5, p_strong=0.9, tokens_per_step=20.0)
+    assert found.law.edges == pytest.approx((0, 0.2, 0.4, 0.6, 0.8, 1), abs=0.002)
+
+
+def test_a_solution_that_ends_at_the_limit_of_steps_ended_by_itself() -> None:
+    steps = tuple(FitStep(score=0.9, draft_right=True) for _ in range(3))
+    traces = [FitTrace(f"p{i}", steps) for i in range(4)]
+    assert _hazard_of(traces, max_steps=3)[-1] == 1.0
+    with pytest.raises(DataError, match="within 2 steps"):
+        _hazard_of(traces, max_steps=2)
