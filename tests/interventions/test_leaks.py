@@ -46,6 +46,9 @@ def test_the_check_beats_the_substring_rule_on_sentences_and_phrases_it_was_not_
         ("So x = 4 and y = 6.", "(4, 6)"),
         ("The day must be Friday.", "Friday"),
         ("Their sum is forty-two.", "42"),
+        (r"It is \boxed{forty-two}", "42"),
+        (r"It is \boxed{84/2}", "42"),
+        (r"It is \boxed{2\sqrt{12}}", r"\sqrt{48}"),
     ],
 )
 def test_an_assertion_leaks_in_whatever_form(content: str, answer: str) -> None:
@@ -68,6 +71,8 @@ def test_an_assertion_leaks_in_whatever_form(content: str, answer: str) -> None:
         ("I look at every even number.", "even"),
         ("The chance is 50 %.", "0.05"),
         ("I raise it to the power x^{12}.", "12"),
+        ("So x = 4 and y = 7.", "(4, 6)"),
+        (r"It is \boxed{2\sqrt{11}}", r"\sqrt{48}"),
     ],
 )
 def test_a_number_that_is_not_asserted_is_clean(content: str, answer: str) -> None:
@@ -122,3 +127,11 @@ def test_the_program_prints_both_rules_side_by_side(tmp_path, capsys, monkeypatc
     answer_steps = found["splits"]["held-out"]["answer_steps"]
     assert answer_steps["excluded"] == answer_steps["cases"] > 0
     assert "substring" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("problem", "verdict"),
+    [("There are 3 boxes.", LEAK), ("Take x as 4, or y as 6.", CLEAN), ("Take x as 4.", LEAK)],
+)
+def test_a_pair_leaks_item_by_item_unless_all_of_it_was_known(problem: str, verdict: LeakVerdict) -> None:
+    assert check_leak("So x = 4 and y = 6.", "(4, 6)", problem=problem).verdict is verdict
