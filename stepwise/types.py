@@ -268,9 +268,7 @@ class Trace(InNotebook):
         spent: dict[str, Usage] = {}
         for step in self.written:
             spent[step.author] = spent.get(step.author, _NO_USAGE) + step.usage
-        if self.scorer_usage != _NO_USAGE:
-            spent["scorer"] = self.scorer_usage
-        return spent
+        return spent | ({"scorer": self.scorer_usage} if self.scorer_usage != _NO_USAGE else {})
 
     @property
     def written(self) -> Iterable[Step]:

@@ -7,8 +7,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -130,47 +128,6 @@ def test_a_program_that_is_not_resumable_starts_anew(out: Path) -> None:
     for _ in range(2):
         assert counting(resumable=False)(["--out", str(out)]) == 0
         assert rows(out) == [0, 1, 2]
-
-
-@pytest.mark.parametrize("fails", [BackendError, RuntimeError, KeyboardInterrupt])
-def test_what_an_earlier_start_left_goes_when_there_is_something_to_put_in_its_place(
-    out: Path, fails: type[BaseException]
-) -> None:
-    """A program that starts anew each time and fails before it has a figure has cost none."""
-
-    def program_of(error: type[BaseException] | None) -> Callable[..., int]:
-        @program(doc="Measure.", resumable=False)
-        def main(run: Run) -> None:
-            run.directory.freeze("engine", {"threads": 1})  # what is found out about the machine is no figure
-            assert run.out == out
-            if error is not None:
-                raise error("gone")
-            run.path("figures.json").write_text("new")
-            run.path("table.json").write_text("new")
-
-        return main
-
-    assert program_of(None)(["--out", str(out)]) == 0
-    (out / "figures.json").write_text("old")
-    with suppress(RuntimeError):
-        assert program_of(fails)(["--out", str(out)]) in (1, 130)
-    assert (out / "figures.json").read_text() == "old"
-    assert {"figures.json", "table.json"} <= set(card(out)["files"])
-    assert program_of(None)(["--out", str(out)]) == 0
-    assert (out / "figures.json").read_text() == "new"
-    assert card(out)["status"] == "finished"
-
-
-def test_a_program_that_writes_nothing_leaves_the_directory_of_another_run_alone(out: Path) -> None:
-    @program(Counting, doc="Count.", resumable=lambda args: True if args.count > 1 else None)
-    def main(run: Run) -> None:
-        if run.args.count > 1:
-            run.write("rows.jsonl", *({"n": n} for n in range(run.args.count)))
-
-    assert main(["--out", str(out), "--count", "2"]) == 0
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert main(["--out", str(out), "--count", "1"]) == 0
-    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
 
 
 @pytest.mark.parametrize(

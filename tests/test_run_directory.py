@@ -1,13 +1,17 @@
 """The directory of a run alone: whose it is, what it clears away and how it sums its files up."""
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from stepwise.config import Config
-from stepwise.errors import DataError
+from stepwise.errors import BackendError, DataError
 from stepwise.runs.directory import RunDirectory, opened
+from stepwise.runs.shell import Run, program
+from tests.counting import Counting
 
 
 def card(out: Path) -> dict[str, object]:
@@ -104,3 +108,44 @@ def test_a_run_goes_on_when_there_are_options_that_there_were_not_when_it_began(
     for other, said in ((directory(count=4), "count was 3, now 4"), (directory(seed=1), "seed was 0, now 1")):
         with pytest.raises(DataError, match=f"{said};"):
             other.check(overwrite=False)
+
+
+@pytest.mark.parametrize("fails", [BackendError, RuntimeError, KeyboardInterrupt])
+def test_what_an_earlier_start_left_goes_when_there_is_something_to_put_in_its_place(
+    out: Path, fails: type[BaseException]
+) -> None:
+    """A program that starts anew each time and fails before it has a figure has cost none."""
+
+    def program_of(error: type[BaseException] | None) -> Callable[..., int]:
+        @program(doc="Measure.", resumable=False)
+        def main(run: Run) -> None:
+            run.directory.freeze("engine", {"threads": 1})  # what is found out about the machine is no figure
+            assert run.out == out
+            if error is not None:
+                raise error("gone")
+            run.path("figures.json").write_text("new")
+            run.path("table.json").write_text("new")
+
+        return main
+
+    assert program_of(None)(["--out", str(out)]) == 0
+    (out / "figures.json").write_text("old")
+    with suppress(RuntimeError):
+        assert program_of(fails)(["--out", str(out)]) in (1, 130)
+    assert (out / "figures.json").read_text() == "old"
+    assert {"figures.json", "table.json"} <= set(card(out)["files"])
+    assert program_of(None)(["--out", str(out)]) == 0
+    assert (out / "figures.json").read_text() == "new"
+    assert card(out)["status"] == "finished"
+
+
+def test_a_program_that_writes_nothing_leaves_the_directory_of_another_run_alone(out: Path) -> None:
+    @program(Counting, doc="Count.", resumable=lambda args: True if args.count > 1 else None)
+    def main(run: Run) -> None:
+        if run.args.count > 1:
+            run.write("rows.jsonl", *({"n": n} for n in range(run.args.count)))
+
+    assert main(["--out", str(out), "--count", "2"]) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main(["--out", str(out), "--count", "1"]) == 0
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}

@@ -296,9 +296,7 @@ class Solver:
     def _view(self) -> View:
         evidence, come = self.evidence, self._with_draft if self.draft is not None else frozenset()
         return View(
-            self.problem,
-            tuple(self.steps),
-            self.draft,
+            self.problem, tuple(self.steps), self.draft,
             self.draft_finish if self.draft is not None else "",
             len(self.drafts),
             self.settings.max_steps,
@@ -313,7 +311,7 @@ class Solver:
             evidence.verification,
             evidence.call,
             needs_scorer(self.policy),
-        )
+        )  # fmt: skip
 
     def trace(self) -> Trace:
         """What there is of it so far."""

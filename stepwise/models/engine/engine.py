@@ -69,30 +69,20 @@ class Engine:
 
     @classmethod
     def load(
-        cls,
-        path: str | Path,
-        *,
-        context: int = 2048,
-        sequences: int = 64,
-        threads: int = 1,
-        gpu_layers: int = 0,
-        kv_type: str = "f16",
-        flash_attention: bool = True,
-        adapter: str | Path | None = None,
-        kv_memory: int = 2 * _GIB,
-        cache_memory: int = _GIB // 2,
-        train_from: str | Path | None = None,
+        cls, path: str | Path, *, context: int = 2048, sequences: int = 64, threads: int = 1, gpu_layers: int = 0,
+        kv_type: str = "f16", flash_attention: bool = True, adapter: str | Path | None = None,
+        kv_memory: int = 2 * _GIB, cache_memory: int = _GIB // 2, train_from: str | Path | None = None,
         curve: Curve | Literal["measured"] | None = None,
-    ) -> Engine:
+    ) -> Engine:  # fmt: skip
         """Load a GGUF model.
 
         `context`: longest sequence in tokens. `sequences`: most decoded at once; fewer where the key-value cache would
         take more than `kv_memory` bytes (`engine.sequences` says). `cache_memory`: bytes of main memory for prefixes
         whose sequence was needed for another; never more than all sequences take. `kv_type` is "f16", "f32" or "q8_0".
         `train_from`: the directory that the GGUF was made from, where an adapter's base is looked up if the GGUF does
-        not say. `curve` decides how what
-        runs is split into batches (see `Curve`): "measured" takes a few seconds, and a tiny model has none; None is the
-        fixed split, everything in one batch. Raises BackendError with the path, the reason and a remedy.
+        not say. `curve` decides how what runs is split into batches (see `Curve`): "measured" takes a few seconds, and
+        a tiny model has none; None is the fixed split, everything in one batch. Raises BackendError with the path, the
+        reason and a remedy.
 
         Example:
             >>> from stepwise import lab
@@ -104,15 +94,9 @@ class Engine:
             True
         """
         loaded = LlamaContext(
-            Path(path),
-            context=context,
-            sequences=sequences,
-            threads=threads,
-            gpu_layers=gpu_layers,
-            kv_type=kv_type,
-            flash_attention=flash_attention,
-            kv_memory=kv_memory,
-        )
+            Path(path), context=context, sequences=sequences, threads=threads, gpu_layers=gpu_layers, kv_type=kv_type,
+            flash_attention=flash_attention, kv_memory=kv_memory,
+        )  # fmt: skip
         if curve == "measured":
             curve = measure(loaded, time.perf_counter if gpu_layers else time.process_time)
         cache_memory = min(cache_memory, loaded.cache_bytes)  # more would be of problems long done
@@ -307,8 +291,7 @@ class Engine:
         self.worker.do(control, control)
 
     def limit_cache(self, share: float) -> None:
-        """Keep no more than `share` (0 to 1) of the prefixes that it may keep beside its sequences, once the calls in
-        progress have ended.
+        """Keep no more than `share` (0 to 1) of the saved prefixes that it may; calls in progress end first.
 
         Example:
             engine.limit_cache(1 / 8)
