@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, replace
 
 from pydantic import PositiveInt
 
-from stepwise import __version__, routing
+from stepwise import __version__, critics, routing
 from stepwise.config import Config, ScorerConfig
-from stepwise.critics import ErrorLocalizer, InterventionProposer
 from stepwise.grading import GRADER_VERSION
 from stepwise.io import write_text
 from stepwise.lab import ROUNDS, LabProblem, round_path
@@ -216,7 +215,7 @@ def _followed(rounds: Sequence[_Round]) -> list[TraceView]:
 def _tell(run: Run[_Options], views: Sequence[TraceView]) -> list[str]:
     """Show a problem through the rounds on the terminal; what the page says of it."""
     failed, repaired, learned = (view.trace for view in views)
-    critic, proposer = ErrorLocalizer.from_config(run.config), InterventionProposer.from_config(run.config)
+    critic, proposer = (one.from_config(run.config) for one in (critics.ErrorLocalizer, critics.InterventionProposer))
     found = critic(problem=failed.problem, steps=failed.solution)
     lines = [f"One problem through the rounds, {failed.problem.id}: {failed.problem.question}"]
     if found.first_error is not None:

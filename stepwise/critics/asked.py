@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Any
 
-from stepwise.critics.module import run_all
 from stepwise.data.localization import Outcome
 from stepwise.data.processbench import ProcessBenchRow
 from stepwise.records import record
@@ -69,6 +68,8 @@ def localizing(module: Any, concurrency: int) -> Ask:
     Example:
         said = remembered([], rows, print, localizing(sw.ErrorLocalizer.from_config(config), 4))
     """
+    from stepwise.critics.module import run_all  # DSPy is heavy, and programs import this file
+
     for predictor in getattr(module, "predictors", list)():
         predictor.lm = predictor.lm and predictor.lm.copy(cache=False)
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from stepwise import routing
 from stepwise.config import Config, Prices
 from stepwise.data.streamed import digest_of
 from stepwise.errors import DataError
@@ -28,12 +29,14 @@ from stepwise.routing.compare import Measured, PolicyRow, judge
 from stepwise.routing.metrics import Cost, cost_of
 from stepwise.routing.names import ModelNames
 from stepwise.routing.policy import Policy
-from stepwise.routing.router import StepRouter
 from stepwise.routing.saved import SavedPolicy
 from stepwise.runs.chunks import Members, run_chunks, sealed_files
 from stepwise.runs.directory import RunDirectory
 from stepwise.stats import wilson
 from stepwise.types import Problem, Trace
+
+if TYPE_CHECKING:
+    from stepwise.routing.router import StepRouter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,7 @@ class RouterMaking:
     @contextmanager
     def models(self, config: Config, ledger: Ledger, store: CallCache | None, keep_local: bool) -> Iterator[StepRouter]:
         """The router, with this ledger and store."""
-        with StepRouter.from_config(config, policy=self.saved.policy) as router:
+        with routing.StepRouter.from_config(config, policy=self.saved.policy) as router:
             if self.checked:
                 self.saved.check(config, router.card)
             router.ledger, router.cache = ledger, store

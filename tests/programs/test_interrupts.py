@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ PROGRAMS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "route": (["route", "--lab", "24"], ("traces.jsonl",)),
     "calibrate": (["calibrate", "--budget", "6", "--n", "8", "--rounds", "3"], ("calibrated.json",)),
     "fit_router": (["fit_router", "--lab", "60"], ("fit.json",)),
-    "intervene": (["intervene", "--lab", "10"], ("dataset.jsonl",)),
+    "intervene": (["intervene", "--lab", "24"], ("dataset.jsonl",)),
     "evaluate_localizer": (["evaluate_localizer", "--data", "{rows}", "--threads", "2"], ("localization.json",)),
     "train sft": (
         ["train", "sft", "--dataset", "{chats}", "--set", "sft.batch=2"],
@@ -95,7 +96,8 @@ def test_ctrl_c_at_a_random_moment_loses_nothing_that_was_done(name: str, tmp_pa
         code = process.wait(600)
         if code != -signal.SIGINT:  # it was done, and Python on its way out
             assert code in (0, 130), said.read_text()[-2000:]
-            assert "Traceback" not in said.read_text()
+            ours = re.sub(r"Exception ignored in.*?\nKeyboardInterrupt", "", said.read_text(), flags=re.DOTALL)
+            assert "Traceback" not in ours  # Python passes over one that comes while an object is deleted
         stopped += code == 130
         done = tmp_path / "out" / files[0]
         if name in ("route", "intervene") and done.exists() and done.stat().st_size:
