@@ -20,7 +20,7 @@ from stepwise.steps import extract_answer
 from stepwise.types import Problem
 
 DEFAULT_TIMEOUT = 10.0
-RULES = "5"
+RULES = "6"
 _CACHE_SIZE = 65_536
 
 

@@ -34,8 +34,14 @@ _SMALL_DIGITS = re.compile(rf"([{_RAISED}]+)|[{_LOWERED}]+")
 _REPEATING = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\overline\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _THOUSANDS_BEHIND = re.compile(r"(?<==)\s*[-$]?\s*\d{1,3}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")
-# `$3$,$5$`: several formulas, each in its own dollars.
-_MATH_PARTS = re.compile(r"\s*\$[^$]+\$(?:\s*(?:,|;|and|or|,\s*and)?\s*\$[^$]+\$)+[\s.]*")
+# `$3$,$5$`: several formulas, each in its own dollars; `$3$ cm`: one, and words.
+_MATH_PARTS = re.compile(
+    r"\s*\$[^$]+\$(?:\s*(?:,|;|and|or|,\s*and)?\s*\$[^$]+\$)+[\s.]*|^\s*\$[^$]*[^$\s]\$\s+[A-Za-z][^$]*$"
+)
+# `0.1666...`: what stands there three times or more goes on for ever.
+_DOTS = re.compile(
+    r"(?<![\d.])(\d*\.\d*?)(\d{1,6}?)\2{2,}\s*(?:\.{3}|…|\\l?dots(?![A-Za-z])|\\cdots(?![A-Za-z]))(?=\W*$)"
+)
 _LEADING = re.compile(r"^(?:\s*(?:=(?!=)|\\(?:approx|therefore|implies|to|(?:R|r|Longr)ightarrow)(?![A-Za-z])"
                       r"|(?:\\text\s*\{\s*)?(?i:approximately|approx\.|about|exactly)(?:\s*\}|\s)))+\s*")  # fmt: skip
 _SAYS = r"(?i:(?:the )?(?:final |correct )?answer(?: is|:))"
@@ -56,6 +62,7 @@ _REWRITES = [
         (r"(?<=\d)(?:\{,\}|,\\!|\\,)\s*(?=\d{3}(?!\d))", ""),
         (r"\\hspace\*?\{[^{}]*\}|\\text\s*\{\s*\}", " "),
         (r"(?i)\bper\s+cent\b", "percent"),
+        (r"^\s*(?i:negative|minus)\s+(?=[\d.\\])", "-"),
         (r"\\pounds(?![A-Za-z])|\\textsterling(?![A-Za-z])", "£"),
         (r"\\(?:euro|texteuro)(?![A-Za-z])", "€"),
         (r"\\textdollar(?![A-Za-z])", "$"),
@@ -147,9 +154,8 @@ def clean(answer: str, role: Role) -> str:
     """
     if len(answer) > MAX_LENGTH:
         raise Unreadable(role, f"{len(answer)} characters; at most {MAX_LENGTH} are read")
-    text = plain_style(
-        _unwrap(_MATH_PARTS.sub(_without_dollars, _SMALL_DIGITS.sub(_full_size, answer)).translate(_TABLE))
-    )
+    text = _SMALL_DIGITS.sub(_full_size, _DOTS.sub(r"\1\\overline{\2}", answer))
+    text = plain_style(_unwrap(_MATH_PARTS.sub(_without_dollars, text).translate(_TABLE)))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     for pattern, replacement in _IN_PREDICTIONS if role == "prediction" else ():

@@ -111,7 +111,12 @@ _CURRENCY = re.compile(rf"(-?)\s*(?:\\text\s*\{{\s*)?({_CODE}(?![A-Za-z])|[$€�
 _SIGN = re.compile(r"\s*([%°$€£¢¥₹])\s*(?:\\text\s*\{\s*)?(?:(?<=°)\s*)?([CF]?)\s*\}?$")
 _SIGNED = re.compile(r"°\s*(?:\\text\s*\{\s*)?([CF])\s*\}?$")
 _TEXT = re.compile(r"\s*\\text\s*\{\s*([^{}\d]*?)\s*\}\s*(?:\^\s*\{?\s*(-?[1-4])\s*\}?)?$")
-_WORDS = re.compile(r"(\s*)([A-Za-z][A-Za-z. /'-]*?)\s*(?:\^\s*\{?\s*(-?[1-4])\s*\}?)?$")
+_WORDS = re.compile(r"(\s*)(?<![A-Za-z\\])([A-Za-z][A-Za-z. /'-]*?)\s*(?:\^\s*\{?\s*(-?[1-4])\s*\}?)?$")
+# What a number with roots and pi is made of; behind it these letters are units more often than variables.
+_CONSTANT = re.compile(
+    r"(?=.*[\d\\])(?:[\d\s.,+*/(){}^-]|\\(?:pi|sqrt|[dt]?frac|cdot|times|left|right)(?![A-Za-z]))+(?<=[\d)}i])"
+)
+_LETTERS = {"m", "s"}
 _BRACKETED = re.compile(r"(?<=[\d}])\s+\(\s*(?:\\text\s*\{)?\s*([A-Za-z][A-Za-z. ]+?)\s*\}?\s*\)$")
 _ORDINAL = re.compile(r"\s*\^?\s*\{?\s*(?:\\text\s*\{\s*)?(st|nd|rd|th)\s*\}?\s*\}?$")
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])[^°]*°$")  # belongs to the function, not to the answer
@@ -119,7 +124,7 @@ _BASE_NAMES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", 
 _IN_BASE = rf"(\d+|{'|'.join(_BASE_NAMES)})"
 _BASE = re.compile(
     r"\(?\s*(?:\\text\s*\{\s*)?(-?\s*[0-9A-F]+)\s*\}?\s*\)?\s*"
-    rf"(?:_\s*\{{?\s*(?:\(?\s*base\s*)?(?:\\text\s*\{{\s*(?:base\s*)?)?\}}?\s*{_IN_BASE}"
+    rf"(?:_\s*\{{?\s*\(?\s*(?:base\s*)?(?:\\text\s*\{{\s*(?:base\s*)?)?\}}?\s*{_IN_BASE}"
     rf"|\(?\s*(?:\\text\s*\{{\s*)?\(?\s*(?:in\s+)?base[\s-]*\}}?\s*{_IN_BASE})\s*[)}}\s]*$"
 )
 
@@ -187,7 +192,8 @@ def split_unit(text: str, known: frozenset[str] | None = None) -> tuple[str, str
         if _is_number(rest) and (bare[1] or len(name) > 1 or _canonical(name, bare[3]) in (known or ())):
             return _with_words(rest, name, bare[3], known, bare=True)
         unit = _canonical(name, bare[3])
-        if unit and len(name) > 1 and rest[-1] in ")}":
+        constant = _CONSTANT.fullmatch(rest) and (len(name) > 1 or (bare[1] and name in _LETTERS))
+        if unit and (constant or (len(name) > 1 and rest[-1] in ")}")):
             return rest, unit, None
     return text, "", None
 

@@ -61,3 +61,23 @@ def test_one_command_prints_what_the_head_is_worth_and_what_states_cost(
     assert "40 solutions, 20 first errors among 120 steps" in said
     assert "with states" in said
     assert len((tmp_path / "out" / "states.jsonl").read_text().splitlines()) == 40
+
+
+@pytest.mark.slow
+def test_heads_on_other_layers_stand_beside_one_on_the_last_of_the_same_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = solutions(40)
+    labels, out = tmp_path / "labels.jsonl", tmp_path / "out"
+    write_step_labels(labels, made)
+    model = ["--set", "models.weak.model=llamacpp/lab-weak", "--set", "models.weak.context=256"]
+    command = ["--labels", str(labels), "--folds", "2", "--layers", "1", *model, "--out", str(out)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "heads by layer" in said
+    assert "head, layer 1 of" in said
+    (file, *others) = (out / "layers").iterdir()
+    assert len(others) == 39
+    states = np.load(file)
+    assert states.shape[:3] == (3, 2, 2)
+    assert not np.allclose(states[:, 0], states[:, 1])
