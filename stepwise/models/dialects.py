@@ -4,8 +4,9 @@ r"""What APIs differ in, in one place: how each is asked to continue a message, 
   top_k 40; vLLM: the model's generation_config). All are switched off by name, so that what was asked for is drawn.
 - llama_cpp.server: raw text, with a template from `chat_template`. It gives one choice whatever `n` is, holds to no
   json_schema (HTTP 500) and has no switch for thinking.
-- llama-server: the assistant's message put last (refused while thinking is on), or /apply-template and raw text. Its
-  prompt cache is not told apart by the LoRA of a request, so `cache_prompt` is off where `adapter` is set.
+- llama-server: the assistant's message put last (refused while thinking is on), which newer ones repeat at the
+  beginning of the reply, or /apply-template and raw text. Its prompt cache is not told apart by the LoRA of a request,
+  so `cache_prompt` is off where `adapter` is set.
 - vLLM, SGLang: `continue_final_message` with `add_generation_prompt` off. A LoRA is served as a model of its own name,
   with a cache of its own.
 - Anthropic: the assistant's message put last, without space at its end (newer models refuse it). A stop string must
@@ -14,9 +15,8 @@ r"""What APIs differ in, in one place: how each is asked to continue a message, 
 - OpenAI: nothing; the next step is asked for in words. Others hosted: the assistant's message put last.
 
 Nothing of this is trusted: the probe tries what is listed, in this order, and takes what works; a server that refuses
-the additions gets requests without them. Only
-llama_cpp.server was run with a model for these lines; the others follow their documentation, and the tests put a
-stand-in in their place.
+the additions gets requests without them. llama_cpp.server, llama-server and vLLM were run with models for these lines;
+the others follow their documentation, and the tests put a stand-in in their place.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _REST = (
 @record()
 class Prefill:
     """One way to have an assistant's message continued: `message` is added to it, `body` to the request, and `strip`
-    takes space off its end.
+    takes space off its end. `echoed`: the reply repeats what was to be continued, and its log-probabilities do not.
 
     >>> Prefill(message={}, body={"continue_final_message": True}).strip
     False
@@ -55,6 +55,7 @@ class Prefill:
     message: Mapping[str, Any]
     body: Mapping[str, Any]
     strip: bool = False
+    echoed: bool = False
 
 
 @record()

@@ -30,7 +30,7 @@ from stepwise.models.probe import Findings, probe, probe_bound, template_of
 from stepwise.prompt import SolvePrompt
 from stepwise.steps import SEPARATOR, encodable, join_steps, separated
 from stepwise.steps.thoughts import after_thought, open_thought, prompt_thought, without_marks
-from stepwise.types import Finish, TokenStats, Usage
+from stepwise.types import Failure, Finish, TokenStats, Usage
 
 _MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<\uff5c[^\uff5c]{1,40}\uff5c>")
 
@@ -211,9 +211,16 @@ class LiteLLMBackend(Generator):
         )  # fmt: skip
 
     def _ask(self, request: Request, samples: range, *, stop: bool) -> Samples:
-        """One call for `samples`."""
+        """One call for `samples`. Raises CallFailed."""
         prompt, settings = self._prompt(request, samples, stop=stop)
-        return self.api.ask(prompt, **settings)
+        reply, prefill = self.api.ask(prompt, **settings), self.findings.prefill
+        if prefill is None or not prefill.echoed or request.messages or not request.prefix:
+            return reply
+        sent = str(prompt[-1]["content"])  # type: ignore[index]
+        if strange := next((c.text for c in reply.choices if not c.text.startswith(sent)), None):
+            fault = f"{self.name} does not repeat what it continues, as it did at first, but begins {strange[:40]!r}"
+            raise CallFailed(Failure("refused", fault), sum(reply.usages, Usage()), perhaps=reply.perhaps)
+        return reply._replace(choices=tuple(c._replace(text=c.text[len(sent) :]) for c in reply.choices))
 
     def _prompt(
         self, request: Request, samples: range, *, stop: bool

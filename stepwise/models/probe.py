@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from stepwise.config import ModelConfig
 from stepwise.errors import ConfigError
 from stepwise.models import dialects
-from stepwise.models.api import Api, Choice, Samples
+from stepwise.models.api import Api, Samples
 from stepwise.models.dialects import Dialect, Prefill
 from stepwise.models.failures import error_of
 from stepwise.models.http import CallFailed, Server
@@ -125,38 +125,48 @@ def probe(api: Api, dialect: Dialect, prompt: SolvePrompt, template: Template) -
     body, reply = _first_reply(api, messages, settings, dialect.body)
     begun, rest = _halves(reply.choices[0].text)
 
-    def tried(prompt: Any = messages, max_tokens: int = PROBE_TOKENS, **more: Any) -> tuple[Choice, ...]:
+    def tried(prompt: Any = messages, max_tokens: int = PROBE_TOKENS, **more: Any) -> Samples:
         try:
-            return api.ask(prompt, **dialects.merge(settings, body, {"max_tokens": max_tokens}, more)).choices
+            return api.ask(prompt, **dialects.merge(settings, body, {"max_tokens": max_tokens}, more))
         except CallFailed:
-            return ()
+            return Samples((), ())
 
-    def goes_on(prompt: Any, **more: Any) -> bool:
+    def goes_on(made: Samples, behind: str = "") -> bool:
         size = min(len(rest.strip()), 12)
-        return any(choice.text.strip()[:size] == rest.strip()[:size] for choice in tried(prompt, **more)[:1])
+        texts = [choice.text for choice in made.choices[:1]]
+        return any(t.startswith(behind) and t[len(behind) :].strip()[:size] == rest.strip()[:size] for t in texts)
+
+    def repeats(made: Samples, sent: str) -> bool:
+        """Whether what was sent stands before its continuation; a message begun anew is the first reply once more."""
+        written = [(one.choices[0].text, one.usages[0].generated_tokens) for one in (made, reply) if one.choices]
+        return goes_on(made, sent) and written[0] != written[1]
 
     def continuation() -> tuple[Literal["prefill", "raw", "prompt"], Prefill | None]:
         """The first way that gives the other half of the model's own reply."""
         for prefill in dialect.prefills if rest else ():
-            if goes_on(dialects.chat(prompt, question, begun, prefill, whole=True), **prefill.body):
+            sent = dialects.chat(prompt, question, begun, prefill, whole=True)
+            made = tried(sent, **prefill.body)
+            if goes_on(made):
                 return "prefill", prefill
+            if repeats(made, sent[-1]["content"]):
+                return "prefill", Prefill(prefill.message, prefill.body, prefill.strip, echoed=True)
         with suppress(ConfigError):  # where there is no template
-            if rest and dialect.raw and goes_on(template(prompt, question) + begun):
+            if rest and dialect.raw and goes_on(tried(template(prompt, question) + begun)):
                 return "raw", None
         return "prompt", None
 
-    logprobs = tried(max_tokens=1, logprobs=True, top_logprobs=1)
+    logprobs = tried(max_tokens=1, logprobs=True, top_logprobs=1).choices
     word = f"w{secrets.randbelow(10**6)}"
     properties = {"word": {"enum": [word]}}
     schema = {"type": "object", "properties": properties, "required": ["word"], "additionalProperties": False}
     held = tried(
         response_format={"type": "json_schema", "json_schema": {"name": "word", "schema": schema, "strict": True}}
-    )
+    ).choices
     return Findings(
         *continuation(),
         body,
         logprobs=any(choice.logprobs is not None for choice in logprobs[:1]),
-        several=len(tried(max_tokens=1, n=2)) == 2,
+        several=len(tried(max_tokens=1, n=2).choices) == 2,
         seed=seed,
         schema=any(word in choice.text for choice in held[:1]),
         thought=_thought(template, prompt, question) if dialect.raw or api.config.chat_template else "",

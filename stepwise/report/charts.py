@@ -107,12 +107,13 @@ def ticks(low: float, high: float, wanted: int) -> list[float]:
         >>> ticks(0, 9, 4)
         [0.0, 5.0, 10.0]
     """
-    span = max(high - low, 1e-12)
+    span = max(high - low, 1e-9 * max(abs(low), abs(high)), 1e-100)  # what is all but equal gets room
     raw = span / max(wanted - 1, 1)
     scale = 10.0 ** math.floor(math.log10(raw))
     step = next((m * scale for m in (1, 2, 2.5, 5) if m * scale >= raw * 0.999), 10 * scale)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+    digits = max(12, 2 - math.floor(math.log10(step)))  # also of what is smaller than 1e-12
+    return [round(i * step, digits) for i in range(first, max(last, first + 1) + 1)]
 
 
 def plot_svg(rows: Sequence[PolicyRow], cost: CostAxis, canvas: _Canvas = WIDE) -> Markup:

@@ -10,7 +10,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from stepwise.config import Config, ModelConfig
-from stepwise.errors import DataError
+from stepwise.errors import ConfigError, DataError
 from stepwise.grading import Verdict, grade_many
 from stepwise.models.base import Request
 from stepwise.models.budget import Ledger
@@ -96,6 +96,11 @@ def evaluate(
             raise DataError(f"problem {problem.id!r} has no answer, so that nothing can be graded; leave it out")
     if not problems or samples < 1:
         raise DataError(f"evaluate: {len(problems)} problems, samples={samples}; give at least one of each")
+    if not cfg.models.weak.local:
+        raise ConfigError(
+            f"models.weak is {cfg.models.weak.model}, behind an API, and what is measured before and after runs in "
+            "this process: leave --test and --test-lab out, and measure with `stepwise route`"
+        )
     texts: list[tuple[Problem, str | None]] = []
     with (
         LlamaCppBackend(load_engine(with_adapter(cfg.models.weak, adapter)), cfg.prompt) as backend,

@@ -65,7 +65,7 @@ class TokenServer(Generator):
         self.served = weak.model.partition("/")[2]
         self.name = f"{weak.model}@{weak.api_base.rstrip('/').removesuffix('/v1')}"
         self.prompt: SolvePrompt = cfg.prompt
-        self.prompt_hash, self._tokenizer = cfg.prompt.hash, tokenizer
+        self.prompt_hash, self._tokenizer, self._context = cfg.prompt.hash, tokenizer, weak.context
         self.server = Server(weak.api_base, key=weak.api_key(), timeout=weak.timeout)
         self._pool = ThreadPoolExecutor(weak.requests, thread_name_prefix="stepwise-rollouts")
 
@@ -101,8 +101,10 @@ class TokenServer(Generator):
         return [data[start:stop] for start, stop in pairwise(ends)]
 
     def _ask(self, request: Request) -> Completion:
+        room = (self._context or 2**31) - len(request.token_ids)  # vLLM refuses what may pass its context
         body = {
-            "model": self.served, "prompt": list(request.token_ids), "n": request.n, "max_tokens": request.max_tokens,
+            "model": self.served, "prompt": list(request.token_ids), "n": request.n,
+            "max_tokens": max(1, min(request.max_tokens, room)),
             "temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k,
             "seed": request.seed % 2**31, "logprobs": 1, "return_token_ids": True, **_PLAIN,
         }  # fmt: skip

@@ -276,5 +276,5 @@ def test_what_cannot_be_evaluated_is_said(adapter: Path, tmp_path: Path) -> None
         with_adapter(Config.lab().models.weak, adapter)
     with pytest.raises(BackendError, match=r"nowhere\.gguf"):
         evaluate(Config.lab(), [Problem("p", "q", "1")], adapter=tmp_path / "nowhere.gguf")
-    with pytest.raises(ConfigError, match="the engine runs GGUF files"):
+    with pytest.raises(ConfigError, match=r"openai/some-model, behind an API.*leave --test and --test-lab out"):
         evaluate(Config.load(None, ["models.weak.model=openai/some-model"]), [Problem("p", "q", "1")])

@@ -17,6 +17,7 @@ from tests.training import rl_world
 
 pytest.importorskip("peft")
 pytest.importorskip("llama_cpp")
+CONTEXT = 512
 TEXT = {"Content-Type": "text/plain"}
 KNOWN = {"model", "prompt", "n", "max_tokens", "temperature", "top_p", "top_k", "seed", "logprobs", "return_token_ids",
          "min_p", "repetition_penalty", "skip_special_tokens"}  # fmt: skip
@@ -48,6 +49,9 @@ class Vllm:
             return Answer(b"Success: LoRA adapter removed successfully.", 200, TEXT)
         if path != "/v1/completions" or body["model"] not in self.adapters or set(body) - KNOWN:
             return Answer({"error": {"message": f"no {path} {sorted(set(body) - KNOWN)}"}}, 404)
+        if len(body["prompt"]) + body["max_tokens"] > CONTEXT:
+            told = f"max_tokens={body['max_tokens']} cannot be greater than max_model_len"
+            return Answer({"error": {"message": told, "type": "BadRequestError"}}, 400)
         settings = {name: body[name] for name in ("n", "max_tokens", "temperature", "top_p", "top_k", "seed")}
         with self._lock:
             self.backend.set_adapter(self.adapters[body["model"]], check_base=False)
@@ -79,7 +83,7 @@ def vllm(exact: Config, tmp_path: Path) -> Iterator[tuple[Vllm, StandIn]]:
 
 
 def served(cfg: Config, url: str, **more: Any) -> Config:
-    update = {"model": "openai/base", "api_base": f"{url}/v1", "context": 512, **more}
+    update = {"model": "openai/base", "api_base": f"{url}/v1", "context": CONTEXT, **more}
     weak = cfg.models.weak.model_copy(update=update)
     return cfg.model_copy(update={"models": cfg.models.model_copy(update={"weak": weak})})
 
@@ -132,6 +136,22 @@ def test_a_run_has_the_server_load_the_adapter_before_every_step(
     assert set(model.adapters) == {"base", model.loaded[-1]}
     assert all(row["mismatch"] is None or row["mismatch"] < 1e-2 for row in rows)  # each step's own adapter
     assert {body["model"] for path, body, _ in server.requests if path == "/v1/completions"} == set(model.loaded)
+
+
+def test_no_more_is_asked_for_than_the_context_of_the_server_has_room_for(
+    exact: Config, vllm: tuple[Vllm, StandIn]
+) -> None:
+    from stepwise.training.lora import load_trainee
+    from stepwise.training.served import ServedSampler
+
+    _, server = vllm
+    cfg = served(exact.model_copy(update={"rl": exact.rl.model_copy(update={"max_tokens": 4 * CONTEXT})}), server.url)
+    problems = rl_world.problems(1)
+    with ServedSampler(cfg) as sampler:
+        prompts = sampler.prompts(problems, load_trainee(exact))
+        assert len(sampler.sample(problems, prompts, step=1)[0]) == cfg.rl.group
+    asked = [body for path, body, _ in server.requests if path == "/v1/completions"]
+    assert {body["max_tokens"] + len(body["prompt"]) for body in asked} == {CONTEXT}
 
 
 @pytest.mark.parametrize(
