@@ -149,3 +149,16 @@ def test_a_program_that_writes_nothing_leaves_the_directory_of_another_run_alone
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     assert main(["--out", str(out), "--count", "1"]) == 0
     assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_where_a_run_failed_and_left_something_that_it_had_not_claimed_the_next_one_begins(
+    out: Path, overwrite: bool
+) -> None:
+    directory = RunDirectory(out, program="serving", config=Config(), arguments={})
+    with suppress(BackendError), directory.ending():
+        (directory.made() / "server").mkdir()
+        raise BackendError("the server ended")
+    again = RunDirectory(out, program="serving", config=Config(), arguments={})
+    again.check(overwrite=overwrite)
+    assert card(out)["status"] == "failed"

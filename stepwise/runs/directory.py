@@ -280,6 +280,9 @@ class RunDirectory:
         """Remove the run's files and its card, and the directory where it was made for it."""
         for name in self._card["files"]:
             self._remove(name)
+        if any(path.name != _CARD for path in self.path.iterdir()):  # without a card no run could begin here again
+            self._write()
+            return
         (self.path / _CARD).unlink(missing_ok=True)
         if self._is_new:
             with suppress(OSError):  # somebody has put something there
