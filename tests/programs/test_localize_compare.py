@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,9 @@ import pytest
 
 from programs import localize
 from stepwise import critics
+from tests.critics.critic import verified
+from tests.scorers.stand_in import Answer, serving
+from tests.scorers.test_judge import chat_answer
 
 ROWS = [
     (["Half of 48 is 24.", "48 + 24 = 62.", "So 62."], 1),
@@ -117,3 +125,37 @@ def test_what_was_answered_before_a_crash_is_not_asked_for_again(
     assert start(labelled, "--compare") == 0
     del asked[before]  # the single attempt
     assert sorted(asked) == sorted(steps for steps, _ in ROWS)
+
+
+@pytest.mark.slow
+def test_a_kill_costs_no_more_than_the_requests_that_were_open(tmp_path: Path) -> None:
+    """Over an API: what had come is read from the directory, and the run ends with all rows."""
+    rows, open_at_once = 24, 4
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"problem": f"{i} + 1?", "steps": ["It is 3.", "So 3."], "label": 1}) + "\n"
+                for i in range(rows))
+    )  # fmt: skip
+
+    def slow(path: str, body: dict[str, Any]) -> Answer:
+        time.sleep(0.1)
+        return chat_answer(verified(1))
+
+    with serving(slow) as server:
+        (tmp_path / "c.toml").write_text(
+            f'[models.critic]\nmodel = "openai/critic"\napi_base = "{server.url}/v1"\nsequences = {open_at_once}\n'
+        )
+        command = [
+            sys.executable, "-m", "stepwise.cli", "localize", "--compare", "rows.jsonl", "--config", "c.toml", "--json",
+            "--out", "out",
+        ]  # fmt: skip
+        environment = {**os.environ, "OPENAI_API_KEY": "none"}
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as process:
+            while len(server.requests) < rows // 2 and process.poll() is None:
+                time.sleep(0.02)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert 0 < len((tmp_path / "out" / "compared.jsonl").read_text().splitlines()) < rows
+        done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, check=True)
+        assert rows <= len(server.requests) <= rows + open_at_once
+    (found,) = json.loads(done.stdout).values()
+    assert (found["wrong"], found["found"]) == (rows, rows)
