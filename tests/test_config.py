@@ -114,7 +114,9 @@ def test_an_unknown_key_names_the_file_the_key_and_the_nearest_valid_one(
 
 
 def test_an_unknown_key_like_no_other_lists_the_valid_ones(tmp_path: Path) -> None:
-    assert "valid keys here are policy, threshold, " in message(write(tmp_path, "[routing]\nzzzzzz = 1\n"))
+    said = message(write(tmp_path, "[routing]\nzzzzzz = 1\n"))
+    assert "valid keys here are policy, threshold, " in said
+    assert said.endswith("an option of the policy, scorer or scheme itself belongs into routing.options")
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,9 @@ def _nearest(key: str, model: type[BaseModel]) -> str:
         close = difflib.get_close_matches(leaf, keys, n=1, cutoff=cutoff)
         if close:
             return f'did you mean "{keys[close[0]]}"?'
-    return f"valid keys here are {', '.join(here)}"
+    said = f"valid keys here are {', '.join(here)}"
+    own = f"; an option of the policy, scorer or scheme itself belongs into {table}.options"
+    return said + own if "options" in here else said
 
 
 def _description(key: str, model: type[BaseModel]) -> str:

@@ -253,7 +253,7 @@ def program(
             try:
                 parsed = parse_options(command, doc, options, sys.argv[1:] if argv is None else argv)
             except ConfigError as error:
-                complain(f"error: {error}; `{command} --help` lists the options")
+                complain(f"error: {str(error).rstrip('.')}; `{command} --help` lists the options")
                 return 2
             if parsed is None:
                 return 0

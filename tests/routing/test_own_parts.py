@@ -320,3 +320,9 @@ def test_what_a_view_has_not_yet_is_said_where_a_policy_fails_over_it() -> None:
         asyncio.run(decide(Early(), sw.View(problem)))
     with pytest.raises(PluginError, match=r"the steps are not scored; set needs_scores = True"):
         asyncio.run(decide(Scored(), sw.View(problem, (), sw.Step("So 2.", "weak"), scored=False)))
+
+
+def test_a_scorer_that_is_none_is_refused_before_any_model_is_loaded() -> None:
+    cfg = Config.load(None, ["scorer.kind=fractions:Fraction", "models.weak.model=llamacpp/nowhere.gguf"])
+    with pytest.raises(ConfigError, match=r"scorer\.kind is 'fractions:Fraction': Fraction is no Scorer"):
+        sw.StepRouter.from_config(cfg, policy=sw.Threshold(0.5))

@@ -111,7 +111,7 @@ def test_a_scorer_of_ones_own_is_named_by_its_import_path_and_takes_options() ->
     assert load_scorer(ScorerConfig(kind=kind)).identity != scorer.identity
     with pytest.raises(ConfigError, match=r"scorer: Novelty takes no 'flor'; did you mean 'floor'\?"):
         load_scorer(ScorerConfig(kind=kind, options={"flor": 0.5}))
-    with pytest.raises(ConfigError, match=r"scorer is 'fractions:Fraction': Fraction is no Scorer"):
+    with pytest.raises(ConfigError, match=r"scorer\.kind is 'fractions:Fraction': Fraction is no Scorer"):
         load_scorer(ScorerConfig(kind="fractions:Fraction"))
     with pytest.raises(ConfigError, match=r"\"options\" is set, but means nothing"):
         ScorerConfig(options={"floor": 0.5})

@@ -57,7 +57,7 @@ def load_scorer(
     """
     path, options = (spec.kind, spec.options) if isinstance(spec, ScorerConfig) else (spec, {})
     if isinstance(path, str) and is_import_path(path):
-        spec = load_plugin(path, Scorer, field="scorer")
+        spec = load_plugin(path, Scorer, field="scorer.kind" if isinstance(spec, ScorerConfig) else "scorer")
     if isinstance(spec, str | PathLike | Mapping | LoadConfig):
         spec = ScorerConfig.of(spec, "scorer")
     if not isinstance(spec, ScorerConfig):
@@ -84,13 +84,16 @@ def load_scorer(
 
 
 def check_scorer(spec: ScorerConfig) -> None:
-    """Raise what `load_scorer` would for a classifier whose directory holds none, before other models are loaded.
+    """Raise what `load_scorer` would for a classifier whose directory holds none, and for an import path where there is
+    no scorer, before other models are loaded.
 
     Example:
         check_scorer(config.scorer)
     """
     if spec.kind == "classifier":
         check_classifier(_classifier(spec))
+    if is_import_path(spec.kind):
+        load_plugin(spec.kind, Scorer, field="scorer.kind")
 
 
 def _classifier(spec: ScorerConfig) -> str:
