@@ -332,8 +332,9 @@ def in_words(measured: Sequence[Measured], shares: Sequence[float] = (0.5, 0.8, 
         least = [cpt([m.point for m in arms], weak, strong, x) for x in shares]
         wanted = " / ".join(f"{x:.0%}" for x in shares)
         reached = " / ".join("not reached" if cost is None else f"{cost / strong.cost:.0%}" for cost in least)
+        own = f"{share:.0%} of the strong model's own tokens"
         lines += [
-            f"{best.label} recovers {gap:.0%} of the gap between them for {share:.0%} of the strong tokens.",
-            f"Least share of the strong tokens for {wanted} of the gap by {family} (CPT): {reached}.",
+            f"{best.label} recovers {gap:.0%} of the gap between them for {own}.",
+            f"Least share of those for {wanted} of the gap by {family} (CPT, call-performance threshold): {reached}.",
         ]
     return [*lines, "Points were picked on the problems they were measured on, which flatters them a little."]

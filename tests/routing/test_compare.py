@@ -60,11 +60,16 @@ def test_the_words_say_what_the_figures_say(measured: list[Measured]) -> None:
         gaps = {m.label: pgr(m.point, never.point, always.point) or 0.0 for m in arms}
         shares = {m.label: m.point.cost / always.point.cost for m in arms}
         best = max(gaps, key=lambda label: gaps[label] - shares[label])
-        said = f"{best} recovers {gaps[best]:.0%} of the gap between them for {shares[best]:.0%} of the strong tokens."
-        assert said in lines
+        said = (
+            f"{best} recovers {gaps[best]:.0%} of the gap between them for {shares[best]:.0%} of the strong model's own"
+        )
+        assert f"{said} tokens." in lines
     least = cpt([m.point for m in routed if m.family == "threshold"], never.point, always.point, 0.5)
     assert least is not None
-    assert any("by threshold (CPT): " + f"{least / always.point.cost:.0%} /" in line for line in lines)
+    assert any(
+        "by threshold (CPT, call-performance threshold): " + f"{least / always.point.cost:.0%} /" in line
+        for line in lines
+    )
     assert in_words(routed) == []
     assert in_words([never, always])[0].startswith("The weak model alone solves")
 
