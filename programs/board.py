@@ -325,7 +325,9 @@ def _show(run: Run[_Options], board: Board, before: Board | None, left_out: Sequ
         why = "the strong model alone costs no more than the weak one (0 without prices), or solves no more"
         notes.append(f"Nothing to gain in {BOARD_COSTS[cost]}: {why if known else 'that is not known'}.")
     changes = [] if before is None else [*board.against(before, args.resamples)]
-    notes.append(f"Entries: {len(board.entries) - 2}. The first of many is flattered by having been picked.")
+    notes.append(
+        f"{len(board.entries) - 2} entries; whichever comes first of several is flattered by having been picked."
+    )
     for cost, own in lines.items():
         title = f"At equal {BOARD_COSTS[cost]}; 95 % intervals in brackets, shares in percent, gains in points"
         run.table(title, *board_table(own, args.reference))

@@ -67,7 +67,7 @@ def write_board(
         "board.html.jinja",
         title="The board",
         subtitle="Every policy, scorer and trained weak model on the same problems, at equal cost.",
-        meta={key: _fact(value) for key, value in board.facts.items() if key != "sampling"},
+        meta={key.replace("_", " "): _fact(value) for key, value in board.facts.items() if key != "sampling"},
         notes=notes,
         lab=lab,
         scripts=("common.js",),

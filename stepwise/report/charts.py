@@ -212,7 +212,7 @@ def _labels(
 
     labels = []
     for point in (point for point in points if point.row.setting is not None and not point.row.anchor):
-        text = f"{point.row.setting:g}"
+        text = f"{point.row.setting:.3g}"
         width = 6.6 * len(text)
         for dx, dy in ((9, 13), (-9 - width, -6), (9, -6), (-9 - width, 13), (10, 4), (-10 - width, 4)):
             box = (point.x + dx, point.y + dy - 9, point.x + dx + width, point.y + dy + 2)
