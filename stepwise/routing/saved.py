@@ -29,7 +29,7 @@ _CLASSES: tuple[type[Policy], ...] = (
     Never, Always, Random, Threshold, QueryRandom, QueryClassifier, Cascade, Signalled, TwoStage, Judged,
     BeliefThreshold, Planned, Published, Learned, Relay,
 )  # fmt: skip
-_POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in _CLASSES}
+POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in _CLASSES}
 _REMOVED = ("stay", "hand_over", "strong_law")  # of policies on the belief, before 0.1.0
 
 
@@ -41,7 +41,7 @@ def policy_to_dict(policy: Policy) -> dict[str, Any]:
         >>> policy_to_dict(Threshold(0.4))
         {'policy': 'threshold', 'threshold': 0.4}
     """
-    name = policy.name if _POLICIES.get(policy.name) is type(policy) else import_path(policy)
+    name = policy.name if POLICIES.get(policy.name) is type(policy) else import_path(policy)
     row = {"policy": name, **_plain(options_of(policy))}
     try:
         json.dumps(row)
@@ -64,13 +64,13 @@ def policy_from_dict(settings: Mapping[str, Any], *, allowed: Collection[str] | 
     name = str(settings.get("policy", ""))
     options = {key: value for key, value in settings.items() if key != "policy"}
     if not is_import_path(name):
-        check_choice("routing.policy", name, _POLICIES)
+        check_choice("routing.policy", name, POLICIES)
         if removed := [key for key in _REMOVED if options.get(key)]:
             raise ConfigError(
                 f"routing.{removed[0]} is {options[removed[0]]!r}: {name!r} had this option in a version before 0.1.0 "
                 "and has it no more; set the policy again without it"
             )
-        fields = {field.name for field in dataclasses.fields(_POLICIES[name])}  # type: ignore[arg-type]
+        fields = {field.name for field in dataclasses.fields(POLICIES[name])}  # type: ignore[arg-type]
         options = {key: value for key, value in options.items() if key in fields}
     return _policy(name, options, allowed)
 
@@ -107,7 +107,7 @@ def policy_from_config(routing: RoutingConfig) -> Policy:
 
 def _policy(name: str, options: Mapping[str, Any], allowed: Collection[str] | None) -> Policy:
     path = is_import_path(name)
-    cls = load_plugin(name, Policy, field="routing.policy", allowed=allowed) if path else _POLICIES[name]
+    cls = load_plugin(name, Policy, field="routing.policy", allowed=allowed) if path else POLICIES[name]
     signals = {
         key: as_signal(value, allowed)
         for key, value in options.items()
