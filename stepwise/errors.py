@@ -208,6 +208,9 @@ class BackendError(StepwiseError, RuntimeError):
             print(error)  # which file is missing
     """
 
+    costs: tuple[Any, Any] | None = None
+    """what the request that failed was billed all the same, and perhaps billed"""
+
 
 class RequestRefusedError(BackendError):
     """A model refuses this one request (too long, filtered, malformed); others may go on.

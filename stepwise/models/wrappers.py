@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from stepwise.errors import BudgetExceededError
+from stepwise.errors import BackendError, BudgetExceededError
 from stepwise.models.base import Backend, Completion, Generator, Request
 from stepwise.models.budget import ACCOUNT, Ledger
 from stepwise.models.cached import Stored, StoredScorer
@@ -67,8 +67,11 @@ class _Meter(NamedTuple):
                 result = await work()
             else:
                 result = await reported(called, chat, self.callbacks, work, read)
-        except BaseException:
-            held.cancel()
+        except BaseException as error:
+            if isinstance(error, BackendError) and error.costs is not None:  # a reply came, and was paid for
+                held.settle(*error.costs)
+            else:
+                held.cancel()
             raise
         said = read(result)
         held.settle(said.usage, said.perhaps)
@@ -201,8 +204,10 @@ class Guarded(Wrapped):
             return result
         self._failures += 1
         if failure.kind == "gone" or self._failures >= self._patience:
-            self._gone = failure
-            raise error_of(failure)
+            self._gone, error = failure, error_of(failure)
+            if isinstance(error, BackendError):
+                error.costs = result.costs
+            raise error
         return result
 
 

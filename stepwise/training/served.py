@@ -77,7 +77,7 @@ class TokenServer(Generator):
         try:
             return await outside(asyncio.wrap_future(self._pool.submit(self._ask, request)))
         except CallFailed as error:
-            usage = Usage(self.name, 1, retries=error.retries)
+            usage = error.usage if error.usage.calls else Usage(self.name, 1, retries=error.retries)
             return Completion.of_failure(failure_of(error), usage, n=request.n)
 
     def close(self) -> None:
@@ -114,9 +114,10 @@ class TokenServer(Generator):
             read = int(data["usage"]["prompt_tokens"])
             cached = int((data["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
-            raise self._useless(f"no token ids with log-probabilities in {redact(repr(data)[:200])}") from None
+            fault = f"no token ids with log-probabilities in {redact(repr(data)[:200])}"
+            raise self._useless(fault, data, retries) from None
         if len(drawn) != request.n:
-            raise self._useless(f"{len(drawn)} samples came for n = {request.n}")
+            raise self._useless(f"{len(drawn)} samples came for n = {request.n}", data, retries)
         samples = []
         for number, (ids, logprobs, finish) in enumerate(drawn):
             prompt = (read, max(0, read - cached)) if not number else (0, 0)
@@ -124,9 +125,14 @@ class TokenServer(Generator):
             samples.append(self._completion(request, request.sample + number, ids, logprobs, finish, usage))
         return first_of(samples)
 
-    def _useless(self, fault: str) -> CallFailed:
+    def _useless(self, fault: str, data: Any, retries: int) -> CallFailed:
+        """What cannot be used was paid for all the same, where the reply says what it cost."""
+        told = data.get("usage") if isinstance(data, dict) else None
+        counts = [told.get(key) if isinstance(told, dict) else 0 for key in ("prompt_tokens", "completion_tokens")]
+        read, written = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
         remedy = "vLLM gives them from 0.10.2 on (return_token_ids), llama-server with its log-probabilities"
-        return CallFailed(Failure("gone", f"{self.name}: {fault}; {remedy}"))
+        failure = Failure("gone", f"{self.name}: {fault}; {remedy}")
+        return CallFailed(failure, Usage(self.name, 1, read, read, written, retries))
 
     def _completion(
         self, request: Request, sample: int, ids: tuple[int, ...], logprobs: tuple[float, ...], finish: Finish,

@@ -13,7 +13,7 @@ from stepwise.models.budget import Ledger
 from stepwise.models.driver import Driver
 from stepwise.models.store import CallCache
 from stepwise.models.wrappers import Guarded, Wrappers
-from stepwise.types import Failure, FailureKind, Problem
+from stepwise.types import Failure, FailureKind, Problem, Usage
 from tests.fakes import ScriptedBackend
 
 P = Problem("p", "How many?", "4")
@@ -60,6 +60,22 @@ def test_a_model_that_is_gone_stops_at_once() -> None:
     with pytest.raises(BackendError, match="it is gone"):
         ask(Guarded(model), Request(P), Request(P))
     assert model.asked == 1
+
+
+@pytest.mark.parametrize("kinds", [("gone",), ("again", "again", "again")])
+def test_what_the_reply_that_ended_the_run_cost_is_on_the_bill(kinds: tuple[str, ...]) -> None:
+    ledger, model = Ledger(), Failing(*kinds)
+    billed, perhaps = Usage("m", 1, 20, 20, 7), Usage("m", 1, 20, 20, 10)
+
+    async def failing(request: Request) -> Completion:
+        failure = (await Failing.generate(model, request)).failed
+        return Completion.of_failure(failure, billed, n=request.n, perhaps=perhaps)
+
+    model.generate = failing  # type: ignore[method-assign]
+    with pytest.raises(BackendError):
+        ask(Wrappers(ledger).model(model, "weak"), *[Request(P)] * len(kinds))
+    assert ledger.usage("weak").generated_tokens == 7 * len(kinds)
+    assert ledger.perhaps("weak").generated_tokens == 10 * len(kinds)
 
 
 def test_a_cap_is_a_completion_that_says_so_and_reaches_nobody() -> None:

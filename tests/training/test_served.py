@@ -202,6 +202,9 @@ def test_a_server_that_tells_no_ids_is_told_which_does(exact: Config, choice: An
         prompts = {problems[0].id: (1, 2, 3)}
         with pytest.raises(BackendError, match=f"{said}.*vLLM gives them from 0.10.2 on"):
             sampler.sample(problems, prompts, step=1)
+        spent = sampler.ledger.usage("weak")
+        assert spent.calls > 0  # paid all the same
+        assert (spent.prompt_tokens, spent.generated_tokens) == (3 * spent.calls, 2 * spent.calls)
 
 
 def test_a_server_that_loads_no_adapter_is_named_with_what_it_takes(exact: Config) -> None:
