@@ -95,7 +95,7 @@ def main(run: Run[_Options]) -> None:
         "spend_at_most": args.spend_at_most,
     }
     unit: Unit = "share" if args.share else "strong_tokens"
-    check_request(policy, first, others, asked, unit, run.config.budget)
+    check_request(policy, first, others, asked, unit, run.config.budget, args.bounds)
     check_routing(run.config, [policy])
     with (
         CallCache(run.path("answers.jsonl")) as cache,

@@ -341,8 +341,8 @@ def _from_row(row: Any, where: str, split: SplitMode) -> _Attempt:
 
 def _one_of(row: Mapping[str, Any], names: tuple[str, str], where: str) -> Any:
     if len(given := [name for name in names if row.get(name) is not None]) != 1:
-        what = "are both there" if given else "are both missing"
-        raise DataError(f"{where}: the fields {names[0]} and {names[1]} {what}; give one of them")
+        what = "there" if given else f"missing (of {', '.join(row)}; `stepwise route` writes attempts: traces.jsonl)"
+        raise DataError(f"{where}: the fields {names[0]} and {names[1]} are both {what}; give one of them")
     return row[given[0]]
 
 

@@ -43,6 +43,14 @@ def test_every_program_answers_for_its_options(name: str, capsys: pytest.Capture
     assert "--dry-run" in text
 
 
+def test_help_of_one_method_has_its_options_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    text, all_of_them = help_of(cli.main, capsys, "train", "sft"), help_of(cli.main, capsys, "train")
+    assert "--dataset" in text
+    assert "--samples" in text
+    assert "--labels PATH" not in text
+    assert "--labels PATH" in all_of_them
+
+
 @pytest.mark.parametrize("name", runnable("evals"))
 def test_every_benchmark_answers_for_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(importlib.import_module(f"evals.{name}").main, capsys)

@@ -18,7 +18,7 @@ FILE = """
 from tests.test_plugins import Shape
 
 class Square(Shape):
-    def __init__(self, side=2):
+    def __init__(self, side: float | None = 2):
         self.side = side
     def area(self):
         return self.side**2
@@ -107,6 +107,13 @@ def test_a_path_from_a_saved_file_is_imported_only_where_its_module_is_allowed(m
 def test_arguments_that_do_not_fit_are_refused_with_their_names(options: dict[str, float], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make_plugin(Circle, options, field="shape")
+
+
+def test_a_constructor_that_checks_nothing_has_its_types_checked(module: str) -> None:
+    square = load_plugin(f"{module}:Square", Shape, field="shape")
+    with pytest.raises(ConfigError, match=r"shape: Square: side is 'wide'; its __init__ wants float \| None"):
+        make_plugin(square, {"side": "wide"}, field="shape")
+    assert make_plugin(square, {"side": None}, field="shape").side is None
 
 
 def test_an_object_takes_no_options_and_is_checked_like_a_class(module: str) -> None:

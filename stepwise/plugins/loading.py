@@ -15,7 +15,9 @@ import sys
 from abc import ABC
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, ClassVar, Self
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from stepwise.errors import ConfigError, StepwiseError, reason_of, wrong_type
 from stepwise.plugins.identity import settings_text, source_of
@@ -28,6 +30,8 @@ _GIVEN_AS = {
     "Reward": "rl.reward",
 }
 """Where a user hands in what inherits from a base, for errors."""
+_PLAIN: dict[Any, type] = {int: Integral, float: Real, bool: bool, str: str, type(None): type(None)}
+"""The types of arguments that can be told before a constructor runs, with what is taken for one."""
 
 
 def is_import_path(text: str) -> bool:
@@ -253,6 +257,10 @@ def make_plugin(cls: Any, options: Mapping[str, Any], *, field: str) -> Any:
         key for key, parameter in parameters.items() if parameter.default is parameter.empty and key not in options
     ]:
         raise ConfigError(f"{field}: {cls.__qualname__} needs {', '.join(missing)}; give it, or a default in the class")
+    for key, hint in _hints(cls).items():
+        if key in options and not _fits(options[key], hint):
+            said = getattr(hint, "__name__", hint) if isinstance(hint, type) else hint
+            raise ConfigError(f"{field}: {cls.__qualname__}: {key} is {options[key]!r}; its __init__ wants {said}")
     try:
         return cls(**options)
     except StepwiseError as error:
@@ -269,6 +277,24 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
         for name, parameter in given.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of what the constructor takes; none where they name what is not there when the program runs."""
+    with suppress(NameError, TypeError, AttributeError):
+        return get_type_hints(cls.__init__)  # type: ignore[misc]
+    return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type `hint`, or `hint` is not made of plain types alone.
+
+    >>> _fits(1, float | None), _fits("x", float | None), _fits("x", list[float])
+    (True, False, True)
+    """
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    wanted = [_PLAIN[kind] for kind in kinds if kind in _PLAIN]
+    return len(wanted) < len(kinds) or isinstance(value, tuple(wanted))
 
 
 def _bound(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

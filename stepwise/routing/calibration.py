@@ -88,11 +88,9 @@ def calibrate(
     problems, measure_on = load_problems(problems), load_problems(measure_on)
     policy = check_policy(policy)
     asked = {"budget": budget, "lose_at_most": lose_at_most, "spend_at_most": spend_at_most}
-    target, unit = check_request(policy, problems, measure_on, asked, unit, router.budget)
+    target, unit = check_request(policy, problems, measure_on, asked, unit, router.budget, bounds, settings)
     if settings is None and isinstance(policy, Learned):
         settings = policy.prices
-    if not settings:
-        check_bounds(policy, bounds)
     router = router if router.cache is not None else router.with_cache(CallCache())
 
     def run(policy: Policy, arm: StepRouter = router, on: Sequence[Problem] = problems) -> Measured:
@@ -163,6 +161,8 @@ def check_request(
     given: Mapping[str, float | None],
     unit: Unit,
     caps: BudgetConfig,
+    bounds: tuple[float, float] | None = None,
+    settings: Sequence[float] | None = None,
 ) -> tuple[float, Unit]:
     """What was asked of `calibrate`, with its unit, before a model is loaded; `given` are budget, lose_at_most and
     spend_at_most. Raises what `calibrate` raises.
@@ -183,6 +183,8 @@ def check_request(
     unit = unit if name == "budget" else "accuracy_lost" if name == "lose_at_most" else "strong_tokens"
     check_choice("unit", unit, get_args(Unit))
     _check(policy, problems, value, measure_on, unit)
+    if not settings and not isinstance(policy, Learned):  # that one carries its settings
+        check_bounds(policy, bounds)
     return value, unit
 
 

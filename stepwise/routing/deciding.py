@@ -82,7 +82,7 @@ async def decide(policy: Policy, view: View) -> Action | Look:
         raise
     except Exception as error:
         raised = f"{name} raised {type(error).__name__}: {reason_of(error)}"
-        hint = _missing_in(policy, view) if isinstance(error, AttributeError | IndexError | TypeError) else ""
+        hint = _missing_in(policy, view) if isinstance(error, IndexError) or "NoneType" in str(error) else ""
         fault, cause = raised + hint, error  # type: ignore[assignment]
     raise PluginError(f"the policy failed at step {view.index} of problem {view.problem.id!r}: {fault}") from cause
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, UnusedCliTokensError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    create_model,
+    field_validator,
+)
 
 from stepwise.errors import ConfigError
 
@@ -123,7 +132,7 @@ def parse_options(
         return args or options(), shared or SharedOptions()
 
     read.__annotations__ = {
-        "args": Annotated[options | None, Parameter("*")],
+        "args": Annotated[_shown_for(options, argv) | None, Parameter("*")],
         "shared": Annotated[SharedOptions | None, Parameter("*", group=_SHARED)],
     }
     each = Parameter(
@@ -148,6 +157,27 @@ def parse_options(
     except (CycloptsError, ValidationError) as error:
         raise ConfigError(_reason(error)) from None
     return result if action is read else None
+
+
+def _shown_for(options: type[OptionsT], argv: Sequence[str]) -> type[OptionsT]:
+    """For help, the options without those of another choice: `train sft --help` shows no "rl: ..."."""
+    possible = _choices_of(options)
+    chosen = {*argv[:1]} & possible if {"--help", "-h"}.intersection(argv) else set()
+    hidden: dict[str, Any] = {}
+    for name, field in options.model_fields.items():
+        words, colon, _ = (field.description or "").partition(": ")
+        of = {*words.split(", ")}
+        if chosen and colon and of <= possible and not chosen & of:
+            other = copy(field)
+            other.metadata = [*field.metadata, Parameter(show=False)]
+            hidden[name] = (field.annotation, other)
+    return create_model(options.__name__, __base__=options, __doc__=options.__doc__, **hidden) if hidden else options
+
+
+def _choices_of(options: type[Options]) -> set[Any]:
+    """The words that the option given by its place may be."""
+    fields = [field for field in options.model_fields.values() if POSITIONAL in field.metadata]
+    return {word for field in fields for word in get_args(field.annotation)}
 
 
 def _reason(error: CycloptsError | ValidationError) -> str:

@@ -209,7 +209,10 @@ def test_method_and_format_are_those_of_the_configuration(critic: Critic, capsys
         ('{"question": "q", "steps": []}', "steps is empty: there is nothing to check"),
         ('{"question": "q", "steps": ["a", "\\n"]}', "steps[1] is '\\n'; give the text of a step"),
         ('{"question": "q", "steps": 3}', "steps is 3 (int); give the texts of the steps"),
-        ('{"question": "q"}', "the fields steps and solution are both missing; give one of them"),
+        (
+            '{"question": "q"}',
+            "steps and solution are both missing (of question; `stepwise route` writes attempts: traces.jsonl)",
+        ),
         ('{"question": "q", "problem": "p", "steps": ["a"]}', "the fields question and problem are both there"),
         ('{"question": " ", "steps": ["a"]}', "field question: it is ' '; give the text of a problem"),
         (

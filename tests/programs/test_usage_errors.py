@@ -20,6 +20,7 @@ UNKNOWN = [
     ["localize", "attempt.json", "--no-such"],
     ["train", "sft", "--no-such"],
 ]  # fmt: skip
+OWN = ["--set", "routing.policy=own_of_mine:Late"]
 MISTAKES = [
     *UNKNOWN,
     *([name, *wrong] for name in ("demo", "route", "serve", "intervene", "label_steps", "loop") for wrong in (
@@ -35,6 +36,8 @@ MISTAKES = [
     ["route", "--at", "3", "--set", "routing.policy=never"],
     ["route", "--weak", "gone.gguf", "--strong", "gone.gguf"],
     ["calibrate", "--budget", "5", "--set", "routing.policy=never"],
+    ["calibrate", "--budget", "5", "--problems", "good.jsonl", "--measure-on", "more.jsonl", *OWN],
+    ["route", "--problems", "good.jsonl", *OWN, "--set", "routing.options.start='late'"],
     ["calibrate", "--budget", "5", "--problems", "gone.jsonl", "--measure-on", "good.jsonl"],
     ["calibrate", "--budget", "5", "--policy", "gone.json"],
     ["loop", "--problems", "gone.jsonl", "--validation", "good.jsonl", "--test", "good.jsonl"],
@@ -53,6 +56,15 @@ MISTAKES = [
     ["fit_router", "--problems", "gone.jsonl", "--recovery", "0"],
     ["train_router", "--fit", "gone.json"],
 ]  # fmt: skip
+LATE = """
+from stepwise.routing import Keep, Policy
+class Late(Policy):
+    dial = "start"
+    def __init__(self, start: float = 0.5):
+        self.start = start
+    def decide(self, view):
+        return Keep()
+"""
 CODE = """
 import contextlib, io, json, sys
 from stepwise.cli import main
@@ -70,6 +82,8 @@ print(json.dumps(results))
 def test_a_mistake_of_usage_is_answered_before_heavy_imports(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[routing]\nthreshhold = 1\n")
     (tmp_path / "good.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    (tmp_path / "more.jsonl").write_text('{"question": "1 + 2?", "answer": "3"}\n')
+    (tmp_path / "own_of_mine.py").write_text(LATE)
     (tmp_path / "unread.jsonl").write_text('{"text": "1 + 1?", "answer": "2"}\n')
     done = subprocess.run(
         [sys.executable, "-c", CODE],
